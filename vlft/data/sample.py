@@ -1,0 +1,138 @@
+"""The records that pass between the stages of the data path. Types only: no files, no tokens, no models.
+
+Letters in shapes: T tokens of a row, P patches, M media (stills and videos), N merged patches (= vision tokens),
+K supervised tokens, S samples in a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """A piece of a turn's text, as the user wrote it."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Image:
+    """A still picture; `path` is absolute or relative to the working directory, ready to open."""
+
+    path: str
+    field: str  # where in the row it was named, for messages: "image[1]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Video:
+    """A video file (one path) or a list of frame pictures (`frames`), exactly one of the two."""
+
+    path: str | None = None
+    frames: tuple[str, ...] = ()
+    field: str
+
+
+Media = Image | Video
+Part = Text | Image | Video
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    role: Role
+    parts: tuple[Part, ...]
+    field: str  # where in the row it stands: "conversations[2]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One parsed row: a conversation whose tags have become parts, so counts cannot disagree later.
+
+    Attributes:
+        file, index, id: as in `vlft.errors.BadRow`.
+        turns: in order; at least one user turn and one assistant turn with text.
+        warnings: (field, remark) pairs on things taken but worth a look.
+    """
+
+    file: str
+    index: int
+    id: str | None
+    turns: tuple[Turn, ...]
+    warnings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """Stills and videos in the order of their tags."""
+        return tuple(part for turn in self.turns for part in turn.parts if not isinstance(part, Text))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """Patches of one still or video: `t` time steps (2 frames each), `h` x `w` patches of 14 x 14 pixels."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def patches(self) -> int:
+        return self.t * self.h * self.w
+
+    def tokens(self, merge: int) -> int:
+        """Tokens in the language model, after `merge` x `merge` patches became one."""
+        return self.patches // merge**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What a row costs, known without decoding: `tokens` in the language model, `patches` in the ViT."""
+
+    tokens: int
+    supervised: int
+    patches: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedMedia:
+    """Pixels of one still or video, in the ViT's patch order.
+
+    Attributes:
+        grid: its patches.
+        patches: uint8 [P, 3, 14, 14] for a still (the frame stands once), [P, 3, 2, 14, 14] for a video.
+        is_video: which of the two.
+    """
+
+    grid: Grid
+    patches: torch.Tensor
+    is_video: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedSample:
+    """One row as the model sees it.
+
+    Attributes:
+        file, index, id: of the row.
+        input_ids_T: int64, media tags expanded to one pad token per merged patch.
+        labels_T: int64, aligned with `input_ids_T` (not shifted), -100 where untrained.
+        kinds_T: uint8, 0 text, 1 picture, 2 video.
+        positions_3T: int64, M-RoPE positions: time, height, width.
+        media: stills and videos in the order of their tags.
+        text: the rendered conversation, one pad token per medium.
+    """
+
+    file: str
+    index: int
+    id: str | None
+    input_ids_T: torch.Tensor
+    labels_T: torch.Tensor
+    kinds_T: torch.Tensor
+    positions_3T: torch.Tensor
+    media: tuple[EncodedMedia, ...]
+    text: str

@@ -1,0 +1,62 @@
+"""What can go wrong through a user's data, flags or folders. Each message says where, what, both values, next step.
+
+The CLI prints a `VlftError` without a traceback and exits with its `exit_code`; anything else is a fault of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class VlftError(Exception):
+    """Something the user can mend. The message is all they see."""
+
+    exit_code = 1
+
+
+class UsageError(VlftError):
+    """The command line itself is wrong (unknown flag, a flag with another name here)."""
+
+    exit_code = 2
+
+
+class ConfigError(VlftError):
+    """The settings cannot be carried out as asked."""
+
+
+class CheckpointError(VlftError):
+    """A run folder, checkpoint, adapter or base model is missing, half there, or belongs to something else."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadRow:
+    """One row that cannot be trained, and why.
+
+    Attributes:
+        file: data file as the user named it.
+        index: position in that file, from 0.
+        id: the row's own `id` as text, or None.
+        field: path inside the row, e.g. `conversations[2].value` or `image[0]`.
+        reason: what is wrong, with both values, and what to do.
+    """
+
+    file: str
+    index: int
+    id: str | None
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        name = f" (id {self.id})" if self.id is not None else ""
+        return f"{self.file}[{self.index}].{self.field}{name}: {self.reason}"
+
+
+class DataError(VlftError):
+    """A row (`.row`) that cannot be trained."""
+
+    def __init__(self, row: BadRow) -> None:
+        super().__init__(f"{row}\n  See it: vlft preview {row.file} --index {row.index}")
+        self.row = row
+
+    def __reduce__(self):  # exceptions cross from loader workers by pickle, which replays the constructor
+        return type(self), (self.row,)
