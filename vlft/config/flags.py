@@ -1,0 +1,168 @@
+"""Every flag of vlft, as dataclasses. `vlft.config.parse` turns argv and YAML into them.
+
+Names are those of 2U1/Qwen2-VL-Finetune where it has one, and TrainingArguments' own for everything it covers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from vlft.errors import ConfigError
+
+Mode = Literal["full", "lora", "frozen"]
+
+
+def _flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DataFlags:
+    """What is read and how it becomes tokens and pixels; shared by train, check-data, preview and plan."""
+
+    _argument_group_name = "data"
+
+    data_path: list[str] = field(
+        default_factory=list, metadata={"help": "training data: one or more LLaVA-style .json or .jsonl files"}
+    )
+    eval_path: list[str] = field(
+        default_factory=list, metadata={"help": "evaluation data, same form (with --eval_strategy steps or epoch)"}
+    )
+    image_folder: str | None = _flag(
+        None, "folder that relative picture and video paths start from (default: each data file's own folder)"
+    )
+    image_min_pixels: int | None = _flag(None, "smallest picture, in pixels (default: the base processor's)")
+    image_max_pixels: int | None = _flag(None, "largest picture, in pixels (default: the base processor's)")
+    video_min_pixels: int | None = _flag(None, "smallest video frame, in pixels (default: the base processor's)")
+    video_max_pixels: int | None = _flag(None, "largest video frame, in pixels (default: the base processor's)")
+    fps: float | None = _flag(None, "video frames per second (default: the base processor's, else 2)")
+    nframes: int | None = _flag(None, "frames of every video, instead of --fps; even")
+    video_max_frames: int | None = _flag(None, "most frames taken of a video under --fps (default: 768)")
+    max_length: int | None = _flag(
+        None, "tokens a row may have; longer rows are refused (default: the model's max_position_embeddings)"
+    )
+    on_bad_row: Literal["error", "skip"] = _flag(
+        "error", "a row that cannot be trained stops the run, or is skipped, counted and listed in vlft.json"
+    )
+    packing: bool = _flag(False, "several rows in one micro-batch under a token budget (not built yet: only false)")
+
+
+@dataclass
+class ModelFlags:
+    """Which base, and which parts of it train; shared by train, check-data, preview and plan."""
+
+    _argument_group_name = "model"
+
+    model_id: str | None = _flag(None, "base model: a local folder or a Hugging Face id (Qwen/Qwen2-VL-2B-Instruct)")
+    model_revision: str | None = _flag(None, "branch, tag or commit of a Hugging Face id")
+    vision: Mode = _flag("frozen", "how the vision tower (patch embedding and blocks) trains")
+    merger: Mode = _flag("frozen", "how the merger between vision tower and language model trains")
+    language: Mode = _flag("lora", "how the language model trains")
+    lora_rank: int = _flag(32, "rank of every LoRA matrix")
+    lora_alpha: float = _flag(64, "LoRA updates are scaled by alpha / rank")
+    lora_dropout: float = _flag(0.05, "dropout before each LoRA matrix")
+    lora_target: Literal["all", "attention"] = _flag("all", "which linears of a LoRA tower are adapted")
+    attn: Literal["auto", "fa4", "flash_attn", "varlen", "sdpa"] = _flag("auto", "attention kernel over flat rows")
+
+
+@dataclass
+class TrainFlags(TrainingArguments):
+    """How it trains: TrainingArguments, with the defaults and additions of vlft."""
+
+    _argument_group_name = "training (TrainingArguments of transformers, and vlft's learning rates per tower)"
+
+    learning_rate: float = _flag(1e-4, "peak learning rate of the language model, and of the others unless given")
+    vision_lr: float | None = _flag(None, "peak learning rate of the vision tower (default: --learning_rate)")
+    merger_lr: float | None = _flag(None, "peak learning rate of the merger (default: --learning_rate)")
+    per_device_train_batch_size: int = _flag(1, "rows a micro-batch may have on one device")
+    per_device_eval_batch_size: int = _flag(1, "rows an evaluation micro-batch may have on one device")
+    bf16: bool | None = _flag(None, "bf16 autocast over float32 masters (default: on where the GPU has it)")
+    gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass: less memory, slower")  # type: ignore[assignment]
+    use_liger_kernel: Literal["auto", "true", "false"] = _flag(  # type: ignore[assignment]
+        "auto", "Liger kernels (not built yet: auto and false run without)"
+    )
+    resume_from_checkpoint: str | None = _flag(
+        "auto", "auto continues from the newest complete checkpoint in --output_dir, none never does, or a path"
+    )
+    deepspeed: str | None = _flag(None, "zero1, zero2, or a path to a DeepSpeed JSON")  # type: ignore[assignment]
+    logging_steps: float = _flag(1, "optimizer steps between logged lines")
+    logging_nan_inf_filter: bool = _flag(False, "hide NaN losses from the log (transformers' default)")
+    dataloader_num_workers: int = _flag(4, "loader processes per device; 0 decodes in the training process")
+    remove_unused_columns: bool = _flag(False, "not used: rows have no columns")
+    seed: int = _flag(42, "of weights, dropout and the order of rows")
+
+    def __post_init__(self) -> None:
+        import torch
+
+        if self.bf16 is None:
+            gpu = torch.cuda.is_available() and not self.use_cpu
+            self.bf16 = bool(gpu and torch.cuda.is_bf16_supported() and not self.fp16)
+        # Both of these would make the Trainer act on the model in ways that vlft does itself (vlft.model).
+        self.checkpoint_activations = bool(self.gradient_checkpointing)
+        self.gradient_checkpointing = None  # type: ignore[assignment]
+        self.liger = self.use_liger_kernel
+        self.use_liger_kernel = False  # type: ignore[assignment]
+        if self.deepspeed is not None:
+            self.deepspeed = deepspeed_settings(self.deepspeed)  # type: ignore[assignment]
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every trained module runs in every micro-batch
+        super().__post_init__()
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Tower -> peak learning rate."""
+        return {
+            "language": self.learning_rate,
+            "vision": self.learning_rate if self.vision_lr is None else self.vision_lr,
+            "merger": self.learning_rate if self.merger_lr is None else self.merger_lr,
+        }
+
+
+DEEPSPEED_PRESETS = ("zero1", "zero2")
+
+
+def deepspeed_settings(name: str) -> dict[str, Any]:
+    """A DeepSpeed configuration by preset name or path, checked not to override flags.
+
+    Raises:
+        ConfigError: unknown name, unreadable file, or a block that would silently replace what flags say.
+    """
+    if name in DEEPSPEED_PRESETS:
+        return {
+            "zero_optimization": {"stage": int(name[-1]), "overlap_comm": False, "contiguous_gradients": True},
+            "bf16": {"enabled": "auto"},
+            "fp16": {"enabled": "auto"},
+            "gradient_clipping": "auto",
+            "gradient_accumulation_steps": "auto",
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+    path = Path(name)
+    if path.suffix != ".json":
+        raise ConfigError(
+            f"--deepspeed {name}: neither a preset ({', '.join(DEEPSPEED_PRESETS)}) nor a .json file. "
+            "zero3 and offload are not supported yet."
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"--deepspeed {name}: cannot be read ({error})") from error
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage == 3 or "offload_optimizer" in settings.get("zero_optimization", {}):
+        raise ConfigError(f"--deepspeed {name}: ZeRO stage {stage} or offload is not supported yet; use zero1 or zero2")
+    for block in ("optimizer", "scheduler"):
+        if block in settings:
+            raise ConfigError(
+                f'--deepspeed {name}: its "{block}" block would replace --learning_rate, --vision_lr, --merger_lr and '
+                f"--weight_decay. Remove the block; those flags then take effect."
+            )
+    for key in ("gradient_clipping", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu"):
+        settings.setdefault(key, "auto")  # without the key DeepSpeed would not clip at all
+    return settings

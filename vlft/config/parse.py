@@ -1,0 +1,167 @@
+"""argv and YAML -> flags. YAML becomes argv in front of the real one, so both take one path and flags win."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from vlft.config.refused import RENAMED, REPLACED
+from vlft.errors import ConfigError, UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """What a command line says.
+
+    Attributes:
+        flags: one instance of each dataclass asked for, in order.
+        extra: the arguments the verb added itself.
+        given: names of the flags the user set, in YAML or on the command line.
+        effective: flag -> value for every flag that was given or has a default of vlft's own.
+    """
+
+    flags: tuple[Any, ...]
+    extra: Namespace
+    given: frozenset[str]
+    effective: dict[str, Any]
+
+
+class FlagParser(HfArgumentParser):
+    """HfArgumentParser that answers wrong flags in one message and never guesses an abbreviation.
+
+    Args:
+        verb: `train`, for messages and `--help`.
+        dataclass_types: the flags it takes.
+    """
+
+    def __init__(self, verb: str, dataclass_types: Sequence[type], **kwargs: Any) -> None:
+        super().__init__(list(dataclass_types), prog=f"vlft {verb}", allow_abbrev=False, **kwargs)
+        self.verb = verb
+        self.add_argument("--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags given here win")
+        # Shown as --help groups only; refused by name below, before argparse sees them.
+        self._ours = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"vlft {self.verb}: {message}\n  All flags: vlft {self.verb} --help")
+
+    def parse(self, argv: Sequence[str]) -> Parsed:
+        """Flags from argv, with `--config` read first.
+
+        Raises:
+            UsageError: unknown, renamed or unsupported flag, or a value of the wrong kind.
+            ConfigError: the YAML file is missing or not a flat mapping.
+        """
+        config_file = self._config_file(argv)
+        argv = (read_yaml(config_file) if config_file else []) + list(argv)
+        given = self._check_names(argv)
+        namespace = self.parse_args(argv)
+        values = vars(namespace)
+        flags = []
+        for cls in self.dataclass_types:
+            names = [f.name for f in dataclasses.fields(cls) if f.init]
+            flags.append(cls(**{name: values[name] for name in names}))
+        extra = Namespace(**{k: v for k, v in values.items() if k not in self._ours and k != "config"})
+        return Parsed(flags=tuple(flags), extra=extra, given=frozenset(given), effective=self._effective(values, given))
+
+    def _config_file(self, argv: Sequence[str]) -> str | None:
+        for i, word in enumerate(argv):
+            if word == "--config":
+                if i + 1 == len(argv):
+                    self.error("--config needs a file")
+                return argv[i + 1]
+            if word.startswith("--config="):
+                return word.partition("=")[2]
+        return None
+
+    def _check_names(self, argv: Sequence[str]) -> set[str]:
+        """Names of the flags in argv, each known and supported."""
+        known = {option[2:].replace("-", "_") for option in self._option_string_actions if option.startswith("--")}
+        given = set()
+        for word in argv:
+            if not word.startswith("--") or word == "--":
+                continue
+            name = word[2:].partition("=")[0].replace("-", "_")
+            if name in RENAMED:
+                self.error(f"--{name} has another name here. {_advice(RENAMED[name])}")
+            if name.removeprefix("no_") in REPLACED:
+                self.error(f"--{name} is not taken by vlft. {_advice(REPLACED[name.removeprefix('no_')])}")
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                self.error(f"unknown flag --{name}" + (f"; did you mean --{close[0]}?" if close else ""))
+            given.add(name.removeprefix("no_") if name not in self._ours else name)
+        return given & self._ours
+
+    def _effective(self, values: dict[str, Any], given: set[str]) -> dict[str, Any]:
+        own = {
+            f.name
+            for cls in self.dataclass_types
+            for base in cls.__mro__
+            if base.__module__.startswith("vlft.")
+            for f in dataclasses.fields(base)
+            if f.name in base.__dict__.get("__annotations__", {})
+        } - set(REPLACED)
+        return {
+            name: _plain(values[name])
+            for name in sorted(own | given)
+            if values[name] is not None and values[name] != []
+        }
+
+
+def read_yaml(path: str) -> list[str]:
+    """A flat YAML file as argv: lists become several values, mappings JSON.
+
+    Raises:
+        ConfigError: missing, not YAML, or not a flat mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not valid YAML ({error})") from error
+    if content is None:
+        return []
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: want `flag: value` lines, found a {type(content).__name__}")
+    argv: list[str] = []
+    for name, value in content.items():
+        if name == "config":
+            raise ConfigError(f"--config {path}: a config file cannot name another (config: {value})")
+        if value is None:
+            continue
+        argv.append(f"--{name}")
+        argv += [_word(item) for item in (value if isinstance(value, list) else [value])]
+    return argv
+
+
+def write_yaml(path: str | Path, effective: dict[str, Any]) -> None:
+    """Write flags so that `--config` reads them back."""
+    Path(path).write_text(yaml.safe_dump(effective, sort_keys=True, allow_unicode=True), encoding="utf-8")
+
+
+def _advice(text: str) -> str:
+    """A line of the tables in `refused` as a sentence."""
+    return f"Nothing to set: {text.removeprefix('nothing: ')}." if text.startswith("nothing: ") else f"Use {text}."
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value YAML can hold: enums become their word."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return getattr(value, "value", value)

@@ -1,0 +1,119 @@
+"""[EncodedSample] -> Batch: samples end to end in one flat row, no padding, all metadata as the forward wants it.
+
+Nothing here depends on a model. Letters as in `vlft.data.sample`; F is the number of ViT attention segments (one a
+still, one a time step of a video).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+
+from vlft.data.encode import KIND_IMAGE, KIND_VIDEO, UNTRAINED
+from vlft.data.positions import patch_positions
+from vlft.data.sample import EncodedSample, Grid
+from vlft.errors import BadRow
+
+
+class Batch(TypedDict):
+    """One micro-batch. Tensors are what the forward takes; the rest is for counting and for error messages."""
+
+    input_ids: torch.Tensor  # int64 [1, T]
+    labels: torch.Tensor  # int64 [1, T], not shifted
+    position_ids: torch.Tensor  # int64 [4, 1, T]: place within the sample, then M-RoPE time, height, width
+    cu_seqlens: torch.Tensor  # int32 [S + 1], where samples begin and end in the row
+    lengths: tuple[int, ...]  # [S], the same as Python ints
+    still_patches: torch.Tensor  # uint8 [P_still, 3, patch, patch]
+    video_patches: torch.Tensor  # uint8 [P_video, 3, 2, patch, patch]
+    vision_grid: torch.Tensor  # int64 [M, 3], stills first, then videos, as are all that follow
+    vision_cu_seqlens: torch.Tensor  # int32 [F + 1]
+    vision_lengths: tuple[int, ...]  # [F]
+    vision_positions: torch.Tensor  # int64 [P, 2], row and column of each patch
+    vision_rows: torch.Tensor  # int64 [N], places in the row that take the ViT's features, in the ViT's order
+    supervised_rows: torch.Tensor  # int64 [K], places whose next token is trained
+    targets: torch.Tensor  # int64 [K], those next tokens
+    counts: dict[str, int]  # tokens, supervised_tokens, images, videos, samples
+    rows: tuple[tuple[str, int], ...]  # (file, index) of each sample
+    skipped: tuple[BadRow, ...]  # rows of this micro-batch that could not be decoded
+
+
+class Collator:
+    """Callable for a DataLoader.
+
+    Args:
+        patch_size, merge_size: of the ViT, for the stand-in picture of a batch without pictures.
+        filler_token: id of the single, untrained token an empty batch carries.
+    """
+
+    def __init__(self, *, patch_size: int, merge_size: int, filler_token: int) -> None:
+        self.patch_size = patch_size
+        self.merge_size = merge_size
+        self.filler_token = filler_token
+
+    def __call__(self, items: Sequence[EncodedSample | BadRow]) -> Batch:
+        """Collate the rows of one micro-batch; an empty list gives an empty batch (see the module `order`)."""
+        samples = [item for item in items if not isinstance(item, BadRow)]
+        skipped = tuple(item for item in items if isinstance(item, BadRow))
+        if samples:
+            ids_T = torch.cat([s.input_ids_T for s in samples])
+            labels_T = torch.cat([s.labels_T for s in samples])
+            kinds_T = torch.cat([s.kinds_T for s in samples])
+            positions_3T = torch.cat([s.positions_3T for s in samples], dim=1)
+            lengths = tuple(len(s.input_ids_T) for s in samples)
+        else:
+            ids_T, labels_T = torch.tensor([self.filler_token]), torch.tensor([UNTRAINED])
+            kinds_T, positions_3T, lengths = (
+                torch.zeros(1, dtype=torch.uint8),
+                torch.zeros(3, 1, dtype=torch.int64),
+                (1,),
+            )
+        places_T = torch.cat([torch.arange(length) for length in lengths])
+        # The token after a sample's last one belongs to the next sample: its first label is never a target.
+        next_labels_T = torch.where(places_T == 0, UNTRAINED, labels_T).roll(-1)
+        next_labels_T[-1] = UNTRAINED
+        supervised_rows_K = (next_labels_T != UNTRAINED).nonzero().squeeze(1)
+
+        stills = [m for s in samples for m in s.media if not m.is_video]
+        videos = [m for s in samples for m in s.media if m.is_video]
+        patch = self.patch_size
+        still_patches = [m.patches for m in stills]
+        grids = [m.grid for m in (*stills, *videos)]
+        if not grids:
+            # The ViT runs in every micro-batch, else a rank without pictures would leave the others waiting for it
+            # in DDP and ZeRO; its features go nowhere.
+            grids = [Grid(t=1, h=self.merge_size, w=self.merge_size)]
+            still_patches = [torch.zeros(self.merge_size**2, 3, patch, patch, dtype=torch.uint8)]
+        empty_video = torch.zeros(0, 3, 2, patch, patch, dtype=torch.uint8)
+        vision_lengths = tuple(grid.h * grid.w for grid in grids for _ in range(grid.t))
+        return Batch(
+            input_ids=ids_T[None],
+            labels=labels_T[None],
+            position_ids=torch.cat([places_T[None], positions_3T])[:, None],
+            cu_seqlens=_cumulative(lengths),
+            lengths=lengths,
+            still_patches=torch.cat([torch.zeros(0, 3, patch, patch, dtype=torch.uint8), *still_patches]),
+            video_patches=torch.cat([empty_video, *(m.patches for m in videos)]),
+            vision_grid=torch.tensor([[g.t, g.h, g.w] for g in grids]),
+            vision_cu_seqlens=_cumulative(vision_lengths),
+            vision_lengths=vision_lengths,
+            vision_positions=torch.cat([patch_positions(g, merge=self.merge_size) for g in grids]),
+            vision_rows=torch.cat([(kinds_T == kind).nonzero().squeeze(1) for kind in (KIND_IMAGE, KIND_VIDEO)]),
+            supervised_rows=supervised_rows_K,
+            targets=next_labels_T[supervised_rows_K],
+            counts={
+                "tokens": len(ids_T) if samples else 0,
+                "supervised_tokens": len(supervised_rows_K),
+                "images": len(stills),
+                "videos": len(videos),
+                "samples": len(samples),
+            },
+            rows=tuple((s.file, s.index) for s in samples),
+            skipped=skipped,
+        )
+
+
+def _cumulative(lengths: Sequence[int]) -> torch.Tensor:
+    """[0, l0, l0+l1, ...] as int32, the form variable-length attention kernels take."""
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)

@@ -1,0 +1,189 @@
+"""Sample + media -> EncodedSample: the tokens, labels and pixels of one row, as the served model will see them.
+
+The text is rendered by the model's own chat template; each assistant turn is found as what the template adds after
+its generation prompt. Knows no model, only a processor and `vlft.data.media`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlft.data import media as media_io
+from vlft.data.media import MediaError, MediaSettings
+from vlft.data.positions import mrope_positions
+from vlft.data.sample import Cost, EncodedSample, Grid, Image, Sample, Text, Turn
+from vlft.errors import BadRow, ConfigError, DataError
+from vlft.families import Family
+
+UNTRAINED = -100
+KIND_TEXT, KIND_IMAGE, KIND_VIDEO = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Everything needed to turn a `Sample` into tokens and pixels; picklable, so it travels to loader workers.
+
+    Attributes:
+        family: names of the control tokens.
+        processor: the base model's stock processor (tokenizer and chat template are used, its pixels are not).
+        media: pixel and frame budgets.
+        max_length: tokens a row may have.
+    """
+
+    family: Family
+    processor: Any
+    media: MediaSettings
+    max_length: int
+
+    def encode(self, sample: Sample) -> EncodedSample:
+        """Tokens, labels, positions and decoded pixels of one row.
+
+        Raises:
+            DataError: a medium cannot be opened or decoded, or the row is longer than `max_length`.
+        """
+        try:
+            media = tuple(media_io.decode(part, self.media) for part in sample.media)
+        except MediaError as error:
+            raise _refused(sample, error.field, error.reason) from error
+        ids_T, labels_T, kinds_T, positions_3T, text = self._tokens(sample, [m.grid for m in media])
+        return EncodedSample(
+            file=sample.file,
+            index=sample.index,
+            id=sample.id,
+            input_ids_T=ids_T,
+            labels_T=labels_T,
+            kinds_T=kinds_T,
+            positions_3T=positions_3T,
+            media=media,
+            text=text,
+        )
+
+    def measure(self, sample: Sample) -> Cost:
+        """Tokens and patches of a row, from file headers alone; equal to what `encode` yields.
+
+        Raises:
+            DataError: as `encode`, short of what only decoding can tell.
+        """
+        try:
+            grids = [media_io.measure(part, self.media) for part in sample.media]
+        except MediaError as error:
+            raise _refused(sample, error.field, error.reason) from error
+        ids_T, labels_T, *_ = self._tokens(sample, grids)
+        return Cost(
+            tokens=len(ids_T),
+            supervised=int((labels_T != UNTRAINED).sum()),
+            patches=sum(grid.patches for grid in grids),
+        )
+
+    def _tokens(
+        self, sample: Sample, grids: Sequence[Grid]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, str]:
+        """ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids."""
+        tokenizer = self.processor.tokenizer
+        pieces = self._render(sample)
+        # Answers are tokenised apart from the prompt before them, as they are when served: an answer that starts
+        # with a newline must not melt into the newline of "<|im_start|>assistant\n".
+        piece_ids = tokenizer([text for text, _ in pieces], add_special_tokens=False).input_ids
+        pads = {
+            tokenizer.convert_tokens_to_ids(self.family.image_pad): KIND_IMAGE,
+            tokenizer.convert_tokens_to_ids(self.family.video_pad): KIND_VIDEO,
+        }
+        wanted = [KIND_IMAGE if isinstance(part, Image) else KIND_VIDEO for part in sample.media]
+        found = [pads[token] for ids in piece_ids for token in ids if token in pads]
+        if found != wanted:
+            raise ConfigError(
+                f"the chat template wrote {found.count(KIND_IMAGE)} pictures and {found.count(KIND_VIDEO)} videos for "
+                f"{sample.file}[{sample.index}], which has {wanted.count(KIND_IMAGE)} and {wanted.count(KIND_VIDEO)} "
+                "(or in another order). Use a chat template that writes each where it stands."
+            )
+        merge = self.media.merge_size
+        remaining = iter(grids)
+        ids: list[int] = []
+        labels: list[int] = []
+        kinds: list[int] = []
+        segments: list[int | Grid] = []
+        text_run = 0
+        for (_, trained), tokens in zip(pieces, piece_ids, strict=True):
+            for token in tokens:
+                kind = pads.get(token, KIND_TEXT)
+                if kind == KIND_TEXT:
+                    text_run += 1
+                    ids.append(token)
+                    kinds.append(kind)
+                    labels.append(token if trained else UNTRAINED)
+                else:
+                    grid = next(remaining)
+                    count = grid.tokens(merge)
+                    segments += [text_run, grid]
+                    text_run = 0
+                    ids += [token] * count
+                    kinds += [kind] * count
+                    labels += [UNTRAINED] * count
+        segments.append(text_run)
+        if len(ids) > self.max_length:
+            vision = sum(grid.tokens(merge) for grid in grids)
+            raise _refused(
+                sample,
+                "conversations",
+                f"the row is {len(ids):,} tokens long ({vision:,} of them pictures and videos), --max_length is "
+                f"{self.max_length:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, or split "
+                "the row.",
+            )
+        return (
+            torch.tensor(ids),
+            torch.tensor(labels),
+            torch.tensor(kinds, dtype=torch.uint8),
+            mrope_positions(segments, merge=merge),
+            "".join(text for text, _ in pieces),
+        )
+
+    def _render(self, sample: Sample) -> list[tuple[str, bool]]:
+        """The rendered conversation, cut into (text, trained) pieces whose concatenation is the whole."""
+        messages = [_message(turn) for turn in sample.turns]
+        whole = self._template(messages)
+        pieces, done = [], 0
+        for k, turn in enumerate(sample.turns):
+            if turn.role != "assistant":
+                continue
+            start = len(self._template(messages[:k], add_generation_prompt=True))
+            upto = self._template(messages[: k + 1])
+            end = upto.rfind(self.family.end_of_turn) + len(self.family.end_of_turn)
+            if not whole.startswith(upto) or not done <= start < end:
+                raise ConfigError(
+                    f"{turn.field} of {sample.file}[{sample.index}]: the chat template does not render an answer as "
+                    f"generation prompt + answer + {self.family.end_of_turn}, so the trained tokens cannot be told. "
+                    "Use the base model's own chat template."
+                )
+            pieces += [(whole[done:start], False), (whole[start:end], True)]
+            done = end
+        pieces.append((whole[done:], False))
+        return [(text, trained) for text, trained in pieces if text]
+
+    def _template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
+        return self.processor.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.processor.chat_template or self.processor.tokenizer.chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """One turn in the form chat templates take."""
+    if all(isinstance(part, Text) for part in turn.parts):
+        return {"role": turn.role, "content": "".join(part.text for part in turn.parts if isinstance(part, Text))}
+    content = [
+        {"type": "text", "text": part.text}
+        if isinstance(part, Text)
+        else {"type": "image" if isinstance(part, Image) else "video"}
+        for part in turn.parts
+    ]
+    return {"role": turn.role, "content": content}
+
+
+def _refused(sample: Sample, field: str, reason: str) -> DataError:
+    return DataError(BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason))

@@ -1,0 +1,53 @@
+"""M-RoPE positions of a row and the ViT's own patch positions, from grids alone. Integers in, tensors out.
+
+Both are computed in the loader's workers: transformers' `get_rope_index` loops in Python and syncs with the device
+several times a picture. Pinned to transformers' functions by tests (5.17 and 5.23 agree).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from vlft.data.sample import Grid
+
+
+def mrope_positions(segments: Sequence[int | Grid], *, merge: int) -> torch.Tensor:
+    """Time, height and width positions of a row made of text runs and media.
+
+    Text counts up by one in all three. A medium starts where the text before it ended, counts its merged grid, and
+    the text after it goes on from the larger of its height and width (Qwen2-VL paper, section 2.1; `get_rope_index`).
+
+    Args:
+        segments: in order, the length of each text run or the `Grid` of each still or video.
+        merge: patches merged into one token along each side (2).
+
+    Returns:
+        positions_3T: int64 [3, T].
+    """
+    pieces, start = [], 0
+    for segment in segments:
+        if isinstance(segment, int):
+            pieces.append(torch.arange(start, start + segment).expand(3, -1))
+            start += segment
+        else:
+            t, h, w = segment.t, segment.h // merge, segment.w // merge
+            grid = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
+            pieces.append(torch.stack(grid).reshape(3, -1) + start)
+            start += max(h, w)
+    return torch.cat(pieces, dim=1)
+
+
+@lru_cache(maxsize=4096)
+def patch_positions(grid: Grid, *, merge: int) -> torch.Tensor:
+    """Row and column of every patch of one medium, in the ViT's order (merge blocks stay together).
+
+    Returns:
+        rc_P2: int64 [P, 2], for the ViT's two-axis rotary embedding. Shared between calls: do not write to it.
+    """
+    rows, columns = torch.meshgrid(torch.arange(grid.h), torch.arange(grid.w), indexing="ij")
+    blocks = (grid.h // merge, merge, grid.w // merge, merge)
+    rc_HW2 = torch.stack([axis.reshape(blocks).transpose(1, 2).flatten() for axis in (rows, columns)], dim=-1)
+    return rc_HW2.repeat(grid.t, 1)

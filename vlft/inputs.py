@@ -1,0 +1,159 @@
+"""What every verb opens from the flags: the base's folder, config and processor, and the user's rows.
+
+Above data/, model/ and checkpoint, which do not know each other; below the features, which do not either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vlft.checkpoint import resolve_model
+from vlft.config.flags import DataFlags, ModelFlags
+from vlft.data.dataset import scan
+from vlft.data.encode import Encoder
+from vlft.data.media import MediaSettings, media_settings
+from vlft.data.records import Rows, load_samples
+from vlft.data.sample import Cost
+from vlft.errors import BadRow, ConfigError
+from vlft.families import Family
+from vlft.model.load import load_config, load_processor
+from vlft.model.towers import Towers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """An opened base model, weights still on disk.
+
+    Attributes:
+        folder: where it lies (a snapshot folder for a hub id).
+        config: transformers' config.
+        family: names of its parts.
+        processor: its stock processor, with the run's pixel settings written into it.
+        media: those settings.
+        encoder: rows -> tokens and pixels.
+        towers: what the flags ask to train.
+    """
+
+    folder: Path
+    config: Any
+    family: Family
+    processor: Any
+    media: MediaSettings
+    encoder: Encoder
+    towers: Towers
+
+
+def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> Base:
+    """Open the base the flags name and settle everything that decides what a row becomes.
+
+    Raises:
+        ConfigError: a flag is missing, cannot act, or cannot be carried out.
+        CheckpointError: the base is missing, not a Qwen-VL, or not whole.
+    """
+    if model.model_id is None:
+        raise ConfigError("--model_id is missing: the base model, a folder or e.g. Qwen/Qwen2-VL-2B-Instruct")
+    if data.packing:
+        raise ConfigError("--packing true: packing is not built yet; leave it at false")
+    towers = _towers(model, given)
+    folder = resolve_model(model.model_id, model.model_revision)
+    config, family = load_config(folder)
+    processor = load_processor(folder)
+    media = media_settings(
+        processor,
+        image_min_pixels=data.image_min_pixels,
+        image_max_pixels=data.image_max_pixels,
+        video_min_pixels=data.video_min_pixels,
+        video_max_pixels=data.video_max_pixels,
+        fps=data.fps,
+        nframes=data.nframes,
+        video_max_frames=data.video_max_frames,
+    )
+    limit = config.text_config.max_position_embeddings
+    max_length = limit if data.max_length is None else data.max_length
+    if not 0 < max_length <= limit:
+        raise ConfigError(f"--max_length is {max_length:,}; the model's max_position_embeddings allow 1 to {limit:,}")
+    encoder = Encoder(family=family, processor=processor, media=media, max_length=max_length)
+    serve_as_trained(processor, media)
+    return Base(
+        folder=folder, config=config, family=family, processor=processor, media=media, encoder=encoder, towers=towers
+    )
+
+
+def _towers(model: ModelFlags, given: frozenset[str]) -> Towers:
+    names = ("vision", "merger", "language", "lora_rank", "lora_alpha", "lora_dropout", "lora_target")
+    towers = Towers(**{name: getattr(model, name) for name in names})
+    idle = sorted(name for name in given if name.startswith("lora_"))
+    if idle and not towers.has_lora:
+        raise ConfigError(f"--{idle[0]} is given, but no tower is lora ({towers.modes}), so it cannot act. Drop it.")
+    return towers
+
+
+def serve_as_trained(processor: Any, media: MediaSettings) -> None:
+    """Write the run's pixel and frame settings into the processor, which is saved beside the weights."""
+    processor.image_processor.size = {
+        "shortest_edge": media.image_min_pixels,
+        "longest_edge": media.image_max_pixels,
+    }
+    processor.video_processor.size = {
+        "shortest_edge": media.video_min_pixels,
+        "longest_edge": media.video_max_pixels,
+    }
+    processor.video_processor.fps = media.fps if media.nframes is None else None
+    processor.video_processor.num_frames = media.nframes
+    processor.video_processor.max_frames = media.video_max_frames
+
+
+def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> Rows:
+    """Parse data files; no media are opened.
+
+    Raises:
+        ConfigError: no file named, or a file cannot be read.
+    """
+    if not paths:
+        raise ConfigError("--data_path is missing: one or more LLaVA-style .json or .jsonl files")
+    return load_samples(paths, image_folder=data.image_folder, family=family)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Rows after the pass over their headers (or over their pixels).
+
+    Attributes:
+        rows: `samples` are those that can be trained; `bad` all that cannot, in file order; `counts` rows read.
+        costs: one per sample.
+    """
+
+    rows: Rows
+    costs: tuple[Cost, ...]
+
+
+def measure_rows(rows: Rows, encoder: Encoder, *, workers: int, decode: bool = False, quiet: bool = False) -> Measured:
+    """Find what each row costs and which cannot be trained, before anything is trained.
+
+    Args:
+        rows: parsed.
+        encoder: measures them.
+        workers: processes to share the work.
+        decode: decode every picture and frame too.
+        quiet: no progress bar.
+    """
+    word = "decoding" if decode else "measuring"
+    # disable=None: tqdm shows its bar and ETA on a terminal only; delay keeps short passes silent.
+    bar = tqdm(total=len(rows.samples), desc=f"{word} rows", unit="row", disable=quiet or None, delay=2)
+    samples, costs, bad = [], [], list(rows.bad)
+    for sample, result in zip(rows.samples, scan(rows.samples, encoder, workers=workers, decode=decode), strict=True):
+        bar.update()
+        if isinstance(result, BadRow):
+            bad.append(result)
+        else:
+            samples.append(sample)
+            costs.append(result)
+    bar.close()
+    position = {file: i for i, file in enumerate(rows.counts)}
+    bad.sort(key=lambda row: (position[row.file], row.index))
+    return Measured(rows=replace(rows, samples=tuple(samples), bad=tuple(bad)), costs=tuple(costs))

@@ -1,0 +1,169 @@
+"""The forward of a flat batch: one vision call, variable-length attention, head on supervised rows only.
+
+Bound on the top model as its `forward`, so that PEFT, DDP and DeepSpeed wrap it as they wrap any other. A call
+without `cu_seqlens` (generate, other people's batches) goes the stock way.
+
+Letters as in `vlft.data.sample`; C channels and V the vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.utils import ModelOutput
+
+from vlft.errors import ConfigError
+
+#: Keys of `vlft.data.collate.Batch` that the forward takes; the others are for the trainer's accounts.
+FORWARD_KEYS = (
+    "input_ids",
+    "position_ids",
+    "cu_seqlens",
+    "lengths",
+    "still_patches",
+    "video_patches",
+    "vision_grid",
+    "vision_cu_seqlens",
+    "vision_lengths",
+    "vision_positions",
+    "vision_rows",
+    "supervised_rows",
+    "targets",
+)
+
+
+@dataclass
+class FlatOutput(ModelOutput):
+    """What a flat batch yields.
+
+    Attributes:
+        loss: float32 [], the SUM of the cross-entropies of the supervised tokens (the trainer weights it).
+        logits: float32 [K, V] of the supervised rows, only when asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelScale:
+    """Mean and deviation of the processor, in units of 0..255 (`rescale_factor` folded in, as the stock one does)."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @staticmethod
+    def of(processor: Any) -> PixelScale:
+        """The scale a stock processor uses for pictures and videos.
+
+        Raises:
+            ConfigError: pictures and videos are scaled differently, which one vision call cannot do.
+        """
+        scales = []
+        for part in (processor.image_processor, processor.video_processor):
+            unit = 1.0 / part.rescale_factor if part.do_rescale else 1.0
+            mean = tuple(m * unit for m in part.image_mean) if part.do_normalize else (0.0, 0.0, 0.0)
+            std = tuple(s * unit for s in part.image_std) if part.do_normalize else (unit, unit, unit)
+            scales.append(PixelScale(mean=mean, std=std))
+        if scales[0] != scales[1]:
+            raise ConfigError(
+                f"the base processor scales pictures by {scales[0]} and videos by {scales[1]}; vlft needs them equal. "
+                "Make image_mean, image_std and rescale_factor agree in the base's processor files."
+            )
+        return scales[0]
+
+    def patches(self, still_patches: torch.Tensor, video_patches: torch.Tensor) -> torch.Tensor:
+        """uint8 patches -> the ViT's input, on the patches' device.
+
+        Args:
+            still_patches: uint8 [P_still, C, h, w]; the frame is stored once and stands twice here.
+            video_patches: uint8 [P_video, C, 2, h, w].
+
+        Returns:
+            pixels: float32 [P_still + P_video, C * 2 * h * w], as the stock processor's `pixel_values`.
+        """
+        mean, std = (torch.tensor(x, device=still_patches.device).view(-1, 1, 1) for x in (self.mean, self.std))
+        stills = ((still_patches.float() - mean) / std).unsqueeze(2).expand(-1, -1, 2, -1, -1)
+        videos = (video_patches.float() - mean.unsqueeze(1)) / std.unsqueeze(1)
+        return torch.cat([stills.flatten(1), videos.flatten(1)])
+
+
+def bind(model: torch.nn.Module, scale: PixelScale) -> None:
+    """Give a loaded Qwen2-VL (top class, attention installed) the flat forward."""
+    stock = model.forward
+
+    @functools.wraps(stock)  # generate() reads the signature of `forward`
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("cu_seqlens") is None:
+            return stock(*args, **kwargs)
+        return _flat_forward(self, scale, **{k: kwargs[k] for k in FORWARD_KEYS}, **_extras(kwargs))
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _extras(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What else a caller may say; wrappers (PEFT) add their own arguments as None."""
+    unknown = {k for k, v in kwargs.items() if k not in FORWARD_KEYS and k != "return_logits" and v is not None}
+    unknown -= {"labels", "return_dict"}
+    if unknown:
+        raise TypeError(f"the flat forward does not take {sorted(unknown)}")
+    return {"return_logits": bool(kwargs.get("return_logits"))}
+
+
+def _flat_forward(
+    self: Any,
+    scale: PixelScale,
+    *,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    lengths: tuple[int, ...],
+    still_patches: torch.Tensor,
+    video_patches: torch.Tensor,
+    vision_grid: torch.Tensor,
+    vision_cu_seqlens: torch.Tensor,
+    vision_lengths: tuple[int, ...],
+    vision_positions: torch.Tensor,
+    vision_rows: torch.Tensor,
+    supervised_rows: torch.Tensor,
+    targets: torch.Tensor,
+    return_logits: bool = False,
+) -> FlatOutput:
+    visual, language = self.model.visual, self.model.language_model
+    pixels_PX = scale.patches(still_patches, video_patches)
+    # A frozen tower keeps no graph; under checkpointing it would otherwise be recomputed and run backward.
+    trained = any(p.requires_grad for p in visual.parameters())
+    with contextlib.nullcontext() if trained else torch.no_grad():
+        features_NH = visual(
+            pixels_PX.to(visual.dtype),
+            grid_thw=vision_grid,
+            position_ids=vision_positions,
+            cu_seqlens=vision_cu_seqlens,
+            max_seqlen=max(vision_lengths),
+            segment_lengths=vision_lengths,
+        ).pooler_output
+    embeds_TH = language.embed_tokens(input_ids)[0]
+    # A batch without pictures brings a stand-in whose feature is cut off here: zero gradients, the same modules run.
+    features_NH = features_NH[: vision_rows.shape[0]].to(embeds_TH.dtype)
+    embeds_TH = embeds_TH.index_copy(0, vision_rows, features_NH)
+    hidden_1TH = language(
+        inputs_embeds=embeds_TH[None],
+        position_ids=position_ids,
+        # A ready-made mapping: with no mask at all transformers builds a [T, T] one from the positions.
+        attention_mask={"full_attention": None},
+        use_cache=False,
+        cu_seq_lens_q=cu_seqlens,
+        cu_seq_lens_k=cu_seqlens,
+        max_length_q=max(lengths),
+        max_length_k=max(lengths),
+        segment_lengths=lengths,
+    ).last_hidden_state
+    logits_KV = self.lm_head(hidden_1TH[0].index_select(0, supervised_rows)).float()
+    loss = F.cross_entropy(logits_KV, targets, reduction="sum")
+    return FlatOutput(loss=loss, logits=logits_KV if return_logits else None)

@@ -1,0 +1,92 @@
+"""What trains at which rate: tower x weight decay -> parameters and learning rate. Train and plan print this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vlft.families import TOWERS, Family
+from vlft.model.towers import plain_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One line of the table, and one group of the optimizer where it is trained.
+
+    Attributes:
+        name: `vision`, `vision_no_decay`, `vision_frozen` and so on.
+        parameters: number of scalars.
+        lr: peak learning rate, None where frozen.
+        weight_decay: None where frozen.
+        tensors: the parameters themselves.
+    """
+
+    name: str
+    parameters: int
+    lr: float | None
+    weight_decay: float | None
+    tensors: tuple[torch.nn.Parameter, ...]
+
+    @property
+    def trainable(self) -> bool:
+        return self.lr is not None
+
+    def as_json(self) -> dict[str, object]:
+        return {"name": self.name, "parameters": self.parameters, "trainable": self.trainable, "lr": self.lr}
+
+
+def parameter_groups(
+    model: torch.nn.Module, family: Family, *, learning_rates: Mapping[str, float], weight_decay: float
+) -> list[Group]:
+    """Every parameter of the model, in groups.
+
+    Args:
+        model: after `apply_towers`; may live on the meta device.
+        family: its names.
+        learning_rates: tower -> peak learning rate.
+        weight_decay: for matrices; vectors (norms, biases) get none, as in transformers' Trainer.
+
+    Returns:
+        groups in the order vision, merger, language; empty ones are left out.
+    """
+    parts: dict[tuple[str, str], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue  # PEFT's unused copy of a module that is trained in full
+        suffix = "_frozen" if not parameter.requires_grad else "" if parameter.ndim > 1 else "_no_decay"
+        parts.setdefault((family.tower_of(plain_name(name)), suffix), []).append(parameter)
+    groups = []
+    for tower in TOWERS:
+        for suffix, decay in (("", weight_decay), ("_no_decay", 0.0), ("_frozen", None)):
+            tensors = parts.get((tower, suffix), [])
+            if tensors:
+                groups.append(
+                    Group(
+                        name=tower + suffix,
+                        parameters=sum(_size(p) for p in tensors),
+                        lr=learning_rates[tower] if decay is not None else None,
+                        weight_decay=decay,
+                        tensors=tuple(tensors),
+                    )
+                )
+    return groups
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """Scalars in a parameter, also where ZeRO-3 holds it elsewhere."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def table(groups: Sequence[Group]) -> str:
+    """The groups as lines a person reads."""
+    lines = [f"{'what':<20}{'parameters':>16}  {'learning rate':>13}  {'weight decay':>12}"]
+    for group in groups:
+        lr = f"{group.lr:.3g}" if group.lr is not None else "frozen"
+        decay = f"{group.weight_decay:.3g}" if group.weight_decay is not None else "-"
+        lines.append(f"{group.name:<20}{group.parameters:>16,}  {lr:>13}  {decay:>12}")
+    trained = sum(g.parameters for g in groups if g.trainable)
+    total = sum(g.parameters for g in groups)
+    lines.append(f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%})")
+    return "\n".join(lines)

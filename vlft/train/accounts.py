@@ -1,0 +1,110 @@
+"""What was trained between two logged lines, over all ranks; and which rows were skipped on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlft.data.collate import Batch
+from vlft.errors import BadRow
+
+COUNTS = ("tokens", "supervised_tokens", "images", "videos", "samples")
+
+
+class Meter:
+    """Adds up micro-batches without reading from the device until a line is due."""
+
+    def __init__(self) -> None:
+        self.skipped: dict[tuple[str, int], BadRow] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self._counts = dict.fromkeys(COUNTS, 0)
+        self._loss: torch.Tensor | None = None
+        self._wait = 0.0
+        self._since = time.perf_counter()
+
+    def add(self, batch: Batch, loss_sum: torch.Tensor) -> None:
+        """Count one trained micro-batch; `loss_sum` is the sum of its tokens' cross-entropies."""
+        for name in COUNTS:
+            self._counts[name] += batch["counts"][name]
+        for row in batch["skipped"]:
+            self.skipped[row.file, row.index] = row
+        loss = loss_sum.detach().double()
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    def add_wait(self, seconds: float) -> None:
+        """Time the step waited for its data."""
+        self._wait += seconds
+
+    def exclude(self, seconds: float) -> None:
+        """Time spent on evaluating and saving, which is no part of a step."""
+        self._since += seconds
+
+    def line(self, accelerator: Any, *, steps: int) -> dict[str, Any]:
+        """The sums over all ranks since the last line, and start anew. Every rank must call it.
+
+        Args:
+            accelerator: reduces over ranks.
+            steps: optimizer steps since the last line.
+
+        Returns:
+            the entries of a `metrics.jsonl` line that this class knows.
+        """
+        if self._loss is None:
+            self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        seconds = time.perf_counter() - self._since
+        mine = torch.tensor([*self._counts.values(), self._wait], dtype=torch.float64, device=accelerator.device)
+        # float64 holds every count exactly
+        totals = accelerator.reduce(torch.cat([mine, self._loss[None]]), reduction="sum").tolist()
+        counts = dict(zip(COUNTS, (int(x) for x in totals), strict=False))
+        peak = accelerator.reduce(torch.tensor([peak_gb()], device=accelerator.device), reduction="mean").item()
+        line = {
+            "loss": totals[-1] / max(1, counts["supervised_tokens"]),
+            **counts,
+            "step_s": seconds / max(1, steps),
+            "data_wait_s": totals[-2] / accelerator.num_processes,
+            "tokens_per_s": counts["tokens"] / seconds,
+            "padding_fraction": 0.0,  # flat rows hold no padding
+            "peak_gb": peak,
+            "mfu": None,
+        }
+        self._reset()
+        return line
+
+
+def peak_gb() -> float:
+    """Most memory held so far in GB: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one object a logged step; on resume the lines after the checkpoint's step are cut."""
+
+    def __init__(self, folder: str | Path, *, resume_step: int) -> None:
+        self.path = Path(folder) / "metrics.jsonl"
+        kept = []
+        if self.path.exists():
+            for text in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(text)["step"] <= resume_step:
+                        kept.append(text + "\n")
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    break  # a kill in the middle of a write left half a line; all after it is later still
+        spare = self.path.with_suffix(".tmp")
+        spare.write_text("".join(kept) if resume_step else "", encoding="utf-8")
+        os.replace(spare, self.path)
+
+    def write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")

@@ -1,0 +1,267 @@
+"""A run folder: who may use it, where a run goes on, and how weights get in and out whole.
+
+A checkpoint is written under `.saving/` and renamed into place when every file of it is on disk, so `checkpoint-N` is
+complete or absent. The lock is `flock`: a killed run leaves none behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import torch
+
+from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights_strict, read_record, write_record
+from vlft.checkpoint.files import module_name, tensor_index
+from vlft.config.parse import write_yaml
+from vlft.errors import BadRow, CheckpointError
+from vlft.inputs import Base
+from vlft.train.ranks import barrier
+
+STAGING = ".saving"
+LOCK = ".lock"
+
+
+class RunFolder:
+    """See the module.
+
+    Args:
+        path: `--output_dir`.
+        base: the opened base.
+        record: what `vlft.json` will say.
+    """
+
+    def __init__(self, path: str | Path, base: Base, record: RunRecord) -> None:
+        self.path = Path(path)
+        self.staging = self.path / STAGING
+        self.base = base
+        self.record = record
+        self.saving = False
+        self._lock: IO[str] | None = None
+
+    # ---- whose folder
+
+    def lock(self) -> None:
+        """Take the folder for this process until it ends.
+
+        Raises:
+            CheckpointError: another process trains in it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / LOCK, "w")  # noqa: SIM115 - held until the process ends
+        except OSError as error:
+            raise CheckpointError(
+                f"--output_dir {self.path}: cannot be written ({error.strerror}). Choose a folder that can."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"--output_dir {self.path}: another run is training there right now. Wait for it, or choose another."
+            ) from error
+
+    def find_start(self, resume: str) -> tuple[Literal["new", "resume", "finished"], Path | None]:
+        """Whether to start, go on or stop, and the checkpoint to go on from.
+
+        Args:
+            resume: `--resume_from_checkpoint`: "auto", "none" or a path.
+
+        Raises:
+            CheckpointError: the folder holds another run, or something that is no run at all.
+        """
+        if resume not in ("auto", "none"):
+            source = Path(resume)
+            if not (source / "trainer_state.json").is_file():
+                raise CheckpointError(
+                    f"--resume_from_checkpoint {resume}: no checkpoint there (it has no trainer_state.json). Name a "
+                    "checkpoint-N folder, or auto."
+                )
+            self._check_same(read_record(source), source)
+        found = [entry.name for entry in self.path.iterdir() if entry.name not in (LOCK, STAGING)]
+        if RECORD in found:
+            if resume == "none":
+                raise CheckpointError(
+                    f"--output_dir {self.path}: holds a run already, and --resume_from_checkpoint is none. Choose a "
+                    "new folder, or auto to go on."
+                )
+            existing = read_record(self.path)
+            self._check_same(existing, self.path)
+            if existing.training.get("finished"):
+                return "finished", None
+        elif found:
+            raise CheckpointError(
+                f"--output_dir {self.path}: is not empty and holds no run of vlft (it has "
+                f"{', '.join(sorted(found)[:3])}). Choose a new or empty folder."
+            )
+        if resume not in ("auto", "none"):
+            return "resume", Path(resume)
+        newest = max(self.checkpoints(), key=_step, default=None)
+        return ("resume", newest) if newest else ("new", None)
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints of this folder."""
+        return [p for p in self.path.glob("checkpoint-*") if _step(p) >= 0 and (p / "trainer_state.json").is_file()]
+
+    def _check_same(self, other: RunRecord, where: Path) -> None:
+        """Refuse to go on with a run that was asked to do something else."""
+        mine = self.record
+        pairs: list[tuple[str, Any, Any]] = [
+            ("base model (fingerprint)", other.base_fingerprint, mine.base_fingerprint),
+            ("towers", other.towers, mine.towers),
+            ("LoRA", other.lora, mine.lora),
+            ("pixel and frame settings", other.media, mine.media),
+        ]
+        for name in ("data", "max_length", "seed", "global_batch"):
+            pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
+        for what, theirs, ours in pairs:
+            if theirs != ours:
+                raise CheckpointError(
+                    f"{where}: belongs to another run: its {what} is {theirs}, this run's is {ours}. Choose another "
+                    "--output_dir, or give the flags of that run (its config.yaml)."
+                )
+
+    def begin_run(self, effective: dict[str, Any]) -> None:
+        """Write `config.yaml` and `vlft.json`, and clear what a kill left half done."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+        write_yaml(self.path / "config.yaml", effective)
+        write_record(self.path, self.record)
+
+    # ---- checkpoints
+
+    def begin_checkpoint(self, *, writer: bool) -> None:
+        """An empty staging folder; every rank calls it."""
+        if writer:
+            shutil.rmtree(self.staging, ignore_errors=True)
+            self.staging.mkdir()
+        barrier()
+        self.saving = True
+
+    def commit_checkpoint(self, name: str, skipped: Iterable[BadRow]) -> None:
+        """Complete `name` in the staging folder and rename it into place; rank 0 only."""
+        self.account(skipped)
+        write_record(self.staging / name, self.record)
+        _sync(self.staging / name)
+        target = self.path / name
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(self.staging / name, target)
+        _sync_folder(self.path)
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def account(self, skipped: Iterable[BadRow]) -> None:
+        """Enter rows that were skipped while training into the record."""
+        self.record = replace(self.record, data=_with_skipped(self.record.data, skipped))
+
+    def write_weights(self, out: Path, model: Any, *, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Everything that was trained, and the processor, into `out`: an adapter, or full float32 masters."""
+        out.mkdir(parents=True, exist_ok=True)
+        options = {"save_embedding_layers": False} if self.record.kind == "adapter" else {}
+        model.save_pretrained(out, state_dict=state_dict, **options)
+        if self.record.kind == "adapter":
+            (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        save_processor(self.base.processor, out)
+
+    def read_weights(self, source: Path, model: Any) -> None:
+        """Load a checkpoint into the live model; every tensor must be there and fit.
+
+        Raises:
+            CheckpointError: missing, unexpected or differently shaped tensors.
+        """
+        if self.record.kind == "adapter":
+            load_adapter_strict(model, source)
+        else:
+            load_weights_strict(model, source, self.base.family)
+
+    # ---- the end
+
+    def finish(self, model: Any, state_dict: dict[str, torch.Tensor] | None, *, steps: int) -> None:
+        """Write the final weights and mark the run as finished; rank 0 only."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+        out = self.staging / "final"
+        if self.record.kind == "full":
+            # What is served has the base's own dtypes; float32 masters were for training.
+            dtypes = stored_dtypes(self.base)
+            tensors = model.state_dict() if state_dict is None else state_dict
+            state_dict = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()}
+        self.write_weights(out, model, state_dict=state_dict)
+        if self.record.kind == "full":
+            for name in ("config.json", "generation_config.json"):
+                if (self.base.folder / name).is_file():
+                    shutil.copyfile(self.base.folder / name, out / name)
+        self.record = replace(self.record, training={**self.record.training, "finished": True, "steps": steps})
+        write_record(out, self.record)
+        _sync(out)
+        for entry in sorted(out.iterdir(), key=lambda p: p.name == RECORD):  # vlft.json last: it says "finished"
+            os.replace(entry, self.path / entry.name)
+        _sync_folder(self.path)
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def save_processor(processor: Any, out: Path) -> None:
+    """The processor as transformers 5 writes it, and the single files that transformers 4 and vLLM read."""
+    processor.save_pretrained(out)
+    processor.image_processor.save_pretrained(out)
+    processor.video_processor.save_pretrained(out)
+
+
+def stored_dtypes(base: Base) -> dict[str, torch.dtype]:
+    """Module parameter name -> dtype in the base's files; a tied head has its embedding's."""
+    from safetensors import safe_open
+    from safetensors.torch import _TYPES
+
+    found: dict[str, torch.dtype] = {}
+    index = tensor_index(base.folder)
+    for file in sorted(set(index.values())):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                found[module_name(base.family, name)] = _TYPES[tensors.get_slice(name).get_dtype()]
+    found.setdefault("lm_head.weight", found["model.language_model.embed_tokens.weight"])
+    return found
+
+
+def _with_skipped(data: list[dict[str, Any]], skipped: Iterable[BadRow]) -> list[dict[str, Any]]:
+    result = []
+    for entry in data:
+        known = {row["index"] for row in entry["skipped"]}
+        new = [
+            {"index": row.index, "id": row.id, "field": row.field, "reason": row.reason}
+            for row in skipped
+            if row.file == entry["file"] and row.index not in known
+        ]
+        rows = sorted([*entry["skipped"], *new], key=lambda row: row["index"])
+        result.append({**entry, "skipped": rows, "trained": entry["rows"] - len(rows)})
+    return result
+
+
+def data_entries(counts: dict[str, int], bad: Iterable[BadRow]) -> list[dict[str, Any]]:
+    """The "data" of a run record: per file the rows read, trained and skipped."""
+    empty = [{"file": file, "rows": rows, "trained": rows, "skipped": []} for file, rows in counts.items()]
+    return _with_skipped(empty, list(bad))
+
+
+def _step(checkpoint: Path) -> int:
+    tail = checkpoint.name.removeprefix("checkpoint-")
+    return int(tail) if tail.isdigit() else -1
+
+
+def _sync(folder: Path) -> None:
+    """Have a folder's files on disk before its name says so."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,264 @@
+"""The story of a training run, top to bottom: flags -> base -> rows -> folder -> model -> trainer -> weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
+from vlft.checkpoint.record import MEDIA_KEYS
+from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.parse import Parsed
+from vlft.data.collate import Collator
+from vlft.data.dataset import RowDataset
+from vlft.errors import ConfigError
+from vlft.inputs import Base, Measured, measure_rows, open_base, open_rows
+from vlft.model import attention, forward, groups, towers
+from vlft.model.load import load_base
+from vlft.train.folder import RunFolder, data_entries
+from vlft.train.ranks import on_rank_zero
+from vlft.train.trainer import MetricsFile, VlftTrainer
+
+SHOWN_BAD_ROWS = 10
+
+
+def train(parsed: Parsed) -> Path:
+    """Train as the flags say.
+
+    Args:
+        parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        VlftError: anything the user can mend, before the first step wherever it can be known then.
+    """
+    data, model_flags, args = parsed.flags
+    say = print if args.process_index == 0 else _silent
+    check_flags(args, model_flags, data, parsed.given)
+    set_seed(args.seed)
+    base = open_base(data, model_flags, given=parsed.given)
+    measured = on_rank_zero(lambda: _measured(data.data_path, data, base, args))
+    evaluated = on_rank_zero(lambda: _measured(data.eval_path, data, base, args)) if data.eval_path else None
+    _report_rows(measured, say)
+
+    record = _record(base, data, model_flags, args, measured)
+    folder = RunFolder(args.output_dir, base, record)
+    how, checkpoint = on_rank_zero(lambda: _claim(folder, args))
+    if how == "finished":
+        say(f"{folder.path}: this run is finished. Nothing to do.")
+        _say_result(folder, say)
+        return folder.path
+    if checkpoint is not None:
+        say(f"going on from {checkpoint}")
+    if args.process_index == 0:
+        folder.begin_run(parsed.effective)
+
+    model, backends = prepare_model(base, args, choice=model_flags.attn)
+    table = groups.parameter_groups(
+        model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
+    )
+    say(groups.table(table))
+    say(f"attention: {', '.join(f'{tower} {backend}' for tower, backend in backends.items())}; Liger kernels: off")
+    trainer = _trainer(model, table, base, data, args, measured, evaluated, folder, checkpoint, say)
+    _report_steps(trainer, measured, say)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _finish(trainer, folder)
+    _say_result(folder, say)
+    return folder.path
+
+
+def check_flags(args: TrainFlags, model: ModelFlags, data: DataFlags, given: frozenset[str]) -> None:
+    """Refuse flags that cannot act or cannot be carried out here.
+
+    Raises:
+        ConfigError: names the flag, its value and what to do.
+    """
+    for tower in ("vision", "merger"):
+        flag = f"{tower}_lr"
+        if flag in given and getattr(model, tower) == "frozen":
+            raise ConfigError(
+                f"--{flag} {getattr(args, flag)} cannot act: --{tower} is frozen. Drop it, or set --{tower} to full or "
+                "lora."
+            )
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"{args.n_gpu} GPUs are visible, but this is one process. Start one per GPU: GPUS={args.n_gpu} "
+            "scripts/finetune_lora.sh (or torchrun --nproc_per_node), or pick one with CUDA_VISIBLE_DEVICES=0."
+        )
+    if args.liger == "true":
+        raise ConfigError("--use_liger_kernel true: Liger kernels are not built in yet; use auto or false")
+    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+    if evaluates and not data.eval_path:
+        raise ConfigError(f"--eval_strategy {args.eval_strategy.value} needs --eval_path")
+    if data.eval_path and not evaluates:
+        raise ConfigError("--eval_path is given, but --eval_strategy is no: set it to steps or epoch")
+
+
+def prepare_model(base: Base, args: TrainFlags, *, choice: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, flat forward.
+
+    Under bf16 (or fp16) autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without
+    autocast everything computes in float32, since a bf16 tower and a float32 one cannot meet.
+
+    Returns:
+        the model (wrapped by PEFT where a tower has LoRA) and tower -> attention backend.
+    """
+    half = args.bf16 or args.fp16
+    model = load_base(base.folder, base.family, dtype=None if half else torch.float32)
+    model.to(args.device)
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    backends = attention.install(model, choice, dtype=dtype)
+    forward.bind(model, forward.PixelScale.of(base.processor))
+    wrapped = towers.apply_towers(model, base.family, base.towers, masters=True)
+    if args.checkpoint_activations:
+        towers.checkpoint_activations(wrapped)
+    return wrapped, backends
+
+
+def _measured(paths: Sequence[str], data: DataFlags, base: Base, args: TrainFlags) -> Measured:
+    """The rows to train, with every refusal a file header can tell; raises unless bad rows are to be skipped."""
+    measured = measure_rows(open_rows(paths, data, base.family), base.encoder, workers=args.dataloader_num_workers)
+    bad = measured.rows.bad
+    if bad and data.on_bad_row == "error":
+        lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])
+        more = f"\n  and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
+        raise ConfigError(
+            f"{len(bad)} of {sum(measured.rows.counts.values())} rows cannot be trained:\n{lines}{more}\n"
+            "  All of them: vlft check-data with the same flags. Mend them, or train on the rest: --on_bad_row skip"
+        )
+    if not measured.rows.samples:
+        raise ConfigError(f"{', '.join(paths)}: no row is left to train ({len(bad)} were refused, e.g. {bad[0]})")
+    return measured
+
+
+def _record(base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: Measured) -> RunRecord:
+    accumulation, world = args.gradient_accumulation_steps, args.world_size
+    return RunRecord(
+        kind="adapter" if base.towers.has_lora else "full",
+        base_model=str(model.model_id),
+        base_revision=snapshot_revision(base.folder),
+        base_fingerprint=base_fingerprint(base.folder),
+        model_type=base.family.model_type,
+        towers=dict(base.towers.modes),
+        lora=base.towers.lora_settings(),
+        media={name: getattr(base.media, name) for name in MEDIA_KEYS},
+        versions=library_versions(),
+        training={
+            "finished": False,
+            "seed": args.seed,
+            "global_batch": args.per_device_train_batch_size * accumulation * world,
+            "max_length": base.encoder.max_length,
+            "data": _data_print(data.data_path),
+        },
+        data=data_entries(measured.rows.counts, measured.rows.bad),
+    )
+
+
+def _data_print(paths: Sequence[str]) -> str:
+    """A short print of the data files' bytes, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _claim(folder: RunFolder, args: TrainFlags) -> tuple[str, Path | None]:
+    folder.lock()
+    return folder.find_start(args.resume_from_checkpoint or "auto")
+
+
+def _trainer(
+    model: torch.nn.Module,
+    table: list[groups.Group],
+    base: Base,
+    data: DataFlags,
+    args: TrainFlags,
+    measured: Measured,
+    evaluated: Measured | None,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    say: Callable[[str], None],
+) -> VlftTrainer:
+    def dataset(rows: Measured) -> RowDataset:
+        return RowDataset(rows.rows.samples, base.encoder, on_bad_row=data.on_bad_row)
+
+    vision = base.config.vision_config
+    tokenizer = base.processor.tokenizer
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    trainer = VlftTrainer(
+        model=model,
+        args=args,
+        groups=table,
+        train_rows=dataset(measured),
+        eval_rows=dataset(evaluated) if evaluated else None,
+        collator=Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler),
+        folder=folder,
+        metrics=MetricsFile(folder.path, resume_step=step) if args.process_index == 0 else None,
+        say=say,
+    )
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def _report_rows(measured: Measured, say: Callable[[str], None]) -> None:
+    rows, costs = measured.rows, measured.costs
+    tokens = sorted(cost.tokens for cost in costs)
+    for file, count in rows.counts.items():
+        skipped = [row for row in rows.bad if row.file == file]
+        say(
+            f"{file}: {count:,} rows, {count - len(skipped):,} to train"
+            + (f", {len(skipped)} skipped" if skipped else "")
+        )
+        for row in skipped[:SHOWN_BAD_ROWS]:
+            say(f"  skipped {row}")
+        if len(skipped) > SHOWN_BAD_ROWS:
+            say(f"  and {len(skipped) - SHOWN_BAD_ROWS} more, all in vlft.json")
+    say(
+        f"tokens: {sum(tokens):,} in all ({sum(c.supervised for c in costs):,} trained), a row has {tokens[0]:,} to "
+        f"{tokens[-1]:,}, half have up to {tokens[len(tokens) // 2]:,}"
+    )
+
+
+def _report_steps(trainer: VlftTrainer, measured: Measured, say: Callable[[str], None]) -> None:
+    args = trainer.args
+    batch, accumulation, world = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
+    steps = trainer.order(len(measured.costs), batch=batch, accumulation=accumulation, shuffle=True).steps
+    say(
+        f"global batch: {batch * accumulation * world} rows ({batch} a micro-batch x {accumulation} accumulated x "
+        f"{world} processes); {steps:,} steps an epoch"
+    )
+
+
+def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:
+    """Write the final weights from rank 0; every rank takes part in collecting them."""
+    skipped = trainer.all_skipped()
+    state = trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else None
+    if trainer.args.process_index == 0:
+        folder.account(skipped)
+        folder.finish(trainer.model, state, steps=trainer.state.global_step)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _say_result(folder: RunFolder, say: Callable[[str], None]) -> None:
+    path = folder.path
+    say(f"output: {path}")
+    if folder.record.kind == "adapter":
+        say(f"merge:  vlft merge {path} {str(path).rstrip(os.sep)}-merged")
+    else:
+        say("merge:  not needed, the folder holds the whole model")
+
+
+def _silent(*_: Any) -> None:
+    pass

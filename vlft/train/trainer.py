@@ -1,0 +1,277 @@
+"""The Trainer of transformers with vlft's data order, loss, parameter groups, checkpoints and log lines.
+
+Only documented methods and a few hooks that 5.17 and 5.23 share are overridden:
+- `get_train_dataloader`: our row order, not sharded again by accelerate (which would train row 0 twice).
+- `compute_loss`, `_get_num_items_in_batch`: the loss is weighted by token over the global step, on every version.
+- `create_optimizer`: one group per tower and weight decay.
+- `evaluate`: a token-weighted loss, equal at any batch size and number of processes.
+- `_save_checkpoint`, `_save`: a checkpoint appears whole or not at all.
+- `_load_from_checkpoint`, `_load_best_model`: strict; the stock one loads nothing into a full Qwen2-VL and only warns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from vlft.data.collate import Batch, Collator
+from vlft.data.dataset import RowDataset, loader_options
+from vlft.data.order import Order, RankBatches
+from vlft.errors import BadRow, ConfigError
+from vlft.model.forward import FORWARD_KEYS
+from vlft.model.groups import Group
+from vlft.train.accounts import Meter, MetricsFile
+from vlft.train.folder import RunFolder
+from vlft.train.ranks import gather
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells our batch sampler which epoch begins; accelerate's wrapper for skipped batches hides it from HF."""
+
+    def __init__(self, sampler: RankBatches) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.set_epoch(state.global_step // self.sampler.order.steps)
+
+
+class VlftTrainer(Trainer):
+    """See the module.
+
+    Args:
+        groups: of the optimizer (frozen ones are ignored).
+        train_rows, eval_rows: datasets; `eval_rows` may be None.
+        collator: rows -> Batch.
+        folder: where and how things are saved.
+        metrics: `metrics.jsonl`, or None on ranks that do not write.
+        say: prints a line for the user (rank 0 only).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        groups: list[Group],
+        train_rows: RowDataset,
+        eval_rows: RowDataset | None,
+        collator: Collator,
+        folder: RunFolder,
+        metrics: MetricsFile | None,
+        say: Callable[[str], None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, train_dataset=train_rows, eval_dataset=eval_rows, data_collator=collator, **kwargs)
+        # Qwen2-VL leaves this unset and Qwen2.5-VL says False; HF would weight their losses in different ways.
+        self.model_accepts_loss_kwargs = True
+        self.groups = [group for group in groups if group.trainable]
+        self.folder = folder
+        self.metrics = metrics
+        self.say = say
+        self.meter = Meter()
+        self._last_logged = 0
+        self._rates: dict[str, float] = {}
+        self._started: tuple[float, int] | None = None
+
+    # ---- data
+
+    def order(self, rows: int, *, batch: int, accumulation: int, shuffle: bool) -> Order:
+        """The order of rows of this run's size and world."""
+        world = self.args.world_size
+        return Order(
+            rows=rows,
+            rows_per_step=batch * accumulation * world,
+            world=world,
+            accumulation=accumulation,
+            seed=self.args.seed,
+            shuffle=shuffle,
+        )
+
+    def _loader(self, rows: RowDataset, order: Order) -> DataLoader:
+        return DataLoader(
+            rows,
+            batch_sampler=RankBatches(order, rank=self.args.process_index),
+            collate_fn=self.data_collator,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            **loader_options(self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory),
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        args = self.args
+        loader = self._loader(
+            self.train_dataset,
+            self.order(
+                len(self.train_dataset),
+                batch=args.per_device_train_batch_size,
+                accumulation=args.gradient_accumulation_steps,
+                shuffle=True,
+            ),
+        )
+        self.add_callback(_SetEpoch(loader.batch_sampler))
+        return loader
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        samples = super().get_batch_samples(*args, **kwargs)
+        self.meter.add_wait(time.perf_counter() - start)
+        return samples
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
+        """Supervised tokens of the whole optimizer step, over all ranks and micro-batches."""
+        mine = sum(batch["counts"]["supervised_tokens"] for batch in batch_samples)
+        total = torch.tensor([mine], device=device)
+        if self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total.clamp(min=1).float()
+
+    # ---- loss and optimizer
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy of this micro-batch as its share of the global step's token mean."""
+        outputs = model(**{key: inputs[key] for key in FORWARD_KEYS})
+        self.meter.add(inputs, outputs.loss)
+        # DDP and ZeRO average gradients over ranks; the token count already spans them.
+        loss = outputs.loss * (self.args.world_size / num_items_in_batch.squeeze())
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if {"params", "model", "optimizer_dict"} & set(options) or not isinstance(cls, type):
+                raise ConfigError(
+                    f"--optim {self.args.optim}: brings its own parameter groups, which would drop --vision_lr, "
+                    "--merger_lr and --weight_decay. Use an AdamW variant, Adafactor or SGD."
+                )
+            self.optimizer = cls(
+                [
+                    {"params": list(g.tensors), "lr": g.lr, "weight_decay": g.weight_decay, "name": g.name}
+                    for g in self.groups
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self._started is None:
+            self._started = time.perf_counter(), self.state.global_step
+            self._last_logged = self.state.global_step
+        # Read here: when a step is logged, the scheduler has already moved on.
+        self._rates = {g["name"]: float(g["lr"]) for g in self.optimizer.param_groups}
+        return super().training_step(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the stock estimate walks all parameters every micro-batch and is wrong for pictures
+
+    # ---- evaluation
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Mean cross-entropy of the supervised tokens of the evaluation rows."""
+        rows = self.eval_dataset
+        model = self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
+        batch = self.args.per_device_eval_batch_size
+        loader = self._loader(rows, self.order(len(rows), batch=batch, accumulation=1, shuffle=False))
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        start = time.perf_counter()
+        model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for inputs in loader:
+                inputs = self._prepare_inputs(inputs)
+                outputs = model(**{key: inputs[key] for key in FORWARD_KEYS})
+                total[0] += outputs.loss.double()
+                total[1] += inputs["counts"]["supervised_tokens"]
+        loss_sum, tokens = self.accelerator.reduce(total, reduction="sum").tolist()
+        metrics = {
+            f"{metric_key_prefix}_loss": loss_sum / max(1.0, tokens),
+            f"{metric_key_prefix}_tokens": int(tokens),
+            f"{metric_key_prefix}_runtime": time.perf_counter() - start,
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.meter.exclude(time.perf_counter() - start)
+        return metrics
+
+    # ---- log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One line for the user and one object in metrics.jsonl for each logged step and each evaluation."""
+        line: dict[str, Any] = {"step": self.state.global_step, "epoch": self.state.epoch}
+        if "loss" in logs:
+            line |= self.meter.line(self.accelerator, steps=self.state.global_step - self._last_logged)
+            self._last_logged = self.state.global_step
+            line["grad_norm"] = logs.get("grad_norm")
+            line["lr"] = self._rates
+            self.say(self._progress(line))
+            logs = {k: v for k, v in line.items() if isinstance(v, int | float) and k not in ("step", "epoch")}
+            logs |= {f"lr/{name}": rate for name, rate in self._rates.items()}
+        elif "eval_loss" in logs:
+            line |= logs
+            self.say(f"  evaluation after step {line['step']:,}: loss {logs['eval_loss']:.4f}")
+        else:
+            return  # the stock summary at the end of training; ours is printed by the run
+        if self.metrics is not None:
+            self.metrics.write(line)
+        super().log(logs)
+
+    def _progress(self, line: dict[str, Any]) -> str:
+        step, last = self.state.global_step, self.state.max_steps
+        began, first = self._started or (time.perf_counter(), step)
+        rate = (time.perf_counter() - began) / max(1, step - first)
+        left = int(rate * (last - step))
+        lrs = "/".join(f"{lr:.2g}" for lr in dict.fromkeys(self._rates.values()))
+        norm = f"  grad {line['grad_norm']:.3g}" if line["grad_norm"] is not None else ""
+        return (
+            f"step {step:>{len(str(last))}}/{last}  loss {line['loss']:.4f}{norm}  lr {lrs}  "
+            f"{line['tokens_per_s']:,.0f} tok/s  ETA {left // 3600}:{left % 3600 // 60:02}:{left % 60:02}"
+        )
+
+    # ---- save and load
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.folder.staging) if self.folder.saving else self.args.output_dir
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any = None) -> None:
+        """The stock checkpoint, written aside and renamed into place when every rank is done."""
+        start = time.perf_counter()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go once the new one stands
+        self.folder.begin_checkpoint(writer=self.args.should_save)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.folder.saving = False
+            self.args.save_total_limit = limit
+        best = self.state.best_global_step
+        if best:
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / f"checkpoint-{best}")
+        skipped = self.all_skipped()
+        if self.args.should_save:
+            name = f"checkpoint-{self.state.global_step}"
+            self.state.save_to_json(str(self.folder.staging / name / "trainer_state.json"))
+            self.folder.commit_checkpoint(name, skipped)
+            rotate_checkpoints(
+                output_dir=self.args.output_dir,
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
+        self.meter.exclude(time.perf_counter() - start)
+
+    def all_skipped(self) -> list[BadRow]:
+        """Rows that turned out bad while training, of every rank; every rank must call it."""
+        return [row for rank in gather(self.meter.skipped) for row in rank.values()]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            self.folder.write_weights(Path(output_dir or self.args.output_dir), self.model, state_dict=state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.folder.read_weights(Path(resume_from_checkpoint), self.model)
+
+    def _load_best_model(self) -> None:
+        self.folder.read_weights(Path(str(self.state.best_model_checkpoint)), self.model)
