@@ -1,0 +1,120 @@
+"""Fixtures shared by the tests: tiny bases, real photographs and a short clip on disk. Nothing needs a network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A tiny Qwen2-VL, float32, tied head."""
+    from vlft.demo.tiny import build_tiny
+
+    return build_tiny(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory) -> Path:
+    """A folder of real photographs (china, flower, astronaut, coffee: .jpg) and a 3-second clip.mp4."""
+    import av
+    import numpy as np
+    from PIL import Image
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    folder = tmp_path_factory.mktemp("media")
+    photos = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
+    photos |= {"astronaut": data.astronaut(), "coffee": data.coffee()}
+    for name, pixels in photos.items():
+        Image.fromarray(pixels).resize((224, 168)).save(folder / f"{name}.jpg")
+    frame = np.asarray(Image.fromarray(photos["coffee"]).resize((160, 112)))
+    with av.open(str(folder / "clip.mp4"), "w") as clip:
+        stream = clip.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 160, 112, "yuv420p"
+        for i in range(24):
+            shown = av.VideoFrame.from_ndarray(np.roll(frame, 5 * i, axis=1), format="rgb24")
+            clip.mux(stream.encode(shown))
+        clip.mux(stream.encode())
+    return folder
+
+
+def row(answer: str, question: str, **media: object) -> dict:
+    """One LLaVA row with one question and one answer."""
+    return {
+        **media,
+        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
+    }
+
+
+#: Seven rows (an odd number) of every kind the loader knows, over the `media` folder.
+MIXED_ROWS = [
+    row("A temple in China.", "<image>\nWhat is it?", id="still", image="china.jpg"),
+    {
+        "id": "two-turns",
+        "image": ["flower.jpg", "astronaut.jpg"],
+        "conversations": [
+            {"from": "human", "value": "<image><image>\nCompare the two."},
+            {"from": "gpt", "value": "A flower and an astronaut."},
+            {"from": "human", "value": "Sure?"},
+            {"from": "gpt", "value": "Yes."},
+        ],
+    },
+    row("It slides.", "<video>\nWhat happens?", id="clip", video="clip.mp4"),
+    {
+        "id": "text",
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "2+2?"},
+            {"from": "gpt", "value": "4"},
+        ],
+    },
+    row("The coffee.", "<image>\nand <video>: which is hot?", id="both", image="coffee.jpg", video="clip.mp4"),
+    row("An astronaut.", "<video>\nWho?", id="frames", video=[["astronaut.jpg"] * 3]),
+    row("Five.", "How many fingers?", id="text-2"),
+]
+
+
+@pytest.fixture(scope="session")
+def mixed_json(tmp_path_factory, media) -> Path:
+    """`MIXED_ROWS` as a data file that lies in the media folder's neighbour."""
+    import json
+
+    path = tmp_path_factory.mktemp("data") / "mixed.json"
+    path.write_text(json.dumps(MIXED_ROWS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoder(base):
+    """The encoder of the tiny base at its own settings."""
+    from vlft.data.encode import Encoder
+    from vlft.data.media import media_settings
+    from vlft.families import FAMILIES
+    from vlft.model.load import load_processor
+
+    processor = load_processor(base)
+    return Encoder(family=FAMILIES["qwen2_vl"], processor=processor, media=media_settings(processor), max_length=32768)
+
+
+@pytest.fixture(scope="session")
+def samples(mixed_json, media):
+    """`MIXED_ROWS`, parsed, by id."""
+    from vlft.data.records import load_samples
+    from vlft.families import FAMILIES
+
+    rows = load_samples([str(mixed_json)], image_folder=str(media), family=FAMILIES["qwen2_vl"])
+    return {sample.id: sample for sample in rows.samples}
+
+
+@pytest.fixture(scope="session")
+def encoded(samples, encoder):
+    """`MIXED_ROWS`, encoded, by id."""
+    return {name: encoder.encode(sample) for name, sample in samples.items()}

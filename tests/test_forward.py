@@ -1,0 +1,204 @@
+"""The flat forward against the stock forward of transformers: logits, loss and every gradient."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from vlft.data.collate import Collator
+from vlft.families import FAMILIES
+from vlft.model import attention, forward, towers
+from vlft.model.load import load_base, load_processor
+
+FAMILY = FAMILIES["qwen2_vl"]
+PRESETS = {
+    "full": towers.Towers(vision="full", merger="full", language="full"),
+    "language-lora": towers.Towers(lora_dropout=0.0, lora_rank=4),
+    "vision-lora": towers.Towers(vision="lora", merger="lora", language="lora", lora_dropout=0.0, lora_rank=4),
+    "lora-full-merger": towers.Towers(merger="full", language="lora", lora_dropout=0.0, lora_rank=4),
+}
+collate = Collator(patch_size=14, merge_size=2, filler_token=0)
+
+
+def build(base, preset: str, *, flat: bool, checkpointing: bool = False) -> torch.nn.Module:
+    """A tiny model under a preset; LoRA's B is filled, so that adapters matter. Equal weights each time."""
+    torch.manual_seed(0)
+    model = load_base(base, FAMILY, dtype=torch.float32)
+    if flat:
+        attention.install(model, "sdpa", dtype=torch.float32)
+        forward.bind(model, forward.PixelScale.of(load_processor(base)))
+    model = towers.apply_towers(model, FAMILY, PRESETS[preset], masters=True)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.normal_(std=0.05, generator=generator)
+    if checkpointing:
+        towers.checkpoint_activations(model)
+    return model.train()
+
+
+def flat_inputs(rows) -> dict:
+    batch = collate(rows)
+    return {key: batch[key] for key in forward.FORWARD_KEYS}
+
+
+def stock_inputs(row, processor) -> dict:
+    """What the stock model takes for one row, pixels by the stock scaling."""
+    pixels = forward.PixelScale.of(processor)
+    stills = [m for m in row.media if not m.is_video]
+    videos = [m for m in row.media if m.is_video]
+    inputs = {"input_ids": row.input_ids_T[None], "mm_token_type_ids": row.kinds_T[None].int(), "use_cache": False}
+    none_still = torch.zeros(0, 3, 14, 14, dtype=torch.uint8)
+    none_video = torch.zeros(0, 3, 2, 14, 14, dtype=torch.uint8)
+    if stills:
+        inputs["pixel_values"] = pixels.patches(torch.cat([m.patches for m in stills]), none_video)
+        inputs["image_grid_thw"] = torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in stills])
+    if videos:
+        inputs["pixel_values_videos"] = pixels.patches(none_still, torch.cat([m.patches for m in videos]))
+        inputs["video_grid_thw"] = torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in videos])
+    return inputs
+
+
+def stock_loss(model, row, processor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of one row by the stock forward, and the logits that predict its supervised tokens."""
+    logits = model(**stock_inputs(row, processor)).logits[0, :-1].float()
+    targets = row.labels_T[1:]
+    kept = targets != -100
+    return torch.nn.functional.cross_entropy(logits[kept], targets[kept], reduction="sum"), logits[kept]
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
+    scale = theirs.abs().max().clamp(min=1e-6)
+    assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(scale)), what
+
+
+@pytest.mark.parametrize("name", ["still", "two-turns", "clip", "text", "both", "frames"])
+def test_each_kind_of_row_gives_the_stock_logits(base, encoder, encoded, name):
+    row = encoded[name]
+    with torch.no_grad():
+        theirs_loss, theirs = stock_loss(build(base, "full", flat=False), row, encoder.processor)
+        ours = build(base, "full", flat=True)(**flat_inputs([row]), return_logits=True)
+    assert_close(ours.logits, theirs, name)
+    assert_close(ours.loss, theirs_loss, name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_flat_row_of_many_samples_gives_the_stock_loss_and_gradients_of_each_alone(
+    base, encoder, encoded, preset, checkpointing
+):
+    rows = list(encoded.values())
+    stock, ours = build(base, preset, flat=False), build(base, preset, flat=True, checkpointing=checkpointing)
+    total = sum(stock_loss(stock, row, encoder.processor)[0] for row in rows)
+    total.backward()
+    loss = ours(**flat_inputs(rows)).loss
+    loss.backward()
+    assert_close(loss, total, "loss")
+    theirs, mine = gradients(stock), gradients(ours)
+    assert set(theirs) == set(mine)
+    for name, gradient in theirs.items():
+        assert_close(mine[name], gradient, name)
+
+
+def test_a_batch_without_pictures_gives_the_vision_tower_zero_gradients(base, encoder, encoded):
+    stock, ours = build(base, "full", flat=False), build(base, "full", flat=True)
+    rows = [encoded["text"], encoded["text-2"]]
+    sum(stock_loss(stock, row, encoder.processor)[0] for row in rows).backward()
+    ours(**flat_inputs(rows)).loss.backward()
+    theirs, mine = gradients(stock), gradients(ours)
+    assert set(mine) == {name for name, _ in ours.named_parameters()}
+    for name, gradient in mine.items():
+        if "visual" in name:
+            assert torch.equal(gradient, torch.zeros_like(gradient)), name
+        else:
+            assert_close(gradient, theirs[name], name)
+
+
+def test_an_empty_batch_weighs_nothing_and_still_reaches_every_parameter(base):
+    model = build(base, "full", flat=True)
+    loss = model(**flat_inputs([])).loss
+    loss.backward()
+    assert float(loss) == 0.0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def _one_segment(batch):
+    tokens = batch["input_ids"].shape[1]
+    return batch | {"cu_seqlens": torch.tensor([0, tokens], dtype=torch.int32), "lengths": (tokens,)}
+
+
+def _pictures_see_each_other(batch):
+    patches = sum(batch["vision_lengths"])
+    cu = torch.tensor([0, patches], dtype=torch.int32)
+    return batch | {"vision_cu_seqlens": cu, "vision_lengths": (patches,)}
+
+
+def _positions_run_on(batch):
+    tokens = batch["input_ids"].shape[1]
+    return batch | {"position_ids": torch.arange(tokens).expand(4, 1, -1)}
+
+
+@pytest.mark.parametrize("broken", [_one_segment, _pictures_see_each_other, _positions_run_on])
+def test_breaking_the_isolation_of_samples_shows(base, encoder, encoded, broken):
+    rows = [encoded["still"], encoded["two-turns"], encoded["clip"]]
+    model = build(base, "full", flat=True)
+    with torch.no_grad():
+        alone = torch.cat([model(**flat_inputs([row]), return_logits=True).logits for row in rows])
+        together = model(**flat_inputs(rows), return_logits=True).logits
+        leaked = model(**broken(flat_inputs(rows)), return_logits=True).logits
+    assert_close(together, alone, "together")
+    assert (leaked - alone).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_generate_goes_the_stock_way(base, encoder, encoded, padding):
+    """Bound and unbound model generate the same tokens; with a left-padded batch too."""
+    processor = copy.deepcopy(encoder.processor)
+    processor.tokenizer.padding_side = "left"
+    if padding:
+        prompts = processor.tokenizer(["Hi", "A longer one"], return_tensors="pt", padding=True)
+        inputs = dict(prompts)
+    else:
+        inputs = stock_inputs(encoded["both"], processor)
+        inputs.pop("use_cache")
+    outputs = []
+    for flat in (False, True):
+        model = build(base, "full", flat=flat).eval()
+        outputs.append(model.generate(**inputs, max_new_tokens=8, do_sample=False))
+    assert torch.equal(*outputs)
+
+
+def test_one_vision_call_a_batch_whatever_is_in_it(base, encoded):
+    model = build(base, "full", flat=True)
+    calls = []
+    model.model.visual.register_forward_pre_hook(lambda *_: calls.append(1))
+    for rows in ([], [encoded["text"]], list(encoded.values())):
+        calls.clear()
+        model(**flat_inputs(rows))
+        assert len(calls) == 1
+
+
+@pytest.mark.parametrize("preset", ["language-lora", "lora-full-merger"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_nothing_runs_backward_in_a_frozen_tower(base, encoded, preset, checkpointing):
+    """Floating-point operations of the ViT's blocks in backward: none, with and without checkpointing."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build(base, preset, flat=True, checkpointing=checkpointing)
+    blocks = model.get_base_model().model.visual.blocks
+    loss = model(**flat_inputs([encoded["two-turns"]])).loss
+    ran = []
+    for block in blocks:
+        block.register_forward_pre_hook(lambda *_: ran.append("recomputed"))
+        block.register_full_backward_hook(lambda *_: ran.append("backward"))
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    assert ran == []
+    assert counter.get_total_flops() > 0
+    assert not [name for name in counter.get_flop_counts() if "visual.blocks" in name]
