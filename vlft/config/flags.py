@@ -99,6 +99,8 @@ class TrainFlags(TrainingArguments):
     def __post_init__(self) -> None:
         import torch
 
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # accelerate joins CPU processes into a group only when told so
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = bool(gpu and torch.cuda.is_bf16_supported() and not self.fp16)

@@ -66,6 +66,12 @@ class RunFolder:
                 f"--output_dir {self.path}: another run is training there right now. Wait for it, or choose another."
             ) from error
 
+    def unlock(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def find_start(self, resume: str) -> tuple[Literal["new", "resume", "finished"], Path | None]:
         """Whether to start, go on or stop, and the checkpoint to go on from.
 
@@ -166,6 +172,9 @@ class RunFolder:
         if self.record.kind == "adapter":
             (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         save_processor(self.base.processor, out)
+        readable = 0o666 & ~_umask()
+        for path in out.iterdir():
+            path.chmod(readable)  # safetensors writes for the owner alone; a server often runs as another user
 
     def read_weights(self, source: Path, model: Any) -> None:
         """Load a checkpoint into the live model; every tensor must be there and fit.
@@ -243,6 +252,12 @@ def data_entries(counts: dict[str, int], bad: Iterable[BadRow]) -> list[dict[str
     """The "data" of a run record: per file the rows read, trained and skipped."""
     empty = [{"file": file, "rows": rows, "trained": rows, "skipped": []} for file, rows in counts.items()]
     return _with_skipped(empty, list(bad))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _step(checkpoint: Path) -> int:

@@ -52,16 +52,33 @@ def train(parsed: Parsed) -> Path:
 
     record = _record(base, data, model_flags, args, measured)
     folder = RunFolder(args.output_dir, base, record)
-    how, checkpoint = on_rank_zero(lambda: _claim(folder, args))
-    if how == "finished":
-        say(f"{folder.path}: this run is finished. Nothing to do.")
+    try:
+        how, checkpoint = on_rank_zero(lambda: _claim(folder, args))
+        if how == "finished":
+            say(f"{folder.path}: this run is finished. Nothing to do.")
+        else:
+            _run(parsed, base, measured, evaluated, folder, checkpoint, say)
         _say_result(folder, say)
-        return folder.path
+    finally:
+        folder.unlock()
+    return folder.path
+
+
+def _run(
+    parsed: Parsed,
+    base: Base,
+    measured: Measured,
+    evaluated: Measured | None,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    say: Callable[[str], None],
+) -> None:
+    """From a claimed folder to final weights."""
+    data, model_flags, args = parsed.flags
     if checkpoint is not None:
         say(f"going on from {checkpoint}")
     if args.process_index == 0:
         folder.begin_run(parsed.effective)
-
     model, backends = prepare_model(base, args, choice=model_flags.attn)
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
@@ -72,8 +89,6 @@ def train(parsed: Parsed) -> Path:
     _report_steps(trainer, measured, say)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _finish(trainer, folder)
-    _say_result(folder, say)
-    return folder.path
 
 
 def check_flags(args: TrainFlags, model: ModelFlags, data: DataFlags, given: frozenset[str]) -> None:
