@@ -5,24 +5,29 @@ Above data/, model/ and checkpoint, which do not know each other; below the feat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tqdm import tqdm
 
 from vlft.checkpoint import resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.data.dataset import scan
+from vlft.data.dataset import MediaProbe, scan
 from vlft.data.encode import Encoder
 from vlft.data.media import MediaSettings, media_settings
-from vlft.data.records import Rows, load_samples
-from vlft.data.sample import Cost
+from vlft.data.records import Rows, load_samples, parse_record
+from vlft.data.rows import read_rows
+from vlft.data.sample import Cost, Sample
 from vlft.errors import BadRow, ConfigError
 from vlft.families import Family
 from vlft.model.load import load_config, load_processor
 from vlft.model.towers import Towers
+
+SHOWN_BAD_ROWS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,11 @@ class Base:
     encoder: Encoder
     towers: Towers
 
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding, so that files hold it once."""
+        return bool(self.config.tie_word_embeddings)
+
 
 def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> Base:
     """Open the base the flags name and settle everything that decides what a row becomes.
@@ -63,16 +73,7 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
     folder = resolve_model(model.model_id, model.model_revision)
     config, family = load_config(folder)
     processor = load_processor(folder)
-    media = media_settings(
-        processor,
-        image_min_pixels=data.image_min_pixels,
-        image_max_pixels=data.image_max_pixels,
-        video_min_pixels=data.video_min_pixels,
-        video_max_pixels=data.video_max_pixels,
-        fps=data.fps,
-        nframes=data.nframes,
-        video_max_frames=data.video_max_frames,
-    )
+    media = _settings(processor, data)
     limit = config.text_config.max_position_embeddings
     max_length = limit if data.max_length is None else data.max_length
     if not 0 < max_length <= limit:
@@ -82,6 +83,34 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
     return Base(
         folder=folder, config=config, family=family, processor=processor, media=media, encoder=encoder, towers=towers
     )
+
+
+def _settings(processor: Any, data: DataFlags) -> MediaSettings:
+    return media_settings(
+        processor,
+        image_min_pixels=data.image_min_pixels,
+        image_max_pixels=data.image_max_pixels,
+        video_min_pixels=data.video_min_pixels,
+        video_max_pixels=data.video_max_pixels,
+        fps=data.fps,
+        nframes=data.nframes,
+        video_max_frames=data.video_max_frames,
+    )
+
+
+def stock_probe(data: DataFlags) -> MediaProbe:
+    """What can look at media before a base is chosen: the flags over the budgets of Qwen/Qwen2-VL-*-Instruct.
+
+    Raises:
+        ConfigError: a flag cannot act or be carried out.
+    """
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    size = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16384 * 28 * 28}  # their preprocessor_config.json
+    stock = SimpleNamespace(
+        image_processor=Qwen2VLImageProcessor(size=dict(size)), video_processor=Qwen2VLVideoProcessor(size=dict(size))
+    )
+    return MediaProbe(media=_settings(stock, data))
 
 
 def _towers(model: ModelFlags, given: frozenset[str]) -> Towers:
@@ -119,6 +148,44 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> Rows:
     return load_samples(paths, image_folder=data.image_folder, family=family)
 
 
+def open_row(path: str, index: int, data: DataFlags, family: Family) -> Sample:
+    """Parse one row of a data file; no media are opened.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no such row.
+        DataError: the row cannot be trained.
+    """
+    if data.image_folder is not None and not os.path.isdir(data.image_folder):
+        raise ConfigError(
+            f"--image_folder {data.image_folder}: no such folder. Name the one that media paths start from."
+        )
+    count = 0
+    for place, raw in read_rows(path):
+        if place == index:
+            return parse_record(raw, file=path, index=index, image_folder=data.image_folder, family=family)
+        count += 1
+    raise ConfigError(f"--index {index}: {path} has {count:,} rows, counted from 0. Give 0 to {count - 1}.")
+
+
+def accept_rows(measured: Measured, paths: Sequence[str], data: DataFlags) -> Measured:
+    """The same rows, if they can be trained on as asked.
+
+    Raises:
+        ConfigError: a row is refused and bad rows are not to be skipped, or no row is left.
+    """
+    bad = measured.rows.bad
+    if bad and data.on_bad_row == "error":
+        lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])
+        more = f"\n  and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
+        raise ConfigError(
+            f"{len(bad)} of {sum(measured.rows.counts.values())} rows cannot be trained:\n{lines}{more}\n"
+            "  All of them: vlft check-data with the same flags. Mend them, or train on the rest: --on_bad_row skip"
+        )
+    if not measured.rows.samples:
+        raise ConfigError(f"{', '.join(paths)}: no row is left to train ({len(bad)} were refused, e.g. {bad[0]})")
+    return measured
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """Rows after the pass over their headers (or over their pixels).
@@ -132,12 +199,14 @@ class Measured:
     costs: tuple[Cost, ...]
 
 
-def measure_rows(rows: Rows, encoder: Encoder, *, workers: int, decode: bool = False, quiet: bool = False) -> Measured:
+def measure_rows(
+    rows: Rows, encoder: Encoder | MediaProbe, *, workers: int, decode: bool = False, quiet: bool = False
+) -> Measured:
     """Find what each row costs and which cannot be trained, before anything is trained.
 
     Args:
         rows: parsed.
-        encoder: measures them.
+        encoder: measures them; a `MediaProbe` (no base named) looks at their media only.
         workers: processes to share the work.
         decode: decode every picture and frame too.
         quiet: no progress bar.

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 def run(argv: Sequence[str]) -> int:
     """Parse the flags, train, say where the weights are."""
+    from vlft.cli.quiet import quiet
+
+    quiet()
     from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
     from vlft.config.parse import FlagParser
 

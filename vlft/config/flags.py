@@ -81,7 +81,7 @@ class TrainFlags(TrainingArguments):
     merger_lr: float | None = _flag(None, "peak learning rate of the merger (default: --learning_rate)")
     per_device_train_batch_size: int = _flag(1, "rows a micro-batch may have on one device")
     per_device_eval_batch_size: int = _flag(1, "rows an evaluation micro-batch may have on one device")
-    bf16: bool | None = _flag(None, "bf16 autocast over float32 masters (default: on where the GPU has it)")
+    bf16: bool | None = _flag(None, "bf16 autocast over float32 masters (default: on where the GPU has it)")  # type: ignore[assignment]
     gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass: less memory, slower")  # type: ignore[assignment]
     use_liger_kernel: Literal["auto", "true", "false"] = _flag(  # type: ignore[assignment]
         "auto", "Liger kernels (not built yet: auto and false run without)"

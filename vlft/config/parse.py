@@ -42,7 +42,7 @@ class FlagParser(HfArgumentParser):
         dataclass_types: the flags it takes.
     """
 
-    def __init__(self, verb: str, dataclass_types: Sequence[type], **kwargs: Any) -> None:
+    def __init__(self, verb: str, dataclass_types: Sequence[Any], **kwargs: Any) -> None:
         super().__init__(list(dataclass_types), prog=f"vlft {verb}", allow_abbrev=False, **kwargs)
         self.verb = verb
         self.add_argument("--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags given here win")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vlft.data import media as media_io
 from vlft.data.encode import UNTRAINED, Encoder
+from vlft.data.media import MediaError, MediaSettings
 from vlft.data.sample import Cost, EncodedSample, Sample
-from vlft.errors import BadRow, DataError
+from vlft.errors import BadRow, ConfigError, DataError
 
 SCAN_CHUNK = 16  # rows a worker hands back at once
+DECODE_CHUNK = 4  # the same where every frame is decoded, which takes a hundred times longer
 
 
 class RowDataset(Dataset):
@@ -50,47 +55,85 @@ class _Scan(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Cost | BadRow:
+    def __getitem__(self, index: int) -> Cost | BadRow | ConfigError:
         try:
             return self.probe(self.samples[index])
         except DataError as error:
             return error.row
+        except ConfigError as error:
+            return error  # raised by the reader: torch would put the worker's traceback into the message
 
 
-class _DecodedCost:
-    """Cost of a row after really decoding it; a class so that it pickles to workers."""
+@dataclass(frozen=True, kw_only=True)
+class MediaProbe:
+    """Stands where an `Encoder` would when no base is named: opens the media of rows and counts no tokens.
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
+    Attributes:
+        media: pixel and frame budgets.
+    """
 
-    def __call__(self, sample: Sample) -> Cost:
-        row = self.encoder.encode(sample)
-        return Cost(
-            tokens=len(row.input_ids_T),
-            supervised=int((row.labels_T != UNTRAINED).sum()),
-            patches=sum(medium.grid.patches for medium in row.media),
-        )
+    media: MediaSettings
+
+    def cost(self, sample: Sample, *, decode: bool) -> Cost:
+        """A `Cost` of 0 tokens.
+
+        Raises:
+            DataError: a medium cannot be opened or, with `decode`, decoded.
+        """
+        try:
+            if decode:
+                grids = [media_io.decode(part, self.media).grid for part in sample.media]
+            else:
+                grids = [media_io.measure(part, self.media) for part in sample.media]
+        except MediaError as error:
+            row = BadRow(file=sample.file, index=sample.index, id=sample.id, field=error.field, reason=error.reason)
+            raise DataError(row) from error
+        return Cost(tokens=0, supervised=0, patches=sum(grid.patches for grid in grids))
 
 
-def scan(samples: Sequence[Sample], encoder: Encoder, *, workers: int, decode: bool = False) -> Iterator[Cost | BadRow]:
+def _decoded_cost(sample: Sample, *, encoder: Encoder) -> Cost:
+    row = encoder.encode(sample)
+    return Cost(
+        tokens=len(row.input_ids_T),
+        supervised=int((row.labels_T != UNTRAINED).sum()),
+        patches=sum(medium.grid.patches for medium in row.media),
+    )
+
+
+def _probe(encoder: Encoder | MediaProbe, *, decode: bool) -> Callable[[Sample], Cost]:
+    if isinstance(encoder, MediaProbe):
+        return functools.partial(encoder.cost, decode=decode)
+    return functools.partial(_decoded_cost, encoder=encoder) if decode else encoder.measure
+
+
+def scan(
+    samples: Sequence[Sample], encoder: Encoder | MediaProbe, *, workers: int, decode: bool = False
+) -> Iterator[Cost | BadRow]:
     """The cost of every row, or why it is refused, in order.
 
     Args:
         samples: parsed rows.
-        encoder: measures them.
+        encoder: measures them; a `MediaProbe` looks at their media only.
         workers: processes to share the work; 0 does it here.
         decode: decode every picture and frame too (slow, finds truncated files); else headers only.
 
     Yields:
         one `Cost` or `BadRow` a sample.
+
+    Raises:
+        ConfigError: the settings fit no row, e.g. a chat template that leaves out pictures.
     """
-    probe = _DecodedCost(encoder) if decode else encoder.measure
-    chunks = [range(i, min(i + SCAN_CHUNK, len(samples))) for i in range(0, len(samples), SCAN_CHUNK)]
+    size = DECODE_CHUNK if decode else SCAN_CHUNK
+    chunks = [range(i, min(i + size, len(samples))) for i in range(0, len(samples), size)]
     if len(chunks) < 4:
         workers = 0  # starting processes would take longer than the scan
+    probe = _probe(encoder, decode=decode)
     loader = DataLoader(_Scan(samples, probe), batch_sampler=chunks, collate_fn=list, **loader_options(workers))
     for chunk in loader:
-        yield from chunk
+        for result in chunk:
+            if isinstance(result, ConfigError):
+                raise result
+            yield result
 
 
 def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -74,7 +74,7 @@ def tiny_processor(*, min_pixels: int = 4 * 28 * 28, max_pixels: int = 64 * 28 *
     tokenizer = Qwen2Tokenizer(
         vocab=byte_vocabulary(),
         merges=[],
-        unk_token=None,
+        unk_token=None,  # type: ignore[arg-type]
         bos_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -97,7 +97,7 @@ def tiny_config(processor, *, tied: bool = True):
     def token(text: str) -> int:
         return processor.tokenizer.convert_tokens_to_ids(text)
 
-    ends = {"bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|im_end|>")}
+    ends: dict[str, Any] = {"bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|im_end|>")}
     return Qwen2VLConfig(
         text_config={
             "vocab_size": 320,

@@ -25,6 +25,7 @@ INSTALL = {
     "varlen": "pip install 'torch>=2.11' (a CUDA build)",
 }
 
+Choice = Literal["auto"] | Backend
 Kernel = Callable[..., torch.Tensor]
 
 
@@ -55,11 +56,11 @@ def attend_segments(
         count = sum(1 for _ in group)
         end = start + count * length
         # [1, H, n*L, D] -> [n, H, L, D]
-        parts = [
+        q, k, v = (
             x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1) for x in (query_1HTD, key_1GTD, value_1GTD)
-        ]
-        gqa = parts[0].shape[1] != parts[1].shape[1]
-        out = F.scaled_dot_product_attention(*parts, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=gqa)
+        )
+        gqa = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=gqa)
         outputs.append(out.transpose(1, 2).flatten(0, 1))  # [n*L, H, D]
         start = end
     return torch.cat(outputs)[None]
@@ -114,7 +115,9 @@ def _load_kernel(backend: Backend) -> Kernel:
 
         def varlen(q, k, v, cu, longest, *, scale, causal):
             # torch 2.11 takes fewer key/value heads without being told so; from 2.12 on it wants the flag.
-            gqa = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
+            gqa: dict[str, Any] = (
+                {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
+            )
             window = (-1, 0) if causal else (-1, -1)
             return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
 
@@ -151,8 +154,8 @@ def self_test(kernel: Kernel, *, heads: int, kv_heads: int, head_dim: int, causa
     for exact in (False, True):
         leaves = [x.detach().float().requires_grad_() if exact else x.detach().requires_grad_() for x in (q, k, v)]
         if exact:
-            rows = [x.transpose(0, 1)[None] for x in leaves]
-            out = attend_segments(*rows, lengths, scale=scale, causal=causal)[0]
+            q_1HTD, k_1GTD, v_1GTD = (x.transpose(0, 1)[None] for x in leaves)
+            out = attend_segments(q_1HTD, k_1GTD, v_1GTD, lengths, scale=scale, causal=causal)[0]
         else:
             out = kernel(*leaves, cu, max(lengths), scale=scale, causal=causal)
         out.float().square().sum().backward()
@@ -161,7 +164,7 @@ def self_test(kernel: Kernel, *, heads: int, kv_heads: int, head_dim: int, causa
 
 
 def choose_backend(
-    choice: str, *, heads: int, kv_heads: int, head_dim: int, causal: bool, device: torch.device, dtype: torch.dtype
+    choice: Choice, *, heads: int, kv_heads: int, head_dim: int, causal: bool, device: torch.device, dtype: torch.dtype
 ) -> tuple[Backend, list[str]]:
     """The backend for one tower, and what was tried and passed over.
 
@@ -174,7 +177,8 @@ def choose_backend(
         ConfigError: a backend asked for by name cannot be used; says why and how to get it.
     """
     remarks: list[str] = []
-    for backend in BACKENDS if choice == "auto" else (choice,):
+    candidates: tuple[Backend, ...] = BACKENDS if choice == "auto" else (choice,)
+    for backend in candidates:
         if backend == "sdpa":
             return "sdpa", remarks
         problem = ""
@@ -184,13 +188,9 @@ def choose_backend(
             problem = f"needs bf16 or fp16, this run computes in {dtype}".replace("torch.", "")
         else:
             try:
+                kernel = _load_kernel(backend)
                 worst = self_test(
-                    _load_kernel(backend),
-                    heads=heads,
-                    kv_heads=kv_heads,
-                    head_dim=head_dim,
-                    causal=causal,
-                    device=device,
+                    kernel, heads=heads, kv_heads=kv_heads, head_dim=head_dim, causal=causal, device=device
                 )
                 if worst < 0.03:  # bfloat16 has 8 bits; a kernel that mixes samples is off by the order of 1
                     return backend, remarks
@@ -203,10 +203,10 @@ def choose_backend(
                 "fastest that works."
             )
         remarks.append(f"{backend}: {problem}")
-    raise ConfigError(f"--attn {choice}: unknown; one of auto, {', '.join(BACKENDS)}")
+    raise AssertionError("auto ends with sdpa, which always works")
 
 
-def install(model: torch.nn.Module, choice: str, *, dtype: torch.dtype) -> dict[str, Backend]:
+def install(model: torch.nn.Module, choice: Choice, *, dtype: torch.dtype) -> dict[str, Backend]:
     """Choose a backend per tower and make the model use it.
 
     transformers gives the ViT one variable-length call only under a name with "flash" in it, and refuses such names at

@@ -109,7 +109,7 @@ def _add_lora(model: torch.nn.Module, family: Family, towers: Towers) -> torch.n
     adapted = [tower for tower, mode in towers.modes.items() if mode == "lora"]
     config = LoraConfig(
         r=towers.lora_rank,
-        lora_alpha=towers.lora_alpha,
+        lora_alpha=towers.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=towers.lora_dropout,
         target_modules="|".join(f"(?:{patterns[tower]})" for tower in adapted),
         modules_to_save=full_modules(model, family, towers) or None,
@@ -142,9 +142,9 @@ def full_modules(model: torch.nn.Module, family: Family, towers: Towers) -> list
 
     PEFT cannot hold a ModuleList, so the ViT is named block by block.
     """
-    visual = model.get_submodule("model.visual")
+    visual: Any = model.get_submodule("model.visual")
     whole = [name for name, part in visual.named_children() if not isinstance(part, torch.nn.ModuleList)]
-    whole += [f"blocks.{i}" for i in range(len(visual.get_submodule("blocks")))]
+    whole += [f"blocks.{i}" for i in range(len(visual.blocks))]
     return [
         f"model.visual.{name}"
         for name in whole
@@ -166,7 +166,8 @@ def checkpoint_activations(model: torch.nn.Module) -> None:
     Not through `gradient_checkpointing_enable`: that also hooks the ViT's patch embedding so that its output needs a
     gradient, which sends a frozen ViT through backward and recomputation (seen on transformers 5.17 and 5.23).
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapped: Any = model
+    base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
     base._set_gradient_checkpointing(
         enable=True, gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=False)
     )

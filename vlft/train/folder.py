@@ -23,6 +23,8 @@ from vlft.errors import BadRow, CheckpointError
 from vlft.inputs import Base
 from vlft.train.ranks import barrier
 
+#: safetensors' words for the dtypes a model's weights come in.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STAGING = ".saving"
 LOCK = ".lock"
 
@@ -167,6 +169,10 @@ class RunFolder:
     def write_weights(self, out: Path, model: Any, *, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Everything that was trained, and the processor, into `out`: an adapter, or full float32 masters."""
         out.mkdir(parents=True, exist_ok=True)
+        if self.record.kind == "full" and state_dict is not None and self.base.tied:
+            # DeepSpeed hands the shared head out as a tensor of its own.
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name != "lm_head.weight"}
+        # PEFT would ask the hub whether the vocabulary has grown.
         options = {"save_embedding_layers": False} if self.record.kind == "adapter" else {}
         model.save_pretrained(out, state_dict=state_dict, **options)
         if self.record.kind == "adapter":
@@ -222,14 +228,13 @@ def save_processor(processor: Any, out: Path) -> None:
 def stored_dtypes(base: Base) -> dict[str, torch.dtype]:
     """Module parameter name -> dtype in the base's files; a tied head has its embedding's."""
     from safetensors import safe_open
-    from safetensors.torch import _TYPES
 
     found: dict[str, torch.dtype] = {}
     index = tensor_index(base.folder)
     for file in sorted(set(index.values())):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                found[module_name(base.family, name)] = _TYPES[tensors.get_slice(name).get_dtype()]
+                found[module_name(base.family, name)] = getattr(torch, _DTYPES[tensors.get_slice(name).get_dtype()])
     found.setdefault("lm_head.weight", found["model.language_model.embed_tokens.weight"])
     return found
 

@@ -26,9 +26,9 @@ def on_rank_zero(work: Callable[[], T]) -> T:
         except VlftError as error:
             box = [(None, error)]
     dist.broadcast_object_list(box, src=0)
-    result, error = box[0]
-    if error is not None:
-        raise error
+    result, refused = box[0]
+    if refused is not None:
+        raise refused
     return result
 
 

@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
+from vlft.config.checks import check_flags
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Collator
@@ -78,7 +79,8 @@ def _run(
     if checkpoint is not None:
         say(f"going on from {checkpoint}")
     if args.process_index == 0:
-        folder.begin_run(parsed.effective)
+        acting = {k: v for k, v in parsed.effective.items() if base.towers.has_lora or not k.startswith("lora_")}
+        folder.begin_run(acting)
     model, backends = prepare_model(base, args, choice=model_flags.attn)
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
@@ -91,34 +93,7 @@ def _run(
     _finish(trainer, folder)
 
 
-def check_flags(args: TrainFlags, model: ModelFlags, data: DataFlags, given: frozenset[str]) -> None:
-    """Refuse flags that cannot act or cannot be carried out here.
-
-    Raises:
-        ConfigError: names the flag, its value and what to do.
-    """
-    for tower in ("vision", "merger"):
-        flag = f"{tower}_lr"
-        if flag in given and getattr(model, tower) == "frozen":
-            raise ConfigError(
-                f"--{flag} {getattr(args, flag)} cannot act: --{tower} is frozen. Drop it, or set --{tower} to full or "
-                "lora."
-            )
-    if args.n_gpu > 1:
-        raise ConfigError(
-            f"{args.n_gpu} GPUs are visible, but this is one process. Start one per GPU: GPUS={args.n_gpu} "
-            "scripts/finetune_lora.sh (or torchrun --nproc_per_node), or pick one with CUDA_VISIBLE_DEVICES=0."
-        )
-    if args.liger == "true":
-        raise ConfigError("--use_liger_kernel true: Liger kernels are not built in yet; use auto or false")
-    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
-    if evaluates and not data.eval_path:
-        raise ConfigError(f"--eval_strategy {args.eval_strategy.value} needs --eval_path")
-    if data.eval_path and not evaluates:
-        raise ConfigError("--eval_path is given, but --eval_strategy is no: set it to steps or epoch")
-
-
-def prepare_model(base: Base, args: TrainFlags, *, choice: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+def prepare_model(base: Base, args: TrainFlags, *, choice: attention.Choice) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, flat forward.
 
     Under bf16 (or fp16) autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from vlft.config.flags import TrainFlags
 from vlft.data.collate import Batch, Collator
 from vlft.data.dataset import RowDataset, loader_options
 from vlft.data.order import Order, RankBatches
@@ -46,6 +47,7 @@ class VlftTrainer(Trainer):
     """See the module.
 
     Args:
+        model, args: as the stock Trainer takes them.
         groups: of the optimizer (frozen ones are ignored).
         train_rows, eval_rows: datasets; `eval_rows` may be None.
         collator: rows -> Batch.
@@ -56,7 +58,9 @@ class VlftTrainer(Trainer):
 
     def __init__(
         self,
-        *args: Any,
+        *,
+        model: torch.nn.Module,
+        args: TrainFlags,
         groups: list[Group],
         train_rows: RowDataset,
         eval_rows: RowDataset | None,
@@ -64,9 +68,11 @@ class VlftTrainer(Trainer):
         folder: RunFolder,
         metrics: MetricsFile | None,
         say: Callable[[str], None],
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, train_dataset=train_rows, eval_dataset=eval_rows, data_collator=collator, **kwargs)
+        stock: Any = super().__init__  # its hints want a PreTrainedModel and a tensor-only collator
+        stock(model=model, args=args, train_dataset=train_rows, eval_dataset=eval_rows, data_collator=collator)
+        self.train_rows = train_rows
+        self.eval_rows = eval_rows
         # Qwen2-VL leaves this unset and Qwen2.5-VL says False; HF would weight their losses in different ways.
         self.model_accepts_loss_kwargs = True
         self.groups = [group for group in groups if group.trainable]
@@ -92,10 +98,10 @@ class VlftTrainer(Trainer):
             shuffle=shuffle,
         )
 
-    def _loader(self, rows: RowDataset, order: Order) -> DataLoader:
+    def _loader(self, rows: RowDataset, batches: RankBatches) -> DataLoader:
         return DataLoader(
             rows,
-            batch_sampler=RankBatches(order, rank=self.args.process_index),
+            batch_sampler=batches,
             collate_fn=self.data_collator,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             **loader_options(self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory),
@@ -103,17 +109,15 @@ class VlftTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
-        loader = self._loader(
-            self.train_dataset,
-            self.order(
-                len(self.train_dataset),
-                batch=args.per_device_train_batch_size,
-                accumulation=args.gradient_accumulation_steps,
-                shuffle=True,
-            ),
+        order = self.order(
+            len(self.train_rows),
+            batch=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            shuffle=True,
         )
-        self.add_callback(_SetEpoch(loader.batch_sampler))
-        return loader
+        batches = RankBatches(order, rank=args.process_index)
+        self.add_callback(_SetEpoch(batches))
+        return self._loader(self.train_rows, batches)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -143,7 +147,8 @@ class VlftTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            live: Any = self.model
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, live)
             if {"params", "model", "optimizer_dict"} & set(options) or not isinstance(cls, type):
                 raise ConfigError(
                     f"--optim {self.args.optim}: brings its own parameter groups, which would drop --vision_lr, "
@@ -163,7 +168,8 @@ class VlftTrainer(Trainer):
             self._started = time.perf_counter(), self.state.global_step
             self._last_logged = self.state.global_step
         # Read here: when a step is logged, the scheduler has already moved on.
-        self._rates = {g["name"]: float(g["lr"]) for g in self.optimizer.param_groups}
+        optimizer: Any = self.optimizer
+        self._rates = {g["name"]: float(g["lr"]) for g in optimizer.param_groups}
         return super().training_step(*args, **kwargs)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -173,16 +179,18 @@ class VlftTrainer(Trainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Mean cross-entropy of the supervised tokens of the evaluation rows."""
-        rows = self.eval_dataset
-        model = self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
+        if self.eval_rows is None:
+            raise ConfigError("evaluation was asked for without --eval_path")
+        model: Any = self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
         batch = self.args.per_device_eval_batch_size
-        loader = self._loader(rows, self.order(len(rows), batch=batch, accumulation=1, shuffle=False))
+        order = self.order(len(self.eval_rows), batch=batch, accumulation=1, shuffle=False)
+        loader = self._loader(self.eval_rows, RankBatches(order, rank=self.args.process_index))
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         start = time.perf_counter()
         model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for inputs in loader:
-                inputs = self._prepare_inputs(inputs)
+            for batch_on_cpu in loader:
+                inputs: Any = self._prepare_inputs(batch_on_cpu)
                 outputs = model(**{key: inputs[key] for key in FORWARD_KEYS})
                 total[0] += outputs.loss.double()
                 total[1] += inputs["counts"]["supervised_tokens"]
@@ -234,7 +242,7 @@ class VlftTrainer(Trainer):
     # ---- save and load
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self.folder.staging) if self.folder.saving else self.args.output_dir
+        return str(self.folder.staging if self.folder.saving else self.folder.path)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any = None) -> None:
         """The stock checkpoint, written aside and renamed into place when every rank is done."""
@@ -248,14 +256,14 @@ class VlftTrainer(Trainer):
             self.args.save_total_limit = limit
         best = self.state.best_global_step
         if best:
-            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / f"checkpoint-{best}")
+            self.state.best_model_checkpoint = str(self.folder.path / f"checkpoint-{best}")
         skipped = self.all_skipped()
         if self.args.should_save:
             name = f"checkpoint-{self.state.global_step}"
             self.state.save_to_json(str(self.folder.staging / name / "trainer_state.json"))
             self.folder.commit_checkpoint(name, skipped)
             rotate_checkpoints(
-                output_dir=self.args.output_dir,
+                output_dir=str(self.folder.path),
                 save_total_limit=limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
@@ -268,7 +276,7 @@ class VlftTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
-            self.folder.write_weights(Path(output_dir or self.args.output_dir), self.model, state_dict=state_dict)
+            self.folder.write_weights(Path(output_dir or self.folder.path), self.model, state_dict=state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.folder.read_weights(Path(resume_from_checkpoint), self.model)

@@ -1,0 +1,100 @@
+# What the finetune scripts share. They source it, fill the array `preset` with flags and end with: finetune "$@"
+
+set -euo pipefail
+scripts_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=python
+[[ -x $scripts_dir/../.venv/bin/python ]] && python=$scripts_dir/../.venv/bin/python
+
+usage() { # what is wrong
+    local script=${0##*/}
+    cat >&2 <<TEXT
+$script: $1
+  MODEL=Qwen/Qwen2-VL-2B-Instruct DATA=train.json IMAGE_FOLDER=images OUTPUT=output/run bash scripts/$script [flags]
+  DATA may be several files, separated by spaces. GPUS=4 takes four GPUs. BATCH_PER_DEVICE (1) rows go through a GPU
+  at a time, GLOBAL_BATCH (128) make an optimizer step; a few hundred rows want GLOBAL_BATCH=8 or 16.
+  A flag wins over all of these; the flags: vlft train --help
+TEXT
+    exit 2
+}
+
+# The value a flag has on the command line: the last one, as in argparse. Exit status 1 where it is not there.
+given() { # flag, the command line...
+    local flag=$1 value="" status=1
+    shift
+    while (($#)); do
+        case $1 in
+            "$flag") value=${2:-} status=0 ;;
+            "$flag"=*) value=${1#*=} status=0 ;;
+        esac
+        shift
+    done
+    printf '%s' "$value"
+    return $status
+}
+
+# A rate of its own for one tower, unless the command line freezes that tower: vlft refuses a flag that cannot act.
+tower_rate() { # vision or merger, rate, the command line...
+    local tower=$1 rate=$2
+    shift 2
+    [[ $(given "--$tower" "$@") == frozen ]] || preset+=("--${tower}_lr" "$rate")
+}
+
+whole_number() { # name, value
+    [[ $2 =~ ^[1-9][0-9]*$ ]] || usage "$1=$2: a whole number of 1 or more is needed"
+}
+
+# Runs vlft train with what the environment says, the preset and the command line, in this order: of two the last wins.
+finetune() { # the command line...
+    local gpus=${GPUS:-1} batch rows=${GLOBAL_BATCH:-128} files=() from_env=()
+
+    # As flags, the preset would win over every line of the file, in silence.
+    ! given --config "$@" >/dev/null || usage "the preset and --config exclude each other: vlft train --config FILE"
+
+    if ! given --model_id "$@" >/dev/null; then
+        [[ -n ${MODEL:-} ]] || usage "MODEL or --model_id is missing"
+        from_env+=(--model_id "$MODEL")
+    fi
+    if ! given --data_path "$@" >/dev/null; then
+        [[ -n ${DATA:-} ]] || usage "DATA or --data_path is missing"
+        if [[ -e $DATA ]]; then files=("$DATA"); else read -r -d '' -a files <<<"$DATA" || true; fi
+        from_env+=(--data_path "${files[@]}")
+    fi
+    if ! given --output_dir "$@" >/dev/null; then
+        [[ -n ${OUTPUT:-} ]] || usage "OUTPUT or --output_dir is missing"
+        from_env+=(--output_dir "$OUTPUT")
+    fi
+    [[ -z ${IMAGE_FOLDER:-} ]] || from_env+=(--image_folder "$IMAGE_FOLDER")
+
+    batch=$(given --per_device_train_batch_size "$@") || batch=${BATCH_PER_DEVICE:-1}
+    whole_number GPUS "$gpus"
+    whole_number BATCH_PER_DEVICE "$batch"
+    whole_number GLOBAL_BATCH "$rows"
+    from_env+=(--per_device_train_batch_size "$batch")
+    if ! given --gradient_accumulation_steps "$@" >/dev/null; then
+        ((rows % (gpus * batch) == 0)) ||
+            usage "GLOBAL_BATCH=$rows is no multiple of GPUS=$gpus x BATCH_PER_DEVICE=$batch"
+        from_env+=(--gradient_accumulation_steps $((rows / (gpus * batch))))
+    fi
+
+    if ((gpus > 1)); then
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the launcher's own choice, without its banner
+        exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" \
+            -m vlft train "${from_env[@]}" "${preset[@]}" "$@"
+    fi
+    # GPUS=1 said on a machine with several is meant: the first one, unless the user chose.
+    [[ -z ${GPUS:-} ]] || export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}
+    exec "$python" -m vlft train "${from_env[@]}" "${preset[@]}" "$@"
+}
+
+# What all presets share. bf16, attention and Liger kernels are left to vlft, which looks at the machine.
+preset=(
+    --num_train_epochs 1
+    --lr_scheduler_type cosine
+    --warmup_steps 0.03 # below 1 it is a share of all steps (transformers 5)
+    --weight_decay 0.1
+    --gradient_checkpointing true
+    --dataloader_num_workers 4
+    --logging_steps 1
+    --save_steps 200
+    --save_total_limit 10
+)

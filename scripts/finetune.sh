@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Full fine-tuning: vision tower, merger and language model. The same settings in YAML: examples/full.yaml
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+preset+=(
+    --vision full --merger full --language full
+    --learning_rate 1e-5
+    --image_min_pixels $((512 * 28 * 28))
+    --image_max_pixels $((1280 * 28 * 28))
+)
+tower_rate vision 2e-6 "$@" # the tower was trained far longer than what is on top of it
+tower_rate merger 1e-5 "$@"
+finetune "$@"

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Everything a change must pass, from a bare clone: set-up, ruff, mypy, pytest. Arguments go to pytest:
+#
+#     bash scripts/test.sh                        bash scripts/test.sh tests/test_cli.py -x
+#
+# A stage that fails does not hide the next ones; the exit status is 1 when any did.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+# The test models are so small that a second thread costs more than it brings, and several tests start two processes.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
+# Nothing is downloaded by a test; one that tries shall fail at once instead of waiting.
+export HF_HUB_OFFLINE=1
+
+failed=()
+stage() { # name, command...
+    local name=$1 began=$SECONDS status=ok
+    shift
+    "$@" || { status="FAILED (exit $?)" && failed+=("$name"); }
+    printf -- '-- %s: %s, %d s\n' "$name" "$status" $((SECONDS - began)) >&2
+}
+
+stage set-up bash scripts/setup.sh
+[[ ${#failed[@]} -eq 0 ]] || exit 1
+stage "ruff check" .venv/bin/python -m ruff check .
+stage "ruff format" .venv/bin/python -m ruff format --check .
+stage mypy .venv/bin/python -m mypy vlft
+stage pytest .venv/bin/python -m pytest "$@"
+
+[[ ${#failed[@]} -eq 0 ]] || {
+    (IFS=, && printf -- '-- not clean: %s\n' "${failed[*]}" >&2)
+    exit 1
+}

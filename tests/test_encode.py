@@ -1,0 +1,197 @@
+"""Tokens, labels, positions and pixels against the stock processor and model of transformers and qwen-vl-utils."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image as PILImage
+from qwen_vl_utils import process_vision_info
+
+from vlft.data.encode import UNTRAINED, Encoder
+from vlft.data.records import parse_record
+from vlft.data.sample import Text, Video
+from vlft.errors import DataError
+from vlft.families import FAMILIES
+from vlft.model.forward import PixelScale
+from vlft.model.load import load_base
+
+FAMILY = FAMILIES["qwen2_vl"]
+
+
+def messages_of(sample, settings) -> list[dict]:
+    """A sample as the messages that transformers' processors and qwen-vl-utils take."""
+
+    def part(piece):
+        if isinstance(piece, Text):
+            return {"type": "text", "text": piece.text}
+        if isinstance(piece, Video):
+            video = piece.path or [PILImage.open(frame).convert("RGB") for frame in piece.frames]
+            budget = {"min_pixels": settings.video_min_pixels, "max_pixels": settings.video_max_pixels}
+            rate = {} if piece.frames else {"fps": settings.fps, "max_frames": settings.video_max_frames}
+            return {"type": "video", "video": video, **budget, **rate}
+        return {"type": "image", "image": PILImage.open(piece.path)}
+
+    return [{"role": turn.role, "content": [part(p) for p in turn.parts]} for turn in sample.turns]
+
+
+def stock(sample, encoder):
+    """The stock processor's whole answer for a row: pictures by itself, videos as qwen-vl-utils hands them over."""
+    processor = encoder.processor
+    messages = messages_of(sample, encoder.media)
+    text = processor.apply_chat_template(messages, tokenize=False)
+    videos = [m for message in messages for m in message["content"] if m["type"] == "video"]
+    pictures = [m["image"] for message in messages for m in message["content"] if m["type"] == "image"]
+    answer = {}
+    if videos:
+        _, clips, kwargs = process_vision_info(
+            [{"role": "user", "content": videos}], return_video_kwargs=True, return_video_metadata=True
+        )
+        clips, metadata = zip(*clips, strict=True)
+        made = processor.video_processor(
+            videos=list(clips), video_metadata=list(metadata), do_resize=False, return_tensors="pt", **kwargs
+        )
+        answer |= {"pixel_values_videos": made["pixel_values_videos"], "video_grid_thw": made["video_grid_thw"]}
+    if pictures:
+        made = processor.image_processor(images=pictures, return_tensors="pt")
+        answer |= {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
+    for token, grids in (("<|image_pad|>", "image_grid_thw"), ("<|video_pad|>", "video_grid_thw")):
+        for grid in answer.get(grids, []):
+            text = text.replace(token, "<|placeholder|>" * int(grid.prod() // 4), 1)
+        text = text.replace("<|placeholder|>", token)
+    answer["input_ids"] = processor.tokenizer(text, return_tensors="pt").input_ids
+    return answer
+
+
+NAMES = ["still", "two-turns", "clip", "text", "both", "frames"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_and_grids_are_the_stock_processors(samples, encoded, encoder, name):
+    theirs, ours = stock(samples[name], encoder), encoded[name]
+    assert ours.input_ids_T.tolist() == theirs["input_ids"][0].tolist()
+    for key, is_video in (("image_grid_thw", False), ("video_grid_thw", True)):
+        grids = [[m.grid.t, m.grid.h, m.grid.w] for m in ours.media if m.is_video == is_video]
+        assert grids == theirs.get(key, torch.zeros(0, 3)).tolist()
+
+
+@pytest.mark.parametrize("name", ["still", "two-turns"])
+def test_ids_equal_one_call_of_the_whole_stock_processor(samples, encoded, encoder, name):
+    messages = messages_of(samples[name], encoder.media)
+    text = encoder.processor.apply_chat_template(messages, tokenize=False)
+    pictures = [m["image"] for message in messages for m in message["content"] if m["type"] == "image"]
+    theirs = encoder.processor(text=[text], images=pictures, return_tensors="pt")
+    assert encoded[name].input_ids_T.tolist() == theirs["input_ids"][0].tolist()
+    assert encoded[name].kinds_T.tolist() == theirs["mm_token_type_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("name", ["still", "two-turns", "clip", "both", "frames"])
+def test_pixels_after_scaling_are_the_stock_processors(samples, encoded, encoder, name):
+    theirs, scale = stock(samples[name], encoder), PixelScale.of(encoder.processor)
+    none_still = torch.zeros(0, 3, 14, 14, dtype=torch.uint8)
+    none_video = torch.zeros(0, 3, 2, 14, 14, dtype=torch.uint8)
+    stills = [m.patches for m in encoded[name].media if not m.is_video]
+    videos = [m.patches for m in encoded[name].media if m.is_video]
+    assert bool(stills) == ("pixel_values" in theirs)
+    assert bool(videos) == ("pixel_values_videos" in theirs)
+    if stills:
+        ours = scale.patches(torch.cat(stills), none_video)
+        assert (ours - theirs["pixel_values"]).abs().max() < 2e-6
+    if videos:
+        ours = scale.patches(none_still, torch.cat(videos))
+        assert (ours - theirs["pixel_values_videos"]).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_positions_are_get_rope_index(base, samples, encoded, name):
+    row = encoded[name]
+    model = load_base(base, FAMILY)
+    grids = {}
+    for key, is_video in (("image_grid_thw", False), ("video_grid_thw", True)):
+        found = [[m.grid.t, m.grid.h, m.grid.w] for m in row.media if m.is_video == is_video]
+        grids[key] = torch.tensor(found) if found else None
+    theirs, _ = model.model.get_rope_index(row.input_ids_T[None], mm_token_type_ids=row.kinds_T[None].int(), **grids)
+    assert torch.equal(row.positions_3T, theirs[:, 0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_patch_positions_are_the_stock_ones(encoded, name):
+    from transformers.vision_utils import get_vision_position_ids
+
+    from vlft.data.positions import patch_positions
+
+    for medium in encoded[name].media:
+        grid = medium.grid
+        theirs = get_vision_position_ids(torch.tensor([[grid.t, grid.h, grid.w]]), 2)
+        assert torch.equal(patch_positions(grid, merge=2), theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_measuring_from_headers_equals_encoding(samples, encoded, encoder, name):
+    cost, row = encoder.measure(samples[name]), encoded[name]
+    assert cost.tokens == len(row.input_ids_T)
+    assert cost.supervised == int((row.labels_T != UNTRAINED).sum())
+    assert cost.patches == sum(m.grid.patches for m in row.media)
+
+
+def trained_text(row, tokenizer) -> str:
+    return tokenizer.decode(row.labels_T[row.labels_T != UNTRAINED])
+
+
+def test_labels_are_exactly_the_assistant_turns_with_their_end(encoded, encoder):
+    wanted = {
+        "still": "A temple in China.<|im_end|>",
+        "two-turns": "A flower and an astronaut.<|im_end|>Yes.<|im_end|>",
+        "text": "4<|im_end|>",
+        "clip": "It slides.<|im_end|>",
+    }
+    for name, text in wanted.items():
+        row = encoded[name]
+        assert trained_text(row, encoder.processor.tokenizer) == text
+        kept = row.labels_T != UNTRAINED
+        assert torch.equal(row.labels_T[kept], row.input_ids_T[kept])
+
+
+def chat(*turns: tuple[str, str]) -> dict:
+    return {"conversations": [{"from": who, "value": text} for who, text in turns]}
+
+
+def encode(encoder: Encoder, raw: dict):
+    return encoder.encode(parse_record(raw, file="x.json", index=0, image_folder=None, family=FAMILY))
+
+
+def test_an_even_number_of_turns_after_a_system_turn_trains_the_answers(encoder):
+    """Elsewhere such a row trains the user's question as the answer."""
+    raw = chat(("system", "Be brief."), ("human", "one"), ("gpt", "ONE"), ("human", "two"), ("gpt", "TWO"))
+    assert trained_text(encode(encoder, raw), encoder.processor.tokenizer) == "ONE<|im_end|>TWO<|im_end|>"
+
+
+def test_an_answer_that_starts_with_a_newline_keeps_its_own_token(encoder):
+    row = encode(encoder, chat(("human", "q"), ("gpt", "\n\nyes")))
+    assert trained_text(row, encoder.processor.tokenizer) == "\n\nyes<|im_end|>"
+
+
+def test_a_trailing_question_is_rendered_and_untrained(encoder):
+    row = encode(encoder, chat(("human", "q"), ("gpt", "a"), ("human", "more?")))
+    assert row.text.endswith("<|im_start|>user\nmore?<|im_end|>\n")
+    assert trained_text(row, encoder.processor.tokenizer) == "a<|im_end|>"
+
+
+def test_the_default_system_turn_is_the_templates(encoder):
+    assert encode(encoder, chat(("human", "q"), ("gpt", "a"))).text.startswith("<|im_start|>system\nYou are a helpful")
+    own = encode(encoder, chat(("system", "S"), ("human", "q"), ("gpt", "a"))).text
+    assert own.startswith("<|im_start|>system\nS<|im_end|>\n")
+
+
+def test_grounding_tokens_are_single_tokens_and_trained(encoder):
+    answer = "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
+    row = encode(encoder, chat(("human", "where?"), ("gpt", answer)))
+    assert trained_text(row, encoder.processor.tokenizer) == answer + "<|im_end|>"
+    assert encoder.processor.tokenizer.convert_tokens_to_ids("<|box_start|>") in row.labels_T.tolist()
+
+
+def test_a_row_over_max_length_is_refused_with_both_numbers(encoder, samples):
+    import dataclasses
+
+    short = dataclasses.replace(encoder, max_length=50)
+    with pytest.raises(DataError, match=r"213 tokens long \(120 of them .* --max_length is 50"):
+        short.measure(samples["both"])

@@ -1,0 +1,257 @@
+"""The shell scripts: what they hand to vlft, seen by a stub in Python's place; examples/*.yaml say the same."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE_OF = {
+    "finetune.sh": "full.yaml",
+    "finetune_lora.sh": "lora.yaml",
+    "finetune_lora_vision.sh": "lora_vision.yaml",
+    "finetune_video.sh": "video.yaml",
+}
+COMMON = {"MODEL": "m", "DATA": "d.json", "IMAGE_FOLDER": "pics", "OUTPUT": "out"}
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is needed")
+
+
+class Scripts:
+    """A copy of scripts/ without .venv, in a folder with a blank; `python` on PATH prints what it was given."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a clone"
+        shutil.copytree(ROOT / "scripts", self.root / "scripts")
+        self.stub(folder / "bin" / "python")
+        self.path = folder / "bin"
+
+    @staticmethod
+    def stub(file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(
+            f"#!{sys.executable} -IS\n"
+            "import json, os, sys\n"
+            "print(json.dumps([sys.argv, os.environ.get('CUDA_VISIBLE_DEVICES')]))\n"
+        )
+        file.chmod(0o755)
+
+    def run(self, script: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", self.root / "scripts" / script, *flags],
+            env={"PATH": f"{self.path}{os.pathsep}{os.environ['PATH']}", **environment},
+            cwd=self.root.parent,
+            capture_output=True,
+            text=True,
+        )
+
+    def argv(self, script: str, *flags: str, **environment: str) -> list[str]:
+        """What follows `python` on the command line the script runs."""
+        done = self.run(script, *flags, **environment)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)[0][1:]
+
+
+@pytest.fixture
+def scripts(tmp_path):
+    return Scripts(tmp_path)
+
+
+def _flags(argv: list[str]) -> dict[str, list[str]]:
+    """`--flag value ...` as argparse takes it: the last of two wins."""
+    flags: dict[str, list[str]] = {}
+    for word in argv:
+        if word.startswith("--"):
+            flags[word.removeprefix("--")] = values = []
+        else:
+            values.append(word)
+    return flags
+
+
+def _value(text) -> float | str:
+    try:
+        return float(str(text))
+    except ValueError:
+        return str(text).lower()
+
+
+@pytest.mark.parametrize("file", [*sorted(ROOT.glob("scripts/*.sh")), ROOT / ".ci" / "run"], ids=lambda file: file.name)
+def test_script_parses_and_may_be_run(file):
+    subprocess.run(["bash", "-n", file], check=True)
+    assert os.access(file, os.X_OK) or file.name == "common.sh"
+
+
+@pytest.mark.parametrize("script", EXAMPLE_OF)
+def test_script_and_example_agree(scripts, script):
+    argv = scripts.argv(script, **COMMON)
+    assert argv[:3] == ["-m", "vlft", "train"]
+    flags = _flags(argv[3:])
+    common = {name: flags.pop(name) for name in ("model_id", "data_path", "image_folder", "output_dir")}
+    assert list(common.values()) == [["m"], ["d.json"], ["pics"], ["out"]]
+
+    example = yaml.safe_load((ROOT / "examples" / EXAMPLE_OF[script]).read_text())
+    assert all(not isinstance(value, dict | list) for value in example.values()), "flat flag: value only"
+    assert {name: _value(value) for name, [value] in flags.items()} == {n: _value(v) for n, v in example.items()}
+
+
+def test_every_example_has_its_script():
+    assert {file.name for file in (ROOT / "examples").glob("*.yaml")} == set(EXAMPLE_OF.values())
+
+
+def test_presets(scripts):
+    def towers(script):
+        flags = _flags(scripts.argv(script, **COMMON)[3:])
+        return [flags[tower][0] for tower in ("vision", "merger", "language")]
+
+    assert towers("finetune.sh") == ["full", "full", "full"]
+    assert towers("finetune_lora.sh") == ["frozen", "frozen", "lora"]
+    assert towers("finetune_lora_vision.sh") == ["lora", "lora", "lora"]
+
+
+@pytest.mark.parametrize("script", EXAMPLE_OF)
+def test_a_flag_wins_over_preset_and_environment(scripts, script):
+    mine = {"learning_rate": "3e-3", "model_id": "other", "image_folder": "x", "save_steps": "7", "output_dir": "o2"}
+    flags = _flags(scripts.argv(script, *(word for name in mine for word in (f"--{name}", mine[name])), **COMMON)[3:])
+    assert {name: flags[name] for name in mine} == {name: [value] for name, value in mine.items()}
+
+
+def test_flags_stand_in_for_the_environment(scripts):
+    argv = scripts.argv("finetune_lora.sh", "--model_id", "m", "--data_path=a.json", "--output_dir", "o")
+    assert argv[-5:] == ["--model_id", "m", "--data_path=a.json", "--output_dir", "o"]
+    assert argv.count("--model_id") == 1
+    assert "--data_path" not in argv
+    assert "--image_folder" not in argv
+
+
+def test_a_frozen_tower_loses_its_rate(scripts):
+    flags = _flags(scripts.argv("finetune.sh", "--vision", "frozen", **COMMON)[3:])
+    assert flags["vision"] == ["frozen"]
+    assert "vision_lr" not in flags
+    assert flags["merger_lr"] == ["1e-5"]
+
+
+def test_paths_with_blanks_and_quotes(scripts):
+    data = scripts.root.parent / "my data $(exit 3).json"
+    data.write_text("[]")
+    odd = {"MODEL": "my models/qwen*", "DATA": str(data), "IMAGE_FOLDER": 'it\'s "here"', "OUTPUT": "out put"}
+    flags = _flags(scripts.argv("finetune_lora.sh", "--run_name", "a b", **odd)[3:])
+    assert flags["model_id"] == [odd["MODEL"]]
+    assert flags["data_path"] == [odd["DATA"]]
+    assert flags["image_folder"] == [odd["IMAGE_FOLDER"]]
+    assert flags["output_dir"] == [odd["OUTPUT"]]
+    assert flags["run_name"] == ["a b"]
+
+
+def test_data_may_be_several_files(scripts):
+    flags = _flags(scripts.argv("finetune_lora.sh", **{**COMMON, "DATA": "a.json  b*.jsonl\nc.json"})[3:])
+    assert flags["data_path"] == ["a.json", "b*.jsonl", "c.json"]
+
+
+def test_several_gpus_share_the_global_batch(scripts):
+    argv = scripts.argv("finetune_lora.sh", "--seed", "1", GPUS="4", BATCH_PER_DEVICE="2", **COMMON)
+    assert argv[:8] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4", "-m", "vlft", "train"]
+    flags = _flags(argv[8:])
+    assert flags["per_device_train_batch_size"] == ["2"]
+    assert flags["gradient_accumulation_steps"] == ["16"]
+    assert flags["seed"] == ["1"]
+
+
+def test_the_batch_may_come_as_a_flag(scripts):
+    argv = scripts.argv("finetune_lora.sh", "--per_device_train_batch_size", "4", GLOBAL_BATCH="8", **COMMON)
+    assert _flags(argv[3:])["gradient_accumulation_steps"] == ["2"]
+
+
+def test_one_gpu_asked_for_is_one_gpu_seen(scripts):
+    def seen(**environment):
+        done = scripts.run("finetune_lora.sh", **COMMON, **environment)
+        return json.loads(done.stdout)[1]
+
+    assert seen() is None
+    assert seen(GPUS="1") == "0"
+    assert seen(GPUS="1", CUDA_VISIBLE_DEVICES="3") == "3"
+
+
+@pytest.mark.parametrize(
+    ("changed", "flags", "message"),
+    [
+        ({"MODEL": ""}, [], "MODEL or --model_id is missing"),
+        ({"DATA": ""}, [], "DATA or --data_path is missing"),
+        ({"OUTPUT": ""}, [], "OUTPUT or --output_dir is missing"),
+        ({"GPUS": "two"}, [], "GPUS=two: a whole number"),
+        ({"GPUS": "3"}, [], "GLOBAL_BATCH=128 is no multiple of GPUS=3 x BATCH_PER_DEVICE=1"),
+        ({}, ["--config", "mine.yaml"], "the preset and --config exclude each other"),
+    ],
+)
+def test_wrong_usage(scripts, changed, flags, message):
+    done = scripts.run("finetune_video.sh", *flags, **{**COMMON, **changed})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"finetune_video.sh: {message}")
+    assert "MODEL=Qwen/Qwen2-VL-2B-Instruct" in done.stderr
+
+
+def test_merge(scripts):
+    argv = scripts.argv("merge_lora.sh", "--dtype", "bf16", RUN="my run/checkpoint-2", OUTPUT="mer ged")
+    assert argv == ["-m", "vlft", "merge", "my run/checkpoint-2", "mer ged", "--dtype", "bf16"]
+    done = scripts.run("merge_lora.sh", RUN="r")
+    assert done.returncode == 2
+    assert done.stderr.startswith("merge_lora.sh: RUN and OUTPUT are needed")
+
+
+def test_the_clones_own_environment_is_preferred(scripts):
+    Scripts.stub(scripts.root / ".venv" / "bin" / "python")
+    done = scripts.run("merge_lora.sh", RUN="r", OUTPUT="o")
+    assert Path(json.loads(done.stdout)[0][0]).resolve() == (scripts.root / ".venv" / "bin" / "python").resolve()
+
+
+def test_constraints_are_exact_pins():
+    lines = [line for line in (ROOT / "scripts" / "constraints.txt").read_text().splitlines() if line[0] != "#"]
+    assert all(line.count("==") == 1 and not set(line) & set(" @/;*") for line in lines)
+
+
+def test_setup_says_what_is_missing(tmp_path):
+    """Without any Python, and with one that is too old, in one line each; a finished set-up is not repeated."""
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "scripts", clone / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", clone)
+
+    def setup(**environment):
+        path = os.pathsep.join([str(tmp_path / "bin"), str(tmp_path / "tools")])
+        done = subprocess.run(
+            [shutil.which("bash"), clone / "scripts" / "setup.sh"],
+            env={"PATH": path, **environment},
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stderr.splitlines()
+
+    (tmp_path / "tools").mkdir()
+    for tool in ("dirname", "cat", "cksum", "grep", "df", "awk", "mkdir", "rm", "tail"):
+        (tmp_path / "tools" / tool).symlink_to(shutil.which(tool))
+    status, [line] = setup()
+    assert status == 1
+    assert line.startswith("set-up: Python 3.11 or newer is needed; none was found as python3.13")
+
+    status, [line] = setup(PYTHON="/no/such/python")
+    assert status == 1
+    assert "none was found as /no/such/python" in line
+
+    (tmp_path / "bin").mkdir()
+    old = tmp_path / "bin" / "python3"
+    old.write_text(f"#!{shutil.which('bash')}\n[[ $2 == *version_info*3,* ]] && exit 1\necho 3.9.2\n")
+    old.chmod(0o755)
+    status, [line] = setup()
+    assert status == 1
+    assert "python3 is 3.9.2" in line
+
+    old.write_text(f"#!{shutil.which('bash')}\n[[ $2 == *ensurepip* ]] && exit 1\necho 3.11.2\n")
+    status, [line] = setup()
+    assert status == 1
+    assert "python3 3.11.2 has no venv module" in line
+    assert "apt install python3-venv" in line
+    assert not (clone / ".venv").exists()

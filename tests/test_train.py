@@ -1,0 +1,285 @@
+"""`vlft train` through its real command line: what moves, at which rate, in which order, and what is left on disk."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from launch import vlft as vlft_process
+from safetensors.torch import load_file
+
+from vlft.cli.main import main
+
+
+def arguments(base, mixed_json, media, out, *more: str) -> list[str]:
+    """A quick run of 2 epochs, without dropout so that runs can be compared."""
+    lora = () if FULL[-2:] == tuple(more[4:6]) else ("--lora_dropout", "0", "--lora_rank", "4")
+    return [
+        "train",
+        *("--model_id", str(base), "--data_path", str(mixed_json), "--image_folder", str(media)),
+        *("--output_dir", str(out), "--num_train_epochs", "2", "--learning_rate", "1e-3"),
+        *(*lora, "--dataloader_num_workers", "0", "--save_strategy", "no"),
+        *more,
+    ]
+
+
+FULL = ("--vision", "full", "--merger", "full", "--language", "full")
+VISION_LORA = ("--vision", "lora", "--merger", "lora", "--language", "lora")
+
+
+@pytest.fixture
+def train(base, mixed_json, media, tmp_path):
+    """Run `vlft train` in this process; returns the run folder."""
+
+    def run(*more: str, name: str = "run", base: Path = base) -> Path:
+        out = tmp_path / name
+        assert main(arguments(base, mixed_json, media, out, *more)) == 0
+        return out
+
+    return run
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in lines(run) if "loss" in line]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    files = list(run.glob("*.safetensors"))
+    assert len(files) == 1
+    return load_file(files[0])
+
+
+def assert_same(one: Path, other: Path, tolerance: float = 1e-4) -> None:
+    a, b = weights(one), weights(other)
+    assert set(a) == set(b)
+    for name in a:
+        assert (a[name] - b[name]).abs().max() <= tolerance * max(1.0, float(b[name].abs().max())), name
+    assert losses(one) == pytest.approx(losses(other), rel=tolerance, abs=tolerance)
+
+
+def split(batch: int, accumulation: int) -> tuple[str, ...]:
+    return ("--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation))
+
+
+# ---- what is trained
+
+
+def test_language_lora_leaves_the_vision_tower_alone(train, base):
+    run = train()
+    assert not [name for name in weights(run) if "visual" in name]
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    stock = AutoModelForImageTextToText.from_pretrained(base)
+    before = {name: p.clone() for name, p in stock.named_parameters()}
+    tuned = PeftModel.from_pretrained(stock, run).merge_and_unload()
+    for name, parameter in tuned.named_parameters():
+        if "visual" in name:
+            assert torch.equal(parameter, before[name]), name
+    assert any(not torch.equal(p, before[n]) for n, p in tuned.named_parameters() if "language_model" in n)
+
+
+def test_vision_and_language_lora_trains_both(train):
+    moved = {name: bool(tensor.any()) for name, tensor in weights(train(*VISION_LORA)).items() if "lora_B" in name}
+    for part in ("visual.blocks.0.attn.qkv", "visual.merger.mlp.2", "language_model.layers.1.mlp.down_proj"):
+        assert any(part in name and touched for name, touched in moved.items()), part
+    assert all(moved.values())
+
+
+def test_full_training_moves_every_tensor(train, base):
+    run = train(*FULL)
+    before, after = load_file(base / "model.safetensors"), weights(run)
+    assert set(before) == set(after)
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
+def test_a_full_run_loads_with_plain_transformers(train, base):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    run = train(*FULL)
+    _, info = AutoModelForImageTextToText.from_pretrained(run, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert AutoProcessor.from_pretrained(run).chat_template
+    assert json.loads((run / "config.json").read_text()) == json.loads((base / "config.json").read_text())
+
+
+def test_an_adapter_holds_a_fully_trained_merger(train):
+    names = set(weights(train("--merger", "full")))
+    assert "base_model.model.model.visual.merger.mlp.0.weight" in names
+    assert "base_model.model.model.visual.merger.ln_q.bias" in names
+
+
+def test_learning_rates_and_decay_are_those_of_the_live_optimizer(train, monkeypatch):
+    from vlft.train.trainer import VlftTrainer
+
+    seen = []
+    real = VlftTrainer.create_optimizer
+
+    def spy(self, model=None):
+        optimizer = real(self, model)
+        seen.append({g["name"]: (g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups})
+        return optimizer
+
+    monkeypatch.setattr(VlftTrainer, "create_optimizer", spy)
+    run = train(*FULL, "--vision_lr", "2e-6", "--merger_lr", "3e-5", "--weight_decay", "0.1", "--max_steps", "2")
+    rates = {name: rate for name, (rate, _, _) in seen[0].items()}
+    assert rates == {
+        "vision": 2e-6,
+        "vision_no_decay": 2e-6,
+        "merger": 3e-5,
+        "merger_no_decay": 3e-5,
+        "language": 1e-3,
+        "language_no_decay": 1e-3,
+    }
+    assert {name: decay for name, (_, decay, _) in seen[0].items()} == {
+        name: 0.0 if name.endswith("no_decay") else 0.1 for name in rates
+    }
+    assert sum(count for _, _, count in seen[0].values()) == 57
+    assert lines(run)[0]["lr"] == rates
+    assert lines(run)[1]["lr"]["vision"] == pytest.approx(1e-6)
+
+
+# ---- the same run, however it is cut up
+
+
+@pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
+def test_batch_and_accumulation_do_not_change_the_run(train, towers):
+    whole = train(*towers, *split(4, 1), name="4x1")
+    for batch, accumulation in ((2, 2), (1, 4)):
+        assert_same(train(*towers, *split(batch, accumulation), name=f"{batch}x{accumulation}"), whole)
+
+
+def test_checkpointing_and_workers_do_not_change_the_run(train):
+    whole = train(*FULL, *split(2, 2), name="plain")
+    other = train(*FULL, *split(2, 2), "--gradient_checkpointing", "true", "--dataloader_num_workers", "2", name="more")
+    assert_same(other, whole)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", [(), ("--deepspeed", "zero2")], ids=["ddp", "zero2"])
+@pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
+def test_two_processes_train_as_one(train, base, mixed_json, media, tmp_path, towers, strategy):
+    whole = train(*towers, *split(4, 1), name="one")
+    out = tmp_path / "two"
+    argv = arguments(base, mixed_json, media, out, *towers, *split(1, 2), *strategy)
+    for rank in vlft_process(argv, world=2, out=tmp_path):
+        assert rank.status == 0, rank.output[-3000:]
+    assert_same(out, whole)
+
+
+def test_every_row_is_trained_once_an_epoch(train, monkeypatch):
+    from vlft.train.trainer import VlftTrainer
+
+    rows = []
+    real = VlftTrainer.compute_loss
+    monkeypatch.setattr(
+        VlftTrainer, "compute_loss", lambda self, model, inputs, *a, **k: rows.extend(i for _, i in inputs["rows"]) or
+        real(self, model, inputs, *a, **k)
+    )  # fmt: skip
+    run = train(*split(1, 3))
+    assert sorted(rows[:7]) == sorted(rows[7:]) == list(range(7))
+    assert rows[:7] != rows[7:]
+    assert sum(line["samples"] for line in lines(run)) == 14
+
+
+# ---- resume
+
+
+@pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
+def test_a_run_that_is_killed_and_started_again_ends_with_the_same_weights(
+    train, base, mixed_json, media, tmp_path, towers
+):
+    """Dropout is on, so that the random state has to come back too."""
+    dropout = ("--lora_dropout", "0.1") if towers is VISION_LORA else ()
+    more = (*towers, *split(1, 2), "--save_strategy", "steps", "--save_steps", "3", *dropout)
+    whole = train(*more, name="whole")
+    out = tmp_path / "killed"
+    argv = arguments(base, mixed_json, media, out, *more)
+    (killed,) = vlft_process(argv, out=tmp_path, kill_in_step=5)
+    assert killed.status == -9, killed.output[-3000:]
+    assert sorted(p.name for p in out.glob("checkpoint-*")) == ["checkpoint-3"]
+    assert main(argv) == 0
+    a, b = weights(out), weights(whole)
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert losses(out) == losses(whole)
+    assert [line["step"] for line in lines(out)] == [line["step"] for line in lines(whole)]
+
+
+# ---- evaluation
+
+
+def test_evaluation_loss_is_the_token_mean_at_any_batch_size(train, mixed_json, base, encoded, encoder):
+    from test_forward import stock_loss
+    from transformers import AutoModelForImageTextToText
+
+    found = []
+    for batch in (1, 3):
+        run = train(
+            *("--eval_path", str(mixed_json), "--eval_strategy", "epoch", "--per_device_eval_batch_size", str(batch)),
+            *("--eval_on_start", "true", "--learning_rate", "1e-9"),
+            name=f"eval{batch}",
+        )
+        found.append([line["eval_loss"] for line in lines(run) if "eval_loss" in line])
+        assert all("loss" not in line for line in lines(run) if "eval_loss" in line)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    with torch.no_grad():
+        pairs = [stock_loss(model, row, encoder.processor) for row in encoded.values()]
+    expected = sum(float(loss) for loss, _ in pairs) / sum(len(logits) for _, logits in pairs)
+    assert found[0][0] == pytest.approx(expected, rel=1e-5)
+
+
+# ---- what is on disk and on the screen
+
+
+@pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
+def test_the_config_repeats_the_run(train, tmp_path, towers):
+    run = train(*towers, "--vision_lr", "5e-4")
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(run / "config.yaml"), "--output_dir", str(again)]) == 0
+    assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(again).values(), strict=True))
+
+
+def test_a_finished_run_says_so_and_stays(train, capsys):
+    run = train()
+    before = (run / "adapter_model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    train()
+    assert f"vlft merge {run}" in capsys.readouterr().out
+    assert (run / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_a_run_prints(train, capsys):
+    run = train("--max_steps", "3")
+    out = capsys.readouterr().out
+    assert re.search(r"^step 2/3  loss \d+\.\d{4}  grad .*ETA \d:\d\d:\d\d$", out, re.M)
+    assert "vision_frozen" in out
+    assert out.rstrip().endswith(f"output: {run}\nmerge:  vlft merge {run} {run}-merged")
+
+
+def test_metrics_hold_what_the_contract_names(train):
+    line = lines(train("--logging_steps", "2", "--max_steps", "4"))[0]
+    assert set(line) == {
+        *("step", "epoch", "loss", "grad_norm", "lr", "tokens", "supervised_tokens", "images", "videos", "samples"),
+        *("step_s", "data_wait_s", "tokens_per_s", "padding_fraction", "peak_gb", "mfu"),
+    }
+    assert line["step"] == 2
+    assert line["samples"] == 2
+    assert line["data_wait_s"] > 0
+    assert line["mfu"] is None
+
+
+def test_bf16_base_keeps_its_dtypes_in_the_final_weights(train, tmp_path):
+    from vlft.demo.tiny import build_tiny
+
+    base = build_tiny(tmp_path / "bf16", dtype="bfloat16", tied=False)
+    run = train(*FULL, base=base)
+    before, after = load_file(base / "model.safetensors"), weights(run)
+    assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}

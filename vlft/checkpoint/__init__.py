@@ -1,0 +1,46 @@
+"""What lies on disk: run records, model folders, weight files; read, write, verify.
+
+`record` is vlft.json; `files` reads JSON and safetensors names; `folders` finds models, runs and adapters; `weights`
+fingerprints and loads strictly. Nothing here trains or merges. torch, peft and the hub client are imported where used.
+"""
+
+from vlft.checkpoint.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    INDEX,
+    WEIGHTS,
+    family_of,
+    module_name,
+    read_json,
+    some_of,
+    tensor_index,
+)
+from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_model, snapshot_revision
+from vlft.checkpoint.record import FORMAT, RECORD, RunRecord, library_versions, read_record, write_record
+from vlft.checkpoint.weights import base_fingerprint, is_tied, load_adapter_strict, load_weights_strict
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "FORMAT",
+    "INDEX",
+    "RECORD",
+    "WEIGHTS",
+    "Located",
+    "RunRecord",
+    "base_fingerprint",
+    "family_of",
+    "find_adapter_or_model",
+    "is_tied",
+    "library_versions",
+    "load_adapter_strict",
+    "load_weights_strict",
+    "module_name",
+    "read_json",
+    "read_record",
+    "resolve_model",
+    "snapshot_revision",
+    "some_of",
+    "tensor_index",
+    "write_record",
+]

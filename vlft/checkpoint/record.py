@@ -1,0 +1,139 @@
+"""The run record, `vlft.json`: which base, which towers, which data a run folder's weights come from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vlft.errors import CheckpointError
+from vlft.families import TOWERS
+
+RECORD = "vlft.json"
+FORMAT = 1
+
+Kind = Literal["adapter", "full"]
+TOWER_SETTINGS = ("full", "lora", "frozen")
+MEDIA_KEYS = (
+    "image_min_pixels",
+    "image_max_pixels",
+    "video_min_pixels",
+    "video_max_pixels",
+    "fps",
+    "nframes",
+    "video_max_frames",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run folder says of itself.
+
+    Attributes:
+        kind: whether the weights beside it are an adapter or a whole model.
+        base_model: hub id or folder the run started from, as `resolve_model` takes it.
+        base_revision: commit of a hub id; None for a folder.
+        base_fingerprint: `base_fingerprint(folder)` of the base.
+        model_type: the base's `config.json` word.
+        towers: vision, merger and language -> full, lora or frozen.
+        lora: rank, alpha, dropout, target; None where no tower has LoRA.
+        media: the settings of `MEDIA_KEYS`: pixels a picture or frame, frames per second, frames; None = not limited.
+        versions: package -> version that trained it.
+        training: what tells two runs apart (seed, global batch, data fingerprint, ...); free form, train reads it.
+        data: per file `{"file", "rows", "trained", "skipped": [{"index", "id", "field", "reason"}]}`.
+
+    Raises:
+        CheckpointError: an unknown kind or tower setting, a media setting missing, or rows that do not add up.
+    """
+
+    kind: Kind
+    base_model: str
+    base_revision: str | None
+    base_fingerprint: str
+    model_type: str
+    towers: dict[str, str]
+    lora: dict[str, Any] | None
+    media: dict[str, Any]
+    versions: dict[str, str]
+    training: dict[str, Any]
+    data: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise CheckpointError(f"{RECORD}: kind is {self.kind!r}, expected one of {get_args(Kind)}.")
+        wrong = {tower: setting for tower, setting in self.towers.items() if setting not in TOWER_SETTINGS}
+        if wrong or set(self.towers) != set(TOWERS):
+            raise CheckpointError(
+                f"{RECORD}: towers is {self.towers}, expected {TOWERS}, each one of {TOWER_SETTINGS}."
+            )
+        if set(self.media) != set(MEDIA_KEYS):
+            raise CheckpointError(f"{RECORD}: media has {sorted(self.media)}, expected {sorted(MEDIA_KEYS)}.")
+        for entry in self.data:
+            rows, trained, skipped = entry["rows"], entry["trained"], len(entry["skipped"])
+            if rows != trained + skipped:
+                raise CheckpointError(
+                    f"{RECORD}: {entry['file']}: {rows} rows read, but {trained} trained + {skipped} skipped; "
+                    "a row was lost or counted twice."
+                )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of vlft and of the packages that decide what a run computes; absent ones are left out."""
+    found = {}
+    for package in ("vlft", "torch", "transformers", "peft", "accelerate", "safetensors", "deepspeed", "liger-kernel"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_record(folder: Path | str, record: RunRecord) -> Path:
+    """Write `folder/vlft.json`, whole or not at all: a reader never sees half of it."""
+    path = Path(folder) / RECORD
+    spare = path.with_name(f".{RECORD}.tmp")
+    with open(spare, "w", encoding="utf-8") as out:
+        json.dump({"format": FORMAT, **asdict(record)}, out, indent=2, ensure_ascii=False)
+        out.write("\n")
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(spare, path)
+    return path
+
+
+def read_record(folder: Path | str) -> RunRecord:
+    """Read `folder/vlft.json`.
+
+    Raises:
+        CheckpointError: it is missing, not JSON, of a newer format, lacks keys, or contradicts itself.
+    """
+    path = Path(folder) / RECORD
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: no {RECORD} there, so it is no run folder of vlft. Name the --output_dir of a run."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error}). Restore it from a checkpoint-N of the same run.") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: holds a {type(raw).__name__}, expected an object.")
+    written = raw.pop("format", None)
+    if not isinstance(written, int) or written > FORMAT:
+        raise CheckpointError(
+            f"{path}: format is {written!r}, this vlft reads up to {FORMAT}. Update vlft to the version that wrote it."
+        )
+    names = {field.name for field in fields(RunRecord)}
+    if missing := sorted(names - raw.keys()):
+        raise CheckpointError(
+            f"{path}: lacks {', '.join(missing)} (has {', '.join(sorted(raw))}). Was it edited by hand?"
+        )
+    try:  # keys that a later version of the same format added are not ours to judge
+        return RunRecord(**{name: raw[name] for name in names})
+    except CheckpointError as error:
+        raise CheckpointError(f"{Path(folder)}/{error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: malformed ({type(error).__name__}: {error}). Was it edited by hand?") from None

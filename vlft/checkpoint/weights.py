@@ -1,0 +1,168 @@
+"""Weights of a model or an adapter: their fingerprint, and loading into a live model with no name left over.
+
+Trainer's own resume loads a full Qwen2-VL with `strict=False` under names that no longer exist, and only warns
+(transformers 5.17 and 5.23); the two loaders here take its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlft.checkpoint.files import ADAPTER_WEIGHTS, family_of, names_in, read_json, some_of, tensor_index
+from vlft.errors import CheckpointError
+from vlft.families import Family
+
+if TYPE_CHECKING:
+    import torch
+
+
+def base_fingerprint(folder: Path | str) -> str:
+    """A short print of a model's weights: the same for any sharding, key style and lossless dtype of them.
+
+    Reads one row of each tensor (all of a vector), so a large model takes well under a second from a warm disk.
+
+    Returns:
+        16 hex digits of a sha256 over (published name, shape, first row as float32), names in order.
+
+    Raises:
+        CheckpointError: as `tensor_index`, or not a model of ours.
+    """
+    import torch
+
+    folder = Path(folder)
+    family = family_of(folder)
+    index = tensor_index(folder)
+    if is_tied(read_json(folder / "config.json")):
+        index.pop("lm_head.weight", None)  # a copy of the embedding that some tools write out and some do not
+    digest = hashlib.sha256()
+    with ExitStack() as stack:
+        files = _open_all(stack, index.values())
+        for name, file in sorted((family.published_name(name), name) for name in index):
+            tensor = files[index[file]].get_slice(file)
+            shape = tensor.get_shape()
+            row = tensor[:1] if len(shape) > 1 else tensor[:]
+            digest.update(f"{name} {shape}\n".encode())
+            digest.update(row.to(torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def is_tied(config: dict) -> bool:
+    """Whether config.json ties lm_head to the embedding; flat and nested configs differ in where they say it."""
+    return bool(config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", False)))
+
+
+def _open_all(stack: ExitStack, files: Iterable[Path]) -> dict[Path, Any]:
+    from safetensors import safe_open
+
+    return {file: stack.enter_context(safe_open(file, framework="pt")) for file in set(files)}
+
+
+def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Family) -> int:
+    """Copy every tensor of a full checkpoint into a live model, in place, each cast to its parameter's dtype.
+
+    Args:
+        model: a `Qwen2VLForConditionalGeneration` (unwrapped), on any device.
+        folder: of safetensors, under published or module names.
+        family: gives the names.
+
+    Returns:
+        Tensors copied.
+
+    Raises:
+        CheckpointError: a name missing or unexpected, or another shape; nothing is copied then. A tied lm_head may be
+            in the files or not, but must equal the embedding if it is.
+    """
+    import torch
+
+    folder = Path(folder)
+    live = {family.published_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    index = tensor_index(folder)
+    stored = {family.published_name(name): name for name in index}
+    twin = _twin_of_head(live)
+    missing = sorted(live.keys() - stored.keys() - ({"lm_head.weight"} if twin else set()))
+    unexpected = sorted(stored.keys() - live.keys())
+    if len(stored) != len(index):
+        raise CheckpointError(f"{folder}: the same tensor stands there under its published and its module name.")
+    with ExitStack() as stack, torch.no_grad():
+        files = _open_all(stack, index.values())
+
+        def slice_of(name: str):
+            return files[index[stored[name]]].get_slice(stored[name])
+
+        shapes = {name: tuple(slice_of(name).get_shape()) for name in stored}
+        wrong = {name: tuple(live[name].shape) for name in sorted(stored.keys() & live.keys())}
+        wrong = {name: shape for name, shape in wrong.items() if shape != shapes[name]}
+        _refuse(folder, "the model", missing, unexpected, {name: (shapes[name], wrong[name]) for name in wrong})
+        if twin and "lm_head.weight" in stored and not torch.equal(slice_of("lm_head.weight")[:], slice_of(twin)[:]):
+            raise CheckpointError(
+                f"{folder}: lm_head.weight differs from {twin}, but the model ties them. "
+                "Was it trained with tie_word_embeddings off? Set it so in config.json, or use the right checkpoint."
+            )
+        by_file = sorted(stored, key=lambda name: (index[stored[name]], name))
+        for name in by_file:
+            live[name].copy_(slice_of(name)[:])
+    return len(by_file)
+
+
+def _twin_of_head(live: dict[str, torch.Tensor]) -> str | None:
+    """The name of the tensor that a tied lm_head shares its storage with; None where it has its own."""
+    head = live.get("lm_head.weight")
+    if head is None:
+        return None
+    return next((name for name, other in live.items() if other is head and name != "lm_head.weight"), None)
+
+
+def load_adapter_strict(peft_model: torch.nn.Module, folder: Path | str, adapter_name: str = "default") -> int:
+    """Copy an adapter file into a live peft model, in place, `modules_to_save` included.
+
+    In place, so that an optimizer made before still holds these parameters; dtypes of the live model stay.
+
+    Args:
+        peft_model: a `PeftModel` whose adapter `adapter_name` exists.
+        folder: with adapter_model.safetensors.
+
+    Returns:
+        Tensors copied.
+
+    Raises:
+        CheckpointError: no such file, or a key missing, unexpected or of another shape; nothing is copied then.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+
+    file = Path(folder) / ADAPTER_WEIGHTS
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file. Give a folder that holds an adapter.")
+    names = names_in(file)
+    # Its values share storage with the live parameters; "auto" would ask the hub whether the vocabulary grew.
+    live = get_peft_model_state_dict(peft_model, adapter_name=adapter_name, save_embedding_layers=False)
+    with ExitStack() as stack, torch.no_grad():
+        opened = _open_all(stack, [file])[file]
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        wrong = {
+            name: (shapes[name], tuple(live[name].shape))
+            for name in sorted(live.keys() & shapes.keys())
+            if shapes[name] != tuple(live[name].shape)
+        }
+        missing, unexpected = sorted(live.keys() - shapes.keys()), sorted(shapes.keys() - live.keys())
+        _refuse(file, "the live adapter", missing, unexpected, wrong)
+        for name in names:
+            live[name].copy_(opened.get_tensor(name))
+    return len(names)
+
+
+def _refuse(where: Path, what: str, missing: list[str], unexpected: list[str], wrong: dict[str, tuple]) -> None:
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{where}: its names and those of {what} differ. Missing in the file: {some_of(missing)}; "
+            f"unexpected in it: {some_of(unexpected)}. It was saved from another model or other tower settings."
+        )
+    if wrong:
+        shown = some_of(
+            f"{name} {list(theirs)} in the file, {list(ours)} live" for name, (theirs, ours) in wrong.items()
+        )
+        raise CheckpointError(f"{where}: shapes differ from {what}: {shown}. It was saved from another model.")

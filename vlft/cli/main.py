@@ -1,0 +1,90 @@
+"""The command line's door: find the verb, hand it the rest, turn what went wrong into one message and an exit status.
+
+Neighbours: `vlft.cli.<verb>.run(argv) -> int`, imported only when called, so that help and wrong usage answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from vlft import __version__
+from vlft.errors import UsageError, VlftError
+
+VERBS = {
+    "train": "fine-tune a Qwen2-VL on your data",
+    "merge": "merge what a run trained into its base model, and compare the two",
+    "check-data": "name every row that cannot be trained, and why",
+    "preview": "show one row as the model sees it, trained tokens marked",
+    "plan": "say what would be trained, at which rate, in how many steps",
+}
+
+_LISTED = "\n".join(f"  {verb:<12} {what}" for verb, what in VERBS.items())
+
+HELP = f"""usage: vlft VERB [arguments]
+
+Fine-tune Qwen2-VL on your own pictures, videos and conversations, and get weights anyone can load.
+
+{_LISTED}
+
+vlft VERB --help says more; vlft --version prints the version ({__version__}).
+A run, from data to weights:
+
+  vlft check-data train.json --image_folder images
+  vlft train --config examples/lora_vision.yaml --model_id Qwen/Qwen2-VL-2B-Instruct \\
+      --data_path train.json --image_folder images --output_dir output/run
+  vlft merge output/run output/merged
+"""
+
+INTERRUPTED = 130  # as shells report SIGINT (128 + 2) and, below, SIGPIPE (128 + 13)
+BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: what follows `vlft`; None takes it from the process.
+
+    Returns:
+        The exit status: 0 done, 1 the verb failed on the user's data, flags or folders, 2 wrong usage, 130 interrupted.
+
+    Raises:
+        SystemExit: from a verb's own argument parser (its --help and its usage errors).
+    """
+    try:
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # a reader that went away shall show here, not at interpreter exit
+        return status
+    except VlftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered would raise again when Python flushes at exit, so it goes nowhere.
+        # https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv:
+        print(HELP, end="", file=sys.stderr)
+        return UsageError.exit_code
+    verb, rest = argv[0], argv[1:]
+    if verb in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if verb == "--version":
+        print(f"vlft {__version__}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, [*VERBS, "--help", "--version"], n=1)
+        hint = f"Did you mean: vlft {near[0]}" if near else "See: vlft --help"
+        raise UsageError(f"{verb!r} is no verb of vlft; there are {', '.join(VERBS)}. {hint}")
+    return importlib.import_module(f"vlft.cli.{verb.replace('-', '_')}").run(rest)

@@ -1,0 +1,68 @@
+"""`vlft merge`: a run's adapter into its base model's weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+
+from vlft.cli.quiet import quiet
+from vlft.cli.stdout import json_only
+
+EXAMPLES = """\
+examples:
+  vlft merge output/run output/merged
+  vlft merge output/run/checkpoint-200 output/merged --dtype bf16
+  vlft merge some/peft_adapter output/merged --base_model Qwen/Qwen2-VL-2B-Instruct
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vlft merge",
+        description="Merge an adapter into its base model, and measure that both answer alike.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder, checkpoint-N or adapter folder")
+    parser.add_argument("out", metavar="OUT", help="folder for the merged model; new or empty")
+    parser.add_argument(
+        "--base_model", metavar="B", help="folder or hub id of the base, if it is not where the run says"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("keep", "bf16", "fp16", "fp32"),
+        default="keep",
+        help="of the written weights; keep (default): each tensor's own in the base",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    flags = parser.parse_args(argv)
+
+    with json_only(flags.json) as write:
+        from vlft.merge import merge
+
+        quiet()
+        report = merge(
+            flags.run,
+            flags.out,
+            base_model=flags.base_model,
+            dtype=flags.dtype,
+            progress=partial(print, file=sys.stderr, flush=True),
+        )
+        for warning in report.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if flags.json:
+            write(asdict(report))
+            return 0
+    towers = ", ".join(f"{tower} {how}" for tower, how in report.towers.items())
+    print(f"base     {report.base_model}")
+    print(f"lineage  {report.lineage}")
+    print(f"towers   {towers}; {report.changed} of {report.tensors} tensors changed")
+    print(f"dtype    {report.dtype}")
+    for row in report.rows:
+        print(f"{row.row:<8} logits differ by at most {row.difference:.3g}; the adapter moves them by {row.moved:.3g}")
+    print(f"out      {report.out}")
+    return 0

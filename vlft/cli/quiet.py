@@ -1,0 +1,14 @@
+"""Keep other libraries' noise out of what a verb prints: their progress bars and notes to developers."""
+
+from __future__ import annotations
+
+import warnings
+
+
+def quiet() -> None:
+    """Call before models are loaded. Warnings meant for users still come through."""
+    # peft 0.21 calls a method that transformers 5.23 renames; neither is the user's to mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,41 @@
+"""Flags against each other: those that cannot act, or cannot be carried out here. Train and plan both ask."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.errors import ConfigError
+
+
+def check_flags(
+    args: TrainFlags, model: ModelFlags, data: DataFlags, given: Collection[str], *, launched: bool = True
+) -> None:
+    """Refuse flags that cannot act or cannot be carried out here.
+
+    Args:
+        given: names of the flags the user set.
+        launched: this process is to train; False where it only plans a run that is launched later.
+
+    Raises:
+        ConfigError: names the flag, its value and what to do.
+    """
+    for tower in ("vision", "merger"):
+        flag = f"{tower}_lr"
+        if flag in given and getattr(model, tower) == "frozen":
+            raise ConfigError(
+                f"--{flag} {getattr(args, flag)} cannot act: --{tower} is frozen. Drop it, or set --{tower} to full or "
+                "lora."
+            )
+    if launched and args.n_gpu > 1:
+        raise ConfigError(
+            f"{args.n_gpu} GPUs are visible, but this is one process. Start one per GPU: GPUS={args.n_gpu} "
+            "scripts/finetune_lora.sh (or torchrun --nproc_per_node), or pick one with CUDA_VISIBLE_DEVICES=0."
+        )
+    if args.liger == "true":
+        raise ConfigError("--use_liger_kernel true: Liger kernels are not built in yet; use auto or false")
+    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+    if evaluates and not data.eval_path:
+        raise ConfigError(f"--eval_strategy {args.eval_strategy.value} needs --eval_path")
+    if data.eval_path and not evaluates:
+        raise ConfigError("--eval_path is given, but --eval_strategy is no: set it to steps or epoch")

@@ -1,0 +1,191 @@
+"""Open video files: how many frames, how fast, how large, and some of the frames. Knows no rows, budgets or tokens.
+
+Letters in shapes: H, W of the upright frame; K frames read at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlft.data.pictures import Unreadable, require_file
+from vlft.errors import ConfigError
+
+FRAMES_AT_A_TIME = 8
+# PyAV's own errors are one of these for each way a file can fail to open or decode.
+PYAV_ERRORS = (OSError, ValueError, EOFError, LookupError, RuntimeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """An opened video file.
+
+    Attributes:
+        path: of the file.
+        frames: how many it holds.
+        fps: mean frames a second.
+        height, width: of a frame, upright, in pixels.
+        decord: the reader that `read_frames` goes on with, or None where PyAV reads.
+    """
+
+    path: str
+    frames: int
+    fps: float
+    height: int
+    width: int
+    decord: Any
+
+
+def open_clip(path: str) -> Clip:
+    """Open a video file and count its frames; only its first frame is decoded.
+
+    decord reads what it can, for that is what qwen-vl-utils 0.0.14, and so the stock path, reads with. PyAV reads the
+    rest: seen with decord 0.6.0 are AV1, GIF, MPEG-TS, and clips turned by their metadata, as phones write them (decord
+    gives garbled frames of 4 channels there).
+
+    Raises:
+        Unreadable: no such file, not a video, cut short, without a frame rate.
+        ConfigError: neither decord nor PyAV is installed.
+    """
+    require_file(path)
+    clip = _open_decord(path) or _open_pyav(path)
+    if not (math.isfinite(clip.fps) and clip.fps > 0):
+        raise Unreadable(f"{path}: does not say its frame rate ({clip.fps}). Encode it again")
+    return clip
+
+
+def read_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Decode some frames, a few at a time.
+
+    Args:
+        indices: which, ascending, without repeats.
+
+    Yields:
+        uint8 [K, H, W, 3], K at most `FRAMES_AT_A_TIME`, RGB.
+
+    Raises:
+        Unreadable: a frame cannot be decoded.
+    """
+    left = list(indices)
+    while clip.decord is not None and left:
+        some = left[:FRAMES_AT_A_TIME]
+        frames = _try_decord(clip.decord.get_batch, some)
+        if frames is None:
+            break  # it gives up at damage that PyAV may read past
+        yield frames.asnumpy()
+        left = left[len(some) :]
+    if left:
+        yield from _read_pyav(clip, left)
+
+
+def _try_decord(read: Any, *args: Any, **kwargs: Any) -> Any:
+    """What `read` gives, or None where decord fails."""
+    from decord import DECORDError
+
+    try:
+        return read(*args, **kwargs)
+    except (DECORDError, RuntimeError, AssertionError):
+        return None
+
+
+def _open_decord(path: str) -> Clip | None:
+    # First: decord 0.6.0 loads its old codec libraries for all to see, and a PyAV loaded later binds to those.
+    _pyav()
+    try:
+        import decord
+    except ImportError:
+        return None
+    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's remarks on every odd file
+    reader = _try_decord(decord.VideoReader, path, num_threads=1)  # loader workers are the threads
+    first = None if reader is None else _try_decord(reader.__getitem__, 0)
+    if first is None or first.shape[2] != 3:
+        return None
+    height, width, _ = first.shape
+    frames = len(reader)
+    end = _try_decord(reader.get_frame_timestamp, frames - 1)
+    try:
+        with _pyav().open(path) as container:
+            _refuse_cut(path, container, frames, None if end is None else float(end[1]))
+    except PYAV_ERRORS:
+        pass  # it only looks for what the header promises; decord reads the file
+    return Clip(path=path, frames=frames, fps=float(reader.get_avg_fps()), height=height, width=width, decord=reader)
+
+
+def _open_pyav(path: str) -> Clip:
+    try:
+        with _pyav().open(path) as container:
+            if not container.streams.video:
+                raise Unreadable(f"{path}: holds no video. Name a video file")
+            stream = container.streams.video[0]
+            frames, end = 0, 0.0
+            for packet in container.demux(stream):
+                if packet.size:
+                    frames += 1
+                    if packet.pts is not None:
+                        end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            _refuse_cut(path, container, frames, end)
+            fps = float(stream.average_rate or stream.guessed_rate or 0)
+        with _pyav().open(path) as container:
+            for frame in container.decode(video=0):
+                height, width, _ = _upright(frame).shape
+                return Clip(path=path, frames=frames, fps=fps, height=height, width=width, decord=None)
+    except PYAV_ERRORS as error:
+        raise Unreadable(f"{path}: not a video that decord or PyAV can read ({error}). Encode it again") from error
+    raise Unreadable(f"{path}: holds no frame that can be decoded. Encode it again")
+
+
+def _read_pyav(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    wanted, batch, count = iter(indices), [], 0
+    following = next(wanted, None)
+    try:
+        with _pyav().open(clip.path) as container:
+            for count, frame in enumerate(container.decode(video=0)):
+                if count == following:
+                    batch.append(_upright(frame))
+                    following = next(wanted, None)
+                if batch and (len(batch) == FRAMES_AT_A_TIME or following is None):
+                    yield np.stack(batch)
+                    batch = []
+                if following is None:
+                    return
+    except PYAV_ERRORS as error:
+        reason = f"damaged between frames {count} and {following} of {clip.frames} ({error})"
+        raise Unreadable(f"{clip.path}: {reason}. Encode it again") from error
+    raise Unreadable(f"{clip.path}: ends after {count + 1} of {clip.frames} frames. Encode it again")
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """uint8 [H, W, 3], turned as the container says."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+
+
+def _refuse_cut(path: str, container: Any, frames: int, end: float | None) -> None:
+    """Refuse a file that holds a tenth less than its header promises; readers stop at the cut without a word.
+
+    Args:
+        frames: found in the file.
+        end: when the last of them ends, in seconds.
+    """
+    stream = container.streams.video[0]
+    if stream.frames and frames < 0.9 * stream.frames:
+        raise Unreadable(f"{path}: cut short: {frames} of {stream.frames} frames are there. Fetch or encode it again")
+    promised = None
+    if stream.duration is not None:
+        promised = float(stream.duration * stream.time_base)
+    elif container.duration is not None and len(container.streams) == 1:
+        promised = container.duration / 1e6
+    if promised is not None and end is not None and end < 0.9 * promised and promised - end > 0.5:
+        raise Unreadable(f"{path}: cut short: {end:.1f} of {promised:.1f} s are there. Fetch or encode it again")
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ConfigError("reading videos needs PyAV. Install it: pip install av") from error
+    av.logging.set_level(av.logging.PANIC)  # damage is reported through exceptions
+    return av

@@ -1,0 +1,146 @@
+"""Open picture files: upright size from the header, pixels as 8-bit RGB. Knows nothing of rows, budgets or tokens.
+
+Letters in shapes: H, W of the upright picture.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+# What Pillow's decoders are known to raise on damaged files, besides their own classes (which are OSErrors).
+BROKEN_PICTURE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+
+class Unreadable(Exception):
+    """A file that cannot be trained on; the message says why and what to do, and names no row."""
+
+
+def picture_size(path: str) -> tuple[int, int]:
+    """(H, W) as `open_picture` would give it, from the file's header.
+
+    Raises:
+        Unreadable: no such file, not a picture, or one of a kind that is refused.
+    """
+    with _opened(path) as picture:
+        return _size(picture, path)
+
+
+def open_picture(path: str) -> Image.Image:
+    """A still as an upright 8-bit RGB picture; of an animation, the first frame.
+
+    Turned as its EXIF says, and laid on white where it is transparent, as Qwen2-VL's processor of transformers 5.23
+    does (5.17 drops the alpha channel instead). 16-bit grey keeps its high byte; Pillow alone would clip it to white.
+
+    Raises:
+        Unreadable: as `picture_size`, and where the pixels are damaged or end early.
+    """
+    with _opened(path) as picture:
+        promised = _size(picture, path)
+        try:
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            rgb = _to_rgb(upright)
+        except Image.DecompressionBombError as error:
+            raise Unreadable(_too_large(path, error)) from error
+        except BROKEN_PICTURE as error:
+            raise Unreadable(f"{path}: damaged or cut short ({error}). Fetch or save it again") from error
+    if rgb.size[::-1] != promised:
+        h, w = promised
+        raise Unreadable(f"{path}: its header says {w}x{h}, its pixels are {rgb.width}x{rgb.height}. Save it again")
+    return rgb
+
+
+class _opened:
+    """`Image.open` as a context that turns whatever it raises into `Unreadable`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> Image.Image:
+        require_file(self.path)
+        try:
+            with warnings.catch_warnings():
+                # Between one and two times Pillow's limit it only warns; large scans are taken.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                self.picture = Image.open(self.path)
+        except Image.DecompressionBombError as error:
+            raise Unreadable(_too_large(self.path, error)) from error
+        except UnidentifiedImageError as error:
+            raise Unreadable(f"{self.path}: not a picture that Pillow knows. Save it as PNG or JPEG") from error
+        except BROKEN_PICTURE as error:
+            raise Unreadable(f"{self.path}: cannot be opened ({error}). Fetch or save it again") from error
+        return self.picture
+
+    def __exit__(self, *_: object) -> None:
+        self.picture.close()
+
+
+def _size(picture: Image.Image, path: str) -> tuple[int, int]:
+    """(H, W) after the EXIF turn, from the header."""
+    if picture.mode == "F":
+        raise Unreadable(f"{path}: floating-point pixels, which have no fixed black and white. Save it with 8 bits")
+    try:
+        if picture.format == "PNG" and _png_ends_with_metadata(path):
+            picture.load()
+        # The method of the base class: the one of PNG decodes all pixels to look behind them for EXIF.
+        orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
+        width, height = picture.size
+        if picture.format == "TIFF":  # Pillow >= 11.1 gives its size turned already, before it is loaded
+            tags = picture.tag_v2  # type: ignore[attr-defined]
+            width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
+    except BROKEN_PICTURE as error:
+        raise Unreadable(f"{path}: its header is damaged ({error}). Fetch or save it again") from error
+    return (width, height) if orientation in SIDEWAYS else (height, width)
+
+
+def _png_ends_with_metadata(path: str) -> bool:
+    """Whether text or EXIF stands behind the pixels of a PNG, where it might turn the picture."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        pixels = False
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if pixels and kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+                return True
+            pixels = pixels or kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
+    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
+    return picture.convert("RGB")
+
+
+def _too_large(path: str, error: Exception) -> str:
+    return f"{path}: too large to be opened safely ({error}). Make it smaller"
+
+
+def require_file(path: str) -> None:
+    """Raise `Unreadable` where there is no file."""
+    if not os.path.isfile(path):
+        what = "is a folder, not a file" if os.path.isdir(path) else "no such file"
+        raise Unreadable(f"{path}: {what}. Put it there, or correct the path or --image_folder")

@@ -1,0 +1,296 @@
+"""JSON and JSONL rows -> `Sample`. Reads data files only; whether a picture exists is for `vlft.data.media` to say.
+
+Tags become parts here, so that later stages cannot count them differently. What is refused and what is taken is written
+for users in data/README.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vlft.data.rows import BrokenLine, kind_of, read_rows
+from vlft.data.sample import Image, Part, Role, Sample, Text, Turn, Video
+from vlft.errors import BadRow, ConfigError, DataError
+from vlft.families import Family
+
+ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+# A list of these with a single <video> tag is one video, frame by frame. Not .gif: that is a clip of its own.
+FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
+# Keys of other kits that hold training material; overlooked, a row would train on less than its author thinks.
+OTHER_KITS = {"images": "image", "videos": "video", "audios": None, "audio": None, "system": None, "tools": None}
+
+_TAG = re.compile(r"(?:\r?\n)*<(image|video)>(?:\r?\n)*")
+_REMOTE = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|data:)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """All rows of the data files, in the order of the files.
+
+    Attributes:
+        samples: rows that parse.
+        bad: rows that do not.
+        counts: file -> rows read; their sum is `len(samples) + len(bad)`.
+    """
+
+    samples: tuple[Sample, ...]
+    bad: tuple[BadRow, ...]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """Which row is being parsed, for its messages."""
+
+    file: str
+    index: int
+    id: str | None
+
+    def bad(self, field: str, reason: str) -> DataError:
+        return DataError(BadRow(file=self.file, index=self.index, id=self.id, field=field, reason=reason))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A turn before its tags are replaced. `field` names the turn, `text_field` its text."""
+
+    role: Role
+    text: str
+    field: str
+    text_field: str
+
+
+def load_samples(paths: Sequence[str], *, image_folder: str | None, family: Family) -> Rows:
+    """Parse every row of the data files.
+
+    Args:
+        paths: `.json` and `.jsonl` files.
+        image_folder: where relative media paths start; None: the folder of the data file that names them.
+        family: whose control tokens are refused.
+
+    Raises:
+        ConfigError: a file cannot be read at all, is named twice, or the image folder does not exist.
+    """
+    if image_folder is not None and not os.path.isdir(image_folder):
+        raise ConfigError(f"--image_folder {image_folder}: no such folder. Name the one that media paths start from.")
+    seen: dict[str, str] = {}
+    samples, bad, counts = [], [], {}
+    for path in paths:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise ConfigError(
+                f"--data_path names one file twice: {seen[real]} and {path}. Its rows would be trained twice: drop one."
+            )
+        seen[real] = path
+        counts[path] = 0
+        for index, raw in read_rows(path):
+            counts[path] += 1
+            try:
+                samples.append(parse_record(raw, file=path, index=index, image_folder=image_folder, family=family))
+            except DataError as error:
+                bad.append(error.row)
+    return Rows(samples=tuple(samples), bad=tuple(bad), counts=counts)
+
+
+def parse_record(raw: object, *, file: str, index: int, image_folder: str | None, family: Family) -> Sample:
+    """One row, checked; media are not opened.
+
+    `video` may be a path, a list of videos (an item that is itself a list holds the frames of one video), or, with
+    exactly one `<video>` tag in the row, a list of frames. The last two are told apart by file ending: every path ends
+    as pictures do (`FRAME_ENDINGS`).
+
+    Args:
+        raw: the row as `read_rows` gives it.
+        file, index: where it stands.
+        image_folder: where relative media paths start; None: the folder of `file`. Never the working directory.
+        family: whose control tokens are refused.
+
+    Raises:
+        DataError: the row cannot be trained; `.row.field` says which part of it.
+    """
+    name = raw.get("id") if isinstance(raw, dict) else None
+    row = _Row(file=file, index=index, id=None if name is None else str(name))
+    if isinstance(raw, BrokenLine):
+        raise row.bad("row", raw.reason)
+    if not isinstance(raw, dict):
+        raise row.bad("row", f'is {kind_of(raw)}, not an object. Write {{"conversations": [...]}}')
+    entries = _entries(row, raw, family)
+    warnings = _check_order(row, entries)
+    tags = {kind: _tags(entries, kind) for kind in ("image", "video")}
+    folder = os.path.dirname(file) if image_folder is None else image_folder
+    images = _images(row, raw.get("image"), folder)
+    videos = _videos(row, raw.get("video"), folder, tags=len(tags["video"]))
+    _match(row, raw, "image", tags["image"], [image.field for image in images])
+    _match(row, raw, "video", tags["video"], [video.field for video in videos])
+    media = {"image": iter(images), "video": iter(videos)}
+    turns = tuple(Turn(role=entry.role, parts=_parts(entry, media), field=entry.field) for entry in entries)
+    for key, ours in OTHER_KITS.items():
+        if raw.get(key):
+            warnings.append((key, "is not read" + (f'; vlft reads "{ours}"' if ours else "")))
+    return Sample(file=file, index=index, id=row.id, turns=turns, warnings=tuple(warnings))
+
+
+def _entries(row: _Row, raw: dict, family: Family) -> list[_Entry]:
+    key, turns = _either(row, raw, "conversations", "messages", at="")
+    if not isinstance(turns, list):
+        raise row.bad(key, f"is {kind_of(turns)}, not a list of turns")
+    if not turns:
+        raise row.bad(key, "is empty. A row needs a human turn and a gpt turn")
+    return [_entry(row, turn, f"{key}[{i}]", family) for i, turn in enumerate(turns)]
+
+
+def _entry(row: _Row, turn: object, field: str, family: Family) -> _Entry:
+    if not isinstance(turn, dict):
+        raise row.bad(field, f'is {kind_of(turn)}, not an object. Write {{"from": "human", "value": "..."}}')
+    role_key, role = _either(row, turn, "from", "role", at=field)
+    if not isinstance(role, str) or role not in ROLES:
+        raise row.bad(f"{field}.{role_key}", f"unknown role {role!r}. Use one of {', '.join(ROLES)}")
+    text_key, text = _either(row, turn, "value", "content", at=field)
+    text_field = f"{field}.{text_key}"
+    if not isinstance(text, str):
+        parts = '. Lists of parts are not read: write one string with <image> tags, and the paths under "image"'
+        raise row.bad(text_field, f"is {kind_of(text)}, not a string{parts if isinstance(text, list) else ''}")
+    forged = [token for token in family.control_tokens if token in text]
+    if forged:
+        raise row.bad(
+            text_field,
+            f"holds {', '.join(forged)}, which {family.label} reads as the end of a turn or as a picture. "
+            "Take it out; pictures and videos are written <image> and <video>",
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        reason = f"character {error.start} is half a character ({text[error.start]!r}). Write it whole or take it out"
+        raise row.bad(text_field, reason) from error
+    entry = _Entry(role=ROLES[role], text=text, field=field, text_field=text_field)
+    tag = _TAG.search(text)
+    if tag and entry.role != "user":
+        raise row.bad(text_field, f"a <{tag[1]}> tag in a {role} turn. Move it to the human turn that shows it")
+    if entry.role == "assistant" and not text.strip():
+        raise row.bad(text_field, f"the answer is {'blank' if text else 'empty'}. Write one, or drop the turn")
+    return entry
+
+
+def _check_order(row: _Row, entries: list[_Entry]) -> list[tuple[str, str]]:
+    """Warnings on an unusual order of turns; refuses an answer to nothing and a row without answers."""
+    spoken = [entry for entry in entries if entry.role != "system"]
+    if spoken and spoken[0].role == "assistant":
+        raise row.bad(spoken[0].field, "a gpt turn first, with nothing to answer. Put a human turn before it")
+    if all(entry.role != "assistant" for entry in entries):
+        key = entries[0].field.split("[")[0]
+        raise row.bad(key, f"no gpt turn in {_count(len(entries), 'turn')}, so nothing to learn. Add the answer")
+    warnings = []
+    for before, entry in zip([None, *entries], entries, strict=False):
+        if entry.role == "system" and before is not None:
+            warnings.append((entry.field, "a system turn that is not the first turn; it is rendered where it stands"))
+        elif entry.role == "user" and before is not None and before.role == "user":
+            warnings.append((entry.field, "two human turns in a row; both are rendered"))
+        elif entry.role == "assistant" and before is not None and before.role == "assistant":
+            warnings.append((entry.field, "two gpt turns in a row; both are trained"))
+        if entry.role == "user" and not entry.text.strip():
+            warnings.append((entry.text_field, "an empty human turn"))
+    if entries[-1].role == "user":
+        warnings.append((entries[-1].field, "a human turn last, with no answer; it is rendered, and trains nothing"))
+    return warnings
+
+
+def _tags(entries: list[_Entry], kind: str) -> list[str]:
+    """The field of the turn of each tag of this kind, left to right."""
+    return [entry.field for entry in entries for tag in _TAG.finditer(entry.text) if tag[1] == kind]
+
+
+def _match(row: _Row, raw: dict, kind: Literal["image", "video"], tags: list[str], files: list[str]) -> None:
+    if len(tags) == len(files):
+        return
+    have = f"{_count(len(tags), f'<{kind}> tag')}, {_count(len(files), 'path')} in {kind!r}".replace("'", '"')
+    if len(tags) < len(files):
+        raise row.bad(files[len(tags)], f"{have}. Add a tag to the human turn it belongs to, or drop a path")
+    other = f' ("{kind}s" is not read: name it "{kind}")' if raw.get(f"{kind}s") else ""
+    raise row.bad(tags[len(files)], f"{have}. Add a path or drop a tag{other}")
+
+
+def _images(row: _Row, value: object, folder: str) -> list[Image]:
+    if value is None or value == "":
+        return []
+    if isinstance(value, list):
+        return [
+            Image(path=_path(row, item, f"image[{i}]", folder), field=f"image[{i}]") for i, item in enumerate(value)
+        ]
+    return [Image(path=_path(row, value, "image", folder), field="image")]
+
+
+def _videos(row: _Row, value: object, folder: str, *, tags: int) -> list[Video]:
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list):
+        return [Video(path=_path(row, value, "video", folder), field="video")]
+    pictures = [isinstance(item, str) and item.lower().endswith(FRAME_ENDINGS) for item in value]
+    if value and tags == 1 and all(pictures):
+        return [Video(frames=_frames(row, value, "video", folder), field="video")]
+    videos = []
+    for i, item in enumerate(value):
+        field = f"video[{i}]"
+        if isinstance(item, list):
+            videos.append(Video(frames=_frames(row, item, field, folder), field=field))
+        else:
+            videos.append(Video(path=_path(row, item, field, folder), field=field))
+    return videos
+
+
+def _frames(row: _Row, value: list, field: str, folder: str) -> tuple[str, ...]:
+    if not value:
+        raise row.bad(field, "a video of no frames. List its pictures or drop it")
+    return tuple(_path(row, item, f"{field}[{i}]", folder) for i, item in enumerate(value))
+
+
+def _path(row: _Row, value: object, field: str, folder: str) -> str:
+    if not isinstance(value, str):
+        wanted = "a path" if "[" in field else "a path, a list of paths or null"
+        raise row.bad(field, f"is {kind_of(value)}, where {wanted} belongs")
+    if not value.strip():
+        raise row.bad(field, "is an empty path. Name the file or drop the item")
+    if _REMOTE.match(value):
+        shown = value if len(value) <= 100 else f"{value[:100]}..."
+        raise row.bad(field, f"{shown} is not a file here, and nothing is fetched while training: download it first")
+    return os.path.join(folder, value)  # an absolute path stands for itself
+
+
+def _parts(entry: _Entry, media: dict[str, Iterator]) -> tuple[Part, ...]:
+    """The text of a turn with its tags, and the newlines next to them, replaced by media in the order of the row."""
+    parts: list[Part] = []
+    end = 0
+    for tag in _TAG.finditer(entry.text):
+        if tag.start() > end:
+            parts.append(Text(text=entry.text[end : tag.start()]))
+        parts.append(next(media[tag[1]]))
+        end = tag.end()
+    if entry.text[end:]:
+        parts.append(Text(text=entry.text[end:]))
+    return tuple(parts)
+
+
+def _either(row: _Row, values: dict, one: str, other: str, *, at: str) -> tuple[str, object]:
+    """The value under whichever of the two keys is there, with that key."""
+    present = [key for key in (one, other) if values.get(key) is not None]
+    if len(present) == 2 and values[one] != values[other]:
+        raise row.bad(at or one, f'both "{one}" and "{other}", and they differ. Keep one of them')
+    if present:
+        return present[0], values[present[0]]
+    null = [key for key in (one, other) if key in values]
+    if null:
+        raise row.bad(f"{at}.{null[0]}".lstrip("."), "is null. Fill it in")
+    raise row.bad(at or one, f'no "{one}" (nor "{other}"). Add it; the keys it has: {", ".join(values) or "none"}')
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

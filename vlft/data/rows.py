@@ -1,0 +1,109 @@
+"""Data files -> raw rows. Knows JSON and line ends; what a row must hold is for `vlft.data.records` to say."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vlft.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenLine:
+    """What `read_rows` yields for a line that is not JSON; `records.parse_record` refuses it with its reason."""
+
+    reason: str
+
+
+def read_rows(path: str) -> Iterator[tuple[int, object]]:
+    """The rows of one data file.
+
+    Yields:
+        (index, raw): index counts rows from 0 (blank lines of a `.jsonl` are none); raw is the row's JSON value, or a
+        `BrokenLine` for a line of a `.jsonl` that is not JSON.
+
+    Raises:
+        ConfigError: no such file, another ending than `.json` or `.jsonl`, no rows, or a `.json` that is not an array.
+    """
+    ending = os.path.splitext(path)[1].lower()
+    if ending not in (".json", ".jsonl"):
+        raise ConfigError(f"{path}: a data file ends in .json (an array of rows) or .jsonl (a row a line). Rename it.")
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "no such file"
+        raise ConfigError(f"{path}: {what}. Name the data file itself, from {os.getcwd()} or by its absolute path.")
+    rows = 0
+    for index, raw in enumerate(_read_lines(path) if ending == ".jsonl" else _read_array(path)):
+        rows += 1
+        yield index, raw
+    if not rows:
+        raise ConfigError(f"{path}: holds no rows. Name a file that does; its format: data/README.md.")
+
+
+def _read_array(path: str) -> list[object]:
+    with open(path, "rb") as file:
+        data = file.read()
+    text = _utf8(data, path)
+    if not text.strip():
+        return []
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = " If each line is a row of its own, name the file .jsonl." if error.msg.startswith("Extra data") else ""
+        raise ConfigError(
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Mend it there.{hint}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON that can be read: {error}. Mend it.") from error
+    if not isinstance(rows, list):
+        raise ConfigError(
+            f"{path}: {kind_of(rows)} at the top, where an array of rows belongs. Put the rows between [ and ]."
+        )
+    return rows
+
+
+def _read_lines(path: str) -> Iterator[object]:
+    with open(path, "rb") as file:
+        first = True
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+                _refuse_utf16(line, path)
+            if not line.strip():
+                continue
+            if first and line.lstrip().startswith(b"["):
+                raise ConfigError(f"{path}, line {number}: an array; a .jsonl has one object a line. Name it .json.")
+            first = False
+            try:
+                yield json.loads(line.decode("utf-8"))
+            except json.JSONDecodeError as error:
+                yield BrokenLine(reason=f"line {number}, column {error.colno}: not JSON: {error.msg}. Mend the line")
+            except (ValueError, RecursionError) as error:
+                yield BrokenLine(reason=f"line {number}: not JSON in UTF-8: {error}. Mend the line")
+
+
+def _utf8(data: bytes, path: str) -> str:
+    _refuse_utf16(data, path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}, line {line}: byte {data[error.start]:#04x} is not UTF-8. Save the file as UTF-8."
+        ) from error
+
+
+def _refuse_utf16(data: bytes, path: str) -> None:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(f"{path}: is UTF-16, not UTF-8. Save the file as UTF-8.")
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    names = ((dict, "an object"), (list, "a list"), (str, "a string"), ((int, float), "a number"))
+    return next(name for kind, name in names if isinstance(value, kind))

@@ -1,0 +1,223 @@
+"""Measure whether merged weights answer as base + adapter do, with plain transformers and peft, in float32 on the CPU.
+
+One model is in memory at a time. Letters: T positions looked at, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlft.checkpoint import load_adapter_strict
+from vlft.errors import CheckpointError
+from vlft.families import Family
+
+if TYPE_CHECKING:
+    import torch
+
+# Promise 7 of the design: share of the logits' range where nothing was rounded, else of what the adapter moved.
+EXACT_SHARE = 1e-4
+MOVED_SHARE = 0.02
+
+# The last positions only: at 152k words a row of logits is 0.6 MB, and a picture may be a thousand positions.
+POSITIONS = 64
+
+_TEXT = "Name the planets from the sun outwards, then say in one sentence which of them has the most moons."
+_ANSWER = "Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus and Neptune. Saturn has the most moons known today."
+_QUESTION = "What colours are in this picture, and where?"
+_SEEN = "The upper left is dark, the lower right is bright, and red and green stripes cross it."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCheck:
+    """One row's figures, each the largest absolute difference of two T x V float32 logits, or a count.
+
+    Attributes:
+        row: `text` or `picture`.
+        difference: merged against base + adapter: everything that merging cost, rounding included.
+        fault: merged against peft's own merge of the loaded models, rounded once as the files are; rounding apart,
+            this is what is wrong with the merge. Equal to `difference` where nothing was rounded.
+        moved: base + adapter against the base: what the adapter does on this row.
+        range: largest minus smallest logit of base + adapter.
+        flips: positions where merged prefers another token although the two were no tie.
+    """
+
+    row: str
+    difference: float
+    fault: float
+    moved: float
+    range: float
+    flips: int
+
+    @property
+    def faultless(self) -> bool:
+        """The arithmetic is right: within 1e-4 of the logits' range."""
+        return self.fault <= EXACT_SHARE * self.range
+
+    @property
+    def allowed(self) -> float:
+        """What rounding may cost: 2% of what the adapter moved, and never less than float32's own noise."""
+        return max(EXACT_SHARE * self.range, MOVED_SHARE * self.moved)
+
+    @property
+    def kept(self) -> bool:
+        """Rounding left what the adapter learned in place."""
+        return self.difference <= self.allowed and self.flips == 0
+
+
+def flips_of(adapted_TV: torch.Tensor, merged_TV: torch.Tensor, rounded_to: torch.dtype | None) -> int:
+    """Positions with another top token, ties apart.
+
+    A tie: base + adapter has the two tokens closer together than the dtype of the files can tell apart at that size
+    (one unit in the last place of the position's largest logit). Which of them comes out on top is then up to the
+    arithmetic of whoever serves it.
+
+    Args:
+        adapted_TV, merged_TV: float32 logits.
+        rounded_to: dtype that changed tensors were rounded to; None for float32.
+    """
+    import torch
+
+    top_T, chosen_T = adapted_TV.argmax(-1), merged_TV.argmax(-1)
+    gap_T = (adapted_TV.gather(-1, top_T[:, None]) - adapted_TV.gather(-1, chosen_T[:, None])).squeeze(-1)
+    share = EXACT_SHARE if rounded_to is None else torch.finfo(rounded_to).eps
+    return int((gap_T > share * adapted_TV.abs().amax(-1)).sum())
+
+
+def verify(
+    *,
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    family: Family,
+    stored_as: Mapping[str, torch.dtype],
+    rounded_to: torch.dtype | None,
+    progress: Callable[[str], None],
+) -> list[RowCheck]:
+    """Run a text row and a picture row through base, base + adapter, peft's own merge, and the merged files.
+
+    Args:
+        base, adapter, merged: folders; `merged` also holds the processor.
+        family: of the base.
+        stored_as: published tensor name -> dtype in `merged`, for every tensor that was rounded.
+        rounded_to: the coarsest of them; None where none was.
+
+    Returns:
+        One check a row; the caller judges.
+
+    Raises:
+        CheckpointError: a model, the adapter or the processor does not load whole.
+    """
+    rows = _rows(merged, family)
+    progress("verify: base and base + adapter in float32")
+    adapted_model = _adapt(_load(base, family), adapter)
+    adapted = {name: _logits_TV(adapted_model, row) for name, row in rows.items()}
+    with adapted_model.disable_adapter():
+        alone = {name: _logits_TV(adapted_model, row) for name, row in rows.items()}
+    wanted = adapted
+    if stored_as:
+        model = adapted_model.merge_and_unload()
+        for name, parameter in model.named_parameters():
+            kind = stored_as.get(family.published_name(name))
+            if kind is not None:
+                parameter.data.copy_(parameter.data.to(kind))
+        wanted = {name: _logits_TV(model, row) for name, row in rows.items()}
+        del model
+    del adapted_model
+    progress("verify: merged in float32")
+    whole = _load(merged, family)
+    checks = []
+    for name, row in rows.items():
+        found_TV = _logits_TV(whole, row)
+        checks.append(
+            RowCheck(
+                row=name,
+                difference=_largest(found_TV, adapted[name]),
+                fault=_largest(found_TV, wanted[name]),
+                moved=_largest(adapted[name], alone[name]),
+                range=(adapted[name].max() - adapted[name].min()).item(),
+                flips=flips_of(adapted[name], found_TV, rounded_to),
+            )
+        )
+    return checks
+
+
+def _largest(one_TV: torch.Tensor, other_TV: torch.Tensor) -> float:
+    return (one_TV - other_TV).abs().max().item()
+
+
+def picture_HWC():
+    """A picture of 168 x 224 pixels, the same for everyone: a brightness ramp crossed by coloured stripes."""
+    import numpy as np
+
+    y_HW, x_HW = np.mgrid[0:168, 0:224]
+    ramp_HW = (x_HW + y_HW) * 255 // (168 + 224 - 2)
+    return np.stack([ramp_HW, (x_HW * 3) % 256, (y_HW * 5 + ramp_HW) % 256], axis=-1).astype(np.uint8)
+
+
+def _rows(folder: Path, family: Family) -> dict[str, dict[str, Any]]:
+    """Model inputs of the two rows, through the processor that will serve the weights."""
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}: the processor of the run or base cannot be loaded ({error}). It needs the tokenizer's files "
+            "and preprocessor_config.json or processor_config.json."
+        ) from error
+
+    def turns(question: str, answer: str) -> str:
+        end = family.end_of_turn
+        return f"<|im_start|>user\n{question}{end}\n<|im_start|>assistant\n{answer}{end}\n"
+
+    seen = f"<|vision_start|>{family.image_pad}<|vision_end|>{_QUESTION}"
+    return {
+        "text": dict(processor(text=[turns(_TEXT, _ANSWER)], return_tensors="pt")),
+        "picture": dict(
+            processor(text=[turns(seen, _SEEN)], images=[Image.fromarray(picture_HWC())], return_tensors="pt")
+        ),
+    }
+
+
+def _load(folder: Path, family: Family):
+    """The stock model in float32, on the CPU: a run may hold the GPU, and TF32 would blur what is measured."""
+    import torch
+    import transformers
+
+    try:
+        model, info = getattr(transformers, family.model_class).from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
+    odd = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if odd:
+        raise CheckpointError(f"{folder}: its weights and {family.label}'s modules differ: {odd}.")
+    return model.eval()
+
+
+def _adapt(model, adapter: Path):
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{adapter}: peft cannot attach it to the base: {error}") from error
+    load_adapter_strict(adapted, adapter)  # peft itself only warns of keys that are missing
+    return adapted.eval()
+
+
+def _logits_TV(model, row: dict[str, Any]) -> torch.Tensor:
+    """Float32 logits of the row's last positions, [min(T, POSITIONS), V]."""
+    import torch
+
+    with torch.inference_mode():
+        return model(**row, use_cache=False, logits_to_keep=POSITIONS).logits[0].float()

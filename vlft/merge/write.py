@@ -1,0 +1,212 @@
+"""Write a merged model folder: shard by shard, one shard in memory, names and bytes the base's own where unchanged."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlft.checkpoint import INDEX, read_json
+from vlft.errors import CheckpointError
+from vlft.merge.plan import Plan, Update, shapes_in
+
+if TYPE_CHECKING:
+    import torch
+
+# Taken group by group from the run, else from the base: half a tokenizer of each would be neither.
+PICTURES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+TEMPLATE = ("chat_template.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """One tensor of the merged files.
+
+    Attributes:
+        dtype: as stored.
+        rounded: whether it was computed, or held by the base, in a wider one.
+    """
+
+    dtype: torch.dtype
+    rounded: bool
+
+
+@contextmanager
+def full_disk_is_a_user_error(out: Path) -> Iterator[None]:
+    """Turn "no space left" of the OS or of safetensors' writer into one clear message."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            free = shutil.disk_usage(out.parent).free / 2**30
+            raise CheckpointError(
+                f"{out}: the disk is full ({free:.1f} GiB free); nothing was left there. "
+                "Free some space or give an OUT on another disk."
+            ) from error
+        raise
+
+
+def check_space(out: Path, plan: Plan, dtype: torch.dtype | None) -> None:
+    """Refuse before writing what cannot fit.
+
+    Args:
+        out: the merged folder.
+        plan: names the base's files.
+        dtype: asked for; None keeps each tensor's.
+    """
+    need = sum(file.stat().st_size for file in set(plan.index.values()))
+    if dtype is not None:
+        need = _elements(plan) * dtype.itemsize
+    free = shutil.disk_usage(out.parent).free
+    if need > free:
+        raise CheckpointError(
+            f"{out}: the merged weights need {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on its disk. "
+            "Free some space or give an OUT on another disk."
+        )
+
+
+def _elements(plan: Plan) -> int:
+    return sum(map(math.prod, shapes_in(plan.index.values()).values()))
+
+
+def write_weights(
+    plan: Plan, base: Path, out: Path, dtype: torch.dtype | None, progress: Callable[[str], None]
+) -> dict[str, Written]:
+    """Write every shard of the base under its own file name, changed tensors merged.
+
+    Args:
+        plan: what changes.
+        base: its folder.
+        out: folder to write into.
+        dtype: of every floating tensor; None keeps each tensor's own.
+
+    Returns:
+        Tensor name -> what became of it, every tensor of the base.
+
+    Raises:
+        CheckpointError: a merged value does not fit the dtype (float16 ends at 65504).
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    written: dict[str, Written] = {}
+    files = sorted(set(plan.index.values()))
+    with safe_open(plan.adapter_file, framework="pt") as adapter:
+        for number, file in enumerate(files, start=1):
+            progress(f"merge: {file.name} ({number} of {len(files)})")
+            shard: dict[str, torch.Tensor] = {}
+            with safe_open(file, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118
+                    weight, update = stored.get_tensor(name), plan.updates.get(name)
+                    wanted = dtype if dtype is not None and weight.is_floating_point() else weight.dtype
+                    merged = weight if update is None else merged_weight(weight, update, adapter)
+                    shard[name] = _cast(name, merged, wanted)
+                    written[name] = Written(dtype=wanted, rounded=wanted not in (merged.dtype, torch.float32))
+                save_file(shard, out / file.name, metadata=stored.metadata() or {"format": "pt"})
+    if (base / INDEX).is_file():
+        index = read_json(base / INDEX)
+        if dtype is not None:
+            size = sum(file.stat().st_size - _header(file) for file in (out / f.name for f in files))
+            index.setdefault("metadata", {})["total_size"] = size
+            (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        else:
+            shutil.copyfile(base / INDEX, out / INDEX)
+    return written
+
+
+def _header(file: Path) -> int:
+    """Bytes of a safetensors file before its data."""
+    with open(file, "rb") as raw:
+        return 8 + int.from_bytes(raw.read(8), "little")
+
+
+def merged_weight(weight_OI: torch.Tensor, update: Update, adapter: Any) -> torch.Tensor:
+    """The changed tensor in float32, not yet cast: W + scale * B @ A in peft's order of operations, or the copy.
+
+    Args:
+        weight_OI: the base's tensor.
+        update: how it changes.
+        adapter: open safetensors file of the adapter.
+    """
+    if update.how == "replace":
+        return adapter.get_tensor(update.keys[0]).float()
+    a_RI, b_OR = (adapter.get_tensor(key).float() for key in update.keys)
+    return weight_OI.float() + (b_OR @ a_RI) * update.scale
+
+
+def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    cast = tensor.to(dtype)
+    if cast.dtype != tensor.dtype and cast.is_floating_point() and not cast.isfinite().all():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{name}: holds NaN or infinity; the run diverged. Merge an earlier checkpoint-N.")
+        raise CheckpointError(
+            f"{name}: its largest value, {tensor.abs().max().item():g}, does not fit {dtype} "
+            "(float16 ends at 65504). Use --dtype bf16 or keep."
+        )
+    return cast.contiguous()
+
+
+def write_settings(base: Path, run: Path, out: Path, dtype: torch.dtype | None) -> None:
+    """config.json and generation_config.json of the base; processor, tokenizer and chat template of the run if there.
+
+    The base's bytes are kept, but for dtype fields where another dtype was asked for.
+    """
+    if dtype is None:
+        shutil.copyfile(base / "config.json", out / "config.json")
+    else:
+        config = _with_dtype(read_json(base / "config.json"), str(dtype).removeprefix("torch."))
+        (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if (base / "generation_config.json").is_file():
+        shutil.copyfile(base / "generation_config.json", out / "generation_config.json")
+    for group in (PICTURES, TOKENIZER, TEMPLATE):
+        source = run if any((run / name).is_file() for name in group) else base
+        for name in group:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, out / name)
+    _keep_old_processor_file(base, out)
+
+
+def _with_dtype(config: Any, word: str) -> Any:
+    """A config with every `torch_dtype` and `dtype` in it (towers have their own) set to `word`."""
+    if isinstance(config, dict):
+        return {
+            key: word if key in ("torch_dtype", "dtype") and value is not None else _with_dtype(value, word)
+            for key, value in config.items()
+        }
+    return config
+
+
+def _keep_old_processor_file(base: Path, out: Path) -> None:
+    """Where the base has preprocessor_config.json and the run only processor_config.json, write the former too.
+
+    transformers 5 saves the latter and prefers it; older servers know the former only. Both say the run's pixels.
+    """
+    old, new = out / PICTURES[0], out / PICTURES[1]
+    if old.is_file() or not new.is_file() or not (base / PICTURES[0]).is_file():
+        return
+    pictures = read_json(new).get("image_processor")
+    if not isinstance(pictures, dict):
+        return
+    settings = read_json(base / PICTURES[0]) | pictures
+    size = pictures.get("size") or {}
+    for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        if edge in size:
+            settings[key] = size[edge]
+    old.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
