@@ -283,3 +283,82 @@ def test_bf16_base_keeps_its_dtypes_in_the_final_weights(train, tmp_path):
     run = train(*FULL, base=base)
     before, after = load_file(base / "model.safetensors"), weights(run)
     assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
+
+
+# ---- several processes, going on and looking on
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", [(), ("--deepspeed", "zero2")], ids=["ddp", "zero2"])
+@pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
+def test_two_processes_go_on_where_they_were_killed(base, mixed_json, media, tmp_path, towers, strategy):
+    more = (*towers, *split(1, 1), *strategy, "--save_strategy", "steps", "--save_steps", "3")
+    out = {}
+    for name, kill in (("whole", None), ("killed", 6), ("killed", None)):
+        argv = arguments(base, mixed_json, media, tmp_path / name, *more)
+        for rank in vlft_process(argv, world=2, out=tmp_path, kill_in_step=kill):
+            assert rank.status == (-9 if kill else 0), rank.output[-3000:]
+        out[name] = tmp_path / name
+    a, b = weights(out["killed"]), weights(out["whole"])
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in b)
+    assert losses(out["killed"]) == pytest.approx(losses(out["whole"]), rel=1e-6)
+
+
+@pytest.mark.distributed
+def test_evaluation_loss_is_the_same_on_two_processes(train, base, mixed_json, media, tmp_path):
+    more = (*("--eval_path", str(mixed_json), "--eval_strategy", "epoch"), *split(1, 2))
+    whole = train(*more, name="one")
+    argv = arguments(base, mixed_json, media, tmp_path / "two", *more[:-1], "1")
+    for rank in vlft_process(argv, world=2, out=tmp_path):
+        assert rank.status == 0, rank.output[-3000:]
+    found = [[line["eval_loss"] for line in lines(run) if "eval_loss" in line] for run in (whole, tmp_path / "two")]
+    assert len(found[0]) == 2
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept_and_the_best_comes_back(train, mixed_json):
+    run = train(
+        *("--eval_path", str(mixed_json), "--eval_strategy", "steps", "--eval_steps", "2", "--learning_rate", "0.3"),
+        *("--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "2", "--max_steps", "8"),
+        *("--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss", "--optim", "sgd"),
+        *("--lr_scheduler_type", "constant"),
+    )
+    evaluated = {line["step"]: line["eval_loss"] for line in lines(run) if "eval_loss" in line}
+    best = min(evaluated, key=evaluated.__getitem__)
+    kept = sorted(int(p.name.split("-")[1]) for p in run.glob("checkpoint-*"))
+    assert best in kept
+    assert 8 in kept
+    assert len(kept) <= 2
+    a, b = weights(run), weights(run / f"checkpoint-{best}")
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_bf16_trains_float32_masters_over_a_frozen_bf16_base(train, tmp_path, monkeypatch):
+    from vlft.demo.tiny import build_tiny
+    from vlft.train.trainer import VlftTrainer
+
+    dtypes = set()
+    real = VlftTrainer.create_optimizer
+
+    def spy(self, model=None):
+        dtypes.update((p.requires_grad, p.dtype) for p in self.model.parameters())
+        return real(self, model)
+
+    monkeypatch.setattr(VlftTrainer, "create_optimizer", spy)
+    base = build_tiny(tmp_path / "bf16", dtype="bfloat16")
+    run = train("--merger", "full", "--bf16", "true", base=base)
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    assert {t.dtype for t in weights(run).values()} == {torch.float32}
+    reference = train("--merger", "full", base=base, name="float32")
+    assert losses(run) == pytest.approx(losses(reference), rel=0.02)
+
+
+def test_tensorboard_gets_the_same_numbers(train, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    run = train("--report_to", "tensorboard", "--max_steps", "3")
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(losses(run), rel=1e-6)
+    assert "train/lr/language" in events.Tags()["scalars"]

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vlft import __version__
 from vlft.errors import CheckpointError
 from vlft.families import TOWERS
 
@@ -82,8 +83,8 @@ class RunRecord:
 
 def library_versions() -> dict[str, str]:
     """Versions of vlft and of the packages that decide what a run computes; absent ones are left out."""
-    found = {}
-    for package in ("vlft", "torch", "transformers", "peft", "accelerate", "safetensors", "deepspeed", "liger-kernel"):
+    found = {"vlft": __version__}
+    for package in ("torch", "transformers", "peft", "accelerate", "safetensors", "deepspeed", "liger-kernel"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

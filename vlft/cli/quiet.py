@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 
 
@@ -9,6 +11,11 @@ def quiet() -> None:
     """Call before models are loaded. Warnings meant for users still come through."""
     # peft 0.21 calls a method that transformers 5.23 renames; neither is the user's to mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
-    from transformers.utils import logging
+    import torch
 
-    logging.disable_progress_bar()
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it guessed so
+    if not sys.stderr.isatty():  # a bar in a log file is noise; on a terminal it says how long a large model takes
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()

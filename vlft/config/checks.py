@@ -34,8 +34,8 @@ def check_flags(
         )
     if args.liger == "true":
         raise ConfigError("--use_liger_kernel true: Liger kernels are not built in yet; use auto or false")
-    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
-    if evaluates and not data.eval_path:
-        raise ConfigError(f"--eval_strategy {args.eval_strategy.value} needs --eval_path")
-    if data.eval_path and not evaluates:
+    when = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    if when != "no" and not data.eval_path:
+        raise ConfigError(f"--eval_strategy {when} needs --eval_path")
+    if data.eval_path and when == "no":
         raise ConfigError("--eval_path is given, but --eval_strategy is no: set it to steps or epoch")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -26,14 +27,14 @@ class RowDataset(Dataset):
     Args:
         samples: parsed rows.
         encoder: turns one into tokens and pixels.
-        on_bad_row: what to do with a row whose media cannot be decoded after all: "error" raises `DataError`,
-            "skip" returns its `BadRow`, which the collator carries to the trainer's accounts.
+
+    A row whose media cannot be decoded after all comes back as its `BadRow`, never as an exception: a worker's
+    exception reaches the trainer as text. The collator carries it on, and the trainer stops or counts it.
     """
 
-    def __init__(self, samples: Sequence[Sample], encoder: Encoder, *, on_bad_row: Literal["error", "skip"]) -> None:
+    def __init__(self, samples: Sequence[Sample], encoder: Encoder) -> None:
         self.samples = samples
         self.encoder = encoder
-        self.on_bad_row = on_bad_row
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -42,8 +43,6 @@ class RowDataset(Dataset):
         try:
             return self.encoder.encode(self.samples[index])
         except DataError as error:
-            if self.on_bad_row == "error":
-                raise
             return error.row
 
 
@@ -114,7 +113,7 @@ def scan(
     Args:
         samples: parsed rows.
         encoder: measures them; a `MediaProbe` looks at their media only.
-        workers: processes to share the work; 0 does it here.
+        workers: processes to share the work, at most one a core; 0 does it here.
         decode: decode every picture and frame too (slow, finds truncated files); else headers only.
 
     Yields:
@@ -124,9 +123,9 @@ def scan(
         ConfigError: the settings fit no row, e.g. a chat template that leaves out pictures.
     """
     size = DECODE_CHUNK if decode else SCAN_CHUNK
-    chunks = [range(i, min(i + size, len(samples))) for i in range(0, len(samples), size)]
-    if len(chunks) < 4:
-        workers = 0  # starting processes would take longer than the scan
+    chunks = [list(range(i, min(i + size, len(samples)))) for i in range(0, len(samples), size)]
+    # More processes than cores only wait for each other, and starting any takes longer than a short scan.
+    workers = min(workers, _cores()) if len(chunks) >= 4 else 0
     probe = _probe(encoder, decode=decode)
     loader = DataLoader(_Scan(samples, probe), batch_sampler=chunks, collate_fn=list, **loader_options(workers))
     for chunk in loader:
@@ -143,3 +142,8 @@ def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:
 
 def _has_device() -> bool:
     return torch.cuda.is_available()
+
+
+def _cores() -> int:
+    """Cores this process may use; where the system does not tell (macOS), all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What was trained between two logged lines, over all ranks; and which rows were skipped on the way."""
+"""What was trained between two logged lines, over all ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from vlft.data.collate import Batch
-from vlft.errors import BadRow
 
 COUNTS = ("tokens", "supervised_tokens", "images", "videos", "samples")
 
@@ -22,7 +21,6 @@ class Meter:
     """Adds up micro-batches without reading from the device until a line is due."""
 
     def __init__(self) -> None:
-        self.skipped: dict[tuple[str, int], BadRow] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -35,8 +33,6 @@ class Meter:
         """Count one trained micro-batch; `loss_sum` is the sum of its tokens' cross-entropies."""
         for name in COUNTS:
             self._counts[name] += batch["counts"][name]
-        for row in batch["skipped"]:
-            self.skipped[row.file, row.index] = row
         loss = loss_sum.detach().double()
         self._loss = loss if self._loss is None else self._loss + loss
 

@@ -180,7 +180,7 @@ def _trainer(
     say: Callable[[str], None],
 ) -> VlftTrainer:
     def dataset(rows: Measured) -> RowDataset:
-        return RowDataset(rows.rows.samples, base.encoder, on_bad_row=data.on_bad_row)
+        return RowDataset(rows.rows.samples, base.encoder)
 
     vision = base.config.vision_config
     tokenizer = base.processor.tokenizer
@@ -196,6 +196,7 @@ def _trainer(
         folder=folder,
         metrics=MetricsFile(folder.path, resume_step=step) if args.process_index == 0 else None,
         say=say,
+        on_bad_row=data.on_bad_row,
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)

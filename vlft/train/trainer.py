@@ -11,10 +11,11 @@ Only documented methods and a few hooks that 5.17 and 5.23 share are overridden:
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -25,7 +26,7 @@ from vlft.config.flags import TrainFlags
 from vlft.data.collate import Batch, Collator
 from vlft.data.dataset import RowDataset, loader_options
 from vlft.data.order import Order, RankBatches
-from vlft.errors import BadRow, ConfigError
+from vlft.errors import BadRow, ConfigError, DataError
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
 from vlft.train.accounts import Meter, MetricsFile
@@ -54,6 +55,7 @@ class VlftTrainer(Trainer):
         folder: where and how things are saved.
         metrics: `metrics.jsonl`, or None on ranks that do not write.
         say: prints a line for the user (rank 0 only).
+        on_bad_row: what to do with a row whose media cannot be decoded after all.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class VlftTrainer(Trainer):
         folder: RunFolder,
         metrics: MetricsFile | None,
         say: Callable[[str], None],
+        on_bad_row: Literal["error", "skip"],
     ) -> None:
         stock: Any = super().__init__  # its hints want a PreTrainedModel and a tensor-only collator
         stock(model=model, args=args, train_dataset=train_rows, eval_dataset=eval_rows, data_collator=collator)
@@ -79,7 +82,9 @@ class VlftTrainer(Trainer):
         self.folder = folder
         self.metrics = metrics
         self.say = say
+        self.on_bad_row = on_bad_row
         self.meter = Meter()
+        self.skipped: dict[tuple[str, int], BadRow] = {}
         self._last_logged = 0
         self._rates: dict[str, float] = {}
         self._started: tuple[float, int] | None = None
@@ -121,9 +126,20 @@ class VlftTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
-        samples = super().get_batch_samples(*args, **kwargs)
+        batches, items = super().get_batch_samples(*args, **kwargs)
         self.meter.add_wait(time.perf_counter() - start)
-        return samples
+        for batch in batches:
+            self._account(batch["skipped"])
+        return batches, items
+
+    def _account(self, skipped: tuple[BadRow, ...]) -> None:
+        """Stop at a row that turned out bad, or enter it into the accounts."""
+        for row in skipped:
+            if self.on_bad_row == "error":
+                raise DataError(row)
+            if (row.file, row.index) not in self.skipped:
+                self.skipped[row.file, row.index] = row
+                print(f"skipped {row}", file=sys.stderr)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
         """Supervised tokens of the whole optimizer step, over all ranks and micro-batches."""
@@ -190,6 +206,7 @@ class VlftTrainer(Trainer):
         model.eval()
         with torch.no_grad(), self.accelerator.autocast():
             for batch_on_cpu in loader:
+                self._account(batch_on_cpu["skipped"])
                 inputs: Any = self._prepare_inputs(batch_on_cpu)
                 outputs = model(**{key: inputs[key] for key in FORWARD_KEYS})
                 total[0] += outputs.loss.double()
@@ -272,7 +289,7 @@ class VlftTrainer(Trainer):
 
     def all_skipped(self) -> list[BadRow]:
         """Rows that turned out bad while training, of every rank; every rank must call it."""
-        return [row for rank in gather(self.meter.skipped) for row in rank.values()]
+        return [row for rank in gather(self.skipped) for row in rank.values()]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:

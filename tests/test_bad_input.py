@@ -1,0 +1,213 @@
+"""What a user did wrong, and the one message they get: folders, flags, bases, rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import MIXED_ROWS, row
+from launch import vlft as vlft_process
+from test_train import FULL, arguments, lines
+
+from vlft.cli.main import main
+
+
+@pytest.fixture
+def refused(base, mixed_json, media, tmp_path, capsys):
+    """Run `vlft train` with more flags; returns what it printed on stderr, which must be one message."""
+
+    def run(*more: str, status: int = 1, base: Path = base, data: Path = mixed_json, out: str = "run") -> str:
+        argv = arguments(base, data, media, tmp_path / out)
+        argv = argv[: argv.index("--lora_dropout")] + argv[argv.index("--lora_rank") + 2 :] if FULL[1] in more else argv
+        assert main([*argv, *more]) == status
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ")
+        assert "Traceback" not in printed
+        return printed
+
+    return run
+
+
+def test_a_missing_model_folder(refused, tmp_path):
+    assert "nowhere" in refused(base=tmp_path / "nowhere")
+
+
+def test_a_base_that_is_no_qwen_vl(refused, base, tmp_path):
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    shutil.copy(base / "model.safetensors", tmp_path / "llama")
+    assert "'llama', not a Qwen-VL" in refused(base=tmp_path / "llama")
+
+
+def test_a_base_with_a_tensor_missing(refused, base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(base, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["visual.merger.mlp.2.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    assert "1 tensors are missing" in refused(base=broken)
+
+
+def test_nothing_to_train(refused):
+    assert "all frozen" in refused("--language", "frozen")
+
+
+def test_language_full_beside_a_lora_tower(refused):
+    assert "second time" in refused("--language", "full", "--vision", "lora")
+
+
+def test_lora_flags_without_a_lora_tower(refused):
+    assert "--lora_rank is given" in refused(*FULL, "--lora_rank", "8")
+
+
+def test_a_rate_for_a_frozen_tower(refused):
+    assert "--vision_lr 1e-05 cannot act" in refused("--vision_lr", "1e-5")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--freeze_vision_tower", "True"), "--vision frozen"),
+        (("--max_seq_length", "100"), "--max_length"),
+        (("--use_liger", "True"), "--use_liger_kernel"),
+        (("--lora_enable", "True"), "--language lora"),
+        (("--warmup_ratio", "0.03"), "--warmup_steps 0.03"),
+        (("--fsdp", "full_shard"), "--deepspeed"),
+        (("--learnin_rate", "1"), "did you mean --learning_rate?"),
+        (("--vision", "half"), "invalid choice"),
+    ],
+)
+def test_flags_with_another_name_or_none(refused, flags, says):
+    assert says in refused(*flags, status=2)
+
+
+def test_packing_and_liger_are_refused_by_name_until_they_exist(refused):
+    assert "--packing true" in refused("--packing", "true")
+    assert "--use_liger_kernel true" in refused("--use_liger_kernel", "true")
+
+
+def test_an_attention_kernel_that_cannot_run_here(refused):
+    assert "--attn flash_attn: needs a CUDA device" in refused("--attn", "flash_attn")
+
+
+def test_deepspeed_files_that_would_override_flags(refused, tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}))
+    assert '"optimizer" block' in refused("--deepspeed", str(path))
+    assert "not supported yet" in refused("--deepspeed", "zero3")
+
+
+def test_evaluation_flags_that_need_each_other(refused, mixed_json):
+    assert "--eval_path" in refused("--eval_strategy", "epoch")
+    assert "--eval_strategy is no" in refused("--eval_path", str(mixed_json))
+
+
+def test_a_config_file_that_is_none(refused, tmp_path):
+    assert "cannot be read" in refused("--config", str(tmp_path / "no.yaml"))
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    assert "found a list" in refused("--config", str(tmp_path / "list.yaml"))
+
+
+def test_several_gpus_without_a_launcher(monkeypatch, refused):
+    from vlft.config.flags import TrainFlags
+
+    monkeypatch.setattr(TrainFlags, "n_gpu", 4)
+    assert "GPUS=4 scripts/finetune_lora.sh" in refused()
+
+
+def test_an_output_folder_of_something_else(refused, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    assert "thesis.txt" in refused()
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--seed", "7"), "its seed is 42, this run's is 7"),
+        (("--vision", "lora"), "'vision': 'frozen'"),
+        (("--gradient_accumulation_steps", "3"), "its global batch is 1, this run's is 3"),
+        (("--image_max_pixels", "12544"), "pixel and frame settings"),
+        (("--lora_rank", "8"), "LoRA"),
+    ],
+)
+def test_an_output_folder_of_another_run(base, mixed_json, media, tmp_path, capsys, refused, flags, says):
+    assert main([*arguments(base, mixed_json, media, tmp_path / "run"), "--max_steps", "1"]) == 0
+    capsys.readouterr()
+    assert says in refused(*flags)
+
+
+def test_a_folder_in_use(base, mixed_json, media, tmp_path, refused):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "another run is training there" in refused()
+
+
+def test_a_folder_of_a_run_killed_before_its_first_checkpoint_is_started_over(base, mixed_json, media, tmp_path):
+    argv = [*arguments(base, mixed_json, media, tmp_path / "run"), "--max_steps", "4"]
+    (killed,) = vlft_process(argv, out=tmp_path, kill_in_step=3)
+    assert killed.status == -9
+    assert main(argv) == 0
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+# ---- rows
+
+
+@pytest.fixture
+def planted(tmp_path, media) -> Path:
+    """The mixed rows with three bad ones between: a missing file, a truncated picture, a tag too many."""
+    whole = (media / "china.jpg").read_bytes()
+    (media / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    rows = [
+        row("x", "<image>", id="gone", image="gone.jpg"),
+        *MIXED_ROWS,
+        row("x", "<image>", id="cut", image="cut.jpg"),
+        row("x", "<image><image>", id="tags", image="china.jpg"),
+    ]
+    path = tmp_path / "planted.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_bad_rows_stop_the_run_before_it_starts(refused, planted, tmp_path):
+    printed = refused(data=planted)
+    assert "rows cannot be trained" in printed
+    assert "planted.json[0].image" in printed
+    assert "planted.json[9]" in printed
+    assert "--on_bad_row skip" in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_bad_rows_are_skipped_listed_and_add_up(base, planted, media, tmp_path, capsys, workers):
+    argv = arguments(base, planted, media, tmp_path / "run")
+    assert main([*argv, "--on_bad_row", "skip", "--dataloader_num_workers", workers]) == 0
+    (entry,) = json.loads((tmp_path / "run" / "vlft.json").read_text())["data"]
+    assert entry["rows"] == 10
+    assert entry["trained"] == 7
+    assert [(s["index"], s["id"]) for s in entry["skipped"]] == [(0, "gone"), (8, "cut"), (9, "tags")]
+    assert all(s["reason"] and s["field"] for s in entry["skipped"])
+    assert "gone.jpg" in capsys.readouterr().out
+
+
+def test_a_picture_that_breaks_after_the_check_stops_the_run_with_its_row(refused, planted):
+    """Headers are read before the run; this one's pixels end early."""
+    rows = [r for r in json.loads(planted.read_text()) if r.get("id") not in ("gone", "tags")]
+    planted.write_text(json.dumps(rows))
+    printed = refused("--dataloader_num_workers", "2", data=planted)
+    assert "planted.json[7].image" in printed
+    assert "vlft preview" in printed
+
+
+def test_no_row_is_left(refused, tmp_path):
+    path = tmp_path / "none.json"
+    path.write_text(json.dumps([row("x", "<image>", image="gone.jpg")]))
+    assert "no row is left" in refused("--on_bad_row", "skip", data=path)
