@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,18 @@ def names_in(file: Path) -> list[str]:
         raise CheckpointError(f"{file}: no such file, but {INDEX} names it. Copy the folder again.") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: not a whole safetensors file ({error}). Copy it again.") from None
+
+
+def open_to_others(folder: Path) -> None:
+    """Give a folder's files the rights that newly made files have here.
+
+    safetensors 0.8 writes for the owner alone, and a server often runs as another user.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def some_of(names: Iterable[str], count: int = 3) -> str:

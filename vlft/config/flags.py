@@ -6,6 +6,7 @@ Names are those of 2U1/Qwen2-VL-Finetune where it has one, and TrainingArguments
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +93,9 @@ class TrainFlags(TrainingArguments):
     deepspeed: str | None = _flag(None, "zero1, zero2, or a path to a DeepSpeed JSON")  # type: ignore[assignment]
     logging_steps: float = _flag(1, "optimizer steps between logged lines")
     logging_nan_inf_filter: bool = _flag(False, "hide NaN losses from the log (transformers' default)")
-    dataloader_num_workers: int = _flag(4, "loader processes per device; 0 decodes in the training process")
+    dataloader_num_workers: int = _flag(
+        None, "loader processes per device; 0 decodes in the training process (default: 4, or the cores there are)"
+    )
     remove_unused_columns: bool = _flag(False, "not used: rows have no columns")
     seed: int = _flag(42, "of weights, dropout and the order of rows")
 
@@ -104,6 +107,9 @@ class TrainFlags(TrainingArguments):
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = bool(gpu and torch.cuda.is_bf16_supported() and not self.fp16)
+        if self.dataloader_num_workers is None:
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            self.dataloader_num_workers = min(4, max(1, (os.cpu_count() or 1) // here))
         # Both of these would make the Trainer act on the model in ways that vlft does itself (vlft.model).
         self.checkpoint_activations = bool(self.gradient_checkpointing)
         self.gradient_checkpointing = None  # type: ignore[assignment]

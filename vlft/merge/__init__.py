@@ -20,6 +20,7 @@ from vlft.checkpoint import (
     base_fingerprint,
     family_of,
     find_adapter_or_model,
+    open_to_others,
     resolve_model,
     write_record,
 )
@@ -124,6 +125,7 @@ def merge(
         if found.record is not None:
             merged_from = {"merged_from": str(run), "max_logit_diff": max(row.difference for row in rows)}
             write_record(workshop, replace(found.record, kind="full", training=found.record.training | merged_from))
+        open_to_others(workshop)
         os.rename(workshop, target)
     return MergeReport(
         dtype=" + ".join(sorted({_word(tensor.dtype) for tensor in written.values()})),

@@ -88,10 +88,17 @@ class PixelScale:
         Returns:
             pixels: float32 [P_still + P_video, C * 2 * h * w], as the stock processor's `pixel_values`.
         """
-        mean, std = (torch.tensor(x, device=still_patches.device).view(-1, 1, 1) for x in (self.mean, self.std))
+        mean, std = _constants(self, still_patches.device)
         stills = ((still_patches.float() - mean) / std).unsqueeze(2).expand(-1, -1, 2, -1, -1)
         videos = (video_patches.float() - mean.unsqueeze(1)) / std.unsqueeze(1)
         return torch.cat([stills.flatten(1), videos.flatten(1)])
+
+
+@functools.cache
+def _constants(scale: PixelScale, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation on a device, [C, 1, 1] each; kept, since bringing them there makes the host wait."""
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (scale.mean, scale.std))
+    return mean, std
 
 
 def bind(model: torch.nn.Module, scale: PixelScale) -> None:

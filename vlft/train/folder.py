@@ -17,7 +17,7 @@ from typing import IO, Any, Literal
 import torch
 
 from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights_strict, read_record, write_record
-from vlft.checkpoint.files import module_name, tensor_index
+from vlft.checkpoint.files import module_name, open_to_others, tensor_index
 from vlft.config.parse import write_yaml
 from vlft.errors import BadRow, CheckpointError
 from vlft.inputs import Base
@@ -178,9 +178,7 @@ class RunFolder:
         if self.record.kind == "adapter":
             (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         save_processor(self.base.processor, out)
-        readable = 0o666 & ~_umask()
-        for path in out.iterdir():
-            path.chmod(readable)  # safetensors writes for the owner alone; a server often runs as another user
+        open_to_others(out)
 
     def read_weights(self, source: Path, model: Any) -> None:
         """Load a checkpoint into the live model; every tensor must be there and fit.
@@ -257,12 +255,6 @@ def data_entries(counts: dict[str, int], bad: Iterable[BadRow]) -> list[dict[str
     """The "data" of a run record: per file the rows read, trained and skipped."""
     empty = [{"file": file, "rows": rows, "trained": rows, "skipped": []} for file, rows in counts.items()]
     return _with_skipped(empty, list(bad))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _step(checkpoint: Path) -> int:
