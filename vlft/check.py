@@ -7,15 +7,15 @@ against the stock budgets of Qwen2-VL, and tokens are not counted.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.data.encode import Encoder
 from vlft.data.records import Rows
-from vlft.data.sample import Image, Video
+from vlft.data.sample import Cost, Image, Video
+from vlft.data.shown import printable
 from vlft.errors import BadRow
 from vlft.families import Family
 from vlft.inputs import measure_rows, open_base, open_rows, stock_probe
@@ -157,16 +157,12 @@ def check(
         ConfigError: a file cannot be read at all, or a flag cannot be carried out.
         CheckpointError: the base is missing, not a Qwen-VL, or not whole.
     """
-    if model.model_id is None:
-        probe: Any = stock_probe(data)
-        family = Family.of("qwen2_vl")
-    else:
-        base = open_base(data, model, given=given)
-        probe, family = base.encoder, base.family
+    base = open_base(data, model, given=given) if model.model_id is not None else None
+    family = Family.of("qwen2_vl") if base is None else base.family
+    probe = stock_probe(data) if base is None else base.encoder
     rows = _all_rows(files, data, family)
     measured = measure_rows(rows, probe, workers=workers, decode=not headers_only)
     media = [part for sample in measured.rows.samples for part in sample.media]
-    based = isinstance(probe, Encoder)
     return Checked(
         counts=rows.counts,
         ok=len(measured.costs),
@@ -179,8 +175,8 @@ def check(
         images=sum(isinstance(part, Image) for part in media),
         videos=sum(isinstance(part, Video) for part in media),
         decoded=not headers_only,
-        tokens=_tokens(measured.costs, probe.max_length) if based and measured.costs else None,
-        based=based,
+        tokens=_tokens(measured.costs, base.encoder.max_length) if base is not None and measured.costs else None,
+        based=base is not None,
     )
 
 
@@ -195,7 +191,7 @@ def _all_rows(files: Sequence[str], data: DataFlags, family: Family) -> Rows:
     return Rows(samples=rows.samples + more.samples, bad=rows.bad + more.bad, counts={**rows.counts, **more.counts})
 
 
-def _tokens(costs: Sequence[Any], limit: int) -> Tokens:
+def _tokens(costs: Sequence[Cost], limit: int) -> Tokens:
     tokens = sorted(cost.tokens for cost in costs)
     return Tokens(
         total=sum(tokens),
@@ -232,7 +228,7 @@ def histogram(values: Sequence[int]) -> tuple[Bucket, ...]:
     return tuple(buckets)
 
 
-def _round_numbers():
+def _round_numbers() -> Iterator[int]:
     """1, 2, 5, 10, 20, 50, ..."""
     power = 1
     while True:
@@ -263,7 +259,7 @@ def _bar(share: float) -> str:
 
 
 def _listed(title: str, rows: Sequence[BadRow]) -> str:
-    return "\n".join([f"{title} ({len(rows):,}):", *(f"  {row}" for row in rows)])
+    return "\n".join([f"{title} ({len(rows):,}):", *(f"  {printable(str(row))}" for row in rows)])
 
 
 def _many(number: int, noun: str) -> str:

@@ -55,7 +55,7 @@ class DataError(VlftError):
     """A row (`.row`) that cannot be trained."""
 
     def __init__(self, row: BadRow) -> None:
-        super().__init__(f"{row}\n  See it: vlft preview {row.file} --index {row.index}")
+        super().__init__(f"{row}\n  See it, with the same flags: vlft preview {row.file} --index {row.index}")
         self.row = row
 
     def __reduce__(self):  # exceptions cross from loader workers by pickle, which replays the constructor

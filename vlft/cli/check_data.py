@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
         parser.add_argument(
             "--headers_only", "--headers-only", action="store_true", help="open media, but decode none: quick"
         )
-        parser.add_argument("--workers", type=int, default=4, help="processes that share the work (default: 4)")
+        parser.add_argument("--workers", type=int, default=4, help="processes that share the work")
         files, parsed = parser.parse_files(argv)
         if parsed.extra.workers < 0:
             parser.error(f"--workers {parsed.extra.workers}: a number of processes, 0 or more")

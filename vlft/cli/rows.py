@@ -24,7 +24,7 @@ class RowParser(FlagParser):
     def __init__(self, verb: str, **kwargs: Any) -> None:
         super().__init__(verb, (DataFlags, ModelFlags, TrainFlags), **kwargs)
         # Parsed, but never built: TrainingArguments would look for devices and join processes.
-        self.dataclass_types = [DataFlags, ModelFlags]
+        self.dataclass_types = list(self.dataclass_types)[:2]
         self._of_training = {f.name for f in dataclasses.fields(TrainFlags) if f.init}
         for action in self._actions:
             if action.dest.removeprefix("no_") in self._of_training:

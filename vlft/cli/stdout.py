@@ -40,8 +40,9 @@ def json_only(wanted: bool) -> Iterator[Callable[[Any], None]]:
 
 
 def _write(document: Any, stream: TextIO) -> None:
-    json.dump(document, stream, indent=2, ensure_ascii=False, allow_nan=False)  # NaN is no JSON
-    stream.write("\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)  # NaN is no JSON
+    # Half a surrogate pair, which JSON may hold and UTF-8 may not, goes out as the escape it came in as.
+    stream.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     stream.flush()
 
 

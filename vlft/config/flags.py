@@ -110,6 +110,8 @@ class TrainFlags(TrainingArguments):
         if self.dataloader_num_workers is None:
             here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             self.dataloader_num_workers = min(4, max(1, (os.cpu_count() or 1) // here))
+        if self.eval_steps is None:
+            self.eval_steps = self.save_steps  # transformers takes logging_steps, which is 1 here
         # Both of these would make the Trainer act on the model in ways that vlft does itself (vlft.model).
         self.checkpoint_activations = bool(self.gradient_checkpointing)
         self.gradient_checkpointing = None  # type: ignore[assignment]

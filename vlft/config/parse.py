@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import json
@@ -34,6 +35,21 @@ class Parsed:
     effective: dict[str, Any]
 
 
+class _Help(argparse.HelpFormatter):
+    """Defaults where there are any, and one spelling of each flag."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.help and action.default not in (None, argparse.SUPPRESS, []) and "(default" not in action.help:
+            return action.help + " (default: %(default)s)"
+        return action.help
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, action.metavar if isinstance(action.metavar, str) else action.dest.upper())
+        return f"{action.option_strings[0]} {value}"
+
+
 class FlagParser(HfArgumentParser):
     """HfArgumentParser that answers wrong flags in one message and never guesses an abbreviation.
 
@@ -43,10 +59,15 @@ class FlagParser(HfArgumentParser):
     """
 
     def __init__(self, verb: str, dataclass_types: Sequence[Any], **kwargs: Any) -> None:
+        kwargs = {"formatter_class": _Help, "usage": f"vlft {verb} [--config FILE.yaml] [--flag value ...]"} | kwargs
         super().__init__(list(dataclass_types), prog=f"vlft {verb}", allow_abbrev=False, **kwargs)
         self.verb = verb
+        for action in self._actions:
+            if action.dest in REPLACED:
+                action.help = argparse.SUPPRESS  # refused by name, see `refused`
+            elif action.nargs != 0 and action.choices is None and action.metavar is None:
+                action.metavar = "VALUE"
         self.add_argument("--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags given here win")
-        # Shown as --help groups only; refused by name below, before argparse sees them.
         self._ours = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
 
     def error(self, message: str) -> NoReturn:

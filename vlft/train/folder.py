@@ -91,6 +91,7 @@ class RunFolder:
                     "checkpoint-N folder, or auto."
                 )
             self._check_same(read_record(source), source)
+            _check_resumable(source)
         found = [entry.name for entry in self.path.iterdir() if entry.name not in (LOCK, STAGING)]
         if RECORD in found:
             if resume == "none":
@@ -110,7 +111,10 @@ class RunFolder:
         if resume not in ("auto", "none"):
             return "resume", Path(resume)
         newest = max(self.checkpoints(), key=_step, default=None)
-        return ("resume", newest) if newest else ("new", None)
+        if newest is None:
+            return "new", None
+        _check_resumable(newest)
+        return "resume", newest
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints of this folder."""
@@ -201,7 +205,9 @@ class RunFolder:
             # What is served has the base's own dtypes; float32 masters were for training.
             dtypes = stored_dtypes(self.base)
             tensors = model.state_dict() if state_dict is None else state_dict
-            state_dict = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()}
+            state_dict = {
+                name: tensor.detach().to("cpu", dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()
+            }
         self.write_weights(out, model, state_dict=state_dict)
         if self.record.kind == "full":
             for name in ("config.json", "generation_config.json"):
@@ -214,6 +220,15 @@ class RunFolder:
             os.replace(entry, self.path / entry.name)
         _sync_folder(self.path)
         shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def _check_resumable(checkpoint: Path) -> None:
+    """Refuse to go on without the optimizer's state, which transformers would do without a word."""
+    if not (checkpoint / "optimizer.pt").is_file() and not any(checkpoint.glob("global_step*")):
+        raise CheckpointError(
+            f"{checkpoint}: holds weights but no optimizer state (--save_only_model), so training cannot go on from "
+            "there. Choose a new --output_dir; the checkpoint can still be merged."
+        )
 
 
 def save_processor(processor: Any, out: Path) -> None:

@@ -20,14 +20,12 @@ from vlft.config.parse import Parsed
 from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
 from vlft.errors import ConfigError
-from vlft.inputs import Base, Measured, measure_rows, open_base, open_rows
+from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, accept_rows, measure_rows, open_base, open_rows
 from vlft.model import attention, forward, groups, towers
 from vlft.model.load import load_base
 from vlft.train.folder import RunFolder, data_entries
 from vlft.train.ranks import on_rank_zero
 from vlft.train.trainer import MetricsFile, VlftTrainer
-
-SHOWN_BAD_ROWS = 10
 
 
 def train(parsed: Parsed) -> Path:
@@ -116,18 +114,8 @@ def prepare_model(base: Base, args: TrainFlags, *, choice: attention.Choice) -> 
 
 def _measured(paths: Sequence[str], data: DataFlags, base: Base, args: TrainFlags) -> Measured:
     """The rows to train, with every refusal a file header can tell; raises unless bad rows are to be skipped."""
-    measured = measure_rows(open_rows(paths, data, base.family), base.encoder, workers=args.dataloader_num_workers)
-    bad = measured.rows.bad
-    if bad and data.on_bad_row == "error":
-        lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])
-        more = f"\n  and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
-        raise ConfigError(
-            f"{len(bad)} of {sum(measured.rows.counts.values())} rows cannot be trained:\n{lines}{more}\n"
-            "  All of them: vlft check-data with the same flags. Mend them, or train on the rest: --on_bad_row skip"
-        )
-    if not measured.rows.samples:
-        raise ConfigError(f"{', '.join(paths)}: no row is left to train ({len(bad)} were refused, e.g. {bad[0]})")
-    return measured
+    rows = open_rows(paths, data, base.family)
+    return accept_rows(measure_rows(rows, base.encoder, workers=args.dataloader_num_workers), paths, data)
 
 
 def _record(base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: Measured) -> RunRecord:

@@ -1,0 +1,169 @@
+"""`vlft preview`: the ids of the stock processor, the trained tokens and nothing else, pixels put together again."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import MIXED_ROWS, row
+from PIL import Image
+from test_encode import NAMES, stock
+
+from vlft.cli.main import main
+from vlft.preview import frames_of
+
+INDEX = {raw["id"]: i for i, raw in enumerate(MIXED_ROWS)}
+
+
+def preview(*argv) -> int:
+    return main(["preview", *map(str, argv)])
+
+
+@pytest.fixture(scope="module")
+def flags(base, media, mixed_json):
+    return [mixed_json, "--image_folder", media, "--model_id", base]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_is_what_the_model_gets(capsys, flags, samples, encoded, encoder, name):
+    assert preview(*flags, "--index", INDEX[name], "--json") == 0
+    shown, theirs, ours = json.loads(capsys.readouterr().out), stock(samples[name], encoder), encoded[name]
+    assert shown["id"] == name
+    assert shown["input_ids"] == theirs["input_ids"][0].tolist()
+    for key in ("image_grid_thw", "video_grid_thw"):
+        assert shown[key] == (theirs[key].tolist() if key in theirs else [])
+    assert shown["position_ids"] == ours.positions_3T.tolist()
+    assert shown["text"] == ours.text
+    trained = [i for i, label in enumerate(shown["labels"]) if label != -100]
+    assert all(shown["labels"][i] == shown["input_ids"][i] for i in trained)
+    answers = [turn["value"] for turn in MIXED_ROWS[INDEX[name]]["conversations"] if turn["from"] == "gpt"]
+    decoded = encoder.processor.tokenizer.decode([shown["labels"][i] for i in trained])
+    assert decoded == "".join(f"{answer}<|im_end|>" for answer in answers)
+
+
+def test_what_a_person_reads(capsys, flags, encoded):
+    assert preview(*flags, "--index", INDEX["both"]) == 0
+    out = capsys.readouterr().out
+    still, clip = (medium.grid for medium in encoded["both"].media)
+    assert f"{flags[0]}[{INDEX['both']}] (id both)" in out
+    assert f"{len(encoded['both'].input_ids_T)} tokens: 12 trained, " in out
+    assert f"picture 1: 224x168 -> {still.w * 14}x{still.h * 14}, {still.w}x{still.h} patches, " in out
+    assert f"video 1: 24 frames of 160x112 at 8 fps -> {clip.t * 2} frames of {clip.w * 14}x{clip.h * 14}, " in out
+    assert f"<|vision_start|><|image_pad|> x{still.tokens(2)}<|vision_end|>and <|vision_start|>" in out
+    assert f"<|video_pad|> x{clip.tokens(2)}<|vision_end|>: which is hot?" in out
+    assert "assistant\n⟦The coffee.<|im_end|>⟧" in out
+    assert re.findall("⟦(.*?)⟧", out.partition("between")[2].partition("\n")[2]) == ["The coffee.<|im_end|>"]
+    assert "\x1b" not in out
+
+
+def test_a_terminal_gets_colour_unless_asked_not_to(capsys, monkeypatch, flags):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert preview(*flags, "--index", INDEX["two-turns"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall("\x1b\\[1;32m(.*?)\x1b\\[0m", out)[1:] == [
+        "A flower and an astronaut.<|im_end|>",
+        "Yes.<|im_end|>",
+    ]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert preview(*flags, "--index", INDEX["two-turns"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def odd_rows(tmp_path_factory, media):
+    """A refused row, a row with a warning and text that would break out of a page or a terminal."""
+    nasty = row("</div><script>alert('&')</script>\x1b[2J", "<image>é \U0001f600 e\u0301?", id="<b>", image="china.jpg")
+    nasty["conversations"].append({"from": "human", "value": "And?"})
+    path = tmp_path_factory.mktemp("odd") / "odd.jsonl"
+    path.write_text("\n".join(map(json.dumps, [row("", "Q?", id="empty"), nasty])), encoding="utf-8")
+    return path
+
+
+def test_page_is_whole_and_needs_nothing(capsys, tmp_path, flags, encoded):
+    page = tmp_path / "row.html"
+    assert preview(*flags, "--index", INDEX["both"], "--html", page, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["id"] == "both"
+    html = page.read_text(encoding="utf-8")
+    assert [file.name for file in tmp_path.iterdir()] == ["row.html"]
+    assert "http:" not in html
+    assert "https:" not in html
+    pixels = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))
+        for uri in re.findall(r'src="data:image/png;base64,([^"]+)"', html)
+    ]
+    frames = [frame for medium in encoded["both"].media for frame in frames_of(medium).numpy()]
+    assert len(pixels) == len(frames) == 1 + 6
+    assert all(np.array_equal(one, two) for one, two in zip(pixels, frames, strict=True))
+    assert re.search(r"<mark>The coffee\.<span[^>]*>&lt;\|im_end\|&gt;</span></mark>", html)
+    assert html.count("<mark>") == 2  # the legend and the answer
+    assert "prefers-color-scheme:dark" in html
+    assert 'name="viewport"' in html
+
+
+def test_frames_of_is_the_picture_resized(media, encoded):
+    """Far enough from a shuffled picture: a wrong patch order differs by tens of levels."""
+    frame = frames_of(encoded["still"].media[0])[0].numpy().astype(float)
+    theirs = Image.open(media / "china.jpg").resize(frame.shape[1::-1], Image.Resampling.BICUBIC)
+    assert np.abs(frame - np.asarray(theirs, dtype=float)).mean() < 1
+
+
+def test_what_a_row_says_stays_text(capsys, tmp_path, base, media, odd_rows):
+    page = tmp_path / "row.html"
+    flags = [odd_rows, "--image_folder", media, "--model_id", base, "--index", 1, "--html", page]
+    assert preview(*flags) == 0
+    out = capsys.readouterr().out
+    html = page.read_text(encoding="utf-8")
+    assert "\x1b" not in out + html
+    assert "␛[2J" in out
+    assert "\U0001f600 é?" in out  # the tokenizer's normal form, as the model reads it
+    assert "<script>" not in html
+    assert "&lt;/div&gt;&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in html
+    assert "(id &lt;b&gt;)" in html
+    assert "warning: conversations[2]: a human turn last" in out
+    assert "warning: conversations[2]: a human turn last" in html
+
+
+def test_a_refused_row_is_its_reason(capsys, base, media, odd_rows):
+    assert preview(odd_rows, "--image_folder", media, "--model_id", base, "--index", 0, "--json") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert (
+        err
+        == f"error: {odd_rows}[0].conversations[1].value (id empty): the answer is empty. Write one, or drop the turn\n"
+    )
+
+
+def test_a_picture_that_is_missing(capsys, base, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([row("A.", "<image>Q?", image="gone.jpg")]), encoding="utf-8")
+    assert preview(tmp_path / "x.json", "--model_id", base) == 1
+    assert f"{tmp_path / 'x.json'}[0].image: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("index", [7, 12345, -1])
+def test_an_index_out_of_range(capsys, flags, index):
+    assert preview(*flags, "--index", index) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"--index {index}: {flags[0]} has 7 rows, counted from 0. Give 0 to 6." in err
+
+
+def test_pixel_flags_act(capsys, flags):
+    assert preview(*flags, "--index", 0, "--json", "--image_max_pixels", 16 * 28 * 28) == 0
+    (grid,) = json.loads(capsys.readouterr().out)["image_grid_thw"]
+    assert grid[1] * grid[2] // 4 <= 16
+
+
+def test_wrong_commands(capsys, flags, tmp_path, mixed_json):
+    assert preview(mixed_json) == 1
+    assert "--model_id is missing" in capsys.readouterr().err
+    assert preview(mixed_json, "other.json", "--model_id", "x") == 2
+    assert "2 data files" in capsys.readouterr().err
+    assert preview(*flags, "--html", tmp_path / "no" / "where.html") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "cannot be written (No such file or directory)" in err

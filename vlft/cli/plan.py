@@ -1,0 +1,41 @@
+"""`vlft plan`: what would be trained, at which rate, in how many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXAMPLE = "example: vlft plan --config examples/lora.yaml --data_path train.json --image_folder images --gpus 8"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Plan a run; 1 if it could not be carried out."""
+    from vlft.cli.stdout import json_only
+
+    with json_only("--json" in argv) as write:
+        from vlft.cli.quiet import quiet
+        from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+        from vlft.config.parse import FlagParser
+
+        parser = FlagParser(
+            "plan",
+            (DataFlags, ModelFlags, TrainFlags),
+            description="Say what vlft train would do with the same flags: what trains at which rate, on how many "
+            "rows, in how many steps. Loads no weights, writes nothing, needs no GPU.",
+            epilog=EXAMPLE,
+        )
+        parser.add_argument("--gpus", type=int, metavar="N", help="processes the run will have (default: 1)")
+        parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+        quiet()
+        parsed = parser.parse(argv)
+        if parsed.extra.gpus is not None and parsed.extra.gpus < 1:
+            parser.error(f"--gpus {parsed.extra.gpus}: a run has 1 or more")
+        from vlft.plan import plan
+
+        planned = plan(parsed, gpus=parsed.extra.gpus)
+        if parsed.flags[2].process_index:
+            return 0  # under torchrun one process speaks for all
+        if parsed.extra.json:
+            write(planned.as_json())
+        else:
+            print(planned.as_text())
+    return 0

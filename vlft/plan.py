@@ -1,0 +1,173 @@
+"""What a run would do, before it runs: what trains at which rate, on how many rows, in how many steps.
+
+Loads no weights (the model is built on the meta device) and writes nothing. Refuses what training refuses up to its
+first step, short of the output folder and of attention kernels, which are the training machine's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlft.checkpoint import module_name, some_of, tensor_index
+from vlft.config.checks import check_flags
+from vlft.config.flags import DataFlags, TrainFlags
+from vlft.config.parse import Parsed
+from vlft.data.order import Order
+from vlft.data.sample import Cost, Sample
+from vlft.data.shown import printable
+from vlft.errors import CheckpointError, ConfigError
+from vlft.inputs import Base, Measured, accept_rows, measure_rows, open_base, open_rows
+from vlft.model import groups
+from vlft.model.forward import PixelScale
+from vlft.model.load import empty_model
+from vlft.model.towers import apply_towers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        base: name of the base as the flags have it. towers: tower -> full, lora or frozen.
+        groups: what trains at which rate.
+        data, evaluation: rows after the pass over their headers; evaluation may be None.
+        batch, accumulation, gpus: rows of a micro-batch, micro-batches of a step, processes.
+        steps_per_epoch, steps: optimizer steps an epoch and in all; epochs: passes over the data.
+    """
+
+    base: str
+    towers: dict[str, str]
+    groups: tuple[groups.Group, ...]
+    data: Measured
+    evaluation: Measured | None
+    batch: int
+    accumulation: int
+    gpus: int
+    steps_per_epoch: int
+    steps: int
+    epochs: float
+
+    @property
+    def global_batch(self) -> int:
+        """Rows of one optimizer step."""
+        return self.batch * self.accumulation * self.gpus
+
+    @property
+    def longest(self) -> tuple[Sample, Cost]:
+        """The row with the most tokens."""
+        return max(zip(self.data.rows.samples, self.data.costs, strict=True), key=lambda pair: pair[1].tokens)
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `vlft plan --json`; `tokens` and `packs` wait for packing."""
+        sample, cost = self.longest
+        return {
+            "base": self.base,
+            "towers": self.towers,
+            "groups": [group.as_json() for group in self.groups],
+            "rows": len(self.data.costs),
+            "files": _files(self.data),
+            "eval_files": _files(self.evaluation) if self.evaluation else [],
+            "global_batch": self.global_batch,
+            "gpus": self.gpus,
+            "epochs": self.epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "steps": self.steps,
+            "longest": {"file": sample.file, "index": sample.index, "id": sample.id, "tokens": cost.tokens},
+            "tokens": None,
+            "packs": None,
+        }
+
+    def as_text(self) -> str:
+        """What a person reads."""
+        sample, cost = self.longest
+        name = f" (id {sample.id})" if sample.id is not None else ""
+        lines = [f"base: {self.base}", "", groups.table(self.groups), ""]
+        for title, measured in (("train", self.data), ("evaluate", self.evaluation)):
+            for file in _files(measured) if measured else []:
+                skipped = f", {file['skipped']:,} skipped" if file["skipped"] else ""
+                lines.append(f"{title}: {file['file']}: {file['rows']:,} rows, {file['trained']:,} taken{skipped}")
+        lines += [
+            f"longest row: {sample.file}[{sample.index}]{name}: {cost.tokens:,} tokens, {cost.patches:,} patches",
+            f"global batch: {self.global_batch:,} rows ({self.batch} a micro-batch x {self.accumulation} accumulated x "
+            f"{_many(self.gpus, 'GPU')})",
+            f"steps: {self.steps_per_epoch:,} an epoch, {self.steps:,} in all ({_many(self.epochs, 'epoch')})",
+        ]
+        return printable("\n".join(lines))
+
+
+def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
+    """Plan a run.
+
+    Args:
+        parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
+        gpus: processes the run will have; None: those this one was started with.
+
+    Raises:
+        VlftError: training would refuse it, too.
+    """
+    data, model_flags, args = parsed.flags
+    check_flags(args, model_flags, data, parsed.given, launched=False)
+    if gpus is not None and gpus != args.world_size > 1:
+        raise ConfigError(f"--gpus {gpus}, but {args.world_size} processes were started. Drop --gpus.")
+    world = gpus or args.world_size
+    base = open_base(data, model_flags, given=parsed.given)
+    PixelScale.of(base.processor)
+    model = empty_model(base.config, base.family)
+    _check_weights(base, model)
+    table = groups.parameter_groups(
+        apply_towers(model, base.family, base.towers, masters=False),
+        base.family,
+        learning_rates=args.learning_rates,
+        weight_decay=args.weight_decay,
+    )
+    measured = _measured(data.data_path, data, base, args)
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
+    steps_per_epoch = Order(rows=len(measured.costs), rows_per_step=per_step).steps
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    return Plan(
+        base=str(model_flags.model_id),
+        towers=dict(base.towers.modes),
+        groups=tuple(table),
+        data=measured,
+        evaluation=_measured(data.eval_path, data, base, args) if data.eval_path else None,
+        batch=args.per_device_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        gpus=world,
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        epochs=steps / steps_per_epoch if args.max_steps > 0 else args.num_train_epochs,
+    )
+
+
+def _measured(paths: Sequence[str], data: DataFlags, base: Base, args: TrainFlags) -> Measured:
+    rows = open_rows(paths, data, base.family)
+    return accept_rows(measure_rows(rows, base.encoder, workers=args.dataloader_num_workers), paths, data)
+
+
+def _check_weights(base: Base, model: torch.nn.Module) -> None:
+    """Refuse a base whose files lack tensors, as loading it would."""
+    stored = {module_name(base.family, name) for name in tensor_index(base.folder)}
+    missing = sorted(model.state_dict().keys() - stored - ({"lm_head.weight"} if base.tied else set()))
+    if missing:
+        raise CheckpointError(
+            f"{base.folder}: {len(missing)} tensors are missing: {some_of(missing)}. Download it again."
+        )
+
+
+def _files(measured: Measured) -> list[dict[str, Any]]:
+    """Rows read, taken and skipped of each file."""
+    refused = [row.file for row in measured.rows.bad]
+    counts: Mapping[str, int] = measured.rows.counts
+    return [
+        {"file": file, "rows": rows, "trained": rows - refused.count(file), "skipped": refused.count(file)}
+        for file, rows in counts.items()
+    ]
+
+
+def _many(number: float, noun: str) -> str:
+    return f"{number:.6g} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,228 @@
+"""One row as the model sees it: which tokens are trained, what became of its pictures. Trains and changes nothing.
+
+`look` reads the row; `text` shows it on a terminal, `page` as a web page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlft.config.flags import DataFlags, ModelFlags
+from vlft.data.clips import open_clip
+from vlft.data.encode import KIND_TEXT, UNTRAINED
+from vlft.data.pictures import picture_size
+from vlft.data.sample import EncodedMedia, EncodedSample, Image, Sample, Video
+from vlft.errors import ConfigError, DataError
+from vlft.families import Family
+from vlft.inputs import open_base, open_row
+
+MERGE = 2  # patches of a merged patch's side; `vlft.data.budgets` refuses bases with another
+
+
+@dataclass(frozen=True, kw_only=True)
+class Medium:
+    """A still or video of the row.
+
+    Attributes:
+        name: `picture 1`, `video 2`: counted from 1 in the order of the tags, as people count.
+        field, path: as the row names it; a list of frames goes by its first.
+        source: what the file holds, in words: `640x480`, `72 frames of 160x112 at 8 fps`.
+        tokens: that it takes in the language model.
+        encoded: its pixels and grid.
+        patch: side of a patch, in pixels.
+    """
+
+    name: str
+    field: str
+    path: str
+    source: str
+    tokens: int
+    encoded: EncodedMedia
+    patch: int
+
+    @property
+    def shown(self) -> str:
+        """What the model gets, in words: size, patches, tokens."""
+        grid = self.encoded.grid
+        frames = f"{grid.t * self.encoded.patches.shape[2]} frames of " if self.encoded.is_video else ""
+        steps = f"{grid.t} x " if self.encoded.is_video else ""
+        size = f"{grid.w * self.patch}x{grid.h * self.patch}"
+        return f"{frames}{size}, {steps}{grid.w}x{grid.h} patches, {self.tokens:,} tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A run of tokens, all trained or all not: text, or the pads of one medium.
+
+    Attributes:
+        text: the tokens as text; of a medium, its pad once.
+        trained: whether the model learns them.
+        medium: whose pads these are, or None.
+    """
+
+    text: str
+    trained: bool
+    medium: Medium | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What `look` found.
+
+    Attributes:
+        sample: the parsed row. encoded: the same in tokens and pixels.
+        media: in the order of their tags. pieces: the whole row, in order.
+        control_tokens: texts the model reads as control tokens, for shading.
+    """
+
+    sample: Sample
+    encoded: EncodedSample
+    media: tuple[Medium, ...]
+    pieces: tuple[Piece, ...]
+    control_tokens: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        name = f" (id {self.sample.id})" if self.sample.id is not None else ""
+        return f"{self.sample.file}[{self.sample.index}]{name}"
+
+    @property
+    def trained(self) -> int:
+        """Tokens that are trained."""
+        return int((self.encoded.labels_T != UNTRAINED).sum())
+
+    @property
+    def counts(self) -> str:
+        """Tokens in words."""
+        vision = sum(medium.tokens for medium in self.media)
+        of_media = f", {vision:,} of pictures and videos" if self.media else ""
+        return f"{len(self.encoded.input_ids_T):,} tokens: {self.trained:,} trained{of_media}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `vlft preview --json`; labels are aligned with input_ids, -100 where untrained."""
+        row = self.encoded
+
+        def grids(*, videos: bool) -> list[list[int]]:
+            return [[m.grid.t, m.grid.h, m.grid.w] for m in row.media if m.is_video == videos]
+
+        return {
+            "file": row.file,
+            "index": row.index,
+            "id": row.id,
+            "tokens": len(row.input_ids_T),
+            "supervised": self.trained,
+            "warnings": [{"field": field, "reason": remark} for field, remark in self.sample.warnings],
+            "media": [
+                {"field": m.field, "path": m.path, "source": m.source, "shown": m.shown, "tokens": m.tokens}
+                for m in self.media
+            ],
+            "input_ids": row.input_ids_T.tolist(),
+            "labels": row.labels_T.tolist(),
+            "position_ids": row.positions_3T.tolist(),
+            "image_grid_thw": grids(videos=False),
+            "video_grid_thw": grids(videos=True),
+            "text": row.text,
+        }
+
+
+def look(file: str, index: int, data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> Preview:
+    """Read one row and encode it as for training.
+
+    Args:
+        file: data file.
+        index: of the row in it, from 0.
+        data, model: flags, as for training; a base is needed for its tokenizer and chat template.
+        given: names of the flags the user set.
+
+    Raises:
+        ConfigError: the row is refused (with its reason) or does not exist, or a flag cannot be carried out.
+        CheckpointError: the base is missing, not a Qwen-VL, or not whole.
+    """
+    base = open_base(data, model, given=given)
+    try:
+        sample = open_row(file, index, data, base.family)
+        encoded = base.encoder.encode(sample)
+    except DataError as error:
+        raise ConfigError(str(error.row)) from error  # without its advice to run this very command
+    media = _media(sample, encoded, patch=base.media.patch_size)
+    return Preview(
+        sample=sample,
+        encoded=encoded,
+        media=media,
+        pieces=tuple(_pieces(encoded, media, base.processor.tokenizer, base.family)),
+        control_tokens=base.family.control_tokens,
+    )
+
+
+def _media(sample: Sample, encoded: EncodedSample, *, patch: int) -> tuple[Medium, ...]:
+    seen = {Image: 0, Video: 0}
+    media = []
+    for part, pixels in zip(sample.media, encoded.media, strict=True):
+        seen[type(part)] += 1
+        word = "picture" if isinstance(part, Image) else "video"
+        media.append(
+            Medium(
+                name=f"{word} {seen[type(part)]}",
+                field=part.field,
+                path=_first_file(part),
+                source=_source(part),
+                tokens=pixels.grid.tokens(MERGE),
+                encoded=pixels,
+                patch=patch,
+            )
+        )
+    return tuple(media)
+
+
+def _first_file(part: Image | Video) -> str:
+    return part.path if isinstance(part, Image) else part.path or part.frames[0]
+
+
+def _source(part: Image | Video) -> str:
+    if isinstance(part, Video) and part.path is not None:
+        clip = open_clip(part.path)
+        return f"{clip.frames} frames of {clip.width}x{clip.height} at {clip.fps:.4g} fps"
+    height, width = picture_size(_first_file(part))
+    return f"{width}x{height}" if isinstance(part, Image) else f"{len(part.frames)} frames of {width}x{height}"
+
+
+def _pieces(encoded: EncodedSample, media: tuple[Medium, ...], tokenizer: Any, family: Family) -> Iterator[Piece]:
+    """The row cut where training starts or stops and at its media."""
+    ids, kinds = encoded.input_ids_T.tolist(), encoded.kinds_T.tolist()
+    trained = (encoded.labels_T != UNTRAINED).tolist()
+    following = iter(media)
+    start = 0
+    while start < len(ids):
+        if kinds[start] != KIND_TEXT:
+            medium = next(following)
+            pad = family.video_pad if medium.encoded.is_video else family.image_pad
+            yield Piece(text=pad, trained=False, medium=medium)
+            start += medium.tokens
+            continue
+        end = start
+        while end < len(ids) and kinds[end] == KIND_TEXT and trained[end] == trained[start]:
+            end += 1
+        text = tokenizer.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        yield Piece(text=text, trained=trained[start])
+        start = end
+
+
+def frames_of(media: EncodedMedia) -> torch.Tensor:
+    """The pixels the model sees, put together from patches again (`vlft.data.media` cut them).
+
+    Args:
+        media: of a still or video.
+
+    Returns:
+        uint8 [F, H, W, 3]: one frame of a still, all of a video.
+    """
+    grid, patches = media.grid, media.patches if media.is_video else media.patches[:, :, None]
+    pair, side = patches.shape[2], patches.shape[-1]
+    # time, block row, block column, row in block, column in block, channel, frame of pair, pixel row, pixel column
+    cut = patches.reshape(grid.t, grid.h // MERGE, grid.w // MERGE, MERGE, MERGE, 3, pair, side, side)
+    whole = cut.permute(0, 6, 1, 3, 7, 2, 4, 8, 5)
+    return whole.reshape(grid.t * pair, grid.h * side, grid.w * side, 3)
