@@ -19,7 +19,6 @@ from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
-from vlft.errors import ConfigError
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, accept_rows, measure_rows, open_base, open_rows
 from vlft.model import attention, forward, groups, towers
 from vlft.model.load import load_base
