@@ -370,3 +370,9 @@ def test_tensorboard_gets_the_same_numbers(train, tmp_path, monkeypatch):
     events.Reload()
     assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(losses(run), rel=1e-6)
     assert "train/lr/language" in events.Tags()["scalars"]
+
+
+def test_the_adapter_names_its_base_as_the_user_did(train, base, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    run = train("--max_steps", "1", base=Path(base.name))
+    assert json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"] == base.name

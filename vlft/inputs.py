@@ -35,6 +35,7 @@ class Base:
     """An opened base model, weights still on disk.
 
     Attributes:
+        name: as the user gave it, a folder or a hub id.
         folder: where it lies (a snapshot folder for a hub id).
         config: transformers' config.
         family: names of its parts.
@@ -44,6 +45,7 @@ class Base:
         towers: what the flags ask to train.
     """
 
+    name: str
     folder: Path
     config: Any
     family: Family
@@ -81,7 +83,14 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
     encoder = Encoder(family=family, processor=processor, media=media, max_length=max_length)
     serve_as_trained(processor, media)
     return Base(
-        folder=folder, config=config, family=family, processor=processor, media=media, encoder=encoder, towers=towers
+        name=model.model_id,
+        folder=folder,
+        config=config,
+        family=family,
+        processor=processor,
+        media=media,
+        encoder=encoder,
+        towers=towers,
     )
 
 

@@ -100,7 +100,8 @@ def prepare_model(base: Base, args: TrainFlags, *, choice: attention.Choice) -> 
         the model (wrapped by PEFT where a tower has LoRA) and tower -> attention backend.
     """
     half = args.bf16 or args.fp16
-    model = load_base(base.folder, base.family, dtype=None if half else torch.float32)
+    model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
+    model.name_or_path = base.name  # PEFT writes it into adapter_config.json, where a cache folder would be of no use
     model.to(args.device)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     backends = attention.install(model, choice, dtype=dtype)
