@@ -6,7 +6,8 @@ Only documented methods and a few hooks that 5.17 and 5.23 share are overridden:
 - `create_optimizer`: one group per tower and weight decay.
 - `evaluate`: a token-weighted loss, equal at any batch size and number of processes.
 - `_save_checkpoint`, `_save`: a checkpoint appears whole or not at all.
-- `_load_from_checkpoint`, `_load_best_model`: strict; the stock one loads nothing into a full Qwen2-VL and only warns.
+- `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_best_model`: strict; the stock ones load nothing
+  into a full Qwen2-VL and only warn, and pass over state files that are missing.
 """
 
 from __future__ import annotations
@@ -297,6 +298,14 @@ class VlftTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.folder.read_weights(Path(resume_from_checkpoint), self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        # transformers 5.17 cannot read them in a group of CPU processes ("cpu:0"); later ones can.
+        parts: tuple[tuple[str, Any], ...] = (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler))
+        for name, part in parts:
+            part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
 
     def _load_best_model(self) -> None:
         self.folder.read_weights(Path(str(self.state.best_model_checkpoint)), self.model)
