@@ -211,3 +211,21 @@ def test_no_row_is_left(refused, tmp_path):
     path = tmp_path / "none.json"
     path.write_text(json.dumps([row("x", "<image>", image="gone.jpg")]))
     assert "no row is left" in refused("--on_bad_row", "skip", data=path)
+
+
+def test_rows_skipped_before_a_kill_are_still_in_the_accounts(base, planted, media, tmp_path):
+    rows = [r for r in json.loads(planted.read_text()) if r.get("id") in ("cut", "text", "still")]
+    planted.write_text(json.dumps(rows))
+    argv = [
+        *arguments(base, planted, media, tmp_path / "run"),
+        *("--on_bad_row", "skip", "--save_strategy", "steps", "--save_steps", "3", "--num_train_epochs", "1"),
+        *("--max_steps", "4"),
+    ]
+    (killed,) = vlft_process(argv, out=tmp_path, kill_in_step=4)
+    assert killed.status == -9
+    # The picture is mended meanwhile, so that what is left of the run does not meet the fault again.
+    shutil.copy(media / "china.jpg", media / "cut.jpg")
+    assert main(argv) == 0
+    (entry,) = json.loads((tmp_path / "run" / "vlft.json").read_text())["data"]
+    assert [s["id"] for s in entry["skipped"]] == ["cut"]
+    assert entry["trained"] == 2

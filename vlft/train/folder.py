@@ -166,9 +166,14 @@ class RunFolder:
         _sync_folder(self.path)
         shutil.rmtree(self.staging, ignore_errors=True)
 
+    def adopt(self, checkpoint: Path) -> None:
+        """Take over which rows had been skipped while training up to a checkpoint."""
+        entries = read_record(checkpoint).data
+        self.account(BadRow(file=entry["file"], **row) for entry in entries for row in entry["skipped"])
+
     def account(self, skipped: Iterable[BadRow]) -> None:
         """Enter rows that were skipped while training into the record."""
-        self.record = replace(self.record, data=_with_skipped(self.record.data, skipped))
+        self.record = replace(self.record, data=_with_skipped(self.record.data, list(skipped)))
 
     def write_weights(self, out: Path, model: Any, *, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Everything that was trained, and the processor, into `out`: an adapter, or full float32 masters."""
@@ -252,7 +257,7 @@ def stored_dtypes(base: Base) -> dict[str, torch.dtype]:
     return found
 
 
-def _with_skipped(data: list[dict[str, Any]], skipped: Iterable[BadRow]) -> list[dict[str, Any]]:
+def _with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict[str, Any]]:
     result = []
     for entry in data:
         known = {row["index"] for row in entry["skipped"]}

@@ -75,6 +75,7 @@ def _run(
     data, model_flags, args = parsed.flags
     if checkpoint is not None:
         say(f"going on from {checkpoint}")
+        folder.adopt(checkpoint)
     if args.process_index == 0:
         acting = {k: v for k, v in parsed.effective.items() if base.towers.has_lora or not k.startswith("lora_")}
         folder.begin_run(acting)
