@@ -20,11 +20,12 @@ class Family:
         model_type: `config.json`'s own word.
         label: how people call it.
         model_class: class in transformers.
-        tower_prefixes: parameter-name prefix -> tower; the longest match wins.
+        tower_prefixes: (parameter-name prefix, tower) pairs; the first match wins.
         lora_targets: tower -> linear layers that LoRA may adapt, as a full-match regex over module names.
         attention_targets: the subset of `lora_targets` for `--lora_target attention`.
         published: (prefix of a module name, prefix in published files) pairs; the first match wins.
         image_pad, video_pad: token repeated once per merged patch.
+        end_of_turn: token that closes a turn, and is trained with an answer.
         control_tokens: texts that become control ids; refused in user text because they would forge turns or media.
     """
 
@@ -57,7 +58,11 @@ class Family:
         return family
 
     def tower_of(self, parameter: str) -> str:
-        """The tower (`vision`, `merger` or `language`) a parameter or module name of transformers belongs to."""
+        """The tower (`vision`, `merger` or `language`) a parameter or module name of transformers belongs to.
+
+        Raises:
+            KeyError: to none of them.
+        """
         for prefix, tower in self.tower_prefixes:
             if parameter.startswith(prefix):
                 return tower
