@@ -388,6 +388,20 @@ def test_videos_refused(tmp_path, name, write, reason):
         assert caught.value.field == "video[1]"
 
 
+@pytest.mark.parametrize("kind", ["ExternalError", "PatchWelcomeError", "UnknownError"])
+def test_an_error_of_ffmpeg_itself_names_the_file(tmp_path, monkeypatch, kind):
+    """These are no OSError and no ValueError."""
+    import av
+
+    def fail(*_, **__):
+        raise getattr(av.error, kind)(1, "codec trouble")
+
+    (tmp_path / "a.mp4").write_text("hello")
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(MediaError, match=r"a\.mp4: not a video that decord or PyAV can read .*codec trouble"):
+        measure(video(tmp_path / "a.mp4"), SETTINGS)
+
+
 def test_fewer_frames_than_asked_for(tmp_path):
     path = write_video(tmp_path / "a.mp4", 5)
     with pytest.raises(MediaError, match=r"--nframes 8, and it has 5 frames\. Lower --nframes to 4"):

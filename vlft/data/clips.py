@@ -16,8 +16,6 @@ from vlft.data.pictures import Unreadable, require_file
 from vlft.errors import ConfigError
 
 FRAMES_AT_A_TIME = 8
-# PyAV's own errors are one of these for each way a file can fail to open or decode.
-PYAV_ERRORS = (OSError, ValueError, EOFError, LookupError, RuntimeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +108,7 @@ def _open_decord(path: str) -> Clip | None:
     try:
         with _pyav().open(path) as container:
             _refuse_cut(path, container, frames, None if end is None else float(end[1]))
-    except PYAV_ERRORS:
+    except _pyav_errors():
         pass  # it only looks for what the header promises; decord reads the file
     return Clip(path=path, frames=frames, fps=float(reader.get_avg_fps()), height=height, width=width, decord=reader)
 
@@ -133,7 +131,7 @@ def _open_pyav(path: str) -> Clip:
             for frame in container.decode(video=0):
                 height, width, _ = _upright(frame).shape
                 return Clip(path=path, frames=frames, fps=fps, height=height, width=width, decord=None)
-    except PYAV_ERRORS as error:
+    except _pyav_errors() as error:
         raise Unreadable(f"{path}: not a video that decord or PyAV can read ({error}). Encode it again") from error
     raise Unreadable(f"{path}: holds no frame that can be decoded. Encode it again")
 
@@ -152,7 +150,7 @@ def _read_pyav(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
                     batch = []
                 if following is None:
                     return
-    except PYAV_ERRORS as error:
+    except _pyav_errors() as error:
         reason = f"damaged between frames {count} and {following} of {clip.frames} ({error})"
         raise Unreadable(f"{clip.path}: {reason}. Encode it again") from error
     raise Unreadable(f"{clip.path}: ends after {count + 1} of {clip.frames} frames. Encode it again")
@@ -189,3 +187,11 @@ def _pyav() -> Any:
         raise ConfigError("reading videos needs PyAV. Install it: pip install av") from error
     av.logging.set_level(av.logging.PANIC)  # damage is reported through exceptions
     return av
+
+
+def _pyav_errors() -> tuple[type[Exception], ...]:
+    """What PyAV raises on a file it cannot open or decode.
+
+    Some of FFmpeg's own errors (external library, not implemented, unknown; PyAV 18) are no built-in error besides.
+    """
+    return (_pyav().FFmpegError, OSError, ValueError, EOFError, LookupError, RuntimeError)
