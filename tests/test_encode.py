@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image as PILImage
@@ -10,7 +13,7 @@ from qwen_vl_utils import process_vision_info
 from vlft.data.encode import UNTRAINED, Encoder
 from vlft.data.records import parse_record
 from vlft.data.sample import Text, Video
-from vlft.errors import DataError
+from vlft.errors import ConfigError, DataError
 from vlft.families import FAMILIES
 from vlft.model.forward import PixelScale
 from vlft.model.load import load_base
@@ -170,6 +173,18 @@ def test_an_answer_that_starts_with_a_newline_keeps_its_own_token(encoder):
     assert trained_text(row, encoder.processor.tokenizer) == "\n\nyes<|im_end|>"
 
 
+@pytest.mark.parametrize("prompt", ["<|im_start|>assistant\n<think>\n", "<|im_start|>assistant: "])
+def test_a_template_whose_answers_do_not_follow_its_generation_prompt_is_refused(encoder, prompt):
+    """Else the trained span would begin a few characters off."""
+    template = encoder.processor.chat_template.replace(
+        "{% if add_generation_prompt %}<|im_start|>assistant\n", "{% if add_generation_prompt %}" + prompt
+    )
+    processor = copy.copy(encoder.processor)
+    processor.chat_template = template
+    with pytest.raises(ConfigError, match=r"conversations\[1\] of x\.json\[0\].*base model's own chat template"):
+        encode(replace(encoder, processor=processor), chat(("human", "q"), ("gpt", "a long enough answer")))
+
+
 def test_a_trailing_question_is_rendered_and_untrained(encoder):
     row = encode(encoder, chat(("human", "q"), ("gpt", "a"), ("human", "more?")))
     assert row.text.endswith("<|im_start|>user\nmore?<|im_end|>\n")
@@ -190,8 +205,6 @@ def test_grounding_tokens_are_single_tokens_and_trained(encoder):
 
 
 def test_a_row_over_max_length_is_refused_with_both_numbers(encoder, samples):
-    import dataclasses
-
-    short = dataclasses.replace(encoder, max_length=50)
+    short = replace(encoder, max_length=50)
     with pytest.raises(DataError, match=r"213 tokens long \(120 of them .* --max_length is 50"):
         short.measure(samples["both"])

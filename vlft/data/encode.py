@@ -44,6 +44,7 @@ class Encoder:
 
         Raises:
             DataError: a medium cannot be opened or decoded, or the row is longer than `max_length`.
+            ConfigError: the chat template hides where media or answers stand.
         """
         try:
             media = tuple(media_io.decode(part, self.media) for part in sample.media)
@@ -67,6 +68,7 @@ class Encoder:
 
         Raises:
             DataError: as `encode`, short of what only decoding can tell.
+            ConfigError: as `encode`.
         """
         try:
             grids = [media_io.measure(part, self.media) for part in sample.media]
@@ -149,10 +151,11 @@ class Encoder:
         for k, turn in enumerate(sample.turns):
             if turn.role != "assistant":
                 continue
-            start = len(self._template(messages[:k], add_generation_prompt=True))
+            prompt = self._template(messages[:k], add_generation_prompt=True)
             upto = self._template(messages[: k + 1])
             end = upto.rfind(self.family.end_of_turn) + len(self.family.end_of_turn)
-            if not whole.startswith(upto) or not done <= start < end:
+            start = len(prompt)
+            if not (whole.startswith(upto) and upto.startswith(prompt) and done <= start < end):
                 raise ConfigError(
                     f"{turn.field} of {sample.file}[{sample.index}]: the chat template does not render an answer as "
                     f"generation prompt + answer + {self.family.end_of_turn}, so the trained tokens cannot be told. "
