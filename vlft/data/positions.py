@@ -40,14 +40,21 @@ def mrope_positions(segments: Sequence[int | Grid], *, merge: int) -> torch.Tens
     return torch.cat(pieces, dim=1)
 
 
-@lru_cache(maxsize=4096)
 def patch_positions(grid: Grid, *, merge: int) -> torch.Tensor:
     """Row and column of every patch of one medium, in the ViT's order (merge blocks stay together).
 
+    Args:
+        grid: of a still or video.
+        merge: patches of a merge block's side (2).
+
     Returns:
-        rc_P2: int64 [P, 2], for the ViT's two-axis rotary embedding. Shared between calls: do not write to it.
+        rc_P2: int64 [P, 2], for the ViT's two-axis rotary embedding.
     """
-    rows, columns = torch.meshgrid(torch.arange(grid.h), torch.arange(grid.w), indexing="ij")
-    blocks = (grid.h // merge, merge, grid.w // merge, merge)
-    rc_HW2 = torch.stack([axis.reshape(blocks).transpose(1, 2).flatten() for axis in (rows, columns)], dim=-1)
-    return rc_HW2.repeat(grid.t, 1)
+    return _frame_positions(grid.h, grid.w, merge).repeat(grid.t, 1)
+
+
+@lru_cache(maxsize=128)  # a frame of 5,000 patches takes 80 kB, in each worker
+def _frame_positions(height: int, width: int, merge: int) -> torch.Tensor:
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    blocks = (height // merge, merge, width // merge, merge)
+    return torch.stack([axis.reshape(blocks).transpose(1, 2).flatten() for axis in (rows, columns)], dim=-1)
