@@ -98,6 +98,10 @@ def test_deepspeed_files_that_would_override_flags(refused, tmp_path):
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}))
     assert '"optimizer" block' in refused("--deepspeed", str(path))
     assert "not supported yet" in refused("--deepspeed", "zero3")
+    path.write_text("[]")
+    assert "holds a list, expected a JSON object" in refused("--deepspeed", str(path))
+    path.write_bytes(b"\xff")
+    assert "cannot be read as JSON" in refused("--deepspeed", str(path))
 
 
 def test_evaluation_flags_that_need_each_other(refused, mixed_json):
@@ -109,6 +113,9 @@ def test_a_config_file_that_is_none(refused, tmp_path):
     assert "cannot be read" in refused("--config", str(tmp_path / "no.yaml"))
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     assert "found a list" in refused("--config", str(tmp_path / "list.yaml"))
+    (tmp_path / "latin.yaml").write_bytes("run_name: é\n".encode("latin-1"))
+    assert "not valid YAML in UTF-8" in refused("--config", str(tmp_path / "latin.yaml"))
+    assert "--config is given twice, a.yaml and b.yaml" in refused("--config", "a.yaml", "--config=b.yaml", status=2)
 
 
 def test_several_gpus_without_a_launcher(monkeypatch, refused):

@@ -27,6 +27,11 @@ def check_flags(
                 f"--{flag} {getattr(args, flag)} cannot act: --{tower} is frozen. Drop it, or set --{tower} to full or "
                 "lora."
             )
+    for flag in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, flag) < 1:
+            raise ConfigError(f"--{flag} is {getattr(args, flag)}, must be at least 1")
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise ConfigError(f"--num_train_epochs {args.num_train_epochs:g} trains nothing. Give more than 0")
     if launched and args.n_gpu > 1:
         raise ConfigError(
             f"{args.n_gpu} GPUs are visible, but this is one process. Start one per GPU: GPUS={args.n_gpu} "

@@ -162,8 +162,10 @@ def deepspeed_settings(name: str) -> dict[str, Any]:
         )
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"--deepspeed {name}: cannot be read ({error})") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--deepspeed {name}: cannot be read as JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--deepspeed {name}: holds a {type(settings).__name__}, expected a JSON object")
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage == 3 or "offload_optimizer" in settings.get("zero_optimization", {}):
         raise ConfigError(f"--deepspeed {name}: ZeRO stage {stage} or offload is not supported yet; use zero1 or zero2")

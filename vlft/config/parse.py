@@ -77,8 +77,8 @@ class FlagParser(HfArgumentParser):
         """Flags from argv, with `--config` read first.
 
         Raises:
-            UsageError: unknown, renamed or unsupported flag, or a value of the wrong kind.
-            ConfigError: the YAML file is missing or not a flat mapping.
+            UsageError: unknown, renamed or unsupported flag, a value of the wrong kind, or `--config` twice.
+            ConfigError: the YAML file is missing or not a flat mapping, or the flags contradict each other.
         """
         config_file = self._config_file(argv)
         argv = (read_yaml(config_file) if config_file else []) + list(argv)
@@ -88,19 +88,25 @@ class FlagParser(HfArgumentParser):
         flags = []
         for cls in self.dataclass_types:
             names = [f.name for f in dataclasses.fields(cls) if f.init]
-            flags.append(cls(**{name: values[name] for name in names}))
+            try:
+                flags.append(cls(**{name: values[name] for name in names}))
+            except (ValueError, ImportError) as error:  # what TrainingArguments raises on flags it cannot carry out
+                raise ConfigError(f"vlft {self.verb}: {error}") from error
         extra = Namespace(**{k: v for k, v in values.items() if k not in self._ours and k != "config"})
         return Parsed(flags=tuple(flags), extra=extra, given=frozenset(given), effective=self._effective(values, given))
 
     def _config_file(self, argv: Sequence[str]) -> str | None:
+        files = []
         for i, word in enumerate(argv):
             if word == "--config":
                 if i + 1 == len(argv):
                     self.error("--config needs a file")
-                return argv[i + 1]
-            if word.startswith("--config="):
-                return word.partition("=")[2]
-        return None
+                files.append(argv[i + 1])
+            elif word.startswith("--config="):
+                files.append(word.partition("=")[2])
+        if len(files) > 1:
+            self.error(f"--config is given twice, {files[0]} and {files[1]}. Keep one; flags may change what it says")
+        return files[0] if files else None
 
     def _check_names(self, argv: Sequence[str]) -> set[str]:
         """Names of the flags in argv, each known and supported."""
@@ -146,8 +152,8 @@ def read_yaml(path: str) -> list[str]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path}: not valid YAML ({error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not valid YAML in UTF-8 ({error})") from error
     if content is None:
         return []
     if not isinstance(content, dict):
