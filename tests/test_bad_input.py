@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import MIXED_ROWS, row
@@ -163,6 +164,15 @@ def test_a_folder_of_a_run_killed_before_its_first_checkpoint_is_started_over(ba
     assert killed.status == -9
     assert main(argv) == 0
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_run_killed_while_it_writes_its_first_files_is_started_over(base, mixed_json, media, tmp_path, monkeypatch):
+    argv = [*arguments(base, mixed_json, media, tmp_path / "run"), "--max_steps", "1"]
+    for name in ("os.replace", "vlft.train.folder.write_yaml"):
+        with monkeypatch.context() as broken:
+            broken.setattr(name, Mock(side_effect=KeyboardInterrupt))
+            assert main(argv) == 130
+    assert main(argv) == 0
 
 
 # ---- rows

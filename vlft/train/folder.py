@@ -92,7 +92,8 @@ class RunFolder:
                 )
             self._check_same(read_record(source), source)
             _check_resumable(source)
-        found = [entry.name for entry in self.path.iterdir() if entry.name not in (LOCK, STAGING)]
+        # Names with a dot are ours: the lock, the staging folder, a record that a kill left half written.
+        found = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
         if RECORD in found:
             if resume == "none":
                 raise CheckpointError(
@@ -139,10 +140,10 @@ class RunFolder:
                 )
 
     def begin_run(self, effective: dict[str, Any]) -> None:
-        """Write `config.yaml` and `vlft.json`, and clear what a kill left half done."""
+        """Write `vlft.json` and `config.yaml`, and clear what a kill left half done."""
         shutil.rmtree(self.staging, ignore_errors=True)
+        write_record(self.path, self.record)  # first: by it the folder is known as a run's
         write_yaml(self.path / "config.yaml", effective)
-        write_record(self.path, self.record)
 
     # ---- checkpoints
 
