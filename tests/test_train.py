@@ -220,6 +220,14 @@ def test_a_run_that_is_killed_and_started_again_ends_with_the_same_weights(
     assert [line["step"] for line in lines(out)] == [line["step"] for line in lines(whole)]
 
 
+def test_a_checkpoint_under_any_name_can_be_gone_on_from(train, tmp_path):
+    whole = train("--save_strategy", "steps", "--save_steps", "5")
+    best = (whole / "checkpoint-5").rename(tmp_path / "best")
+    other = train("--resume_from_checkpoint", str(best), name="other")
+    assert [line["step"] for line in lines(other)] == [line["step"] for line in lines(whole)][5:]
+    assert losses(other) == losses(whole)[5:]
+
+
 # ---- evaluation
 
 

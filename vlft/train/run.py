@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
+from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, read_json, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.config.checks import check_flags
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
@@ -174,7 +174,7 @@ def _trainer(
     vision = base.config.vision_config
     tokenizer = base.processor.tokenizer
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
     trainer = VlftTrainer(
         model=model,
         args=args,
