@@ -246,3 +246,14 @@ def test_rows_skipped_before_a_kill_are_still_in_the_accounts(base, planted, med
     (entry,) = json.loads((tmp_path / "run" / "vlft.json").read_text())["data"]
     assert [s["id"] for s in entry["skipped"]] == ["cut"]
     assert entry["trained"] == 2
+
+
+def test_rows_mended_since_make_it_another_run(base, planted, media, tmp_path, capsys):
+    argv = arguments(base, planted, media, tmp_path / "run", "--on_bad_row", "skip", "--max_steps", "1")
+    assert main(argv) == 0
+    shutil.copyfile(media / "china.jpg", media / "gone.jpg")
+    try:
+        assert main(argv) == 1
+    finally:
+        (media / "gone.jpg").unlink()
+    assert "its rows is 8, this run's is 9" in capsys.readouterr().err

@@ -130,7 +130,7 @@ class RunFolder:
             ("LoRA", other.lora, mine.lora),
             ("pixel and frame settings", other.media, mine.media),
         ]
-        for name in ("data", "max_length", "seed", "global_batch"):
+        for name in ("data", "rows", "max_length", "seed", "global_batch"):
             pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
         for what, theirs, ours in pairs:
             if theirs != ours:

@@ -137,6 +137,7 @@ def _record(base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, me
             "global_batch": args.per_device_train_batch_size * accumulation * world,
             "max_length": base.encoder.max_length,
             "data": _data_print(data.data_path),
+            "rows": len(measured.costs),  # a skipped row that was mended since would shift the order of all others
         },
         data=data_entries(measured.rows.counts, measured.rows.bad),
     )
