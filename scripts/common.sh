@@ -93,7 +93,6 @@ preset=(
     --warmup_steps 0.03 # below 1 it is a share of all steps (transformers 5)
     --weight_decay 0.1
     --gradient_checkpointing true
-    --dataloader_num_workers 4
     --logging_steps 1
     --save_steps 200
     --save_total_limit 10

@@ -1,0 +1,268 @@
+"""README.md: its commands exist, its tables agree with the code, its examples parse, and its first run does run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vlft.cli.main import VERBS, main
+from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.parse import FlagParser, read_yaml
+from vlft.config.refused import RENAMED, REPLACED
+from vlft.data.records import parse_record
+from vlft.families import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCES = [match.groups() for match in re.finditer(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)]
+FIELDS = {
+    field.name: field
+    for cls in (DataFlags, ModelFlags, TrainFlags)
+    for field in dataclasses.fields(cls)
+    if field.name in cls.__dict__["__annotations__"] and field.name not in REPLACED
+}
+
+
+def blocks(language: str) -> list[str]:
+    return [text for word, text in FENCES if word == language]
+
+
+def commands(block: str) -> list[list[str]]:
+    """The words of each command of a bash block, without the variables before it."""
+    found = []
+    for line in block.replace("\\\n", " ").splitlines():
+        command: list[str] = []
+        for word in [*shlex.split(line, comments=True), "&&"]:
+            if word == "&&":
+                found.append(command)
+                command = []
+            elif command or not re.match(r"[A-Z_]+=", word):
+                command.append(word)
+    return [command for command in found if command]
+
+
+COMMANDS = [command for block in blocks("bash") for command in commands(block)]
+
+
+def table(section: str, header: str) -> list[list[str]]:
+    """Cells of the rows of a table, by the section it is in and the start of its first line."""
+    body = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    lines = body.partition(f"| {header} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def flags_in(text: str) -> list[str]:
+    return re.findall(r"--([a-z]\w*)", text)
+
+
+def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([verb, "--help"])
+    return capsys.readouterr().out
+
+
+def parser() -> FlagParser:
+    return FlagParser("train", (DataFlags, ModelFlags, TrainFlags))
+
+
+# ---- what is named is there
+
+
+def test_verbs_and_scripts_exist():
+    assert {"vlft", "bash", "python"} <= {command[0] for command in COMMANDS}
+    assert not {command[1] for command in COMMANDS if command[0] == "vlft"} - set(VERBS)
+    assert set(VERBS) <= set(re.findall(r"vlft ([\w-]+)", README)), "a verb is not in the README"
+    for name in re.findall(r"\b((?:scripts|examples)/[\w.]+)", README):
+        assert (ROOT / name).exists(), name
+    for script in (ROOT / "scripts").glob("finetune*.sh"):
+        assert f"`{script.name}`" in README
+    for name in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / name).exists(), f"the README links to {name}"
+    headings = {line.removeprefix("## ").lower().replace(" ", "-") for line in README.splitlines() if line[:3] == "## "}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_flags_of_commands_are_known(verb, capsys):
+    known = set(flags_in(help_of(verb, capsys)))
+    if verb != "merge":  # check-data and preview take train's flags and leave them out of their help
+        known |= {option[2:] for action in parser()._actions for option in action.option_strings}
+    used = [command for command in COMMANDS if command[:2] == ["vlft", verb]]
+    assert used
+    for command in used:
+        assert set(flags_in(" ".join(command))) <= known, command
+
+
+def finetune_commands() -> list[list[str]]:
+    """The flags of every command that trains: after a script, `vlft train` or torchrun."""
+    rest = [command[2:] for command in COMMANDS if re.search(r"vlft train|scripts/finetune", " ".join(command[:2]))]
+    inline = [shlex.split(text) for text in re.findall(r"`torchrun [^`]*? vlft train ([^`]*)`", README)]
+    return rest + inline
+
+
+def test_values_of_commands_are_taken():
+    found = finetune_commands()
+    assert len(found) >= 4
+    for flags in found:
+        parser().parse_args(flags)  # raises UsageError with the flag's name
+
+
+def test_flags_in_prose_are_known():
+    known = {option[2:] for action in parser()._actions for option in action.option_strings}
+    known |= {"json", "html", "index", "headers_only", "gpus", "dtype", "base_model"}  # of other verbs
+    serving, moving = (README.partition(f"\n## {name}")[2].partition("\n## ")[0] for name in ("Serving", "Coming from"))
+    prose = README.replace(serving, "").replace(moving, "").replace("--nproc_per_node", "")
+    assert not {flag for flag in flags_in(prose) if flag not in known}
+
+
+# ---- tables
+
+
+def default_in_help(field: dataclasses.Field[Any]) -> str | None:
+    """The words of the flag's own help, where the default is no plain value."""
+    words = re.search(r"\(default: (.*)\)", field.metadata["help"])
+    return words[1] if words else None
+
+
+def test_every_flag_is_in_the_table_with_its_default():
+    shown = {}
+    for names, default, _ in table("Flags", "flag | default"):
+        for name in flags_in(names):
+            assert name not in shown, f"--{name} is there twice"
+            shown[name] = default
+    assert set(shown) == set(FIELDS)
+    for name, cell in shown.items():
+        field, said = FIELDS[name], cell.replace("`", "")
+        if field.default is None or field.default is dataclasses.MISSING:
+            words = default_in_help(field)
+            assert said == words if words else said in ("needed", "none"), name
+        elif isinstance(field.default, bool):
+            assert said == str(field.default).lower(), name
+        elif isinstance(field.default, int | float):
+            assert float(said) == field.default, name
+        else:
+            assert said == field.default, name
+
+
+def test_defaults_of_training_arguments():
+    stock = {field.name: field.default for field in dataclasses.fields(TrainFlags)}
+    example = yaml.safe_load((ROOT / "examples" / "lora_vision.yaml").read_text())
+    for name, default, preset in table("Flags", "flag | default of `vlft train`"):
+        [name] = flags_in(name)
+        value = stock[name]
+        said = default.strip("`")
+        assert (float(said) if isinstance(value, int | float) else said) == ("none" if value is None else value), name
+        if name == "gradient_accumulation_steps":
+            assert f"{example[name]} rows" in preset
+        else:
+            ours = re.match(r"`([^`]*)`", preset)
+            assert (yaml.safe_load(ours[1]) if ours else None) == example.get(name), name
+
+
+def test_presets():
+    for name, script, file, towers, rate, _ in table("What trains", "preset | script"):
+        example = yaml.safe_load((ROOT / "examples" / file.strip("`")).read_text())
+        assert towers == " / ".join(example[tower] for tower in ("vision", "merger", "language")), name
+        assert (ROOT / "scripts" / script.strip("`")).is_file()
+        assert float(rate.partition(",")[0]) == float(example["learning_rate"])
+
+
+def test_every_renamed_flag_is_named():
+    rows = table("Coming from Qwen2-VL-Finetune", "there | here")
+    assert sorted(flag for there, _ in rows for flag in flags_in(there)) == sorted(RENAMED)
+    known = {option[2:] for action in parser()._actions for option in action.option_strings}
+    assert {flag for _, here in rows for flag in flags_in(here)} <= known
+
+
+# ---- examples
+
+
+def test_rows_parse():
+    for block in blocks("json"):
+        for index, raw in enumerate(json.loads(block)):
+            sample = parse_record(raw, file="README", index=index, image_folder=None, family=FAMILIES["qwen2_vl"])
+            assert not sample.warnings
+
+
+def test_yaml_parses(tmp_path):
+    for block in blocks("yaml"):
+        (tmp_path / "my.yaml").write_text(block)
+        parsed = parser().parse_args(read_yaml(str(tmp_path / "my.yaml")))
+        assert parsed.model_id
+
+
+def test_python_compiles():
+    for block in blocks("python"):
+        compile(block, "README", "exec")
+
+
+# ---- the first run
+
+
+def test_the_first_run_runs_and_prints_what_is_shown(tmp_path, monkeypatch, capsys):
+    """As typed, in a clone: bash runs the block with a stub for Python; what the stub was given then runs here."""
+    given = tmp_path / "given"
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f"#!{sys.executable} -IS\nimport json, sys\nprint(json.dumps(sys.argv[1:]), file=open({str(given)!r}, 'a'))\n"
+    )
+    python.chmod(0o755)
+    (python.parent / "activate").write_text(f"PATH={shlex.quote(str(python.parent))}:$PATH\n")
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "scripts" / "setup.sh").write_text("")
+    (tmp_path / "data").symlink_to(ROOT / "data")
+
+    [block] = [block for block in blocks("bash") if "vlft.demo.tiny" in block]
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is needed")
+    subprocess.run([bash, "-euc", block], cwd=tmp_path, check=True, env={"PATH": "/usr/bin:/bin"})
+    monkeypatch.chdir(tmp_path)
+    argvs = [json.loads(line) for line in given.read_text().splitlines()]
+    assert [argv[:3] for argv in argvs] == [
+        ["-m", "vlft.demo.tiny", "output/tiny"],
+        ["-m", "vlft", "train"],
+        ["-m", "vlft", "merge"],
+    ]
+    run: dict[str, Callable[[list[str]], Any]] = {"vlft.demo.tiny": build, "vlft": main}
+    printed = []
+    for _, module, *argv in argvs:
+        capsys.readouterr()
+        assert not run[module](argv)
+        printed += capsys.readouterr().out.splitlines()
+
+    [shown] = [text for text in blocks("text") if "merge:  vlft merge output/run" in text]
+    lines = [line for line in shown.splitlines() if line != "..."]
+    seen = [masked(line) for line in printed]
+    for line in lines:
+        assert masked(line) in seen, f"not printed any more: {line}"
+        del seen[: seen.index(masked(line)) + 1]
+
+
+def build(argv: list[str]) -> None:
+    from vlft.demo.tiny import build_tiny
+
+    parsed = argparse.ArgumentParser()
+    parsed.add_argument("out")
+    build_tiny(parsed.parse_args(argv).out)
+
+
+def masked(line: str) -> str:
+    """A line without what differs between machines: measured figures and fingerprints of random weights."""
+    line = re.sub(r"\b[0-9a-f]{16}\b", "#", line)
+    if line.startswith(("step ", "text ", "picture ")):
+        line = re.sub(r"\d[\d.,:e-]*", "#", line)
+    return line
