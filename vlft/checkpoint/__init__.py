@@ -1,7 +1,8 @@
 """What lies on disk: run records, model folders, weight files; read, write, verify.
 
-`record` is vlft.json; `files` reads JSON and safetensors names; `folders` finds models, runs and adapters; `weights`
-fingerprints and loads strictly. Nothing here trains or merges. torch, peft and the hub client are imported where used.
+`record` is vlft.json; `files` reads JSON and safetensors names; `folders` finds models, runs and adapters; `lineage`
+tells an adapter's base; `weights` fingerprints and loads strictly. Nothing here trains or merges. torch, peft and the
+hub client are imported where used.
 """
 
 from vlft.checkpoint.files import (
@@ -17,27 +18,39 @@ from vlft.checkpoint.files import (
     tensor_index,
 )
 from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_model, snapshot_revision
+from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, processor_files
 from vlft.checkpoint.record import FORMAT, RECORD, RunRecord, library_versions, read_record, write_record
-from vlft.checkpoint.weights import base_fingerprint, is_tied, load_adapter_strict, load_weights_strict
+from vlft.checkpoint.weights import (
+    attach_adapter,
+    base_fingerprint,
+    is_tied,
+    load_adapter_strict,
+    load_weights_strict,
+)
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
     "FORMAT",
     "INDEX",
+    "PICTURE_FILES",
     "RECORD",
     "WEIGHTS",
     "Located",
     "RunRecord",
+    "attach_adapter",
     "base_fingerprint",
+    "check_lineage",
     "family_of",
     "find_adapter_or_model",
+    "find_base",
     "is_tied",
     "library_versions",
     "load_adapter_strict",
     "load_weights_strict",
     "module_name",
     "open_to_others",
+    "processor_files",
     "read_json",
     "read_record",
     "resolve_model",

@@ -155,6 +155,25 @@ def load_adapter_strict(peft_model: torch.nn.Module, folder: Path | str, adapter
     return len(names)
 
 
+def attach_adapter(model: torch.nn.Module, folder: Path | str) -> Any:
+    """A loaded base with an adapter attached by plain peft, in evaluation mode; every tensor of it must fit.
+
+    Returns:
+        the `PeftModel` around it.
+
+    Raises:
+        CheckpointError: peft refuses the adapter, or its names or shapes are not those of the base.
+    """
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder))  # type: ignore[arg-type]
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: peft cannot attach it to the base: {error}") from error
+    load_adapter_strict(adapted, folder)  # peft itself only warns of keys that are missing
+    return adapted.eval()
+
+
 def _refuse(where: Path, what: str, missing: list[str], unexpected: list[str], wrong: dict[str, tuple]) -> None:
     if missing or unexpected:
         raise CheckpointError(

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Literal
 
 from vlft.checkpoint import (
     Located,
-    base_fingerprint,
+    check_lineage,
     family_of,
     find_adapter_or_model,
+    find_base,
     open_to_others,
-    resolve_model,
     write_record,
 )
 from vlft.errors import CheckpointError
@@ -100,9 +100,9 @@ def merge(
     target = Path(out).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{out}: already there and not empty. Give a new or empty folder, or remove it.")
-    base_id, base = _base_of(run, found, base_model)
+    base_id, base = find_base(run, found, base_model)
     family = family_of(base)
-    lineage = _check_lineage(run, found, base_id, base)
+    lineage = check_lineage(run, found, base_id, base)
     plan = plan_merge(found.folder, base, family)
     towers = _check_towers(run, found, plan)
     wanted = None if dtype == "keep" else getattr(torch, _TORCH_NAMES[dtype])
@@ -139,34 +139,6 @@ def merge(
         rows=tuple(rows),
         warnings=warnings,
     )
-
-
-def _base_of(run: str | Path, found: Located, base_model: str | None) -> tuple[str, Path]:
-    """Name and folder of the base: the user's word, else the run's."""
-    if base_model is not None:
-        return base_model, resolve_model(base_model)
-    if not found.base_model:
-        raise CheckpointError(f"{run}: neither vlft.json nor adapter_config.json names its base. Give --base_model.")
-    try:
-        return found.base_model, resolve_model(found.base_model, found.base_revision)
-    except CheckpointError as error:
-        raise CheckpointError(f"{run}: its base cannot be opened. {error} Or say where it is: --base_model.") from None
-
-
-def _check_lineage(run: str | Path, found: Located, base_id: str, base: Path) -> str:
-    """How we know that the adapter belongs to this base; refused where it is known not to."""
-    if found.record is None:
-        return (
-            f"no vlft.json in {run}: names and shapes fit {base_id}, and adapter_config.json names "
-            f"{found.base_model}; that the base's weights are the ones it was trained on cannot be checked"
-        )
-    there, here = found.record.base_fingerprint, base_fingerprint(base)
-    if there != here:
-        raise CheckpointError(
-            f"{run}: trained on {found.record.base_model} with fingerprint {there}, but {base_id} has {here}: "
-            "another base, or its weights have changed since. Name the right one with --base_model."
-        )
-    return f"fingerprint {here} of {base_id} is the one the run recorded"
 
 
 def _check_towers(run: str | Path, found: Located, plan: Plan) -> dict[str, str]:

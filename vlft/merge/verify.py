@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint import load_adapter_strict
+from vlft.checkpoint import attach_adapter
 from vlft.errors import CheckpointError
 from vlft.families import Family
 
@@ -112,7 +112,7 @@ def verify(
     """
     rows = _rows(merged, family)
     progress("verify: base and base + adapter in float32")
-    adapted_model = _adapt(_load(base, family), adapter)
+    adapted_model = attach_adapter(_load(base, family), adapter)
     adapted = {name: _logits_TV(adapted_model, row) for name, row in rows.items()}
     with adapted_model.disable_adapter():
         alone = {name: _logits_TV(adapted_model, row) for name, row in rows.items()}
@@ -202,17 +202,6 @@ def _load(folder: Path, family: Family):
     if odd:
         raise CheckpointError(f"{folder}: its weights and {family.label}'s modules differ: {odd}.")
     return model.eval()
-
-
-def _adapt(model, adapter: Path):
-    from peft import PeftModel
-
-    try:
-        adapted = PeftModel.from_pretrained(model, str(adapter))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{adapter}: peft cannot attach it to the base: {error}") from error
-    load_adapter_strict(adapted, adapter)  # peft itself only warns of keys that are missing
-    return adapted.eval()
 
 
 def _logits_TV(model, row: dict[str, Any]) -> torch.Tensor:

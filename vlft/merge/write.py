@@ -12,24 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint import INDEX, read_json
+from vlft.checkpoint import INDEX, PICTURE_FILES, processor_files, read_json
 from vlft.errors import CheckpointError
 from vlft.merge.plan import Plan, Update, shapes_in
 
 if TYPE_CHECKING:
     import torch
-
-# Taken group by group from the run, else from the base: half a tokenizer of each would be neither.
-PICTURES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-TEMPLATE = ("chat_template.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,11 +163,8 @@ def write_settings(base: Path, run: Path, out: Path, dtype: torch.dtype | None) 
         (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if (base / "generation_config.json").is_file():
         shutil.copyfile(base / "generation_config.json", out / "generation_config.json")
-    for group in (PICTURES, TOKENIZER, TEMPLATE):
-        source = run if any((run / name).is_file() for name in group) else base
-        for name in group:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, out / name)
+    for file in processor_files(run, base):
+        shutil.copyfile(file, out / file.name)
     _keep_old_processor_file(base, out)
 
 
@@ -198,13 +183,13 @@ def _keep_old_processor_file(base: Path, out: Path) -> None:
 
     transformers 5 saves the latter and prefers it; older servers know the former only. Both say the run's pixels.
     """
-    old, new = out / PICTURES[0], out / PICTURES[1]
-    if old.is_file() or not new.is_file() or not (base / PICTURES[0]).is_file():
+    old, new = out / PICTURE_FILES[0], out / PICTURE_FILES[1]
+    if old.is_file() or not new.is_file() or not (base / PICTURE_FILES[0]).is_file():
         return
     pictures = read_json(new).get("image_processor")
     if not isinstance(pictures, dict):
         return
-    settings = read_json(base / PICTURES[0]) | pictures
+    settings = read_json(base / PICTURE_FILES[0]) | pictures
     size = pictures.get("size") or {}
     for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
         if edge in size:

@@ -1,0 +1,71 @@
+"""Which base an adapter belongs to: where it is, how that is known, and what the adapter brings instead of the base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlft.checkpoint.folders import Located, resolve_model
+from vlft.checkpoint.weights import base_fingerprint
+from vlft.errors import CheckpointError
+
+# Taken group by group from the run, else from the base: half a tokenizer of each would be neither.
+PICTURE_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+TEMPLATE_FILES = ("chat_template.json", "chat_template.jinja")
+
+
+def find_base(run: str | Path, found: Located, base_model: str | None) -> tuple[str, Path]:
+    """Name and folder of the base of an adapter: the user's word, else the run's.
+
+    Args:
+        run: what the user named, for messages.
+        found: the adapter there.
+        base_model: `--base_model`, a folder or hub id.
+
+    Raises:
+        CheckpointError: nothing names the base, or it cannot be opened.
+    """
+    if base_model is not None:
+        return base_model, resolve_model(base_model)
+    if not found.base_model:
+        raise CheckpointError(f"{run}: neither vlft.json nor adapter_config.json names its base. Give --base_model.")
+    try:
+        return found.base_model, resolve_model(found.base_model, found.base_revision)
+    except CheckpointError as error:
+        raise CheckpointError(f"{run}: its base cannot be opened. {error} Or say where it is: --base_model.") from None
+
+
+def check_lineage(run: str | Path, found: Located, base_id: str, base: Path) -> str:
+    """How we know that an adapter belongs to this base, in words.
+
+    Raises:
+        CheckpointError: it is known not to: the run recorded the fingerprint of other weights.
+    """
+    if found.record is None:
+        return (
+            f"no vlft.json in {run}: names and shapes fit {base_id}, and adapter_config.json names "
+            f"{found.base_model}; that the base's weights are the ones it was trained on cannot be checked"
+        )
+    there, here = found.record.base_fingerprint, base_fingerprint(base)
+    if there != here:
+        raise CheckpointError(
+            f"{run}: trained on {found.record.base_model} with fingerprint {there}, but {base_id} has {here}: "
+            "another base, or its weights have changed since. Name the right one with --base_model."
+        )
+    return f"fingerprint {here} of {base_id} is the one the run recorded"
+
+
+def processor_files(run: Path, base: Path) -> list[Path]:
+    """Files of processor, tokenizer and chat template that go with an adapter: the run's own, else the base's."""
+    found: list[Path] = []
+    for group in (PICTURE_FILES, TOKENIZER_FILES, TEMPLATE_FILES):
+        ours = [run / name for name in group if (run / name).is_file()]
+        found += ours or [base / name for name in group if (base / name).is_file()]
+    return found
