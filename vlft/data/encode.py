@@ -15,7 +15,7 @@ import torch
 from vlft.data import media as media_io
 from vlft.data.media import MediaError, MediaSettings
 from vlft.data.positions import mrope_positions
-from vlft.data.sample import Cost, EncodedSample, Grid, Image, Sample, Text, Turn
+from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, Grid, Image, Sample, Text, Turn
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
 
@@ -46,10 +46,7 @@ class Encoder:
             DataError: a medium cannot be opened or decoded, or the row is longer than `max_length`.
             ConfigError: the chat template hides where media or answers stand.
         """
-        try:
-            media = tuple(media_io.decode(part, self.media) for part in sample.media)
-        except MediaError as error:
-            raise _refused(sample, error.field, error.reason) from error
+        media = self._decode(sample)
         ids_T, labels_T, kinds_T, positions_3T, text = self._tokens(sample, [m.grid for m in media])
         return EncodedSample(
             file=sample.file,
@@ -62,6 +59,23 @@ class Encoder:
             media=media,
             text=text,
         )
+
+    def prompt(self, sample: Sample) -> EncodedPrompt:
+        """Tokens and decoded pixels of a conversation that waits for its next answer, as `encode` would begin its row.
+
+        Raises:
+            ConfigError: its last turn is not the user's.
+            DataError: as `encode`.
+        """
+        last = sample.turns[-1]
+        if last.role != "user":
+            raise ConfigError(
+                f"{sample.file}[{sample.index}].{last.field}: a prompt ends in a user turn, this ends in a turn of "
+                f"{last.role}. Leave that turn out."
+            )
+        media = self._decode(sample)
+        ids_T, _, kinds_T, _, text = self._tokens(sample, [m.grid for m in media], unanswered=True)
+        return EncodedPrompt(input_ids_T=ids_T, kinds_T=kinds_T, media=media, text=text)
 
     def measure(self, sample: Sample) -> Cost:
         """Tokens and patches of a row, from file headers alone; equal to what `encode` yields.
@@ -81,12 +95,21 @@ class Encoder:
             patches=sum(grid.patches for grid in grids),
         )
 
+    def _decode(self, sample: Sample) -> tuple[EncodedMedia, ...]:
+        try:
+            return tuple(media_io.decode(part, self.media) for part in sample.media)
+        except MediaError as error:
+            raise _refused(sample, error.field, error.reason) from error
+
     def _tokens(
-        self, sample: Sample, grids: Sequence[Grid]
+        self, sample: Sample, grids: Sequence[Grid], *, unanswered: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, str]:
-        """ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids."""
+        """ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids.
+
+        With `unanswered`, the template's generation prompt stands at the end, and no answer is to follow it.
+        """
         tokenizer = self.processor.tokenizer
-        pieces = self._render(sample)
+        pieces = self._render(sample, unanswered=unanswered)
         # Answers are tokenised apart from the prompt before them, as they are when served: an answer that starts
         # with a newline must not melt into the newline of "<|im_start|>assistant\n".
         piece_ids = tokenizer([text for text, _ in pieces], add_special_tokens=False).input_ids
@@ -143,10 +166,10 @@ class Encoder:
             "".join(text for text, _ in pieces),
         )
 
-    def _render(self, sample: Sample) -> list[tuple[str, bool]]:
+    def _render(self, sample: Sample, *, unanswered: bool) -> list[tuple[str, bool]]:
         """The rendered conversation, cut into (text, trained) pieces whose concatenation is the whole."""
         messages = [_message(turn) for turn in sample.turns]
-        whole = self._template(messages)
+        whole = self._template(messages, add_generation_prompt=unanswered)
         pieces, done = [], 0
         for k, turn in enumerate(sample.turns):
             if turn.role != "assistant":

@@ -136,3 +136,16 @@ class EncodedSample:
     positions_3T: torch.Tensor
     media: tuple[EncodedMedia, ...]
     text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedPrompt:
+    """A conversation that waits for its next answer, as the model sees it; attributes as in `EncodedSample`.
+
+    `input_ids_T` ends in the chat template's generation prompt.
+    """
+
+    input_ids_T: torch.Tensor
+    kinds_T: torch.Tensor
+    media: tuple[EncodedMedia, ...]
+    text: str
