@@ -20,6 +20,7 @@ VERBS = {
     "check-data": "name every row that cannot be trained, and why",
     "preview": "show one row as the model sees it, trained tokens marked",
     "plan": "say what would be trained, at which rate, in how many steps",
+    "chat": "ask a model about pictures and videos",
 }
 
 _LISTED = "\n".join(f"  {verb:<12} {what}" for verb, what in VERBS.items())
@@ -37,6 +38,7 @@ A run, from data to weights:
   vlft train --config examples/lora_vision.yaml --model_id Qwen/Qwen2-VL-2B-Instruct \\
       --data_path train.json --image_folder images --output_dir output/run
   vlft merge output/run output/merged
+  vlft chat output/merged --image picture.jpg "What is this?"
 """
 
 INTERRUPTED = 130  # as shells report SIGINT (128 + 2) and, below, SIGPIPE (128 + 13)

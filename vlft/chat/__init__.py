@@ -1,0 +1,299 @@
+"""Ask a model: open what a run left behind (or any Qwen2-VL) and answer conversations with it. Prints nothing.
+
+`open_model` finds and loads; a `Chat` answers; `question` makes a turn of what a person types; `loop` talks with one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vlft.checkpoint import (
+    RunRecord,
+    attach_adapter,
+    check_lineage,
+    find_adapter_or_model,
+    find_base,
+    processor_files,
+    resolve_model,
+)
+from vlft.data.encode import Encoder
+from vlft.data.media import MediaSettings, media_settings
+from vlft.data.sample import EncodedMedia, EncodedPrompt, Image, Sample, Text, Turn, Video
+from vlft.errors import ConfigError, DataError
+from vlft.families import Family
+from vlft.model.forward import PixelScale
+from vlft.model.generate import Prompt, Sampling, Speaker
+from vlft.model.load import load_base, load_config, load_processor
+
+__all__ = ["Chat", "Reply", "Sampling", "open_model", "question", "question_of"]
+
+MAX_NEW_TOKENS = 512
+Kind = Literal["image", "video"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """An answer.
+
+    Attributes:
+        text: without the token that ends it.
+        tokens: generated, the ending one included.
+        prompt_tokens: of the conversation before it.
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """A loaded model, ready to answer with the pixels it was trained on.
+
+    Attributes:
+        name: what was opened, in words.
+        encoder: conversations -> tokens and pixels, with the run's settings.
+        speaker: the model.
+        limit: tokens of prompt and answer together that the model was made for.
+    """
+
+    name: str
+    encoder: Encoder
+    speaker: Speaker
+    limit: int
+
+    @property
+    def family(self) -> Family:
+        """Names of the model's parts."""
+        return self.encoder.family
+
+    def reply(
+        self,
+        asked: Sample | Sequence[Turn],
+        sampling: Sampling | None = None,
+        *,
+        stream: Callable[[str], None] | None = None,
+    ) -> Reply:
+        """Answer a conversation that ends in a user turn.
+
+        Args:
+            asked: a row without its last answer (`question_of`), or turns (`question`).
+            sampling: None: greedy, up to 512 tokens.
+            stream: called with pieces of the text as they come.
+
+        Raises:
+            ConfigError: the conversation cannot be answered: an unreadable picture, or too long.
+            DataError: the same of a row.
+        """
+        sampling = sampling or Sampling(max_new_tokens=MAX_NEW_TOKENS)
+        prompt = self._prompt(asked, sampling)
+        with _enough_memory(self.speaker.model.device):
+            (ids,) = self.speaker.generate([prompt], sampling, stream=stream)
+        return Reply(text=self.speaker.text(ids), tokens=len(ids), prompt_tokens=len(prompt.ids_T))
+
+    def answer(
+        self,
+        asked: Sample | Sequence[Turn],
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        stream: Callable[[str], None] | None = None,
+    ) -> str:
+        """The text of a greedy `reply`."""
+        return self.reply(asked, Sampling(max_new_tokens=max_new_tokens), stream=stream).text
+
+    def answers(self, samples: Sequence[Sample], *, max_new_tokens: int = MAX_NEW_TOKENS, batch: int = 8) -> list[str]:
+        """Greedy answers to many prompts, `batch` at a time; each as it would be alone.
+
+        Args:
+            samples: rows without their last answers (`question_of`), of any mixture.
+            max_new_tokens: of one answer.
+            batch: prompts generated together, padded to the longest of them.
+
+        Raises:
+            ConfigError, DataError: as `reply`.
+        """
+        sampling, texts = Sampling(max_new_tokens=max_new_tokens), []
+        for start in range(0, len(samples), batch):
+            prompts = [self._prompt(sample, sampling) for sample in samples[start : start + batch]]
+            with _enough_memory(self.speaker.model.device):
+                texts += [self.speaker.text(ids) for ids in self.speaker.generate(prompts, sampling)]
+        return texts
+
+    def _prompt(self, asked: Sample | Sequence[Turn], sampling: Sampling) -> Prompt:
+        if isinstance(asked, Sample):
+            encoded = self.encoder.prompt(asked)
+        else:
+            try:
+                encoded = self.encoder.prompt(Sample(file="chat", index=0, id=None, turns=tuple(asked)))
+            except DataError as error:  # its advice is for rows of a file
+                raise ConfigError(error.row.reason) from error
+        tokens = len(encoded.input_ids_T)
+        if tokens + sampling.max_new_tokens > self.limit:
+            raise ConfigError(
+                f"the conversation is {tokens:,} tokens long and --max_new_tokens is {sampling.max_new_tokens:,}; "
+                f"together the model takes {self.limit:,}. Begin a new conversation, show less, or lower "
+                "--max_new_tokens."
+            )
+        return _as_tensors(encoded, self.encoder.media)
+
+
+def open_model(path: str | Path, *, base_model: str | None = None, device: torch.device | str | None = None) -> Chat:
+    """Load a model to chat with, in bf16 on a GPU that has it and in float32 elsewhere.
+
+    Args:
+        path: run folder, `checkpoint-N`, adapter, merged or base model, or the hub id of a whole model.
+        base_model: folder or hub id of an adapter's base, where it is not where the run says.
+        device: to answer on; None: the GPU if there is one.
+
+    Raises:
+        CheckpointError: nothing there, not whole, not a Qwen-VL, or an adapter of another base.
+        ConfigError: `base_model` for a model that needs none; not enough memory.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    dtype = torch.bfloat16 if half else torch.float32
+    found = find_adapter_or_model(path) if Path(path).expanduser().is_dir() else None
+    adapter = found.folder if found is not None and found.kind == "adapter" else None
+    if found is not None and adapter is not None:
+        base_id, folder = find_base(path, found, base_model)
+        check_lineage(path, found, base_id, folder)
+        name = f"{path} (adapter on {base_id})"
+    elif base_model is not None:
+        raise ConfigError(f"--base_model {base_model}: {path} is a whole model and needs no base. Drop it.")
+    else:
+        name, folder = str(path), resolve_model(path)
+    config, family = load_config(folder)
+    processor = _processor(adapter, folder)
+    with _enough_memory(device):
+        model: Any = load_base(folder, family, dtype=dtype)
+        if adapter is not None:
+            model = attach_adapter(model, adapter).get_base_model()
+        for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
+            parameter.data = parameter.data.to(device, dtype)
+        model.to(device).eval()
+    tokenizer = processor.tokenizer
+    return Chat(
+        name=f"{name}, {str(dtype).removeprefix('torch.')} on {device}",
+        encoder=Encoder(
+            family=family,
+            processor=processor,
+            media=_media(found.record if found else None, processor),
+            max_length=sys.maxsize,  # `Chat` looks after lengths, which count the answer too
+        ),
+        speaker=Speaker(
+            model=model,
+            tokenizer=tokenizer,
+            scale=PixelScale.of(processor),
+            end=tokenizer.convert_tokens_to_ids(family.end_of_turn),
+            unsaid=frozenset(tokenizer.convert_tokens_to_ids(list(family.control_tokens))),
+        ),
+        limit=config.text_config.max_position_embeddings,
+    )
+
+
+def question(text: str, media: Sequence[tuple[Kind, str]], *, family: Family) -> Turn:
+    """What a person asks as a user turn: pictures and videos in order, then the text.
+
+    Args:
+        text: as typed.
+        media: kind and path of each.
+        family: whose control tokens are refused, as in the rows it was trained on.
+
+    Raises:
+        ConfigError: no text, a text that forges turns or names pictures by tag, or a file that is not there.
+    """
+    if not text.strip():
+        raise ConfigError('the prompt is empty. Ask something: vlft chat MODEL "What is this?"')
+    forged = [token for token in (*family.control_tokens, "<image>", "<video>") if token in text]
+    if forged:
+        raise ConfigError(
+            f"the prompt holds {', '.join(forged)}, which stands for the end of a turn or for a picture. Take it out; "
+            "pictures and videos are named with --image and --video (in the loop: /image and /video)."
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"character {error.start} of the prompt is no Unicode text. Write it in UTF-8.") from error
+    for kind, path in media:
+        require_file(kind, path)
+    shown = [
+        Image(path=path, field="prompt") if kind == "image" else Video(path=path, field="prompt")
+        for kind, path in media
+    ]
+    return Turn(role="user", parts=(*shown, Text(text=text)), field="prompt")
+
+
+def require_file(kind: Kind, path: str) -> None:
+    """Refuse a picture or video that is not there.
+
+    Raises:
+        ConfigError: says what is there instead.
+    """
+    if not Path(path).is_file():
+        what = "a folder, not a file" if Path(path).is_dir() else f"no such file (looked for {Path(path).absolute()})"
+        raise ConfigError(f"--{kind} {path}: {what}. Correct the path.")
+
+
+def question_of(sample: Sample) -> Sample:
+    """A row up to its last user turn: what a model is asked whose answer is compared with the row's own."""
+    last = max(place for place, turn in enumerate(sample.turns) if turn.role == "user")
+    return replace(sample, turns=sample.turns[: last + 1])
+
+
+def _processor(adapter: Path | None, folder: Path) -> Any:
+    """The processor an answer needs; of an adapter, the one its merged model would have."""
+    if adapter is None:
+        return load_processor(folder)
+    with tempfile.TemporaryDirectory(prefix="vlft-") as joined:
+        # Whether a processor is a Qwen2-VL's, transformers reads in config.json.
+        for file in (folder / "config.json", *processor_files(adapter, folder)):
+            Path(joined, file.name).symlink_to(file.absolute())
+        return load_processor(joined)
+
+
+def _media(record: RunRecord | None, processor: Any) -> MediaSettings:
+    """The run's pixel and frame settings; where no run is known, those of the processor."""
+    if record is None:
+        return media_settings(processor, nframes=processor.video_processor.num_frames)
+    fps = record.media["fps"] if record.media["nframes"] is None else None
+    return media_settings(processor, **(record.media | {"fps": fps}))
+
+
+def _as_tensors(prompt: EncodedPrompt, settings: MediaSettings) -> Prompt:
+    side, pair = settings.patch_size, settings.temporal_patch_size
+    stills = [medium for medium in prompt.media if not medium.is_video]
+    videos = [medium for medium in prompt.media if medium.is_video]
+    no_still, no_video = (torch.zeros(0, 3, *shape, dtype=torch.uint8) for shape in ((side, side), (pair, side, side)))
+    return Prompt(
+        ids_T=prompt.input_ids_T,
+        kinds_T=prompt.kinds_T,
+        still_patches=torch.cat([no_still, *(medium.patches for medium in stills)]),
+        video_patches=torch.cat([no_video, *(medium.patches for medium in videos)]),
+        still_grids_M3=_grids(stills),
+        video_grids_M3=_grids(videos),
+    )
+
+
+def _grids(media: Sequence[EncodedMedia]) -> torch.Tensor:
+    """int64 [M, 3], also for none."""
+    return torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in media], dtype=torch.int64).view(-1, 3)
+
+
+@contextlib.contextmanager
+def _enough_memory(device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free = torch.cuda.mem_get_info(device)[0] / 2**30
+        raise ConfigError(
+            f"not enough memory on {device} ({free:.1f} GiB free). Show less, free the GPU, or hide it: "
+            "CUDA_VISIBLE_DEVICES= vlft chat ..."
+        ) from error
