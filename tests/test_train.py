@@ -204,8 +204,8 @@ def test_every_row_is_trained_once_an_epoch(train, monkeypatch):
 def test_a_run_that_is_killed_and_started_again_ends_with_the_same_weights(
     train, base, mixed_json, media, tmp_path, towers
 ):
-    """Dropout is on, so that the random state has to come back too."""
-    dropout = ("--lora_dropout", "0.1") if towers is VISION_LORA else ()
+    """LoRA has dropout and workers, so that the random state has to come back too, over an epoch's end as well."""
+    dropout = ("--lora_dropout", "0.1", "--dataloader_num_workers", "2") if towers is VISION_LORA else ()
     more = (*towers, *split(1, 2), "--save_strategy", "steps", "--save_steps", "3", *dropout)
     whole = train(*more, name="whole")
     out = tmp_path / "killed"
@@ -384,3 +384,15 @@ def test_the_adapter_names_its_base_as_the_user_did(train, base, monkeypatch):
     monkeypatch.chdir(base.parent)
     run = train("--max_steps", "1", base=Path(base.name))
     assert json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"] == base.name
+
+
+def test_a_run_of_one_step_is_not_all_warm_up(train, capsys):
+    run = train("--max_steps", "1", "--warmup_steps", "0.03")
+    assert lines(run)[0]["lr"]["language"] == 1e-3
+    assert all(tensor.any() for name, tensor in weights(run).items() if "lora_B" in name)
+    assert "1 optimizer steps in all are few" in capsys.readouterr().out
+
+
+def test_a_run_that_is_all_warm_up_says_so(train, capsys):
+    train("--max_steps", "2", "--warmup_steps", "5")
+    assert "all 2 steps are warm-up" in capsys.readouterr().out

@@ -176,12 +176,13 @@ def open_row(path: str, index: int, data: DataFlags, family: Family) -> Sample:
     raise ConfigError(f"--index {index}: {path} has {count:,} rows, counted from 0. Give 0 to {count - 1}.")
 
 
-def accept_rows(measured: Measured, paths: Sequence[str], data: DataFlags) -> Measured:
-    """The same rows, if they can be trained on as asked.
+def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers: int) -> Measured:
+    """The rows of data files that can be trained on as asked, with every refusal that file headers tell.
 
     Raises:
         ConfigError: a row is refused and bad rows are not to be skipped, or no row is left.
     """
+    measured = measure_rows(open_rows(paths, data, base.family), base.encoder, workers=workers)
     bad = measured.rows.bad
     if bad and data.on_bad_row == "error":
         lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])

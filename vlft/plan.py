@@ -6,22 +6,20 @@ first step, short of the output folder and of attention kernels, which are the t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vlft.checkpoint import module_name, some_of, tensor_index
-from vlft.config.checks import check_flags
-from vlft.config.flags import DataFlags, TrainFlags
+from vlft.config.checks import check_flags, remarks_on_steps
 from vlft.config.parse import Parsed
 from vlft.data.order import Order
 from vlft.data.sample import Cost, Sample
 from vlft.data.shown import printable
 from vlft.errors import CheckpointError, ConfigError
-from vlft.inputs import Base, Measured, accept_rows, measure_rows, open_base, open_rows
+from vlft.inputs import Base, Measured, open_base, trainable_rows
 from vlft.model import groups
 from vlft.model.forward import PixelScale
 from vlft.model.load import empty_model
@@ -38,6 +36,7 @@ class Plan:
         data, evaluation: rows after the pass over their headers; evaluation may be None.
         batch, accumulation, gpus: rows of a micro-batch, micro-batches of a step, processes.
         steps_per_epoch, steps: optimizer steps an epoch and in all; epochs: passes over the data.
+        remarks: what the user should look at.
     """
 
     base: str
@@ -51,6 +50,7 @@ class Plan:
     steps_per_epoch: int
     steps: int
     epochs: float
+    remarks: tuple[str, ...]
 
     @property
     def global_batch(self) -> int:
@@ -80,6 +80,7 @@ class Plan:
             "longest": {"file": sample.file, "index": sample.index, "id": sample.id, "tokens": cost.tokens},
             "tokens": None,
             "packs": None,
+            "notes": list(self.remarks),
         }
 
     def as_text(self) -> str:
@@ -96,6 +97,7 @@ class Plan:
             f"global batch: {self.global_batch:,} rows ({self.batch} a micro-batch x {self.accumulation} accumulated x "
             f"{_many(self.gpus, 'GPU')})",
             f"steps: {self.steps_per_epoch:,} an epoch, {self.steps:,} in all ({_many(self.epochs, 'epoch')})",
+            *(f"note: {remark}" for remark in self.remarks),
         ]
         return printable("\n".join(lines))
 
@@ -125,28 +127,25 @@ def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
         learning_rates=args.learning_rates,
         weight_decay=args.weight_decay,
     )
-    measured = _measured(data.data_path, data, base, args)
+    workers = args.dataloader_num_workers
+    measured = trainable_rows(data.data_path, data, base, workers=workers)
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
     steps_per_epoch = Order(rows=len(measured.costs), rows_per_step=per_step).steps
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    steps = args.total_steps(steps_per_epoch)
     return Plan(
         base=str(model_flags.model_id),
         towers=dict(base.towers.modes),
         groups=tuple(table),
         data=measured,
-        evaluation=_measured(data.eval_path, data, base, args) if data.eval_path else None,
+        evaluation=trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None,
         batch=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         gpus=world,
         steps_per_epoch=steps_per_epoch,
         steps=steps,
         epochs=steps / steps_per_epoch if args.max_steps > 0 else args.num_train_epochs,
+        remarks=tuple(remarks_on_steps(args, steps)),
     )
-
-
-def _measured(paths: Sequence[str], data: DataFlags, base: Base, args: TrainFlags) -> Measured:
-    rows = open_rows(paths, data, base.family)
-    return accept_rows(measure_rows(rows, base.encoder, workers=args.dataloader_num_workers), paths, data)
 
 
 def _check_weights(base: Base, model: torch.nn.Module) -> None:

@@ -7,6 +7,25 @@ from collections.abc import Collection
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.errors import ConfigError
 
+FEW_STEPS = 10
+
+
+def remarks_on_steps(args: TrainFlags, steps: int) -> list[str]:
+    """What a run of so many optimizer steps in all should make its user look at."""
+    remarks = []
+    warmup = args.get_warmup_steps(steps)
+    if warmup >= steps:
+        remarks.append(
+            f"all {steps} steps are warm-up (--warmup_steps {args.warmup_steps:g}), so the learning rate never reaches "
+            "its peak. Lower --warmup_steps."
+        )
+    if steps < FEW_STEPS:
+        remarks.append(
+            f"{steps} optimizer steps in all are few. For more, lower the global batch (GLOBAL_BATCH in the scripts, "
+            "--gradient_accumulation_steps) or raise --num_train_epochs."
+        )
+    return remarks
+
 
 def check_flags(
     args: TrainFlags, model: ModelFlags, data: DataFlags, given: Collection[str], *, launched: bool = True

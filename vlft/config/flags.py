@@ -6,6 +6,7 @@ Names are those of 2U1/Qwen2-VL-Finetune where it has one, and TrainingArguments
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,18 @@ class TrainFlags(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every trained module runs in every micro-batch
         super().__post_init__()
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Steps of warm-up; a share (`--warmup_steps` below 1) never takes the last one.
+
+        transformers rounds a share up, so that 3% of a run of one step is that step, trained at learning rate 0.
+        """
+        steps = super().get_warmup_steps(num_training_steps)
+        return min(steps, max(0, num_training_steps - 1)) if self.warmup_steps < 1 else steps
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole run."""
+        return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * steps_per_epoch)
 
     @property
     def learning_rates(self) -> dict[str, float]:

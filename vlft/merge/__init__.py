@@ -186,6 +186,8 @@ def _judge(run: str | Path, rows: list[RowCheck], rounded_to: torch.dtype | None
                 f"--dtype {_WORDS[_word(rounded_to)]}."
             )
         warnings.append(f"{lost}; --dtype fp32 keeps it.")
+    if not any(row.moved for row in rows):
+        warnings.append("the adapter moves nothing: it was not trained, or at a learning rate of 0.")
     return tuple(warnings)
 
 

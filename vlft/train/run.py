@@ -14,12 +14,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, read_json, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
-from vlft.config.checks import check_flags
+from vlft.config.checks import check_flags, remarks_on_steps
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
-from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, accept_rows, measure_rows, open_base, open_rows
+from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows
 from vlft.model import attention, forward, groups, towers
 from vlft.model.load import load_base
 from vlft.train.folder import RunFolder, data_entries
@@ -44,8 +44,11 @@ def train(parsed: Parsed) -> Path:
     check_flags(args, model_flags, data, parsed.given)
     set_seed(args.seed)
     base = open_base(data, model_flags, given=parsed.given)
-    measured = on_rank_zero(lambda: _measured(data.data_path, data, base, args))
-    evaluated = on_rank_zero(lambda: _measured(data.eval_path, data, base, args)) if data.eval_path else None
+    workers = args.dataloader_num_workers
+    measured = on_rank_zero(lambda: trainable_rows(data.data_path, data, base, workers=workers))
+    evaluated = None
+    if data.eval_path:
+        evaluated = on_rank_zero(lambda: trainable_rows(data.eval_path, data, base, workers=workers))
     _report_rows(measured, say)
 
     record = _record(base, data, model_flags, args, measured)
@@ -111,12 +114,6 @@ def prepare_model(base: Base, args: TrainFlags, *, choice: attention.Choice) -> 
     if args.checkpoint_activations:
         towers.checkpoint_activations(wrapped)
     return wrapped, backends
-
-
-def _measured(paths: Sequence[str], data: DataFlags, base: Base, args: TrainFlags) -> Measured:
-    """The rows to train, with every refusal a file header can tell; raises unless bad rows are to be skipped."""
-    rows = open_rows(paths, data, base.family)
-    return accept_rows(measure_rows(rows, base.encoder, workers=args.dataloader_num_workers), paths, data)
 
 
 def _record(base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: Measured) -> RunRecord:
@@ -213,13 +210,15 @@ def _report_rows(measured: Measured, say: Callable[[str], None]) -> None:
 
 
 def _report_steps(trainer: VlftTrainer, measured: Measured, say: Callable[[str], None]) -> None:
-    args = trainer.args
+    args: Any = trainer.args
     batch, accumulation, world = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
     steps = trainer.order(len(measured.costs), batch=batch, accumulation=accumulation, shuffle=True).steps
     say(
         f"global batch: {batch * accumulation * world} rows ({batch} a micro-batch x {accumulation} accumulated x "
         f"{world} processes); {steps:,} steps an epoch"
     )
+    for remark in remarks_on_steps(args, args.total_steps(steps)):
+        say(f"note: {remark}")
 
 
 def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:

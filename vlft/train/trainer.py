@@ -109,6 +109,8 @@ class VlftTrainer(Trainer):
             rows,
             batch_sampler=batches,
             collate_fn=self.data_collator,
+            # Else each pass over a loader draws from the global generator, and a resumed run makes other passes.
+            generator=torch.Generator().manual_seed(self.args.seed),
             prefetch_factor=self.args.dataloader_prefetch_factor,
             **loader_options(self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory),
         )
