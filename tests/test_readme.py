@@ -97,7 +97,7 @@ def test_verbs_and_scripts_exist():
 @pytest.mark.parametrize("verb", VERBS)
 def test_flags_of_commands_are_known(verb, capsys):
     known = set(flags_in(help_of(verb, capsys)))
-    if verb != "merge":  # check-data and preview take train's flags and leave them out of their help
+    if verb not in ("merge", "chat"):  # check-data and preview take train's flags and leave them out of their help
         known |= {option[2:] for action in parser()._actions for option in action.option_strings}
     used = [command for command in COMMANDS if command[:2] == ["vlft", verb]]
     assert used
@@ -121,7 +121,7 @@ def test_values_of_commands_are_taken():
 
 def test_flags_in_prose_are_known():
     known = {option[2:] for action in parser()._actions for option in action.option_strings}
-    known |= {"json", "html", "index", "headers_only", "gpus", "dtype", "base_model"}  # of other verbs
+    known |= {"json", "html", "index", "headers_only", "gpus", "dtype", "base_model", "image"}  # of other verbs
     serving, moving = (README.partition(f"\n## {name}")[2].partition("\n## ")[0] for name in ("Serving", "Coming from"))
     prose = README.replace(serving, "").replace(moving, "").replace("--nproc_per_node", "")
     assert not {flag for flag in flags_in(prose) if flag not in known}
