@@ -257,3 +257,14 @@ def test_rows_mended_since_make_it_another_run(base, planted, media, tmp_path, c
     finally:
         (media / "gone.jpg").unlink()
     assert "its rows is 8, this run's is 9" in capsys.readouterr().err
+
+
+def test_a_skipped_row_with_half_a_character_in_its_id(base, media, tmp_path, capsys):
+    rows = [row("Yes.", "Well?"), row("No.", "<image>Well?", id="half \ud83d", image="none \ud83d.jpg")]
+    data = tmp_path / "half.json"
+    data.write_text(json.dumps(rows))
+    argv = [*arguments(base, data, media, tmp_path / "run"), "--on_bad_row", "skip"]
+    (done,) = vlft_process(argv, out=tmp_path)
+    assert done.status == 0, done.output
+    skipped = json.loads((tmp_path / "run" / "vlft.json").read_text())["data"][0]["skipped"]
+    assert [entry["id"] for entry in skipped] == ["half \ud83d"]

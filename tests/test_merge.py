@@ -104,6 +104,7 @@ def record_of(base: Path, towers: tuple[str, str, str]) -> RunRecord:
         base_model=str(base),
         base_revision=None,
         base_fingerprint=base_fingerprint(base),
+        lora={"rank": 4, "alpha": 8, "dropout": 0.0, "target": "all"},
         towers=dict(zip(("vision", "merger", "language"), towers, strict=True)),
     )
 
@@ -299,6 +300,13 @@ def test_an_adapter_for_another_base_is_refused(run, shelf, tmp_path):
     with pytest.raises(CheckpointError, match=rf"fingerprint {want}, but .*other has {found}.*--base_model"):
         merge(run, tmp_path / "out", base_model=str(other))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_config_changed_since_training_is_refused(run, tmp_path):
+    config = json.loads((run / "adapter_config.json").read_text())
+    (run / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
+    with pytest.raises(CheckpointError, match=r"says lora_alpha 1, its vlft.json says 8"):
+        merge(run, tmp_path / "merged")
 
 
 def test_a_base_that_is_gone_says_where_it_was_and_how_to_name_it(run, tmp_path):

@@ -396,3 +396,25 @@ def test_a_run_of_one_step_is_not_all_warm_up(train, capsys):
 def test_a_run_that_is_all_warm_up_says_so(train, capsys):
     train("--max_steps", "2", "--warmup_steps", "5")
     assert "all 2 steps are warm-up" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [("--learning_rate", "0.5"), ("--weight_decay", "0.3"), ("--optim", "sgd")])
+def test_a_checkpoint_is_not_resumed_at_other_rates(train, base, mixed_json, media, tmp_path, capsys, more):
+    """The optimizer's state would bring the old ones back without a word."""
+    train("--max_steps", "1")
+    assert main([*arguments(base, mixed_json, media, tmp_path / "run", "--max_steps", "1"), *more]) == 1
+    assert "belongs to another run" in capsys.readouterr().err
+
+
+def test_every_trained_step_is_in_the_metrics_whatever_the_interval(train):
+    run = train("--logging_steps", "3", "--save_strategy", "steps", "--save_steps", "5")
+    assert sum(line["samples"] for line in lines(run)) == 14
+    assert lines(run)[-1]["step"] == 14
+
+
+@pytest.mark.distributed
+@COMPILES
+def test_deepspeed_in_one_process_needs_no_launcher(base, mixed_json, media, tmp_path):
+    argv = arguments(base, mixed_json, media, tmp_path / "run", "--max_steps", "1", "--deepspeed", "zero2")
+    (done,) = vlft_process(argv, out=tmp_path)
+    assert done.status == 0, done.output[-3000:]

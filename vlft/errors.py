@@ -48,7 +48,8 @@ class BadRow:
 
     def __str__(self) -> str:
         name = f" (id {self.id})" if self.id is not None else ""
-        return f"{self.file}[{self.index}].{self.field}{name}: {self.reason}"
+        text = f"{self.file}[{self.index}].{self.field}{name}: {self.reason}"
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON may hold half a character, UTF-8 not
 
 
 class DataError(VlftError):

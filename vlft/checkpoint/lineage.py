@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlft.checkpoint.files import ADAPTER_CONFIG, read_json
 from vlft.checkpoint.folders import Located, resolve_model
 from vlft.checkpoint.weights import base_fingerprint
 from vlft.errors import CheckpointError
@@ -59,6 +60,14 @@ def check_lineage(run: str | Path, found: Located, base_id: str, base: Path) -> 
             f"{run}: trained on {found.record.base_model} with fingerprint {there}, but {base_id} has {here}: "
             "another base, or its weights have changed since. Name the right one with --base_model."
         )
+    if found.record.lora is not None:
+        config = read_json(found.folder / ADAPTER_CONFIG)
+        for ours, theirs in (("rank", "r"), ("alpha", "lora_alpha")):
+            if config.get(theirs) != found.record.lora[ours]:
+                raise CheckpointError(
+                    f"{run}: its {ADAPTER_CONFIG} says {theirs} {config.get(theirs)}, its vlft.json says "
+                    f"{found.record.lora[ours]}: one was changed since training. Restore it from a checkpoint-N."
+                )
     return f"fingerprint {here} of {base_id} is the one the run recorded"
 
 

@@ -96,7 +96,7 @@ def write_record(folder: Path | str, record: RunRecord) -> Path:
     """Write `folder/vlft.json`, whole or not at all: a reader never sees half of it."""
     path = Path(folder) / RECORD
     spare = path.with_name(f".{RECORD}.tmp")
-    with open(spare, "w", encoding="utf-8") as out:
+    with open(spare, "w", encoding="utf-8", errors="backslashreplace") as out:  # \udxxx: JSON's own escape
         json.dump({"format": FORMAT, **asdict(record)}, out, indent=2, ensure_ascii=False)
         out.write("\n")
         out.flush()

@@ -49,7 +49,12 @@ def check_flags(
     for flag in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(args, flag) < 1:
             raise ConfigError(f"--{flag} is {getattr(args, flag)}, must be at least 1")
-    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+    if args.max_steps == 0:
+        raise ConfigError("--max_steps 0 trains nothing. Give more than 0, or -1 for --num_train_epochs")
+    for flag in ("learning_rate", "vision_lr", "merger_lr", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
+        if (getattr(args, flag) or 0) < 0:
+            raise ConfigError(f"--{flag} is {getattr(args, flag):g}, must not be negative")
+    if args.max_steps < 0 and args.num_train_epochs <= 0:
         raise ConfigError(f"--num_train_epochs {args.num_train_epochs:g} trains nothing. Give more than 0")
     if launched and args.n_gpu > 1:
         raise ConfigError(

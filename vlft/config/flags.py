@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -120,6 +121,7 @@ class TrainFlags(TrainingArguments):
         self.use_liger_kernel = False  # type: ignore[assignment]
         if self.deepspeed is not None:
             self.deepspeed = deepspeed_settings(self.deepspeed)  # type: ignore[assignment]
+            _be_a_world_of_one()
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every trained module runs in every micro-batch
         super().__post_init__()
@@ -144,6 +146,16 @@ class TrainFlags(TrainingArguments):
             "vision": self.learning_rate if self.vision_lr is None else self.vision_lr,
             "merger": self.learning_rate if self.merger_lr is None else self.merger_lr,
         }
+
+
+def _be_a_world_of_one() -> None:
+    """What torchrun would set, where nothing launched this process: DeepSpeed would ask for MPI instead."""
+    if "WORLD_SIZE" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ.update(here, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
 DEEPSPEED_PRESETS = ("zero1", "zero2")

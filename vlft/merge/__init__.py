@@ -97,7 +97,7 @@ def merge(
         raise CheckpointError(
             f"{run}: needs no merge: it is already a whole model, which transformers and vLLM load as it is."
         )
-    target = Path(out).expanduser().absolute()
+    target = Path(out).expanduser().resolve()  # a link to an empty folder cannot be renamed onto
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{out}: already there and not empty. Give a new or empty folder, or remove it.")
     base_id, base = find_base(run, found, base_model)
@@ -126,7 +126,11 @@ def merge(
             merged_from = {"merged_from": str(run), "max_logit_diff": max(row.difference for row in rows)}
             write_record(workshop, replace(found.record, kind="full", training=found.record.training | merged_from))
         open_to_others(workshop)
-        os.rename(workshop, target)
+        if os.path.ismount(target):  # it cannot be replaced; config.json goes last, without it the folder is no model
+            for left in sorted(workshop.iterdir(), key=lambda path: path.name == "config.json"):
+                shutil.move(left, target / left.name)
+        else:
+            os.rename(workshop, target)
     return MergeReport(
         dtype=" + ".join(sorted({_word(tensor.dtype) for tensor in written.values()})),
         towers=towers,
@@ -202,8 +206,11 @@ def _workshop(target: Path) -> Iterator[Path]:
     The lock is on the folder itself and goes with the process, so a kill leaves none.
     """
     folder = target.with_name(f".{target.name}.merging")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written ({error.strerror}). Give an OUT that can.") from error
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -141,7 +141,7 @@ def merged_weight(weight_OI: torch.Tensor, update: Update, adapter: Any) -> torc
 
 def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     cast = tensor.to(dtype)
-    if cast.dtype != tensor.dtype and cast.is_floating_point() and not cast.isfinite().all():
+    if cast.is_floating_point() and not cast.isfinite().all():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{name}: holds NaN or infinity; the run diverged. Merge an earlier checkpoint-N.")
         raise CheckpointError(

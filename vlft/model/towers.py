@@ -58,6 +58,10 @@ class Towers:
         if self.has_lora:
             if self.lora_rank < 1:
                 raise ConfigError(f"--lora_rank is {self.lora_rank}, must be at least 1")
+            if self.lora_alpha <= 0:
+                raise ConfigError(
+                    f"--lora_alpha is {self.lora_alpha:g}, so LoRA would change nothing; give more than 0"
+                )
             if not 0 <= self.lora_dropout < 1:
                 raise ConfigError(f"--lora_dropout is {self.lora_dropout}, must be in [0, 1)")
 

@@ -132,6 +132,9 @@ class RunFolder:
         ]
         for name in ("data", "rows", "max_length", "seed", "global_batch"):
             pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
+        for name in ("learning_rates", "weight_decay", "optim", "lr_scheduler_type", "warmup_steps", "deepspeed"):
+            if name in other.training:  # absent in records of older versions
+                pairs.append((name.replace("_", " "), other.training[name], mine.training[name]))
         for what, theirs, ours in pairs:
             if theirs != ours:
                 raise CheckpointError(
@@ -162,7 +165,7 @@ class RunFolder:
         _sync(self.staging / name)
         target = self.path / name
         if target.exists():
-            shutil.rmtree(target)
+            os.rename(target, self.staging / f"old-{name}")  # a kill while it is deleted would leave half of it
         os.rename(self.staging / name, target)
         _sync_folder(self.path)
         shutil.rmtree(self.staging, ignore_errors=True)
@@ -171,6 +174,18 @@ class RunFolder:
         """Take over which rows had been skipped while training up to a checkpoint."""
         entries = read_record(checkpoint).data
         self.account(BadRow(file=entry["file"], **row) for entry in entries for row in entry["skipped"])
+
+    def drop_old(self, limit: int | None, best: str | None) -> None:
+        """Keep the newest `limit` checkpoints and the best one; the others go whole: renamed away, then deleted."""
+        if not limit or limit < 0:
+            return
+        names = sorted(self.checkpoints(), key=_step)
+        kept = {path.name for path in names[-limit:]} | ({Path(best).name} if best else set())
+        self.staging.mkdir(exist_ok=True)
+        for path in names:
+            if path.name not in kept:
+                os.rename(path, self.staging / f"old-{path.name}")
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     def account(self, skipped: Iterable[BadRow]) -> None:
         """Enter rows that were skipped while training into the record."""

@@ -50,6 +50,8 @@ def train(parsed: Parsed) -> Path:
     if data.eval_path:
         evaluated = on_rank_zero(lambda: trainable_rows(data.eval_path, data, base, workers=workers))
     _report_rows(measured, say)
+    if evaluated is not None:
+        _report_rows(evaluated, say, word="evaluate on")
 
     record = _record(base, data, model_flags, args, measured)
     folder = RunFolder(args.output_dir, base, record)
@@ -134,10 +136,23 @@ def _record(base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, me
             "global_batch": args.per_device_train_batch_size * accumulation * world,
             "max_length": base.encoder.max_length,
             "data": _data_print(data.data_path),
-            "rows": len(measured.costs),  # a skipped row that was mended since would shift the order of all others
+            # A skipped row that was mended since would shift the order of all others.
+            "rows": len(measured.costs),
+            # A checkpoint's optimizer and schedule bring these back, whatever the flags say by then.
+            "learning_rates": args.learning_rates,
+            "weight_decay": args.weight_decay,
+            "optim": _plain(args.optim),
+            "lr_scheduler_type": _plain(args.lr_scheduler_type),
+            "warmup_steps": args.warmup_steps,
+            "deepspeed": bool(args.deepspeed),
         },
         data=data_entries(measured.rows.counts, measured.rows.bad),
     )
+
+
+def _plain(value: Any) -> str:
+    """An enum of transformers as its word."""
+    return str(getattr(value, "value", value))
 
 
 def _data_print(paths: Sequence[str]) -> str:
@@ -190,13 +205,13 @@ def _trainer(
     return trainer
 
 
-def _report_rows(measured: Measured, say: Callable[[str], None]) -> None:
+def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = "train") -> None:
     rows, costs = measured.rows, measured.costs
     tokens = sorted(cost.tokens for cost in costs)
     for file, count in rows.counts.items():
         skipped = [row for row in rows.bad if row.file == file]
         say(
-            f"{file}: {count:,} rows, {count - len(skipped):,} to train"
+            f"{file}: {count:,} rows, {count - len(skipped):,} to {word}"
             + (f", {len(skipped)} skipped" if skipped else "")
         )
         for row in skipped[:SHOWN_BAD_ROWS]:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from vlft.config.flags import TrainFlags
 from vlft.data.collate import Batch, Collator
@@ -131,11 +130,10 @@ class VlftTrainer(Trainer):
         start = time.perf_counter()
         batches, items = super().get_batch_samples(*args, **kwargs)
         self.meter.add_wait(time.perf_counter() - start)
-        for batch in batches:
-            self._account(batch["skipped"])
+        self._account([row for batch in batches for row in batch["skipped"]])
         return batches, items
 
-    def _account(self, skipped: tuple[BadRow, ...]) -> None:
+    def _account(self, skipped: Sequence[BadRow]) -> None:
         """Stop at a row that turned out bad, or enter it into the accounts."""
         for row in skipped:
             if self.on_bad_row == "error":
@@ -230,7 +228,8 @@ class VlftTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """One line for the user and one object in metrics.jsonl for each logged step and each evaluation."""
         line: dict[str, Any] = {"step": self.state.global_step, "epoch": self.state.epoch}
-        if "loss" in logs:
+        unlogged = self.state.global_step > self._last_logged
+        if "loss" in logs or ("train_runtime" in logs and unlogged and self._started):
             line |= self.meter.line(self.accelerator, steps=self.state.global_step - self._last_logged)
             self._last_logged = self.state.global_step
             line["grad_norm"] = logs.get("grad_norm")
@@ -242,7 +241,7 @@ class VlftTrainer(Trainer):
             line |= logs
             self.say(f"  evaluation after step {line['step']:,}: loss {logs['eval_loss']:.4f}")
         else:
-            return  # the stock summary at the end of training; ours is printed by the run
+            return  # the stock summary at the end of training, with nothing left to count; ours is printed by the run
         if self.metrics is not None:
             self.metrics.write(line)
         super().log(logs)
@@ -266,6 +265,8 @@ class VlftTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any = None) -> None:
         """The stock checkpoint, written aside and renamed into place when every rank is done."""
+        if self.state.global_step > self._last_logged:
+            self.log({"loss": 0.0})  # counts up to a checkpoint are on disk with it, or a resumed run would miss them
         start = time.perf_counter()
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go once the new one stands
         self.folder.begin_checkpoint(writer=self.args.should_save)
@@ -282,11 +283,7 @@ class VlftTrainer(Trainer):
             name = f"checkpoint-{self.state.global_step}"
             self.state.save_to_json(str(self.folder.staging / name / "trainer_state.json"))
             self.folder.commit_checkpoint(name, skipped)
-            rotate_checkpoints(
-                output_dir=str(self.folder.path),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
+            self.folder.drop_old(limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         self.meter.exclude(time.perf_counter() - start)
 
