@@ -156,6 +156,13 @@ def test_breaking_the_isolation_of_samples_shows(base, encoder, encoded, broken)
     assert (leaked - alone).abs().max() > 1e-3
 
 
+def test_features_and_their_places_must_be_equally_many(base, encoded):
+    inputs = flat_inputs([encoded["still"]])
+    inputs["vision_rows"] = inputs["vision_rows"][:-1]
+    with pytest.raises(ValueError, match=r"places in the row for \d+ features"):
+        build(base, "full", flat=True)(**inputs)
+
+
 @pytest.mark.parametrize("padding", [False, True])
 def test_generate_goes_the_stock_way(base, encoder, encoded, padding):
     """Bound and unbound model generate the same tokens; with a left-padded batch too."""

@@ -156,9 +156,11 @@ def _flat_forward(
             segment_lengths=vision_lengths,
         ).pooler_output
     embeds_TH = language.embed_tokens(input_ids)[0]
-    # A batch without pictures brings a stand-in whose feature is cut off here: zero gradients, the same modules run.
-    features_NH = features_NH[: vision_rows.shape[0]].to(embeds_TH.dtype)
-    embeds_TH = embeds_TH.index_copy(0, vision_rows, features_NH)
+    if vision_rows.shape[0] == 0:  # no pictures: the stand-in's feature is cut off; zero gradients, same modules run
+        features_NH = features_NH[:0]
+    elif vision_rows.shape[0] != features_NH.shape[0]:
+        raise ValueError(f"{vision_rows.shape[0]} places in the row for {features_NH.shape[0]} features of the ViT")
+    embeds_TH = embeds_TH.index_copy(0, vision_rows, features_NH.to(embeds_TH.dtype))
     hidden_1TH = language(
         inputs_embeds=embeds_TH[None],
         position_ids=position_ids,
