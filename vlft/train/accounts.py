@@ -60,13 +60,15 @@ class Meter:
         mine = torch.tensor([*self._counts.values(), self._wait], dtype=torch.float64, device=accelerator.device)
         # float64 holds every count exactly
         totals = accelerator.reduce(torch.cat([mine, self._loss[None]]), reduction="sum").tolist()
-        counts = dict(zip(COUNTS, (int(x) for x in totals), strict=False))
-        peak = accelerator.reduce(torch.tensor([peak_gb()], device=accelerator.device), reduction="mean").item()
+        *numbers, wait, loss = totals
+        counts = dict(zip(COUNTS, map(int, numbers), strict=True))
+        # The largest of the ranks: it is the one that runs out.
+        peak = accelerator.gather(torch.tensor([peak_gb()], device=accelerator.device)).max().item()
         line = {
-            "loss": totals[-1] / max(1, counts["supervised_tokens"]),
+            "loss": loss / max(1, counts["supervised_tokens"]),
             **counts,
             "step_s": seconds / max(1, steps),
-            "data_wait_s": totals[-2] / accelerator.num_processes,
+            "data_wait_s": wait / accelerator.num_processes,
             "tokens_per_s": counts["tokens"] / seconds,
             "padding_fraction": 0.0,  # flat rows hold no padding
             "peak_gb": peak,
