@@ -8,8 +8,10 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 from conftest import MIXED_ROWS, row
 from launch import vlft as vlft_process
+from safetensors.torch import load_file, save_file
 from test_train import FULL, arguments, lines
 
 from vlft.cli.main import main
@@ -43,13 +45,20 @@ def test_a_base_that_is_no_qwen_vl(refused, base, tmp_path):
 
 
 def test_a_base_with_a_tensor_missing(refused, base, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     broken = shutil.copytree(base, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     del weights["visual.merger.mlp.2.weight"]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     assert "1 tensors are missing" in refused(base=broken)
+
+
+def test_a_base_with_a_tensor_of_another_shape(refused, base, tmp_path):
+    broken = shutil.copytree(base, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors") | {"model.norm.weight": torch.ones(3)}
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    printed = refused(base=broken)
+    assert "1 tensors are mismatched" in printed
+    assert "model.language_model.norm.weight" in printed
 
 
 def test_nothing_to_train(refused):

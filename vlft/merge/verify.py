@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoint import attach_adapter
-from vlft.errors import CheckpointError
 from vlft.families import Family
+from vlft.model.load import load_base, load_processor
 
 if TYPE_CHECKING:
     import torch
@@ -160,15 +160,8 @@ def picture_HWC():
 def _rows(folder: Path, family: Family) -> dict[str, dict[str, Any]]:
     """Model inputs of the two rows, through the processor that will serve the weights."""
     from PIL import Image
-    from transformers import AutoProcessor
 
-    try:
-        processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}: the processor of the run or base cannot be loaded ({error}). It needs the tokenizer's files "
-            "and preprocessor_config.json or processor_config.json."
-        ) from error
+    processor = load_processor(folder)
 
     def turns(question: str, answer: str) -> str:
         end = family.end_of_turn
@@ -183,25 +176,11 @@ def _rows(folder: Path, family: Family) -> dict[str, dict[str, Any]]:
     }
 
 
-def _load(folder: Path, family: Family):
+def _load(folder: Path, family: Family) -> torch.nn.Module:
     """The stock model in float32, on the CPU: a run may hold the GPU, and TF32 would blur what is measured."""
     import torch
-    import transformers
 
-    try:
-        model, info = getattr(transformers, family.model_class).from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
-    odd = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
-    if odd:
-        raise CheckpointError(f"{folder}: its weights and {family.label}'s modules differ: {odd}.")
-    return model.eval()
+    return load_base(folder, family, dtype=torch.float32).eval()
 
 
 def _logits_TV(model, row: dict[str, Any]) -> torch.Tensor:

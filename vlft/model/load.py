@@ -68,17 +68,22 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
         dtype: of the loaded weights; None keeps what the files hold.
 
     Raises:
-        CheckpointError: weights missing or not safetensors.
+        CheckpointError: weights missing, left over, of another shape, or not safetensors.
     """
     import transformers
 
     model_class = getattr(transformers, family.model_class)
     try:
         model, info = model_class.from_pretrained(
-            folder, dtype=dtype or "auto", attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
+            folder,
+            dtype=dtype or "auto",
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: its weights cannot be loaded ({error}).") from error
+        raise CheckpointError(f"{folder}: its weights cannot be loaded ({error}). Download the model again.") from error
     # transformers fills what it does not find with random numbers and warns; a base must be whole.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
