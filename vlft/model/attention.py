@@ -206,7 +206,9 @@ def choose_backend(
     raise AssertionError("auto ends with sdpa, which always works")
 
 
-def install(model: torch.nn.Module, choice: Choice, *, dtype: torch.dtype) -> dict[str, Backend]:
+def install(
+    model: torch.nn.Module, choice: Choice, *, dtype: torch.dtype, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Backend]:
     """Choose a backend per tower and make the model use it.
 
     transformers gives the ViT one variable-length call only under a name with "flash" in it, and refuses such names at
@@ -216,9 +218,13 @@ def install(model: torch.nn.Module, choice: Choice, *, dtype: torch.dtype) -> di
         model: a loaded Qwen2-VL (the top class).
         choice: `--attn`.
         dtype: of the computation (bf16 under autocast).
+        say: told, on a GPU, which backends were passed over and why.
 
     Returns:
         tower -> backend.
+
+    Raises:
+        ConfigError: a backend asked for by name cannot be used.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -242,7 +248,10 @@ def install(model: torch.nn.Module, choice: Choice, *, dtype: torch.dtype) -> di
     }
     chosen: dict[str, Backend] = {}
     for tower, shape in shapes.items():
-        backend, _ = choose_backend(choice, device=device, dtype=dtype, **shape)
+        backend, remarks = choose_backend(choice, device=device, dtype=dtype, **shape)
+        if device.type == "cuda":
+            for remark in remarks:
+                say(f"attention of {tower}: not {remark}")
         name = f"vlft_flash_{backend}"
         AttentionInterface.register(name, _attend(None if backend == "sdpa" else _load_kernel(backend)))
         AttentionMaskInterface.register(name, sdpa_mask)

@@ -84,7 +84,7 @@ def _run(
     if args.process_index == 0:
         acting = {k: v for k, v in parsed.effective.items() if base.towers.has_lora or not k.startswith("lora_")}
         folder.begin_run(acting)
-    model, backends = prepare_model(base, args, choice=model_flags.attn)
+    model, backends = prepare_model(base, args, choice=model_flags.attn, say=say)
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
     )
@@ -96,7 +96,9 @@ def _run(
     _finish(trainer, folder)
 
 
-def prepare_model(base: Base, args: TrainFlags, *, choice: attention.Choice) -> tuple[torch.nn.Module, dict[str, Any]]:
+def prepare_model(
+    base: Base, args: TrainFlags, *, choice: attention.Choice, say: Callable[[str], None]
+) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, flat forward.
 
     Under bf16 (or fp16) autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without
@@ -110,7 +112,7 @@ def prepare_model(base: Base, args: TrainFlags, *, choice: attention.Choice) -> 
     model.name_or_path = base.name  # PEFT writes it into adapter_config.json, where a cache folder would be of no use
     model.to(args.device)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    backends = attention.install(model, choice, dtype=dtype)
+    backends = attention.install(model, choice, dtype=dtype, say=say)
     forward.bind(model, forward.PixelScale.of(base.processor))
     wrapped = towers.apply_towers(model, base.family, base.towers, masters=True)
     if args.checkpoint_activations:
