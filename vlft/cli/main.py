@@ -19,6 +19,7 @@ VERBS = {
     "merge": "merge what a run trained into its base model, and compare the two",
     "check-data": "name every row that cannot be trained, and why",
     "preview": "show one row as the model sees it, trained tokens marked",
+    "demo": "see a tiny model learn from pictures, in minutes, on a CPU",
     "plan": "say what would be trained, at which rate, in how many steps",
     "chat": "ask a model about pictures and videos",
 }

@@ -11,6 +11,9 @@ Qwen2-VL sees can be written, at one token a byte.
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +53,33 @@ CHAT_TEMPLATE = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large a tiny model is; heads of the language model have 16 channels unless said otherwise.
+
+    Attributes:
+        vision_depth, vision_width, vision_heads: blocks, channels and heads of the ViT.
+        depth, width, inner, heads, kv_heads: of the language model; `inner` are the channels of its MLP.
+        rope_theta, rope_sections: of its M-RoPE; the sections sum to half a head.
+        std: of the random weights.
+    """
+
+    vision_depth: int = 2
+    vision_width: int = 32
+    vision_heads: int = 2
+    depth: int = 2
+    width: int = 64
+    inner: int = 128
+    heads: int = 4
+    kv_heads: int = 2
+    rope_theta: float = 1000000.0
+    rope_sections: tuple[int, int, int] = (2, 3, 3)
+    std: float = 0.1  # at transformers' 0.02 so small a model answers much the same to everything
+
+
+TINY = Sizes()
+
+
 def byte_vocabulary() -> dict[str, int]:
     """The 256 byte symbols of GPT-2's byte-level BPE, as ids 0..255 (printable stand-ins for unprintable bytes)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -63,17 +93,36 @@ def byte_vocabulary() -> dict[str, int]:
     return symbols
 
 
-def tiny_processor(*, min_pixels: int = 4 * 28 * 28, max_pixels: int = 64 * 28 * 28):
+def word_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """BPE merges that build each word from its bytes, left to right, so that it becomes one token.
+
+    Args:
+        words: ASCII, each with the space before it where it has one (Ġ stands for a space in GPT-2's alphabet).
+    """
+    merges: dict[tuple[str, str], None] = {}
+    for word in words:
+        symbols = word.replace(" ", "Ġ")
+        for end in range(1, len(symbols)):
+            merges[symbols[:end], symbols[end]] = None
+    return list(merges)
+
+
+def tiny_processor(*, min_pixels: int = 4 * 28 * 28, max_pixels: int = 64 * 28 * 28, words: Sequence[str] = ()):
     """A stock `Qwen2VLProcessor` around the byte-level tokenizer.
 
     Args:
         min_pixels, max_pixels: budget of one picture and of one video frame, in pixels.
+        words: that are one token each; all others are one token a byte, or parts of these.
     """
     from transformers import Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
+    merges = word_merges(words)
+    vocabulary = byte_vocabulary()
+    for left, right in merges:
+        vocabulary.setdefault(left + right, len(vocabulary))
     tokenizer = Qwen2Tokenizer(
-        vocab=byte_vocabulary(),
-        merges=[],
+        vocab=vocabulary,
+        merges=merges,  # type: ignore[arg-type]
         unk_token=None,  # type: ignore[arg-type]
         bos_token=None,
         eos_token="<|im_end|>",
@@ -90,8 +139,8 @@ def tiny_processor(*, min_pixels: int = 4 * 28 * 28, max_pixels: int = 64 * 28 *
     )
 
 
-def tiny_config(processor, *, tied: bool = True):
-    """A `Qwen2VLConfig` of about 0.3 M parameters: 2 ViT blocks of 32, 2 language layers of 64."""
+def tiny_config(processor, *, tied: bool = True, sizes: Sizes = TINY):
+    """A `Qwen2VLConfig`; by default of about 0.3 M parameters: 2 ViT blocks of 32, 2 language layers of 64."""
     from transformers import Qwen2VLConfig
 
     def token(text: str) -> int:
@@ -100,23 +149,27 @@ def tiny_config(processor, *, tied: bool = True):
     ends: dict[str, Any] = {"bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|im_end|>")}
     return Qwen2VLConfig(
         text_config={
-            "vocab_size": 320,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "vocab_size": 64 * math.ceil(len(processor.tokenizer) / 64),
+            "hidden_size": sizes.width,
+            "intermediate_size": sizes.inner,
+            "num_hidden_layers": sizes.depth,
+            "num_attention_heads": sizes.heads,
+            "num_key_value_heads": sizes.kv_heads,
             "max_position_embeddings": 32768,
             "tie_word_embeddings": tied,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [2, 3, 3]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": sizes.rope_theta,
+                "mrope_section": list(sizes.rope_sections),
+            },
             "pad_token_id": token("<|endoftext|>"),
             **ends,
         },
         vision_config={
-            "depth": 2,
-            "embed_dim": 32,
-            "hidden_size": 64,
-            "num_heads": 2,
+            "depth": sizes.vision_depth,
+            "embed_dim": sizes.vision_width,
+            "hidden_size": sizes.width,
+            "num_heads": sizes.vision_heads,
             "mlp_ratio": 4,
             "patch_size": 14,
             "spatial_merge_size": 2,
@@ -132,7 +185,13 @@ def tiny_config(processor, *, tied: bool = True):
 
 
 def build_tiny(
-    out: str | Path, *, seed: int = 0, tied: bool = True, dtype: Literal["float32", "bfloat16"] = "float32"
+    out: str | Path,
+    *,
+    seed: int = 0,
+    tied: bool = True,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    sizes: Sizes = TINY,
+    words: Sequence[str] = (),
 ) -> Path:
     """Write a tiny base model folder that plain transformers loads.
 
@@ -141,6 +200,8 @@ def build_tiny(
         seed: of the random weights.
         tied: whether `lm_head` shares the embedding (as in the 2B) or not (as in the 7B).
         dtype: of the stored weights.
+        sizes: of the model.
+        words: that are one token each.
 
     Returns:
         `out` as a path.
@@ -148,13 +209,13 @@ def build_tiny(
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
-    processor = tiny_processor()
+    processor = tiny_processor(words=words)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2VLForConditionalGeneration(tiny_config(processor, tied=tied))
-        for parameter in model.parameters():  # at 0.02 so small a model answers much the same to everything
+        model = Qwen2VLForConditionalGeneration(tiny_config(processor, tied=tied, sizes=sizes))
+        for parameter in model.parameters():
             if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.1)
+                torch.nn.init.normal_(parameter, std=sizes.std)
     model.to(getattr(torch, dtype)).save_pretrained(out)
     processor.save_pretrained(out)
     return Path(out)

@@ -1,0 +1,325 @@
+"""The demo, top to bottom: draw a lesson -> check it -> train -> train blind -> merge -> score -> page.
+
+Everything between drawing and scoring is what a user calls: the command lines printed are the ones carried out.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from vlft import __version__
+from vlft.check import check
+from vlft.config.flags import DataFlags, ModelFlags
+from vlft.demo.base import STORED, run_train
+from vlft.demo.page import Example, write_page
+from vlft.demo.score import exact_answers
+from vlft.demo.story import Story, chance, stories, write_rows
+from vlft.errors import ConfigError
+
+MARK = "vlft-demo.json"
+NEEDED_BYTES = 150 * 1024 * 1024
+GOAL = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """How much is drawn and trained.
+
+    Attributes:
+        rows, held_out: to train on, and to score.
+        steps: of 32 rows, of each of the two trainings.
+        seed: of all that is drawn.
+    """
+
+    rows: int = 3000
+    held_out: int = 240
+    steps: int = 800
+    seed: int = 7
+
+
+QUICK = Lesson(rows=64, held_out=24, steps=6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Share of exact answers on one kind of held-out row."""
+
+    kind: str
+    rows: int
+    before: float
+    blind: float
+    chance: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What the demo found.
+
+    Attributes:
+        scores: stories of pictures, then videos.
+        seconds: part -> wall time, in order; of this call.
+        page: the web page.
+    """
+
+    scores: tuple[Score, ...]
+    seconds: dict[str, float]
+    page: Path
+
+    @property
+    def learned(self) -> bool:
+        return all(score.after >= GOAL for score in self.scores)
+
+
+@dataclass
+class _Clock:
+    """Wall time by part."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def demo(out: Path, *, lesson: Lesson = Lesson(), say: Callable[[str], None] = print) -> Told:
+    """Run the demo, or finish one that was interrupted.
+
+    Args:
+        out: folder for everything; new, empty, or of an earlier demo with the same lesson.
+        lesson: how much of it.
+        say: prints a line.
+
+    Raises:
+        ConfigError: `out` holds something else, or cannot be written.
+        VlftError: a step failed.
+    """
+    with _claimed(out, lesson):
+        return _tell(out, lesson, say)
+
+
+def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
+    clock = _Clock()
+    say("A tiny Qwen2-VL (0.6 M parameters) names colours and shapes. It has never been shown a pattern. In some")
+    say("minutes it shall tell stories in a new wording that name each pattern, and say what changes in a video.\n")
+    base, data = out / "base", out / "data"
+    with clock.part("draw pictures"):
+        if not (base / "config.json").exists():
+            _copy_base(base)
+        held_out = list(stories("lesson", "held_out", lesson.held_out, seed=lesson.seed))
+        train = list(stories("lesson", "train", lesson.rows, seed=lesson.seed))
+        for name, rows, blank in (("train", train, False), ("held_out", held_out, False),
+                                  ("train_blank", train, True), ("held_out_blank", held_out, True)):  # fmt: skip
+            if not (data / f"{name}.json").exists():
+                write_rows(rows, data, name=name, seed=lesson.seed, blank=blank)
+    say(f"drawn: {lesson.rows:,} rows to train on, {lesson.held_out} held out; no held-out story is among the others")
+
+    with clock.part("check-data"):
+        _check(data / "train.json", base, say)
+    with clock.part("train"):
+        run = _train(base, data / "train.json", out / "run", lesson, say)
+    with clock.part("train blind"):
+        say("\nThe same again with every picture blank: what can be guessed from the wording alone?")
+        blind = _train(base, data / "train_blank.json", out / "run-blind", lesson, say)
+    merged = out / "merged"
+    with clock.part("merge"):
+        _merge(run, merged, say)
+    with clock.part("score"):
+        right = {
+            "before": exact_answers(base, data / "held_out.json"),
+            "blind": exact_answers(blind, data / "held_out_blank.json"),
+            "after": exact_answers(merged, data / "held_out.json"),
+        }
+        scores = tuple(
+            _score(kind, [i for i, row in enumerate(held_out) if row.is_video == is_video], held_out, right)
+            for kind, is_video in (("stories of 1 to 3 pictures", False), ("videos", True))
+        )
+    with clock.part("answers and page"):
+        page = out / "demo.html"
+        examples = _examples(held_out, data, base, merged)
+        write_page(page, scores=[asdict(score) for score in scores], examples=examples, commands=_commands(out))
+    told = Told(scores=scores, seconds=clock.seconds, page=page)
+    say(f"\n{table(scores)}\n")
+    for example in examples:
+        say(f"held-out row {example.index}: {example.question}")
+        say(f"  before  {example.before}\n  after   {example.after}\n  right   {example.right}")
+    say("\nseconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in clock.seconds.items()))
+    say(f"in all {sum(clock.seconds.values()):.0f} s. Pictures and answers: {page}")
+    _write_json(out / "scores.json", {"scores": [asdict(score) for score in scores], "seconds": clock.seconds})
+    return told
+
+
+def table(scores: Sequence[Score]) -> str:
+    """The scores as lines a person reads."""
+    wide = max(len(f"{score.kind} ({score.rows})") for score in scores)
+    lines = [f"{'exact match, held out':<{wide}}  {'before':>7} {'blind':>7} {'chance':>7} {'after':>7}"]
+    for score in scores:
+        name = f"{score.kind} ({score.rows})"
+        cells = " ".join(f"{v:>7.1%}" for v in (score.before, score.blind, score.chance, score.after))
+        lines.append(f"{name:<{wide}}  {cells}")
+    return "\n".join(lines)
+
+
+def _score(kind: str, places: Sequence[int], rows: Sequence[Story], right: dict[str, list[bool]]) -> Score:
+    shares = {name: sum(hits[i] for i in places) / len(places) for name, hits in right.items()}
+    return Score(kind=kind, rows=len(places), chance=chance([rows[i] for i in places]), **shares)
+
+
+def _copy_base(target: Path) -> None:
+    spare = target.with_name(f".{target.name}")
+    shutil.rmtree(spare, ignore_errors=True)
+    shutil.copytree(STORED, spare)
+    os.rename(spare, target)
+
+
+def _check(file: Path, base: Path, say: Callable[[str], None]) -> None:
+    say(f"\n$ vlft check-data {file} --model_id {base}")
+    data, model = DataFlags(data_path=[str(file)]), ModelFlags(model_id=str(base))
+    found = check([str(file)], data, model, given=frozenset({"model_id"}), headers_only=False, workers=2)
+    say(found.as_text())
+    if found.bad:
+        raise ConfigError(f"{file}: {len(found.bad)} rows cannot be read. Remove {file.parent.parent} and start again.")
+
+
+def train_arguments(base: Path, data: Path, run: Path, lesson: Lesson) -> list[str]:
+    """The command line of a lesson: LoRA on all three towers, at rates that suit so small a model."""
+    flags = {
+        "model_id": base, "data_path": data, "output_dir": run, "vision": "lora", "merger": "lora", "language": "lora",
+        "lora_dropout": 0, "learning_rate": "5e-3", "lr_scheduler_type": "cosine", "warmup_steps": 0.05,
+        "per_device_train_batch_size": 32, "max_steps": lesson.steps, "logging_steps": max(1, lesson.steps // 10),
+        "save_strategy": "no",
+    }  # fmt: skip
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def _train(base: Path, data: Path, run: Path, lesson: Lesson, say: Callable[[str], None]) -> Path:
+    argv = train_arguments(base, data, run, lesson)
+    say(f"\n$ vlft train {' '.join(argv)}")
+    return run_train(argv)
+
+
+def _merge(run: Path, merged: Path, say: Callable[[str], None]) -> None:
+    from vlft.merge import merge
+
+    say(f"\n$ vlft merge {run} {merged}")
+    if (merged / "config.json").exists():
+        say(f"{merged}: already there")
+        return
+    report = merge(run, merged)
+    say(f"logits of merged and of base + adapter differ by at most {report.max_logit_diff:.3g}; out: {report.out}")
+
+
+def _commands(out: Path) -> list[str]:
+    return [
+        f"vlft check-data {out / 'data/train.json'} --model_id {out / 'base'}",
+        f"vlft train --model_id {out / 'base'} --data_path {out / 'data/train.json'} --output_dir {out / 'run'} ...",
+        f"vlft merge {out / 'run'} {out / 'merged'}",
+        f'vlft chat {out / "merged"} --image picture.png "Tell the story."',
+    ]
+
+
+def _examples(rows: Sequence[Story], data: Path, base: Path, merged: Path) -> list[Example]:
+    """The first held-out row of three pictures, of two, and of a video: not picked by how they are answered."""
+    wanted = ((False, 3), (False, 2), (True, 2))
+    places = [
+        next(i for i, row in enumerate(rows) if (row.is_video, len(row.looks)) == kind)
+        for kind in wanted
+        if any((row.is_video, len(row.looks)) == kind for row in rows)
+    ]
+    answers = {model: _answers(model, data / "held_out.json", places) for model in (base, merged)}
+    records = json.loads((data / "held_out.json").read_text(encoding="utf-8"))
+    return [
+        Example(
+            index=place,
+            pictures=tuple(data / path for path in _paths(records[place])),
+            is_video=rows[place].is_video,
+            question=rows[place].question,
+            right=rows[place].answer,
+            before=answers[base][k],
+            after=answers[merged][k],
+        )
+        for k, place in enumerate(places)
+    ]
+
+
+def _paths(record: dict) -> list[str]:
+    return record["video"][0] if "video" in record else record["image"]
+
+
+@contextmanager
+def _claimed(out: Path, lesson: Lesson) -> Iterator[None]:
+    """`out` marked and locked as this demo's."""
+    mark = out / MARK
+    mine = {"vlft": __version__, **asdict(lesson)}
+    try:
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"--out {out}: a file is there. Name a folder.")
+        if out.is_dir() and any(out.iterdir()):
+            _same(out, mark, mine)
+        out.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out).free
+        if free < NEEDED_BYTES:
+            raise ConfigError(
+                f"--out {out}: {free >> 20:,} MiB are free there, the demo needs {NEEDED_BYTES >> 20}. Make room, or "
+                "name a folder on another disk."
+            )
+        handle = os.open(out, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not mark.exists():
+                _write_json(mark, mine)
+            yield
+        except BlockingIOError:
+            raise ConfigError(
+                f"--out {out}: another vlft demo is at work there. Wait for it, or name another."
+            ) from None
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EDQUOT):
+            raise
+        raise ConfigError(
+            f"--out {out}: cannot be written ({error.strerror}{f': {error.filename}' if error.filename else ''}). "
+            "Name a folder that can: vlft demo --out DIR"
+        ) from error
+
+
+def _same(out: Path, mark: Path, mine: dict) -> None:
+    """Refuse a folder that is not of this very demo."""
+    try:
+        there = json.loads(mark.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        raise ConfigError(
+            f"--out {out}: there is something in it that is not of a demo ({next(iter(out.iterdir())).name}). Name "
+            "a new or empty folder."
+        ) from None
+    for key, value in mine.items():
+        if there.get(key) != value:
+            raise ConfigError(
+                f"--out {out}: holds a demo with {key} {there.get(key)}, this one has {key} {value}. Remove the "
+                "folder, or name another."
+            )
+
+
+def _write_json(path: Path, document: object) -> None:
+    spare = path.with_name(f".{path.name}.tmp")
+    spare.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    os.replace(spare, path)
+
+
+def _answers(model: Path, file: Path, places: Sequence[int]) -> list[str]:
+    """What a model says to the questions of some rows."""
+    from vlft.demo.answer import answers  # until vlft.chat is there
+
+    return answers(model, file, places)
