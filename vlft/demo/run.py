@@ -287,7 +287,7 @@ def _claimed(out: Path, lesson: Lesson) -> Iterator[None]:
         finally:
             os.close(handle)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EDQUOT):
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EDQUOT, errno.ENOTDIR):
             raise
         raise ConfigError(
             f"--out {out}: cannot be written ({error.strerror}{f': {error.filename}' if error.filename else ''}). "
