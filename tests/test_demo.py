@@ -14,7 +14,7 @@ from vlft.cli.main import main
 from vlft.demo import base as demo_base
 from vlft.demo import run as demo_run
 from vlft.demo.page import Example, as_html
-from vlft.demo.score import exact_answers
+from vlft.demo.score import answers, right
 from vlft.demo.story import WORDS, Story, chance, stories, write_rows
 from vlft.demo.tiny import build_tiny, tiny_processor
 from vlft.errors import CheckpointError, ConfigError
@@ -63,7 +63,7 @@ def test_blank_rows_differ_in_pixels_only(tmp_path):
 
 
 def test_chance_is_that_of_a_guess():
-    one, video = (Story(looks=(), is_video=False, question="", answer="", choices=n) for n in (60, 240))
+    one, video = (Story(looks=(), question="", answer="", choices=n) for n in (60, 240))
     assert chance([one, video]) == pytest.approx((1 / 60 + 1 / 240) / 2)
     answers = {row.answer for row in stories("lesson", "train", 4000, seed=1) if len(row.looks) == 1}
     assert len(answers) == 60
@@ -104,29 +104,9 @@ def test_the_stored_base_names_what_it_sees_by_transformers_alone(tmp_path):
     rows = list(stories("base", "held_out", 60, seed=11))
     file = write_rows(rows, tmp_path, name="x", seed=11)
     said = generated(demo_base.STORED, file)
-    right = [row.answer == answer for row, answer in zip(rows, said, strict=True)]
-    assert sum(right) / len(right) >= 0.9  # 95% and more of 300 rows when it was stored; 60 rows tell less
-    assert exact_answers(demo_base.STORED, file) == right
-
-
-def test_scoring_without_generating_says_what_generating_says(tmp_path):
-    """On a base that has half unlearned its trade, so that right and wrong answers are both there."""
-    from safetensors.torch import load_file, save_file
-
-    spoilt = tmp_path / "spoilt"
-    demo_run._copy_base(spoilt)
-    weights = load_file(spoilt / "model.safetensors")
-    noise = torch.Generator().manual_seed(0)
-    weights = {
-        name: w + 0.12 * w.std() * torch.randn(w.shape, generator=noise) if w.ndim > 1 else w
-        for name, w in weights.items()
-    }
-    save_file(weights, spoilt / "model.safetensors", metadata={"format": "pt"})
-    rows = list(stories("base", "held_out", 60, seed=12))
-    file = write_rows(rows, tmp_path, name="x", seed=12)
-    right = [row.answer == answer for row, answer in zip(rows, generated(spoilt, file), strict=True)]
-    assert exact_answers(spoilt, file) == right
-    assert 5 < sum(right) < 55
+    hits = right(rows, said)
+    assert sum(hits) / len(hits) >= 0.9  # 95% and more of 300 rows when it was stored; 60 rows tell less
+    assert answers(demo_base.STORED, file) == said
 
 
 def test_the_stored_base_is_small_and_whole():
@@ -200,7 +180,7 @@ def test_rebuild_works_and_a_poor_base_is_not_stored(tmp_path, capsys):
 def test_the_page_escapes_and_loads_nothing(tmp_path):
     picture = tmp_path / "p.png"
     Image.new("RGB", (4, 4)).save(picture)
-    texts = dict.fromkeys(("question", "right", "before", "after"), "<script>alert(1)</script>\x1b")
+    texts = dict.fromkeys(("question", "right", "before", "blind", "after"), "<script>alert(1)</script>\x1b")
     page = as_html(
         scores=[{"kind": "<b>", "rows": 1, "before": 0, "blind": 0, "chance": 0, "after": 1}],
         examples=[Example(index=0, pictures=(picture,), is_video=False, **texts)],

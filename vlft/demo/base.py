@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser
-from vlft.demo.score import exact_answers
+from vlft.demo.score import answers, right
 from vlft.demo.story import WORDS, chance, stories, write_rows
 from vlft.demo.tiny import Sizes, build_tiny
 from vlft.errors import CheckpointError, ConfigError
@@ -37,7 +37,7 @@ class Rebuild:
     """How much is drawn and trained; 32 rows a step."""
 
     rows: int = 12000
-    steps: int = 2000
+    steps: int = 1800
     held_out: int = 300
 
 
@@ -88,17 +88,18 @@ def rebuild(out: Path, *, plan: Rebuild = REBUILD, say: Callable[[str], None] = 
     start = out / "random"
     if not (start / "config.json").exists():
         build_tiny(start, seed=SEED, sizes=SIZES, words=WORDS)
-    files = {}
-    for split, count in (("train", plan.rows), ("held_out", plan.held_out)):
-        drawn = list(stories("base", split, count, seed=SEED))  # type: ignore[arg-type]
-        files[split] = write_rows(drawn, out / "data", name=split, seed=SEED)
-        say(f"{files[split]}: {count:,} rows drawn")
-    argv = train_arguments(start, files["train"], out / "run", steps=plan.steps)
+    held_out = list(stories("base", "held_out", plan.held_out, seed=SEED))
+    train = list(stories("base", "train", plan.rows, seed=SEED))
+    train_file, held_out_file = (
+        write_rows(rows, out / "data", name=name, seed=SEED)
+        for name, rows in (("train", train), ("held_out", held_out))
+    )
+    say(f"drawn: {len(train):,} rows to train on, {len(held_out):,} held out")
+    argv = train_arguments(start, train_file, out / "run", steps=plan.steps)
     say(f"$ vlft train {' '.join(argv)}")
     model = run_train(argv)
-    right = exact_answers(model, files["held_out"])
-    blind = chance(list(stories("base", "held_out", plan.held_out, seed=SEED)))
-    return Rebuilt(model=model, exact=sum(right) / len(right), chance=blind, rows=len(right))
+    hits = right(held_out, answers(model, held_out_file))
+    return Rebuilt(model=model, exact=sum(hits) / len(hits), chance=chance(held_out), rows=len(hits))
 
 
 def train_arguments(start: Path, data: Path, run: Path, *, steps: int) -> list[str]:

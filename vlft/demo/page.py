@@ -43,7 +43,7 @@ class Example:
         pictures: files, in order; of a video its frames.
         is_video: which of the two.
         question, right: the row's own texts.
-        before, after: answers of the base and of the merged model.
+        before, blind, after: answers of the base, of the model trained on blank pictures, and of the merged model.
     """
 
     index: int
@@ -52,6 +52,7 @@ class Example:
     question: str
     right: str
     before: str
+    blind: str
     after: str
 
 
@@ -95,7 +96,7 @@ def _section(example: Example) -> str:
     )
     answers = "".join(
         f'<dt>{name}</dt><dd class="{"good" if text == example.right else "bad"}">{_safe(text)}</dd>'
-        for name, text in (("before", example.before), ("after", example.after))
+        for name, text in (("before", example.before), ("blind", example.blind), ("after", example.after))
     )
     kind = f"video of {len(example.pictures)} frames" if example.is_video else f"{len(example.pictures)} pictures"
     return (

@@ -21,7 +21,7 @@ from vlft.check import check
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.demo.base import STORED, run_train
 from vlft.demo.page import Example, write_page
-from vlft.demo.score import exact_answers
+from vlft.demo.score import answers, right
 from vlft.demo.story import Story, chance, stories, write_rows
 from vlft.errors import ConfigError
 
@@ -135,25 +135,25 @@ def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
     merged = out / "merged"
     with clock.part("merge"):
         _merge(run, merged, say)
-    with clock.part("score"):
-        right = {
-            "before": exact_answers(base, data / "held_out.json"),
-            "blind": exact_answers(blind, data / "held_out_blank.json"),
-            "after": exact_answers(merged, data / "held_out.json"),
+    with clock.part("answer"):
+        said = {
+            "before": answers(base, data / "held_out.json"),
+            "blind": answers(blind, data / "held_out_blank.json"),
+            "after": answers(merged, data / "held_out.json"),
         }
-        scores = tuple(
-            _score(kind, [i for i, row in enumerate(held_out) if row.is_video == is_video], held_out, right)
-            for kind, is_video in (("stories of 1 to 3 pictures", False), ("videos", True))
-        )
-    with clock.part("answers and page"):
-        page = out / "demo.html"
-        examples = _examples(held_out, data, base, merged)
-        write_page(page, scores=[asdict(score) for score in scores], examples=examples, commands=_commands(out))
+    scores = (
+        _score("stories of 1 to 3 pictures", held_out, said, is_video=False),
+        _score("videos", held_out, said, is_video=True),
+    )
+    page = out / "demo.html"
+    examples = _examples(held_out, data, said)
+    write_page(page, scores=[asdict(score) for score in scores], examples=examples, commands=_commands(out))
     told = Told(scores=scores, seconds=clock.seconds, page=page)
     say(f"\n{table(scores)}\n")
     for example in examples:
         say(f"held-out row {example.index}: {example.question}")
-        say(f"  before  {example.before}\n  after   {example.after}\n  right   {example.right}")
+        for name in ("before", "blind", "after", "right"):
+            say(f"  {name:<7} {getattr(example, name)}")
     say("\nseconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in clock.seconds.items()))
     say(f"in all {sum(clock.seconds.values()):.0f} s. Pictures and answers: {page}")
     _write_json(out / "scores.json", {"scores": [asdict(score) for score in scores], "seconds": clock.seconds})
@@ -171,9 +171,11 @@ def table(scores: Sequence[Score]) -> str:
     return "\n".join(lines)
 
 
-def _score(kind: str, places: Sequence[int], rows: Sequence[Story], right: dict[str, list[bool]]) -> Score:
-    shares = {name: sum(hits[i] for i in places) / len(places) for name, hits in right.items()}
-    return Score(kind=kind, rows=len(places), chance=chance([rows[i] for i in places]), **shares)
+def _score(kind: str, rows: Sequence[Story], said: dict[str, list[str]], *, is_video: bool) -> Score:
+    places = [i for i, row in enumerate(rows) if row.is_video == is_video]
+    mine = [rows[i] for i in places]
+    shares = {name: sum(right(mine, [texts[i] for i in places])) / len(places) for name, texts in said.items()}
+    return Score(kind=kind, rows=len(places), chance=chance(mine), **shares)
 
 
 def _copy_base(target: Path) -> None:
@@ -229,15 +231,10 @@ def _commands(out: Path) -> list[str]:
     ]
 
 
-def _examples(rows: Sequence[Story], data: Path, base: Path, merged: Path) -> list[Example]:
+def _examples(rows: Sequence[Story], data: Path, said: dict[str, list[str]]) -> list[Example]:
     """The first held-out row of three pictures, of two, and of a video: not picked by how they are answered."""
-    wanted = ((False, 3), (False, 2), (True, 2))
-    places = [
-        next(i for i, row in enumerate(rows) if (row.is_video, len(row.looks)) == kind)
-        for kind in wanted
-        if any((row.is_video, len(row.looks)) == kind for row in rows)
-    ]
-    answers = {model: _answers(model, data / "held_out.json", places) for model in (base, merged)}
+    kinds = [(row.is_video, len(row.looks)) for row in rows]
+    places = [kinds.index(kind) for kind in ((False, 3), (False, 2), (True, 2)) if kind in kinds]
     records = json.loads((data / "held_out.json").read_text(encoding="utf-8"))
     return [
         Example(
@@ -246,10 +243,9 @@ def _examples(rows: Sequence[Story], data: Path, base: Path, merged: Path) -> li
             is_video=rows[place].is_video,
             question=rows[place].question,
             right=rows[place].answer,
-            before=answers[base][k],
-            after=answers[merged][k],
+            **{name: texts[place] for name, texts in said.items()},
         )
-        for k, place in enumerate(places)
+        for place in places
     ]
 
 
@@ -316,10 +312,3 @@ def _write_json(path: Path, document: object) -> None:
     spare = path.with_name(f".{path.name}.tmp")
     spare.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     os.replace(spare, path)
-
-
-def _answers(model: Path, file: Path, places: Sequence[int]) -> list[str]:
-    """What a model says to the questions of some rows."""
-    from vlft.demo.answer import answers  # until vlft.chat is there
-
-    return answers(model, file, places)

@@ -63,13 +63,15 @@ class Story:
 
     Attributes:
         looks: one to three pictures in order; of a video the look before and after the change.
+        numbered: each picture has its number before it, which is how the base finds out about order.
         is_video: FRAMES frames, the second half in the second look.
         question, answer: the texts, without tags.
         choices: answers that would fit the question, for someone who sees nothing.
     """
 
     looks: tuple[Look, ...]
-    is_video: bool
+    is_video: bool = False
+    numbered: bool = False
     question: str
     answer: str
     choices: int
@@ -128,13 +130,14 @@ def _pictures(rng: random.Random, subject: Subject, count: int) -> Story:
         question = "Tell the story."
         answer = ", ".join(f"{w} a {x.fill} {x.colour} {x.shape}" for w, x in zip(ORDER, looks, strict=False)) + "."
     choices = (len(COLOURS) * len(SHAPES) * len(fills)) ** count
-    return Story(looks=looks, is_video=False, question=question, answer=answer, choices=choices)
+    numbered = subject == "base" and rng.random() < 0.5
+    return Story(looks=looks, numbered=numbered, question=question, answer=answer, choices=choices)
 
 
 def _echo(rng: random.Random) -> Story:
     """A row of text alone: words to repeat. It teaches the base how words are written that it never sees pictured."""
     words = "".join(rng.choice(WORDS) for _ in range(rng.randint(2, 6))).strip() + "."
-    return Story(looks=(), is_video=False, question=f"Say: {words}", answer=words, choices=1)
+    return Story(looks=(), question=f"Say: {words}", answer=words, choices=1)
 
 
 def _video(rng: random.Random) -> Story:
@@ -233,7 +236,8 @@ def write_rows(rows: Sequence[Story], folder: Path, *, name: str, seed: int, bla
             path = media / f"{index:05}-{i}.png"
             (_blank() if blank else draw(look, rng, moved=moved)).save(path)
             paths.append(f"{name}/{path.name}")
-        tags = "<video>\n" if story.is_video else "".join(f"{i} <image>\n" for i in range(1, len(paths) + 1))
+        marks = [f"{i} " if story.numbered else "" for i in range(1, len(paths) + 1)]
+        tags = "<video>\n" if story.is_video else "".join(f"{mark}<image>\n" for mark in marks)
         records.append(
             {
                 "id": f"{name}-{index}",
