@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import namedtuple
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from vlft.cli.main import main
 from vlft.demo import base as demo_base
-from vlft.demo import run as demo_run
+from vlft.demo.folder import claimed
 from vlft.demo.page import Example, as_html
 from vlft.demo.score import answers, right
 from vlft.demo.story import WORDS, Story, chance, stories, write_rows
@@ -154,15 +155,15 @@ def test_refusals(tmp_path, capsys, monkeypatch):
     assert "Name a folder" in capsys.readouterr().err
 
     Usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(demo_run.shutil, "disk_usage", lambda path: Usage(1, 1, 5 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 5 << 20))
     assert main(["demo", "--quick", "--out", str(tmp_path / "full")]) == 1
     assert "5 MiB are free" in capsys.readouterr().err
 
 
 def test_one_demo_at_a_time(tmp_path):
     out = tmp_path / "out"
-    with demo_run._claimed(out, demo_run.QUICK), pytest.raises(ConfigError, match="another vlft demo"):
-        demo_run._claimed(out, demo_run.QUICK).__enter__()
+    with claimed(out, {"steps": 1}), pytest.raises(ConfigError, match="another vlft demo"):
+        claimed(out, {"steps": 1}).__enter__()
 
 
 def test_rebuild_works_and_a_poor_base_is_not_stored(tmp_path, capsys):

@@ -5,8 +5,6 @@ Everything between drawing and scoring is what a user calls: the command lines p
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -20,13 +18,12 @@ from vlft import __version__
 from vlft.check import check
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.demo.base import STORED, run_train
+from vlft.demo.folder import claimed, write_json
 from vlft.demo.page import Example, write_page
 from vlft.demo.score import answers, right
 from vlft.demo.story import Story, chance, stories, write_rows
 from vlft.errors import ConfigError
 
-MARK = "vlft-demo.json"
-NEEDED_BYTES = 150 * 1024 * 1024
 GOAL = 0.9
 
 
@@ -42,7 +39,7 @@ class Lesson:
 
     rows: int = 3000
     held_out: int = 240
-    steps: int = 800
+    steps: int = 300
     seed: int = 7
 
 
@@ -105,7 +102,7 @@ def demo(out: Path, *, lesson: Lesson = Lesson(), say: Callable[[str], None] = p
         ConfigError: `out` holds something else, or cannot be written.
         VlftError: a step failed.
     """
-    with _claimed(out, lesson):
+    with claimed(out, {"vlft": __version__, **asdict(lesson)}):
         return _tell(out, lesson, say)
 
 
@@ -156,7 +153,7 @@ def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
             say(f"  {name:<7} {getattr(example, name)}")
     say("\nseconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in clock.seconds.items()))
     say(f"in all {sum(clock.seconds.values()):.0f} s. Pictures and answers: {page}")
-    _write_json(out / "scores.json", {"scores": [asdict(score) for score in scores], "seconds": clock.seconds})
+    write_json(out / "scores.json", {"scores": [asdict(score) for score in scores], "seconds": clock.seconds})
     return told
 
 
@@ -198,7 +195,7 @@ def train_arguments(base: Path, data: Path, run: Path, lesson: Lesson) -> list[s
     """The command line of a lesson: LoRA on all three towers, at rates that suit so small a model."""
     flags = {
         "model_id": base, "data_path": data, "output_dir": run, "vision": "lora", "merger": "lora", "language": "lora",
-        "lora_dropout": 0, "learning_rate": "5e-3", "lr_scheduler_type": "cosine", "warmup_steps": 0.05,
+        "lora_dropout": 0, "learning_rate": "3e-3", "lr_scheduler_type": "cosine", "warmup_steps": 0.05,
         "per_device_train_batch_size": 32, "max_steps": lesson.steps, "logging_steps": max(1, lesson.steps // 10),
         "save_strategy": "no",
     }  # fmt: skip
@@ -251,64 +248,3 @@ def _examples(rows: Sequence[Story], data: Path, said: dict[str, list[str]]) -> 
 
 def _paths(record: dict) -> list[str]:
     return record["video"][0] if "video" in record else record["image"]
-
-
-@contextmanager
-def _claimed(out: Path, lesson: Lesson) -> Iterator[None]:
-    """`out` marked and locked as this demo's."""
-    mark = out / MARK
-    mine = {"vlft": __version__, **asdict(lesson)}
-    try:
-        if out.exists() and not out.is_dir():
-            raise ConfigError(f"--out {out}: a file is there. Name a folder.")
-        if out.is_dir() and any(out.iterdir()):
-            _same(out, mark, mine)
-        out.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out).free
-        if free < NEEDED_BYTES:
-            raise ConfigError(
-                f"--out {out}: {free >> 20:,} MiB are free there, the demo needs {NEEDED_BYTES >> 20}. Make room, or "
-                "name a folder on another disk."
-            )
-        handle = os.open(out, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not mark.exists():
-                _write_json(mark, mine)
-            yield
-        except BlockingIOError:
-            raise ConfigError(
-                f"--out {out}: another vlft demo is at work there. Wait for it, or name another."
-            ) from None
-        finally:
-            os.close(handle)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EDQUOT, errno.ENOTDIR):
-            raise
-        raise ConfigError(
-            f"--out {out}: cannot be written ({error.strerror}{f': {error.filename}' if error.filename else ''}). "
-            "Name a folder that can: vlft demo --out DIR"
-        ) from error
-
-
-def _same(out: Path, mark: Path, mine: dict) -> None:
-    """Refuse a folder that is not of this very demo."""
-    try:
-        there = json.loads(mark.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        raise ConfigError(
-            f"--out {out}: there is something in it that is not of a demo ({next(iter(out.iterdir())).name}). Name "
-            "a new or empty folder."
-        ) from None
-    for key, value in mine.items():
-        if there.get(key) != value:
-            raise ConfigError(
-                f"--out {out}: holds a demo with {key} {there.get(key)}, this one has {key} {value}. Remove the "
-                "folder, or name another."
-            )
-
-
-def _write_json(path: Path, document: object) -> None:
-    spare = path.with_name(f".{path.name}.tmp")
-    spare.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(spare, path)

@@ -1,0 +1,87 @@
+"""The demo's folder: its mark, its lock, and what may be wrong with it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlft.errors import ConfigError
+
+MARK = "vlft-demo.json"
+NEEDED_BYTES = 150 * 1024 * 1024
+
+
+@contextmanager
+def claimed(out: Path, what: dict[str, Any]) -> Iterator[None]:
+    """A folder marked and locked as one demo's.
+
+    Args:
+        out: new, empty, or marked with the same before.
+        what: the demo's settings; the mark.
+
+    Raises:
+        ConfigError: it holds something else, is at work, is full or cannot be written.
+    """
+    mark = out / MARK
+    try:
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"--out {out}: a file is there. Name a folder.")
+        if out.is_dir() and any(out.iterdir()):
+            _same(out, mark, what)
+        out.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out).free
+        if free < NEEDED_BYTES:
+            raise ConfigError(
+                f"--out {out}: {free >> 20:,} MiB are free there, the demo needs {NEEDED_BYTES >> 20}. Make room, or "
+                "name a folder on another disk."
+            )
+        handle = os.open(out, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not mark.exists():
+                write_json(mark, what)
+            yield
+        except BlockingIOError:
+            raise ConfigError(
+                f"--out {out}: another vlft demo is at work there. Wait for it, or name another."
+            ) from None
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EDQUOT, errno.ENOTDIR):
+            raise
+        raise ConfigError(
+            f"--out {out}: cannot be written ({error.strerror}{f': {error.filename}' if error.filename else ''}). "
+            "Name a folder that can: vlft demo --out DIR"
+        ) from error
+
+
+def _same(out: Path, mark: Path, mine: dict[str, Any]) -> None:
+    """Refuse a folder that is not of this very demo."""
+    try:
+        there = json.loads(mark.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        raise ConfigError(
+            f"--out {out}: there is something in it that is not of a demo ({next(iter(out.iterdir())).name}). Name "
+            "a new or empty folder."
+        ) from None
+    for key, value in mine.items():
+        if there.get(key) != value:
+            raise ConfigError(
+                f"--out {out}: holds a demo with {key} {there.get(key)}, this one has {key} {value}. Remove the "
+                "folder, or name another."
+            )
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write a document, whole or not at all."""
+    spare = path.with_name(f".{path.name}.tmp")
+    spare.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    os.replace(spare, path)
