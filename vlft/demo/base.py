@@ -6,6 +6,7 @@ It ships with the package (`STORED`); `rebuild` makes it from nothing, through t
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def rebuild(out: Path, *, plan: Rebuild = REBUILD, say: Callable[[str], None] = 
     )
     say(f"drawn: {len(train):,} rows to train on, {len(held_out):,} held out")
     argv = train_arguments(start, train_file, out / "run", steps=plan.steps)
-    say(f"$ vlft train {' '.join(argv)}")
+    say(f"$ {shlex.join(['vlft', 'train', *argv])}")
     model = run_train(argv)
     hits = right(held_out, answers(model, held_out_file))
     return Rebuilt(model=model, exact=sum(hits) / len(hits), chance=chance(held_out), rows=len(hits))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +121,10 @@ def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
                                   ("train_blank", train, True), ("held_out_blank", held_out, True)):  # fmt: skip
             if not (data / f"{name}.json").exists():
                 write_rows(rows, data, name=name, seed=lesson.seed, blank=blank)
-    say(f"drawn: {lesson.rows:,} rows to train on, {lesson.held_out} held out; no held-out story is among the others")
+    say(
+        f"drawn: {lesson.rows:,} rows to train on, {lesson.held_out} held out. No held-out video, and no held-out story of"
+    )
+    say("several pictures, is among those trained on; single pictures are drawn anew.")
 
     with clock.part("check-data"):
         _check(data / "train.json", base, say)
@@ -144,13 +148,15 @@ def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
     )
     page = out / "demo.html"
     examples = _examples(held_out, data, said)
-    write_page(page, scores=[asdict(score) for score in scores], examples=examples, commands=_commands(out))
+    commands = _commands(out, lesson, examples[0])
+    write_page(page, scores=[asdict(score) for score in scores], examples=examples, commands=commands)
     told = Told(scores=scores, seconds=clock.seconds, page=page)
     say(f"\n{table(scores)}\n")
     for example in examples:
         say(f"held-out row {example.index}: {example.question}")
         for name in ("before", "blind", "after", "right"):
             say(f"  {name:<7} {getattr(example, name)}")
+    say(f"\nAsk it yourself:\n  {commands[-1]}")
     say("\nseconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in clock.seconds.items()))
     say(f"in all {sum(clock.seconds.values()):.0f} s. Pictures and answers: {page}")
     write_json(out / "scores.json", {"scores": [asdict(score) for score in scores], "seconds": clock.seconds})
@@ -183,7 +189,7 @@ def _copy_base(target: Path) -> None:
 
 
 def _check(file: Path, base: Path, say: Callable[[str], None]) -> None:
-    say(f"\n$ vlft check-data {file} --model_id {base}")
+    say(f"\n$ {_command('check-data', file, '--model_id', base)}")
     data, model = DataFlags(data_path=[str(file)]), ModelFlags(model_id=str(base))
     found = check([str(file)], data, model, given=frozenset({"model_id"}), headers_only=False, workers=2)
     say(found.as_text())
@@ -204,14 +210,14 @@ def train_arguments(base: Path, data: Path, run: Path, lesson: Lesson) -> list[s
 
 def _train(base: Path, data: Path, run: Path, lesson: Lesson, say: Callable[[str], None]) -> Path:
     argv = train_arguments(base, data, run, lesson)
-    say(f"\n$ vlft train {' '.join(argv)}")
+    say(f"\n$ {_command('train', *argv)}")
     return run_train(argv)
 
 
 def _merge(run: Path, merged: Path, say: Callable[[str], None]) -> None:
     from vlft.merge import merge
 
-    say(f"\n$ vlft merge {run} {merged}")
+    say(f"\n$ {_command('merge', run, merged)}")
     if (merged / "config.json").exists():
         say(f"{merged}: already there")
         return
@@ -219,13 +225,20 @@ def _merge(run: Path, merged: Path, say: Callable[[str], None]) -> None:
     say(f"logits of merged and of base + adapter differ by at most {report.max_logit_diff:.3g}; out: {report.out}")
 
 
-def _commands(out: Path) -> list[str]:
+def _commands(out: Path, lesson: Lesson, example: Example) -> list[str]:
+    """What a user types for the same."""
+    base, data, run, merged = out / "base", out / "data" / "train.json", out / "run", out / "merged"
+    shown = [word for picture in example.pictures for word in ("--image", str(picture))]
     return [
-        f"vlft check-data {out / 'data/train.json'} --model_id {out / 'base'}",
-        f"vlft train --model_id {out / 'base'} --data_path {out / 'data/train.json'} --output_dir {out / 'run'} ...",
-        f"vlft merge {out / 'run'} {out / 'merged'}",
-        f'vlft chat {out / "merged"} --image picture.png "Tell the story."',
+        _command("check-data", data, "--model_id", base),
+        _command("train", *train_arguments(base, data, run, lesson)),
+        _command("merge", run, merged),
+        _command("chat", merged, *shown, example.question),
     ]
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["vlft", *map(str, words)])
 
 
 def _examples(rows: Sequence[Story], data: Path, said: dict[str, list[str]]) -> list[Example]:

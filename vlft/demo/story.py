@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import zlib
 from collections.abc import Iterator, Sequence
@@ -249,7 +250,9 @@ def write_rows(rows: Sequence[Story], folder: Path, *, name: str, seed: int, bla
             }
         )
     file = folder / f"{name}.json"
-    file.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    spare = folder / f".{name}.json.tmp"  # the data file says that all its pictures are there
+    spare.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    os.replace(spare, file)
     return file
 
 
