@@ -121,10 +121,8 @@ def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
                                   ("train_blank", train, True), ("held_out_blank", held_out, True)):  # fmt: skip
             if not (data / f"{name}.json").exists():
                 write_rows(rows, data, name=name, seed=lesson.seed, blank=blank)
-    say(
-        f"drawn: {lesson.rows:,} rows to train on, {lesson.held_out} held out. No held-out video, and no held-out story of"
-    )
-    say("several pictures, is among those trained on; single pictures are drawn anew.")
+    say(f"drawn: {lesson.rows:,} rows to train on, {lesson.held_out} held out. No held-out video, and no held-out")
+    say("story of several pictures, is among those trained on; single pictures are drawn anew.")
 
     with clock.part("check-data"):
         _check(data / "train.json", base, say)
