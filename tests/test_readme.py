@@ -121,7 +121,7 @@ def test_values_of_commands_are_taken():
 
 def test_flags_in_prose_are_known():
     known = {option[2:] for action in parser()._actions for option in action.option_strings}
-    known |= {"json", "html", "index", "headers_only", "gpus", "dtype", "base_model", "image"}  # of other verbs
+    known |= {"json", "html", "index", "headers_only", "gpus", "dtype", "base_model", "image", "out"}  # of other verbs
     serving, moving = (README.partition(f"\n## {name}")[2].partition("\n## ")[0] for name in ("Serving", "Coming from"))
     prose = README.replace(serving, "").replace(moving, "").replace("--nproc_per_node", "")
     assert not {flag for flag in flags_in(prose) if flag not in known}
