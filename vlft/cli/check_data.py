@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-EXAMPLE = "example: vlft check-data train.json --image_folder images --model_id Qwen/Qwen2-VL-2B-Instruct"
+EXAMPLES = """\
+examples:
+  vlft check-data train.json --image_folder images
+  vlft check-data train.json more.jsonl --image_folder images --config examples/lora_vision.yaml \\
+      --model_id Qwen/Qwen2-VL-2B-Instruct
+  vlft check-data train.json --headers_only --json > report.json
+"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -20,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
             "check-data",
             description="Read every row and open every picture and video; say which rows cannot be trained, and why. "
             "Takes all flags of vlft train; --model_id adds token counts and --max_length.",
-            epilog=EXAMPLE,
+            epilog=EXAMPLES,
         )
         parser.add_argument(
             "--headers_only", "--headers-only", action="store_true", help="open media, but decode none: quick"

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from vlft import __version__
+from vlft.cli import help
 from vlft.errors import UsageError, VlftError
 
 VERBS = {
@@ -76,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        from vlft.cli.complete import complete
+
+        complete(list(VERBS))
     if not argv:
         print(HELP, end="", file=sys.stderr)
         return UsageError.exit_code
@@ -90,4 +95,7 @@ def _dispatch(argv: list[str]) -> int:
         near = difflib.get_close_matches(verb, [*VERBS, "--help", "--version"], n=1)
         hint = f"Did you mean: vlft {near[0]}" if near else "See: vlft --help"
         raise UsageError(f"{verb!r} is no verb of vlft; there are {', '.join(VERBS)}. {hint}")
+    if (text := help.answer(verb, rest)) is not None:
+        print(text, end="")
+        return 0
     return importlib.import_module(f"vlft.cli.{verb.replace('-', '_')}").run(rest)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-EXAMPLE = "example: vlft plan --config examples/lora.yaml --data_path train.json --image_folder images --gpus 8"
+EXAMPLES = """\
+examples:
+  vlft plan --config examples/lora.yaml --model_id Qwen/Qwen2-VL-2B-Instruct --data_path train.json \\
+      --image_folder images --gpus 8
+  vlft plan --config output/run/config.yaml --json
+"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -21,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
             (DataFlags, ModelFlags, TrainFlags),
             description="Say what vlft train would do with the same flags: what trains at which rate, on how many "
             "rows, in how many steps. Loads no weights, writes nothing, needs no GPU.",
-            epilog=EXAMPLE,
+            epilog=EXAMPLES,
         )
         parser.add_argument("--gpus", type=int, metavar="N", help="processes the run will have (default: 1)")
         parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")

@@ -6,7 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-EXAMPLE = "example: vlft preview train.json --image_folder images --model_id Qwen/Qwen2-VL-2B-Instruct --index 17"
+EXAMPLES = """\
+examples:
+  vlft preview train.json --image_folder images --model_id Qwen/Qwen2-VL-2B-Instruct --index 17
+  vlft preview train.json --model_id Qwen/Qwen2-VL-2B-Instruct --config examples/lora_vision.yaml --html row.html
+"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -22,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
             "preview",
             description="Show one row as the model sees it: tokens that are trained are green on a terminal "
             "(NO_COLOR=1 or a pipe: between ⟦ and ⟧), the pads of a picture are folded. Takes all flags of vlft train.",
-            epilog=EXAMPLE,
+            epilog=EXAMPLES,
         )
         parser.add_argument("--index", type=int, metavar="N", default=0, help="which row, from 0, as in messages")
         parser.add_argument("--html", metavar="F", help="write a page with the pictures as the model sees them, too")

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+EXAMPLES = """\
+examples:
+  vlft train --config examples/lora_vision.yaml --model_id Qwen/Qwen2-VL-2B-Instruct \\
+      --data_path train.json --image_folder images --output_dir output/run
+  vlft train --model_id Qwen/Qwen2-VL-2B-Instruct --data_path a.json b.jsonl --output_dir output/run \\
+      --language lora --merger full --merger_lr 1e-5
+  vlft train --config output/run/config.yaml --output_dir output/again     (the same run once more)
+  torchrun --nproc_per_node 8 -m vlft train --config my.yaml --deepspeed zero2
+"""
+
 
 def run(argv: Sequence[str]) -> int:
     """Parse the flags, train, say where the weights are."""
@@ -17,8 +27,7 @@ def run(argv: Sequence[str]) -> int:
         "train",
         (DataFlags, ModelFlags, TrainFlags),
         description="Fine-tune Qwen2-VL on LLaVA-style rows of text, pictures and videos.",
-        epilog="example: vlft train --model_id Qwen/Qwen2-VL-2B-Instruct --data_path train.json --image_folder images "
-        "--output_dir runs/first --vision lora --merger lora --language lora",
+        epilog=EXAMPLES,
     )
     parsed = parser.parse(argv)
     from vlft.train.run import train

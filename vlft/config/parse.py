@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 from argparse import Namespace
 from collections.abc import Sequence
@@ -14,8 +13,9 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from vlft.config.refused import RENAMED, REPLACED
-from vlft.errors import ConfigError, UsageError
+from vlft.config.names import check_names, names_in, wrong_usage
+from vlft.config.refused import REPLACED
+from vlft.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,10 @@ class Parsed:
 
 
 class _Help(argparse.HelpFormatter):
-    """Defaults where there are any, and one spelling of each flag."""
+    """Defaults where there are any, one spelling of each flag, and texts of several lines as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.help and action.default not in (None, argparse.SUPPRESS, []) and "(default" not in action.help:
@@ -71,7 +74,7 @@ class FlagParser(HfArgumentParser):
         self._ours = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"vlft {self.verb}: {message}\n  All flags: vlft {self.verb} --help")
+        raise wrong_usage(self.verb, message)
 
     def parse(self, argv: Sequence[str]) -> Parsed:
         """Flags from argv, with `--config` read first.
@@ -110,21 +113,9 @@ class FlagParser(HfArgumentParser):
 
     def _check_names(self, argv: Sequence[str]) -> set[str]:
         """Names of the flags in argv, each known and supported."""
-        known = {option[2:].replace("-", "_") for option in self._option_string_actions if option.startswith("--")}
-        given = set()
-        for word in argv:
-            if not word.startswith("--") or word == "--":
-                continue
-            name = word[2:].partition("=")[0].replace("-", "_")
-            if name in RENAMED:
-                self.error(f"--{name} has another name here. {_advice(RENAMED[name])}")
-            if name.removeprefix("no_") in REPLACED:
-                self.error(f"--{name} is not taken by vlft. {_advice(REPLACED[name.removeprefix('no_')])}")
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                self.error(f"unknown flag --{name}" + (f"; did you mean --{close[0]}?" if close else ""))
-            given.add(name.removeprefix("no_") if name not in self._ours else name)
-        return given & self._ours
+        check_names(self.verb, argv, set(names_in(list(self._option_string_actions))))
+        names = names_in(argv)
+        return {name if name in self._ours else name.removeprefix("no_") for name in names} & self._ours
 
     def _effective(self, values: dict[str, Any], given: set[str]) -> dict[str, Any]:
         own = {
@@ -172,11 +163,6 @@ def read_yaml(path: str) -> list[str]:
 def write_yaml(path: str | Path, effective: dict[str, Any]) -> None:
     """Write flags so that `--config` reads them back."""
     Path(path).write_text(yaml.safe_dump(effective, sort_keys=True, allow_unicode=True), encoding="utf-8")
-
-
-def _advice(text: str) -> str:
-    """A line of the tables in `refused` as a sentence."""
-    return f"Nothing to set: {text.removeprefix('nothing: ')}." if text.startswith("nothing: ") else f"Use {text}."
 
 
 def _word(value: Any) -> str:

@@ -1,0 +1,28 @@
+"""Shell completion by argcomplete (`pip install argcomplete`) from the stored help texts: a TAB loads no library.
+
+In ~/.bashrc or ~/.zshrc:  eval "$(register-python-argcomplete vlft)"
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from vlft.cli.help import flags
+
+
+def complete(verbs: Sequence[str]) -> None:
+    """Answer the shell's question for the words that may follow; ends the process where argcomplete is installed."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    parser = argparse.ArgumentParser(prog="vlft")
+    of_verb = parser.add_subparsers()
+    for verb in verbs:
+        one = of_verb.add_parser(verb)
+        one.add_argument("words", nargs="*")
+        for name, words in flags(verb).items():
+            if name != "help":
+                one.add_argument(f"--{name}", choices=words or None)
+    argcomplete.autocomplete(parser)
