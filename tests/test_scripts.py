@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vlft.cli.main import main
+from vlft.train.trainer import VlftTrainer
+
 ROOT = Path(__file__).parent.parent
 EXAMPLE_OF = {
     "finetune.sh": "full.yaml",
@@ -17,6 +20,7 @@ EXAMPLE_OF = {
     "finetune_lora_vision.sh": "lora_vision.yaml",
     "finetune_video.sh": "video.yaml",
 }
+RATES = ("learning_rate", "vision_lr", "merger_lr")
 COMMON = {"MODEL": "m", "DATA": "d.json", "IMAGE_FOLDER": "pics", "OUTPUT": "out"}
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is needed")
@@ -97,6 +101,38 @@ def test_script_and_example_agree(scripts, script):
     example = yaml.safe_load((ROOT / "examples" / EXAMPLE_OF[script]).read_text())
     assert all(not isinstance(value, dict | list) for value in example.values()), "flat flag: value only"
     assert {name: _value(value) for name, [value] in flags.items()} == {n: _value(v) for n, v in example.items()}
+
+
+class Door(Exception):
+    """Raised where the first step would be taken."""
+
+
+@pytest.mark.parametrize("what", [*EXAMPLE_OF, *EXAMPLE_OF.values()])
+def test_to_the_door_of_training(scripts, what, base, tmp_path, monkeypatch, capsys):
+    """Everything before the first step: flags, rows, folder, towers, optimizer groups."""
+    seen = []
+
+    def stop(trainer, **_):
+        trainer.create_optimizer_and_scheduler(num_training_steps=10)
+        seen.append({group["initial_lr"] for group in trainer.optimizer.param_groups})
+        raise Door
+
+    monkeypatch.setattr(VlftTrainer, "train", stop)
+    data, media, out = ROOT / "data" / "demo.json", ROOT / "data" / "media", tmp_path / "out"
+    if what in EXAMPLE_OF:
+        where = {"MODEL": base, "DATA": data, "IMAGE_FOLDER": media, "OUTPUT": out}
+        argv = scripts.argv(what, **{name: str(path) for name, path in where.items()})[2:]
+    else:
+        argv = ["train", "--config", str(ROOT / "examples" / what), "--model_id", str(base), "--data_path", str(data)]
+        argv += ["--image_folder", str(media), "--output_dir", str(out)]
+    with pytest.raises(Door):
+        main(argv)
+    printed = capsys.readouterr().out
+    assert "13 rows, 13 to train" in printed
+    assert "global batch: 128 rows" in printed
+    example = yaml.safe_load((ROOT / "examples" / EXAMPLE_OF.get(what, what)).read_text())
+    assert seen == [{float(value) for name, value in example.items() if name in RATES}]
+    assert (out / "config.yaml").exists()
 
 
 def test_every_example_has_its_script():
@@ -201,6 +237,23 @@ def test_merge(scripts):
     done = scripts.run("merge_lora.sh", RUN="r")
     assert done.returncode == 2
     assert done.stderr.startswith("merge_lora.sh: RUN and OUTPUT are needed")
+
+
+def test_demo_sets_up_first(scripts):
+    python = scripts.root / ".venv" / "bin" / "python"
+    setup = scripts.root / "scripts" / "setup.sh"
+    Scripts.stub(scripts.root.parent / "stub")
+    setup.write_text(f"mkdir -p '{python.parent}' && cp '{scripts.root.parent}/stub' '{python}'\n")
+    assert scripts.argv("demo.sh", "--quick", "--out", "my demo") == [
+        "-m",
+        "vlft",
+        "demo",
+        "--quick",
+        "--out",
+        "my demo",
+    ]
+    setup.write_text("exit 3\n")
+    assert scripts.run("demo.sh").returncode == 3
 
 
 def test_the_clones_own_environment_is_preferred(scripts):

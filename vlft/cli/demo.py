@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,9 +32,10 @@ def run(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
 
     from vlft.cli.quiet import quiet
+    from vlft.cli.threads import share_cores
 
     quiet()
-    _share_cores()
+    share_cores()
     if flags.rebuild_base:
         from vlft.demo.base import QUICK_REBUILD, REBUILD, STORED, rebuild, store
 
@@ -51,11 +51,3 @@ def run(argv: Sequence[str]) -> int:
     if not told.learned and not flags.quick:
         print("It learned less than it should (90% on both): please report this with the lines above.")
     return 0
-
-
-def _share_cores() -> None:
-    """Leave half of the cores to the processes that load pictures: on so small a model, threads that wait for each
-    other on a busy machine cost more than they bring."""
-    import torch
-
-    torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // 2)))

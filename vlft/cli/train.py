@@ -18,6 +18,7 @@ examples:
 def run(argv: Sequence[str]) -> int:
     """Parse the flags, train, say where the weights are."""
     from vlft.cli.quiet import quiet
+    from vlft.cli.threads import share_cores
 
     quiet()
     from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
@@ -32,5 +33,7 @@ def run(argv: Sequence[str]) -> int:
     parsed = parser.parse(argv)
     from vlft.train.run import train
 
+    if parsed.flags[2].use_cpu:
+        share_cores()
     train(parsed)
     return 0

@@ -201,7 +201,7 @@ def train_arguments(base: Path, data: Path, run: Path, lesson: Lesson) -> list[s
         "model_id": base, "data_path": data, "output_dir": run, "vision": "lora", "merger": "lora", "language": "lora",
         "lora_dropout": 0, "learning_rate": "3e-3", "lr_scheduler_type": "cosine", "warmup_steps": 0.05,
         "per_device_train_batch_size": 32, "max_steps": lesson.steps, "logging_steps": max(1, lesson.steps // 10),
-        "save_strategy": "no",
+        "save_strategy": "no", "use_cpu": "true",
     }  # fmt: skip
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 

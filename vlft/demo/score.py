@@ -1,7 +1,12 @@
-"""What a model answers to rows, and how many of its answers are right to the last character."""
+"""What a model answers to rows, and how many of its answers are right to the last character.
+
+python -m vlft.demo.score MODEL demo-out/data/held_out.json     says it of a model you trained on the demo's rows
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +31,7 @@ def answers(model: str | Path, file: str | Path, *, batch: int = 32) -> list[str
         CheckpointError: the model cannot be loaded.
         DataError: a row cannot be read.
     """
-    chat = open_model(model)
+    chat = open_model(model, device="cpu")  # where it was trained: the same answers on every machine
     rows = open_rows([str(file)], DataFlags(), chat.family)
     if rows.bad:
         raise DataError(rows.bad[0])
@@ -36,3 +41,26 @@ def answers(model: str | Path, file: str | Path, *, batch: int = 32) -> list[str
 def right(rows: Sequence[Story], said: Sequence[str]) -> list[bool]:
     """Whether each answer is the row's own."""
     return [row.answer == text for row, text in zip(rows, said, strict=True)]
+
+
+def shares(model: str | Path, file: str | Path) -> dict[str, tuple[int, float]]:
+    """Kind of row -> how many of it a data file has, and the share answered exactly as the file does.
+
+    Raises:
+        CheckpointError, DataError: as `answers`.
+    """
+    records = json.loads(Path(file).read_text(encoding="utf-8"))
+    kinds: dict[str, list[bool]] = {}
+    for record, said in zip(records, answers(model, file), strict=True):
+        kind = "videos" if "video" in record else "stories"
+        kinds.setdefault(kind, []).append(record["conversations"][-1]["value"] == said)
+    return {kind: (len(hits), sum(hits) / len(hits)) for kind, hits in kinds.items()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", help="run folder, adapter, merged or base model")
+    parser.add_argument("file", help="rows of the demo")
+    flags = parser.parse_args()
+    for kind, (rows, share) in shares(flags.model, flags.file).items():
+        print(f"{kind:<8} {share:.1%} of {rows}")
