@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -44,6 +46,17 @@ def media(tmp_path_factory) -> Path:
             clip.mux(stream.encode(shown))
         clip.mux(stream.encode())
     return folder
+
+
+@pytest.fixture(scope="session")
+def quick_demo(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a `vlft demo --quick`, and what it printed."""
+    from vlft.cli.main import main
+
+    out = tmp_path_factory.mktemp("demo") / "demo-out"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["demo", "--quick", "--out", str(out)]) == 0
+    return out, printed.getvalue()
 
 
 def row(answer: str, question: str, **media: object) -> dict:

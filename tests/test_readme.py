@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
 import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from vlft.cli import help
 from vlft.cli.main import VERBS, main
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser, read_yaml
 from vlft.config.refused import RENAMED, REPLACED
 from vlft.data.records import parse_record
+from vlft.demo.run import GOAL, Lesson, Score, train_arguments
+from vlft.demo.run import table as table_of_scores
+from vlft.demo.score import shares
+from vlft.demo.story import chance, stories
 from vlft.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
+COLUMNS = ("before", "blind", "chance", "after")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCES = [match.groups() for match in re.finditer(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)]
 FIELDS = {
@@ -64,13 +65,7 @@ def table(section: str, header: str) -> list[list[str]]:
 
 
 def flags_in(text: str) -> list[str]:
-    return re.findall(r"--([a-z]\w*)", text)
-
-
-def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main([verb, "--help"])
-    return capsys.readouterr().out
+    return [name.replace("-", "_") for name in re.findall(r"--([a-z][\w-]*)", text)]
 
 
 def parser() -> FlagParser:
@@ -95,10 +90,8 @@ def test_verbs_and_scripts_exist():
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_flags_of_commands_are_known(verb, capsys):
-    known = set(flags_in(help_of(verb, capsys)))
-    if verb not in ("merge", "chat"):  # check-data and preview take train's flags and leave them out of their help
-        known |= {option[2:] for action in parser()._actions for option in action.option_strings}
+def test_flags_of_commands_are_known(verb):
+    known = {name.replace("-", "_") for name in help.flags(verb)}
     used = [command for command in COMMANDS if command[:2] == ["vlft", verb]]
     assert used
     for command in used:
@@ -121,7 +114,7 @@ def test_values_of_commands_are_taken():
 
 def test_flags_in_prose_are_known():
     known = {option[2:] for action in parser()._actions for option in action.option_strings}
-    known |= {"json", "html", "index", "headers_only", "gpus", "dtype", "base_model", "image", "out"}  # of other verbs
+    known |= {name.replace("-", "_") for verb in VERBS for name in help.flags(verb)}
     serving, moving = (README.partition(f"\n## {name}")[2].partition("\n## ")[0] for name in ("Serving", "Coming from"))
     prose = README.replace(serving, "").replace(moving, "").replace("--nproc_per_node", "")
     assert not {flag for flag in flags_in(prose) if flag not in known}
@@ -208,61 +201,53 @@ def test_python_compiles():
         compile(block, "README", "exec")
 
 
-# ---- the first run
+# ---- the commands by hand
 
 
-def test_the_first_run_runs_and_prints_what_is_shown(tmp_path, monkeypatch, capsys):
-    """As typed, in a clone: bash runs the block with a stub for Python; what the stub was given then runs here."""
-    given = tmp_path / "given"
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(
-        f"#!{sys.executable} -IS\nimport json, sys\nprint(json.dumps(sys.argv[1:]), file=open({str(given)!r}, 'a'))\n"
-    )
-    python.chmod(0o755)
-    (python.parent / "activate").write_text(f"PATH={shlex.quote(str(python.parent))}:$PATH\n")
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    (tmp_path / "scripts" / "setup.sh").write_text("")
-    (tmp_path / "data").symlink_to(ROOT / "data")
+def by_hand() -> list[list[str]]:
+    [block] = [block for block in blocks("bash") if "vlft.demo.score" in block]
+    return commands(block)
 
-    [block] = [block for block in blocks("bash") if "vlft.demo.tiny" in block]
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("bash is needed")
-    subprocess.run([bash, "-euc", block], cwd=tmp_path, check=True, env={"PATH": "/usr/bin:/bin"})
+
+def test_the_commands_by_hand_are_those_of_the_demo():
+    typed = next(command for command in by_hand() if command[:2] == ["vlft", "train"])[2:]
+    demo = train_arguments(Path("demo-out/base"), Path("demo-out/data/train.json"), Path("output/lesson"), Lesson())
+    assert sorted(zip(typed[::2], typed[1::2], strict=True)) == sorted(zip(demo[::2], demo[1::2], strict=True))
+
+
+def test_the_commands_by_hand_do_what_the_demo_does(quick_demo, tmp_path, monkeypatch, capsys):
+    """In a few steps: the same adapter, the same merged weights, an answer, the same scores."""
+    out, _ = quick_demo
+    (tmp_path / "demo-out").symlink_to(out)
     monkeypatch.chdir(tmp_path)
-    argvs = [json.loads(line) for line in given.read_text().splitlines()]
-    assert [argv[:3] for argv in argvs] == [
-        ["-m", "vlft.demo.tiny", "output/tiny"],
-        ["-m", "vlft", "train"],
-        ["-m", "vlft", "merge"],
+    few = {"350": "6", "35": "1"}  # steps and logged steps of --quick
+    for command in by_hand()[1:]:
+        argv = [few.get(word, word) for word in command]
+        if argv[0] == "vlft":
+            assert main(argv[1:]) == 0
+        else:
+            assert argv[:3] == ["python", "-m", "vlft.demo.score"]
+            scores = shares(*argv[3:])
+    for file, theirs in {
+        "output/lesson/adapter_model.safetensors": "run/adapter_model.safetensors",
+        "output/lesson-merged/model.safetensors": "merged/model.safetensors",
+    }.items():
+        assert Path(file).read_bytes() == (out / theirs).read_bytes(), file
+    told = json.loads((out / "scores.json").read_text())["scores"]
+    assert list(scores.values()) == [(score["rows"], score["after"]) for score in told]
+
+
+def test_shown_scores_are_a_table_of_the_demo():
+    """The figures are of a real run (see its date in the history); the form is that of this code."""
+    shown = next(text for text in blocks("text") if "exact match, held out" in text)
+    rows = re.findall(r"^(\w[\w ]+?) \((\d+)\) +" + " +".join([r"([\d.]+)%"] * 4) + "$", shown, re.M)
+    scores = [
+        Score(kind=kind, rows=int(count), **{n: float(v) / 100 for n, v in zip(COLUMNS, shares, strict=True)})
+        for kind, count, *shares in rows
     ]
-    run: dict[str, Callable[[list[str]], Any]] = {"vlft.demo.tiny": build, "vlft": main}
-    printed = []
-    for _, module, *argv in argvs:
-        capsys.readouterr()
-        assert not run[module](argv)
-        printed += capsys.readouterr().out.splitlines()
-
-    [shown] = [text for text in blocks("text") if "merge:  vlft merge output/run" in text]
-    lines = [line for line in shown.splitlines() if line != "..."]
-    seen = [masked(line) for line in printed]
-    for line in lines:
-        assert masked(line) in seen, f"not printed any more: {line}"
-        del seen[: seen.index(masked(line)) + 1]
-
-
-def build(argv: list[str]) -> None:
-    from vlft.demo.tiny import build_tiny
-
-    parsed = argparse.ArgumentParser()
-    parsed.add_argument("out")
-    build_tiny(parsed.parse_args(argv).out)
-
-
-def masked(line: str) -> str:
-    """A line without what differs between machines: measured figures and fingerprints of random weights."""
-    line = re.sub(r"\b[0-9a-f]{16}\b", "#", line)
-    if line.startswith(("step ", "text ", "picture ")):
-        line = re.sub(r"\d[\d.,:e-]*", "#", line)
-    return line
+    assert table_of_scores(scores) == shown.rstrip("\n")
+    held_out = list(stories("lesson", "held_out", Lesson().held_out, seed=Lesson().seed))
+    videos = sum(row.is_video for row in held_out)
+    assert [score.rows for score in scores] == [len(held_out) - videos, videos]
+    assert scores[1].chance == pytest.approx(chance([row for row in held_out if row.is_video]), abs=5e-4)
+    assert all(score.after >= GOAL for score in scores)

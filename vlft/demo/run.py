@@ -25,7 +25,7 @@ from vlft.demo.score import answers, right
 from vlft.demo.story import Story, chance, stories, write_rows
 from vlft.errors import ConfigError
 
-GOAL = 0.9
+GOAL = 0.9  # exact answers of each kind of held-out row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class Lesson:
         seed: of all that is drawn.
     """
 
-    rows: int = 3000
-    held_out: int = 240
-    steps: int = 300
+    rows: int = 4000
+    held_out: int = 300
+    steps: int = 350
     seed: int = 7
 
 
@@ -199,9 +199,9 @@ def train_arguments(base: Path, data: Path, run: Path, lesson: Lesson) -> list[s
     """The command line of a lesson: LoRA on all three towers, at rates that suit so small a model."""
     flags = {
         "model_id": base, "data_path": data, "output_dir": run, "vision": "lora", "merger": "lora", "language": "lora",
-        "lora_dropout": 0, "learning_rate": "3e-3", "lr_scheduler_type": "cosine", "warmup_steps": 0.05,
-        "per_device_train_batch_size": 32, "max_steps": lesson.steps, "logging_steps": max(1, lesson.steps // 10),
-        "save_strategy": "no", "use_cpu": "true",
+        "lora_dropout": 0, "learning_rate": "3e-3", "adam_beta2": 0.98, "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05, "per_device_train_batch_size": 32, "max_steps": lesson.steps,
+        "logging_steps": max(1, lesson.steps // 10), "save_strategy": "no", "use_cpu": "true",
     }  # fmt: skip
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 

@@ -33,6 +33,7 @@ SHAPES = ("circle", "square", "triangle", "heart")
 FILLS = ("plain", "striped", "dotted")
 
 SIDE = 84  # pixels: 6 x 6 patches, 9 tokens
+EDGE = 4  # pixels of a shape's own colour around its pattern
 FRAMES = 4  # of a video: two time steps of the model
 HELD_OUT_ONE_IN = 10
 ECHO_SHARE = 0.15
@@ -87,7 +88,7 @@ class Story:
 
 
 def stories(
-    subject: Subject, split: Split, count: int, *, seed: int, most: int = 3, video_share: float = 0.25
+    subject: Subject, split: Split, count: int, *, seed: int, most: int = 3, video_share: float = 0.4
 ) -> Iterator[Story]:
     """`count` stories.
 
@@ -166,8 +167,9 @@ def draw(look: Look, rng: random.Random, *, moved: tuple[int, int, int] | None =
     scale = 2  # drawn larger and shrunk, for smooth edges
     side = SIDE * scale
     x, y, radius = (v * scale for v in (moved or place(rng)))
-    mask = Image.new("L", (side, side))
+    mask, inside = (Image.new("L", (side, side)) for _ in range(2))
     _outline(ImageDraw.Draw(mask), look.shape, x, y, radius)
+    _outline(ImageDraw.Draw(inside), look.shape, x, y, radius - EDGE * scale)
     paint = Image.new("RGB", (side, side), COLOURS[look.colour])
     pen = ImageDraw.Draw(paint)
     step = 10 * scale
@@ -180,7 +182,8 @@ def draw(look: Look, rng: random.Random, *, moved: tuple[int, int, int] | None =
                 pen.ellipse((i, j, i + step // 2, j + step // 2), fill="black")
     grey = rng.randint(215, 250)
     paper = Image.new("RGB", (side, side), (grey, grey, grey))
-    paper.paste(paint, mask=mask)
+    paper.paste(COLOURS[look.colour], mask=mask)
+    paper.paste(paint, mask=inside)
     return paper.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
