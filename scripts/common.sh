@@ -10,8 +10,8 @@ usage() { # what is wrong
     cat >&2 <<TEXT
 $script: $1
   MODEL=Qwen/Qwen2-VL-2B-Instruct DATA=train.json IMAGE_FOLDER=images OUTPUT=output/run bash scripts/$script [flags]
-  DATA may be several files, separated by spaces. GPUS=4 takes four GPUs. BATCH_PER_DEVICE (1) rows go through a GPU
-  at a time, GLOBAL_BATCH (128) make an optimizer step; a few hundred rows want GLOBAL_BATCH=8 or 16.
+  DATA may be several files, separated by spaces. GPUS=4 takes four GPUs. GLOBAL_BATCH (128) rows make an optimizer
+  step, whatever the GPUs; a few hundred rows want GLOBAL_BATCH=8 or 16.
   A flag wins over all of these; the flags: vlft train --help
 TEXT
     exit 2
@@ -45,7 +45,7 @@ whole_number() { # name, value
 
 # Runs vlft train with what the environment says, the preset and the command line, in this order: of two the last wins.
 finetune() { # the command line...
-    local gpus=${GPUS:-1} batch rows=${GLOBAL_BATCH:-128} files=() from_env=()
+    local gpus=${GPUS:-1} rows=${GLOBAL_BATCH:-128} files=() from_env=()
 
     # As flags, the preset would win over every line of the file, in silence.
     ! given --config "$@" >/dev/null || usage "the preset and --config exclude each other: vlft train --config FILE"
@@ -65,15 +65,10 @@ finetune() { # the command line...
     fi
     [[ -z ${IMAGE_FOLDER:-} ]] || from_env+=(--image_folder "$IMAGE_FOLDER")
 
-    batch=$(given --per_device_train_batch_size "$@") || batch=${BATCH_PER_DEVICE:-1}
     whole_number GPUS "$gpus"
-    whole_number BATCH_PER_DEVICE "$batch"
     whole_number GLOBAL_BATCH "$rows"
-    from_env+=(--per_device_train_batch_size "$batch")
     if ! given --gradient_accumulation_steps "$@" >/dev/null; then
-        ((rows % (gpus * batch) == 0)) ||
-            usage "GLOBAL_BATCH=$rows is no multiple of GPUS=$gpus x BATCH_PER_DEVICE=$batch"
-        from_env+=(--gradient_accumulation_steps $((rows / (gpus * batch))))
+        from_env+=(--global_batch "$rows")
     fi
 
     if ((gpus > 1)); then

@@ -17,6 +17,7 @@ LEVELS = {
     "families": 0,
     "config": 1,
     "data": 2,
+    "batches": 2.5,  # flags and costs -> the order of a run
     "model": 2,
     "checkpoint": 3,
     "inputs": 3.5,  # opens base and rows for the features; came after the levels had their numbers

@@ -6,10 +6,10 @@ from itertools import chain, pairwise
 
 import pytest
 
-from vlft.data.order import Order, RankBatches, spread
+from vlft.data.order import RankBatches, RowOrder, spread
 
 
-def steps(order: Order, epoch: int = 0) -> list[list[list[int]]]:
+def steps(order: RowOrder, epoch: int = 0) -> list[list[list[int]]]:
     """Per optimizer step, the lists of all ranks and micro-batches."""
     ranks = [list(order.micro_batches(epoch, rank)) for rank in range(order.world)]
     a = order.accumulation
@@ -22,7 +22,7 @@ CUTS = [(1, 1), (1, 4), (2, 2), (4, 1), (3, 5)]  # world, accumulation
 @pytest.mark.parametrize(("world", "accumulation"), CUTS)
 @pytest.mark.parametrize("rows", [1, 7, 8, 30, 101])
 def test_every_row_once_an_epoch_and_every_rank_equally_often(rows, world, accumulation):
-    order = Order(rows=rows, rows_per_step=8, world=world, accumulation=accumulation)
+    order = RowOrder(rows=rows, rows_per_step=8, world=world, accumulation=accumulation)
     seen = list(chain.from_iterable(chain.from_iterable(steps(order))))
     assert sorted(seen) == list(range(rows))
     for rank in range(world):
@@ -32,8 +32,8 @@ def test_every_row_once_an_epoch_and_every_rank_equally_often(rows, world, accum
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_step_takes_the_same_rows_however_it_is_cut(cut):
     world, accumulation = cut
-    whole = Order(rows=53, rows_per_step=8)
-    parts = Order(rows=53, rows_per_step=8, world=world, accumulation=accumulation)
+    whole = RowOrder(rows=53, rows_per_step=8)
+    parts = RowOrder(rows=53, rows_per_step=8, world=world, accumulation=accumulation)
     for epoch in (0, 3):
         for one, other in zip(steps(whole, epoch), steps(parts, epoch), strict=True):
             assert list(chain.from_iterable(one)) == list(chain.from_iterable(other))
@@ -41,7 +41,7 @@ def test_a_step_takes_the_same_rows_however_it_is_cut(cut):
 
 def test_order_depends_on_seed_and_epoch():
     def of(seed: int, epoch: int) -> list[int]:
-        return Order(rows=50, rows_per_step=5, seed=seed).epoch(epoch)
+        return RowOrder(rows=50, rows_per_step=5, seed=seed).epoch(epoch)
 
     assert of(1, 0) == of(1, 0)
     assert of(1, 0) != of(2, 0)
@@ -50,11 +50,11 @@ def test_order_depends_on_seed_and_epoch():
 
 def test_order_is_the_one_earlier_versions_had():
     """A run that goes on after an update must find its rows where it left them."""
-    assert Order(rows=10, rows_per_step=2, seed=42).epoch(1) == [4, 0, 9, 1, 2, 3, 7, 6, 5, 8]
+    assert RowOrder(rows=10, rows_per_step=2, seed=42).epoch(1) == [4, 0, 9, 1, 2, 3, 7, 6, 5, 8]
 
 
 def test_without_shuffling_rows_keep_their_order():
-    assert Order(rows=4, rows_per_step=2, shuffle=False).epoch(5) == [0, 1, 2, 3]
+    assert RowOrder(rows=4, rows_per_step=2, shuffle=False).epoch(5) == [0, 1, 2, 3]
 
 
 def test_spread_differs_by_one_at_most():
@@ -65,7 +65,7 @@ def test_spread_differs_by_one_at_most():
 
 
 def test_the_sampler_follows_the_epoch_it_is_told():
-    sampler = RankBatches(Order(rows=9, rows_per_step=3), rank=0)
+    sampler = RankBatches(RowOrder(rows=9, rows_per_step=3), rank=0)
     first = list(sampler)
     sampler.set_epoch(1)
     assert len(sampler) == len(first) == 3

@@ -54,7 +54,7 @@ def test_groups_are_those_of_a_real_model(capsys, tmp_path, flags, preset, tied)
         rates += [f"--{tower}_lr", rate] if asked.modes[tower] != "frozen" else []
     planned = plan(capsys, *flags, "--model_id", base, *argv, *rates, "--weight_decay", "0.1")
     assert planned["groups"] == [group.as_json() for group in real_groups(base, asked)]
-    assert (planned["tokens"], planned["packs"]) == (None, None)
+    assert planned["packs"] == 1
 
 
 def test_what_a_person_reads(capsys, base, flags, mixed_json, encoded):
@@ -67,8 +67,9 @@ def test_what_a_person_reads(capsys, base, flags, mixed_json, encoded):
     longest = max(encoded.values(), key=lambda sample: len(sample.input_ids_T))
     named = f"{mixed_json}[{longest.index}] (id {longest.id})"
     assert f"longest row: {named}: {len(longest.input_ids_T)} tokens, " in out
-    assert "global batch: 2 rows (1 a micro-batch x 1 accumulated x 2 GPUs)" in out
-    assert "steps: 4 an epoch, 12 in all (3 epochs)" in out
+    tokens = sum(len(sample.input_ids_T) for sample in encoded.values())
+    assert f"packs: 1 of up to 16,384 tokens, {tokens / 16384:.1%} full; global batch: 2 packs (1 accumulated" in out
+    assert "steps: 1 an epoch, 3 in all (3 epochs)" in out
 
 
 @pytest.mark.parametrize(
@@ -81,10 +82,28 @@ def test_what_a_person_reads(capsys, base, flags, mixed_json, encoded):
         (["--gpus", "2", "--max_steps", "10"], 2, 4, 10),
     ],
 )
-def test_steps(capsys, flags, argv, batch, per_epoch, steps):
-    planned = plan(capsys, *flags, *argv)
+def test_steps_of_rows(capsys, flags, argv, batch, per_epoch, steps):
+    planned = plan(capsys, *flags, "--packing", "false", *argv)
+    assert planned["packs"] is None
     assert (planned["rows"], planned["global_batch"]) == (7, batch)
     assert (planned["steps_per_epoch"], planned["steps"]) == (per_epoch, steps)
+
+
+@pytest.mark.parametrize(
+    ("argv", "packs", "batch", "per_epoch"),
+    [
+        (["--pack_tokens", "400"], 3, 1, 3),
+        (["--pack_tokens", "400", "--gpus", "2"], 3, 2, 2),
+        (["--pack_tokens", "400", "--gradient_accumulation_steps", "3"], 3, 3, 1),
+        (["--pack_tokens", "400", "--global_batch", "7"], 3, 3, 1),
+        (["--global_batch", "3", "--gpus", "2"], 5, 2, 3),
+        (["--pack_patches", "500"], 4, 1, 4),
+    ],
+)
+def test_steps_of_packs(capsys, flags, encoded, argv, packs, batch, per_epoch):
+    planned = plan(capsys, *flags, *argv)
+    assert (planned["packs"], planned["global_batch"], planned["steps_per_epoch"]) == (packs, batch, per_epoch)
+    assert planned["tokens"] == sum(len(sample.input_ids_T) for sample in encoded.values())
 
 
 def test_it_writes_nothing(capsys, tmp_path, monkeypatch, flags):
@@ -96,7 +115,7 @@ def test_it_writes_nothing(capsys, tmp_path, monkeypatch, flags):
 
 def test_yaml_and_flags(capsys, tmp_path, flags):
     config = tmp_path / "run.yaml"
-    config.write_text("gradient_accumulation_steps: 4\nnum_train_epochs: 2\n", encoding="utf-8")
+    config.write_text("packing: false\ngradient_accumulation_steps: 4\nnum_train_epochs: 2\n", encoding="utf-8")
     planned = plan(capsys, "--config", config, *flags, "--num_train_epochs", 1)
     assert (planned["global_batch"], planned["steps"]) == (4, 2)
 
@@ -120,7 +139,13 @@ def test_refused_rows(capsys, tmp_path, flags):
         (["--eval_strategy", "epoch"], 1, "--eval_strategy epoch needs --eval_path"),
         (["--eval_path", "x.json"], 1, "--eval_strategy is no"),
         (["--use_liger_kernel", "true"], 1, "--use_liger_kernel true"),
-        (["--packing", "true"], 1, "--packing true"),
+        (["--pack_tokens", "200"], 1, "231 tokens fit no pack, --pack_tokens is 200"),
+        (["--pack_patches", "200"], 1, "patches fit no pack, --pack_patches is 200"),
+        (["--packing", "false", "--pack_tokens", "9999"], 1, "--pack_tokens 9999 cannot act: --packing is false"),
+        (["--per_device_train_batch_size", "2"], 1, "--per_device_train_batch_size 2 cannot act: with packing"),
+        (["--global_batch", "4", "--gradient_accumulation_steps", "2"], 1, "both say how large a step is"),
+        (["--packing", "false", "--global_batch", "4", "--gpus", "3"], 1, "--global_batch 4 is no multiple of 3"),
+        (["--global_batch", "0"], 1, "--global_batch is 0"),
         (["--load_best_model_at_end", "true"], 1, "requires the save and eval strategy to match"),
         (["--per_device_train_batch_size", "0"], 1, "--per_device_train_batch_size is 0, must be at least 1"),
         (["--gradient_accumulation_steps", "0"], 1, "--gradient_accumulation_steps is 0"),

@@ -129,7 +129,7 @@ def test_to_the_door_of_training(scripts, what, base, tmp_path, monkeypatch, cap
         main(argv)
     printed = capsys.readouterr().out
     assert "13 rows, 13 to train" in printed
-    assert "global batch: 128 rows" in printed
+    assert "13 rows in the mean; 1 step an epoch" in printed
     example = yaml.safe_load((ROOT / "examples" / EXAMPLE_OF.get(what, what)).read_text())
     assert seen == [{float(value) for name, value in example.items() if name in RATES}]
     assert (out / "config.yaml").exists()
@@ -189,17 +189,17 @@ def test_data_may_be_several_files(scripts):
 
 
 def test_several_gpus_share_the_global_batch(scripts):
-    argv = scripts.argv("finetune_lora.sh", "--seed", "1", GPUS="4", BATCH_PER_DEVICE="2", **COMMON)
+    argv = scripts.argv("finetune_lora.sh", "--seed", "1", GPUS="4", GLOBAL_BATCH="24", **COMMON)
     assert argv[:8] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4", "-m", "vlft", "train"]
     flags = _flags(argv[8:])
-    assert flags["per_device_train_batch_size"] == ["2"]
-    assert flags["gradient_accumulation_steps"] == ["16"]
+    assert flags["global_batch"] == ["24"]
     assert flags["seed"] == ["1"]
 
 
-def test_the_batch_may_come_as_a_flag(scripts):
-    argv = scripts.argv("finetune_lora.sh", "--per_device_train_batch_size", "4", GLOBAL_BATCH="8", **COMMON)
-    assert _flags(argv[3:])["gradient_accumulation_steps"] == ["2"]
+def test_accumulation_stands_in_for_the_global_batch(scripts):
+    flags = _flags(scripts.argv("finetune_lora.sh", "--gradient_accumulation_steps", "4", **COMMON)[3:])
+    assert flags["gradient_accumulation_steps"] == ["4"]
+    assert "global_batch" not in flags
 
 
 def test_one_gpu_asked_for_is_one_gpu_seen(scripts):
@@ -219,7 +219,7 @@ def test_one_gpu_asked_for_is_one_gpu_seen(scripts):
         ({"DATA": ""}, [], "DATA or --data_path is missing"),
         ({"OUTPUT": ""}, [], "OUTPUT or --output_dir is missing"),
         ({"GPUS": "two"}, [], "GPUS=two: a whole number"),
-        ({"GPUS": "3"}, [], "GLOBAL_BATCH=128 is no multiple of GPUS=3 x BATCH_PER_DEVICE=1"),
+        ({"GLOBAL_BATCH": "0"}, [], "GLOBAL_BATCH=0: a whole number"),
         ({}, ["--config", "mine.yaml"], "the preset and --config exclude each other"),
     ],
 )

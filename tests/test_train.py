@@ -16,13 +16,13 @@ from vlft.cli.main import main
 
 
 def arguments(base, mixed_json, media, out, *more: str) -> list[str]:
-    """A quick run of 2 epochs, without dropout so that runs can be compared."""
+    """A quick run of 2 epochs, unpacked, and without dropout so that runs can be compared."""
     lora = () if FULL[-2:] == tuple(more[4:6]) else ("--lora_dropout", "0", "--lora_rank", "4")
     return [
         "train",
         *("--model_id", str(base), "--data_path", str(mixed_json), "--image_folder", str(media)),
         *("--output_dir", str(out), "--num_train_epochs", "2", "--learning_rate", "1e-3"),
-        *(*lora, "--dataloader_num_workers", "0", "--save_strategy", "no"),
+        *(*lora, "--dataloader_num_workers", "0", "--save_strategy", "no", "--packing", "false"),
         *more,
     ]
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from vlft.batches import pack_budget
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.data.records import Rows
 from vlft.data.sample import Cost, Image, Video
@@ -161,7 +162,8 @@ def check(
     family = Family.of("qwen2_vl") if base is None else base.family
     probe = stock_probe(data) if base is None else base.encoder
     rows = _all_rows(files, data, family)
-    measured = measure_rows(rows, probe, workers=workers, decode=not headers_only)
+    budget = pack_budget(data) if base is not None else None  # tokens are counted with a base only
+    measured = measure_rows(rows, probe, workers=workers, budget=budget, decode=not headers_only)
     media = [part for sample in measured.rows.samples for part in sample.media]
     return Checked(
         counts=rows.counts,

@@ -14,11 +14,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vlft.batches import pack_budget
 from vlft.checkpoint import resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.data.dataset import MediaProbe, scan
 from vlft.data.encode import Encoder
 from vlft.data.media import MediaSettings, media_settings
+from vlft.data.packing import Budget
 from vlft.data.records import Rows, load_samples, parse_record
 from vlft.data.rows import read_rows
 from vlft.data.sample import Cost, Sample
@@ -69,8 +71,6 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
     """
     if model.model_id is None:
         raise ConfigError("--model_id is missing: the base model, a folder or e.g. Qwen/Qwen2-VL-2B-Instruct")
-    if data.packing:
-        raise ConfigError("--packing true: packing is not built yet; leave it at false")
     towers = _towers(model, given)
     folder = resolve_model(model.model_id, model.model_revision)
     config, family = load_config(folder)
@@ -182,7 +182,8 @@ def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers
     Raises:
         ConfigError: a row is refused and bad rows are not to be skipped, or no row is left.
     """
-    measured = measure_rows(open_rows(paths, data, base.family), base.encoder, workers=workers)
+    rows = open_rows(paths, data, base.family)
+    measured = measure_rows(rows, base.encoder, workers=workers, budget=pack_budget(data))
     bad = measured.rows.bad
     if bad and data.on_bad_row == "error":
         lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])
@@ -210,7 +211,13 @@ class Measured:
 
 
 def measure_rows(
-    rows: Rows, encoder: Encoder | MediaProbe, *, workers: int, decode: bool = False, quiet: bool = False
+    rows: Rows,
+    encoder: Encoder | MediaProbe,
+    *,
+    workers: int,
+    budget: Budget | None = None,
+    decode: bool = False,
+    quiet: bool = False,
 ) -> Measured:
     """Find what each row costs and which cannot be trained, before anything is trained.
 
@@ -218,6 +225,7 @@ def measure_rows(
         rows: parsed.
         encoder: measures them; a `MediaProbe` (no base named) looks at their media only.
         workers: processes to share the work.
+        budget: of a pack, which a row must fit; None without packing.
         decode: decode every picture and frame too.
         quiet: no progress bar.
     """
@@ -229,6 +237,8 @@ def measure_rows(
         bar.update()
         if isinstance(result, BadRow):
             bad.append(result)
+        elif budget is not None and (why := budget.over(result)):
+            bad.append(BadRow(file=sample.file, index=sample.index, id=sample.id, field="conversations", reason=why))
         else:
             samples.append(sample)
             costs.append(result)

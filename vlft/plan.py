@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from vlft.batches import described, settings_of, training_order
 from vlft.checkpoint import module_name, some_of, tensor_index
 from vlft.config.checks import check_flags, remarks_on_steps
 from vlft.config.parse import Parsed
-from vlft.data.order import Order
+from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
 from vlft.data.shown import printable
 from vlft.errors import CheckpointError, ConfigError
@@ -34,8 +35,8 @@ class Plan:
         base: name of the base as the flags have it. towers: tower -> full, lora or frozen.
         groups: what trains at which rate.
         data, evaluation: rows after the pass over their headers; evaluation may be None.
-        batch, accumulation, gpus: rows of a micro-batch, micro-batches of a step, processes.
-        steps_per_epoch, steps: optimizer steps an epoch and in all; epochs: passes over the data.
+        order: how rows become steps.
+        steps: optimizer steps in all; epochs: passes over the data.
         remarks: what the user should look at.
     """
 
@@ -44,18 +45,10 @@ class Plan:
     groups: tuple[groups.Group, ...]
     data: Measured
     evaluation: Measured | None
-    batch: int
-    accumulation: int
-    gpus: int
-    steps_per_epoch: int
+    order: Order
     steps: int
     epochs: float
     remarks: tuple[str, ...]
-
-    @property
-    def global_batch(self) -> int:
-        """Rows of one optimizer step."""
-        return self.batch * self.accumulation * self.gpus
 
     @property
     def longest(self) -> tuple[Sample, Cost]:
@@ -63,7 +56,7 @@ class Plan:
         return max(zip(self.data.rows.samples, self.data.costs, strict=True), key=lambda pair: pair[1].tokens)
 
     def as_json(self) -> dict[str, Any]:
-        """The document of `vlft plan --json`; `tokens` and `packs` wait for packing."""
+        """The document of `vlft plan --json`; without packing `packs` is null."""
         sample, cost = self.longest
         return {
             "base": self.base,
@@ -72,14 +65,15 @@ class Plan:
             "rows": len(self.data.costs),
             "files": _files(self.data),
             "eval_files": _files(self.evaluation) if self.evaluation else [],
-            "global_batch": self.global_batch,
-            "gpus": self.gpus,
+            **settings_of(self.order),
+            "gpus": self.order.world,
             "epochs": self.epochs,
-            "steps_per_epoch": self.steps_per_epoch,
+            "steps_per_epoch": self.order.steps,
             "steps": self.steps,
             "longest": {"file": sample.file, "index": sample.index, "id": sample.id, "tokens": cost.tokens},
-            "tokens": None,
-            "packs": None,
+            "tokens": sum(cost.tokens for cost in self.data.costs),
+            "supervised_tokens": sum(cost.supervised for cost in self.data.costs),
+            "packs": len(self.order.first) if isinstance(self.order, PackOrder) else None,
             "notes": list(self.remarks),
         }
 
@@ -94,9 +88,8 @@ class Plan:
                 lines.append(f"{title}: {file['file']}: {file['rows']:,} rows, {file['trained']:,} taken{skipped}")
         lines += [
             f"longest row: {sample.file}[{sample.index}]{name}: {cost.tokens:,} tokens, {cost.patches:,} patches",
-            f"global batch: {self.global_batch:,} rows ({self.batch} a micro-batch x {self.accumulation} accumulated x "
-            f"{_many(self.gpus, 'GPU')})",
-            f"steps: {self.steps_per_epoch:,} an epoch, {self.steps:,} in all ({_many(self.epochs, 'epoch')})",
+            described(self.order),
+            f"steps: {self.order.steps:,} an epoch, {self.steps:,} in all ({_many(self.epochs, 'epoch')})",
             *(f"note: {remark}" for remark in self.remarks),
         ]
         return printable("\n".join(lines))
@@ -129,21 +122,17 @@ def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
     )
     workers = args.dataloader_num_workers
     measured = trainable_rows(data.data_path, data, base, workers=workers)
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-    steps_per_epoch = Order(rows=len(measured.costs), rows_per_step=per_step).steps
-    steps = args.total_steps(steps_per_epoch)
+    order = training_order(measured.costs, data, args, world=world)
+    steps = args.total_steps(order.steps)
     return Plan(
         base=str(model_flags.model_id),
         towers=dict(base.towers.modes),
         groups=tuple(table),
         data=measured,
         evaluation=trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None,
-        batch=args.per_device_train_batch_size,
-        accumulation=args.gradient_accumulation_steps,
-        gpus=world,
-        steps_per_epoch=steps_per_epoch,
+        order=order,
         steps=steps,
-        epochs=steps / steps_per_epoch if args.max_steps > 0 else args.num_train_epochs,
+        epochs=steps / order.steps if args.max_steps > 0 else args.num_train_epochs,
         remarks=tuple(remarks_on_steps(args, steps)),
     )
 

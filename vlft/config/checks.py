@@ -22,7 +22,7 @@ def remarks_on_steps(args: TrainFlags, steps: int) -> list[str]:
     if steps < FEW_STEPS:
         remarks.append(
             f"{steps} optimizer steps in all are few. For more, lower the global batch (GLOBAL_BATCH in the scripts, "
-            "--gradient_accumulation_steps) or raise --num_train_epochs."
+            "--global_batch) or raise --num_train_epochs."
         )
     return remarks
 
@@ -49,6 +49,7 @@ def check_flags(
     for flag in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(args, flag) < 1:
             raise ConfigError(f"--{flag} is {getattr(args, flag)}, must be at least 1")
+    _check_batches(args, data, given)
     if args.max_steps == 0:
         raise ConfigError("--max_steps 0 trains nothing. Give more than 0, or -1 for --num_train_epochs")
     for flag in ("learning_rate", "vision_lr", "merger_lr", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
@@ -68,3 +69,27 @@ def check_flags(
         raise ConfigError(f"--eval_strategy {when} needs --eval_path")
     if data.eval_path and when == "no":
         raise ConfigError("--eval_path is given, but --eval_strategy is no: set it to steps or epoch")
+
+
+def _check_batches(args: TrainFlags, data: DataFlags, given: Collection[str]) -> None:
+    """Refuse what cannot act with, or without, packing."""
+    for flag in ("pack_tokens", "pack_patches"):
+        value = getattr(data, flag)
+        if value is not None and not data.packing:
+            raise ConfigError(f"--{flag} {value} cannot act: --packing is false. Drop one of the two.")
+        if value is not None and value < 1:
+            raise ConfigError(f"--{flag} is {value}, must be at least 1")
+    for flag in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if data.packing and getattr(args, flag) != 1:
+            raise ConfigError(
+                f"--{flag} {getattr(args, flag)} cannot act: with packing a micro-batch is one pack. Say how large "
+                "with --pack_tokens, how many rows make a step with --global_batch, or set --packing false."
+            )
+    if args.global_batch is not None:
+        if args.global_batch < 1:
+            raise ConfigError(f"--global_batch is {args.global_batch}, must be at least 1")
+        if "gradient_accumulation_steps" in given:
+            raise ConfigError(
+                f"--global_batch {args.global_batch} and --gradient_accumulation_steps "
+                f"{args.gradient_accumulation_steps} both say how large a step is. Give one."
+            )

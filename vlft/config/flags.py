@@ -52,7 +52,13 @@ class DataFlags:
     on_bad_row: Literal["error", "skip"] = _flag(
         "error", "a row that cannot be trained stops the run, or is skipped, counted and listed in vlft.json"
     )
-    packing: bool = _flag(False, "several rows in one micro-batch under a token budget (not built yet: only false)")
+    packing: bool = _flag(True, "fill micro-batches with rows up to a token budget")
+    pack_tokens: int | None = _flag(
+        None, "tokens of a micro-batch under --packing (default: 16384, or --max_length where it is more)"
+    )
+    pack_patches: int | None = _flag(
+        None, "patches of pictures and videos in a micro-batch under --packing (default: 4 x --pack_tokens)"
+    )
 
 
 @dataclass
@@ -82,8 +88,13 @@ class TrainFlags(TrainingArguments):
     learning_rate: float = _flag(1e-4, "peak learning rate of the language model, and of the others unless given")
     vision_lr: float | None = _flag(None, "peak learning rate of the vision tower (default: --learning_rate)")
     merger_lr: float | None = _flag(None, "peak learning rate of the merger (default: --learning_rate)")
-    per_device_train_batch_size: int = _flag(1, "rows a micro-batch may have on one device")
-    per_device_eval_batch_size: int = _flag(1, "rows an evaluation micro-batch may have on one device")
+    per_device_train_batch_size: int = _flag(1, "rows of a micro-batch on one device, with --packing false")
+    per_device_eval_batch_size: int = _flag(1, "rows of an evaluation micro-batch on one device, with --packing false")
+    global_batch: int | None = _flag(
+        None,
+        "rows of an optimizer step over all devices, under --packing as a mean; instead of "
+        "--gradient_accumulation_steps",
+    )
     bf16: bool | None = _flag(None, "bf16 autocast over float32 masters (default: on where the GPU has it)")  # type: ignore[assignment]
     gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass: less memory, slower")  # type: ignore[assignment]
     use_liger_kernel: Literal["auto", "true", "false"] = _flag(  # type: ignore[assignment]
@@ -137,6 +148,14 @@ class TrainFlags(TrainingArguments):
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole run."""
         return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * steps_per_epoch)
+
+    def accumulate(self, micro_batches: int) -> None:
+        """Take so many micro-batches a step; DeepSpeed's settings have been filled in by now, and are told too."""
+        self.gradient_accumulation_steps = micro_batches
+        if self.deepspeed:
+            settings = self.hf_deepspeed_config.config
+            settings["gradient_accumulation_steps"] = micro_batches
+            settings["train_batch_size"] = self.per_device_train_batch_size * micro_batches * self.world_size
 
     @property
     def learning_rates(self) -> dict[str, float]:

@@ -132,7 +132,15 @@ class RunFolder:
         ]
         for name in ("data", "rows", "max_length", "seed", "global_batch"):
             pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
-        for name in ("learning_rates", "weight_decay", "optim", "lr_scheduler_type", "warmup_steps", "deepspeed"):
+        for name in (
+            "packing",
+            "learning_rates",
+            "weight_decay",
+            "optim",
+            "lr_scheduler_type",
+            "warmup_steps",
+            "deepspeed",
+        ):
             if name in other.training:  # absent in records of older versions
                 pairs.append((name.replace("_", " "), other.training[name], mine.training[name]))
         for what, theirs, ours in pairs:

@@ -12,6 +12,7 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from vlft.batches import described, evaluation_order, settings_of, training_order
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, read_json, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.config.checks import check_flags, remarks_on_steps
@@ -19,6 +20,7 @@ from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
+from vlft.data.order import Order
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows
 from vlft.model import attention, forward, groups, towers
 from vlft.model.load import load_base
@@ -53,14 +55,16 @@ def train(parsed: Parsed) -> Path:
     if evaluated is not None:
         _report_rows(evaluated, say, word="evaluate on")
 
-    record = _record(base, data, model_flags, args, measured)
+    order = training_order(measured.costs, data, args, world=args.world_size)
+    args.accumulate(order.accumulation)
+    record = _record(base, data, model_flags, args, measured, order)
     folder = RunFolder(args.output_dir, base, record)
     try:
         how, checkpoint = on_rank_zero(lambda: _claim(folder, args))
         if how == "finished":
             say(f"{folder.path}: this run is finished. Nothing to do.")
         else:
-            _run(parsed, base, measured, evaluated, folder, checkpoint, say)
+            _run(parsed, base, measured, evaluated, order, folder, checkpoint, say)
         _say_result(folder, say)
     finally:
         folder.unlock()
@@ -72,6 +76,7 @@ def _run(
     base: Base,
     measured: Measured,
     evaluated: Measured | None,
+    order: Order,
     folder: RunFolder,
     checkpoint: Path | None,
     say: Callable[[str], None],
@@ -90,8 +95,10 @@ def _run(
     )
     say(groups.table(table))
     say(f"attention: {', '.join(f'{tower} {backend}' for tower, backend in backends.items())}; Liger kernels: off")
-    trainer = _trainer(model, table, base, data, args, measured, evaluated, folder, checkpoint, say)
-    _report_steps(trainer, measured, say)
+    trainer = _trainer(model, table, base, data, args, measured, evaluated, order, folder, checkpoint, say)
+    say(described(order))
+    for remark in remarks_on_steps(args, args.total_steps(order.steps)):
+        say(f"note: {remark}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _finish(trainer, folder)
 
@@ -120,8 +127,9 @@ def prepare_model(
     return wrapped, backends
 
 
-def _record(base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: Measured) -> RunRecord:
-    accumulation, world = args.gradient_accumulation_steps, args.world_size
+def _record(
+    base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: Measured, order: Order
+) -> RunRecord:
     return RunRecord(
         kind="adapter" if base.towers.has_lora else "full",
         base_model=str(model.model_id),
@@ -135,7 +143,7 @@ def _record(base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, me
         training={
             "finished": False,
             "seed": args.seed,
-            "global_batch": args.per_device_train_batch_size * accumulation * world,
+            **settings_of(order),
             "max_length": base.encoder.max_length,
             "data": _data_print(data.data_path),
             # A skipped row that was mended since would shift the order of all others.
@@ -179,6 +187,7 @@ def _trainer(
     args: TrainFlags,
     measured: Measured,
     evaluated: Measured | None,
+    order: Order,
     folder: RunFolder,
     checkpoint: Path | None,
     say: Callable[[str], None],
@@ -196,6 +205,8 @@ def _trainer(
         groups=table,
         train_rows=dataset(measured),
         eval_rows=dataset(evaluated) if evaluated else None,
+        order=order,
+        eval_order=evaluation_order(evaluated.costs, data, args, world=args.world_size) if evaluated else None,
         collator=Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler),
         folder=folder,
         metrics=MetricsFile(folder.path, resume_step=step) if args.process_index == 0 else None,
@@ -224,18 +235,6 @@ def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = 
         f"tokens: {sum(tokens):,} in all ({sum(c.supervised for c in costs):,} trained), a row has {tokens[0]:,} to "
         f"{tokens[-1]:,}, half have up to {tokens[len(tokens) // 2]:,}"
     )
-
-
-def _report_steps(trainer: VlftTrainer, measured: Measured, say: Callable[[str], None]) -> None:
-    args: Any = trainer.args
-    batch, accumulation, world = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
-    steps = trainer.order(len(measured.costs), batch=batch, accumulation=accumulation, shuffle=True).steps
-    say(
-        f"global batch: {batch * accumulation * world} rows ({batch} a micro-batch x {accumulation} accumulated x "
-        f"{world} processes); {steps:,} steps an epoch"
-    )
-    for remark in remarks_on_steps(args, args.total_steps(steps)):
-        say(f"note: {remark}")
 
 
 def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:

@@ -51,6 +51,7 @@ class VlftTrainer(Trainer):
         model, args: as the stock Trainer takes them.
         groups: of the optimizer (frozen ones are ignored).
         train_rows, eval_rows: datasets; `eval_rows` may be None.
+        order, eval_order: of them.
         collator: rows -> Batch.
         folder: where and how things are saved.
         metrics: `metrics.jsonl`, or None on ranks that do not write.
@@ -66,6 +67,8 @@ class VlftTrainer(Trainer):
         groups: list[Group],
         train_rows: RowDataset,
         eval_rows: RowDataset | None,
+        order: Order,
+        eval_order: Order | None,
         collator: Collator,
         folder: RunFolder,
         metrics: MetricsFile | None,
@@ -76,6 +79,8 @@ class VlftTrainer(Trainer):
         stock(model=model, args=args, train_dataset=train_rows, eval_dataset=eval_rows, data_collator=collator)
         self.train_rows = train_rows
         self.eval_rows = eval_rows
+        self.order = order
+        self.eval_order = eval_order
         # Qwen2-VL leaves this unset and Qwen2.5-VL says False; HF would weight their losses in different ways.
         self.model_accepts_loss_kwargs = True
         self.groups = [group for group in groups if group.trainable]
@@ -91,18 +96,6 @@ class VlftTrainer(Trainer):
 
     # ---- data
 
-    def order(self, rows: int, *, batch: int, accumulation: int, shuffle: bool) -> Order:
-        """The order of rows of this run's size and world."""
-        world = self.args.world_size
-        return Order(
-            rows=rows,
-            rows_per_step=batch * accumulation * world,
-            world=world,
-            accumulation=accumulation,
-            seed=self.args.seed,
-            shuffle=shuffle,
-        )
-
     def _loader(self, rows: RowDataset, batches: RankBatches) -> DataLoader:
         return DataLoader(
             rows,
@@ -115,14 +108,7 @@ class VlftTrainer(Trainer):
         )
 
     def get_train_dataloader(self) -> DataLoader:
-        args = self.args
-        order = self.order(
-            len(self.train_rows),
-            batch=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            shuffle=True,
-        )
-        batches = RankBatches(order, rank=args.process_index)
+        batches = RankBatches(self.order, rank=self.args.process_index)
         self.add_callback(_SetEpoch(batches))
         return self._loader(self.train_rows, batches)
 
@@ -196,12 +182,10 @@ class VlftTrainer(Trainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Mean cross-entropy of the supervised tokens of the evaluation rows."""
-        if self.eval_rows is None:
+        if self.eval_rows is None or self.eval_order is None:
             raise ConfigError("evaluation was asked for without --eval_path")
         model: Any = self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
-        batch = self.args.per_device_eval_batch_size
-        order = self.order(len(self.eval_rows), batch=batch, accumulation=1, shuffle=False)
-        loader = self._loader(self.eval_rows, RankBatches(order, rank=self.args.process_index))
+        loader = self._loader(self.eval_rows, RankBatches(self.eval_order, rank=self.args.process_index))
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         start = time.perf_counter()
         model.eval()
