@@ -119,7 +119,6 @@ def test_refused_rows(capsys, tmp_path, flags):
         (["--language", "full", "--vision", "lora"], 1, "--language full beside --vision lora"),
         (["--eval_strategy", "epoch"], 1, "--eval_strategy epoch needs --eval_path"),
         (["--eval_path", "x.json"], 1, "--eval_strategy is no"),
-        (["--use_liger_kernel", "true"], 1, "--use_liger_kernel true"),
         (["--packing", "true"], 1, "--packing true"),
         (["--load_best_model_at_end", "true"], 1, "requires the save and eval strategy to match"),
         (["--per_device_train_batch_size", "0"], 1, "--per_device_train_batch_size is 0, must be at least 1"),
