@@ -94,9 +94,14 @@ def test_flags_with_another_name_or_none(refused, flags, says):
     assert says in refused(*flags, status=2)
 
 
-def test_packing_and_liger_are_refused_by_name_until_they_exist(refused):
+def test_packing_is_refused_by_name_until_it_exists(refused):
     assert "--packing true" in refused("--packing", "true")
-    assert "--use_liger_kernel true" in refused("--use_liger_kernel", "true")
+
+
+def test_liger_kernels_that_cannot_run_here(refused):
+    message = refused("--use_liger_kernel", "true")
+    assert "--use_liger_kernel true: needs CUDA" in message
+    assert "pip install 'liger-kernel" in message
 
 
 def test_an_attention_kernel_that_cannot_run_here(refused):

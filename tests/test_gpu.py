@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_forward import build, flat_inputs, gradients
 
-from vlft.model import attention
+from vlft.model import attention, kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,3 +63,29 @@ def test_a_step_does_not_wait_for_the_device(base, encoded):
             loss.backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", list(kernels.TOLERANCE), ids=str)
+@pytest.mark.parametrize(("width", "inner"), [(1536, 8960), (3584, 18944)], ids=["2b", "7b"])
+def test_liger_kernels_equal_torch_at_the_published_sizes(width, inner, dtype):
+    functions, device = kernels.liger_functions(), torch.device("cuda")
+    found = kernels.self_test(functions, width=width, inner=inner, eps=1e-6, dtype=dtype, device=device)
+    print(dtype, found)
+    assert max(found.values()) < kernels.TOLERANCE[dtype]
+
+
+def test_liger_kernels_in_a_model_are_near_torch(base, encoded):
+    inputs = on_device(flat_inputs(list(encoded.values())))
+    results = []
+    for choice in ("false", "true"):
+        model = build(base, "full", flat=True).cuda()
+        attention.install(model, "auto", dtype=torch.bfloat16)
+        line = kernels.install(model, choice, dtype=torch.bfloat16)
+        assert line == ("off" if choice == "false" else "RMSNorm on 5 modules, SwiGLU on 2")
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(**inputs).loss
+        loss.backward()
+        results.append(gradients(model))
+    for name, gradient in results[0].items():
+        error = (results[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert error < 0.1, (name, float(error))

@@ -138,7 +138,6 @@ def test_refused_rows(capsys, tmp_path, flags):
         (["--language", "full", "--vision", "lora"], 1, "--language full beside --vision lora"),
         (["--eval_strategy", "epoch"], 1, "--eval_strategy epoch needs --eval_path"),
         (["--eval_path", "x.json"], 1, "--eval_strategy is no"),
-        (["--use_liger_kernel", "true"], 1, "--use_liger_kernel true"),
         (["--pack_tokens", "200"], 1, "231 tokens fit no pack, --pack_tokens is 200"),
         (["--pack_patches", "200"], 1, "patches fit no pack, --pack_patches is 200"),
         (["--packing", "false", "--pack_tokens", "9999"], 1, "--pack_tokens 9999 cannot act: --packing is false"),

@@ -62,8 +62,6 @@ def check_flags(
             f"{args.n_gpu} GPUs are visible, but this is one process. Start one per GPU: GPUS={args.n_gpu} "
             "scripts/finetune_lora.sh (or torchrun --nproc_per_node), or pick one with CUDA_VISIBLE_DEVICES=0."
         )
-    if args.liger == "true":
-        raise ConfigError("--use_liger_kernel true: Liger kernels are not built in yet; use auto or false")
     when = str(getattr(args.eval_strategy, "value", args.eval_strategy))
     if when != "no" and not data.eval_path:
         raise ConfigError(f"--eval_strategy {when} needs --eval_path")

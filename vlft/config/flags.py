@@ -98,7 +98,8 @@ class TrainFlags(TrainingArguments):
     bf16: bool | None = _flag(None, "bf16 autocast over float32 masters (default: on where the GPU has it)")  # type: ignore[assignment]
     gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass: less memory, slower")  # type: ignore[assignment]
     use_liger_kernel: Literal["auto", "true", "false"] = _flag(  # type: ignore[assignment]
-        "auto", "Liger kernels (not built yet: auto and false run without)"
+        "auto",
+        "Liger's fused RMSNorm and SwiGLU: auto takes them on a GPU where they prove equal to torch, true insists",
     )
     resume_from_checkpoint: str | None = _flag(
         "auto", "auto continues from the newest complete checkpoint in --output_dir, none never does, or a path"

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers.utils import ModelOutput
 
 from vlft.errors import ConfigError
+from vlft.model import loss
 
 #: Keys of `vlft.data.collate.Batch` that the forward takes; the others are for the trainer's accounts.
 FORWARD_KEYS = (
@@ -102,7 +102,9 @@ def _constants(scale: PixelScale, device: torch.device) -> tuple[torch.Tensor, t
 
 
 def bind(model: torch.nn.Module, scale: PixelScale) -> None:
-    """Give a loaded Qwen2-VL (top class, attention installed) the flat forward."""
+    """Give a loaded Qwen2-VL (top class, attention installed) the flat forward, and its head the chunked loss."""
+    live: Any = model
+    loss.bind(live.lm_head)
     stock = model.forward
 
     @functools.wraps(stock)  # generate() reads the signature of `forward`
@@ -173,6 +175,6 @@ def _flat_forward(
         max_length_k=max(lengths),
         segment_lengths=lengths,
     ).last_hidden_state
-    logits_KV = self.lm_head(hidden_1TH[0].index_select(0, supervised_rows)).float()
-    loss = F.cross_entropy(logits_KV, targets, reduction="sum")
-    return FlatOutput(loss=loss, logits=logits_KV if return_logits else None)
+    hidden_KH = hidden_1TH[0].index_select(0, supervised_rows)
+    logits_KV = self.lm_head(hidden_KH).float() if return_logits else None
+    return FlatOutput(loss=self.lm_head(hidden_KH, targets), logits=logits_KV)

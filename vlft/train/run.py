@@ -22,7 +22,7 @@ from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows
-from vlft.model import attention, forward, groups, towers
+from vlft.model import attention, forward, groups, kernels, towers
 from vlft.model.load import load_base
 from vlft.train.folder import RunFolder, data_entries
 from vlft.train.ranks import on_rank_zero
@@ -44,6 +44,7 @@ def train(parsed: Parsed) -> Path:
     data, model_flags, args = parsed.flags
     say = print if args.process_index == 0 else _silent
     check_flags(args, model_flags, data, parsed.given)
+    kernels.check(args.liger, args.device)
     set_seed(args.seed)
     base = open_base(data, model_flags, given=parsed.given)
     workers = args.dataloader_num_workers
@@ -89,12 +90,12 @@ def _run(
     if args.process_index == 0:
         acting = {k: v for k, v in parsed.effective.items() if base.towers.has_lora or not k.startswith("lora_")}
         folder.begin_run(acting)
-    model, backends = prepare_model(base, args, choice=model_flags.attn, say=say)
+    model, backends, fused = prepare_model(base, args, choice=model_flags.attn, say=say)
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
     )
     say(groups.table(table))
-    say(f"attention: {', '.join(f'{tower} {backend}' for tower, backend in backends.items())}; Liger kernels: off")
+    say(f"attention: {', '.join(f'{tower} {backend}' for tower, backend in backends.items())}; Liger kernels: {fused}")
     trainer = _trainer(model, table, base, data, args, measured, evaluated, order, folder, checkpoint, say)
     say(described(order))
     for remark in remarks_on_steps(args, args.total_steps(order.steps)):
@@ -105,14 +106,14 @@ def _run(
 
 def prepare_model(
     base: Base, args: TrainFlags, *, choice: attention.Choice, say: Callable[[str], None]
-) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, flat forward.
+) -> tuple[torch.nn.Module, dict[str, Any], str]:
+    """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, kernels, flat forward.
 
     Under bf16 (or fp16) autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without
     autocast everything computes in float32, since a bf16 tower and a float32 one cannot meet.
 
     Returns:
-        the model (wrapped by PEFT where a tower has LoRA) and tower -> attention backend.
+        the model (wrapped by PEFT where a tower has LoRA), tower -> attention backend, and what Liger kernels do.
     """
     half = args.bf16 or args.fp16
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
@@ -120,11 +121,12 @@ def prepare_model(
     model.to(args.device)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     backends = attention.install(model, choice, dtype=dtype, say=say)
+    fused = kernels.install(model, args.liger, dtype=dtype)
     forward.bind(model, forward.PixelScale.of(base.processor))
     wrapped = towers.apply_towers(model, base.family, base.towers, masters=True)
     if args.checkpoint_activations:
         towers.checkpoint_activations(wrapped)
-    return wrapped, backends
+    return wrapped, backends, fused
 
 
 def _record(

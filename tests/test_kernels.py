@@ -1,0 +1,175 @@
+"""Fused kernels: when they are taken, when refused, and that one model's are no other's. Torch stands in for Liger."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from test_forward import FAMILY, PRESETS, assert_close, flat_inputs, gradients
+
+from vlft.errors import ConfigError
+from vlft.model import attention, forward, kernels, towers
+from vlft.model.load import load_base, load_processor
+
+CPU = torch.device("cpu")
+EVERYWHERE = "RMSNorm on 5 modules, SwiGLU on 2"
+
+
+class Counting:
+    """Torch's own functions, counting their calls."""
+
+    def __init__(self) -> None:
+        self.calls = {"rms_norm": 0, "swiglu": 0}
+        self.functions = kernels.Functions(rms_norm=self._counted("rms_norm"), swiglu=self._counted("swiglu"))
+
+    def _counted(self, name):
+        def function(*args):
+            self.calls[name] += 1
+            return getattr(kernels.TORCH, name)(*args)
+
+        return function
+
+    def reset(self) -> None:
+        self.calls = dict.fromkeys(self.calls, 0)
+
+
+def broken(**functions) -> kernels.Functions:
+    return dataclasses.replace(kernels.TORCH, **functions)
+
+
+def build(base, preset: str, functions: kernels.Functions | None) -> torch.nn.Module:
+    """As a run prepares it, in float32."""
+    torch.manual_seed(0)
+    model = load_base(base, FAMILY, dtype=torch.float32)
+    attention.install(model, "sdpa", dtype=torch.float32)
+    if functions is not None:
+        assert kernels.install(model, "true", dtype=torch.float32, functions=functions) == EVERYWHERE
+    forward.bind(model, forward.PixelScale.of(load_processor(base)))
+    model = towers.apply_towers(model, FAMILY, PRESETS[preset], masters=True)
+    towers.checkpoint_activations(model)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.normal_(std=0.05, generator=generator)
+    return model.train()
+
+
+@pytest.mark.parametrize("preset", ["full", "vision-lora"])
+def test_a_patched_model_gives_the_loss_and_gradients_of_the_stock_one(base, encoded, preset):
+    counting = Counting()
+    plain, patched = build(base, preset, None), build(base, preset, counting.functions)
+    counting.reset()
+    batch = flat_inputs(list(encoded.values()))
+    losses = [model(**batch).loss for model in (plain, patched)]
+    assert counting.calls == {"rms_norm": 5, "swiglu": 2}
+    for value in losses:
+        value.backward()
+    assert_close(losses[1], losses[0], "loss")
+    theirs, ours = gradients(plain), gradients(patched)
+    assert set(ours) == set(theirs)
+    for name, gradient in theirs.items():
+        assert_close(ours[name], gradient, name)
+
+
+def test_patching_one_model_leaks_to_no_other(base, encoded):
+    other = build(base, "full", None)
+    counting = Counting()
+    build(base, "full", counting.functions)
+    later = build(base, "full", None)
+    counting.reset()
+    for model in (other, later):
+        model(**flat_inputs([encoded["text"]]))
+        assert not [name for name, module in model.named_modules() if "norm" in name and "forward" in vars(module)]
+    assert counting.calls == {"rms_norm": 0, "swiglu": 0}
+
+
+def test_another_dtype_than_the_weights_goes_torchs_way():
+    """Torch answers in the wider of the two, which a kernel would not."""
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
+
+    counting, norm = Counting(), Qwen2VLRMSNorm(8)
+    kernels.fuse_rms_norm(norm, counting.functions.rms_norm)
+    assert norm(torch.ones(2, 8, dtype=torch.bfloat16)).dtype == torch.float32
+    assert counting.calls["rms_norm"] == 0
+    assert norm(torch.ones(2, 8)).dtype == torch.float32
+    assert counting.calls["rms_norm"] == 1
+
+
+def test_without_cuda_auto_is_off_and_true_is_refused(base):
+    model = load_base(base, FAMILY, dtype=torch.float32)
+    assert kernels.install(model, "auto", dtype=torch.float32) == "off (needs CUDA)"
+    assert kernels.install(model, "false", dtype=torch.float32) == "off"
+    for choice in ("auto", "false"):
+        kernels.check(choice, CPU)
+    for refuse in (lambda: kernels.check("true", CPU), lambda: kernels.install(model, "true", dtype=torch.float32)):
+        with pytest.raises(ConfigError, match=r"--use_liger_kernel true: needs CUDA.*pip install 'liger-kernel"):
+            refuse()
+
+
+def test_false_is_off_even_where_they_would_work(base):
+    model = load_base(base, FAMILY, dtype=torch.float32)
+    assert kernels.install(model, "false", dtype=torch.float32, functions=kernels.TORCH) == "off"
+
+
+def _fails(*_):
+    raise RuntimeError("no kernel image\nfor this device")
+
+
+class _NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("functions", "reason"),
+    [
+        (broken(rms_norm=lambda x, w, eps: kernels.torch_rms_norm(x, w + 0.01, eps)), "the self-test of RMSNorm"),
+        (broken(rms_norm=lambda x, w, eps: kernels.torch_rms_norm(x, w.detach() + 0 * w, eps)), "RMSNorm"),
+        (broken(swiglu=lambda gate, up: torch.nn.functional.gelu(gate) * up), "the self-test of SwiGLU in float32"),
+        (broken(swiglu=lambda gate, up: gate * up * float("nan")), "differs from torch by nan"),
+        (broken(swiglu=lambda gate, up: _NanGradient.apply(kernels.torch_swiglu(gate, up))), "torch by nan"),
+        (broken(rms_norm=_fails), "RuntimeError: no kernel image"),
+    ],
+    ids=["wrong", "wrong-gradient", "another", "nan", "nan-gradient", "raises"],
+)
+def test_what_fails_its_self_test_is_not_used(base, functions, reason):
+    model = load_base(base, FAMILY, dtype=torch.float32)
+    said = kernels.install(model, "auto", dtype=torch.float32, functions=functions)
+    assert said.startswith("off (")
+    assert reason in said
+    assert "\n" not in said
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+    with pytest.raises(ConfigError, match="--use_liger_kernel true: "):
+        kernels.install(model, "true", dtype=torch.float32, functions=functions)
+
+
+@pytest.mark.parametrize("dtype", list(kernels.TOLERANCE))
+def test_torch_in_16_bits_passes_the_self_test(dtype):
+    found = kernels.self_test(kernels.TORCH, width=96, inner=160, eps=1e-6, dtype=dtype, device=CPU)
+    assert set(found) == {"RMSNorm", "SwiGLU"}
+    assert max(found.values()) < kernels.TOLERANCE[dtype]
+    if dtype != torch.float32:
+        assert min(found.values()) > 1e-4  # or it would not be testing 16 bits
+
+
+def test_a_kernel_without_its_package_says_so(monkeypatch):
+    def missing():
+        raise ImportError("No module named 'liger_kernel'")
+
+    monkeypatch.setattr(kernels, "liger_functions", missing)
+    with pytest.raises(ConfigError, match=r"No module named 'liger_kernel'\. To get the kernels: pip install"):
+        kernels.check("true", torch.device("cuda"))
+
+
+def test_ligers_functions_are_where_we_look_for_them():
+    """Their module paths and arguments, as of liger-kernel 0.8.5; they run on CUDA only."""
+    pytest.importorskip("liger_kernel")
+    functions = kernels.liger_functions()
+    assert callable(functions.rms_norm)
+    assert callable(functions.swiglu)

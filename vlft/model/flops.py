@@ -1,0 +1,128 @@
+"""Floating-point operations that a step needs: those of its matmuls, forward and backward, from config and lengths.
+
+Required work only, for MFU: recomputation under gradient checkpointing is not in it, and a causal score that is masked
+away is not either. Two operations a multiply-add; norms, activations and rotations are left out, as everywhere.
+
+Letters: T tokens, S tokens of one sample or patches of one ViT segment, P patches, N merged patches, K supervised rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlft.model.towers import Mode, Towers
+
+Attention = Literal["causal", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Operations of one part, in one micro-batch."""
+
+    forward: float = 0
+    backward: float = 0
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(forward=self.forward + other.forward, backward=self.backward + other.backward)
+
+
+def required_flops(
+    config: Any,
+    towers: Towers,
+    *,
+    lengths: Sequence[int],
+    vision_lengths: Sequence[int],
+    supervised: int,
+    attention: Attention = "causal",
+) -> dict[str, Flops]:
+    """Operations of a flat batch.
+
+    Args:
+        config: of the top class.
+        towers: what trains; a backward pass reaches only what lies above a trained parameter.
+        lengths: tokens of each sample.
+        vision_lengths: patches of each ViT segment (one a still, one a time step of a video); empty for none.
+        supervised: K.
+        attention: "causal" counts half of a sample's S x S scores, and each once; "full" counts them all, and once more
+            in backward, where flash kernels make them again. The latter is what torch's FlopCounterMode counts (2.15).
+
+    Returns:
+        part -> operations, for vision, merger, language (its layers) and head (within the language tower).
+    """
+    text, vision = config.text_config, config.vision_config
+    # Whether a gradient must come out of a part at its lower end: something below it trains.
+    below_merger = towers.vision != "frozen"
+    below_language = below_merger or towers.merger != "frozen" or towers.language == "full"  # full: the embedding
+    patches, tokens = sum(vision_lengths), sum(lengths)
+    merged = patches // vision.spatial_merge_size**2
+
+    def linear(rows: int, size: tuple[int, int], tower: Mode, *, gradient: bool, adapted: bool = True) -> Flops:
+        rank = towers.lora_rank if tower == "lora" and adapted else 0
+        return _linear(rows, *size, trained=tower == "full", rank=rank, gradient=gradient)
+
+    # Vision tower
+    width, inner = vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio)
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    mode = towers.vision
+    parts = {"vision": linear(patches, (pixels, width), mode, gradient=False, adapted=False)}
+    everything = towers.lora_target == "all"
+    for block in range(vision.depth):
+        # LoRA's lowest input is pixels through frozen weights; a full tower trains the norm before it.
+        parts["vision"] += linear(
+            patches, (width, 3 * width), mode, gradient=mode == "full" or bool(block and mode == "lora")
+        )
+        parts["vision"] += _attention(vision_lengths, width, below_merger, causal=False, again=attention == "full")
+        parts["vision"] += linear(patches, (width, width), mode, gradient=below_merger)
+        for size in ((width, inner), (inner, width)):
+            parts["vision"] += linear(patches, size, mode, gradient=below_merger, adapted=everything)
+
+    # Merger
+    wide = width * vision.spatial_merge_size**2
+    mode = towers.merger
+    parts["merger"] = linear(merged, (wide, wide), mode, gradient=below_merger or mode == "full")
+    parts["merger"] += linear(merged, (wide, vision.hidden_size), mode, gradient=below_merger or mode != "frozen")
+
+    # Language model
+    width, inner = text.hidden_size, text.intermediate_size
+    head_dim = width // text.num_attention_heads
+    keys = text.num_key_value_heads * head_dim
+    mode = towers.language
+    parts["language"] = Flops()
+    for layer in range(text.num_hidden_layers):
+        reached = below_language or layer > 0
+        for outputs in (width, keys, keys):
+            parts["language"] += linear(tokens, (width, outputs), mode, gradient=reached)
+        parts["language"] += _attention(lengths, width, True, causal=attention == "causal", again=attention == "full")
+        parts["language"] += linear(tokens, (width, width), mode, gradient=True)
+        for size in ((width, inner), (width, inner), (inner, width)):
+            parts["language"] += linear(tokens, size, mode, gradient=True, adapted=everything)
+    parts["head"] = linear(supervised, (width, text.vocab_size), mode, gradient=True, adapted=False)
+    return parts
+
+
+def total(parts: dict[str, Flops]) -> float:
+    """All operations of a micro-batch."""
+    return sum(part.total for part in parts.values())
+
+
+def _linear(rows: int, inputs: int, outputs: int, *, trained: bool, rank: int, gradient: bool) -> Flops:
+    """A linear layer and its LoRA matrices.
+
+    Args:
+        trained: its weight needs a gradient. rank: of its LoRA, 0 for none. gradient: its input needs one.
+    """
+    dense, down, up = (2 * rows * size for size in (inputs * outputs, inputs * rank, rank * outputs))
+    backward = dense * (trained + gradient) + down * (1 + gradient) + 2 * up
+    return Flops(forward=dense + down + up, backward=backward)
+
+
+def _attention(lengths: Sequence[int], width: int, backward: bool, *, causal: bool, again: bool) -> Flops:
+    """Scores and their use, over all heads, in each segment: two matmuls forward, four backward (`again`: five)."""
+    matmul = sum(2 * length**2 for length in lengths) * width / (2 if causal else 1)
+    return Flops(forward=2 * matmul, backward=(5 if again else 4) * matmul * backward)
