@@ -81,13 +81,12 @@ finetune() { # the command line...
     exec "$python" -m vlft train "${from_env[@]}" "${preset[@]}" "$@"
 }
 
-# What all presets share. bf16, attention and Liger kernels are left to vlft, which looks at the machine.
+# What all presets share. bf16, attention, Liger kernels and gradient checkpointing are left to vlft, which looks at the machine.
 preset=(
     --num_train_epochs 1
     --lr_scheduler_type cosine
     --warmup_steps 0.03 # below 1 it is a share of all steps (transformers 5)
     --weight_decay 0.1
-    --gradient_checkpointing true
     --logging_steps 1
     --save_steps 200
     --save_total_limit 10

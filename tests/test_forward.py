@@ -35,7 +35,7 @@ def build(base, preset: str, *, flat: bool, checkpointing: bool = False) -> torc
         if ".lora_B." in name:
             parameter.data.normal_(std=0.05, generator=generator)
     if checkpointing:
-        towers.checkpoint_activations(model)
+        towers.checkpoint_activations(model, ("vision", "language"))
     return model.train()
 
 

@@ -47,7 +47,7 @@ def build(base, preset: str, functions: kernels.Functions | None) -> torch.nn.Mo
         assert kernels.install(model, "true", dtype=torch.float32, functions=functions) == EVERYWHERE
     forward.bind(model, forward.PixelScale.of(load_processor(base)))
     model = towers.apply_towers(model, FAMILY, PRESETS[preset], masters=True)
-    towers.checkpoint_activations(model)
+    towers.checkpoint_activations(model, ("vision", "language"))
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:

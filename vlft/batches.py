@@ -71,6 +71,14 @@ def evaluation_order(costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *
     return PackOrder(costs=tuple(costs), budget=budget, packs_per_step=world, world=world, shuffle=False)
 
 
+def largest(order: Order, costs: Sequence[Cost]) -> tuple[int, int]:
+    """Most tokens, and most patches, of a micro-batch."""
+    if isinstance(order, PackOrder):
+        return max(one.tokens for one in order.first), max(one.patches for one in order.first)
+    rows = -(-order.rows_per_step // (order.world * order.accumulation))
+    return rows * max(cost.tokens for cost in costs), rows * max(cost.patches for cost in costs)
+
+
 def settings_of(order: Order) -> dict[str, Any]:
     """What a run has to keep to, to go on with the same steps: rows or packs a step, and what a pack may hold."""
     if isinstance(order, RowOrder):

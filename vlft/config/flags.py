@@ -96,7 +96,9 @@ class TrainFlags(TrainingArguments):
         "--gradient_accumulation_steps",
     )
     bf16: bool | None = _flag(None, "bf16 autocast over float32 masters (default: on where the GPU has it)")  # type: ignore[assignment]
-    gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass: less memory, slower")  # type: ignore[assignment]
+    gradient_checkpointing: Literal["auto", "true", "false"] = _flag(  # type: ignore[assignment]
+        "auto", "recompute activations in the backward pass: less memory, slower. auto: of the towers that need it"
+    )
     use_liger_kernel: Literal["auto", "true", "false"] = _flag(  # type: ignore[assignment]
         "auto",
         "Liger's fused RMSNorm and SwiGLU: auto takes them on a GPU where they prove equal to torch, true insists",
@@ -127,7 +129,7 @@ class TrainFlags(TrainingArguments):
         if self.eval_steps is None:
             self.eval_steps = self.save_steps  # transformers takes logging_steps, which is 1 here
         # Both of these would make the Trainer act on the model in ways that vlft does itself (vlft.model).
-        self.checkpoint_activations = bool(self.gradient_checkpointing)
+        self.checkpointing = self.gradient_checkpointing
         self.gradient_checkpointing = None  # type: ignore[assignment]
         self.liger = self.use_liger_kernel
         self.use_liger_kernel = False  # type: ignore[assignment]

@@ -70,6 +70,8 @@ class FlagParser(HfArgumentParser):
                 action.help = argparse.SUPPRESS  # refused by name, see `refused`
             elif action.nargs != 0 and action.choices is None and action.metavar is None:
                 action.metavar = "VALUE"
+            if {"true", "false"} <= set(action.choices or ()):  # bool flags of others, with an auto of ours
+                action.type, action.nargs, action.const = _word_of_bool, "?", "true"
         self.add_argument("--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags given here win")
         self._ours = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
 
@@ -163,6 +165,14 @@ def read_yaml(path: str) -> list[str]:
 def write_yaml(path: str | Path, effective: dict[str, Any]) -> None:
     """Write flags so that `--config` reads them back."""
     Path(path).write_text(yaml.safe_dump(effective, sort_keys=True, allow_unicode=True), encoding="utf-8")
+
+
+def _word_of_bool(text: str) -> str:
+    """`True`, `yes` and `1` mean true wherever a flag is a bool; where it may be `auto` besides, too."""
+    word = text.lower()
+    return {"yes": "true", "y": "true", "t": "true", "1": "true", "no": "false", "n": "false", "f": "false"}.get(
+        word, "false" if word == "0" else word
+    )
 
 
 def _word(value: Any) -> str:

@@ -6,6 +6,7 @@ Language-only LoRA is frozen/frozen/lora, vision+language LoRA lora/lora/lora, f
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -164,14 +165,20 @@ def plain_name(name: str) -> str:
     return name
 
 
-def checkpoint_activations(model: torch.nn.Module) -> None:
+def checkpoint_activations(model: torch.nn.Module, parts: Collection[str]) -> None:
     """Recompute each block's activations in the backward pass (gradient checkpointing), without reentrance.
+
+    Args:
+        model: prepared, or wrapped by PEFT.
+        parts: "vision", "language" or both.
 
     Not through `gradient_checkpointing_enable`: that also hooks the ViT's patch embedding so that its output needs a
     gradient, which sends a frozen ViT through backward and recomputation (seen on transformers 5.17 and 5.23).
     """
     wrapped: Any = model
     base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-    base._set_gradient_checkpointing(
-        enable=True, gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=False)
-    )
+    for part in parts:
+        tower = base.model.visual if part == "vision" else base.model.language_model
+        tower._set_gradient_checkpointing(
+            enable=True, gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=False)
+        )

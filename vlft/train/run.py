@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from vlft.batches import described, evaluation_order, settings_of, training_order
+from vlft.batches import described, evaluation_order, largest, settings_of, training_order
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, read_json, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.config.checks import check_flags, remarks_on_steps
@@ -22,7 +22,7 @@ from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows
-from vlft.model import attention, forward, groups, kernels, towers
+from vlft.model import attention, forward, groups, kernels, memory, towers
 from vlft.model.load import load_base
 from vlft.train.folder import RunFolder, data_entries
 from vlft.train.ranks import on_rank_zero
@@ -90,12 +90,13 @@ def _run(
     if args.process_index == 0:
         acting = {k: v for k, v in parsed.effective.items() if base.towers.has_lora or not k.startswith("lora_")}
         folder.begin_run(acting)
-    model, backends, fused = prepare_model(base, args, choice=model_flags.attn, say=say)
+    tokens, patches = largest(order, measured.costs)
+    model, chosen = prepare_model(base, args, choice=model_flags.attn, say=say, tokens=tokens, patches=patches)
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
     )
     say(groups.table(table))
-    say(f"attention: {', '.join(f'{tower} {backend}' for tower, backend in backends.items())}; Liger kernels: {fused}")
+    say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
     trainer = _trainer(model, table, base, data, args, measured, evaluated, order, folder, checkpoint, say)
     say(described(order))
     for remark in remarks_on_steps(args, args.total_steps(order.steps)):
@@ -105,15 +106,25 @@ def _run(
 
 
 def prepare_model(
-    base: Base, args: TrainFlags, *, choice: attention.Choice, say: Callable[[str], None]
-) -> tuple[torch.nn.Module, dict[str, Any], str]:
+    base: Base,
+    args: TrainFlags,
+    *,
+    choice: attention.Choice,
+    say: Callable[[str], None],
+    tokens: int = 0,
+    patches: int = 0,
+) -> tuple[torch.nn.Module, dict[str, str]]:
     """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, kernels, flat forward.
 
     Under bf16 (or fp16) autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without
     autocast everything computes in float32, since a bf16 tower and a float32 one cannot meet.
 
+    Args:
+        choice: `--attn`.
+        tokens, patches: of the largest micro-batch.
+
     Returns:
-        the model (wrapped by PEFT where a tower has LoRA), tower -> attention backend, and what Liger kernels do.
+        the model (wrapped by PEFT where a tower has LoRA), and what was chosen, for the log.
     """
     half = args.bf16 or args.fp16
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
@@ -124,9 +135,15 @@ def prepare_model(
     fused = kernels.install(model, args.liger, dtype=dtype)
     forward.bind(model, forward.PixelScale.of(base.processor))
     wrapped = towers.apply_towers(model, base.family, base.towers, masters=True)
-    if args.checkpoint_activations:
-        towers.checkpoint_activations(wrapped)
-    return wrapped, backends, fused
+    kept = memory.activations(base.config, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
+    trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    parts, checkpointed = memory.choose_checkpointing(args.checkpointing, kept, trained=trained, device=args.device)
+    towers.checkpoint_activations(wrapped, parts)
+    return wrapped, {
+        "attention": ", ".join(f"{tower} {backend}" for tower, backend in backends.items()),
+        "Liger kernels": fused,
+        "gradient checkpointing": checkpointed,
+    }
 
 
 def _record(

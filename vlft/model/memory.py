@@ -1,0 +1,98 @@
+"""How much memory activations take, and so which tower has to recompute its own (gradient checkpointing).
+
+An estimate from shapes: what autograd keeps of each block for the backward pass, counted tensor by tensor. It has not
+been compared with a GPU yet, so `MARGIN` is wide.
+
+Letters: T tokens and P patches of the largest micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from vlft.model.towers import Towers
+
+Choice = Literal["auto", "true", "false"]
+Part = Literal["vision", "language"]
+
+MARGIN = 1.25  # on activations, for what is not counted and for fragments
+USABLE = 0.92  # of the free memory
+STATE_BYTES = 12  # of a trained weight beside itself: gradient and both moments of AdamW, float32
+HEAD_BYTES = 2**30  # a chunk of the head's logits and what is made of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Bytes that one tower keeps from forward to backward.
+
+    Attributes:
+        whole: of all its blocks. recomputed: under gradient checkpointing, the inputs of all blocks and one whole one.
+    """
+
+    whole: int
+    recomputed: int
+
+
+def activations(config: Any, towers: Towers, *, tokens: int, patches: int, element_bytes: int) -> dict[Part, Kept]:
+    """What each tower keeps; nothing for a tower without a backward pass.
+
+    Args:
+        config: of the top class.
+        towers: what trains; the language model has a backward pass if anything does.
+        tokens, patches: T and P.
+        element_bytes: 2 under bf16 or fp16 autocast, else 4.
+    """
+    text, vision = config.text_config, config.vision_config
+    heads = text.num_attention_heads
+    group = text.hidden_size * text.num_key_value_heads // heads
+    # Two norms (input, and what they hand on), q, attention's output, the residual; k and v; gate, up, their product.
+    language = 6 * text.hidden_size + 2 * group + 3 * text.intermediate_size
+    # Two norms, q, k, v, attention's output, the residual; the MLP's inner width before and after its activation.
+    inner = int(vision.embed_dim * vision.mlp_ratio)
+    tower = 9 * vision.embed_dim + 2 * inner
+    parts: dict[Part, tuple[bool, int, int, int, int]] = {
+        "language": (True, tokens, text.num_hidden_layers, language, text.hidden_size),
+        "vision": (towers.vision != "frozen", patches, vision.depth, tower, vision.embed_dim),
+    }
+    return {
+        part: Kept(
+            whole=count * depth * block * element_bytes, recomputed=count * (depth * width + block) * element_bytes
+        )
+        if trains
+        else Kept(whole=0, recomputed=0)
+        for part, (trains, count, depth, block, width) in parts.items()
+    }
+
+
+def choose_checkpointing(
+    choice: Choice, kept: dict[Part, Kept], *, trained: int, device: torch.device
+) -> tuple[tuple[Part, ...], str]:
+    """The towers that recompute, and the same in words for the log.
+
+    Args:
+        choice: `--gradient_checkpointing`.
+        kept: of `activations`.
+        trained: weights that train; their gradients and optimizer states have yet to find room.
+        device: the model is on it already.
+    """
+    needs: list[Part] = sorted((part for part in kept if kept[part].whole), key=lambda part: -kept[part].whole)
+    if choice == "true":
+        return tuple(needs), " and ".join(needs)
+    if choice == "false" or device.type != "cuda":
+        return (), "off"
+    free = torch.cuda.mem_get_info(device)[0]
+    return fit(needs, kept, room=int(free * USABLE) - STATE_BYTES * trained - HEAD_BYTES)
+
+
+def fit(needs: list[Part], kept: dict[Part, Kept], *, room: int) -> tuple[tuple[Part, ...], str]:
+    """The fewest towers that have to recompute, the hungriest first, for the rest to fit into `room` bytes."""
+    for count in range(len(needs) + 1):
+        chosen = needs[:count]
+        total = sum(kept[part].recomputed if part in chosen else kept[part].whole for part in needs)
+        if total * MARGIN <= room or count == len(needs):
+            break
+    words = f"{' and '.join(chosen) or 'off'} (activations {total / 1e9:.1f} GB, room for {room / MARGIN / 1e9:.1f})"
+    return tuple(chosen), words
