@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_forward import build, flat_inputs, gradients
 
-from vlft.model import attention, kernels
+from vlft.model import attention, kernels, loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -89,3 +89,34 @@ def test_liger_kernels_in_a_model_are_near_torch(base, encoded):
     for name, gradient in results[0].items():
         error = (results[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
         assert error < 0.1, (name, float(error))
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+def test_the_heads_loss_at_the_size_of_the_2b_holds_one_chunk(trained):
+    """2,048 supervised rows under bf16 autocast: value and gradient of plain cross-entropy, at a chunk's memory."""
+    words, channels, count = 151_936, 1536, 2048
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden, weight = (torch.randn(n, channels, device="cuda", generator=generator) for n in (count, words))
+    hidden, weight = (hidden.bfloat16().requires_grad_(), (0.02 * weight).requires_grad_(trained))
+    weight = weight if trained else weight.bfloat16()
+    targets = torch.randint(words, (count,), device="cuda", generator=generator)
+    results = []
+    for chunked in (True, False):
+        hidden.grad = weight.grad = None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16):
+            if chunked:
+                value = loss.linear_cross_entropy(hidden, weight, targets)
+            else:
+                logits = torch.nn.functional.linear(hidden, weight).float()
+                value = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        (value / count).backward()
+        results.append((value.detach(), hidden.grad, weight.grad, torch.cuda.max_memory_allocated() - before))
+    print("peak bytes:", [result[-1] for result in results])
+    (ours, *mine, peak), (exact, *theirs, _) = results
+    assert abs(ours / exact - 1) < 1e-5
+    for gradient, stock in list(zip(mine, theirs, strict=True))[: 1 + trained]:
+        assert (gradient - stock).norm() < 0.01 * stock.norm()
+    # bf16 logits and slopes, float32 softmax, a slice of the weight's gradient; trained: its gradient, its bf16 copy.
+    assert peak < 12 * loss.CHUNK_ELEMENTS + (8 * words * channels if trained else 0)
