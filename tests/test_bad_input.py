@@ -94,8 +94,8 @@ def test_flags_with_another_name_or_none(refused, flags, says):
     assert says in refused(*flags, status=2)
 
 
-def test_packing_is_refused_by_name_until_it_exists(refused):
-    assert "--packing true" in refused("--packing", "true")
+def test_a_row_that_fits_no_pack(refused):
+    assert "tokens fit no pack, --pack_tokens is 100" in refused("--packing", "true", "--pack_tokens", "100")
 
 
 def test_liger_kernels_that_cannot_run_here(refused):

@@ -22,7 +22,7 @@ from vlft.demo.base import STORED, run_train
 from vlft.demo.folder import claimed, write_json
 from vlft.demo.page import Example, write_page
 from vlft.demo.score import answers, right
-from vlft.demo.story import GREY, Story, chance, stories, write_rows
+from vlft.demo.story import Story, chance, stories, write_rows
 from vlft.errors import ConfigError
 
 GOAL = 0.9  # exact answers of each kind of held-out row
@@ -120,7 +120,7 @@ def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
         for name, rows, blank in (("train", train, False), ("held_out", held_out, False),
                                   ("train_blank", train, True), ("held_out_blank", held_out, True)):  # fmt: skip
             if not (data / f"{name}.json").exists():
-                write_rows(rows, data, name=name, seed=lesson.seed, greys=GREY, blank=blank)
+                write_rows(rows, data, name=name, seed=lesson.seed, blank=blank)
     say(f"drawn: {lesson.rows:,} rows to train on, {lesson.held_out} held out. No held-out video, and no held-out")
     say("story of several pictures, is among those trained on; single pictures are drawn anew.")
 

@@ -33,8 +33,6 @@ SHAPES = ("circle", "square", "triangle", "heart")
 FILLS = ("plain", "striped", "dotted")
 
 SIDE = 84  # pixels: 6 x 6 patches, 9 tokens
-# Range of greys behind the shapes. White stripes want the darker: on the lighter, outlines were lost on the model.
-LIGHT, GREY = (215, 250), (165, 200)
 FRAMES = 4  # of a video: two time steps of the model
 HELD_OUT_ONE_IN = 10
 ECHO_SHARE = 0.15
@@ -161,10 +159,8 @@ def chance(rows: Sequence[Story]) -> float:
     return sum(1 / story.choices for story in rows) / len(rows)
 
 
-def draw(
-    look: Look, rng: random.Random, *, greys: tuple[int, int] = LIGHT, moved: tuple[int, int, int] | None = None
-) -> Image:
-    """One picture, RGB, SIDE x SIDE, on paper of one of `greys`; place and size vary, or are `moved` (x, y, radius)."""
+def draw(look: Look, rng: random.Random, *, moved: tuple[int, int, int] | None = None) -> Image:
+    """One picture, RGB, SIDE x SIDE; place, size and paper vary with `rng`, or are `moved` (x, y, radius)."""
     from PIL import Image, ImageDraw
 
     scale = 2  # drawn larger and shrunk, for smooth edges
@@ -182,7 +178,7 @@ def draw(
         for i in range(0, side, step):
             for j in range(0, side, step):
                 pen.ellipse((i, j, i + step // 2, j + step // 2), fill="black")
-    grey = rng.randint(*greys)
+    grey = rng.randint(215, 250)
     paper = Image.new("RGB", (side, side), (grey, grey, grey))
     paper.paste(paint, mask=mask)
     return paper.resize((SIDE, SIDE), Image.Resampling.BOX)
@@ -213,15 +209,7 @@ def _outline(pen: Any, shape: str, x: int, y: int, r: int) -> None:
         )
 
 
-def write_rows(
-    rows: Sequence[Story],
-    folder: Path,
-    *,
-    name: str,
-    seed: int,
-    greys: tuple[int, int] = LIGHT,
-    blank: bool = False,
-) -> Path:
+def write_rows(rows: Sequence[Story], folder: Path, *, name: str, seed: int, blank: bool = False) -> Path:
     """Draw the pictures and write the data file.
 
     Args:
@@ -229,7 +217,6 @@ def write_rows(
         folder: gets `NAME.json` and a folder `NAME` of PNG pictures.
         name: of both.
         seed: of places and sizes.
-        greys: range of the paper's.
         blank: grey pictures instead, for the run that may see nothing.
 
     Returns:
@@ -248,7 +235,7 @@ def write_rows(
         paths = []
         for i, look in enumerate(frames):
             path = media / f"{index:05}-{i}.png"
-            (_blank() if blank else draw(look, rng, greys=greys, moved=moved)).save(path)
+            (_blank() if blank else draw(look, rng, moved=moved)).save(path)
             paths.append(f"{name}/{path.name}")
         marks = [f"{i} " if story.numbered else "" for i in range(1, len(paths) + 1)]
         tags = "<video>\n" if story.is_video else "".join(f"{mark}<image>\n" for mark in marks)
