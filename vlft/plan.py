@@ -129,6 +129,7 @@ def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
     )
     workers = args.dataloader_num_workers
     measured = trainable_rows(data.data_path, data, base, workers=workers)
+    evaluation = trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
     steps_per_epoch = Order(rows=len(measured.costs), rows_per_step=per_step).steps
     steps = args.total_steps(steps_per_epoch)
@@ -137,14 +138,14 @@ def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
         towers=dict(base.towers.modes),
         groups=tuple(table),
         data=measured,
-        evaluation=trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None,
+        evaluation=evaluation,
         batch=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         gpus=world,
         steps_per_epoch=steps_per_epoch,
         steps=steps,
         epochs=steps / steps_per_epoch if args.max_steps > 0 else args.num_train_epochs,
-        remarks=tuple(remarks_on_steps(args, steps)),
+        remarks=(*measured.notes, *(evaluation.notes if evaluation else ()), *remarks_on_steps(args, steps)),
     )
 
 

@@ -209,6 +209,8 @@ def _trainer(
 
 def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = "train") -> None:
     rows, costs = measured.rows, measured.costs
+    for note in measured.notes:
+        say(f"note: {note}")
     tokens = sorted(cost.tokens for cost in costs)
     for file, count in rows.counts.items():
         skipped = [row for row in rows.bad if row.file == file]
