@@ -184,7 +184,7 @@ def _trainer(
     say: Callable[[str], None],
 ) -> VlftTrainer:
     def dataset(rows: Measured) -> RowDataset:
-        return RowDataset(rows.rows.samples, base.encoder)
+        return RowDataset(rows.rows.samples, base.encoder, rows.costs)
 
     vision = base.config.vision_config
     tokenizer = base.processor.tokenizer
