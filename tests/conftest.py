@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -13,6 +14,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from pathlib import Path
 
 import pytest
+
+# Tests, and the processes they start, keep costs of rows in a folder of their own, never in the user's.
+_CACHE = tempfile.TemporaryDirectory(prefix="vlft-cache-")
+os.environ["VLFT_COST_CACHE"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,11 @@ import pytest
 import torch
 from build import photograph, picture, write_image, write_video
 from PIL import Image as PIL
-from PIL import ImageOps, PngImagePlugin
+from PIL import ImageOps, JpegImagePlugin, PngImagePlugin
 from transformers import image_transforms
 
 from vlft.data.media import MediaError, decode, measure, media_settings
+from vlft.data.pictures import Unreadable, open_picture, read_pixels
 from vlft.data.sample import Image, Video
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import ConfigError
@@ -184,6 +185,110 @@ def test_png_headers_are_measured_without_decoding(tmp_path, monkeypatch):
     path = write_image(tmp_path / "a.png", 300, 200)
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda *_: pytest.fail("decoded"))
     assert measure(image(path), SETTINGS).patches
+
+
+# ----------------------------------------------------------------------------------------------- JPEGs, decoded fast
+
+
+def by_pillow(path) -> torch.Tensor:
+    return torch.from_numpy(np.array(open_picture(str(path)))).permute(2, 0, 1)
+
+
+@pytest.fixture
+def pillow_decodes(monkeypatch) -> list[str]:
+    """Files of which Pillow decodes the pixels."""
+    seen: list[str] = []
+    load = JpegImagePlugin.JpegImageFile.load
+
+    def spy(self, *args):
+        seen.append(str(self.filename))
+        return load(self, *args)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", spy)
+    return seen
+
+
+JPEGS = {
+    "4:2:0": {"subsampling": "4:2:0"},
+    "4:2:2": {"subsampling": "4:2:2"},
+    "4:4:4": {"subsampling": "4:4:4"},
+    "low quality": {"quality": 5},
+    "best quality": {"quality": 100},
+    "progressive": {"progressive": True},
+    "optimized": {"optimize": True},
+    "restart markers": {"restart_marker_blocks": 3},
+    "progressive, restart markers": {"progressive": True, "restart_marker_rows": 1},
+    "RGB inside": {"keep_rgb": True},
+}
+
+
+@pytest.mark.parametrize("how", JPEGS.values(), ids=JPEGS)
+@pytest.mark.parametrize(("name", "mode"), [("china", "RGB"), ("astronaut", "RGB"), ("coffee", "L")])
+def test_jpegs_are_decoded_bit_for_bit_as_by_pillow(tmp_path, pillow_decodes, how, name, mode):
+    for size in ((640, 427), (161, 93), (1, 1)):
+        path = tmp_path / f"{size[0]}.jpg"
+        picture(*size, name=name).convert(mode).save(path, **how)
+        ours = read_pixels(str(path))
+        assert not pillow_decodes
+        assert torch.equal(ours, by_pillow(path))
+        pillow_decodes.clear()
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_turned_jpeg_is_turned_as_by_pillow(tmp_path, pillow_decodes, orientation):
+    exif = PIL.Exif()
+    exif[0x112] = orientation
+    path = write_image(tmp_path / "a.jpg", 170, 60, exif=exif)
+    ours = read_pixels(str(path))
+    assert not pillow_decodes
+    assert torch.equal(ours, by_pillow(path))
+
+
+def test_a_jpeg_with_a_second_picture_behind_it_is_decoded_as_by_pillow(tmp_path, pillow_decodes):
+    """As phones write them, with a depth map or another exposure (MPO)."""
+    path = tmp_path / "a.jpg"
+    picture(90, 60).save(path, "MPO", save_all=True, append_images=[picture(90, 60, name="flower")])
+    assert PIL.open(path).format == "MPO"
+    ours = read_pixels(str(path))
+    assert not pillow_decodes
+    assert torch.equal(ours, by_pillow(path))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_what_is_no_plain_jpeg_pillow_decodes(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    picture(90, 60).convert("CMYK" if ending == "jpg" else "P").save(path)
+    assert torch.equal(read_pixels(str(path)), by_pillow(path))
+
+
+def test_a_damaged_jpeg_is_taken_or_refused_as_by_pillow(tmp_path):
+    """Cut, or with bytes overwritten: what Pillow reads past is read past, what it refuses is refused in its words."""
+    rng = np.random.default_rng(0)
+    path, outcomes = tmp_path / "a.jpg", set()
+    for i in range(300):
+        picture(90, 60).save(path, progressive=i % 3 == 0, restart_marker_blocks=4 * (i % 2))
+        data = bytearray(path.read_bytes())
+        if i % 5 == 0:
+            del data[rng.integers(2, len(data)) :]
+        elif i % 5 == 1:
+            del data[-rng.integers(1, 9) :]
+        else:
+            for at in rng.integers(2, len(data), size=rng.integers(1, 6)):
+                data[at] = rng.integers(256)
+        path.write_bytes(data)
+        found: list[torch.Tensor | str] = []
+        for read in (read_pixels, lambda p: by_pillow(p)):
+            try:
+                found.append(read(str(path)))
+            except Unreadable as error:
+                found.append(str(error))
+        ours, theirs = found
+        if isinstance(ours, str) or isinstance(theirs, str):
+            assert ours == theirs, i
+        else:
+            assert torch.equal(ours, theirs), i
+        outcomes.add(isinstance(ours, str))
+    assert outcomes == {True, False}
 
 
 # --------------------------------------------------------------------------------------------------- stills refused

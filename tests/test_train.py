@@ -277,7 +277,11 @@ def test_what_a_run_prints(train, capsys):
     out = capsys.readouterr().out
     assert re.search(r"^step 2/3  loss \d+\.\d{4}  grad .*ETA \d:\d\d:\d\d$", out, re.M)
     assert "vision_frozen" in out
-    assert re.search(r"; Liger kernels: (off \(needs CUDA\)|RMSNorm on 5 modules, SwiGLU on 2); gradient checkpointing: off", out, re.M)
+    assert re.search(
+        r"; Liger kernels: (off \(needs CUDA\)|RMSNorm on 5 modules, SwiGLU on 2); gradient checkpointing: off",
+        out,
+        re.M,
+    )
     assert out.rstrip().endswith(f"output: {run}\nmerge:  vlft merge {run} {run}-merged")
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from vlft.batches import pack_budget
 from vlft.checkpoint import resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
+from vlft.data.costs import cost_folder, scan_cached
 from vlft.data.dataset import MediaProbe, scan
 from vlft.data.encode import Encoder
 from vlft.data.media import MediaSettings, media_settings
@@ -179,11 +180,14 @@ def open_row(path: str, index: int, data: DataFlags, family: Family) -> Sample:
 def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers: int) -> Measured:
     """The rows of data files that can be trained on as asked, with every refusal that file headers tell.
 
+    Rows that an earlier run has measured and whose files are as they were are not measured again (`vlft.data.costs`).
+
     Raises:
         ConfigError: a row is refused and bad rows are not to be skipped, or no row is left.
     """
     rows = open_rows(paths, data, base.family)
-    measured = measure_rows(rows, base.encoder, workers=workers, budget=pack_budget(data))
+    cache = cost_folder(os.environ)
+    measured = measure_rows(rows, base.encoder, workers=workers, budget=pack_budget(data), cache=cache)
     bad = measured.rows.bad
     if bad and data.on_bad_row == "error":
         lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])
@@ -204,10 +208,12 @@ class Measured:
     Attributes:
         rows: `samples` are those that can be trained; `bad` all that cannot, in file order; `counts` rows read.
         costs: one per sample.
+        notes: for the user, on the cache of costs.
     """
 
     rows: Rows
     costs: tuple[Cost, ...]
+    notes: tuple[str, ...] = ()
 
 
 def measure_rows(
@@ -218,6 +224,7 @@ def measure_rows(
     budget: Budget | None = None,
     decode: bool = False,
     quiet: bool = False,
+    cache: Path | None = None,
 ) -> Measured:
     """Find what each row costs and which cannot be trained, before anything is trained.
 
@@ -228,12 +235,19 @@ def measure_rows(
         budget: of a pack, which a row must fit; None without packing.
         decode: decode every picture and frame too.
         quiet: no progress bar.
+        cache: folder of costs kept between runs (`cost_folder`); None measures every row. Without effect on `decode`,
+            which is asked for to look at the pixels, and on a `MediaProbe`, which counts no tokens.
     """
     word = "decoding" if decode else "measuring"
     # disable=None: tqdm shows its bar and ETA on a terminal only; delay keeps short passes silent.
     bar = tqdm(total=len(rows.samples), desc=f"{word} rows", unit="row", disable=quiet or None, delay=2)
     samples, costs, bad = [], [], list(rows.bad)
-    for sample, result in zip(rows.samples, scan(rows.samples, encoder, workers=workers, decode=decode), strict=True):
+    notes: list[str] = []
+    if cache is None or decode or isinstance(encoder, MediaProbe):
+        results = scan(rows.samples, encoder, workers=workers, decode=decode)
+    else:
+        results = scan_cached(rows.samples, encoder, workers=workers, folder=cache, note=notes.append)
+    for sample, result in zip(rows.samples, results, strict=True):
         bar.update()
         if isinstance(result, BadRow):
             bad.append(result)
@@ -245,4 +259,4 @@ def measure_rows(
     bar.close()
     position = {file: i for i, file in enumerate(rows.counts)}
     bad.sort(key=lambda row: (position[row.file], row.index))
-    return Measured(rows=replace(rows, samples=tuple(samples), bad=tuple(bad)), costs=tuple(costs))
+    return Measured(rows=replace(rows, samples=tuple(samples), bad=tuple(bad)), costs=tuple(costs), notes=tuple(notes))

@@ -122,6 +122,7 @@ def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
     )
     workers = args.dataloader_num_workers
     measured = trainable_rows(data.data_path, data, base, workers=workers)
+    evaluation = trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None
     order = training_order(measured.costs, data, args, world=world)
     steps = args.total_steps(order.steps)
     return Plan(
@@ -129,11 +130,11 @@ def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
         towers=dict(base.towers.modes),
         groups=tuple(table),
         data=measured,
-        evaluation=trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None,
+        evaluation=evaluation,
         order=order,
         steps=steps,
         epochs=steps / order.steps if args.max_steps > 0 else args.num_train_epochs,
-        remarks=tuple(remarks_on_steps(args, steps)),
+        remarks=(*measured.notes, *(evaluation.notes if evaluation else ()), *remarks_on_steps(args, steps)),
     )
 
 

@@ -12,6 +12,7 @@ from typing import TypedDict
 import torch
 
 from vlft.data.encode import KIND_IMAGE, KIND_VIDEO, UNTRAINED
+from vlft.data.parcel import sent
 from vlft.data.positions import patch_positions
 from vlft.data.sample import EncodedSample, Grid
 from vlft.errors import BadRow
@@ -87,7 +88,7 @@ class Collator:
             still_patches = [torch.zeros(self.merge_size**2, 3, patch, patch, dtype=torch.uint8)]
         empty_video = torch.zeros(0, 3, 2, patch, patch, dtype=torch.uint8)
         vision_lengths = tuple(grid.h * grid.w for grid in grids for _ in range(grid.t))
-        return Batch(
+        batch = Batch(
             input_ids=ids_T[None],
             labels=labels_T[None],
             position_ids=torch.cat([places_T[None], positions_3T])[:, None],
@@ -112,6 +113,7 @@ class Collator:
             rows=tuple((s.file, s.index) for s in samples),
             skipped=skipped,
         )
+        return sent(batch)
 
 
 def _cumulative(lengths: Sequence[int]) -> torch.Tensor:

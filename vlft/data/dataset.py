@@ -27,23 +27,55 @@ class RowDataset(Dataset):
     Args:
         samples: parsed rows.
         encoder: turns one into tokens and pixels.
+        costs: what each row was measured to cost, or None where nobody counts on it.
 
-    A row whose media cannot be decoded after all comes back as its `BadRow`, never as an exception: a worker's
-    exception reaches the trainer as text. The collator carries it on, and the trainer stops or counts it.
+    A row whose media cannot be decoded after all, or that costs something else than it was measured to, since a file
+    was replaced, comes back as its `BadRow`, never as an exception: a worker's exception reaches the trainer as text.
+    The collator carries it on, and the trainer stops or counts it.
+
+    Raises:
+        ValueError: as many costs as samples are needed.
     """
 
-    def __init__(self, samples: Sequence[Sample], encoder: Encoder) -> None:
+    def __init__(self, samples: Sequence[Sample], encoder: Encoder, costs: Sequence[Cost] | None = None) -> None:
+        if costs is not None and len(costs) != len(samples):
+            raise ValueError(f"{len(costs)} costs for {len(samples)} samples")
         self.samples = samples
         self.encoder = encoder
+        self.costs = costs
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> EncodedSample | BadRow:
+        sample = self.samples[index]
         try:
-            return self.encoder.encode(self.samples[index])
+            row = self.encoder.encode(sample)
         except DataError as error:
             return error.row
+        if self.costs is not None and (now := _cost(row)) != self.costs[index]:
+            return _changed(sample, self.costs[index], now)
+        return row
+
+
+def _cost(row: EncodedSample) -> Cost:
+    return Cost(
+        tokens=len(row.input_ids_T),
+        supervised=int((row.labels_T != UNTRAINED).sum()),
+        patches=sum(medium.grid.patches for medium in row.media),
+    )
+
+
+def _changed(sample: Sample, then: Cost, now: Cost) -> BadRow:
+    """Steps, packs and memory were planned on what the row cost then."""
+    names = {"tokens": "tokens", "supervised": "trained tokens", "patches": "patches"}
+    differing = [name for name in names if getattr(then, name) != getattr(now, name)]
+    old = ", ".join(f"{getattr(then, name):,} {names[name]}" for name in differing)
+    new = ", ".join(f"{getattr(now, name):,}" for name in differing)
+    fields = [medium.field for medium in sample.media]  # the conversation is in memory: only a file can have changed
+    field = fields[0] if len(fields) == 1 else fields[0].split("[")[0] if fields else "conversations"
+    reason = f"a file of it changed since it was measured: {old} then, {new} now. Run again"
+    return BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason)
 
 
 class _Scan(Dataset):
@@ -91,12 +123,7 @@ class MediaProbe:
 
 
 def _decoded_cost(sample: Sample, *, encoder: Encoder) -> Cost:
-    row = encoder.encode(sample)
-    return Cost(
-        tokens=len(row.input_ids_T),
-        supervised=int((row.labels_T != UNTRAINED).sum()),
-        patches=sum(medium.grid.patches for medium in row.media),
-    )
+    return _cost(encoder.encode(sample))
 
 
 def _probe(encoder: Encoder | MediaProbe, *, decode: bool) -> Callable[[Sample], Cost]:

@@ -6,10 +6,12 @@ its generation prompt. Knows no model, only a processor and `vlft.data.media`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from vlft.data import media as media_io
@@ -21,6 +23,21 @@ from vlft.families import Family
 
 UNTRAINED = -100
 KIND_TEXT, KIND_IMAGE, KIND_VIDEO = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Piece:
+    """A stretch of a rendered row that is trained as a whole or not at all.
+
+    Attributes:
+        text, ids: the stretch and its tokens, one a medium.
+        media: how many of the tokens stand for media.
+    """
+
+    text: str
+    trained: bool
+    ids: list[int]
+    media: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +105,13 @@ class Encoder:
             grids = [media_io.measure(part, self.media) for part in sample.media]
         except MediaError as error:
             raise _refused(sample, error.field, error.reason) from error
-        ids_T, labels_T, *_ = self._tokens(sample, grids)
+        pieces = self._tokenised(sample, unanswered=False)
+        vision = sum(grid.tokens(self.media.merge_size) for grid in grids)
+        tokens = sum(len(piece.ids) - piece.media for piece in pieces) + vision
+        self._refuse_long(sample, tokens, vision=vision)
         return Cost(
-            tokens=len(ids_T),
-            supervised=int((labels_T != UNTRAINED).sum()),
+            tokens=tokens,
+            supervised=sum(len(piece.ids) - piece.media for piece in pieces if piece.trained),
             patches=sum(grid.patches for grid in grids),
         )
 
@@ -108,90 +128,97 @@ class Encoder:
 
         With `unanswered`, the template's generation prompt stands at the end, and no answer is to follow it.
         """
-        tokenizer = self.processor.tokenizer
-        pieces = self._render(sample, unanswered=unanswered)
-        # Answers are tokenised apart from the prompt before them, as they are when served: an answer that starts
-        # with a newline must not melt into the newline of "<|im_start|>assistant\n".
-        piece_ids = tokenizer([text for text, _ in pieces], add_special_tokens=False).input_ids
-        pads = {
-            tokenizer.convert_tokens_to_ids(self.family.image_pad): KIND_IMAGE,
-            tokenizer.convert_tokens_to_ids(self.family.video_pad): KIND_VIDEO,
-        }
+        pieces = self._tokenised(sample, unanswered=unanswered)
+        tokens = [grid.tokens(self.media.merge_size) for grid in grids]
+        ids = np.array([token for piece in pieces for token in piece.ids])
+        trained = np.repeat([piece.trained for piece in pieces], [len(piece.ids) for piece in pieces])
+        kinds = np.zeros(len(ids), dtype=np.uint8)
+        for pad, kind in self._pads.items():
+            kinds[ids == pad] = kind
+        stands = np.flatnonzero(kinds)
+        counts = np.ones(len(ids), dtype=np.int64)
+        counts[stands] = tokens
+        self._refuse_long(sample, int(counts.sum()), vision=sum(tokens))
+        labels = np.where(trained & (kinds == KIND_TEXT), ids, UNTRAINED)
+        text_runs = (np.diff([-1, *stands, len(ids)]) - 1).tolist()
+        segments = [*(part for pair in zip(text_runs, grids, strict=False) for part in pair), text_runs[-1]]
+        return (
+            torch.from_numpy(np.repeat(ids, counts)),
+            torch.from_numpy(np.repeat(labels, counts)),
+            torch.from_numpy(np.repeat(kinds, counts)),
+            mrope_positions(segments, merge=self.media.merge_size),
+            "".join(piece.text for piece in pieces),
+        )
+
+    def _tokenised(self, sample: Sample, *, unanswered: bool) -> list[_Piece]:
+        """The rendered conversation in pieces, each tokenised, a single pad token where a medium stands.
+
+        Answers are tokenised apart from the prompt before them, as they are when served: an answer that starts with a
+        newline must not melt into the newline of "<|im_start|>assistant\\n".
+        """
+        rendered = self._render(sample, unanswered=unanswered)
+        piece_ids = self.processor.tokenizer([text for text, _ in rendered], add_special_tokens=False).input_ids
         wanted = [KIND_IMAGE if isinstance(part, Image) else KIND_VIDEO for part in sample.media]
-        found = [pads[token] for ids in piece_ids for token in ids if token in pads]
-        if found != wanted:
+        found = [[self._pads[token] for token in ids if token in self._pads] for ids in piece_ids]
+        kinds = [kind for some in found for kind in some]
+        if kinds != wanted:
             raise ConfigError(
-                f"the chat template wrote {found.count(KIND_IMAGE)} pictures and {found.count(KIND_VIDEO)} videos for "
+                f"the chat template wrote {kinds.count(KIND_IMAGE)} pictures and {kinds.count(KIND_VIDEO)} videos for "
                 f"{sample.file}[{sample.index}], which has {wanted.count(KIND_IMAGE)} and {wanted.count(KIND_VIDEO)} "
                 "(or in another order). Use a chat template that writes each where it stands."
             )
-        merge = self.media.merge_size
-        remaining = iter(grids)
-        ids: list[int] = []
-        labels: list[int] = []
-        kinds: list[int] = []
-        segments: list[int | Grid] = []
-        text_run = 0
-        for (_, trained), tokens in zip(pieces, piece_ids, strict=True):
-            for token in tokens:
-                kind = pads.get(token, KIND_TEXT)
-                if kind == KIND_TEXT:
-                    text_run += 1
-                    ids.append(token)
-                    kinds.append(kind)
-                    labels.append(token if trained else UNTRAINED)
-                else:
-                    grid = next(remaining)
-                    count = grid.tokens(merge)
-                    segments += [text_run, grid]
-                    text_run = 0
-                    ids += [token] * count
-                    kinds += [kind] * count
-                    labels += [UNTRAINED] * count
-        segments.append(text_run)
-        if len(ids) > self.max_length:
-            vision = sum(grid.tokens(merge) for grid in grids)
+        return [
+            _Piece(text=text, trained=trained, ids=ids, media=len(some))
+            for (text, trained), ids, some in zip(rendered, piece_ids, found, strict=True)
+        ]
+
+    @functools.cached_property
+    def _pads(self) -> dict[int, int]:
+        """Token of a picture or video -> its kind."""
+        token_id = self.processor.tokenizer.convert_tokens_to_ids
+        return {token_id(self.family.image_pad): KIND_IMAGE, token_id(self.family.video_pad): KIND_VIDEO}
+
+    def _refuse_long(self, sample: Sample, tokens: int, *, vision: int) -> None:
+        if tokens > self.max_length:
             raise _refused(
                 sample,
                 "conversations",
-                f"the row is {len(ids):,} tokens long ({vision:,} of them pictures and videos), --max_length is "
+                f"the row is {tokens:,} tokens long ({vision:,} of them pictures and videos), --max_length is "
                 f"{self.max_length:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, or split "
                 "the row.",
             )
-        return (
-            torch.tensor(ids),
-            torch.tensor(labels),
-            torch.tensor(kinds, dtype=torch.uint8),
-            mrope_positions(segments, merge=merge),
-            "".join(text for text, _ in pieces),
-        )
 
     def _render(self, sample: Sample, *, unanswered: bool) -> list[tuple[str, bool]]:
         """The rendered conversation, cut into (text, trained) pieces whose concatenation is the whole."""
         messages = [_message(turn) for turn in sample.turns]
-        whole = self._template(messages, add_generation_prompt=unanswered)
+        answers = [k for k, turn in enumerate(sample.turns) if turn.role == "assistant"]
+        prompts = self._templates([messages[:k] for k in answers], add_generation_prompt=True)
+        uptos = self._templates([messages[: k + 1] for k in answers], add_generation_prompt=False)
+        if answers and answers[-1] == len(messages) - 1 and not unanswered:
+            whole = uptos[-1]
+        else:
+            (whole,) = self._templates([messages], add_generation_prompt=unanswered)
         pieces, done = [], 0
-        for k, turn in enumerate(sample.turns):
-            if turn.role != "assistant":
-                continue
-            prompt = self._template(messages[:k], add_generation_prompt=True)
-            upto = self._template(messages[: k + 1])
+        for k, prompt, upto in zip(answers, prompts, uptos, strict=True):
             end = upto.rfind(self.family.end_of_turn) + len(self.family.end_of_turn)
             start = len(prompt)
             if not (whole.startswith(upto) and upto.startswith(prompt) and done <= start < end):
                 raise ConfigError(
-                    f"{turn.field} of {sample.file}[{sample.index}]: the chat template does not render an answer as "
-                    f"generation prompt + answer + {self.family.end_of_turn}, so the trained tokens cannot be told. "
-                    "Use the base model's own chat template."
+                    f"{sample.turns[k].field} of {sample.file}[{sample.index}]: the chat template does not render an "
+                    f"answer as generation prompt + answer + {self.family.end_of_turn}, so the trained tokens cannot "
+                    "be told. Use the base model's own chat template."
                 )
             pieces += [(whole[done:start], False), (whole[start:end], True)]
             done = end
         pieces.append((whole[done:], False))
         return [(text, trained) for text, trained in pieces if text]
 
-    def _template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
+    def _templates(self, conversations: list[list[dict[str, Any]]], *, add_generation_prompt: bool) -> list[str]:
+        """The conversations as the chat template writes them."""
+        if not conversations:
+            return []
         return self.processor.tokenizer.apply_chat_template(
-            messages,
+            conversations,
             chat_template=self.processor.chat_template or self.processor.tokenizer.chat_template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

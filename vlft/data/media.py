@@ -16,7 +16,7 @@ import torch
 
 from vlft.data.budgets import FRAME_TOKENS, VIDEO_TOKENS, MediaSettings, media_settings
 from vlft.data.clips import Clip, open_clip, read_frames
-from vlft.data.pictures import Unreadable, open_picture, picture_size
+from vlft.data.pictures import Unreadable, open_picture, picture_size, read_pixels
 from vlft.data.sample import EncodedMedia, Grid, Image, Media, Video
 from vlft.errors import ConfigError, VlftError
 
@@ -71,14 +71,12 @@ def decode(media: Media, settings: MediaSettings) -> EncodedMedia:
     """
     try:
         if isinstance(media, Image):
-            frames_F3HW = _decode_still(media, settings)
-        elif media.path is None:
-            frames_F3HW = _decode_frames(media, settings)
-        else:
-            frames_F3HW = _decode_clip(media.path, settings)
+            return _still_patches(_decode_still(media, settings), settings)
+        if media.path is None:
+            return _video_patches(_decode_frames(media, settings), settings)
+        return _video_patches(_decode_clip(media.path, settings), settings)
     except Unreadable as error:
         raise _refused(media, error) from error
-    return _patches(frames_F3HW, settings, is_video=isinstance(media, Video))
 
 
 def _refused(media: Media, error: Unreadable) -> MediaError:
@@ -90,10 +88,10 @@ def _decode_still(image: Image, settings: MediaSettings) -> torch.Tensor:
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2.functional import resize
 
-    picture = open_picture(image.path)
-    size = _still_size(picture.height, picture.width, settings)
-    pixels_3HW = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-    return resize(pixels_3HW[None], list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    pixels_3HW = read_pixels(image.path)
+    _, height, width = pixels_3HW.shape
+    size = _still_size(height, width, settings)
+    return resize(pixels_3HW, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
 def _still_size(height: int, width: int, settings: MediaSettings) -> tuple[int, int]:
@@ -210,14 +208,30 @@ def _grid(t: int, height: int, width: int, settings: MediaSettings) -> Grid:
     return Grid(t=t, h=height // settings.patch_size, w=width // settings.patch_size)
 
 
-def _patches(frames_F3HW: torch.Tensor, settings: MediaSettings, *, is_video: bool) -> EncodedMedia:
-    """Cut into patches: by time, then row and column of merged patches, then row and column within one."""
+def _still_patches(pixels_3HW: torch.Tensor, settings: MediaSettings) -> EncodedMedia:
+    """Cut into patches: by row and column of merged patches, then row and column within one.
+
+    Pixels of a decoded picture lie side by side, so a patch is made of runs of 3 * 14 bytes. They are moved whole, and
+    then colours are taken apart patch by patch: half the time of permuting single bytes.
+    """
+    _, height, width = pixels_3HW.shape
+    p, m = settings.patch_size, settings.merge_size
+    grid = _grid(1, height, width, settings)
+    pixels = pixels_3HW.permute(1, 2, 0).contiguous().numpy()
+    runs = pixels.reshape(-1).view(np.dtype((np.void, 3 * p))).reshape(grid.h // m, m, p, grid.w // m, m)
+    patches = np.ascontiguousarray(runs.transpose(0, 3, 1, 4, 2)).reshape(-1).view(np.uint8).reshape(-1, p * p, 3)
+    apart = np.ascontiguousarray(patches.transpose(0, 2, 1)).reshape(grid.patches, 3, p, p)
+    return EncodedMedia(grid=grid, patches=torch.from_numpy(apart), is_video=False)
+
+
+def _video_patches(frames_F3HW: torch.Tensor, settings: MediaSettings) -> EncodedMedia:
+    """As `_still_patches`, by time first, two frames a patch."""
     frames, _, height, width = frames_F3HW.shape
-    p, m, pair = settings.patch_size, settings.merge_size, 2 if is_video else 1
-    grid = _grid(frames // pair, height, width, settings)
-    split = frames_F3HW.reshape(grid.t, pair, 3, grid.h // m, m, p, grid.w // m, m, p)
-    patches = split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.patches, 3, pair, p, p)
-    return EncodedMedia(grid=grid, patches=patches if is_video else patches.squeeze(2), is_video=is_video)
+    p, m = settings.patch_size, settings.merge_size
+    grid = _grid(frames // 2, height, width, settings)
+    split = frames_F3HW.reshape(grid.t, 2, 3, grid.h // m, m, p, grid.w // m, m, p)
+    patches = split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.patches, 3, 2, p, p)
+    return EncodedMedia(grid=grid, patches=patches, is_video=True)
 
 
 def _qwen_vl_utils() -> Any:

@@ -11,7 +11,10 @@ import warnings
 import zlib
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from vlft.data.jpeg import read_jpeg
 
 # What Pillow's decoders are known to raise on damaged files, besides their own classes (which are OSErrors).
 BROKEN_PICTURE = (
@@ -54,15 +57,32 @@ def open_picture(path: str) -> Image.Image:
         Unreadable: as `picture_size`, and where the pixels are damaged or end early.
     """
     with _opened(path) as picture:
+        return _decoded(picture, path)
+
+
+def read_pixels(path: str) -> torch.Tensor:
+    """The picture of `open_picture` as uint8 [3, H, W], in any memory layout; faster for JPEGs.
+
+    Raises:
+        Unreadable: as `open_picture`.
+    """
+    with _opened(path) as picture:
         promised = _size(picture, path)
-        try:
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            rgb = _to_rgb(upright)
-        except Image.DecompressionBombError as error:
-            raise Unreadable(_too_large(path, error)) from error
-        except BROKEN_PICTURE as error:
-            raise Unreadable(f"{path}: damaged or cut short ({error}). Fetch or save it again") from error
+        pixels_3HW = read_jpeg(path, picture, _orientation(picture))
+        if pixels_3HW is not None and pixels_3HW.shape[1:] == promised:
+            return pixels_3HW
+        return torch.from_numpy(np.array(_decoded(picture, path))).permute(2, 0, 1)
+
+
+def _decoded(picture: Image.Image, path: str) -> Image.Image:
+    promised = _size(picture, path)
+    try:
+        picture.load()
+        rgb = _to_rgb(ImageOps.exif_transpose(picture))
+    except Image.DecompressionBombError as error:
+        raise Unreadable(_too_large(path, error)) from error
+    except BROKEN_PICTURE as error:
+        raise Unreadable(f"{path}: damaged or cut short ({error}). Fetch or save it again") from error
     if rgb.size[::-1] != promised:
         h, w = promised
         raise Unreadable(f"{path}: its header says {w}x{h}, its pixels are {rgb.width}x{rgb.height}. Save it again")
@@ -101,8 +121,7 @@ def _size(picture: Image.Image, path: str) -> tuple[int, int]:
     try:
         if picture.format == "PNG" and _png_ends_with_metadata(path):
             picture.load()
-        # The method of the base class: the one of PNG decodes all pixels to look behind them for EXIF.
-        orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
+        orientation = _orientation(picture)
         width, height = picture.size
         if picture.format == "TIFF":  # Pillow >= 11.1 gives its size turned already, before it is loaded
             tags = picture.tag_v2  # type: ignore[attr-defined]
@@ -110,6 +129,11 @@ def _size(picture: Image.Image, path: str) -> tuple[int, int]:
     except BROKEN_PICTURE as error:
         raise Unreadable(f"{path}: its header is damaged ({error}). Fetch or save it again") from error
     return (width, height) if orientation in SIDEWAYS else (height, width)
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    # The method of the base class: the one of PNG decodes all pixels to look behind them for EXIF.
+    return Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
 
 
 def _png_ends_with_metadata(path: str) -> bool:

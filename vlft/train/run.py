@@ -212,7 +212,7 @@ def _trainer(
     say: Callable[[str], None],
 ) -> VlftTrainer:
     def dataset(rows: Measured) -> RowDataset:
-        return RowDataset(rows.rows.samples, base.encoder)
+        return RowDataset(rows.rows.samples, base.encoder, rows.costs)
 
     vision = base.config.vision_config
     tokenizer = base.processor.tokenizer
@@ -239,6 +239,8 @@ def _trainer(
 
 def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = "train") -> None:
     rows, costs = measured.rows, measured.costs
+    for note in measured.notes:
+        say(f"note: {note}")
     tokens = sorted(cost.tokens for cost in costs)
     for file, count in rows.counts.items():
         skipped = [row for row in rows.bad if row.file == file]

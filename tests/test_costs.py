@@ -1,0 +1,232 @@
+"""Costs kept between runs: what is opened again, what is not, and what a damaged or unwritable cache does."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from build import row, write_image, write_json, write_video
+from PIL import Image as PIL
+
+from vlft.config.flags import DataFlags
+from vlft.data import costs, media
+from vlft.data.costs import cost_folder
+from vlft.data.records import load_samples
+from vlft.families import FAMILIES
+from vlft.inputs import Measured, measure_rows
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    """Six rows over four pictures and a clip; the last row is refused."""
+    for i in range(4):
+        write_image(tmp_path / f"{i}.jpg", 200 + 40 * i, 150)
+    write_video(tmp_path / "clip.mp4")
+    return write_json(
+        tmp_path / "train.json",
+        [
+            row("<image>What?", "A temple.", image="0.jpg"),
+            row("<image><image>Which?", "The first.", image=["1.jpg", "2.jpg"]),
+            row("<video>What?", "A pan.", video="clip.mp4"),
+            row("<video>What?", "Frames.", video=["0.jpg", "0.jpg"]),
+            row("No picture?", "None."),
+            row("<image>What?", "Nobody knows.", image="missing.jpg"),
+        ],
+    )
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """Names of pictures that are opened, and of videos."""
+    seen: list[str] = []
+    still, clip = PIL.open, media.open_clip
+    monkeypatch.setattr(PIL, "open", lambda path, *a, **k: seen.append(Path(path).name) or still(path, *a, **k))
+    monkeypatch.setattr(media, "open_clip", lambda path: seen.append(Path(path).name) or clip(path))
+    return seen
+
+
+def measure(path: Path, encoder, cache: Path | None) -> Measured:
+    rows = load_samples([str(path)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    return measure_rows(rows, encoder, workers=0, cache=cache)
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*.npz"))
+
+
+def test_a_second_pass_opens_no_media(rows, encoder, opened, tmp_path):
+    cache = tmp_path / "cache"
+    plain = measure(rows, encoder, None)
+    assert opened
+    assert measure(rows, encoder, cache) == plain
+    opened.clear()
+    again = measure(rows, encoder, cache)
+    assert again == plain  # the refused row as well
+    assert opened == []
+    assert len(entries(cache)) == 1
+    assert [path.name for path in cache.iterdir()] == [entries(cache)[0].name]  # nothing half-written is left
+
+
+def test_only_rows_whose_files_changed_are_measured_again(rows, encoder, opened, tmp_path):
+    cache = tmp_path / "cache"
+    first = measure(rows, encoder, cache)
+    write_image(tmp_path / "2.jpg", 500, 500)
+    opened.clear()
+    second = measure(rows, encoder, cache)
+    assert set(opened) == {"1.jpg", "2.jpg"}
+    assert [a == b for a, b in zip(first.costs, second.costs, strict=True)] == [True, False, True, True, True]
+    assert second.costs == measure(rows, encoder, None).costs
+    # Same size, other time: a picture saved again.
+    os.utime(tmp_path / "clip.mp4", ns=(1, 1))
+    opened.clear()
+    assert measure(rows, encoder, cache).costs == second.costs
+    assert set(opened) == {"clip.mp4"}
+    opened.clear()
+    assert measure(rows, encoder, cache).costs == second.costs
+    assert opened == []
+
+
+def test_a_file_that_goes_or_comes_is_seen(rows, encoder, tmp_path):
+    cache = tmp_path / "cache"
+    measure(rows, encoder, cache)
+    (tmp_path / "0.jpg").rename(tmp_path / "missing.jpg")
+    found = measure(rows, encoder, cache)
+    assert [bad.index for bad in found.rows.bad] == [0, 3]
+    assert found == measure(rows, encoder, None)
+
+
+def test_rows_edited_or_added_are_measured_and_the_others_are_not(rows, encoder, opened, tmp_path):
+    cache = tmp_path / "cache"
+    measure(rows, encoder, cache)
+    raw = json.loads(rows.read_text())
+    raw[1]["conversations"][1]["value"] = "The second, of course."
+    write_json(rows, [row("<image>New?", "Yes.", image="3.jpg"), *raw])
+    opened.clear()
+    found = measure(rows, encoder, cache)
+    assert set(opened) == {"1.jpg", "2.jpg", "3.jpg"}
+    assert found == measure(rows, encoder, None)
+
+
+def test_other_settings_have_an_entry_of_their_own(rows, encoder, tmp_path):
+    cache = tmp_path / "cache"
+    measure(rows, encoder, cache)
+    small = replace(encoder, media=replace(encoder.media, image_max_pixels=16 * 28 * 28))
+    short = replace(encoder, max_length=130)
+    for other in (small, short):
+        assert measure(rows, other, cache) == measure(rows, other, None)
+    assert len(entries(cache)) == 3
+    assert measure(rows, encoder, cache) == measure(rows, encoder, None)
+    assert len(entries(cache)) == 3
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def overwrite(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(64)
+    path.write_bytes(data)
+
+
+def other_format(path: Path) -> None:
+    with np.load(path) as entry:
+        arrays = dict(entry)
+    arrays["format"] = np.array(costs.FORMAT + 1)
+    np.savez(path, **arrays)
+
+
+def other_shapes(path: Path) -> None:
+    with np.load(path) as entry:
+        arrays = dict(entry)
+    arrays["stamps"] = arrays["stamps"][:-1]
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, overwrite, other_format, other_shapes])
+def test_an_entry_that_cannot_be_used_is_rebuilt_and_said(rows, encoder, opened, tmp_path, damage):
+    cache = tmp_path / "cache"
+    plain = measure(rows, encoder, cache)
+    (entry,) = entries(cache)
+    damage(entry)
+    again = measure(rows, encoder, cache)
+    assert again.costs == plain.costs
+    (note,) = again.notes
+    assert note.startswith(f"{rows}: costs of its rows are measured again")
+    assert str(entry) in note
+    opened.clear()
+    assert measure(rows, encoder, cache) == plain
+    assert opened == []
+
+
+def test_a_folder_that_cannot_be_written_costs_a_note(rows, encoder, tmp_path):
+    (tmp_path / "file").write_text("")
+    found = measure(rows, encoder, tmp_path / "file" / "cache")
+    assert found.costs == measure(rows, encoder, None).costs
+    assert any("cannot be kept for the next run" in note for note in found.notes)
+
+
+def _measure_often(path: Path, encoder, cache: Path, times: int) -> None:
+    for turn in range(times):
+        for entry in entries(cache) if turn % 2 else ():
+            entry.unlink(missing_ok=True)  # so that the next pass writes
+        found = measure(path, encoder, cache)
+        assert not found.notes, found.notes
+        assert len(found.costs) == 5
+
+
+def test_runs_at_once_never_see_half_an_entry(rows, encoder, tmp_path):
+    cache = tmp_path / "cache"
+    context = multiprocessing.get_context("fork")
+    others = [context.Process(target=_measure_often, args=(rows, encoder, cache, 12)) for _ in range(2)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(120)
+    assert [other.exitcode for other in others] == [0, 0]
+    assert measure(rows, encoder, cache).costs == measure(rows, encoder, None).costs
+
+
+def test_the_cache_does_not_grow_for_ever(rows, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "KEPT_ENTRIES", 3)
+    cache = tmp_path / "cache"
+    for i in range(5):
+        measure(rows, replace(encoder, max_length=1000 + i), cache)
+        os.utime(entries(cache)[0], ns=(i, i))  # the clock may not tell them apart
+    assert len(entries(cache)) == 3
+
+
+def test_where_costs_are_kept(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cost_folder({}) == Path("/home/someone/.cache/vlft/costs")
+    assert cost_folder({"XDG_CACHE_HOME": "/caches"}) == Path("/caches/vlft/costs")
+    assert cost_folder({"XDG_CACHE_HOME": "relative"}) == Path("/home/someone/.cache/vlft/costs")
+    assert cost_folder({"VLFT_COST_CACHE": "/fast", "XDG_CACHE_HOME": "/caches"}) == Path("/fast")
+    assert cost_folder({"VLFT_COST_CACHE": "0"}) is None
+    assert cost_folder({"VLFT_COST_CACHE": ""}) is None
+
+
+def test_planning_and_training_use_the_cache(rows, base, opened, tmp_path, monkeypatch):
+    from vlft.config.flags import ModelFlags
+    from vlft.inputs import open_base, trainable_rows
+
+    monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "cache"))
+    data = DataFlags(data_path=[str(rows)], on_bad_row="skip")
+    opened_base = open_base(data, ModelFlags(model_id=str(base)), given=frozenset())
+    first = trainable_rows(data.data_path, data, opened_base, workers=0)
+    opened.clear()
+    assert trainable_rows(data.data_path, data, opened_base, workers=0) == first
+    assert opened == []
+    monkeypatch.setenv("VLFT_COST_CACHE", "0")
+    assert trainable_rows(data.data_path, data, opened_base, workers=0) == first
+    assert opened
