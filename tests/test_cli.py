@@ -163,7 +163,7 @@ def test_beside_another_transformers_the_verb_answers(monkeypatch, tmp_path, cap
         (["train", "--no-bf17"], "unknown flag --no_bf17"),
         (["check-data", "a.json", "--freeze_llm", "true"], "--freeze_llm has another name here"),
         (["preview", "a.json", "--fsdp", "x"], "--fsdp is not taken by vlft"),
-        (["plan"], "nothing is said"),
+        (["plan"], "no data file and no model"),
     ],
 )
 def test_a_slip_is_told_without_loading_anything(argv, says, monkeypatch, capsys):

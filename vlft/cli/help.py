@@ -39,7 +39,7 @@ def answer(verb: str, argv: Sequence[str]) -> str | None:
         return _text(verb)
     if verb in TAKES_TRAIN_FLAGS:
         if not argv:
-            raise wrong_usage(verb, "nothing is said: no data, no model. Examples are at the end of its help")
+            raise wrong_usage(verb, "no data file and no model are named. Examples are at the end of its help")
         known = [name.replace("-", "_") for name in flags(verb)]
         check_names(verb, argv, {*known, *(f"no_{name}" for name in known)})
     return None
