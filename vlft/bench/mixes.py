@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -157,9 +158,14 @@ def write_mix(
     say(f"writing {count:,} rows of the {mix} mix ({len(needed) + len(clips)} media files) to {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     for width, height, k in sorted(needed):
-        _once(folder / _picture_name(width, height, k), lambda p, a=(width, height, k): _write_picture(p, *a, seed))
+        _once(
+            folder / _picture_name(width, height, k),
+            partial(_write_picture, width=width, height=height, k=k, seed=seed),
+        )
     for seconds, k in sorted(clips):
-        _once(folder / _clip_name(scale, seconds, k), lambda p, a=(seconds, k): _write_clip(p, *a, scale, seed))
+        _once(
+            folder / _clip_name(scale, seconds, k), partial(_write_clip, seconds=seconds, k=k, scale=scale, seed=seed)
+        )
     rng = random.Random(f"text/{mix}/{seed}")
     records = [_record(i, row, rng, scale, unit) for i, row in enumerate(rows)]
     _once(file, lambda path: path.write_text(json.dumps(records), encoding="utf-8"))
@@ -201,7 +207,7 @@ def _clip_name(scale: Scale, seconds: int, k: int) -> str:
     return f"{scale}-{seconds}s-{k}.mp4"
 
 
-def _write_picture(path: Path, width: int, height: int, k: int, seed: int) -> None:
+def _write_picture(path: Path, *, width: int, height: int, k: int, seed: int) -> None:
     scenery(width, height, seed=(seed, width, height, k)).save(path, quality=JPEG_QUALITY)
 
 
@@ -228,7 +234,7 @@ def scenery(width: int, height: int, *, seed: Sequence[int]):
     return Image.fromarray(np.clip(np.asarray(picture, np.float32) + grain, 0, 255).astype(np.uint8))
 
 
-def _write_clip(path: Path, seconds: int, k: int, scale: Scale, seed: int) -> None:
+def _write_clip(path: Path, *, seconds: int, k: int, scale: Scale, seed: int) -> None:
     """A view that pans over scenery."""
     try:
         import av

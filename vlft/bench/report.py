@@ -10,14 +10,15 @@ from typing import Any
 
 from vlft.errors import ConfigError
 
-DATA_ROWS = (
+Rows = tuple[tuple[str, str, str], ...]  # title, key of the document, form of the figure
+DATA_ROWS: Rows = (
     ("pictures/s", "pictures_per_s", ",.1f"),
     ("rows/s", "samples_per_s", ",.1f"),
     ("tokens/s", "tokens_per_s", ",.0f"),
     ("bytes a picture, worker to trainer", "bytes_per_picture", ",.0f"),
     ("seconds a pass", "seconds", ".2f"),
 )
-TRAIN_ROWS = (
+TRAIN_ROWS: Rows = (
     ("tokens/s (real ones)", "tokens_per_s", ",.0f"),
     ("trained tokens/s", "supervised_tokens_per_s", ",.0f"),
     ("pictures/s", "pictures_per_s", ",.1f"),
@@ -37,13 +38,15 @@ MARKDOWN_HEAD = (
 
 def table(what: str, document: dict[str, Any]) -> str:
     """The figures side by side: ours, then each baseline."""
+    rows: Rows = DATA_ROWS if what == "data" else TRAIN_ROWS
     if what == "data":
         columns = {"vlft": document, "stock": document["baseline"]}
-        rows, about = DATA_ROWS, f"{document['rows']:,} rows, {document['workers']} workers"
+        about = f"{document['rows']:,} rows, {document['workers']} workers"
     else:
         columns = {"vlft": document} | {f"stock, {order}": one for order, one in document["baselines"].items()}
         steps = f"{document['steps']} steps counted, {document['skipped_steps']} skipped"
-        rows, about = TRAIN_ROWS, f"{document['preset']}, {steps}, {document['device']}"
+        recompute = ", gradient checkpointing" if document["gradient_checkpointing"] else ""
+        about = f"{document['preset']}{recompute}, {steps}, {document['device']}"
     shown = {name: column for name, column in columns.items() if column is not None}
     wide = max(len(title) for title, *_ in rows)
     lines = [f"{document['base']} · {document['data']} · {about}", ""]

@@ -45,7 +45,9 @@ class StockRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = self.samples[index]
-        messages = [{"role": turn.role, "content": [self._part(part) for part in turn.parts]} for turn in sample.turns]
+        messages: list[dict[str, Any]] = [
+            {"role": turn.role, "content": [self._part(part) for part in turn.parts]} for turn in sample.turns
+        ]
         text = self.processor.apply_chat_template(messages, tokenize=False)
         options: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
         if any(isinstance(part, Video) for part in sample.media):

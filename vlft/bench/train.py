@@ -36,7 +36,11 @@ NOT_MEASURED = (
     "eval_path", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end",
     "metric_for_best_model", "greater_is_better", "push_to_hub",
 )  # fmt: skip
-ROWS_PER_STEP = 4  # of built-in rows, where nothing is said and rows are not packed
+#: Built-in rows where nothing is said and rows are not packed. Real ones go one by one: several may be too long.
+UNPACKED: dict[Scale, dict[str, int]] = {
+    "tiny": {"per_device_train_batch_size": 4},
+    "real": {"gradient_accumulation_steps": 4},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +91,9 @@ def bench_train(parsed: Parsed, plan: Plan, built_in: BuiltIn, say: Say) -> dict
         if not own_base:
             flags["model_id"] = str(built_in.base(work, say, timeout=plan.timeout))
         if not own_rows:
-            if not data.packing:
-                flags.setdefault("per_device_train_batch_size", ROWS_PER_STEP)
             scale = built_in.scale(own_base=own_base)
+            if not data.packing:
+                flags = UNPACKED[scale] | flags
             count = _rows_for(plan, built_in, data, args, flags, scale)
             flags["data_path"] = [str(built_in.rows(work, count, say, own_base=own_base, scale=scale))]
         flags |= {"save_strategy": "no", "report_to": "none", "logging_steps": 1, "resume_from_checkpoint": "none"}
@@ -109,9 +113,9 @@ def _rows_for(
     plan: Plan, built_in: BuiltIn, data: DataFlags, args: TrainFlags, flags: dict[str, Any], scale: Scale
 ) -> int:
     """Built-in rows that make about as many steps as are wanted."""
-    micro = plan.steps * args.gradient_accumulation_steps
+    micro = plan.steps * int(flags.get("gradient_accumulation_steps", args.gradient_accumulation_steps))
     if not data.packing:
-        return micro * int(flags["per_device_train_batch_size"])
+        return micro * int(flags.get("per_device_train_batch_size", args.per_device_train_batch_size))
     mean = mean_tokens(draw_rows(built_in.mix, 500, seed=built_in.seed, scale=scale), scale)
     budget = getattr(data, "pack_tokens", None) or 16384
     return math.ceil(micro * 0.95 * budget / mean)
@@ -147,7 +151,15 @@ class _Bench:
         others: dict[str, list[dict[str, Any]]] = {order: [] for order in self.plan.orders}
         failed: dict[str, str] = {}
         for turn in range(self.plan.rounds):
-            ours.append(self._ours(turn))
+            try:
+                ours.append(self._ours(turn))
+            except Failed as error:
+                # Short of memory, a run goes on with less of it, unless the flags say otherwise.
+                if "out of memory" not in str(error).lower() or "gradient_checkpointing" in self.flags:
+                    raise
+                self.say("  out of memory: again with --gradient_checkpointing true")
+                self.flags["gradient_checkpointing"] = True
+                ours.append(self._ours(turn))
             rows_per_step = ours[0]["run_samples"] / ours[0]["run_steps"]
             for order in self.plan.orders:
                 if order not in failed:
@@ -166,6 +178,7 @@ class _Bench:
             "baseline": best,
             "baselines": baselines,
             "ratio": _ratio(mine, best) if best else None,
+            "gradient_checkpointing": bool(self.flags.get("gradient_checkpointing", False)),
             "rounds": self.plan.rounds,
             "skipped_steps": self.plan.skip,
             "device": self.device or "cpu",

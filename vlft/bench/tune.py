@@ -11,9 +11,9 @@ import torch
 
 from vlft.bench.stock import COUNTS, StockRows
 
-LARGEST = 8  # rows of a micro-batch that are tried
+SIZES = (4, 2, 1)  # rows of a micro-batch that are tried; more padding comes with more
 ON_CPU = 4
-TIMED = 16  # rows that settings are timed on
+TIMED = 8  # rows that settings are timed on
 SPARE = 0.94  # share of the memory that a step may take: fragments, and the allocator's own
 
 
@@ -51,7 +51,7 @@ def fastest(
     if device.type != "cuda":
         return Settings(batch=batch or ON_CPU, checkpointing=bool(checkpointing))
     by_length = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    sizes = [batch] if batch is not None else [n for n in (8, 4, 2, 1) if n <= LARGEST]
+    sizes = [batch] if batch is not None else list(SIZES)
     longest = [rows[i] for i in by_length[: max(sizes)]]
     trial = _Trial(model, collator, dtype)
     candidates = []

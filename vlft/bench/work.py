@@ -124,12 +124,11 @@ def run_module(
     process = subprocess.Popen(
         [sys.executable, "-m", *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True, errors="replace",
-        start_new_session=True,  # its loader workers go with it
     )  # fmt: skip
 
     def kill() -> None:
         late.set()
-        _kill(process)
+        process.kill()  # its loader workers see that, and end
 
     timer = threading.Timer(timeout, kill) if timeout is not None else None
     try:
@@ -146,19 +145,9 @@ def run_module(
         if timer is not None:
             timer.cancel()
         if process.poll() is None:
-            _kill(process)
+            process.kill()
             process.wait()
     if late.is_set():
         raise Failed(f"{words[0]}: not done after {timeout:.0f} s, so it was stopped")
     if status:
         raise Failed(f"{words[0]}: ended with status {status}. Its last lines:\n" + "\n".join(last))
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """End the process and what it started: they are a session of their own."""
-    import signal
-
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return

@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
         from vlft.bench.work import BuiltIn
         from vlft.demo.tiny import tiny_processor
 
-        shape = extra.shape or ("2b" if torch.cuda.is_available() else "tiny")
+        shape: Any = extra.shape or ("2b" if torch.cuda.is_available() else "tiny")
         built_in = BuiltIn(shape=shape, mix=extra.mix or "story", processor=tiny_processor, seed=extra.mix_seed or 0)
         document = _data(parsed, built_in) if what == "data" else _train(parsed, built_in)
         if extra.json:
