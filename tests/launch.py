@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +77,39 @@ def vlft(
     ]
 
 
-def _main(argv: list[str], env: dict[str, str], log: str, kill_in_step: int | None) -> None:
+def call(work: Callable[[list[str]], None], words: list[str], *, log: Path, timeout: float) -> Finished:
+    """`work(words)`, a function of a test module, in a process of its own; what it prints goes to `log`."""
+    process = _CONTEXT.Process(target=_call, args=(work, words, str(log)))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return Finished(status=process.exitcode, output=log.read_text(encoding="utf-8", errors="replace"))
+
+
+def _print_into(log: str) -> None:
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+
+
+def _call(work: Callable[[list[str]], None], words: list[str], log: str) -> None:
+    _print_into(log)
+    try:
+        work(words)
+        status = 0
+    except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it
+        traceback.print_exc()
+        status = 99
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _main(argv: list[str], env: dict[str, str], log: str, kill_in_step: int | None) -> None:
+    _print_into(log)
     os.environ.update(env)
     from vlft.cli.main import main
 

@@ -23,7 +23,7 @@ from vlft.config.names import check_names, wrong_usage
 FOLDER = Path(__file__).parent / "help"
 WIDTH = 100  # columns
 #: Verbs that take the flags of train, though they do not list them all.
-TAKES_TRAIN_FLAGS = ("train", "check-data", "preview", "plan")
+TAKES_TRAIN_FLAGS = ("train", "check-data", "preview", "plan", "bench")
 
 
 def answer(verb: str, argv: Sequence[str]) -> str | None:

@@ -23,6 +23,7 @@ VERBS = {
     "demo": "see a tiny model learn from pictures, in minutes, on a CPU",
     "plan": "say what would be trained, at which rate, in how many steps",
     "chat": "ask a model about pictures and videos",
+    "bench": "measure loading and training, beside stock transformers",
 }
 
 _LISTED = "\n".join(f"  {verb:<12} {what}" for verb, what in VERBS.items())

@@ -1,0 +1,198 @@
+"""One measured run of stock transformers, in a process of its own: `python -m vlft.bench.baseline SPEC.json`.
+
+The same base, rows, towers, precision, optimizer, rates and rows per optimizer step as vlft's run; everything else as
+transformers, peft and their documentation have it: the stock forward, its Trainer, right padding, the processor in the
+loader's workers. Its batch and checkpointing are those that are fastest of what fits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from vlft.bench.figures import Step
+from vlft.bench.stock import COUNTS, StockRows, stock_collator
+from vlft.bench.tune import Settings, fastest
+from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.parse import FlagParser
+from vlft.inputs import Base, open_base, trainable_rows
+from vlft.model.load import load_base
+from vlft.model.towers import apply_towers
+from vlft.train.accounts import peak_gb
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What to run.
+
+    Attributes:
+        flags: YAML of the flags that vlft's run had.
+        order: `random`, or `grouped`: batches of rows of like length.
+        rows_per_step: rows of an optimizer step that vlft's run had, on average.
+        max_steps: -1 for one pass over the rows.
+        batch, checkpointing: rows of a micro-batch and gradient checkpointing; None: the fastest that fits.
+        out: file for what was found.
+    """
+
+    flags: str
+    order: str
+    rows_per_step: float
+    max_steps: int
+    batch: int | None
+    checkpointing: bool | None
+    out: str
+
+
+class StockTrainer(Trainer):
+    """transformers' Trainer with a clock, and with lengths known beforehand for the grouped order."""
+
+    def __init__(self, *, lengths: list[int] | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lengths = lengths
+        self.steps: list[Step] = []
+        self.counts: list[dict[str, int]] = []
+        self.wait = 0.0
+        self.since = time.perf_counter()
+        self.add_callback(_Clock(self))
+        self.printed = time.perf_counter()
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        if self.lengths is None:
+            return super()._get_train_sampler(*args, **kwargs)
+        # What train_sampling_strategy="group_by_length" builds; by itself it would decode all pictures for the lengths.
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(size, lengths=self.lengths)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self.wait += time.perf_counter() - start
+        self.counts += [batch.pop(COUNTS) for batch in batches]
+        return batches, items
+
+    def end_step(self) -> None:
+        """Close the account of an optimizer step."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+
+        def total(name: str) -> int:
+            return sum(counts[name] for counts in self.counts)
+
+        self.steps.append(
+            Step(
+                seconds=now - self.since,
+                wait=self.wait,
+                tokens=total("tokens"),
+                places=total("places"),
+                supervised=total("supervised_tokens"),
+                images=total("images"),
+                samples=total("samples"),
+            )
+        )
+        self.since, self.wait, self.counts = now, 0.0, []
+        last = self.steps[-1]
+        print(f"step {len(self.steps)}/{self.state.max_steps}  {last.tokens / last.seconds:,.0f} tok/s")
+
+
+class _Clock(TrainerCallback):
+    def __init__(self, trainer: StockTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.since = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.end_step()
+
+
+def main(spec: Spec) -> None:
+    """Run it, and write the steps, the settings and the peak memory."""
+    parsed = FlagParser("train", (DataFlags, ModelFlags, TrainFlags)).parse(["--config", spec.flags])
+    data, model_flags, args = parsed.flags
+    set_seed(args.seed)
+    base = open_base(data, model_flags, given=parsed.given)
+    measured = trainable_rows(data.data_path, data, base, workers=args.dataloader_num_workers)
+    lengths = [cost.tokens for cost in measured.costs]
+    rows = StockRows(samples=measured.rows.samples, processor=base.processor, media=base.media, family=base.family)
+    collator = stock_collator(base.processor)
+    model, attention = _model(base, args)
+    settings = fastest(
+        model, rows, collator, lengths, batch=spec.batch, checkpointing=spec.checkpointing, dtype=_dtype(args)
+    )
+    accumulation = max(1, round(spec.rows_per_step / settings.batch))
+    print(f"{spec.order}: {settings}, accumulation {accumulation}, attention {attention}")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    trainer = StockTrainer(
+        model=model,
+        args=_arguments(args, spec, settings, accumulation),
+        train_dataset=rows,
+        data_collator=collator,
+        lengths=lengths if spec.order == "grouped" else None,
+    )
+    trainer.train()
+    found = {
+        "steps": [asdict(step) for step in trainer.steps],
+        "peak_gb": peak_gb(),
+        "settings": {"order": spec.order, **asdict(settings), "accumulation": accumulation, "attention": attention},
+    }
+    Path(spec.out).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _dtype(args: TrainFlags) -> torch.dtype:
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+
+
+def _model(base: Base, args: TrainFlags) -> tuple[torch.nn.Module, str]:
+    """The base with the towers that vlft trains: plain peft where they are LoRA, float32 masters of what trains."""
+    half = args.bf16 or args.fp16
+    model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
+    model.config.use_cache = False
+    attention = "sdpa"
+    if half and importlib.util.find_spec("flash_attn") is not None:
+        try:
+            model.set_attn_implementation("flash_attention_2")
+            attention = "flash_attention_2"
+        except (ImportError, ValueError) as error:
+            print(f"flash_attention_2 is not taken: {error}")
+    model = apply_towers(model, base.family, base.towers, masters=True)
+    return model.to(args.device), attention
+
+
+def _arguments(args: TrainFlags, spec: Spec, settings: Settings, accumulation: int) -> TrainingArguments:
+    same = (
+        "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
+        "lr_scheduler_type", "warmup_steps", "bf16", "fp16", "seed", "use_cpu", "dataloader_num_workers",
+        "dataloader_prefetch_factor", "dataloader_pin_memory",
+    )  # fmt: skip
+    return TrainingArguments(
+        output_dir=str(Path(spec.out).parent / "unused"),
+        per_device_train_batch_size=settings.batch,
+        gradient_accumulation_steps=accumulation,
+        gradient_checkpointing=settings.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        dataloader_persistent_workers=args.dataloader_num_workers > 0,
+        max_steps=spec.max_steps,
+        num_train_epochs=1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # the default waits for the device in every micro-batch
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        **{name: getattr(args, name) for name in same},
+    )
+
+
+if __name__ == "__main__":
+    main(Spec(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

@@ -1,0 +1,188 @@
+"""`vlft bench data`: how fast rows become batches, ours and stock transformers' in turns, in one process tree."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from vlft.bench.stock import COUNTS, StockRows, stock_collator
+from vlft.bench.work import BuiltIn, Say, workplace
+from vlft.config.flags import DataFlags, ModelFlags
+from vlft.config.parse import Parsed
+from vlft.data.collate import Batch, Collator
+from vlft.data.dataset import RowDataset, loader_options
+from vlft.data.order import Order
+from vlft.errors import DataError
+from vlft.inputs import Base, Measured, open_base, trainable_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        rows: most rows a pass goes over. rounds: passes over them, each side in turn.
+        batch: rows of a batch. workers: loader processes of either side.
+        baseline: whether stock transformers is measured too.
+        work: folder to keep built-in rows in; None for a temporary one.
+    """
+
+    rows: int
+    rounds: int
+    batch: int
+    workers: int
+    baseline: bool
+    work: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What one pass over the rows took and gave; `pictures` are stills and frames of videos."""
+
+    seconds: float
+    pictures: int
+    samples: int
+    tokens: int
+    pixel_bytes: int
+
+
+class _Lists:
+    """A batch sampler whose lists are given before each pass; worker processes stay."""
+
+    def __init__(self) -> None:
+        self.lists: Sequence[list[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.lists)
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+
+class _Side:
+    """One way to load: its workers, started once."""
+
+    def __init__(self, rows: Any, collator: Any, workers: int) -> None:
+        self.lists = _Lists()
+        # As VlftTrainer builds its loader; `generator` and `prefetch_factor` do not change what is done.
+        options = loader_options(workers, pin_memory=True)
+        self.loader = DataLoader(rows, batch_sampler=self.lists, collate_fn=collator, **options)  # type: ignore[arg-type]
+
+    def run(self, lists: Sequence[list[int]]) -> Pass:
+        """One pass, timed from asking for the first batch to having the last."""
+        self.lists.lists = lists
+        done = []
+        start = time.perf_counter()
+        for batch in self.loader:
+            done.append(_counted(batch))
+        seconds = time.perf_counter() - start
+        pictures, samples, tokens, pixel_bytes = map(sum, zip(*done, strict=True))
+        return Pass(seconds=seconds, pictures=pictures, samples=samples, tokens=tokens, pixel_bytes=pixel_bytes)
+
+
+def _counted(batch: Any) -> tuple[int, int, int, int]:
+    """Pictures, samples, tokens and bytes of pixels of a batch of either side."""
+    if COUNTS in batch and "places" in batch[COUNTS]:
+        counts = batch[COUNTS]
+        return counts["images"] + counts["frames"], counts["samples"], counts["tokens"], counts["pixel_bytes"]
+    ours: Batch = batch
+    if ours["skipped"]:
+        raise DataError(ours["skipped"][0])
+    counts = ours["counts"]
+    videos = ours["vision_grid"][len(ours["vision_grid"]) - counts["videos"] :]
+    pixel_bytes = ours["still_patches"].nbytes + ours["video_patches"].nbytes
+    return counts["images"] + int(2 * videos[:, 0].sum()), counts["samples"], counts["tokens"], pixel_bytes
+
+
+def bench_data(parsed: Parsed, plan: Plan, built_in: BuiltIn, say: Say) -> dict[str, Any]:
+    """Measure the loader.
+
+    Args:
+        parsed: `DataFlags`, `ModelFlags` and more.
+        built_in: what stands in where no base or no rows are named.
+        say: told about progress.
+
+    Returns:
+        the document of `vlft bench data --json`.
+
+    Raises:
+        VlftError: the flags cannot be carried out, or a row cannot be read.
+    """
+    data, model = parsed.flags[:2]
+    with workplace(plan.work) as work:
+        own_base, own_rows = model.model_id is not None, bool(data.data_path)
+        if not own_base:
+            model = replace(model, model_id=str(built_in.base(work, say)))
+        if not own_rows:
+            data = replace(data, data_path=[str(built_in.rows(work, plan.rows, say, own_base=own_base, scale="real"))])
+        base, measured = _open(data, model, parsed, plan.workers)
+        return _measure(base, measured, plan, say) | {
+            "base": model.model_id if own_base else f"{built_in.shape} (random weights)",
+            "data": data.data_path if own_rows else f"{built_in.mix} mix, seed {built_in.seed}",
+            "image_max_pixels": base.media.image_max_pixels,
+        }
+
+
+def _open(data: DataFlags, model: ModelFlags, parsed: Parsed, workers: int) -> tuple[Base, Measured]:
+    base = open_base(data, model, given=parsed.given)
+    return base, trainable_rows(data.data_path, data, base, workers=workers)
+
+
+def _measure(base: Base, measured: Measured, plan: Plan, say: Say) -> dict[str, Any]:
+    samples = measured.rows.samples
+    everything = Order(rows=len(samples), rows_per_step=plan.batch, shuffle=True).epoch(0)[: plan.rows]
+    lists = [everything[i : i + plan.batch] for i in range(0, len(everything), plan.batch)]
+    vision, tokenizer = base.config.vision_config, base.processor.tokenizer
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    collator = Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler)
+    sides = {"ours": _Side(RowDataset(samples, base.encoder), collator, plan.workers)}
+    if plan.baseline:
+        stock = StockRows(samples=samples, processor=base.processor, media=base.media, family=base.family)
+        sides["baseline"] = _Side(stock, stock_collator(base.processor), plan.workers)
+    warm = lists[: max(1, 2 * plan.workers)]
+    for name, side in sides.items():
+        say(f"{name}: warming up on {len(warm)} batches")
+        side.run(warm)
+    passes: dict[str, list[Pass]] = {name: [] for name in sides}
+    for turn in range(plan.rounds):
+        for name, side in sides.items():
+            passes[name].append(side.run(lists))
+            rate = passes[name][-1].samples / passes[name][-1].seconds
+            say(f"{name}, pass {turn + 1} of {plan.rounds}: {rate:,.1f} rows/s")
+    found = {name: _rates(some, plan.workers) for name, some in passes.items()}
+    document = {**found["ours"], "baseline": found.get("baseline")}
+    document["ratio"] = _ratio(found["ours"], found["baseline"]) if plan.baseline else None
+    document |= {"rounds": plan.rounds, "rows": len(everything), "rows_per_batch": plan.batch}
+    document |= {"torch": torch.__version__, "cores": os.cpu_count()}
+    return document
+
+
+def _rates(passes: Sequence[Pass], workers: int) -> dict[str, Any]:
+    """Medians over the passes; every pass goes over the same rows."""
+    seconds = statistics.median(one.seconds for one in passes)
+    first = passes[0]
+    return {
+        "pictures_per_s": first.pictures / seconds if first.pictures else None,
+        "samples_per_s": first.samples / seconds,
+        "tokens_per_s": first.tokens / seconds,
+        "bytes_per_picture": first.pixel_bytes / first.pictures if first.pictures else None,
+        "workers": workers,
+        "seconds": seconds,
+        "seconds_of_passes": [round(one.seconds, 4) for one in passes],
+        "pictures": first.pictures,
+        "samples": first.samples,
+        "tokens": first.tokens,
+    }
+
+
+def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float | None]:
+    """Ours divided by the baseline's."""
+    names = ("pictures_per_s", "samples_per_s", "tokens_per_s", "bytes_per_picture")
+    return {name: ours[name] / theirs[name] if ours[name] and theirs[name] else None for name in names}

@@ -1,0 +1,117 @@
+"""A benchmark's document as a table for people, and on disk: one JSON file a benchmark, one Markdown line for all."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlft.errors import ConfigError
+
+Rows = tuple[tuple[str, str, str], ...]  # title, key of the document, form of the figure
+DATA_ROWS: Rows = (
+    ("pictures/s", "pictures_per_s", ",.1f"),
+    ("rows/s", "samples_per_s", ",.1f"),
+    ("tokens/s", "tokens_per_s", ",.0f"),
+    ("bytes a picture, worker to trainer", "bytes_per_picture", ",.0f"),
+    ("seconds a pass", "seconds", ".2f"),
+)
+TRAIN_ROWS: Rows = (
+    ("tokens/s (real ones)", "tokens_per_s", ",.0f"),
+    ("trained tokens/s", "supervised_tokens_per_s", ",.0f"),
+    ("pictures/s", "pictures_per_s", ",.1f"),
+    ("padding, share of places", "padding_fraction", ".1%"),
+    ("seconds a step (median)", "step_s", ".3f"),
+    ("waiting for data, s a step", "data_wait_s", ".3f"),
+    ("required TFLOP/s", "tflops", ",.1f"),
+    ("MFU", "mfu", ".1%"),
+    ("peak memory, GB", "peak_gb", ",.1f"),
+    ("an epoch of these rows, s", "epoch_s", ",.1f"),
+)
+MARKDOWN_HEAD = (
+    "| what | on | tokens/s | baseline | ratio | padding, ours / baseline | MFU | peak GB, ours / baseline |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+)
+
+
+def table(what: str, document: dict[str, Any]) -> str:
+    """The figures side by side: ours, then each baseline."""
+    rows: Rows = DATA_ROWS if what == "data" else TRAIN_ROWS
+    if what == "data":
+        columns = {"vlft": document, "stock": document["baseline"]}
+        about = f"{document['rows']:,} rows, {document['workers']} workers"
+    else:
+        columns = {"vlft": document} | {f"stock, {order}": one for order, one in document["baselines"].items()}
+        steps = f"{document['steps']} steps counted, {document['skipped_steps']} skipped"
+        recompute = ", gradient checkpointing" if document["gradient_checkpointing"] else ""
+        about = f"{document['preset']}{recompute}, {steps}, {document['device']}"
+    shown = {name: column for name, column in columns.items() if column is not None}
+    wide = max(len(title) for title, *_ in rows)
+    lines = [f"{document['base']} · {document['data']} · {about}", ""]
+    lines.append(" " * wide + "".join(f"{name:>18}" for name in shown))
+    for title, key, form in rows:
+        cells = [_cell(column, key, form) for column in shown.values()]
+        if set(cells) != {"-"}:
+            lines.append(f"{title:<{wide}}" + "".join(f"{cell:>18}" for cell in cells))
+    for name, column in shown.items():
+        if "failed" in column:
+            lines.append(f"{name} failed: {column['failed'].splitlines()[0]}")
+        elif settings := column.get("settings"):
+            recompute = ", gradient checkpointing" if settings["checkpointing"] else ""
+            lines.append(f"{name}: {settings['batch']} rows a micro-batch{recompute}, {settings['attention']}")
+    if ratio := document["ratio"]:
+        beside = "" if what == "data" else f" of the faster of {len(document['baselines'])}"
+        lines.append(f"vlft has {ratio['tokens_per_s']:.2f} times the tokens/s{beside}")
+    return "\n".join(lines)
+
+
+def save(out: str, what: str, document: dict[str, Any]) -> Path:
+    """Write the document to `OUT/NAME.json` and its line to `OUT/bench.md`.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    data = document["data"]
+    stem = data.split(" mix")[0] if isinstance(data, str) else Path(data[0]).stem
+    parts = [what, Path(document["base"].partition(" (")[0]).name, document.get("preset", ""), stem]
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(filter(None, parts))).strip("-")
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        page = folder / "bench.md"
+        with page.open("a", encoding="utf-8") as file:
+            file.write(("" if file.tell() else MARKDOWN_HEAD) + markdown(what, document) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}). Name another folder.") from error
+    return folder / f"{name}.json"
+
+
+def markdown(what: str, document: dict[str, Any]) -> str:
+    """One line of `MARKDOWN_HEAD`'s table."""
+    other = document["baseline"] or {}
+    title = f"{what} {document['base']} {document.get('preset', '')} {document['data']}".replace("  ", " ")
+    ratio = (document["ratio"] or {}).get("tokens_per_s")
+    on = document.get("device") or f"{document['workers']} workers"
+
+    def both(key: str, form: str) -> str:
+        return f"{_cell(document, key, form)} / {_cell(other, key, form)}"
+
+    cells: Sequence[str] = (
+        title,
+        on,
+        _cell(document, "tokens_per_s", ",.0f"),
+        _cell(other, "tokens_per_s", ",.0f"),
+        "-" if ratio is None else f"{ratio:.2f}",
+        both("padding_fraction", ".1%"),
+        _cell(document, "mfu", ".1%"),
+        both("peak_gb", ",.1f"),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(column: dict[str, Any], key: str, form: str) -> str:
+    value = column.get(key)
+    return "-" if value is None else format(value, form)

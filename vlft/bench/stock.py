@@ -1,0 +1,162 @@
+"""The other side of every comparison: rows as stock transformers prepares and pads them. Nothing of ours is in its way.
+
+Pictures are opened with Pillow and go through one call of the model's own processor a row; videos go the model card's
+way, through qwen-vl-utils. Batches are padded on the right. Rows arrive parsed, on both sides.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from vlft.data.media import MediaSettings
+from vlft.data.sample import Image, Sample, Text, Video
+from vlft.families import Family
+
+IGNORED = -100
+PIXELS = ("pixel_values", "pixel_values_videos")
+GRIDS = ("image_grid_thw", "video_grid_thw")
+COUNTS = "counts"  # the one key of a batch that is not for the model
+
+
+@dataclass(frozen=True, kw_only=True)
+class StockRows(Dataset):
+    """Rows that the stock processor turns into tensors when asked for, in the loader's worker.
+
+    Attributes:
+        samples: parsed rows.
+        processor: of the base, with the run's pixel settings.
+        media: those settings, for videos.
+        family: names of its control tokens.
+    """
+
+    samples: Sequence[Sample]
+    processor: Any
+    media: MediaSettings
+    family: Family
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        sample = self.samples[index]
+        messages: list[dict[str, Any]] = [
+            {"role": turn.role, "content": [self._part(part) for part in turn.parts]} for turn in sample.turns
+        ]
+        text = self.processor.apply_chat_template(messages, tokenize=False)
+        options: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
+        if any(isinstance(part, Video) for part in sample.media):
+            options |= _videos(messages)
+        elif sample.media:
+            options["images"] = [_open(part["image"]) for m in messages for part in m["content"] if "image" in part]
+        row = dict(self.processor(**options))
+        row["labels"] = self._labels(row["input_ids"][0])[None]
+        return row
+
+    def _part(self, part: Text | Image | Video) -> dict[str, Any]:
+        if isinstance(part, Text):
+            return {"type": "text", "text": part.text}
+        media = self.media
+        if isinstance(part, Image):
+            budget = {"min_pixels": media.image_min_pixels, "max_pixels": media.image_max_pixels}
+            return {"type": "image", "image": part.path, **budget}
+        frames = {"fps": media.fps} if media.nframes is None else {"nframes": media.nframes}
+        if media.nframes is None and part.path is not None:
+            frames["max_frames"] = media.video_max_frames
+        return {
+            "type": "video",
+            "video": part.path if part.path is not None else list(part.frames),
+            "min_pixels": media.video_min_pixels,
+            "max_pixels": media.video_max_pixels,
+            **frames,
+        }
+
+    def _labels(self, ids_T: torch.Tensor) -> torch.Tensor:
+        """The tokens of answers, with the one that ends each; all else is ignored."""
+        head, end = _marks(self.processor.tokenizer, self.family.end_of_turn)
+        labels_T = torch.full_like(ids_T, IGNORED)
+        ids = ids_T.tolist()
+        place = 0
+        while place < len(ids):
+            if ids[place : place + len(head)] == head:
+                start = place + len(head)
+                place = ids.index(end, start) + 1
+                labels_T[start:place] = ids_T[start:place]
+            else:
+                place += 1
+        return labels_T
+
+
+def _open(path: str) -> Any:
+    from PIL import Image as Pillow
+
+    return Pillow.open(path).convert("RGB")
+
+
+def _videos(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the processor takes for a row with videos, as the model card has it: resized before, not again."""
+    from qwen_vl_utils import process_vision_info
+
+    images, videos, options = process_vision_info(messages, return_video_kwargs=True, return_video_metadata=True)
+    frames, metadata = zip(*videos, strict=True)
+    return {
+        "images": images,
+        "videos": list(frames),
+        "video_metadata": list(metadata),
+        "do_resize": False,
+        **options,
+    }
+
+
+@functools.cache
+def _marks(tokenizer: Any, end_of_turn: str) -> tuple[list[int], int]:
+    head = tokenizer("<|im_start|>assistant\n", add_special_tokens=False).input_ids
+    return head, tokenizer.convert_tokens_to_ids(end_of_turn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddingCollator:
+    """Rows of `StockRows` -> one right-padded batch, and its counts of real tokens.
+
+    Attributes:
+        pad: the tokenizer's padding token.
+    """
+
+    pad: int
+
+    def __call__(self, rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, Any]:
+        """Collate; pixels and grids of all rows end to end, as the stock forward takes them."""
+        fillers = {"input_ids": self.pad, "attention_mask": 0, "mm_token_type_ids": 0, "labels": IGNORED}
+        batch: dict[str, Any] = {}
+        for name, filler in fillers.items():
+            if name in rows[0]:
+                columns = [row[name][0] for row in rows]
+                batch[name] = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=filler)
+        for name in (*PIXELS, *GRIDS):
+            if parts := [row[name] for row in rows if row.get(name) is not None]:
+                batch[name] = torch.cat(parts)
+        real = int(batch["attention_mask"].sum())
+        videos = batch.get("video_grid_thw", torch.zeros(0, 3))
+        batch[COUNTS] = {
+            "tokens": real,
+            "places": batch["input_ids"].numel(),
+            # the first token of a row is never a target
+            "supervised_tokens": int((batch["labels"][:, 1:] != IGNORED).sum()),
+            "images": len(batch.get("image_grid_thw", ())),
+            "frames": int(2 * videos[:, 0].sum()),
+            "samples": len(rows),
+            "pixel_bytes": sum(batch[name].nbytes for name in PIXELS if name in batch),
+        }
+        return batch
+
+
+def stock_collator(processor: Any) -> Callable[[Any], dict[str, Any]]:
+    """The collator that pads with this processor's padding token."""
+    tokenizer = processor.tokenizer
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return PaddingCollator(pad=pad)

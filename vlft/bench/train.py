@@ -1,0 +1,282 @@
+"""`vlft bench train`: the speed of training steps, ours and stock transformers' on the same rows in the same call.
+
+Each run is a process of its own, so that peaks of memory do not mix, and ours is the very function `vlft train` calls.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vlft.bench.baseline import Spec
+from vlft.bench.figures import Epoch, Step, epoch_of, summary
+from vlft.bench.mixes import Scale, draw_rows, mean_tokens
+from vlft.bench.work import BuiltIn, Failed, Say, run_module, workplace
+from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.parse import Parsed, write_yaml
+from vlft.inputs import open_base, trainable_rows
+
+Preset = Literal["lora", "lora_vision", "full"]
+PRESETS: dict[Preset, dict[str, str]] = {
+    "lora": {"vision": "frozen", "merger": "frozen", "language": "lora"},
+    "lora_vision": {"vision": "lora", "merger": "lora", "language": "lora"},
+    "full": {"vision": "full", "merger": "full", "language": "full"},
+}
+ORDERS = ("random", "grouped")
+#: Flags of a user's config that are the benchmark's own, or no part of a step.
+NOT_MEASURED = (
+    "output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "logging_steps", "logging_strategy",
+    "logging_first_step", "report_to", "run_name", "save_strategy", "save_steps", "save_total_limit", "save_only_model",
+    "eval_path", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end",
+    "metric_for_best_model", "greater_is_better", "push_to_hub",
+)  # fmt: skip
+#: Built-in rows where nothing is said and rows are not packed. Real ones go one by one: several may be too long.
+UNPACKED: dict[Scale, dict[str, int]] = {
+    "tiny": {"per_device_train_batch_size": 4},
+    "real": {"gradient_accumulation_steps": 4},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        steps: optimizer steps of a run; of built-in rows about so many, since a run is one pass over them.
+        skip: first steps that do not count.
+        rounds: times all of it is run, each side in turn; of several the median run counts.
+        preset: towers; None leaves them to the flags.
+        orders: of the baseline, none for no baseline.
+        baseline_batch, baseline_checkpointing: settled; None: the fastest that fits is taken.
+        timeout: seconds that a run may take; None for any.
+        work: folder to keep built-in bases and rows in; None for a temporary one.
+    """
+
+    steps: int
+    skip: int
+    rounds: int = 1
+    preset: Preset | None = None
+    orders: tuple[str, ...] = ()
+    baseline_batch: int | None = None
+    baseline_checkpointing: bool | None = None
+    timeout: float | None = None
+    work: str | None = None
+
+
+def bench_train(parsed: Parsed, plan: Plan, built_in: BuiltIn, say: Say) -> dict[str, Any]:
+    """Measure training.
+
+    Args:
+        parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
+        built_in: what stands in where no base or no rows are named.
+        say: told about progress.
+
+    Returns:
+        the document of `vlft bench train --json`.
+
+    Raises:
+        VlftError: the flags cannot be carried out, or our own run failed. A failed baseline is a line in the document.
+    """
+    data, model, args = parsed.flags
+    with workplace(plan.work) as work:
+        own_base, own_rows = model.model_id is not None, bool(data.data_path)
+        flags = {name: parsed.effective[name] for name in parsed.given if name not in NOT_MEASURED}
+        flags |= PRESETS[plan.preset] if plan.preset else {}
+        if not own_base:
+            flags["model_id"] = str(built_in.base(work, say, timeout=plan.timeout))
+        if not own_rows:
+            scale = built_in.scale(own_base=own_base)
+            if not data.packing:
+                flags = UNPACKED[scale] | flags
+            count = _rows_for(plan, built_in, data, args, flags, scale)
+            flags["data_path"] = [str(built_in.rows(work, count, say, own_base=own_base, scale=scale))]
+        flags |= {"save_strategy": "no", "report_to": "none", "logging_steps": 1, "resume_from_checkpoint": "none"}
+        flags |= {"max_steps": plan.steps} if own_rows else {"num_train_epochs": 1}
+        epoch, modes = _epoch(parsed, flags)
+        bench = _Bench(flags=flags, plan=plan, epoch=epoch, work=work, say=say, own_rows=own_rows)
+        return bench.run() | {
+            "base": model.model_id if own_base else f"{built_in.shape} (random weights)",
+            "data": data.data_path if own_rows else f"{built_in.mix} mix, seed {built_in.seed}",
+            "preset": next((name for name, towers in PRESETS.items() if towers == modes), "/".join(modes.values())),
+            "packing": bool(data.packing),
+            "epoch_tokens": epoch.tokens,
+        }
+
+
+def _rows_for(
+    plan: Plan, built_in: BuiltIn, data: DataFlags, args: TrainFlags, flags: dict[str, Any], scale: Scale
+) -> int:
+    """Built-in rows that make about as many steps as are wanted."""
+    micro = plan.steps * int(flags.get("gradient_accumulation_steps", args.gradient_accumulation_steps))
+    if not data.packing:
+        return micro * int(flags.get("per_device_train_batch_size", args.per_device_train_batch_size))
+    mean = mean_tokens(draw_rows(built_in.mix, 500, seed=built_in.seed, scale=scale), scale)
+    budget = getattr(data, "pack_tokens", None) or 16384
+    return math.ceil(micro * 0.95 * budget / mean)
+
+
+def _epoch(parsed: Parsed, flags: dict[str, Any]) -> tuple[Epoch, dict[str, str]]:
+    """What all rows come to, and what trains, under the flags of the run."""
+    data, model, args = parsed.flags
+    names: dict[type, set[str]] = {cls: set(cls.__dataclass_fields__) for cls in (DataFlags, ModelFlags)}
+    data = replace(data, **{k: v for k, v in flags.items() if k in names[DataFlags]}, eval_path=[])
+    model = replace(model, **{k: v for k, v in flags.items() if k in names[ModelFlags]})
+    base = open_base(data, model, given=frozenset(flags))
+    measured = trainable_rows(data.data_path, data, base, workers=args.dataloader_num_workers)
+    return epoch_of(base, measured), dict(base.towers.modes)
+
+
+@dataclass(kw_only=True)
+class _Bench:
+    """The runs, in turns."""
+
+    flags: dict[str, Any]
+    plan: Plan
+    epoch: Epoch
+    work: Path
+    say: Say
+    own_rows: bool
+    device: str | None = None
+    settled: dict[str, Any] | None = None  # the baseline's settings, found by its first run
+
+    def run(self) -> dict[str, Any]:
+        self.device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+        ours: list[dict[str, Any]] = []
+        others: dict[str, list[dict[str, Any]]] = {order: [] for order in self.plan.orders}
+        failed: dict[str, str] = {}
+        for turn in range(self.plan.rounds):
+            try:
+                ours.append(self._ours(turn))
+            except Failed as error:
+                # Short of memory, a run goes on with less of it, unless the flags say otherwise.
+                if "out of memory" not in str(error).lower() or "gradient_checkpointing" in self.flags:
+                    raise
+                self.say("  out of memory: again with --gradient_checkpointing true")
+                self.flags["gradient_checkpointing"] = True
+                ours.append(self._ours(turn))
+            rows_per_step = ours[0]["run_samples"] / ours[0]["run_steps"]
+            for order in self.plan.orders:
+                if order not in failed:
+                    try:
+                        others[order].append(self._baseline(order, turn, rows_per_step))
+                    except Failed as error:
+                        failed[order] = str(error)
+                        self.say(f"baseline, {order} order: failed\n{error}")
+        mine = _middle(ours)
+        baselines: dict[str, Any] = {order: _middle(runs) for order, runs in others.items() if runs}
+        baselines |= {order: {"failed": reason} for order, reason in failed.items()}
+        done = [one for one in baselines.values() if "failed" not in one]
+        best = max(done, key=lambda one: one["tokens_per_s"], default=None)
+        return {
+            **mine,
+            "baseline": best,
+            "baselines": baselines,
+            "ratio": _ratio(mine, best) if best else None,
+            "gradient_checkpointing": bool(self.flags.get("gradient_checkpointing", False)),
+            "rounds": self.plan.rounds,
+            "skipped_steps": self.plan.skip,
+            "device": self.device or "cpu",
+            "torch": torch.__version__,
+        }
+
+    def _ours(self, turn: int) -> dict[str, Any]:
+        folder = self._folder(f"ours-{turn}")
+        flags = folder / "flags.yaml"
+        write_yaml(flags, self.flags | {"output_dir": str(folder / "run")})
+        self.say(f"vlft, run {turn + 1} of {self.plan.rounds}")
+        self._module(["vlft.bench.ours", str(flags)], folder)
+        lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        logged = [json.loads(line) for line in lines]
+        steps = [_step(line) for line in logged if "step_s" in line]
+        return self._summary(steps, logged[-1]["peak_gb"])
+
+    def _baseline(self, order: str, turn: int, rows_per_step: float) -> dict[str, Any]:
+        folder = self._folder(f"{order}-{turn}")
+        flags, found = folder / "flags.yaml", folder / "found.json"
+        write_yaml(flags, self.flags | {"output_dir": str(folder / "run")})
+        spec = Spec(
+            flags=str(flags),
+            order=order,
+            rows_per_step=rows_per_step,
+            max_steps=self.plan.steps if self.own_rows else -1,
+            batch=self.plan.baseline_batch,
+            checkpointing=self.plan.baseline_checkpointing,
+            out=str(found),
+        )
+        if self.settled is not None:
+            spec = replace(spec, **self.settled)
+        (folder / "spec.json").write_text(json.dumps(asdict(spec)), encoding="utf-8")
+        self.say(f"stock transformers, {order} order, run {turn + 1} of {self.plan.rounds}")
+        self._module(["vlft.bench.baseline", str(folder / "spec.json")], folder)
+        document = json.loads(found.read_text(encoding="utf-8"))
+        settings = document["settings"]
+        self.settled = {name: settings[name] for name in ("batch", "checkpointing")}
+        steps = [Step(**step) for step in document["steps"]]
+        return self._summary(steps, document["peak_gb"]) | {"settings": settings}
+
+    def _summary(self, steps: list[Step], peak_gb: float) -> dict[str, Any]:
+        figures = summary(steps, skip=self.plan.skip, epoch=self.epoch, device=self.device, peak_gb=peak_gb)
+        self.say(f"  {figures['tokens_per_s']:,.0f} tokens/s over {figures['steps']} steps")
+        return figures | {"run_steps": len(steps)}
+
+    def _folder(self, name: str) -> Path:
+        """An empty folder of this name: a kept work folder may hold an earlier run's."""
+        import shutil
+
+        folder = self.work / "runs" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def _module(self, words: list[str], folder: Path) -> None:
+        shown = _every_so_often()
+        run_module(words, log=folder / "log.txt", say=self.say, timeout=self.plan.timeout, shown=shown)
+
+
+def _every_so_often(seconds: float = 10) -> Callable[[str], bool]:
+    """Which lines of a run's output are shown: what it tried, and a step every few seconds."""
+    import time
+
+    last = time.monotonic()
+
+    def shown(line: str) -> bool:
+        nonlocal last
+        if line.startswith("tried "):
+            return True
+        if line.startswith("step ") and time.monotonic() - last > seconds:
+            last = time.monotonic()
+            return True
+        return False
+
+    return shown
+
+
+def _step(line: dict[str, Any]) -> Step:
+    """A line of metrics.jsonl, logged at every step."""
+    return Step(
+        seconds=line["step_s"],
+        wait=line["data_wait_s"],
+        tokens=line["tokens"],
+        places=round(line["tokens"] / (1 - line["padding_fraction"])),
+        supervised=line["supervised_tokens"],
+        images=line["images"],
+        samples=line["samples"],
+    )
+
+
+def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run of median speed; of an even number the slower of the two in the middle."""
+    ordered = sorted(runs, key=lambda run: run["tokens_per_s"])
+    return ordered[(len(ordered) - 1) // 2] | {"tokens_per_s_of_runs": [round(run["tokens_per_s"], 1) for run in runs]}
+
+
+def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float | None]:
+    """Ours divided by the best baseline's."""
+    names = ("tokens_per_s", "supervised_tokens_per_s", "epoch_s", "peak_gb")
+    return {name: ours[name] / theirs[name] if theirs[name] else None for name in names}

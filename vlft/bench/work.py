@@ -1,0 +1,153 @@
+"""What both benchmarks open, and processes of their own for what is measured.
+
+Base and rows are those of the flags, or built in. All of it lies in a work folder, which is removed at the end unless
+the user named it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vlft
+from vlft.bench.mixes import Mix, Scale, Unit, write_mix
+from vlft.bench.shapes import ShapeName, is_whole, write_shape, write_weights
+from vlft.errors import ConfigError, VlftError
+
+TAIL = 25  # lines of a failed process that are shown
+Say = Callable[[str], None]
+
+
+class Failed(VlftError):
+    """A measured process ended badly; the message holds the end of its output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltIn:
+    """What is taken where the flags name no base or no rows.
+
+    Attributes:
+        shape: of the random base, where none is named.
+        mix: of the rows, where no data file is named.
+        processor: makes the stock processor of a built-in base, given the most pixels a picture may have.
+        seed: of rows and weights.
+    """
+
+    shape: ShapeName
+    mix: Mix
+    processor: Callable[..., Any]
+    seed: int = 0
+
+    def base(self, work: Path, say: Say, *, timeout: float | None = None) -> Path:
+        """The built-in base, written if it is not there."""
+        folder = work / f"base-{self.shape}"
+
+        if not is_whole(folder):
+            say(f"building {self.shape} with random weights in {folder}")
+            write_shape(folder, self.shape, self.processor(max_pixels=16384 * 28 * 28))
+            if torch.cuda.is_available():  # in a process of its own: what it takes of the GPU goes with it
+                words = ["vlft.bench.shapes", str(folder), self.shape]
+                run_module(words, log=work / f"base-{self.shape}.log", say=say, timeout=timeout)
+            else:
+                write_weights(folder, self.shape)
+        return folder
+
+    def scale(self, *, own_base: bool) -> Scale:
+        """Of rows to train on: real ones, unless the base is the tiny one built in."""
+        return "tiny" if self.shape == "tiny" and not own_base else "real"
+
+    def rows(self, work: Path, count: int, say: Say, *, own_base: bool, scale: Scale) -> Path:
+        """The built-in rows, written if they are not there.
+
+        Args:
+            own_base: the user named a base, whose tokenizer knows words.
+        """
+        unit: Unit = "word" if own_base else "byte"
+        return write_mix(work / "rows", self.mix, count, seed=self.seed, scale=scale, unit=unit, say=say)
+
+
+@contextmanager
+def workplace(named: str | None) -> Iterator[Path]:
+    """The work folder: the one the user named, kept, or a temporary one.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    if named is not None:
+        try:
+            Path(named).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--work {named}: cannot be written ({error.strerror}). Name another folder.") from error
+        yield Path(named)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="vlft-bench-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_module(
+    words: Sequence[str],
+    *,
+    log: Path,
+    say: Say,
+    timeout: float | None = None,
+    shown: Callable[[str], bool] = lambda line: False,
+) -> None:
+    """`python -m WORDS` in a process of its own, all it prints in a log file.
+
+    Args:
+        log: file for its output, both streams.
+        shown: lines of it that go on to `say`.
+        timeout: seconds after which it is killed; None for never.
+
+    Raises:
+        Failed: it ended with another status than 0, or was killed.
+    """
+    path = os.pathsep.join(filter(None, [str(Path(vlft.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    last: deque[str] = deque(maxlen=TAIL)
+    late = threading.Event()
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True, errors="replace",
+    )  # fmt: skip
+
+    def kill() -> None:
+        late.set()
+        process.kill()  # its loader workers see that, and end
+
+    timer = threading.Timer(timeout, kill) if timeout is not None else None
+    try:
+        if timer is not None:
+            timer.start()
+        with log.open("w", encoding="utf-8") as file:
+            for line in process.stdout or ():
+                file.write(line)
+                last.append(line.rstrip("\n"))
+                if shown(line):
+                    say(f"  {line.rstrip()}")
+        status = process.wait()
+    finally:
+        if timer is not None:
+            timer.cancel()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if late.is_set():
+        raise Failed(f"{words[0]}: not done after {timeout:.0f} s, so it was stopped")
+    if status:
+        raise Failed(f"{words[0]}: ended with status {status}. Its last lines:\n" + "\n".join(last))
