@@ -86,7 +86,6 @@ class Collator:
             # in DDP and ZeRO; its features go nowhere.
             grids = [Grid(t=1, h=self.merge_size, w=self.merge_size)]
             still_patches = [torch.zeros(self.merge_size**2, 3, patch, patch, dtype=torch.uint8)]
-        empty_video = torch.zeros(0, 3, 2, patch, patch, dtype=torch.uint8)
         vision_lengths = tuple(grid.h * grid.w for grid in grids for _ in range(grid.t))
         batch = Batch(
             input_ids=ids_T[None],
@@ -94,8 +93,8 @@ class Collator:
             position_ids=torch.cat([places_T[None], positions_3T])[:, None],
             cu_seqlens=_cumulative(lengths),
             lengths=lengths,
-            still_patches=torch.cat([torch.zeros(0, 3, patch, patch, dtype=torch.uint8), *still_patches]),
-            video_patches=torch.cat([empty_video, *(m.patches for m in videos)]),
+            still_patches=_joined(still_patches, (3, patch, patch)),
+            video_patches=_joined([m.patches for m in videos], (3, 2, patch, patch)),
             vision_grid=torch.tensor([[g.t, g.h, g.w] for g in grids]),
             vision_cu_seqlens=_cumulative(vision_lengths),
             vision_lengths=vision_lengths,
@@ -114,6 +113,13 @@ class Collator:
             skipped=skipped,
         )
         return sent(batch)
+
+
+def _joined(patches: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    """All patches, in the memory layout they come in; a single still or video is not copied."""
+    if not patches:
+        return torch.zeros(0, *shape, dtype=torch.uint8)
+    return patches[0] if len(patches) == 1 else torch.cat(list(patches))
 
 
 def _cumulative(lengths: Sequence[int]) -> torch.Tensor:
