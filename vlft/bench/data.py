@@ -18,7 +18,7 @@ from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
 from vlft.data.dataset import RowDataset, loader_options
-from vlft.data.order import Order
+from vlft.data.order import RowOrder
 from vlft.errors import DataError
 from vlft.inputs import Base, Measured, open_base, trainable_rows
 
@@ -137,7 +137,7 @@ def _open(data: DataFlags, model: ModelFlags, parsed: Parsed, workers: int) -> t
 
 def _measure(base: Base, measured: Measured, plan: Plan, say: Say) -> dict[str, Any]:
     samples = measured.rows.samples
-    everything = Order(rows=len(samples), rows_per_step=plan.batch, shuffle=True).epoch(0)[: plan.rows]
+    everything = RowOrder(rows=len(samples), rows_per_step=plan.batch, shuffle=True).epoch(0)[: plan.rows]
     lists = [everything[i : i + plan.batch] for i in range(0, len(everything), plan.batch)]
     vision, tokenizer = base.config.vision_config, base.processor.tokenizer
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
