@@ -36,7 +36,10 @@ NOT_MEASURED = (
     "eval_path", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end",
     "metric_for_best_model", "greater_is_better", "push_to_hub",
 )  # fmt: skip
-#: Built-in rows where nothing is said and rows are not packed. Real ones go one by one: several may be too long.
+PACK_TOKENS = 16384  # the default of vlft train
+TINY_PACK_TOKENS = 1024  # a few tiny rows
+FILLED = 0.95  # share of a pack that rows fill, about
+#: Rows of a step without packing, where nothing is said. Real ones go one by one: several may be too long.
 UNPACKED: dict[Scale, dict[str, int]] = {
     "tiny": {"per_device_train_batch_size": 4},
     "real": {"gradient_accumulation_steps": 4},
@@ -92,9 +95,11 @@ def bench_train(parsed: Parsed, plan: Plan, built_in: BuiltIn, say: Say) -> dict
             flags["model_id"] = str(built_in.base(work, say, timeout=plan.timeout))
         if not own_rows:
             scale = built_in.scale(own_base=own_base)
-            if not data.packing:
+            if not data.packing and "global_batch" not in flags:
                 flags = UNPACKED[scale] | flags
-            count = _rows_for(plan, built_in, data, args, flags, scale)
+            if data.packing and scale == "tiny":
+                flags.setdefault("pack_tokens", TINY_PACK_TOKENS)
+            count = _rows_for(plan, built_in, args, flags, scale, packing=data.packing)
             flags["data_path"] = [str(built_in.rows(work, count, say, own_base=own_base, scale=scale))]
         flags |= {"save_strategy": "no", "report_to": "none", "logging_steps": 1, "resume_from_checkpoint": "none"}
         flags |= {"max_steps": plan.steps} if own_rows else {"num_train_epochs": 1}
@@ -110,15 +115,16 @@ def bench_train(parsed: Parsed, plan: Plan, built_in: BuiltIn, say: Say) -> dict
 
 
 def _rows_for(
-    plan: Plan, built_in: BuiltIn, data: DataFlags, args: TrainFlags, flags: dict[str, Any], scale: Scale
+    plan: Plan, built_in: BuiltIn, args: TrainFlags, flags: dict[str, Any], scale: Scale, *, packing: bool
 ) -> int:
     """Built-in rows that make about as many steps as are wanted."""
+    if "global_batch" in flags:
+        return plan.steps * int(flags["global_batch"])
     micro = plan.steps * int(flags.get("gradient_accumulation_steps", args.gradient_accumulation_steps))
-    if not data.packing:
+    if not packing:
         return micro * int(flags.get("per_device_train_batch_size", args.per_device_train_batch_size))
     mean = mean_tokens(draw_rows(built_in.mix, 500, seed=built_in.seed, scale=scale), scale)
-    budget = getattr(data, "pack_tokens", None) or 16384
-    return math.ceil(micro * 0.95 * budget / mean)
+    return math.ceil(micro * FILLED * int(flags.get("pack_tokens", PACK_TOKENS)) / mean)
 
 
 def _epoch(parsed: Parsed, flags: dict[str, Any]) -> tuple[Epoch, dict[str, str]]:
