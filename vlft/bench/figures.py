@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +11,9 @@ from vlft.data import media as media_io
 from vlft.data.sample import Sample
 from vlft.errors import ConfigError
 from vlft.inputs import Base, Measured
+from vlft.model.flops import peak_tflops, required_flops, total
 
 FLOPS_ROWS = 2000  # rows whose pictures are opened once more to count operations; the others are taken as alike
-
-#: Dense bf16 tensor peak of a card in TFLOP/s, by a part of the name CUDA gives it; the first match wins.
-#: NVIDIA's data sheets state most of these with sparsity, twice as high. 989.4: H100 and H200 SXM (H100 white paper,
-#: table 2: 989.4); 756: H100 PCIe (same table); 312: A100 (white paper, table 1); 362: L40S (data sheet: 733 sparse,
-#: 362.05 dense); 165: RTX 4090 with fp32 accumulation (Ada white paper, appendix A: 165.2).
-PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
-    ("H200", 989.4),
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.5),
-    ("H100", 989.4),
-    ("A100", 312.0),
-    ("L40S", 362.0),
-    ("RTX 4090", 165.2),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +40,11 @@ class Epoch:
 
     Attributes:
         tokens: of all rows.
-        tflops: operations that training on them needs, in units of 1e12; None where they cannot be counted.
+        tflops: operations that training on them needs, in units of 1e12.
     """
 
     tokens: int
-    tflops: float | None
-
-
-def peak_tflops(device: str | None) -> float | None:
-    """The dense bf16 peak of a card by its name; None for what is not in the table, and for no card."""
-    return next((peak for name, peak in PEAK_TFLOPS if device and name in device), None)
+    tflops: float
 
 
 def epoch_of(base: Base, measured: Measured) -> Epoch:
@@ -72,34 +53,21 @@ def epoch_of(base: Base, measured: Measured) -> Epoch:
     tokens = sum(cost.tokens for cost in costs)
     every = max(1, -(-len(costs) // FLOPS_ROWS))
     picked = range(0, len(costs), every)
-    part = required_tflops(
-        base,
+    part = required_flops(
+        base.config,
+        base.towers,
         lengths=[costs[i].tokens for i in picked],
         vision_lengths=[n for i in picked for n in _segments(measured.rows.samples[i], base)],
         supervised=sum(costs[i].supervised for i in picked),
     )
     seen = sum(costs[i].tokens for i in picked)
-    return Epoch(tokens=tokens, tflops=None if part is None else part * tokens / seen)
+    return Epoch(tokens=tokens, tflops=total(part) / 1e12 * tokens / seen)
 
 
 def _segments(sample: Sample, base: Base) -> list[int]:
     """Patches of each ViT attention segment of a row."""
     grids = [media_io.measure(part, base.media) for part in sample.media]
     return [grid.h * grid.w for grid in grids for _ in range(grid.t)]
-
-
-def required_tflops(
-    base: Base, *, lengths: Sequence[int], vision_lengths: Sequence[int], supervised: int
-) -> float | None:
-    """Operations (1e12) that these rows need, without recomputation; None where `vlft.model.flops` is not there."""
-    try:
-        flops: Any = importlib.import_module("vlft.model.flops")
-    except ModuleNotFoundError:
-        return None
-    parts = flops.required_flops(
-        base.config, base.towers, lengths=lengths, vision_lengths=vision_lengths, supervised=supervised
-    )
-    return flops.total(parts) / 1e12
 
 
 def summary(steps: Sequence[Step], *, skip: int, epoch: Epoch, device: str | None, peak_gb: float) -> dict[str, Any]:
@@ -118,7 +86,7 @@ def summary(steps: Sequence[Step], *, skip: int, epoch: Epoch, device: str | Non
     seconds = sum(step.seconds for step in kept)
     tokens = sum(step.tokens for step in kept)
     rate = tokens / seconds
-    tflops = epoch.tflops / epoch.tokens * rate if epoch.tflops is not None and device is not None else None
+    tflops = epoch.tflops / epoch.tokens * rate if device is not None else None
     peak = peak_tflops(device)
     return {
         "tokens_per_s": rate,

@@ -16,6 +16,20 @@ from vlft.model.towers import Mode, Towers
 
 Attention = Literal["causal", "full"]
 
+#: Dense bf16 tensor peak of a card in TFLOP/s, by a part of the name CUDA gives it; the first match wins.
+#: NVIDIA's data sheets state most of these with sparsity, twice as high. 989.4: H100 and H200 SXM (H100 white paper,
+#: table 2: 989.4); 756: H100 PCIe (same table); 312: A100 (white paper, table 1); 362: L40S (data sheet: 733 sparse,
+#: 362.05 dense); 165: RTX 4090 with fp32 accumulation (Ada white paper, appendix A: 165.2).
+PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
+    ("H200", 989.4),
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.5),
+    ("H100", 989.4),
+    ("A100", 312.0),
+    ("L40S", 362.0),
+    ("RTX 4090", 165.2),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
@@ -126,3 +140,8 @@ def _attention(lengths: Sequence[int], width: int, backward: bool, *, causal: bo
     """Scores and their use, over all heads, in each segment: two matmuls forward, four backward (`again`: five)."""
     matmul = sum(2 * length**2 for length in lengths) * width / (2 if causal else 1)
     return Flops(forward=2 * matmul, backward=(5 if again else 4) * matmul * backward)
+
+
+def peak_tflops(device: str | None) -> float | None:
+    """The dense bf16 peak of a card by its name; None for what is not in the table, and for no card."""
+    return next((peak for name, peak in PEAK_TFLOPS if device and name in device), None)

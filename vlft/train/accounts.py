@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,31 @@ COUNTS = ("tokens", "supervised_tokens", "images", "videos", "samples")
 
 
 class Meter:
-    """Adds up micro-batches without reading from the device until a line is due."""
+    """Adds up micro-batches without reading from the device until a line is due.
 
-    def __init__(self) -> None:
+    Args:
+        work: operations that training on a micro-batch needs.
+        peak: operations a second that a device can do at most; None where that is not known, and there is no MFU.
+    """
+
+    def __init__(self, work: Callable[[Batch], float], *, peak: float | None) -> None:
+        self.work = work
+        self.peak = peak
         self._reset()
 
     def _reset(self) -> None:
         self._counts = dict.fromkeys(COUNTS, 0)
         self._loss: torch.Tensor | None = None
         self._wait = 0.0
+        self._work = 0.0
         self._since = time.perf_counter()
 
     def add(self, batch: Batch, loss_sum: torch.Tensor) -> None:
         """Count one trained micro-batch; `loss_sum` is the sum of its tokens' cross-entropies."""
         for name in COUNTS:
             self._counts[name] += batch["counts"][name]
+        if self.peak is not None:
+            self._work += self.work(batch)
         loss = loss_sum.detach().double()
         self._loss = loss if self._loss is None else self._loss + loss
 
@@ -57,10 +68,11 @@ class Meter:
         if self._loss is None:
             self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         seconds = time.perf_counter() - self._since
-        mine = torch.tensor([*self._counts.values(), self._wait], dtype=torch.float64, device=accelerator.device)
+        sums = [*self._counts.values(), self._wait, self._work]
+        mine = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
         # float64 holds every count exactly
         totals = accelerator.reduce(torch.cat([mine, self._loss[None]]), reduction="sum").tolist()
-        *numbers, wait, loss = totals
+        *numbers, wait, work, loss = totals
         counts = dict(zip(COUNTS, map(int, numbers), strict=True))
         # The largest of the ranks: it is the one that runs out.
         peak = accelerator.gather(torch.tensor([peak_gb()], device=accelerator.device)).max().item()
@@ -72,7 +84,7 @@ class Meter:
             "tokens_per_s": counts["tokens"] / seconds,
             "padding_fraction": 0.0,  # flat rows hold no padding
             "peak_gb": peak,
-            "mfu": None,
+            "mfu": work / seconds / (self.peak * accelerator.num_processes) if self.peak else None,
         }
         self._reset()
         return line

@@ -18,15 +18,16 @@ from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.config.checks import check_flags, remarks_on_steps
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
-from vlft.data.collate import Collator
+from vlft.data.collate import Batch, Collator
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows
-from vlft.model import attention, forward, groups, kernels, memory, towers
+from vlft.model import attention, flops, forward, groups, kernels, memory, towers
 from vlft.model.load import load_base
+from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.folder import RunFolder, data_entries
 from vlft.train.ranks import on_rank_zero
-from vlft.train.trainer import MetricsFile, VlftTrainer
+from vlft.train.trainer import VlftTrainer
 
 
 def train(parsed: Parsed) -> Path:
@@ -228,6 +229,7 @@ def _trainer(
         eval_order=evaluation_order(evaluated.costs, data, args, world=args.world_size) if evaluated else None,
         collator=Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler),
         folder=folder,
+        meter=_meter(base, args),
         metrics=MetricsFile(folder.path, resume_step=step) if args.process_index == 0 else None,
         say=say,
         on_bad_row=data.on_bad_row,
@@ -235,6 +237,25 @@ def _trainer(
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     return trainer
+
+
+def _meter(base: Base, args: TrainFlags) -> Meter:
+    """Counts what is trained; with MFU on a card whose peak is known."""
+
+    def work(batch: Batch) -> float:
+        return flops.total(
+            flops.required_flops(
+                base.config,
+                base.towers,
+                lengths=batch["lengths"] if batch["rows"] else (),
+                vision_lengths=batch["vision_lengths"] if len(batch["vision_rows"]) else (),
+                supervised=batch["counts"]["supervised_tokens"],
+            )
+        )
+
+    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else None
+    peak = flops.peak_tflops(name)
+    return Meter(work, peak=None if peak is None else peak * 1e12)
 
 
 def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = "train") -> None:

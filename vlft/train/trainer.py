@@ -54,6 +54,7 @@ class VlftTrainer(Trainer):
         order, eval_order: of them.
         collator: rows -> Batch.
         folder: where and how things are saved.
+        meter: counts what is trained.
         metrics: `metrics.jsonl`, or None on ranks that do not write.
         say: prints a line for the user (rank 0 only).
         on_bad_row: what to do with a row whose media cannot be decoded after all.
@@ -71,6 +72,7 @@ class VlftTrainer(Trainer):
         eval_order: Order | None,
         collator: Collator,
         folder: RunFolder,
+        meter: Meter,
         metrics: MetricsFile | None,
         say: Callable[[str], None],
         on_bad_row: Literal["error", "skip"],
@@ -88,7 +90,7 @@ class VlftTrainer(Trainer):
         self.metrics = metrics
         self.say = say
         self.on_bad_row = on_bad_row
-        self.meter = Meter()
+        self.meter = meter
         self.skipped: dict[tuple[str, int], BadRow] = {}
         self._last_logged = 0
         self._rates: dict[str, float] = {}
