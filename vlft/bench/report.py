@@ -62,7 +62,7 @@ def table(what: str, document: dict[str, Any]) -> str:
             recompute = ", gradient checkpointing" if settings["checkpointing"] else ""
             lines.append(f"{name}: {settings['batch']} rows a micro-batch{recompute}, {settings['attention']}")
     if ratio := document["ratio"]:
-        beside = "" if what == "data" else f" of the faster of {len(document['baselines'])}"
+        beside = " of the faster stock run" if len(document.get("baselines", ())) > 1 else ""
         lines.append(f"vlft has {ratio['tokens_per_s']:.2f} times the tokens/s{beside}")
     return "\n".join(lines)
 
