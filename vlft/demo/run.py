@@ -40,7 +40,7 @@ class Lesson:
 
     rows: int = 3200
     held_out: int = 300
-    steps: int = 330
+    steps: int = 300
     seed: int = 7
 
 
