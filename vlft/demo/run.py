@@ -40,7 +40,7 @@ class Lesson:
 
     rows: int = 3200
     held_out: int = 300
-    steps: int = 300
+    steps: int = 320
     seed: int = 7
 
 
@@ -201,7 +201,7 @@ def train_arguments(base: Path, data: Path, run: Path, lesson: Lesson) -> list[s
         "model_id": base, "data_path": data, "output_dir": run, "vision": "lora", "merger": "lora", "language": "lora",
         "lora_dropout": 0, "learning_rate": "3e-3", "adam_beta2": 0.98, "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05, "global_batch": 32, "max_steps": lesson.steps,
-        "logging_steps": max(1, lesson.steps // 10), "save_strategy": "no", "use_cpu": "true",
+        "logging_steps": max(1, lesson.steps // 8), "save_strategy": "no", "use_cpu": "true",
     }  # fmt: skip
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
