@@ -108,8 +108,8 @@ def train_arguments(start: Path, data: Path, run: Path, *, steps: int) -> list[s
     flags = {
         "model_id": start, "data_path": data, "output_dir": run, "vision": "full", "merger": "full", "language": "full",
         "learning_rate": "2e-3", "adam_beta2": 0.98, "weight_decay": 0.01, "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.05, "global_batch": 32, "max_steps": steps, "logging_steps": 100,
-        "save_steps": 500, "save_total_limit": 1, "use_cpu": "true",
+        "warmup_steps": 0.05, "packing": "false", "per_device_train_batch_size": 32, "max_steps": steps,
+        "logging_steps": 100, "save_steps": 500, "save_total_limit": 1, "use_cpu": "true",
     }  # fmt: skip
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 

@@ -23,7 +23,7 @@ h1{font-size:1.4rem;margin:.6rem 0}h2{font-size:1.05rem;margin:1.6rem 0 .4rem}
 .soft{color:var(--soft);font-size:.9rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.4rem .6rem;border-bottom:1px solid var(--line);text-align:right}
-th:first-child,td:first-child{text-align:left}td.after{font-weight:700}
+th+th,td+td{white-space:nowrap}th:first-child,td:first-child{text-align:left}td.after{font-weight:700}
 section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem;margin:1rem 0}
 .strip{display:flex;flex-wrap:wrap;gap:.5rem;margin:.5rem 0}
 .strip img{width:8.5rem;max-width:30vw;border-radius:.4rem;border:1px solid var(--line);image-rendering:pixelated}

@@ -62,5 +62,9 @@ if __name__ == "__main__":
     parser.add_argument("model", help="run folder, adapter, merged or base model")
     parser.add_argument("file", help="rows of the demo")
     flags = parser.parse_args()
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     for kind, (rows, share) in shares(flags.model, flags.file).items():
         print(f"{kind:<8} {share:.1%} of {rows}")
