@@ -41,7 +41,7 @@ class Tokens:
     Attributes:
         total, supervised: over all rows; supervised ones are trained.
         min, median, max: of a row.
-        limit: `--max_length`, or what the model allows.
+        limit: what a row may have: `--max_length` or what the model allows, and no more than a pack.
         histogram: buckets without gaps.
     """
 
@@ -164,6 +164,9 @@ def check(
     rows = _all_rows(files, data, family)
     budget = pack_budget(data) if base is not None else None  # tokens are counted with a base only
     measured = measure_rows(rows, probe, workers=workers, budget=budget, decode=not headers_only)
+    limit = base.encoder.max_length if base is not None else None
+    if limit is not None and budget is not None:
+        limit = min(limit, budget.tokens)
     media = [part for sample in measured.rows.samples for part in sample.media]
     return Checked(
         counts=rows.counts,
@@ -177,7 +180,7 @@ def check(
         images=sum(isinstance(part, Image) for part in media),
         videos=sum(isinstance(part, Video) for part in media),
         decoded=not headers_only,
-        tokens=_tokens(measured.costs, base.encoder.max_length) if base is not None and measured.costs else None,
+        tokens=_tokens(measured.costs, limit) if measured.costs and limit is not None else None,
         based=base is not None,
     )
 
