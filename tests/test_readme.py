@@ -220,7 +220,7 @@ def test_the_commands_by_hand_do_what_the_demo_does(quick_demo, tmp_path, monkey
     out, _ = quick_demo
     (tmp_path / "demo-out").symlink_to(out)
     monkeypatch.chdir(tmp_path)
-    few = {"320": "6", "40": "1"}  # steps and logged steps of --quick
+    few = {"640": "6", "80": "1"}  # steps and logged steps of --quick
     for command in by_hand()[1:]:
         argv = [few.get(word, word) for word in command]
         if argv[0] == "vlft":

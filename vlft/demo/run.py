@@ -34,13 +34,13 @@ class Lesson:
 
     Attributes:
         rows, held_out: to train on, and to score.
-        steps: of 32 rows, of each of the two trainings.
+        steps: of 16 rows, of each of the two trainings.
         seed: of all that is drawn.
     """
 
     rows: int = 3200
     held_out: int = 300
-    steps: int = 320
+    steps: int = 640
     seed: int = 7
 
 
@@ -200,7 +200,7 @@ def train_arguments(base: Path, data: Path, run: Path, lesson: Lesson) -> list[s
     flags = {
         "model_id": base, "data_path": data, "output_dir": run, "vision": "lora", "merger": "lora", "language": "lora",
         "lora_dropout": 0, "learning_rate": "3e-3", "adam_beta2": 0.98, "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.05, "global_batch": 32, "max_steps": lesson.steps,
+        "warmup_steps": 0.05, "global_batch": 16, "max_steps": lesson.steps,
         "logging_steps": max(1, lesson.steps // 8), "save_strategy": "no", "use_cpu": "true",
     }  # fmt: skip
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]

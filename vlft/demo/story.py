@@ -173,7 +173,8 @@ def draw(look: Look, rng: random.Random, *, moved: tuple[int, int, int] | None =
     step = 10 * scale
     if look.fill == "striped":
         for top in range(0, side, step):
-            pen.rectangle((0, top, side, top + step * 2 // 5), fill="white")
+            # A tint, not white, which the outline would be lost in.
+            pen.rectangle((0, top, side, top + step * 2 // 5), fill=_tint(COLOURS[look.colour]))
     elif look.fill == "dotted":
         for i in range(0, side, step):
             for j in range(0, side, step):
@@ -182,6 +183,12 @@ def draw(look: Look, rng: random.Random, *, moved: tuple[int, int, int] | None =
     paper = Image.new("RGB", (side, side), (grey, grey, grey))
     paper.paste(paint, mask=mask)
     return paper.resize((SIDE, SIDE), Image.Resampling.BOX)
+
+
+def _tint(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Two thirds of the way to white."""
+    red, green, blue = (c + (255 - c) * 2 // 3 for c in colour)
+    return red, green, blue
 
 
 def place(rng: random.Random) -> tuple[int, int, int]:
