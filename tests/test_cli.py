@@ -173,6 +173,11 @@ def test_a_slip_is_told_without_loading_anything(argv, says, monkeypatch, capsys
 
 
 @with_stored_help
+def test_bench_alone_is_asked_what_to_measure_by_itself():
+    assert help.answer("bench", []) is None
+
+
+@with_stored_help
 def test_flags_that_exist_go_through(verb):
     seen = []
     verb(lambda argv: seen.append(argv) or 0)

@@ -141,7 +141,7 @@ class Encoder:
         self._refuse_long(sample, int(counts.sum()), vision=sum(tokens))
         labels = np.where(trained & (kinds == KIND_TEXT), ids, UNTRAINED)
         text_runs = (np.diff([-1, *stands, len(ids)]) - 1).tolist()
-        segments = [*(part for pair in zip(text_runs, grids, strict=False) for part in pair), text_runs[-1]]
+        segments = [*(part for pair in zip(text_runs[:-1], grids, strict=True) for part in pair), text_runs[-1]]
         return (
             torch.from_numpy(np.repeat(ids, counts)),
             torch.from_numpy(np.repeat(labels, counts)),

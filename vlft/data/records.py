@@ -190,7 +190,7 @@ def _check_order(row: _Row, entries: list[_Entry]) -> list[tuple[str, str]]:
         key = entries[0].field.split("[")[0]
         raise row.bad(key, f"no gpt turn in {_count(len(entries), 'turn')}, so nothing to learn. Add the answer")
     warnings = []
-    for before, entry in zip([None, *entries], entries, strict=False):
+    for before, entry in zip([None, *entries[:-1]], entries, strict=True):
         if entry.role == "system" and before is not None:
             warnings.append((entry.field, "a system turn that is not the first turn; it is rendered where it stands"))
         elif entry.role == "user" and before is not None and before.role == "user":

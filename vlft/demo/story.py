@@ -129,7 +129,8 @@ def _pictures(rng: random.Random, subject: Subject, count: int) -> Story:
         answer = ", ".join(f"{i} {look.colour} {look.shape}" for i, look in enumerate(looks, 1)) + "."
     else:
         question = "Tell the story."
-        answer = ", ".join(f"{w} a {x.fill} {x.colour} {x.shape}" for w, x in zip(ORDER, looks, strict=False)) + "."
+        told = zip(ORDER[:count], looks, strict=True)
+        answer = ", ".join(f"{word} a {look.fill} {look.colour} {look.shape}" for word, look in told) + "."
     choices = (len(COLOURS) * len(SHAPES) * len(fills)) ** count
     numbered = subject == "base" and rng.random() < 0.5
     return Story(looks=looks, numbered=numbered, question=question, answer=answer, choices=choices)

@@ -130,10 +130,9 @@ class RunFolder:
             ("LoRA", other.lora, mine.lora),
             ("pixel and frame settings", other.media, mine.media),
         ]
-        for name in ("data", "rows", "max_length", "seed", "global_batch"):
+        for name in ("data", "rows", "max_length", "seed", "global_batch", "packing"):
             pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
         for name in (
-            "packing",
             "learning_rates",
             "weight_decay",
             "optim",
