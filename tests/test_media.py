@@ -14,6 +14,7 @@ from PIL import Image as PIL
 from PIL import ImageOps, JpegImagePlugin, PngImagePlugin
 from transformers import image_transforms
 
+from vlft.data import clips
 from vlft.data.media import MediaError, decode, measure, media_settings
 from vlft.data.pictures import Unreadable, open_picture, read_pixels
 from vlft.data.sample import Image, Video
@@ -454,6 +455,34 @@ def test_a_clip_turned_by_its_metadata_is_upright(tmp_path, degrees):
     want = np.rot90(pixels(plain), -degrees // 90, axes=(1, 2))
     difference = pixels(ours).astype(float) - want
     assert abs(difference).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("file", "codec"),
+    [("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.ts", "libx264"), ("a.mp4", "libsvtav1"), ("a.webm", "libvpx-vp9")],
+)
+def test_frames_that_were_sought_are_those_that_were_counted(tmp_path, monkeypatch, file, codec):
+    """PyAV goes from key frame to key frame; every frame is the one that decoding all of them gives."""
+    path = write_video(tmp_path / file, 300, 112, 56, codec=codec)
+    if file == "a.mp4":
+        turn(path, 180)
+    monkeypatch.setattr(clips, "_open_decord", lambda path: None)
+    clip = clips.open_clip(str(path))
+    wanted = [0, 1, 7, 120, 131, 260, 261, 299]
+    frames = np.concatenate(list(clips.read_frames(clip, wanted)))
+    counted = np.concatenate(list(clips.read_frames(replace(clip, times=(), keys=()), wanted)))
+    assert np.array_equal(frames, counted)
+
+
+def test_seeking_decodes_only_what_it_must(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", 600, 112, 56)  # mpeg4: a key frame every 12
+    monkeypatch.setattr(clips, "_open_decord", lambda path: None)
+    clip = clips.open_clip(str(path))
+    data = bytearray(path.read_bytes())
+    middle = slice(len(data) // 3, len(data) // 2)
+    data[middle] = bytes(len(data[middle]))  # frames that nobody asks for
+    path.write_bytes(data)
+    assert len(np.concatenate(list(clips.read_frames(clip, [3, 60, 500, 590])))) == 4
 
 
 def pixels(media) -> np.ndarray:

@@ -6,8 +6,10 @@ Letters in shapes: H, W of the upright frame; K frames read at a time.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ class Clip:
         fps: mean frames a second.
         height, width: of a frame, upright, in pixels.
         decord: the reader that `read_frames` goes on with, or None where PyAV reads.
+        times: where PyAV reads, when each frame is shown, ascending; empty where the file does not say.
+        keys: indices of frames that can be decoded without those before them, ascending.
     """
 
     path: str
@@ -36,6 +40,8 @@ class Clip:
     height: int
     width: int
     decord: Any
+    times: Sequence[int] = ()
+    keys: Sequence[int] = ()
 
 
 def open_clip(path: str) -> Clip:
@@ -120,38 +126,78 @@ def _open_pyav(path: str) -> Clip:
                 raise Unreadable(f"{path}: holds no video. Name a video file")
             stream = container.streams.video[0]
             frames, end = 0, 0.0
+            shown: dict[int, bool] = {}  # time -> key frame
             for packet in container.demux(stream):
                 if packet.size:
                     frames += 1
                     if packet.pts is not None:
                         end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                        shown[packet.pts] = packet.is_keyframe
+            times = sorted(shown) if len(shown) == frames else []
+            keys = [i for i, time in enumerate(times) if shown[time]]
             _refuse_cut(path, container, frames, end)
             fps = float(stream.average_rate or stream.guessed_rate or 0)
         with _pyav().open(path) as container:
             for frame in container.decode(video=0):
                 height, width, _ = _upright(frame).shape
-                return Clip(path=path, frames=frames, fps=fps, height=height, width=width, decord=None)
+                return Clip(
+                    path=path, frames=frames, fps=fps, height=height, width=width, decord=None, times=times, keys=keys
+                )
     except _pyav_errors() as error:
         raise Unreadable(f"{path}: not a video that decord or PyAV can read ({error}). Encode it again") from error
     raise Unreadable(f"{path}: holds no frame that can be decoded. Encode it again")
 
 
 def _read_pyav(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    wanted, batch, count = iter(indices), [], 0
-    following = next(wanted, None)
+    left = list(indices)
+    for read in (_sought, _counted):
+        frames = read(clip, left)
+        while some := list(islice(frames, FRAMES_AT_A_TIME)):
+            yield np.stack(some)
+            left = left[len(some) :]
+
+
+def _sought(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Wanted frames, each decoded from the last key frame before it; ends early where seeking does not lead there."""
+    index_of = {time: i for i, time in enumerate(clip.times)}
+    at = -1
+    try:
+        with _pyav().open(clip.path) as container:
+            stream = container.streams.video[0]
+            frames = container.decode(stream)
+            for wanted in indices:
+                before = bisect_right(clip.keys, wanted) - 1
+                if before < 0:
+                    return
+                if clip.keys[before] > at + 1:
+                    container.seek(clip.times[clip.keys[before]], stream=stream)
+                    frames = container.decode(stream)
+                for frame in frames:
+                    at = index_of.get(frame.pts, at)
+                    if at >= wanted:
+                        break
+                if at != wanted:
+                    return
+                yield _upright(frame)
+    except _pyav_errors():
+        return  # what is wrong, `_counted` finds and says
+
+
+def _counted(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Wanted frames, counted from the first one."""
+    count, wanted = 0, list(indices)
+    if not wanted:
+        return
     try:
         with _pyav().open(clip.path) as container:
             for count, frame in enumerate(container.decode(video=0)):
-                if count == following:
-                    batch.append(_upright(frame))
-                    following = next(wanted, None)
-                if batch and (len(batch) == FRAMES_AT_A_TIME or following is None):
-                    yield np.stack(batch)
-                    batch = []
-                if following is None:
-                    return
+                if count == wanted[0]:
+                    yield _upright(frame)
+                    wanted.pop(0)
+                    if not wanted:
+                        return
     except _pyav_errors() as error:
-        reason = f"damaged between frames {count} and {following} of {clip.frames} ({error})"
+        reason = f"damaged between frames {count} and {wanted[0]} of {clip.frames} ({error})"
         raise Unreadable(f"{clip.path}: {reason}. Encode it again") from error
     raise Unreadable(f"{clip.path}: ends after {count + 1} of {clip.frames} frames. Encode it again")
 
