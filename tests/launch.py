@@ -35,6 +35,7 @@ def vlft(
     out: Path,
     env: dict[str, str] | None = None,
     kill_in_step: int | None = None,
+    count_rows: bool = False,
     timeout: float = 240,
 ) -> list[Finished]:
     """`vlft ARGV` in `world` processes that form one group, as torchrun would start them.
@@ -45,6 +46,7 @@ def vlft(
         out: folder for their output.
         env: more environment.
         kill_in_step: optimizer step (from 1) in which each process is killed.
+        count_rows: print a line "ROWS 2 3 5" for each micro-batch: its optimizer step (from 1) and row indices.
         timeout: seconds until they are killed, which shows as a negative status.
     """
     with socket.socket() as free:
@@ -62,7 +64,7 @@ def vlft(
         }
         log = out / f"rank{rank}.log"
         settings = (several if world > 1 else {}) | (env or {})
-        process = _CONTEXT.Process(target=_main, args=(list(argv), settings, str(log), kill_in_step))
+        process = _CONTEXT.Process(target=_main, args=(list(argv), settings, str(log), kill_in_step, count_rows))
         process.start()
         processes.append(process)
         logs.append(log)
@@ -108,13 +110,15 @@ def _call(work: Callable[[list[str]], None], words: list[str], log: str) -> None
     os._exit(status)
 
 
-def _main(argv: list[str], env: dict[str, str], log: str, kill_in_step: int | None) -> None:
+def _main(argv: list[str], env: dict[str, str], log: str, kill_in_step: int | None, count_rows: bool) -> None:
     _print_into(log)
     os.environ.update(env)
     from vlft.cli.main import main
 
     if kill_in_step is not None:
         _kill_in_step(kill_in_step)
+    if count_rows:
+        _count_rows()
     try:
         status = main(argv)
     except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it
@@ -139,5 +143,17 @@ def _kill_in_step(step: int) -> None:
         if self.state.global_step + 1 == step:
             os.kill(os.getpid(), 9)
         return real(self, *args, **kwargs)
+
+    VlftTrainer.compute_loss = compute_loss
+
+
+def _count_rows() -> None:
+    from vlft.train.trainer import VlftTrainer
+
+    real = VlftTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        print("ROWS", self.state.global_step + 1, *(index for _, index in inputs["rows"]), flush=True)
+        return real(self, model, inputs, *args, **kwargs)
 
     VlftTrainer.compute_loss = compute_loss

@@ -5,7 +5,7 @@ Above config and data; trains nothing and opens nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,7 +27,9 @@ def pack_budget(data: DataFlags) -> Budget | None:
     return Budget(tokens=tokens, patches=data.pack_patches or PATCHES_PER_TOKEN * tokens)
 
 
-def training_order(costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *, world: int) -> Order:
+def training_order(
+    costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *, world: int, kept: Mapping[str, Any] | None = None
+) -> Order:
     """The order of a run; `--global_batch` is settled here, since how many rows a pack holds is known only now.
 
     With packing, packs hold no more than their share of `--global_batch` (as a mean), and so many of them make a step
@@ -36,6 +38,8 @@ def training_order(costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *, 
     Args:
         costs: of the rows; each fits `pack_budget`.
         world: processes.
+        kept: `settings_of` the run that this one goes on with, and what it `asked_for` under "asked"; None for a new
+            run. Where the same is asked for, its packs stay, however many processes they were made up for.
 
     Raises:
         ConfigError: `--global_batch` cannot be made up.
@@ -53,13 +57,20 @@ def training_order(costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *, 
             accumulation = wanted // at_once
         rows = at_once * accumulation
         return RowOrder(rows=len(costs), rows_per_step=rows, world=world, accumulation=accumulation, seed=args.seed)
-    if wanted is not None:
+    packs_per_step = accumulation * world
+    if wanted is not None and kept and kept.get("asked") == asked_for(data, args):
+        budget, packs_per_step = Budget(**kept["packing"]), kept["global_batch"]
+    elif wanted is not None:
         budget = budget.for_rows(wanted / world, costs)
         packs = pack(costs, budget, seed=args.seed)
-        accumulation = max(1, round(wanted * len(packs) / len(costs) / world))
-    return PackOrder(
-        costs=tuple(costs), budget=budget, packs_per_step=accumulation * world, world=world, seed=args.seed
-    )
+        packs_per_step = world * max(1, round(wanted * len(packs) / len(costs) / world))
+    return PackOrder(costs=tuple(costs), budget=budget, packs_per_step=packs_per_step, world=world, seed=args.seed)
+
+
+def asked_for(data: DataFlags, args: TrainFlags) -> dict[str, Any]:
+    """What the flags say of a step and of a pack, before `training_order` settles on its own."""
+    budget = pack_budget(data)
+    return {"rows": args.global_batch, **({} if budget is None else asdict(budget))}
 
 
 def evaluation_order(costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *, world: int) -> Order:

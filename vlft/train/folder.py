@@ -145,8 +145,9 @@ class RunFolder:
         for what, theirs, ours in pairs:
             if theirs != ours:
                 raise CheckpointError(
-                    f"{where}: belongs to another run: its {what} is {theirs}, this run's is {ours}. Choose another "
-                    "--output_dir, or give the flags of that run (its config.yaml)."
+                    f"{where}: belongs to another run: its {what} is {theirs}, this run's is {ours}. "
+                    + (_equal_batch(other, mine) if what == "global batch" else "")
+                    + "Choose another --output_dir, or give the flags of that run (its config.yaml)."
                 )
 
     def begin_run(self, effective: dict[str, Any]) -> None:
@@ -248,6 +249,27 @@ class RunFolder:
             os.replace(entry, self.path / entry.name)
         _sync_folder(self.path)
         shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def settings_there(path: str | Path, resume: str | None) -> dict[str, Any] | None:
+    """The "training" of the record that a run would go on with; None where there is none, or it cannot be read."""
+    source = Path(path if resume in (None, "auto", "none") else resume)
+    try:
+        return read_record(source).training if resume != "none" and (source / RECORD).is_file() else None
+    except CheckpointError:
+        return None  # what is wrong is said when the folder is claimed
+
+
+def _equal_batch(other: RunRecord, mine: RunRecord) -> str:
+    """How to have the other run's global batch on this number of processes, where only that number differs."""
+    theirs, here = other.training.get("processes"), mine.training["processes"]
+    accumulation, rest = divmod(other.training["global_batch"], here)
+    if theirs in (None, here) or rest or mine.training["asked"]["rows"] is not None:
+        return ""
+    return (
+        f"A global batch is over all processes, and it ran on {theirs} processes, this is {here}: "
+        f"--gradient_accumulation_steps {accumulation} makes them equal. "
+    )
 
 
 def _check_resumable(checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from vlft.batches import described, evaluation_order, largest, settings_of, training_order
+from vlft.batches import asked_for, described, evaluation_order, largest, settings_of, training_order
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, read_json, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.config.checks import check_flags, remarks_on_steps
@@ -25,7 +25,7 @@ from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_row
 from vlft.model import attention, flops, forward, groups, kernels, memory, towers
 from vlft.model.load import load_base
 from vlft.train.accounts import Meter, MetricsFile
-from vlft.train.folder import RunFolder, data_entries
+from vlft.train.folder import RunFolder, data_entries, settings_there
 from vlft.train.ranks import on_rank_zero
 from vlft.train.trainer import VlftTrainer
 
@@ -57,7 +57,8 @@ def train(parsed: Parsed) -> Path:
     if evaluated is not None:
         _report_rows(evaluated, say, word="evaluate on")
 
-    order = training_order(measured.costs, data, args, world=args.world_size)
+    kept = on_rank_zero(lambda: settings_there(args.output_dir, args.resume_from_checkpoint))
+    order = training_order(measured.costs, data, args, world=args.world_size, kept=kept)
     args.accumulate(order.accumulation)
     record = _record(base, data, model_flags, args, measured, order)
     folder = RunFolder(args.output_dir, base, record)
@@ -164,6 +165,8 @@ def _record(
             "finished": False,
             "seed": args.seed,
             **settings_of(order),
+            "asked": asked_for(data, args),
+            "processes": args.world_size,
             "max_length": base.encoder.max_length,
             "data": _data_print(data.data_path),
             # A skipped row that was mended since would shift the order of all others.

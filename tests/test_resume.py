@@ -1,0 +1,73 @@
+"""Going on: on another number of processes, in the middle of an epoch, and only with the same run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import pytest
+from launch import vlft as vlft_process
+from test_packed_training import PACKED
+from test_train import FULL, VISION_LORA, arguments, assert_same, lines, split, train
+
+from vlft.cli.main import main
+
+__all__ = ["train"]  # a fixture
+
+SAVE = ("--save_strategy", "steps", "--save_steps", "1")
+
+
+def trained(ranks: list, *, steps: range) -> Counter[int]:
+    """Row index -> how often it was trained in these steps, from the lines that `count_rows` prints."""
+    found: Counter[int] = Counter()
+    for rank in ranks:
+        for line in re.findall(r"^ROWS (.*)$", rank.output, re.M):
+            step, *rows = map(int, line.split())
+            found.update(rows if step in steps else ())
+    return found
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("batches", ["packs", "rows"])
+@pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
+def test_a_run_goes_on_on_another_number_of_processes(
+    base, mixed_json, media, tmp_path, train, towers, batches, first, then
+):
+    """Killed in the second step of two epochs of several steps; the same command with more or fewer processes."""
+    how = (*PACKED, "--global_batch", "4") if batches == "packs" else ("--packing", "false", "--global_batch", "4")
+    out = tmp_path / "moved"
+    argv = arguments(base, mixed_json, media, out, *towers, *SAVE, *how)
+    ranks = vlft_process(argv, world=first, out=tmp_path, kill_in_step=2, count_rows=True)
+    assert {rank.status for rank in ranks} != {0}
+    assert (out / "checkpoint-1").is_dir()
+    kept = trained(ranks, steps=range(1, 2))
+    ranks = vlft_process(argv, world=then, out=tmp_path, count_rows=True)
+    assert [rank.status for rank in ranks] == [0] * then, ranks[0].output[-3000:]
+    # What the kill undid is trained again, and nothing else.
+    assert kept + trained(ranks, steps=range(2, 99)) == Counter(dict.fromkeys(range(7), 2))
+    assert trained(ranks, steps=range(2)) == Counter()
+    assert sum(line["samples"] for line in lines(out) if "loss" in line) == 2 * 7
+    assert_same(out, _undisturbed(base, mixed_json, media, tmp_path, first, *towers, *how))
+
+
+def _undisturbed(base, mixed_json, media, tmp_path, world, *more):
+    out = tmp_path / "undisturbed"
+    argv = arguments(base, mixed_json, media, out, *more)
+    for rank in vlft_process(argv, world=world, out=tmp_path):
+        assert rank.status == 0, rank.output[-3000:]
+    return out
+
+
+def test_another_number_of_rows_a_step_is_refused_with_what_makes_it_equal(
+    train, base, mixed_json, media, tmp_path, capsys, monkeypatch
+):
+    run = train(*split(1, 2), *SAVE, "--max_steps", "2")
+    record = json.loads((run / "vlft.json").read_text())
+    record["training"] |= {"finished": False, "processes": 2, "global_batch": 4}
+    (run / "vlft.json").write_text(json.dumps(record))
+    assert main(arguments(base, mixed_json, media, run, *split(1, 2), *SAVE, "--max_steps", "2")) == 1
+    said = capsys.readouterr().err
+    assert "its global batch is 4, this run's is 2" in said
+    assert "it ran on 2 processes, this is 1: --gradient_accumulation_steps 4 makes them equal" in said
