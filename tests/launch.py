@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import socket
@@ -10,6 +11,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import mishaps
 
 # Python 3.11's fork server knows no path but the environment's, and skips what it cannot import without a word.
 _HERE = Path(__file__).parent
@@ -35,7 +38,8 @@ def vlft(
     out: Path,
     env: dict[str, str] | None = None,
     kill_in_step: int | None = None,
-    count_rows: bool = False,
+    during: Sequence[Callable[..., None]] = (),
+    while_running: Callable[[list], object] = lambda processes: None,
     timeout: float = 240,
 ) -> list[Finished]:
     """`vlft ARGV` in `world` processes that form one group, as torchrun would start them.
@@ -46,7 +50,8 @@ def vlft(
         out: folder for their output.
         env: more environment.
         kill_in_step: optimizer step (from 1) in which each process is killed.
-        count_rows: print a line "ROWS 2 3 5" for each micro-batch: its optimizer step (from 1) and row indices.
+        during: called in each process with the trainer and the micro-batch before each loss (see `mishaps`).
+        while_running: called here, with the processes, once they are started.
         timeout: seconds until they are killed, which shows as a negative status.
     """
     with socket.socket() as free:
@@ -64,10 +69,12 @@ def vlft(
         }
         log = out / f"rank{rank}.log"
         settings = (several if world > 1 else {}) | (env or {})
-        process = _CONTEXT.Process(target=_main, args=(list(argv), settings, str(log), kill_in_step, count_rows))
+        acts = [*during, *([] if kill_in_step is None else [functools.partial(mishaps.kill, kill_in_step)])]
+        process = _CONTEXT.Process(target=_main, args=(list(argv), settings, str(log), acts))
         process.start()
         processes.append(process)
         logs.append(log)
+    while_running(processes)
     for process in processes:
         process.join(timeout)
         if process.is_alive():
@@ -110,15 +117,13 @@ def _call(work: Callable[[list[str]], None], words: list[str], log: str) -> None
     os._exit(status)
 
 
-def _main(argv: list[str], env: dict[str, str], log: str, kill_in_step: int | None, count_rows: bool) -> None:
+def _main(argv: list[str], env: dict[str, str], log: str, acts: list[Callable[..., None]]) -> None:
     _print_into(log)
     os.environ.update(env)
     from vlft.cli.main import main
 
-    if kill_in_step is not None:
-        _kill_in_step(kill_in_step)
-    if count_rows:
-        _count_rows()
+    if acts:
+        _before_each_loss(acts)
     try:
         status = main(argv)
     except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it
@@ -133,27 +138,14 @@ def _main(argv: list[str], env: dict[str, str], log: str, kill_in_step: int | No
     os._exit(status)
 
 
-def _kill_in_step(step: int) -> None:
-    """Have this process killed (SIGKILL) in the middle of an optimizer step's accumulation."""
-    from vlft.train.trainer import VlftTrainer
-
-    real = VlftTrainer.compute_loss
-
-    def compute_loss(self, *args, **kwargs):
-        if self.state.global_step + 1 == step:
-            os.kill(os.getpid(), 9)
-        return real(self, *args, **kwargs)
-
-    VlftTrainer.compute_loss = compute_loss
-
-
-def _count_rows() -> None:
+def _before_each_loss(acts: list[Callable[..., None]]) -> None:
     from vlft.train.trainer import VlftTrainer
 
     real = VlftTrainer.compute_loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        print("ROWS", self.state.global_step + 1, *(index for _, index in inputs["rows"]), flush=True)
+        for act in acts:
+            act(self, inputs)
         return real(self, model, inputs, *args, **kwargs)
 
     VlftTrainer.compute_loss = compute_loss

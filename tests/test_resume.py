@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 from launch import vlft as vlft_process
+from mishaps import count_rows
 from test_packed_training import PACKED
 from test_train import FULL, VISION_LORA, arguments, assert_same, lines, split, train
 
@@ -19,7 +20,7 @@ SAVE = ("--save_strategy", "steps", "--save_steps", "1")
 
 
 def trained(ranks: list, *, steps: range) -> Counter[int]:
-    """Row index -> how often it was trained in these steps, from the lines that `count_rows` prints."""
+    """Row index -> how often it was trained in these steps, from the lines that `mishaps.count_rows` prints."""
     found: Counter[int] = Counter()
     for rank in ranks:
         for line in re.findall(r"^ROWS (.*)$", rank.output, re.M):
@@ -39,11 +40,11 @@ def test_a_run_goes_on_on_another_number_of_processes(
     how = (*PACKED, "--global_batch", "4") if batches == "packs" else ("--packing", "false", "--global_batch", "4")
     out = tmp_path / "moved"
     argv = arguments(base, mixed_json, media, out, *towers, *SAVE, *how)
-    ranks = vlft_process(argv, world=first, out=tmp_path, kill_in_step=2, count_rows=True)
+    ranks = vlft_process(argv, world=first, out=tmp_path, kill_in_step=2, during=[count_rows])
     assert {rank.status for rank in ranks} != {0}
     assert (out / "checkpoint-1").is_dir()
     kept = trained(ranks, steps=range(1, 2))
-    ranks = vlft_process(argv, world=then, out=tmp_path, count_rows=True)
+    ranks = vlft_process(argv, world=then, out=tmp_path, during=[count_rows])
     assert [rank.status for rank in ranks] == [0] * then, ranks[0].output[-3000:]
     # What the kill undid is trained again, and nothing else.
     assert kept + trained(ranks, steps=range(2, 99)) == Counter(dict.fromkeys(range(7), 2))

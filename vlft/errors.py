@@ -9,9 +9,14 @@ from dataclasses import dataclass
 
 
 class VlftError(Exception):
-    """Something the user can mend. The message is all they see."""
+    """Something the user can mend. The message is all they see.
+
+    Attributes:
+        said: another process of the same run says it already.
+    """
 
     exit_code = 1
+    said = False
 
 
 class UsageError(VlftError):
@@ -26,6 +31,16 @@ class ConfigError(VlftError):
 
 class CheckpointError(VlftError):
     """A run folder, checkpoint, adapter or base model is missing, half there, or belongs to something else."""
+
+
+class RunFault(VlftError):
+    """What ended a run in the middle, through no fault of its flags: memory, a disk, a process, a loss."""
+
+
+class Preempted(VlftError):
+    """The run was asked to make room. It is saved; the same command goes on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from vlft import __version__
 from vlft.cli import help
-from vlft.errors import UsageError, VlftError
+from vlft.errors import Preempted, UsageError, VlftError
 
 VERBS = {
     "train": "fine-tune a Qwen2-VL on your data",
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what follows `vlft`; None takes it from the process.
 
     Returns:
-        The exit status: 0 done, 1 the verb failed on the user's data, flags or folders, 2 wrong usage, 130 interrupted.
+        The exit status: 0 done, 1 the verb failed on the user's data, flags or folders, 2 wrong usage,
+        75 saved and stopped by a signal, 130 interrupted.
 
     Raises:
         SystemExit: from a verb's own argument parser (its --help and its usage errors).
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # a reader that went away shall show here, not at interpreter exit
         return status
     except VlftError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.said:
+            print(f"stopped: {error}" if isinstance(error, Preempted) else f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -52,9 +52,23 @@ def check_flags(
     _check_batches(args, data, given)
     if args.max_steps == 0:
         raise ConfigError("--max_steps 0 trains nothing. Give more than 0, or -1 for --num_train_epochs")
-    for flag in ("learning_rate", "vision_lr", "merger_lr", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
+    for flag in (
+        "learning_rate",
+        "vision_lr",
+        "merger_lr",
+        "weight_decay",
+        "max_grad_norm",
+        "dataloader_num_workers",
+        "max_nonfinite_steps",
+        "stall_timeout",
+    ):
         if (getattr(args, flag) or 0) < 0:
             raise ConfigError(f"--{flag} is {getattr(args, flag):g}, must not be negative")
+    if args.max_nonfinite_steps and args.deepspeed:
+        raise ConfigError(
+            f"--max_nonfinite_steps {args.max_nonfinite_steps} cannot act under --deepspeed, whose engine has "
+            "moved the weights before the gradient is looked at. Drop one of the two."
+        )
     if args.max_steps < 0 and args.num_train_epochs <= 0:
         raise ConfigError(f"--num_train_epochs {args.num_train_epochs:g} trains nothing. Give more than 0")
     if launched and args.n_gpu > 1:

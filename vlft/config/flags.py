@@ -106,6 +106,13 @@ class TrainFlags(TrainingArguments):
     resume_from_checkpoint: str | None = _flag(
         "auto", "auto continues from the newest complete checkpoint in --output_dir, none never does, or a path"
     )
+    max_nonfinite_steps: int = _flag(
+        0,
+        "steps with a NaN or infinite loss or gradient that are left out, moving no weight; one more stops the run",
+    )
+    stall_timeout: float = _flag(
+        1800, "seconds without progress after which the run is ended, and says which process stopped where; 0: never"
+    )
     deepspeed: str | None = _flag(None, "zero1, zero2, or a path to a DeepSpeed JSON")  # type: ignore[assignment]
     logging_steps: float = _flag(1, "optimizer steps between logged lines")
     logging_nan_inf_filter: bool = _flag(False, "hide NaN losses from the log (transformers' default)")
@@ -136,6 +143,8 @@ class TrainFlags(TrainingArguments):
         if self.deepspeed is not None:
             self.deepspeed = deepspeed_settings(self.deepspeed)  # type: ignore[assignment]
             _be_a_world_of_one()
+        if self.ddp_broadcast_buffers is None:
+            self.ddp_broadcast_buffers = False  # all of them are constants, and it would be a broadcast a micro-batch
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every trained module runs in every micro-batch
         super().__post_init__()

@@ -164,7 +164,18 @@ def scan(
 
 def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:
     """Options every DataLoader of ours takes: `workers` processes, kept alive between epochs."""
-    return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin_memory and _has_device()}
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": pin_memory and _has_device(),
+        "worker_init_fn": _be_apart if workers else None,
+    }
+
+
+def _be_apart(worker: int) -> None:
+    """A signal to the run's processes as a group (a scheduler's notice, Ctrl-C) is for the trainer alone to act on;
+    workers end when it does, by torch's own watch over them."""
+    os.setpgid(0, 0)
 
 
 def _has_device() -> bool:

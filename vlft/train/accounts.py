@@ -37,6 +37,15 @@ class Meter:
         self._wait = 0.0
         self._work = 0.0
         self._since = time.perf_counter()
+        self.keep_step()
+
+    def keep_step(self) -> None:
+        """The step that was added moved the weights."""
+        self._before = dict(self._counts), self._loss, self._work
+
+    def drop_step(self) -> None:
+        """The step that was added did not: its rows were not trained, though it took its time."""
+        self._counts, self._loss, self._work = dict(self._before[0]), *self._before[1:]
 
     def add(self, batch: Batch, loss_sum: torch.Tensor) -> None:
         """Count one trained micro-batch; `loss_sum` is the sum of its tokens' cross-entropies."""
@@ -77,7 +86,7 @@ class Meter:
         # The largest of the ranks: it is the one that runs out.
         peak = accelerator.gather(torch.tensor([peak_gb()], device=accelerator.device)).max().item()
         line = {
-            "loss": loss / max(1, counts["supervised_tokens"]),
+            "loss": loss / counts["supervised_tokens"] if counts["supervised_tokens"] else None,
             **counts,
             "step_s": seconds / max(1, steps),
             "data_wait_s": wait / accelerator.num_processes,

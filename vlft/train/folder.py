@@ -44,6 +44,7 @@ class RunFolder:
         self.base = base
         self.record = record
         self.saving = False
+        self.left_out: list[int] = []  # steps that moved no weight
         self._lock: IO[str] | None = None
 
     # ---- whose folder
@@ -111,7 +112,7 @@ class RunFolder:
             )
         if resume not in ("auto", "none"):
             return "resume", Path(resume)
-        newest = max(self.checkpoints(), key=_step, default=None)
+        newest = self.newest()
         if newest is None:
             return "new", None
         _check_resumable(newest)
@@ -120,6 +121,14 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints of this folder."""
         return [p for p in self.path.glob("checkpoint-*") if _step(p) >= 0 and (p / "trainer_state.json").is_file()]
+
+    def newest(self) -> Path | None:
+        """The last complete checkpoint, if there is one."""
+        return max(self.checkpoints(), key=_step, default=None)
+
+    def clear(self) -> None:
+        """Remove what was half written."""
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     def _check_same(self, other: RunRecord, where: Path) -> None:
         """Refuse to go on with a run that was asked to do something else."""
@@ -152,7 +161,7 @@ class RunFolder:
 
     def begin_run(self, effective: dict[str, Any]) -> None:
         """Write `vlft.json` and `config.yaml`, and clear what a kill left half done."""
-        shutil.rmtree(self.staging, ignore_errors=True)
+        self.clear()
         write_record(self.path, self.record)  # first: by it the folder is known as a run's
         write_yaml(self.path / "config.yaml", effective)
 
@@ -169,6 +178,7 @@ class RunFolder:
     def commit_checkpoint(self, name: str, skipped: Iterable[BadRow]) -> None:
         """Complete `name` in the staging folder and rename it into place; rank 0 only."""
         self.account(skipped)
+        self.account_steps()
         write_record(self.staging / name, self.record)
         _sync(self.staging / name)
         target = self.path / name
@@ -179,8 +189,9 @@ class RunFolder:
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def adopt(self, checkpoint: Path) -> None:
-        """Take over which rows had been skipped while training up to a checkpoint."""
-        entries = read_record(checkpoint).data
+        """Take over which rows and steps had been left out while training up to a checkpoint."""
+        found = read_record(checkpoint)
+        entries, self.left_out = found.data, list(found.training.get("left_out_steps", []))
         self.account(BadRow(file=entry["file"], **row) for entry in entries for row in entry["skipped"])
 
     def drop_old(self, limit: int | None, best: str | None) -> None:
@@ -198,6 +209,11 @@ class RunFolder:
     def account(self, skipped: Iterable[BadRow]) -> None:
         """Enter rows that were skipped while training into the record."""
         self.record = replace(self.record, data=_with_skipped(self.record.data, list(skipped)))
+
+    def account_steps(self, **more: Any) -> None:
+        """Enter steps that moved no weight, and `more` about the training, into the record."""
+        training = {**self.record.training, "left_out_steps": self.left_out, **more}
+        self.record = replace(self.record, training=training)
 
     def write_weights(self, out: Path, model: Any, *, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Everything that was trained, and the processor, into `out`: an adapter, or full float32 masters."""
@@ -242,7 +258,7 @@ class RunFolder:
             for name in ("config.json", "generation_config.json"):
                 if (self.base.folder / name).is_file():
                     shutil.copyfile(self.base.folder / name, out / name)
-        self.record = replace(self.record, training={**self.record.training, "finished": True, "steps": steps})
+        self.account_steps(finished=True, steps=steps)
         write_record(out, self.record)
         _sync(out)
         for entry in sorted(out.iterdir(), key=lambda p: p.name == RECORD):  # vlft.json last: it says "finished"

@@ -1,15 +1,26 @@
-"""Work that one process does for all: run it on rank 0, hand the result (or the user's error) to every rank."""
+"""What processes of a run tell each other: results of rank 0, values of every rank, and who cannot go on.
+
+It goes through a group of its own over CPUs (gloo), beside the one that carries gradients: no GPU has to be waited for,
+and it waits for as long as it takes. The watchdog is there for what never comes.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
 
 import torch.distributed as dist
 
 from vlft.errors import VlftError
 
 T = TypeVar("T")
+LONG = timedelta(days=30)
+
+
+class PeerLost(VlftError):
+    """Another process of this run has ended."""
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:
@@ -25,26 +36,51 @@ def on_rank_zero(work: Callable[[], T]) -> T:
             box = [(work(), None)]
         except VlftError as error:
             box = [(None, error)]
-    dist.broadcast_object_list(box, src=0)
+    _together(lambda: dist.broadcast_object_list(box, src=0, group=_group()))
     result, refused = box[0]
     if refused is not None:
-        raise refused
+        _raise_everywhere(refused)
     return result
 
 
-def gather(value: T) -> list[T]:
-    """Every rank's value, on every rank, in rank order."""
+def gather(value: T, *, failed: VlftError | None = None) -> list[T]:
+    """Every rank's value, on every rank, in rank order.
+
+    Args:
+        failed: why this rank cannot go on: then it is raised on every rank, and none is left waiting.
+    """
     if not _several():
+        if failed is not None:
+            raise failed
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+    found: list[Any] = [None] * dist.get_world_size()
+    _together(lambda: dist.all_gather_object(found, (value, failed), group=_group()))
+    if (first := next((error for _, error in found if error is not None), None)) is not None:
+        _raise_everywhere(first)
+    return [value for value, _ in found]
 
 
 def barrier() -> None:
     """Wait until every rank is here."""
-    if _several():
-        dist.barrier()
+    gather(None)
+
+
+@functools.cache
+def _group() -> Any:
+    return dist.new_group(backend="gloo", timeout=LONG)
+
+
+def _together(collective: Callable[[], object]) -> None:
+    try:
+        collective()
+    except RuntimeError as error:  # gloo: "Connection closed by peer"
+        raise PeerLost(f"another process of this run ended, and says why ({str(error).splitlines()[0]}).") from error
+
+
+def _raise_everywhere(error: VlftError) -> NoReturn:
+    """Raise what every rank raises, of which only rank 0 speaks."""
+    error.said = dist.get_rank() != 0
+    raise error
 
 
 def _several() -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -24,10 +25,14 @@ from vlft.data.order import Order
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows
 from vlft.model import attention, flops, forward, groups, kernels, memory, towers
 from vlft.model.load import load_base
+from vlft.train import faults
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.folder import RunFolder, data_entries, settings_there
-from vlft.train.ranks import on_rank_zero
-from vlft.train.trainer import VlftTrainer
+from vlft.train.guard import StepGuard
+from vlft.train.ranks import barrier, on_rank_zero
+from vlft.train.signals import Notice
+from vlft.train.trainer import SAVING, VlftTrainer
+from vlft.train.watchdog import Watchdog, shared_store
 
 
 def train(parsed: Parsed) -> Path:
@@ -69,6 +74,14 @@ def train(parsed: Parsed) -> Path:
         else:
             _run(parsed, base, measured, evaluated, order, folder, checkpoint, say)
         _say_result(folder, say)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        newest = folder.newest()
+        if (fault := faults.disk_full(error, folder=folder.path, checkpoint=newest)) is not None:
+            folder.clear()
+            raise fault from error
+        if (fault := faults.worker_died(error, workers=workers, checkpoint=newest)) is not None:
+            raise fault from error
+        raise
     finally:
         folder.unlock()
     return folder.path
@@ -99,12 +112,27 @@ def _run(
     )
     say(groups.table(table))
     say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
-    trainer = _trainer(model, table, base, data, args, measured, evaluated, order, folder, checkpoint, say)
-    say(described(order))
-    for remark in remarks_on_steps(args, args.total_steps(order.steps)):
-        say(f"note: {remark}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _finish(trainer, folder)
+    with Notice() as notice, _watchdog(args, folder) as watchdog:
+        guard = StepGuard(args, folder, watchdog, packing=data.packing, say=say)
+        trainer = _trainer(
+            model, table, base, data, args, measured, evaluated, order, folder, guard, notice, checkpoint, say
+        )
+        say(described(order))
+        for remark in remarks_on_steps(args, args.total_steps(order.steps)):
+            say(f"note: {remark}")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        watchdog.at("saving what was trained", patience=SAVING)
+        _finish(trainer, folder)
+
+
+def _watchdog(args: TrainFlags, folder: RunFolder) -> Watchdog:
+    return Watchdog(
+        args.stall_timeout,
+        rank=args.process_index,
+        world=args.world_size,
+        store=shared_store(),
+        advice=lambda: faults.going_on(folder.newest()),
+    )
 
 
 def prepare_model(
@@ -212,6 +240,8 @@ def _trainer(
     evaluated: Measured | None,
     order: Order,
     folder: RunFolder,
+    guard: StepGuard,
+    notice: Notice,
     checkpoint: Path | None,
     say: Callable[[str], None],
 ) -> VlftTrainer:
@@ -232,6 +262,8 @@ def _trainer(
         eval_order=evaluation_order(evaluated.costs, data, args, world=args.world_size) if evaluated else None,
         collator=Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler),
         folder=folder,
+        guard=guard,
+        notice=notice,
         meter=_meter(base, args),
         metrics=MetricsFile(folder.path, resume_step=step) if args.process_index == 0 else None,
         say=say,
@@ -289,7 +321,7 @@ def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:
     if trainer.args.process_index == 0:
         folder.account(skipped)
         folder.finish(trainer.model, state, steps=trainer.state.global_step)
-    trainer.accelerator.wait_for_everyone()
+    barrier()
 
 
 def _say_result(folder: RunFolder, say: Callable[[str], None]) -> None:

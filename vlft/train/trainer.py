@@ -26,12 +26,16 @@ from vlft.config.flags import TrainFlags
 from vlft.data.collate import Batch, Collator
 from vlft.data.dataset import RowDataset, loader_options
 from vlft.data.order import Order, RankBatches
-from vlft.errors import BadRow, ConfigError, DataError
+from vlft.errors import BadRow, ConfigError, DataError, Preempted
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.folder import RunFolder
-from vlft.train.ranks import gather
+from vlft.train.guard import StepGuard
+from vlft.train.ranks import barrier, gather
+from vlft.train.signals import Notice
+
+SAVING = 4.0  # times --stall_timeout that a checkpoint may take: disks over a network can be slow
 
 
 class _SetEpoch(TrainerCallback):
@@ -44,6 +48,28 @@ class _SetEpoch(TrainerCallback):
         self.sampler.set_epoch(state.global_step // self.sampler.order.steps)
 
 
+class _MakeRoom(TrainerCallback):
+    """Saves and ends the run after the step in which a process was told to go."""
+
+    def __init__(self, trainer: VlftTrainer, notice: Notice) -> None:
+        self.trainer = trainer
+        self.notice = notice
+        self.told: str | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.told = next((name for name in gather(self.notice.name) if name is not None), None)
+        if self.told is not None:
+            control.should_save, control.should_evaluate = True, False
+            args.save_only_model = False  # such a checkpoint could not be gone on from
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.told is not None:
+            name = self.trainer.folder.path / f"checkpoint-{state.global_step}"
+            stop = Preempted(f"{self.told} after step {state.global_step}, saved as {name}. The same command goes on.")
+            stop.said = args.process_index != 0
+            raise stop
+
+
 class VlftTrainer(Trainer):
     """See the module.
 
@@ -54,6 +80,8 @@ class VlftTrainer(Trainer):
         order, eval_order: of them.
         collator: rows -> Batch.
         folder: where and how things are saved.
+        guard: watches over each step.
+        notice: of a signal that ends the run.
         meter: counts what is trained.
         metrics: `metrics.jsonl`, or None on ranks that do not write.
         say: prints a line for the user (rank 0 only).
@@ -72,6 +100,8 @@ class VlftTrainer(Trainer):
         eval_order: Order | None,
         collator: Collator,
         folder: RunFolder,
+        guard: StepGuard,
+        notice: Notice,
         meter: Meter,
         metrics: MetricsFile | None,
         say: Callable[[str], None],
@@ -87,6 +117,7 @@ class VlftTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.groups = [group for group in groups if group.trainable]
         self.folder = folder
+        self.guard = guard
         self.metrics = metrics
         self.say = say
         self.on_bad_row = on_bad_row
@@ -95,6 +126,7 @@ class VlftTrainer(Trainer):
         self._last_logged = 0
         self._rates: dict[str, float] = {}
         self._started: tuple[float, int] | None = None
+        self.add_callback(_MakeRoom(self, notice))
 
     # ---- data
 
@@ -116,27 +148,26 @@ class VlftTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
+        self.guard.loading(self.state.global_step + 1)
         batches, items = super().get_batch_samples(*args, **kwargs)
         self.meter.add_wait(time.perf_counter() - start)
-        self._account([row for batch in batches for row in batch["skipped"]])
         return batches, items
 
-    def _account(self, skipped: Sequence[BadRow]) -> None:
-        """Stop at a row that turned out bad, or enter it into the accounts."""
+    def _account(self, skipped: Sequence[BadRow]) -> BadRow | None:
+        """Enter rows that turned out bad into the accounts, or give back the one that ends the run."""
+        if skipped and self.on_bad_row == "error":
+            return skipped[0]
         for row in skipped:
-            if self.on_bad_row == "error":
-                raise DataError(row)
             if (row.file, row.index) not in self.skipped:
                 self.skipped[row.file, row.index] = row
                 print(f"skipped {row}", file=sys.stderr)
+        return None
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
         """Supervised tokens of the whole optimizer step, over all ranks and micro-batches."""
-        mine = sum(batch["counts"]["supervised_tokens"] for batch in batch_samples)
-        total = torch.tensor([mine], device=device)
-        if self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
-        return total.clamp(min=1).float()
+        refused = self._account([row for batch in batch_samples for row in batch["skipped"]])
+        tokens = self.guard.begin(batch_samples, refused=refused)
+        return torch.tensor(float(max(1, tokens))).to(device, non_blocking=True)
 
     # ---- loss and optimizer
 
@@ -146,6 +177,7 @@ class VlftTrainer(Trainer):
         """Cross-entropy of this micro-batch as its share of the global step's token mean."""
         outputs = model(**{key: inputs[key] for key in FORWARD_KEYS})
         self.meter.add(inputs, outputs.loss)
+        self.guard.add_loss(outputs.loss)
         # DDP and ZeRO average gradients over ranks; the token count already spans them.
         loss = outputs.loss * (self.args.world_size / num_items_in_batch.squeeze())
         return (loss, outputs) if return_outputs else loss
@@ -175,7 +207,18 @@ class VlftTrainer(Trainer):
         # Read here: when a step is logged, the scheduler has already moved on.
         optimizer: Any = self.optimizer
         self._rates = {g["name"]: float(g["lr"]) for g in optimizer.param_groups}
-        return super().training_step(*args, **kwargs)
+        with self.guard.micro_batch():
+            return super().training_step(*args, **kwargs)
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if self.guard.must_leave_out(norm):
+            # An optimizer passes over parameters without a gradient: neither they nor their moments change.
+            self.model_wrapped.zero_grad(set_to_none=True)
+            self.meter.drop_step()
+            return None
+        self.meter.keep_step()
+        return norm
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the stock estimate walks all parameters every micro-batch and is wrong for pictures
@@ -192,10 +235,12 @@ class VlftTrainer(Trainer):
         start = time.perf_counter()
         model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for batch_on_cpu in loader:
-                self._account(batch_on_cpu["skipped"])
-                inputs: Any = self._prepare_inputs(batch_on_cpu)
-                outputs = model(**{key: inputs[key] for key in FORWARD_KEYS})
+            for place, batch_on_cpu in enumerate(loader, 1):
+                if (row := self._account(batch_on_cpu["skipped"])) is not None:
+                    raise DataError(row)
+                with self.guard.evaluation(batch_on_cpu, place=place, of=len(loader), step=self.state.global_step):
+                    inputs: Any = self._prepare_inputs(batch_on_cpu)
+                    outputs = model(**{key: inputs[key] for key in FORWARD_KEYS})
                 total[0] += outputs.loss.double()
                 total[1] += inputs["counts"]["supervised_tokens"]
         loss_sum, tokens = self.accelerator.reduce(total, reduction="sum").tolist()
@@ -239,8 +284,9 @@ class VlftTrainer(Trainer):
         left = int(rate * (last - step))
         lrs = "/".join(f"{lr:.2g}" for lr in dict.fromkeys(self._rates.values()))
         norm = f"  grad {line['grad_norm']:.3g}" if line["grad_norm"] is not None else ""
+        loss = "left out" if line["loss"] is None else f"{line['loss']:.4f}"
         return (
-            f"step {step:>{len(str(last))}}/{last}  loss {line['loss']:.4f}{norm}  lr {lrs}  "
+            f"step {step:>{len(str(last))}}/{last}  loss {loss}{norm}  lr {lrs}  "
             f"{line['tokens_per_s']:,.0f} tok/s  ETA {left // 3600}:{left % 3600 // 60:02}:{left % 60:02}"
         )
 
@@ -254,6 +300,7 @@ class VlftTrainer(Trainer):
         if self.state.global_step > self._last_logged:
             self.log({"loss": 0.0})  # counts up to a checkpoint are on disk with it, or a resumed run would miss them
         start = time.perf_counter()
+        self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=SAVING)
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go once the new one stands
         self.folder.begin_checkpoint(writer=self.args.should_save)
         try:
@@ -270,7 +317,7 @@ class VlftTrainer(Trainer):
             self.state.save_to_json(str(self.folder.staging / name / "trainer_state.json"))
             self.folder.commit_checkpoint(name, skipped)
             self.folder.drop_old(limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
+        barrier()
         self.meter.exclude(time.perf_counter() - start)
 
     def all_skipped(self) -> list[BadRow]:

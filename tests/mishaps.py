@@ -1,0 +1,54 @@
+"""What befalls a run in the middle of a step: for `launch.vlft(during=[partial(kill, 2)])`, called before each loss.
+
+Each takes first what the test gives, then the trainer and the micro-batch. Steps count from 1.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def _step(trainer: Any) -> int:
+    return trainer.state.global_step + 1
+
+
+def count_rows(trainer: Any, batch: Any) -> None:
+    """Print a line "ROWS 2 3 5": the step, and the indices of the micro-batch's rows."""
+    print("ROWS", _step(trainer), *(index for _, index in batch["rows"]), flush=True)
+
+
+def kill(step: int, trainer: Any, batch: Any) -> None:
+    """SIGKILL."""
+    if _step(trainer) == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def notify(step: int, number: int, rank: int, trainer: Any, batch: Any) -> None:
+    """A signal to one rank, once."""
+    if _step(trainer) == step and trainer.args.process_index == rank and not hasattr(trainer, "notified"):
+        trainer.notified = True
+        os.kill(os.getpid(), number)
+
+
+def remove(step: int, path: str, trainer: Any, batch: Any) -> None:
+    """A file goes."""
+    if _step(trainer) == step:
+        Path(path).unlink(missing_ok=True)
+
+
+def limit_files(step: int, size: int, trainer: Any, batch: Any) -> None:
+    """No file may grow beyond so many bytes: writing more is an error, as it is on a full disk."""
+    if _step(trainer) == step:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def stall(step: int, rank: int, trainer: Any, batch: Any) -> None:
+    """One rank waits for ever."""
+    if _step(trainer) == step and trainer.args.process_index == rank:
+        time.sleep(10_000)

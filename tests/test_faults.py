@@ -1,0 +1,285 @@
+"""What a run does when something breaks in the middle: what the user sees, what is kept, and that it can go on."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from launch import vlft as vlft_process
+from mishaps import limit_files, notify, remove, stall
+from test_train import FULL, VISION_LORA, arguments, assert_same, lines, split, train, weights
+
+from vlft.cli.main import main
+from vlft.data.order import RowOrder
+from vlft.train.trainer import VlftTrainer
+from vlft.train.watchdog import Watchdog
+
+__all__ = ["train"]  # a fixture
+
+SAVE = ("--save_strategy", "steps", "--save_steps", "1")
+
+
+@pytest.fixture
+def refused(base, mixed_json, media, tmp_path, capsys):
+    """Run `vlft train`, which must end with this status; returns what it says on stderr."""
+
+    def run(*more: str, status: int = 1, name: str = "run") -> str:
+        capsys.readouterr()
+        assert main(arguments(base, mixed_json, media, tmp_path / name, *more)) == status
+        return capsys.readouterr().err
+
+    return run
+
+
+# ---- a loss that is not finite
+
+
+def spoil(monkeypatch, step: int, index: int | None, *, loss: float = float("nan"), gradient: bool = False) -> None:
+    """In that step, the loss (or only its gradient) of the micro-batch that holds this row is spoiled."""
+    real = VlftTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        def spoiled(**tensors):
+            outputs = model(**tensors)
+            if gradient:
+                outputs.loss.register_hook(lambda grad: grad * loss)
+                return outputs
+            return replace(outputs, loss=outputs.loss * loss)
+
+        here = self.state.global_step + 1 == step and index in [i for _, i in inputs["rows"]]
+        return real(self, spoiled if here else model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(VlftTrainer, "compute_loss", compute_loss)
+
+
+ONE_EPOCH = ("--num_train_epochs", "1")
+#: Steps of 3, 3 and 1 of the seven rows.
+STEPS = (*split(1, 3), *ONE_EPOCH)
+
+
+def order(run: Path) -> list[int]:
+    """Row indices in the order of the first epoch."""
+    record = json.loads((run / "vlft.json").read_text())["training"]
+    return RowOrder(rows=7, rows_per_step=3, accumulation=3, seed=record["seed"]).epoch(0)
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
+def test_a_step_that_is_not_finite_stops_the_run_and_names_its_rows(
+    train, refused, mixed_json, tmp_path, monkeypatch, gradient
+):
+    whole = train(*FULL, *STEPS, name="whole")
+    bad = order(whole)[4]  # the second micro-batch of the second step
+    with monkeypatch.context() as patch:
+        spoil(patch, 2, bad, gradient=gradient)
+        said = refused(*FULL, *STEPS, *SAVE)
+    if gradient:
+        assert "step 2: the gradient (norm nan) is not finite" in said
+        assert said.count(str(mixed_json)) == 3, "all rows of the step"
+    else:
+        assert "step 2: the loss is not finite" in said
+        assert f"rank 0, micro-batch 2 of 3: {mixed_json}[{bad}]: loss nan" in said
+        assert said.count(str(mixed_json)) == 1
+    assert f"{tmp_path / 'run' / 'checkpoint-1'}; the same command goes on from there" in said
+    assert len(lines(tmp_path / "run")) == 1
+    assert_same(train(*FULL, *STEPS, *SAVE), whole)
+
+
+@pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
+def test_a_step_that_is_not_finite_can_be_left_out(train, monkeypatch, capsys, towers):
+    whole = train(
+        *towers,
+        *STEPS,
+        "--max_steps",
+        "1",
+        name="whole",
+    )
+    with monkeypatch.context() as patch:
+        spoil(patch, 2, order(whole)[4], loss=float("inf"))
+        run = train(
+            *towers, *STEPS, "--max_steps", "2", "--max_nonfinite_steps", "1", "--lr_scheduler_type", "constant"
+        )
+    said = capsys.readouterr().out
+    assert "step 2: the loss is not finite" in said
+    assert "no weight moved (1 so far)" in said
+    assert "step 2/2  loss left out" in said
+    _, second = lines(run)
+    assert (second["loss"], second["samples"]) == (None, 0)
+    assert json.loads((run / "vlft.json").read_text())["training"]["left_out_steps"] == [2]
+    one, two = weights(whole), weights(run)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_so_many_steps_are_left_out_and_no_more(train, refused, monkeypatch):
+    rows = order(train(*STEPS, name="whole"))
+    spoil(monkeypatch, 2, rows[3])
+    spoil(monkeypatch, 3, rows[6])
+    said = refused(*STEPS, "--max_nonfinite_steps", "1", "--save_strategy", "steps", "--save_steps", "1")
+    assert "step 3: the loss is not finite" in said
+    assert "1 steps were left out before it" in said
+
+
+@pytest.mark.distributed
+def test_what_cannot_be_left_out_under_deepspeed_is_refused(base, mixed_json, media, tmp_path):
+    more = ("--deepspeed", "zero2", "--max_nonfinite_steps", "3")
+    (rank,) = vlft_process(arguments(base, mixed_json, media, tmp_path / "run", *more), out=tmp_path)
+    assert rank.status == 1
+    assert "--max_nonfinite_steps 3 cannot act under --deepspeed" in rank.output
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_out_of_memory_names_the_rows_and_what_helps(train, refused, mixed_json, monkeypatch, error):
+    rows = order(train(*STEPS, name="whole"))
+    real = VlftTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if rows[4] in [i for _, i in inputs["rows"]]:
+            raise error
+        return real(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(VlftTrainer, "compute_loss", compute_loss)
+    said = refused(*STEPS, *SAVE)
+    assert f"out of memory in step 2, rank 0, micro-batch 2 of 3: {mixed_json}[{rows[4]}]; " in said
+    assert re.search(r"[1-9]\d* tokens, \d+ patches", said)
+    assert "--gradient_checkpointing true (the run can go on with it)" in said
+    assert "checkpoint-1; the same command goes on" in said
+    monkeypatch.undo()
+    train(*STEPS, *SAVE, "--gradient_checkpointing", "true")  # so it does
+
+
+# ---- loader
+
+
+def test_a_loader_process_that_is_killed(train, refused, monkeypatch):
+    def kill(self, model, inputs, *args, **kwargs):
+        if self.state.global_step == 1:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+            time.sleep(1)
+        return real(self, model, inputs, *args, **kwargs)
+
+    real = VlftTrainer.compute_loss
+    monkeypatch.setattr(VlftTrainer, "compute_loss", kill)
+    # so few are fetched ahead that the next one is missed
+    said = refused(*split(1, 1), *SAVE, "--dataloader_num_workers", "1", "--dataloader_prefetch_factor", "1")
+    assert "a loader process was ended by Killed" in said
+    assert "lower --dataloader_num_workers (1 a process now)" in said
+    assert "checkpoint-1; the same command goes on" in said
+
+
+@pytest.mark.distributed
+def test_a_picture_that_vanished_ends_every_process_with_one_message(base, media, mixed_json, tmp_path):
+    """One rank meets it; the other does not wait for a day, and does not say it again."""
+    own = tmp_path / "media"
+    shutil.copytree(media, own)
+    out = tmp_path / "run"
+    argv = arguments(base, mixed_json, own, out, *split(1, 1), *SAVE)
+    ranks = vlft_process(argv, world=2, out=tmp_path, during=[partial(remove, 2, str(own / "coffee.jpg"))])
+    assert [rank.status for rank in ranks] == [1, 1], ranks[1].output[-2000:]
+    said = "".join(rank.output for rank in ranks)
+    assert said.count("error:") == 1
+    assert "coffee.jpg" in said
+    assert "Traceback" not in said
+
+
+# ---- disk
+
+
+@pytest.mark.distributed
+def test_a_disk_that_fills_up_while_saving(train, base, mixed_json, media, tmp_path):
+    """RLIMIT_FSIZE stands for the disk: writing past it is an error, as is writing to a full one."""
+    out = tmp_path / "run"
+    argv = arguments(base, mixed_json, media, out, *FULL, *STEPS, *SAVE)
+    (rank,) = vlft_process(argv, out=tmp_path, during=[partial(limit_files, 2, 200_000)])
+    assert rank.status == 1, rank.output[-3000:]
+    assert f"{out}: the disk is full" in rank.output
+    assert "checkpoint-1; the same command goes on" in rank.output
+    assert "Traceback" not in rank.output
+    assert sorted(p.name for p in out.iterdir() if "check" in p.name or "sav" in p.name) == ["checkpoint-1"]
+    (rank,) = vlft_process(argv, out=tmp_path)
+    assert rank.status == 0
+    assert_same(out, train(*FULL, *STEPS, name="whole"))
+
+
+# ---- a scheduler that wants the machine back
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_signal_saves_and_ends_with_a_status_to_requeue_on(train, base, mixed_json, media, tmp_path, number, world):
+    """One process of the run is told in the middle of an accumulation, and no checkpoint was due."""
+    out = tmp_path / "run"
+    argv = arguments(base, mixed_json, media, out, *FULL, "--packing", "false", "--global_batch", "4")
+    ranks = vlft_process(argv, world=world, out=tmp_path, during=[partial(notify, 2, number, 0)])
+    assert [rank.status for rank in ranks] == [75] * world, ranks[0].output[-3000:]
+    said = "".join(rank.output for rank in ranks)
+    assert said.count("stopped: ") == 1
+    assert f"{number.name} after step 2, saved as {out / 'checkpoint-2'}. The same command goes on." in said
+    ranks = vlft_process(argv, world=world, out=tmp_path)
+    assert [rank.status for rank in ranks] == [0] * world
+    assert_same(out, train(*FULL, "--global_batch", "4", name="whole"))
+
+
+# ---- a process that stalls
+
+
+@pytest.mark.distributed
+def test_a_stalled_process_is_found_and_the_job_ends(base, mixed_json, media, tmp_path):
+    argv = arguments(base, mixed_json, media, tmp_path / "run", *split(1, 1), *SAVE, "--stall_timeout", "6")
+    began = time.monotonic()
+    ranks = vlft_process(argv, world=2, out=tmp_path, during=[partial(stall, 3, 1)])
+    assert time.monotonic() - began < 120
+    assert all(rank.status not in (0, None) for rank in ranks)
+    said = "".join(rank.output for rank in ranks)
+    place = (
+        r"rank 1: step 3, micro-batch 1 of 1, forward, for \d+ s, rows .*mixed.json\[\d\]   <- the others wait for it"
+    )
+    assert re.search(place, said), said
+    assert re.search(r"rank 0: step 3, .*for \d+ s", said)
+    assert "where rank 1 is in its code:" in said
+    assert "compute_loss" in said
+    assert "checkpoint-2; the same command goes on" in said
+
+
+def test_the_watchdog_is_quiet_while_something_moves():
+    ended = []
+    with Watchdog(0.4, end=lambda: ended.append(True)) as watchdog:
+        for i in range(12):
+            watchdog.at(f"place {i}")
+            time.sleep(0.1)
+        assert not ended
+        watchdog.at("saving", patience=4)
+        time.sleep(0.8)
+        assert not ended
+
+
+def test_the_watchdog_ends_what_stands_still(capfd):
+    ended = []
+    with Watchdog(0.2, end=lambda: ended.append(True), advice=lambda: "Do this.") as watchdog:
+        watchdog.at("step 7, waiting for data", ["a.json[3]"])
+        time.sleep(0.8)
+    said = capfd.readouterr().err
+    assert ended == [True]
+    assert "rank 0: step 7, waiting for data, for 0 s, rows a.json[3]" in said
+    assert "Do this." in said
+    assert "test_the_watchdog_ends_what_stands_still" in said, "where the code is"

@@ -1,0 +1,150 @@
+"""Watches over each optimizer step: where it is, what goes wrong in it, and on which rows. Words are `faults`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from vlft.config.flags import TrainFlags
+from vlft.data.collate import Batch
+from vlft.errors import BadRow, DataError, RunFault
+from vlft.train import faults
+from vlft.train.faults import MicroBatch
+from vlft.train.folder import RunFolder
+from vlft.train.ranks import gather
+from vlft.train.watchdog import Watchdog
+
+
+class StepGuard:
+    """See the module. One for a run; the trainer tells it what it does.
+
+    Args:
+        args: of the run.
+        folder: of the run, for its checkpoints.
+        watchdog: is told where this process is.
+        packing: a micro-batch is a pack.
+        say: prints a line for the user (rank 0 only).
+    """
+
+    def __init__(
+        self, args: TrainFlags, folder: RunFolder, watchdog: Watchdog, *, packing: bool, say: Callable[[str], None]
+    ) -> None:
+        self.args = args
+        self.folder = folder
+        self.watchdog = watchdog
+        self.packing = packing
+        self.say = say
+        self.step = 0
+        self._batches: list[MicroBatch] = []
+        self._losses: list[torch.Tensor] = []
+
+    def loading(self, step: int) -> None:
+        """This rank waits for the micro-batches of a step (from 1)."""
+        self.step = step
+        self.watchdog.at(f"step {step}, waiting for data")
+
+    def begin(self, batches: Sequence[Batch], *, refused: BadRow | None) -> int:
+        """The micro-batches of a step are here; every rank calls it.
+
+        Args:
+            refused: a row that cannot be trained, where that ends the run.
+
+        Returns:
+            supervised tokens of the step, over all ranks.
+
+        Raises:
+            DataError: on every rank, where one of them has such a row.
+        """
+        rank, many = self.args.process_index, len(batches)
+        self._batches = [MicroBatch.of_batch(batch, rank=rank, place=i, of=many) for i, batch in enumerate(batches, 1)]
+        self._losses = []
+        self.watchdog.at(f"step {self.step}, waiting for the other processes' data")
+        tokens = sum(batch["counts"]["supervised_tokens"] for batch in batches)
+        return sum(gather(tokens, failed=None if refused is None else DataError(refused)))
+
+    @contextmanager
+    def micro_batch(self) -> Iterator[None]:
+        """Forward and backward of the next micro-batch."""
+        batch = self._batches[len(self._losses)]
+        self.watchdog.at(f"step {self.step}, micro-batch {batch.place} of {batch.of}, forward", batch.rows)
+        with self._room_for(batch, f"step {self.step}"):
+            yield
+        self.watchdog.at(f"step {self.step}, after micro-batch {batch.place} of {batch.of}")
+
+    @contextmanager
+    def evaluation(self, batch: Batch, *, place: int, of: int, step: int) -> Iterator[None]:
+        """Forward of an evaluation's micro-batch."""
+        rows = MicroBatch.of_batch(batch, rank=self.args.process_index, place=place, of=of)
+        self.watchdog.at(f"evaluation after step {step}, micro-batch {place} of {of}", rows.rows)
+        with self._room_for(rows, f"the evaluation after step {step}"):
+            yield
+
+    @contextmanager
+    def _room_for(self, batch: MicroBatch, where: str) -> Iterator[None]:
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not full and "can't allocate memory" not in str(error):  # torch's allocator on a CPU
+                raise
+            raise faults.out_of_memory(
+                error,
+                batch,
+                where=where,
+                checkpoint=self.folder.newest(),
+                checkpointed=self.args.checkpointing == "true",
+                packing=self.packing,
+            ) from error
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """The loss of the micro-batch; nothing is read from the device."""
+        batch = self._batches[len(self._losses)]
+        self.watchdog.at(f"step {self.step}, micro-batch {batch.place} of {batch.of}, backward", batch.rows)
+        self._losses.append(loss.detach())
+
+    def must_leave_out(self, norm: torch.Tensor | float | None) -> bool:
+        """Whether the step is to move no weight; asked between the backward pass and the optimizer.
+
+        Args:
+            norm: of the whole gradient, equal on every rank. Under fp16 it may be infinite while the loss scale is
+                found, and the scaler leaves such steps out: there losses alone count.
+
+        Raises:
+            RunFault: on every rank: loss or gradient are not finite, and that ends the run.
+        """
+        if norm is not None and not self.args.fp16:
+            norm = float(norm)
+            if math.isfinite(norm):
+                return False
+        else:
+            norm = None
+            finite = bool(torch.stack(self._losses).isfinite().all())
+            if all(gather(finite)):
+                return False
+        return self._not_finite(norm)
+
+    def _not_finite(self, norm: float | None) -> bool:
+        mine = list(zip(self._batches, (float(loss) for loss in self._losses), strict=True))
+        both = [pair for rank in gather(mine) for pair in rank]
+        left_out = self.folder.left_out
+        if skip := len(left_out) < self.args.max_nonfinite_steps:
+            left_out.append(self.step)
+        text = faults.not_finite(
+            self.step,
+            norm=norm,
+            losses=[(batch, loss) for batch, loss in both if not math.isfinite(loss)],
+            everything=[batch for batch, _ in both],
+            left_out=len(left_out) if skip else None,
+            checkpoint=self.folder.newest(),
+        )
+        if skip:
+            self.say(text)
+            return True
+        if left_out:
+            text += f"\n  {len(left_out)} steps were left out before it, as --max_nonfinite_steps allows."
+        fault = RunFault(text)
+        fault.said = self.args.process_index != 0
+        raise fault
