@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,9 @@ def test_a_run_that_is_ended_again_and_again_ends_as_if_it_had_not_been(
         out = tmp_path / f"run{runs}"
         argv = arguments(base, mixed_json, media, out, *more)
         while True:
-            # The last ones of a run are left to finish, or a run would never be compared.
-            spare = ended >= KILLS
-            saving = ended % 3 == 0
-            ranks = vlft_process(
-                argv, out=tmp_path, while_running=lambda ps: spare or _end(ps, out, rng, number, saving=saving)
-            )
+            act = partial(_end, out=out, rng=rng, number=number, saving=ended % 3 == 0)
+            # After the last one the run is left to finish.
+            ranks = vlft_process(argv, out=tmp_path, while_running=act if ended < KILLS else _wait)
             (rank,) = ranks
             _assert_whole(out)
             if rank.status == 0:
@@ -56,7 +54,11 @@ def test_a_run_that_is_ended_again_and_again_ends_as_if_it_had_not_been(
         assert [line["loss"] for line in lines(out)] == [line["loss"] for line in lines(whole)]
 
 
-def _end(processes: list, out: Path, rng: random.Random, number: int, *, saving: bool) -> None:
+def _wait(processes: list) -> None:
+    pass
+
+
+def _end(processes: list, *, out: Path, rng: random.Random, number: int, saving: bool) -> None:
     """The signal at a random moment, or at one while a checkpoint is written."""
     process = processes[0]
     first = set(out.glob("checkpoint-*"))

@@ -64,6 +64,11 @@ def check_flags(
     ):
         if (getattr(args, flag) or 0) < 0:
             raise ConfigError(f"--{flag} is {getattr(args, flag):g}, must not be negative")
+    if args.logging_nan_inf_filter:
+        raise ConfigError(
+            "--logging_nan_inf_filter true cannot act: no loss is hidden, one that is not finite stops the run. "
+            "Drop it; --max_nonfinite_steps leaves such steps out."
+        )
     if args.max_nonfinite_steps and args.deepspeed:
         raise ConfigError(
             f"--max_nonfinite_steps {args.max_nonfinite_steps} cannot act under --deepspeed, whose engine has "

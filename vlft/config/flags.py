@@ -115,7 +115,7 @@ class TrainFlags(TrainingArguments):
     )
     deepspeed: str | None = _flag(None, "zero1, zero2, or a path to a DeepSpeed JSON")  # type: ignore[assignment]
     logging_steps: float = _flag(1, "optimizer steps between logged lines")
-    logging_nan_inf_filter: bool = _flag(False, "hide NaN losses from the log (transformers' default)")
+    logging_nan_inf_filter: bool = _flag(False, "not used: see --max_nonfinite_steps")
     dataloader_num_workers: int = _flag(
         None, "loader processes per device; 0 decodes in the training process (default: 4, or the cores there are)"
     )
