@@ -69,7 +69,7 @@ def vlft(
         }
         log = out / f"rank{rank}.log"
         settings = (several if world > 1 else {}) | (env or {})
-        acts = [*during, *([] if kill_in_step is None else [functools.partial(mishaps.kill, kill_in_step)])]
+        acts = [*during, *([] if kill_in_step is None else [functools.partial(mishaps.kill, kill_in_step, None)])]
         process = _CONTEXT.Process(target=_main, args=(list(argv), settings, str(log), acts))
         process.start()
         processes.append(process)
@@ -120,6 +120,8 @@ def _call(work: Callable[[list[str]], None], words: list[str], log: str) -> None
 def _main(argv: list[str], env: dict[str, str], log: str, acts: list[Callable[..., None]]) -> None:
     _print_into(log)
     os.environ.update(env)
+    # As in a process of a user. Inherited is the fork server, which would start one more, and outlive a kill.
+    multiprocessing.set_start_method("fork", force=True)
     from vlft.cli.main import main
 
     if acts:

@@ -22,9 +22,9 @@ def count_rows(trainer: Any, batch: Any) -> None:
     print("ROWS", _step(trainer), *(index for _, index in batch["rows"]), flush=True)
 
 
-def kill(step: int, trainer: Any, batch: Any) -> None:
-    """SIGKILL."""
-    if _step(trainer) == step:
+def kill(step: int, rank: int | None, trainer: Any, batch: Any) -> None:
+    """SIGKILL to one rank, or to all."""
+    if _step(trainer) == step and rank in (None, trainer.args.process_index):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -52,3 +52,9 @@ def stall(step: int, rank: int, trainer: Any, batch: Any) -> None:
     """One rank waits for ever."""
     if _step(trainer) == step and trainer.args.process_index == rank:
         time.sleep(10_000)
+
+
+def poison(step: int, rank: int, trainer: Any, batch: Any) -> None:
+    """A weight of one rank becomes NaN, and with it the loss."""
+    if _step(trainer) == step and trainer.args.process_index == rank:
+        trainer.accelerator.unwrap_model(trainer.model).get_output_embeddings().weight.data.fill_(float("nan"))

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 from launch import vlft as vlft_process
-from mishaps import limit_files, notify, remove, stall
-from test_train import FULL, VISION_LORA, arguments, assert_same, lines, split, train, weights
+from mishaps import kill, limit_files, notify, poison, remove, stall
+from test_train import FULL, STRATEGIES, VISION_LORA, arguments, assert_same, lines, split, train, weights
 
 from vlft.cli.main import main
 from vlft.data.order import RowOrder
@@ -126,6 +126,20 @@ def test_so_many_steps_are_left_out_and_no_more(train, refused, monkeypatch):
     said = refused(*STEPS, "--max_nonfinite_steps", "1", "--save_strategy", "steps", "--save_steps", "1")
     assert "step 3: the loss is not finite" in said
     assert "1 steps were left out before it" in said
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_process_with_a_loss_of_nan_ends_all_with_one_message(base, mixed_json, media, tmp_path, strategy):
+    """DeepSpeed calls the norm of such a gradient -1, or nothing."""
+    argv = arguments(base, mixed_json, media, tmp_path / "run", *split(1, 1), *SAVE, *strategy)
+    ranks = vlft_process(argv, world=2, out=tmp_path, during=[partial(poison, 2, 1)])
+    assert [rank.status for rank in ranks] == [1, 1], ranks[0].output[-3000:]
+    said = "".join(rank.output for rank in ranks)
+    assert said.count("error: ") == 1
+    assert "step 2: the loss is not finite" in said
+    assert re.search(r"rank 1, micro-batch 1 of 1: .*mixed.json\[\d\]: loss nan", said)
+    assert "checkpoint-1; the same command goes on" in said
 
 
 @pytest.mark.distributed
@@ -238,6 +252,16 @@ def test_a_signal_saves_and_ends_with_a_status_to_requeue_on(train, base, mixed_
     ranks = vlft_process(argv, world=world, out=tmp_path)
     assert [rank.status for rank in ranks] == [0] * world
     assert_same(out, train(*FULL, "--global_batch", "4", name="whole"))
+
+
+@pytest.mark.distributed
+def test_a_process_that_is_killed_takes_the_others_along(base, mixed_json, media, tmp_path):
+    argv = arguments(base, mixed_json, media, tmp_path / "run", *split(1, 1), *SAVE)
+    survivor, killed = vlft_process(argv, world=2, out=tmp_path, during=[partial(kill, 2, 1)])
+    assert killed.status == -signal.SIGKILL
+    assert survivor.status == 1, survivor.output[-3000:]
+    assert "error: another process of this run has ended" in survivor.output
+    assert "Traceback" not in survivor.output
 
 
 # ---- a process that stalls

@@ -20,7 +20,7 @@ from test_train import FULL, VISION_LORA, arguments, lines, train, weights
 
 __all__ = ["train"]  # a fixture
 
-KILLS = int(os.environ.get("VLFT_KILLS", "4"))
+KILLS = int(os.environ.get("VLFT_KILLS", "3"))
 DROPOUT = ("--lora_dropout", "0.1")
 
 

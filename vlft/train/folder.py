@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,9 @@ class RunFolder:
             raise CheckpointError(
                 f"--output_dir {self.path}: another run is training there right now. Wait for it, or choose another."
             ) from error
+        # Loader workers inherit it, and outlive a killed trainer for some seconds in which it would still be held.
+        inherited = weakref.ref(self._lock)
+        os.register_at_fork(after_in_child=lambda: (lock := inherited()) is not None and lock.close())
 
     def unlock(self) -> None:
         """Give the folder back."""

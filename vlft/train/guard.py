@@ -117,7 +117,7 @@ class StepGuard:
         """
         if norm is not None and not self.args.fp16:
             norm = float(norm)
-            if math.isfinite(norm):
+            if math.isfinite(norm) and norm >= 0:  # DeepSpeed 0.19 says -1 where it is not
                 return False
         else:
             norm = None

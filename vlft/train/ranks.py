@@ -7,6 +7,7 @@ and it waits for as long as it takes. The watchdog is there for what never comes
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -17,6 +18,8 @@ from vlft.errors import VlftError
 
 T = TypeVar("T")
 LONG = timedelta(days=30)
+#: gloo's words.
+_HUNG_UP = re.compile(r"Connection (closed|reset) by (peer|remote)|Broken pipe")
 
 
 class PeerLost(VlftError):
@@ -70,11 +73,22 @@ def _group() -> Any:
     return dist.new_group(backend="gloo", timeout=LONG)
 
 
+def peer_lost(error: BaseException) -> PeerLost | None:
+    """What `error` comes to where the cause is in another process; None where it is something else."""
+    lost = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+    if not lost and not _HUNG_UP.search(str(error)):
+        return None
+    return PeerLost(
+        f"another process of this run has ended ({str(error).splitlines()[0]}). Its own message says why; where there "
+        "is none, it was killed from outside (dmesg says so where memory ran out)."
+    )
+
+
 def _together(collective: Callable[[], object]) -> None:
     try:
         collective()
-    except RuntimeError as error:  # gloo: "Connection closed by peer"
-        raise PeerLost(f"another process of this run ended, and says why ({str(error).splitlines()[0]}).") from error
+    except RuntimeError as error:
+        raise peer_lost(error) or error from error
 
 
 def _raise_everywhere(error: VlftError) -> NoReturn:

@@ -29,7 +29,7 @@ from vlft.train import faults
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.folder import RunFolder, data_entries, settings_there
 from vlft.train.guard import StepGuard
-from vlft.train.ranks import barrier, on_rank_zero
+from vlft.train.ranks import barrier, on_rank_zero, peer_lost
 from vlft.train.signals import Notice
 from vlft.train.trainer import SAVING, VlftTrainer
 from vlft.train.watchdog import Watchdog, shared_store
@@ -81,6 +81,8 @@ def train(parsed: Parsed) -> Path:
             raise fault from error
         if (fault := faults.worker_died(error, workers=workers, checkpoint=newest)) is not None:
             raise fault from error
+        if (lost := peer_lost(error)) is not None:
+            raise lost from error
         raise
     finally:
         folder.unlock()
