@@ -1,19 +1,17 @@
-"""A run folder: who may use it, where a run goes on, and how weights get in and out whole.
+"""A run folder: where a run goes on, and how weights get in and out whole.
 
 A checkpoint is written under `.saving/` and renamed into place when every file of it is on disk, so `checkpoint-N` is
-complete or absent. The lock is `flock`: a killed run leaves none behind.
+complete or absent.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -22,12 +20,12 @@ from vlft.checkpoint.files import module_name, open_to_others, tensor_index
 from vlft.config.parse import write_yaml
 from vlft.errors import BadRow, CheckpointError
 from vlft.inputs import Base
+from vlft.train.lock import FolderLock
 from vlft.train.ranks import barrier
 
 #: safetensors' words for the dtypes a model's weights come in.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STAGING = ".saving"
-LOCK = ".lock"
 
 
 class RunFolder:
@@ -46,38 +44,9 @@ class RunFolder:
         self.record = record
         self.saving = False
         self.left_out: list[int] = []  # steps that moved no weight
-        self._lock: IO[str] | None = None
+        self.lock = FolderLock(self.path)
 
-    # ---- whose folder
-
-    def lock(self) -> None:
-        """Take the folder for this process until it ends.
-
-        Raises:
-            CheckpointError: another process trains in it, or it cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / LOCK, "w")  # noqa: SIM115 - held until the process ends
-        except OSError as error:
-            raise CheckpointError(
-                f"--output_dir {self.path}: cannot be written ({error.strerror}). Choose a folder that can."
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"--output_dir {self.path}: another run is training there right now. Wait for it, or choose another."
-            ) from error
-        # Loader workers inherit it, and outlive a killed trainer for some seconds in which it would still be held.
-        inherited = weakref.ref(self._lock)
-        os.register_at_fork(after_in_child=lambda: (lock := inherited()) is not None and lock.close())
-
-    def unlock(self) -> None:
-        """Give the folder back."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    # ---- where to start
 
     def find_start(self, resume: str) -> tuple[Literal["new", "resume", "finished"], Path | None]:
         """Whether to start, go on or stop, and the checkpoint to go on from.

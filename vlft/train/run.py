@@ -85,7 +85,7 @@ def train(parsed: Parsed) -> Path:
             raise lost from error
         raise
     finally:
-        folder.unlock()
+        folder.lock.release()
     return folder.path
 
 
@@ -228,7 +228,7 @@ def _data_print(paths: Sequence[str]) -> str:
 
 
 def _claim(folder: RunFolder, args: TrainFlags) -> tuple[str, Path | None]:
-    folder.lock()
+    folder.lock.take()
     return folder.find_start(args.resume_from_checkpoint or "auto")
 
 
