@@ -126,7 +126,11 @@ REFUSED = {
     "a path that climbs": (row("<image>", image="../a.jpg"), "image", "leads outside --image_folder pics"),
     "a frame whose path climbs": (row("<video>", video=["a.jpg", "b/../../c.jpg"]), "video[1]", "leads outside"),
     "a very long path": (row("<image>", image="a" * 5000), "image", "has 5,000 characters, a path has 4,096 at most"),
-    "very many pictures": (row("<image>", image=["a.jpg"] * 10_001), "image", "10,001 files, and a row may name 10,000"),
+    "very many pictures": (
+        row("<image>", image=["a.jpg"] * 10_001),
+        "image",
+        "10,001 files, and a row may name 10,000",
+    ),
     "very many frames": (row("<video>", video=[["a.jpg"] * 9_999] * 2), "video", "19,998 files"),
     "very much text": (turns(*["human: " + 3000 * "a", "gpt: b"] * 1000), "conversations", "2,000 turns of 3,081,000"),
     "no conversations": ({"id": 3, "text": "a"}, "conversations", 'no "conversations" (nor "messages")'),

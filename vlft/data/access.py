@@ -53,7 +53,7 @@ class Access:
             raise NoAccess(f"{_short(value)} has {len(value):,} characters, a path has {LONGEST_PATH:,} at most")
         if os.path.isabs(value) or self.outside:
             return path
-        root = self._resolved(folder or ".")
+        root = self._folder(folder or ".")
         real = self._resolved(os.path.join(folder or ".", value))
         if not f"{real}{os.sep}".startswith(f"{root.rstrip(os.sep)}{os.sep}"):
             raise NoAccess(
@@ -78,14 +78,17 @@ class Access:
             raise NoAccess(f"{_short(value)} has {len(value):,} characters, an address has {LONGEST_URL:,} at most")
         return self.remote.file_of(value)
 
+    def _folder(self, path: str) -> str:
+        if path not in self._folders:
+            self._folders[path] = self._resolved(path)
+        return self._folders[path]
+
     def _resolved(self, path: str) -> str:
         """As `os.path.realpath`, by one `lstat` where the folder is known."""
         head, tail = os.path.split(path)
         if not head or tail in ("", ".", "..") or head.count(os.sep) > 64:
             return _real(path)
-        if head not in self._folders:
-            self._folders[head] = self._resolved(head)
-        here = os.path.join(self._folders[head], tail)
+        here = os.path.join(self._folder(head), tail)
         return _real(here) if os.path.islink(here) else here
 
 

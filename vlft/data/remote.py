@@ -146,7 +146,7 @@ def _fetch_once(path: str, url: str, stop: threading.Event) -> None:
     plain = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
     began = time.monotonic()
     with _opener().open(plain, timeout=SILENCE) as answer:
-        kind = answer.headers.get_content_type()
+        kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind.startswith("text/") or kind == "application/json":
             raise _Failed(f"it answers with {kind}, not with a picture or video")
         length = answer.headers.get("Content-Length", "")
