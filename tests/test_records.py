@@ -462,6 +462,14 @@ def test_the_demo_rows_load_and_decode():
 
 # Said when a file is opened or a row is encoded, and tested there.
 SAID_LATER = {
+    "cannot be fetched (404 Not Found)",
+    "is a named pipe, not a regular file",
+    "too large to be opened safely",
+    "at most are opened safely",
+    "cannot be opened",
+    "claims 1,000,000,000 frames or samples in 4,708 bytes",
+    "PostScript, a program that would have to be run",
+    "more than 67,108,864 bytes. Split the row",
     "no such file",
     "damaged or cut short",
     "cut short: 7 of 60 frames are there",
