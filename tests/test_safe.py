@@ -679,11 +679,17 @@ def test_a_row_whose_cost_changed_is_not_tried_again(one, monkeypatch):
     assert "changed since it was measured" in bad.reason
 
 
-def test_a_folder_full_of_damage_is_not_waited_for(one, monkeypatch):
-    data, path = one
-    path.unlink()
+def test_a_folder_full_of_damage_is_not_waited_for(tmp_path, encoder, monkeypatch):
+    count = dataset.PATIENCE + 5
+    samples = load(write_json(tmp_path / "a.json", [row("<image>?", image="no.jpg")] * count)).samples
+    data = RowDataset(samples, encoder)
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    for _ in range(dataset.PATIENCE + 5):
-        assert isinstance(data[0], BadRow)
-    assert sum(slept) == pytest.approx(dataset.PATIENCE * sum(PAUSES) + 5 * PAUSES[0])
+    whole, short = sum(PAUSES), PAUSES[0]
+    for index, seconds in ((0, whole), (0, short), (1, whole)):  # the second time is that of the next epoch
+        assert isinstance(data[index], BadRow)
+        assert sum(slept) == pytest.approx(seconds)
+        slept.clear()
+    for index in range(2, count):
+        assert isinstance(data[index], BadRow)
+    assert sum(slept) == pytest.approx((dataset.PATIENCE - 2) * whole + 5 * short)

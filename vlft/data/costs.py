@@ -157,7 +157,7 @@ def _plain(part: Any) -> Any:
 
 
 def _paths(part: Image | Video) -> tuple[str, ...]:
-    return part.frames if isinstance(part, Video) and part.path is None else (str(part.path),)
+    return tuple(path for _, path in part.files)
 
 
 def _stamps(samples: Sequence[Sample]) -> list[tuple[_Stamp, ...]]:

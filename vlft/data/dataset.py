@@ -22,7 +22,7 @@ SCAN_CHUNK = 16  # rows a worker hands back at once
 DECODE_CHUNK = 4  # the same where every frame is decoded, which takes a hundred times longer
 # Seconds before each further try at media that cannot be read: network disks come back, files are put into place.
 PAUSES = (0.2, 0.8, 2.0)
-PATIENCE = 20  # rows given up for good by one process, after which it pauses but once: it is no passing fault then
+PATIENCE = 20  # rows given up by one process, after which it pauses but once: it is no passing fault then
 
 
 class RowDataset(Dataset):
@@ -48,22 +48,25 @@ class RowDataset(Dataset):
         self.samples = samples
         self.encoder = encoder
         self.costs = costs
-        self._given_up = 0
+        self._given_up: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> EncodedSample | BadRow:
         sample = self.samples[index]
-        row = self._encoded(sample)
+        row = self._encoded(index)
         if isinstance(row, BadRow):
             return row
         if self.costs is not None and (now := _cost(row)) != self.costs[index]:
             return _changed(sample, self.costs[index], now)
         return row
 
-    def _encoded(self, sample: Sample) -> EncodedSample | BadRow:
-        pauses = PAUSES if self._given_up < PATIENCE else PAUSES[:1]
+    def _encoded(self, index: int) -> EncodedSample | BadRow:
+        """The row, or why it cannot be had; the next epoch's look at one given up is a short one."""
+        sample = self.samples[index]
+        hopeless = index in self._given_up or len(self._given_up) >= PATIENCE
+        pauses = PAUSES[:1] if hopeless else PAUSES
         for pause in (*pauses, None):
             try:
                 return self.encoder.encode(sample)
@@ -73,7 +76,7 @@ class RowDataset(Dataset):
                     return bad  # the row itself, which no waiting changes
             if pause is not None:
                 time.sleep(pause)
-        self._given_up += 1
+        self._given_up.add(index)
         tried = f" (tried {len(pauses) + 1} times in {sum(pauses):.1f} s)"
         return replace(bad, reason=bad.reason + tried)
 
