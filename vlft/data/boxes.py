@@ -39,8 +39,10 @@ def _claims(file: BinaryIO, size: int) -> Iterator[int]:
         if at + 8 > size:
             return
         file.seek(at)
-        length, kind = struct.unpack(">I4s", file.read(8))
-        head = 8
+        start = file.read(8)
+        if len(start) < 8:  # it has become shorter
+            return
+        (length, kind), head = struct.unpack(">I4s", start), 8
         if length == 1:  # a 64-bit length follows
             large = file.read(8)
             if len(large) < 8:

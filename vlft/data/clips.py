@@ -231,11 +231,10 @@ def _header(path: str) -> _Header | None:
         Unreadable: reading on would fill the memory before a frame is looked at.
     """
     try:
-        claimed = samples_beyond(path)
+        size, claimed = os.path.getsize(path), samples_beyond(path)
     except OSError as error:
         raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk and permissions") from error
     if claimed is not None:
-        size = os.path.getsize(path)
         raise Unreadable(f"{path}: claims {claimed:,} frames or samples in {size:,} bytes. Fetch or encode it again")
     try:
         with _pyav().open(path) as container:

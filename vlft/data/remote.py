@@ -34,6 +34,8 @@ FILE_SECONDS = 900.0  # for one file in all, so that a server that drips cannot 
 TRIES = 3
 PAUSE = 1.0  # seconds, twice as many after each try
 CHUNK = 1 << 16
+# Of pages that say what is wrong. Not text/plain: old servers say so of any file whose ending they do not know.
+PAGES = ("text/html", "text/xml", "application/xhtml+xml", "application/xml", "application/json")
 SCHEMES = ("http", "https")
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 # The folder's fault and not the address's.
@@ -147,7 +149,7 @@ def _fetch_once(path: str, url: str, stop: threading.Event) -> None:
     began = time.monotonic()
     with _opener().open(plain, timeout=SILENCE) as answer:
         kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind.startswith("text/") or kind == "application/json":
+        if kind in PAGES:
             raise _Failed(f"it answers with {kind}, not with a picture or video")
         length = answer.headers.get("Content-Length", "")
         promised = int(length) if length.isdecimal() else None
