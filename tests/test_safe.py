@@ -14,10 +14,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from build import picture, row, write_image, write_json, write_video
+from PIL import Image as PIL
 from test_media import SETTINGS, image, video
 
 from vlft.cli.main import main
@@ -432,6 +434,16 @@ def test_pictures_that_mean_harm(tmp_path, name, write, why):
     assert caught.value.field == "video[0]"
 
 
+@pytest.mark.parametrize("error", [RuntimeError("Missing or empty image item"), MemoryError()])
+def test_whatever_a_reader_of_pictures_raises_names_the_file(tmp_path, monkeypatch, error):
+    """Pillow 12 on a damaged AVIF, and on a JPEG 2000 whose box says that it has exabytes."""
+    path = write_image(tmp_path / "a.avif")
+    monkeypatch.setattr(PIL, "open", Mock(side_effect=error))
+    for read in (measure, decode):
+        with pytest.raises(MediaError, match=r"a\.avif: cannot be opened"):
+            read(image(path), SETTINGS)
+
+
 def overwrite(path: Path, box: bytes, at: int, *values: int) -> None:
     data = bytearray(path.read_bytes())
     start = data.index(box) + at
@@ -447,6 +459,12 @@ def claim(path: Path, samples: int) -> None:
     overwrite(path, b"stts", 12, samples)
 
 
+def claim_times(path: Path) -> None:
+    """Its table of times alone says that there are 4 billion."""
+    write_video(path)
+    overwrite(path, b"stts", 12, 0xFF00000C)
+
+
 def claim_in_fragment(path: Path) -> None:
     write_video(path, options={"movflags": "frag_keyframe+empty_moov"})
     overwrite(path, b"trun", 4, 0, 50_000_000)
@@ -455,6 +473,7 @@ def claim_in_fragment(path: Path) -> None:
 VIDEO_BOMBS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "50 million frames": ("a.mp4", lambda path: claim(path, 50_000_000), "claims 50,000,000 frames or samples in"),
     "a billion frames": ("a.mp4", lambda path: claim(path, 10**9), "claims 1,000,000,000 frames or samples in"),
+    "4 billion times": ("a.mp4", claim_times, "claims 4,278,190,092 frames or samples in"),
     "many in a fragment": ("a.mp4", claim_in_fragment, "claims 50,000,"),
     "a pipe": ("a.mp4", os.mkfifo, "is a named pipe, not a regular file"),
     "a device": ("a.mp4", lambda path: path.symlink_to("/dev/zero"), "is a device, not a regular file"),

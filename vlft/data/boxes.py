@@ -34,28 +34,30 @@ def samples_beyond(path: str) -> int | None:
 
 
 def _claims(file: BinaryIO, size: int) -> Iterator[int]:
-    at = 0
+    """The counts, walking as FFmpeg does: a box that is longer than the one around it ends with that one."""
+    at, ends = 0, [size]
     for _ in range(MOST_BOXES):
-        if at + 8 > size:
-            return
+        while at + 8 > ends[-1]:
+            at = ends.pop()
+            if not ends:
+                return
         file.seek(at)
         start = file.read(8)
-        if len(start) < 8:  # it has become shorter
+        if len(start) < 8:  # the file has become shorter
             return
         (length, kind), head = struct.unpack(">I4s", start), 8
         if length == 1:  # a 64-bit length follows
             large = file.read(8)
-            if len(large) < 8:
-                return
-            (length,), head = struct.unpack(">Q", large), 16
+            length, head = int.from_bytes(large), 16
+        if 0 < length < head:
+            at = ends[-1]  # nothing sensible follows
+            continue
+        end = min(at + length, ends[-1]) if length else ends[-1]
         if kind in OUTER:
-            at += head  # go on with the boxes in it
+            ends.append(end)
+            at += head
             continue
         if kind in COUNTS:
             file.seek(at + head + COUNTS[kind])
-            count = file.read(4)
-            if len(count) == 4:
-                yield struct.unpack(">I", count)[0]
-        if length < head:  # 0: it reaches to the end of the file
-            return
-        at += length
+            yield int.from_bytes(file.read(4))
+        at = end

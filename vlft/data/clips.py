@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vlft.data.boxes import samples_beyond
+from vlft.data.boxes import HARMLESS, samples_beyond
 from vlft.data.pictures import Unreadable, require_file
 from vlft.errors import ConfigError
 
@@ -235,13 +235,16 @@ def _header(path: str) -> _Header | None:
     except OSError as error:
         raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk and permissions") from error
     if claimed is not None:
-        raise Unreadable(f"{path}: claims {claimed:,} frames or samples in {size:,} bytes. Fetch or encode it again")
+        raise _claims(path, claimed, size)
     try:
         with _pyav().open(path) as container:
             if not container.streams.video:
                 return None
             stream = container.streams.video[0]
-            _refuse_large(path, stream.codec_context.height, stream.codec_context.width)
+            if stream.frames > max(size, HARMLESS):  # decord makes a list of so many
+                raise _claims(path, stream.frames, size)
+            if stream.codec_context is not None:  # None: a codec that FFmpeg does not know
+                _refuse_large(path, stream.codec_context.height, stream.codec_context.width)
             seconds = None
             if stream.duration is not None:
                 seconds = float(stream.duration * stream.time_base)
@@ -250,6 +253,10 @@ def _header(path: str) -> _Header | None:
             return _Header(frames=stream.frames, seconds=seconds)
     except _pyav_errors():
         return None
+
+
+def _claims(path: str, samples: int, size: int) -> Unreadable:
+    return Unreadable(f"{path}: claims {samples:,} frames or samples in {size:,} bytes. Fetch or encode it again")
 
 
 def _refuse_large(path: str, height: int, width: int) -> None:

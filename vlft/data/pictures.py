@@ -27,7 +27,7 @@ BROKEN_PICTURE = (
     IndexError,
     EOFError,
     OverflowError,
-    NotImplementedError,
+    RuntimeError,  # AVIF
     struct.error,
     zlib.error,
 )
@@ -112,8 +112,10 @@ class _opened:
             raise Unreadable(_too_large(self.path, error)) from error
         except UnidentifiedImageError as error:
             raise Unreadable(f"{self.path}: not a picture that Pillow knows. Save it as PNG or JPEG") from error
-        except BROKEN_PICTURE as error:
-            raise Unreadable(f"{self.path}: cannot be opened ({error}). Fetch or save it again") from error
+        except (*BROKEN_PICTURE, MemoryError) as error:  # headers need little: this one says that it needs much
+            raise Unreadable(
+                f"{self.path}: cannot be opened ({str(error) or type(error).__name__}). Fetch or save it again"
+            ) from error
         if self.picture.format == "EPS":
             self.picture.close()
             raise Unreadable(f"{self.path}: PostScript, a program that would have to be run. Save it as PNG or JPEG")
