@@ -106,8 +106,10 @@ def fetch(wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
             if len(under_way) >= 4 * FETCHERS:
                 first, done = under_way.popleft()
                 yield first, done.result()
-        for first, done in under_way:
+        while under_way:
+            first, done = under_way.popleft()
             yield first, done.result()
+        pool.shutdown()  # no thread is left when loader processes are forked
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
