@@ -126,6 +126,16 @@ def _calls(tree: ast.AST, name: str):
             yield node
 
 
+UNPICKLERS = ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+# What runs code that stands in the file it reads, or in its argument.
+RUNS_CODE = (
+    *("pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "dill.loads", "cloudpickle.load"),
+    *("cloudpickle.loads", "joblib.load", "shelve.open", "marshal.load", "marshal.loads", "read_pickle"),
+    *("torch.jit.load", "torch.hub.load", "torch.package.PackageImporter"),
+    *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen"),
+)
+
+
 def _forbidden(source: str) -> list[str]:
     """What rule 10 and safety forbid, each with its line. Looks at code, so comments and docstrings may name it."""
     tree = ast.parse(source)
@@ -133,14 +143,19 @@ def _forbidden(source: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             words = [f"{word.arg}={ast.unparse(word.value)}" for word in node.keywords]
-            banned = {"trust_remote_code=True"}
+            banned = {"trust_remote_code=True", "allow_pickle=True", "shell=True"}
             if ast.unparse(node.func) != "zip":  # there it only says that lengths differ
                 banned.add("strict=False")
             found += [f"{node.lineno}: {word}" for word in words if word in banned]
         elif isinstance(node, ast.ExceptHandler) and node.type is None:
             found.append(f"{node.lineno}: bare except")
-    for name in ("pickle.load", "pickle.loads"):
+    for name in RUNS_CODE:
         found += [f"{call.lineno}: {name}" for call in _calls(tree, name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in UNPICKLERS:
+            found.append(f"{node.lineno}: from {node.module} import")  # by another name it would not be seen above
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
+            found.append(f"{node.lineno}: {node.func.id}")
     for call in _calls(tree, "torch.load"):
         safe = any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in call.keywords)
         found += [] if safe else [f"{call.lineno}: torch.load without weights_only=True"]
@@ -162,10 +177,21 @@ def test_nothing_forbidden():
         "import pickle\npickle.load(f)",
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
+        "import numpy as np\nnp.load(path, allow_pickle=True)",
+        "import yaml\nyaml.load(text, Loader=yaml.Loader)",
+        "import pandas\npandas.read_pickle(path)",
+        "from pickle import loads\nloads(data)",
+        "import subprocess\nsubprocess.run(name, shell=True)",
+        "eval(text)",
     ],
 )
 def test_the_walk_sees_what_is_forbidden(source):
     assert len(_forbidden(source)) == 1
+
+
+def test_ordinary_code_is_not_forbidden():
+    source = "model.eval()\nyaml.safe_load(text)\nnp.load(path, allow_pickle=False)\nzip(a, b, strict=False)"
+    assert _forbidden(source + "\ntorch.load(path, weights_only=True)") == []
 
 
 def test_files_are_read_in_one_sitting():

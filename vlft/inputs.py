@@ -17,15 +17,18 @@ from tqdm import tqdm
 from vlft.batches import pack_budget
 from vlft.checkpoint import resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
+from vlft.data.access import Access
+from vlft.data.caches import cache_folder
 from vlft.data.costs import cost_folder, scan_cached
 from vlft.data.dataset import MediaProbe, scan
 from vlft.data.encode import Encoder
 from vlft.data.media import MediaSettings, media_settings
 from vlft.data.packing import Budget
 from vlft.data.records import Rows, load_samples, parse_record
+from vlft.data.remote import RemoteMedia, fetch
 from vlft.data.rows import read_rows
 from vlft.data.sample import Cost, Sample
-from vlft.errors import BadRow, ConfigError
+from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
 from vlft.model.load import load_config, load_processor
 from vlft.model.towers import Towers
@@ -148,18 +151,50 @@ def serve_as_trained(processor: Any, media: MediaSettings) -> None:
 
 
 def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> Rows:
-    """Parse data files; no media are opened.
+    """Parse data files; no media are opened, those of `--allow_remote_media` are fetched.
 
     Raises:
-        ConfigError: no file named, or a file cannot be read.
+        ConfigError: no file named, a file cannot be read, or what is fetched cannot be kept.
     """
     if not paths:
         raise ConfigError("--data_path is missing: one or more LLaVA-style .json or .jsonl files")
-    return load_samples(paths, image_folder=data.image_folder, family=family)
+    access = _access(data)
+    rows = load_samples(paths, image_folder=data.image_folder, family=family, access=access)
+    return rows if access.remote is None else _fetched(rows, access.remote)
+
+
+def _access(data: DataFlags) -> Access:
+    if not data.allow_remote_media:
+        return Access(outside=data.allow_outside_folder)
+    folder = cache_folder(os.environ, variable="VLFT_MEDIA_CACHE", name="media")
+    if folder is None:
+        raise ConfigError("--allow_remote_media: nowhere to keep what is fetched. Set VLFT_MEDIA_CACHE to a folder")
+    return Access(outside=data.allow_outside_folder, remote=RemoteMedia(folder))
+
+
+def _fetched(rows: Rows, remote: RemoteMedia) -> Rows:
+    """The rows, once all that they name by address is in its file; those of which something is not are bad."""
+    named = {path: None for sample in rows.samples for part in sample.media for _, path in part.files}
+    wanted = {path: remote.urls[path] for path in named if path in remote.urls and not os.path.isfile(path)}
+    failed: dict[str, str] = {}
+    # As in `measure_rows`.
+    with tqdm(total=len(wanted), desc="fetching media", unit="file", disable=None, delay=2) as bar:
+        for path, why in fetch(wanted):
+            bar.update()
+            if why is not None:
+                failed[path] = why
+    samples, bad = [], list(rows.bad)
+    for sample in rows.samples:
+        at = next(((field, path) for part in sample.media for field, path in part.files if path in failed), None)
+        if at is None:
+            samples.append(sample)
+        else:
+            bad.append(BadRow(file=sample.file, index=sample.index, id=sample.id, field=at[0], reason=failed[at[1]]))
+    return replace(rows, samples=tuple(samples), bad=tuple(bad))
 
 
 def open_row(path: str, index: int, data: DataFlags, family: Family) -> Sample:
-    """Parse one row of a data file; no media are opened.
+    """Parse one row of a data file, as `open_rows` does.
 
     Raises:
         ConfigError: the file cannot be read, or has no such row.
@@ -172,7 +207,15 @@ def open_row(path: str, index: int, data: DataFlags, family: Family) -> Sample:
     count = 0
     for place, raw in read_rows(path):
         if place == index:
-            return parse_record(raw, file=path, index=index, image_folder=data.image_folder, family=family)
+            access = _access(data)
+            sample = parse_record(
+                raw, file=path, index=index, image_folder=data.image_folder, family=family, access=access
+            )
+            if access.remote is not None:
+                one = _fetched(Rows(samples=(sample,), bad=(), counts={path: 1}), access.remote)
+                if one.bad:
+                    raise DataError(one.bad[0])
+            return sample
         count += 1
     raise ConfigError(f"--index {index}: {path} has {count:,} rows, counted from 0. Give 0 to {count - 1}.")
 

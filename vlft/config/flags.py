@@ -39,6 +39,12 @@ class DataFlags:
     image_folder: str | None = _flag(
         None, "folder that relative picture and video paths start from (default: each data file's own folder)"
     )
+    allow_outside_folder: bool = _flag(
+        False, "take relative paths that leave --image_folder by '..' or by a link; for data files you trust"
+    )
+    allow_remote_media: bool = _flag(
+        False, "fetch pictures and videos that rows name by http(s), before the run, into VLFT_MEDIA_CACHE"
+    )
     image_min_pixels: int | None = _flag(None, "smallest picture, in pixels (default: the base processor's)")
     image_max_pixels: int | None = _flag(None, "largest picture, in pixels (default: the base processor's)")
     video_min_pixels: int | None = _flag(None, "smallest video frame, in pixels (default: the base processor's)")

@@ -6,6 +6,7 @@ Letters in shapes: H, W of the upright frame; K frames read at a time.
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from vlft.data.boxes import HARMLESS, samples_beyond
 from vlft.data.pictures import Unreadable, require_file
 from vlft.errors import ConfigError
 
 FRAMES_AT_A_TIME = 8
+# A frame four times as large as 8K video's. Eight frames at a time of more than 4K are as many bytes as readers hold
+# of them otherwise: 0.2 GB, and in float32, in which they are resized, four times that.
+FRAME_PIXELS = 4 * 7680 * 4320
+PIXELS_AT_A_TIME = 8 * 3840 * 2160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +58,12 @@ def open_clip(path: str) -> Clip:
     gives garbled frames of 4 channels there).
 
     Raises:
-        Unreadable: no such file, not a video, cut short, without a frame rate.
+        Unreadable: no such file, not a video, cut short, without a frame rate, too large to be opened safely.
         ConfigError: neither decord nor PyAV is installed.
     """
     require_file(path)
-    clip = _open_decord(path) or _open_pyav(path)
+    header = _header(path)
+    clip = _open_decord(path, header) or _open_pyav(path, header)
     if not (math.isfinite(clip.fps) and clip.fps > 0):
         raise Unreadable(f"{path}: does not say its frame rate ({clip.fps}). Encode it again")
     return clip
@@ -74,9 +81,9 @@ def read_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
     Raises:
         Unreadable: a frame cannot be decoded.
     """
-    left = list(indices)
+    left, together = list(indices), _together(clip)
     while clip.decord is not None and left:
-        some = left[:FRAMES_AT_A_TIME]
+        some = left[:together]
         frames = _try_decord(clip.decord.get_batch, some)
         if frames is None:
             break  # it gives up at damage that PyAV may read past
@@ -84,6 +91,10 @@ def read_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
         left = left[len(some) :]
     if left:
         yield from _read_pyav(clip, left)
+
+
+def _together(clip: Clip) -> int:
+    return max(1, min(FRAMES_AT_A_TIME, PIXELS_AT_A_TIME // (clip.height * clip.width)))
 
 
 def _try_decord(read: Any, *args: Any, **kwargs: Any) -> Any:
@@ -96,8 +107,8 @@ def _try_decord(read: Any, *args: Any, **kwargs: Any) -> Any:
         return None
 
 
-def _open_decord(path: str) -> Clip | None:
-    # First: decord 0.6.0 loads its old codec libraries for all to see, and a PyAV loaded later binds to those.
+def _open_decord(path: str, header: _Header | None) -> Clip | None:
+    # PyAV first: decord 0.6.0 loads its old codec libraries for all to see, and a PyAV loaded later binds to those.
     _pyav()
     try:
         import decord
@@ -109,17 +120,14 @@ def _open_decord(path: str) -> Clip | None:
     if first is None or first.shape[2] != 3:
         return None
     height, width, _ = first.shape
+    _refuse_large(path, height, width)
     frames = len(reader)
     end = _try_decord(reader.get_frame_timestamp, frames - 1)
-    try:
-        with _pyav().open(path) as container:
-            _refuse_cut(path, container, frames, None if end is None else float(end[1]))
-    except _pyav_errors():
-        pass  # it only looks for what the header promises; decord reads the file
+    _refuse_cut(path, header, frames, None if end is None else float(end[1]))
     return Clip(path=path, frames=frames, fps=float(reader.get_avg_fps()), height=height, width=width, decord=reader)
 
 
-def _open_pyav(path: str) -> Clip:
+def _open_pyav(path: str, header: _Header | None = None) -> Clip:
     try:
         with _pyav().open(path) as container:
             if not container.streams.video:
@@ -135,11 +143,12 @@ def _open_pyav(path: str) -> Clip:
                         shown[packet.pts] = packet.is_keyframe
             times = sorted(shown) if len(shown) == frames else []
             keys = [i for i, time in enumerate(times) if shown[time]]
-            _refuse_cut(path, container, frames, end)
+            _refuse_cut(path, header, frames, end)
             fps = float(stream.average_rate or stream.guessed_rate or 0)
         with _pyav().open(path) as container:
             for frame in container.decode(video=0):
                 height, width, _ = _upright(frame).shape
+                _refuse_large(path, height, width)
                 return Clip(
                     path=path, frames=frames, fps=fps, height=height, width=width, decord=None, times=times, keys=keys
                 )
@@ -152,7 +161,7 @@ def _read_pyav(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
     left = list(indices)
     for read in (_sought, _counted):
         frames = read(clip, left)
-        while some := list(islice(frames, FRAMES_AT_A_TIME)):
+        while some := list(islice(frames, _together(clip))):
             yield np.stack(some)
             left = left[len(some) :]
 
@@ -207,23 +216,70 @@ def _upright(frame: Any) -> np.ndarray:
     return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
-def _refuse_cut(path: str, container: Any, frames: int, end: float | None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What a file promises: frames (0: it does not say) and seconds of video."""
+
+    frames: int
+    seconds: float | None
+
+
+def _header(path: str) -> _Header | None:
+    """What the header says; None where PyAV cannot read it.
+
+    Raises:
+        Unreadable: reading on would fill the memory before a frame is looked at.
+    """
+    try:
+        size, claimed = os.path.getsize(path), samples_beyond(path)
+    except OSError as error:
+        raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk and permissions") from error
+    if claimed is not None:
+        raise _claims(path, claimed, size)
+    try:
+        with _pyav().open(path) as container:
+            if not container.streams.video:
+                return None
+            stream = container.streams.video[0]
+            if stream.frames > max(size, HARMLESS):  # decord makes a list of so many
+                raise _claims(path, stream.frames, size)
+            if stream.codec_context is not None:  # None: a codec that FFmpeg does not know
+                _refuse_large(path, stream.codec_context.height, stream.codec_context.width)
+            seconds = None
+            if stream.duration is not None:
+                seconds = float(stream.duration * stream.time_base)
+            elif container.duration is not None and len(container.streams) == 1:
+                seconds = container.duration / 1e6
+            return _Header(frames=stream.frames, seconds=seconds)
+    except _pyav_errors():
+        return None
+
+
+def _claims(path: str, samples: int, size: int) -> Unreadable:
+    return Unreadable(f"{path}: claims {samples:,} frames or samples in {size:,} bytes. Fetch or encode it again")
+
+
+def _refuse_large(path: str, height: int, width: int) -> None:
+    if height * width > FRAME_PIXELS:
+        raise Unreadable(
+            f"{path}: frames of {width}x{height}, {FRAME_PIXELS:,} pixels at most are opened safely. Make them smaller"
+        )
+
+
+def _refuse_cut(path: str, header: _Header | None, frames: int, end: float | None) -> None:
     """Refuse a file that holds a tenth less than its header promises; readers stop at the cut without a word.
 
     Args:
         frames: found in the file.
         end: when the last of them ends, in seconds.
     """
-    stream = container.streams.video[0]
-    if stream.frames and frames < 0.9 * stream.frames:
-        raise Unreadable(f"{path}: cut short: {frames} of {stream.frames} frames are there. Fetch or encode it again")
-    promised = None
-    if stream.duration is not None:
-        promised = float(stream.duration * stream.time_base)
-    elif container.duration is not None and len(container.streams) == 1:
-        promised = container.duration / 1e6
-    if promised is not None and end is not None and end < 0.9 * promised and promised - end > 0.5:
-        raise Unreadable(f"{path}: cut short: {end:.1f} of {promised:.1f} s are there. Fetch or encode it again")
+    if header is None:
+        return
+    if header.frames and frames < 0.9 * header.frames:
+        raise Unreadable(f"{path}: cut short: {frames} of {header.frames} frames are there. Fetch or encode it again")
+    if header.seconds is not None and end is not None and end < 0.9 * header.seconds and header.seconds - end > 0.5:
+        reason = f"cut short: {end:.1f} of {header.seconds:.1f} s are there"
+        raise Unreadable(f"{path}: {reason}. Fetch or encode it again")
 
 
 def _pyav() -> Any:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from vlft import __version__
+from vlft.data.caches import cache_folder
 from vlft.data.dataset import scan
 from vlft.data.encode import Encoder
 from vlft.data.sample import Cost, Image, Sample, Text, Video
@@ -59,14 +60,7 @@ def cost_folder(environ: Mapping[str, str]) -> Path | None:
     Returns:
         None where `VLFT_COST_CACHE` is 0 or empty, or nobody knows the user's home: nothing is kept.
     """
-    given = environ.get("VLFT_COST_CACHE")
-    if given is not None:
-        return None if given.strip() in ("", "0") else Path(given)
-    cache = environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(cache):  # the XDG specification has relative ones ignored
-        return Path(cache) / "vlft" / "costs"
-    home = os.path.expanduser("~")
-    return Path(home) / ".cache" / "vlft" / "costs" if os.path.isabs(home) else None
+    return cache_folder(environ, variable="VLFT_COST_CACHE", name="costs")
 
 
 def scan_cached(
@@ -163,7 +157,7 @@ def _plain(part: Any) -> Any:
 
 
 def _paths(part: Image | Video) -> tuple[str, ...]:
-    return part.frames if isinstance(part, Video) and part.path is None else (str(part.path),)
+    return tuple(path for _, path in part.files)
 
 
 def _stamps(samples: Sequence[Sample]) -> list[tuple[_Stamp, ...]]:

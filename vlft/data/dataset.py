@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from vlft.errors import BadRow, ConfigError, DataError
 
 SCAN_CHUNK = 16  # rows a worker hands back at once
 DECODE_CHUNK = 4  # the same where every frame is decoded, which takes a hundred times longer
+# Seconds before each further try at media that cannot be read: network disks come back, files are put into place.
+PAUSES = (0.2, 0.8, 2.0)
+PATIENCE = 20  # rows given up by one process, after which it pauses but once: it is no passing fault then
 
 
 class RowDataset(Dataset):
@@ -29,9 +33,10 @@ class RowDataset(Dataset):
         encoder: turns one into tokens and pixels.
         costs: what each row was measured to cost, or None where nobody counts on it.
 
-    A row whose media cannot be decoded after all, or that costs something else than it was measured to, since a file
-    was replaced, comes back as its `BadRow`, never as an exception: a worker's exception reaches the trainer as text.
-    The collator carries it on, and the trainer stops or counts it.
+    Media that cannot be read are tried again after `PAUSES`. A row whose media cannot be read at all, or that costs
+    something else than it was measured to, since a file was replaced, comes back as its `BadRow`, never as an
+    exception: a worker's exception reaches the trainer as text. The collator carries it on, and the trainer stops or
+    counts it.
 
     Raises:
         ValueError: as many costs as samples are needed.
@@ -43,19 +48,37 @@ class RowDataset(Dataset):
         self.samples = samples
         self.encoder = encoder
         self.costs = costs
+        self._given_up: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> EncodedSample | BadRow:
         sample = self.samples[index]
-        try:
-            row = self.encoder.encode(sample)
-        except DataError as error:
-            return error.row
+        row = self._encoded(index)
+        if isinstance(row, BadRow):
+            return row
         if self.costs is not None and (now := _cost(row)) != self.costs[index]:
             return _changed(sample, self.costs[index], now)
         return row
+
+    def _encoded(self, index: int) -> EncodedSample | BadRow:
+        """The row, or why it cannot be had; the next epoch's look at one given up is a short one."""
+        sample = self.samples[index]
+        hopeless = index in self._given_up or len(self._given_up) >= PATIENCE
+        pauses = PAUSES[:1] if hopeless else PAUSES
+        for pause in (*pauses, None):
+            try:
+                return self.encoder.encode(sample)
+            except DataError as error:
+                bad = error.row
+                if not isinstance(error.__cause__, MediaError):
+                    return bad  # the row itself, which no waiting changes
+            if pause is not None:
+                time.sleep(pause)
+        self._given_up.add(index)
+        tried = f" (tried {len(pauses) + 1} times in {sum(pauses):.1f} s)"
+        return replace(bad, reason=bad.reason + tried)
 
 
 def _cost(row: EncodedSample) -> Cost:

@@ -6,6 +6,7 @@ Letters in shapes: H, W of the upright picture.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -26,10 +27,12 @@ BROKEN_PICTURE = (
     IndexError,
     EOFError,
     OverflowError,
-    NotImplementedError,
+    RuntimeError,  # AVIF
     struct.error,
     zlib.error,
 )
+# Readers hold it in memory whole; the largest picture that Pillow opens has 0.5 GB of 8-bit RGB.
+PICTURE_BYTES = 1 << 30
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -68,7 +71,10 @@ def read_pixels(path: str) -> torch.Tensor:
     """
     with _opened(path) as picture:
         promised = _size(picture, path)
-        pixels_3HW = read_jpeg(path, picture, _orientation(picture))
+        try:
+            pixels_3HW = read_jpeg(path, picture, _orientation(picture))
+        except OSError as error:
+            raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk") from error
         if pixels_3HW is not None and pixels_3HW.shape[1:] == promised:
             return pixels_3HW
         return torch.from_numpy(np.array(_decoded(picture, path))).permute(2, 0, 1)
@@ -96,7 +102,7 @@ class _opened:
         self.path = path
 
     def __enter__(self) -> Image.Image:
-        require_file(self.path)
+        require_file(self.path, most=PICTURE_BYTES)
         try:
             with warnings.catch_warnings():
                 # Between one and two times Pillow's limit it only warns; large scans are taken.
@@ -106,8 +112,13 @@ class _opened:
             raise Unreadable(_too_large(self.path, error)) from error
         except UnidentifiedImageError as error:
             raise Unreadable(f"{self.path}: not a picture that Pillow knows. Save it as PNG or JPEG") from error
-        except BROKEN_PICTURE as error:
-            raise Unreadable(f"{self.path}: cannot be opened ({error}). Fetch or save it again") from error
+        except (*BROKEN_PICTURE, MemoryError) as error:  # headers need little: this one says that it needs much
+            raise Unreadable(
+                f"{self.path}: cannot be opened ({str(error) or type(error).__name__}). Fetch or save it again"
+            ) from error
+        if self.picture.format == "EPS":
+            self.picture.close()
+            raise Unreadable(f"{self.path}: PostScript, a program that would have to be run. Save it as PNG or JPEG")
         return self.picture
 
     def __exit__(self, *_: object) -> None:
@@ -126,6 +137,8 @@ def _size(picture: Image.Image, path: str) -> tuple[int, int]:
         if picture.format == "TIFF":  # Pillow >= 11.1 gives its size turned already, before it is loaded
             tags = picture.tag_v2  # type: ignore[attr-defined]
             width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
+    except Image.DecompressionBombError as error:
+        raise Unreadable(_too_large(path, error)) from error
     except BROKEN_PICTURE as error:
         raise Unreadable(f"{path}: its header is damaged ({error}). Fetch or save it again") from error
     return (width, height) if orientation in SIDEWAYS else (height, width)
@@ -163,8 +176,32 @@ def _too_large(path: str, error: Exception) -> str:
     return f"{path}: too large to be opened safely ({error}). Make it smaller"
 
 
-def require_file(path: str) -> None:
-    """Raise `Unreadable` where there is no file."""
-    if not os.path.isfile(path):
-        what = "is a folder, not a file" if os.path.isdir(path) else "no such file"
-        raise Unreadable(f"{path}: {what}. Put it there, or correct the path or --image_folder")
+def require_file(path: str, *, most: int | None = None) -> None:
+    """Refuse what is no file: a folder, and pipes and devices, which may never end.
+
+    Args:
+        most: bytes it may have; None: any number.
+
+    Raises:
+        Unreadable: it is not there, cannot be asked about, is no regular file, or is larger.
+    """
+    what = "no such file"
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # half a character, a null
+        pass
+    except OSError as error:
+        raise Unreadable(f"{path}: cannot be read ({error.strerror}). Look at its disk and permissions") from error
+    else:
+        if stat.S_ISREG(found.st_mode):
+            if most is not None and found.st_size > most:
+                raise Unreadable(f"{path}: {found.st_size:,} bytes, a picture has {most:,} at most. Make it smaller")
+            return
+        if not stat.S_ISDIR(found.st_mode):
+            raise Unreadable(f"{path}: is {_odd(found.st_mode)}, not a regular file. Name a picture or video file")
+        what = "is a folder, not a file"
+    raise Unreadable(f"{path}: {what}. Put it there, or correct the path or --image_folder")
+
+
+def _odd(mode: int) -> str:
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vlft.data.access import Access
+from vlft.data.named import Places, RowName, images, refuse_many_files, short, videos
 from vlft.data.rows import BrokenLine, kind_of, read_rows
-from vlft.data.sample import Image, Part, Role, Sample, Text, Turn, Video
+from vlft.data.sample import Part, Role, Sample, Text, Turn
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
 
@@ -24,13 +26,15 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
-# A list of these with a single <video> tag is one video, frame by frame. Not .gif: that is a clip of its own.
-FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
 # Keys of other kits that hold training material; overlooked, a row would train on less than its author thinks.
 OTHER_KITS = {"images": "image", "videos": "video", "audios": None, "audio": None, "system": None, "tools": None}
 
+# Characters, each counted once for every answer: an answer is rendered with all that stands before it. A context of
+# 128k tokens with 100 answers makes 50 million.
+RENDERED_PER_ROW = 400_000_000
+TURN_CHARACTERS = 40  # what a chat template adds, about
+
 _TAG = re.compile(r"(?:\r?\n)*<(image|video)>(?:\r?\n)*")
-_REMOTE = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|data:)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +53,6 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
-    """Which row is being parsed, for its messages."""
-
-    file: str
-    index: int
-    id: str | None
-
-    def bad(self, field: str, reason: str) -> DataError:
-        return DataError(BadRow(file=self.file, index=self.index, id=self.id, field=field, reason=reason))
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Entry:
     """A turn before its tags are replaced. `field` names the turn, `text_field` its text."""
 
@@ -70,19 +62,23 @@ class _Entry:
     text_field: str
 
 
-def load_samples(paths: Sequence[str], *, image_folder: str | None, family: Family) -> Rows:
+def load_samples(
+    paths: Sequence[str], *, image_folder: str | None, family: Family, access: Access | None = None
+) -> Rows:
     """Parse every row of the data files.
 
     Args:
         paths: `.json` and `.jsonl` files.
         image_folder: where relative media paths start; None: the folder of the data file that names them.
         family: whose control tokens are refused.
+        access: what rows may name; None: files in the folder, and absolute paths.
 
     Raises:
         ConfigError: a file cannot be read at all, is named twice, or the image folder does not exist.
     """
     if image_folder is not None and not os.path.isdir(image_folder):
         raise ConfigError(f"--image_folder {image_folder}: no such folder. Name the one that media paths start from.")
+    access = access or Access()
     seen: dict[str, str] = {}
     samples, bad, counts = [], [], {}
     for path in paths:
@@ -96,13 +92,17 @@ def load_samples(paths: Sequence[str], *, image_folder: str | None, family: Fami
         for index, raw in read_rows(path):
             counts[path] += 1
             try:
-                samples.append(parse_record(raw, file=path, index=index, image_folder=image_folder, family=family))
+                samples.append(
+                    parse_record(raw, file=path, index=index, image_folder=image_folder, family=family, access=access)
+                )
             except DataError as error:
                 bad.append(error.row)
     return Rows(samples=tuple(samples), bad=tuple(bad), counts=counts)
 
 
-def parse_record(raw: object, *, file: str, index: int, image_folder: str | None, family: Family) -> Sample:
+def parse_record(
+    raw: object, *, file: str, index: int, image_folder: str | None, family: Family, access: Access | None = None
+) -> Sample:
     """One row, checked; media are not opened.
 
     `video` may be a path, a list of videos (an item that is itself a list holds the frames of one video), or, with
@@ -114,33 +114,56 @@ def parse_record(raw: object, *, file: str, index: int, image_folder: str | None
         file, index: where it stands.
         image_folder: where relative media paths start; None: the folder of `file`. Never the working directory.
         family: whose control tokens are refused.
+        access: what the row may name; None: files in the folder, and absolute paths.
 
     Raises:
         DataError: the row cannot be trained; `.row.field` says which part of it.
     """
+    row = RowName(file=file, index=index, id=_id(raw))
+    places = Places(
+        access=access or Access(),
+        folder=os.path.dirname(file) if image_folder is None else image_folder,
+        named="the folder of the data file" if image_folder is None else f"--image_folder {image_folder}",
+    )
+    try:
+        return _parsed(row, raw, family, places)
+    except RecursionError as error:
+        raise row.bad("row", "lists in lists, deeper than can be read. Write it flat") from error
+
+
+def _id(raw: object) -> str | None:
     name = raw.get("id") if isinstance(raw, dict) else None
-    row = _Row(file=file, index=index, id=None if name is None else str(name))
+    if name is None:
+        return None
+    try:
+        return short(str(name))
+    except (RecursionError, ValueError):  # nested too deep; more digits than Python writes
+        return kind_of(name)
+
+
+def _parsed(row: RowName, raw: object, family: Family, places: Places) -> Sample:
     if isinstance(raw, BrokenLine):
         raise row.bad("row", raw.reason)
     if not isinstance(raw, dict):
         raise row.bad("row", f'is {kind_of(raw)}, not an object. Write {{"conversations": [...]}}')
     entries = _entries(row, raw, family)
+    _refuse_much_text(row, entries)
     warnings = _check_order(row, entries)
     tags = {kind: _tags(entries, kind) for kind in ("image", "video")}
-    folder = os.path.dirname(file) if image_folder is None else image_folder
-    images = _images(row, raw.get("image"), folder)
-    videos = _videos(row, raw.get("video"), folder, tags=len(tags["video"]))
-    _match(row, raw, "image", tags["image"], [image.field for image in images])
-    _match(row, raw, "video", tags["video"], [video.field for video in videos])
-    media = {"image": iter(images), "video": iter(videos)}
+    refuse_many_files(row, raw)
+    pictures = images(row, raw.get("image"), places)
+    clips = videos(row, raw.get("video"), places, tags=len(tags["video"]))
+    _match(row, raw, "image", tags["image"], [picture.field for picture in pictures])
+    _match(row, raw, "video", tags["video"], [clip.field for clip in clips])
+    media = {"image": iter(pictures), "video": iter(clips)}
     turns = tuple(Turn(role=entry.role, parts=_parts(entry, media), field=entry.field) for entry in entries)
     for key, ours in OTHER_KITS.items():
         if raw.get(key):
             warnings.append((key, "is not read" + (f'; vlft reads "{ours}"' if ours else "")))
-    return Sample(file=file, index=index, id=row.id, turns=turns, warnings=tuple(warnings))
+    return Sample(file=row.file, index=row.index, id=row.id, turns=turns, warnings=tuple(warnings))
 
 
-def _entries(row: _Row, raw: dict, family: Family) -> list[_Entry]:
+def _entries(row: RowName, raw: dict, family: Family) -> list[_Entry]:
     key, turns = _either(row, raw, "conversations", "messages", at="")
     if not isinstance(turns, list):
         raise row.bad(key, f"is {kind_of(turns)}, not a list of turns")
@@ -149,12 +172,12 @@ def _entries(row: _Row, raw: dict, family: Family) -> list[_Entry]:
     return [_entry(row, turn, f"{key}[{i}]", family) for i, turn in enumerate(turns)]
 
 
-def _entry(row: _Row, turn: object, field: str, family: Family) -> _Entry:
+def _entry(row: RowName, turn: object, field: str, family: Family) -> _Entry:
     if not isinstance(turn, dict):
         raise row.bad(field, f'is {kind_of(turn)}, not an object. Write {{"from": "human", "value": "..."}}')
     role_key, role = _either(row, turn, "from", "role", at=field)
     if not isinstance(role, str) or role not in ROLES:
-        raise row.bad(f"{field}.{role_key}", f"unknown role {role!r}. Use one of {', '.join(ROLES)}")
+        raise row.bad(f"{field}.{role_key}", f"unknown role {short(repr(role))}. Use one of {', '.join(ROLES)}")
     text_key, text = _either(row, turn, "value", "content", at=field)
     text_field = f"{field}.{text_key}"
     if not isinstance(text, str):
@@ -181,7 +204,7 @@ def _entry(row: _Row, turn: object, field: str, family: Family) -> _Entry:
     return entry
 
 
-def _check_order(row: _Row, entries: list[_Entry]) -> list[tuple[str, str]]:
+def _check_order(row: RowName, entries: list[_Entry]) -> list[tuple[str, str]]:
     """Warnings on an unusual order of turns; refuses an answer to nothing and a row without answers."""
     spoken = [entry for entry in entries if entry.role != "system"]
     if spoken and spoken[0].role == "assistant":
@@ -209,7 +232,7 @@ def _tags(entries: list[_Entry], kind: str) -> list[str]:
     return [entry.field for entry in entries for tag in _TAG.finditer(entry.text) if tag[1] == kind]
 
 
-def _match(row: _Row, raw: dict, kind: Literal["image", "video"], tags: list[str], files: list[str]) -> None:
+def _match(row: RowName, raw: dict, kind: Literal["image", "video"], tags: list[str], files: list[str]) -> None:
     if len(tags) == len(files):
         return
     have = f"{_count(len(tags), f'<{kind}> tag')}, {_count(len(files), 'path')} in {kind!r}".replace("'", '"')
@@ -219,50 +242,15 @@ def _match(row: _Row, raw: dict, kind: Literal["image", "video"], tags: list[str
     raise row.bad(tags[len(files)], f"{have}. Add a path or drop a tag{other}")
 
 
-def _images(row: _Row, value: object, folder: str) -> list[Image]:
-    if value is None or value == "":
-        return []
-    if isinstance(value, list):
-        return [
-            Image(path=_path(row, item, f"image[{i}]", folder), field=f"image[{i}]") for i, item in enumerate(value)
-        ]
-    return [Image(path=_path(row, value, "image", folder), field="image")]
-
-
-def _videos(row: _Row, value: object, folder: str, *, tags: int) -> list[Video]:
-    if value is None or value == "":
-        return []
-    if not isinstance(value, list):
-        return [Video(path=_path(row, value, "video", folder), field="video")]
-    pictures = [isinstance(item, str) and item.lower().endswith(FRAME_ENDINGS) for item in value]
-    if value and tags == 1 and all(pictures):
-        return [Video(frames=_frames(row, value, "video", folder), field="video")]
-    videos = []
-    for i, item in enumerate(value):
-        field = f"video[{i}]"
-        if isinstance(item, list):
-            videos.append(Video(frames=_frames(row, item, field, folder), field=field))
-        else:
-            videos.append(Video(path=_path(row, item, field, folder), field=field))
-    return videos
-
-
-def _frames(row: _Row, value: list, field: str, folder: str) -> tuple[str, ...]:
-    if not value:
-        raise row.bad(field, "a video of no frames. List its pictures or drop it")
-    return tuple(_path(row, item, f"{field}[{i}]", folder) for i, item in enumerate(value))
-
-
-def _path(row: _Row, value: object, field: str, folder: str) -> str:
-    if not isinstance(value, str):
-        wanted = "a path" if "[" in field else "a path, a list of paths or null"
-        raise row.bad(field, f"is {kind_of(value)}, where {wanted} belongs")
-    if not value.strip():
-        raise row.bad(field, "is an empty path. Name the file or drop the item")
-    if _REMOTE.match(value):
-        shown = value if len(value) <= 100 else f"{value[:100]}..."
-        raise row.bad(field, f"{shown} is not a file here, and nothing is fetched while training: download it first")
-    return os.path.join(folder, value)  # an absolute path stands for itself
+def _refuse_much_text(row: RowName, entries: list[_Entry]) -> None:
+    characters = sum(len(entry.text) + TURN_CHARACTERS for entry in entries)
+    answers = sum(entry.role == "assistant" for entry in entries)
+    if characters * answers > RENDERED_PER_ROW:
+        raise row.bad(
+            entries[0].field.split("[")[0],
+            f"{len(entries):,} turns of {characters:,} characters: with {answers:,} answers, each rendered with all "
+            f"before it, {characters * answers:,} at most, and {RENDERED_PER_ROW:,} are allowed. Split the row",
+        )
 
 
 def _parts(entry: _Entry, media: dict[str, Iterator]) -> tuple[Part, ...]:
@@ -279,7 +267,7 @@ def _parts(entry: _Entry, media: dict[str, Iterator]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _either(row: _Row, values: dict, one: str, other: str, *, at: str) -> tuple[str, object]:
+def _either(row: RowName, values: dict, one: str, other: str, *, at: str) -> tuple[str, object]:
     """The value under whichever of the two keys is there, with that key."""
     present = [key for key in (one, other) if values.get(key) is not None]
     if len(present) == 2 and values[one] != values[other]:
@@ -289,7 +277,8 @@ def _either(row: _Row, values: dict, one: str, other: str, *, at: str) -> tuple[
     null = [key for key in (one, other) if key in values]
     if null:
         raise row.bad(f"{at}.{null[0]}".lstrip("."), "is null. Fill it in")
-    raise row.bad(at or one, f'no "{one}" (nor "{other}"). Add it; the keys it has: {", ".join(values) or "none"}')
+    keys = short(", ".join(values)) or "none"
+    raise row.bad(at or one, f'no "{one}" (nor "{other}"). Add it; the keys it has: {keys}')
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,8 +6,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from vlft.errors import ConfigError
+
+ARRAY_BYTES = 8 << 30  # of a .json, which is read whole; as rows in memory it takes several times that
+LINE_BYTES = 64 << 20  # of a row in a .jsonl; a thousand times the longest conversation
+PACKED = (".gz", ".zip", ".xz", ".bz2", ".zst", ".7z")
+MAGIC = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +34,14 @@ def read_rows(path: str) -> Iterator[tuple[int, object]]:
         ConfigError: no such file, another ending than `.json` or `.jsonl`, no rows, or a `.json` that is not an array.
     """
     ending = os.path.splitext(path)[1].lower()
+    if ending in PACKED:
+        raise ConfigError(f"{path}: is compressed. Unpack it (gunzip, unzip, unxz, zstd -d), and name what comes out.")
     if ending not in (".json", ".jsonl"):
         raise ConfigError(f"{path}: a data file ends in .json (an array of rows) or .jsonl (a row a line). Rename it.")
     if not os.path.isfile(path):
-        what = "is a folder" if os.path.isdir(path) else "no such file"
+        what = (
+            "is a folder" if os.path.isdir(path) else "is no regular file" if os.path.exists(path) else "no such file"
+        )
         raise ConfigError(f"{path}: {what}. Name the data file itself, from {os.getcwd()} or by its absolute path.")
     rows = 0
     for index, raw in enumerate(_read_lines(path) if ending == ".jsonl" else _read_array(path)):
@@ -42,6 +52,12 @@ def read_rows(path: str) -> Iterator[tuple[int, object]]:
 
 
 def _read_array(path: str) -> list[object]:
+    size = os.path.getsize(path)
+    if size > ARRAY_BYTES:
+        raise ConfigError(
+            f"{path}: {size:,} bytes, {ARRAY_BYTES:,} at most are read as one array. Split it, or write it as .jsonl "
+            "(a row a line), which is read line by line."
+        )
     with open(path, "rb") as file:
         data = file.read()
     text = _utf8(data, path)
@@ -66,10 +82,14 @@ def _read_array(path: str) -> list[object]:
 def _read_lines(path: str) -> Iterator[object]:
     with open(path, "rb") as file:
         first = True
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file), start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-                _refuse_utf16(line, path)
+                _refuse_other(line, path)
+            if len(line) > LINE_BYTES:
+                first = False
+                yield BrokenLine(reason=f"line {number}: more than {LINE_BYTES:,} bytes. Split the row")
+                continue
             if not line.strip():
                 continue
             if first and line.lstrip().startswith(b"["):
@@ -83,8 +103,16 @@ def _read_lines(path: str) -> Iterator[object]:
                 yield BrokenLine(reason=f"line {number}: not JSON in UTF-8: {error}. Mend the line")
 
 
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The file's lines; of one that is too long, the first `LINE_BYTES` + 1 bytes."""
+    while line := file.readline(LINE_BYTES + 1):
+        yield line
+        while len(line) > LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(LINE_BYTES + 1)
+
+
 def _utf8(data: bytes, path: str) -> str:
-    _refuse_utf16(data, path)
+    _refuse_other(data, path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -94,9 +122,11 @@ def _utf8(data: bytes, path: str) -> str:
         ) from error
 
 
-def _refuse_utf16(data: bytes, path: str) -> None:
+def _refuse_other(data: bytes, path: str) -> None:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigError(f"{path}: is UTF-16, not UTF-8. Save the file as UTF-8.")
+    if data.startswith(MAGIC):
+        raise ConfigError(f"{path}: is compressed, whatever its name says. Unpack it (gunzip, unzip, unxz, zstd -d).")
 
 
 def kind_of(value: object) -> str:

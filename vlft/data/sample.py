@@ -29,6 +29,11 @@ class Image:
     path: str
     field: str  # where in the row it was named, for messages: "image[1]"
 
+    @property
+    def files(self) -> tuple[tuple[str, str], ...]:
+        """(field, path) of its one file."""
+        return ((self.field, self.path),)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
@@ -37,6 +42,13 @@ class Video:
     path: str | None = None
     frames: tuple[str, ...] = ()
     field: str
+
+    @property
+    def files(self) -> tuple[tuple[str, str], ...]:
+        """(field, path) of its file, or of each frame."""
+        if self.path is not None:
+            return ((self.field, self.path),)
+        return tuple((f"{self.field}[{i}]", frame) for i, frame in enumerate(self.frames))
 
 
 Media = Image | Video
