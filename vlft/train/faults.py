@@ -15,7 +15,9 @@ from vlft.errors import RunFault
 SHOWN_ROWS = 8
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: What torch and safetensors put into words instead of an error number.
-_FULL_WORDS = re.compile(r"No space left|Disk quota|File too large|PytorchStreamWriter failed|inline_container|os error (28|27|122)")
+_FULL_WORDS = re.compile(
+    r"No space left|Disk quota|File too large|PytorchStreamWriter failed|inline_container|os error (28|27|122)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
