@@ -5,17 +5,14 @@ Names are those of 2U1/Qwen2-VL-Finetune where it has one, and TrainingArguments
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import socket
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from vlft.errors import ConfigError
+from vlft.config.deepspeed import be_a_world_of_one, deepspeed_settings, zero_word
 
 Mode = Literal["full", "lora", "frozen"]
 
@@ -119,7 +116,9 @@ class TrainFlags(TrainingArguments):
     stall_timeout: float = _flag(
         1800, "seconds without progress after which the run is ended, and says which process stopped where; 0: never"
     )
-    deepspeed: str | None = _flag(None, "zero1, zero2, or a path to a DeepSpeed JSON")  # type: ignore[assignment]
+    deepspeed: str | None = _flag(  # type: ignore[assignment]
+        None, "zero1, zero2, zero3, zero2_offload, zero3_offload, or a path to a DeepSpeed JSON"
+    )
     logging_steps: float = _flag(1, "optimizer steps between logged lines")
     logging_nan_inf_filter: bool = _flag(False, "not used: see --max_nonfinite_steps")
     dataloader_num_workers: int = _flag(
@@ -147,8 +146,8 @@ class TrainFlags(TrainingArguments):
         self.liger = self.use_liger_kernel
         self.use_liger_kernel = False  # type: ignore[assignment]
         if self.deepspeed is not None:
-            self.deepspeed = deepspeed_settings(self.deepspeed)  # type: ignore[assignment]
-            _be_a_world_of_one()
+            self.deepspeed = deepspeed_settings(self.deepspeed, vars(self))  # type: ignore[assignment]
+            be_a_world_of_one()
         if self.ddp_broadcast_buffers is None:
             self.ddp_broadcast_buffers = False  # all of them are constants, and it would be a broadcast a micro-batch
         if self.ddp_find_unused_parameters is None:
@@ -176,6 +175,12 @@ class TrainFlags(TrainingArguments):
             settings["train_batch_size"] = self.per_device_train_batch_size * micro_batches * self.world_size
 
     @property
+    def zero(self) -> str | None:
+        """`zero1` .. `zero3`, with `_offload`, also where a JSON says it; None without DeepSpeed."""
+        settings: Any = self.deepspeed
+        return zero_word(settings)
+
+    @property
     def learning_rates(self) -> dict[str, float]:
         """Tower -> peak learning rate."""
         return {
@@ -183,60 +188,3 @@ class TrainFlags(TrainingArguments):
             "vision": self.learning_rate if self.vision_lr is None else self.vision_lr,
             "merger": self.learning_rate if self.merger_lr is None else self.merger_lr,
         }
-
-
-def _be_a_world_of_one() -> None:
-    """What torchrun would set, where nothing launched this process: DeepSpeed would ask for MPI instead."""
-    if "WORLD_SIZE" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        os.environ.update(here, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-
-
-DEEPSPEED_PRESETS = ("zero1", "zero2")
-
-
-def deepspeed_settings(name: str) -> dict[str, Any]:
-    """A DeepSpeed configuration by preset name or path, checked not to override flags.
-
-    Raises:
-        ConfigError: unknown name, unreadable file, or a block that would silently replace what flags say.
-    """
-    if name in DEEPSPEED_PRESETS:
-        return {
-            "zero_optimization": {"stage": int(name[-1]), "overlap_comm": False, "contiguous_gradients": True},
-            "bf16": {"enabled": "auto"},
-            "fp16": {"enabled": "auto"},
-            "gradient_clipping": "auto",
-            "gradient_accumulation_steps": "auto",
-            "train_batch_size": "auto",
-            "train_micro_batch_size_per_gpu": "auto",
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-        }
-    path = Path(name)
-    if path.suffix != ".json":
-        raise ConfigError(
-            f"--deepspeed {name}: neither a preset ({', '.join(DEEPSPEED_PRESETS)}) nor a .json file. "
-            "zero3 and offload are not supported yet."
-        )
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--deepspeed {name}: cannot be read as JSON ({error})") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--deepspeed {name}: holds a {type(settings).__name__}, expected a JSON object")
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
-    if stage == 3 or "offload_optimizer" in settings.get("zero_optimization", {}):
-        raise ConfigError(f"--deepspeed {name}: ZeRO stage {stage} or offload is not supported yet; use zero1 or zero2")
-    for block in ("optimizer", "scheduler"):
-        if block in settings:
-            raise ConfigError(
-                f'--deepspeed {name}: its "{block}" block would replace --learning_rate, --vision_lr, --merger_lr and '
-                f"--weight_decay. Remove the block; those flags then take effect."
-            )
-    for key in ("gradient_clipping", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu"):
-        settings.setdefault(key, "auto")  # without the key DeepSpeed would not clip at all
-    return settings

@@ -208,7 +208,12 @@ def choose_backend(
 
 
 def install(
-    model: torch.nn.Module, choice: Choice, *, dtype: torch.dtype, say: Callable[[str], None] = lambda line: None
+    model: torch.nn.Module,
+    choice: Choice,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Backend]:
     """Choose a backend per tower and make the model use it.
 
@@ -219,6 +224,7 @@ def install(
         model: a loaded Qwen2-VL (the top class).
         choice: `--attn`.
         dtype: of the computation (bf16 under autocast).
+        device: of the computation, where the model is not on it yet.
         say: told, on a GPU, which backends were passed over and why.
 
     Returns:
@@ -231,7 +237,7 @@ def install(
     from transformers.masking_utils import sdpa_mask
 
     config: Any = model.config
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     text, vision = config.text_config, config.vision_config
     shapes = {
         "language": {

@@ -78,13 +78,21 @@ def check(choice: Choice, device: torch.device) -> None:
         raise _refusal(problem)
 
 
-def install(model: torch.nn.Module, choice: Choice, *, dtype: torch.dtype, functions: Functions | None = None) -> str:
+def install(
+    model: torch.nn.Module,
+    choice: Choice,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    functions: Functions | None = None,
+) -> str:
     """Use the kernels in a loaded model, if they may be and pass their self-test on its device.
 
     Args:
-        model: a loaded Qwen2-VL (the top class), on its device, not yet wrapped by PEFT.
+        model: a loaded Qwen2-VL (the top class), not yet wrapped by PEFT.
         choice: `--use_liger_kernel`.
         dtype: of the computation (bf16 under autocast).
+        device: of the computation, where the model is not on it yet.
         functions: instead of Liger's and on any device (tests).
 
     Returns:
@@ -97,7 +105,7 @@ def install(model: torch.nn.Module, choice: Choice, *, dtype: torch.dtype, funct
         return "off"
     live: Any = model
     text = live.config.text_config
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     problem = "" if functions else _problem(device)
     if not problem and text.hidden_act != "silu":
         problem = f"the language model's activation is {text.hidden_act}, not silu"

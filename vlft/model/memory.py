@@ -68,15 +68,16 @@ def activations(config: Any, towers: Towers, *, tokens: int, patches: int, eleme
 
 
 def choose_checkpointing(
-    choice: Choice, kept: dict[Part, Kept], *, trained: int, device: torch.device
+    choice: Choice, kept: dict[Part, Kept], *, trained: int, device: torch.device, coming: int = 0
 ) -> tuple[tuple[Part, ...], str]:
     """The towers that recompute, and the same in words for the log.
 
     Args:
         choice: `--gradient_checkpointing`.
         kept: of `activations`.
-        trained: weights that train; their gradients and optimizer states have yet to find room.
-        device: the model is on it already.
+        trained: weights that train on this device; their gradients and optimizer states have yet to find room.
+        device: the model is on it already,
+        coming: but for so many bytes of it.
     """
     needs: list[Part] = sorted((part for part in kept if kept[part].whole), key=lambda part: -kept[part].whole)
     if choice == "true":
@@ -84,7 +85,7 @@ def choose_checkpointing(
     if choice == "false" or device.type != "cuda":
         return (), "off"
     free = torch.cuda.mem_get_info(device)[0]
-    return fit(needs, kept, room=int(free * USABLE) - STATE_BYTES * trained - HEAD_BYTES)
+    return fit(needs, kept, room=int(free * USABLE) - STATE_BYTES * trained - HEAD_BYTES - coming)
 
 
 def fit(needs: list[Part], kept: dict[Part, Kept], *, room: int) -> tuple[tuple[Part, ...], str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -191,9 +191,11 @@ class RunFolder:
     def write_weights(self, out: Path, model: Any, *, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Everything that was trained, and the processor, into `out`: an adapter, or full float32 masters."""
         out.mkdir(parents=True, exist_ok=True)
-        if self.record.kind == "full" and state_dict is not None and self.base.tied:
-            # DeepSpeed hands the shared head out as a tensor of its own.
-            state_dict = {name: tensor for name, tensor in state_dict.items() if name != "lm_head.weight"}
+        if self.record.kind == "full" and state_dict is not None:
+            # DeepSpeed hands out what was trained only; a tied head is in the files once.
+            state_dict = state_dict | stored_tensors(self.base, model.state_dict().keys() - state_dict.keys())
+            if self.base.tied:
+                state_dict.pop("lm_head.weight", None)
         # PEFT would ask the hub whether the vocabulary has grown.
         options = {"save_embedding_layers": False} if self.record.kind == "adapter" else {}
         model.save_pretrained(out, state_dict=state_dict, **options)
@@ -275,6 +277,19 @@ def save_processor(processor: Any, out: Path) -> None:
     processor.save_pretrained(out)
     processor.image_processor.save_pretrained(out)
     processor.video_processor.save_pretrained(out)
+
+
+def stored_tensors(base: Base, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Some of the base's tensors as its files hold them, by module parameter name."""
+    from safetensors import safe_open
+
+    found = {}
+    for tensor, file in tensor_index(base.folder).items():
+        name = module_name(base.family, tensor)
+        if name in names:
+            with safe_open(file, framework="pt") as tensors:
+                found[name] = tensors.get_tensor(tensor)
+    return found
 
 
 def stored_dtypes(base: Base) -> dict[str, torch.dtype]:

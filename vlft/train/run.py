@@ -25,7 +25,7 @@ from vlft.data.order import Order
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows
 from vlft.model import attention, flops, forward, groups, kernels, memory, towers
 from vlft.model.load import load_base
-from vlft.train import faults
+from vlft.train import faults, zero
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.folder import RunFolder, data_entries, settings_there
 from vlft.train.guard import StepGuard
@@ -103,17 +103,20 @@ def _run(
     data, model_flags, args = parsed.flags
     if checkpoint is not None:
         say(f"going on from {checkpoint}")
+        zero.go_on_from(checkpoint, args, run=folder.path)
         folder.adopt(checkpoint)
     if args.process_index == 0:
         acting = {k: v for k, v in parsed.effective.items() if base.towers.has_lora or not k.startswith("lora_")}
         folder.begin_run(acting)
     tokens, patches = largest(order, measured.costs)
-    model, chosen = prepare_model(base, args, choice=model_flags.attn, say=say, tokens=tokens, patches=patches)
+    with zero.loaded_whole(args):
+        model, chosen = prepare_model(base, args, choice=model_flags.attn, say=say, tokens=tokens, patches=patches)
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
     )
     say(groups.table(table))
     say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
+    zero.share_out(model, args)
     with Notice() as notice, _watchdog(args, folder) as watchdog:
         guard = StepGuard(args, folder, watchdog, packing=data.packing, say=say)
         trainer = _trainer(
@@ -149,7 +152,8 @@ def prepare_model(
     """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, kernels, flat forward.
 
     Under bf16 (or fp16) autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without
-    autocast everything computes in float32, since a bf16 tower and a float32 one cannot meet.
+    autocast everything computes in float32, since a bf16 tower and a float32 one cannot meet. Under DeepSpeed with
+    bf16 all weights compute in bf16, and the float32 masters are DeepSpeed's. Under ZeRO-3 the model stays on the host.
 
     Args:
         choice: `--attn`.
@@ -161,15 +165,22 @@ def prepare_model(
     half = args.bf16 or args.fp16
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
     model.name_or_path = base.name  # PEFT writes it into adapter_config.json, where a cache folder would be of no use
-    model.to(args.device)
+    if not zero.shares_weights(args):
+        model.to(args.device)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    backends = attention.install(model, choice, dtype=dtype, say=say)
-    fused = kernels.install(model, args.liger, dtype=dtype)
+    backends = attention.install(model, choice, dtype=dtype, device=args.device, say=say)
+    fused = kernels.install(model, args.liger, dtype=dtype, device=args.device)
     forward.bind(model, forward.PixelScale.of(base.processor))
-    wrapped = towers.apply_towers(model, base.family, base.towers, masters=True)
+    wrapped = towers.apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
     kept = memory.activations(base.config, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-    parts, checkpointed = memory.choose_checkpointing(args.checkpointing, kept, trained=trained, device=args.device)
+    parts, checkpointed = memory.choose_checkpointing(
+        args.checkpointing,
+        kept,
+        trained=trained // (args.world_size if args.zero else 1),
+        coming=zero.weights_to_come(wrapped, args),
+        device=args.device,
+    )
     towers.checkpoint_activations(wrapped, parts)
     return wrapped, {
         "attention": ", ".join(f"{tower} {backend}" for tower, backend in backends.items()),
@@ -207,7 +218,7 @@ def _record(
             "optim": _plain(args.optim),
             "lr_scheduler_type": _plain(args.lr_scheduler_type),
             "warmup_steps": args.warmup_steps,
-            "deepspeed": bool(args.deepspeed),
+            "deepspeed": args.zero or False,
         },
         data=data_entries(measured.rows.counts, measured.rows.bad),
     )
@@ -319,7 +330,7 @@ def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = 
 def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:
     """Write the final weights from rank 0; every rank takes part in collecting them."""
     skipped = trainer.all_skipped()
-    state = trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else None
+    state = zero.trained_weights(trainer.model) if trainer.is_deepspeed_enabled else None
     if trainer.args.process_index == 0:
         folder.account(skipped)
         folder.finish(trainer.model, state, steps=trainer.state.global_step)

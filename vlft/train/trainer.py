@@ -29,6 +29,7 @@ from vlft.data.order import Order, RankBatches
 from vlft.errors import BadRow, ConfigError, DataError, Preempted
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
+from vlft.train import zero
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.folder import RunFolder
 from vlft.train.guard import StepGuard
@@ -324,6 +325,11 @@ class VlftTrainer(Trainer):
         """Rows that turned out bad while training, of every rank; every rank must call it."""
         return [row for rank in gather(self.skipped) for row in rank.values()]
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_deepspeed_enabled:
+            return super().save_model(output_dir, _internal_call)
+        self._save(output_dir, state_dict=zero.trained_weights(self.model))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
             self.folder.write_weights(Path(output_dir or self.folder.path), self.model, state_dict=state_dict)
@@ -340,4 +346,6 @@ class VlftTrainer(Trainer):
             part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
 
     def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            return super()._load_best_model()
         self.folder.read_weights(Path(str(self.state.best_model_checkpoint)), self.model)

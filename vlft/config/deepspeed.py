@@ -1,0 +1,194 @@
+"""DeepSpeed's settings: presets by name, or a user's JSON, refused where it would override a flag.
+
+Neighbours: `vlft.config.flags` hands the result to transformers, which fills in every "auto" from the flags.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlft.errors import ConfigError
+
+#: Preset -> ZeRO stage, and what lies in the host's memory.
+PRESETS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "zero1": (1, ()),
+    "zero2": (2, ()),
+    "zero3": (3, ()),
+    "zero2_offload": (2, ("optimizer",)),
+    "zero3_offload": (3, ("optimizer", "param")),
+}
+
+#: Blocks that would replace what flags say -> what to use instead.
+_BLOCKS = {
+    "optimizer": "--optim, --learning_rate, --vision_lr, --merger_lr and --weight_decay",
+    "scheduler": "--lr_scheduler_type and --warmup_steps",
+    "amp": "--bf16",
+    "torch_autocast": "--bf16",
+    "elasticity": "--global_batch",
+    "activation_checkpointing": "--gradient_checkpointing",
+    "curriculum_learning": "the order of rows, which --seed decides",
+    "data_efficiency": "the order of rows, which --seed decides",
+    "progressive_layer_drop": "plain training of all layers",
+    "compression_training": "plain training of the weights as they are",
+    "sparse_attention": "--attn",
+    "tensor_parallel": "--deepspeed zero3, which shares the weights too",
+}
+#: Keys that hold a flag's value -> the flag.
+_FLAGS = {
+    "gradient_clipping": "max_grad_norm",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "bf16": "bf16",
+    "fp16": "fp16",
+}
+
+
+def deepspeed_settings(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's settings by preset name or path.
+
+    Args:
+        name: `--deepspeed`.
+        flags: the values of the flags in `_FLAGS`, and `global_batch`.
+
+    Returns:
+        settings in which "auto" stands for what a flag says.
+
+    Raises:
+        ConfigError: unknown name, unreadable file, values of the wrong kind, or one that would override a flag.
+    """
+    if name in PRESETS:
+        return _preset(*PRESETS[name])
+    if Path(name).suffix != ".json":
+        raise ConfigError(f"--deepspeed {name}: neither a preset ({', '.join(PRESETS)}) nor a .json file.")
+    try:
+        settings = json.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--deepspeed {name}: cannot be read as JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--deepspeed {name}: holds a {type(settings).__name__}, expected a JSON object")
+    _check(settings, flags, where=f"--deepspeed {name}")
+    return _filled(settings)
+
+
+def _preset(stage: int, offloaded: tuple[str, ...]) -> dict[str, Any]:
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": False,  # with it ZeRO-2 has given NaN losses (2U1/Qwen2-VL-Finetune #10)
+        "contiguous_gradients": True,
+    }
+    for what in offloaded:
+        zero[f"offload_{what}"] = {"device": "cpu", "pin_memory": True}
+    return _filled({"zero_optimization": zero})
+
+
+def _filled(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with everything that flags decide handed over to them."""
+    settings = copy.deepcopy(settings)
+    # Without the key DeepSpeed 0.19.8 clips at 1.0 whatever --max_grad_norm says (older ones did not clip at all).
+    for key in ("gradient_clipping", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu"):
+        settings[key] = "auto"
+    settings["train_batch_size"] = "auto"
+    for key in ("bf16", "fp16"):
+        settings[key] = {**settings.get(key, {}), "enabled": "auto"}
+    # The optimizer is torch's, made by vlft with a group for each tower. Offloaded, it then computes on the host with
+    # torch's fused AdamW: a pass over memory as DeepSpeed's own CPU Adam is, though without its blocking to the cache,
+    # and without a compiler. DeepSpeed would insist on its own unless told otherwise.
+    settings["zero_allow_untested_optimizer"] = True
+    settings["zero_force_ds_cpu_optimizer"] = False
+    return settings
+
+
+def _check(settings: Mapping[str, Any], flags: Mapping[str, Any], *, where: str) -> None:
+    for block, instead in _BLOCKS.items():
+        if block in settings:
+            raise ConfigError(
+                f'{where}: its "{block}" block would act in place of {instead}. Remove the block; the flags then take '
+                "effect."
+            )
+    for key, flag in _FLAGS.items():
+        value = settings.get(key, "auto")
+        if key in ("bf16", "fp16"):
+            value = _object(settings, key, where).get("enabled", "auto")
+            kinds: tuple[type, ...] = (bool,)
+        else:
+            kinds = (int, float) if key == "gradient_clipping" else (int,)
+        label = f"{key}.enabled" if key in ("bf16", "fp16") else key
+        if value == "auto":
+            continue
+        if type(value) not in kinds:
+            wanted = "true, false" if kinds == (bool,) else "a number"
+            raise ConfigError(f'{where}: {label} is {json.dumps(value)}, expected {wanted} or "auto"')
+        if flag == "gradient_accumulation_steps" and flags["global_batch"] is not None:
+            flag = "global_batch"
+        if flag == "global_batch" or value != flags[flag]:
+            said = json.dumps(flags[flag])
+            raise ConfigError(
+                f'{where}: its {label} {json.dumps(value)} would override --{flag} {said}. Set it to "auto" in the '
+                "file (or remove it), and say what you want with the flag."
+            )
+    whole = settings.get("train_batch_size", "auto")
+    if whole != "auto":
+        said = " ".join(
+            f"--{flag} {flags[flag]}" for flag in ("global_batch", "gradient_accumulation_steps") if flags[flag]
+        )
+        raise ConfigError(
+            f'{where}: its train_batch_size {json.dumps(whole)} would override {said}. Set it to "auto" in the file '
+            "(or remove it), and say what you want with --global_batch."
+        )
+    _check_zero(_object(settings, "zero_optimization", where), where)
+
+
+def _check_zero(zero: dict[str, Any], where: str) -> None:
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or stage not in (1, 2, 3):
+        raise ConfigError(
+            f"{where}: zero_optimization.stage is {json.dumps(stage)}, expected 1, 2 or 3. To share nothing, leave "
+            "--deepspeed out."
+        )
+    for block in ("offload_optimizer", "offload_param"):
+        _object(zero, block, f"{where}: zero_optimization")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(["zero_optimization", *map(str, first["loc"])])
+        raise ConfigError(
+            f"{where}: {name} is {first['input']!r}: {first['msg']}. See DeepSpeed's page on config-json."
+        ) from error
+
+
+def _object(settings: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = settings.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{where}: {key} holds a {type(value).__name__}, expected a JSON object")
+    return value or {}
+
+
+def zero_word(settings: Mapping[str, Any] | None) -> str | None:
+    """What a run's state on disk is shared by: `zero1` .. `zero3`, with `_offload`; None without DeepSpeed."""
+    if settings is None:
+        return None
+    zero = settings["zero_optimization"]
+    offloaded = any(
+        (zero.get(f"offload_{what}") or {}).get("device", "none") != "none" for what in ("optimizer", "param")
+    )
+    return f"zero{zero['stage']}" + ("_offload" if offloaded else "")
+
+
+def be_a_world_of_one() -> None:
+    """What torchrun would set, where nothing launched this process: DeepSpeed would ask for MPI instead."""
+    if "WORLD_SIZE" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ.update(here, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

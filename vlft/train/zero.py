@@ -1,0 +1,136 @@
+"""DeepSpeed's ZeRO around a run: sharing out a loaded model, collecting what was trained, going on from its state.
+
+Every function is called on every rank. deepspeed is imported where used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vlft.config.flags import TrainFlags
+from vlft.errors import CheckpointError
+
+#: Weights that ZeRO-3 keeps whole on a device at a time (DeepSpeed's default for stage3_max_live_parameters).
+LIVE_WEIGHTS = 10**9
+
+
+def shares_weights(args: TrainFlags) -> bool:
+    """Whether the weights themselves are shared out (ZeRO-3)."""
+    return args.zero is not None and args.zero.startswith("zero3")
+
+
+@contextlib.contextmanager
+def loaded_whole(args: TrainFlags) -> Iterator[None]:
+    """Within, `from_pretrained` and PEFT see no ZeRO-3, and make whole tensors on the host.
+
+    transformers would else build the model in pieces, and then neither say which tensors were missing nor let towers
+    have dtypes of their own. The price: each process holds the whole model in the host's memory while the run starts
+    (2 bytes a weight: 8 x 17 GB on a node of 8 for a 7B model), until `share_out`; a device never does.
+    """
+    if not args.deepspeed:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(args.hf_deepspeed_config)
+
+
+def weights_to_come(model: torch.nn.Module, args: TrainFlags) -> int:
+    """Bytes that weights will take on a device where they are not there yet."""
+    if not shares_weights(args):
+        return 0
+    weights = sum(p.numel() for p in model.parameters())
+    return (2 if args.bf16 or args.fp16 else 4) * (weights // args.world_size + min(weights, LIVE_WEIGHTS))
+
+
+def share_out(model: torch.nn.Module, args: TrainFlags) -> None:
+    """Leave each rank its part of every weight under ZeRO-3, tensor by tensor; nothing to do otherwise.
+
+    `deepspeed.initialize` would do so too, but moves the whole model to the device first (DeepSpeed 0.19.8).
+
+    Args:
+        model: ready to train, on the host, after `parameter_groups` has looked at its shapes.
+    """
+    if not shares_weights(args):
+        return
+    import deepspeed
+
+    config: dict[str, Any] = args.hf_deepspeed_config.config
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(half)  # masters of what is trained are kept by DeepSpeed
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(args.device)
+    deepspeed.init_distributed()  # takes up the group there is; without, the batch is checked against a world of one
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)
+
+
+def trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    """What is trained, in float32, by parameter name: on the host of rank 0, nothing elsewhere.
+
+    One tensor at a time crosses between ranks. DeepSpeed's own collecting would take frozen weights along, and their
+    16-bit copies in place of the masters.
+
+    Args:
+        model: the unwrapped model of a live engine.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            whole = safe_get_full_fp32_param(parameter)
+            if dist.get_rank() == 0:
+                weights[name] = whole.detach().to("cpu", copy=True)
+    return weights
+
+
+def go_on_from(checkpoint: Path, args: TrainFlags, *, run: Path) -> None:
+    """Make sure that DeepSpeed's state in a checkpoint may be read, and can be on so many processes.
+
+    Args:
+        checkpoint: to go on from.
+        run: `--output_dir`.
+
+    Raises:
+        CheckpointError: the state was written elsewhere, is not whole, or is of another number of processes.
+    """
+    parts = sorted(checkpoint.glob("global_step*"))
+    if not parts:
+        return
+    inside = run.resolve()
+    if any(inside not in path.resolve().parents for path in (checkpoint, *parts)):
+        raise CheckpointError(
+            f"--resume_from_checkpoint {checkpoint}: DeepSpeed's state there is not of this run's own --output_dir "
+            f"{run}. It is a pickle, which can run any code when it is read, so only what this run wrote itself is. Go "
+            "on in the folder it came from; its weights can be merged from anywhere."
+        )
+    saved = [path for path in parts if not path.name.endswith("_universal")]
+    if len(saved) != 1:
+        raise CheckpointError(
+            f"{checkpoint}: holds {len(saved)} states of DeepSpeed (global_step*), expected 1. Go on from another one."
+        )
+    state = saved[0]
+    world = len(list(state.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
+    if world == args.world_size:
+        return
+    universal = checkpoint / f"{state.name}_universal"
+    if not (universal / "zero").is_dir() or not (checkpoint / "latest_universal").is_file():
+        raise CheckpointError(
+            f"{checkpoint}: DeepSpeed's state is of {world} processes, this run has {args.world_size}. Start as many, "
+            f"or convert it once, then start this again:\n"
+            f"  python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder {state} "
+            f"--output_folder {universal}"
+        )
+    config: dict[str, Any] = args.hf_deepspeed_config.config
+    config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
