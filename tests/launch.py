@@ -40,6 +40,7 @@ def vlft(
     kill_in_step: int | None = None,
     during: Sequence[Callable[..., None]] = (),
     while_running: Callable[[list], object] = lambda processes: None,
+    inside: Callable[[], None] | None = None,
     timeout: float = 240,
 ) -> list[Finished]:
     """`vlft ARGV` in `world` processes that form one group, as torchrun would start them.
@@ -52,6 +53,7 @@ def vlft(
         kill_in_step: optimizer step (from 1) in which each process is killed.
         during: called in each process with the trainer and the micro-batch before each loss (see `mishaps`).
         while_running: called here, with the processes, once they are started.
+        inside: a function of a test module that each process calls first, to change what it imported.
         timeout: seconds until they are killed, which shows as a negative status.
     """
     with socket.socket() as free:
@@ -70,7 +72,7 @@ def vlft(
         log = out / f"rank{rank}.log"
         settings = (several if world > 1 else {}) | (env or {})
         acts = [*during, *([] if kill_in_step is None else [functools.partial(mishaps.kill, kill_in_step, None)])]
-        process = _CONTEXT.Process(target=_main, args=(list(argv), settings, str(log), acts))
+        process = _CONTEXT.Process(target=_main, args=(list(argv), settings, str(log), acts, inside))
         process.start()
         processes.append(process)
         logs.append(log)
@@ -117,7 +119,13 @@ def _call(work: Callable[[list[str]], None], words: list[str], log: str) -> None
     os._exit(status)
 
 
-def _main(argv: list[str], env: dict[str, str], log: str, acts: list[Callable[..., None]]) -> None:
+def _main(
+    argv: list[str],
+    env: dict[str, str],
+    log: str,
+    acts: list[Callable[..., None]],
+    inside: Callable[[], None] | None,
+) -> None:
     _print_into(log)
     os.environ.update(env)
     # As in a process of a user. Inherited is the fork server, which would start one more, and outlive a kill.
@@ -126,6 +134,8 @@ def _main(argv: list[str], env: dict[str, str], log: str, acts: list[Callable[..
 
     if acts:
         _before_each_loss(acts)
+    if inside is not None:
+        inside()
     try:
         status = main(argv)
     except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it

@@ -96,6 +96,8 @@ def _filled(settings: dict[str, Any]) -> dict[str, Any]:
     settings["train_batch_size"] = "auto"
     for key in ("bf16", "fp16"):
         settings[key] = {**settings.get(key, {}), "enabled": "auto"}
+    # Micro-batches of one step are added up in float32: in bf16 the last of many would be rounded away.
+    settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})
     # The optimizer is torch's, made by vlft with a group for each tower. Offloaded, it then computes on the host with
     # torch's fused AdamW: a pass over memory as DeepSpeed's own CPU Adam is, though without its blocking to the cache,
     # and without a compiler. DeepSpeed would insist on its own unless told otherwise.

@@ -51,7 +51,6 @@ def train(parsed: Parsed) -> Path:
     say = print if args.process_index == 0 else _silent
     check_flags(args, model_flags, data, parsed.given)
     kernels.check(args.liger, args.device)
-    set_seed(args.seed)
     base = open_base(data, model_flags, given=parsed.given)
     workers = args.dataloader_num_workers
     measured = on_rank_zero(lambda: trainable_rows(data.data_path, data, base, workers=workers))
@@ -109,6 +108,7 @@ def _run(
         acting = {k: v for k, v in parsed.effective.items() if base.towers.has_lora or not k.startswith("lora_")}
         folder.begin_run(acting)
     tokens, patches = largest(order, measured.costs)
+    set_seed(args.seed)  # not before: measuring rows draws numbers, and only where their costs are not kept
     with zero.loaded_whole(args):
         model, chosen = prepare_model(base, args, choice=model_flags.attn, say=say, tokens=tokens, patches=patches)
     table = groups.parameter_groups(
