@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import MIXED_ROWS, row
+from conftest import row
 from launch import call
 from launch import vlft as vlft_process
 from test_train import COMPILES, FULL, VISION_LORA, arguments, assert_same, lines, losses, split, weights
@@ -103,10 +103,11 @@ def _load(words: list[str]) -> None:
         torch.save(model(input_ids=torch.arange(40)[None]).logits, result)
 
 
-def loaded_logits(run: Path, tmp_path: Path) -> torch.Tensor:
-    result = tmp_path / f"{run.name}.pt"
-    done = call(_load, [str(run), str(result)], log=tmp_path / "load.log", timeout=100)
-    assert done.status == 0, done.output[-3000:]
+def loaded_logits(run: Path) -> torch.Tensor:
+    result = run.parent / f"{run.name}.pt"
+    if not result.exists():
+        done = call(_load, [str(run), str(result)], log=run.parent / "load.log", timeout=100)
+        assert done.status == 0, done.output[-3000:]
     return torch.load(result)
 
 
@@ -122,16 +123,16 @@ def loaded_logits(run: Path, tmp_path: Path) -> torch.Tensor:
         towers=tuple(TOWERS),
     ),
 )
-def test_two_processes_train_as_one_and_the_result_loads(runs, tmp_path, strategy, towers):
+def test_two_processes_train_as_one_and_the_result_loads(runs, strategy, towers):
     flags = TOWERS[towers]
     whole = runs.alone(*flags, *split(4, 1))
     two = runs.done(*flags, *split(1, 2), *strategy_flags(strategy), world=2, name=f"{strategy}-{towers}")
     assert_same(two, whole)
-    assert loaded_logits(two, tmp_path) == pytest.approx(loaded_logits(whole, tmp_path), abs=1e-4)
+    assert torch.allclose(loaded_logits(two), loaded_logits(whole), atol=1e-4)
 
 
 @pytest.mark.parametrize("strategy", ["zero2_offload", "zero3"])
-def test_bf16_keeps_float32_masters(runs, tmp_path_factory, strategy):
+def test_bf16_keeps_float32_masters(runs, strategy):
     """Trained, saved and gone on with in float32, over weights that compute in bf16."""
     flags = (*TOWERS["merger"], "--bf16", "true", *strategy_flags(strategy))
     run = runs.done(*flags, *split(1, 2), world=2, name=f"bf16-{strategy}")
@@ -217,7 +218,7 @@ def test_no_mixture_of_modalities_hangs(runs, strategy, towers, rows):
 def test_without_the_vision_call_it_would_fail(runs, strategy, towers):
     """That the test above can fail: text rows no longer run the ViT, so ranks wait for each other, or disagree."""
     flags = (*TOWERS[towers], "--num_train_epochs", "1", *split(1, 2), *strategy_flags(strategy))
-    how = {"rows": mixture(runs, "apart"), "inside": _without_the_vision_call, "timeout": 20}
+    how = {"rows": mixture(runs, "apart"), "inside": _without_the_vision_call, "timeout": 15}
     _, ranks = runs.start(*flags, world=2, name=f"without-{strategy}-{towers}", **how)
     assert any(rank.status != 0 for rank in ranks)
 
@@ -309,7 +310,7 @@ STEPS = ("--save_strategy", "steps", "--save_steps", "3")
     ("strategy", "towers"),
     [
         pytest.param(strategy, towers, marks=() if (strategy, towers) in quick else pytest.mark.grid)
-        for quick in [{("zero3", "full"), ("zero3_offload", "vision-lora"), ("zero1", "lora")}]
+        for quick in [{("zero3", "full"), ("zero2_offload", "vision-lora")}]
         for strategy in PRESETS
         for towers in ("full", "lora", "vision-lora")
     ],
@@ -325,21 +326,33 @@ def test_two_processes_go_on_where_they_were_killed(runs, strategy, towers):
     assert losses(again) == pytest.approx(losses(whole), rel=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
-@pytest.mark.parametrize("towers", ["full", "vision-lora"])
-def test_another_number_of_processes_goes_on_from_a_converted_state(runs, strategy, towers):
-    name = f"converted-{strategy}-{towers}"
-    more = (*TOWERS[towers], *strategy_flags(strategy), *STEPS)
-    _, ranks = runs.start(*more, *split(1, 1), world=2, name=name, kill_in_step=6)
-    assert [rank.status for rank in ranks] == [-9, -9]
-    _, [refused] = runs.start(*more, *split(1, 2), world=1, name=name)
+@pytest.mark.parametrize(
+    ("strategy", "towers", "before", "after"),
+    [
+        ("zero3", "full", 2, 1),
+        *(
+            pytest.param(strategy, towers, *worlds, marks=pytest.mark.grid)
+            for strategy in PRESETS
+            for towers in ("full", "vision-lora")
+            for worlds in ((2, 1), (1, 2))
+            if (strategy, towers, *worlds) != ("zero3", "full", 2, 1)
+        ),
+    ],
+)
+def test_another_number_of_processes_goes_on_from_a_converted_state(runs, strategy, towers, before, after):
+    name = f"converted-{strategy}-{towers}-{before}"
+    rates = (*TOWERS[towers], "--vision_lr", "1e-4", "--weight_decay", "0.1")
+    more = (*rates, *strategy_flags(strategy), *STEPS)
+    _, ranks = runs.start(*more, *split(1, 2 // before), world=before, name=name, kill_in_step=6)
+    assert {rank.status for rank in ranks} == {-9}
+    _, [refused, *_] = runs.start(*more, *split(1, 2 // after), world=after, name=name)
     assert refused.status == 1
-    assert "state is of 2 processes, this run has 1" in refused.output
+    assert f"state is of {before} processes, this run has {after}" in refused.output
     command = refused.output.split("start this again:\n")[1].splitlines()[0].split()
     assert command[:2] == ["python", "-m"]
     subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True, timeout=200)
-    again = runs.done(*more, *split(1, 2), world=1, name=name)
-    assert_same(again, runs.alone(*TOWERS[towers], *split(2, 1)))
+    again = runs.done(*more, *split(1, 2 // after), world=after, name=name)
+    assert_same(again, runs.alone(*rates, *split(2, 1)))
 
 
 def test_a_state_of_deepspeed_from_elsewhere_is_not_read(runs):
@@ -377,4 +390,3 @@ def test_a_checkpoint_holds_what_was_trained_only(runs):
     states = (run / "checkpoint-3" / "global_step3").glob("*model_states.pt")
     held = {n for path in states for n in torch.load(path, weights_only=False)["module"]}  # we have written it
     assert not [name for name in held if "base_layer" in name or "embed_tokens" in name]
-    assert MIXED_ROWS

@@ -339,7 +339,10 @@ class VlftTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_deepspeed_enabled:
-            return super()._load_optimizer_and_scheduler(checkpoint)
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None:
+                zero.mend_loaded(self.deepspeed, self.lr_scheduler, self.groups, clip=self.args.max_grad_norm)
+            return
         # transformers 5.17 cannot read them in a group of CPU processes ("cpu:0"); later ones can.
         parts: tuple[tuple[str, Any], ...] = (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler))
         for name, part in parts:

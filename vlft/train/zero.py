@@ -6,7 +6,7 @@ Every function is called on every rank. deepspeed is imported where used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from vlft.config.flags import TrainFlags
 from vlft.errors import CheckpointError
+from vlft.model.groups import Group
 
 #: Weights that ZeRO-3 keeps whole on a device at a time (DeepSpeed's default for stage3_max_live_parameters).
 LIVE_WEIGHTS = 10**9
@@ -134,3 +135,20 @@ def go_on_from(checkpoint: Path, args: TrainFlags, *, run: Path) -> None:
         )
     config: dict[str, Any] = args.hf_deepspeed_config.config
     config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
+
+
+def mend_loaded(engine: Any, scheduler: Any, groups: Sequence[Group], *, clip: float) -> None:
+    """Set right what DeepSpeed 0.19.8 does not bring back as it was, after it has loaded a state.
+
+    Clipping is the old run's, whatever `--max_grad_norm` says now. From a converted state, all groups of ZeRO-3 have
+    the rate and decay of the first one, and one tensor as their count of steps, which then grows with each of them.
+    """
+    engine.optimizer.clip_grad = clip
+    if not engine.load_universal_checkpoint():
+        return
+    optimizer = engine.optimizer.optimizer
+    for live, group, lr in zip(optimizer.param_groups, groups, scheduler.get_last_lr(), strict=True):
+        live.update(name=group.name, lr=lr, initial_lr=group.lr, weight_decay=group.weight_decay)
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
