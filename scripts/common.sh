@@ -12,6 +12,7 @@ $script: $1
   MODEL=Qwen/Qwen2-VL-2B-Instruct DATA=train.json IMAGE_FOLDER=images OUTPUT=output/run bash scripts/$script [flags]
   DATA may be several files, separated by spaces. GPUS=4 takes four GPUs. GLOBAL_BATCH (128) rows make an optimizer
   step, whatever the GPUs; a few hundred rows want GLOBAL_BATCH=8 or 16.
+  Several nodes: the same on each, with NNODES=2 NODE_RANK=0 (on the next one 1) MASTER_ADDR=first-node GPUS=8.
   A flag wins over all of these; the flags: vlft train --help
 TEXT
     exit 2
@@ -43,9 +44,30 @@ whole_number() { # name, value
     [[ $2 =~ ^[1-9][0-9]*$ ]] || usage "$1=$2: a whole number of 1 or more is needed"
 }
 
+# Fills the array `launcher`: nothing for one process, else torchrun with what the environment says of GPUs and nodes.
+choose_launcher() {
+    local gpus=${GPUS:-1} nodes=${NNODES:-1} rank=${NODE_RANK:-} port=${MASTER_PORT:-29500}
+    launcher=()
+    whole_number GPUS "$gpus"
+    whole_number NNODES "$nodes"
+    if ((nodes > 1)); then
+        [[ -n $rank ]] || usage "NNODES=$nodes, but NODE_RANK is missing: 0 on the first node, 1 on the next"
+        [[ $rank =~ ^(0|[1-9][0-9]*)$ ]] && ((rank < nodes)) || usage "NODE_RANK=$rank: with NNODES=$nodes, 0 to $((nodes - 1))"
+        [[ -n ${MASTER_ADDR:-} ]] || usage "NNODES=$nodes, but MASTER_ADDR is missing: the first node, as the others reach it"
+        whole_number MASTER_PORT "$port"
+        ((port < 65536)) || usage "MASTER_PORT=$port: a port is below 65536"
+        launcher=(--nnodes "$nodes" --node_rank "$rank" --master_addr "$MASTER_ADDR" --master_port "$port")
+    else
+        # Without the number of nodes each of them would train alone, all in one folder.
+        [[ ${rank:-0} == 0 ]] || usage "NODE_RANK=$rank, but NNODES is missing: how many nodes there are"
+        ((gpus == 1)) || launcher=(--standalone)
+    fi
+    ((${#launcher[@]} == 0)) || launcher=(-m torch.distributed.run "${launcher[@]}" --nproc_per_node "$gpus")
+}
+
 # Runs vlft train with what the environment says, the preset and the command line, in this order: of two the last wins.
 finetune() { # the command line...
-    local gpus=${GPUS:-1} rows=${GLOBAL_BATCH:-128} files=() from_env=()
+    local rows=${GLOBAL_BATCH:-128} files=() from_env=() launcher=()
 
     # As flags, the preset would win over every line of the file, in silence.
     ! given --config "$@" >/dev/null || usage "the preset and --config exclude each other: vlft train --config FILE"
@@ -65,16 +87,15 @@ finetune() { # the command line...
     fi
     [[ -z ${IMAGE_FOLDER:-} ]] || from_env+=(--image_folder "$IMAGE_FOLDER")
 
-    whole_number GPUS "$gpus"
+    choose_launcher
     whole_number GLOBAL_BATCH "$rows"
     if ! given --gradient_accumulation_steps "$@" >/dev/null; then
         from_env+=(--global_batch "$rows")
     fi
 
-    if ((gpus > 1)); then
+    if ((${#launcher[@]})); then
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the launcher's own choice, without its banner
-        exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" \
-            -m vlft train "${from_env[@]}" "${preset[@]}" "$@"
+        exec "$python" "${launcher[@]}" -m vlft train "${from_env[@]}" "${preset[@]}" "$@"
     fi
     # GPUS=1 said on a machine with several is meant: the first one, unless the user chose.
     [[ -z ${GPUS:-} ]] || export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}

@@ -84,7 +84,11 @@ def _value(text) -> float | str:
         return str(text).lower()
 
 
-@pytest.mark.parametrize("file", [*sorted(ROOT.glob("scripts/*.sh")), ROOT / ".ci" / "run"], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file",
+    [*sorted(ROOT.glob("scripts/*.sh")), *sorted(ROOT.glob("examples/*.sh")), ROOT / ".ci" / "run"],
+    ids=lambda file: file.name,
+)
 def test_script_parses_and_may_be_run(file):
     subprocess.run(["bash", "-n", file], check=True)
     assert os.access(file, os.X_OK) or file.name == "common.sh"
@@ -196,6 +200,58 @@ def test_several_gpus_share_the_global_batch(scripts):
     assert flags["seed"] == ["1"]
 
 
+NODES = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "GPUS": "8"}
+
+
+def test_several_nodes(scripts):
+    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", "1", "--master_addr", "first"]
+    argv = scripts.argv("finetune_lora_vision.sh", **COMMON, **NODES)
+    assert argv[: argv.index("vlft")] == [*torchrun, "--master_port", "29500", "--nproc_per_node", "8", "-m"]
+    argv = scripts.argv("finetune_lora_vision.sh", **COMMON, **{**NODES, "GPUS": "1", "MASTER_PORT": "31000"})
+    assert argv[: argv.index("vlft")] == [*torchrun, "--master_port", "31000", "--nproc_per_node", "1", "-m"]
+    # What a cluster sets for all jobs does not disturb a run on one node.
+    argv = scripts.argv("finetune_lora.sh", **COMMON, NNODES="1", NODE_RANK="0", MASTER_ADDR="first")
+    assert argv[:3] == ["-m", "vlft", "train"]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """`srun` prints its command and ends with $SRUN_STATUS; `scontrol` prints what it is asked."""
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    for name, status in (("srun", "${SRUN_STATUS:-0}"), ("scontrol", "0")):
+        tool = folder / name
+        tool.write_text(f'#!/usr/bin/env bash\necho {name} "$@"\nexit {status}\n')
+        tool.chmod(0o755)
+
+    def run(*flags, **environment):
+        path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", ROOT / "examples" / "slurm.sh", *flags],
+            env={"PATH": path, "SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": str(tmp_path), **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_the_slurm_example_goes_back_into_the_queue_when_asked_to_leave(cluster):
+    done = cluster("--deepspeed", "zero2", DATA="d.json")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert "python -m vlft train --config examples/lora_vision.yaml" in line
+    assert "--data_path d.json" in line
+    assert line.endswith("--deepspeed zero2")
+
+    left = cluster(SRUN_STATUS="75")
+    assert left.returncode == 0
+    assert left.stdout.splitlines()[1:] == ["scontrol requeue 17"]
+    failed = cluster(SRUN_STATUS="1")
+    assert failed.returncode == 1
+    assert len(failed.stdout.splitlines()) == 1
+
+
 def test_accumulation_stands_in_for_the_global_batch(scripts):
     flags = _flags(scripts.argv("finetune_lora.sh", "--gradient_accumulation_steps", "4", **COMMON)[3:])
     assert flags["gradient_accumulation_steps"] == ["4"]
@@ -219,6 +275,13 @@ def test_one_gpu_asked_for_is_one_gpu_seen(scripts):
         ({"DATA": ""}, [], "DATA or --data_path is missing"),
         ({"OUTPUT": ""}, [], "OUTPUT or --output_dir is missing"),
         ({"GPUS": "two"}, [], "GPUS=two: a whole number"),
+        ({**NODES, "NNODES": "many"}, [], "NNODES=many: a whole number"),
+        ({**NODES, "NODE_RANK": ""}, [], "NNODES=2, but NODE_RANK is missing: 0 on the first node"),
+        ({**NODES, "NODE_RANK": "2"}, [], "NODE_RANK=2: with NNODES=2, 0 to 1"),
+        ({**NODES, "NODE_RANK": "-1"}, [], "NODE_RANK=-1: with NNODES=2, 0 to 1"),
+        ({**NODES, "MASTER_ADDR": ""}, [], "NNODES=2, but MASTER_ADDR is missing"),
+        ({**NODES, "MASTER_PORT": "99999"}, [], "MASTER_PORT=99999: a port is below 65536"),
+        ({"NODE_RANK": "1"}, [], "NODE_RANK=1, but NNODES is missing"),
         ({"GLOBAL_BATCH": "0"}, [], "GLOBAL_BATCH=0: a whole number"),
         ({}, ["--config", "mine.yaml"], "the preset and --config exclude each other"),
     ],

@@ -7,12 +7,20 @@ Trainer's own resume loads a full Qwen2-VL with `strict=False` under names that 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint.files import ADAPTER_WEIGHTS, family_of, names_in, read_json, some_of, tensor_index
+from vlft.checkpoint.files import (
+    ADAPTER_WEIGHTS,
+    family_of,
+    module_name,
+    names_in,
+    read_json,
+    some_of,
+    tensor_index,
+)
 from vlft.errors import CheckpointError
 from vlft.families import Family
 
@@ -59,6 +67,21 @@ def _open_all(stack: ExitStack, files: Iterable[Path]) -> dict[Path, Any]:
     from safetensors import safe_open
 
     return {file: stack.enter_context(safe_open(file, framework="pt")) for file in set(files)}
+
+
+def stored_tensors(folder: Path | str, family: Family, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Some of a model's tensors as its files hold them.
+
+    Args:
+        names: of parameters, as the live model spells them.
+
+    Raises:
+        CheckpointError: as `tensor_index`.
+    """
+    with ExitStack() as stack:
+        index = {module_name(family, tensor): (tensor, file) for tensor, file in tensor_index(folder).items()}
+        files = _open_all(stack, (index[name][1] for name in names if name in index))
+        return {name: files[index[name][1]].get_tensor(index[name][0]) for name in names if name in index}
 
 
 def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Family) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from vlft import __version__
 from vlft.cli import help
+from vlft.cli.launched import without_local_rank
 from vlft.errors import Preempted, UsageError, VlftError
 
 VERBS = {
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: from a verb's own argument parser (its --help and its usage errors).
     """
     try:
-        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        status = _dispatch(without_local_rank(sys.argv[1:] if argv is None else argv, os.environ))
         sys.stdout.flush()  # a reader that went away shall show here, not at interpreter exit
         return status
     except VlftError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 EXAMPLES = """\
@@ -11,15 +12,19 @@ examples:
   vlft train --model_id Qwen/Qwen2-VL-2B-Instruct --data_path a.json b.jsonl --output_dir output/run \\
       --language lora --merger full --merger_lr 1e-5
   vlft train --config output/run/config.yaml --output_dir output/again     (the same run once more)
-  torchrun --nproc_per_node 8 -m vlft train --config my.yaml --deepspeed zero2
+  torchrun --nproc_per_node 8 -m vlft train --config my.yaml
+  deepspeed --num_gpus 8 --module vlft train --config my.yaml --deepspeed zero2
+  srun --ntasks-per-node 8 --gpus-per-node 8 python -m vlft train --config my.yaml     (see examples/slurm.sh)
 """
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse the flags, train, say where the weights are."""
+    from vlft.cli.launched import join
     from vlft.cli.quiet import quiet
     from vlft.cli.threads import share_cores
 
+    join(os.environ)
     quiet()
     from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
     from vlft.config.parse import FlagParser

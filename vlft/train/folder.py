@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights_strict, read_record, write_record
+from vlft.checkpoint import (
+    RECORD,
+    RunRecord,
+    load_adapter_strict,
+    load_weights_strict,
+    read_record,
+    stored_tensors,
+    write_record,
+)
 from vlft.checkpoint.files import module_name, open_to_others, tensor_index
 from vlft.config.parse import write_yaml
 from vlft.errors import BadRow, CheckpointError
@@ -193,7 +201,9 @@ class RunFolder:
         out.mkdir(parents=True, exist_ok=True)
         if self.record.kind == "full" and state_dict is not None:
             # DeepSpeed hands out what was trained only; a tied head is in the files once.
-            state_dict = state_dict | stored_tensors(self.base, model.state_dict().keys() - state_dict.keys())
+            state_dict = state_dict | stored_tensors(
+                self.base.folder, self.base.family, model.state_dict().keys() - state_dict.keys()
+            )
             if self.base.tied:
                 state_dict.pop("lm_head.weight", None)
         # PEFT would ask the hub whether the vocabulary has grown.
@@ -277,19 +287,6 @@ def save_processor(processor: Any, out: Path) -> None:
     processor.save_pretrained(out)
     processor.image_processor.save_pretrained(out)
     processor.video_processor.save_pretrained(out)
-
-
-def stored_tensors(base: Base, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Some of the base's tensors as its files hold them, by module parameter name."""
-    from safetensors import safe_open
-
-    found = {}
-    for tensor, file in tensor_index(base.folder).items():
-        name = module_name(base.family, tensor)
-        if name in names:
-            with safe_open(file, framework="pt") as tensors:
-                found[name] = tensors.get_tensor(tensor)
-    return found
 
 
 def stored_dtypes(base: Base) -> dict[str, torch.dtype]:

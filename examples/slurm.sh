@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# A run on several nodes under SLURM, one task a GPU:  sbatch examples/slurm.sh
+# Shortly before its time is up, and when it has to make room, the run saves and leaves with status 75; the job then
+# goes back into the queue, and the same command goes on where it was.
+#SBATCH --job-name=vlft
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+set -uo pipefail
+cd "${SLURM_SUBMIT_DIR:-.}" || exit 1
+[[ -f .venv/bin/activate ]] && source .venv/bin/activate
+
+# Clone, data and --output_dir lie where every node sees them. Any flag of vlft train may follow, --deepspeed too.
+srun --kill-on-bad-exit=1 python -m vlft train --config examples/lora_vision.yaml \
+    --model_id "${MODEL:-Qwen/Qwen2-VL-7B-Instruct}" --data_path "${DATA:-train.json}" \
+    --image_folder "${IMAGE_FOLDER:-images}" --output_dir "${OUTPUT:-output/run}" "$@"
+status=$?
+
+if ((status == 75)); then
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi
+exit $status
