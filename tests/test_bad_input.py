@@ -108,15 +108,61 @@ def test_an_attention_kernel_that_cannot_run_here(refused):
     assert "--attn flash_attn: needs a CUDA device" in refused("--attn", "flash_attn")
 
 
-def test_deepspeed_files_that_would_override_flags(refused, tmp_path):
+ZERO2 = {"zero_optimization": {"stage": 2}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({**ZERO2, "optimizer": {"type": "AdamW"}}, 'its "optimizer" block would act in place of --optim'),
+        ({**ZERO2, "scheduler": 3}, 'its "scheduler" block would act in place of --lr_scheduler_type'),
+        ({**ZERO2, "elasticity": {}}, 'its "elasticity" block would act in place of --global_batch'),
+        ({**ZERO2, "gradient_clipping": 0.5}, "its gradient_clipping 0.5 would override --max_grad_norm 1.0"),
+        ({**ZERO2, "gradient_clipping": [1]}, "gradient_clipping is [1], expected a number"),
+        ({**ZERO2, "gradient_accumulation_steps": 4}, "its gradient_accumulation_steps 4 would override"),
+        ({**ZERO2, "train_micro_batch_size_per_gpu": 2}, "2 would override --per_device_train_batch_size 1"),
+        ({**ZERO2, "train_micro_batch_size_per_gpu": True}, "is true, expected a number"),
+        ({**ZERO2, "train_batch_size": 64}, "its train_batch_size 64 would override --gradient_accumulation_steps 1"),
+        ({**ZERO2, "bf16": {"enabled": True}}, "its bf16.enabled true would override --bf16 false"),
+        ({**ZERO2, "fp16": {"enabled": "yes"}}, 'fp16.enabled is "yes", expected true, false or "auto"'),
+        ({**ZERO2, "bf16": True}, "bf16 holds a bool, expected a JSON object"),
+        ({"zero_optimization": [2]}, "zero_optimization holds a list, expected a JSON object"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4, expected 1, 2 or 3"),
+        ({"zero_optimization": {"stage": "2"}}, 'zero_optimization.stage is "2", expected 1, 2 or 3'),
+        ({}, "zero_optimization.stage is 0, expected 1, 2 or 3. To share nothing, leave --deepspeed out"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, "offload_optimizer holds a str"),
+        ({"zero_optimization": {"stage": 2, "stag": 3}}, "zero_optimization.stag is 3"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "many"}}, "reduce_bucket_size is 'many'"),
+        ([], "holds a list, expected a JSON object"),
+    ],
+)
+def test_deepspeed_files_that_would_override_flags(refused, tmp_path, settings, says):
     path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}))
-    assert '"optimizer" block' in refused("--deepspeed", str(path))
-    assert "not supported yet" in refused("--deepspeed", "zero3")
-    path.write_text("[]")
-    assert "holds a list, expected a JSON object" in refused("--deepspeed", str(path))
+    path.write_text(json.dumps(settings))
+    printed = refused("--deepspeed", str(path))
+    assert printed.startswith(f"error: --deepspeed {path}")
+    assert says in printed
+
+
+def test_deepspeed_files_that_are_none(refused, tmp_path):
+    path = tmp_path / "ds.json"
     path.write_bytes(b"\xff")
     assert "cannot be read as JSON" in refused("--deepspeed", str(path))
+    assert "cannot be read as JSON" in refused("--deepspeed", str(tmp_path / "none.json"))
+    printed = refused("--deepspeed", "zero4")
+    assert "neither a preset (zero1, zero2, zero3, zero2_offload, zero3_offload) nor a .json file" in printed
+
+
+def test_a_deepspeed_file_that_says_what_the_flags_say(tmp_path):
+    from vlft.config.deepspeed import deepspeed_settings
+
+    path = tmp_path / "ds.json"
+    zero = {"stage": 3, "stage3_max_live_parameters": 10_000, "reduce_bucket_size": "auto"}
+    path.write_text(json.dumps({"zero_optimization": zero, "gradient_clipping": 1.0, "bf16": {"enabled": "auto"}}))
+    flags = {"max_grad_norm": 1.0, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 1}
+    settings = deepspeed_settings(str(path), {**flags, "bf16": False, "fp16": False, "global_batch": None})
+    assert settings["zero_optimization"] == zero
+    assert settings["gradient_clipping"] == "auto"
 
 
 def test_evaluation_flags_that_need_each_other(refused, mixed_json):

@@ -26,7 +26,6 @@ from vlft.checkpoint.weights import (
     is_tied,
     load_adapter_strict,
     load_weights_strict,
-    stored_tensors,
 )
 
 __all__ = [
@@ -57,7 +56,6 @@ __all__ = [
     "resolve_model",
     "snapshot_revision",
     "some_of",
-    "stored_tensors",
     "tensor_index",
     "write_record",
 ]

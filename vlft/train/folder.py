@@ -15,16 +15,9 @@ from typing import Any, Literal
 
 import torch
 
-from vlft.checkpoint import (
-    RECORD,
-    RunRecord,
-    load_adapter_strict,
-    load_weights_strict,
-    read_record,
-    stored_tensors,
-    write_record,
-)
+from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights_strict, read_record, write_record
 from vlft.checkpoint.files import module_name, open_to_others, tensor_index
+from vlft.checkpoint.weights import stored_tensors
 from vlft.config.parse import write_yaml
 from vlft.errors import BadRow, CheckpointError
 from vlft.inputs import Base
@@ -201,9 +194,8 @@ class RunFolder:
         out.mkdir(parents=True, exist_ok=True)
         if self.record.kind == "full" and state_dict is not None:
             # DeepSpeed hands out what was trained only; a tied head is in the files once.
-            state_dict = state_dict | stored_tensors(
-                self.base.folder, self.base.family, model.state_dict().keys() - state_dict.keys()
-            )
+            frozen = model.state_dict().keys() - state_dict.keys()
+            state_dict = state_dict | stored_tensors(self.base.folder, self.base.family, frozen)
             if self.base.tied:
                 state_dict.pop("lm_head.weight", None)
         # PEFT would ask the hub whether the vocabulary has grown.

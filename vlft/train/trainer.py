@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from vlft.config.flags import TrainFlags
 from vlft.data.collate import Batch, Collator
@@ -29,12 +29,12 @@ from vlft.data.order import Order, RankBatches
 from vlft.errors import BadRow, ConfigError, DataError, Preempted
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
-from vlft.train import zero
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.folder import RunFolder
 from vlft.train.guard import StepGuard
 from vlft.train.ranks import barrier, gather
 from vlft.train.signals import Notice
+from vlft.train.zero import ZeroTrainer
 
 SAVING = 4.0  # times --stall_timeout that a checkpoint may take: disks over a network can be slow
 
@@ -71,7 +71,7 @@ class _MakeRoom(TrainerCallback):
             raise stop
 
 
-class VlftTrainer(Trainer):
+class VlftTrainer(ZeroTrainer):
     """See the module.
 
     Args:
@@ -325,11 +325,6 @@ class VlftTrainer(Trainer):
         """Rows that turned out bad while training, of every rank; every rank must call it."""
         return [row for rank in gather(self.skipped) for row in rank.values()]
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self.is_deepspeed_enabled:
-            return super().save_model(output_dir, _internal_call)
-        self._save(output_dir, state_dict=zero.trained_weights(self.model))
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
             self.folder.write_weights(Path(output_dir or self.folder.path), self.model, state_dict=state_dict)
@@ -339,10 +334,7 @@ class VlftTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_deepspeed_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            if checkpoint is not None:
-                zero.mend_loaded(self.deepspeed, self.lr_scheduler, self.groups, clip=self.args.max_grad_norm)
-            return
+            return super()._load_optimizer_and_scheduler(checkpoint)
         # transformers 5.17 cannot read them in a group of CPU processes ("cpu:0"); later ones can.
         parts: tuple[tuple[str, Any], ...] = (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler))
         for name, part in parts:

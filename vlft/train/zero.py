@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import Trainer
 
 from vlft.config.flags import TrainFlags
 from vlft.errors import CheckpointError
@@ -135,6 +136,22 @@ def go_on_from(checkpoint: Path, args: TrainFlags, *, run: Path) -> None:
         )
     config: dict[str, Any] = args.hf_deepspeed_config.config
     config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
+
+
+class ZeroTrainer(Trainer):
+    """The Trainer of transformers, with what it and DeepSpeed would do otherwise than plain training does."""
+
+    groups: list[Group]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_deepspeed_enabled:
+            return super().save_model(output_dir, _internal_call)
+        self._save(output_dir, state_dict=trained_weights(self.model))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_deepspeed_enabled:
+            mend_loaded(self.deepspeed, self.lr_scheduler, self.groups, clip=self.args.max_grad_norm)
 
 
 def mend_loaded(engine: Any, scheduler: Any, groups: Sequence[Group], *, clip: float) -> None:
