@@ -99,9 +99,9 @@ def test_flags_of_commands_are_known(verb):
 
 
 def finetune_commands() -> list[list[str]]:
-    """The flags of every command that trains: after a script, `vlft train` or torchrun."""
+    """The flags of every command that trains: after a script, `vlft train` or a launcher."""
     rest = [command[2:] for command in COMMANDS if re.search(r"vlft train|scripts/finetune", " ".join(command[:2]))]
-    inline = [shlex.split(text) for text in re.findall(r"`torchrun [^`]*? vlft train ([^`]*)`", README)]
+    inline = [shlex.split(text) for text in re.findall(r"`(?:torchrun|deepspeed) [^`]*? vlft train ([^`]*)`", README)]
     return rest + inline
 
 
@@ -116,8 +116,9 @@ def test_flags_in_prose_are_known():
     known = {option[2:] for action in parser()._actions for option in action.option_strings}
     known |= {name.replace("-", "_") for verb in VERBS for name in help.flags(verb)}
     serving, moving = (README.partition(f"\n## {name}")[2].partition("\n## ")[0] for name in ("Serving", "Coming from"))
-    prose = README.replace(serving, "").replace(moving, "").replace("--nproc_per_node", "")
-    assert not {flag for flag in flags_in(prose) if flag not in known}
+    prose = README.replace(serving, "").replace(moving, "")
+    of_launchers = {"nproc_per_node", "num_gpus", "module"}
+    assert not {flag for flag in flags_in(prose) if flag not in known | of_launchers}
 
 
 # ---- tables
