@@ -114,10 +114,8 @@ def loaded_logits(run: Path) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("strategy", "towers"),
     grid(
-        ("ddp", "lora"),
         ("zero1", "full"),
         ("zero3", "full"),
-        ("zero3", "lora"),
         ("zero3", "vision-lora"),
         ("zero3_offload", "language-full"),
         towers=tuple(TOWERS),
@@ -131,7 +129,7 @@ def test_two_processes_train_as_one_and_the_result_loads(runs, strategy, towers)
     assert torch.allclose(loaded_logits(two), loaded_logits(whole), atol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["zero2_offload", "zero3"])
+@pytest.mark.parametrize("strategy", [pytest.param("zero2_offload", marks=pytest.mark.grid), "zero3"])
 def test_bf16_keeps_float32_masters(runs, strategy):
     """Trained, saved and gone on with in float32, over weights that compute in bf16."""
     flags = (*TOWERS["merger"], "--bf16", "true", *strategy_flags(strategy))
@@ -198,7 +196,7 @@ def mixture(runs: Runs, name: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("rows", MIXTURES)
+@pytest.mark.parametrize("rows", ["apart", pytest.param("alternating", marks=pytest.mark.grid)])
 @pytest.mark.parametrize(
     ("strategy", "towers"),
     grid(("ddp", "full"), ("zero2", "vision-lora"), ("zero3", "full"), ("zero3", "lora")),
@@ -310,7 +308,7 @@ STEPS = ("--save_strategy", "steps", "--save_steps", "3")
     ("strategy", "towers"),
     [
         pytest.param(strategy, towers, marks=() if (strategy, towers) in quick else pytest.mark.grid)
-        for quick in [{("zero3", "full"), ("zero2_offload", "vision-lora")}]
+        for quick in [{("zero3", "full")}]
         for strategy in PRESETS
         for towers in ("full", "lora", "vision-lora")
     ],
@@ -355,16 +353,6 @@ def test_another_number_of_processes_goes_on_from_a_converted_state(runs, strate
     assert_same(again, runs.alone(*rates, *split(2, 1)))
 
 
-def test_a_state_of_deepspeed_from_elsewhere_is_not_read(runs):
-    more = (*split(1, 1), "--deepspeed", "zero2", *STEPS, "--max_steps", "3")
-    run = runs.done(*more, world=2, name="mine")
-    checkpoint = str(run / "checkpoint-3")
-    _, ranks = runs.start(*more, "--resume_from_checkpoint", checkpoint, world=2, name="other")
-    assert ranks[0].status == 1
-    assert "not of this run's own --output_dir" in ranks[0].output
-    assert "pickle" in ranks[0].output
-
-
 def test_the_best_checkpoint_comes_back(runs):
     run = runs.done(
         *("--eval_path", str(runs.mixed_json), "--eval_strategy", "steps", "--eval_steps", "2", *split(1, 1)),
@@ -381,12 +369,17 @@ def test_the_best_checkpoint_comes_back(runs):
 
 
 def test_a_checkpoint_holds_what_was_trained_only(runs):
-    run = runs.done(
-        "--merger", "full", *split(1, 1), "--deepspeed", "zero3", *STEPS, "--max_steps", "3", world=2, name="few"
-    )
+    few = ("--merger", "full", *split(1, 1), "--deepspeed", "zero3", *STEPS, "--max_steps", "3")
+    run = runs.done(*few, world=2, name="few")
     names = set(weights(run / "checkpoint-3"))
     assert names == set(weights(run))
     assert all("lora_" in name or "merger" in name for name in names)
     states = (run / "checkpoint-3" / "global_step3").glob("*model_states.pt")
     held = {n for path in states for n in torch.load(path, weights_only=False)["module"]}  # we have written it
     assert not [name for name in held if "base_layer" in name or "embed_tokens" in name]
+
+    # Nor is it read by another run: it is a pickle.
+    _, ranks = runs.start(*few, "--resume_from_checkpoint", str(run / "checkpoint-3"), world=2, name="other")
+    assert ranks[0].status == 1
+    assert "not of this run's own --output_dir" in ranks[0].output
+    assert "pickle" in ranks[0].output
