@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from vlft.batches import asked_for, described, evaluation_order, largest, settings_of, training_order
-from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, read_json, snapshot_revision
-from vlft.checkpoint.record import MEDIA_KEYS
+from vlft.batches import described, evaluation_order, largest, training_order
+from vlft.checkpoint import read_json
 from vlft.config.checks import check_flags, remarks_on_steps
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.flags import DataFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
 from vlft.data.dataset import RowDataset
@@ -27,9 +25,10 @@ from vlft.model import attention, flops, forward, groups, kernels, memory, tower
 from vlft.model.load import load_base
 from vlft.train import faults, zero
 from vlft.train.accounts import Meter, MetricsFile
-from vlft.train.folder import RunFolder, data_entries, settings_there
+from vlft.train.folder import RunFolder, settings_there
 from vlft.train.guard import StepGuard
 from vlft.train.ranks import barrier, on_rank_zero, peer_lost
+from vlft.train.record import run_record
 from vlft.train.signals import Notice
 from vlft.train.trainer import SAVING, VlftTrainer
 from vlft.train.watchdog import Watchdog, shared_store
@@ -64,7 +63,7 @@ def train(parsed: Parsed) -> Path:
     kept = on_rank_zero(lambda: settings_there(args.output_dir, args.resume_from_checkpoint))
     order = training_order(measured.costs, data, args, world=args.world_size, kept=kept)
     args.accumulate(order.accumulation)
-    record = _record(base, data, model_flags, args, measured, order)
+    record = run_record(base, data, model_flags, args, measured, order)
     folder = RunFolder(args.output_dir, base, record)
     try:
         how, checkpoint = on_rank_zero(lambda: _claim(folder, args))
@@ -187,55 +186,6 @@ def prepare_model(
         "Liger kernels": fused,
         "gradient checkpointing": checkpointed,
     }
-
-
-def _record(
-    base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: Measured, order: Order
-) -> RunRecord:
-    return RunRecord(
-        kind="adapter" if base.towers.has_lora else "full",
-        base_model=str(model.model_id),
-        base_revision=snapshot_revision(base.folder),
-        base_fingerprint=base_fingerprint(base.folder),
-        model_type=base.family.model_type,
-        towers=dict(base.towers.modes),
-        lora=base.towers.lora_settings(),
-        media={name: getattr(base.media, name) for name in MEDIA_KEYS},
-        versions=library_versions(),
-        training={
-            "finished": False,
-            "seed": args.seed,
-            **settings_of(order),
-            "asked": asked_for(data, args),
-            "processes": args.world_size,
-            "max_length": base.encoder.max_length,
-            "data": _data_print(data.data_path),
-            # A skipped row that was mended since would shift the order of all others.
-            "rows": len(measured.costs),
-            # A checkpoint's optimizer and schedule bring these back, whatever the flags say by then.
-            "learning_rates": args.learning_rates,
-            "weight_decay": args.weight_decay,
-            "optim": _plain(args.optim),
-            "lr_scheduler_type": _plain(args.lr_scheduler_type),
-            "warmup_steps": args.warmup_steps,
-            "deepspeed": args.zero or False,
-        },
-        data=data_entries(measured.rows.counts, measured.rows.bad),
-    )
-
-
-def _plain(value: Any) -> str:
-    """An enum of transformers as its word."""
-    return str(getattr(value, "value", value))
-
-
-def _data_print(paths: Sequence[str]) -> str:
-    """A short print of the data files' bytes, in order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def _claim(folder: RunFolder, args: TrainFlags) -> tuple[str, Path | None]:

@@ -1,0 +1,65 @@
+"""What `vlft.json` says of a run: all that it was asked for, so that it can be told from another one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from vlft.batches import asked_for, settings_of
+from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
+from vlft.checkpoint.record import MEDIA_KEYS
+from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.data.order import Order
+from vlft.inputs import Base, Measured
+from vlft.train.folder import data_entries
+
+
+def run_record(
+    base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: Measured, order: Order
+) -> RunRecord:
+    """The record of a run that begins."""
+    return RunRecord(
+        kind="adapter" if base.towers.has_lora else "full",
+        base_model=str(model.model_id),
+        base_revision=snapshot_revision(base.folder),
+        base_fingerprint=base_fingerprint(base.folder),
+        model_type=base.family.model_type,
+        towers=dict(base.towers.modes),
+        lora=base.towers.lora_settings(),
+        media={name: getattr(base.media, name) for name in MEDIA_KEYS},
+        versions=library_versions(),
+        training={
+            "finished": False,
+            "seed": args.seed,
+            **settings_of(order),
+            "asked": asked_for(data, args),
+            "processes": args.world_size,
+            "max_length": base.encoder.max_length,
+            "data": _data_print(data.data_path),
+            # A skipped row that was mended since would shift the order of all others.
+            "rows": len(measured.costs),
+            # A checkpoint's optimizer and schedule bring these back, whatever the flags say by then.
+            "learning_rates": args.learning_rates,
+            "weight_decay": args.weight_decay,
+            "optim": _plain(args.optim),
+            "lr_scheduler_type": _plain(args.lr_scheduler_type),
+            "warmup_steps": args.warmup_steps,
+            "deepspeed": args.zero or False,
+        },
+        data=data_entries(measured.rows.counts, measured.rows.bad),
+    )
+
+
+def _plain(value: Any) -> str:
+    """An enum of transformers as its word."""
+    return str(getattr(value, "value", value))
+
+
+def _data_print(paths: Sequence[str]) -> str:
+    """A short print of the data files' bytes, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
