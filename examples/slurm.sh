@@ -23,7 +23,8 @@ srun --kill-on-bad-exit=1 python -m vlft train --config examples/lora_vision.yam
     --image_folder "${IMAGE_FOLDER:-images}" --output_dir "${OUTPUT:-output/run}" "$@"
 status=$?
 
-if ((status == 75)); then
+# 143: a task that was ended (SIGTERM) because another one had left with 75 before it.
+if ((status == 75 || status == 143)); then
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 fi

@@ -5,6 +5,7 @@ Each takes first what the test gives, then the trainer and the micro-batch. Step
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -29,9 +30,11 @@ def kill(step: int, rank: int | None, trainer: Any, batch: Any) -> None:
 
 
 def notify(step: int, number: int, rank: int, trainer: Any, batch: Any) -> None:
-    """A signal to one rank, once."""
+    """A signal to one rank and its loader processes, once."""
     if _step(trainer) == step and trainer.args.process_index == rank and not hasattr(trainer, "notified"):
         trainer.notified = True
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, number)
         os.kill(os.getpid(), number)
 
 

@@ -243,7 +243,8 @@ def test_a_disk_that_fills_up_while_saving(train, base, mixed_json, media, tmp_p
 def test_a_signal_saves_and_ends_with_a_status_to_requeue_on(train, base, mixed_json, media, tmp_path, number, world):
     """One process of the run is told in the middle of an accumulation, and no checkpoint was due."""
     out = tmp_path / "run"
-    argv = arguments(base, mixed_json, media, out, *FULL, "--packing", "false", "--global_batch", "4")
+    argv = arguments(base, mixed_json, media, out, *FULL, "--packing", "false", "--global_batch", "4",
+                     "--dataloader_num_workers", "1")  # fmt: skip
     ranks = vlft_process(argv, world=world, out=tmp_path, during=[partial(notify, 2, number, 0)])
     assert [rank.status for rank in ranks] == [75] * world, ranks[0].output[-3000:]
     said = "".join(rank.output for rank in ranks)

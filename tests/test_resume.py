@@ -13,6 +13,7 @@ from test_packed_training import PACKED
 from test_train import FULL, VISION_LORA, arguments, assert_same, lines, split, train
 
 from vlft.cli.main import main
+from vlft.train.folder import RunFolder
 
 __all__ = ["train"]  # a fixture
 
@@ -72,3 +73,21 @@ def test_another_number_of_rows_a_step_is_refused_with_what_makes_it_equal(
     said = capsys.readouterr().err
     assert "its global batch is 4, this run's is 2" in said
     assert "it ran on 2 processes, this is 1: --gradient_accumulation_steps 4 makes them equal" in said
+
+
+def test_a_run_that_was_killed_between_its_last_checkpoint_and_its_end(train, monkeypatch):
+    """In the middle of an epoch: no step more is trained than was asked for."""
+    more = (*FULL, *split(1, 2), *SAVE, "--max_steps", "3")
+    whole = train(*more, name="whole")
+
+    def end(*args, **kwargs):
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", end)
+        with pytest.raises(KeyError, match="killed"):
+            train(*more)
+    run = train(*more)
+    assert [line["step"] for line in lines(run)] == [1, 2, 3]
+    assert not (run / "checkpoint-4").exists()
+    assert_same(run, whole, tolerance=0)

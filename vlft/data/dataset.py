@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from vlft.data.media import MediaError, MediaSettings
 from vlft.data.sample import Cost, EncodedSample, Sample
 from vlft.errors import BadRow, ConfigError, DataError
 
+WORKER_GRACE = 120  # seconds that a loader process goes on after SIGTERM
 SCAN_CHUNK = 16  # rows a worker hands back at once
 DECODE_CHUNK = 4  # the same where every frame is decoded, which takes a hundred times longer
 # Seconds before each further try at media that cannot be read: network disks come back, files are put into place.
@@ -196,9 +198,14 @@ def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:
 
 
 def _be_apart(worker: int) -> None:
-    """A signal to the run's processes as a group (a scheduler's notice, Ctrl-C) is for the trainer alone to act on;
-    workers end when it does, by torch's own watch over them."""
+    """A scheduler's notice (see `train.signals`) or Ctrl-C is for the trainer to act on, which still needs its workers.
+
+    They end when it does, by torch's own watch over them.
+    """
     os.setpgid(0, 0)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Put off, not ignored: Python ends workers that way when it exits itself.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE))
 
 
 def _has_device() -> bool:

@@ -63,7 +63,7 @@ def going_on(checkpoint: Path | None) -> str:
 
 def worker_died(error: BaseException, *, workers: int, checkpoint: Path | None) -> RunFault | None:
     """A loader process that ended; None where `error` is something else. torch raises it wherever the run just is."""
-    if "DataLoader worker" not in str(error):
+    if "DataLoader worker (pid" not in str(error):  # without the number it is an exception inside of one
         return None
     how = re.search(r"by signal: (\w+)|exited unexpectedly", str(error))
     ended = f"was ended by {how[1]}" if how and how[1] else "ended"
@@ -94,6 +94,16 @@ def out_of_memory(
         f"out of memory in {where}, {batch}; {batch.tokens:,} tokens, {batch.patches:,} patches.\n  {first}\n"
         f"  What helps, in this order: {'; '.join(helps)}. Other rows a step or other pixels are another run and need "
         f"a new --output_dir.\n  {going_on(checkpoint)}"
+    )
+
+
+def no_room(error: BaseException, *, checkpoint: Path | None) -> RunFault:
+    """A device had no room outside of any micro-batch."""
+    return RunFault(
+        "out of memory for weights, gradients or the optimizer's states, which come with the first step.\n"
+        f"  {str(error).strip().splitlines()[0]}\n"
+        "  What helps: LoRA instead of full towers, --optim adamw_8bit, --deepspeed zero2 or zero3 over several GPUs, "
+        f"zero2_offload on one.\n  {going_on(checkpoint)}"
     )
 
 

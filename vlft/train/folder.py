@@ -323,7 +323,9 @@ def _step(checkpoint: Path) -> int:
 def _sync(folder: Path) -> None:
     """Have a folder's files on disk before its name says so."""
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_dir():
+            _sync_folder(path)
+        else:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     _sync_folder(folder)

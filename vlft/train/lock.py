@@ -43,6 +43,11 @@ class FolderLock:
             raise CheckpointError(
                 f"--output_dir {self.path}: another run is training there right now. Wait for it, or choose another."
             ) from error
+        except OSError as error:
+            raise CheckpointError(
+                f"--output_dir {self.path}: cannot be locked ({error.strerror}), so two runs could write "
+                "there at once. Choose a folder on a file system that has flock."
+            ) from error
         _not_in_children(self._file)
 
     def release(self) -> None:

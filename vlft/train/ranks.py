@@ -75,6 +75,8 @@ def _group() -> Any:
 
 def peer_lost(error: BaseException) -> PeerLost | None:
     """What `error` comes to where the cause is in another process; None where it is something else."""
+    if not _several():
+        return None
     lost = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
     if not lost and not _HUNG_UP.search(str(error)):
         return None

@@ -25,6 +25,7 @@ from vlft.model import attention, flops, forward, groups, kernels, memory, tower
 from vlft.model.load import load_base
 from vlft.train import faults, zero
 from vlft.train.accounts import Meter, MetricsFile
+from vlft.train.callbacks import AtTheEnd
 from vlft.train.folder import RunFolder, settings_there
 from vlft.train.guard import StepGuard
 from vlft.train.ranks import barrier, on_rank_zero, peer_lost
@@ -72,8 +73,12 @@ def train(parsed: Parsed) -> Path:
         else:
             _run(parsed, base, measured, evaluated, order, folder, checkpoint, say)
         _say_result(folder, say)
+    except BrokenPipeError:
+        raise  # nobody reads what is printed any more
     except (OSError, RuntimeError, SafetensorError) as error:
         newest = folder.newest()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise faults.no_room(error, checkpoint=newest) from error
         if (fault := faults.disk_full(error, folder=folder.path, checkpoint=newest)) is not None:
             folder.clear()
             raise fault from error
@@ -124,7 +129,11 @@ def _run(
         say(described(order))
         for remark in remarks_on_steps(args, args.total_steps(order.steps)):
             say(f"note: {remark}")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except AtTheEnd:
+            if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+                trainer._load_best_model()
         watchdog.at("saving what was trained", patience=SAVING)
         _finish(trainer, folder)
 

@@ -20,16 +20,16 @@ from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
 
 from vlft.config.flags import TrainFlags
 from vlft.data.collate import Batch, Collator
 from vlft.data.dataset import RowDataset, loader_options
 from vlft.data.order import Order, RankBatches
-from vlft.errors import BadRow, ConfigError, DataError, Preempted
+from vlft.errors import BadRow, ConfigError, DataError
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
 from vlft.train.accounts import Meter, MetricsFile
+from vlft.train.callbacks import MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
 from vlft.train.guard import StepGuard
 from vlft.train.ranks import barrier, gather
@@ -37,38 +37,6 @@ from vlft.train.signals import Notice
 from vlft.train.zero import ZeroTrainer
 
 SAVING = 4.0  # times --stall_timeout that a checkpoint may take: disks over a network can be slow
-
-
-class _SetEpoch(TrainerCallback):
-    """Tells our batch sampler which epoch begins; accelerate's wrapper for skipped batches hides it from HF."""
-
-    def __init__(self, sampler: RankBatches) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.sampler.set_epoch(state.global_step // self.sampler.order.steps)
-
-
-class _MakeRoom(TrainerCallback):
-    """Saves and ends the run after the step in which a process was told to go."""
-
-    def __init__(self, trainer: VlftTrainer, notice: Notice) -> None:
-        self.trainer = trainer
-        self.notice = notice
-        self.told: str | None = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.told = next((name for name in gather(self.notice.name) if name is not None), None)
-        if self.told is not None:
-            control.should_save, control.should_evaluate = True, False
-            args.save_only_model = False  # such a checkpoint could not be gone on from
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.told is not None:
-            name = self.trainer.folder.path / f"checkpoint-{state.global_step}"
-            stop = Preempted(f"{self.told} after step {state.global_step}, saved as {name}. The same command goes on.")
-            stop.said = args.process_index != 0
-            raise stop
 
 
 class VlftTrainer(ZeroTrainer):
@@ -127,7 +95,10 @@ class VlftTrainer(ZeroTrainer):
         self._last_logged = 0
         self._rates: dict[str, float] = {}
         self._started: tuple[float, int] | None = None
-        self.add_callback(_MakeRoom(self, notice))
+        # transformers would delete in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
+        self.save_total_limit, args.save_total_limit = args.save_total_limit, None
+        self.add_callback(MakeRoom(notice, self.folder.path))
+        self.add_callback(StopAtTheEnd())
 
     # ---- data
 
@@ -144,7 +115,7 @@ class VlftTrainer(ZeroTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         batches = RankBatches(self.order, rank=self.args.process_index)
-        self.add_callback(_SetEpoch(batches))
+        self.add_callback(SetEpoch(batches))
         return self._loader(self.train_rows, batches)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -302,22 +273,20 @@ class VlftTrainer(ZeroTrainer):
             self.log({"loss": 0.0})  # counts up to a checkpoint are on disk with it, or a resumed run would miss them
         start = time.perf_counter()
         self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=SAVING)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go once the new one stands
         self.folder.begin_checkpoint(writer=self.args.should_save)
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.folder.saving = False
-            self.args.save_total_limit = limit
         best = self.state.best_global_step
-        if best:
+        name = f"checkpoint-{self.state.global_step}"
+        if best and (best == self.state.global_step or (self.folder.path / f"checkpoint-{best}").is_dir()):
             self.state.best_model_checkpoint = str(self.folder.path / f"checkpoint-{best}")
         skipped = self.all_skipped()
         if self.args.should_save:
-            name = f"checkpoint-{self.state.global_step}"
             self.state.save_to_json(str(self.folder.staging / name / "trainer_state.json"))
             self.folder.commit_checkpoint(name, skipped)
-            self.folder.drop_old(limit, self.state.best_model_checkpoint)
+            self.folder.drop_old(self.save_total_limit, self.state.best_model_checkpoint)
         barrier()
         self.meter.exclude(time.perf_counter() - start)
 

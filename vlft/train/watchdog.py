@@ -13,13 +13,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch.distributed as dist
 
 LOOK = 5.0  # seconds between looks; more often for a short limit
 LAST_WORDS = 3.0  # seconds that the others have to add their part, before the first one ends
+LAST_CALL = 30.0  # seconds after which it ends without a report
 SHOWN_ROWS = 8
 SHOWN_CALLS = 12
 
@@ -81,7 +82,8 @@ class Watchdog:
         self.store = store
         self.advice = advice
         self.end = end
-        self._place, self._since, self._patience = Place(passed=0, where="starting"), time.monotonic(), 1.0
+        # Place, since when, and how many times the limit it may take: one value, for another thread reads it.
+        self._here = Place(passed=0, where="starting"), time.monotonic(), 1.0
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -91,13 +93,12 @@ class Watchdog:
         Args:
             patience: times the limit that it may stay.
         """
-        self._patience = patience
-        self._place = Place(passed=self._place.passed + 1, where=where, rows=tuple(rows))
-        self._since = time.monotonic()
+        passed = self._here[0].passed + 1
+        self._here = Place(passed=passed, where=where, rows=tuple(rows)), time.monotonic(), patience
 
     def __enter__(self) -> Watchdog:
         if self.limit > 0:
-            self._since = time.monotonic()
+            self._here = self._here[0], time.monotonic(), 1.0
             self._thread = threading.Thread(target=self._watch, name="vlft-watchdog", daemon=True)
             self._thread.start()
         return self
@@ -105,28 +106,39 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(LOOK)  # it may wait for a store that is gone
 
     def _watch(self) -> None:
         while not self._done.wait(min(LOOK, self.limit / 4)):
-            place = self._now()
-            if self.store is not None:
-                self.store.set(_key(self.rank), json.dumps(asdict(place)))
-            if place.for_s > self.limit * self._patience:
-                self._report()
+            place, patience = self._now()
+            if place.for_s > self.limit * patience:
+                last = threading.Timer(LAST_CALL, self.end)  # should the store hang as well
+                last.daemon = True
+                last.start()
+                self._report(place, self.limit * patience)
+                last.cancel()
                 self.end()
                 return
+            self._publish(place)
 
-    def _now(self) -> Place:
-        place = self._place
-        return Place(passed=place.passed, where=place.where, rows=place.rows, for_s=time.monotonic() - self._since)
+    def _now(self) -> tuple[Place, float]:
+        place, since, patience = self._here
+        return replace(place, for_s=time.monotonic() - since), patience
 
-    def _report(self) -> None:
-        places = self._places()
+    def _publish(self, place: Place) -> None:
+        if self.store is not None:
+            try:
+                self.store.set(_key(self.rank), json.dumps(asdict(place)))
+            except RuntimeError:
+                self.store = None  # its process is gone; this one is still watched
+
+    def _report(self, here: Place, limit: float) -> None:
+        self._publish(here)
+        places = self._places(here)
         fewest = min(place.passed for place in places.values() if place is not None)
         behind = {rank for rank, place in places.items() if place is not None and place.passed == fewest}
         if self.store is None or self.store.add("vlft/stalled", 1) == 1:
-            lines = [f"stalled: no step went on for {self.limit * self._patience:,.0f} s (--stall_timeout)."]
+            lines = [f"stalled: no step went on for {limit:,.0f} s (--stall_timeout)."]
             for rank, place in sorted(places.items()):
                 mark = "   <- the others wait for it" if rank in behind and len(behind) < len(places) else ""
                 lines.append(
@@ -138,9 +150,9 @@ class Watchdog:
         if self.world > 1:
             time.sleep(LAST_WORDS)
 
-    def _places(self) -> dict[int, Place | None]:
+    def _places(self, here: Place) -> dict[int, Place | None]:
         """Of every rank, as it last said."""
-        found: dict[int, Place | None] = {self.rank: self._now()}
+        found: dict[int, Place | None] = {self.rank: here}
         for rank in range(self.world):
             if rank != self.rank and self.store is not None:
                 known = self.store.check([_key(rank)])
