@@ -1,6 +1,6 @@
 """Ended at any moment, a third of the times while it saves, and started again: the run ends as if nothing had been.
 
-`VLFT_KILLS=30 python -m pytest tests/test_kills.py` ends it thirty times; by default it is a few.
+`VLFT_KILLS=30 python -m pytest -m distributed tests/test_kills.py` ends each thirty times; by default it is a few.
 """
 
 from __future__ import annotations
@@ -25,8 +25,15 @@ DROPOUT = ("--lora_dropout", "0.1")
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("towers", [(*FULL,), (*VISION_LORA, *DROPOUT)], ids=["full", "vision-lora"])
+@pytest.mark.parametrize(
+    ("towers", "number"),
+    [
+        pytest.param(FULL, signal.SIGKILL, id="full-kill"),
+        pytest.param((*VISION_LORA, *DROPOUT), signal.SIGTERM, id="vision-lora-term"),
+        pytest.param(FULL, signal.SIGTERM, id="full-term", marks=pytest.mark.grid),
+        pytest.param((*VISION_LORA, *DROPOUT), signal.SIGKILL, id="vision-lora-kill", marks=pytest.mark.grid),
+    ],
+)
 def test_a_run_that_is_ended_again_and_again_ends_as_if_it_had_not_been(
     base, mixed_json, media, tmp_path, train, towers, number
 ):

@@ -9,8 +9,9 @@ import warnings
 
 def quiet() -> None:
     """Call before models are loaded. Warnings meant for users still come through."""
-    # peft 0.21 calls a method that transformers 5.23 renames; neither is the user's to mend.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
+    # peft 0.21 calls a method that transformers 5.23 renames, accelerate 1.15 an option that torch 2.15 does; none is
+    # the user's to mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch|accelerate)\b")
     # Rows are tokenised a few short texts at a time: threads would cost more than they bring, and the tokenizer would
     # warn of them in every loader worker.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
