@@ -85,3 +85,8 @@ def test_the_deepspeed_launcher():
     ]
     assert without_local_rank(["--local_rank=1", "train"], {}) == ["--local_rank=1", "train"]
     assert without_local_rank([], {"LOCAL_RANK": "1"}) == []
+
+
+def test_a_number_of_tasks_that_is_none():
+    with pytest.raises(ConfigError, match=r"srun started many tasks.*invalid literal"):
+        joined({**SRUN, "SLURM_STEP_NUM_TASKS": "many"})

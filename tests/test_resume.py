@@ -99,3 +99,20 @@ def test_a_run_that_was_killed_between_its_last_checkpoint_and_its_end(train, mo
     assert [line["step"] for line in lines(run)] == [1, 2, 3]
     assert not (run / "checkpoint-4").exists()
     assert_same(run, whole, tolerance=0)
+
+
+def test_a_longer_row_than_the_packs_of_a_run_hold_makes_it_another_run(base, mixed_json, media, tmp_path, capsys):
+    """The packs that a run settled on are no larger than its rows needed; told is that the data changed."""
+    data = tmp_path / "data.json"
+    rows = json.loads(mixed_json.read_text())
+    data.write_text(json.dumps(rows))
+    argv = arguments(base, data, media, tmp_path / "run", *SAVE, "--packing", "true", "--global_batch", "1")
+    assert main([*argv, "--max_steps", "1"]) == 0
+    record = json.loads((tmp_path / "run" / "vlft.json").read_text())
+    record["training"]["finished"] = False
+    (tmp_path / "run" / "vlft.json").write_text(json.dumps(record))
+    rows[0]["conversations"][1]["value"] *= 40
+    data.write_text(json.dumps(rows))
+    capsys.readouterr()
+    assert main([*argv, "--max_steps", "2"]) == 1
+    assert "belongs to another run: its data is " in capsys.readouterr().err

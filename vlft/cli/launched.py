@@ -28,7 +28,7 @@ def join(environ: MutableMapping[str, str]) -> None:
     Raises:
         ConfigError: SLURM's words make no sense.
     """
-    if "RANK" not in environ and int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "RANK" not in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         environ.update(_of_slurm(environ) | {name: environ[name] for name in _GIVEN if name in environ})
     if "LOCAL_SIZE" in environ:  # the deepspeed launcher's word
         environ.setdefault("LOCAL_WORLD_SIZE", environ["LOCAL_SIZE"])
@@ -45,7 +45,7 @@ def _of_slurm(environ: Mapping[str, str]) -> dict[str, str]:
             "RANK": environ["SLURM_PROCID"],
             # With --gpus-per-task each task sees its own GPU only, which then is number 0.
             "LOCAL_RANK": "0" if alone else environ["SLURM_LOCALID"],
-            "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+            "WORLD_SIZE": str(int(environ["SLURM_STEP_NUM_TASKS"])),
             "LOCAL_WORLD_SIZE": _tasks_on_node(
                 environ["SLURM_STEP_TASKS_PER_NODE"], int(environ.get("SLURM_NODEID", "0"))
             ),

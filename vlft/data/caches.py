@@ -1,10 +1,13 @@
-"""The user's folders for what vlft keeps between runs. Knows the environment; neither what is kept nor in what form."""
+"""What vlft keeps between runs: the user's folders for it, and files that appear whole. Knows not what is kept."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 
 def cache_folder(environ: Mapping[str, str], *, variable: str, name: str) -> Path | None:
@@ -21,3 +24,23 @@ def cache_folder(environ: Mapping[str, str], *, variable: str, name: str) -> Pat
         return Path(cache) / "vlft" / name
     home = os.path.expanduser("~")
     return Path(home) / ".cache" / "vlft" / name if os.path.isabs(home) else None
+
+
+@contextlib.contextmanager
+def appearing(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write that has its name only once all of it is written, whoever else writes it at the same time.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    descriptor, aside = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+    try:
+        with open(descriptor, "wb") as out:
+            yield out
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+        raise

@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import os
 import struct
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from vlft import __version__
-from vlft.data.caches import cache_folder
+from vlft.data.caches import appearing, cache_folder
 from vlft.data.dataset import scan
 from vlft.data.encode import Encoder
 from vlft.data.sample import Cost, Image, Sample, Text, Video
@@ -204,7 +203,6 @@ def _read(path: Path, file: str, note: Callable[[str], None]) -> _Known:
 
 
 def _write(path: Path, known: _Known) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     costs = [(cost.tokens, cost.supervised, cost.patches) for cost, _ in known.values()]
     arrays = {
         "format": np.array(FORMAT),
@@ -213,15 +211,8 @@ def _write(path: Path, known: _Known) -> None:
         "counts": np.array([len(stamps) for _, stamps in known.values()], dtype=np.int64),
         "stamps": np.array([pair for _, stamps in known.values() for pair in stamps], dtype=np.int64).reshape(-1, 2),
     }
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with open(descriptor, "wb") as out:
-            np.savez(out, **arrays)  # type: ignore[arg-type]
-        os.replace(aside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
-        raise
+    with appearing(path) as out:
+        np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 def _prune(folder: Path) -> None:

@@ -6,13 +6,11 @@ comes here.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import http.client
 import os
 import re
-import tempfile
 import threading
 import time
 import urllib.error
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft import __version__
+from vlft.data.caches import appearing
 from vlft.errors import ConfigError
 
 FETCHERS = 16  # at a time
@@ -155,29 +154,21 @@ def _fetch_once(path: str, url: str, stop: threading.Event) -> None:
             raise _Failed(f"it answers with {kind}, not with a picture or video")
         length = answer.headers.get("Content-Length", "")
         promised = int(length) if length.isdecimal() else None
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".", suffix=".tmp")
-        try:
-            with open(descriptor, "wb") as out:
-                size = 0
-                _refuse_large(promised or 0)
-                while chunk := answer.read1(CHUNK):
-                    size += len(chunk)
-                    _refuse_large(size)
-                    if stop.is_set():
-                        raise _Failed("the run ended meanwhile")
-                    if time.monotonic() - began > FILE_SECONDS:
-                        raise _Failed(f"it took more than {FILE_SECONDS:g} s: {size:,} bytes came")
-                    out.write(chunk)
+        with appearing(path) as out:
+            size = 0
+            _refuse_large(promised or 0)
+            while chunk := answer.read1(CHUNK):
+                size += len(chunk)
+                _refuse_large(size)
+                if stop.is_set():
+                    raise _Failed("the run ended meanwhile")
+                if time.monotonic() - began > FILE_SECONDS:
+                    raise _Failed(f"it took more than {FILE_SECONDS:g} s: {size:,} bytes came")
+                out.write(chunk)
             if promised is not None and size < promised:
                 raise ConnectionError(f"{size:,} of {promised:,} bytes came")
             if not size:
                 raise _Failed("it is empty")
-            os.replace(aside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-            raise
 
 
 def _refuse_large(size: int) -> None:
