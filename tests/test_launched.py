@@ -70,6 +70,7 @@ def test_an_srun_that_makes_no_sense(change):
         ("gpu[07-09,12],b", "gpu07"),
         ("n[3,5]-ib0", "n3-ib0"),
         ("rack1-gpu2,x[1-2]", "rack1-gpu2"),
+        ("r[1-2]n[03,05-9],b", "r1n03"),
     ],
 )
 def test_the_first_of_many_nodes(nodes, first):

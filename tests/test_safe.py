@@ -470,11 +470,20 @@ def claim_in_fragment(path: Path) -> None:
     overwrite(path, b"trun", 4, 0, 50_000_000)
 
 
+def hide_behind_boxes(path: Path) -> None:
+    """What it claims stands behind more empty boxes than are looked at."""
+    claim(path, 50_000_000)
+    data = path.read_bytes()
+    start = struct.unpack(">I", data[:4])[0]
+    path.write_bytes(data[:start] + struct.pack(">I4s", 8, b"free") * 1_000_001 + data[start:])
+
+
 VIDEO_BOMBS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "50 million frames": ("a.mp4", lambda path: claim(path, 50_000_000), "claims 50,000,000 frames or samples in"),
     "a billion frames": ("a.mp4", lambda path: claim(path, 10**9), "claims 1,000,000,000 frames or samples in"),
     "4 billion times": ("a.mp4", claim_times, "claims 4,278,190,092 frames or samples in"),
     "many in a fragment": ("a.mp4", claim_in_fragment, "claims 50,000,"),
+    "behind a million boxes": ("a.mp4", hide_behind_boxes, "more than 1,000,000 boxes in it"),
     "a pipe": ("a.mp4", os.mkfifo, "is a named pipe, not a regular file"),
     "a device": ("a.mp4", lambda path: path.symlink_to("/dev/zero"), "is a device, not a regular file"),
 }

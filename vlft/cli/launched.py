@@ -63,10 +63,10 @@ def _of_slurm(environ: Mapping[str, str]) -> dict[str, str]:
 
 def first_host(nodes: str) -> str:
     """The first name of a list of nodes: `gpu[03-06,9],login1` -> `gpu03`."""
-    found = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodes)
+    found = re.match(r"([^,\[]|\[\w[^\]]*\])+", nodes)  # up to the first comma outside of brackets
     if found is None:
         raise ValueError(f"SLURM_STEP_NODELIST={nodes}")
-    return "".join(part or "" for part in found.groups())
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", found[0])
 
 
 def _tasks_on_node(counts: str, node: int) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlft.train.signals import Notice
 
 EXAMPLES = """\
 examples:
@@ -22,10 +26,16 @@ def run(argv: Sequence[str]) -> int:
     """Parse the flags, train, say where the weights are."""
     from vlft.cli.launched import join
     from vlft.cli.quiet import quiet
-    from vlft.cli.threads import share_cores
+    from vlft.train.signals import Notice
 
     join(os.environ)
-    quiet()
+    with Notice(speaks=os.environ.get("RANK", "0") == "0") as notice:
+        quiet()
+        _train(argv, notice)
+    return 0
+
+
+def _train(argv: Sequence[str], notice: Notice) -> None:
     from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
     from vlft.config.parse import FlagParser
 
@@ -36,9 +46,9 @@ def run(argv: Sequence[str]) -> int:
         epilog=EXAMPLES,
     )
     parsed = parser.parse(argv)
+    from vlft.cli.threads import share_cores
     from vlft.train.run import train
 
     if parsed.flags[2].use_cpu:
         share_cores()
-    train(parsed)
-    return 0
+    train(parsed, notice)

@@ -19,11 +19,18 @@ HARMLESS = 100_000  # samples, for which an index takes 7 MB
 MOST_BOXES = 1_000_000  # looked at; hours of film in fragments have some 100,000
 
 
+class TooManyBoxes(Exception):
+    """More than `MOST_BOXES`, so that nobody can tell what comes after them."""
+
+
 def samples_beyond(path: str) -> int | None:
     """How many samples an MP4 or MOV claims, where it is more than it has bytes.
 
     Returns:
         None where it is not, or the file is of another kind.
+
+    Raises:
+        TooManyBoxes: see there.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -35,12 +42,15 @@ def samples_beyond(path: str) -> int | None:
 
 def _claims(file: BinaryIO, size: int) -> Iterator[int]:
     """The counts, walking as FFmpeg does: a box that is longer than the one around it ends with that one."""
-    at, ends = 0, [size]
-    for _ in range(MOST_BOXES):
+    at, ends, boxes = 0, [size], 0
+    while True:
         while at + 8 > ends[-1]:
             at = ends.pop()
             if not ends:
                 return
+        boxes += 1
+        if boxes > MOST_BOXES:
+            raise TooManyBoxes
         file.seek(at)
         start = file.read(8)
         if len(start) < 8:  # the file has become shorter

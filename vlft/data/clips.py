@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vlft.data.boxes import HARMLESS, samples_beyond
+from vlft.data.boxes import HARMLESS, MOST_BOXES, TooManyBoxes, samples_beyond
 from vlft.data.pictures import Unreadable, require_file
 from vlft.errors import ConfigError
 
@@ -234,6 +234,8 @@ def _header(path: str) -> _Header | None:
         size, claimed = os.path.getsize(path), samples_beyond(path)
     except OSError as error:
         raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk and permissions") from error
+    except TooManyBoxes as error:
+        raise Unreadable(f"{path}: more than {MOST_BOXES:,} boxes in it, as no film has. Encode it anew") from error
     if claimed is not None:
         raise _claims(path, claimed, size)
     try:

@@ -108,15 +108,23 @@ def peak_gb() -> float:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one object a logged step; on resume the lines after the checkpoint's step are cut."""
+    """`metrics.jsonl`: one object a logged step; on resume the lines after the checkpoint's step are cut.
 
-    def __init__(self, folder: str | Path, *, resume_step: int) -> None:
+    Args:
+        folder: of the run.
+        resume_step: of the checkpoint, or 0.
+        evaluation_due: the evaluation after that step is still to come, so a line of it is cut, too.
+    """
+
+    def __init__(self, folder: str | Path, *, resume_step: int, evaluation_due: bool = False) -> None:
         self.path = Path(folder) / "metrics.jsonl"
         kept = []
         if self.path.exists():
             for text in self.path.read_text(encoding="utf-8").splitlines():
                 try:
-                    if json.loads(text)["step"] <= resume_step:
+                    line = json.loads(text)
+                    late = evaluation_due and "eval_loss" in line
+                    if line["step"] <= resume_step - late:
                         kept.append(text + "\n")
                 except (json.JSONDecodeError, KeyError, TypeError):
                     break  # a kill in the middle of a write left half a line; all after it is later still

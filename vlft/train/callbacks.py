@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
 
 from vlft.data.order import RankBatches
 from vlft.errors import Preempted
+from vlft.train.folder import RunFolder
 from vlft.train.ranks import gather
 from vlft.train.signals import Notice
 
@@ -24,31 +25,70 @@ class SetEpoch(TrainerCallback):
 
 
 class MakeRoom(TrainerCallback):
-    """Saves and ends the run after the step in which a process was told to go."""
+    """Saves and ends the run after the step in which a process was told to go; what was to be evaluated then is put off
+    until the run goes on.
 
-    def __init__(self, notice: Notice, path: Path) -> None:
+    Args:
+        notice: of this process.
+        folder: of the run.
+        steps: of an epoch.
+        evaluate: does what was put off.
+    """
+
+    def __init__(self, notice: Notice, folder: RunFolder, *, steps: int, evaluate: Callable[[], None]) -> None:
         self.notice = notice
-        self.path = path
+        self.folder = folder
+        self.steps = steps
+        self.evaluate = evaluate
         self.told: str | None = None
+        self._evaluated: int | None = None  # the step of the last evaluation
+
+    def ask(self) -> bool:
+        """Whether a process was told to go; every rank asks at the same time."""
+        if self.told is None:
+            self.told = next((name for name in gather(self.notice.name) if name is not None), None)
+        return self.told is not None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.notice.postpone()
+        if self.folder.evaluation_due:
+            self.folder.evaluation_due = False
+            self.evaluate()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.told = next((name for name in gather(self.notice.name) if name is not None), None)
-        if self.told is not None:
+        if self.ask():
             control.should_save = True
-            # What is evaluated now decides which checkpoint is the best; else there is no time for it.
-            control.should_evaluate = control.should_evaluate and args.load_best_model_at_end
+            self.folder.evaluation_due = control.should_evaluate or self._evaluation_to_come(args, state)
+            control.should_evaluate = False
             args.save_only_model = False  # such a checkpoint could not be gone on from
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._evaluated = state.global_step
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.told is not None:
-            name = self.path / f"checkpoint-{state.global_step}"
+        if self.told is None and (args.save_only_model or self._evaluation_to_come(args, state)):
+            return  # not to be gone on from, or there is something to evaluate yet
+        if self.ask():
+            name = self.folder.path / f"checkpoint-{state.global_step}"
             stop = Preempted(f"{self.told} after step {state.global_step}, saved as {name}. The same command goes on.")
             stop.said = args.process_index != 0
             raise stop
 
+    def _evaluation_to_come(self, args: Any, state: Any) -> bool:
+        """Whether this step is the last of an epoch that is to be evaluated at its end."""
+        ends = args.eval_strategy == "epoch" and state.global_step % self.steps == 0
+        return ends and self._evaluated != state.global_step
+
 
 class AtTheEnd(Exception):
     """The checkpoint that a run goes on from is of its last step."""
+
+
+class KeepToFlags(TrainerCallback):
+    """transformers takes the steps at which to log, evaluate and save from the checkpoint, whatever the flags say."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
 
 
 class StopAtTheEnd(TrainerCallback):

@@ -45,6 +45,7 @@ class RunFolder:
         self.record = record
         self.saving = False
         self.left_out: list[int] = []  # steps that moved no weight
+        self.evaluation_due = False  # of the weights of the last step; there was no time for it
         self.lock = FolderLock(self.path)
 
     # ---- where to start
@@ -119,6 +120,7 @@ class RunFolder:
             "learning_rates",
             "weight_decay",
             "optim",
+            "optimizer",
             "lr_scheduler_type",
             "warmup_steps",
             "deepspeed",
@@ -152,9 +154,9 @@ class RunFolder:
     def commit_checkpoint(self, name: str, skipped: Iterable[BadRow]) -> None:
         """Complete `name` in the staging folder and rename it into place; rank 0 only."""
         self.account(skipped)
-        self.account_steps()
+        self.account_steps(evaluation_due=self.evaluation_due)
         write_record(self.staging / name, self.record)
-        _sync(self.staging / name)
+        self.sync(name)
         target = self.path / name
         if target.exists():
             os.rename(target, self.staging / f"old-{name}")  # a kill while it is deleted would leave half of it
@@ -162,11 +164,15 @@ class RunFolder:
         _sync_folder(self.path)
         shutil.rmtree(self.staging, ignore_errors=True)
 
-    def adopt(self, checkpoint: Path) -> None:
-        """Take over which rows and steps had been left out while training up to a checkpoint."""
-        found = read_record(checkpoint)
-        entries, self.left_out = found.data, list(found.training.get("left_out_steps", []))
-        self.account(BadRow(file=entry["file"], **row) for entry in entries for row in entry["skipped"])
+    def sync(self, name: str) -> None:
+        """Have the files of a staged checkpoint on disk, as far as this node wrote them."""
+        _sync(self.staging / name)
+
+    def adopt(self, found: RunRecord) -> None:
+        """Take over which rows and steps had been left out while training up to a checkpoint, and what was put off."""
+        self.left_out = list(found.training.get("left_out_steps", []))
+        self.evaluation_due = found.training.get("evaluation_due", False)
+        self.account(BadRow(file=entry["file"], **row) for entry in found.data for row in entry["skipped"])
 
     def drop_old(self, limit: int | None, best: str | None) -> None:
         """Keep the newest `limit` checkpoints and the best one; the others go whole: renamed away, then deleted."""

@@ -81,6 +81,7 @@ class StepGuard:
         self.watchdog.at(f"evaluation after step {step}, micro-batch {place} of {of}", rows.rows)
         with self._room_for(rows, f"the evaluation after step {step}"):
             yield
+        self.watchdog.at(f"evaluation after step {step}, after micro-batch {place} of {of}")
 
     @contextmanager
     def _room_for(self, batch: MicroBatch, where: str) -> Iterator[None]:

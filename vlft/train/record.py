@@ -14,6 +14,8 @@ from vlft.data.order import Order
 from vlft.inputs import Base, Measured
 from vlft.train.folder import data_entries
 
+OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
+
 
 def run_record(
     base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: Measured, order: Order
@@ -43,6 +45,7 @@ def run_record(
             "learning_rates": args.learning_rates,
             "weight_decay": args.weight_decay,
             "optim": _plain(args.optim),
+            "optimizer": {name: getattr(args, name) for name in OPTIMIZER},
             "lr_scheduler_type": _plain(args.lr_scheduler_type),
             "warmup_steps": args.warmup_steps,
             "deepspeed": args.zero or False,

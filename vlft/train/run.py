@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,21 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft.batches import described, evaluation_order, largest, training_order
-from vlft.checkpoint import read_json
+from vlft.checkpoint import read_json, read_record
 from vlft.config.checks import check_flags, remarks_on_steps
-from vlft.config.flags import DataFlags, TrainFlags
+from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows
-from vlft.model import attention, flops, forward, groups, kernels, memory, towers
-from vlft.model.load import load_base
+from vlft.model import flops, groups, kernels
 from vlft.train import faults, zero
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.callbacks import AtTheEnd
 from vlft.train.folder import RunFolder, settings_there
 from vlft.train.guard import StepGuard
+from vlft.train.prepare import prepare_model
 from vlft.train.ranks import barrier, on_rank_zero, peer_lost
 from vlft.train.record import run_record
 from vlft.train.signals import Notice
@@ -35,11 +37,38 @@ from vlft.train.trainer import SAVING, VlftTrainer
 from vlft.train.watchdog import Watchdog, shared_store
 
 
-def train(parsed: Parsed) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """All that is settled before a model is loaded.
+
+    Attributes:
+        data, model, args: the flags. effective: all of them, for config.yaml.
+        base: the opened base. rows, evaluated: to train and to evaluate on, the latter maybe None.
+        order: of the rows.
+        folder: where it goes.
+        notice: of a signal that ends it.
+        say: prints a line for the user (rank 0 only).
+    """
+
+    data: DataFlags
+    model: ModelFlags
+    args: TrainFlags
+    effective: dict[str, Any]
+    base: Base
+    rows: Measured
+    evaluated: Measured | None
+    order: Order
+    folder: RunFolder
+    notice: Notice
+    say: Callable[[str], None]
+
+
+def train(parsed: Parsed, notice: Notice | None = None) -> Path:
     """Train as the flags say.
 
     Args:
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
+        notice: of a signal that ends the run; None: signals do what they do without.
 
     Returns:
         the run folder.
@@ -47,36 +76,56 @@ def train(parsed: Parsed) -> Path:
     Raises:
         VlftError: anything the user can mend, before the first step wherever it can be known then.
     """
-    data, model_flags, args = parsed.flags
+    data, model, args = parsed.flags
     say = print if args.process_index == 0 else _silent
-    check_flags(args, model_flags, data, parsed.given)
+    check_flags(args, model, data, parsed.given)
     kernels.check(args.liger, args.device)
-    base = open_base(data, model_flags, given=parsed.given)
+    base = open_base(data, model, given=parsed.given)
     workers = args.dataloader_num_workers
-    measured = on_rank_zero(lambda: trainable_rows(data.data_path, data, base, workers=workers))
+    rows = on_rank_zero(lambda: trainable_rows(data.data_path, data, base, workers=workers))
     evaluated = None
     if data.eval_path:
         evaluated = on_rank_zero(lambda: trainable_rows(data.eval_path, data, base, workers=workers))
-    _report_rows(measured, say)
+    _report_rows(rows, say)
     if evaluated is not None:
         _report_rows(evaluated, say, word="evaluate on")
 
     kept = on_rank_zero(lambda: settings_there(args.output_dir, args.resume_from_checkpoint))
-    order = training_order(measured.costs, data, args, world=args.world_size, kept=kept)
+    order = training_order(rows.costs, data, args, world=args.world_size, kept=kept)
     args.accumulate(order.accumulation)
-    record = run_record(base, data, model_flags, args, measured, order)
-    folder = RunFolder(args.output_dir, base, record)
-    try:
-        how, checkpoint = on_rank_zero(lambda: _claim(folder, args))
+    run = _Run(
+        data=data,
+        model=model,
+        args=args,
+        effective=parsed.effective,
+        base=base,
+        rows=rows,
+        evaluated=evaluated,
+        order=order,
+        folder=RunFolder(args.output_dir, base, run_record(base, data, model, args, rows, order)),
+        notice=notice or Notice(),
+        say=say,
+    )
+    with _faults_in_words(run):
+        how, checkpoint = on_rank_zero(lambda: _claim(run))
         if how == "finished":
-            say(f"{folder.path}: this run is finished. Nothing to do.")
+            say(f"{run.folder.path}: this run is finished. Nothing to do.")
         else:
-            _run(parsed, base, measured, evaluated, order, folder, checkpoint, say)
-        _say_result(folder, say)
+            _carry_out(run, checkpoint)
+        _say_result(run)
+    return run.folder.path
+
+
+@contextlib.contextmanager
+def _faults_in_words(run: _Run) -> Iterator[None]:
+    """What goes wrong within, as the user is to read it; the folder is free again in the end."""
+    folder = run.folder
+    try:
+        yield
     except BrokenPipeError:
         raise  # nobody reads what is printed any more
     except (OSError, RuntimeError, SafetensorError) as error:
-        newest = folder.newest()
+        newest, workers = folder.newest(), run.args.dataloader_num_workers
         if isinstance(error, torch.OutOfMemoryError):
             raise faults.no_room(error, checkpoint=newest) from error
         if (fault := faults.disk_full(error, folder=folder.path, checkpoint=newest)) is not None:
@@ -89,43 +138,36 @@ def train(parsed: Parsed) -> Path:
         raise
     finally:
         folder.lock.release()
-    return folder.path
 
 
-def _run(
-    parsed: Parsed,
-    base: Base,
-    measured: Measured,
-    evaluated: Measured | None,
-    order: Order,
-    folder: RunFolder,
-    checkpoint: Path | None,
-    say: Callable[[str], None],
-) -> None:
+def _claim(run: _Run) -> tuple[str, Path | None]:
+    run.folder.lock.take()
+    return run.folder.find_start(run.args.resume_from_checkpoint or "auto")
+
+
+def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     """From a claimed folder to final weights."""
-    data, model_flags, args = parsed.flags
+    base, args, folder, order, say = run.base, run.args, run.folder, run.order, run.say
     if checkpoint is not None:
         say(f"going on from {checkpoint}")
-        zero.go_on_from(checkpoint, args, run=folder.path)
-        folder.adopt(checkpoint)
+        if on_rank_zero(lambda: zero.must_convert(checkpoint, world=args.world_size, run=folder.path)):
+            zero.read_converted(args)
+        folder.adopt(on_rank_zero(lambda: read_record(checkpoint)))
     if args.process_index == 0:
-        acting = {k: v for k, v in parsed.effective.items() if base.towers.has_lora or not k.startswith("lora_")}
-        folder.begin_run(acting)
-    tokens, patches = largest(order, measured.costs)
+        lora = base.towers.has_lora
+        folder.begin_run({k: v for k, v in run.effective.items() if lora or not k.startswith("lora_")})
+    tokens, patches = largest(order, run.rows.costs)
     set_seed(args.seed)  # not before: measuring rows draws numbers, and only where their costs are not kept
     with zero.loaded_whole(args):
-        model, chosen = prepare_model(base, args, choice=model_flags.attn, say=say, tokens=tokens, patches=patches)
+        model, chosen = prepare_model(base, args, choice=run.model.attn, say=say, tokens=tokens, patches=patches)
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
     )
     say(groups.table(table))
     say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
     zero.share_out(model, args)
-    with Notice() as notice, _watchdog(args, folder) as watchdog:
-        guard = StepGuard(args, folder, watchdog, packing=data.packing, say=say)
-        trainer = _trainer(
-            model, table, base, data, args, measured, evaluated, order, folder, guard, notice, checkpoint, say
-        )
+    with _watchdog(run) as watchdog:
+        trainer = _trainer(run, model, table, watchdog, checkpoint)
         say(described(order))
         for remark in remarks_on_steps(args, args.total_steps(order.steps)):
             say(f"note: {remark}")
@@ -138,85 +180,21 @@ def _run(
         _finish(trainer, folder)
 
 
-def _watchdog(args: TrainFlags, folder: RunFolder) -> Watchdog:
+def _watchdog(run: _Run) -> Watchdog:
     return Watchdog(
-        args.stall_timeout,
-        rank=args.process_index,
-        world=args.world_size,
+        run.args.stall_timeout,
+        rank=run.args.process_index,
+        world=run.args.world_size,
         store=shared_store(),
-        advice=lambda: faults.going_on(folder.newest()),
+        advice=lambda: faults.going_on(run.folder.newest()),
     )
-
-
-def prepare_model(
-    base: Base,
-    args: TrainFlags,
-    *,
-    choice: attention.Choice,
-    say: Callable[[str], None],
-    tokens: int = 0,
-    patches: int = 0,
-) -> tuple[torch.nn.Module, dict[str, str]]:
-    """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, kernels, flat forward.
-
-    Under bf16 (or fp16) autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without
-    autocast everything computes in float32, since a bf16 tower and a float32 one cannot meet. Under DeepSpeed with
-    bf16 all weights compute in bf16, and the float32 masters are DeepSpeed's. Under ZeRO-3 the model stays on the host.
-
-    Args:
-        choice: `--attn`.
-        tokens, patches: of the largest micro-batch.
-
-    Returns:
-        the model (wrapped by PEFT where a tower has LoRA), and what was chosen, for the log.
-    """
-    half = args.bf16 or args.fp16
-    model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
-    model.name_or_path = base.name  # PEFT writes it into adapter_config.json, where a cache folder would be of no use
-    if not zero.shares_weights(args):
-        model.to(args.device)
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    backends = attention.install(model, choice, dtype=dtype, device=args.device, say=say)
-    fused = kernels.install(model, args.liger, dtype=dtype, device=args.device)
-    forward.bind(model, forward.PixelScale.of(base.processor))
-    wrapped = towers.apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
-    kept = memory.activations(base.config, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
-    trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-    parts, checkpointed = memory.choose_checkpointing(
-        args.checkpointing,
-        kept,
-        trained=trained // (args.world_size if args.zero else 1),
-        coming=zero.weights_to_come(wrapped, args),
-        device=args.device,
-    )
-    towers.checkpoint_activations(wrapped, parts)
-    return wrapped, {
-        "attention": ", ".join(f"{tower} {backend}" for tower, backend in backends.items()),
-        "Liger kernels": fused,
-        "gradient checkpointing": checkpointed,
-    }
-
-
-def _claim(folder: RunFolder, args: TrainFlags) -> tuple[str, Path | None]:
-    folder.lock.take()
-    return folder.find_start(args.resume_from_checkpoint or "auto")
 
 
 def _trainer(
-    model: torch.nn.Module,
-    table: list[groups.Group],
-    base: Base,
-    data: DataFlags,
-    args: TrainFlags,
-    measured: Measured,
-    evaluated: Measured | None,
-    order: Order,
-    folder: RunFolder,
-    guard: StepGuard,
-    notice: Notice,
-    checkpoint: Path | None,
-    say: Callable[[str], None],
+    run: _Run, model: torch.nn.Module, table: list[groups.Group], watchdog: Watchdog, checkpoint: Path | None
 ) -> VlftTrainer:
+    base, data, args, folder, evaluated = run.base, run.data, run.args, run.folder, run.evaluated
+
     def dataset(rows: Measured) -> RowDataset:
         return RowDataset(rows.rows.samples, base.encoder, rows.costs)
 
@@ -224,21 +202,24 @@ def _trainer(
     tokenizer = base.processor.tokenizer
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
+    metrics = None
+    if args.process_index == 0:
+        metrics = MetricsFile(folder.path, resume_step=step, evaluation_due=folder.evaluation_due)
     trainer = VlftTrainer(
         model=model,
         args=args,
         groups=table,
-        train_rows=dataset(measured),
+        train_rows=dataset(run.rows),
         eval_rows=dataset(evaluated) if evaluated else None,
-        order=order,
+        order=run.order,
         eval_order=evaluation_order(evaluated.costs, data, args, world=args.world_size) if evaluated else None,
         collator=Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler),
         folder=folder,
-        guard=guard,
-        notice=notice,
+        guard=StepGuard(args, folder, watchdog, packing=data.packing, say=run.say),
+        notice=run.notice,
         meter=_meter(base, args),
-        metrics=MetricsFile(folder.path, resume_step=step) if args.process_index == 0 else None,
-        say=say,
+        metrics=metrics,
+        say=run.say,
         on_bad_row=data.on_bad_row,
     )
     for callback in (ProgressCallback, PrinterCallback):
@@ -296,10 +277,10 @@ def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:
     barrier()
 
 
-def _say_result(folder: RunFolder, say: Callable[[str], None]) -> None:
-    path = folder.path
+def _say_result(run: _Run) -> None:
+    path, say = run.folder.path, run.say
     say(f"output: {path}")
-    if folder.record.kind == "adapter":
+    if run.folder.record.kind == "adapter":
         say(f"merge:  vlft merge {path} {str(path).rstrip(os.sep)}-merged")
     else:
         say("merge:  not needed, the folder holds the whole model")

@@ -29,7 +29,7 @@ from vlft.errors import BadRow, ConfigError, DataError
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
 from vlft.train.accounts import Meter, MetricsFile
-from vlft.train.callbacks import MakeRoom, SetEpoch, StopAtTheEnd
+from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
 from vlft.train.guard import StepGuard
 from vlft.train.ranks import barrier, gather
@@ -37,6 +37,10 @@ from vlft.train.signals import Notice
 from vlft.train.zero import ZeroTrainer
 
 SAVING = 4.0  # times --stall_timeout that a checkpoint may take: disks over a network can be slow
+
+
+class EvaluationPutOff(Exception):
+    """There is no time to evaluate: a process was told to go."""
 
 
 class VlftTrainer(ZeroTrainer):
@@ -94,11 +98,13 @@ class VlftTrainer(ZeroTrainer):
         self.skipped: dict[tuple[str, int], BadRow] = {}
         self._last_logged = 0
         self._rates: dict[str, float] = {}
+        self._norm: Any = None
         self._started: tuple[float, int] | None = None
         # transformers would delete in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
-        self.add_callback(MakeRoom(notice, self.folder.path))
-        self.add_callback(StopAtTheEnd())
+        self.room = MakeRoom(notice, folder, steps=order.steps, evaluate=self._evaluate_due)
+        for callback in (KeepToFlags(), self.room, StopAtTheEnd()):
+            self.add_callback(callback)
 
     # ---- data
 
@@ -183,10 +189,11 @@ class VlftTrainer(ZeroTrainer):
             return super().training_step(*args, **kwargs)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)
+        self._norm = norm = super()._get_grad_norm(*args, **kwargs)
         if self.guard.must_leave_out(norm):
             # An optimizer passes over parameters without a gradient: neither they nor their moments change.
             self.model_wrapped.zero_grad(set_to_none=True)
+            self._norm = None
             self.meter.drop_step()
             return None
         self.meter.keep_step()
@@ -208,6 +215,8 @@ class VlftTrainer(ZeroTrainer):
         model.eval()
         with torch.no_grad(), self.accelerator.autocast():
             for place, batch_on_cpu in enumerate(loader, 1):
+                if self.is_in_train and self.room.ask():
+                    raise EvaluationPutOff
                 if (row := self._account(batch_on_cpu["skipped"])) is not None:
                     raise DataError(row)
                 with self.guard.evaluation(batch_on_cpu, place=place, of=len(loader), step=self.state.global_step):
@@ -226,6 +235,23 @@ class VlftTrainer(ZeroTrainer):
         self.meter.exclude(time.perf_counter() - start)
         return metrics
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except EvaluationPutOff:
+            if not self.state.global_step:
+                self.room.notice.end()
+            self.folder.evaluation_due = True
+            self.args.save_only_model = False
+            self._save_checkpoint(self.model_wrapped)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+            raise  # not reached: `MakeRoom` has ended the run
+
+    def _evaluate_due(self) -> None:
+        """What a run that was told to go had no time for."""
+        self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
+        self._name_best()
+
     # ---- log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -235,7 +261,7 @@ class VlftTrainer(ZeroTrainer):
         if "loss" in logs or ("train_runtime" in logs and unlogged and self._started):
             line |= self.meter.line(self.accelerator, steps=self.state.global_step - self._last_logged)
             self._last_logged = self.state.global_step
-            line["grad_norm"] = logs.get("grad_norm")
+            line["grad_norm"] = None if self._norm is None else float(self._norm)
             line["lr"] = self._rates
             self.say(self._progress(line))
             logs = {k: v for k, v in line.items() if isinstance(v, int | float) and k not in ("step", "epoch")}
@@ -278,10 +304,11 @@ class VlftTrainer(ZeroTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.folder.saving = False
-        best = self.state.best_global_step
+        self._name_best()
         name = f"checkpoint-{self.state.global_step}"
-        if best and (best == self.state.global_step or (self.folder.path / f"checkpoint-{best}").is_dir()):
-            self.state.best_model_checkpoint = str(self.folder.path / f"checkpoint-{best}")
+        barrier()
+        if self.args.local_process_index == 0 and self.args.process_index != 0:
+            self.folder.sync(name)  # what the processes of a node wrote is in that node's memory
         skipped = self.all_skipped()
         if self.args.should_save:
             self.state.save_to_json(str(self.folder.staging / name / "trainer_state.json"))
@@ -289,6 +316,11 @@ class VlftTrainer(ZeroTrainer):
             self.folder.drop_old(self.save_total_limit, self.state.best_model_checkpoint)
         barrier()
         self.meter.exclude(time.perf_counter() - start)
+
+    def _name_best(self) -> None:
+        best = self.state.best_global_step
+        if best and (best == self.state.global_step or (self.folder.path / f"checkpoint-{best}").is_dir()):
+            self.state.best_model_checkpoint = str(self.folder.path / f"checkpoint-{best}")
 
     def all_skipped(self) -> list[BadRow]:
         """Rows that turned out bad while training, of every rank; every rank must call it."""

@@ -97,19 +97,23 @@ def trained_weights(model: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
-def go_on_from(checkpoint: Path, args: TrainFlags, *, run: Path) -> None:
+def must_convert(checkpoint: Path, *, world: int, run: Path) -> bool:
     """Make sure that DeepSpeed's state in a checkpoint may be read, and can be on so many processes.
 
     Args:
         checkpoint: to go on from.
+        world: processes.
         run: `--output_dir`.
+
+    Returns:
+        whether its universal form is to be read, which stands beside the one that was saved.
 
     Raises:
         CheckpointError: the state was written elsewhere, is not whole, or is of another number of processes.
     """
     parts = sorted(checkpoint.glob("global_step*"))
     if not parts:
-        return
+        return False
     inside = run.resolve()
     if any(inside not in path.resolve().parents for path in (checkpoint, *parts)):
         raise CheckpointError(
@@ -123,17 +127,22 @@ def go_on_from(checkpoint: Path, args: TrainFlags, *, run: Path) -> None:
             f"{checkpoint}: holds {len(saved)} states of DeepSpeed (global_step*), expected 1. Go on from another one."
         )
     state = saved[0]
-    world = len(list(state.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
-    if world == args.world_size:
-        return
+    saved_by = len(list(state.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
+    if saved_by == world:
+        return False
     universal = checkpoint / f"{state.name}_universal"
     if not (universal / "zero").is_dir() or not (checkpoint / "latest_universal").is_file():
         raise CheckpointError(
-            f"{checkpoint}: DeepSpeed's state is of {world} processes, this run has {args.world_size}. Start as many, "
+            f"{checkpoint}: DeepSpeed's state is of {saved_by} processes, this run has {world}. Start as many, "
             f"or convert it once, then start this again:\n"
             f"  python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder {state} "
             f"--output_folder {universal}"
         )
+    return True
+
+
+def read_converted(args: TrainFlags) -> None:
+    """Have DeepSpeed read a state's universal form."""
     config: dict[str, Any] = args.hf_deepspeed_config.config
     config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
 
