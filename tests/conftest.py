@@ -125,10 +125,10 @@ def encoder(base):
 @pytest.fixture(scope="session")
 def samples(mixed_json, media):
     """`MIXED_ROWS`, parsed, by id."""
-    from vlft.data.records import load_samples
+    from vlft.data.index import index_rows, parsed
     from vlft.families import FAMILIES
 
-    rows = load_samples([str(mixed_json)], image_folder=str(media), family=FAMILIES["qwen2_vl"])
+    rows = parsed(index_rows([str(mixed_json)], image_folder=str(media), family=FAMILIES["qwen2_vl"]))
     return {sample.id: sample for sample in rows.samples}
 
 

@@ -20,7 +20,7 @@ from vlft.data.records import parse_record
 from vlft.data.sample import Cost
 from vlft.errors import BadRow
 from vlft.families import FAMILIES
-from vlft.train import run
+from vlft.train import prepare
 
 
 def parse(raw: dict, index: int = 0):
@@ -80,7 +80,7 @@ def every_kind(tmp_path_factory) -> list:
 
 
 def test_costs_told_from_headers_are_those_of_the_encoded_rows(encoder, every_kind):
-    for sample, cost in zip(every_kind, scan(every_kind, encoder, workers=0), strict=True):
+    for sample, cost in zip(every_kind, scan(every_kind, encoder.measure, workers=0), strict=True):
         encoded = encoder.encode(sample)
         assert cost.tokens == len(encoded.input_ids_T), sample
         assert cost.supervised == int((encoded.labels_T != UNTRAINED).sum()), sample
@@ -128,12 +128,12 @@ def three(tmp_path):
 
 
 def test_a_picture_replaced_after_it_was_measured_is_a_bad_row(encoder, three, tmp_path):
-    costs = list(scan(three, encoder, workers=0))
+    costs = list(scan(three, encoder.measure, workers=0))
     rows = RowDataset(three, encoder, costs)
     assert [bad for bad in map(rows.__getitem__, range(3)) if isinstance(bad, BadRow)] == []
     write_image(tmp_path / "a.jpg", 90, 90)
     write_image(tmp_path / "c.jpg", 90, 90)
-    now = list(scan(three, encoder, workers=0))
+    now = list(scan(three, encoder.measure, workers=0))
     one, two, none = (rows[index] for index in range(3))
     for bad, index in ((one, 0), (two, 1)):
         assert isinstance(bad, BadRow)
@@ -157,13 +157,13 @@ def test_a_run_does_as_on_bad_row_says_with_a_file_that_changed(base, tmp_path, 
     for name in ("a", "b"):
         write_image(tmp_path / f"{name}.jpg", 200, 150)
     data = write_json(tmp_path / "rows.json", [row("<image>?", "Yes.", image=f"{name}.jpg") for name in ("a", "b")])
-    load = run.load_base
+    load = prepare.load_base
 
     def replaced(*args, **kwargs):
         write_image(tmp_path / "b.jpg", 90, 90)
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(run, "load_base", replaced)
+    monkeypatch.setattr(prepare, "load_base", replaced)
     out = tmp_path / "run"
     argv = ["train", "--model_id", str(base), "--data_path", str(data), "--output_dir", str(out)]
     argv += [

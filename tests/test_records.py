@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from build import row, write_image, write_json, write_video
 
+from vlft.data.index import index_rows, parsed
 from vlft.data.media import MediaError, decode, measure, media_settings
-from vlft.data.records import load_samples, parse_record
+from vlft.data.records import parse_record
 from vlft.data.sample import Image, Text, Turn, Video
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import ConfigError, DataError
@@ -331,7 +332,7 @@ def test_the_working_directory_does_not_shadow_the_image_folder(tmp_path, monkey
     data = write_json(folder / "train.json", [row("<image>", image="a.png"), row("<image>", image="b.png")])
     write_image(work / "b.png")
     monkeypatch.chdir(work)
-    rows = load_samples([str(data)], image_folder=str(folder) if given else None, family=FAMILY)
+    rows = parsed(index_rows([str(data)], image_folder=str(folder) if given else None, family=FAMILY))
     settings = media_settings(tiny_processor())
     assert decode(rows.samples[0].media[0], settings).grid.patches == 16
     with pytest.raises(MediaError, match="no such file"):
@@ -342,7 +343,7 @@ def test_the_working_directory_does_not_shadow_the_image_folder(tmp_path, monkey
 
 
 def load(*paths, image_folder=None):
-    return load_samples([str(path) for path in paths], image_folder=image_folder, family=FAMILY)
+    return parsed(index_rows([str(path) for path in paths], image_folder=image_folder, family=FAMILY))
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.JSON"])

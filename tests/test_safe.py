@@ -28,9 +28,9 @@ from vlft.data.access import Access
 from vlft.data.boxes import samples_beyond
 from vlft.data.clips import FRAME_PIXELS
 from vlft.data.dataset import PAUSES, RowDataset
+from vlft.data.index import index_rows, parsed
 from vlft.data.media import MediaError, decode, measure
 from vlft.data.pictures import PICTURE_BYTES
-from vlft.data.records import load_samples
 from vlft.data.sample import Video
 from vlft.errors import BadRow, ConfigError
 from vlft.families import FAMILIES
@@ -548,7 +548,7 @@ def test_a_bomb_names_its_row(tmp_path, checked):
 
 
 def load(path: Path) -> records.Rows:
-    return load_samples([str(path)], image_folder=None, family=FAMILY)
+    return parsed(index_rows([str(path)], image_folder=None, family=FAMILY))
 
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -635,7 +635,7 @@ def one(tmp_path, encoder) -> tuple[RowDataset, Path]:
     """A dataset of one row of one picture, and the picture."""
     path = write_image(tmp_path / "a.jpg", 200, 150)
     samples = load(write_json(tmp_path / "a.json", [row("<image>?", image="a.jpg")])).samples
-    return RowDataset(samples, encoder, list(dataset.scan(samples, encoder, workers=0))), path
+    return RowDataset(samples, encoder, list(dataset.scan(samples, encoder.measure, workers=0))), path
 
 
 @pytest.mark.parametrize("fault", ["gone", "cut"])

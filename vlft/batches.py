@@ -12,7 +12,7 @@ from typing import Any
 from vlft.config.flags import DataFlags, TrainFlags
 from vlft.data.order import Order, PackOrder, RowOrder
 from vlft.data.packing import Budget, pack
-from vlft.data.sample import Cost
+from vlft.data.sample import Cost, Costs
 from vlft.errors import ConfigError
 
 PACK_TOKENS = 16384
@@ -64,7 +64,7 @@ def training_order(
         budget = budget.for_rows(wanted / world, costs)
         packs = pack(costs, budget, seed=args.seed)
         packs_per_step = world * max(1, round(wanted * len(packs) / len(costs) / world))
-    return PackOrder(costs=tuple(costs), budget=budget, packs_per_step=packs_per_step, world=world, seed=args.seed)
+    return PackOrder(costs=Costs.of(costs), budget=budget, packs_per_step=packs_per_step, world=world, seed=args.seed)
 
 
 def asked_for(data: DataFlags, args: TrainFlags) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def evaluation_order(costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *
     if budget is None:
         rows = args.per_device_eval_batch_size * world
         return RowOrder(rows=len(costs), rows_per_step=rows, world=world, shuffle=False)
-    return PackOrder(costs=tuple(costs), budget=budget, packs_per_step=world, world=world, shuffle=False)
+    return PackOrder(costs=Costs.of(costs), budget=budget, packs_per_step=world, world=world, shuffle=False)
 
 
 def largest(order: Order, costs: Sequence[Cost]) -> tuple[int, int]:
@@ -87,7 +87,8 @@ def largest(order: Order, costs: Sequence[Cost]) -> tuple[int, int]:
     if isinstance(order, PackOrder):
         return max(one.tokens for one in order.first), max(one.patches for one in order.first)
     rows = -(-order.rows_per_step // (order.world * order.accumulation))
-    return rows * max(cost.tokens for cost in costs), rows * max(cost.patches for cost in costs)
+    found = Costs.of(costs)
+    return rows * int(found.tokens.max()), rows * int(found.patches.max())
 
 
 def settings_of(order: Order) -> dict[str, Any]:

@@ -6,12 +6,14 @@ Above data/, model/ and checkpoint, which do not know each other; below the feat
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from vlft.batches import pack_budget
@@ -19,16 +21,15 @@ from vlft.checkpoint import resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.data.access import Access
 from vlft.data.caches import cache_folder
-from vlft.data.costs import cost_folder, scan_cached
-from vlft.data.dataset import MediaProbe, scan
+from vlft.data.costs import cost_folder, scan_costs
+from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
+from vlft.data.index import RowIndex, Rows, each, index_rows
 from vlft.data.media import MediaSettings, media_settings
 from vlft.data.packing import Budget
-from vlft.data.records import Rows, load_samples, parse_record
 from vlft.data.remote import RemoteMedia, fetch
-from vlft.data.rows import read_rows
-from vlft.data.sample import Cost, Sample
-from vlft.errors import BadRow, ConfigError, DataError
+from vlft.data.sample import Cost, Costs, Sample
+from vlft.errors import BadRow, ConfigError
 from vlft.families import Family
 from vlft.model.load import load_config, load_processor
 from vlft.model.towers import Towers
@@ -150,8 +151,8 @@ def serve_as_trained(processor: Any, media: MediaSettings) -> None:
     processor.video_processor.max_frames = media.video_max_frames
 
 
-def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> Rows:
-    """Parse data files; no media are opened, those of `--allow_remote_media` are fetched.
+def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex:
+    """Find the rows of data files; no media are opened, those of `--allow_remote_media` are fetched.
 
     Raises:
         ConfigError: no file named, a file cannot be read, or what is fetched cannot be kept.
@@ -159,8 +160,10 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> Rows:
     if not paths:
         raise ConfigError("--data_path is missing: one or more LLaVA-style .json or .jsonl files")
     access = _access(data)
-    rows = load_samples(paths, image_folder=data.image_folder, family=family, access=access)
-    return rows if access.remote is None else _fetched(rows, access.remote)
+    index = index_rows(paths, image_folder=data.image_folder, family=family, access=access)
+    if access.remote is not None:
+        _fetch(each(index), access.remote)
+    return index
 
 
 def _access(data: DataFlags) -> Access:
@@ -172,52 +175,34 @@ def _access(data: DataFlags) -> Access:
     return Access(outside=data.allow_outside_folder, remote=RemoteMedia(folder))
 
 
-def _fetched(rows: Rows, remote: RemoteMedia) -> Rows:
-    """The rows, once all that they name by address is in its file; those of which something is not are bad."""
-    named = {path: None for sample in rows.samples for part in sample.media for _, path in part.files}
-    wanted = {path: remote.urls[path] for path in named if path in remote.urls and not os.path.isfile(path)}
-    failed: dict[str, str] = {}
+def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
+    """Bring all that rows name by address into its file; rows of which something does not come are bad from now on."""
+    wanted: dict[str, str] = {}
+    for row in rows:
+        files = () if isinstance(row, BadRow) else [path for part in row.media for _, path in part.files]
+        wanted |= {path: remote.urls[path] for path in files if path in remote.urls and not os.path.isfile(path)}
     # As in `measure_rows`.
     with tqdm(total=len(wanted), desc="fetching media", unit="file", disable=None, delay=2) as bar:
         for path, why in fetch(wanted):
             bar.update()
             if why is not None:
-                failed[path] = why
-    samples, bad = [], list(rows.bad)
-    for sample in rows.samples:
-        at = next(((field, path) for part in sample.media for field, path in part.files if path in failed), None)
-        if at is None:
-            samples.append(sample)
-        else:
-            bad.append(BadRow(file=sample.file, index=sample.index, id=sample.id, field=at[0], reason=failed[at[1]]))
-    return replace(rows, samples=tuple(samples), bad=tuple(bad))
+                remote.failed[path] = why
 
 
 def open_row(path: str, index: int, data: DataFlags, family: Family) -> Sample:
-    """Parse one row of a data file, as `open_rows` does.
+    """Parse one row of a data file.
 
     Raises:
         ConfigError: the file cannot be read, or has no such row.
         DataError: the row cannot be trained.
     """
-    if data.image_folder is not None and not os.path.isdir(data.image_folder):
-        raise ConfigError(
-            f"--image_folder {data.image_folder}: no such folder. Name the one that media paths start from."
-        )
-    count = 0
-    for place, raw in read_rows(path):
-        if place == index:
-            access = _access(data)
-            sample = parse_record(
-                raw, file=path, index=index, image_folder=data.image_folder, family=family, access=access
-            )
-            if access.remote is not None:
-                one = _fetched(Rows(samples=(sample,), bad=(), counts={path: 1}), access.remote)
-                if one.bad:
-                    raise DataError(one.bad[0])
-            return sample
-        count += 1
-    raise ConfigError(f"--index {index}: {path} has {count:,} rows, counted from 0. Give 0 to {count - 1}.")
+    access = _access(data)
+    rows = index_rows([path], image_folder=data.image_folder, family=family, access=access)
+    if not 0 <= index < len(rows):
+        raise ConfigError(f"--index {index}: {path} has {len(rows):,} rows, counted from 0. Give 0 to {len(rows) - 1}.")
+    if access.remote is not None:
+        _fetch([rows[index]], access.remote)
+    return rows[index]
 
 
 def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers: int) -> Measured:
@@ -246,60 +231,54 @@ def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Rows after the pass over their headers (or over their pixels).
+    """Rows after the pass over their headers.
 
     Attributes:
-        rows: `samples` are those that can be trained; `bad` all that cannot, in file order; `counts` rows read.
+        rows: `samples` are those that can be trained, read when asked for; `bad` all that cannot, in file order;
+            `counts` rows read.
         costs: one per sample.
         notes: for the user, on the cache of costs.
     """
 
     rows: Rows
-    costs: tuple[Cost, ...]
+    costs: Costs
     notes: tuple[str, ...] = ()
 
 
 def measure_rows(
-    rows: Rows,
-    encoder: Encoder | MediaProbe,
+    index: RowIndex,
+    encoder: Encoder,
     *,
     workers: int,
     budget: Budget | None = None,
-    decode: bool = False,
-    quiet: bool = False,
     cache: Path | None = None,
 ) -> Measured:
     """Find what each row costs and which cannot be trained, before anything is trained.
 
     Args:
-        rows: parsed.
-        encoder: measures them; a `MediaProbe` (no base named) looks at their media only.
+        index: of the rows.
+        encoder: measures them.
         workers: processes to share the work.
         budget: of a pack, which a row must fit; None without packing.
-        decode: decode every picture and frame too.
-        quiet: no progress bar.
-        cache: folder of costs kept between runs (`cost_folder`); None measures every row. Without effect on `decode`,
-            which is asked for to look at the pixels, and on a `MediaProbe`, which counts no tokens.
+        cache: folder of costs kept between runs (`cost_folder`); None measures every row.
     """
-    word = "decoding" if decode else "measuring"
-    # disable=None: tqdm shows its bar and ETA on a terminal only; delay keeps short passes silent.
-    bar = tqdm(total=len(rows.samples), desc=f"{word} rows", unit="row", disable=quiet or None, delay=2)
-    samples, costs, bad = [], [], list(rows.bad)
     notes: list[str] = []
-    if cache is None or decode or isinstance(encoder, MediaProbe):
-        results = scan(rows.samples, encoder, workers=workers, decode=decode)
-    else:
-        results = scan_cached(rows.samples, encoder, workers=workers, folder=cache, note=notes.append)
-    for sample, result in zip(rows.samples, results, strict=True):
-        bar.update()
-        if isinstance(result, BadRow):
-            bad.append(result)
-        elif budget is not None and (why := budget.over(result)):
-            bad.append(BadRow(file=sample.file, index=sample.index, id=sample.id, field="conversations", reason=why))
-        else:
-            samples.append(sample)
-            costs.append(result)
-    bar.close()
-    position = {file: i for i, file in enumerate(rows.counts)}
-    bad.sort(key=lambda row: (position[row.file], row.index))
-    return Measured(rows=replace(rows, samples=tuple(samples), bad=tuple(bad)), costs=tuple(costs), notes=tuple(notes))
+    results = scan_costs(index, encoder, workers=workers, folder=cache, note=notes.append)
+    good, bad = array("q"), []
+
+    def costs() -> Iterator[Cost]:
+        # disable=None: tqdm shows its bar and ETA on a terminal only; delay keeps short passes silent.
+        bar = tqdm(results, total=len(index), desc="measuring rows", unit="row", disable=None, delay=2)
+        for place, result in enumerate(bar):
+            if isinstance(result, BadRow):
+                bad.append(result)
+            elif budget is not None and (why := budget.over(result)):
+                row = index[place]
+                bad.append(BadRow(file=row.file, index=row.index, id=row.id, field="conversations", reason=why))
+            else:
+                good.append(place)
+                yield result
+
+    found = Costs.of(costs())
+    samples = index.take(np.frombuffer(good, dtype=np.int64))
+    return Measured(rows=Rows(samples=samples, bad=tuple(bad), counts=index.counts), costs=found, notes=tuple(notes))

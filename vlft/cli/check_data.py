@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 
 EXAMPLES = """\
@@ -10,6 +12,7 @@ examples:
   vlft check-data train.json more.jsonl --image_folder images --config examples/lora_vision.yaml \\
       --model_id Qwen/Qwen2-VL-2B-Instruct
   vlft check-data train.json --headers_only --json > report.json
+  vlft check-data train.json --image_folder images --report look/ --fix clean.jsonl
 """
 
 
@@ -19,8 +22,11 @@ def run(argv: Sequence[str]) -> int:
 
     with json_only("--json" in argv) as write:
         from vlft.check import check
+        from vlft.check.clean import refuse_target, write_clean
+        from vlft.check.page import write_report
         from vlft.cli.quiet import quiet
         from vlft.cli.rows import RowParser
+        from vlft.data.costs import cost_folder
 
         parser = RowParser(
             "check-data",
@@ -32,21 +38,34 @@ def run(argv: Sequence[str]) -> int:
             "--headers_only", "--headers-only", action="store_true", help="open media, but decode none: quick"
         )
         parser.add_argument("--workers", type=int, default=4, help="processes that share the work")
+        parser.add_argument("--fix", metavar="OUT", help="write the rows that can be trained to OUT.jsonl (or .json)")
+        parser.add_argument(
+            "--report", metavar="DIR", help="write report.html, report.json and quarantine.jsonl into a folder"
+        )
         files, parsed = parser.parse_files(argv)
         if parsed.extra.workers < 0:
             parser.error(f"--workers {parsed.extra.workers}: a number of processes, 0 or more")
         quiet()
         data, model = parsed.flags
-        found = check(
+        checked = check(
             files,
             data,
             model,
             given=parsed.given,
             headers_only=parsed.extra.headers_only,
             workers=parsed.extra.workers,
+            cache=cost_folder(os.environ),
+            before=lambda index: refuse_target(parsed.extra.fix, index) if parsed.extra.fix else None,
         )
+        found = checked.found
         if parsed.extra.json:
             write(found.as_json())
         else:
             print(found.as_text())
+        if parsed.extra.report:
+            page = write_report(checked, parsed.extra.report)
+            print(f"report: {page}", file=sys.stderr)
+        if parsed.extra.fix:
+            refused = write_clean(checked, parsed.extra.fix)
+            print(f"{found.ok:,} rows: {parsed.extra.fix}; {len(found.bad):,} refused: {refused}", file=sys.stderr)
     return 1 if found.bad else 0

@@ -76,7 +76,10 @@ class Access:
             )
         if len(value) > LONGEST_URL:
             raise NoAccess(f"{_short(value)} has {len(value):,} characters, an address has {LONGEST_URL:,} at most")
-        return self.remote.file_of(value)
+        path = self.remote.file_of(value)
+        if path in self.remote.failed:
+            raise NoAccess(self.remote.failed[path])
+        return path
 
     def _folder(self, path: str) -> str:
         if path not in self._folders:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -19,9 +18,10 @@ from vlft.data.media import MediaError, MediaSettings
 from vlft.data.sample import Cost, EncodedSample, Sample
 from vlft.errors import BadRow, ConfigError, DataError
 
+T = TypeVar("T")
+
 WORKER_GRACE = 120  # seconds that a loader process goes on after SIGTERM
 SCAN_CHUNK = 16  # rows a worker hands back at once
-DECODE_CHUNK = 4  # the same where every frame is decoded, which takes a hundred times longer
 # Seconds before each further try at media that cannot be read: network disks come back, files are put into place.
 PAUSES = (0.2, 0.8, 2.0)
 PATIENCE = 20  # rows given up by one process, after which it pauses but once: it is no passing fault then
@@ -56,17 +56,19 @@ class RowDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> EncodedSample | BadRow:
-        sample = self.samples[index]
-        row = self._encoded(index)
+        try:
+            sample = self.samples[index]
+        except DataError as error:  # its file has changed since it was measured
+            return error.row
+        row = self._encoded(index, sample)
         if isinstance(row, BadRow):
             return row
-        if self.costs is not None and (now := _cost(row)) != self.costs[index]:
+        if self.costs is not None and (now := cost_of(row)) != self.costs[index]:
             return _changed(sample, self.costs[index], now)
         return row
 
-    def _encoded(self, index: int) -> EncodedSample | BadRow:
+    def _encoded(self, index: int, sample: Sample) -> EncodedSample | BadRow:
         """The row, or why it cannot be had; the next epoch's look at one given up is a short one."""
-        sample = self.samples[index]
         hopeless = index in self._given_up or len(self._given_up) >= PATIENCE
         pauses = PAUSES[:1] if hopeless else PAUSES
         for pause in (*pauses, None):
@@ -83,7 +85,8 @@ class RowDataset(Dataset):
         return replace(bad, reason=bad.reason + tried)
 
 
-def _cost(row: EncodedSample) -> Cost:
+def cost_of(row: EncodedSample) -> Cost:
+    """What an encoded row costs."""
     return Cost(
         tokens=len(row.input_ids_T),
         supervised=int((row.labels_T != UNTRAINED).sum()),
@@ -103,17 +106,17 @@ def _changed(sample: Sample, then: Cost, now: Cost) -> BadRow:
     return BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason)
 
 
-class _Scan(Dataset):
-    def __init__(self, samples: Sequence[Sample], probe: Callable[[Sample], Cost]) -> None:
+class _Scan(Dataset, Generic[T]):
+    def __init__(self, samples: Sequence[Sample], look: Callable[[Sample], T]) -> None:
         self.samples = samples
-        self.probe = probe
+        self.look = look
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Cost | BadRow | ConfigError:
+    def __getitem__(self, index: int) -> T | BadRow | ConfigError:
         try:
-            return self.probe(self.samples[index])
+            return self.look(self.samples[index])
         except DataError as error:
             return error.row
         except ConfigError as error:
@@ -147,44 +150,47 @@ class MediaProbe:
         return Cost(tokens=0, supervised=0, patches=sum(grid.patches for grid in grids))
 
 
-def _decoded_cost(sample: Sample, *, encoder: Encoder) -> Cost:
-    return _cost(encoder.encode(sample))
-
-
-def _probe(encoder: Encoder | MediaProbe, *, decode: bool) -> Callable[[Sample], Cost]:
-    if isinstance(encoder, MediaProbe):
-        return functools.partial(encoder.cost, decode=decode)
-    return functools.partial(_decoded_cost, encoder=encoder) if decode else encoder.measure
-
-
 def scan(
-    samples: Sequence[Sample], encoder: Encoder | MediaProbe, *, workers: int, decode: bool = False
-) -> Iterator[Cost | BadRow]:
-    """The cost of every row, or why it is refused, in order.
+    samples: Sequence[Sample], look: Callable[[Sample], T], *, workers: int, chunk: int = SCAN_CHUNK
+) -> Iterator[T | BadRow]:
+    """What a look at each row gives, or why the row is refused, in order.
 
     Args:
-        samples: parsed rows.
-        encoder: measures them; a `MediaProbe` looks at their media only.
-        workers: processes to share the work, at most one a core; 0 does it here.
-        decode: decode every picture and frame too (slow, finds truncated files); else headers only.
+        samples: rows; indexing one may raise `DataError`.
+        look: at a row, e.g. `Encoder.measure`; runs in the processes that share the work.
+        workers: those processes, at most one a core; 0 does it here.
+        chunk: rows a process hands back at once.
 
     Yields:
-        one `Cost` or `BadRow` a sample.
+        one result or `BadRow` a sample.
 
     Raises:
         ConfigError: the settings fit no row, e.g. a chat template that leaves out pictures.
     """
-    size = DECODE_CHUNK if decode else SCAN_CHUNK
-    chunks = [list(range(i, min(i + size, len(samples)))) for i in range(0, len(samples), size)]
     # More processes than cores only wait for each other, and starting any takes longer than a short scan.
-    workers = min(workers, _cores()) if len(chunks) >= 4 else 0
-    probe = _probe(encoder, decode=decode)
-    loader = DataLoader(_Scan(samples, probe), batch_sampler=chunks, collate_fn=list, **loader_options(workers))
-    for chunk in loader:
-        for result in chunk:
+    workers = min(workers, _cores()) if len(samples) >= 4 * chunk else 0
+    chunks: Any = _Chunks(len(samples), chunk)  # ranges, where torch's hints want lists
+    loader = DataLoader(_Scan(samples, look), batch_sampler=chunks, collate_fn=list, **loader_options(workers))
+    for results in loader:
+        for result in results:
             if isinstance(result, ConfigError):
                 raise result
             yield result
+
+
+class _Chunks:
+    """Runs of neighbouring rows, as a batch sampler."""
+
+    def __init__(self, rows: int, size: int) -> None:
+        self.rows = rows
+        self.size = size
+
+    def __iter__(self) -> Iterator[range]:
+        for start in range(0, self.rows, self.size):
+            yield range(start, min(start + self.size, self.rows))
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.size)
 
 
 def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:

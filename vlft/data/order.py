@@ -79,7 +79,7 @@ class PackOrder:
         world, seed, shuffle: as in `RowOrder`.
     """
 
-    costs: tuple[Cost, ...]
+    costs: Sequence[Cost]
     budget: Budget
     packs_per_step: int
     world: int = 1

@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vlft.data.sample import Cost
+from vlft.data.sample import Cost, Costs
 
 BLOCK = 2048  # rows looked at together; more fills no better
 BLUR = 0.3  # of a row's size when rows are sorted, or a few hundred rows would share the same packs every epoch
@@ -40,7 +40,8 @@ class Budget:
 
     def for_rows(self, rows: float, costs: Sequence[Cost]) -> Budget:
         """A budget no larger than this one, of packs that hold about so many rows, and any single one."""
-        tokens = max(rows * sum(cost.tokens for cost in costs) / len(costs), max(cost.tokens for cost in costs))
+        each = Costs.of(costs).tokens
+        tokens = max(rows * int(each.sum(dtype="int64")) / len(each), int(each.max()))
         return replace(self, tokens=min(self.tokens, round(tokens)))
 
 
@@ -77,6 +78,7 @@ def pack(costs: Sequence[Cost], budget: Budget, *, seed: int | str, block: int =
     Raises:
         ValueError: a row is larger than the budget.
     """
+    costs = list(costs)  # looked at many times, and `Costs` makes one anew each time
     indices = list(range(len(costs)))
     draw = random.Random(f"{seed}/packs")
     draw.shuffle(indices)

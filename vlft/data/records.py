@@ -1,4 +1,4 @@
-"""JSON and JSONL rows -> `Sample`. Reads data files only; whether a picture exists is for `vlft.data.media` to say.
+"""Raw rows -> `Sample`. Opens nothing; whether a picture exists is for `vlft.data.media` to say.
 
 Tags become parts here, so that later stages cannot count them differently. What is refused and what is taken is written
 for users in data/README.md.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from vlft.data.access import Access
 from vlft.data.named import Places, RowName, images, refuse_many_files, short, videos
-from vlft.data.rows import BrokenLine, kind_of, read_rows
+from vlft.data.rows import BrokenLine, kind_of
 from vlft.data.sample import Part, Role, Sample, Text, Turn
-from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
 
 ROLES: dict[str, Role] = {
@@ -38,21 +37,6 @@ _TAG = re.compile(r"(?:\r?\n)*<(image|video)>(?:\r?\n)*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """All rows of the data files, in the order of the files.
-
-    Attributes:
-        samples: rows that parse.
-        bad: rows that do not.
-        counts: file -> rows read; their sum is `len(samples) + len(bad)`.
-    """
-
-    samples: tuple[Sample, ...]
-    bad: tuple[BadRow, ...]
-    counts: dict[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Entry:
     """A turn before its tags are replaced. `field` names the turn, `text_field` its text."""
 
@@ -60,44 +44,6 @@ class _Entry:
     text: str
     field: str
     text_field: str
-
-
-def load_samples(
-    paths: Sequence[str], *, image_folder: str | None, family: Family, access: Access | None = None
-) -> Rows:
-    """Parse every row of the data files.
-
-    Args:
-        paths: `.json` and `.jsonl` files.
-        image_folder: where relative media paths start; None: the folder of the data file that names them.
-        family: whose control tokens are refused.
-        access: what rows may name; None: files in the folder, and absolute paths.
-
-    Raises:
-        ConfigError: a file cannot be read at all, is named twice, or the image folder does not exist.
-    """
-    if image_folder is not None and not os.path.isdir(image_folder):
-        raise ConfigError(f"--image_folder {image_folder}: no such folder. Name the one that media paths start from.")
-    access = access or Access()
-    seen: dict[str, str] = {}
-    samples, bad, counts = [], [], {}
-    for path in paths:
-        real = os.path.realpath(path)
-        if real in seen:
-            raise ConfigError(
-                f"--data_path names one file twice: {seen[real]} and {path}. Its rows would be trained twice: drop one."
-            )
-        seen[real] = path
-        counts[path] = 0
-        for index, raw in read_rows(path):
-            counts[path] += 1
-            try:
-                samples.append(
-                    parse_record(raw, file=path, index=index, image_folder=image_folder, family=family, access=access)
-                )
-            except DataError as error:
-                bad.append(error.row)
-    return Rows(samples=tuple(samples), bad=tuple(bad), counts=counts)
 
 
 def parse_record(
@@ -110,7 +56,7 @@ def parse_record(
     as pictures do (`FRAME_ENDINGS`).
 
     Args:
-        raw: the row as `read_rows` gives it.
+        raw: the row as `rows.row_of` gives it.
         file, index: where it stands.
         image_folder: where relative media paths start; None: the folder of `file`. Never the working directory.
         family: whose control tokens are refused.

@@ -56,11 +56,13 @@ class RemoteMedia:
     Attributes:
         folder: of the files.
         urls: file -> address, of all that were asked for.
+        failed: file -> why it could not be fetched.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.urls: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
 
     def file_of(self, url: str) -> str:
         """The file an address is kept in; named by the address, so that another run finds it."""

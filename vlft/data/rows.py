@@ -1,34 +1,43 @@
-"""Data files -> raw rows. Knows JSON and line ends; what a row must hold is for `vlft.data.records` to say."""
+"""Data files -> where their rows stand, and raw rows. Knows JSON and line ends; what a row must hold, records say."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from vlft.errors import ConfigError
 
 ARRAY_BYTES = 8 << 30  # of a .json, which is read whole; as rows in memory it takes several times that
 LINE_BYTES = 64 << 20  # of a row in a .jsonl; a thousand times the longest conversation
+BOM = b"\xef\xbb\xbf"
 PACKED = (".gz", ".zip", ".xz", ".bz2", ".zst", ".7z")
 MAGIC = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")
+
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenLine:
-    """What `read_rows` yields for a line that is not JSON; `records.parse_record` refuses it with its reason."""
+    """What `row_of` makes of a line that is not JSON; `records.parse_record` refuses it with its reason."""
 
     reason: str
 
 
-def read_rows(path: str) -> Iterator[tuple[int, object]]:
-    """The rows of one data file.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """Where a row stands in its file: `length` bytes from `start`; `line` counts from 1 (0 in a `.json`)."""
 
-    Yields:
-        (index, raw): index counts rows from 0 (blank lines of a `.jsonl` are none); raw is the row's JSON value, or a
-        `BrokenLine` for a line of a `.jsonl` that is not JSON.
+    start: int
+    length: int
+    line: int
+
+
+def row_spans(path: str) -> Iterator[Span]:
+    """Where the rows of one data file stand. Of a `.jsonl` one line is held at a time, of a `.json` the whole text.
 
     Raises:
         ConfigError: no such file, another ending than `.json` or `.jsonl`, no rows, or a `.json` that is not an array.
@@ -44,14 +53,31 @@ def read_rows(path: str) -> Iterator[tuple[int, object]]:
         )
         raise ConfigError(f"{path}: {what}. Name the data file itself, from {os.getcwd()} or by its absolute path.")
     rows = 0
-    for index, raw in enumerate(_read_lines(path) if ending == ".jsonl" else _read_array(path)):
+    for span in _line_spans(path) if ending == ".jsonl" else _array_spans(path):
         rows += 1
-        yield index, raw
+        yield span
     if not rows:
         raise ConfigError(f"{path}: holds no rows. Name a file that does; its format: data/README.md.")
 
 
-def _read_array(path: str) -> list[object]:
+def row_of(data: bytes, line: int) -> object:
+    """The JSON value of a row's bytes, or a `BrokenLine`.
+
+    Args:
+        data: of a `Span`; of one longer than `LINE_BYTES`, a byte more than those will do.
+        line: of the span.
+    """
+    if line and len(data) > LINE_BYTES:
+        return BrokenLine(reason=f"line {line}: more than {LINE_BYTES:,} bytes. Split the row")
+    try:
+        return json.loads(data.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        return BrokenLine(reason=f"line {line}, column {error.colno}: not JSON: {error.msg}. Mend the line")
+    except (ValueError, RecursionError) as error:
+        return BrokenLine(reason=f"line {line}: not JSON in UTF-8: {error}. Mend the line")
+
+
+def _array_spans(path: str) -> Iterator[Span]:
     size = os.path.getsize(path)
     if size > ARRAY_BYTES:
         raise ConfigError(
@@ -60,11 +86,38 @@ def _read_array(path: str) -> list[object]:
         )
     with open(path, "rb") as file:
         data = file.read()
-    text = _utf8(data, path)
+    text, start = _utf8(data, path), len(BOM) if data.startswith(BOM) else 0
+    del data
     if not text.strip():
-        return []
+        return
+    plain = text.isascii()
+    done = 0  # characters that `start` is past
+    for begin, end in _elements(text, path):
+        start += begin - done if plain else len(text[done:begin].encode())
+        length = end - begin if plain else len(text[begin:end].encode())
+        yield Span(start=start, length=length, line=0)
+        start, done = start + length, end
+
+
+def _elements(text: str, path: str) -> Iterator[tuple[int, int]]:
+    """First character of each element of the array that a text is, and the one after it."""
+    decoder = json.JSONDecoder()
+    at = _next(text, 0)
     try:
-        rows = json.loads(text)
+        if text[at] != "[":
+            _refuse(path, json.loads(text))
+        at = _next(text, at + 1)
+        more = text[at : at + 1] != "]"
+        while more:
+            _, end = decoder.raw_decode(text, at)
+            yield at, end
+            at = _next(text, end)
+            more = text[at : at + 1] == ","
+            if not more and text[at : at + 1] != "]":
+                json.loads(text)  # says what is wrong there
+            at = _next(text, at + 1)
+        if text[at:]:
+            json.loads(text)
     except json.JSONDecodeError as error:
         hint = " If each line is a row of its own, name the file .jsonl." if error.msg.startswith("Extra data") else ""
         raise ConfigError(
@@ -72,43 +125,46 @@ def _read_array(path: str) -> list[object]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON that can be read: {error}. Mend it.") from error
-    if not isinstance(rows, list):
-        raise ConfigError(
-            f"{path}: {kind_of(rows)} at the top, where an array of rows belongs. Put the rows between [ and ]."
-        )
-    return rows
 
 
-def _read_lines(path: str) -> Iterator[object]:
+def _next(text: str, at: int) -> int:
+    """The next character that is no white space."""
+    found = _SPACE.match(text, at)
+    return at if found is None else found.end()
+
+
+def _refuse(path: str, value: object) -> NoReturn:
+    raise ConfigError(
+        f"{path}: {kind_of(value)} at the top, where an array of rows belongs. Put the rows between [ and ]."
+    )
+
+
+def _line_spans(path: str) -> Iterator[Span]:
     with open(path, "rb") as file:
-        first = True
-        for number, line in enumerate(_lines(file), start=1):
+        first, start = True, 0
+        for number, (line, length) in enumerate(_lines(file), start=1):
+            begin = start
+            start += length
             if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
                 _refuse_other(line, path)
-            if len(line) > LINE_BYTES:
-                first = False
-                yield BrokenLine(reason=f"line {number}: more than {LINE_BYTES:,} bytes. Split the row")
-                continue
+                if line.startswith(BOM):
+                    line, begin, length = line[len(BOM) :], begin + len(BOM), length - len(BOM)
             if not line.strip():
                 continue
             if first and line.lstrip().startswith(b"["):
                 raise ConfigError(f"{path}, line {number}: an array; a .jsonl has one object a line. Name it .json.")
             first = False
-            try:
-                yield json.loads(line.decode("utf-8"))
-            except json.JSONDecodeError as error:
-                yield BrokenLine(reason=f"line {number}, column {error.colno}: not JSON: {error.msg}. Mend the line")
-            except (ValueError, RecursionError) as error:
-                yield BrokenLine(reason=f"line {number}: not JSON in UTF-8: {error}. Mend the line")
+            yield Span(start=begin, length=length, line=number)
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The file's lines; of one that is too long, the first `LINE_BYTES` + 1 bytes."""
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """The file's lines, of one that is too long only the first `LINE_BYTES` + 1 bytes; and how long each is."""
     while line := file.readline(LINE_BYTES + 1):
-        yield line
-        while len(line) > LINE_BYTES and not line.endswith(b"\n"):
-            line = file.readline(LINE_BYTES + 1)
+        part, length = line, len(line)
+        while len(part) > LINE_BYTES and not part.endswith(b"\n"):
+            part = file.readline(LINE_BYTES + 1)
+            length += len(part)
+        yield line, length
 
 
 def _utf8(data: bytes, path: str) -> str:

@@ -6,8 +6,13 @@ K supervised tokens, S samples in a batch.
 
 from __future__ import annotations
 
+import array
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +113,59 @@ class Cost:
     tokens: int
     supervised: int
     patches: int
+
+
+class Costs(Sequence[Cost]):
+    """Costs of many rows, a column a field: 4 bytes a row and field where a `Cost` has a hundred.
+
+    Attributes:
+        columns: field -> int32 [R].
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
+        self.columns = dict(columns)
+
+    @classmethod
+    def of(cls, costs: Iterable[Cost]) -> Costs:
+        """The same costs in columns; what is in columns already is left as it is."""
+        if isinstance(costs, Costs):
+            return costs
+        found: dict[str, array.array] = {field.name: array.array("i") for field in dataclasses.fields(Cost)}
+        for cost in costs:
+            for name, column in found.items():
+                column.append(getattr(cost, name))
+        return cls({name: np.array(column, dtype=np.int32) for name, column in found.items()})
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.columns["tokens"]
+
+    @property
+    def supervised(self) -> np.ndarray:
+        return self.columns["supervised"]
+
+    @property
+    def patches(self) -> np.ndarray:
+        return self.columns["patches"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @overload
+    def __getitem__(self, place: int) -> Cost: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Costs: ...
+
+    def __getitem__(self, place: int | slice) -> Cost | Costs:
+        if isinstance(place, slice):
+            return Costs({name: column[place] for name, column in self.columns.items()})
+        return Cost(**{name: int(column[place]) for name, column in self.columns.items()})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Costs) and all(
+            np.array_equal(column, other.columns[name]) for name, column in self.columns.items()
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -189,7 +189,7 @@ def _copy_base(target: Path) -> None:
 def _check(file: Path, base: Path, say: Callable[[str], None]) -> None:
     say(f"\n$ {_command('check-data', file, '--model_id', base)}")
     data, model = DataFlags(data_path=[str(file)]), ModelFlags(model_id=str(base))
-    found = check([str(file)], data, model, given=frozenset({"model_id"}), headers_only=False, workers=2)
+    found = check([str(file)], data, model, given=frozenset({"model_id"}), headers_only=False, workers=2).found
     say(found.as_text())
     if found.bad:
         raise ConfigError(f"{file}: {len(found.bad)} rows cannot be read. Remove {file.parent.parent} and start again.")

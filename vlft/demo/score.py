@@ -13,7 +13,6 @@ from pathlib import Path
 from vlft.chat import open_model, question_of
 from vlft.config.flags import DataFlags
 from vlft.demo.story import Story
-from vlft.errors import DataError
 from vlft.inputs import open_rows
 
 LONGEST = 64  # tokens, three times the longest answer of a story
@@ -33,9 +32,7 @@ def answers(model: str | Path, file: str | Path, *, batch: int = 32) -> list[str
     """
     chat = open_model(model, device="cpu")  # where it was trained: the same answers on every machine
     rows = open_rows([str(file)], DataFlags(), chat.family)
-    if rows.bad:
-        raise DataError(rows.bad[0])
-    return chat.answers([question_of(sample) for sample in rows.samples], max_new_tokens=LONGEST, batch=batch)
+    return chat.answers([question_of(sample) for sample in rows], max_new_tokens=LONGEST, batch=batch)
 
 
 def right(rows: Sequence[Story], said: Sequence[str]) -> list[bool]:

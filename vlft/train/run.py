@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import set_seed
@@ -250,7 +251,7 @@ def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = 
     rows, costs = measured.rows, measured.costs
     for note in measured.notes:
         say(f"note: {note}")
-    tokens = sorted(cost.tokens for cost in costs)
+    tokens = np.sort(costs.tokens)
     for file, count in rows.counts.items():
         skipped = [row for row in rows.bad if row.file == file]
         say(
@@ -262,7 +263,7 @@ def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = 
         if len(skipped) > SHOWN_BAD_ROWS:
             say(f"  and {len(skipped) - SHOWN_BAD_ROWS} more, all in vlft.json")
     say(
-        f"tokens: {sum(tokens):,} in all ({sum(c.supervised for c in costs):,} trained), a row has {tokens[0]:,} to "
+        f"tokens: {tokens.sum():,} in all ({costs.supervised.sum():,} trained), a row has {tokens[0]:,} to "
         f"{tokens[-1]:,}, half have up to {tokens[len(tokens) // 2]:,}"
     )
 

@@ -1,33 +1,27 @@
-"""Every row the loader would refuse, in one pass, with its reason; what the others cost. Trains and changes nothing.
-
-With a base (`--model_id`) rows are measured exactly as for training. Without one their structure and media are checked
-against the stock budgets of Qwen2-VL, and tokens are not counted.
-"""
+"""What a check found, and how a person and a program read it."""
 
 from __future__ import annotations
 
-import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from vlft.batches import pack_budget
-from vlft.config.flags import DataFlags, ModelFlags
-from vlft.data.records import Rows
-from vlft.data.sample import Cost, Image, Video
+import numpy as np
+
 from vlft.data.shown import printable
 from vlft.errors import BadRow
-from vlft.families import Family
-from vlft.inputs import measure_rows, open_base, open_rows, stock_probe
 
 BAR = 40  # characters of the histogram's longest bar
 BUCKETS = 12
+SHOWN = 30  # warnings of a kind that are printed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """One line of the histogram: `rows` rows have `start` to `end` tokens, both included."""
+    """One line of a histogram: so many values from `start` to `end`, both included."""
 
     start: int
     end: int
@@ -62,21 +56,29 @@ class Checked:
         counts: file -> rows read.
         ok: rows that can be trained. bad: those that cannot, in file order.
         warnings: remarks on rows that are taken, in the form of bad ones.
+        unlisted: warnings beyond those, which are counted only.
         images, videos: in the rows that can be trained.
+        pictures_per_row: rows by how many pictures and videos they have.
+        kilopixels: pictures by how many thousand pixels they have.
         decoded: whether every picture and frame was decoded, or headers read only.
         tokens: None without a base, or without a row.
         based: whether a base was named.
+        notes: for the user, on what was kept.
     """
 
     counts: dict[str, int]
     ok: int
     bad: tuple[BadRow, ...]
     warnings: tuple[BadRow, ...]
+    unlisted: int
     images: int
     videos: int
+    pictures_per_row: tuple[Bucket, ...]
+    kilopixels: tuple[Bucket, ...]
     decoded: bool
     tokens: Tokens | None
     based: bool
+    notes: tuple[str, ...]
 
     @property
     def rows(self) -> int:
@@ -86,27 +88,29 @@ class Checked:
         """The document of `vlft check-data --json`."""
         tokens = None
         if self.tokens is not None:
-            tokens = asdict(self.tokens)
-            tokens["histogram"] = [{"from": b.start, "to": b.end, "rows": b.rows} for b in self.tokens.histogram]
+            tokens = asdict(self.tokens) | {"histogram": _as_json(self.tokens.histogram)}
         return {
             "rows": self.rows,
             "ok": self.ok,
             "bad": [asdict(row) for row in self.bad],
             "warnings": [asdict(row) for row in self.warnings],
+            "warnings_unlisted": self.unlisted,
             "files": dict(self.counts),
             "images": self.images,
             "videos": self.videos,
+            "pictures_per_row": _as_json(self.pictures_per_row),
+            "kilopixels": _as_json(self.kilopixels),
             "decoded": self.decoded,
             "tokens": tokens,
         }
 
     def as_text(self) -> str:
         """What a person reads: bad rows, warnings, counts, histogram, and what to do."""
-        parts = []
+        parts = [*(f"note: {note}" for note in self.notes)]
         if self.bad:
-            parts.append(_listed("cannot be trained", self.bad))
+            parts.append(_listed("cannot be trained", self.bad, most=None))
         if self.warnings:
-            parts.append(_listed("trained, but worth a look", self.warnings))
+            parts.append(_listed("trained, but worth a look", self.warnings, most=SHOWN))
         parts.append(self._counted())
         if self.tokens is not None:
             parts.append(_drawn(self.tokens))
@@ -116,15 +120,17 @@ class Checked:
         return "\n\n".join(parts)
 
     def _counted(self) -> str:
+        refused = Counter(row.file for row in self.bad)
+        warned = Counter(file for file, _ in {(row.file, row.index) for row in self.warnings})
         lines = []
         for file, count in self.counts.items():
-            refused = sum(row.file == file for row in self.bad)
-            warned = len({row.index for row in self.warnings if row.file == file})
-            line = f"{file}: {_many(count, 'row')}, {count - refused:,} can be trained"
-            line += f", {refused:,} cannot" if refused else ""
-            lines.append(line + (f", {warned:,} with a warning" if warned else ""))
+            line = f"{file}: {_many(count, 'row')}, {count - refused[file]:,} can be trained"
+            line += f", {refused[file]:,} cannot" if refused[file] else ""
+            lines.append(line + (f", {warned[file]:,} with a warning" if warned[file] else ""))
         how = "every frame decoded" if self.decoded else "headers read; without --headers_only every frame is decoded"
         lines.append(f"{_many(self.images, 'picture')} and {_many(self.videos, 'video')} in them ({how})")
+        if self.unlisted:
+            lines.append(f"{self.unlisted:,} more warnings are not listed")
         return "\n".join(lines)
 
     def _verdict(self) -> str:
@@ -132,101 +138,50 @@ class Checked:
             return "No row is refused." if self.decoded else "No row is refused, as far as headers tell."
         return (
             f"{_many(len(self.bad), 'row')} of {self.rows:,} would stop a run. Mend them, or train on the rest with "
-            "--on_bad_row skip."
+            "--on_bad_row skip; --fix OUT.jsonl writes the rest."
         )
 
 
-def check(
-    files: Sequence[str],
-    data: DataFlags,
-    model: ModelFlags,
-    *,
-    given: frozenset[str],
-    headers_only: bool,
-    workers: int,
-) -> Checked:
-    """Find every row that the loader would refuse.
-
-    Args:
-        files: data files; those of `--eval_path` are checked after them.
-        data, model: flags, as for training.
-        given: names of the flags the user set.
-        headers_only: decode nothing, so a file that ends early goes unnoticed.
-        workers: processes to share the work.
-
-    Raises:
-        ConfigError: a file cannot be read at all, or a flag cannot be carried out.
-        CheckpointError: the base is missing, not a Qwen-VL, or not whole.
-    """
-    base = open_base(data, model, given=given) if model.model_id is not None else None
-    family = Family.of("qwen2_vl") if base is None else base.family
-    probe = stock_probe(data) if base is None else base.encoder
-    rows = _all_rows(files, data, family)
-    budget = pack_budget(data) if base is not None else None  # tokens are counted with a base only
-    measured = measure_rows(rows, probe, workers=workers, budget=budget, decode=not headers_only)
-    limit = base.encoder.max_length if base is not None else None
-    if limit is not None and budget is not None:
-        limit = min(limit, budget.tokens)
-    media = [part for sample in measured.rows.samples for part in sample.media]
-    return Checked(
-        counts=rows.counts,
-        ok=len(measured.costs),
-        bad=measured.rows.bad,
-        warnings=tuple(
-            BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=remark)
-            for sample in rows.samples
-            for field, remark in sample.warnings
-        ),
-        images=sum(isinstance(part, Image) for part in media),
-        videos=sum(isinstance(part, Video) for part in media),
-        decoded=not headers_only,
-        tokens=_tokens(measured.costs, limit) if measured.costs and limit is not None else None,
-        based=base is not None,
-    )
+def kind_of_reason(reason: str) -> str:
+    """A reason without what is of the row alone, so that rows with the same fault can be told."""
+    plain = re.sub(r"(?:[^\s:]*/)?[^\s:/]+\.\w{1,5}(?=[:\s]|$)", "FILE", reason)
+    return re.sub(r"\d[\d,.]*", "N", plain)[:80]
 
 
-def _all_rows(files: Sequence[str], data: DataFlags, family: Family) -> Rows:
-    """Rows of the data files, then of evaluation files that are not among them."""
-    rows = open_rows(files, data, family)
-    named = {os.path.realpath(file) for file in files}
-    others = [file for file in data.eval_path if os.path.realpath(file) not in named]
-    if not others:
-        return rows
-    more = open_rows(others, data, family)
-    return Rows(samples=rows.samples + more.samples, bad=rows.bad + more.bad, counts={**rows.counts, **more.counts})
-
-
-def _tokens(costs: Sequence[Cost], limit: int) -> Tokens:
-    tokens = sorted(cost.tokens for cost in costs)
+def tokens_of(tokens: np.ndarray, supervised: np.ndarray, limit: int) -> Tokens:
+    """The figures of rows with so many tokens (each int [R], R > 0)."""
+    ordered = np.sort(tokens)
     return Tokens(
-        total=sum(tokens),
-        supervised=sum(cost.supervised for cost in costs),
-        min=tokens[0],
-        median=tokens[(len(tokens) - 1) // 2],
-        max=tokens[-1],
+        total=int(tokens.sum(dtype=np.int64)),
+        supervised=int(supervised.sum(dtype=np.int64)),
+        min=int(ordered[0]),
+        median=int(ordered[(len(ordered) - 1) // 2]),
+        max=int(ordered[-1]),
         limit=limit,
-        histogram=histogram(tokens),
+        histogram=histogram(ordered),
     )
 
 
-def histogram(values: Sequence[int]) -> tuple[Bucket, ...]:
-    """Positive whole numbers in at most `BUCKETS` buckets with round ends: equally wide, or doubling where the largest
+def histogram(values: Sequence[int] | np.ndarray) -> tuple[Bucket, ...]:
+    """Whole numbers from 0 in at most `BUCKETS` buckets with round ends: equally wide, or doubling where the largest
     is 16 times the smallest or more.
 
     Returns:
         buckets from the smallest to the largest value; those between may be empty.
     """
-    low, high = min(values), max(values)
-    if high >= 16 * low:
-        first, last = max(low.bit_length(), high.bit_length() - BUCKETS + 1), high.bit_length()
+    ordered = np.sort(np.asarray(values))
+    low, high = int(ordered[0]), int(ordered[-1])
+    if high >= 16 * max(1, low):
+        first, last = max(1, low.bit_length(), high.bit_length() - BUCKETS + 1), high.bit_length()
         edges = [1 << (bits - 1) for bits in range(first, last + 2)]
         edges[0] = min(edges[0], low)  # with more doublings than buckets, the first takes all below it
     else:
         width = next(w for w in _round_numbers() if high // w - low // w < BUCKETS)
         edges = list(range(low // width * width, high + width + 1, width))
+    places = np.searchsorted(ordered, edges).tolist()
     buckets = [
-        Bucket(start=start, end=end - 1, rows=sum(start <= value < end for value in values))
-        for start, end in pairwise(edges)
+        Bucket(start=start, end=end - 1, rows=after - before)
+        for (start, end), (before, after) in zip(pairwise(edges), pairwise(places), strict=True)
     ]
     while buckets and not buckets[-1].rows:
         buckets.pop()
@@ -239,6 +194,10 @@ def _round_numbers() -> Iterator[int]:
     while True:
         yield from (power, 2 * power, 5 * power)
         power *= 10
+
+
+def _as_json(buckets: Sequence[Bucket]) -> list[dict[str, int]]:
+    return [{"from": b.start, "to": b.end, "rows": b.rows} for b in buckets]
 
 
 def _drawn(tokens: Tokens) -> str:
@@ -263,8 +222,19 @@ def _bar(share: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def _listed(title: str, rows: Sequence[BadRow]) -> str:
-    return "\n".join([f"{title} ({len(rows):,}):", *(f"  {printable(str(row))}" for row in rows)])
+def _listed(title: str, rows: Sequence[BadRow], *, most: int | None) -> str:
+    """The rows, of each kind so many at most."""
+    lines = [f"{title} ({len(rows):,}):"]
+    seen: Counter[str] = Counter()
+    for row in rows:
+        kind = kind_of_reason(row.reason)
+        seen[kind] += 1
+        if most is None or seen[kind] <= most:
+            lines.append(f"  {printable(str(row))}")
+    if most is not None:
+        over = sum(count - most for count in seen.values() if count > most)
+        lines += [f"  and {over:,} more of these kinds: --json or --report lists them"] if over else []
+    return "\n".join(lines)
 
 
 def _many(number: int, noun: str) -> str:

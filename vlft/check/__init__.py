@@ -1,0 +1,243 @@
+"""Every row the loader would refuse, in one pass, with its reason; what the others cost, and what is worth a look.
+
+With a base (`--model_id`) rows are measured exactly as for training. Without one their structure and media are checked
+against the stock budgets of Qwen2-VL, and tokens are not counted. Rows are read one at a time, and what was found out
+about them is kept, so that a check that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vlft.batches import pack_budget
+from vlft.check.found import Checked, histogram, kind_of_reason, tokens_of
+from vlft.check.look import Look, Seen
+from vlft.config.flags import DataFlags, ModelFlags
+from vlft.data.costs import scan_kept
+from vlft.data.index import RowIndex
+from vlft.errors import BadRow
+from vlft.families import Family
+from vlft.inputs import open_base, open_rows, stock_probe
+
+__all__ = ["Checked", "Notable", "check"]
+
+DECODE_CHUNK = 4  # rows a process hands back at once where every frame is decoded
+LISTED = 100_000  # warnings that are kept; of a set with more, every row has the same one
+NOTABLE = 6  # rows of a kind in the gallery
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class _Ranked:
+    worse: float
+    place: int
+    what: str
+
+
+@dataclass(kw_only=True)
+class Notable:
+    """Rows that are worth a look, a few of each kind."""
+
+    _firsts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    _heaps: dict[str, list[_Ranked]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> dict[str, list[tuple[int, str]]]:
+        """Kind -> (place in the index, what of it), the worst first."""
+        worst = {
+            kind: [(-one.place, one.what) for one in sorted(heap, reverse=True)] for kind, heap in self._heaps.items()
+        }
+        return self._firsts | worst
+
+    def first(self, kind: str, place: int, what: str) -> None:
+        """One of the first of its kind."""
+        some = self._firsts.setdefault(kind, [])
+        if len(some) < NOTABLE:
+            some.append((place, what))
+
+    def worst(self, kind: str, worse: float, place: int, what: str) -> None:
+        """One of those of its kind for which `worse` is largest."""
+        heap = self._heaps.setdefault(kind, [])
+        entry = _Ranked(worse=worse, place=-place, what=what)
+        (heapq.heappush if len(heap) < NOTABLE else heapq.heappushpop)(heap, entry)
+
+
+@dataclass(kw_only=True)
+class _Tally:
+    """What is added up on the way: some bytes a row, and no row."""
+
+    tokens: array = field(default_factory=lambda: array("i"))
+    supervised: array = field(default_factory=lambda: array("i"))
+    media: array = field(default_factory=lambda: array("i"))
+    kilopixels: array = field(default_factory=lambda: array("i"))
+    good: array = field(default_factory=lambda: array("q"))
+    digests: bytearray = field(default_factory=bytearray)
+    images: int = 0
+    videos: int = 0
+    unlisted: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    warnings: list[BadRow] = field(default_factory=list)
+    notable: Notable = field(default_factory=Notable)
+
+    def refuse(self, place: int, row: BadRow) -> None:
+        self.bad.append(row)
+        self.notable.first(f"refused: {kind_of_reason(row.reason)}", place, str(row))
+
+    def warn(self, place: int, row: BadRow) -> None:
+        if len(self.warnings) < LISTED:
+            self.warnings.append(row)
+        else:
+            self.unlisted += 1
+        self.notable.first(kind_of_reason(row.reason), place, str(row))
+
+    def take(self, place: int, seen: Seen) -> None:
+        cost = seen.cost
+        self.good.append(place)
+        self.digests += bytes.fromhex(seen.digest)
+        self.tokens.append(cost.tokens)
+        self.supervised.append(cost.supervised)
+        self.media.append(len(seen.pictures) + seen.videos)
+        self.images += len(seen.pictures)
+        self.videos += seen.videos
+        for width, height, *_ in seen.pictures:
+            self.kilopixels.append(max(1, width * height // 1000))
+        if cost.tokens:
+            self.notable.worst("longest", cost.tokens, place, f"{cost.tokens:,} tokens")
+        if self.media[-1]:
+            self.notable.worst("most pictures and videos", self.media[-1], place, f"{self.media[-1]:,} of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A check that is done.
+
+    Attributes:
+        found: what it found.
+        index: of all rows. good: places of those that can be trained, int64 [R].
+        notable: rows for a person to look at.
+    """
+
+    found: Checked
+    index: RowIndex
+    good: np.ndarray
+    notable: Notable
+
+
+def check(
+    files: Sequence[str],
+    data: DataFlags,
+    model: ModelFlags,
+    *,
+    given: frozenset[str],
+    headers_only: bool,
+    workers: int,
+    cache: Path | None = None,
+    before: Callable[[RowIndex], None] = lambda index: None,
+) -> Check:
+    """Find every row that the loader would refuse.
+
+    Args:
+        files: data files; those of `--eval_path` are checked after them.
+        data, model: flags, as for training.
+        given: names of the flags the user set.
+        headers_only: decode nothing, so a file that ends early goes unnoticed.
+        workers: processes to share the work.
+        cache: folder of what is kept for the next check; None keeps nothing.
+        before: called with all rows before the first is looked at.
+
+    Raises:
+        ConfigError: a file cannot be read at all, or a flag cannot be carried out.
+        CheckpointError: the base is missing, not a Qwen-VL, or not whole.
+    """
+    base = open_base(data, model, given=given) if model.model_id is not None else None
+    family = Family.of("qwen2_vl") if base is None else base.family
+    probe = stock_probe(data) if base is None else base.encoder
+    index = open_rows(_with_evaluation(files, data), data, family)
+    budget = pack_budget(data) if base is not None else None  # tokens are counted with a base only
+    before(index)
+    notes: list[str] = []
+    look = Look(probe, decode=not headers_only)
+    results = scan_kept(
+        index,
+        look,
+        probe,
+        look,
+        workers=workers,
+        folder=cache,
+        note=notes.append,
+        what="what a check found",
+        chunk=4 * DECODE_CHUNK if headers_only else DECODE_CHUNK,
+    )
+    tally = _Tally()
+    word = "reading headers of rows" if headers_only else "decoding rows"
+    for place, result in enumerate(tqdm(results, total=len(index), desc=word, unit="row", disable=None, delay=2)):
+        if isinstance(result, BadRow):
+            tally.refuse(place, result)
+        elif budget is not None and (why := budget.over(result.cost)):
+            tally.refuse(place, _row(index, place, "conversations", why))
+        else:
+            tally.take(place, result)
+            for where, remark in result.warnings:
+                tally.warn(place, _row(index, place, where, remark))
+    good = np.frombuffer(tally.good, dtype=np.int64)
+    _warn_of_twins(tally, good, index)
+    limit = base.encoder.max_length if base is not None else None
+    if limit is not None and budget is not None:
+        limit = min(limit, budget.tokens)
+    tokens = np.frombuffer(tally.tokens, dtype=np.int32)
+    found = Checked(
+        counts=index.counts,
+        ok=len(good),
+        bad=tuple(tally.bad),
+        warnings=tuple(sorted(tally.warnings, key=_place(index))),
+        unlisted=tally.unlisted,
+        images=tally.images,
+        videos=tally.videos,
+        pictures_per_row=histogram(tally.media) if any(tally.media) else (),
+        kilopixels=histogram(tally.kilopixels) if tally.kilopixels else (),
+        decoded=not headers_only,
+        tokens=tokens_of(tokens, np.frombuffer(tally.supervised, dtype=np.int32), limit)
+        if len(tokens) and limit is not None
+        else None,
+        based=base is not None,
+        notes=tuple(notes),
+    )
+    return Check(found=found, index=index, good=good, notable=tally.notable)
+
+
+def _with_evaluation(files: Sequence[str], data: DataFlags) -> list[str]:
+    """The data files, then those of `--eval_path` that are not among them."""
+    named = {os.path.realpath(file) for file in files}
+    return [*files, *(file for file in data.eval_path if os.path.realpath(file) not in named)]
+
+
+def _row(index: RowIndex, place: int, where: str, reason: str) -> BadRow:
+    sample = index[place]
+    return BadRow(file=sample.file, index=sample.index, id=sample.id, field=where, reason=reason)
+
+
+def _warn_of_twins(tally: _Tally, good: np.ndarray, index: RowIndex) -> None:
+    """A warning on every row that has the turns and the files of one before it."""
+    digests = np.frombuffer(bytes(tally.digests), dtype="V16")
+    order = np.argsort(digests, kind="stable")
+    same = digests[order][1:] == digests[order][:-1]
+    first = 0
+    for position, twin in enumerate(same.tolist(), start=1):
+        if not twin:
+            first = position
+            continue
+        place, other = int(good[order[position]]), int(good[order[first]])
+        before = f"{index.files[index.file_of[other]].name}[{index.row_of[other]}]"
+        tally.warn(place, _row(index, place, "row", f"the same turns and pictures as {before}"))
+
+
+def _place(index: RowIndex) -> Callable[[BadRow], tuple[int, int]]:
+    position = {file.name: i for i, file in enumerate(index.files)}
+    return lambda row: (position[row.file], row.index)

@@ -1,0 +1,158 @@
+"""One row as a check sees it: what it costs, what is in it, and what is worth a look. Runs in loader processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from vlft.data import media as media_io
+from vlft.data.dataset import MediaProbe, cost_of
+from vlft.data.encode import Encoder
+from vlft.data.media import MediaError
+from vlft.data.pictures import Unreadable, picture_size
+from vlft.data.sample import Cost, Grid, Image, Sample, Text, Video
+from vlft.errors import BadRow, DataError
+
+PATCH = 14  # pixels of a patch's side
+TINY = 28  # pixels of the shorter side: one token
+HUGE = 50_000_000  # pixels; decoding takes a second or more, and most of them go in the resize
+SHRUNK = 4.0  # times a side becomes shorter
+SUPERVISED = 0.002  # of a row's tokens
+ALONE = 500  # tokens of a row below which its share says little
+HASHES = 100_000  # of files, remembered by a process
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """What a look at a row gave.
+
+    Attributes:
+        cost: 0 tokens without a base.
+        pictures: (width, height) of each still as displayed, and (width, height) the model gets.
+        videos: how many.
+        digest: equal for rows of the same turns and the same files.
+        warnings: (field, remark) on things taken but worth a look.
+    """
+
+    cost: Cost
+    pictures: tuple[tuple[int, int, int, int], ...]
+    videos: int
+    digest: str
+    warnings: tuple[tuple[str, str], ...]
+
+
+class Look:
+    """Looks at a row.
+
+    Args:
+        encoder: of the base, or a `MediaProbe` where none is named.
+        decode: every picture and frame; else headers are read.
+    """
+
+    def __init__(self, encoder: Encoder | MediaProbe, *, decode: bool) -> None:
+        self.encoder = encoder
+        self.decode = decode
+        self._hashes: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """Of its results, where they are kept."""
+        return "looked at, decoded" if self.decode else "looked at, by headers"
+
+    def __call__(self, sample: Sample) -> Seen:
+        """Raises `DataError` and `ConfigError` as `Encoder.encode` does."""
+        cost, grids = self._measured(sample)
+        pictures, warnings = [], list(sample.warnings)
+        videos = 0
+        for part, grid in zip(sample.media, grids, strict=True):
+            if isinstance(part, Video):
+                videos += 1
+                continue
+            height, width = _size(sample, part)
+            small = grid.w * PATCH, grid.h * PATCH
+            pictures.append((width, height, *small))
+            if remark := _remark((width, height), small):
+                warnings.append((part.field, remark))
+        if cost.tokens >= ALONE and cost.supervised < SUPERVISED * cost.tokens:
+            share = f"{cost.supervised:,} of {cost.tokens:,} tokens are trained ({cost.supervised / cost.tokens:.2%})"
+            warnings.append(("conversations", f"{share}: a step learns little from so long a row"))
+        return Seen(
+            cost=cost,
+            pictures=tuple(pictures),
+            videos=videos,
+            digest=self._digest(sample),
+            warnings=tuple(warnings),
+        )
+
+    def _measured(self, sample: Sample) -> tuple[Cost, list[Grid]]:
+        if isinstance(self.encoder, Encoder) and self.decode:
+            row = self.encoder.encode(sample)
+            return cost_of(row), [medium.grid for medium in row.media]
+        if isinstance(self.encoder, Encoder):
+            cost = self.encoder.measure(sample)
+        else:
+            cost = self.encoder.cost(sample, decode=self.decode)
+        return cost, [media_io.measure(part, self.encoder.media) for part in sample.media]
+
+    def _digest(self, sample: Sample) -> str:
+        turns = [[turn.role, [self._plain(part) for part in turn.parts]] for turn in sample.turns]
+        return hashlib.blake2b(json.dumps(turns).encode(), digest_size=16).hexdigest()
+
+    def _plain(self, part: Any) -> Any:
+        if isinstance(part, Text):
+            return part.text
+        return [type(part).__name__, *(self._file(path) for _, path in part.files)]
+
+    def _file(self, path: str) -> str:
+        """What stands for a file: its bytes where they are read anyway, else its place."""
+        if not self.decode:
+            return os.path.realpath(path)
+        if path not in self._hashes:
+            if len(self._hashes) >= HASHES:
+                self._hashes.clear()
+            with open(path, "rb") as file:
+                self._hashes[path] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return self._hashes[path]
+
+    def dump(self, seen: Seen) -> list[Any]:
+        """As JSON takes it, for `vlft.data.costs.scan_kept`."""
+        from dataclasses import astuple
+
+        return [list(astuple(seen.cost)), seen.pictures, seen.videos, seen.digest, seen.warnings]
+
+    def load(self, value: Any) -> Seen:
+        """What `dump` made of it; raises `TypeError` or `ValueError` for anything else."""
+        from vlft.data.costs import Costing
+
+        cost, pictures, videos, digest, warnings = value
+        return Seen(
+            cost=Costing.load(cost),
+            pictures=tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in pictures),
+            videos=int(videos),
+            digest=str(digest),
+            warnings=tuple((str(field), str(remark)) for field, remark in warnings),
+        )
+
+
+def _size(sample: Sample, picture: Image) -> tuple[int, int]:
+    try:
+        return picture_size(picture.path)
+    except Unreadable as error:
+        refused = MediaError(picture.field, str(error))
+        row = BadRow(file=sample.file, index=sample.index, id=sample.id, field=refused.field, reason=refused.reason)
+        raise DataError(row) from error
+
+
+def _remark(size: tuple[int, int], small: tuple[int, int]) -> str | None:
+    (width, height), (new_width, new_height) = size, small
+    what = f"{width}x{height} pixels"
+    if min(size) < TINY:
+        return f"{what}: tiny, it is enlarged to {new_width}x{new_height}"
+    if width * height > HUGE:
+        return f"{what}: huge, decoding it holds up the loader, and the model gets {new_width}x{new_height}"
+    if max(width / new_width, height / new_height) > SHRUNK:
+        return f"{what}: shrunk hard, to {new_width}x{new_height}: small print is lost. See --image_max_pixels"
+    return None

@@ -1,0 +1,189 @@
+"""The rows of data files as a sequence that is read and parsed one at a time, so that millions of them need no room.
+
+Held in memory is where each row stands, 24 bytes of it; a row is read and parsed when it is asked for, in whichever
+process asks. Joins rows and records; opens data files, and no media.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+
+from vlft.data.access import Access
+from vlft.data.records import parse_record
+from vlft.data.rows import LINE_BYTES, row_of, row_spans
+from vlft.data.sample import Sample
+from vlft.errors import BadRow, ConfigError, DataError
+from vlft.families import Family
+
+
+class DataFile:
+    """An open data file, and where its rows stand. It is read as it was when it was opened, also if replaced since.
+
+    Attributes:
+        name: as the user gave it, for messages.
+        image_folder: where relative media paths start; None: the folder of the file.
+
+    Raises:
+        ConfigError: as `rows.row_spans`.
+    """
+
+    def __init__(self, name: str, *, image_folder: str | None) -> None:
+        self.name = name
+        self.image_folder = image_folder
+        starts, lengths, lines = array.array("q"), array.array("q"), array.array("i")
+        for span in row_spans(name):
+            starts.append(span.start)
+            lengths.append(span.length)
+            lines.append(span.line)
+        self._starts, self._lengths, self._lines = starts, lengths, lines
+        self._file = open(name, "rb", buffering=0)  # noqa: SIM115 - as long as there is an index of it
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def raw(self, row: int) -> object:
+        """The JSON value of a row, or the `rows.BrokenLine` that stands in its place."""
+        line, length = self._lines[row], self._lengths[row]
+        most = LINE_BYTES + 1 if line else length
+        return row_of(os.pread(self._file.fileno(), min(length, most), self._starts[row]), line)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_file"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._file = open(self.name, "rb", buffering=0)  # noqa: SIM115
+
+
+class RowIndex(Sequence[Sample]):
+    """Rows of data files, in the order of the files or in another one, maybe several times.
+
+    Args:
+        files: they stand in.
+        file_of: of each row, its place in `files`; uint16 [N].
+        row_of: of each row, its number in the file; int32 [N].
+        family: whose control tokens are refused.
+        access: what rows may name.
+
+    Indexing raises `DataError` where a row cannot be trained, as `records.parse_record` says it.
+    """
+
+    def __init__(
+        self, files: Sequence[DataFile], file_of: np.ndarray, row_of: np.ndarray, *, family: Family, access: Access
+    ) -> None:
+        self.files = tuple(files)
+        self.file_of = file_of
+        self.row_of = row_of
+        self.family = family
+        self.access = access
+
+    def __len__(self) -> int:
+        return len(self.row_of)
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> RowIndex: ...
+
+    def __getitem__(self, place: int | slice) -> Sample | RowIndex:
+        if isinstance(place, slice):
+            return self.take(np.arange(len(self))[place])
+        file, row = self.files[self.file_of[place]], int(self.row_of[place])
+        return parse_record(
+            file.raw(row),
+            file=file.name,
+            index=row,
+            image_folder=file.image_folder,
+            family=self.family,
+            access=self.access,
+        )
+
+    def raw(self, place: int) -> object:
+        """A row as its file has it."""
+        return self.files[self.file_of[place]].raw(int(self.row_of[place]))
+
+    def take(self, places: Sequence[int] | np.ndarray) -> RowIndex:
+        """The rows at these places, in their order."""
+        chosen = np.asarray(places, dtype=np.int64)
+        return RowIndex(self.files, self.file_of[chosen], self.row_of[chosen], family=self.family, access=self.access)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """File -> rows it holds."""
+        return {file.name: len(file) for file in self.files}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of data files, told apart.
+
+    Attributes:
+        samples: rows that can be trained, in the order of the files.
+        bad: rows that cannot.
+        counts: file -> rows read; their sum is `len(samples) + len(bad)`.
+    """
+
+    samples: Sequence[Sample]
+    bad: tuple[BadRow, ...]
+    counts: dict[str, int]
+
+
+def index_rows(
+    paths: Sequence[str], *, image_folder: str | None, family: Family, access: Access | None = None
+) -> RowIndex:
+    """Find the rows of data files; none is parsed yet.
+
+    Args:
+        paths: `.json` and `.jsonl` files.
+        image_folder: where relative media paths start; None: the folder of the data file that names them.
+        family: whose control tokens are refused.
+        access: what rows may name; None: files in the folder, and absolute paths.
+
+    Raises:
+        ConfigError: a file cannot be read at all, is named twice, or the image folder does not exist.
+    """
+    if image_folder is not None and not os.path.isdir(image_folder):
+        raise ConfigError(f"--image_folder {image_folder}: no such folder. Name the one that media paths start from.")
+    seen: dict[str, str] = {}
+    for path in paths:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise ConfigError(
+                f"--data_path names one file twice: {seen[real]} and {path}. Its rows would be trained twice: drop one."
+            )
+        seen[real] = path
+    files = [DataFile(path, image_folder=image_folder) for path in paths]
+    return RowIndex(
+        files,
+        np.repeat(np.arange(len(files), dtype=np.uint16), [len(file) for file in files]),
+        np.concatenate([np.arange(len(file), dtype=np.int32) for file in files]),
+        family=family,
+        access=access or Access(),
+    )
+
+
+def parsed(index: RowIndex) -> Rows:
+    """Every row of an index, all in memory: for few of them."""
+    samples, bad = [], []
+    for row in each(index):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        else:
+            samples.append(row)
+    return Rows(samples=tuple(samples), bad=tuple(bad), counts=index.counts)
+
+
+def each(index: RowIndex) -> Iterator[Sample | BadRow]:
+    """The rows one after another, or why they are refused."""
+    for place in range(len(index)):
+        try:
+            yield index[place]
+        except DataError as error:
+            yield error.row

@@ -1,0 +1,158 @@
+"""What was found out about rows, kept on disk between runs and while one goes on: key -> JSON value, in SQLite.
+
+A store is a file for each data file and set of settings. Keys stand for all that a value depends on, so an entry is
+right or not found, never out of date. Values are written as they come, so that a run that is killed goes on where it
+was. Whatever goes wrong here costs time, and a note to the user, and no run. Knows not what is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FORMAT = 2  # raise it whenever values may differ from those of before
+KEPT_FILES = 200
+KEPT_BYTES = 2 << 30
+SECONDS = 5.0  # between two commits
+WAIT = 10.0  # seconds for another process that writes
+
+
+class Store:
+    """See the module. Written by the process that made it; read by that and by those forked from it.
+
+    Args:
+        path: of the file; made with its folder where it is missing.
+        note: takes a line for the user.
+        what: that is kept, for the note.
+    """
+
+    def __init__(self, path: Path, *, note: Callable[[str], None], what: str) -> None:
+        self.path = path
+        self._note = note
+        self._what = what
+        self._readers: dict[int, Any] = {}
+        self._used = 0
+        self._waiting: list[tuple[bytes, str]] = []
+        self._written = time.monotonic()
+        self._usable = self._open()
+
+    def get(self, key: bytes) -> Any:
+        """The value, or None."""
+        import sqlite3
+
+        if not self._usable:
+            return None
+        try:
+            found = self._reader().execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
+            return None if found is None else json.loads(found[0])
+        except (sqlite3.Error, ValueError):
+            return None  # found out anew; what is wrong is said when it is written
+
+    def put(self, key: bytes, value: Any) -> None:
+        """Keep a value."""
+        self._waiting.append((key, json.dumps(value)))
+        self._used += 1
+        if time.monotonic() - self._written > SECONDS:
+            self._write()
+
+    def use(self) -> None:
+        """Count an entry that was found."""
+        self._used += 1
+
+    def close(self) -> None:
+        """Write what waits; drop the file where more than half of it was of no use any more."""
+        self._write()
+        if self._usable:
+            with contextlib.suppress(OSError):
+                if self._size() > 2 * self._used + 1000:
+                    self.path.unlink()
+                else:
+                    os.utime(self.path)
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+        prune(self.path.parent)
+
+    def _open(self) -> bool:
+        import sqlite3
+
+        for again in (True, False):
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.closing(sqlite3.connect(self.path, timeout=WAIT)) as file, file:
+                    file.execute("CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
+                    (state,) = file.execute("PRAGMA quick_check(1)").fetchone()
+                    if state != "ok":
+                        raise sqlite3.DatabaseError(state)
+                    columns = [column[1] for column in file.execute("PRAGMA table_info(kept)")]
+                    if columns != ["key", "value"]:
+                        raise sqlite3.DatabaseError(f"its columns are {columns}")
+                return True
+            except sqlite3.OperationalError as error:
+                return self._give_up(error)
+            except sqlite3.DatabaseError as error:
+                if not again:
+                    return self._give_up(error)
+                self._note(f"{self.path} cannot be used ({error}): {self._what} are found out again")
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
+            except OSError as error:
+                return self._give_up(error)
+        return False
+
+    def _give_up(self, error: Exception) -> bool:
+        self._note(
+            f"{self.path.parent}: {self._what} cannot be kept for the next run ({error}). Set VLFT_COST_CACHE to a "
+            "folder on a local disk"
+        )
+        self._usable = False
+        return False
+
+    def _reader(self) -> Any:
+        import sqlite3
+
+        pid = os.getpid()  # a connection must not be taken across a fork
+        if pid not in self._readers:
+            self._readers = {pid: sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=WAIT)}
+        return self._readers[pid]
+
+    def _write(self) -> None:
+        import sqlite3
+
+        if self._usable and self._waiting:
+            try:
+                with contextlib.closing(sqlite3.connect(self.path, timeout=WAIT)) as file, file:
+                    file.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?)", self._waiting)
+            except sqlite3.Error as error:
+                self._give_up(error)
+        self._waiting.clear()
+        self._written = time.monotonic()
+
+    def _size(self) -> int:
+        import sqlite3
+
+        try:
+            return int(self._reader().execute("SELECT count(*) FROM kept").fetchone()[0])
+        except sqlite3.Error:
+            return 0
+
+
+def prune(folder: Path) -> None:
+    """Drop the files longest unused."""
+    entries = []
+    for item in os.scandir(folder) if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # another run prunes, too
+            if item.name.endswith((".sqlite", ".npz")):  # the latter by vlft 0.1
+                stat = item.stat()
+                entries.append((stat.st_mtime_ns, stat.st_size, item.path))
+    size = 0
+    for place, (_, bytes_, path) in enumerate(sorted(entries, reverse=True)):
+        size += bytes_
+        if place and (place >= KEPT_FILES or size > KEPT_BYTES):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
