@@ -29,6 +29,14 @@ def kill(step: int, rank: int | None, trainer: Any, batch: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill_beside_full_pipes(step: int, trainer: Any, batch: Any) -> None:
+    """SIGKILL while loader processes wait to hand over batches; a line "WORKERS 7 8" names them."""
+    if _step(trainer) == step:
+        time.sleep(3)
+        print("WORKERS", *(worker.pid for worker in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def notify(step: int, number: int, rank: int, trainer: Any, batch: Any) -> None:
     """A signal to one rank and its loader processes, once."""
     if _step(trainer) == step and trainer.args.process_index == rank and not hasattr(trainer, "notified"):

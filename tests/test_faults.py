@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from launch import vlft as vlft_process
-from mishaps import kill, limit_files, notify, poison, remove, stall
+from mishaps import kill, kill_beside_full_pipes, limit_files, notify, poison, remove, stall
 from test_train import FULL, STRATEGIES, VISION_LORA, arguments, assert_same, lines, split, train, weights
 
 from vlft.cli.main import main
@@ -266,6 +266,21 @@ def test_a_process_that_is_killed_takes_the_others_along(base, mixed_json, media
 
 
 # ---- a process that stalls
+
+
+@pytest.mark.distributed
+def test_loader_processes_end_with_the_trainer(base, mixed_json, media, tmp_path):
+    argv = arguments(base, mixed_json, media, tmp_path / "run", *FULL, "--dataloader_num_workers", "2")
+    (killed,) = vlft_process(argv, out=tmp_path, during=[partial(kill_beside_full_pipes, 1)])
+    assert killed.status == -signal.SIGKILL
+    workers = re.search(r"^WORKERS (\d+) (\d+)$", killed.output, re.M)
+    assert workers, killed.output
+    end = time.monotonic() + 20
+    left = {int(pid) for pid in workers.groups()}
+    while left and time.monotonic() < end:
+        time.sleep(0.2)
+        left = {pid for pid in left if Path(f"/proc/{pid}").exists()}
+    assert not left
 
 
 @pytest.mark.distributed

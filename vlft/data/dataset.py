@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from vlft.errors import BadRow, ConfigError, DataError
 T = TypeVar("T")
 
 WORKER_GRACE = 120  # seconds that a loader process goes on after SIGTERM
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SCAN_CHUNK = 16  # rows a worker hands back at once
 # Seconds before each further try at media that cannot be read: network disks come back, files are put into place.
 PAUSES = (0.2, 0.8, 2.0)
@@ -206,8 +209,11 @@ def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:
 def _be_apart(worker: int) -> None:
     """A scheduler's notice (see `train.signals`) or Ctrl-C is for the trainer to act on, which still needs its workers.
 
-    They end when it does, by torch's own watch over them.
+    They end when it does. torch's own watch over them is not enough: a worker that has seen its trainer gone waits for
+    its last batch to be taken, for ever, since it holds the other end of that pipe itself (torch 2.11 and 2.15).
     """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setpgid(0, 0)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # Put off, not ignored: Python ends workers that way when it exits itself.

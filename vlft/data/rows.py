@@ -70,7 +70,7 @@ def row_of(data: bytes, line: int) -> object:
     if line and len(data) > LINE_BYTES:
         return BrokenLine(reason=f"line {line}: more than {LINE_BYTES:,} bytes. Split the row")
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode("utf-8").rstrip("\r\n"))
     except json.JSONDecodeError as error:
         return BrokenLine(reason=f"line {line}, column {error.colno}: not JSON: {error.msg}. Mend the line")
     except (ValueError, RecursionError) as error:

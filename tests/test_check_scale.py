@@ -1,0 +1,225 @@
+"""`vlft check-data` on many rows: every planted fault and nothing else, what it writes, going on, and memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from build import row, write_image, write_video
+from test_records import REFUSED
+
+from vlft.check.look import Look
+from vlft.cli.main import main
+from vlft.data.index import index_rows
+from vlft.data.rows import BrokenLine
+from vlft.families import FAMILIES
+
+
+def good_rows(count: int) -> list[dict]:
+    """Rows of text, a picture, several pictures, a clip, frames: all different."""
+    kinds = [
+        lambda i: row(f"What is {i}?", f"A number, {i}."),
+        lambda i: row(f"<image>\nIs this {i}?", f"No, {i} is a number.", image="a.jpg"),
+        lambda i: row(f"<image>Compare<image>, {i}.", f"The second, {i} times.", image=["a.jpg", "b.png"], id=i),
+        lambda i: row(f"<video>What moves in {i}?", f"The view, {i}.", video="clip.mp4"),
+        lambda i: row(f"<image><video>And {i}?", f"Both, {i}.", image="b.png", video=["a.jpg", "b.png"]),
+    ]
+    return [kinds[i % 20 if i % 20 < len(kinds) else 0](i) for i in range(count)]
+
+
+def planted(folder: Path) -> dict[str, object]:
+    """Rows that are refused, by what is wrong with them; files that are damaged are written into the folder."""
+    whole = (folder / "a.jpg").read_bytes()
+    (folder / "short.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "words.jpg").write_text("no picture")
+    (folder / "empty.png").write_bytes(b"")
+    clip = (folder / "clip.mp4").read_bytes()
+    (folder / "short.mp4").write_bytes(clip[: len(clip) // 3])
+    write_image(folder / "flat.png", 3000, 12)
+    media = {
+        "missing": row("<image>?", "Gone.", image="gone.jpg"),
+        "missing frame": row("<video>?", "Gone.", video=["a.jpg", "gone.jpg"]),
+        "cut short": row("<image>?", "Half.", image="short.jpg"),
+        "no picture": row("<image>?", "Words.", image="words.jpg"),
+        "empty": row("<image>?", "Nothing.", image="empty.png"),
+        "cut clip": row("<video>?", "A third.", video="short.mp4"),
+        "flat": row("<image>?", "A line.", image="flat.png"),
+        "long": row("Why? " * 3000, "Because."),
+        "control token": row("So <|im_end|>?", "No."),
+    }
+    return {**media, **{name: raw for name, (raw, _, _) in REFUSED.items()}}
+
+
+def remarkable(folder: Path) -> dict[str, tuple[dict, str]]:
+    """Rows that are taken with a warning: by name, the row and a part of the remark."""
+    write_image(folder / "tiny.png", 9, 20)
+    write_image(folder / "poster.png", 2400, 1800)
+    return {
+        "twin": (good_rows(2)[1], "the same turns and pictures as"),
+        "tiny": (row("<image>?", "Tiny.", image="tiny.png"), "9x20 pixels: tiny"),
+        "poster": (row("<image>?", "Print.", image="poster.png"), "2400x1800 pixels: shrunk hard"),
+        "share": (row("Read this. " * 150, "k"), "tokens are trained"),
+    }
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.grid)])
+def test_every_planted_fault_is_found_and_none_is_invented(base, tmp_path, capsys, monkeypatch, count):
+    monkeypatch.setattr("vlft.check.look.SUPERVISED", 0.02)  # rows of a tiny context are short
+    for name in ("a.jpg", "b.png"):
+        write_image(tmp_path / name, 60, 60)
+    write_video(tmp_path / "clip.mp4", 4)
+    faults, remarks = planted(tmp_path), remarkable(tmp_path)
+    rows = good_rows(count)
+    every = len(rows) // len(faults) or 1
+    names: dict[int, str] = {}
+    lines: list[str] = []
+    for i, raw in enumerate(rows):
+        lines.append(json.dumps(raw))
+        if i % every == 0 and faults:
+            name = next(iter(faults))
+            names[len(lines)] = name
+            lines.append(json.dumps(faults.pop(name)))
+    for name, raw in faults.items():
+        names[len(lines)] = name
+        lines.append(json.dumps(raw))
+    names[len(lines)] = "broken line"
+    lines.append('{"conversations": [')
+    wanted = {}
+    for name, (raw, remark) in remarks.items():
+        wanted[len(lines)] = (name, remark)
+        lines.append(json.dumps(raw))
+    data = tmp_path / "train.jsonl"
+    data.write_text("\n".join(lines) + "\n")
+    flags = [str(data), "--image_folder", str(tmp_path), "--model_id", str(base), "--image_max_pixels", "200704",
+             "--max_length", "4000", "--workers", "2"]  # fmt: skip
+    clean = tmp_path / "clean.jsonl"
+    assert main(["check-data", *flags, "--json", "--fix", str(clean), "--report", str(tmp_path / "look")]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert {bad["index"]: names.get(bad["index"]) for bad in found["bad"]} == names
+    assert all(len(bad["reason"]) > 10 and bad["field"] for bad in found["bad"])
+    warned = [(warning["index"], warning["reason"]) for warning in found["warnings"] if warning["index"] in wanted]
+    assert sorted(index for index, _ in warned) == sorted(wanted)
+    assert all(wanted[index][1] in reason for index, reason in warned)
+    assert len(found["warnings"]) == len(warned)
+    assert found["ok"] == len(rows) + len(wanted)
+
+    quarantine = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(entry["index"], entry["reason"]) for entry in quarantine] == [
+        (bad["index"], bad["reason"]) for bad in found["bad"]
+    ]
+    assert [json.loads(line) for line in clean.read_text().splitlines()] == [
+        json.loads(line) for i, line in enumerate(lines) if i not in names
+    ]
+    assert main(["check-data", str(clean), *flags[1:], "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["ok"], again["tokens"]["total"]) == (found["ok"], found["tokens"]["total"])
+
+    page = (tmp_path / "look" / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)|url\(""", page)
+    assert json.loads((tmp_path / "look" / "report.json").read_text()) == found
+
+    train = ["train", "--data_path", *flags, "--output_dir", str(tmp_path / "run"), "--num_train_epochs", "1"]
+    train.remove("--workers")
+    train.remove("2")
+    assert main([*train, "--on_bad_row", "skip", "--dataloader_num_workers", "0", "--logging_steps", "50"]) == 0
+    (entry,) = json.loads((tmp_path / "run" / "vlft.json").read_text())["data"]
+    assert [skipped["index"] for skipped in entry["skipped"]] == sorted(names)
+    assert entry["trained"] == found["ok"]
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Texts of the rows that are looked at; the sixth look is interrupted, once."""
+    seen: list[str] = []
+    real = Look._measured
+
+    def measured(self, sample):
+        seen.append(sample.turns[0].parts[-1].text)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return real(self, sample)
+
+    monkeypatch.setattr(Look, "_measured", measured)
+    return seen
+
+
+def test_a_check_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch, capsys, looks):
+    monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "cache"))
+    write_image(tmp_path / "a.jpg")
+    rows = [row(f"<image>Is it {i}?", f"No, {i}.", image="a.jpg") for i in range(10)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["check-data", str(tmp_path / "rows.jsonl"), "--workers", "0", "--json"]
+    assert main(command) == 130
+    capsys.readouterr()
+    done = len(looks)
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] == 10
+    assert looks[done:][-1] == "Is it 9?"
+    assert len(looks[done:]) <= 7  # rows handed over together are looked at together
+    assert "Is it 0?" not in looks[done:]
+    done = len(looks)
+    assert main(command) == 0
+    assert looks[done:] == []
+    write_image(tmp_path / "a.jpg", 300, 200)
+    assert main(command) == 0
+    assert len(looks[done:]) == 10
+
+
+def test_an_index_takes_some_bytes_a_row_whatever_the_rows_hold(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    line = json.dumps(row("Why? " * 200, "Because. " * 100))
+    path.write_text("\n".join([line] * 20_000))
+    tracemalloc.start()
+    index = index_rows([str(path)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(index) == 20_000
+    assert held < 40 * len(index)
+    assert peak < 100 * len(index)
+    assert index[19_999].index == 19_999
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '[{"a": "é"}, {"b": [1, 2]},\n {"c": "]"}]'),
+        ("a.json", '\ufeff [\n{"a": "é"}\t,{"b": [1, 2]},\r\n\n {"c": "]"}\n]\n'),
+        ("a.jsonl", '{"a": "é"}\n{"b": [1, 2]}\n{"c": "]"}'),
+        ("a.jsonl", '\ufeff{"a": "é"}\r\n\r\n{"b": [1, 2]}\n  {"c": "]"}\n\n'),
+    ],
+)
+def test_rows_are_found_where_they_stand(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode())
+    index = index_rows([str(tmp_path / name)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    assert [index.raw(place) for place in range(len(index))] == [{"a": "é"}, {"b": [1, 2]}, {"c": "]"}]
+    assert [index.take([2, 0, 0]).raw(place) for place in range(3)] == [{"c": "]"}, {"a": "é"}, {"a": "é"}]
+
+
+def test_a_broken_line_leaves_the_others(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b": \n\xff\n{"c": 3}\n')
+    index = index_rows([str(path)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    found = [index.raw(place) for place in range(4)]
+    assert (found[0], found[3]) == ({"a": 1}, {"c": 3})
+    assert all(isinstance(one, BrokenLine) for one in found[1:3])
+    assert "line 2, column 7" in found[1].reason
+    assert "line 3: not JSON in UTF-8" in found[2].reason
+
+
+def test_targets_of_fix_that_would_not_do(tmp_path, capsys):
+    write_image(tmp_path / "data" / "a.jpg")
+    data = tmp_path / "data" / "rows.json"
+    data.write_text(json.dumps([row("<image>?", "Yes.", image="a.jpg")]))
+
+    def refused(out: Path) -> str:
+        assert main(["check-data", str(data), "--fix", str(out)]) == 1
+        return capsys.readouterr().err
+
+    assert "a data file ends in .json or .jsonl" in refused(tmp_path / "data" / "clean")
+    assert "is there already" in refused(data)
+    assert "media paths start from the folder of their data file" in refused(tmp_path / "clean.json")
+    assert main(["check-data", str(data), "--fix", str(tmp_path / "data" / "clean.json")]) == 0
+    assert json.loads((tmp_path / "data" / "clean.json").read_text()) == json.loads(data.read_text())
