@@ -14,10 +14,12 @@ from typing import Any
 
 from vlft.batches import pack_budget
 from vlft.config.flags import DataFlags, ModelFlags
+from vlft.data.grounding import BoxFormat, remarks
+from vlft.data.media import MediaError
 from vlft.data.records import Rows
-from vlft.data.sample import Cost, Image, Video
+from vlft.data.sample import Cost, Image, Sample, Video
 from vlft.data.shown import printable
-from vlft.errors import BadRow
+from vlft.errors import BadRow, DataError
 from vlft.families import Family
 from vlft.inputs import measure_rows, open_base, open_rows, stock_probe
 
@@ -176,13 +178,29 @@ def check(
             BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=remark)
             for sample in rows.samples
             for field, remark in sample.warnings
-        ),
+        )
+        + _on_boxes(measured.rows.samples, family, data.box_format),
         images=sum(isinstance(part, Image) for part in media),
         videos=sum(isinstance(part, Video) for part in media),
         decoded=not headers_only,
         tokens=_tokens(measured.costs, limit) if measured.costs and limit is not None else None,
         based=base is not None,
     )
+
+
+def _on_boxes(samples: Sequence[Sample], family: Family, box_format: BoxFormat) -> tuple[BadRow, ...]:
+    """What is odd about boxes; without a base, where rows are not encoded, also what makes a row one to refuse."""
+    found = []
+    for sample in samples:
+        try:
+            odd = remarks(sample, family=family, box_format=box_format)
+        except DataError as error:
+            odd = ((error.row.field, error.row.reason),)
+        except MediaError as error:  # a file that went away since it was measured
+            odd = ((error.field, error.reason),)
+        for field, remark in odd:
+            found.append(BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=remark))
+    return tuple(found)
 
 
 def _all_rows(files: Sequence[str], data: DataFlags, family: Family) -> Rows:

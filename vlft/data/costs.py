@@ -125,6 +125,7 @@ def _settings_print(encoder: Encoder) -> str | None:
         "family": encoder.family.model_type,
         "media": asdict(encoder.media),
         "max_length": encoder.max_length,
+        "box_format": encoder.box_format,
         "chat_template": processor.chat_template or tokenizer.chat_template,
         "special_tokens": tokenizer.special_tokens_map,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
@@ -146,7 +147,8 @@ def _name(file: str, settings: str) -> str:
 def _digest(sample: Sample) -> bytes:
     """16 bytes that stand for the conversation and the paths in it."""
     turns = [[turn.role, [_plain(part) for part in turn.parts]] for turn in sample.turns]
-    return hashlib.blake2b(json.dumps(turns).encode(), digest_size=16).digest()
+    row = turns if sample.objects is None else [turns, asdict(sample.objects)]
+    return hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()
 
 
 def _plain(part: Any) -> Any:

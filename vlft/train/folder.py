@@ -122,6 +122,7 @@ class RunFolder:
             "lr_scheduler_type",
             "warmup_steps",
             "deepspeed",
+            "box_format",
         ):
             if name in other.training:  # absent in records of older versions
                 pairs.append((name.replace("_", " "), other.training[name], mine.training[name]))
