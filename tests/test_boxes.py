@@ -20,6 +20,7 @@ from vlft.data.records import load_samples, parse_record
 from vlft.data.sample import Grid
 from vlft.errors import DataError
 from vlft.families import FAMILIES
+from vlft.preview import frames_of
 
 FAMILY = FAMILIES["qwen2_vl"]
 #: How Qwen2.5-VL and Qwen3-VL want them.
@@ -217,6 +218,34 @@ def test_every_way_to_write_a_box_trains_the_same(encoder, folder, family, image
         assert f"Find the {named}." in asked
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["upright", "turned"])
+@pytest.mark.parametrize("unit", ["pixels", "0-1000"])
+def test_the_box_holds_what_it_held(encoder, tmp_path, unit, turned):
+    """Seen in the pixels: a red patch in the original is in the same box of what the model gets."""
+    box = (160, 420, 330, 700)
+    shown = picture(500, 900, name="coffee")
+    shown.paste((255, 0, 0), box)
+    exif = PIL.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    if turned:
+        shown.transpose(PIL.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    else:
+        shown.save(tmp_path / "a.png")
+    encoder = replace(encoder, family=replace(LATER, box_unit=unit))
+    raw = grounded(list(box), images="a.png")
+    [_, found, _] = split(said(encoder, raw, tmp_path).replace("Here: ", '"bbox_2d": '))
+    pixels = frames_of(encoder.encode(parse(raw, tmp_path)).media[0])[0].float()
+    height, width, _ = pixels.shape
+    assert (width, height) not in ((500, 900), (900, 500)), "it is resized"
+    sides = (1, 1, 1, 1) if unit == "pixels" else (width / 1000, height / 1000) * 2
+    x1, y1, x2, y2 = (round(number * side) for number, side in zip(found.numbers, sides, strict=True))
+    red = (pixels[..., 0] > 200) & (pixels[..., 1:] < 60).all(-1)
+    inside = torch.zeros_like(red)
+    inside[y1:y2, x1:x2] = True
+    assert red[inside].float().mean() > 0.97
+    assert red[~inside].float().mean() < 0.01
+
+
 def test_the_picture_of_a_box(encoder, folder):
     """Named by image_id; else the one right before it in its turn, the one last shown, or the row's only one."""
     encoder = replace(encoder, family=LATER, box_format="pixels")
@@ -246,13 +275,18 @@ REFUSED = {
     "which": (
         row("<image><image>Where?", '"bbox_2d": [1, 2, 3, 4]', image=["wide.jpg", "tall.png"]),
         "conversations[1]",
-        "box [1, 2, 3, 4] may be in any of image[0] (700x300), image[1] (120x400)",
+        "box [1, 2, 3, 4] may be in any of image[0] (700x300), image[1] (120x400), and is not the same in each",
     ),
     "no picture": (row("Where?", '"bbox_2d": [1, 2, 3, 4]'), "conversations[1]", "no picture that it could be in"),
     "no box": (
         row("<image>", '"bbox_2d": [1, 2, 3]', image="wide.jpg"),
         "conversations[1]",
         "is no box: [x1, y1, x2, y2] belongs there, since --box_format is pixels",
+    ),
+    "half a box": (
+        row("<image>", "<|box_start|>(1,2),(3)<|box_end|>", image="wide.jpg"),
+        "conversations[1]",
+        "'<|box_start|>(1,2),(3)' is no box: (x1,y1),(x2,y2) belongs there",
     ),
     "few boxes": (grounded([1, 2, 3, 4], bbox=[]), "objects.bbox", "0 in it, 1 <bbox> in the text"),
     "many names": (grounded([1, 2, 3, 4], ref=["a", "b"]), "objects.ref", "2 in it, 1 <ref-object> in the text"),

@@ -1,5 +1,6 @@
 """`vlft import`: parquet in the schema of StoryReasoning, made here of real photographs, to rows and on to weights."""
 
+import errno
 import functools
 import io
 import json
@@ -240,6 +241,16 @@ def test_nothing_to_import(made, reason, tmp_path):
         (tmp_path / "in").mkdir()
     with pytest.raises(ConfigError, match=reason):
         import_stories(str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+def test_a_full_disk_leaves_nothing(parquet, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ConfigError, match=r"cannot be written .No space left on device.; nothing was left"):
+        import_stories(str(parquet), str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_killed_and_started_over(tmp_path):

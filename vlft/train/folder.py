@@ -115,6 +115,8 @@ class RunFolder:
         ]
         for name in ("data", "rows", "max_length", "seed", "global_batch", "packing"):
             pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
+        boxes = [record.training.get("box_format", "as_is") for record in (other, mine)]  # older versions knew no other
+        pairs.append(("box format", boxes[0], boxes[1]))
         for name in (
             "learning_rates",
             "weight_decay",
@@ -122,7 +124,6 @@ class RunFolder:
             "lr_scheduler_type",
             "warmup_steps",
             "deepspeed",
-            "box_format",
         ):
             if name in other.training:  # absent in records of older versions
                 pairs.append((name.replace("_", " "), other.training[name], mine.training[name]))
