@@ -258,13 +258,15 @@ def test_the_picture_of_a_box(encoder, folder):
     assert said(encoder, grounded([60, 150, 120, 300], images=both), folder) == first  # ms-swift's default
 
     box = '{"bbox_2d": [60, 150, 120, 300]}'
-    turns = [("human", f"{box}? <image>{box}"), ("gpt", box), ("human", f"<image>{box}"), ("gpt", box)]
-    raw = {"image": both, "conversations": [{"from": role, "value": value} for role, value in turns]}
-    raw["conversations"][0]["value"] = f"<image>{box}"
-    text = encoder.encode(parse(raw, folder)).text
-    found = [piece.numbers for piece in split(text) if isinstance(piece, Written)]
     ours = [split(answer.replace("Here: ", '"bbox_2d": '))[1].numbers for answer in (first, second)]
-    assert found == [ours[0], ours[0], ours[1], ours[1]]
+
+    def numbers(*turns):
+        said = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(turns)]
+        text = encoder.encode(parse({"image": both, "conversations": said}, folder)).text
+        return [piece.numbers for piece in split(text) if isinstance(piece, Written)]
+
+    assert numbers(f"<image>{box}", box, "Again?", box, f"And <image>{box}", box) == [ours[0]] * 3 + [ours[1]] * 2
+    assert numbers(f"<image>{box} and <image>{box}", "Well.") == ours
     only = row(f"{box} in <image>", box, image="tall.png")  # before the picture
     assert said(encoder, only, folder) == f'{{"bbox_2d": {second.removeprefix("Here: ").removesuffix("!")}}}'
     same = row("<image><image>Where?", box, image=["wide.jpg", "twin.jpg"])  # one size, so it does not matter
