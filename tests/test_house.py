@@ -27,6 +27,7 @@ LEVELS = {
     "preview": 4,
     "plan": 4,
     "chat": 4,
+    "importing": 4,
     "report": 4,
     "demo": 5,
     "bench": 5,

@@ -25,11 +25,11 @@ from test_media import SETTINGS, image, video
 from vlft.cli.main import main
 from vlft.data import dataset, named, records, remote, rows
 from vlft.data.access import Access
-from vlft.data.boxes import samples_beyond
 from vlft.data.clips import FRAME_PIXELS
 from vlft.data.dataset import PAUSES, RowDataset
 from vlft.data.index import index_rows, parsed
 from vlft.data.media import MediaError, decode, measure
+from vlft.data.mp4 import samples_beyond
 from vlft.data.pictures import PICTURE_BYTES
 from vlft.data.sample import Video
 from vlft.errors import BadRow, ConfigError
@@ -508,7 +508,7 @@ def test_frames_too_large_are_refused_by_the_header(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", ["a.mp4", "a.mov", "a.webm", "a.avi", "f.mp4"])
 def test_honest_headers_claim_nothing_beyond(tmp_path, monkeypatch, file):
-    monkeypatch.setattr("vlft.data.boxes.HARMLESS", 0)
+    monkeypatch.setattr("vlft.data.mp4.HARMLESS", 0)
     options = {"movflags": "frag_keyframe+empty_moov"} if file == "f.mp4" else {}
     path = write_video(tmp_path / file, 200, codec="libvpx-vp9" if file == "a.webm" else "mpeg4", options=options)
     assert samples_beyond(str(path)) is None

@@ -422,7 +422,11 @@ def test_a_run_that_is_all_warm_up_says_so(train, capsys):
     assert "all 2 steps are warm-up" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("more", [("--learning_rate", "0.5"), ("--weight_decay", "0.3"), ("--optim", "sgd")])
+@pytest.mark.parametrize(
+    "more",
+    [("--learning_rate", "0.5"), ("--weight_decay", "0.3"), ("--optim", "sgd"), ("--box_format", "pixels")],
+    ids=lambda more: more[0],
+)
 def test_a_checkpoint_is_not_resumed_at_other_rates(train, base, mixed_json, media, tmp_path, capsys, more):
     """The optimizer's state would bring the old ones back without a word."""
     train("--max_steps", "1")

@@ -6,6 +6,7 @@ Everything else asks `Family.of(config.model_type)` (rule: ask the config, not t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vlft.errors import CheckpointError
 
@@ -27,6 +28,8 @@ class Family:
         image_pad, video_pad: token repeated once per merged patch.
         end_of_turn: token that closes a turn, and is trained with an answer.
         control_tokens: texts that become control ids; refused in user text because they would forge turns or media.
+        box_unit: in which numbers the family reads and writes boxes: shares of 1000, or pixels of the resized picture.
+        box_style: how: `<|box_start|>(x1,y1),(x2,y2)<|box_end|>` with `<|object_ref_start|>`, or JSON lists.
     """
 
     model_type: str
@@ -40,6 +43,8 @@ class Family:
     video_pad: str
     end_of_turn: str
     control_tokens: tuple[str, ...]
+    box_unit: Literal["0-1000", "pixels"]
+    box_style: Literal["tokens", "json"]
 
     @staticmethod
     def of(model_type: str, *, where: str = "the model") -> Family:
@@ -114,5 +119,7 @@ FAMILIES = {
             "<|image_pad|>",
             "<|video_pad|>",
         ),
+        box_unit="0-1000",
+        box_style="tokens",
     ),
 }

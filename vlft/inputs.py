@@ -85,7 +85,9 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
     max_length = limit if data.max_length is None else data.max_length
     if not 0 < max_length <= limit:
         raise ConfigError(f"--max_length is {max_length:,}; the model's max_position_embeddings allow 1 to {limit:,}")
-    encoder = Encoder(family=family, processor=processor, media=media, max_length=max_length)
+    encoder = Encoder(
+        family=family, processor=processor, media=media, max_length=max_length, box_format=data.box_format
+    )
     serve_as_trained(processor, media)
     return Base(
         name=model.model_id,

@@ -25,7 +25,8 @@ from vlft.checkpoint import (
     resolve_model,
 )
 from vlft.data.encode import Encoder
-from vlft.data.media import MediaSettings, media_settings
+from vlft.data.grounding import AnswerBox, boxes_in_answer
+from vlft.data.media import MediaError, MediaSettings, measure, media_settings
 from vlft.data.sample import EncodedMedia, EncodedPrompt, Image, Sample, Text, Turn, Video
 from vlft.errors import ConfigError, DataError
 from vlft.families import Family
@@ -47,11 +48,13 @@ class Reply:
         text: without the token that ends it.
         tokens: generated, the ending one included.
         prompt_tokens: of the conversation before it.
+        boxes: in the text, brought back to pixels of the pictures shown last.
     """
 
     text: str
     tokens: int
     prompt_tokens: int
+    boxes: tuple[AnswerBox, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,23 @@ class Chat:
         prompt = self._prompt(asked, sampling)
         with _enough_memory(self.speaker.model.device):
             (ids,) = self.speaker.generate([prompt], sampling, stream=stream)
-        return Reply(text=self.speaker.text(ids), tokens=len(ids), prompt_tokens=len(prompt.ids_T))
+        text = self.speaker.text(ids)
+        return Reply(text=text, tokens=len(ids), prompt_tokens=len(prompt.ids_T), boxes=self.boxes(text, asked))
+
+    def boxes(self, answer: str, asked: Sample | Sequence[Turn]) -> tuple[AnswerBox, ...]:
+        """The boxes in an answer, for a model that writes them as its family does: in `Family.box_unit`.
+
+        Raises:
+            ConfigError: a picture that was shown cannot be opened any more.
+        """
+        sample = asked if isinstance(asked, Sample) else _conversation(asked)
+        settings = self.encoder.media
+        try:
+            return boxes_in_answer(
+                answer, sample, lambda part: measure(part, settings), family=self.family, patch_size=settings.patch_size
+            )
+        except MediaError as error:
+            raise ConfigError(f"{error.field}: {error.reason}") from error
 
     def answer(
         self,
@@ -132,7 +151,7 @@ class Chat:
             encoded = self.encoder.prompt(asked)
         else:
             try:
-                encoded = self.encoder.prompt(Sample(file="chat", index=0, id=None, turns=tuple(asked)))
+                encoded = self.encoder.prompt(_conversation(asked))
             except DataError as error:  # its advice is for rows of a file
                 raise ConfigError(error.row.reason) from error
         tokens = len(encoded.input_ids_T)
@@ -246,6 +265,10 @@ def question_of(sample: Sample) -> Sample:
     """A row up to its last user turn: what a model is asked whose answer is compared with the row's own."""
     last = max(place for place, turn in enumerate(sample.turns) if turn.role == "user")
     return replace(sample, turns=sample.turns[: last + 1])
+
+
+def _conversation(turns: Sequence[Turn]) -> Sample:
+    return Sample(file="chat", index=0, id=None, turns=tuple(turns))
 
 
 def _processor(adapter: Path | None, folder: Path) -> Any:

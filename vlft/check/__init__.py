@@ -163,7 +163,7 @@ def check(
     budget = pack_budget(data) if base is not None else None  # tokens are counted with a base only
     before(index)
     notes: list[str] = []
-    look = Look(probe, decode=not headers_only)
+    look = Look(probe, family=family, box_format=data.box_format, decode=not headers_only)
     results = scan_kept(
         index,
         look,

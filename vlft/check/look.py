@@ -11,10 +11,12 @@ from typing import Any
 from vlft.data import media as media_io
 from vlft.data.dataset import MediaProbe, cost_of
 from vlft.data.encode import Encoder
+from vlft.data.grounding import BoxFormat, remarks
 from vlft.data.media import MediaError
 from vlft.data.pictures import Unreadable, picture_size
 from vlft.data.sample import Cost, Grid, Image, Sample, Text, Video
 from vlft.errors import BadRow, DataError
+from vlft.families import Family
 
 PATCH = 14  # pixels of a patch's side
 TINY = 28  # pixels of the shorter side: one token
@@ -49,18 +51,21 @@ class Look:
 
     Args:
         encoder: of the base, or a `MediaProbe` where none is named.
+        family, box_format: of the boxes in rows.
         decode: every picture and frame; else headers are read.
     """
 
-    def __init__(self, encoder: Encoder | MediaProbe, *, decode: bool) -> None:
+    def __init__(self, encoder: Encoder | MediaProbe, *, family: Family, box_format: BoxFormat, decode: bool) -> None:
         self.encoder = encoder
+        self.family = family
+        self.box_format = box_format
         self.decode = decode
         self._hashes: dict[str, str] = {}
 
     @property
     def name(self) -> str:
         """Of its results, where they are kept."""
-        return "looked at, decoded" if self.decode else "looked at, by headers"
+        return f"looked at, {'decoded' if self.decode else 'by headers'}, boxes {self.box_format}"
 
     def __call__(self, sample: Sample) -> Seen:
         """Raises `DataError` and `ConfigError` as `Encoder.encode` does."""
@@ -76,6 +81,7 @@ class Look:
             pictures.append((width, height, *small))
             if remark := _remark((width, height), small):
                 warnings.append((part.field, remark))
+        warnings += self._on_boxes(sample)
         if cost.tokens >= ALONE and cost.supervised < SUPERVISED * cost.tokens:
             share = f"{cost.supervised:,} of {cost.tokens:,} tokens are trained ({cost.supervised / cost.tokens:.2%})"
             warnings.append(("conversations", f"{share}: a step learns little from so long a row"))
@@ -86,6 +92,12 @@ class Look:
             digest=self._digest(sample),
             warnings=tuple(warnings),
         )
+
+    def _on_boxes(self, sample: Sample) -> tuple[tuple[str, str], ...]:
+        try:
+            return tuple(remarks(sample, family=self.family, box_format=self.box_format))
+        except MediaError as error:
+            raise _refused(sample, error) from error
 
     def _measured(self, sample: Sample) -> tuple[Cost, list[Grid]]:
         if isinstance(self.encoder, Encoder) and self.decode:
@@ -141,9 +153,11 @@ def _size(sample: Sample, picture: Image) -> tuple[int, int]:
     try:
         return picture_size(picture.path)
     except Unreadable as error:
-        refused = MediaError(picture.field, str(error))
-        row = BadRow(file=sample.file, index=sample.index, id=sample.id, field=refused.field, reason=refused.reason)
-        raise DataError(row) from error
+        raise _refused(sample, MediaError(picture.field, str(error))) from error
+
+
+def _refused(sample: Sample, error: MediaError) -> DataError:
+    return DataError(BadRow(file=sample.file, index=sample.index, id=sample.id, field=error.field, reason=error.reason))
 
 
 def _remark(size: tuple[int, int], small: tuple[int, int]) -> str | None:

@@ -8,6 +8,7 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,11 @@ def run(argv: Sequence[str]) -> int:
         reply = chat.reply([asked], sampling, stream=None if flags.json else _write)
         if flags.json:
             tokens = {"tokens": reply.tokens, "prompt_tokens": reply.prompt_tokens}
-            write({"answer": reply.text, "model": flags.model, **tokens})
+            write({"answer": reply.text, "model": flags.model, **tokens, "boxes": list(map(asdict, reply.boxes))})
         else:
             _write("\n")
+            for line in _boxes(reply.boxes) if flags.boxes else ():
+                _write(f"{line}\n")
     return 0
 
 
@@ -97,6 +100,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--top_p", type=float, metavar="P", help="draw among the likeliest tokens of this probability")
     parser.add_argument("--seed", type=int, help="of the draws (default: 42)")
     parser.add_argument("--base_model", metavar="B", help="folder or hub id of an adapter's base, if it has moved")
+    parser.add_argument(
+        "--boxes", action="store_true", help="list the boxes of the answer in pixels of the picture (in --json always)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.set_defaults(media=[], prompts=[])
     flags = parser.parse_intermixed_args(argv)
@@ -117,6 +123,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         flags.prompt = _from_stdin()
     if flags.prompt is None and flags.json:
         parser.error("--json answers one prompt: give it, as the last word or on stdin")
+    if flags.prompt is None and flags.boxes:
+        parser.error("--boxes lists those of one answer: give its prompt, as the last word or on stdin")
+    if flags.json and flags.boxes:
+        parser.error("--boxes has no effect beside --json, which always has them. Drop it")
     return flags
 
 
@@ -135,6 +145,22 @@ def _talk(chat: Any, media: list[Any], sampling: Any) -> None:
         importlib.import_module("readline")  # from here on input() edits lines and remembers them
     _say(f"{chat.name}\n{HELP}")
     converse(chat, media, sampling, read=lambda: input("> "), write=_write, say=_say)
+
+
+def _boxes(boxes: Sequence[Any]) -> list[str]:
+    """A line for each box of an answer."""
+    lines = []
+    for box in boxes:
+        label = f"{box.label}: " if box.label else ""
+        if box.pixels is None:
+            lines.append(f"box: {label}{_numbers(box.model)} as the model wrote it; which picture it is in is open")
+        else:
+            lines.append(f"box: {label}{_numbers(box.pixels)} in pixels of {box.picture}")
+    return lines or ["no box in the answer"]
+
+
+def _numbers(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 def _write(text: str) -> None:

@@ -66,9 +66,14 @@ def flags(verb: str) -> dict[str, list[str]]:
     return found
 
 
+def module_of(verb: str) -> str:
+    """Where a verb lives: in the module of its name, but for `import`, which no statement could import."""
+    return f"vlft.cli.{'import_data' if verb == 'import' else verb.replace('-', '_')}"
+
+
 def printed(verb: str) -> str:
     """What the verb's own parser prints for --help, as wide as the environment's COLUMNS."""
-    run = importlib.import_module(f"vlft.cli.{verb.replace('-', '_')}").run
+    run = importlib.import_module(module_of(verb)).run
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         run(["--help"])
     return out.getvalue()

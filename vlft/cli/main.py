@@ -20,6 +20,7 @@ VERBS = {
     "train": "fine-tune a Qwen2-VL on your data",
     "merge": "merge what a run trained into its base model, and compare the two",
     "check-data": "name every row that cannot be trained, and why",
+    "import": "turn a published data set into rows and pictures",
     "preview": "show one row as the model sees it, trained tokens marked",
     "demo": "see a tiny model learn from pictures, in minutes, on a CPU",
     "plan": "say what would be trained, at which rate, in how many steps",
@@ -102,4 +103,4 @@ def _dispatch(argv: list[str]) -> int:
     if (text := help.answer(verb, rest)) is not None:
         print(text, end="")
         return 0
-    return importlib.import_module(f"vlft.cli.{verb.replace('-', '_')}").run(rest)
+    return importlib.import_module(help.module_of(verb)).run(rest)

@@ -52,6 +52,11 @@ class DataFlags:
     max_length: int | None = _flag(
         None, "tokens a row may have; longer rows are refused (default: the model's max_position_embeddings)"
     )
+    box_format: Literal["as_is", "pixels", "0-1000", "0-1"] = _flag(
+        "as_is",
+        "what the numbers of boxes in the text are: pixels of the original picture or shares of it, brought to what "
+        "the model family expects; as_is leaves them",
+    )
     on_bad_row: Literal["error", "skip"] = _flag(
         "error", "a row that cannot be trained stops the run, or is skipped, counted and listed in vlft.json"
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vlft.data.boxes import HARMLESS, MOST_BOXES, TooManyBoxes, samples_beyond
+from vlft.data.mp4 import HARMLESS, MOST_BOXES, TooManyBoxes, samples_beyond
 from vlft.data.pictures import Unreadable, require_file
 from vlft.errors import ConfigError
 

@@ -157,7 +157,8 @@ class _Remembering(Generic[T]):
         They are taken before the look: a file that changes meanwhile has other ones by the next run.
         """
         turns = [[turn.role, [self._plain(part) for part in turn.parts]] for turn in sample.turns]
-        return hashlib.blake2b(json.dumps(turns).encode(), digest_size=16).digest()
+        row = turns if sample.objects is None else [turns, asdict(sample.objects)]
+        return hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()
 
     def _plain(self, part: Any) -> Any:
         if isinstance(part, Text):
@@ -194,6 +195,7 @@ def _settings_print(encoder: Encoder | MediaProbe, form: str) -> str | None:
         what |= {
             "family": encoder.family.model_type,
             "max_length": encoder.max_length,
+            "box_format": encoder.box_format,
             "chat_template": processor.chat_template or tokenizer.chat_template,
             "special_tokens": tokenizer.special_tokens_map,
             "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),

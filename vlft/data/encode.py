@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from vlft.data import media as media_io
+from vlft.data.grounding import BoxFormat, in_model_space
 from vlft.data.media import MediaError, MediaSettings
 from vlft.data.positions import mrope_positions
 from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, Grid, Image, Sample, Text, Turn
@@ -49,12 +50,14 @@ class Encoder:
         processor: the base model's stock processor (tokenizer and chat template are used, its pixels are not).
         media: pixel and frame budgets.
         max_length: tokens a row may have.
+        box_format: the convention of boxes in the text of rows; `as_is`: they are trained as written.
     """
 
     family: Family
     processor: Any
     media: MediaSettings
     max_length: int
+    box_format: BoxFormat = "as_is"
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Tokens, labels, positions and decoded pixels of one row.
@@ -64,6 +67,7 @@ class Encoder:
             ConfigError: the chat template hides where media or answers stand.
         """
         media = self._decode(sample)
+        sample = self._with_boxes(sample, [m.grid for m in media])
         ids_T, labels_T, kinds_T, positions_3T, text = self._tokens(sample, [m.grid for m in media])
         return EncodedSample(
             file=sample.file,
@@ -91,6 +95,7 @@ class Encoder:
                 f"{last.role}. Leave that turn out."
             )
         media = self._decode(sample)
+        sample = self._with_boxes(sample, [m.grid for m in media])
         ids_T, _, kinds_T, _, text = self._tokens(sample, [m.grid for m in media], unanswered=True)
         return EncodedPrompt(input_ids_T=ids_T, kinds_T=kinds_T, media=media, text=text)
 
@@ -105,7 +110,7 @@ class Encoder:
             grids = [media_io.measure(part, self.media) for part in sample.media]
         except MediaError as error:
             raise _refused(sample, error.field, error.reason) from error
-        pieces = self._tokenised(sample, unanswered=False)
+        pieces = self._tokenised(self._with_boxes(sample, grids), unanswered=False)
         vision = sum(grid.tokens(self.media.merge_size) for grid in grids)
         tokens = sum(len(piece.ids) - piece.media for piece in pieces) + vision
         self._refuse_long(sample, tokens, vision=vision)
@@ -118,6 +123,15 @@ class Encoder:
     def _decode(self, sample: Sample) -> tuple[EncodedMedia, ...]:
         try:
             return tuple(media_io.decode(part, self.media) for part in sample.media)
+        except MediaError as error:
+            raise _refused(sample, error.field, error.reason) from error
+
+    def _with_boxes(self, sample: Sample, grids: Sequence[Grid]) -> Sample:
+        """The row with its boxes as the family writes them, for pictures of these grids."""
+        try:
+            return in_model_space(
+                sample, grids, family=self.family, box_format=self.box_format, patch_size=self.media.patch_size
+            )
         except MediaError as error:
             raise _refused(sample, error.field, error.reason) from error
 

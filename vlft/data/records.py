@@ -14,6 +14,7 @@ from typing import Literal
 
 from vlft.data.access import Access
 from vlft.data.named import Places, RowName, images, refuse_many_files, short, videos
+from vlft.data.objects import objects_of
 from vlft.data.rows import BrokenLine, kind_of
 from vlft.data.sample import Part, Role, Sample, Text, Turn
 from vlft.families import Family
@@ -101,12 +102,13 @@ def _parsed(row: RowName, raw: object, family: Family, places: Places) -> Sample
     clips = videos(row, raw.get("video"), places, tags=len(tags["video"]))
     _match(row, raw, "image", tags["image"], [picture.field for picture in pictures])
     _match(row, raw, "video", tags["video"], [clip.field for clip in clips])
+    objects = objects_of(row, raw, [entry.text for entry in entries], len(pictures), family)
     media = {"image": iter(pictures), "video": iter(clips)}
     turns = tuple(Turn(role=entry.role, parts=_parts(entry, media), field=entry.field) for entry in entries)
     for key, ours in OTHER_KITS.items():
         if raw.get(key):
             warnings.append((key, "is not read" + (f'; vlft reads "{ours}"' if ours else "")))
-    return Sample(file=row.file, index=row.index, id=row.id, turns=turns, warnings=tuple(warnings))
+    return Sample(file=row.file, index=row.index, id=row.id, turns=turns, warnings=tuple(warnings), objects=objects)
 
 
 def _entries(row: RowName, raw: dict, family: Family) -> list[_Entry]:

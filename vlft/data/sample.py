@@ -68,6 +68,24 @@ class Turn:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Objects:
+    """What stands for `<ref-object>` and `<bbox>` in a row's text, in the order of these (`vlft.data.objects`).
+
+    Attributes:
+        refs: names. boxes: x1, y1, x2, y2, or a point x, y.
+        unit: of the boxes: `pixels` of the original picture, or `0-1`.
+        pictures: of each box, which of the row's pictures it is in, from 0.
+        guessed: whether the row leaves that open, and has several.
+    """
+
+    refs: tuple[str, ...]
+    boxes: tuple[tuple[float, ...], ...]
+    unit: Literal["pixels", "0-1"]
+    pictures: tuple[int, ...]
+    guessed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One parsed row: a conversation whose tags have become parts, so counts cannot disagree later.
 
@@ -75,6 +93,7 @@ class Sample:
         file, index, id: as in `vlft.errors.BadRow`.
         turns: in order; at least one user turn and one assistant turn with text.
         warnings: (field, remark) pairs on things taken but worth a look.
+        objects: the boxes that its text has placeholders for, or None.
     """
 
     file: str
@@ -82,6 +101,7 @@ class Sample:
     id: str | None
     turns: tuple[Turn, ...]
     warnings: tuple[tuple[str, str], ...] = ()
+    objects: Objects | None = None
 
     @property
     def media(self) -> tuple[Media, ...]:

@@ -116,6 +116,8 @@ class RunFolder:
         ]
         for name in ("data", "rows", "max_length", "seed", "global_batch", "packing"):
             pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
+        boxes = [record.training.get("box_format", "as_is") for record in (other, mine)]  # older versions knew no other
+        pairs.append(("box format", boxes[0], boxes[1]))
         for name in (
             "learning_rates",
             "weight_decay",

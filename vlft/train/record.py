@@ -38,6 +38,7 @@ def run_record(
             "asked": asked_for(data, args),
             "processes": args.world_size,
             "max_length": base.encoder.max_length,
+            "box_format": base.encoder.box_format,
             "data": _data_print(data.data_path),
             # A skipped row that was mended since would shift the order of all others.
             "rows": len(measured.costs),

@@ -1,0 +1,71 @@
+"""`vlft import`: a published data set as a data file and a folder of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+EXAMPLES = """\
+examples:
+  vlft import story-reasoning StoryReasoning stories
+  vlft import story-reasoning StoryReasoning stories --limit 100 --on_bad_row skip
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Import the set, say what came of it and what to do next."""
+    parser = argparse.ArgumentParser(
+        prog="vlft import",
+        description="Turn a published data set into data files (OUT/train.jsonl, OUT/test.jsonl) and pictures\n"
+        "(OUT/images), byte for byte as they are. story-reasoning: the parquet files of\n"
+        "daniel3303/StoryReasoning.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("set", metavar="SET", choices=("story-reasoning",), help="story-reasoning")
+    parser.add_argument("source", metavar="PARQUET_DIR", help="folder with its train*.parquet and test*.parquet")
+    parser.add_argument("out", metavar="OUT", help="folder to write; new or empty, there whole or not at all")
+    parser.add_argument("--limit", type=int, metavar="N", help="rows of each split, from the first (default: all)")
+    parser.add_argument(
+        "--on_bad_row",
+        choices=("error", "skip"),
+        default="error",
+        help="a row or file that cannot be imported stops it (default), or is left out and listed",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    flags = parser.parse_args(argv)
+    if flags.limit is not None and flags.limit < 1:
+        parser.error(f"--limit {flags.limit}: 1 row or more")
+
+    from vlft.cli.stdout import json_only
+
+    with json_only(flags.json) as write:
+        from vlft.cli.quiet import quiet
+        from vlft.data.shown import printable
+        from vlft.importing import import_stories
+
+        quiet()
+        found = import_stories(flags.source, flags.out, limit=flags.limit, on_bad_row=flags.on_bad_row, say=_say)
+        if flags.json:
+            write(asdict(found))
+            return 0
+    if found.before:
+        print(f"{found.out}: imported already, from the same files")
+    for split, rows in found.rows.items():
+        counts = f"{found.stories[split]:,} of {rows:,} stories, {found.pictures[split]:,} pictures"
+        print(f"{found.file(split)}: {counts}")
+    if found.skipped:
+        print(f"left out ({len(found.skipped):,}):")
+        for one in found.skipped:
+            print(f"  {printable(str(one))}")
+    files = " ".join(shlex.quote(found.file(split)) for split, stories in found.stories.items() if stories)
+    print(f"next: vlft check-data {files} --config examples/story_reasoning.yaml --model_id Qwen/Qwen2-VL-2B-Instruct")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
