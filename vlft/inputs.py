@@ -21,6 +21,7 @@ from vlft.data.access import Access
 from vlft.data.caches import cache_folder
 from vlft.data.costs import cost_folder, scan_cached
 from vlft.data.dataset import MediaProbe, scan
+from vlft.data.embedded import Embedded
 from vlft.data.encode import Encoder
 from vlft.data.media import MediaSettings, media_settings
 from vlft.data.packing import Budget
@@ -164,12 +165,13 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> Rows:
 
 
 def _access(data: DataFlags) -> Access:
-    if not data.allow_remote_media:
-        return Access(outside=data.allow_outside_folder)
     folder = cache_folder(os.environ, variable="VLFT_MEDIA_CACHE", name="media")
+    embedded = None if folder is None else Embedded(folder / "embedded")
+    if not data.allow_remote_media:
+        return Access(outside=data.allow_outside_folder, embedded=embedded)
     if folder is None:
         raise ConfigError("--allow_remote_media: nowhere to keep what is fetched. Set VLFT_MEDIA_CACHE to a folder")
-    return Access(outside=data.allow_outside_folder, remote=RemoteMedia(folder))
+    return Access(outside=data.allow_outside_folder, remote=RemoteMedia(folder), embedded=embedded)
 
 
 def _fetched(rows: Rows, remote: RemoteMedia) -> Rows:

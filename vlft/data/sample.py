@@ -23,11 +23,31 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Overrides:
+    """What a row says of the budgets of one picture or video; None: nothing, so that the run's hold.
+
+    Attributes:
+        min_pixels, max_pixels: of a still, or of a video frame, after resizing.
+        fps, nframes, max_frames: frames taken of a video file, as the flags of these names.
+        video_start, video_end: the part of a video file they are taken from, in seconds.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    fps: float | None = None
+    nframes: int | None = None
+    max_frames: int | None = None
+    video_start: float | None = None
+    video_end: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Image:
     """A still picture; `path` is absolute or relative to the working directory, ready to open."""
 
     path: str
     field: str  # where in the row it was named, for messages: "image[1]"
+    overrides: Overrides = Overrides()
 
     @property
     def files(self) -> tuple[tuple[str, str], ...]:
@@ -42,6 +62,7 @@ class Video:
     path: str | None = None
     frames: tuple[str, ...] = ()
     field: str
+    overrides: Overrides = Overrides()
 
     @property
     def files(self) -> tuple[tuple[str, str], ...]:
