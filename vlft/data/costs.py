@@ -17,7 +17,7 @@ import struct
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from vlft import __version__
 from vlft.data.caches import appearing, cache_folder
 from vlft.data.dataset import scan
 from vlft.data.encode import Encoder
-from vlft.data.sample import Cost, Image, Sample, Text, Video
+from vlft.data.sample import Cost, Image, Overrides, Sample, Text, Video
 from vlft.errors import BadRow
 
 FORMAT = 1  # raise it whenever a row may cost something else than before, or the arrays change
@@ -152,7 +152,8 @@ def _digest(sample: Sample) -> bytes:
 def _plain(part: Any) -> Any:
     if isinstance(part, Text):
         return part.text
-    return [type(part).__name__, *(os.path.abspath(path) for path in _paths(part))]
+    own = () if part.overrides == Overrides() else astuple(part.overrides)
+    return [type(part).__name__, *own, *(os.path.abspath(path) for path in _paths(part))]
 
 
 def _paths(part: Image | Video) -> tuple[str, ...]:

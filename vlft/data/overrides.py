@@ -66,8 +66,8 @@ def of_part(row: RowName, part: dict, field: str, kind: Literal["image", "video"
 def within(outer: Overrides, inner: Overrides) -> Overrides:
     """The row's and a part's together: where both say something, the part's."""
     values = {f.name: getattr(inner, f.name) for f in fields(inner) if getattr(inner, f.name) is not None}
-    if values.keys() & {"fps", "nframes"}:  # two ways to say one thing
-        outer = replace(outer, fps=None, nframes=None)
+    if values.keys() & {"fps", "nframes", "max_frames"}:  # ways to say one thing
+        outer = replace(outer, fps=None, nframes=None, max_frames=None)
     return replace(outer, **values)
 
 

@@ -212,7 +212,7 @@ def _pieces(encoded: EncodedSample, media: tuple[Medium, ...], tokenizer: Any, f
 
 
 def frames_of(media: EncodedMedia) -> torch.Tensor:
-    """The pixels the model sees, put together from patches again (`vlft.data.media` cut them).
+    """The pixels the model sees, put together from patches again (`vlft.data.patches` cut them).
 
     Args:
         media: of a still or video.
