@@ -158,7 +158,7 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> Rows:
         ConfigError: no file named, a file cannot be read, or what is fetched cannot be kept.
     """
     if not paths:
-        raise ConfigError("--data_path is missing: one or more LLaVA-style .json or .jsonl files")
+        raise ConfigError("--data_path is missing: one or more .json, .jsonl or .parquet files, or data set folders")
     access = _access(data)
     rows = load_samples(paths, image_folder=data.image_folder, family=family, access=access)
     return rows if access.remote is None else _fetched(rows, access.remote)

@@ -28,7 +28,8 @@ class DataFlags:
     _argument_group_name = "data"
 
     data_path: list[str] = field(
-        default_factory=list, metadata={"help": "training data: one or more LLaVA-style .json or .jsonl files"}
+        default_factory=list,
+        metadata={"help": "training data: one or more .json, .jsonl or .parquet files, or data set folders"},
     )
     eval_path: list[str] = field(
         default_factory=list, metadata={"help": "evaluation data, same form (with --eval_strategy steps or epoch)"}

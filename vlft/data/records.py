@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from vlft.data.access import Access
 from vlft.data.named import Places, RowName, clip, images, picture, refuse_many_files, short, videos
 from vlft.data.overrides import within
-from vlft.data.rows import BrokenLine, kind_of, read_rows
+from vlft.data.rows import BrokenLine, home_of, kind_of, read_rows
 from vlft.data.sample import Image, Part, Role, Sample, Text, Turn, Video
 from vlft.data.shapes import Kind, RawTurn, Said, Shape, Shown, one_form
 from vlft.errors import BadRow, ConfigError, DataError
@@ -132,7 +132,7 @@ def parse_record(
     row = RowName(file=file, index=index, id=_id(raw))
     places = Places(
         access=access or Access(),
-        folder=os.path.dirname(file) if image_folder is None else image_folder,
+        folder=home_of(file) if image_folder is None else image_folder,
         named="the folder of the data file" if image_folder is None else f"--image_folder {image_folder}",
     )
     try:

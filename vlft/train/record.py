@@ -11,6 +11,7 @@ from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snaps
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.data.order import Order
+from vlft.data.rows import rows_print
 from vlft.inputs import Base, Measured
 from vlft.train.folder import data_entries
 
@@ -57,9 +58,8 @@ def _plain(value: Any) -> str:
 
 
 def _data_print(paths: Sequence[str]) -> str:
-    """A short print of the data files' bytes, in order."""
+    """A short print of the data files' rows, in order."""
     digest = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(rows_print(path))
     return digest.hexdigest()[:16]
