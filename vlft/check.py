@@ -176,6 +176,10 @@ def check(
             BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=remark)
             for sample in rows.samples
             for field, remark in sample.warnings
+        )
+        + tuple(
+            BadRow(file=sample.file, index=sample.index, id=sample.id, field="row", reason=f"trained {change}")
+            for sample, change in measured.changed
         ),
         images=sum(isinstance(part, Image) for part in media),
         videos=sum(isinstance(part, Video) for part in media),

@@ -6,7 +6,7 @@ Above data/, model/ and checkpoint, which do not know each other; below the feat
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from vlft.data.costs import cost_folder, scan_cached
 from vlft.data.dataset import MediaProbe, scan
 from vlft.data.embedded import Embedded
 from vlft.data.encode import Encoder
+from vlft.data.fit import Fit
 from vlft.data.media import MediaSettings, media_settings
 from vlft.data.packing import Budget
 from vlft.data.records import Rows, load_samples, parse_record
@@ -85,7 +86,8 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
     max_length = limit if data.max_length is None else data.max_length
     if not 0 < max_length <= limit:
         raise ConfigError(f"--max_length is {max_length:,}; the model's max_position_embeddings allow 1 to {limit:,}")
-    encoder = Encoder(family=family, processor=processor, media=media, max_length=max_length)
+    fit = _fit(data, max_length)
+    encoder = Encoder(family=family, processor=processor, media=media, max_length=max_length, fit=fit)
     serve_as_trained(processor, media)
     return Base(
         name=model.model_id,
@@ -110,6 +112,17 @@ def _settings(processor: Any, data: DataFlags) -> MediaSettings:
         nframes=data.nframes,
         video_max_frames=data.video_max_frames,
     )
+
+
+def _fit(data: DataFlags, max_length: int) -> Fit | None:
+    """What `--over_length` makes rows fit; None where it leaves them as they are."""
+    if data.over_length in ("error", "skip"):
+        return None
+    budget = pack_budget(data)
+    how: Any = data.over_length
+    if budget is None:
+        return Fit(how=how, tokens=max_length, patches=None)
+    return Fit(how=how, tokens=min(max_length, budget.tokens), patches=budget.patches)
 
 
 def stock_probe(data: DataFlags) -> MediaProbe:
@@ -234,11 +247,12 @@ def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers
     cache = cost_folder(os.environ)
     measured = measure_rows(rows, base.encoder, workers=workers, budget=pack_budget(data), cache=cache)
     bad = measured.rows.bad
-    if bad and data.on_bad_row == "error":
-        lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])
-        more = f"\n  and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
+    stops = [row for row in bad if not (row.too_long and data.over_length == "skip")]
+    if stops and data.on_bad_row == "error":
+        lines = "\n".join(f"  {row}" for row in stops[:SHOWN_BAD_ROWS])
+        more = f"\n  and {len(stops) - SHOWN_BAD_ROWS} more" if len(stops) > SHOWN_BAD_ROWS else ""
         raise ConfigError(
-            f"{len(bad)} of {sum(measured.rows.counts.values())} rows cannot be trained:\n{lines}{more}\n"
+            f"{len(stops)} of {sum(measured.rows.counts.values())} rows cannot be trained:\n{lines}{more}\n"
             "  All of them: vlft check-data with the same flags. Mend them, or train on the rest: --on_bad_row skip"
         )
     if not measured.rows.samples:
@@ -259,6 +273,11 @@ class Measured:
     rows: Rows
     costs: tuple[Cost, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> Iterator[tuple[Sample, str]]:
+        """Rows that `--over_length` changed, and how."""
+        return ((s, cost.changed) for s, cost in zip(self.rows.samples, self.costs, strict=True) if cost.changed)
 
 
 def measure_rows(
@@ -297,7 +316,8 @@ def measure_rows(
         if isinstance(result, BadRow):
             bad.append(result)
         elif budget is not None and (why := budget.over(result)):
-            bad.append(BadRow(file=sample.file, index=sample.index, id=sample.id, field="conversations", reason=why))
+            name = {"file": sample.file, "index": sample.index, "id": sample.id}
+            bad.append(BadRow(**name, field="conversations", reason=why, too_long=True))  # type: ignore[arg-type]
         else:
             samples.append(sample)
             costs.append(result)

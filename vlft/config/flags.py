@@ -51,7 +51,12 @@ class DataFlags:
     nframes: int | None = _flag(None, "frames of every video, instead of --fps; even")
     video_max_frames: int | None = _flag(None, "most frames taken of a video under --fps (default: 768)")
     max_length: int | None = _flag(
-        None, "tokens a row may have; longer rows are refused (default: the model's max_position_embeddings)"
+        None, "tokens a row may have; longer ones: --over_length (default: the model's max_position_embeddings)"
+    )
+    over_length: Literal["error", "skip", "shrink", "drop_media"] = _flag(
+        "error",
+        "a row over --max_length or too large for a pack: refuse it, skip it, lower its pixels until it fits, or drop "
+        "its last pictures and videos",
     )
     on_bad_row: Literal["error", "skip"] = _flag(
         "error", "a row that cannot be trained stops the run, or is skipped, counted and listed in vlft.json"

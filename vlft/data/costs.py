@@ -125,6 +125,7 @@ def _settings_print(encoder: Encoder) -> str | None:
         "family": encoder.family.model_type,
         "media": asdict(encoder.media),
         "max_length": encoder.max_length,
+        "fit": None if encoder.fit is None else asdict(encoder.fit),
         "chat_template": processor.chat_template or tokenizer.chat_template,
         "special_tokens": tokenizer.special_tokens_map,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
@@ -185,6 +186,7 @@ def _read(path: Path, file: str, note: Callable[[str], None]) -> _Known:
             if found != FORMAT:
                 raise ValueError(f"its format is {found}, this vlft writes {FORMAT}")
             rows, costs, counts, stamps = (entry[name] for name in ("rows", "costs", "counts", "stamps"))
+            changes = json.loads(entry["changes"].tobytes())
         shapes = (rows.shape, costs.shape, counts.shape, stamps.shape)
         if shapes != ((len(rows), 16), (len(rows), 3), (len(rows),), (int(counts.sum()), 2)):
             raise ValueError(f"its arrays have shapes {shapes}")
@@ -196,17 +198,21 @@ def _read(path: Path, file: str, note: Callable[[str], None]) -> _Known:
     pairs = iter(map(tuple, stamps.tolist()))
     return {
         row.tobytes(): (
-            Cost(tokens=tokens, supervised=supervised, patches=patches),
+            Cost(tokens=tokens, supervised=supervised, patches=patches, changed=changes.get(str(i), "")),
             tuple(next(pairs) for _ in range(count)),
         )
-        for row, (tokens, supervised, patches), count in zip(rows, costs.tolist(), counts.tolist(), strict=True)
+        for i, (row, (tokens, supervised, patches), count) in enumerate(
+            zip(rows, costs.tolist(), counts.tolist(), strict=True)
+        )
     }
 
 
 def _write(path: Path, known: _Known) -> None:
     costs = [(cost.tokens, cost.supervised, cost.patches) for cost, _ in known.values()]
+    changes = {i: cost.changed for i, (cost, _) in enumerate(known.values()) if cost.changed}  # of few rows
     arrays = {
         "format": np.array(FORMAT),
+        "changes": np.frombuffer(json.dumps(changes).encode(), dtype=np.uint8),
         "rows": np.frombuffer(b"".join(known), dtype=np.uint8).reshape(-1, 16),
         "costs": np.array(costs, dtype=np.int64).reshape(-1, 3),
         "counts": np.array([len(stamps) for _, stamps in known.values()], dtype=np.int64),

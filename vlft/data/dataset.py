@@ -88,6 +88,7 @@ def _cost(row: EncodedSample) -> Cost:
         tokens=len(row.input_ids_T),
         supervised=int((row.labels_T != UNTRAINED).sum()),
         patches=sum(medium.grid.patches for medium in row.media),
+        changed=row.changed,
     )
 
 

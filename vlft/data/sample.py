@@ -91,6 +91,7 @@ class Sample:
         file, index, id: as in `vlft.errors.BadRow`.
         turns: in order; at least one user turn and one assistant turn with text.
         warnings: (field, remark) pairs on things taken but worth a look.
+        changed: what `--over_length` did to it; "" where it is as the data file has it.
     """
 
     file: str
@@ -98,6 +99,7 @@ class Sample:
     id: str | None
     turns: tuple[Turn, ...]
     warnings: tuple[tuple[str, str], ...] = ()
+    changed: str = ""
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -124,11 +126,15 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What a row costs, known without decoding: `tokens` in the language model, `patches` in the ViT."""
+    """What a row costs, known without decoding: `tokens` in the language model, `patches` in the ViT.
+
+    `changed` is as in `Sample`: the row costs this once it is changed so.
+    """
 
     tokens: int
     supervised: int
     patches: int
+    changed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +164,7 @@ class EncodedSample:
         positions_3T: int64, M-RoPE positions: time, height, width.
         media: stills and videos in the order of their tags.
         text: the rendered conversation, one pad token per medium.
+        changed: as in `Sample`.
     """
 
     file: str
@@ -169,6 +176,7 @@ class EncodedSample:
     positions_3T: torch.Tensor
     media: tuple[EncodedMedia, ...]
     text: str
+    changed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

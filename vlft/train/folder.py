@@ -19,6 +19,7 @@ from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights
 from vlft.checkpoint.files import module_name, open_to_others, tensor_index
 from vlft.checkpoint.weights import stored_tensors
 from vlft.config.parse import write_yaml
+from vlft.data.sample import Sample
 from vlft.errors import BadRow, CheckpointError
 from vlft.inputs import Base
 from vlft.train.lock import FolderLock
@@ -112,6 +113,7 @@ class RunFolder:
             ("towers", other.towers, mine.towers),
             ("LoRA", other.lora, mine.lora),
             ("pixel and frame settings", other.media, mine.media),
+            ("over_length", other.training.get("over_length", "error"), mine.training.get("over_length", "error")),
         ]
         for name in ("data", "rows", "max_length", "seed", "global_batch", "packing"):
             pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
@@ -309,10 +311,24 @@ def _with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dic
     return result
 
 
-def data_entries(counts: dict[str, int], bad: Iterable[BadRow]) -> list[dict[str, Any]]:
-    """The "data" of a run record: per file the rows read, trained and skipped."""
-    empty = [{"file": file, "rows": rows, "trained": rows, "skipped": []} for file, rows in counts.items()]
+def data_entries(
+    counts: dict[str, int], bad: Iterable[BadRow], changed: Iterable[tuple[Sample, str]] = ()
+) -> list[dict[str, Any]]:
+    """The "data" of a run record: per file the rows read, trained and skipped, and those that --over_length changed."""
+    rows: dict[str, list[dict[str, Any]]] = {file: [] for file in counts}
+    for sample, change in changed:
+        rows[sample.file].append({"index": sample.index, "id": sample.id, "change": change})
+    empty = [
+        {"file": file, "rows": count, "trained": count, "skipped": [], **_changes(rows[file])}
+        for file, count in counts.items()
+    ]
     return _with_skipped(empty, list(bad))
+
+
+def _changes(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many rows have fewer pixels, how many fewer media, and which."""
+    shrunk = sum(row["change"].startswith("shrunk") for row in rows)
+    return {"shrunk": shrunk, "lost_media": len(rows) - shrunk, "changed": rows}
 
 
 def _step(checkpoint: Path) -> int:

@@ -37,6 +37,7 @@ def run_record(
             "asked": asked_for(data, args),
             "processes": args.world_size,
             "max_length": base.encoder.max_length,
+            "over_length": data.over_length,
             "data": _data_print(data.data_path),
             # A skipped row that was mended since would shift the order of all others.
             "rows": len(measured.costs),
@@ -48,7 +49,7 @@ def run_record(
             "warmup_steps": args.warmup_steps,
             "deepspeed": args.zero or False,
         },
-        data=data_entries(measured.rows.counts, measured.rows.bad),
+        data=data_entries(measured.rows.counts, measured.rows.bad, measured.changed),
     )
 
 
