@@ -19,9 +19,9 @@ from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights
 from vlft.checkpoint.files import module_name, open_to_others, tensor_index
 from vlft.checkpoint.weights import stored_tensors
 from vlft.config.parse import write_yaml
-from vlft.data.sample import Sample
 from vlft.errors import BadRow, CheckpointError
 from vlft.inputs import Base
+from vlft.train.entries import with_skipped
 from vlft.train.lock import FolderLock
 from vlft.train.ranks import barrier
 
@@ -184,7 +184,7 @@ class RunFolder:
 
     def account(self, skipped: Iterable[BadRow]) -> None:
         """Enter rows that were skipped while training into the record."""
-        self.record = replace(self.record, data=_with_skipped(self.record.data, list(skipped)))
+        self.record = replace(self.record, data=with_skipped(self.record.data, list(skipped)))
 
     def account_steps(self, **more: Any) -> None:
         """Enter steps that moved no weight, and `more` about the training, into the record."""
@@ -295,40 +295,6 @@ def stored_dtypes(base: Base) -> dict[str, torch.dtype]:
                 found[module_name(base.family, name)] = getattr(torch, _DTYPES[tensors.get_slice(name).get_dtype()])
     found.setdefault("lm_head.weight", found["model.language_model.embed_tokens.weight"])
     return found
-
-
-def _with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict[str, Any]]:
-    result = []
-    for entry in data:
-        known = {row["index"] for row in entry["skipped"]}
-        new = [
-            {"index": row.index, "id": row.id, "field": row.field, "reason": row.reason}
-            for row in skipped
-            if row.file == entry["file"] and row.index not in known
-        ]
-        rows = sorted([*entry["skipped"], *new], key=lambda row: row["index"])
-        result.append({**entry, "skipped": rows, "trained": entry["rows"] - len(rows)})
-    return result
-
-
-def data_entries(
-    counts: dict[str, int], bad: Iterable[BadRow], changed: Iterable[tuple[Sample, str]] = ()
-) -> list[dict[str, Any]]:
-    """The "data" of a run record: per file the rows read, trained and skipped, and those that --over_length changed."""
-    rows: dict[str, list[dict[str, Any]]] = {file: [] for file in counts}
-    for sample, change in changed:
-        rows[sample.file].append({"index": sample.index, "id": sample.id, "change": change})
-    empty = [
-        {"file": file, "rows": count, "trained": count, "skipped": [], **_changes(rows[file])}
-        for file, count in counts.items()
-    ]
-    return _with_skipped(empty, list(bad))
-
-
-def _changes(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many rows have fewer pixels, how many fewer media, and which."""
-    shrunk = sum(row["change"].startswith("shrunk") for row in rows)
-    return {"shrunk": shrunk, "lost_media": len(rows) - shrunk, "changed": rows}
 
 
 def _step(checkpoint: Path) -> int:

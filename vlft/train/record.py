@@ -13,7 +13,7 @@ from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.data.order import Order
 from vlft.data.rows import rows_print
 from vlft.inputs import Base, Measured
-from vlft.train.folder import data_entries
+from vlft.train.entries import data_entries
 
 
 def run_record(
