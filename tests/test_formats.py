@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -317,3 +319,12 @@ def test_columns_of_other_rows_of_a_table_do_not_disturb():
     sample = parse({**idle, **asked(part), "history": [], "videos": []})
     assert [turn.role for turn in sample.turns] == ["user", "assistant"]
     assert sample.warnings == ()
+
+
+def test_the_readmes_rows_are_taken():
+    text = (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
+    blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    samples = [parse(raw) for block in blocks for raw in (block if isinstance(block, list) else [block])]
+    assert len(samples) >= 6
+    assert [sample.warnings for sample in samples] == [()] * len(samples)
+    assert all(sample.media for sample in samples)

@@ -464,6 +464,7 @@ def test_the_demo_rows_load_and_decode():
 
 # Said when a file is opened or a row is encoded, and tested there.
 SAID_LATER = {
+    "is not whole base64",
     "cannot be fetched (404 Not Found)",
     "is a named pipe, not a regular file",
     "too large to be opened safely",

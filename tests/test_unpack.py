@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -190,6 +191,15 @@ def test_the_print_of_the_rows_does_not_hang_on_the_cache(tmp_path, monkeypatch,
     assert rows_print(path) == first
     as_parquet(llava_table(media, embedded).slice(1), tmp_path / "a.parquet")
     assert rows_print(path) != first
+
+
+def test_several_at_once_unpack_it_once(tmp_path, monkeypatch, media):
+    path = str(as_parquet(llava_table(media, embedded), tmp_path / "a.parquet"))
+    made, make = [], unpack._make
+    monkeypatch.setattr(unpack, "_make", lambda *args: (made.append(1), time.sleep(0.2), make(*args)))
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: unpack.unpacked(path), range(4)))
+    assert len(found) == len(made) == 1
 
 
 def _unpack_slowly(path, started):

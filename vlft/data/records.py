@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from vlft.data.access import Access
@@ -161,7 +161,7 @@ def _parsed(row: RowName, raw: object, family: Family, places: Places) -> Sample
     _refuse_much_text(row, shape.key, entries)
     warnings = _check_order(row, shape.key, entries) + shape.warnings
     pictures, clips = _media(row, shape, entries, places)
-    parts = {"image": iter(pictures), "video": iter(clips)}
+    parts: dict[Kind, Iterator] = {"image": iter(pictures), "video": iter(clips)}
     turns = tuple(Turn(role=entry.role, parts=_parts(entry, parts), field=entry.field) for entry in entries)
     warnings += _idle(shape, [part for turn in turns for part in turn.parts if not isinstance(part, Text)])
     return Sample(file=row.file, index=row.index, id=row.id, turns=turns, warnings=tuple(warnings))
@@ -183,7 +183,8 @@ def _media(row: RowName, shape: Shape, entries: list[_Entry], places: Places) ->
         else:
             listed = videos(row, column.value, places, tags=len(tags), key=column.key, overrides=overrides)
         _match(row, kind, column.key, tags, [medium.field for medium in listed])
-        following, make = iter(listed), picture if kind == "image" else clip
+        following: Iterator[Image | Video] = iter(listed)
+        make: Callable[..., Image | Video] = picture if kind == "image" else clip
         for piece in shown:
             own = within(overrides, piece.overrides)
             if piece.value is None:
