@@ -51,9 +51,8 @@ def sources_of(path: str) -> list[str]:
         return [path]
     if os.path.isfile(os.path.join(path, "dataset_dict.json")):
         inside = sorted(name for name in os.listdir(path) if os.path.isdir(os.path.join(path, name)))
-        raise ConfigError(
-            f"{path}: holds several splits ({', '.join(inside)}). Name one: {os.path.join(path, *inside[:1])}"
-        )
+        one = os.path.join(path, "train" if "train" in inside else "".join(inside[:1]))
+        raise ConfigError(f"{path}: holds several splits ({', '.join(inside)}). Name one: {one}")
     state = os.path.join(path, "state.json")
     if os.path.isfile(state):
         return _saved(path, state)
