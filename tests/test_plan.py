@@ -127,7 +127,7 @@ def test_refused_rows(capsys, tmp_path, flags):
     assert f"1 of 2 rows cannot be trained:\n  {bad}[1].conversations[1].value (id empty)" in capsys.readouterr().err
     planned = plan(capsys, *flags, "--data_path", bad, "--on_bad_row", "skip")
     assert planned["rows"] == 1
-    assert planned["files"] == [{"file": str(bad), "rows": 2, "trained": 1, "skipped": 1}]
+    assert planned["files"] == [{"file": str(bad), "rows": 2, "trained": 1, "skipped": 1, "changed": 0}]
 
 
 @pytest.mark.parametrize(

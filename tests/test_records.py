@@ -66,10 +66,15 @@ REFUSED = {
     "two videos, one tag": (row("<video>", video=["a.mp4", "b.mp4"]), "video[1]", "1 <video> tag, 2 paths"),
     "tag without file": (row("<image>hm"), "conversations[0]", '1 <image> tag, no paths in "image"'),
     "tag without file, empty list": (row("<video>hm", video=[]), "conversations[0]", "1 <video> tag, no paths"),
-    "tag without file, another kit's key": (
-        row("<image>hm", images=["a.jpg"]),
-        "conversations[0]",
-        '"images" is not read: name it "image"',
+    "image and images, and they differ": (
+        row("<image>hm", image="a.jpg", images=["b.jpg"]),
+        "images",
+        'both "image" and "images", and they differ',
+    ),
+    "more files than tags, in another kit's key": (
+        row("<image>hm", images=["a.jpg", "b.jpg"]),
+        "images[1]",
+        '1 <image> tag, 2 paths in "images"',
     ),
     "tag of the wrong kind": (row("<video>hm", image="a.jpg"), "image", "no <image> tags, 1 path"),
     "tag in a gpt turn": (
@@ -89,13 +94,8 @@ REFUSED = {
     "blank answer": (row(answer=" \n\t"), "conversations[1].value", "the answer is blank"),
     "value that is a list": (
         {"conversations": [{"from": "human", "value": ["a"]}]},
-        "conversations[0].value",
-        "is a list, not a string. Lists of parts are not read",
-    ),
-    "content that is a list": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
-        "messages[0].content",
-        "is a list, not a string. Lists of parts are not read",
+        "conversations[0].value[0]",
+        "is a string, not a part",
     ),
     "value that is a number": (row(7), "conversations[0].value", "is a number, not a string"),
     "value that is an object": (row(answer={}), "conversations[1].value", "is an object, not a string"),
@@ -111,7 +111,7 @@ REFUSED = {
         'both "from" and "role"',
     ),
     "image that is a number": (row("<image>", image=3), "image", "is a number, where a path, a list of paths or null"),
-    "image that is an object": (row("<image>", image={"path": "a.jpg"}), "image", "is an object, where a path"),
+    "image that is an object": (row("<image>", image={"file": "a.jpg"}), "image", "is an object, where a path"),
     "image that is false": (row(image=False), "image", "is false"),
     "image in a list in a list": (row("<image>", image=[["a.jpg"]]), "image[0]", "is a list, where a path belongs"),
     "null among images": (row("<image><image>", image=["a.jpg", None]), "image[1]", "is null, where a path belongs"),
@@ -280,7 +280,9 @@ WARNED = {
     "two gpt turns in a row": (turns("human: a", "gpt: b", "gpt: c"), "conversations[2]", "both are trained"),
     "a later system turn": (turns("human: a", "system: s", "gpt: b"), "conversations[1]", "not the first turn"),
     "an empty human turn": (row(""), "conversations[0].value", "an empty human turn"),
-    "keys of other kits": (row(images=["a.jpg"]), "images", 'vlft reads "image"'),
+    "a rejected answer": (row(rejected_response="No."), "rejected_response", "the answers of the conversation are"),
+    "a second conversation": (row(query="a", response="b"), "query", 'the row has "conversations"'),
+    "fps of a picture": (row(fps=2), "fps", "acts on no picture or video of the row"),
 }
 
 
@@ -463,6 +465,7 @@ def test_the_demo_rows_load_and_decode():
 
 # Said when a file is opened or a row is encoded, and tested there.
 SAID_LATER = {
+    "is not whole base64",
     "cannot be fetched (404 Not Found)",
     "is a named pipe, not a regular file",
     "too large to be opened safely",

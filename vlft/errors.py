@@ -53,6 +53,7 @@ class BadRow:
         id: the row's own `id` as text, or None.
         field: path inside the row, e.g. `conversations[2].value` or `image[0]`.
         reason: what is wrong, with both values, and what to do.
+        too_long: it is over a limit of tokens or patches, and nothing else is wrong with it.
     """
 
     file: str
@@ -60,6 +61,7 @@ class BadRow:
     id: str | None
     field: str
     reason: str
+    too_long: bool = False
 
     def __str__(self) -> str:
         name = f" (id {self.id})" if self.id is not None else ""

@@ -23,7 +23,9 @@ from vlft.data.access import Access
 from vlft.data.caches import cache_folder
 from vlft.data.costs import cost_folder, scan_costs
 from vlft.data.dataset import MediaProbe
+from vlft.data.embedded import Embedded
 from vlft.data.encode import Encoder
+from vlft.data.fit import Fit
 from vlft.data.index import RowIndex, Rows, each, index_rows
 from vlft.data.media import MediaSettings, media_settings
 from vlft.data.packing import Budget
@@ -86,7 +88,12 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
     if not 0 < max_length <= limit:
         raise ConfigError(f"--max_length is {max_length:,}; the model's max_position_embeddings allow 1 to {limit:,}")
     encoder = Encoder(
-        family=family, processor=processor, media=media, max_length=max_length, box_format=data.box_format
+        family=family,
+        processor=processor,
+        media=media,
+        max_length=max_length,
+        box_format=data.box_format,
+        fit=_fit(data, max_length),
     )
     serve_as_trained(processor, media)
     return Base(
@@ -112,6 +119,17 @@ def _settings(processor: Any, data: DataFlags) -> MediaSettings:
         nframes=data.nframes,
         video_max_frames=data.video_max_frames,
     )
+
+
+def _fit(data: DataFlags, max_length: int) -> Fit | None:
+    """What `--over_length` makes rows fit; None where it leaves them as they are."""
+    if data.over_length in ("error", "skip"):
+        return None
+    budget = pack_budget(data)
+    how: Any = data.over_length
+    if budget is None:
+        return Fit(how=how, tokens=max_length, patches=None)
+    return Fit(how=how, tokens=min(max_length, budget.tokens), patches=budget.patches)
 
 
 def stock_probe(data: DataFlags) -> MediaProbe:
@@ -160,7 +178,7 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex
         ConfigError: no file named, a file cannot be read, or what is fetched cannot be kept.
     """
     if not paths:
-        raise ConfigError("--data_path is missing: one or more LLaVA-style .json or .jsonl files")
+        raise ConfigError("--data_path is missing: one or more .json, .jsonl or .parquet files, or data set folders")
     access = _access(data)
     index = index_rows(paths, image_folder=data.image_folder, family=family, access=access)
     if access.remote is not None:
@@ -169,12 +187,13 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex
 
 
 def _access(data: DataFlags) -> Access:
-    if not data.allow_remote_media:
-        return Access(outside=data.allow_outside_folder)
     folder = cache_folder(os.environ, variable="VLFT_MEDIA_CACHE", name="media")
+    embedded = None if folder is None else Embedded(folder / "embedded")
+    if not data.allow_remote_media:
+        return Access(outside=data.allow_outside_folder, embedded=embedded)
     if folder is None:
         raise ConfigError("--allow_remote_media: nowhere to keep what is fetched. Set VLFT_MEDIA_CACHE to a folder")
-    return Access(outside=data.allow_outside_folder, remote=RemoteMedia(folder))
+    return Access(outside=data.allow_outside_folder, remote=RemoteMedia(folder), embedded=embedded)
 
 
 def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
@@ -219,11 +238,12 @@ def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers
     cache = cost_folder(os.environ)
     measured = measure_rows(rows, base.encoder, workers=workers, budget=pack_budget(data), cache=cache)
     bad = measured.rows.bad
-    if bad and data.on_bad_row == "error":
-        lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])
-        more = f"\n  and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
+    stops = [row for row in bad if not (row.too_long and data.over_length == "skip")]
+    if stops and data.on_bad_row == "error":
+        lines = "\n".join(f"  {row}" for row in stops[:SHOWN_BAD_ROWS])
+        more = f"\n  and {len(stops) - SHOWN_BAD_ROWS} more" if len(stops) > SHOWN_BAD_ROWS else ""
         raise ConfigError(
-            f"{len(bad)} of {sum(measured.rows.counts.values())} rows cannot be trained:\n{lines}{more}\n"
+            f"{len(stops)} of {sum(measured.rows.counts.values())} rows cannot be trained:\n{lines}{more}\n"
             "  All of them: vlft check-data with the same flags. Mend them, or train on the rest: --on_bad_row skip"
         )
     if not measured.rows.samples:
@@ -245,6 +265,11 @@ class Measured:
     rows: Rows
     costs: Costs
     notes: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> Iterator[tuple[Sample, str]]:
+        """Rows that `--over_length` changed, and how."""
+        return ((self.rows.samples[place], how) for place, how in self.costs.changed.items())
 
 
 def measure_rows(
@@ -276,7 +301,8 @@ def measure_rows(
                 bad.append(result)
             elif budget is not None and (why := budget.over(result)):
                 row = index[place]
-                bad.append(BadRow(file=row.file, index=row.index, id=row.id, field="conversations", reason=why))
+                name = {"file": row.file, "index": row.index, "id": row.id}
+                bad.append(BadRow(**name, field="conversations", reason=why, too_long=True))  # type: ignore[arg-type]
             else:
                 good.append(place)
                 yield result

@@ -85,6 +85,7 @@ class Plan:
         for title, measured in (("train", self.data), ("evaluate", self.evaluation)):
             for file in _files(measured) if measured else []:
                 skipped = f", {file['skipped']:,} skipped" if file["skipped"] else ""
+                skipped += f", {file['changed']:,} changed to fit (--over_length)" if file["changed"] else ""
                 lines.append(f"{title}: {file['file']}: {file['rows']:,} rows, {file['trained']:,} taken{skipped}")
         lines += [
             f"longest row: {sample.file}[{sample.index}]{name}: {cost.tokens:,} tokens, {cost.patches:,} patches",
@@ -149,11 +150,18 @@ def _check_weights(base: Base, model: torch.nn.Module) -> None:
 
 
 def _files(measured: Measured) -> list[dict[str, Any]]:
-    """Rows read, taken and skipped of each file."""
+    """Rows read, taken, skipped and changed of each file."""
     refused = [row.file for row in measured.rows.bad]
+    changed = [sample.file for sample, _ in measured.changed]
     counts: Mapping[str, int] = measured.rows.counts
     return [
-        {"file": file, "rows": rows, "trained": rows - refused.count(file), "skipped": refused.count(file)}
+        {
+            "file": file,
+            "rows": rows,
+            "trained": rows - refused.count(file),
+            "skipped": refused.count(file),
+            "changed": changed.count(file),
+        }
         for file, rows in counts.items()
     ]
 

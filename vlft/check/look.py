@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlft.data import media as media_io
+from vlft.data.costs import Costing
 from vlft.data.dataset import MediaProbe, cost_of
 from vlft.data.encode import Encoder
 from vlft.data.grounding import BoxFormat, remarks
@@ -69,6 +70,8 @@ class Look:
 
     def __call__(self, sample: Sample) -> Seen:
         """Raises `DataError` and `ConfigError` as `Encoder.encode` does."""
+        if isinstance(self.encoder, Encoder) and self.encoder.fit is not None:
+            sample = self.encoder.as_trained(sample)  # a warning says what was done to it
         cost, grids = self._measured(sample)
         pictures, warnings = [], list(sample.warnings)
         videos = 0
@@ -131,14 +134,10 @@ class Look:
 
     def dump(self, seen: Seen) -> list[Any]:
         """As JSON takes it, for `vlft.data.costs.scan_kept`."""
-        from dataclasses import astuple
-
-        return [list(astuple(seen.cost)), seen.pictures, seen.videos, seen.digest, seen.warnings]
+        return [Costing.dump(seen.cost), seen.pictures, seen.videos, seen.digest, seen.warnings]
 
     def load(self, value: Any) -> Seen:
         """What `dump` made of it; raises `TypeError` or `ValueError` for anything else."""
-        from vlft.data.costs import Costing
-
         cost, pictures, videos, digest, warnings = value
         return Seen(
             cost=Costing.load(cost),

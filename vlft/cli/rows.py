@@ -29,7 +29,9 @@ class RowParser(FlagParser):
         for action in self._actions:
             if action.dest.removeprefix("no_") in self._of_training:
                 action.help = argparse.SUPPRESS
-        self.add_argument("data", metavar="DATA", nargs="*", help="data files, .json or .jsonl (or: --data_path)")
+        self.add_argument(
+            "data", metavar="DATA", nargs="*", help="data: .json, .jsonl, .parquet, folders (or: --data_path)"
+        )
         self.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -48,7 +50,7 @@ class RowParser(FlagParser):
             self.error(f"data files are named twice: {named[0]} and --data_path. Keep one of the two")
         files = named or list(parsed.flags[0].data_path)
         if not files:
-            self.error("no data file: name a LLaVA-style .json or .jsonl")
+            self.error("no data file: name a .json, .jsonl or .parquet, or a folder of a data set")
         if idle := sorted(parsed.given & self._of_training):
             print(f"not looked at here, training only: --{', --'.join(idle)}", file=sys.stderr)
         return files, parsed

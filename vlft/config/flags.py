@@ -28,7 +28,8 @@ class DataFlags:
     _argument_group_name = "data"
 
     data_path: list[str] = field(
-        default_factory=list, metadata={"help": "training data: one or more LLaVA-style .json or .jsonl files"}
+        default_factory=list,
+        metadata={"help": "training data: one or more .json, .jsonl or .parquet files, or data set folders"},
     )
     eval_path: list[str] = field(
         default_factory=list, metadata={"help": "evaluation data, same form (with --eval_strategy steps or epoch)"}
@@ -50,7 +51,12 @@ class DataFlags:
     nframes: int | None = _flag(None, "frames of every video, instead of --fps; even")
     video_max_frames: int | None = _flag(None, "most frames taken of a video under --fps (default: 768)")
     max_length: int | None = _flag(
-        None, "tokens a row may have; longer rows are refused (default: the model's max_position_embeddings)"
+        None, "tokens a row may have; longer ones: --over_length (default: the model's max_position_embeddings)"
+    )
+    over_length: Literal["error", "skip", "shrink", "drop_media"] = _flag(
+        "error",
+        "a row over --max_length or too large for a pack: refuse it, skip it, lower its pixels until it fits, or drop "
+        "its last pictures and videos",
     )
     box_format: Literal["as_is", "pixels", "0-1000", "0-1"] = _flag(
         "as_is",

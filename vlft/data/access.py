@@ -1,4 +1,5 @@
-"""Where the media paths of rows lead, and which are followed. Asks the file system about links; opens no file.
+"""Where the media paths of rows lead, and which are followed. Asks the file system about links; opens no file,
+and writes none but embedded pictures.
 
 A data file may come from anywhere, so a relative path has to stay in its folder once `..` and links are resolved, and
 nothing is fetched, unless flags say otherwise. An absolute path is taken as it stands: LLaVA files are full of them.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 
+from vlft.data.embedded import Embedded, NotEmbedded
 from vlft.data.remote import SCHEMES, RemoteMedia
 
 LONGEST_PATH = 4096  # characters; Linux takes no more bytes (PATH_MAX)
@@ -28,11 +30,15 @@ class Access:
     Args:
         outside: relative paths may lead out of their folder (`--allow_outside_folder`).
         remote: where what http(s) addresses name is kept (`--allow_remote_media`); None: addresses are refused.
+        embedded: where pictures written into rows are kept; None: they are refused.
     """
 
-    def __init__(self, *, outside: bool = False, remote: RemoteMedia | None = None) -> None:
+    def __init__(
+        self, *, outside: bool = False, remote: RemoteMedia | None = None, embedded: Embedded | None = None
+    ) -> None:
         self.outside = outside
         self.remote = remote
+        self.embedded = embedded
         self._folders: dict[str, str] = {}  # as written -> without links
 
     def locate(self, value: str, *, folder: str, named: str) -> str:
@@ -65,7 +71,7 @@ class Access:
 
     def _fetched(self, value: str) -> str:
         if value[:5].lower() == "data:":
-            raise NoAccess(f"{value[:30]}... is an embedded picture, and pictures are read from files: save it as one")
+            return self._unpacked(value)
         scheme = value.partition(":")[0].lower()
         if scheme not in SCHEMES:
             raise NoAccess(f"{_short(value)} is not a file here, and {scheme}:// is not fetched: download it first")
@@ -80,6 +86,16 @@ class Access:
         if path in self.remote.failed:
             raise NoAccess(self.remote.failed[path])
         return path
+
+    def _unpacked(self, value: str) -> str:
+        if self.embedded is None:
+            raise NoAccess(
+                f"{value[:30]}... is an embedded picture, and there is no folder to keep it in: set VLFT_MEDIA_CACHE"
+            )
+        try:
+            return self.embedded.file_of(value)
+        except NotEmbedded as error:
+            raise NoAccess(f"{value[:30]}... {error}. Embed the picture again or save it as a file") from error
 
     def _folder(self, path: str) -> str:
         if path not in self._folders:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from vlft.data.sample import Overrides
 from vlft.errors import ConfigError
 
 # qwen-vl-utils 0.0.14: no frame takes more than 768 tokens, and all frames of a video share this many.
@@ -92,6 +93,38 @@ def media_settings(
     if sizes != (2, 2):
         raise ConfigError(f"the processor's merge and temporal patch sizes are {sizes}; vlft trains (2, 2) only.")
     return settings
+
+
+def overridden(settings: MediaSettings, own: Overrides, *, video: bool) -> MediaSettings:
+    """The run's settings for one picture or video whose row says more of them.
+
+    Raises:
+        ConfigError: what the row says cannot be, beside what it leaves to the run; as for flags.
+    """
+    if own == Overrides():
+        return settings
+    kind = "video" if video else "image"
+    low, high = (getattr(settings, f"{kind}_{name}_pixels") for name in ("min", "max"))
+    least, most = _or(own.min_pixels, low), _or(own.max_pixels, high)
+    if least > most:
+        names = [
+            f"min_pixels {least}" if own.min_pixels is not None else f"--{kind}_min_pixels {least}",
+            f"max_pixels {most}" if own.max_pixels is not None else f"--{kind}_max_pixels {most}",
+        ]
+        raise ConfigError(f"{names[0]} is above {names[1]}. Change one of them, or give both in the row")
+    if most < settings.factor**2:
+        raise ConfigError(f"max_pixels {most} is less than one token ({settings.factor}x{settings.factor} pixels)")
+    frame = max(FRAME_TOKENS * settings.factor**2, int(least * 1.05))
+    if video and own.max_pixels is not None and most > frame:
+        raise ConfigError(f"max_pixels {most}: no frame gets more than {frame} pixels. Give {frame} or less")
+    values: dict[str, Any] = {f"{kind}_min_pixels": least, f"{kind}_max_pixels": most}
+    if own.nframes is not None or own.fps is not None:
+        values |= {"nframes": own.nframes, "fps": _or(own.fps, settings.fps)}
+    if own.max_frames is not None:
+        if values.get("nframes", settings.nframes) is not None:
+            raise ConfigError(f"max_frames {own.max_frames} cannot act beside --nframes {settings.nframes}. Drop one")
+        values["video_max_frames"] = own.max_frames
+    return replace(settings, **values)
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,12 +22,11 @@ from vlft.data.dataset import SCAN_CHUNK, MediaProbe, scan
 from vlft.data.encode import Encoder
 from vlft.data.index import RowIndex
 from vlft.data.kept import FORMAT, Store
-from vlft.data.sample import Cost, Sample, Text
+from vlft.data.sample import Cost, Overrides, Sample, Text
 from vlft.errors import BadRow
 
 # They decide how many tokens or patches a file becomes.
 PACKAGES = ("transformers", "tokenizers", "jinja2", "pillow", "qwen-vl-utils", "decord", "av")
-COST_FIELDS = tuple(field.name for field in fields(Cost))
 STAMPS = 200_000  # of files, remembered by a process
 
 T = TypeVar("T")
@@ -66,13 +65,15 @@ class Costing:
     name = "cost"
 
     @staticmethod
-    def dump(cost: Cost) -> list[int]:
-        return list(astuple(cost))
+    def dump(cost: Cost) -> list[Any]:
+        return [cost.tokens, cost.supervised, cost.patches, *([cost.changed] if cost.changed else [])]
 
     @staticmethod
     def load(value: Any) -> Cost:
         """Raises `TypeError` or `ValueError` for anything else."""
-        return Cost(**dict(zip(COST_FIELDS, map(int, value), strict=True)))
+        tokens, supervised, patches, *changed = value
+        (text,) = changed or [""]
+        return Cost(tokens=int(tokens), supervised=int(supervised), patches=int(patches), changed=str(text))
 
 
 def scan_kept(
@@ -163,7 +164,8 @@ class _Remembering(Generic[T]):
     def _plain(self, part: Any) -> Any:
         if isinstance(part, Text):
             return part.text
-        return [type(part).__name__, *((os.path.abspath(path), *self._stamp(path)) for _, path in part.files)]
+        own = () if part.overrides == Overrides() else astuple(part.overrides)
+        return [type(part).__name__, *own, *((os.path.abspath(path), *self._stamp(path)) for _, path in part.files)]
 
     def _stamp(self, path: str) -> tuple[int, int]:
         """Size in bytes and time of change in nanoseconds."""
@@ -196,6 +198,7 @@ def _settings_print(encoder: Encoder | MediaProbe, form: str) -> str | None:
             "family": encoder.family.model_type,
             "max_length": encoder.max_length,
             "box_format": encoder.box_format,
+            "fit": None if encoder.fit is None else asdict(encoder.fit),
             "chat_template": processor.chat_template or tokenizer.chat_template,
             "special_tokens": tokenizer.special_tokens_map,
             "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),

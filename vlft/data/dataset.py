@@ -94,6 +94,7 @@ def cost_of(row: EncodedSample) -> Cost:
         tokens=len(row.input_ids_T),
         supervised=int((row.labels_T != UNTRAINED).sum()),
         patches=sum(medium.grid.patches for medium in row.media),
+        changed=row.changed,
     )
 
 

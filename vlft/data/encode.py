@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from vlft.data import media as media_io
-from vlft.data.grounding import BoxFormat, in_model_space
+from vlft.data.fit import Fit, TooLong, fitted
+from vlft.data.grounding import BoxFormat, has_boxes, in_model_space
 from vlft.data.media import MediaError, MediaSettings
 from vlft.data.positions import mrope_positions
 from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, Grid, Image, Sample, Text, Turn
@@ -51,6 +52,7 @@ class Encoder:
         media: pixel and frame budgets.
         max_length: tokens a row may have.
         box_format: the convention of boxes in the text of rows; `as_is`: they are trained as written.
+        fit: what rows over the limit are made to fit; None: they are refused.
     """
 
     family: Family
@@ -58,17 +60,21 @@ class Encoder:
     media: MediaSettings
     max_length: int
     box_format: BoxFormat = "as_is"
+    fit: Fit | None = None
 
     def encode(self, sample: Sample) -> EncodedSample:
-        """Tokens, labels, positions and decoded pixels of one row.
+        """Tokens, labels, positions and decoded pixels of one row, changed by `fit` where it is over the limit.
 
         Raises:
             DataError: a medium cannot be opened or decoded, or the row is longer than `max_length`.
             ConfigError: the chat template hides where media or answers stand.
         """
+        if self.fit is not None:
+            sample = self.as_trained(sample)
         media = self._decode(sample)
-        sample = self._with_boxes(sample, [m.grid for m in media])
-        ids_T, labels_T, kinds_T, positions_3T, text = self._tokens(sample, [m.grid for m in media])
+        grids = [m.grid for m in media]
+        pieces = self._tokenised(self._with_boxes(sample, grids))
+        ids_T, labels_T, kinds_T, positions_3T, text = self._tokens(sample, pieces, grids)
         return EncodedSample(
             file=sample.file,
             index=sample.index,
@@ -79,6 +85,7 @@ class Encoder:
             positions_3T=positions_3T,
             media=media,
             text=text,
+            changed=sample.changed,
         )
 
     def prompt(self, sample: Sample) -> EncodedPrompt:
@@ -95,8 +102,9 @@ class Encoder:
                 f"{last.role}. Leave that turn out."
             )
         media = self._decode(sample)
-        sample = self._with_boxes(sample, [m.grid for m in media])
-        ids_T, _, kinds_T, _, text = self._tokens(sample, [m.grid for m in media], unanswered=True)
+        grids = [m.grid for m in media]
+        pieces = self._tokenised(self._with_boxes(sample, grids), unanswered=True)
+        ids_T, _, kinds_T, _, text = self._tokens(sample, pieces, grids)
         return EncodedPrompt(input_ids_T=ids_T, kinds_T=kinds_T, media=media, text=text)
 
     def measure(self, sample: Sample) -> Cost:
@@ -106,19 +114,60 @@ class Encoder:
             DataError: as `encode`, short of what only decoding can tell.
             ConfigError: as `encode`.
         """
+        grids = self._grids(sample)
+        cost = self._cost(sample, self._tokenised(self._with_boxes(sample, grids)), grids)
+        if self._over(sample, cost):
+            return self.measure(self._fitted(sample))
+        self._refuse_long(sample, cost.tokens, vision=sum(grid.tokens(self.media.merge_size) for grid in grids))
+        return cost
+
+    def as_trained(self, sample: Sample) -> Sample:
+        """The row that `encode` encodes: itself, or what `fit` makes of it, with a warning that says so.
+
+        Raises:
+            DataError, ConfigError: as `measure`.
+        """
+        grids = self._grids(sample)
+        if not self._over(sample, self._cost(sample, self._tokenised(self._with_boxes(sample, grids)), grids)):
+            return sample
+        made = self._fitted(sample)
+        return replace(made, warnings=(*made.warnings, ("row", made.changed)))
+
+    def _grids(self, sample: Sample) -> list[Grid]:
         try:
-            grids = [media_io.measure(part, self.media) for part in sample.media]
+            return [media_io.measure(part, self.media) for part in sample.media]
         except MediaError as error:
             raise _refused(sample, error.field, error.reason) from error
-        pieces = self._tokenised(self._with_boxes(sample, grids), unanswered=False)
-        vision = sum(grid.tokens(self.media.merge_size) for grid in grids)
-        tokens = sum(len(piece.ids) - piece.media for piece in pieces) + vision
-        self._refuse_long(sample, tokens, vision=vision)
+
+    def _cost(self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]) -> Cost:
+        said = [len(piece.ids) - piece.media for piece in pieces]
         return Cost(
-            tokens=tokens,
-            supervised=sum(len(piece.ids) - piece.media for piece in pieces if piece.trained),
+            tokens=sum(said) + sum(grid.tokens(self.media.merge_size) for grid in grids),
+            supervised=sum(count for count, piece in zip(said, pieces, strict=True) if piece.trained),
             patches=sum(grid.patches for grid in grids),
+            changed=sample.changed,
         )
+
+    def _over(self, sample: Sample, cost: Cost) -> bool:
+        """Whether the row is to be made to fit; one that was is not again, should a file have changed meanwhile."""
+        return self.fit is not None and not sample.changed and self.fit.over(cost.tokens, cost.patches)
+
+    def _fitted(self, sample: Sample) -> Sample:
+        def text_tokens(some: Sample) -> int:
+            pieces = self._tokenised(self._with_boxes(some, self._grids(some)))
+            return sum(len(piece.ids) - piece.media for piece in pieces)
+
+        if self.fit is None:
+            return sample
+        if self.fit.how == "drop_media" and has_boxes(sample, self.box_format):
+            why = f"{self.fit.limit}, and no picture is dropped from a row with boxes in its pictures"
+            raise _refused(sample, "conversations", f"{why}. Split the row, or use --over_length shrink", too_long=True)
+        try:
+            return fitted(sample, self.fit, self.media, text_tokens)
+        except MediaError as error:
+            raise _refused(sample, error.field, error.reason) from error
+        except TooLong as error:
+            raise _refused(sample, "conversations", str(error), too_long=True) from error
 
     def _decode(self, sample: Sample) -> tuple[EncodedMedia, ...]:
         try:
@@ -136,13 +185,9 @@ class Encoder:
             raise _refused(sample, error.field, error.reason) from error
 
     def _tokens(
-        self, sample: Sample, grids: Sequence[Grid], *, unanswered: bool = False
+        self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, str]:
-        """ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids.
-
-        With `unanswered`, the template's generation prompt stands at the end, and no answer is to follow it.
-        """
-        pieces = self._tokenised(sample, unanswered=unanswered)
+        """ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids."""
         tokens = [grid.tokens(self.media.merge_size) for grid in grids]
         ids = np.array([token for piece in pieces for token in piece.ids])
         trained = np.repeat([piece.trained for piece in pieces], [len(piece.ids) for piece in pieces])
@@ -164,8 +209,10 @@ class Encoder:
             "".join(piece.text for piece in pieces),
         )
 
-    def _tokenised(self, sample: Sample, *, unanswered: bool) -> list[_Piece]:
+    def _tokenised(self, sample: Sample, *, unanswered: bool = False) -> list[_Piece]:
         """The rendered conversation in pieces, each tokenised, a single pad token where a medium stands.
+
+        With `unanswered`, the template's generation prompt stands at the end, and no answer is to follow it.
 
         Answers are tokenised apart from the prompt before them, as they are when served: an answer that starts with a
         newline must not melt into the newline of "<|im_start|>assistant\\n".
@@ -198,8 +245,9 @@ class Encoder:
                 sample,
                 "conversations",
                 f"the row is {tokens:,} tokens long ({vision:,} of them pictures and videos), --max_length is "
-                f"{self.max_length:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, or split "
-                "the row.",
+                f"{self.max_length:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, split "
+                "the row, or let --over_length deal with such rows.",
+                too_long=True,
             )
 
     def _render(self, sample: Sample, *, unanswered: bool) -> list[tuple[str, bool]]:
@@ -252,5 +300,7 @@ def _message(turn: Turn) -> dict[str, Any]:
     return {"role": turn.role, "content": content}
 
 
-def _refused(sample: Sample, field: str, reason: str) -> DataError:
-    return DataError(BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason))
+def _refused(sample: Sample, field: str, reason: str, *, too_long: bool = False) -> DataError:
+    return DataError(
+        BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason, too_long=too_long)
+    )

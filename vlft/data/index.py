@@ -16,7 +16,7 @@ import numpy as np
 
 from vlft.data.access import Access
 from vlft.data.records import parse_record
-from vlft.data.rows import LINE_BYTES, row_of, row_spans
+from vlft.data.rows import LINE_BYTES, plain_file, row_of, row_spans
 from vlft.data.sample import Sample
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
@@ -30,19 +30,20 @@ class DataFile:
         image_folder: where relative media paths start; None: the folder of the file.
 
     Raises:
-        ConfigError: as `rows.row_spans`.
+        ConfigError: as `rows.plain_file` and `rows.row_spans`.
     """
 
     def __init__(self, name: str, *, image_folder: str | None) -> None:
         self.name = name
         self.image_folder = image_folder
         starts, lengths, lines = array.array("q"), array.array("q"), array.array("i")
-        for span in row_spans(name):
+        self._path = plain_file(name)
+        for span in row_spans(self._path):
             starts.append(span.start)
             lengths.append(span.length)
             lines.append(span.line)
         self._starts, self._lengths, self._lines = starts, lengths, lines
-        self._file = open(name, "rb", buffering=0)  # noqa: SIM115 - as long as there is an index of it
+        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - as long as there is an index of it
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -58,7 +59,7 @@ class DataFile:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._file = open(self.name, "rb", buffering=0)  # noqa: SIM115
+        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115
 
 
 class RowIndex(Sequence[Sample]):
@@ -141,7 +142,7 @@ def index_rows(
     """Find the rows of data files; none is parsed yet.
 
     Args:
-        paths: `.json` and `.jsonl` files.
+        paths: `.json`, `.jsonl` and `.parquet` files, and data set folders.
         image_folder: where relative media paths start; None: the folder of the data file that names them.
         family: whose control tokens are refused.
         access: what rows may name; None: files in the folder, and absolute paths.

@@ -9,18 +9,20 @@ Letters in shapes: P patches; H, W pixels after resizing; F frames.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from vlft.data.budgets import FRAME_TOKENS, VIDEO_TOKENS, MediaSettings, media_settings
+from vlft.data.budgets import FRAME_TOKENS, VIDEO_TOKENS, MediaSettings, media_settings, overridden
 from vlft.data.clips import Clip, open_clip, read_frames
+from vlft.data.patches import grid_for, still_patches, video_patches
 from vlft.data.pictures import Unreadable, open_picture, picture_size, read_pixels
 from vlft.data.sample import EncodedMedia, Grid, Image, Media, Video
 from vlft.errors import ConfigError, VlftError
 
-__all__ = ["MediaError", "MediaSettings", "decode", "measure", "media_settings"]
+__all__ = ["MediaError", "MediaSettings", "decode", "grid_of", "look", "measure", "media_settings", "settings_for"]
 
 MAX_RATIO = 200
 
@@ -43,21 +45,68 @@ def measure(media: Media, settings: MediaSettings) -> Grid:
     Raises:
         MediaError: it would not decode, as far as headers tell.
     """
+    return grid_of(media, look(media), settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the headers of a medium tell; enough for `grid_of` under any settings.
+
+    Attributes:
+        sizes: (H, W) of a still, or of each picture of a list of frames.
+        clip: a video file.
+    """
+
+    sizes: tuple[tuple[int, int], ...] = ()
+    clip: Clip | None = None
+
+
+def look(media: Media) -> Seen:
+    """Read the headers of a medium.
+
+    Raises:
+        MediaError: as `measure`.
+    """
     try:
         if isinstance(media, Image):
-            height, width = _still_size(*picture_size(media.path), settings)
-            return _grid(1, height, width, settings)
+            return Seen(sizes=(picture_size(media.path),))
         if media.path is None:
-            sizes = [_of_frame(media, i, picture_size) for i in range(len(media.frames))]
-            height, width = _snapped_size(media, sizes, settings)
-            frames = len(media.frames) + len(media.frames) % 2
-        else:
-            clip = open_clip(media.path)
-            frames, height, width = _frame_count(clip, settings), clip.height, clip.width
-        height, width = _frame_size(frames, height, width, settings)
+            return Seen(sizes=tuple(_of_frame(media, i, picture_size) for i in range(len(media.frames))))
+        return Seen(clip=open_clip(media.path))
     except Unreadable as error:
         raise _refused(media, error) from error
-    return _grid(frames // 2, height, width, settings)
+
+
+def grid_of(media: Media, seen: Seen, settings: MediaSettings) -> Grid:
+    """The grid of a medium that was looked at; opens nothing.
+
+    Raises:
+        MediaError: as `measure`.
+    """
+    settings = settings_for(media, settings)
+    try:
+        if isinstance(media, Image):
+            return grid_for(1, *_still_size(*seen.sizes[0], settings), settings)
+        if seen.clip is None:
+            height, width = _snapped_size(media, seen.sizes, settings)
+            frames = len(seen.sizes) + len(seen.sizes) % 2
+        else:
+            frames, height, width = len(_indices(seen.clip, media, settings)), seen.clip.height, seen.clip.width
+        return grid_for(frames // 2, *_frame_size(frames, height, width, settings), settings)
+    except Unreadable as error:
+        raise _refused(media, error) from error
+
+
+def settings_for(media: Media, settings: MediaSettings) -> MediaSettings:
+    """The budgets of this medium: the run's, but for what its row says itself.
+
+    Raises:
+        MediaError: the two cannot be carried out together.
+    """
+    try:
+        return overridden(settings, media.overrides, video=isinstance(media, Video))
+    except ConfigError as error:
+        raise MediaError(media.field, str(error)) from error
 
 
 def decode(media: Media, settings: MediaSettings) -> EncodedMedia:
@@ -70,12 +119,13 @@ def decode(media: Media, settings: MediaSettings) -> EncodedMedia:
     Raises:
         MediaError: the file is missing, damaged, cut short, or of a kind that is refused.
     """
+    settings = settings_for(media, settings)
     try:
         if isinstance(media, Image):
-            return _still_patches(_decode_still(media, settings), settings)
+            return still_patches(_decode_still(media, settings), settings)
         if media.path is None:
-            return _video_patches(_decode_frames(media, settings), settings)
-        return _video_patches(_decode_clip(media.path, settings), settings)
+            return video_patches(_decode_frames(media, settings), settings)
+        return video_patches(_decode_clip(media, settings), settings)
     except Unreadable as error:
         raise _refused(media, error) from error
 
@@ -106,9 +156,7 @@ def _still_size(height: int, width: int, settings: MediaSettings) -> tuple[int, 
 
 def _decode_frames(video: Video, settings: MediaSettings) -> torch.Tensor:
     low, high = settings.video_min_pixels, settings.video_max_pixels
-    height, width = _snapped_size(
-        video, [_of_frame(video, i, picture_size) for i in range(len(video.frames))], settings
-    )
+    height, width = _snapped_size(video, look(video).sizes, settings)
     # As `fetch_video` does first, but one by one: a hundred pictures of a camera are 3.6 GB. Where it would not leave
     # this size as it is, it has to see them in their own.
     early = _resized(height, width, 2 * settings.factor, low, high) == (height, width)
@@ -130,7 +178,7 @@ def _decode_frames(video: Video, settings: MediaSettings) -> torch.Tensor:
     return frames_F3HW.to(torch.uint8)  # it resizes in uint8 and gives whole numbers as floats
 
 
-def _snapped_size(video: Video, sizes: list[tuple[int, int]], settings: MediaSettings) -> tuple[int, int]:
+def _snapped_size(video: Video, sizes: Sequence[tuple[int, int]], settings: MediaSettings) -> tuple[int, int]:
     """The (H, W) that qwen-vl-utils first resizes all pictures of a list to: multiples of twice our factor, because its
     `fetch_video` hands `fetch_image` the side of a merged patch as if it were that of a patch."""
     low, high = settings.video_min_pixels, settings.video_max_pixels
@@ -152,14 +200,14 @@ def _of_frame(video: Video, i: int, read: Any) -> Any:
         raise MediaError(f"{video.field}[{i}]", str(error)) from error
 
 
-def _decode_clip(path: str, settings: MediaSettings) -> torch.Tensor:
+def _decode_clip(video: Video, settings: MediaSettings) -> torch.Tensor:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resize  # not v2: qwen-vl-utils' own, which resizes in float
 
-    clip = open_clip(path)
-    frames = _frame_count(clip, settings)
+    clip = open_clip(str(video.path))
+    indices = _indices(clip, video, settings)
+    frames = len(indices)
     size = _frame_size(frames, clip.height, clip.width, settings)
-    indices = torch.linspace(0, clip.frames - 1, frames).round().long().tolist()
     frames_F3HW = torch.empty((frames, 3, *size), dtype=torch.uint8)
     done = 0
     for some in read_frames(clip, indices):
@@ -171,18 +219,38 @@ def _decode_clip(path: str, settings: MediaSettings) -> torch.Tensor:
     return frames_F3HW
 
 
-def _frame_count(clip: Clip, settings: MediaSettings) -> int:
-    if clip.frames < 2:
-        raise Unreadable(f"{clip.path}: a video of {clip.frames} frame, 2 are needed. Give it as an image")
-    if settings.nframes is not None:
-        if settings.nframes > clip.frames:
-            raise Unreadable(
-                f"{clip.path}: --nframes {settings.nframes}, and it has {clip.frames} frames. "
-                f"Lower --nframes to {clip.frames - clip.frames % 2}, or use --fps"
-            )
-        return settings.nframes
-    asked = {"fps": settings.fps, "max_frames": settings.video_max_frames}
-    return _qwen_vl_utils().smart_nframes(asked, total_frames=clip.frames, video_fps=clip.fps)
+def _indices(clip: Clip, video: Video, settings: MediaSettings) -> list[int]:
+    """The frames taken of a video file, evenly from the first to the last of those that the row asks for."""
+    first, last, there = _span(clip, video)
+    if there < 2:
+        raise Unreadable(f"{clip.path}: a video of {there} frame, 2 are needed. Give it as an image")
+    if settings.nframes is None:
+        asked = {"fps": settings.fps, "max_frames": settings.video_max_frames}
+        frames = _qwen_vl_utils().smart_nframes(asked, total_frames=there, video_fps=clip.fps)
+    elif settings.nframes > there:
+        flag = "--nframes" if video.overrides.nframes is None else "nframes"
+        raise Unreadable(
+            f"{clip.path}: {flag} {settings.nframes}, and it has {there} frames"
+            f"{'' if there == clip.frames else ' there'}. Lower {flag} to {there - there % 2}, or use {flag[:-7]}fps"
+        )
+    else:
+        frames = settings.nframes
+    return torch.linspace(first, last, frames).round().long().tolist()
+
+
+def _span(clip: Clip, video: Video) -> tuple[int, int, int]:
+    """First and last frame of the part that the row asks for, and how many frames it has."""
+    start, end = video.overrides.video_start, video.overrides.video_end
+    if (start is None and end is None) or clip.frames < 2:
+        return 0, clip.frames - 1, clip.frames
+    asked = {"video_start": start, "video_end": end}
+    try:
+        return _qwen_vl_utils().calculate_video_frame_range(asked, clip.frames, clip.fps)
+    except ValueError as error:
+        raise Unreadable(
+            f"{clip.path}: video_start {start or 0:g} to video_end {'its end' if end is None else f'{end:g}'} leaves "
+            f"less than 2 frames of its {clip.frames / clip.fps:.2f} s. Change them"
+        ) from error
 
 
 def _frame_size(frames: int, height: int, width: int, settings: MediaSettings) -> tuple[int, int]:
@@ -214,36 +282,6 @@ def _check_ratio(height: int, width: int) -> None:
             f"{width}x{height}: the longer side is {max(height, width) / min(height, width):.1f} times the shorter, "
             f"and Qwen2-VL takes {MAX_RATIO} at most. Crop it"
         )
-
-
-def _grid(t: int, height: int, width: int, settings: MediaSettings) -> Grid:
-    return Grid(t=t, h=height // settings.patch_size, w=width // settings.patch_size)
-
-
-def _still_patches(pixels_3HW: torch.Tensor, settings: MediaSettings) -> EncodedMedia:
-    """Cut into patches: by row and column of merged patches, then row and column within one.
-
-    The three colours of a pixel stay side by side, as decoders and the resizer have them, so that runs of 3 * 14 bytes
-    are moved whole: a fifth of the time of permuting single bytes. The model takes them apart on its device.
-    """
-    _, height, width = pixels_3HW.shape
-    p, m = settings.patch_size, settings.merge_size
-    grid = _grid(1, height, width, settings)
-    pixels = pixels_3HW.permute(1, 2, 0).contiguous().numpy()
-    runs = pixels.reshape(-1).view(np.dtype((np.void, 3 * p))).reshape(grid.h // m, m, p, grid.w // m, m)
-    patches = np.ascontiguousarray(runs.transpose(0, 3, 1, 4, 2)).reshape(-1).view(np.uint8)
-    patches_PppC = torch.from_numpy(patches).reshape(grid.patches, p, p, 3)
-    return EncodedMedia(grid=grid, patches=patches_PppC.permute(0, 3, 1, 2), is_video=False)
-
-
-def _video_patches(frames_F3HW: torch.Tensor, settings: MediaSettings) -> EncodedMedia:
-    """As `_still_patches`, by time first, two frames a patch."""
-    frames, _, height, width = frames_F3HW.shape
-    p, m = settings.patch_size, settings.merge_size
-    grid = _grid(frames // 2, height, width, settings)
-    split = frames_F3HW.reshape(grid.t, 2, 3, grid.h // m, m, p, grid.w // m, m, p)
-    patches = split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.patches, 3, 2, p, p)
-    return EncodedMedia(grid=grid, patches=patches, is_video=True)
 
 
 def _qwen_vl_utils() -> Any:

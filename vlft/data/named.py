@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vlft.data.access import Access, NoAccess
 from vlft.data.rows import kind_of
-from vlft.data.sample import Image, Video
+from vlft.data.sample import Image, Overrides, Video
 from vlft.errors import BadRow, DataError
 
 # A list of these with a single <video> tag is one video, frame by frame. Not .gif: that is a clip of its own.
@@ -36,8 +36,12 @@ class Places:
     named: str
 
 
-def images(row: RowName, value: object, places: Places) -> list[Image]:
-    """What `image` of a row names: one path, a list of them, or nothing.
+def images(row: RowName, value: object, places: Places, *, key: str, overrides: Overrides) -> list[Image]:
+    """What a row lists under `image` or `images`: one picture, a list of them, or nothing.
+
+    Args:
+        key: under which it lists them.
+        overrides: of all of them.
 
     Raises:
         DataError: something else, or a path that is not followed (`vlft.data.access`).
@@ -45,14 +49,21 @@ def images(row: RowName, value: object, places: Places) -> list[Image]:
     if value is None or value == "":
         return []
     if isinstance(value, list):
-        return [
-            Image(path=_path(row, item, f"image[{i}]", places), field=f"image[{i}]") for i, item in enumerate(value)
-        ]
-    return [Image(path=_path(row, value, "image", places), field="image")]
+        return [picture(row, item, f"{key}[{i}]", places, overrides) for i, item in enumerate(value)]
+    return [picture(row, value, key, places, overrides)]
 
 
-def videos(row: RowName, value: object, places: Places, *, tags: int) -> list[Video]:
-    """What `video` of a row with so many `<video>` tags names: see `records.parse_record`.
+def picture(row: RowName, value: object, field: str, places: Places, overrides: Overrides) -> Image:
+    """One still.
+
+    Raises:
+        DataError: as `images`.
+    """
+    return Image(path=_path(row, value, field, places), field=field, overrides=overrides)
+
+
+def videos(row: RowName, value: object, places: Places, *, tags: int, key: str, overrides: Overrides) -> list[Video]:
+    """What a row with so many `<video>` tags lists under `video` or `videos`: see `records.parse_record`.
 
     Raises:
         DataError: as `images`.
@@ -60,18 +71,22 @@ def videos(row: RowName, value: object, places: Places, *, tags: int) -> list[Vi
     if value is None or value == "":
         return []
     if not isinstance(value, list):
-        return [Video(path=_path(row, value, "video", places), field="video")]
-    pictures = [isinstance(item, str) and _is_frame(item) for item in value]
-    if value and tags == 1 and all(pictures):
-        return [Video(frames=_frames(row, value, "video", places), field="video")]
-    found = []
-    for i, item in enumerate(value):
-        field = f"video[{i}]"
-        if isinstance(item, list):
-            found.append(Video(frames=_frames(row, item, field, places), field=field))
-        else:
-            found.append(Video(path=_path(row, item, field, places), field=field))
-    return found
+        return [clip(row, value, key, places, overrides)]
+    if value and tags == 1 and all(isinstance(item, str) and _is_frame(item) for item in value):
+        return [clip(row, value, key, places, overrides)]
+    return [clip(row, item, f"{key}[{i}]", places, overrides) for i, item in enumerate(value)]
+
+
+def clip(row: RowName, value: object, field: str, places: Places, overrides: Overrides) -> Video:
+    """One video: a file, or a list of its frames, which are all taken, whatever a row says of fps.
+
+    Raises:
+        DataError: as `images`.
+    """
+    if not isinstance(value, list):
+        return Video(path=_path(row, value, field, places), field=field, overrides=overrides)
+    size = Overrides(min_pixels=overrides.min_pixels, max_pixels=overrides.max_pixels)
+    return Video(frames=_frames(row, value, field, places), field=field, overrides=size)
 
 
 def _is_frame(path: str) -> bool:
@@ -86,6 +101,7 @@ def _frames(row: RowName, value: list, field: str, places: Places) -> tuple[str,
 
 
 def _path(row: RowName, value: object, field: str, places: Places) -> str:
+    value = _file(value)
     if not isinstance(value, str):
         wanted = "a path" if "[" in field else "a path, a list of paths or null"
         raise row.bad(field, f"is {kind_of(value)}, where {wanted} belongs")
@@ -97,14 +113,22 @@ def _path(row: RowName, value: object, field: str, places: Places) -> str:
         raise row.bad(field, str(error)) from error
 
 
-def refuse_many_files(row: RowName, raw: dict) -> None:
-    """Refuse a row that names more than `FILES_PER_ROW` files."""
-    for key in ("image", "video"):
-        value = raw.get(key)
-        if isinstance(value, list):
-            files = sum(len(item) if isinstance(item, list) else 1 for item in value)
-            if files > FILES_PER_ROW:
-                raise row.bad(key, f"{files:,} files, and a row may name {FILES_PER_ROW:,} of a kind. Split the row")
+def _file(value: object) -> object:
+    """`{"bytes": ..., "path": ...}`, as Hugging Face's image columns have it, as a path or an embedded picture."""
+    if not isinstance(value, dict) or not value or not value.keys() <= {"bytes", "path"}:
+        return value
+    content = value.get("bytes")
+    if content is None:
+        return value.get("path")
+    return f"data:;base64,{content}" if isinstance(content, str) else content
+
+
+def refuse_many_files(row: RowName, key: str, value: object, others: int = 0) -> None:
+    """Refuse a row that names more than `FILES_PER_ROW` files under `key`, with `others` of the kind besides."""
+    listed = value if isinstance(value, list) else []
+    files = others + sum(len(item) if isinstance(item, list) else 1 for item in listed)
+    if files > FILES_PER_ROW:
+        raise row.bad(key, f"{files:,} files, and a row may name {FILES_PER_ROW:,} of a kind. Split the row")
 
 
 def short(text: str) -> str:

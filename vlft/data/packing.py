@@ -33,8 +33,8 @@ class Budget:
         for unit, has, may in (("tokens", cost.tokens, self.tokens), ("patches", cost.patches, self.patches)):
             if has > may:
                 return (
-                    f"{has:,} {unit} fit no pack, --pack_{unit} is {may:,}. Raise it, shorten the row or lower the "
-                    "pixel budgets"
+                    f"{has:,} {unit} fit no pack, --pack_{unit} is {may:,}. Raise it, shorten the row, lower the "
+                    "pixel budgets, or let --over_length deal with such rows"
                 )
         return None
 

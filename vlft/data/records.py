@@ -1,4 +1,6 @@
-"""Raw rows -> `Sample`. Opens nothing; whether a picture exists is for `vlft.data.media` to say.
+"""Rows -> `Sample`: what a row must hold, whichever kit it was written for (`vlft.data.shapes` knows their forms).
+
+Opens nothing; whether a picture exists is for `vlft.data.media` to say.
 
 Tags become parts here, so that later stages cannot count them differently. What is refused and what is taken is written
 for users in data/README.md.
@@ -6,17 +8,17 @@ for users in data/README.md.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 from vlft.data.access import Access
-from vlft.data.named import Places, RowName, images, refuse_many_files, short, videos
+from vlft.data.named import Places, RowName, clip, images, picture, refuse_many_files, short, videos
 from vlft.data.objects import objects_of
-from vlft.data.rows import BrokenLine, kind_of
-from vlft.data.sample import Part, Role, Sample, Text, Turn
+from vlft.data.overrides import within
+from vlft.data.rows import BrokenLine, home_of, kind_of
+from vlft.data.sample import Image, Part, Role, Sample, Text, Turn, Video
+from vlft.data.shapes import Kind, RawTurn, Said, Shape, Shown, one_form
 from vlft.families import Family
 
 ROLES: dict[str, Role] = {
@@ -25,10 +27,9 @@ ROLES: dict[str, Role] = {
     "gpt": "assistant",
     "assistant": "assistant",
     "system": "system",
+    "chatgpt": "assistant",  # ShareGPT's own
+    "developer": "system",  # OpenAI's newer word
 }
-# Keys of other kits that hold training material; overlooked, a row would train on less than its author thinks.
-OTHER_KITS = {"images": "image", "videos": "video", "audios": None, "audio": None, "system": None, "tools": None}
-
 # Characters, each counted once for every answer: an answer is rendered with all that stands before it. A context of
 # 128k tokens with 100 answers makes 50 million.
 RENDERED_PER_ROW = 400_000_000
@@ -39,12 +40,20 @@ _TAG = re.compile(r"(?:\r?\n)*<(image|video)>(?:\r?\n)*")
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """A turn before its tags are replaced. `field` names the turn, `text_field` its text."""
+    """A turn, checked, before its media are put in. `field` names the turn, `text_field` its text."""
 
     role: Role
-    text: str
+    pieces: tuple[Text | Shown, ...]
     field: str
     text_field: str
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces if isinstance(piece, Text))
+
+    @property
+    def blank(self) -> bool:
+        return not self.text.strip() and not any(isinstance(piece, Shown) for piece in self.pieces)
 
 
 def parse_record(
@@ -69,7 +78,7 @@ def parse_record(
     row = RowName(file=file, index=index, id=_id(raw))
     places = Places(
         access=access or Access(),
-        folder=os.path.dirname(file) if image_folder is None else image_folder,
+        folder=home_of(file) if image_folder is None else image_folder,
         named="the folder of the data file" if image_folder is None else f"--image_folder {image_folder}",
     )
     try:
@@ -93,48 +102,87 @@ def _parsed(row: RowName, raw: object, family: Family, places: Places) -> Sample
         raise row.bad("row", raw.reason)
     if not isinstance(raw, dict):
         raise row.bad("row", f'is {kind_of(raw)}, not an object. Write {{"conversations": [...]}}')
-    entries = _entries(row, raw, family)
-    _refuse_much_text(row, entries)
-    warnings = _check_order(row, entries)
-    tags = {kind: _tags(entries, kind) for kind in ("image", "video")}
-    refuse_many_files(row, raw)
-    pictures = images(row, raw.get("image"), places)
-    clips = videos(row, raw.get("video"), places, tags=len(tags["video"]))
-    _match(row, raw, "image", tags["image"], [picture.field for picture in pictures])
-    _match(row, raw, "video", tags["video"], [clip.field for clip in clips])
+    shape = one_form(row, raw)
+    entries = [_entry(row, turn, family) for turn in shape.turns]
+    _refuse_much_text(row, shape.key, entries)
+    warnings = _check_order(row, shape.key, entries) + shape.warnings
+    pictures, clips = _media(row, shape, entries, places)
+    parts: dict[Kind, Iterator] = {"image": iter(pictures), "video": iter(clips)}
+    turns = tuple(Turn(role=entry.role, parts=_parts(entry, parts), field=entry.field) for entry in entries)
+    warnings += _idle(shape, [part for turn in turns for part in turn.parts if not isinstance(part, Text)])
     objects = objects_of(row, raw, [entry.text for entry in entries], len(pictures), family)
-    media = {"image": iter(pictures), "video": iter(clips)}
-    turns = tuple(Turn(role=entry.role, parts=_parts(entry, media), field=entry.field) for entry in entries)
-    for key, ours in OTHER_KITS.items():
-        if raw.get(key):
-            warnings.append((key, "is not read" + (f'; vlft reads "{ours}"' if ours else "")))
     return Sample(file=row.file, index=row.index, id=row.id, turns=turns, warnings=tuple(warnings), objects=objects)
 
 
-def _entries(row: RowName, raw: dict, family: Family) -> list[_Entry]:
-    key, turns = _either(row, raw, "conversations", "messages", at="")
-    if not isinstance(turns, list):
-        raise row.bad(key, f"is {kind_of(turns)}, not a list of turns")
-    if not turns:
-        raise row.bad(key, "is empty. A row needs a human turn and a gpt turn")
-    return [_entry(row, turn, f"{key}[{i}]", family) for i, turn in enumerate(turns)]
+def _media(row: RowName, shape: Shape, entries: list[_Entry], places: Places) -> tuple[list[Image], list[Video]]:
+    """The row's stills and videos, each in the order in which they are shown, be it by a tag or by a part."""
+    found: dict[Kind, list] = {"image": [], "video": []}
+    for kind, media in found.items():
+        column, overrides = shape.columns[kind], shape.overrides[kind]
+        shown = [
+            piece for entry in entries for piece in entry.pieces if isinstance(piece, Shown) and piece.kind == kind
+        ]
+        tags = [piece.field for piece in shown if piece.value is None]
+        refuse_many_files(row, column.key, column.value, others=len(shown) - len(tags))
+        listed: Sequence[Image | Video]
+        if kind == "image":
+            listed = images(row, column.value, places, key=column.key, overrides=overrides)
+        else:
+            listed = videos(row, column.value, places, tags=len(tags), key=column.key, overrides=overrides)
+        _match(row, kind, column.key, tags, [medium.field for medium in listed])
+        following: Iterator[Image | Video] = iter(listed)
+        make: Callable[..., Image | Video] = picture if kind == "image" else clip
+        for piece in shown:
+            own = within(overrides, piece.overrides)
+            if piece.value is None:
+                medium = next(following)
+                media.append(replace(medium, overrides=within(medium.overrides, piece.overrides)))
+            else:
+                media.append(make(row, piece.value, piece.field, places, own))
+    return found["image"], found["video"]
 
 
-def _entry(row: RowName, turn: object, field: str, family: Family) -> _Entry:
-    if not isinstance(turn, dict):
-        raise row.bad(field, f'is {kind_of(turn)}, not an object. Write {{"from": "human", "value": "..."}}')
-    role_key, role = _either(row, turn, "from", "role", at=field)
-    if not isinstance(role, str) or role not in ROLES:
-        raise row.bad(f"{field}.{role_key}", f"unknown role {short(repr(role))}. Use one of {', '.join(ROLES)}")
-    text_key, text = _either(row, turn, "value", "content", at=field)
-    text_field = f"{field}.{text_key}"
+def _idle(shape: Shape, media: list[Image | Video]) -> list[tuple[str, str]]:
+    """Warnings on budgets of the row that act on none of its media, as fps does on a list of frames."""
+    said = {f.name for one in shape.overrides.values() for f in fields(one) if getattr(one, f.name) is not None}
+    return [
+        (name, "acts on no picture or video of the row")
+        for name in sorted(said)
+        if all(getattr(medium.overrides, name) is None for medium in media)
+    ]
+
+
+def _entry(row: RowName, turn: RawTurn, family: Family) -> _Entry:
+    if not isinstance(turn.role, str) or turn.role not in ROLES:
+        known = ", ".join(ROLES)
+        raise row.bad(turn.role_field, f"unknown role {short(repr(turn.role))}. Use one of {known}")
+    role = ROLES[turn.role]
+    pieces: list[Text | Shown] = []
+    for piece in turn.pieces:
+        pieces += _split(_text(row, piece, family), turn.field) if isinstance(piece, Said) else [piece]
+    shown = next((piece for piece in pieces if isinstance(piece, Shown)), None)
+    if shown and role != "user":
+        what = f"a <{shown.kind}> tag" if shown.value is None else "a picture or video"
+        where = turn.text_field if shown.field == turn.field else shown.field
+        a = "an" if turn.role[0] in "aeiou" else "a"
+        raise row.bad(where, f"{what} in {a} {turn.role} turn. Move it to the human turn that shows it")
+    entry = _Entry(role=role, pieces=tuple(pieces), field=turn.field, text_field=turn.text_field)
+    if role == "assistant" and entry.blank:
+        empty = "" in (entry.text, *(piece.text for piece in turn.pieces if isinstance(piece, Said)))
+        raise row.bad(turn.text_field, f"the answer is {'empty' if empty else 'blank'}. Write one, or drop the turn")
+    return entry
+
+
+def _text(row: RowName, said: Said, family: Family) -> str:
+    text = said.text
+    if text is None:
+        raise row.bad(said.field, "is null. Fill it in")
     if not isinstance(text, str):
-        parts = '. Lists of parts are not read: write one string with <image> tags, and the paths under "image"'
-        raise row.bad(text_field, f"is {kind_of(text)}, not a string{parts if isinstance(text, list) else ''}")
+        raise row.bad(said.field, f"is {kind_of(text)}, not a string")
     forged = [token for token in family.control_tokens if token in text]
     if forged:
         raise row.bad(
-            text_field,
+            said.field,
             f"holds {', '.join(forged)}, which {family.label} reads as the end of a turn or as a picture. "
             "Take it out; pictures and videos are written <image> and <video>",
         )
@@ -142,23 +190,30 @@ def _entry(row: RowName, turn: object, field: str, family: Family) -> _Entry:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         reason = f"character {error.start} is half a character ({text[error.start]!r}). Write it whole or take it out"
-        raise row.bad(text_field, reason) from error
-    entry = _Entry(role=ROLES[role], text=text, field=field, text_field=text_field)
-    tag = _TAG.search(text)
-    if tag and entry.role != "user":
-        raise row.bad(text_field, f"a <{tag[1]}> tag in a {role} turn. Move it to the human turn that shows it")
-    if entry.role == "assistant" and not text.strip():
-        raise row.bad(text_field, f"the answer is {'blank' if text else 'empty'}. Write one, or drop the turn")
-    return entry
+        raise row.bad(said.field, reason) from error
+    return text
 
 
-def _check_order(row: RowName, entries: list[_Entry]) -> list[tuple[str, str]]:
+def _split(text: str, field: str) -> list[Text | Shown]:
+    """Text with its tags, and the newlines next to them, made into pieces of their own."""
+    pieces: list[Text | Shown] = []
+    end = 0
+    for tag in _TAG.finditer(text):
+        if tag.start() > end:
+            pieces.append(Text(text=text[end : tag.start()]))
+        pieces.append(Shown(kind="image" if tag[1] == "image" else "video", field=field))
+        end = tag.end()
+    if text[end:]:
+        pieces.append(Text(text=text[end:]))
+    return pieces
+
+
+def _check_order(row: RowName, key: str, entries: list[_Entry]) -> list[tuple[str, str]]:
     """Warnings on an unusual order of turns; refuses an answer to nothing and a row without answers."""
     spoken = [entry for entry in entries if entry.role != "system"]
     if spoken and spoken[0].role == "assistant":
         raise row.bad(spoken[0].field, "a gpt turn first, with nothing to answer. Put a human turn before it")
     if all(entry.role != "assistant" for entry in entries):
-        key = entries[0].field.split("[")[0]
         raise row.bad(key, f"no gpt turn in {_count(len(entries), 'turn')}, so nothing to learn. Add the answer")
     warnings = []
     for before, entry in zip([None, *entries[:-1]], entries, strict=True):
@@ -168,65 +223,36 @@ def _check_order(row: RowName, entries: list[_Entry]) -> list[tuple[str, str]]:
             warnings.append((entry.field, "two human turns in a row; both are rendered"))
         elif entry.role == "assistant" and before is not None and before.role == "assistant":
             warnings.append((entry.field, "two gpt turns in a row; both are trained"))
-        if entry.role == "user" and not entry.text.strip():
+        if entry.role == "user" and entry.blank:
             warnings.append((entry.text_field, "an empty human turn"))
     if entries[-1].role == "user":
         warnings.append((entries[-1].field, "a human turn last, with no answer; it is rendered, and trains nothing"))
     return warnings
 
 
-def _tags(entries: list[_Entry], kind: str) -> list[str]:
-    """The field of the turn of each tag of this kind, left to right."""
-    return [entry.field for entry in entries for tag in _TAG.finditer(entry.text) if tag[1] == kind]
-
-
-def _match(row: RowName, raw: dict, kind: Literal["image", "video"], tags: list[str], files: list[str]) -> None:
+def _match(row: RowName, kind: Kind, key: str, tags: list[str], files: list[str]) -> None:
     if len(tags) == len(files):
         return
-    have = f"{_count(len(tags), f'<{kind}> tag')}, {_count(len(files), 'path')} in {kind!r}".replace("'", '"')
+    have = f'{_count(len(tags), f"<{kind}> tag")}, {_count(len(files), "path")} in "{key}"'
     if len(tags) < len(files):
         raise row.bad(files[len(tags)], f"{have}. Add a tag to the human turn it belongs to, or drop a path")
-    other = f' ("{kind}s" is not read: name it "{kind}")' if raw.get(f"{kind}s") else ""
-    raise row.bad(tags[len(files)], f"{have}. Add a path or drop a tag{other}")
+    raise row.bad(tags[len(files)], f"{have}. Add a path or drop a tag")
 
 
-def _refuse_much_text(row: RowName, entries: list[_Entry]) -> None:
+def _refuse_much_text(row: RowName, key: str, entries: list[_Entry]) -> None:
     characters = sum(len(entry.text) + TURN_CHARACTERS for entry in entries)
     answers = sum(entry.role == "assistant" for entry in entries)
     if characters * answers > RENDERED_PER_ROW:
         raise row.bad(
-            entries[0].field.split("[")[0],
+            key,
             f"{len(entries):,} turns of {characters:,} characters: with {answers:,} answers, each rendered with all "
             f"before it, {characters * answers:,} at most, and {RENDERED_PER_ROW:,} are allowed. Split the row",
         )
 
 
-def _parts(entry: _Entry, media: dict[str, Iterator]) -> tuple[Part, ...]:
-    """The text of a turn with its tags, and the newlines next to them, replaced by media in the order of the row."""
-    parts: list[Part] = []
-    end = 0
-    for tag in _TAG.finditer(entry.text):
-        if tag.start() > end:
-            parts.append(Text(text=entry.text[end : tag.start()]))
-        parts.append(next(media[tag[1]]))
-        end = tag.end()
-    if entry.text[end:]:
-        parts.append(Text(text=entry.text[end:]))
-    return tuple(parts)
-
-
-def _either(row: RowName, values: dict, one: str, other: str, *, at: str) -> tuple[str, object]:
-    """The value under whichever of the two keys is there, with that key."""
-    present = [key for key in (one, other) if values.get(key) is not None]
-    if len(present) == 2 and values[one] != values[other]:
-        raise row.bad(at or one, f'both "{one}" and "{other}", and they differ. Keep one of them')
-    if present:
-        return present[0], values[present[0]]
-    null = [key for key in (one, other) if key in values]
-    if null:
-        raise row.bad(f"{at}.{null[0]}".lstrip("."), "is null. Fill it in")
-    keys = short(", ".join(values)) or "none"
-    raise row.bad(at or one, f'no "{one}" (nor "{other}"). Add it; the keys it has: {keys}')
+def _parts(entry: _Entry, media: dict[Kind, Iterator]) -> tuple[Part, ...]:
+    """The pieces of a turn, those that are shown replaced by the row's media in their order."""
+    return tuple(next(media[piece.kind]) if isinstance(piece, Shown) else piece for piece in entry.pieces)
 
 
 def _count(number: int, noun: str) -> str:

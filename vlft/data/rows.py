@@ -1,7 +1,11 @@
-"""Data files -> where their rows stand, and raw rows. Knows JSON and line ends; what a row must hold, records say."""
+"""Data files -> where their rows stand, and raw rows. Knows JSON and line ends; what a row must hold, records say.
+
+Of parquet files and folders, `vlft.data.unpack` makes JSON lines.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -9,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
+from vlft.data.unpack import unpacked
 from vlft.errors import ConfigError
 
 ARRAY_BYTES = 8 << 30  # of a .json, which is read whole; as rows in memory it takes several times that
@@ -37,27 +42,63 @@ class Span:
 
 
 def row_spans(path: str) -> Iterator[Span]:
-    """Where the rows of one data file stand. Of a `.jsonl` one line is held at a time, of a `.json` the whole text.
+    """Where the rows of a `.json` or `.jsonl` stand. Of a `.jsonl` one line is held at a time, of a `.json` the whole
+    text.
 
     Raises:
-        ConfigError: no such file, another ending than `.json` or `.jsonl`, no rows, or a `.json` that is not an array.
+        ConfigError: no rows, or a `.json` that is not an array.
     """
-    ending = os.path.splitext(path)[1].lower()
-    if ending in PACKED:
-        raise ConfigError(f"{path}: is compressed. Unpack it (gunzip, unzip, unxz, zstd -d), and name what comes out.")
-    if ending not in (".json", ".jsonl"):
-        raise ConfigError(f"{path}: a data file ends in .json (an array of rows) or .jsonl (a row a line). Rename it.")
-    if not os.path.isfile(path):
-        what = (
-            "is a folder" if os.path.isdir(path) else "is no regular file" if os.path.exists(path) else "no such file"
-        )
-        raise ConfigError(f"{path}: {what}. Name the data file itself, from {os.getcwd()} or by its absolute path.")
     rows = 0
-    for span in _line_spans(path) if ending == ".jsonl" else _array_spans(path):
+    for span in _line_spans(path) if path.lower().endswith(".jsonl") else _array_spans(path):
         rows += 1
         yield span
     if not rows:
         raise ConfigError(f"{path}: holds no rows. Name a file that does; its format: data/README.md.")
+
+
+def plain_file(path: str) -> str:
+    """The `.json` or `.jsonl` with the rows of a data file: itself, or what a parquet file or a folder unpacks to.
+
+    Raises:
+        ConfigError: no such file, another ending, or a table that cannot be unpacked.
+    """
+    if is_table(path):
+        return unpacked(path).rows
+    ending = os.path.splitext(path)[1].lower()
+    if ending in PACKED:
+        raise ConfigError(f"{path}: is compressed. Unpack it (gunzip, unzip, unxz, zstd -d), and name what comes out.")
+    if ending not in (".json", ".jsonl"):
+        raise ConfigError(
+            f"{path}: a data file ends in .json (an array of rows), .jsonl (a row a line) or .parquet, or is a folder "
+            "of parquet files or one of save_to_disk. Rename or convert it."
+        )
+    if not os.path.isfile(path):
+        what = "is no regular file" if os.path.exists(path) else "no such file"
+        raise ConfigError(f"{path}: {what}. Name the data file itself, from {os.getcwd()} or by its absolute path.")
+    return path
+
+
+def is_table(path: str) -> bool:
+    """Whether a data file is to be unpacked: a parquet file, or a folder."""
+    return path.lower().endswith(".parquet") or os.path.isdir(path)
+
+
+def rows_print(path: str) -> bytes:
+    """A print of all that the rows of a data file say, wherever they are unpacked to; 32 bytes.
+
+    Raises:
+        ConfigError: as `plain_file`.
+    """
+    if is_table(path):
+        return bytes.fromhex(unpacked(path).digest)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def home_of(path: str) -> str:
+    """The folder that relative media paths of a data file start from, unless flags name one."""
+    plain = path.lower().endswith((".json", ".jsonl"))  # asked for every row, so without asking the file system
+    return os.path.dirname(path) if plain or not os.path.isdir(path) else os.path.normpath(path)
 
 
 def row_of(data: bytes, line: int) -> object:

@@ -7,7 +7,6 @@ K supervised tokens, S samples in a batch.
 from __future__ import annotations
 
 import array
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
@@ -28,11 +27,31 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Overrides:
+    """What a row says of the budgets of one picture or video; None: nothing, so that the run's hold.
+
+    Attributes:
+        min_pixels, max_pixels: of a still, or of a video frame, after resizing.
+        fps, nframes, max_frames: frames taken of a video file, as the flags of these names.
+        video_start, video_end: the part of a video file they are taken from, in seconds.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    fps: float | None = None
+    nframes: int | None = None
+    max_frames: int | None = None
+    video_start: float | None = None
+    video_end: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Image:
     """A still picture; `path` is absolute or relative to the working directory, ready to open."""
 
     path: str
     field: str  # where in the row it was named, for messages: "image[1]"
+    overrides: Overrides = Overrides()
 
     @property
     def files(self) -> tuple[tuple[str, str], ...]:
@@ -47,6 +66,7 @@ class Video:
     path: str | None = None
     frames: tuple[str, ...] = ()
     field: str
+    overrides: Overrides = Overrides()
 
     @property
     def files(self) -> tuple[tuple[str, str], ...]:
@@ -94,6 +114,7 @@ class Sample:
         turns: in order; at least one user turn and one assistant turn with text.
         warnings: (field, remark) pairs on things taken but worth a look.
         objects: the boxes that its text has placeholders for, or None.
+        changed: what `--over_length` did to it; "" where it is as the data file has it.
     """
 
     file: str
@@ -102,6 +123,7 @@ class Sample:
     turns: tuple[Turn, ...]
     warnings: tuple[tuple[str, str], ...] = ()
     objects: Objects | None = None
+    changed: str = ""
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -128,11 +150,15 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What a row costs, known without decoding: `tokens` in the language model, `patches` in the ViT."""
+    """What a row costs, known without decoding: `tokens` in the language model, `patches` in the ViT.
+
+    `changed` is as in `Sample`: the row costs this once it is changed so.
+    """
 
     tokens: int
     supervised: int
     patches: int
+    changed: str = ""
 
 
 class Costs(Sequence[Cost]):
@@ -140,21 +166,26 @@ class Costs(Sequence[Cost]):
 
     Attributes:
         columns: field -> int32 [R].
+        changed: place -> what `--over_length` did to the row, where it did something.
     """
 
-    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, columns: Mapping[str, np.ndarray], changed: Mapping[int, str] | None = None) -> None:
         self.columns = dict(columns)
+        self.changed = dict(changed or {})
 
     @classmethod
     def of(cls, costs: Iterable[Cost]) -> Costs:
         """The same costs in columns; what is in columns already is left as it is."""
         if isinstance(costs, Costs):
             return costs
-        found: dict[str, array.array] = {field.name: array.array("i") for field in dataclasses.fields(Cost)}
-        for cost in costs:
+        found = {name: array.array("i") for name in ("tokens", "supervised", "patches")}
+        changed = {}
+        for place, cost in enumerate(costs):
             for name, column in found.items():
                 column.append(getattr(cost, name))
-        return cls({name: np.array(column, dtype=np.int32) for name, column in found.items()})
+            if cost.changed:
+                changed[place] = cost.changed
+        return cls({name: np.array(column, dtype=np.int32) for name, column in found.items()}, changed)
 
     @property
     def tokens(self) -> np.ndarray:
@@ -179,12 +210,19 @@ class Costs(Sequence[Cost]):
 
     def __getitem__(self, place: int | slice) -> Cost | Costs:
         if isinstance(place, slice):
-            return Costs({name: column[place] for name, column in self.columns.items()})
-        return Cost(**{name: int(column[place]) for name, column in self.columns.items()})
+            return Costs.of([self[i] for i in range(*place.indices(len(self)))])
+        return Cost(
+            tokens=int(self.tokens[place]),
+            supervised=int(self.supervised[place]),
+            patches=int(self.patches[place]),
+            changed=self.changed.get(place, ""),
+        )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Costs) and all(
-            np.array_equal(column, other.columns[name]) for name, column in self.columns.items()
+        return (
+            isinstance(other, Costs)
+            and self.changed == other.changed
+            and all(np.array_equal(column, other.columns[name]) for name, column in self.columns.items())
         )
 
 
@@ -215,6 +253,7 @@ class EncodedSample:
         positions_3T: int64, M-RoPE positions: time, height, width.
         media: stills and videos in the order of their tags.
         text: the rendered conversation, one pad token per medium.
+        changed: as in `Sample`.
     """
 
     file: str
@@ -226,6 +265,7 @@ class EncodedSample:
     positions_3T: torch.Tensor
     media: tuple[EncodedMedia, ...]
     text: str
+    changed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -144,7 +144,7 @@ def look(file: str, index: int, data: DataFlags, model: ModelFlags, *, given: fr
     """
     base = open_base(data, model, given=given)
     try:
-        sample = open_row(file, index, data, base.family)
+        sample = base.encoder.as_trained(open_row(file, index, data, base.family))
         encoded = base.encoder.encode(sample)
     except DataError as error:
         raise ConfigError(str(error.row)) from error  # without its advice to run this very command
@@ -212,7 +212,7 @@ def _pieces(encoded: EncodedSample, media: tuple[Medium, ...], tokenizer: Any, f
 
 
 def frames_of(media: EncodedMedia) -> torch.Tensor:
-    """The pixels the model sees, put together from patches again (`vlft.data.media` cut them).
+    """The pixels the model sees, put together from patches again (`vlft.data.patches` cut them).
 
     Args:
         media: of a still or video.

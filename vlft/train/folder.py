@@ -21,6 +21,7 @@ from vlft.checkpoint.weights import stored_tensors
 from vlft.config.parse import write_yaml
 from vlft.errors import BadRow, CheckpointError
 from vlft.inputs import Base
+from vlft.train.entries import with_skipped
 from vlft.train.lock import FolderLock
 from vlft.train.ranks import barrier
 
@@ -113,6 +114,7 @@ class RunFolder:
             ("towers", other.towers, mine.towers),
             ("LoRA", other.lora, mine.lora),
             ("pixel and frame settings", other.media, mine.media),
+            ("over_length", other.training.get("over_length", "error"), mine.training.get("over_length", "error")),
         ]
         for name in ("data", "rows", "max_length", "seed", "global_batch", "packing"):
             pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
@@ -190,7 +192,7 @@ class RunFolder:
 
     def account(self, skipped: Iterable[BadRow]) -> None:
         """Enter rows that were skipped while training into the record."""
-        self.record = replace(self.record, data=_with_skipped(self.record.data, list(skipped)))
+        self.record = replace(self.record, data=with_skipped(self.record.data, list(skipped)))
 
     def account_steps(self, **more: Any) -> None:
         """Enter steps that moved no weight, and `more` about the training, into the record."""
@@ -301,26 +303,6 @@ def stored_dtypes(base: Base) -> dict[str, torch.dtype]:
                 found[module_name(base.family, name)] = getattr(torch, _DTYPES[tensors.get_slice(name).get_dtype()])
     found.setdefault("lm_head.weight", found["model.language_model.embed_tokens.weight"])
     return found
-
-
-def _with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict[str, Any]]:
-    result = []
-    for entry in data:
-        known = {row["index"] for row in entry["skipped"]}
-        new = [
-            {"index": row.index, "id": row.id, "field": row.field, "reason": row.reason}
-            for row in skipped
-            if row.file == entry["file"] and row.index not in known
-        ]
-        rows = sorted([*entry["skipped"], *new], key=lambda row: row["index"])
-        result.append({**entry, "skipped": rows, "trained": entry["rows"] - len(rows)})
-    return result
-
-
-def data_entries(counts: dict[str, int], bad: Iterable[BadRow]) -> list[dict[str, Any]]:
-    """The "data" of a run record: per file the rows read, trained and skipped."""
-    empty = [{"file": file, "rows": rows, "trained": rows, "skipped": []} for file, rows in counts.items()]
-    return _with_skipped(empty, list(bad))
 
 
 def _step(checkpoint: Path) -> int:

@@ -11,8 +11,9 @@ from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snaps
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.data.order import Order
+from vlft.data.rows import rows_print
 from vlft.inputs import Base, Measured
-from vlft.train.folder import data_entries
+from vlft.train.entries import data_entries
 
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 
@@ -39,6 +40,7 @@ def run_record(
             "processes": args.world_size,
             "max_length": base.encoder.max_length,
             "box_format": base.encoder.box_format,
+            "over_length": data.over_length,
             "data": _data_print(data.data_path),
             # A skipped row that was mended since would shift the order of all others.
             "rows": len(measured.costs),
@@ -51,7 +53,7 @@ def run_record(
             "warmup_steps": args.warmup_steps,
             "deepspeed": args.zero or False,
         },
-        data=data_entries(measured.rows.counts, measured.rows.bad),
+        data=data_entries(measured.rows.counts, measured.rows.bad, measured.changed),
     )
 
 
@@ -61,9 +63,8 @@ def _plain(value: Any) -> str:
 
 
 def _data_print(paths: Sequence[str]) -> str:
-    """A short print of the data files' bytes, in order."""
+    """A short print of the data files' rows, in order."""
     digest = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(rows_print(path))
     return digest.hexdigest()[:16]

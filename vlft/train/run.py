@@ -258,6 +258,11 @@ def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = 
             f"{file}: {count:,} rows, {count - len(skipped):,} to {word}"
             + (f", {len(skipped)} skipped" if skipped else "")
         )
+        changes = [change for sample, change in measured.changed if sample.file == file]
+        if changes:
+            shrunk = sum(change.startswith("shrunk") for change in changes)
+            what = f"{shrunk:,} shrunk" if shrunk else f"{len(changes):,} lost media"
+            say(f"  {what} to fit (--over_length); which and how: changed in vlft.json, warnings of vlft check-data")
         for row in skipped[:SHOWN_BAD_ROWS]:
             say(f"  skipped {row}")
         if len(skipped) > SHOWN_BAD_ROWS:

@@ -1,0 +1,44 @@
+"""The "data" of a run record: what became of the rows of each data file. Used by `record` and `folder`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from vlft.data.sample import Sample
+from vlft.errors import BadRow
+
+
+def with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict[str, Any]]:
+    """The entries with these rows skipped, too."""
+    result = []
+    for entry in data:
+        known = {row["index"] for row in entry["skipped"]}
+        new = [
+            {"index": row.index, "id": row.id, "field": row.field, "reason": row.reason}
+            for row in skipped
+            if row.file == entry["file"] and row.index not in known
+        ]
+        rows = sorted([*entry["skipped"], *new], key=lambda row: row["index"])
+        result.append({**entry, "skipped": rows, "trained": entry["rows"] - len(rows)})
+    return result
+
+
+def data_entries(
+    counts: dict[str, int], bad: Iterable[BadRow], changed: Iterable[tuple[Sample, str]] = ()
+) -> list[dict[str, Any]]:
+    """The "data" of a run record: per file the rows read, trained and skipped, and those that --over_length changed."""
+    rows: dict[str, list[dict[str, Any]]] = {file: [] for file in counts}
+    for sample, change in changed:
+        rows[sample.file].append({"index": sample.index, "id": sample.id, "change": change})
+    empty = [
+        {"file": file, "rows": count, "trained": count, "skipped": [], **_changes(rows[file])}
+        for file, count in counts.items()
+    ]
+    return with_skipped(empty, list(bad))
+
+
+def _changes(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many rows have fewer pixels, how many fewer media, and which."""
+    shrunk = sum(row["change"].startswith("shrunk") for row in rows)
+    return {"shrunk": shrunk, "lost_media": len(rows) - shrunk, "changed": rows}
