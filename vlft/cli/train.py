@@ -36,9 +36,10 @@ def run(argv: Sequence[str]) -> int:
         epilog=EXAMPLES,
     )
     parsed = parser.parse(argv)
+    from vlft.report import write_report
     from vlft.train.run import train
 
     if parsed.flags[2].use_cpu:
         share_cores()
-    train(parsed)
+    train(parsed, report=write_report)
     return 0

@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from vlft.data.collate import Batch
 
+#: What takes time beside steps and evaluations, and is measured apart.
+Beside = Literal["saving", "report"]
 COUNTS = ("tokens", "supervised_tokens", "images", "videos", "samples")
 
 
@@ -29,6 +31,7 @@ class Meter:
     def __init__(self, work: Callable[[Batch], float], *, peak: float | None) -> None:
         self.work = work
         self.peak = peak
+        self.beside: dict[Beside, float] = {"saving": 0.0, "report": 0.0}  # seconds since the last line
         self._reset()
 
     def _reset(self) -> None:
@@ -60,9 +63,11 @@ class Meter:
         """Time the step waited for its data."""
         self._wait += seconds
 
-    def exclude(self, seconds: float) -> None:
-        """Time spent on evaluating and saving, which is no part of a step."""
+    def exclude(self, seconds: float, what: Beside | None = None) -> None:
+        """Time spent on evaluating and saving, which is no part of a step; `what` enters it into the accounts."""
         self._since += seconds
+        if what is not None:
+            self.beside[what] += seconds
 
     def line(self, accelerator: Any, *, steps: int) -> dict[str, Any]:
         """The sums over all ranks since the last line, and start anew. Every rank must call it.
@@ -88,15 +93,23 @@ class Meter:
         line = {
             "loss": loss / counts["supervised_tokens"] if counts["supervised_tokens"] else None,
             **counts,
+            "time": time.time(),
             "step_s": seconds / max(1, steps),
             "data_wait_s": wait / accelerator.num_processes,
             "tokens_per_s": counts["tokens"] / seconds,
             "padding_fraction": 0.0,  # flat rows hold no padding
             "peak_gb": peak,
             "mfu": work / seconds / (self.peak * accelerator.num_processes) if self.peak else None,
+            **self.spent(),
         }
         self._reset()
         return line
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of this process beside steps and evaluations since the last line, and start anew."""
+        found = {"save_s": self.beside["saving"], "report_s": self.beside["report"]}
+        self.beside = dict.fromkeys(self.beside, 0.0)
+        return found
 
 
 def peak_gb() -> float:
@@ -108,10 +121,15 @@ def peak_gb() -> float:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one object a logged step; on resume the lines after the checkpoint's step are cut."""
+    """`metrics.jsonl`: one object a logged step; on resume the lines after the checkpoint's step are cut.
 
-    def __init__(self, folder: str | Path, *, resume_step: int) -> None:
-        self.path = Path(folder) / "metrics.jsonl"
+    Args:
+        folder: of the run. resume_step: of the checkpoint it goes on from, 0 for none.
+        name: of the file, for others of its kind.
+    """
+
+    def __init__(self, folder: str | Path, *, resume_step: int, name: str = "metrics.jsonl") -> None:
+        self.path = Path(folder) / name
         kept = []
         if self.path.exists():
             for text in self.path.read_text(encoding="utf-8").splitlines():

@@ -25,21 +25,24 @@ from vlft.model import attention, flops, forward, groups, kernels, memory, tower
 from vlft.model.load import load_base
 from vlft.train import faults, zero
 from vlft.train.accounts import Meter, MetricsFile
+from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
 from vlft.train.folder import RunFolder, settings_there
 from vlft.train.guard import StepGuard
 from vlft.train.ranks import barrier, on_rank_zero, peer_lost
 from vlft.train.record import run_record
+from vlft.train.reporting import Reporter
 from vlft.train.signals import Notice
 from vlft.train.trainer import SAVING, VlftTrainer
 from vlft.train.watchdog import Watchdog, shared_store
 
 
-def train(parsed: Parsed) -> Path:
+def train(parsed: Parsed, *, report: Callable[[Path], object] | None = None) -> Path:
     """Train as the flags say.
 
     Args:
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
+        report: called with the run folder now and then, and at the end, to write a page about it.
 
     Returns:
         the run folder.
@@ -71,7 +74,7 @@ def train(parsed: Parsed) -> Path:
         if how == "finished":
             say(f"{folder.path}: this run is finished. Nothing to do.")
         else:
-            _run(parsed, base, measured, evaluated, order, folder, checkpoint, say)
+            _run(parsed, base, measured, evaluated, order, folder, checkpoint, say, report)
         _say_result(folder, say)
     except BrokenPipeError:
         raise  # nobody reads what is printed any more
@@ -101,6 +104,7 @@ def _run(
     folder: RunFolder,
     checkpoint: Path | None,
     say: Callable[[str], None],
+    report: Callable[[Path], object] | None,
 ) -> None:
     """From a claimed folder to final weights."""
     data, model_flags, args = parsed.flags
@@ -121,11 +125,16 @@ def _run(
     say(groups.table(table))
     say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
     zero.share_out(model, args)
-    with Notice() as notice, _watchdog(args, folder) as watchdog:
+    pages = Reporter(report if args.process_index == 0 else None, folder.path)
+    with pages, Notice() as notice, _watchdog(args, folder) as watchdog:
         guard = StepGuard(args, folder, watchdog, packing=data.packing, say=say)
         trainer = _trainer(
             model, table, base, data, args, measured, evaluated, order, folder, guard, notice, checkpoint, say
         )
+        pages.watch(trainer)
+        if evaluated is not None:
+            samples = evaluated.rows.samples
+            trainer.answers = Answers.of_run(samples, base, args, folder.path, resume_step=_step(checkpoint), say=say)
         say(described(order))
         for remark in remarks_on_steps(args, args.total_steps(order.steps)):
             say(f"note: {remark}")
@@ -223,7 +232,6 @@ def _trainer(
     vision = base.config.vision_config
     tokenizer = base.processor.tokenizer
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
     trainer = VlftTrainer(
         model=model,
         args=args,
@@ -237,13 +245,18 @@ def _trainer(
         guard=guard,
         notice=notice,
         meter=_meter(base, args),
-        metrics=MetricsFile(folder.path, resume_step=step) if args.process_index == 0 else None,
+        metrics=MetricsFile(folder.path, resume_step=_step(checkpoint)) if args.process_index == 0 else None,
         say=say,
         on_bad_row=data.on_bad_row,
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     return trainer
+
+
+def _step(checkpoint: Path | None) -> int:
+    """The step a run goes on from, 0 for a new one."""
+    return read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
 
 
 def _meter(base: Base, args: TrainFlags) -> Meter:
@@ -292,6 +305,7 @@ def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:
     state = zero.trained_weights(trainer.model) if trainer.is_deepspeed_enabled else None
     if trainer.args.process_index == 0:
         folder.account(skipped)
+        folder.account_steps(unlogged=trainer.meter.spent())
         folder.finish(trainer.model, state, steps=trainer.state.global_step)
     barrier()
 

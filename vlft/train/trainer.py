@@ -29,6 +29,7 @@ from vlft.errors import BadRow, ConfigError, DataError
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
 from vlft.train.accounts import Meter, MetricsFile
+from vlft.train.answers import Answers
 from vlft.train.callbacks import MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
 from vlft.train.guard import StepGuard
@@ -95,6 +96,7 @@ class VlftTrainer(ZeroTrainer):
         self._last_logged = 0
         self._rates: dict[str, float] = {}
         self._started: tuple[float, int] | None = None
+        self.answers: Answers | None = None
         # transformers would delete in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         self.add_callback(MakeRoom(notice, self.folder.path))
@@ -221,6 +223,9 @@ class VlftTrainer(ZeroTrainer):
             f"{metric_key_prefix}_tokens": int(tokens),
             f"{metric_key_prefix}_runtime": time.perf_counter() - start,
         }
+        if self.answers is not None:
+            seconds = self.answers.ask(model, self.state.global_step, self.guard.watchdog, self.accelerator.autocast)
+            metrics[f"{metric_key_prefix}_answers_s"] = seconds
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.meter.exclude(time.perf_counter() - start)
@@ -234,6 +239,7 @@ class VlftTrainer(ZeroTrainer):
         unlogged = self.state.global_step > self._last_logged
         if "loss" in logs or ("train_runtime" in logs and unlogged and self._started):
             line |= self.meter.line(self.accelerator, steps=self.state.global_step - self._last_logged)
+            line["max_steps"] = self.state.max_steps
             self._last_logged = self.state.global_step
             line["grad_norm"] = logs.get("grad_norm")
             line["lr"] = self._rates
@@ -288,7 +294,7 @@ class VlftTrainer(ZeroTrainer):
             self.folder.commit_checkpoint(name, skipped)
             self.folder.drop_old(self.save_total_limit, self.state.best_model_checkpoint)
         barrier()
-        self.meter.exclude(time.perf_counter() - start)
+        self.meter.exclude(time.perf_counter() - start, "saving")
 
     def all_skipped(self) -> list[BadRow]:
         """Rows that turned out bad while training, of every rank; every rank must call it."""
