@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_memory import TWO_B
@@ -94,6 +96,28 @@ def test_auto_counts_what_shapes_do_not_show():
     from vlft.model import forward
 
     assert forward._constants.cache_info().currsize == 0
+
+
+def test_a_smaller_pack_is_a_change_too(capsys, flags):
+    """Where checkpointing is not enough; a share of the patches is rounded to whole pictures' tokens."""
+    argv = [*flags, "--language", "lora", "--pack_tokens", 1000]
+    case: list = []
+    real = estimates.first_change
+
+    def spy(one, *args, **kwargs):
+        case.append(one)
+        return real(one, *args, **kwargs)
+
+    from vlft.plan import memory as outlook
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outlook, "first_change", spy)
+        plan(capsys, *argv, "--gpu", "0.1")
+    one = case[0]
+    whole = estimates.estimate(one, "ddp", checkpointing="true")
+    load = Load(lengths=(one.load.tokens // 2,), vision_lengths=(one.load.patches // 2 + 1,), supervised=1)
+    half = estimates.estimate(replace(one, load=load), "ddp", checkpointing="true")
+    assert half.language < 0.6 * whole.language
 
 
 @pytest.fixture(scope="module")

@@ -318,9 +318,10 @@ def _fill(model: torch.nn.Module, numbers: Numbers) -> None:
 def _batch(config: Any, load: Load) -> dict[str, Any]:
     """What the flat forward takes, of the right shapes."""
     vision, tokens = config.vision_config, load.tokens
-    patches = load.patches or vision.spatial_merge_size**2
-    segments = load.vision_lengths or (patches,)
-    merged = load.patches // vision.spatial_merge_size**2
+    unit = vision.spatial_merge_size**2
+    patches = max(unit, -(-load.patches // unit) * unit)  # a share of a pack need not be whole pictures
+    segments = load.vision_lengths if patches == load.patches else (patches,)
+    merged = patches // unit if load.patches else 0
     side = vision.patch_size
     return {
         "input_ids": torch.zeros(1, tokens, dtype=torch.int64),
