@@ -362,6 +362,7 @@ def test_the_best_checkpoint_comes_back(runs):
         world=2,
         name="best",
     )
+    assert "under ZeRO-3 no process has the weights to answer with" in (run / "report.html").read_text()
     evaluated = {line["step"]: line["eval_loss"] for line in lines(run) if "eval_loss" in line}
     best = min(evaluated, key=evaluated.__getitem__)
     a, b = weights(run), weights(run / f"checkpoint-{best}")

@@ -21,6 +21,7 @@ LEVELS = {
     "model": 2,
     "checkpoint": 3,
     "inputs": 3.5,  # opens base and rows for the features; came after the levels had their numbers
+    "prompts": 3.5,  # rows -> what a model is asked
     "train": 4,
     "merge": 4,
     "check": 4,

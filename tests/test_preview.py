@@ -167,3 +167,71 @@ def test_wrong_commands(capsys, flags, tmp_path, mixed_json):
     out, err = capsys.readouterr()
     assert out == ""
     assert "cannot be written (No such file or directory)" in err
+
+
+# ---- several rows
+
+
+def test_several_rows_on_one_page(capsys, tmp_path, flags, encoded):
+    page = tmp_path / "rows.html"
+    assert preview(*flags, "--index", "4,0-2,4", "--html", page, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["id"] for row in rows] == ["both", "still", "two-turns", "clip"]
+    assert preview(*flags, "--index", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == rows[3 - 0]
+    html = page.read_text(encoding="utf-8")
+    for row_ in rows:
+        assert f"{row_['tokens']:,} tokens: {row_['supervised']:,} trained" in html
+    # 8 frames a second, of which 2 are taken: the clip lasts 3 seconds less a frame.
+    times = [float(text) for text in re.findall(r"<small>([\d.]+) s</small>", html)]
+    frames = encoded["clip"].media[0].grid.t * 2
+    assert times == pytest.approx([round(i * 23 / (frames - 1)) / 8 for i in range(frames)] * 2, abs=0.006)
+    assert html.count("<img ") == 1 + 1 + 2 + 2 * frames
+    assert html.count("<mark>") == 1 + 1 + 1 + 2 + 1
+    assert "are shown at" not in html
+
+
+def test_a_page_of_many_pixels_is_scaled_down_and_says_so(tmp_path, flags, monkeypatch, encoded):
+    from vlft.preview import page as pages
+
+    full = sum(f.shape[0] * f.shape[1] for n in ("still", "clip") for m in encoded[n].media for f in frames_of(m))
+    monkeypatch.setattr(pages, "PAGE_PIXELS", full // 4)
+    path = tmp_path / "rows.html"
+    assert preview(*flags, "--index", "0,2", "--html", path) == 0
+    html = path.read_text(encoding="utf-8")
+    assert "Pictures are shown at 50% of the width and height" in html
+    uris = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
+    shapes = [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri)))).shape for uri in uris]
+    assert sum(height * width for height, width, _ in shapes) == pytest.approx(full / 4, rel=0.05)
+
+
+def test_one_refused_row_among_several(capsys, tmp_path, base, media, odd_rows):
+    page = tmp_path / "rows.html"
+    argv = [odd_rows, "--image_folder", media, "--model_id", base, "--index", "0-1", "--html", page]
+    assert preview(*argv, "--json") == 1
+    out, err = capsys.readouterr()
+    first, second = json.loads(out)["rows"]
+    assert first["refused"].startswith("the answer is empty")
+    assert second["id"] == "<b>"
+    assert f"refused: {odd_rows}[0].conversations[1].value (id empty): the answer is empty" in err
+    html = page.read_text(encoding="utf-8")
+    assert "refused: conversations[1].value: the answer is empty" in html
+    assert "(id &lt;b&gt;)" in html
+
+
+@pytest.mark.parametrize(
+    ("index", "status", "message"),
+    [
+        ("x", 2, "'x' is no row"),
+        ("3-", 2, "'3-' is no row"),
+        ("5-3", 2, "5-3 runs backwards"),
+        ("0-200", 2, "more than 200 rows"),
+        ("", 2, "'' is no row"),
+        ("1,99", 1, "has 7 rows, counted from 0"),
+    ],
+)
+def test_wrong_rows(capsys, flags, index, status, message):
+    assert preview(*flags, "--index", index) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err

@@ -290,6 +290,7 @@ def test_metrics_hold_what_the_contract_names(train):
     assert set(line) == {
         *("step", "epoch", "loss", "grad_norm", "lr", "tokens", "supervised_tokens", "images", "videos", "samples"),
         *("step_s", "data_wait_s", "tokens_per_s", "padding_fraction", "peak_gb", "mfu"),
+        *("time", "save_s", "report_s", "max_steps"),
     }
     assert line["step"] == 2
     assert line["samples"] == 2
@@ -346,7 +347,7 @@ def test_two_processes_go_on_where_they_were_killed(base, mixed_json, media, tmp
 
 @pytest.mark.distributed
 def test_evaluation_loss_is_the_same_on_two_processes(train, base, mixed_json, media, tmp_path):
-    more = (*("--eval_path", str(mixed_json), "--eval_strategy", "epoch"), *split(1, 2))
+    more = ("--eval_path", str(mixed_json), "--eval_strategy", "epoch", "--report_tokens", "6", *split(1, 2))
     whole = train(*more, name="one")
     argv = arguments(base, mixed_json, media, tmp_path / "two", *more[:-1], "1")
     for rank in vlft_process(argv, world=2, out=tmp_path):
@@ -354,6 +355,10 @@ def test_evaluation_loss_is_the_same_on_two_processes(train, base, mixed_json, m
     found = [[line["eval_loss"] for line in lines(run) if "eval_loss" in line] for run in (whole, tmp_path / "two")]
     assert len(found[0]) == 2
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+    # Rank 0 asks, while the other waits.
+    asked = [(run / "answers.jsonl").read_text() for run in (whole, tmp_path / "two")]
+    assert asked[0] == asked[1]
+    assert asked[0].count('"answers"') == 2
 
 
 def test_only_the_newest_checkpoints_and_the_best_are_kept_and_the_best_comes_back(train, mixed_json):

@@ -210,20 +210,26 @@ def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
                 remote.failed[path] = why
 
 
-def open_row(path: str, index: int, data: DataFlags, family: Family) -> Sample:
-    """Parse one row of a data file.
+def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family) -> RowIndex:
+    """These rows of a data file, as `open_rows`.
+
+    Args:
+        places: of the rows, from 0.
 
     Raises:
         ConfigError: the file cannot be read, or has no such row.
-        DataError: the row cannot be trained.
     """
     access = _access(data)
     rows = index_rows([path], image_folder=data.image_folder, family=family, access=access)
-    if not 0 <= index < len(rows):
-        raise ConfigError(f"--index {index}: {path} has {len(rows):,} rows, counted from 0. Give 0 to {len(rows) - 1}.")
+    for place in places:
+        if not 0 <= place < len(rows):
+            raise ConfigError(
+                f"--index {place}: {path} has {len(rows):,} rows, counted from 0. Give 0 to {len(rows) - 1}."
+            )
+    some = rows.take(places)
     if access.remote is not None:
-        _fetch([rows[index]], access.remote)
-    return rows[index]
+        _fetch(each(some), access.remote)
+    return some
 
 
 def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers: int) -> Measured:

@@ -9,7 +9,7 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,12 +27,12 @@ from vlft.checkpoint import (
 from vlft.data.encode import Encoder
 from vlft.data.grounding import AnswerBox, boxes_in_answer
 from vlft.data.media import MediaError, MediaSettings, measure, media_settings
-from vlft.data.sample import EncodedMedia, EncodedPrompt, Image, Sample, Text, Turn, Video
+from vlft.data.sample import Image, Sample, Text, Turn, Video
 from vlft.errors import ConfigError, DataError
 from vlft.families import Family
-from vlft.model.forward import PixelScale
 from vlft.model.generate import Prompt, Sampling, Speaker
 from vlft.model.load import load_base, load_config, load_processor
+from vlft.prompts import as_tensors, question_of, speaker
 
 __all__ = ["Chat", "Reply", "Sampling", "open_model", "question", "question_of"]
 
@@ -161,7 +161,7 @@ class Chat:
                 f"together the model takes {self.limit:,}. Begin a new conversation, show less, or lower "
                 "--max_new_tokens."
             )
-        return _as_tensors(encoded, self.encoder.media)
+        return as_tensors(encoded, self.encoder.media)
 
 
 def open_model(path: str | Path, *, base_model: str | None = None, device: torch.device | str | None = None) -> Chat:
@@ -198,7 +198,6 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
         for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
             parameter.data = parameter.data.to(device, dtype)
         model.to(device).eval()
-    tokenizer = processor.tokenizer
     return Chat(
         name=f"{name}, {str(dtype).removeprefix('torch.')} on {device}",
         encoder=Encoder(
@@ -207,13 +206,7 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
             media=_media(found.record if found else None, processor),
             max_length=sys.maxsize,  # `Chat` looks after lengths, which count the answer too
         ),
-        speaker=Speaker(
-            model=model,
-            tokenizer=tokenizer,
-            scale=PixelScale.of(processor),
-            end=tokenizer.convert_tokens_to_ids(family.end_of_turn),
-            unsaid=frozenset(tokenizer.convert_tokens_to_ids(list(family.control_tokens))),
-        ),
+        speaker=speaker(model, processor, family),
         limit=config.text_config.max_position_embeddings,
     )
 
@@ -261,12 +254,6 @@ def require_file(kind: Kind, path: str) -> None:
         raise ConfigError(f"--{kind} {path}: {what}. Correct the path.")
 
 
-def question_of(sample: Sample) -> Sample:
-    """A row up to its last user turn: what a model is asked whose answer is compared with the row's own."""
-    last = max(place for place, turn in enumerate(sample.turns) if turn.role == "user")
-    return replace(sample, turns=sample.turns[: last + 1])
-
-
 def _conversation(turns: Sequence[Turn]) -> Sample:
     return Sample(file="chat", index=0, id=None, turns=tuple(turns))
 
@@ -288,26 +275,6 @@ def _media(record: RunRecord | None, processor: Any) -> MediaSettings:
         return media_settings(processor, nframes=processor.video_processor.num_frames)
     fps = record.media["fps"] if record.media["nframes"] is None else None
     return media_settings(processor, **(record.media | {"fps": fps}))
-
-
-def _as_tensors(prompt: EncodedPrompt, settings: MediaSettings) -> Prompt:
-    side, pair = settings.patch_size, settings.temporal_patch_size
-    stills = [medium for medium in prompt.media if not medium.is_video]
-    videos = [medium for medium in prompt.media if medium.is_video]
-    no_still, no_video = (torch.zeros(0, 3, *shape, dtype=torch.uint8) for shape in ((side, side), (pair, side, side)))
-    return Prompt(
-        ids_T=prompt.input_ids_T,
-        kinds_T=prompt.kinds_T,
-        still_patches=torch.cat([no_still, *(medium.patches for medium in stills)]),
-        video_patches=torch.cat([no_video, *(medium.patches for medium in videos)]),
-        still_grids_M3=_grids(stills),
-        video_grids_M3=_grids(videos),
-    )
-
-
-def _grids(media: Sequence[EncodedMedia]) -> torch.Tensor:
-    """int64 [M, 3], also for none."""
-    return torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in media], dtype=torch.int64).view(-1, 3)
 
 
 @contextlib.contextmanager

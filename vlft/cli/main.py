@@ -21,9 +21,10 @@ VERBS = {
     "merge": "merge what a run trained into its base model, and compare the two",
     "check-data": "name every row that cannot be trained, and why",
     "import": "turn a published data set into rows and pictures",
-    "preview": "show one row as the model sees it, trained tokens marked",
+    "preview": "show rows as the model sees them, trained tokens marked",
     "demo": "see a tiny model learn from pictures, in minutes, on a CPU",
     "plan": "say what would be trained, at which rate, in how many steps",
+    "report": "make the page of a run anew: curves, answers, where the time went",
     "chat": "ask a model about pictures and videos",
     "bench": "measure loading and training, beside stock transformers",
 }

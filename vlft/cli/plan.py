@@ -8,6 +8,8 @@ EXAMPLES = """\
 examples:
   vlft plan --config examples/lora.yaml --model_id Qwen/Qwen2-VL-2B-Instruct --data_path train.json \\
       --image_folder images --gpus 8
+  vlft plan --config examples/full.yaml --model_id Qwen/Qwen2-VL-7B-Instruct --data_path train.json \\
+      --image_folder images --gpus 4 --gpu a100-80 --tokens_per_s 20000
   vlft plan --config output/run/config.yaml --json
 """
 
@@ -25,10 +27,22 @@ def run(argv: Sequence[str]) -> int:
             "plan",
             (DataFlags, ModelFlags, TrainFlags),
             description="Say what vlft train would do with the same flags: what trains at which rate, on how many "
-            "rows, in how many steps. Loads no weights, writes nothing, needs no GPU.",
+            "rows, in how many steps, and in how much memory. Loads no weights (but for --measure), writes nothing, "
+            "needs no GPU.",
             epilog=EXAMPLES,
         )
         parser.add_argument("--gpus", type=int, metavar="N", help="processes the run will have (default: 1)")
+        parser.add_argument(
+            "--gpu",
+            metavar="CARD",
+            help="card to estimate memory for, e.g. h100, a100-40, 4090, or GB (default: this one)",
+        )
+        parser.add_argument(
+            "--tokens_per_s", type=float, metavar="R", help="tokens a second of the whole run, to say how long it takes"
+        )
+        parser.add_argument(
+            "--measure", action="store_true", help="train one real step on the largest micro-batch here, and compare"
+        )
         parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
         quiet()
         parsed = parser.parse(argv)
@@ -36,7 +50,15 @@ def run(argv: Sequence[str]) -> int:
             parser.error(f"--gpus {parsed.extra.gpus}: a run has 1 or more")
         from vlft.plan import plan
 
-        planned = plan(parsed, gpus=parsed.extra.gpus)
+        if parsed.extra.tokens_per_s is not None and not parsed.extra.tokens_per_s > 0:
+            parser.error(f"--tokens_per_s {parsed.extra.tokens_per_s:g}: a rate is more than 0")
+        planned = plan(
+            parsed,
+            gpus=parsed.extra.gpus,
+            gpu=parsed.extra.gpu,
+            measure=parsed.extra.measure,
+            tokens_per_s=parsed.extra.tokens_per_s,
+        )
         if parsed.flags[2].process_index:
             return 0  # under torchrun one process speaks for all
         if parsed.extra.json:

@@ -47,8 +47,9 @@ def _train(argv: Sequence[str], notice: Notice) -> None:
     )
     parsed = parser.parse(argv)
     from vlft.cli.threads import share_cores
+    from vlft.report import write_report
     from vlft.train.run import train
 
     if parsed.flags[2].use_cpu:
         share_cores()
-    train(parsed, notice)
+    train(parsed, notice, report=write_report)

@@ -8,6 +8,7 @@ from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.errors import ConfigError
 
 FEW_STEPS = 10
+REPORT_ROWS = 4  # the flag's default, which config.yaml of a run without evaluation holds too
 
 
 def remarks_on_steps(args: TrainFlags, steps: int) -> list[str]:
@@ -61,6 +62,7 @@ def check_flags(
         "dataloader_num_workers",
         "max_nonfinite_steps",
         "stall_timeout",
+        "report_rows",
     ):
         if (getattr(args, flag) or 0) < 0:
             raise ConfigError(f"--{flag} is {getattr(args, flag):g}, must not be negative")
@@ -84,6 +86,13 @@ def check_flags(
     when = str(getattr(args.eval_strategy, "value", args.eval_strategy))
     if when != "no" and not data.eval_path:
         raise ConfigError(f"--eval_strategy {when} needs --eval_path")
+    if args.report_tokens < 1:
+        raise ConfigError(f"--report_tokens is {args.report_tokens}, must be at least 1; --report_rows 0 asks nothing")
+    if "report_rows" in given and args.report_rows not in (0, REPORT_ROWS) and not data.eval_path:
+        raise ConfigError(
+            f"--report_rows {args.report_rows} cannot act without --eval_path: its rows are those that are asked. "
+            "Drop it, or name evaluation data."
+        )
     if data.eval_path and when == "no":
         raise ConfigError("--eval_path is given, but --eval_strategy is no: set it to steps or epoch")
 

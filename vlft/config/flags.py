@@ -131,6 +131,10 @@ class TrainFlags(TrainingArguments):
         None, "zero1, zero2, zero3, zero2_offload, zero3_offload, or a path to a DeepSpeed JSON"
     )
     logging_steps: float = _flag(1, "optimizer steps between logged lines")
+    report_rows: int = _flag(
+        4, "evaluation rows whose answers are kept at each evaluation, for OUT/report.html; 0: none"
+    )
+    report_tokens: int = _flag(256, "most tokens of such an answer; never much more than the row's own has")
     logging_nan_inf_filter: bool = _flag(False, "not used: see --max_nonfinite_steps")
     dataloader_num_workers: int = _flag(
         None, "loader processes per device; 0 decodes in the training process (default: 4, or the cores there are)"

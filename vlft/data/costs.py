@@ -143,7 +143,7 @@ class _Remembering(Generic[T]):
         self._stamps: dict[str, tuple[int, int]] = {}
 
     def __call__(self, sample: Sample) -> _Result[T]:
-        key = self._key(sample)
+        key = key_of(sample, self._stamp)
         known = self.stores[sample.file].get(key)
         if known is not None:
             try:
@@ -151,21 +151,6 @@ class _Remembering(Generic[T]):
             except (TypeError, ValueError, KeyError):
                 pass  # written by other hands
         return _Result(key, self.look(sample), True)
-
-    def _key(self, sample: Sample) -> bytes:
-        """16 bytes that stand for the conversation, the files in it, and each one's size and time of change.
-
-        They are taken before the look: a file that changes meanwhile has other ones by the next run.
-        """
-        turns = [[turn.role, [self._plain(part) for part in turn.parts]] for turn in sample.turns]
-        row = turns if sample.objects is None else [turns, asdict(sample.objects)]
-        return hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()
-
-    def _plain(self, part: Any) -> Any:
-        if isinstance(part, Text):
-            return part.text
-        own = () if part.overrides == Overrides() else astuple(part.overrides)
-        return [type(part).__name__, *own, *((os.path.abspath(path), *self._stamp(path)) for _, path in part.files)]
 
     def _stamp(self, path: str) -> tuple[int, int]:
         """Size in bytes and time of change in nanoseconds."""
@@ -178,6 +163,25 @@ class _Remembering(Generic[T]):
             except (OSError, ValueError):
                 self._stamps[path] = (-1, -1)
         return self._stamps[path]
+
+
+def key_of(sample: Sample, stamp: Callable[[str], tuple[int, int]]) -> bytes:
+    """16 bytes that stand for all of a row that decides what it costs: the conversation, and the files in it.
+
+    Args:
+        stamp: size and time of change of a file. They are taken before the row is looked at: a file that changes
+            meanwhile has other ones by the next run.
+    """
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, Text):
+            return part.text
+        own = () if part.overrides == Overrides() else astuple(part.overrides)
+        return [type(part).__name__, *own, *((os.path.abspath(path), *stamp(path)) for _, path in part.files)]
+
+    turns = [[turn.role, [plain(part) for part in turn.parts]] for turn in sample.turns]
+    row = turns if sample.objects is None else [turns, asdict(sample.objects)]
+    return hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()
 
 
 def _settings_print(encoder: Encoder | MediaProbe, form: str) -> str | None:

@@ -20,7 +20,7 @@ from vlft.check import check
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.demo.base import STORED, run_train
 from vlft.demo.folder import claimed, write_json
-from vlft.demo.page import Example, write_page
+from vlft.demo.page import Example, write_demo
 from vlft.demo.score import answers, right
 from vlft.demo.story import Story, chance, stories, write_rows
 from vlft.errors import ConfigError
@@ -147,7 +147,7 @@ def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
     page = out / "demo.html"
     examples = _examples(held_out, data, said)
     commands = _commands(out, lesson, examples[0])
-    write_page(page, scores=[asdict(score) for score in scores], examples=examples, commands=commands)
+    write_demo(page, scores=[asdict(score) for score in scores], examples=examples, commands=commands)
     told = Told(scores=scores, seconds=clock.seconds, page=page)
     say(f"\n{table(scores)}\n")
     for example in examples:

@@ -84,7 +84,7 @@ class Speaker:
             sampling: how to choose; draws come from torch's global generator.
             stream: called with pieces of the answer's text as they come; one prompt only.
         """
-        ends = self._ends()
+        ends = self.ends
         inputs = self._inputs(prompts)
         if stream is not None:
             inputs["streamer"] = _Stream(self.tokenizer, stream, unsaid=self.unsaid)
@@ -109,7 +109,9 @@ class Speaker:
         """The text of an answer."""
         return self.tokenizer.decode([token for token in ids if token not in self.unsaid], **_AS_IT_STANDS)
 
-    def _ends(self) -> list[int]:
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer."""
         own = self.model.generation_config.eos_token_id
         return sorted({self.end, *(own if isinstance(own, list) else [] if own is None else [own])})
 

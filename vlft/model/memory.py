@@ -1,7 +1,7 @@
 """How much memory activations take, and so which tower has to recompute its own (gradient checkpointing).
 
-An estimate from shapes: what autograd keeps of each block for the backward pass, counted tensor by tensor. It has not
-been compared with a GPU yet, so `MARGIN` is wide.
+`foretold` asks `vlft.model.saved`, as `vlft plan` does; `activations` is a rough count from shapes, which does not see
+what LoRA's dropout and float32 masters keep. Neither has been compared with a GPU yet, so `MARGIN` is wide.
 
 Letters: T tokens and P patches of the largest micro-batch.
 """
@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 
+from vlft.families import Family
+from vlft.model import saved
 from vlft.model.towers import Towers
 
 Choice = Literal["auto", "true", "false"]
@@ -64,6 +66,31 @@ def activations(config: Any, towers: Towers, *, tokens: int, patches: int, eleme
         if trains
         else Kept(whole=0, recomputed=0)
         for part, (trains, count, depth, block, width) in parts.items()
+    }
+
+
+def foretold(
+    config: Any, family: Family, towers: Towers, *, tokens: int, patches: int, numbers: saved.Numbers, fused: bool
+) -> dict[Part, Kept]:
+    """What each tower keeps on a GPU; one block at work, merger and head are entered with the language model.
+
+    Args:
+        config: of the top class. towers: what trains.
+        tokens, patches: T and P.
+        numbers: what it computes in. fused: with fused RMSNorm and SwiGLU.
+    """
+    load = saved.Load(
+        lengths=(max(1, tokens),), vision_lengths=(patches,) if patches else (), supervised=max(1, tokens // 4)
+    )
+    parts: tuple[Part, ...] = ("vision", "language")
+    trains = [part for part in parts if part == "language" or towers.vision != "frozen"]
+    whole, less = (
+        saved.foretell(config, family, towers, load, numbers, device="cuda", checkpointed=some, fused=fused)
+        for some in ((), trains)
+    )
+    beside = {"vision": 0, "language": whole.kept["merger"] + whole.kept["head"] + whole.block}
+    return {
+        part: Kept(whole=whole.kept[part] + beside[part], recomputed=less.kept[part] + beside[part]) for part in parts
     }
 
 

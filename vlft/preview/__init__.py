@@ -1,11 +1,11 @@
-"""One row as the model sees it: which tokens are trained, what became of its pictures. Trains and changes nothing.
+"""Rows as the model sees them: which tokens are trained, what became of their pictures. Trains and changes nothing.
 
-`look` reads the row; `text` shows it on a terminal, `page` as a web page.
+`look` reads a row; `text` shows it on a terminal, `page` as a web page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from vlft.data.clips import open_clip
 from vlft.data.encode import KIND_TEXT, UNTRAINED
 from vlft.data.pictures import picture_size
 from vlft.data.sample import EncodedMedia, EncodedSample, Image, Sample, Video
-from vlft.errors import ConfigError, DataError
+from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
-from vlft.inputs import open_base, open_row
+from vlft.inputs import Base, open_base, open_some
 
 MERGE = 2  # patches of a merged patch's side; `vlft.data.budgets` refuses bases with another
 
@@ -34,6 +34,7 @@ class Medium:
         tokens: that it takes in the language model.
         encoded: its pixels and grid.
         patch: side of a patch, in pixels.
+        times: of a video file, when each of its frames is shown, in seconds; empty where nobody knows.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Medium:
     tokens: int
     encoded: EncodedMedia
     patch: int
+    times: tuple[float, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -129,6 +131,18 @@ class Preview:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A row that cannot be shown, and why."""
+
+    row: BadRow
+
+    def as_json(self) -> dict[str, Any]:
+        """What `vlft preview --json` says of it."""
+        row = self.row
+        return {"file": row.file, "index": row.index, "id": row.id, "field": row.field, "refused": row.reason}
+
+
 def look(file: str, index: int, data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> Preview:
     """Read one row and encode it as for training.
 
@@ -142,12 +156,35 @@ def look(file: str, index: int, data: DataFlags, model: ModelFlags, *, given: fr
         ConfigError: the row is refused (with its reason) or does not exist, or a flag cannot be carried out.
         CheckpointError: the base is missing, not a Qwen-VL, or not whole.
     """
+    (shown,) = look_at(file, (index,), data, model, given=given)
+    if isinstance(shown, Refused):
+        raise ConfigError(str(shown.row))
+    return shown
+
+
+def look_at(
+    file: str, indices: Sequence[int], data: DataFlags, model: ModelFlags, *, given: frozenset[str]
+) -> Iterator[Preview | Refused]:
+    """As `look`, of several rows with one opening of the base; of a row that is refused, why.
+
+    Args:
+        indices: of the rows, in the order they are wanted in.
+
+    Raises:
+        ConfigError, CheckpointError: as `look`, but for refused rows.
+    """
     base = open_base(data, model, given=given)
-    try:
-        sample = base.encoder.as_trained(open_row(file, index, data, base.family))
-        encoded = base.encoder.encode(sample)
-    except DataError as error:
-        raise ConfigError(str(error.row)) from error  # without its advice to run this very command
+    rows = open_some(file, indices, data, base.family)
+    for place in range(len(rows)):
+        try:
+            yield _look(rows[place], base)
+        except DataError as error:
+            yield Refused(row=error.row)
+
+
+def _look(row: Sample, base: Base) -> Preview:
+    sample = base.encoder.as_trained(row)
+    encoded = base.encoder.encode(sample)
     media = _media(sample, encoded, patch=base.media.patch_size)
     return Preview(
         sample=sample,
@@ -173,9 +210,19 @@ def _media(sample: Sample, encoded: EncodedSample, *, patch: int) -> tuple[Mediu
                 tokens=pixels.grid.tokens(MERGE),
                 encoded=pixels,
                 patch=patch,
+                times=_times(part, pixels),
             )
         )
     return tuple(media)
+
+
+def _times(part: Image | Video, pixels: EncodedMedia) -> tuple[float, ...]:
+    """When the frames of a video file are shown; evenly spread over it, as `vlft.data.media` takes them."""
+    if isinstance(part, Image) or part.path is None:
+        return ()
+    clip, frames = open_clip(part.path), pixels.grid.t * pixels.patches.shape[2]
+    indices = torch.linspace(0, clip.frames - 1, frames).round().long().tolist()
+    return tuple(float(clip.times[i] - clip.times[0]) if len(clip.times) else i / clip.fps for i in indices)
 
 
 def _first_file(part: Image | Video) -> str:

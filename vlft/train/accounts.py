@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from vlft.data.collate import Batch
 
+#: What takes time beside steps and evaluations, and is measured apart.
+Beside = Literal["saving", "report"]
 COUNTS = ("tokens", "supervised_tokens", "images", "videos", "samples")
 
 
@@ -29,6 +31,7 @@ class Meter:
     def __init__(self, work: Callable[[Batch], float], *, peak: float | None) -> None:
         self.work = work
         self.peak = peak
+        self.beside: dict[Beside, float] = {"saving": 0.0, "report": 0.0}  # seconds since the last line
         self._reset()
 
     def _reset(self) -> None:
@@ -60,9 +63,11 @@ class Meter:
         """Time the step waited for its data."""
         self._wait += seconds
 
-    def exclude(self, seconds: float) -> None:
-        """Time spent on evaluating and saving, which is no part of a step."""
+    def exclude(self, seconds: float, what: Beside | None = None) -> None:
+        """Time spent on evaluating and saving, which is no part of a step; `what` enters it into the accounts."""
         self._since += seconds
+        if what is not None:
+            self.beside[what] += seconds
 
     def line(self, accelerator: Any, *, steps: int) -> dict[str, Any]:
         """The sums over all ranks since the last line, and start anew. Every rank must call it.
@@ -88,15 +93,23 @@ class Meter:
         line = {
             "loss": loss / counts["supervised_tokens"] if counts["supervised_tokens"] else None,
             **counts,
+            "time": time.time(),
             "step_s": seconds / max(1, steps),
             "data_wait_s": wait / accelerator.num_processes,
             "tokens_per_s": counts["tokens"] / seconds,
             "padding_fraction": 0.0,  # flat rows hold no padding
             "peak_gb": peak,
             "mfu": work / seconds / (self.peak * accelerator.num_processes) if self.peak else None,
+            **self.spent(),
         }
         self._reset()
         return line
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of this process beside steps and evaluations since the last line, and start anew."""
+        found = {"save_s": self.beside["saving"], "report_s": self.beside["report"]}
+        self.beside = dict.fromkeys(self.beside, 0.0)
+        return found
 
 
 def peak_gb() -> float:
@@ -112,18 +125,21 @@ class MetricsFile:
 
     Args:
         folder: of the run.
-        resume_step: of the checkpoint, or 0.
-        evaluation_due: the evaluation after that step is still to come, so a line of it is cut, too.
+        resume_step: of the checkpoint it goes on from, 0 for none.
+        evaluation_due: the evaluation after that step is still to come, so what there is of it is cut, too.
+        name: of the file, for others of its kind.
     """
 
-    def __init__(self, folder: str | Path, *, resume_step: int, evaluation_due: bool = False) -> None:
-        self.path = Path(folder) / "metrics.jsonl"
+    def __init__(
+        self, folder: str | Path, *, resume_step: int, evaluation_due: bool = False, name: str = "metrics.jsonl"
+    ) -> None:
+        self.path = Path(folder) / name
         kept = []
         if self.path.exists():
             for text in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     line = json.loads(text)
-                    late = evaluation_due and "eval_loss" in line
+                    late = evaluation_due and "loss" not in line
                     if line["step"] <= resume_step - late:
                         kept.append(text + "\n")
                 except (json.JSONDecodeError, KeyError, TypeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from vlft.config.flags import TrainFlags
 from vlft.inputs import Base
-from vlft.model import attention, forward, kernels, memory, towers
+from vlft.model import attention, forward, kernels, memory, saved, towers
 from vlft.model.load import load_base
 from vlft.train import zero
 
@@ -47,6 +48,8 @@ def prepare_model(
     forward.bind(model, forward.PixelScale.of(base.processor))
     wrapped = towers.apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
     kept = memory.activations(base.config, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
+    if args.checkpointing == "auto" and args.device.type == "cuda":
+        kept = _foretold(base, args, tokens=tokens, patches=patches, fused=not fused.startswith("off")) or kept
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     parts, checkpointed = memory.choose_checkpointing(
         args.checkpointing,
@@ -61,3 +64,17 @@ def prepare_model(
         "Liger kernels": fused,
         "gradient checkpointing": checkpointed,
     }
+
+
+def _foretold(base: Base, args: TrainFlags, **load: Any) -> dict[memory.Part, memory.Kept] | None:
+    """What `vlft plan` says activations take; None where it cannot be told, since a run shall not end for that."""
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    stored = getattr(base.config, "dtype", None) or torch.float32
+    numbers = saved.numbers_of(stored, half, deepspeed=args.zero is not None)
+    try:
+        return memory.foretold(base.config, base.family, base.towers, numbers=numbers, **load)
+    except Exception as error:  # noqa: BLE001 - it runs the model on tensors without contents, a rare use of torch
+        print(
+            f"note: activations are estimated by their shapes, since counting them failed: {error!r}", file=sys.stderr
+        )
+        return None

@@ -27,12 +27,14 @@ from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_row
 from vlft.model import flops, groups, kernels
 from vlft.train import faults, zero
 from vlft.train.accounts import Meter, MetricsFile
+from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
 from vlft.train.folder import RunFolder, settings_there
 from vlft.train.guard import StepGuard
 from vlft.train.prepare import prepare_model
 from vlft.train.ranks import barrier, on_rank_zero, peer_lost
 from vlft.train.record import run_record
+from vlft.train.reporting import Reporter
 from vlft.train.signals import Notice
 from vlft.train.trainer import SAVING, VlftTrainer
 from vlft.train.watchdog import Watchdog, shared_store
@@ -48,6 +50,7 @@ class _Run:
         order: of the rows.
         folder: where it goes.
         notice: of a signal that ends it.
+        report: writes a page about the run, given its folder; None: nothing does.
         say: prints a line for the user (rank 0 only).
     """
 
@@ -61,15 +64,17 @@ class _Run:
     order: Order
     folder: RunFolder
     notice: Notice
+    report: Callable[[Path], object] | None
     say: Callable[[str], None]
 
 
-def train(parsed: Parsed, notice: Notice | None = None) -> Path:
+def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Path], object] | None = None) -> Path:
     """Train as the flags say.
 
     Args:
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
         notice: of a signal that ends the run; None: signals do what they do without.
+        report: called with the run folder now and then, and at the end, to write a page about it.
 
     Returns:
         the run folder.
@@ -105,6 +110,7 @@ def train(parsed: Parsed, notice: Notice | None = None) -> Path:
         order=order,
         folder=RunFolder(args.output_dir, base, run_record(base, data, model, args, rows, order)),
         notice=notice or Notice(),
+        report=report if args.process_index == 0 else None,
         say=say,
     )
     with _faults_in_words(run):
@@ -167,8 +173,9 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     say(groups.table(table))
     say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
     zero.share_out(model, args)
-    with _watchdog(run) as watchdog:
+    with Reporter(run.report, folder.path) as pages, _watchdog(run) as watchdog:
         trainer = _trainer(run, model, table, watchdog, checkpoint)
+        pages.watch(trainer)
         say(described(order))
         for remark in remarks_on_steps(args, args.total_steps(order.steps)):
             say(f"note: {remark}")
@@ -203,9 +210,7 @@ def _trainer(
     tokenizer = base.processor.tokenizer
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
-    metrics = None
-    if args.process_index == 0:
-        metrics = MetricsFile(folder.path, resume_step=step, evaluation_due=folder.evaluation_due)
+    due = folder.evaluation_due
     trainer = VlftTrainer(
         model=model,
         args=args,
@@ -219,13 +224,23 @@ def _trainer(
         guard=StepGuard(args, folder, watchdog, packing=data.packing, say=run.say),
         notice=run.notice,
         meter=_meter(base, args),
-        metrics=metrics,
+        metrics=MetricsFile(folder.path, resume_step=step, evaluation_due=due) if args.process_index == 0 else None,
         say=run.say,
         on_bad_row=data.on_bad_row,
     )
+    if evaluated is not None:
+        samples = evaluated.rows.samples
+        trainer.answers = Answers.of_run(
+            samples, base, args, folder.path, resume_step=step, evaluation_due=due, say=run.say
+        )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     return trainer
+
+
+def _step(checkpoint: Path | None) -> int:
+    """The step a run goes on from, 0 for a new one."""
+    return read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
 
 
 def _meter(base: Base, args: TrainFlags) -> Meter:
@@ -279,6 +294,7 @@ def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:
     state = zero.trained_weights(trainer.model) if trainer.is_deepspeed_enabled else None
     if trainer.args.process_index == 0:
         folder.account(skipped)
+        folder.account_steps(unlogged=trainer.meter.spent())
         folder.finish(trainer.model, state, steps=trainer.state.global_step)
     barrier()
 

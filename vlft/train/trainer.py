@@ -29,6 +29,7 @@ from vlft.errors import BadRow, ConfigError, DataError
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
 from vlft.train.accounts import Meter, MetricsFile
+from vlft.train.answers import Answers
 from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
 from vlft.train.guard import StepGuard
@@ -100,6 +101,7 @@ class VlftTrainer(ZeroTrainer):
         self._rates: dict[str, float] = {}
         self._norm: Any = None
         self._started: tuple[float, int] | None = None
+        self.answers: Answers | None = None
         # transformers would delete in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         self.room = MakeRoom(notice, folder, steps=order.steps, evaluate=self._evaluate_due)
@@ -230,6 +232,9 @@ class VlftTrainer(ZeroTrainer):
             f"{metric_key_prefix}_tokens": int(tokens),
             f"{metric_key_prefix}_runtime": time.perf_counter() - start,
         }
+        if self.answers is not None:
+            seconds = self.answers.ask(model, self.state.global_step, self.guard.watchdog, self.accelerator.autocast)
+            metrics[f"{metric_key_prefix}_answers_s"] = seconds
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.meter.exclude(time.perf_counter() - start)
@@ -260,6 +265,7 @@ class VlftTrainer(ZeroTrainer):
         unlogged = self.state.global_step > self._last_logged
         if "loss" in logs or ("train_runtime" in logs and unlogged and self._started):
             line |= self.meter.line(self.accelerator, steps=self.state.global_step - self._last_logged)
+            line["max_steps"] = self.state.max_steps
             self._last_logged = self.state.global_step
             line["grad_norm"] = None if self._norm is None else float(self._norm)
             line["lr"] = self._rates
@@ -315,7 +321,7 @@ class VlftTrainer(ZeroTrainer):
             self.folder.commit_checkpoint(name, skipped)
             self.folder.drop_old(self.save_total_limit, self.state.best_model_checkpoint)
         barrier()
-        self.meter.exclude(time.perf_counter() - start)
+        self.meter.exclude(time.perf_counter() - start, "saving")
 
     def _name_best(self) -> None:
         best = self.state.best_global_step

@@ -1,7 +1,7 @@
-"""What a run would do, before it runs: what trains at which rate, on how many rows, in how many steps.
+"""What a run would do, before it runs: what trains at which rate, on how many rows, in how many steps, in which memory.
 
-Loads no weights (the model is built on the meta device) and writes nothing. Refuses what training refuses up to its
-first step, short of the output folder and of attention kernels, which are the training machine's own.
+Loads no weights (the model is built on the meta device), but for `--measure`, and writes nothing. Refuses what training
+refuses up to its first step, short of the output folder and of attention kernels, which are the training machine's own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vlft.model import groups
 from vlft.model.forward import PixelScale
 from vlft.model.load import empty_model
 from vlft.model.towers import apply_towers
+from vlft.plan.memory import Outlook, look_ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Plan:
         order: how rows become steps.
         steps: optimizer steps in all; epochs: passes over the data.
         remarks: what the user should look at.
+        outlook: memory and time, where a card is known.
     """
 
     base: str
@@ -49,11 +51,13 @@ class Plan:
     steps: int
     epochs: float
     remarks: tuple[str, ...]
+    outlook: Outlook | None = None
 
     @property
     def longest(self) -> tuple[Sample, Cost]:
         """The row with the most tokens."""
-        return max(zip(self.data.rows.samples, self.data.costs, strict=True), key=lambda pair: pair[1].tokens)
+        place = int(self.data.costs.tokens.argmax())
+        return self.data.rows.samples[place], self.data.costs[place]
 
     def as_json(self) -> dict[str, Any]:
         """The document of `vlft plan --json`; without packing `packs` is null."""
@@ -75,6 +79,7 @@ class Plan:
             "supervised_tokens": sum(cost.supervised for cost in self.data.costs),
             "packs": len(self.order.first) if isinstance(self.order, PackOrder) else None,
             "notes": list(self.remarks),
+            "memory": None if self.outlook is None else self.outlook.as_json(),
         }
 
     def as_text(self) -> str:
@@ -92,16 +97,27 @@ class Plan:
             described(self.order),
             f"steps: {self.order.steps:,} an epoch, {self.steps:,} in all ({_many(self.epochs, 'epoch')})",
             *(f"note: {remark}" for remark in self.remarks),
+            *(self.outlook.as_lines() if self.outlook else ["memory: name a card (--gpu h100) to have it estimated"]),
         ]
         return printable("\n".join(lines))
 
 
-def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
+def plan(
+    parsed: Parsed,
+    *,
+    gpus: int | None,
+    gpu: str | None = None,
+    measure: bool = False,
+    tokens_per_s: float | None = None,
+) -> Plan:
     """Plan a run.
 
     Args:
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
         gpus: processes the run will have; None: those this one was started with.
+        gpu: the card it will run on, by name or GB; None: the one that is here.
+        measure: train one real step on the largest micro-batch, here.
+        tokens_per_s: of the whole run, for hours.
 
     Raises:
         VlftError: training would refuse it, too.
@@ -115,8 +131,13 @@ def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
     PixelScale.of(base.processor)
     model = empty_model(base.config, base.family)
     _check_weights(base, model)
+    if measure and gpu is not None:
+        raise ConfigError(
+            f"--measure runs on the device that is here, and --gpu {gpu} names another. Drop one of the two."
+        )
+    wrapped = apply_towers(model, base.family, base.towers, masters=False)
     table = groups.parameter_groups(
-        apply_towers(model, base.family, base.towers, masters=False),
+        wrapped,
         base.family,
         learning_rates=args.learning_rates,
         weight_decay=args.weight_decay,
@@ -126,6 +147,19 @@ def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
     evaluation = trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None
     order = training_order(measured.costs, data, args, world=world)
     steps = args.total_steps(order.steps)
+    outlook = look_ahead(
+        base,
+        wrapped,
+        args,
+        model_flags,
+        measured,
+        order,
+        given=parsed.given,
+        gpu=gpu,
+        real=measure,
+        tokens_per_s=tokens_per_s,
+        steps=steps,
+    )
     return Plan(
         base=str(model_flags.model_id),
         towers=dict(base.towers.modes),
@@ -136,6 +170,7 @@ def plan(parsed: Parsed, *, gpus: int | None) -> Plan:
         steps=steps,
         epochs=steps / order.steps if args.max_steps > 0 else args.num_train_epochs,
         remarks=(*measured.notes, *(evaluation.notes if evaluation else ()), *remarks_on_steps(args, steps)),
+        outlook=outlook,
     )
 
 

@@ -1,0 +1,154 @@
+"""One real step on the largest micro-batch of a plan: what it takes, beside what was estimated.
+
+On a GPU the peak is CUDA's own; on a CPU, as in the tests, the same code counts tensors only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from vlft.config.flags import ModelFlags, TrainFlags
+from vlft.data.collate import Collator
+from vlft.data.sample import EncodedSample, Sample
+from vlft.errors import ConfigError
+from vlft.inputs import Base
+from vlft.model import attention, forward, kernels, towers
+from vlft.model.load import load_base
+from vlft.model.saved import Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Bytes of one process, and its speed.
+
+    Attributes:
+        weights, gradients, optimizer: of all tensors of theirs.
+        vision, merger, language, head: kept from forward to backward.
+        peak: most that was allocated at once; None where there is no GPU to ask. reserved: with its fragments.
+        seconds: of a second step, with everything warm; tokens: of it.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    vision: int
+    merger: int
+    language: int
+    head: int
+    peak: int | None
+    reserved: int | None
+    seconds: float
+    tokens: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "tokens_per_s": self.tokens_per_s}
+
+
+def measure(
+    base: Base, args: TrainFlags, model_flags: ModelFlags, samples: Sequence[Sample], *, checkpointed: Sequence[str]
+) -> Measured:
+    """Load the model, and train two steps on a micro-batch.
+
+    Args:
+        samples: of the micro-batch. checkpointed: towers that recompute.
+
+    Raises:
+        ConfigError: it does not fit on the device.
+        DataError: a row cannot be decoded.
+    """
+    device = args.device
+    gpu = device.type == "cuda"
+    try:
+        if gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        model, dtype = _prepared(base, args, model_flags, checkpointed)
+        batch = _batch(base, samples, device)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        model.train()
+        ledger = Ledger(model, batch.values())
+        _step(model, batch, optimizer, dtype, ledger)
+        gradients = _bytes(p.grad for p in model.parameters())
+        if gpu:
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        _step(model, batch, optimizer, dtype, None)
+        if gpu:
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"--measure: the step does not fit on {device}: {str(error).splitlines()[0]}. Without --measure the plan "
+            "says what would help."
+        ) from error
+    return Measured(
+        weights=_bytes(model.parameters()),
+        gradients=gradients,
+        optimizer=_bytes(value for state in optimizer.state.values() for value in state.values()),
+        peak=torch.cuda.max_memory_allocated(device) if gpu else None,
+        reserved=torch.cuda.max_memory_reserved(device) if gpu else None,
+        seconds=seconds,
+        tokens=int(batch["input_ids"].numel()),
+        **ledger.kept,
+    )
+
+
+def _prepared(
+    base: Base, args: TrainFlags, model_flags: ModelFlags, checkpointed: Sequence[str]
+) -> tuple[Any, torch.dtype | None]:
+    """As training prepares it on one process: see `vlft.train.run.prepare_model`."""
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    computing = half or torch.float32
+    model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
+    model.to(args.device)
+    attention.install(model, model_flags.attn, dtype=computing, device=args.device)
+    kernels.install(model, args.liger, dtype=computing, device=args.device)
+    forward.bind(model, forward.PixelScale.of(base.processor))
+    model = towers.apply_towers(model, base.family, base.towers, masters=half is not None)
+    towers.checkpoint_activations(model, checkpointed)
+    return model, half
+
+
+def _batch(base: Base, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
+    vision, tokenizer = base.config.vision_config, base.processor.tokenizer
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    rows: list[EncodedSample] = [base.encoder.encode(sample) for sample in samples]
+    collate = Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler)
+    batch: dict[str, Any] = dict(collate(rows))
+    return {
+        name: batch[name].to(device) if isinstance(batch[name], torch.Tensor) else batch[name]
+        for name in forward.FORWARD_KEYS
+    }
+
+
+def _step(
+    model: Any, batch: dict[str, Any], optimizer: torch.optim.Optimizer, half: torch.dtype | None, ledger: Ledger | None
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    device = batch["input_ids"].device.type
+    with torch.autocast(device, dtype=half, enabled=half is not None):
+        if ledger is None:
+            loss = model(**batch).loss
+        else:
+            with ledger:
+                loss = model(**batch).loss
+    (loss / max(1, len(batch["targets"]))).backward()
+    optimizer.step()
+
+
+def _bytes(tensors: Any) -> int:
+    """Of all storages, each once."""
+    found = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+        for tensor in tensors
+        if isinstance(tensor, torch.Tensor)
+    }
+    return sum(found.values())

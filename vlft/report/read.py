@@ -1,0 +1,159 @@
+"""What a run folder holds, in columns: 100,000 logged steps take a few megabytes, not a dictionary each.
+
+Letters: L logged lines.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlft.checkpoint import RunRecord, read_record
+
+#: Numbers of a metrics line that become columns; a line without one (of an older version) has NaN there.
+COLUMNS = (
+    *("step", "loss", "grad_norm", "step_s", "data_wait_s", "tokens_per_s", "padding_fraction", "peak_gb", "mfu"),
+    *("tokens", "supervised_tokens", "images", "videos", "samples", "time", "save_s", "report_s", "max_steps"),
+)
+EVALUATED = ("step", "eval_loss", "eval_runtime", "eval_answers_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A row that is asked at each evaluation.
+
+    Attributes:
+        row: as `answers.jsonl` describes it: file, index, id, turns, right, media.
+        answers: (step, text, whether it was cut) of each evaluation, in order.
+    """
+
+    row: dict[str, Any]
+    answers: list[tuple[int, str, bool]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder, read.
+
+    Attributes:
+        folder: of the run. record: its `vlft.json`. config: text of its `config.yaml`.
+        lines: column -> float64 [L], of the logged steps in order.
+        rates: parameter group -> float64 [L].
+        evaluations: column -> float64, of the evaluations in order.
+        answered: rows and what was answered; notes: why there is none.
+        broken: lines of its files that could not be read.
+    """
+
+    folder: Path
+    record: RunRecord
+    config: str
+    lines: dict[str, np.ndarray]
+    rates: dict[str, np.ndarray]
+    evaluations: dict[str, np.ndarray]
+    answered: list[Answered]
+    notes: list[str]
+    broken: int
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """Of each line [L], spent on its steps: tokens over their rate, for a line counts all steps since the last."""
+        lines = self.lines
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = lines["tokens"] / lines["tokens_per_s"]
+        steps = np.diff(lines["step"], prepend=0)
+        return np.where(np.isfinite(found), found, lines["step_s"] * steps)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Open a run folder.
+
+    Raises:
+        CheckpointError: it holds no `vlft.json`, or not a whole one.
+        OSError: a file of it cannot be read.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    lines = {name: array("d") for name in COLUMNS}
+    rates: dict[str, array] = {}
+    evaluations = {name: array("d") for name in EVALUATED}
+    broken = 0
+    for line in _objects(folder / "metrics.jsonl"):
+        if line is None or not isinstance(line.get("step"), int):
+            broken += 1
+        elif "eval_loss" in line:
+            _append(evaluations, line)
+        else:
+            before = len(lines["step"])
+            _append(lines, line)
+            given = line.get("lr")
+            for name, rate in (given if isinstance(given, dict) else {}).items():
+                column = rates.setdefault(name, array("d"))
+                column.extend([float("nan")] * (before - len(column)))
+                column.append(_number(rate))
+    count = len(lines["step"])
+    for column in rates.values():
+        column.extend([float("nan")] * (count - len(column)))
+    answered, notes, unread = _answers(folder / "answers.jsonl")
+    config = folder / "config.yaml"
+    return Run(
+        folder=folder,
+        record=record,
+        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        lines={name: np.array(column) for name, column in lines.items()},
+        rates={name: np.array(column) for name, column in rates.items()},
+        evaluations={name: np.array(column) for name, column in evaluations.items()},
+        answered=answered,
+        notes=notes,
+        broken=broken + unread,
+    )
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The objects of a .jsonl, None for a line that is none; a run that is being written ends in half a line."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for text in file:
+            if not text.endswith(b"\n"):
+                return
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = None
+            yield value if isinstance(value, dict) else None
+
+
+def _append(columns: dict[str, array], line: dict[str, Any]) -> None:
+    for name, column in columns.items():
+        column.append(_number(line.get(name)))
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _answers(path: Path) -> tuple[list[Answered], list[str], int]:
+    rows: dict[tuple[str, int], Answered] = {}
+    notes: list[str] = []
+    broken = 0
+    for line in _objects(path):
+        try:
+            if line is None:
+                raise KeyError("an object")
+            step = int(line["step"])
+            if "note" in line:
+                notes.append(str(line["note"]))
+            for row in line.get("rows", ()):
+                rows.setdefault((row["file"], row["index"]), Answered(row=row, answers=[]))
+            for answer in line.get("answers", ()):
+                found = rows[answer["file"], answer["index"]]
+                found.answers.append((step, str(answer["answer"]), bool(answer["cut"])))
+        except (KeyError, TypeError, ValueError):
+            broken += 1
+    return list(rows.values()), list(dict.fromkeys(notes)), broken

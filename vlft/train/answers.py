@@ -1,0 +1,157 @@
+"""What the model answers to a few evaluation rows as training goes on, kept in `answers.jsonl` for the report.
+
+Asked at each evaluation, of rank 0's model, while the other ranks wait. Nothing of the training is changed by it: no
+random number is drawn from its generators, and the model goes back to the mode it was in.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlft.config.flags import TrainFlags
+from vlft.data.sample import Image, Sample, Text, Video
+from vlft.inputs import Base
+from vlft.model.generate import Sampling
+from vlft.prompts import as_tensors, question_of, speaker
+from vlft.train.accounts import MetricsFile
+from vlft.train.ranks import barrier
+from vlft.train.watchdog import Watchdog
+from vlft.train.zero import shares_weights
+
+FILE = "answers.jsonl"
+FRAMES = 8  # of a video that is a list of frames are named
+LONGER = 2, 16  # an answer may have so many times the tokens of the row's own, and so many more
+
+
+class Answers:
+    """See the module.
+
+    Args:
+        rows: to ask, of the evaluation data.
+        base: encodes them.
+        most: tokens of an answer.
+        file: to write to; None on ranks that do not.
+    """
+
+    def __init__(self, rows: Sequence[Sample], base: Base, *, most: int, file: MetricsFile | None) -> None:
+        self.rows = rows
+        self.base = base
+        self.most = most
+        self.file = file
+        self._shown = False
+
+    @classmethod
+    def of_run(
+        cls,
+        samples: Sequence[Sample],
+        base: Base,
+        args: TrainFlags,
+        folder: Path,
+        *,
+        resume_step: int,
+        evaluation_due: bool,
+        say: Callable[[str], None],
+    ) -> Answers | None:
+        """What the flags ask for; None where that is nothing, or cannot be done.
+
+        Args:
+            samples: of the evaluation data; the rows asked are spread evenly over them.
+            resume_step, evaluation_due: of the checkpoint the run goes on from, as `MetricsFile` has them. Later
+                answers are cut.
+        """
+        file = None
+        count = min(args.report_rows, len(samples))
+        if args.process_index == 0 and (count or (folder / FILE).exists()):
+            file = MetricsFile(folder, resume_step=resume_step, evaluation_due=evaluation_due, name=FILE)
+        if not count:
+            return None
+        if shares_weights(args):
+            why = "under ZeRO-3 no process has the weights to answer with; see the finished model with vlft chat"
+            say(f"note: no answers in the report: {why}")
+            if file is not None:
+                file.write({"step": resume_step, "note": why})
+            return None
+        rows = [samples[i * len(samples) // count] for i in range(count)]
+        return cls(rows, base, most=args.report_tokens, file=file)
+
+    def ask(
+        self, model: Any, step: int, watchdog: Watchdog, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> float:
+        """Ask the rows; every rank calls it.
+
+        Args:
+            model: unwrapped of DDP or DeepSpeed. autocast: in which it evaluates.
+
+        Returns:
+            seconds it took.
+        """
+        start = time.perf_counter()
+        watchdog.at(f"answers to the rows of the report after step {step}")
+        if self.file is not None:
+            training = model.training
+            model.eval()
+            devices = [model.device] if model.device.type == "cuda" else []
+            try:
+                with torch.random.fork_rng(devices=devices), autocast():
+                    self._ask(model, step, self.file)
+            except Exception as error:  # noqa: BLE001 - they are for looking at, and the run goes on without
+                self.file = None
+                print(f"note: no more answers for the report, since asking failed: {error!r}", file=sys.stderr)
+            finally:
+                model.train(training)
+        barrier()
+        return time.perf_counter() - start
+
+    def _ask(self, model: Any, step: int, file: MetricsFile) -> None:
+        top = model.get_base_model() if hasattr(model, "get_base_model") else model
+        talker = speaker(top, self.base.processor, self.base.family)
+        if not self._shown:
+            file.write({"step": step, "rows": [_described(row) for row in self.rows]})
+            self._shown = True
+        answers = []
+        # One at a time: no padding, and no more memory than one row takes.
+        for row in self.rows:
+            most = min(self.most, LONGER[0] * self.base.encoder.measure(row).supervised + LONGER[1])
+            prompt = as_tensors(self.base.encoder.prompt(question_of(row)), self.base.media)
+            (ids,) = talker.generate([prompt], Sampling(max_new_tokens=most))
+            answers.append(
+                {"file": row.file, "index": row.index, "answer": talker.text(ids), "cut": ids[-1] not in talker.ends}
+            )
+        file.write({"step": step, "answers": answers})
+
+
+def _described(row: Sample) -> dict[str, Any]:
+    """A row for a person: its last question with what was said before it, its own answer, its pictures and videos."""
+    asked = question_of(row)
+    turns = [{"role": turn.role, "text": "".join(_text(part) for part in turn.parts)} for turn in asked.turns]
+    rest = row.turns[len(asked.turns) :]
+    return {
+        "file": row.file,
+        "index": row.index,
+        "id": row.id,
+        "turns": turns,
+        "right": "".join(_text(part) for turn in rest[:1] for part in turn.parts),
+        "media": [
+            {"kind": _kind(part), "path": os.path.abspath(path)}
+            for part in asked.media
+            for _, path in part.files[:FRAMES]
+        ],
+    }
+
+
+def _kind(part: Image | Video) -> str:
+    return "image" if isinstance(part, Image) else "frame" if part.frames else "video"
+
+
+def _text(part: Any) -> str:
+    if isinstance(part, Text):
+        return part.text
+    return "<image>" if isinstance(part, Image) else "<video>"

@@ -1,0 +1,64 @@
+"""Has a page about the run written while it goes on, seldom, and without ever ending it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+EVERY = 60.0  # seconds between pages,
+SHARE = 0.01  # and no more of the time than this
+
+
+class Reporter(TrainerCallback):
+    """A context around a run, whose end has the last page written, whichever way the run ends.
+
+    Args:
+        write: writes the page of a run folder; None on ranks that do not write, and where no page is wanted.
+        path: the run folder.
+    """
+
+    def __init__(self, write: Callable[[Path], object] | None, path: Path) -> None:
+        self.write = write
+        self.path = path
+        self._due = 0.0
+        self._exclude: Callable[[float], None] = lambda seconds: None
+
+    def watch(self, trainer: Any) -> None:
+        """Look at a trainer's lines, evaluations and checkpoints."""
+        if self.write is not None:
+            trainer.add_callback(self)
+            self._exclude = lambda seconds: trainer.meter.exclude(seconds, "report")
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exclude = lambda seconds: None
+        self._page()
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if time.monotonic() >= self._due:
+            self._page()
+
+    on_evaluate = on_log
+    on_save = on_log
+
+    def _page(self) -> None:
+        if self.write is None:
+            return
+        start = time.monotonic()
+        try:
+            self.write(self.path)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a page, the run goes on
+            self.write = None
+            print(
+                f"note: {self.path}/report.html cannot be written, and is not tried again ({error!r})", file=sys.stderr
+            )
+        seconds = time.monotonic() - start
+        self._exclude(seconds)
+        self._due = start + max(EVERY, seconds / SHARE)
