@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vlft.batches import pack_budget
 from vlft.checkpoint import resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
+from vlft.config.mix import MixedSet, read_mix
 from vlft.data.access import Access
 from vlft.data.caches import cache_folder
 from vlft.data.costs import cost_folder, scan_costs
@@ -28,6 +29,7 @@ from vlft.data.encode import Encoder
 from vlft.data.fit import Fit
 from vlft.data.index import RowIndex, Rows, each, index_rows
 from vlft.data.media import MediaSettings, media_settings
+from vlft.data.mixing import Share, draws, places
 from vlft.data.packing import Budget
 from vlft.data.remote import RemoteMedia, fetch
 from vlft.data.sample import Cost, Costs, Sample
@@ -171,6 +173,67 @@ def serve_as_trained(processor: Any, media: MediaSettings) -> None:
     processor.video_processor.max_frames = media.video_max_frames
 
 
+def mix_of(data: DataFlags) -> tuple[MixedSet, ...]:
+    """The data sets of `--data_mix`; none without.
+
+    Raises:
+        ConfigError: as `read_mix`, or `--data_path` is given too.
+    """
+    if data.data_mix is None:
+        return ()
+    if data.data_path:
+        raise ConfigError(
+            f"--data_path {data.data_path[0]} and --data_mix {data.data_mix}: both name the training data. Write the "
+            "file into the mix, or drop one of the two."
+        )
+    return read_mix(data.data_mix)
+
+
+def training_files(data: DataFlags) -> list[str]:
+    """The data files to train on.
+
+    Raises:
+        ConfigError: as `mix_of`.
+    """
+    return [one.path for one in mix_of(data)] or list(data.data_path)
+
+
+def training_rows(data: DataFlags, base: Base, *, workers: int) -> Measured:
+    """The rows that an epoch trains: those of `--data_path`, or of `--data_mix` as often as it says.
+
+    Raises:
+        ConfigError: as `trainable_rows`; a data set of a mix has no row left.
+    """
+    measured = trainable_rows(training_files(data), data, base, workers=workers)
+    return _mixed(measured, mix_of(data)) if data.data_mix is not None else measured
+
+
+def _mixed(measured: Measured, sets: Sequence[MixedSet]) -> Measured:
+    rows: Any = measured.rows.samples  # a RowIndex
+    of_set = [np.flatnonzero(rows.file_of == place) for place in range(len(sets))]
+    for one, found in zip(sets, of_set, strict=True):
+        if not len(found):
+            raise ConfigError(f"{one.path}: no row of it is left to train. Drop it from --data_mix, or mend its rows.")
+    shares = [
+        Share(rows=len(found), weight=one.weight, repeat=one.repeat, cap=one.cap)
+        for one, found in zip(sets, of_set, strict=True)
+    ]
+    counts = draws(shares)
+    drawn = [
+        found[places(share, count, seed=f"{place}/{share.rows}")]
+        for place, (found, share, count) in enumerate(zip(of_set, shares, counts, strict=True))
+    ]
+    chosen = np.concatenate(drawn)
+    return replace(
+        measured,
+        rows=replace(measured.rows, samples=rows.take(chosen)),
+        costs=measured.costs.take(chosen),
+        drawn={
+            one.path: Drawn(rows=len(np.unique(some)), draws=len(some)) for one, some in zip(sets, drawn, strict=True)
+        },
+    )
+
+
 def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex:
     """Find the rows of data files; no media are opened, those of `--allow_remote_media` are fetched.
 
@@ -180,7 +243,9 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex
     if not paths:
         raise ConfigError("--data_path is missing: one or more .json, .jsonl or .parquet files, or data set folders")
     access = _access(data)
-    index = index_rows(paths, image_folder=data.image_folder, family=family, access=access)
+    folders = {one.path: one.image_folder or data.image_folder for one in mix_of(data)}
+    by_path = {path: folders.get(path, data.image_folder) for path in paths}
+    index = index_rows(paths, image_folder=by_path, family=family, access=access)
     if access.remote is not None:
         _fetch(each(index), access.remote)
     return index
@@ -258,24 +323,39 @@ def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What a mix takes of a data file: so many of its rows, and so many draws in an epoch."""
+
+    rows: int
+    draws: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """Rows after the pass over their headers.
 
     Attributes:
-        rows: `samples` are those that can be trained, read when asked for; `bad` all that cannot, in file order;
-            `counts` rows read.
+        rows: `samples` are those that can be trained, read when asked for, under `--data_mix` each as often as an epoch
+            trains it; `bad` all that cannot, in file order; `counts` rows read.
         costs: one per sample.
         notes: for the user, on the cache of costs.
+        drawn: file -> what a mix takes of it; empty without a mix.
     """
 
     rows: Rows
     costs: Costs
     notes: tuple[str, ...] = ()
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)
 
     @property
     def changed(self) -> Iterator[tuple[Sample, str]]:
         """Rows that `--over_length` changed, and how."""
-        return ((self.rows.samples[place], how) for place, how in self.costs.changed.items())
+        seen = set()
+        for place, how in self.costs.changed.items():
+            sample = self.rows.samples[place]
+            if (sample.file, sample.index) not in seen:  # a mix may hold it several times
+                seen.add((sample.file, sample.index))
+                yield sample, how
 
 
 def measure_rows(

@@ -44,7 +44,8 @@ class RunRecord:
         media: the settings of `MEDIA_KEYS`: pixels a picture or frame, frames per second, frames; None = not limited.
         versions: package -> version that trained it.
         training: what tells two runs apart (seed, global batch, data fingerprint, ...); free form, train reads it.
-        data: per file `{"file", "rows", "trained", "skipped": [{"index", "id", "field", "reason"}]}`.
+        data: per file `{"file", "rows", "trained", "skipped": [{"index", "id", "field", "reason"}]}`, of a mix also
+            `"not_drawn"` and `"draws_an_epoch"`.
 
     Raises:
         CheckpointError: an unknown kind or tower setting, a media setting missing, or rows that do not add up.
@@ -74,9 +75,11 @@ class RunRecord:
             raise CheckpointError(f"{RECORD}: media has {sorted(self.media)}, expected {sorted(MEDIA_KEYS)}.")
         for entry in self.data:
             rows, trained, skipped = entry["rows"], entry["trained"], len(entry["skipped"])
-            if rows != trained + skipped:
+            not_drawn = entry.get("not_drawn", 0)
+            if rows != trained + skipped + not_drawn:
                 raise CheckpointError(
-                    f"{RECORD}: {entry['file']}: {rows} rows read, but {trained} trained + {skipped} skipped; "
+                    f"{RECORD}: {entry['file']}: {rows} rows read, but {trained} trained + {skipped} skipped "
+                    f"+ {not_drawn} not drawn; "
                     "a row was lost or counted twice."
                 )
 

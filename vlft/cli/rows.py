@@ -13,6 +13,7 @@ from typing import Any
 
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser, Parsed
+from vlft.inputs import training_files
 
 
 class RowParser(FlagParser):
@@ -48,7 +49,9 @@ class RowParser(FlagParser):
         named = list(parsed.extra.data)
         if named and any(word.partition("=")[0] in ("--data_path", "--data-path") for word in argv):
             self.error(f"data files are named twice: {named[0]} and --data_path. Keep one of the two")
-        files = named or list(parsed.flags[0].data_path)
+        if named and parsed.flags[0].data_mix is not None:
+            self.error(f"data files are named twice: {named[0]} and --data_mix. Keep one of the two")
+        files = named or training_files(parsed.flags[0])
         if not files:
             self.error("no data file: name a .json, .jsonl or .parquet, or a folder of a data set")
         if idle := sorted(parsed.given & self._of_training):

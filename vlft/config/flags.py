@@ -31,6 +31,9 @@ class DataFlags:
         default_factory=list,
         metadata={"help": "training data: one or more .json, .jsonl or .parquet files, or data set folders"},
     )
+    data_mix: str | None = _flag(
+        None, "YAML that lists data sets with image_folder, weight, repeat or cap each, instead of --data_path"
+    )
     eval_path: list[str] = field(
         default_factory=list, metadata={"help": "evaluation data, same form (with --eval_strategy steps or epoch)"}
     )

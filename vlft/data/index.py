@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import array
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -137,21 +137,28 @@ class Rows:
 
 
 def index_rows(
-    paths: Sequence[str], *, image_folder: str | None, family: Family, access: Access | None = None
+    paths: Sequence[str],
+    *,
+    image_folder: str | Mapping[str, str | None] | None,
+    family: Family,
+    access: Access | None = None,
 ) -> RowIndex:
     """Find the rows of data files; none is parsed yet.
 
     Args:
         paths: `.json`, `.jsonl` and `.parquet` files, and data set folders.
-        image_folder: where relative media paths start; None: the folder of the data file that names them.
+        image_folder: where relative media paths start, for all files or by path; None: the folder of the data file that
+            names them.
         family: whose control tokens are refused.
         access: what rows may name; None: files in the folder, and absolute paths.
 
     Raises:
-        ConfigError: a file cannot be read at all, is named twice, or the image folder does not exist.
+        ConfigError: a file cannot be read at all, is named twice, or an image folder does not exist.
     """
-    if image_folder is not None and not os.path.isdir(image_folder):
-        raise ConfigError(f"--image_folder {image_folder}: no such folder. Name the one that media paths start from.")
+    folders = image_folder if isinstance(image_folder, Mapping) else dict.fromkeys(paths, image_folder)
+    for folder in folders.values():
+        if folder is not None and not os.path.isdir(folder):
+            raise ConfigError(f"--image_folder {folder}: no such folder. Name the one that media paths start from.")
     seen: dict[str, str] = {}
     for path in paths:
         real = os.path.realpath(path)
@@ -160,7 +167,7 @@ def index_rows(
                 f"--data_path names one file twice: {seen[real]} and {path}. Its rows would be trained twice: drop one."
             )
         seen[real] = path
-    files = [DataFile(path, image_folder=image_folder) for path in paths]
+    files = [DataFile(path, image_folder=folders[path]) for path in paths]
     return RowIndex(
         files,
         np.repeat(np.arange(len(files), dtype=np.uint16), [len(file) for file in files]),

@@ -187,6 +187,13 @@ class Costs(Sequence[Cost]):
                 changed[place] = cost.changed
         return cls({name: np.array(column, dtype=np.int32) for name, column in found.items()}, changed)
 
+    def take(self, places: np.ndarray) -> Costs:
+        """The costs at these places, in their order."""
+        changed = {}
+        if self.changed:
+            changed = {new: self.changed[old] for new, old in enumerate(places.tolist()) if old in self.changed}
+        return Costs({name: column[places] for name, column in self.columns.items()}, changed)
+
     @property
     def tokens(self) -> np.ndarray:
         return self.columns["tokens"]
@@ -210,7 +217,7 @@ class Costs(Sequence[Cost]):
 
     def __getitem__(self, place: int | slice) -> Cost | Costs:
         if isinstance(place, slice):
-            return Costs.of([self[i] for i in range(*place.indices(len(self)))])
+            return self.take(np.arange(len(self))[place])
         return Cost(
             tokens=int(self.tokens[place]),
             supervised=int(self.supervised[place]),

@@ -20,7 +20,7 @@ from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
 from vlft.data.shown import printable
 from vlft.errors import CheckpointError, ConfigError
-from vlft.inputs import Base, Measured, open_base, trainable_rows
+from vlft.inputs import Base, Measured, open_base, trainable_rows, training_rows
 from vlft.model import groups
 from vlft.model.forward import PixelScale
 from vlft.model.load import empty_model
@@ -91,6 +91,7 @@ class Plan:
             for file in _files(measured) if measured else []:
                 skipped = f", {file['skipped']:,} skipped" if file["skipped"] else ""
                 skipped += f", {file['changed']:,} changed to fit (--over_length)" if file["changed"] else ""
+                skipped += f", {file['draws_an_epoch']:,} draws an epoch" if "draws_an_epoch" in file else ""
                 lines.append(f"{title}: {file['file']}: {file['rows']:,} rows, {file['trained']:,} taken{skipped}")
         lines += [
             f"longest row: {sample.file}[{sample.index}]{name}: {cost.tokens:,} tokens, {cost.patches:,} patches",
@@ -143,7 +144,7 @@ def plan(
         weight_decay=args.weight_decay,
     )
     workers = args.dataloader_num_workers
-    measured = trainable_rows(data.data_path, data, base, workers=workers)
+    measured = training_rows(data, base, workers=workers)
     evaluation = trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None
     order = training_order(measured.costs, data, args, world=world)
     steps = args.total_steps(order.steps)
@@ -187,7 +188,7 @@ def _check_weights(base: Base, model: torch.nn.Module) -> None:
 def _files(measured: Measured) -> list[dict[str, Any]]:
     """Rows read, taken, skipped and changed of each file."""
     refused = [row.file for row in measured.rows.bad]
-    changed = [sample.file for sample, _ in measured.changed]
+    changed, drawn = [sample.file for sample, _ in measured.changed], measured.drawn
     counts: Mapping[str, int] = measured.rows.counts
     return [
         {
@@ -196,6 +197,7 @@ def _files(measured: Measured) -> list[dict[str, Any]]:
             "trained": rows - refused.count(file),
             "skipped": refused.count(file),
             "changed": changed.count(file),
+            **({"draws_an_epoch": drawn[file].draws} if file in drawn else {}),
         }
         for file, rows in counts.items()
     ]

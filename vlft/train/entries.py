@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
 from typing import Any
 
-from vlft.data.sample import Sample
 from vlft.errors import BadRow
+from vlft.inputs import Measured
 
 
 def with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict[str, Any]]:
@@ -20,21 +20,31 @@ def with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict
             if row.file == entry["file"] and row.index not in known
         ]
         rows = sorted([*entry["skipped"], *new], key=lambda row: row["index"])
-        result.append({**entry, "skipped": rows, "trained": entry["rows"] - len(rows)})
+        trained = entry["rows"] - len(rows) - entry.get("not_drawn", 0)
+        result.append({**entry, "skipped": rows, "trained": trained})
     return result
 
 
 def data_entries(
-    counts: dict[str, int], bad: Iterable[BadRow], changed: Iterable[tuple[Sample, str]] = ()
+    measured: Measured,
 ) -> list[dict[str, Any]]:
-    """The "data" of a run record: per file the rows read, trained and skipped, and those that --over_length changed."""
+    """The "data" of a run record: per file the rows read, trained and skipped, and those that --over_length changed.
+
+    Of a mix, also the rows that are not drawn, and how many draws an epoch makes: rows = trained + skipped + not_drawn.
+    """
+    counts, bad = measured.rows.counts, measured.rows.bad
     rows: dict[str, list[dict[str, Any]]] = {file: [] for file in counts}
-    for sample, change in changed:
+    for sample, change in measured.changed:
         rows[sample.file].append({"index": sample.index, "id": sample.id, "change": change})
     empty = [
         {"file": file, "rows": count, "trained": count, "skipped": [], **_changes(rows[file])}
         for file, count in counts.items()
     ]
+    refused = Counter(row.file for row in bad)
+    for entry in empty:
+        if (drawn := measured.drawn.get(entry["file"])) is not None:
+            left = entry["rows"] - refused[entry["file"]] - drawn.rows
+            entry |= {"draws_an_epoch": drawn.draws, "not_drawn": left}
     return with_skipped(empty, list(bad))
 
 

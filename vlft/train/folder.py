@@ -114,6 +114,7 @@ class RunFolder:
             ("towers", other.towers, mine.towers),
             ("LoRA", other.lora, mine.lora),
             ("pixel and frame settings", other.media, mine.media),
+            ("data mix (weight, repeat, cap)", other.training.get("mix", []), mine.training["mix"]),
             ("over_length", other.training.get("over_length", "error"), mine.training.get("over_length", "error")),
         ]
         for name in ("data", "rows", "max_length", "seed", "global_batch", "packing"):

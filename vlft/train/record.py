@@ -12,7 +12,7 @@ from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.data.order import Order
 from vlft.data.rows import rows_print
-from vlft.inputs import Base, Measured
+from vlft.inputs import Base, Measured, mix_of, training_files
 from vlft.train.entries import data_entries
 
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
@@ -41,7 +41,8 @@ def run_record(
             "max_length": base.encoder.max_length,
             "box_format": base.encoder.box_format,
             "over_length": data.over_length,
-            "data": _data_print(data.data_path),
+            "data": _data_print(training_files(data)),
+            "mix": [[one.weight, one.repeat, one.cap] for one in mix_of(data)],
             # A skipped row that was mended since would shift the order of all others.
             "rows": len(measured.costs),
             # A checkpoint's optimizer and schedule bring these back, whatever the flags say by then.
@@ -53,7 +54,7 @@ def run_record(
             "warmup_steps": args.warmup_steps,
             "deepspeed": args.zero or False,
         },
-        data=data_entries(measured.rows.counts, measured.rows.bad, measured.changed),
+        data=data_entries(measured),
     )
 
 

@@ -23,7 +23,7 @@ from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
-from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows
+from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows, training_rows
 from vlft.model import flops, groups, kernels
 from vlft.train import faults, zero
 from vlft.train.accounts import Meter, MetricsFile
@@ -88,7 +88,7 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     kernels.check(args.liger, args.device)
     base = open_base(data, model, given=parsed.given)
     workers = args.dataloader_num_workers
-    rows = on_rank_zero(lambda: trainable_rows(data.data_path, data, base, workers=workers))
+    rows = on_rank_zero(lambda: training_rows(data, base, workers=workers))
     evaluated = None
     if data.eval_path:
         evaluated = on_rank_zero(lambda: trainable_rows(data.eval_path, data, base, workers=workers))
@@ -273,6 +273,8 @@ def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = 
             f"{file}: {count:,} rows, {count - len(skipped):,} to {word}"
             + (f", {len(skipped)} skipped" if skipped else "")
         )
+        if (drawn := measured.drawn.get(file)) is not None:
+            say(f"  --data_mix: {drawn.draws:,} draws an epoch, of {drawn.rows:,} of them")
         changes = [change for sample, change in measured.changed if sample.file == file]
         if changes:
             shrunk = sum(change.startswith("shrunk") for change in changes)

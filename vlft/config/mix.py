@@ -1,0 +1,102 @@
+"""`--data_mix FILE`: several data sets, and how often the rows of each are trained. Opens the YAML and no data file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vlft.errors import ConfigError
+
+_NUMBERS = ("weight", "repeat", "cap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedSet:
+    """One data set of a mix.
+
+    Attributes:
+        path: a data file, as for `--data_path`.
+        image_folder: where its media paths start; None: `--image_folder`, or the file's own folder.
+        weight: its share of an epoch's rows, beside the weights of the others.
+        repeat: how often each of its rows is trained in an epoch; 1.5 is half of them twice.
+        cap: at most so many of its rows are taken.
+    """
+
+    path: str
+    image_folder: str | None = None
+    weight: float | None = None
+    repeat: float | None = None
+    cap: int | None = None
+
+
+def read_mix(path: str) -> tuple[MixedSet, ...]:
+    """The sets of a mix.
+
+    Raises:
+        ConfigError: the file cannot be read, or says something that cannot be carried out.
+    """
+    sets = tuple(_one(path, place, raw) for place, raw in enumerate(_listed(path)))
+    if not sets:
+        raise ConfigError(f"--data_mix {path}: lists no data set. Write one under another: - path: train.json")
+    seen: dict[str, int] = {}
+    for place, one in enumerate(sets):
+        if one.path in seen:
+            first = seen[one.path]
+            raise ConfigError(f"--data_mix {path}[{place}].path: {one.path} is [{first}] already. Use repeat there.")
+        seen[one.path] = place
+    weighted = [place for place, one in enumerate(sets) if one.weight is not None]
+    if weighted and len(weighted) < len(sets):
+        without = next(place for place in range(len(sets)) if place not in weighted)
+        raise ConfigError(
+            f"--data_mix {path}: [{weighted[0]}] has a weight and [{without}] has none. A weight is a share beside "
+            "others: give all of them one, or use repeat and cap."
+        )
+    return sets
+
+
+def _listed(path: str) -> list[Any]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = yaml.safe_load(file)
+    except OSError as error:
+        raise ConfigError(f"--data_mix {path}: cannot be read: {error.strerror}. Name a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--data_mix {path}: not YAML in UTF-8: {error}. Mend it there.") from error
+    if not isinstance(found, list):
+        what = "nothing" if found is None else type(found).__name__
+        raise ConfigError(f"--data_mix {path}: found {what}, not a list. Write each data set as - path: train.json")
+    return found
+
+
+def _one(file: str, place: int, raw: Any) -> MixedSet:
+    where = f"--data_mix {file}[{place}]"
+    if isinstance(raw, str):
+        raw = {"path": raw}
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: {raw!r} is no data set. Write - path: train.json")
+    known = [field.name for field in fields(MixedSet)]
+    if unknown := [str(key) for key in raw if key not in known]:
+        raise ConfigError(f"{where}: {unknown[0]!r} is no key of it; there are {', '.join(known)}.")
+    for key in ("path", "image_folder"):
+        value = raw.get(key)
+        if (key == "path" or value is not None) and (not isinstance(value, str) or not value.strip()):
+            raise ConfigError(f"{where}.{key}: is {value!r}, not a path. Name the {key.replace('_', ' ')}.")
+    for key in _NUMBERS:
+        value = raw.get(key)
+        if value is None:
+            continue
+        whole = key == "cap"
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value <= 0:
+            kind = "a whole number" if whole else "a number"
+            raise ConfigError(f"{where}.{key}: is {value!r}, not {kind} above 0. To leave a set out, delete its entry.")
+    if raw.get("weight") is not None and raw.get("repeat") is not None:
+        raise ConfigError(
+            f"{where}: weight {raw['weight']} and repeat {raw['repeat']} both say how often its rows are trained. "
+            "Keep one."
+        )
+    return MixedSet(**raw)
