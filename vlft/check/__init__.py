@@ -31,6 +31,7 @@ __all__ = ["Checked", "Notable", "check"]
 
 DECODE_CHUNK = 4  # rows a process hands back at once where every frame is decoded
 LISTED = 100_000  # warnings that are kept; of a set with more, every row has the same one
+REFUSED = "refused: "  # begins the name of such a kind of row
 NOTABLE = 6  # rows of a kind in the gallery
 
 
@@ -54,7 +55,7 @@ class Notable:
         worst = {
             kind: [(-one.place, one.what) for one in sorted(heap, reverse=True)] for kind, heap in self._heaps.items()
         }
-        return self._firsts | worst
+        return worst | self._firsts
 
     def first(self, kind: str, place: int, what: str) -> None:
         """One of the first of its kind."""
@@ -88,7 +89,7 @@ class _Tally:
 
     def refuse(self, place: int, row: BadRow) -> None:
         self.bad.append(row)
-        self.notable.first(f"refused: {kind_of_reason(row.reason)}", place, str(row))
+        self.notable.first(REFUSED + kind_of_reason(row.reason), place, str(row))
 
     def warn(self, place: int, row: BadRow) -> None:
         if len(self.warnings) < LISTED:

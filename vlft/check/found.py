@@ -17,6 +17,7 @@ from vlft.errors import BadRow
 BAR = 40  # characters of the histogram's longest bar
 BUCKETS = 12
 SHOWN = 30  # warnings of a kind that are printed
+KIND = 100  # characters of a kind's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,8 @@ class Checked:
 def kind_of_reason(reason: str) -> str:
     """A reason without what is of the row alone, so that rows with the same fault can be told."""
     plain = re.sub(r"(?:[^\s:]*/)?[^\s:/]+\.\w{1,5}(?=[:\s]|$)", "FILE", reason)
-    return re.sub(r"\d[\d,.]*", "N", plain)[:80]
+    general = re.sub(r"\d[\d,]*(?:\.\d+)?", "N", plain)
+    return general if len(general) <= KIND else f"{general[:KIND].rsplit(' ', 1)[0]} …"
 
 
 def tokens_of(tokens: np.ndarray, supervised: np.ndarray, limit: int) -> Tokens:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import ImageOps
 
-from vlft.check import Check
+from vlft.check import REFUSED, Check
 from vlft.check.clean import write_quarantine
 from vlft.check.found import Bucket, Checked, kind_of_reason
 from vlft.data.caches import appearing
@@ -24,6 +24,7 @@ THUMB = 150  # pixels of a thumbnail's longer side
 THUMBS = 6  # of a row
 WORDS = 260  # characters of a row's text
 KINDS = 40  # kinds of rows in the gallery
+FIRST = 8  # kinds of faults that are shown unasked
 
 _STYLE = """
 .big{display:flex;flex-wrap:wrap;gap:.6rem 2rem;margin:1rem 0}.big b{display:block;font-size:1.5rem;line-height:1.2}
@@ -32,7 +33,7 @@ font-variant-numeric:tabular-nums;font-size:.9rem}
 .bars span:nth-child(3n+1){text-align:right;color:var(--soft)}
 .bar{display:block;height:.9rem;border-radius:.2rem;background:var(--good);min-width:2px;opacity:.75}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem}
-.grid section{margin:0}
+.grid section{margin:0}.grid h2{margin-top:0}td:last-child{white-space:nowrap}
 .row{border-top:1px solid var(--line);padding:.6rem 0}.row:first-of-type{border-top:0}
 .thumbs{display:flex;flex-wrap:wrap;gap:.3rem;margin:.4rem 0}.thumbs img{border-radius:.3rem;max-width:100%}
 .words{white-space:pre-wrap;font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;color:var(--soft)}
@@ -74,7 +75,7 @@ def as_html(checked: Check) -> str:
         )
         if buckets
     )
-    kinds = list(checked.notable.rows.items())
+    kinds = sorted(checked.notable.rows.items(), key=lambda kind: kind[0].startswith(REFUSED))
     gallery = "".join(_kind(kind, rows, checked.index) for kind, rows in kinds[:KINDS])
     if len(kinds) > KINDS:
         gallery += f'<p class="soft">and {len(kinds) - KINDS} more kinds: report.json has all rows</p>'
@@ -83,9 +84,9 @@ def as_html(checked: Check) -> str:
         style=_STYLE,
         body=f"""<h1>{safe(names)}</h1>
 {_figures(found)}
+<div class="grid">{charts}</div>
 {_reasons("Refused", "bad", found.bad)}
 {_reasons("Worth a look", "warn", found.warnings)}
-<div class="grid">{charts}</div>
 <h2>Rows to look at</h2>
 {gallery or '<p class="soft">none</p>'}""",
     )
@@ -113,8 +114,12 @@ def _reasons(title: str, style: str, rows: Sequence) -> str:
     if not rows:
         return ""
     counts = Counter(kind_of_reason(row.reason) for row in rows)
-    lines = "".join(f"<tr><td>{safe(kind)}</td><td>{count:,}</td></tr>" for kind, count in counts.most_common(KINDS))
-    return f'<h2 class="{style}">{title}</h2><div class="scroll"><table>{lines}</table></div>'
+    lines = [f"<tr><td>{safe(kind)}</td><td>{count:,}</td></tr>" for kind, count in counts.most_common()]
+    table = f'<div class="scroll"><table>{"".join(lines[:FIRST])}</table></div>'
+    if rest := lines[FIRST:]:
+        more = f'<summary class="soft">and {len(rest):,} kinds more</summary>'
+        table += f'<details>{more}<div class="scroll"><table>{"".join(rest)}</table></div></details>'
+    return f'<h2 class="{style}">{title}: {len(rows):,}</h2>{table}'
 
 
 def _bars(buckets: Sequence[Bucket]) -> str:
@@ -129,7 +134,7 @@ def _bars(buckets: Sequence[Bucket]) -> str:
 
 def _kind(kind: str, rows: Sequence[tuple[int, str]], index: RowIndex) -> str:
     shown = "".join(f'<div class="row">{_row(place, what, index)}</div>' for place, what in rows)
-    style = "bad" if kind.startswith("refused") else ""
+    style = "bad" if kind.startswith(REFUSED) else ""
     return f'<section><details open><summary class="{style}">{safe(kind)}</summary>{shown}</details></section>'
 
 

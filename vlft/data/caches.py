@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,13 @@ def cache_folder(environ: Mapping[str, str], *, variable: str, name: str) -> Pat
     return Path(home) / ".cache" / "vlft" / name if os.path.isabs(home) else None
 
 
+@functools.cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 @contextlib.contextmanager
 def appearing(path: str | Path) -> Iterator[IO[bytes]]:
     """A file to write that has its name only once all of it is written, whoever else writes it at the same time.
@@ -39,6 +47,7 @@ def appearing(path: str | Path) -> Iterator[IO[bytes]]:
     try:
         with open(descriptor, "wb") as out:
             yield out
+        os.chmod(aside, 0o666 & ~_umask())  # `mkstemp` keeps others from reading
         os.replace(aside, path)
     except BaseException:
         with contextlib.suppress(OSError):

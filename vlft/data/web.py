@@ -66,13 +66,6 @@ def write_page(path: str | Path, html: str) -> None:
     os.stat(Path(path).parent)  # `appearing` would make it, and a mistyped name shall not
     with appearing(path) as out:
         out.write(html.encode("utf-8", "replace"))
-    os.chmod(path, 0o666 & ~_umask())  # `mkstemp` keeps others from reading
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def safe(text: object) -> str:
