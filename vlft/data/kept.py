@@ -19,6 +19,7 @@ FORMAT = 2  # raise it whenever values may differ from those of before
 KEPT_FILES = 200
 KEPT_BYTES = 2 << 30
 SECONDS = 5.0  # between two commits
+TABLE = "CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
 WAIT = 10.0  # seconds for another process that writes
 
 
@@ -85,7 +86,7 @@ class Store:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.closing(sqlite3.connect(self.path, timeout=WAIT)) as file, file:
-                    file.execute("CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
+                    file.execute(TABLE)
                     (state,) = file.execute("PRAGMA quick_check(1)").fetchone()
                     if state != "ok":
                         raise sqlite3.DatabaseError(state)
@@ -127,6 +128,7 @@ class Store:
         if self._usable and self._waiting:
             try:
                 with contextlib.closing(sqlite3.connect(self.path, timeout=WAIT)) as file, file:
+                    file.execute(TABLE)  # another run may have dropped the file meanwhile
                     file.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?)", self._waiting)
             except sqlite3.Error as error:
                 self._give_up(error)
