@@ -80,6 +80,10 @@ class MakeRoom(TrainerCallback):
         return ends and self._evaluated != state.global_step
 
 
+class EvaluationPutOff(Exception):
+    """There is no time to evaluate: a process was told to go."""
+
+
 class AtTheEnd(Exception):
     """The checkpoint that a run goes on from is of its last step."""
 

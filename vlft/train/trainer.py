@@ -30,7 +30,7 @@ from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.answers import Answers
-from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
+from vlft.train.callbacks import EvaluationPutOff, KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
 from vlft.train.guard import StepGuard
 from vlft.train.ranks import barrier, gather
@@ -38,10 +38,6 @@ from vlft.train.signals import Notice
 from vlft.train.zero import ZeroTrainer
 
 SAVING = 4.0  # times --stall_timeout that a checkpoint may take: disks over a network can be slow
-
-
-class EvaluationPutOff(Exception):
-    """There is no time to evaluate: a process was told to go."""
 
 
 class VlftTrainer(ZeroTrainer):
