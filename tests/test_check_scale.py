@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
 import tracemalloc
 from pathlib import Path
@@ -15,6 +17,7 @@ from vlft.check.look import Look
 from vlft.cli.main import main
 from vlft.data.index import index_rows
 from vlft.data.rows import BrokenLine
+from vlft.errors import ConfigError
 from vlft.families import FAMILIES
 
 
@@ -168,6 +171,84 @@ def test_a_check_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch
     assert len(looks[done:]) == 10
 
 
+def test_a_second_pass_that_was_interrupted_loses_nothing(tmp_path, monkeypatch, capsys, looks):
+    monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "cache"))
+    looks += [""] * 10  # none is interrupted
+    write_image(tmp_path / "a.jpg")
+    rows = [row(f"<image>Is it {i}?", f"No, {i}.", image="a.jpg") for i in range(2000)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    command = ["check-data", str(data), "--workers", "0", "--headers_only", "--json"]
+    assert main(command) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("vlft.check._Tally.take", interrupted)
+        assert main(command) == 130
+    done = len(looks)
+    assert main(command) == 0
+    assert looks[done:] == []
+
+
+def interrupted(self, place, seen):
+    raise KeyboardInterrupt
+
+
+def test_a_warning_goes_when_its_cause_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "rows.json"
+
+    def warnings(raw: dict) -> list[str]:
+        data.write_text(json.dumps([raw]))
+        assert main(["check-data", str(data), "--json"]) == 0
+        return [warning["field"] for warning in json.loads(capsys.readouterr().out)["warnings"]]
+
+    assert warnings({**row("Who?", "Me."), "rejected_response": "You."}) == ["rejected_response"]
+    assert warnings(row("Who?", "Me.")) == []
+    assert warnings({**row("Who?", "Me."), "rejected_response": "You."}) == ["rejected_response"]
+
+
+def test_rows_that_differ_in_boxes_or_budgets_are_no_twins(tmp_path, capsys):
+    write_image(tmp_path / "a.jpg")
+    box = {"ref": [], "bbox": [[1, 2, 30, 40]], "bbox_type": "real"}
+    rows = [
+        {**row("<image>Where?", "<bbox>", image="a.jpg"), "objects": box},
+        {**row("<image>Where?", "<bbox>", image="a.jpg"), "objects": {**box, "bbox": [[5, 6, 30, 40]]}},
+        {**row("<image>What?", "A temple.", image="a.jpg"), "max_pixels": 3136},
+        row("<image>What?", "A temple.", image="a.jpg"),
+        {**row("<image>Where?", "<bbox>", image="a.jpg"), "objects": box},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert main(["check-data", str(tmp_path / "rows.json"), "--json"]) == 0
+    twins = [w for w in json.loads(capsys.readouterr().out)["warnings"] if "the same turns" in w["reason"]]
+    assert [(w["index"], w["reason"][-3:]) for w in twins] == [(4, "[0]")]
+
+
+def test_rows_that_training_leaves_out_stop_nothing(base, tmp_path, capsys):
+    (tmp_path / "rows.json").write_text(json.dumps([row("Why? " * 300, "So."), row("Who?", "Me.")]))
+    flags = [str(tmp_path / "rows.json"), "--model_id", str(base), "--max_length", "200", "--json"]
+    assert main(["check-data", *flags]) == 1
+    assert main(["check-data", *flags, "--over_length", "skip"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["rows"], found["ok"], found["left_out"], found["bad"]) == (2, 1, 1, [])
+    assert "left out (--over_length skip)" in found["warnings"][0]["reason"]
+
+
+@pytest.mark.parametrize("how", ["in place", "another file"])
+def test_a_data_file_that_is_written_to_is_not_read_on(tmp_path, how):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"b": 2}\n')
+    index = index_rows([str(path)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    if how == "in place":
+        path.write_text('{"b": 2}\n{"a": 1}\n')
+        os.utime(path, ns=(1, 1))
+        assert "has been written to" in index.raw(0).reason
+    else:
+        (tmp_path / "b.jsonl").write_text('{"b": 2}\n{"a": 1}\n')
+        os.replace(tmp_path / "b.jsonl", path)
+        assert index.raw(0) == {"a": 1}
+    with pytest.raises(ConfigError, match="has changed while the run started"):
+        pickle.loads(pickle.dumps(index))
+
+
 def test_an_index_takes_some_bytes_a_row_whatever_the_rows_hold(tmp_path):
     path = tmp_path / "rows.jsonl"
     line = json.dumps(row("Why? " * 200, "Because. " * 100))
@@ -221,5 +302,9 @@ def test_targets_of_fix_that_would_not_do(tmp_path, capsys):
     assert "a data file ends in .json or .jsonl" in refused(tmp_path / "data" / "clean")
     assert "is there already" in refused(data)
     assert "media paths start from the folder of their data file" in refused(tmp_path / "clean.json")
-    assert main(["check-data", str(data), "--fix", str(tmp_path / "data" / "clean.json")]) == 0
+    # Rows to evaluate on are looked at, and do not become rows to train on.
+    val = tmp_path / "data" / "val.json"
+    val.write_text(json.dumps([row("Who?", "Nobody.")]))
+    clean = str(tmp_path / "data" / "clean.json")
+    assert main(["check-data", str(data), "--eval_path", str(val), "--fix", clean]) == 0
     assert json.loads((tmp_path / "data" / "clean.json").read_text()) == json.loads(data.read_text())

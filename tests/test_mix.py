@@ -105,6 +105,10 @@ def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["rows"], found["ok"], [bad["index"] for bad in found["bad"]]) == (10, 9, [0])
 
+    (sets / "pictures" / "img" / "0.jpg").rename(sets / "gone.jpg")  # as many rows, but other ones
+    assert main(train) == 1
+    assert "its drawn is" in capsys.readouterr().err
+    (sets / "gone.jpg").rename(sets / "pictures" / "img" / "0.jpg")
     mix(sets, MIX.replace("2.5", "1"))
     assert main(train) == 1
     assert "its data mix (weight, repeat, cap) is [[None, None, 4], [None, 2.5, None]]" in capsys.readouterr().err
@@ -141,10 +145,16 @@ def test_a_mix_that_cannot_be_carried_out(sets, base, capsys, text, says):
 def test_a_mix_beside_data_files(sets, base, capsys):
     path = str(mix(sets, MIX))
     words = str(sets / "words.json")
+    other = str(write_json(sets / "other.json", [row("Say.", "So.")]))
     assert main(["plan", "--data_mix", path, "--data_path", words, "--model_id", str(base), "--use_cpu", "true"]) == 1
     assert "both name the training data" in capsys.readouterr().err
-    assert main(["check-data", words, "--data_mix", path]) == 2
-    assert "data files are named twice" in capsys.readouterr().err
+    assert main(["check-data", other, "--data_mix", path]) == 2
+    assert "other.json is none of the data files of --data_mix" in capsys.readouterr().err
+    pictures = str(sets / "pictures" / "rows.json")
+    assert main(["preview", pictures, "--data_mix", path, "--model_id", str(base), "--index", "2"]) == 0
+    assert "Is it 2?" in capsys.readouterr().out
+    assert main(["check-data", "--data_mix", path, "--fix", str(sets / "clean.jsonl")]) == 1
+    assert "those of the data sets start from several" in capsys.readouterr().err
     write_json(sets / "words.json", [row("Say.", "")])
     assert main(["plan", "--data_mix", path, "--model_id", str(base), "--use_cpu", "true", "--on_bad_row", "skip"]) == 1
     assert "no row of it is left to train" in capsys.readouterr().err

@@ -150,7 +150,7 @@ def test_answers_after_a_checkpoint_are_cut_and_asked_again(evaluated, tmp_path)
     assert html.count("<section>") == 3  # the rows are described twice now, and shown once
 
 
-def test_a_page_that_cannot_be_written_ends_nothing(train, mixed_json, capsys):
+def test_a_page_that_cannot_be_written_ends_nothing(train, capsys, monkeypatch):
     def blocked(run: Path) -> None:
         (run / "report.html").mkdir(parents=True)
 
@@ -158,16 +158,13 @@ def test_a_page_that_cannot_be_written_ends_nothing(train, mixed_json, capsys):
 
     real = story._claim
 
-    def claim(folder, args):
-        found = real(folder, args)
-        blocked(folder.path)
+    def claim(started):
+        found = real(started)
+        blocked(started.folder.path)
         return found
 
-    story._claim = claim
-    try:
-        run = train("--max_steps", "2")
-    finally:
-        story._claim = real
+    monkeypatch.setattr(story, "_claim", claim)
+    run = train("--max_steps", "2")
     err = capsys.readouterr().err
     assert err.count("report.html cannot be written") == 1
     assert json.loads((run / "vlft.json").read_text())["training"]["finished"]

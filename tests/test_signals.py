@@ -53,7 +53,7 @@ def test_before_the_first_step(told, train, monkeypatch):
         pytest.fail("goes on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(vlft.train.run, "trainable_rows", measuring)
+        patch.setattr(vlft.train.run, "training_rows", measuring)
         assert "stopped: SIGUSR1 before the first step, so there is nothing to save" in told(*STEPS)
     with monkeypatch.context() as patch:
         patch.setattr(vlft.train.run, "prepare_model", measuring)
@@ -107,6 +107,26 @@ def test_no_evaluation_is_lost(told, train, mixed_json, monkeypatch, when, evalu
     assert [[line.get(key) for key in keys] for line in lines(run)] == [
         [line.get(key) for key in keys] for line in lines(whole)
     ]
+    assert_same(run, whole, tolerance=0)
+
+
+def test_an_evaluation_that_is_put_off_twice(told, train, mixed_json, monkeypatch):
+    """The checkpoint is left as it is: its random numbers are those of the step, not of a process that just began."""
+    more = (*STEPS[6:], "--vision", "lora", "--merger", "lora", "--language", "lora", "--lora_dropout", "0.5",
+            "--eval_path", str(mixed_json), *EVERY_STEP)  # fmt: skip
+    whole = train(*more, name="whole")
+    real = StepGuard.evaluation
+
+    def told_first(self, *args, **kwargs):
+        tell()
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepGuard, "evaluation", told_first)
+        assert "after step 1, saved as" in told(*more)
+        assert "after step 1, saved as" in told(*more)
+    run = train(*more)
+    assert [line["step"] for line in lines(run)] == [line["step"] for line in lines(whole)]
     assert_same(run, whole, tolerance=0)
 
 

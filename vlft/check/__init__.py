@@ -11,7 +11,7 @@ import heapq
 import os
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,7 @@ class _Tally:
     images: int = 0
     videos: int = 0
     unlisted: int = 0
+    left_out: int = 0
     bad: list[BadRow] = field(default_factory=list)
     warnings: list[BadRow] = field(default_factory=list)
     notable: Notable = field(default_factory=Notable)
@@ -90,6 +91,10 @@ class _Tally:
     def refuse(self, place: int, row: BadRow) -> None:
         self.bad.append(row)
         self.notable.first(REFUSED + kind_of_reason(row.reason), place, str(row))
+
+    def leave_out(self, place: int, row: BadRow) -> None:
+        self.left_out += 1
+        self.warn(place, replace(row, reason=f"left out (--over_length skip): {row.reason}"))
 
     def warn(self, place: int, row: BadRow) -> None:
         if len(self.warnings) < LISTED:
@@ -121,12 +126,14 @@ class Check:
 
     Attributes:
         found: what it found.
-        index: of all rows. good: places of those that can be trained, int64 [R].
+        index: of all rows, those to train on first, `training` of them. good: places of those that can be trained,
+        int64 [R].
         notable: rows for a person to look at.
     """
 
     found: Checked
     index: RowIndex
+    training: int
     good: np.ndarray
     notable: Notable
 
@@ -179,10 +186,12 @@ def check(
     tally = _Tally()
     word = "reading headers of rows" if headers_only else "decoding rows"
     for place, result in enumerate(tqdm(results, total=len(index), desc=word, unit="row", disable=None, delay=2)):
-        if isinstance(result, BadRow):
+        if not isinstance(result, BadRow) and budget is not None and (why := budget.over(result.cost)):
+            result = replace(_row(index, place, "conversations", why), too_long=True)
+        if isinstance(result, BadRow) and result.too_long and data.over_length == "skip":
+            tally.leave_out(place, result)
+        elif isinstance(result, BadRow):
             tally.refuse(place, result)
-        elif budget is not None and (why := budget.over(result.cost)):
-            tally.refuse(place, _row(index, place, "conversations", why))
         else:
             tally.take(place, result)
             for where, remark in result.warnings:
@@ -199,6 +208,7 @@ def check(
         bad=tuple(tally.bad),
         warnings=tuple(sorted(tally.warnings, key=_place(index))),
         unlisted=tally.unlisted,
+        left_out=tally.left_out,
         images=tally.images,
         videos=tally.videos,
         pictures_per_row=histogram(tally.media) if any(tally.media) else (),
@@ -210,7 +220,8 @@ def check(
         based=base is not None,
         notes=tuple(notes),
     )
-    return Check(found=found, index=index, good=good, notable=tally.notable)
+    training = sum(found.counts[file] for file in files)
+    return Check(found=found, index=index, training=training, good=good, notable=tally.notable)
 
 
 def _with_evaluation(files: Sequence[str], data: DataFlags) -> list[str]:

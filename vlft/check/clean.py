@@ -11,7 +11,7 @@ from typing import Any
 from vlft.check import Check
 from vlft.data.caches import appearing
 from vlft.data.index import RowIndex
-from vlft.data.rows import BrokenLine
+from vlft.data.rows import BrokenLine, home_of
 from vlft.errors import ConfigError
 
 QUARANTINE = "quarantine.jsonl"
@@ -30,17 +30,26 @@ def refuse_target(out: str, index: RowIndex) -> None:
         raise ConfigError(f"--fix {out}: a data file ends in .json or .jsonl. Name it so.")
     if target.exists():
         raise ConfigError(f"--fix {out}: is there already. Name a new file, or remove it.")
+    folders = {file.image_folder for file in index.files}
+    if len(folders) > 1:
+        some = " and ".join(str(folder) for folder in list(folders)[:2])
+        raise ConfigError(
+            f"--fix {out}: media paths of its rows would start from one folder, and those of the data sets start from "
+            f"several ({some}). Mend them one by one: vlft check-data FILE --image_folder DIR --fix OUT"
+        )
     for file in index.files:
-        folder = os.path.dirname(os.path.abspath(file.name))
+        folder = os.path.abspath(home_of(file.name) or ".")
         if file.image_folder is None and folder != os.path.dirname(os.path.abspath(out)):
             raise ConfigError(
-                f"--fix {out}: without --image_folder, media paths start from the folder of their data file, which is "
-                f"{folder}. Write it there, or name --image_folder."
+                f"--fix {out}: without --image_folder, media paths start from {folder}, where {file.name} is. Write it "
+                "into that folder, or name --image_folder."
             )
 
 
 def write_clean(checked: Check, out: str) -> Path:
-    """Write the rows that can be trained, as they are, to one file, and the refused ones beside it.
+    """Write the rows to train on that can be, as they are, to one file, and all refused ones beside it.
+
+    Those of `--eval_path` are not written: trained, they would be no evaluation any more.
 
     Args:
         out: a new `.json` or `.jsonl`.
@@ -55,7 +64,7 @@ def write_clean(checked: Check, out: str) -> Path:
         with appearing(out) as file:
             array = out.endswith(".json")
             file.write(b"[\n" if array else b"")
-            for number, place in enumerate(checked.good.tolist()):
+            for number, place in enumerate(checked.good[checked.good < checked.training].tolist()):
                 file.write((b",\n" if array else b"\n") if number else b"")
                 file.write(_line(checked.index.raw(place)))
             file.write(b"\n]\n" if array else b"\n")

@@ -58,6 +58,7 @@ class Checked:
         ok: rows that can be trained. bad: those that cannot, in file order.
         warnings: remarks on rows that are taken, in the form of bad ones.
         unlisted: warnings beyond those, which are counted only.
+        left_out: rows that `--over_length skip` leaves out, each with a warning.
         images, videos: in the rows that can be trained.
         pictures_per_row: rows by how many pictures and videos they have.
         kilopixels: pictures by how many thousand pixels they have.
@@ -72,6 +73,7 @@ class Checked:
     bad: tuple[BadRow, ...]
     warnings: tuple[BadRow, ...]
     unlisted: int
+    left_out: int
     images: int
     videos: int
     pictures_per_row: tuple[Bucket, ...]
@@ -96,6 +98,7 @@ class Checked:
             "bad": [asdict(row) for row in self.bad],
             "warnings": [asdict(row) for row in self.warnings],
             "warnings_unlisted": self.unlisted,
+            "left_out": self.left_out,
             "files": dict(self.counts),
             "images": self.images,
             "videos": self.videos,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from vlft.data import media as media_io
@@ -114,12 +114,13 @@ class Look:
 
     def _digest(self, sample: Sample) -> str:
         turns = [[turn.role, [self._plain(part) for part in turn.parts]] for turn in sample.turns]
-        return hashlib.blake2b(json.dumps(turns).encode(), digest_size=16).hexdigest()
+        row = [turns, None if sample.objects is None else asdict(sample.objects)]
+        return hashlib.blake2b(json.dumps(row).encode(), digest_size=16).hexdigest()
 
     def _plain(self, part: Any) -> Any:
         if isinstance(part, Text):
             return part.text
-        return [type(part).__name__, *(self._file(path) for _, path in part.files)]
+        return [type(part).__name__, astuple(part.overrides), *(self._file(path) for _, path in part.files)]
 
     def _file(self, path: str) -> str:
         """What stands for a file: its bytes where they are read anyway, else its place."""

@@ -67,5 +67,6 @@ def run(argv: Sequence[str]) -> int:
             print(f"report: {page}", file=sys.stderr)
         if parsed.extra.fix:
             refused = write_clean(checked, parsed.extra.fix)
-            print(f"{found.ok:,} rows: {parsed.extra.fix}; {len(found.bad):,} refused: {refused}", file=sys.stderr)
+            written = int((checked.good < checked.training).sum())
+            print(f"{written:,} rows: {parsed.extra.fix}; {len(found.bad):,} refused: {refused}", file=sys.stderr)
     return 1 if found.bad else 0

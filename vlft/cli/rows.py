@@ -49,9 +49,11 @@ class RowParser(FlagParser):
         named = list(parsed.extra.data)
         if named and any(word.partition("=")[0] in ("--data_path", "--data-path") for word in argv):
             self.error(f"data files are named twice: {named[0]} and --data_path. Keep one of the two")
-        if named and parsed.flags[0].data_mix is not None:
-            self.error(f"data files are named twice: {named[0]} and --data_mix. Keep one of the two")
-        files = named or training_files(parsed.flags[0])
+        every = training_files(parsed.flags[0])
+        if named and parsed.flags[0].data_mix is not None and not set(named) <= set(every):
+            other = next(file for file in named if file not in every)
+            self.error(f"{other} is none of the data files of --data_mix ({', '.join(every)}). Name one of them")
+        files = named or every
         if not files:
             self.error("no data file: name a .json, .jsonl or .parquet, or a folder of a data set")
         if idle := sorted(parsed.given & self._of_training):

@@ -110,6 +110,7 @@ def scan_kept(
         return
     stores = {file.name: Store(folder / _name(file.name, settings), note=note, what=what) for file in samples.files}
     results = scan(samples, _Remembering(look, stores, form), workers=workers, chunk=chunk)
+    whole = False
     try:
         for place, result in enumerate(results):
             if isinstance(result, BadRow):
@@ -121,9 +122,10 @@ def scan_kept(
             else:
                 store.use()
             yield result.value
+        whole = True
     finally:
         for store in stores.values():
-            store.close()
+            store.close(whole=whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,7 @@ def key_of(sample: Sample, stamp: Callable[[str], tuple[int, int]]) -> bytes:
         return [type(part).__name__, *own, *((os.path.abspath(path), *stamp(path)) for _, path in part.files)]
 
     turns = [[turn.role, [plain(part) for part in turn.parts]] for turn in sample.turns]
-    row = turns if sample.objects is None else [turns, asdict(sample.objects)]
+    row = [turns, None if sample.objects is None else asdict(sample.objects), sample.warnings]
     return hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()
 
 

@@ -104,7 +104,9 @@ def _changed(sample: Sample, then: Cost, now: Cost) -> BadRow:
     differing = [name for name in names if getattr(then, name) != getattr(now, name)]
     old = ", ".join(f"{getattr(then, name):,} {names[name]}" for name in differing)
     new = ", ".join(f"{getattr(now, name):,}" for name in differing)
-    fields = [medium.field for medium in sample.media]  # the conversation is in memory: only a file can have changed
+    if not differing:
+        old, new = then.changed or "as it is", now.changed or "as it is"
+    fields = [medium.field for medium in sample.media]  # the data file has not: only a medium can have changed
     field = fields[0] if len(fields) == 1 else fields[0].split("[")[0] if fields else "conversations"
     reason = f"a file of it changed since it was measured: {old} then, {new} now. Run again"
     return BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason)

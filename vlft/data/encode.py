@@ -133,6 +133,14 @@ class Encoder:
         made = self._fitted(sample)
         return replace(made, warnings=(*made.warnings, ("row", made.changed)))
 
+    def as_written(self, sample: Sample) -> Sample:
+        """The row with the boxes in its text as the model reads and writes them.
+
+        Raises:
+            DataError: as `measure`.
+        """
+        return self._with_boxes(sample, self._grids(sample))
+
     def _grids(self, sample: Sample) -> list[Grid]:
         try:
             return [media_io.measure(part, self.media) for part in sample.media]
@@ -160,7 +168,11 @@ class Encoder:
         if self.fit is None:
             return sample
         if self.fit.how == "drop_media" and has_boxes(sample, self.box_format):
-            why = f"{self.fit.limit}, and no picture is dropped from a row with boxes in its pictures"
+            cost = self._cost(sample, self._tokenised(self.as_written(sample)), self._grids(sample))
+            why = (
+                f"the row has {cost.tokens:,} tokens and {cost.patches:,} patches; {self.fit.limit}, and no picture is "
+                "dropped from a row with boxes in its pictures"
+            )
             raise _refused(sample, "conversations", f"{why}. Split the row, or use --over_length shrink", too_long=True)
         try:
             return fitted(sample, self.fit, self.media, text_tokens)

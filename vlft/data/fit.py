@@ -12,7 +12,7 @@ from typing import Literal
 
 from vlft.data.budgets import MediaSettings
 from vlft.data.media import MediaError, Seen, grid_of, look, settings_for
-from vlft.data.sample import Grid, Image, Media, Sample, Text, Turn, Video
+from vlft.data.sample import Grid, Image, Media, Part, Sample, Text, Turn, Video
 
 HALVINGS = 20  # of the share of pixels that is looked for; a millionth of a picture is below one token
 
@@ -179,6 +179,14 @@ def _with(sample: Sample, media: Sequence[Media | None]) -> Sample:
     following = iter(media)
     turns = []
     for turn in sample.turns:
-        parts = [part if isinstance(part, Text) else next(following) for part in turn.parts]
-        turns.append(Turn(role=turn.role, parts=tuple(part for part in parts if part is not None), field=turn.field))
+        parts: list[Part] = []
+        dropped = False
+        for part in turn.parts:
+            stays = part if isinstance(part, Text) else next(following)
+            # The newlines beside a tag went with it; without a picture there, texts would run into each other.
+            if dropped and isinstance(stays, Text) and parts and isinstance(parts[-1], Text):
+                parts.append(Text(text="\n"))
+            dropped = stays is None
+            parts += [] if stays is None else [stays]
+        turns.append(Turn(role=turn.role, parts=tuple(parts), field=turn.field))
     return replace(sample, turns=tuple(turns))

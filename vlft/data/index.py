@@ -16,14 +16,14 @@ import numpy as np
 
 from vlft.data.access import Access
 from vlft.data.records import parse_record
-from vlft.data.rows import LINE_BYTES, plain_file, row_of, row_spans
+from vlft.data.rows import LINE_BYTES, BrokenLine, plain_file, row_of, row_spans
 from vlft.data.sample import Sample
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
 
 
 class DataFile:
-    """An open data file, and where its rows stand. It is read as it was when it was opened, also if replaced since.
+    """An open data file, and where its rows stand. Replaced by another since, it is read as it was; written to, not.
 
     Attributes:
         name: as the user gave it, for messages.
@@ -44,22 +44,38 @@ class DataFile:
             lines.append(span.line)
         self._starts, self._lengths, self._lines = starts, lengths, lines
         self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - as long as there is an index of it
+        self._stamp = self._now()
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def raw(self, row: int) -> object:
         """The JSON value of a row, or the `rows.BrokenLine` that stands in its place."""
+        if self._now() != self._stamp:
+            return BrokenLine(reason=f"{self.name} has been written to since its rows were counted. Run again")
         line, length = self._lines[row], self._lengths[row]
         most = LINE_BYTES + 1 if line else length
         return row_of(os.pread(self._file.fileno(), min(length, most), self._starts[row]), line)
+
+    def _now(self) -> tuple[int, int]:
+        stat = os.fstat(self._file.fileno())
+        return stat.st_size, stat.st_mtime_ns
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_file"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115
+        try:
+            self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            unpacked = "" if self._path == self.name else " (what it was unpacked to)"
+            raise ConfigError(
+                f"{self._path}{unpacked}: cannot be read by every process of the run: {error.strerror}. Several nodes "
+                "need one folder for data, and for VLFT_MEDIA_CACHE"
+            ) from error
+        if self._now() != self._stamp:
+            raise ConfigError(f"{self._path}: has changed while the run started. Run again")
 
 
 class RowIndex(Sequence[Sample]):

@@ -65,10 +65,14 @@ class Store:
         """Count an entry that was found."""
         self._used += 1
 
-    def close(self) -> None:
-        """Write what waits; drop the file where more than half of it was of no use any more."""
+    def close(self, *, whole: bool) -> None:
+        """Write what waits; drop the file where more than half of it is of no use any more.
+
+        Args:
+            whole: all rows have been looked at, so what was not used will not be.
+        """
         self._write()
-        if self._usable:
+        if self._usable and whole:
             with contextlib.suppress(OSError):
                 if self._size() > 2 * self._used + 1000:
                     self.path.unlink()

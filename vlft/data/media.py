@@ -91,7 +91,7 @@ def grid_of(media: Media, seen: Seen, settings: MediaSettings) -> Grid:
             height, width = _snapped_size(media, seen.sizes, settings)
             frames = len(seen.sizes) + len(seen.sizes) % 2
         else:
-            frames, height, width = len(_indices(seen.clip, media, settings)), seen.clip.height, seen.clip.width
+            frames, height, width = len(frames_taken(seen.clip, media, settings)), seen.clip.height, seen.clip.width
         return grid_for(frames // 2, *_frame_size(frames, height, width, settings), settings)
     except Unreadable as error:
         raise _refused(media, error) from error
@@ -205,7 +205,7 @@ def _decode_clip(video: Video, settings: MediaSettings) -> torch.Tensor:
     from torchvision.transforms.functional import resize  # not v2: qwen-vl-utils' own, which resizes in float
 
     clip = open_clip(str(video.path))
-    indices = _indices(clip, video, settings)
+    indices = frames_taken(clip, video, settings)
     frames = len(indices)
     size = _frame_size(frames, clip.height, clip.width, settings)
     frames_F3HW = torch.empty((frames, 3, *size), dtype=torch.uint8)
@@ -219,8 +219,15 @@ def _decode_clip(video: Video, settings: MediaSettings) -> torch.Tensor:
     return frames_F3HW
 
 
-def _indices(clip: Clip, video: Video, settings: MediaSettings) -> list[int]:
-    """The frames taken of a video file, evenly from the first to the last of those that the row asks for."""
+def frames_taken(clip: Clip, video: Video, settings: MediaSettings) -> list[int]:
+    """The frames taken of a video file, evenly from the first to the last of those that the row asks for.
+
+    Args:
+        settings: of this video, as `settings_for` gives them.
+
+    Raises:
+        Unreadable: it has too few.
+    """
     first, last, there = _span(clip, video)
     if there < 2:
         raise Unreadable(f"{clip.path}: a video of {there} frame, 2 are needed. Give it as an image")

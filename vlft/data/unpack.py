@@ -113,7 +113,7 @@ def _make(path: str, files: list[str], folder: Path) -> None:
     try:
         source = open_source(path, files)
         check_columns(path, source.schema)
-        writer = _Writer(aside=aside, folder=folder)
+        writer = _Writer(path, aside=aside, folder=folder)
         with open(aside / ROWS, "wb") as out:
             for row in _rows(path, source):
                 out.write(writer.line(row))
@@ -136,7 +136,10 @@ def _rows(path: str, source: Source) -> Iterator[dict[str, Any]]:
               delay=2) as bar:  # fmt: skip
         for batch in source.batches(ROWS_AT_A_TIME):
             for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
-                rows = batch.slice(start, ROWS_AT_A_TIME).to_pylist()
+                try:
+                    rows = batch.slice(start, ROWS_AT_A_TIME).to_pylist()
+                except ValueError as error:  # text that is not UTF-8
+                    raise ConfigError(f"{path}: rows from {bar.n} on cannot be read: {error}. Mend them.") from error
                 yield from rows
                 bar.update(len(rows))
 
@@ -145,10 +148,12 @@ class _Writer:
     """Rows as lines of JSON, and the media in them as files.
 
     Args:
+        path: of the source, for messages.
         aside: where files are written. folder: where they will lie, which is how rows name them.
     """
 
-    def __init__(self, *, aside: Path, folder: Path) -> None:
+    def __init__(self, path: str, *, aside: Path, folder: Path) -> None:
+        self.path = path
         self.aside = aside
         self.folder = folder
         self.rows = 0
@@ -157,7 +162,12 @@ class _Writer:
 
     def line(self, row: dict[str, Any]) -> bytes:
         named: list[str] = []
-        plain = {key: self._plain(value, key, named) for key, value in row.items() if value is not None}
+        try:
+            plain = {key: self._plain(value, key, named) for key, value in row.items() if value is not None}
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.path}[{self.rows}]: turns are lists of unequal length: {error}. Mend it."
+            ) from error
         line = json.dumps(plain, ensure_ascii=True, default=str).encode() + b"\n"
         self.rows += 1
         prefix = json.dumps(f"{self.folder}{os.sep}")[1:-1].encode()

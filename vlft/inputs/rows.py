@@ -138,12 +138,16 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex
     if not paths:
         raise ConfigError("--data_path is missing: one or more .json, .jsonl or .parquet files, or data set folders")
     access = _access(data)
-    folders = {one.path: one.image_folder or data.image_folder for one in mix_of(data)}
-    by_path = {path: folders.get(path, data.image_folder) for path in paths}
-    index = index_rows(paths, image_folder=by_path, family=family, access=access)
+    index = index_rows(paths, image_folder=_folders(paths, data), family=family, access=access)
     if access.remote is not None:
         _fetch(each(index), access.remote)
     return index
+
+
+def _folders(paths: Sequence[str], data: DataFlags) -> dict[str, str | None]:
+    """Data file -> where its media paths start."""
+    own = {one.path: one.image_folder or data.image_folder for one in mix_of(data)}
+    return {path: own.get(path, data.image_folder) for path in paths}
 
 
 def _access(data: DataFlags) -> Access:
@@ -180,7 +184,7 @@ def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family)
         ConfigError: the file cannot be read, or has no such row.
     """
     access = _access(data)
-    rows = index_rows([path], image_folder=data.image_folder, family=family, access=access)
+    rows = index_rows([path], image_folder=_folders([path], data), family=family, access=access)
     for place in places:
         if not 0 <= place < len(rows):
             raise ConfigError(

@@ -194,7 +194,7 @@ def _files(measured: Measured) -> list[dict[str, Any]]:
         {
             "file": file,
             "rows": rows,
-            "trained": rows - refused.count(file),
+            "trained": drawn[file].rows if file in drawn else rows - refused.count(file),
             "skipped": refused.count(file),
             "changed": changed.count(file),
             **({"draws_an_epoch": drawn[file].draws} if file in drawn else {}),

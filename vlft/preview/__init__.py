@@ -14,6 +14,7 @@ import torch
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.data.clips import open_clip
 from vlft.data.encode import KIND_TEXT, UNTRAINED
+from vlft.data.media import MediaSettings, frames_taken, settings_for
 from vlft.data.pictures import picture_size
 from vlft.data.sample import EncodedMedia, EncodedSample, Image, Sample, Video
 from vlft.errors import BadRow, ConfigError, DataError
@@ -185,7 +186,7 @@ def look_at(
 def _look(row: Sample, base: Base) -> Preview:
     sample = base.encoder.as_trained(row)
     encoded = base.encoder.encode(sample)
-    media = _media(sample, encoded, patch=base.media.patch_size)
+    media = _media(sample, encoded, base.media)
     return Preview(
         sample=sample,
         encoded=encoded,
@@ -195,7 +196,7 @@ def _look(row: Sample, base: Base) -> Preview:
     )
 
 
-def _media(sample: Sample, encoded: EncodedSample, *, patch: int) -> tuple[Medium, ...]:
+def _media(sample: Sample, encoded: EncodedSample, settings: MediaSettings) -> tuple[Medium, ...]:
     seen = {Image: 0, Video: 0}
     media = []
     for part, pixels in zip(sample.media, encoded.media, strict=True):
@@ -209,19 +210,19 @@ def _media(sample: Sample, encoded: EncodedSample, *, patch: int) -> tuple[Mediu
                 source=_source(part),
                 tokens=pixels.grid.tokens(MERGE),
                 encoded=pixels,
-                patch=patch,
-                times=_times(part, pixels),
+                patch=settings.patch_size,
+                times=_times(part, settings),
             )
         )
     return tuple(media)
 
 
-def _times(part: Image | Video, pixels: EncodedMedia) -> tuple[float, ...]:
-    """When the frames of a video file are shown; evenly spread over it, as `vlft.data.media` takes them."""
+def _times(part: Image | Video, settings: MediaSettings) -> tuple[float, ...]:
+    """When the frames of a video file are shown, in seconds from its start."""
     if isinstance(part, Image) or part.path is None:
         return ()
-    clip, frames = open_clip(part.path), pixels.grid.t * pixels.patches.shape[2]
-    indices = torch.linspace(0, clip.frames - 1, frames).round().long().tolist()
+    clip = open_clip(part.path)
+    indices = frames_taken(clip, part, settings_for(part, settings))
     return tuple(float(clip.times[i] - clip.times[0]) if len(clip.times) else i / clip.fps for i in indices)
 
 

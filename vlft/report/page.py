@@ -262,7 +262,7 @@ def _rows(run: Run) -> str:
     """Rows read = trained + skipped, with reasons; steps that were left out."""
     data, training = run.record.data, run.record.training
     files = "".join(
-        f"<tr><td>{safe(entry['file'])}</td><td>{entry['rows']:,}</td><td>{entry['trained']:,}</td>"
+        f"<tr><td>{safe(entry['file'])}{_also(entry)}</td><td>{entry['rows']:,}</td><td>{entry['trained']:,}</td>"
         f"<td>{len(entry['skipped']):,}</td></tr>"
         for entry in data
     )
@@ -290,6 +290,18 @@ def _rows(run: Run) -> str:
         f"</tr></thead><tbody>{files}</tbody></table></div>{listed}<p>Steps: {said}.</p>"
         '<p class="soft">Rows skipped while training are entered with each checkpoint and at the end.</p>'
     )
+
+
+def _also(entry: dict[str, Any]) -> str:
+    """What became of rows besides: a mix does not draw all, and --over_length changes some."""
+    words = {
+        "not_drawn": "not drawn",
+        "draws_an_epoch": "draws an epoch",
+        "shrunk": "shrunk to fit",
+        "lost_media": "lost media to fit",
+    }
+    said = ", ".join(f"{entry[key]:,} {word}" for key, word in words.items() if entry.get(key))
+    return f'<br><span class="soft">{said}</span>' if said else ""
 
 
 def _settings(run: Run) -> str:

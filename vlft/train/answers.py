@@ -79,7 +79,7 @@ class Answers:
             if file is not None:
                 file.write({"step": resume_step, "note": why})
             return None
-        rows = [samples[i * len(samples) // count] for i in range(count)]
+        rows = [base.encoder.as_trained(samples[i * len(samples) // count]) for i in range(count)]
         return cls(rows, base, most=args.report_tokens, file=file)
 
     def ask(
@@ -114,7 +114,8 @@ class Answers:
         top = model.get_base_model() if hasattr(model, "get_base_model") else model
         talker = speaker(top, self.base.processor, self.base.family)
         if not self._shown:
-            file.write({"step": step, "rows": [_described(row) for row in self.rows]})
+            written = [self.base.encoder.as_written(row) for row in self.rows]
+            file.write({"step": step, "rows": [_described(row) for row in written]})
             self._shown = True
         answers = []
         # One at a time: no padding, and no more memory than one row takes.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import TrainerCallback
 
@@ -32,14 +31,12 @@ class MakeRoom(TrainerCallback):
         notice: of this process.
         folder: of the run.
         steps: of an epoch.
-        evaluate: does what was put off.
     """
 
-    def __init__(self, notice: Notice, folder: RunFolder, *, steps: int, evaluate: Callable[[], None]) -> None:
+    def __init__(self, notice: Notice, folder: RunFolder, *, steps: int) -> None:
         self.notice = notice
         self.folder = folder
         self.steps = steps
-        self.evaluate = evaluate
         self.told: str | None = None
         self._evaluated: int | None = None  # the step of the last evaluation
 
@@ -51,9 +48,6 @@ class MakeRoom(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.notice.postpone()
-        if self.folder.evaluation_due:
-            self.folder.evaluation_due = False
-            self.evaluate()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.ask():
@@ -69,10 +63,15 @@ class MakeRoom(TrainerCallback):
         if self.told is None and (args.save_only_model or self._evaluation_to_come(args, state)):
             return  # not to be gone on from, or there is something to evaluate yet
         if self.ask():
-            name = self.folder.path / f"checkpoint-{state.global_step}"
-            stop = Preempted(f"{self.told} after step {state.global_step}, saved as {name}. The same command goes on.")
-            stop.said = args.process_index != 0
-            raise stop
+            self.end(args, state)
+
+    def end(self, args: Any, state: Any) -> NoReturn:
+        """End the run, which has saved what it did."""
+        name = self.folder.path / f"checkpoint-{state.global_step}"
+        where = f"after step {state.global_step}, saved as {name}" if state.global_step else "before the first step"
+        stop = Preempted(f"{self.told} {where}. The same command goes on.")
+        stop.said = args.process_index != 0
+        raise stop
 
     def _evaluation_to_come(self, args: Any, state: Any) -> bool:
         """Whether this step is the last of an epoch that is to be evaluated at its end."""

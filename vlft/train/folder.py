@@ -122,6 +122,7 @@ class RunFolder:
         boxes = [record.training.get("box_format", "as_is") for record in (other, mine)]  # older versions knew no other
         pairs.append(("box format", boxes[0], boxes[1]))
         for name in (
+            "drawn",
             "learning_rates",
             "weight_decay",
             "optim",

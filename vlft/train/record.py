@@ -45,6 +45,7 @@ def run_record(
             "mix": [[one.weight, one.repeat, one.cap] for one in mix_of(data)],
             # A skipped row that was mended since would shift the order of all others.
             "rows": len(measured.costs),
+            "drawn": _rows_print(measured),
             # A checkpoint's optimizer and schedule bring these back, whatever the flags say by then.
             "learning_rates": args.learning_rates,
             "weight_decay": args.weight_decay,
@@ -61,6 +62,12 @@ def run_record(
 def _plain(value: Any) -> str:
     """An enum of transformers as its word."""
     return str(getattr(value, "value", value))
+
+
+def _rows_print(measured: Measured) -> str:
+    """A short print of which rows are trained, and how often."""
+    rows: Any = measured.rows.samples  # a RowIndex
+    return hashlib.sha256(rows.file_of.tobytes() + rows.row_of.tobytes()).hexdigest()[:16]
 
 
 def _data_print(paths: Sequence[str]) -> str:

@@ -182,6 +182,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except AtTheEnd:
+            trainer.evaluate_due()
             if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
         watchdog.at("saving what was trained", patience=SAVING)
@@ -238,11 +239,6 @@ def _trainer(
     return trainer
 
 
-def _step(checkpoint: Path | None) -> int:
-    """The step a run goes on from, 0 for a new one."""
-    return read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
-
-
 def _meter(base: Base, args: TrainFlags) -> Meter:
     """Counts what is trained; with MFU on a card whose peak is known."""
 
@@ -267,6 +263,9 @@ def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = 
     for note in measured.notes:
         say(f"note: {note}")
     tokens = np.sort(costs.tokens)
+    changed: dict[str, list[str]] = {}
+    for sample, change in measured.changed:
+        changed.setdefault(sample.file, []).append(change)
     for file, count in rows.counts.items():
         skipped = [row for row in rows.bad if row.file == file]
         say(
@@ -275,7 +274,7 @@ def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = 
         )
         if (drawn := measured.drawn.get(file)) is not None:
             say(f"  --data_mix: {drawn.draws:,} draws an epoch, of {drawn.rows:,} of them")
-        changes = [change for sample, change in measured.changed if sample.file == file]
+        changes = changed.get(file, [])
         if changes:
             shrunk = sum(change.startswith("shrunk") for change in changes)
             what = f"{shrunk:,} shrunk" if shrunk else f"{len(changes):,} lost media"

@@ -100,7 +100,7 @@ class VlftTrainer(ZeroTrainer):
         self.answers: Answers | None = None
         # transformers would delete in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
-        self.room = MakeRoom(notice, folder, steps=order.steps, evaluate=self._evaluate_due)
+        self.room = MakeRoom(notice, folder, steps=order.steps)
         for callback in (KeepToFlags(), self.room, StopAtTheEnd()):
             self.add_callback(callback)
 
@@ -123,6 +123,7 @@ class VlftTrainer(ZeroTrainer):
         return self._loader(self.train_rows, batches)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        self.evaluate_due()
         start = time.perf_counter()
         self.guard.loading(self.state.global_step + 1)
         batches, items = super().get_batch_samples(*args, **kwargs)
@@ -231,27 +232,29 @@ class VlftTrainer(ZeroTrainer):
         if self.answers is not None:
             seconds = self.answers.ask(model, self.state.global_step, self.guard.watchdog, self.accelerator.autocast)
             metrics[f"{metric_key_prefix}_answers_s"] = seconds
+        self.meter.exclude(time.perf_counter() - start)  # callbacks of what follows count their own time
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.meter.exclude(time.perf_counter() - start)
         return metrics
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
             return super()._evaluate(*args, **kwargs)
         except EvaluationPutOff:
-            if not self.state.global_step:
-                self.room.notice.end()
+            if self._started is None:  # no step since the checkpoint, which says what is due
+                self.room.end(self.args, self.state)
             self.folder.evaluation_due = True
             self.args.save_only_model = False
             self._save_checkpoint(self.model_wrapped)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
             raise  # not reached: `MakeRoom` has ended the run
 
-    def _evaluate_due(self) -> None:
-        """What a run that was told to go had no time for."""
-        self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
-        self._name_best()
+    def evaluate_due(self) -> None:
+        """Evaluate what a run that was told to go had no time for, if there is something."""
+        if self.folder.evaluation_due:
+            self.folder.evaluation_due = False
+            self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
+            self._name_best()
 
     # ---- log
 
