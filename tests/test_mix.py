@@ -107,7 +107,7 @@ def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
 
     (sets / "pictures" / "img" / "0.jpg").rename(sets / "gone.jpg")  # as many rows, but other ones
     assert main(train) == 1
-    assert "its drawn is" in capsys.readouterr().err
+    assert "its print of the rows it trains is" in capsys.readouterr().err
     (sets / "gone.jpg").rename(sets / "pictures" / "img" / "0.jpg")
     mix(sets, MIX.replace("2.5", "1"))
     assert main(train) == 1
