@@ -29,7 +29,7 @@ DROPOUT = ("--lora_dropout", "0.1")
     ("towers", "number"),
     [
         pytest.param(FULL, signal.SIGKILL, id="full-kill"),
-        pytest.param((*VISION_LORA, *DROPOUT), signal.SIGTERM, id="vision-lora-term"),
+        pytest.param((*VISION_LORA, *DROPOUT), signal.SIGTERM, id="vision-lora-term", marks=pytest.mark.grid),
         pytest.param(FULL, signal.SIGTERM, id="full-term", marks=pytest.mark.grid),
         pytest.param((*VISION_LORA, *DROPOUT), signal.SIGKILL, id="vision-lora-kill", marks=pytest.mark.grid),
     ],

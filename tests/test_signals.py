@@ -75,12 +75,17 @@ def test_a_notice_that_python_swallowed_is_still_acted_on(told, monkeypatch):
 
 BEST = ("--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss", "--optim", "sgd")
 EVERY_STEP = ("--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1")
+IN_CI = (("steps", "evaluating"), ("epoch", "training"), ("epoch", "saving"), ("end", "training"))
 EVERY_EPOCH = ("--eval_strategy", "epoch", "--save_strategy", "epoch")
 
 
-@pytest.mark.parametrize("when", ["evaluating", "training", "saving"])
 @pytest.mark.parametrize(
-    ("evaluated", "step"), [(EVERY_STEP, 3), (EVERY_EPOCH, 2), (EVERY_EPOCH, 4)], ids=["steps", "epoch", "end"]
+    ("evaluated", "step", "when"),
+    [
+        pytest.param(evaluated, step, when, id=f"{at}-{when}", marks=() if (at, when) in IN_CI else pytest.mark.grid)
+        for at, evaluated, step in (("steps", EVERY_STEP, 3), ("epoch", EVERY_EPOCH, 2), ("end", EVERY_EPOCH, 4))
+        for when in ("evaluating", "training", "saving")
+    ],
 )
 def test_no_evaluation_is_lost(told, train, mixed_json, monkeypatch, when, evaluated, step):
     """The evaluation of the step is put off until the run goes on: the same lines, the same best checkpoint."""
