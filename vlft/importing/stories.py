@@ -12,6 +12,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from vlft.data.embedded import ending_of
+from vlft.data.named import FRAME_ENDINGS
+
 COLUMNS = ("story_id", "images", "frame_count", "chain_of_thought", "story")
 SPLITS = ("train", "test")
 
@@ -33,18 +36,6 @@ PROMPTS = (
     "Who is in these pictures, and what becomes of them? Tell their story.",
     "Please write a story in which every one of these pictures has its place.",
     "",
-)
-
-#: How files of a kind begin -> the ending they get.
-MAGIC = (
-    (0, b"\xff\xd8\xff", ".jpg"),
-    (0, b"\x89PNG\r\n\x1a\n", ".png"),
-    (8, b"WEBP", ".webp"),
-    (0, b"GIF8", ".gif"),
-    (0, b"BM", ".bmp"),
-    (0, b"II*\x00", ".tif"),
-    (0, b"MM\x00*", ".tif"),
-    (4, b"ftypavif", ".avif"),
 )
 
 
@@ -133,7 +124,7 @@ def _bytes(image: Any, i: int) -> bytes:
 
 
 def _ending(picture: bytes, i: int) -> str:
-    for at, magic, ending in MAGIC:
-        if picture[at : at + len(magic)] == magic:
-            return ending
+    ending = ending_of(picture[:16])
+    if ending in FRAME_ENDINGS or ending == ".gif":
+        return ending
     raise BadStory(f"images[{i}]: begins with {picture[:8].hex(' ')}, which no known picture does. Leave the row out")
