@@ -14,8 +14,7 @@ from vlft.data.dataset import MediaProbe, cost_of
 from vlft.data.encode import Encoder
 from vlft.data.grounding import BoxFormat, remarks
 from vlft.data.media import MediaError
-from vlft.data.pictures import Unreadable, picture_size
-from vlft.data.sample import Cost, Grid, Image, Sample, Text, Video
+from vlft.data.sample import Cost, Image, Sample, Text, Video
 from vlft.errors import BadRow, DataError
 from vlft.families import Family
 
@@ -72,17 +71,16 @@ class Look:
         """Raises `DataError` and `ConfigError` as `Encoder.encode` does."""
         if isinstance(self.encoder, Encoder) and self.encoder.fit is not None:
             sample = self.encoder.as_trained(sample)  # a warning says what was done to it
-        cost, grids = self._measured(sample)
+        cost = self._measured(sample)
         pictures, warnings = [], list(sample.warnings)
         videos = 0
-        for part, grid in zip(sample.media, grids, strict=True):
+        for part in sample.media:
             if isinstance(part, Video):
                 videos += 1
                 continue
-            height, width = _size(sample, part)
-            small = grid.w * PATCH, grid.h * PATCH
-            pictures.append((width, height, *small))
-            if remark := _remark((width, height), small):
+            width, height, new_width, new_height = self._sizes(sample, part)
+            pictures.append((width, height, new_width, new_height))
+            if remark := _remark((width, height), (new_width, new_height)):
                 warnings.append((part.field, remark))
         warnings += self._on_boxes(sample)
         if cost.tokens >= ALONE and cost.supervised < SUPERVISED * cost.tokens:
@@ -102,15 +100,20 @@ class Look:
         except MediaError as error:
             raise _refused(sample, error) from error
 
-    def _measured(self, sample: Sample) -> tuple[Cost, list[Grid]]:
-        if isinstance(self.encoder, Encoder) and self.decode:
-            row = self.encoder.encode(sample)
-            return cost_of(row), [medium.grid for medium in row.media]
-        if isinstance(self.encoder, Encoder):
-            cost = self.encoder.measure(sample)
-        else:
-            cost = self.encoder.cost(sample, decode=self.decode)
-        return cost, [media_io.measure(part, self.encoder.media) for part in sample.media]
+    def _measured(self, sample: Sample) -> Cost:
+        if not isinstance(self.encoder, Encoder):
+            return self.encoder.cost(sample, decode=self.decode)
+        return cost_of(self.encoder.encode(sample)) if self.decode else self.encoder.measure(sample)
+
+    def _sizes(self, sample: Sample, picture: Image) -> tuple[int, int, int, int]:
+        """Width and height as displayed, and those the model gets."""
+        try:
+            seen = media_io.look(picture)
+            grid = media_io.grid_of(picture, seen, self.encoder.media)
+        except MediaError as error:
+            raise _refused(sample, error) from error
+        ((height, width),) = seen.sizes
+        return width, height, grid.w * PATCH, grid.h * PATCH
 
     def _digest(self, sample: Sample) -> str:
         turns = [[turn.role, [self._plain(part) for part in turn.parts]] for turn in sample.turns]
@@ -147,13 +150,6 @@ class Look:
             digest=str(digest),
             warnings=tuple((str(field), str(remark)) for field, remark in warnings),
         )
-
-
-def _size(sample: Sample, picture: Image) -> tuple[int, int]:
-    try:
-        return picture_size(picture.path)
-    except Unreadable as error:
-        raise _refused(sample, MediaError(picture.field, str(error))) from error
 
 
 def _refused(sample: Sample, error: MediaError) -> DataError:
