@@ -160,6 +160,7 @@ def test_one_demo_at_a_time(tmp_path):
         claimed(out, {"steps": 1}).__enter__()
 
 
+@pytest.mark.grid
 def test_rebuild_works_and_a_poor_base_is_not_stored(tmp_path, capsys):
     made = demo_base.rebuild(tmp_path / "work", plan=demo_base.QUICK_REBUILD)
     stored = tmp_path / "base"

@@ -36,6 +36,13 @@ STRATEGIES = [
     pytest.param((), id="ddp"),
     pytest.param(("--deepspeed", "zero2"), id="zero2", marks=COMPILES),
 ]
+ZERO2 = ("--deepspeed", "zero2")
+TWO_PROCESSES = [
+    pytest.param(FULL, (), id="full-ddp"),
+    pytest.param(VISION_LORA, ZERO2, id="vision-lora-zero2", marks=COMPILES),
+    pytest.param(VISION_LORA, (), id="vision-lora-ddp", marks=pytest.mark.grid),
+    pytest.param(FULL, ZERO2, id="full-zero2", marks=[COMPILES, pytest.mark.grid]),
+]
 
 
 @pytest.fixture
@@ -171,8 +178,7 @@ def test_checkpointing_and_workers_do_not_change_the_run(train):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
+@pytest.mark.parametrize(("towers", "strategy"), TWO_PROCESSES)
 def test_two_processes_train_as_one(train, base, mixed_json, media, tmp_path, towers, strategy):
     whole = train(*towers, *split(4, 1), name="one")
     out = tmp_path / "two"
@@ -330,8 +336,7 @@ def test_bf16_base_keeps_its_dtypes_in_the_final_weights(train, tmp_path):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
+@pytest.mark.parametrize(("towers", "strategy"), TWO_PROCESSES)
 def test_two_processes_go_on_where_they_were_killed(base, mixed_json, media, tmp_path, towers, strategy):
     more = (*towers, *split(1, 1), *strategy, "--save_strategy", "steps", "--save_steps", "3")
     out = {}

@@ -5,23 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlft.data.pictures import Unreadable, open_picture
-from vlft.data.web import document, picture_uri, safe
+from vlft.data.web import document, safe
 from vlft.report import charts
+from vlft.report.answers import answers, id_of
 from vlft.report.charts import Series, chart
-from vlft.report.read import Answered, Run
+from vlft.report.read import Run
 
-SHOWN_ANSWERS = 8  # of a row: the first, the last, and others evenly between
 SHOWN_SKIPPED = 50
-SHOWN_TEXT = 4000  # characters of a question or an answer
-SHOWN_MEDIA = 12  # of a row
-THUMB = 160  # longer side in pixels
 
 _STYLE = """
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.6rem;margin:.8rem 0}
@@ -51,7 +45,7 @@ def as_html(run: Run) -> str:
         _facts(run),
         _charts(run),
         _time(run),
-        _answers(run),
+        answers(run),
         _rows(run),
         _settings(run),
     ]
@@ -193,68 +187,6 @@ def _time(run: Run) -> str:
 # ---- answers
 
 
-def _answers(run: Run) -> str:
-    if not run.answered and not run.notes:
-        return ""
-    notes = "".join(f'<p class="soft">No answers: {safe(note)}.</p>' for note in run.notes)
-    rows = "".join(_row(one) for one in run.answered)
-    intro = '<p class="soft">Rows of the evaluation data, spread evenly over it; the likeliest answer each time.</p>'
-    return f"<h2>Answers as training goes on</h2>{notes}{intro if rows else ''}{rows}"
-
-
-def _row(one: Answered) -> str:
-    row = one.row
-    name = _id(row)
-    said = "".join(
-        f'<div class="who">{safe(turn["role"])}</div><div class="said">{_text(turn["text"])}</div>'
-        for turn in row.get("turns", ())
-    )
-    picked = _spread(one.answers, SHOWN_ANSWERS)
-    lines = "".join(
-        f'<tr><td>step {step:,}</td><td class="{"good" if text == row.get("right") else ""}">{_text(text)}'
-        f"{' <span class=soft>(cut here)</span>' if cut else ''}</td></tr>"
-        for step, text, cut in picked
-    )
-    some = f", {len(picked)} of {len(one.answers)} evaluations" if len(picked) < len(one.answers) else ""
-    return (
-        f'<section><div class="soft">{safe(row["file"])}[{row["index"]}]{safe(name)}{some}</div>'
-        f'{_media(row.get("media", ()))}{said}<table class="answers"><tbody>{lines}'
-        f"<tr><td>the row's own</td><td><b>{_text(row.get('right', ''))}</b></td></tr></tbody></table></section>"
-    )
-
-
-def _id(row: dict[str, Any]) -> str:
-    return f" (id {row['id']})" if row.get("id") is not None else ""
-
-
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    if len(items) <= most:
-        return list(items)
-    return [items[i * (len(items) - 1) // (most - 1)] for i in range(most)]
-
-
-def _text(text: Any) -> str:
-    text = str(text)
-    more = f"<span class=soft> ... {len(text) - SHOWN_TEXT:,} more characters</span>" if len(text) > SHOWN_TEXT else ""
-    return safe(text[:SHOWN_TEXT]) + more
-
-
-def _media(media: Iterable[dict[str, Any]]) -> str:
-    """Small pictures of what is still there, names of the rest."""
-    shown, named = [], []
-    for medium in list(media)[:SHOWN_MEDIA]:
-        path = str(medium.get("path"))
-        try:
-            picture = open_picture(path)
-        except Unreadable:
-            named.append(f"{medium.get('kind')} {Path(path).name}")
-            continue
-        picture.thumbnail((THUMB, THUMB))
-        shown.append(f'<img alt="{safe(Path(path).name)}" src="{picture_uri(picture, "JPEG")}">')
-    names = f'<p class="soft">{safe(", ".join(named))}</p>' if named else ""
-    return (f'<div class="strip">{"".join(shown)}</div>' if shown else "") + names
-
-
 # ---- rows and settings
 
 
@@ -268,7 +200,7 @@ def _rows(run: Run) -> str:
     )
     skipped = [(entry["file"], row) for entry in data for row in entry["skipped"]]
     reasons = "".join(
-        f"<li>{safe(file)}[{row['index']}]{safe(_id(row))} {safe(row['field'])}: {safe(row['reason'])}</li>"
+        f"<li>{safe(file)}[{row['index']}]{safe(id_of(row))} {safe(row['field'])}: {safe(row['reason'])}</li>"
         for file, row in skipped[:SHOWN_SKIPPED]
     )
     if len(skipped) > SHOWN_SKIPPED:

@@ -28,7 +28,7 @@ from vlft.data.order import Order, RankBatches
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
-from vlft.train.accounts import Meter, MetricsFile
+from vlft.train.accounts import Meter, MetricsFile, progress
 from vlft.train.answers import Answers
 from vlft.train.callbacks import EvaluationPutOff, KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
@@ -268,7 +268,9 @@ class VlftTrainer(ZeroTrainer):
             self._last_logged = self.state.global_step
             line["grad_norm"] = None if self._norm is None else float(self._norm)
             line["lr"] = self._rates
-            self.say(self._progress(line))
+            began, first = self._started or (time.perf_counter(), self.state.global_step)
+            rate = (time.perf_counter() - began) / max(1, self.state.global_step - first)
+            self.say(progress(line, seconds_a_step=rate))
             logs = {k: v for k, v in line.items() if isinstance(v, int | float) and k not in ("step", "epoch")}
             logs |= {f"lr/{name}": rate for name, rate in self._rates.items()}
         elif "eval_loss" in logs:
@@ -279,19 +281,6 @@ class VlftTrainer(ZeroTrainer):
         if self.metrics is not None:
             self.metrics.write(line)
         super().log(logs)
-
-    def _progress(self, line: dict[str, Any]) -> str:
-        step, last = self.state.global_step, self.state.max_steps
-        began, first = self._started or (time.perf_counter(), step)
-        rate = (time.perf_counter() - began) / max(1, step - first)
-        left = int(rate * (last - step))
-        lrs = "/".join(f"{lr:.2g}" for lr in dict.fromkeys(self._rates.values()))
-        norm = f"  grad {line['grad_norm']:.3g}" if line["grad_norm"] is not None else ""
-        loss = "left out" if line["loss"] is None else f"{line['loss']:.4f}"
-        return (
-            f"step {step:>{len(str(last))}}/{last}  loss {loss}{norm}  lr {lrs}  "
-            f"{line['tokens_per_s']:,.0f} tok/s  ETA {left // 3600}:{left % 3600 // 60:02}:{left % 60:02}"
-        )
 
     # ---- save and load
 
