@@ -291,6 +291,17 @@ def test_a_broken_line_leaves_the_others(tmp_path):
     assert "line 3: not JSON in UTF-8" in found[2].reason
 
 
+def test_files_beside_the_data_in_the_working_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.jpg")
+    rows = [row("<image>?", "Yes.", image="a.jpg"), row("<image>?", "No.", image="gone.jpg")]
+    Path("rows.json").write_text(json.dumps(rows))
+    assert main(["check-data", "rows.json", "--fix", "clean.json", "--report", "."]) == 1
+    assert json.loads(Path("clean.json").read_text()) == rows[:1]
+    assert [json.loads(line)["row"] for line in Path("quarantine.jsonl").read_text().splitlines()] == rows[1:]
+    assert Path("report.html").exists()
+
+
 def test_targets_of_fix_that_would_not_do(tmp_path, capsys):
     write_image(tmp_path / "data" / "a.jpg")
     data = tmp_path / "data" / "rows.json"
@@ -307,5 +318,8 @@ def test_targets_of_fix_that_would_not_do(tmp_path, capsys):
     val = tmp_path / "data" / "val.json"
     val.write_text(json.dumps([row("Who?", "Nobody.")]))
     clean = str(tmp_path / "data" / "clean.json")
+    (tmp_path / "data" / "quarantine.jsonl").write_text("rows of another file")
+    assert "quarantine.jsonl, where refused rows go, is there already" in refused(Path(clean))
+    (tmp_path / "data" / "quarantine.jsonl").unlink()
     assert main(["check-data", str(data), "--eval_path", str(val), "--fix", clean]) == 0
     assert json.loads((tmp_path / "data" / "clean.json").read_text()) == json.loads(data.read_text())

@@ -196,3 +196,10 @@ def test_skip_leaves_out_long_rows_and_no_others(capsys, tmp_path, flags):
     said = capsys.readouterr().err
     assert "1 of 3 rows cannot be trained" in said
     assert "the answer is empty" in said
+
+
+def test_texts_around_a_dropped_picture_do_not_run_into_each_other(encoder, media):
+    sample = parse(row("One.\n<image>\nTwo.\n<image>\nThree?", "So.", image=["china.jpg", "coffee.jpg"]), media)
+    least = encoder.measure(parse(row("One.\nTwo.\nThree?", "So."), media)).tokens
+    text = fitting(encoder, "drop_media", least, 10**6).encode(sample).text
+    assert "One.\nTwo.\nThree?" in text

@@ -259,3 +259,12 @@ def test_odd_metrics(evaluated, tmp_path, metrics, says):
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert says in html
     assert "nan" not in re.sub(r"<script>.*</script>", "", html, flags=re.S).lower()
+
+
+@pytest.mark.parametrize("how", ["shrink", "drop_media"])
+def test_rows_that_are_made_to_fit_are_asked_as_they_are_trained(train, mixed_json, capsys, how):
+    run = train("--eval_path", str(mixed_json), *EVALUATED, "--max_length", "160", "--over_length", how,
+                "--report_rows", "7")  # fmt: skip
+    assert "no more answers" not in capsys.readouterr().err
+    assert set(texts(run)) == {2, 4}
+    assert all(len(said) == 7 for said in texts(run).values())

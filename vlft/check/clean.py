@@ -30,6 +30,8 @@ def refuse_target(out: str, index: RowIndex) -> None:
         raise ConfigError(f"--fix {out}: a data file ends in .json or .jsonl. Name it so.")
     if target.exists():
         raise ConfigError(f"--fix {out}: is there already. Name a new file, or remove it.")
+    if (kept := target.parent / QUARANTINE).exists():
+        raise ConfigError(f"--fix {out}: {kept}, where refused rows go, is there already. Rename or remove it.")
     folders = {file.image_folder for file in index.files}
     if len(folders) > 1:
         some = " and ".join(str(folder) for folder in list(folders)[:2])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 EXAMPLES = """\
 examples:
   vlft report output/run
-  vlft report output/run --html /tmp/run.html
+  vlft report output/run --html run.html
 """
 
 

@@ -41,7 +41,7 @@ def appearing(path: str | Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: it cannot be written; nothing is left of it.
     """
-    folder = os.path.dirname(path)
+    folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     descriptor, aside = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
     try:

@@ -1,6 +1,6 @@
 """The rows of data files as a sequence that is read and parsed one at a time, so that millions of them need no room.
 
-Held in memory is where each row stands, 24 bytes of it; a row is read and parsed when it is asked for, in whichever
+Held in memory is where each row stands, 28 bytes of it; a row is read and parsed when it is asked for, in whichever
 process asks. Joins rows and records; opens data files, and no media.
 """
 
@@ -38,13 +38,13 @@ class DataFile:
         self.image_folder = image_folder
         starts, lengths, lines = array.array("q"), array.array("q"), array.array("i")
         self._path = plain_file(name)
+        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - as long as there is an index of it
+        self._stamp = self._now()  # before the rows are looked for: what is written meanwhile is seen
         for span in row_spans(self._path):
             starts.append(span.start)
             lengths.append(span.length)
             lines.append(span.line)
         self._starts, self._lengths, self._lines = starts, lengths, lines
-        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - as long as there is an index of it
-        self._stamp = self._now()
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -83,7 +83,7 @@ class RowIndex(Sequence[Sample]):
 
     Args:
         files: they stand in.
-        file_of: of each row, its place in `files`; uint16 [N].
+        file_of: of each row, its place in `files`; int32 [N].
         row_of: of each row, its number in the file; int32 [N].
         family: whose control tokens are refused.
         access: what rows may name.
@@ -180,13 +180,13 @@ def index_rows(
         real = os.path.realpath(path)
         if real in seen:
             raise ConfigError(
-                f"--data_path names one file twice: {seen[real]} and {path}. Its rows would be trained twice: drop one."
+                f"one data file is named twice: {seen[real]} and {path}. Its rows would be trained twice: drop one."
             )
         seen[real] = path
     files = [DataFile(path, image_folder=folders[path]) for path in paths]
     return RowIndex(
         files,
-        np.repeat(np.arange(len(files), dtype=np.uint16), [len(file) for file in files]),
+        np.repeat(np.arange(len(files), dtype=np.int32), [len(file) for file in files]),
         np.concatenate([np.arange(len(file), dtype=np.int32) for file in files]),
         family=family,
         access=access or Access(),

@@ -44,10 +44,10 @@ class Store:
 
     def get(self, key: bytes) -> Any:
         """The value, or None."""
-        import sqlite3
-
         if not self._usable:
             return None
+        import sqlite3
+
         try:
             found = self._reader().execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
             return None if found is None else json.loads(found[0])
@@ -81,11 +81,14 @@ class Store:
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
-        prune(self.path.parent)
+        with contextlib.suppress(OSError):  # a folder that others may write and this user may not list
+            prune(self.path.parent)
 
     def _open(self) -> bool:
-        import sqlite3
-
+        try:
+            import sqlite3
+        except ImportError as error:  # some builds of Python come without
+            return self._give_up(error)
         for again in (True, False):
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,9 +130,9 @@ class Store:
         return self._readers[pid]
 
     def _write(self) -> None:
-        import sqlite3
-
         if self._usable and self._waiting:
+            import sqlite3
+
             try:
                 with contextlib.closing(sqlite3.connect(self.path, timeout=WAIT)) as file, file:
                     file.execute(TABLE)  # another run may have dropped the file meanwhile

@@ -252,7 +252,10 @@ def _autocast(dtype: torch.dtype | None, device: str) -> Iterator[None]:
 
 
 class _Keeps(torch.autograd.Function):
-    """A kernel that makes one tensor like its first, and keeps what it is given, with or without its result."""
+    """A kernel that makes one tensor like its first, and keeps what it is given, with or without its result.
+
+    It has no backward: what a forward pass leaves behind is counted, and nothing is computed.
+    """
 
     @staticmethod
     def forward(ctx: Any, result_too: bool, per_row: int, *inputs: torch.Tensor) -> torch.Tensor:
@@ -260,10 +263,6 @@ class _Keeps(torch.autograd.Function):
         small = inputs[0].new_empty((*inputs[0].shape[:per_row], 1), dtype=torch.float32)  # sums of rows
         ctx.save_for_backward(*inputs, small, *([result] if result_too else []))
         return result
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
-        raise NotImplementedError("it stands in for a forward pass")
 
 
 def _attend_on(model: torch.nn.Module, device: str) -> None:
