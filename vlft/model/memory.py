@@ -16,6 +16,7 @@ import torch
 from vlft.families import Family
 from vlft.model import saved
 from vlft.model.towers import Towers
+from vlft.model.tracing import Load, Numbers
 
 Choice = Literal["auto", "true", "false"]
 Part = Literal["vision", "language"]
@@ -70,7 +71,7 @@ def activations(config: Any, towers: Towers, *, tokens: int, patches: int, eleme
 
 
 def foretold(
-    config: Any, family: Family, towers: Towers, *, tokens: int, patches: int, numbers: saved.Numbers, fused: bool
+    config: Any, family: Family, towers: Towers, *, tokens: int, patches: int, numbers: Numbers, fused: bool
 ) -> dict[Part, Kept]:
     """What each tower keeps on a GPU; one block at work, merger and head are entered with the language model.
 
@@ -79,9 +80,7 @@ def foretold(
         tokens, patches: T and P.
         numbers: what it computes in. fused: with fused RMSNorm and SwiGLU.
     """
-    load = saved.Load(
-        lengths=(max(1, tokens),), vision_lengths=(patches,) if patches else (), supervised=max(1, tokens // 4)
-    )
+    load = Load(lengths=(max(1, tokens),), vision_lengths=(patches,) if patches else (), supervised=max(1, tokens // 4))
     parts: tuple[Part, ...] = ("vision", "language")
     trains = [part for part in parts if part == "language" or towers.vision != "frozen"]
     whole, less = (

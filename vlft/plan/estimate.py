@@ -15,8 +15,9 @@ import torch
 from vlft.errors import ConfigError
 from vlft.families import Family
 from vlft.model import loss, memory
-from vlft.model.saved import Foretold, Load, Numbers, foretell, numbers_of
+from vlft.model.saved import Foretold, foretell
 from vlft.model.towers import Towers
+from vlft.model.tracing import Load, Numbers, numbers_of
 from vlft.plan.cards import CONTEXT_BYTES, NCCL_BYTES
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]

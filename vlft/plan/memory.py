@@ -16,8 +16,8 @@ from vlft.data.sample import Sample
 from vlft.inputs import Base
 from vlft.inputs import Measured as Rows
 from vlft.model.load import empty_model
-from vlft.model.saved import Load
 from vlft.model.towers import Towers, apply_towers
+from vlft.model.tracing import Load
 from vlft.plan.cards import card_bytes
 from vlft.plan.estimate import (
     PARTS,

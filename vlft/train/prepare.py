@@ -10,7 +10,7 @@ import torch
 
 from vlft.config.flags import TrainFlags
 from vlft.inputs import Base
-from vlft.model import attention, forward, kernels, memory, saved, towers
+from vlft.model import attention, forward, kernels, memory, towers, tracing
 from vlft.model.load import load_base
 from vlft.train import zero
 
@@ -70,7 +70,7 @@ def _foretold(base: Base, args: TrainFlags, **load: Any) -> dict[memory.Part, me
     """What `vlft plan` says activations take; None where it cannot be told, since a run shall not end for that."""
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     stored = getattr(base.config, "dtype", None) or torch.float32
-    numbers = saved.numbers_of(stored, half, deepspeed=args.zero is not None)
+    numbers = tracing.numbers_of(stored, half, deepspeed=args.zero is not None)
     try:
         return memory.foretold(base.config, base.family, base.towers, numbers=numbers, **load)
     except Exception as error:  # noqa: BLE001 - it runs the model on tensors without contents, a rare use of torch
