@@ -7,6 +7,7 @@ block; numbers are not. torch's autograd engine, DDP and the scheduler are left 
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -93,7 +94,7 @@ def prepared(monkeypatch, opened, flags, *, stored, recompute, fused):
     """The model as `vlft train` prepares it, from a base of a stored dtype."""
 
     def load_base(folder, family, *, dtype=None):
-        model = empty_model(opened.config, family).to(dtype or stored)
+        model = empty_model(copy.deepcopy(opened.config), family).to(dtype or stored)
         model.to = lambda device: model  # the meta device has nothing to move; see below
         return model
 
@@ -122,26 +123,19 @@ def trainer_of(model, flags) -> VlftTrainer:
 
 
 def run_step(opened, model, flags, rows, *, autocast) -> None:
-    """An optimizer step of two micro-batches and a batch of an evaluation, watched from the loader's batch on."""
-    vision = opened.config.vision_config
-    collate = Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=0)
-    batches = [collate(rows), collate(rows[:1])]
-    trainer = trainer_of(model, flags)
+    """An optimizer step, watched from the loader's batch on."""
+    trainer, batch = trainer_of(model, flags), batch_of(opened, rows)
     with tracing.without_contents():
         optimizer = trainer.create_optimizer()
-        # The first step of a run takes these to the device, and waits for that.
-        forward._constants(forward.PixelScale.of(opened.processor), torch.device("cuda", 0))
+        known_from_the_first_step(opened)
         with tracing.Watch(tracing.refuse_waits):
-            items = trainer._get_num_items_in_batch(batches, flags.device)
-            for batch in batches:
-                inputs = trainer._prepare_inputs(batch)
-                with tracing.autocast("cuda", autocast):
-                    loss = trainer.compute_loss(model.train(), inputs, num_items_in_batch=items)
-                tracing.backward(loss)
+            items = trainer._get_num_items_in_batch([batch], flags.device)
+            inputs = trainer._prepare_inputs(batch)
+            with tracing.autocast("cuda", autocast):
+                loss = trainer.compute_loss(model.train(), inputs, num_items_in_batch=items)
+            tracing.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), flags.max_grad_norm)
             optimizer.step()
-            with torch.no_grad(), tracing.autocast("cuda", autocast):
-                model.eval()(**{key: inputs[key] for key in forward.FORWARD_KEYS})
         # The one value that is read, once in each optimizer step: a step that is not finite must move no weight.
         with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
             trainer.guard.must_leave_out(norm)
@@ -152,6 +146,17 @@ def run_step(opened, model, flags, rows, *, autocast) -> None:
             assert (weight.grad.dtype, weight.grad.device) == (weight.dtype, torch.device("cuda", 0)), name
         else:
             assert weight.grad is None, name
+
+
+def batch_of(opened, rows):
+    """As the loader hands it over."""
+    vision = opened.config.vision_config
+    return Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=0)(rows)
+
+
+def known_from_the_first_step(opened):
+    """What the first step of a run takes to the device, which waits for it."""
+    forward._constants(forward.PixelScale.of(opened.processor), torch.device("cuda", 0))
 
 
 CELLS = [
@@ -191,24 +196,39 @@ def test_a_step_under_deepspeed_does_neither(monkeypatch, machine, opened, flags
     run_step(one, model, flags, [encoded[name] for name in ROWS["pictures"]], autocast=None)
 
 
-@pytest.mark.parametrize("stored", [BF16, FLOAT32], ids=str)
+def test_an_evaluation_does_neither(monkeypatch, machine, opened, flags, encoded):
+    one = opened("full")
+    model = prepared(monkeypatch, one, flags, stored=BF16, recompute=False, fused=True).eval()
+    trainer, batch = trainer_of(model, flags), batch_of(one, [encoded[name] for name in ROWS["pictures"]])
+    with tracing.without_contents():
+        known_from_the_first_step(one)
+        with tracing.Watch(tracing.refuse_waits), torch.no_grad(), tracing.autocast("cuda", BF16):
+            inputs = trainer._prepare_inputs(batch)
+            outputs = model(**{key: inputs[key] for key in forward.FORWARD_KEYS})
+    assert (outputs.loss.dtype, outputs.loss.device) == (FLOAT32, torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize("stored", [BF16, FLOAT32], ids=["bfloat16", "float32"])
 def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(monkeypatch, machine, opened, flags, stored):
     """Dtypes, strides and kinds of what the kernel is handed, in both towers, over as many tokens."""
     one = opened("full")
     model = prepared(monkeypatch, one, flags, stored=stored, recompute=False, fused=False)
-    handed = attention._load_kernel("varlen")
-    machine.clear()
     lengths = attention.LENGTHS
     with tracing.without_contents(), torch.device("cuda"):
-        load = tracing.Load(lengths=lengths, vision_lengths=lengths, supervised=9)
-        batch = tracing.batch_of(one.config, load)
-        forward._constants(forward.PixelScale.of(one.processor), torch.device("cuda", 0))
+        batch = tracing.batch_of(one.config, tracing.Load(lengths=lengths, vision_lengths=lengths, supervised=9))
+        known_from_the_first_step(one)
         with tracing.autocast("cuda", BF16):
             model(**batch)
     in_a_step = set(machine)
     assert len(in_a_step) == 2  # one kind for each tower, in all of its layers
-    machine.clear()
     monkeypatch.undo()
+    in_the_test = set()
+
+    def kernel(q, k, v, cu, longest, *, scale, causal):
+        in_the_test.add((causal, *map(described, (q, k, v, cu, longest))))
+        heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return segments.attend_segments(*heads_first, lengths, scale=scale, causal=causal)[0]
+
     for heads in segments.heads_of(model).values():
-        attention.self_test(handed, heads, dtype=BF16, device=torch.device("cpu"))
-    assert set(machine) == in_a_step
+        attention.self_test(kernel, heads, dtype=BF16, device=torch.device("cpu"))
+    assert in_the_test == in_a_step

@@ -278,7 +278,12 @@ def _step_back(node: Any, held: dict[int, torch.Tensor]) -> tuple[torch.Tensor |
     given = [_as_engine(held.get(i), meta, node) for i, meta in enumerate(node._input_metadata)]
     custom = isinstance(node, torch.autograd.function.BackwardCFunction)
     results = node.apply(*given) if custom else node(*given)
-    return results if isinstance(results, tuple) else (results,)
+    results = results if isinstance(results, tuple) else (results,)
+    # A function in Python answers for arguments that are no tensors, too; ours have those last.
+    many = len(node.next_functions)
+    if any(result is not None for result in results[many:]):
+        raise RuntimeError(f"{node.name()} has arguments that are no tensors before its tensors")
+    return results[:many]
 
 
 def _as_engine(gradient: torch.Tensor | None, meta: Any, node: Any) -> torch.Tensor | None:
