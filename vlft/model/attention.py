@@ -169,7 +169,7 @@ def _problem(backend: Backend, tower: Heads, *, device: torch.device, dtype: tor
     try:
         worst = self_test(_load_kernel(backend), tower, dtype=dtype, device=device)
     except Exception as error:  # noqa: BLE001 - kernels refuse by assert, and their compilers raise classes of their own
-        return (f"{type(error).__name__}: {error}".splitlines()[0]).rstrip(". :")
+        return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
     if worst < TOLERANCE:
         return ""
     return f"its self-test differs from sdpa by {worst:.3g} of the largest value (allowed: {TOLERANCE:g})"
