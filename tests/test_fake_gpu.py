@@ -236,3 +236,58 @@ def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(monkeypatch, m
     for heads in segments.heads_of(model).values():
         attention.self_test(kernel, heads, dtype=BF16, device=torch.device("cpu"))
     assert in_the_test == in_a_step
+
+
+WAITS = {
+    "read": lambda x, host: x[0, 0].item(),
+    "shape": lambda x, host: x.nonzero(),
+    "mask": lambda x, host: x[x > 0],
+    "to the host": lambda x, host: x.cpu(),
+    "to the device": lambda x, host: host.to("cuda"),
+    "to the host, not blocking": lambda x, host: x.to("cpu", non_blocking=True),
+    "written from the host": lambda x, host: x.copy_(host),
+    "mixed": lambda x, host: x + host,
+    "a kernel in float32": lambda x, host: standins.attend(*[x[:, None]] * 3, x[0].int(), 3, scale=1.0, causal=True),
+    "two dtypes": lambda x, host: standins.attend(
+        x[:, None].half(), *[x[:, None].bfloat16()] * 2, x[0].int(), 3, scale=1.0, causal=True
+    ),
+    "a gradient": lambda x, host: tracing.backward(OnTheHost.apply(x.requires_grad_()).sum()),
+}
+
+
+class OnTheHost(torch.autograd.Function):
+    """Its gradient lies elsewhere than its input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.zeros(gradient.shape, device="cpu")
+
+
+@pytest.mark.parametrize("what", WAITS)
+def test_the_watch_sees(what):
+    with tracing.without_contents():
+        x, host = torch.ones(3, 8, device="cuda"), torch.ones(3, 8)
+        with pytest.raises(RuntimeError), tracing.Watch(tracing.refuse_waits):
+            WAITS[what](x, host)
+
+
+def test_the_watch_shows_a_kernel_as_one_operation_forward_and_backward():
+    seen = []
+    with tracing.without_contents():
+        q, k = (torch.zeros(6, n, 8, device="cuda", dtype=BF16, requires_grad=True) for n in (4, 2))
+        cu = torch.zeros(3, device="cuda", dtype=torch.int32)
+        with tracing.Watch(seen.append):
+            out = standins.attend(q, k, k, cu, 4, scale=1.0, causal=True)
+            tracing.backward(out.float().sum())
+    kernels_seen = [op for op in seen if op.name.startswith("vlft_traced.")]
+    assert [(op.name, len(op.inputs), len(op.outputs)) for op in kernels_seen] == [
+        ("vlft_traced.attend", 4, 2),
+        ("vlft_traced.attend_backward", 6, 3),
+    ]
+    assert {op.name for op in seen} >= {"aten._to_copy", "aten.sum", "aten.expand"}
+    assert q.grad.shape == q.shape
+    assert k.grad.shape == k.shape

@@ -143,12 +143,16 @@ def choose_backend(
     Raises:
         ConfigError: a backend asked for by name cannot be used; says why and how to get it.
     """
+    if choice == "sdpa":
+        return "sdpa", []
+    anyway = _problem_of_all(device=device, dtype=dtype)
+    if anyway and choice == "auto":
+        return "sdpa", [f"{', '.join(BACKENDS[:-1])}: {anyway}"]
     remarks: list[str] = []
-    candidates: tuple[Backend, ...] = BACKENDS if choice == "auto" else (choice,)
-    for backend in candidates:
+    for backend in BACKENDS if choice == "auto" else (choice,):
         if backend == "sdpa":
             return "sdpa", remarks
-        problem = _problem(backend, tower, device=device, dtype=dtype)
+        problem = anyway or _problem(backend, tower, device=device, dtype=dtype)
         if not problem:
             return backend, remarks
         if choice != "auto":
@@ -160,12 +164,17 @@ def choose_backend(
     raise AssertionError("auto ends with sdpa, which always works")
 
 
-def _problem(backend: Backend, tower: Heads, *, device: torch.device, dtype: torch.dtype) -> str:
-    """Why a varlen kernel cannot be used, or nothing."""
+def _problem_of_all(*, device: torch.device, dtype: torch.dtype) -> str:
+    """Why no varlen kernel can be used, or nothing."""
     if device.type != "cuda":
         return f"needs a CUDA device, this is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"needs bf16 or fp16, this run computes in {dtype}".replace("torch.", "")
+    return ""
+
+
+def _problem(backend: Backend, tower: Heads, *, device: torch.device, dtype: torch.dtype) -> str:
+    """Why a varlen kernel cannot be used, or nothing."""
     try:
         worst = self_test(_load_kernel(backend), tower, dtype=dtype, device=device)
     except Exception as error:  # noqa: BLE001 - kernels refuse by assert, and their compilers raise classes of their own

@@ -46,7 +46,7 @@ def activations(config: Any, towers: Towers, *, tokens: int, patches: int, eleme
         config: of the top class.
         towers: what trains; the language model has a backward pass if anything does.
         tokens, patches: T and P.
-        element_bytes: 2 under bf16 or fp16 autocast, else 4.
+        element_bytes: 2 under bf16 autocast, else 4.
     """
     text, vision = config.text_config, config.vision_config
     heads = text.num_attention_heads

@@ -150,7 +150,7 @@ class Case:
 
     Attributes:
         config, family: of the base. towers: what trains. sizes: of the built model.
-        stored: dtype of the base. half: bf16, fp16 or None. optim: the optimizer's name.
+        stored: dtype of the base. half: bf16 or None. optim: the optimizer's name.
         load: the largest micro-batch. world: processes. card: bytes. fused: fused kernels run. device: whose kernels.
         checkpointing: `--gradient_checkpointing`.
     """

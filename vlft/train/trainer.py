@@ -38,8 +38,6 @@ from vlft.train.ranks import barrier, gather
 from vlft.train.signals import Notice
 from vlft.train.zero import ZeroTrainer
 
-SAVING = 4.0  # times --stall_timeout that a checkpoint may take: disks over a network can be slow
-
 
 class VlftTrainer(ZeroTrainer):
     """See the module.
@@ -302,7 +300,7 @@ class VlftTrainer(ZeroTrainer):
         if self.state.global_step > self._last_logged:
             self.log({"loss": 0.0})  # counts up to a checkpoint are on disk with it, or a resumed run would miss them
         start = time.perf_counter()
-        self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=SAVING)
+        self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=self.args.saving_patience)
         self.folder.begin_checkpoint(writer=self.args.should_save)
         try:
             super()._save_checkpoint(model, trial)
