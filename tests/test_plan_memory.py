@@ -12,8 +12,9 @@ from test_plan import plan, towers
 from vlft.cli.main import main
 from vlft.families import FAMILIES
 from vlft.model import memory
-from vlft.model.saved import Load, Numbers, foretell
+from vlft.model.saved import foretell
 from vlft.model.towers import Towers
+from vlft.model.tracing import Load, Numbers
 from vlft.plan import estimate as estimates
 
 FAMILY = FAMILIES["qwen2_vl"]

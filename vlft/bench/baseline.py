@@ -150,12 +150,12 @@ def main(spec: Spec) -> None:
 
 
 def _dtype(args: TrainFlags) -> torch.dtype:
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    return args.half or torch.float32
 
 
 def _model(base: Base, args: TrainFlags) -> tuple[torch.nn.Module, str]:
     """The base with the towers that vlft trains: plain peft where they are LoRA, float32 masters of what trains."""
-    half = args.bf16 or args.fp16
+    half = args.half
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
     model.config.use_cache = False
     attention = "sdpa"

@@ -24,6 +24,7 @@ from vlft.checkpoint import (
     processor_files,
     resolve_model,
 )
+from vlft.config.device import has_bf16
 from vlft.data.encode import Encoder
 from vlft.data.grounding import AnswerBox, boxes_in_answer
 from vlft.data.media import MediaError, MediaSettings, measure, media_settings
@@ -177,7 +178,7 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
         ConfigError: `base_model` for a model that needs none; not enough memory.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    half = device.type == "cuda" and has_bf16()
     dtype = torch.bfloat16 if half else torch.float32
     found = find_adapter_or_model(path) if Path(path).expanduser().is_dir() else None
     adapter = found.folder if found is not None and found.kind == "adapter" else None

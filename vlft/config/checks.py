@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.device import without_bf16
+from vlft.config.flags import REPORTING, DataFlags, ModelFlags, TrainFlags
 from vlft.errors import ConfigError
 
 FEW_STEPS = 10
@@ -26,6 +27,17 @@ def remarks_on_steps(args: TrainFlags, steps: int) -> list[str]:
             "--global_batch) or raise --num_train_epochs."
         )
     return remarks
+
+
+def remark_on_numbers(args: TrainFlags) -> str | None:
+    """What a run on a GPU without bf16 computes in; None elsewhere."""
+    card = None if args.use_cpu or args.bf16 else without_bf16()
+    if card is None:
+        return None
+    return (
+        f"{card} has no bf16, so this run computes in float32, with torch's own attention: it takes more memory and "
+        "time than a GPU of compute capability 8 or newer would."
+    )
 
 
 def check_flags(
@@ -51,6 +63,13 @@ def check_flags(
         if getattr(args, flag) < 1:
             raise ConfigError(f"--{flag} is {getattr(args, flag)}, must be at least 1")
     _check_batches(args, data, given)
+    _check_numbers(args, launched=launched)
+    if args.stall_timeout and args.ddp_timeout < args.stall_timeout + REPORTING:
+        raise ConfigError(
+            f"--ddp_timeout {args.ddp_timeout} would end processes that wait for another one before --stall_timeout "
+            f"{args.stall_timeout:g} can say which. Give it at least {args.stall_timeout + REPORTING:g}, drop it, or "
+            "lower --stall_timeout."
+        )
     if args.max_steps == 0:
         raise ConfigError("--max_steps 0 trains nothing. Give more than 0, or -1 for --num_train_epochs")
     for flag in (
@@ -95,6 +114,21 @@ def check_flags(
         )
     if data.eval_path and when == "no":
         raise ConfigError("--eval_path is given, but --eval_strategy is no: set it to steps or epoch")
+
+
+def _check_numbers(args: TrainFlags, *, launched: bool) -> None:
+    """Refuse to compute in what the model or the GPU cannot."""
+    if args.fp16:
+        raise ConfigError(
+            "--fp16 true is not supported: Qwen's models are trained in bf16, and their activations overflow float16, "
+            "which ends at 65,504 (QwenLM/Qwen3 issues 670 and 868). Drop it: a GPU that has bf16 computes in bf16, an "
+            "older one in float32."
+        )
+    if launched and args.bf16 and not args.use_cpu and (card := without_bf16()):
+        raise ConfigError(
+            f"--bf16 true: {card} has no bf16 and would emulate it, slower than float32. Drop it, or set --bf16 false: "
+            "the run then computes in float32."
+        )
 
 
 def _check_batches(args: TrainFlags, data: DataFlags, given: Collection[str]) -> None:

@@ -8,13 +8,19 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import TrainingArguments
 
 from vlft.config.deepspeed import be_a_world_of_one, deepspeed_settings, zero_word
+from vlft.config.device import has_bf16
+
+if TYPE_CHECKING:
+    import torch
 
 Mode = Literal["full", "lora", "frozen"]
+SAVING = 4.0  # times --stall_timeout that saving may take: disks over a network can be slow
+REPORTING = 300  # seconds that torch.distributed waits longer than --stall_timeout, for the report to be out before
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -113,6 +119,7 @@ class TrainFlags(TrainingArguments):
         "--gradient_accumulation_steps",
     )
     bf16: bool | None = _flag(None, "bf16 autocast over float32 masters (default: on where the GPU has it)")  # type: ignore[assignment]
+    fp16: bool = _flag(False, "not supported: Qwen-VL's activations overflow float16")
     gradient_checkpointing: Literal["auto", "true", "false"] = _flag(  # type: ignore[assignment]
         "auto", "recompute activations in the backward pass: less memory, slower. auto: of the towers that need it"
     )
@@ -129,6 +136,11 @@ class TrainFlags(TrainingArguments):
     )
     stall_timeout: float = _flag(
         1800, "seconds without progress after which the run is ended, and says which process stopped where; 0: never"
+    )
+    ddp_timeout: int = _flag(
+        None,
+        "seconds that processes wait for each other before torch ends them without a report "
+        "(default: longer than --stall_timeout)",
     )
     deepspeed: str | None = _flag(  # type: ignore[assignment]
         None, "zero1, zero2, zero3, zero2_offload, zero3_offload, or a path to a DeepSpeed JSON"
@@ -152,7 +164,9 @@ class TrainFlags(TrainingArguments):
             self.use_cpu = True  # accelerate joins CPU processes into a group only when told so
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and not self.use_cpu
-            self.bf16 = bool(gpu and torch.cuda.is_bf16_supported() and not self.fp16)
+            self.bf16 = bool(gpu and has_bf16())
+        if self.ddp_timeout is None:
+            self.ddp_timeout = max(1800, math.ceil(SAVING * self.stall_timeout) + REPORTING)  # 1800: transformers' own
         if self.dataloader_num_workers is None:
             here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             self.dataloader_num_workers = min(4, max(1, (os.cpu_count() or 1) // here))
@@ -191,6 +205,20 @@ class TrainFlags(TrainingArguments):
             settings = self.hf_deepspeed_config.config
             settings["gradient_accumulation_steps"] = micro_batches
             settings["train_batch_size"] = self.per_device_train_batch_size * micro_batches * self.world_size
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The 16-bit dtype that matmuls compute in; None: all is float32."""
+        import torch
+
+        return torch.bfloat16 if self.bf16 else None
+
+    @property
+    def saving_patience(self) -> float:
+        """Times --stall_timeout that saving may take, while the other processes wait."""
+        if not self.stall_timeout:
+            return SAVING
+        return min(SAVING, (self.ddp_timeout - REPORTING) / self.stall_timeout)
 
     @property
     def zero(self) -> str | None:

@@ -119,6 +119,12 @@ def install(
         if choice == "true":
             raise _refusal(problem)
         return f"off ({problem})"
+    return fuse(model, functions)
+
+
+def fuse(model: torch.nn.Module, functions: Functions) -> str:
+    """Use functions in the language model, without asking whether they are right; says where."""
+    live: Any = model
     language = live.model.language_model
     norms = [norm for layer in language.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
     norms.append(language.norm)

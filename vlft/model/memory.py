@@ -16,6 +16,7 @@ import torch
 from vlft.families import Family
 from vlft.model import saved
 from vlft.model.towers import Towers
+from vlft.model.tracing import Load, Numbers
 
 Choice = Literal["auto", "true", "false"]
 Part = Literal["vision", "language"]
@@ -45,7 +46,7 @@ def activations(config: Any, towers: Towers, *, tokens: int, patches: int, eleme
         config: of the top class.
         towers: what trains; the language model has a backward pass if anything does.
         tokens, patches: T and P.
-        element_bytes: 2 under bf16 or fp16 autocast, else 4.
+        element_bytes: 2 under bf16 autocast, else 4.
     """
     text, vision = config.text_config, config.vision_config
     heads = text.num_attention_heads
@@ -70,7 +71,7 @@ def activations(config: Any, towers: Towers, *, tokens: int, patches: int, eleme
 
 
 def foretold(
-    config: Any, family: Family, towers: Towers, *, tokens: int, patches: int, numbers: saved.Numbers, fused: bool
+    config: Any, family: Family, towers: Towers, *, tokens: int, patches: int, numbers: Numbers, fused: bool
 ) -> dict[Part, Kept]:
     """What each tower keeps on a GPU; one block at work, merger and head are entered with the language model.
 
@@ -79,9 +80,7 @@ def foretold(
         tokens, patches: T and P.
         numbers: what it computes in. fused: with fused RMSNorm and SwiGLU.
     """
-    load = saved.Load(
-        lengths=(max(1, tokens),), vision_lengths=(patches,) if patches else (), supervised=max(1, tokens // 4)
-    )
+    load = Load(lengths=(max(1, tokens),), vision_lengths=(patches,) if patches else (), supervised=max(1, tokens // 4))
     parts: tuple[Part, ...] = ("vision", "language")
     trains = [part for part in parts if part == "language" or towers.vision != "frozen"]
     whole, less = (

@@ -1,8 +1,8 @@
 """What autograd keeps from forward to backward, tower by tower: counted as tensors are saved, or foretold.
 
 `Ledger` counts while a model runs, on any device. `foretell` runs the same code on tensors that have shapes and no
-contents (torch's FakeTensorMode), on towers of one or two blocks, so a model of any size is counted in seconds and
-without its weights. For a GPU, too, where there is none: stand-ins keep what its kernels would keep.
+contents (`vlft.model.tracing`), on towers of one or two blocks, so a model of any size is counted in seconds and
+without its weights. For a GPU, too, where there is none.
 
 Letters: T tokens and P patches of a micro-batch, K its supervised rows.
 """
@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vlft.families import Family
-from vlft.model import attention, forward, kernels
+from vlft.model import forward, kernels, segments, standins, tracing
 from vlft.model.load import empty_model
 from vlft.model.towers import Towers, apply_towers, checkpoint_activations
+from vlft.model.tracing import Load, Numbers
 
 Part = Literal["vision", "merger", "language", "head"]
 PARTS: tuple[Part, ...] = ("vision", "merger", "language", "head")
@@ -98,59 +98,6 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """The shapes of a micro-batch.
-
-    Attributes:
-        lengths: tokens of each sample. vision_lengths: patches of each still or time step; supervised: K.
-    """
-
-    lengths: tuple[int, ...]
-    vision_lengths: tuple[int, ...]
-    supervised: int
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.lengths)
-
-    @property
-    def patches(self) -> int:
-        return sum(self.vision_lengths)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """In which numbers a run computes.
-
-    Attributes:
-        stored: of frozen weights. trained: of those that train. autocast: what matmuls round to, or None.
-    """
-
-    stored: torch.dtype
-    trained: torch.dtype
-    autocast: torch.dtype | None
-
-    @property
-    def computing(self) -> torch.dtype:
-        """Of matmuls."""
-        return self.autocast or self.stored
-
-
-def numbers_of(stored: torch.dtype, half: torch.dtype | None, *, deepspeed: bool) -> Numbers:
-    """As training chooses them.
-
-    Args:
-        stored: dtype of the base's files. half: bf16 or fp16, None for neither.
-        deepspeed: which keeps the float32 masters itself; else they are the weights, under autocast.
-    """
-    if half is None:
-        return Numbers(stored=torch.float32, trained=torch.float32, autocast=None)
-    if deepspeed:
-        return Numbers(stored=half, trained=half, autocast=None)
-    return Numbers(stored=stored, trained=torch.float32, autocast=half)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Foretold:
     """Bytes kept from forward to backward.
 
@@ -209,131 +156,24 @@ def _run(
     small.vision_config.depth, small.text_config.num_hidden_layers = blocks, blocks
     if getattr(small.text_config, "layer_types", None) is not None:  # one entry a layer
         small.text_config.layer_types = small.text_config.layer_types[:blocks]
-    scale = forward.PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3)
     model: Any = empty_model(small, family)
-    _attend_on(model, device)
+    for tower in ("vision", "language"):
+        segments.use_kernel(model, tower, *(("traced", standins.attend) if device == "cuda" else ("sdpa", None)))
     if fused:
-        _fuse(model)
-    forward.bind(model, scale)
+        kernels.fuse(model, standins.fused_functions())
+    forward.bind(model, forward.PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3))
     # Kept between calls, so none of it may be made here, without contents.
     forward._constants.cache_clear()
     try:
         with torch.random.fork_rng(devices=[]):
             model = apply_towers(model, family, towers, masters=False)
-            with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
-                _fill(model, numbers)
+            with tracing.without_contents(), torch.device(device):
+                tracing.fill(model, numbers)
                 checkpoint_activations(model, checkpointed)
                 model.train()
-                batch = _batch(small, load)
-                with _autocast(numbers.autocast, device), Ledger(model, batch.values()) as ledger:
+                batch = tracing.batch_of(small, load)
+                with tracing.autocast(device, numbers.autocast), Ledger(model, batch.values()) as ledger:
                     model(**batch)
                 return ledger.kept
     finally:
         forward._constants.cache_clear()
-
-
-@contextlib.contextmanager
-def _autocast(dtype: torch.dtype | None, device: str) -> Iterator[None]:
-    """As torch.autocast, which is off for a GPU that is not there."""
-    if dtype is None:
-        yield
-        return
-    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    torch.set_autocast_enabled(device, True)
-    torch.set_autocast_dtype(device, dtype)
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()
-        torch.set_autocast_enabled(device, before[0])
-        torch.set_autocast_dtype(device, before[1])
-
-
-class _Keeps(torch.autograd.Function):
-    """A kernel that makes one tensor like its first, and keeps what it is given, with or without its result.
-
-    It has no backward: what a forward pass leaves behind is counted, and nothing is computed.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, result_too: bool, per_row: int, *inputs: torch.Tensor) -> torch.Tensor:
-        result = torch.empty_like(inputs[0])
-        small = inputs[0].new_empty((*inputs[0].shape[:per_row], 1), dtype=torch.float32)  # sums of rows
-        ctx.save_for_backward(*inputs, small, *([result] if result_too else []))
-        return result
-
-
-def _attend_on(model: torch.nn.Module, device: str) -> None:
-    """Attention as on a device; flash kernels keep query, key, value, result and a number for each head and token."""
-    attention.install(model, "sdpa", dtype=torch.float32, device=torch.device("cpu"))
-    if device == "cpu":
-        return
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return _Keeps.apply(True, 2, q, k, v)
-
-    name = "vlft_flash_foretold"
-    AttentionInterface.register(name, attention._attend(flash))
-    AttentionMaskInterface.register(name, sdpa_mask)
-    config: Any = model.config
-    for part in (config, config.text_config, config.vision_config):
-        part._attn_implementation_internal = name
-
-
-def _fuse(model: Any) -> None:
-    """RMSNorm and SwiGLU that keep what Liger's keep (0.8.5): the norm's input, gate and up."""
-    language = model.model.language_model
-    norms = [
-        language.norm,
-        *(n for layer in language.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)),
-    ]
-    for norm in norms:
-        kernels.fuse_rms_norm(norm, lambda x, weight, eps: _Keeps.apply(False, x.ndim - 1, x))
-    for layer in language.layers:
-        kernels.fuse_swiglu(layer.mlp, lambda gate, up: _Keeps.apply(False, 0, gate, up))
-
-
-def _fill(model: torch.nn.Module, numbers: Numbers) -> None:
-    """Put tensors of the right place and dtype, without contents, in the place of those of the meta device."""
-    made: dict[int, Any] = {}  # a tied head stays tied
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                if id(parameter) not in made:
-                    dtype = numbers.trained if parameter.requires_grad else numbers.stored
-                    empty = torch.empty(parameter.shape, dtype=dtype)
-                    made[id(parameter)] = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
-                    made[-id(parameter)] = parameter  # alive, so that its id is not given out again
-                module._parameters[name] = made[id(parameter)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-
-
-def _batch(config: Any, load: Load) -> dict[str, Any]:
-    """What the flat forward takes, of the right shapes."""
-    vision, tokens = config.vision_config, load.tokens
-    unit = vision.spatial_merge_size**2
-    patches = max(unit, -(-load.patches // unit) * unit)  # a share of a pack need not be whole pictures
-    segments = load.vision_lengths if patches == load.patches else (patches,)
-    merged = patches // unit if load.patches else 0
-    side = vision.patch_size
-    return {
-        "input_ids": torch.zeros(1, tokens, dtype=torch.int64),
-        "position_ids": torch.zeros(4, 1, tokens, dtype=torch.int64),
-        "cu_seqlens": torch.zeros(len(load.lengths) + 1, dtype=torch.int32),
-        "lengths": tuple(load.lengths),
-        "still_patches": torch.zeros(patches, 3, side, side, dtype=torch.uint8),
-        "video_patches": torch.zeros(0, 3, vision.temporal_patch_size, side, side, dtype=torch.uint8),
-        "vision_grid": torch.ones(len(segments), 3, dtype=torch.int64),
-        "vision_cu_seqlens": torch.zeros(len(segments) + 1, dtype=torch.int32),
-        "vision_lengths": tuple(segments),
-        "vision_positions": torch.zeros(patches, 2, dtype=torch.int64),
-        "vision_rows": torch.zeros(merged, dtype=torch.int64),
-        "supervised_rows": torch.zeros(load.supervised, dtype=torch.int64),
-        "targets": torch.zeros(load.supervised, dtype=torch.int64),
-    }

@@ -15,8 +15,9 @@ import torch
 from vlft.errors import ConfigError
 from vlft.families import Family
 from vlft.model import loss, memory
-from vlft.model.saved import Foretold, Load, Numbers, foretell, numbers_of
+from vlft.model.saved import Foretold, foretell
 from vlft.model.towers import Towers
+from vlft.model.tracing import Load, Numbers, numbers_of
 from vlft.plan.cards import CONTEXT_BYTES, NCCL_BYTES
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
@@ -149,7 +150,7 @@ class Case:
 
     Attributes:
         config, family: of the base. towers: what trains. sizes: of the built model.
-        stored: dtype of the base. half: bf16, fp16 or None. optim: the optimizer's name.
+        stored: dtype of the base. half: bf16 or None. optim: the optimizer's name.
         load: the largest micro-batch. world: processes. card: bytes. fused: fused kernels run. device: whose kernels.
         checkpointing: `--gradient_checkpointing`.
     """

@@ -105,7 +105,7 @@ def _prepared(
     base: Base, args: TrainFlags, model_flags: ModelFlags, checkpointed: Sequence[str]
 ) -> tuple[Any, torch.dtype | None]:
     """As training prepares it on one process: see `vlft.train.run.prepare_model`."""
-    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    half = args.half
     computing = half or torch.float32
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
     model.to(args.device)

@@ -16,8 +16,8 @@ from vlft.data.sample import Sample
 from vlft.inputs import Base
 from vlft.inputs import Measured as Rows
 from vlft.model.load import empty_model
-from vlft.model.saved import Load
 from vlft.model.towers import Towers, apply_towers
+from vlft.model.tracing import Load
 from vlft.plan.cards import card_bytes
 from vlft.plan.estimate import (
     PARTS,
@@ -209,8 +209,8 @@ def look_ahead(
             return None
         card = "this machine's memory", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     name, size = card
-    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    if gpu is not None and not {"bf16", "fp16"} & given and name not in WITHOUT_BF16:
+    half = args.half
+    if gpu is not None and "bf16" not in given and name not in WITHOUT_BF16:
         half = torch.bfloat16  # as it is by default there
     tokens, patches = largest(order, rows.costs)
     worst = _worst(order, rows)

@@ -110,18 +110,16 @@ class StepGuard:
         """Whether the step is to move no weight; asked between the backward pass and the optimizer.
 
         Args:
-            norm: of the whole gradient, equal on every rank. Under fp16 it may be infinite while the loss scale is
-                found, and the scaler leaves such steps out: there losses alone count.
+            norm: of the whole gradient, equal on every rank; None where it is not known: losses alone count.
 
         Raises:
             RunFault: on every rank: loss or gradient are not finite, and that ends the run.
         """
-        if norm is not None and not self.args.fp16:
+        if norm is not None:
             norm = float(norm)
             if math.isfinite(norm) and norm >= 0:  # DeepSpeed 0.19 says -1 where it is not
                 return False
         else:
-            norm = None
             finite = bool(torch.stack(self._losses).isfinite().all())
             if all(gather(finite)):
                 return False

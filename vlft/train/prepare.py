@@ -10,7 +10,7 @@ import torch
 
 from vlft.config.flags import TrainFlags
 from vlft.inputs import Base
-from vlft.model import attention, forward, kernels, memory, saved, towers
+from vlft.model import attention, forward, kernels, memory, towers, tracing
 from vlft.model.load import load_base
 from vlft.train import zero
 
@@ -26,7 +26,7 @@ def prepare_model(
 ) -> tuple[torch.nn.Module, dict[str, str]]:
     """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, kernels, flat forward.
 
-    Under bf16 (or fp16) autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without
+    Under bf16 autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without
     autocast everything computes in float32, since a bf16 tower and a float32 one cannot meet. Under DeepSpeed with
     bf16 all weights compute in bf16, and the float32 masters are DeepSpeed's. Under ZeRO-3 the model stays on the host.
 
@@ -37,12 +37,12 @@ def prepare_model(
     Returns:
         the model (wrapped by PEFT where a tower has LoRA), and what was chosen, for the log.
     """
-    half = args.bf16 or args.fp16
+    half = args.half
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
     model.name_or_path = base.name  # PEFT writes it into adapter_config.json, where a cache folder would be of no use
     if not zero.shares_weights(args):
         model.to(args.device)
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    dtype = half or torch.float32
     backends = attention.install(model, choice, dtype=dtype, device=args.device, say=say)
     fused = kernels.install(model, args.liger, dtype=dtype, device=args.device)
     forward.bind(model, forward.PixelScale.of(base.processor))
@@ -68,9 +68,8 @@ def prepare_model(
 
 def _foretold(base: Base, args: TrainFlags, **load: Any) -> dict[memory.Part, memory.Kept] | None:
     """What `vlft plan` says activations take; None where it cannot be told, since a run shall not end for that."""
-    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     stored = getattr(base.config, "dtype", None) or torch.float32
-    numbers = saved.numbers_of(stored, half, deepspeed=args.zero is not None)
+    numbers = tracing.numbers_of(stored, args.half, deepspeed=args.zero is not None)
     try:
         return memory.foretold(base.config, base.family, base.towers, numbers=numbers, **load)
     except Exception as error:  # noqa: BLE001 - it runs the model on tensors without contents, a rare use of torch

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft.batches import described, evaluation_order, largest, training_order
 from vlft.checkpoint import read_json, read_record
-from vlft.config.checks import check_flags, remarks_on_steps
+from vlft.config.checks import check_flags, remark_on_numbers, remarks_on_steps
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
@@ -36,7 +36,7 @@ from vlft.train.ranks import barrier, on_rank_zero, peer_lost
 from vlft.train.record import run_record
 from vlft.train.reporting import Reporter
 from vlft.train.signals import Notice
-from vlft.train.trainer import SAVING, VlftTrainer
+from vlft.train.trainer import VlftTrainer
 from vlft.train.watchdog import Watchdog, shared_store
 
 
@@ -85,6 +85,8 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     data, model, args = parsed.flags
     say = print if args.process_index == 0 else _silent
     check_flags(args, model, data, parsed.given)
+    if (remark := remark_on_numbers(args)) is not None:
+        say(f"note: {remark}")
     kernels.check(args.liger, args.device)
     base = open_base(data, model, given=parsed.given)
     workers = args.dataloader_num_workers
@@ -185,7 +187,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             trainer.evaluate_due()
             if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
-        watchdog.at("saving what was trained", patience=SAVING)
+        watchdog.at("saving what was trained", patience=args.saving_patience)
         _finish(trainer, folder)
 
 

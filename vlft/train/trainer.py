@@ -2,6 +2,7 @@
 
 Only documented methods and a few hooks that 5.17 and 5.23 share are overridden:
 - `get_train_dataloader`: our row order, not sharded again by accelerate (which would train row 0 twice).
+- `_prepare_inputs`: what the forward takes goes to the device without waiting for it.
 - `compute_loss`, `_get_num_items_in_batch`: the loss is weighted by token over the global step, on every version.
 - `create_optimizer`: one group per tower and weight decay.
 - `evaluate`: a token-weighted loss, equal at any batch size and number of processes.
@@ -36,8 +37,6 @@ from vlft.train.guard import StepGuard
 from vlft.train.ranks import barrier, gather
 from vlft.train.signals import Notice
 from vlft.train.zero import ZeroTrainer
-
-SAVING = 4.0  # times --stall_timeout that a checkpoint may take: disks over a network can be slow
 
 
 class VlftTrainer(ZeroTrainer):
@@ -147,6 +146,15 @@ class VlftTrainer(ZeroTrainer):
         return torch.tensor(float(max(1, tokens))).to(device, non_blocking=True)
 
     # ---- loss and optimizer
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """The micro-batch, with what the forward takes on the device.
+
+        The copies are queued, while the stock ones would each wait for the device to catch up (transformers 5.17 to
+        5.23).
+        """
+        taken = {key: value for key, value in inputs.items() if key in FORWARD_KEYS and isinstance(value, torch.Tensor)}
+        return {**inputs, **{key: value.to(self.args.device, non_blocking=True) for key, value in taken.items()}}
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -292,7 +300,7 @@ class VlftTrainer(ZeroTrainer):
         if self.state.global_step > self._last_logged:
             self.log({"loss": 0.0})  # counts up to a checkpoint are on disk with it, or a resumed run would miss them
         start = time.perf_counter()
-        self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=SAVING)
+        self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=self.args.saving_patience)
         self.folder.begin_checkpoint(writer=self.args.should_save)
         try:
             super()._save_checkpoint(model, trial)

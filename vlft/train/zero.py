@@ -52,7 +52,7 @@ def weights_to_come(model: torch.nn.Module, args: TrainFlags) -> int:
     if not shares_weights(args):
         return 0
     weights = sum(p.numel() for p in model.parameters())
-    return (2 if args.bf16 or args.fp16 else 4) * (weights // args.world_size + min(weights, LIVE_WEIGHTS))
+    return (2 if args.half else 4) * (weights // args.world_size + min(weights, LIVE_WEIGHTS))
 
 
 def share_out(model: torch.nn.Module, args: TrainFlags) -> None:
@@ -68,9 +68,10 @@ def share_out(model: torch.nn.Module, args: TrainFlags) -> None:
     import deepspeed
 
     config: dict[str, Any] = args.hf_deepspeed_config.config
-    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(half)  # masters of what is trained are kept by DeepSpeed
+        parameter.data = parameter.data.to(
+            args.half or torch.float32
+        )  # masters of what is trained are kept by DeepSpeed
     for buffer in model.buffers():
         buffer.data = buffer.data.to(args.device)
     deepspeed.init_distributed()  # takes up the group there is; without, the batch is checked against a world of one

@@ -1,0 +1,293 @@
+"""A training step on CUDA tensors that have shapes and no contents: what a GPU would refuse or wait for, without one.
+
+The model is what `vlft train` prepares, the batch what its loader collates, inputs, loss and optimizer are its
+trainer's. Shown are tensors on another device, dtypes that a flash kernel refuses, values read back and copies that
+block; numbers are not. torch's autograd engine, DDP and the scheduler are left out.
+"""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from vlft.bench.train import PRESETS
+from vlft.config.flags import TrainFlags
+from vlft.data.collate import Collator
+from vlft.families import FAMILIES
+from vlft.model import attention, forward, groups, kernels, segments, standins, tracing
+from vlft.model.load import empty_model, load_config, load_processor
+from vlft.model.towers import Towers
+from vlft.train import prepare
+from vlft.train.accounts import Meter
+from vlft.train.guard import StepGuard
+from vlft.train.trainer import VlftTrainer
+from vlft.train.watchdog import Watchdog
+
+FAMILY = FAMILIES["qwen2_vl"]
+BF16, FLOAT32 = torch.bfloat16, torch.float32
+ROWS = {"pictures": ["still", "two-turns", "frames", "text"], "text": ["text", "text-2"], "nothing": []}
+
+
+def rows_of(encoded, load):
+    return [encoded[name] for name in ROWS[load] if name in encoded]  # videos need packages that may not be there
+
+
+class OnAGpu(TrainFlags):
+    """Flags as they are on a machine with a GPU."""
+
+    @property
+    def device(self):
+        assert super().device.type == "cpu"  # sets up the rest
+        return torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    return OnAGpu(output_dir=str(tmp_path_factory.mktemp("run")), use_cpu=True, bf16=True, report_to="none")
+
+
+@pytest.fixture(scope="module")
+def opened(base):
+    """A tiny base, opened to train as a preset says."""
+    config, _ = load_config(base)
+    processor = load_processor(base)
+
+    def one(preset):
+        towers = Towers(**PRESETS[preset])
+        return SimpleNamespace(
+            folder=base, name="tiny", config=config, family=FAMILY, towers=towers, processor=processor
+        )
+
+    return one
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Torch's varlen kernel and Liger are installed, and pass their self-tests; records what the kernel is handed."""
+    seen = []
+
+    def kernel(q, k, v, cu, longest, *, scale, causal):
+        seen.append((causal, *map(described, (q, k, v, cu, longest))))
+        return standins.attend(q, k, v, cu, longest, scale=scale, causal=causal)
+
+    def load_kernel(backend):
+        if backend != "varlen":
+            raise ImportError(f"No module named {backend}")
+        return kernel
+
+    monkeypatch.setattr(attention, "_load_kernel", load_kernel)
+    monkeypatch.setattr(attention, "self_test", lambda *args, **kwargs: 0.0)
+    monkeypatch.setattr(kernels, "liger_functions", standins.fused_functions)
+    monkeypatch.setattr(kernels, "_differs", lambda *args: "")
+    forward._constants.cache_clear()
+    yield seen
+    forward._constants.cache_clear()
+
+
+def described(value):
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.stride()
+    return type(value)
+
+
+def prepared(monkeypatch, opened, flags, *, stored, recompute, fused):
+    """The model as `vlft train` prepares it, from a base of a stored dtype."""
+
+    def load_base(folder, family, *, dtype=None):
+        model = empty_model(copy.deepcopy(opened.config), family).to(dtype or stored)
+        model.to = lambda device: model  # the meta device has nothing to move; see below
+        return model
+
+    monkeypatch.setattr(prepare, "load_base", load_base)
+    monkeypatch.setattr(flags, "checkpointing", str(recompute).lower())
+    monkeypatch.setattr(flags, "liger", str(fused).lower())
+    model, chosen = prepare.prepare_model(opened, flags, choice="auto", say=lambda line: None)
+    with tracing.without_contents(), torch.device("cuda"):
+        tracing.fill(model)
+    assert chosen["attention"] == "language varlen, vision varlen"
+    assert chosen["Liger kernels"].startswith("RMSNorm on 5" if fused else "off")
+    assert (chosen["gradient checkpointing"] != "off") == recompute
+    return model
+
+
+def trainer_of(model, flags) -> VlftTrainer:
+    """The trainer, as far as a step needs it."""
+    trainer = object.__new__(VlftTrainer)
+    trainer.args, trainer.model, trainer.optimizer = flags, model, None
+    table = groups.parameter_groups(model, FAMILY, learning_rates=flags.learning_rates, weight_decay=0.1)
+    trainer.groups = [group for group in table if group.trainable]
+    trainer.meter = Meter(lambda batch: 0.0, peak=None)
+    trainer.guard = StepGuard(flags, None, Watchdog(0), packing=True, say=print)
+    trainer.on_bad_row, trainer.skipped = "error", {}
+    return trainer
+
+
+def run_step(opened, model, flags, rows, *, autocast) -> None:
+    """An optimizer step, watched from the loader's batch on."""
+    trainer, batch = trainer_of(model, flags), batch_of(opened, rows)
+    with tracing.without_contents():
+        optimizer = trainer.create_optimizer()
+        known_from_the_first_step(opened)
+        with tracing.Watch(tracing.refuse_waits):
+            items = trainer._get_num_items_in_batch([batch], flags.device)
+            inputs = trainer._prepare_inputs(batch)
+            with tracing.autocast("cuda", autocast):
+                loss = trainer.compute_loss(model.train(), inputs, num_items_in_batch=items)
+            tracing.backward(loss)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), flags.max_grad_norm)
+            optimizer.step()
+        # The one value that is read, once in each optimizer step: a step that is not finite must move no weight.
+        with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
+            trainer.guard.must_leave_out(norm)
+    assert optimizer.defaults["fused"]
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            assert weight.grad is not None, name
+            assert (weight.grad.dtype, weight.grad.device) == (weight.dtype, torch.device("cuda", 0)), name
+        else:
+            assert weight.grad is None, name
+
+
+def batch_of(opened, rows):
+    """As the loader hands it over."""
+    vision = opened.config.vision_config
+    return Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=0)(rows)
+
+
+def known_from_the_first_step(opened):
+    """What the first step of a run takes to the device, which waits for it."""
+    forward._constants(forward.PixelScale.of(opened.processor), torch.device("cuda", 0))
+
+
+CELLS = [
+    pytest.param(
+        preset, stored, recompute, fused, load,
+        id=f"{preset}-{str(stored).removeprefix('torch.')}-{'recompute' if recompute else 'keep'}"
+        f"-{'fused' if fused else 'torch'}-{load}",
+        # In CI every preset with every dtype, kernels and recomputation by turns, and a batch without pictures.
+        marks=[] if (recompute != fused and load == "pictures") or (recompute and fused and load != "pictures"
+        and (preset, stored) in (("lora", BF16), ("full", FLOAT32))) else [pytest.mark.grid],
+    )
+    for preset in PRESETS for stored in (BF16, FLOAT32) for recompute in (False, True) for fused in (False, True)
+    for load in ROWS
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("preset", "stored", "recompute", "fused", "load"), CELLS)
+def test_a_step_neither_waits_nor_mixes_dtypes_or_devices(
+    monkeypatch, machine, opened, flags, encoded, preset, stored, recompute, fused, load
+):
+    one = opened(preset)
+    model = prepared(monkeypatch, one, flags, stored=stored, recompute=recompute, fused=fused)
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    assert trained == {FLOAT32}
+    run_step(one, model, flags, rows_of(encoded, load), autocast=BF16)
+    assert {dtype for _, *parts in machine for dtype, *_ in parts[:3]} == {BF16}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_step_under_deepspeed_does_neither(monkeypatch, machine, opened, flags, encoded, preset):
+    """Its engine turns all weights to bf16 and keeps the masters, and there is no autocast."""
+    one = opened(preset)
+    monkeypatch.setattr(OnAGpu, "zero", property(lambda self: "zero2"))
+    model = prepared(monkeypatch, one, flags, stored=FLOAT32, recompute=True, fused=True)
+    with tracing.without_contents(), torch.device("cuda"):
+        tracing.fill(model, tracing.numbers_of(FLOAT32, BF16, deepspeed=True))
+    run_step(one, model, flags, rows_of(encoded, "pictures"), autocast=None)
+
+
+def test_an_evaluation_does_neither(monkeypatch, machine, opened, flags, encoded):
+    one = opened("full")
+    model = prepared(monkeypatch, one, flags, stored=BF16, recompute=False, fused=True).eval()
+    trainer, batch = trainer_of(model, flags), batch_of(one, rows_of(encoded, "pictures"))
+    with tracing.without_contents():
+        known_from_the_first_step(one)
+        with tracing.Watch(tracing.refuse_waits), torch.no_grad(), tracing.autocast("cuda", BF16):
+            inputs = trainer._prepare_inputs(batch)
+            outputs = model(**{key: inputs[key] for key in forward.FORWARD_KEYS})
+    assert (outputs.loss.dtype, outputs.loss.device) == (FLOAT32, torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize("stored", [BF16, FLOAT32], ids=["bfloat16", "float32"])
+def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(monkeypatch, machine, opened, flags, stored):
+    """Dtypes, strides and kinds of what the kernel is handed, in both towers, over as many tokens."""
+    one = opened("full")
+    model = prepared(monkeypatch, one, flags, stored=stored, recompute=False, fused=False)
+    lengths = attention.LENGTHS
+    with tracing.without_contents(), torch.device("cuda"):
+        batch = tracing.batch_of(one.config, tracing.Load(lengths=lengths, vision_lengths=lengths, supervised=9))
+        known_from_the_first_step(one)
+        with tracing.autocast("cuda", BF16):
+            model(**batch)
+    in_a_step = set(machine)
+    assert len(in_a_step) == 2  # one kind for each tower, in all of its layers
+    monkeypatch.undo()
+    in_the_test = set()
+
+    def kernel(q, k, v, cu, longest, *, scale, causal):
+        in_the_test.add((causal, *map(described, (q, k, v, cu, longest))))
+        heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return segments.attend_segments(*heads_first, lengths, scale=scale, causal=causal)[0]
+
+    for heads in segments.heads_of(model).values():
+        attention.self_test(kernel, heads, dtype=BF16, device=torch.device("cpu"))
+    assert in_the_test == in_a_step
+
+
+WAITS = {
+    "read": lambda x, host: x[0, 0].item(),
+    "shape": lambda x, host: x.nonzero(),
+    "mask": lambda x, host: x[x > 0],
+    "to the host": lambda x, host: x.cpu(),
+    "to the device": lambda x, host: host.to("cuda"),
+    "to the host, not blocking": lambda x, host: x.to("cpu", non_blocking=True),
+    "written from the host": lambda x, host: x.copy_(host),
+    "mixed": lambda x, host: x + host,
+    "a kernel in float32": lambda x, host: standins.attend(*[x[:, None]] * 3, x[0].int(), 3, scale=1.0, causal=True),
+    "two dtypes": lambda x, host: standins.attend(
+        x[:, None].half(), *[x[:, None].bfloat16()] * 2, x[0].int(), 3, scale=1.0, causal=True
+    ),
+    "a gradient": lambda x, host: tracing.backward(OnTheHost.apply(x.requires_grad_()).sum()),
+}
+
+
+class OnTheHost(torch.autograd.Function):
+    """Its gradient lies elsewhere than its input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.zeros(gradient.shape, device="cpu")
+
+
+@pytest.mark.parametrize("what", WAITS)
+def test_the_watch_sees(what):
+    with tracing.without_contents():
+        x, host = torch.ones(3, 8, device="cuda"), torch.ones(3, 8)
+        with pytest.raises(RuntimeError), tracing.Watch(tracing.refuse_waits):
+            WAITS[what](x, host)
+
+
+def test_the_watch_shows_a_kernel_as_one_operation_forward_and_backward():
+    seen = []
+    with tracing.without_contents():
+        q, k = (torch.zeros(6, n, 8, device="cuda", dtype=BF16, requires_grad=True) for n in (4, 2))
+        cu = torch.zeros(3, device="cuda", dtype=torch.int32)
+        with tracing.Watch(seen.append):
+            out = standins.attend(q, k, k, cu, 4, scale=1.0, causal=True)
+            tracing.backward(out.float().sum())
+    kernels_seen = [op for op in seen if op.name.startswith("vlft_traced.")]
+    assert [(op.name, len(op.inputs), len(op.outputs)) for op in kernels_seen] == [
+        ("vlft_traced.attend", 4, 2),
+        ("vlft_traced.attend_backward", 6, 3),
+    ]
+    assert {op.name for op in seen} >= {"aten._to_copy", "aten.sum", "aten.expand"}
+    assert q.grad.shape == q.shape
+    assert k.grad.shape == k.shape

@@ -1,0 +1,182 @@
+"""Attention over flat rows: several samples end to end, none of which may see another.
+
+What a model calls in place of transformers' attention, around a variable-length kernel or around sdpa. Without
+`cu_seq_lens_q` (generation, other people's batches) it is transformers' own sdpa. Kernels: `vlft.model.attention`.
+
+Letters: H heads, G key/value heads, T tokens of the row, D head size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+#: `kernel(query_THD, key_TGD, value_TGD, cu_seqlens, longest, scale=, causal=)` -> output_THD, all of one 16-bit dtype.
+Kernel = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The attention of one tower.
+
+    Attributes:
+        heads, kv_heads: H and G. head_dim: D.
+        causal: whether a token sees only those before it.
+        joined: query, key and value are slices of one projection's output, as in the ViT.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    causal: bool
+    joined: bool
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
+
+
+def attend_segments(
+    query_1HTD: torch.Tensor,
+    key_1GTD: torch.Tensor,
+    value_1GTD: torch.Tensor,
+    lengths: Sequence[int],
+    *,
+    scale: float,
+    causal: bool,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Plain `scaled_dot_product_attention`, segment by segment; neighbours of one length share a call.
+
+    Args:
+        query_1HTD, key_1GTD, value_1GTD: [1, H, T, D] and twice [1, G, T, D] with H a multiple of G.
+        lengths: Python ints that sum to T, so that nothing has to be read back from a device.
+        scale: factor on the scores.
+        causal: whether a token sees only those before it.
+        dropout: probability, in training.
+
+    Returns:
+        output_1THD: [1, T, H, D].
+    """
+    outputs, start = [], 0
+    for length, group in itertools.groupby(lengths):
+        count = sum(1 for _ in group)
+        end = start + count * length
+        # [1, H, n*L, D] -> [n, H, L, D]
+        q, k, v = (
+            x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1) for x in (query_1HTD, key_1GTD, value_1GTD)
+        )
+        gqa = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=gqa)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))  # [n*L, H, D]
+        start = end
+    return torch.cat(outputs)[None]
+
+
+def _attend(kernel: Kernel | None) -> Callable[..., tuple[torch.Tensor, None]]:
+    """Transformers' attention interface around a varlen kernel; None is sdpa per segment."""
+
+    def attention(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        scaling: float,
+        dropout: float = 0.0,
+        is_causal: bool | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        max_length_q: int | None = None,
+        segment_lengths: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+        if cu_seq_lens_q is None:
+            from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal
+            )
+        if kernel is None or query.device.type == "cpu":
+            if segment_lengths is None:  # the stock path (generate) hands the ViT only tensors
+                segment_lengths = cu_seq_lens_q.diff().tolist()
+            return attend_segments(
+                query, key, value, segment_lengths, scale=scaling, causal=causal, dropout=dropout
+            ), None
+        return run_kernel(kernel, query, key, value, cu_seq_lens_q, max_length_q, scale=scaling, causal=causal), None
+
+    return attention
+
+
+def run_kernel(
+    kernel: Kernel,
+    query_1HTD: torch.Tensor,
+    key_1GTD: torch.Tensor,
+    value_1GTD: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    longest: int | None,
+    *,
+    scale: float,
+    causal: bool,
+) -> torch.Tensor:
+    """A varlen kernel on what transformers hands to attention.
+
+    The rotary embedding returns float32 query and key wherever hidden states are float32 (masters of a full tower, or a
+    base stored so), while autocast makes the value 16-bit. Autocast casts the inputs of sdpa, but not those of varlen
+    kernels (torch 2.11 to 2.15), which refuse anything but one 16-bit dtype.
+
+    Returns:
+        output_1THD: [1, T, H, D] in the value's dtype.
+    """
+    q_THD, k_TGD, v_TGD = (x[0].transpose(0, 1).to(value_1GTD.dtype) for x in (query_1HTD, key_1GTD, value_1GTD))
+    return kernel(q_THD, k_TGD, v_TGD, cu_seqlens, longest, scale=scale, causal=causal)[None]
+
+
+def heads_of(model: torch.nn.Module) -> dict[str, Heads]:
+    """Tower -> its attention."""
+    config: Any = model.config
+    text, vision = config.text_config, config.vision_config
+    return {
+        "language": Heads(
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.hidden_size // text.num_attention_heads,
+            causal=True,
+            joined=False,
+        ),
+        "vision": Heads(
+            heads=vision.num_heads,
+            kv_heads=vision.num_heads,
+            head_dim=vision.embed_dim // vision.num_heads,
+            causal=False,
+            joined=True,
+        ),
+    }
+
+
+def use_kernel(model: torch.nn.Module, tower: str, name: str, kernel: Kernel | None) -> None:
+    """Make one tower attend by a varlen kernel, without asking whether it can.
+
+    transformers gives the ViT one variable-length call only under a name with "flash" in it, and refuses such names at
+    load; so the model is loaded with sdpa and renamed here (works on 5.17 to 5.23).
+
+    Args:
+        tower: "language" or "vision".
+        name: of the kernel, one of its own.
+        kernel: None is sdpa per segment.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    config: Any = model.config
+    registered = f"vlft_flash_{name}"
+    AttentionInterface.register(registered, _attend(kernel))
+    AttentionMaskInterface.register(registered, sdpa_mask)
+    for part in (config.vision_config,) if tower == "vision" else (config, config.text_config):
+        part._attn_implementation_internal = registered

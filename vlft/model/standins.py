@@ -1,0 +1,136 @@
+"""Stand-ins for the kernels of a GPU that are not torch's, for tensors without contents (`vlft.model.tracing`).
+
+Each is one operation with the inputs and outputs of the real kernel. It refuses what the real one refuses, and keeps
+for the backward pass what the real one keeps.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlft.model.kernels import Functions
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, *, scale: float, causal: bool
+) -> torch.Tensor:
+    """A flash kernel's stand-in, a `vlft.model.segments.Kernel`: refuses what flash kernels refuse, and keeps what they
+    keep for the backward pass: query, key, value, result, and a number for each head and token.
+
+    Raises:
+        RuntimeError: another dtype than one of 16 bits in all three, another device, or a last dimension with gaps.
+        TypeError: lengths that are not int32 on the same device, or a longest one that is no Python int.
+    """
+    return _operations().attend(q, k, v, cu, longest)[0]
+
+
+def fused_functions() -> Functions:
+    """Stand-ins of Liger's RMSNorm and SwiGLU, which keep what those keep (0.8.5): the norm's input, gate and up."""
+    known = _operations()
+    return Functions(
+        rms_norm=lambda x, weight, eps: known.rms_norm(x, weight)[0],
+        swiglu=known.swiglu,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Operations:
+    attend: Any
+    rms_norm: Any
+    swiglu: Any
+
+
+@functools.cache
+def _operations() -> _Operations:
+    """Registered with torch once, when first needed."""
+    attend = _operation("attend", _attend, _attend_backward, keep=lambda inputs, out: (*inputs[:3], *out))
+    rms_norm = _operation("rms_norm", _rms_norm, _rms_norm_backward, keep=lambda inputs, out: (*inputs, out[1]))
+    swiglu = _operation("swiglu", _swiglu, _swiglu_backward, keep=lambda inputs, out: inputs)
+    return _Operations(attend=attend, rms_norm=rms_norm, swiglu=swiglu)
+
+
+def _operation(name: str, forward: Callable, backward: Callable, keep: Callable) -> Any:
+    """One torch operation without contents, whose backward is another.
+
+    Args:
+        forward, backward: make empty results. `backward` takes the gradient of the (first) result and what was kept.
+        keep: inputs and outputs -> what is kept.
+    """
+    made, back = (
+        torch.library.custom_op(f"vlft_traced::{name}{word}", _refuse, mutates_args=(), schema=_schema(function))
+        for word, function in (("", forward), ("_backward", backward))
+    )
+    made.register_fake(forward)
+    back.register_fake(backward)
+    arguments = len(inspect.signature(forward).parameters)
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*keep(inputs, output))
+
+    def gradients(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        found = back(grad, *ctx.saved_tensors)
+        return (*found, *[None] * (arguments - len(found)))
+
+    made.register_autograd(gradients, setup_context=setup_context)
+    return made
+
+
+def _schema(function: Callable) -> str:
+    return torch.library.infer_schema(function, mutates_args=())
+
+
+def _refuse(*_: Any) -> Any:
+    raise RuntimeError("a stand-in of a kernel computes nothing; it takes tensors without contents only")
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    given = {"query": q, "key": k, "value": v}
+    if len({x.dtype for x in given.values()}) > 1 or q.dtype not in HALF:
+        dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in given.items()}
+        raise RuntimeError(f"a flash kernel takes one 16-bit dtype, not {dtypes}")
+    if any(x.device != cu.device or x.stride(-1) != 1 for x in given.values()):
+        raise RuntimeError("a flash kernel takes tensors of one device, without gaps in their last dimension")
+    if cu.dtype != torch.int32:
+        raise TypeError(f"a flash kernel takes int32 lengths, not {cu.dtype}")
+    sums = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), sums
+
+
+def _attend_backward(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, sums: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if grad.dtype != q.dtype:
+        raise RuntimeError(f"a flash kernel's backward takes a gradient in {q.dtype}, not {grad.dtype}")
+    return _like(q), _like(k), _like(v)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def _rms_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, deviations: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(gate)
+
+
+def _swiglu_backward(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(gate), torch.empty_like(up)
+
+
+def _like(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,0 +1,296 @@
+"""A training step on tensors that have shapes and no contents, on a GPU that need not be there.
+
+torch's FakeTensorMode runs the same Python code as a real step: forward, recomputation, optimizer. Here is what it
+lacks: a GPU that autocast believes in, a backward pass without a device, and a view of each operation. Kernels that are
+not torch's have their stand-ins in `vlft.model.standins`. `vlft.model.saved` counts memory this way, and the tests look
+for what a GPU would refuse or wait for.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+#: Operations whose result's shape or value the host has to know.
+READS = (
+    *("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.is_nonzero", "aten.equal"),
+    *("aten.unique_dim", "aten._unique", "aten._unique2", "aten.unique_consecutive"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """The shapes of a micro-batch.
+
+    Attributes:
+        lengths: tokens of each sample. vision_lengths: patches of each still or time step.
+        supervised: rows of the head.
+    """
+
+    lengths: tuple[int, ...]
+    vision_lengths: tuple[int, ...]
+    supervised: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def patches(self) -> int:
+        return sum(self.vision_lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """In which numbers a run computes.
+
+    Attributes:
+        stored: of frozen weights. trained: of those that train. autocast: what matmuls round to, or None.
+    """
+
+    stored: torch.dtype
+    trained: torch.dtype
+    autocast: torch.dtype | None
+
+    @property
+    def computing(self) -> torch.dtype:
+        """Of matmuls."""
+        return self.autocast or self.stored
+
+
+def numbers_of(stored: torch.dtype, half: torch.dtype | None, *, deepspeed: bool) -> Numbers:
+    """As training chooses them.
+
+    Args:
+        stored: dtype of the base's files. half: bf16, None for float32.
+        deepspeed: which keeps the float32 masters itself; else they are the weights, under autocast.
+    """
+    if half is None:
+        return Numbers(stored=torch.float32, trained=torch.float32, autocast=None)
+    if deepspeed:
+        return Numbers(stored=half, trained=half, autocast=None)
+    return Numbers(stored=stored, trained=torch.float32, autocast=half)
+
+
+@contextlib.contextmanager
+def without_contents() -> Iterator[None]:
+    """Within, tensors have no contents, and CUDA is a device like any other, there or not.
+
+    Real tensors may come in; what is made of them has no contents either.
+    """
+    amp: Any = torch.cuda.amp.common
+    with contextlib.ExitStack() as undo:
+        # torch.autocast switches itself off for a GPU that is not there.
+        undo.enter_context(_replaced(amp, "amp_definitely_not_available", lambda: False))
+        undo.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True))
+        # The number of the backward pass, by which a checkpoint recomputes its block once in each; see `backward`.
+        undo.enter_context(_replaced(torch._C, "_current_graph_task_id", lambda: 1))
+        undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def autocast(device: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    """torch.autocast, or nothing for a dtype of None."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
+
+
+def fill(model: torch.nn.Module, numbers: Numbers | None = None) -> None:
+    """Put tensors on the current device, without contents, in the place of those of the meta device.
+
+    Args:
+        numbers: dtypes of the weights; None: each keeps its own.
+    """
+    made: dict[int, Any] = {}  # a tied head stays tied
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    dtype = parameter.dtype
+                    if numbers is not None:
+                        dtype = numbers.trained if parameter.requires_grad else numbers.stored
+                    empty = torch.empty(parameter.shape, dtype=dtype)
+                    made[id(parameter)] = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                    made[-id(parameter)] = parameter  # alive, so that its id is not given out again
+                module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def batch_of(config: Any, load: Load) -> dict[str, Any]:
+    """What the flat forward takes (`vlft.model.forward.FORWARD_KEYS`), of the right shapes, on the current device."""
+    vision, tokens = config.vision_config, load.tokens
+    unit = vision.spatial_merge_size**2
+    patches = max(unit, -(-load.patches // unit) * unit)  # a share of a pack need not be whole pictures
+    segments = load.vision_lengths if patches == load.patches else (patches,)
+    merged = patches // unit if load.patches else 0
+    side = vision.patch_size
+    return {
+        "input_ids": torch.zeros(1, tokens, dtype=torch.int64),
+        "position_ids": torch.zeros(4, 1, tokens, dtype=torch.int64),
+        "cu_seqlens": torch.zeros(len(load.lengths) + 1, dtype=torch.int32),
+        "lengths": tuple(load.lengths),
+        "still_patches": torch.zeros(patches, 3, side, side, dtype=torch.uint8),
+        "video_patches": torch.zeros(0, 3, vision.temporal_patch_size, side, side, dtype=torch.uint8),
+        "vision_grid": torch.ones(len(segments), 3, dtype=torch.int64),
+        "vision_cu_seqlens": torch.zeros(len(segments) + 1, dtype=torch.int32),
+        "vision_lengths": tuple(segments),
+        "vision_positions": torch.zeros(patches, 2, dtype=torch.int64),
+        "vision_rows": torch.zeros(merged, dtype=torch.int64),
+        "supervised_rows": torch.zeros(load.supervised, dtype=torch.int64),
+        "targets": torch.zeros(load.supervised, dtype=torch.int64),
+    }
+
+
+# ---- what is done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One operation, after it ran.
+
+    Attributes:
+        name: `aten.mm`. function: torch's object, which knows whether it is a view.
+        inputs, outputs: all tensors among its arguments and results, a tensor written in place in both.
+        options: its keyword arguments.
+    """
+
+    name: str
+    function: Any
+    inputs: tuple[torch.Tensor, ...]
+    outputs: tuple[torch.Tensor, ...]
+    options: dict[str, Any]
+
+
+class Watch(TorchDispatchMode):
+    """A context that shows each operation within to observers, forward, backward and optimizer alike."""
+
+    def __init__(self, *observers: Callable[[Op], object]) -> None:
+        super().__init__()
+        self._observers = observers
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        op = Op(
+            name=str(func.overloadpacket),
+            function=func,
+            inputs=_tensors((args, kwargs)),
+            outputs=_tensors(out),
+            options=dict(kwargs or {}),
+        )
+        for observe in self._observers:
+            observe(op)
+        return out
+
+
+def _tensors(tree: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+
+
+class WaitsError(RuntimeError):
+    """An operation that makes the host wait for the device."""
+
+
+def refuse_waits(op: Op) -> None:
+    """An observer that raises where a value on a GPU is read, or something crosses between host and GPU.
+
+    A copy to the GPU that does not block may pass.
+
+    Raises:
+        WaitsError: names the operation.
+    """
+    places = {t.device.type for t in (*op.inputs, *op.outputs)}
+    if "cuda" not in places:
+        return
+    if op.name in READS:
+        raise WaitsError(f"{op.name} waits for the device")
+    if op.name in ("aten._to_copy", "aten.copy_") and len(places) > 1:
+        to = op.inputs[0] if op.name == "aten.copy_" else op.outputs[0]
+        blocks = not (op.options.get("non_blocking") and to.device.type == "cuda")
+        if blocks:
+            raise WaitsError(f"{op.name} between {' and '.join(sorted(places))} waits for the device")
+    if op.name in ("aten.index", "aten.index_put", "aten.index_put_") and any(
+        t.dtype is torch.bool for t in op.inputs[1:]
+    ):
+        raise WaitsError(f"{op.name} with a mask waits for the device")
+
+
+# ---- backward
+
+
+def backward(loss: torch.Tensor) -> None:
+    """`loss.backward()` for tensors without contents: torch's own engine wants a device that is there.
+
+    Walks the graph in Python. Each gradient is summed, checked and cast to its tensor's dtype as the engine does it.
+
+    Raises:
+        RuntimeError: a gradient on another device than its tensor.
+    """
+    root: Any = loss.grad_fn
+    uses: collections.Counter[Any] = collections.Counter()
+    seen, stack = {root}, [root]
+    while stack:
+        for following, _ in stack.pop().next_functions:
+            if following is not None:
+                uses[following] += 1
+                if following not in seen:
+                    seen.add(following)
+                    stack.append(following)
+    gradients: dict[Any, dict[int, torch.Tensor]] = {root: {0: torch.ones_like(loss)}}
+    ready = [root]
+    with torch.no_grad():
+        while ready:
+            node = ready.pop()
+            results = _step_back(node, gradients.pop(node, {}))
+            for (following, place), gradient in zip(node.next_functions, results, strict=True):
+                if following is None:
+                    continue
+                if gradient is not None:
+                    held = gradients.setdefault(following, {})
+                    held[place] = held[place] + gradient if place in held else gradient
+                uses[following] -= 1
+                if not uses[following]:
+                    ready.append(following)
+
+
+def _step_back(node: Any, held: dict[int, torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+    """The gradients that one node of the graph hands on."""
+    if not held:
+        return (None,) * len(node.next_functions)
+    given = [_as_engine(held.get(i), meta, node) for i, meta in enumerate(node._input_metadata)]
+    custom = isinstance(node, torch.autograd.function.BackwardCFunction)
+    results = node.apply(*given) if custom else node(*given)
+    results = results if isinstance(results, tuple) else (results,)
+    # A function in Python answers for arguments that are no tensors, too; ours have those last.
+    many = len(node.next_functions)
+    if any(result is not None for result in results[many:]):
+        raise RuntimeError(f"{node.name()} has arguments that are no tensors before its tensors")
+    return results[:many]
+
+
+def _as_engine(gradient: torch.Tensor | None, meta: Any, node: Any) -> torch.Tensor | None:
+    if gradient is None:
+        return None
+    if gradient.device != meta.device:
+        raise RuntimeError(f"{node.name()}: a gradient on {gradient.device} for a tensor on {meta.device}")
+    if tuple(gradient.shape) != tuple(meta.shape):
+        gradient = gradient.sum_to_size(meta.shape)
+    return gradient.to(meta.dtype)
