@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from vlft.checkpoint import (
     check_lineage,
     find_adapter_or_model,
     find_base,
-    processor_files,
+    open_processor,
     resolve_model,
 )
 from vlft.data.encode import Encoder
@@ -31,7 +30,7 @@ from vlft.data.sample import Image, Sample, Text, Turn, Video
 from vlft.errors import ConfigError, DataError
 from vlft.families import Family
 from vlft.model.generate import Prompt, Sampling, Speaker
-from vlft.model.load import load_base, load_config, load_processor
+from vlft.model.load import load_base, load_config
 from vlft.prompts import as_tensors, question_of, speaker
 
 __all__ = ["Chat", "Reply", "Sampling", "open_model", "question", "question_of"]
@@ -190,7 +189,7 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
     else:
         name, folder = str(path), resolve_model(path)
     config, family = load_config(folder)
-    processor = _processor(adapter, folder)
+    processor = open_processor(folder, adapter)
     with _enough_memory(device):
         model: Any = load_base(folder, family, dtype=dtype)
         if adapter is not None:
@@ -256,17 +255,6 @@ def require_file(kind: Kind, path: str) -> None:
 
 def _conversation(turns: Sequence[Turn]) -> Sample:
     return Sample(file="chat", index=0, id=None, turns=tuple(turns))
-
-
-def _processor(adapter: Path | None, folder: Path) -> Any:
-    """The processor an answer needs; of an adapter, the one its merged model would have."""
-    if adapter is None:
-        return load_processor(folder)
-    with tempfile.TemporaryDirectory(prefix="vlft-") as joined:
-        # Whether a processor is a Qwen2-VL's, transformers reads in config.json.
-        for file in (folder / "config.json", *processor_files(adapter, folder)):
-            Path(joined, file.name).symlink_to(file.absolute())
-        return load_processor(joined)
 
 
 def _media(record: RunRecord | None, processor: Any) -> MediaSettings:

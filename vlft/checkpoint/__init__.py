@@ -1,6 +1,6 @@
 """What lies on disk: run records, model folders, weight files; read, write, verify.
 
-`record` is vlft.json; `files` reads JSON and safetensors names; `folders` finds models, runs and adapters; `lineage`
+`record` is vlft.json; `files` knows names; `folders` finds models, runs and adapters, `door` refuses bases; `lineage`
 tells an adapter's base; `weights` fingerprints and loads strictly. Nothing here trains or merges. torch, peft and the
 hub client are imported where used.
 """
@@ -8,17 +8,12 @@ hub client are imported where used.
 from vlft.checkpoint.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    INDEX,
-    WEIGHTS,
     family_of,
     module_name,
     open_to_others,
-    read_json,
-    some_of,
-    tensor_index,
 )
 from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_model, snapshot_revision
-from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, processor_files
+from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
 from vlft.checkpoint.record import FORMAT, RECORD, RunRecord, library_versions, read_record, write_record
 from vlft.checkpoint.weights import (
     attach_adapter,
@@ -27,6 +22,7 @@ from vlft.checkpoint.weights import (
     load_adapter_strict,
     load_weights_strict,
 )
+from vlft.files import INDEX, WEIGHTS, read_json, some_of, tensor_index
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -49,6 +45,7 @@ __all__ = [
     "load_adapter_strict",
     "load_weights_strict",
     "module_name",
+    "open_processor",
     "open_to_others",
     "processor_files",
     "read_json",

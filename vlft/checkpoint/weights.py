@@ -16,13 +16,10 @@ from vlft.checkpoint.files import (
     ADAPTER_WEIGHTS,
     family_of,
     module_name,
-    names_in,
-    read_json,
-    some_of,
-    tensor_index,
 )
 from vlft.errors import CheckpointError
 from vlft.families import Family
+from vlft.files import read_json, slots_in, some_of, tensor_index
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +57,8 @@ def base_fingerprint(folder: Path | str) -> str:
 
 def is_tied(config: dict) -> bool:
     """Whether config.json ties lm_head to the embedding; flat and nested configs differ in where they say it."""
-    return bool(config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", False)))
+    text = config.get("text_config") or {}
+    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
 
 
 def _open_all(stack: ExitStack, files: Iterable[Path]) -> dict[Path, Any]:
@@ -160,7 +158,7 @@ def load_adapter_strict(peft_model: torch.nn.Module, folder: Path | str, adapter
     file = Path(folder) / ADAPTER_WEIGHTS
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file. Give a folder that holds an adapter.")
-    names = names_in(file)
+    names = list(slots_in(file))
     # Its values share storage with the live parameters; "auto" would ask the hub whether the vocabulary grew.
     live = get_peft_model_state_dict(peft_model, adapter_name=adapter_name, save_embedding_layers=False)
     with ExitStack() as stack, torch.no_grad():

@@ -21,6 +21,7 @@ from vlft.checkpoint import (
     family_of,
     find_adapter_or_model,
     find_base,
+    open_processor,
     open_to_others,
     write_record,
 )
@@ -28,6 +29,7 @@ from vlft.errors import CheckpointError
 from vlft.merge.plan import Plan, plan_merge, towers_of_adapter
 from vlft.merge.verify import EXACT_SHARE, RowCheck, verify
 from vlft.merge.write import check_space, full_disk_is_a_user_error, write_settings, write_weights
+from vlft.model.load import check_fit
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +104,8 @@ def merge(
         raise CheckpointError(f"{out}: already there and not empty. Give a new or empty folder, or remove it.")
     base_id, base = find_base(run, found, base_model)
     family = family_of(base)
+    open_processor(base, found.folder)  # before an hour of writing, not when the merged model is asked
+    check_fit(base, family)
     lineage = check_lineage(run, found, base_id, base)
     plan = plan_merge(found.folder, base, family)
     towers = _check_towers(run, found, plan)

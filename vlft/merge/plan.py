@@ -15,6 +15,7 @@ from typing import Any, Literal
 from vlft.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_tied, module_name, read_json, some_of, tensor_index
 from vlft.errors import CheckpointError
 from vlft.families import TOWERS, Family
+from vlft.files import slots_in
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -164,16 +165,7 @@ def plan_merge(adapter: Path, base: Path, family: Family) -> Plan:
 
 def shapes_in(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape over some safetensors files, from their headers."""
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(set(files)):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a whole safetensors file ({error}). Copy it again.") from None
-    return shapes
+    return {name: slot.shape for file in sorted(set(files)) for name, slot in slots_in(file).items()}
 
 
 def _check_settings(settings: dict[str, Any], where: Path) -> None:

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 
 from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights_strict, read_record, write_record
-from vlft.checkpoint.files import module_name, open_to_others, tensor_index
+from vlft.checkpoint.files import module_name, open_to_others
 from vlft.checkpoint.weights import stored_tensors
 from vlft.config.parse import write_yaml
 from vlft.errors import BadRow, CheckpointError
+from vlft.files import tensor_index
 from vlft.inputs import Base
 from vlft.train.entries import with_skipped
 from vlft.train.lock import FolderLock

@@ -25,6 +25,7 @@ from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows, training_rows
 from vlft.model import flops, groups, kernels
+from vlft.model.load import check_fit
 from vlft.train import faults, zero
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.answers import Answers
@@ -87,6 +88,7 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     check_flags(args, model, data, parsed.given)
     kernels.check(args.liger, args.device)
     base = open_base(data, model, given=parsed.given)
+    check_fit(base.folder, base.family)  # before the pass over the rows
     workers = args.dataloader_num_workers
     rows = on_rank_zero(lambda: training_rows(data, base, workers=workers))
     evaluated = None
