@@ -160,6 +160,15 @@ def tensor_index(folder: Path | str) -> dict[str, Path]:
     raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {INDEX}. {weights_advice(folder)}")
 
 
+def stored_slots(folder: Path | str) -> dict[str, Slot]:
+    """Tensor name (as the files spell it) -> its slot, for all files of a model.
+
+    Raises:
+        CheckpointError: as `tensor_index`.
+    """
+    return {name: slot for file in sorted(set(tensor_index(folder).values())) for name, slot in slots_in(file).items()}
+
+
 def some_of(names: Iterable[str], count: int = 3) -> str:
     """The first few of many names, and how many more there are."""
     names = list(names)

@@ -21,6 +21,7 @@ from vlft.checkpoint import (
     find_adapter_or_model,
     find_base,
     open_processor,
+    read_adapter,
     resolve_model,
 )
 from vlft.data.encode import Encoder
@@ -65,12 +66,14 @@ class Chat:
         encoder: conversations -> tokens and pixels, with the run's settings.
         speaker: the model.
         limit: tokens of prompt and answer together that the model was made for.
+        notes: what the user should know of how an adapter was read.
     """
 
     name: str
     encoder: Encoder
     speaker: Speaker
     limit: int
+    notes: tuple[str, ...] = ()
 
     @property
     def family(self) -> Family:
@@ -179,8 +182,7 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     dtype = torch.bfloat16 if half else torch.float32
     found = find_adapter_or_model(path) if Path(path).expanduser().is_dir() else None
-    adapter = found.folder if found is not None and found.kind == "adapter" else None
-    if found is not None and adapter is not None:
+    if found is not None and found.kind == "adapter":
         base_id, folder = find_base(path, found, base_model)
         check_lineage(path, found, base_id, folder)
         name = f"{path} (adapter on {base_id})"
@@ -189,11 +191,12 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
     else:
         name, folder = str(path), resolve_model(path)
     config, family = load_config(folder)
-    processor = open_processor(folder, adapter)
+    adapter = read_adapter(found.folder, folder, family) if found is not None and found.kind == "adapter" else None
+    processor = open_processor(folder, adapter.folder if adapter else None)
     with _enough_memory(device):
         model: Any = load_base(folder, family, dtype=dtype)
         if adapter is not None:
-            model = attach_adapter(model, adapter).get_base_model()
+            model = attach_adapter(model, adapter, family).get_base_model()
         for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
             parameter.data = parameter.data.to(device, dtype)
         model.to(device).eval()
@@ -207,6 +210,7 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
         ),
         speaker=speaker(model, processor, family),
         limit=config.text_config.max_position_embeddings,
+        notes=adapter.notes if adapter is not None else (),
     )
 
 

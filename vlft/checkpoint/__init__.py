@@ -1,10 +1,11 @@
 """What lies on disk: run records, model folders, weight files; read, write, verify.
 
-`record` is vlft.json; `files` knows names; `folders` finds models, runs and adapters, `door` refuses bases; `lineage`
-tells an adapter's base; `weights` fingerprints and loads strictly. Nothing here trains or merges. torch, peft and the
-hub client are imported where used.
+`record` is vlft.json; `files` knows names, `adapter` those of adapters; `folders` finds models, runs and adapters,
+`door` refuses bases; `lineage` tells an adapter's base; `weights` fingerprints and loads strictly. Nothing here trains
+or merges. torch, peft and the hub client are imported where used.
 """
 
+from vlft.checkpoint.adapter import EMBEDDINGS, PREFIX, Adapter, read_adapter
 from vlft.checkpoint.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -21,17 +22,21 @@ from vlft.checkpoint.weights import (
     is_tied,
     load_adapter_strict,
     load_weights_strict,
+    untie,
 )
 from vlft.files import INDEX, WEIGHTS, read_json, some_of, tensor_index
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "EMBEDDINGS",
     "FORMAT",
     "INDEX",
     "PICTURE_FILES",
+    "PREFIX",
     "RECORD",
     "WEIGHTS",
+    "Adapter",
     "Located",
     "RunRecord",
     "attach_adapter",
@@ -48,11 +53,13 @@ __all__ = [
     "open_processor",
     "open_to_others",
     "processor_files",
+    "read_adapter",
     "read_json",
     "read_record",
     "resolve_model",
     "snapshot_revision",
     "some_of",
     "tensor_index",
+    "untie",
     "write_record",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vlft.checkpoint.adapter import convert
 from vlft.checkpoint.door import check_base
 from vlft.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlft.checkpoint.record import RECORD, RunRecord, read_record
@@ -151,7 +152,7 @@ def find_adapter_or_model(path: str | Path) -> Located:
     if not adapter and not model:
         raise CheckpointError(f"{path}: {_why_nothing(folder)}")
     # An adapter beside a whole model is what `save_pretrained` of a model after `merge_and_unload` leaves behind.
-    if adapter and model:
+    if adapter and has_weights(folder):
         raise CheckpointError(
             f"{path}: holds both {ADAPTER_WEIGHTS} and a whole model. Move one of them to its own folder."
         )
@@ -187,9 +188,13 @@ def _why_nothing(folder: Path) -> str:
             f"Run its command again to finish it, or use its newest checkpoint, {newest}."
         )
     if (folder / "adapter_model.bin").is_file():
+        return "its adapter is adapter_model.bin, a pickle, which runs code when opened and is not read. " + convert(
+            folder / "adapter_model.bin"
+        )
+    if shards := sorted(found.name for found in folder.glob("global_step*")):
         return (
-            "its adapter is adapter_model.bin, a pickle, which is not read. "
-            "Load it with peft and save_pretrained it, which writes safetensors."
+            f"its weights are still DeepSpeed's own, in {shards[-1]}. Put them together with the kit that trained "
+            "them (zero_to_fp32.py), as safetensors."
         )
     if (folder / ADAPTER_CONFIG).is_file():
         return f"{ADAPTER_CONFIG} without {ADAPTER_WEIGHTS}. Copy the folder again."

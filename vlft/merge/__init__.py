@@ -23,6 +23,7 @@ from vlft.checkpoint import (
     find_base,
     open_processor,
     open_to_others,
+    read_adapter,
     write_record,
 )
 from vlft.errors import CheckpointError
@@ -38,6 +39,10 @@ __all__ = ["MergeReport", "RowCheck", "merge", "towers_of_adapter"]
 
 Dtype = Literal["keep", "bf16", "fp16", "fp32"]
 _TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_UNTIED = (
+    "the base ties lm_head to its embedding, and the adapter changes one of the two: both are written, and "
+    "tie_word_embeddings in config.json is now false"
+)
 _WORDS = {name: word for word, name in _TORCH_NAMES.items()}
 
 
@@ -56,6 +61,7 @@ class MergeReport:
         lineage: how it is known that the adapter belongs to this base.
         rows: figures per row.
         warnings: what the user should know of a merge that was done all the same.
+        notes: how the adapter's folder was read.
     """
 
     dtype: str
@@ -68,6 +74,7 @@ class MergeReport:
     lineage: str
     rows: tuple[RowCheck, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def merge(
@@ -107,20 +114,22 @@ def merge(
     open_processor(base, found.folder)  # before an hour of writing, not when the merged model is asked
     check_fit(base, family)
     lineage = check_lineage(run, found, base_id, base)
-    plan = plan_merge(found.folder, base, family)
+    adapter = read_adapter(found.folder, base, family)
+    plan = plan_merge(adapter, base, family)
     towers = _check_towers(run, found, plan)
     wanted = None if dtype == "keep" else getattr(torch, _TORCH_NAMES[dtype])
     with full_disk_is_a_user_error(target), _workshop(target) as workshop:
         check_space(target, plan, wanted)
-        write_settings(base, found.folder, workshop, wanted)
+        write_settings(base, found.folder, workshop, wanted, untied=plan.untied)
         written = write_weights(plan, base, workshop, wanted, progress)
         rounded = {family.published_name(name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
         rounded_to = max(rounded.values(), key=lambda kind: torch.finfo(kind).eps, default=None)
         rows = verify(
             base=base,
-            adapter=found.folder,
+            adapter=adapter,
             merged=workshop,
             family=family,
+            untied=plan.untied,
             stored_as=rounded,
             rounded_to=rounded_to,
             progress=progress,
@@ -140,12 +149,13 @@ def merge(
         towers=towers,
         max_logit_diff=max(row.difference for row in rows),
         tensors=len(written),
-        changed=len(plan.updates),
+        changed=len(plan.updates) + (plan.head is not None),
         out=str(out),
         base_model=base_id,
         lineage=lineage,
         rows=tuple(rows),
         warnings=warnings,
+        notes=(*adapter.notes, *([_UNTIED] if plan.untied else [])),
     )
 
 

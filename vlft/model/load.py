@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from vlft.errors import CheckpointError
 from vlft.families import Family
-from vlft.files import read_json, slots_in, tensor_index
+from vlft.files import read_json, stored_slots
 from vlft.model.proof import prove
 
 
@@ -113,9 +113,7 @@ def check_fit(folder: str | Path, family: Family) -> None:
         CheckpointError: a tensor that the config asks for is missing or of another shape, or one is left over.
     """
     config, _ = load_config(folder)
-    index = tensor_index(folder)
-    slots = {name: slot for file in sorted(set(index.values())) for name, slot in slots_in(file).items()}
-    stored = {family.published_name(name): slot.shape for name, slot in slots.items()}
+    stored = {family.published_name(name): slot.shape for name, slot in stored_slots(folder).items()}
     live = {family.published_name(name): tuple(t.shape) for name, t in empty_model(config, family).state_dict().items()}
     if config.tie_word_embeddings:  # files hold it once, or twice
         live.pop("lm_head.weight", None)
