@@ -22,7 +22,6 @@ from vlft.checkpoint.weights import (
     is_tied,
     load_adapter_strict,
     load_weights_strict,
-    untie,
 )
 from vlft.files import INDEX, WEIGHTS, read_json, some_of, tensor_index
 
@@ -60,6 +59,5 @@ __all__ = [
     "snapshot_revision",
     "some_of",
     "tensor_index",
-    "untie",
     "write_record",
 ]

@@ -180,12 +180,13 @@ def load_adapter_strict(
     return len(names)
 
 
-def attach_adapter(model: Any, adapter: Adapter, family: Family) -> Any:
+def attach_adapter(model: Any, adapter: Adapter, family: Family, *, untied: bool = False) -> Any:
     """A loaded base with an adapter attached by plain peft, in evaluation mode; every tensor of it must fit.
 
     Args:
         model: the base; weights that lie beside the adapter are copied into it.
         adapter: as read for this base.
+        untied: give a tied head its own tensor first: peft merges LoRA of the head into the one it shares (0.21).
 
     Returns:
         the `PeftModel` around it.
@@ -196,6 +197,8 @@ def attach_adapter(model: Any, adapter: Adapter, family: Family) -> Any:
     from peft import PeftConfig, PeftModel
 
     _replace(model, adapter.replaced(family))
+    if untied:
+        _untie(model)
     try:
         if adapter.renamed:
             adapted = PeftModel(model, PeftConfig.from_peft_type(**adapter.settings_today(family)))
@@ -221,7 +224,7 @@ def _replace(model: Any, replaced: Mapping[str, tuple[Path, str]]) -> None:
             if name == head and embedding in replaced and model.get_parameter(head) is model.get_parameter(embedding):
                 other = files[replaced[embedding][0]].get_tensor(replaced[embedding][1])
                 if not torch.equal(value, other):
-                    untie(model)
+                    _untie(model)
             if model.get_parameter(name).shape != value.shape:
                 raise CheckpointError(
                     f"{file}: {key} is {list(value.shape)}, the base has {list(model.get_parameter(name).shape)}. Is "
@@ -230,7 +233,7 @@ def _replace(model: Any, replaced: Mapping[str, tuple[Path, str]]) -> None:
             model.get_parameter(name).copy_(value)
 
 
-def untie(model: Any) -> None:
+def _untie(model: Any) -> None:
     """Give a model whose head is its embedding a head of its own, of the same values."""
     import torch
 

@@ -179,6 +179,8 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> Plan:
         raise CheckpointError(f"{where}: holds no tensor, so there is nothing to merge. Was the run saved whole?")
     shared = {family.published_name(bare) for bare in adapter.replaced(family)}
     untied = tied and _unties(changes, shared)
+    if untied and _EMBEDDING not in changes and _HEAD in changes and len(changes[_HEAD].keys) == 3:
+        changes[_EMBEDDING] = Update(how="replace", file=where, keys=changes[_HEAD].keys[2:])  # it was the tied tensor
     head = None
     if tied and not untied and _HEAD in changes:  # one tensor in two roles: both take the value
         changes.setdefault(_EMBEDDING, changes.pop(_HEAD))
@@ -209,10 +211,10 @@ def _unties(changes: dict[str, Update], shared: Collection[str]) -> bool:
     ends = [name for name in (_EMBEDDING, _HEAD) if name in changes]
     if not ends:
         return False
-    if len(ends) == 1:
-        return ends[0] not in shared
     if any(changes[name].how == "lora" for name in ends):
         return True
+    if len(ends) == 1:
+        return ends[0] not in shared
     values = []
     for name in ends:
         with safe_open(changes[name].file, framework="pt") as file:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint import Adapter, attach_adapter, untie
+from vlft.checkpoint import Adapter, attach_adapter
 from vlft.families import Family
 from vlft.model.load import load_base, load_processor
 
@@ -117,9 +117,7 @@ def verify(
     progress("verify: base and base + adapter in float32")
     model = _load(base, family)
     alone = {name: _logits_TV(model, row) for name, row in rows.items()}
-    if untied:
-        untie(model)  # peft merges LoRA of the head into the tensor it shares (0.21)
-    adapted_model = attach_adapter(model, adapter, family)
+    adapted_model = attach_adapter(model, adapter, family, untied=untied)
     adapted = {name: _logits_TV(adapted_model, row) for name, row in rows.items()}
     wanted = adapted
     if stored_as:
