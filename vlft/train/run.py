@@ -30,6 +30,7 @@ from vlft.train import faults, zero
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
+from vlft.train.claim import refuse_other
 from vlft.train.folder import RunFolder, settings_there
 from vlft.train.guard import StepGuard
 from vlft.train.prepare import prepare_model
@@ -87,6 +88,7 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     say = print if args.process_index == 0 else _silent
     check_flags(args, model, data, parsed.given)
     kernels.check(args.liger, args.device)
+    on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
     base = open_base(data, model, given=parsed.given)
     check_fit(base.folder, base.family)  # before the pass over the rows
     workers = args.dataloader_num_workers
@@ -117,6 +119,10 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     )
     with _faults_in_words(run):
         how, checkpoint = on_rank_zero(lambda: _claim(run))
+        if how == "again":
+            say(
+                f"{run.folder.path}: a run here ended before its first checkpoint. Nothing of it is kept: starting over."
+            )
         if how == "finished":
             say(f"{run.folder.path}: this run is finished. Nothing to do.")
         else:
