@@ -30,13 +30,15 @@ def refuse_other(path: Path) -> None:
         path: `--output_dir`, which may be missing.
 
     Raises:
-        CheckpointError: a checkpoint of a run, merged weights, a model, an adapter, or any other files.
+        CheckpointError: a checkpoint of a run, merged weights, a model, an adapter, other files, or a file itself.
     """
     if (path / "trainer_state.json").is_file() or _is_checkpoint_of(path):
         raise CheckpointError(
             f"--output_dir {path}: is a checkpoint of a run, and training into it would spoil it. To go on from there: "
             f"--output_dir {path.parent}, with --resume_from_checkpoint {path} where it is not the newest. {_ELSE}"
         )
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"--output_dir {path}: is a file. {_ELSE}")
     if not path.is_dir() or not (found := holds(path)):
         return
     if RECORD in found:

@@ -120,9 +120,7 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     with _faults_in_words(run):
         how, checkpoint = on_rank_zero(lambda: _claim(run))
         if how == "again":
-            say(
-                f"{run.folder.path}: a run here ended before its first checkpoint. Nothing of it is kept: starting over."
-            )
+            say(f"{run.folder.path}: a run ended here before its first checkpoint. None of it is kept: starting over.")
         if how == "finished":
             say(f"{run.folder.path}: this run is finished. Nothing to do.")
         else:
