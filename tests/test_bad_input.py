@@ -58,7 +58,7 @@ def test_a_base_with_a_tensor_of_another_shape(refused, base, tmp_path):
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     printed = refused(base=broken)
     assert "1 tensors are mismatched" in printed
-    assert "model.language_model.norm.weight" in printed
+    assert "model.norm.weight ([3] in the files, [64] by config.json)" in printed
 
 
 def test_nothing_to_train(refused):

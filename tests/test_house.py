@@ -15,6 +15,7 @@ LEVELS = {
     "vlft": 0,
     "errors": 0,
     "families": 0,
+    "files": 0,
     "config": 1,
     "data": 2,
     "batches": 2.5,  # flags and costs -> the order of a run

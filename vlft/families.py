@@ -47,13 +47,13 @@ class Family:
     box_style: Literal["tokens", "json"]
 
     @staticmethod
-    def of(model_type: str, *, where: str = "the model") -> Family:
+    def of(model_type: object, *, where: str = "the model") -> Family:
         """The family of a `config.model_type`.
 
         Raises:
-            CheckpointError: not one of ours; names the type and what is supported.
+            CheckpointError: not one of ours, or none at all; names the type and what is supported.
         """
-        family = FAMILIES.get(model_type)
+        family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
         if family is None:
             raise CheckpointError(
                 f"{where}: model_type is {model_type!r}, not a Qwen-VL this version trains. "

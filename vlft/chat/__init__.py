@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from vlft.checkpoint import (
     check_lineage,
     find_adapter_or_model,
     find_base,
-    processor_files,
+    open_processor,
+    read_adapter,
     resolve_model,
 )
 from vlft.config.device import has_bf16
@@ -32,7 +32,7 @@ from vlft.data.sample import Image, Sample, Text, Turn, Video
 from vlft.errors import ConfigError, DataError
 from vlft.families import Family
 from vlft.model.generate import Prompt, Sampling, Speaker
-from vlft.model.load import load_base, load_config, load_processor
+from vlft.model.load import load_base, load_config
 from vlft.prompts import as_tensors, question_of, speaker
 
 __all__ = ["Chat", "Reply", "Sampling", "open_model", "question", "question_of"]
@@ -67,12 +67,14 @@ class Chat:
         encoder: conversations -> tokens and pixels, with the run's settings.
         speaker: the model.
         limit: tokens of prompt and answer together that the model was made for.
+        notes: what the user should know of how an adapter was read.
     """
 
     name: str
     encoder: Encoder
     speaker: Speaker
     limit: int
+    notes: tuple[str, ...] = ()
 
     @property
     def family(self) -> Family:
@@ -181,8 +183,7 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
     half = device.type == "cuda" and has_bf16()
     dtype = torch.bfloat16 if half else torch.float32
     found = find_adapter_or_model(path) if Path(path).expanduser().is_dir() else None
-    adapter = found.folder if found is not None and found.kind == "adapter" else None
-    if found is not None and adapter is not None:
+    if found is not None and found.kind == "adapter":
         base_id, folder = find_base(path, found, base_model)
         check_lineage(path, found, base_id, folder)
         name = f"{path} (adapter on {base_id})"
@@ -191,11 +192,12 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
     else:
         name, folder = str(path), resolve_model(path)
     config, family = load_config(folder)
-    processor = _processor(adapter, folder)
+    adapter = read_adapter(found.folder, folder, family) if found is not None and found.kind == "adapter" else None
+    processor = open_processor(folder, adapter.folder if adapter else None)
     with _enough_memory(device):
         model: Any = load_base(folder, family, dtype=dtype)
         if adapter is not None:
-            model = attach_adapter(model, adapter).get_base_model()
+            model = attach_adapter(model, adapter, family).get_base_model()
         for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
             parameter.data = parameter.data.to(device, dtype)
         model.to(device).eval()
@@ -209,6 +211,7 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
         ),
         speaker=speaker(model, processor, family),
         limit=config.text_config.max_position_embeddings,
+        notes=adapter.notes if adapter is not None else (),
     )
 
 
@@ -257,17 +260,6 @@ def require_file(kind: Kind, path: str) -> None:
 
 def _conversation(turns: Sequence[Turn]) -> Sample:
     return Sample(file="chat", index=0, id=None, turns=tuple(turns))
-
-
-def _processor(adapter: Path | None, folder: Path) -> Any:
-    """The processor an answer needs; of an adapter, the one its merged model would have."""
-    if adapter is None:
-        return load_processor(folder)
-    with tempfile.TemporaryDirectory(prefix="vlft-") as joined:
-        # Whether a processor is a Qwen2-VL's, transformers reads in config.json.
-        for file in (folder / "config.json", *processor_files(adapter, folder)):
-            Path(joined, file.name).symlink_to(file.absolute())
-        return load_processor(joined)
 
 
 def _media(record: RunRecord | None, processor: Any) -> MediaSettings:

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import ImageOps
 
 from vlft.check import REFUSED, Check
-from vlft.check.clean import write_quarantine
+from vlft.check.clean import QUARANTINE, write_quarantine
 from vlft.check.found import Bucket, Checked, kind_of_reason
 from vlft.data.caches import appearing
 from vlft.data.index import RowIndex
@@ -39,6 +39,29 @@ font-variant-numeric:tabular-nums;font-size:.9rem}
 .words{white-space:pre-wrap;font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;color:var(--soft)}
 summary{cursor:pointer;font-weight:600}
 """
+
+
+def refuse_folder(folder: str) -> None:
+    """Say before a long check that `--report` would overwrite what is not of an earlier check.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    here = Path(folder)
+    if here.exists() and not here.is_dir():
+        raise ConfigError(f"--report {folder}: is a file. Name a folder.")
+    there = [name for name in ("report.json", "report.html", QUARANTINE) if (here / name).exists()]
+    if not there:
+        return
+    try:
+        earlier = json.loads((here / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = None
+    if not isinstance(earlier, dict) or not {"rows", "ok", "bad"} <= earlier.keys():
+        raise ConfigError(
+            f"--report {folder}: {there[0]} there is not of an earlier check, and would be overwritten. Name another "
+            "folder."
+        )
 
 
 def write_report(checked: Check, folder: str) -> Path:

@@ -1,24 +1,20 @@
 """What lies on disk: run records, model folders, weight files; read, write, verify.
 
-`record` is vlft.json; `files` reads JSON and safetensors names; `folders` finds models, runs and adapters; `lineage`
-tells an adapter's base; `weights` fingerprints and loads strictly. Nothing here trains or merges. torch, peft and the
-hub client are imported where used.
+`record` is vlft.json; `files` knows names, `adapter` those of adapters; `folders` finds models, runs and adapters,
+`door` refuses bases; `lineage` tells an adapter's base; `weights` fingerprints and loads strictly. Nothing here trains
+or merges. torch, peft and the hub client are imported where used.
 """
 
+from vlft.checkpoint.adapter import EMBEDDINGS, PREFIX, Adapter, read_adapter
 from vlft.checkpoint.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    INDEX,
-    WEIGHTS,
     family_of,
     module_name,
     open_to_others,
-    read_json,
-    some_of,
-    tensor_index,
 )
 from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_model, snapshot_revision
-from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, processor_files
+from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
 from vlft.checkpoint.record import FORMAT, RECORD, RunRecord, library_versions, read_record, write_record
 from vlft.checkpoint.weights import (
     attach_adapter,
@@ -27,15 +23,19 @@ from vlft.checkpoint.weights import (
     load_adapter_strict,
     load_weights_strict,
 )
+from vlft.files import INDEX, WEIGHTS, read_json, some_of, tensor_index
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "EMBEDDINGS",
     "FORMAT",
     "INDEX",
     "PICTURE_FILES",
+    "PREFIX",
     "RECORD",
     "WEIGHTS",
+    "Adapter",
     "Located",
     "RunRecord",
     "attach_adapter",
@@ -49,8 +49,10 @@ __all__ = [
     "load_adapter_strict",
     "load_weights_strict",
     "module_name",
+    "open_processor",
     "open_to_others",
     "processor_files",
+    "read_adapter",
     "read_json",
     "read_record",
     "resolve_model",

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vlft.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, bin_advice, has_weights, read_json
+from vlft.checkpoint.adapter import convert
+from vlft.checkpoint.door import check_base
+from vlft.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlft.checkpoint.record import RECORD, RunRecord, read_record
 from vlft.errors import CheckpointError
+from vlft.files import INDEX, WEIGHTS, absent, has_weights, read_json, weights_advice
 
 # Weights as safetensors only: .bin files are pickles, which run code when they are opened.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
@@ -29,27 +32,50 @@ def resolve_model(model_id: str | Path, revision: str | None = None) -> Path:
 
     Raises:
         CheckpointError: no such folder or hub model, the hub cannot be reached and nothing is cached, the folder is an
-            adapter or has no config.json, or its weights are not safetensors.
+            adapter or has no config.json, its weights are not safetensors, or as `check_base`.
     """
     folder = Path(model_id).expanduser()
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(str(model_id)) or folder.exists():
+            what = "a file, not a model folder" if folder.exists() else "no such model folder"
             raise CheckpointError(
-                f"{model_id}: no such model folder (looked for {folder.absolute()}). "
+                f"{model_id}: {what} (looked for {folder.absolute()}). "
                 "Give a folder with config.json and *.safetensors, or a hub id such as Qwen/Qwen2-VL-2B-Instruct."
             )
         folder = _download(str(model_id), revision)
     if not (folder / "config.json").is_file():
-        if (folder / ADAPTER_CONFIG).is_file():
-            base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-            raise CheckpointError(f"{model_id}: an adapter, not a whole model. Give its base, {base!r}.")
-        raise CheckpointError(
-            f"{model_id}: no config.json in {folder.absolute()}, so it is no model folder. Give the folder that holds "
-            "config.json and *.safetensors, or a hub id such as Qwen/Qwen2-VL-2B-Instruct."
-        )
+        raise CheckpointError(f"{model_id}: {_no_model(folder)}")
     if not has_weights(folder):
-        raise CheckpointError(f"{model_id}: neither {WEIGHTS} nor {INDEX} in {folder.absolute()}. {bin_advice(folder)}")
+        raise CheckpointError(
+            f"{model_id}: neither {WEIGHTS} nor {INDEX} in {folder.absolute()}. {weights_advice(folder)}"
+        )
+    check_base(folder)
     return folder
+
+
+def _no_model(folder: Path) -> str:
+    """What a folder without config.json is instead, and what to give."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        return f"an adapter, not a whole model. Give its base, {base!r}."
+    if (what := _near_by(folder)) is not None:
+        return what
+    ggufs = weights_advice(folder) + " " if any(folder.glob("*.gguf")) else ""
+    return (
+        f"no config.json in {folder.absolute()}, so it is no model folder. {ggufs}Give the folder that holds "
+        "config.json and *.safetensors, or a hub id such as Qwen/Qwen2-VL-2B-Instruct."
+    )
+
+
+def _near_by(folder: Path) -> str | None:
+    """Where a folder leads to that is no model or adapter itself; None where to nothing."""
+    if (folder / "config.json").is_symlink() and not (folder / "config.json").exists():
+        return f"config.json is {absent(folder / 'config.json')}"
+    if snapshots := sorted(path.parent for path in folder.glob("snapshots/*/config.json")):
+        return f"the hub cache's folder of a model. Give the snapshot in it, {snapshots[-1]}."
+    if adapters := sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}")):
+        return f"no weights there, but an adapter in {adapters[-1]}. Give that folder to vlft merge or vlft chat."
+    return None
 
 
 def _download(model_id: str, revision: str | None) -> Path:
@@ -126,7 +152,7 @@ def find_adapter_or_model(path: str | Path) -> Located:
     if not adapter and not model:
         raise CheckpointError(f"{path}: {_why_nothing(folder)}")
     # An adapter beside a whole model is what `save_pretrained` of a model after `merge_and_unload` leaves behind.
-    if adapter and model:
+    if adapter and has_weights(folder):
         raise CheckpointError(
             f"{path}: holds both {ADAPTER_WEIGHTS} and a whole model. Move one of them to its own folder."
         )
@@ -162,14 +188,20 @@ def _why_nothing(folder: Path) -> str:
             f"Run its command again to finish it, or use its newest checkpoint, {newest}."
         )
     if (folder / "adapter_model.bin").is_file():
+        return "its adapter is adapter_model.bin, a pickle, which runs code when opened and is not read. " + convert(
+            folder / "adapter_model.bin"
+        )
+    if shards := sorted(found.name for found in folder.glob("global_step*")):
         return (
-            "its adapter is adapter_model.bin, a pickle, which is not read. "
-            "Load it with peft and save_pretrained it, which writes safetensors."
+            f"its weights are still DeepSpeed's own, in {shards[-1]}. Put them together with the kit that trained "
+            "them (zero_to_fp32.py), as safetensors."
         )
     if (folder / ADAPTER_CONFIG).is_file():
         return f"{ADAPTER_CONFIG} without {ADAPTER_WEIGHTS}. Copy the folder again."
+    if (what := _near_by(folder)) is not None:
+        return what
     return (
-        f"neither {ADAPTER_WEIGHTS} nor {WEIGHTS} with config.json there. {bin_advice(folder)} "
+        f"neither {ADAPTER_WEIGHTS} nor {WEIGHTS} with config.json there. {weights_advice(folder)} "
         "Give a run's --output_dir, one of its checkpoint-N, or an adapter folder."
     )
 

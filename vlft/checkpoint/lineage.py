@@ -1,13 +1,18 @@
-"""Which base an adapter belongs to: where it is, how that is known, and what the adapter brings instead of the base."""
+"""Which base an adapter belongs to: where it is, how that is known, and the processor that goes with the two."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import Any
 
-from vlft.checkpoint.files import ADAPTER_CONFIG, read_json
+from vlft.checkpoint.door import check_processor
+from vlft.checkpoint.files import ADAPTER_CONFIG
 from vlft.checkpoint.folders import Located, resolve_model
 from vlft.checkpoint.weights import base_fingerprint
 from vlft.errors import CheckpointError
+from vlft.files import read_json
+from vlft.model.load import load_processor
 
 # Taken group by group from the run, else from the base: half a tokenizer of each would be neither.
 PICTURE_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -78,3 +83,24 @@ def processor_files(run: Path, base: Path) -> list[Path]:
         ours = [run / name for name in group if (run / name).is_file()]
         found += ours or [base / name for name in group if (base / name).is_file()]
     return found
+
+
+def open_processor(base: Path, adapter: Path | None = None) -> Any:
+    """The stock processor of a base, or the one that a merge of an adapter into it would have; proved to work.
+
+    Args:
+        base: model folder. adapter: folder of an adapter on it.
+
+    Raises:
+        CheckpointError: files are missing or broken, or are those of another model.
+    """
+    files = processor_files(base if adapter is None else adapter, base)
+    if adapter is None or not any(file.parent == adapter for file in files):
+        check_processor(base, files)
+        return load_processor(base)
+    check_processor(adapter, files)
+    with tempfile.TemporaryDirectory(prefix="vlft-") as joined:
+        # Whether a processor is a Qwen2-VL's, transformers reads in config.json.
+        for file in (base / "config.json", *files):
+            Path(joined, file.name).symlink_to(file.absolute())
+        return load_processor(joined, where=adapter)

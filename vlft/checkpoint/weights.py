@@ -7,22 +7,20 @@ Trainer's own resume loads a full Qwen2-VL with `strict=False` under names that 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlft.checkpoint.adapter import EMBEDDINGS, PREFIX, Adapter
 from vlft.checkpoint.files import (
     ADAPTER_WEIGHTS,
     family_of,
     module_name,
-    names_in,
-    read_json,
-    some_of,
-    tensor_index,
 )
 from vlft.errors import CheckpointError
 from vlft.families import Family
+from vlft.files import read_json, slots_in, some_of, tensor_index
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +58,8 @@ def base_fingerprint(folder: Path | str) -> str:
 
 def is_tied(config: dict) -> bool:
     """Whether config.json ties lm_head to the embedding; flat and nested configs differ in where they say it."""
-    return bool(config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", False)))
+    text = config.get("text_config") or {}
+    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
 
 
 def _open_all(stack: ExitStack, files: Iterable[Path]) -> dict[Path, Any]:
@@ -139,14 +138,17 @@ def _twin_of_head(live: dict[str, torch.Tensor]) -> str | None:
     return next((name for name, other in live.items() if other is head and name != "lm_head.weight"), None)
 
 
-def load_adapter_strict(peft_model: torch.nn.Module, folder: Path | str, adapter_name: str = "default") -> int:
+def load_adapter_strict(
+    peft_model: torch.nn.Module, folder: Path | str, *, names: Mapping[str, str] | None = None
+) -> int:
     """Copy an adapter file into a live peft model, in place, `modules_to_save` included.
 
     In place, so that an optimizer made before still holds these parameters; dtypes of the live model stay.
 
     Args:
-        peft_model: a `PeftModel` whose adapter `adapter_name` exists.
+        peft_model: a `PeftModel` with an adapter named "default".
         folder: with adapter_model.safetensors.
+        names: name in the live model -> name in the file; None: they are the same.
 
     Returns:
         Tensors copied.
@@ -160,26 +162,31 @@ def load_adapter_strict(peft_model: torch.nn.Module, folder: Path | str, adapter
     file = Path(folder) / ADAPTER_WEIGHTS
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file. Give a folder that holds an adapter.")
-    names = names_in(file)
+    slots = slots_in(file)
+    names = {name: name for name in slots} if names is None else names
     # Its values share storage with the live parameters; "auto" would ask the hub whether the vocabulary grew.
-    live = get_peft_model_state_dict(peft_model, adapter_name=adapter_name, save_embedding_layers=False)
+    live = get_peft_model_state_dict(peft_model, adapter_name="default", save_embedding_layers=False)
     with ExitStack() as stack, torch.no_grad():
         opened = _open_all(stack, [file])[file]
-        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
         wrong = {
-            name: (shapes[name], tuple(live[name].shape))
-            for name in sorted(live.keys() & shapes.keys())
-            if shapes[name] != tuple(live[name].shape)
+            name: (slots[names[name]].shape, tuple(live[name].shape))
+            for name in sorted(live.keys() & names.keys())
+            if slots[names[name]].shape != tuple(live[name].shape)
         }
-        missing, unexpected = sorted(live.keys() - shapes.keys()), sorted(shapes.keys() - live.keys())
+        missing, unexpected = sorted(live.keys() - names.keys()), sorted(names.keys() - live.keys())
         _refuse(file, "the live adapter", missing, unexpected, wrong)
-        for name in names:
-            live[name].copy_(opened.get_tensor(name))
+        for name, stored in names.items():
+            live[name].copy_(opened.get_tensor(stored))
     return len(names)
 
 
-def attach_adapter(model: torch.nn.Module, folder: Path | str) -> Any:
+def attach_adapter(model: Any, adapter: Adapter, family: Family, *, untied: bool = False) -> Any:
     """A loaded base with an adapter attached by plain peft, in evaluation mode; every tensor of it must fit.
+
+    Args:
+        model: the base; weights that lie beside the adapter are copied into it.
+        adapter: as read for this base.
+        untied: give a tied head its own tensor first: peft merges LoRA of the head into the one it shares (0.21).
 
     Returns:
         the `PeftModel` around it.
@@ -187,14 +194,50 @@ def attach_adapter(model: torch.nn.Module, folder: Path | str) -> Any:
     Raises:
         CheckpointError: peft refuses the adapter, or its names or shapes are not those of the base.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
+    _replace(model, adapter.replaced(family))
+    if untied:
+        _untie(model)
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder))  # type: ignore[arg-type]
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: peft cannot attach it to the base: {error}") from error
-    load_adapter_strict(adapted, folder)  # peft itself only warns of keys that are missing
+        if adapter.renamed:
+            adapted = PeftModel(model, PeftConfig.from_peft_type(**adapter.settings_today(family)))
+        else:
+            adapted = PeftModel.from_pretrained(model, str(adapter.folder))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{adapter.folder}: peft cannot attach it to the base: {error}") from error
+    apart = {PREFIX + name for name in adapter.embeddings(family)}
+    names = {live: stored for live, stored in adapter.keys.items() if live not in apart}
+    load_adapter_strict(adapted, adapter.folder, names=names)  # peft itself only warns of keys that are missing
     return adapted.eval()
+
+
+def _replace(model: Any, replaced: Mapping[str, tuple[Path, str]]) -> None:
+    """Copy tensors of files over parameters of a model; a tied head that gets a value of its own is untied."""
+    import torch
+
+    embedding, head = EMBEDDINGS
+    with ExitStack() as stack, torch.no_grad():
+        files = _open_all(stack, (file for file, _ in replaced.values()))
+        for name, (file, key) in replaced.items():
+            value = files[file].get_tensor(key)
+            if name == head and embedding in replaced and model.get_parameter(head) is model.get_parameter(embedding):
+                other = files[replaced[embedding][0]].get_tensor(replaced[embedding][1])
+                if not torch.equal(value, other):
+                    _untie(model)
+            if model.get_parameter(name).shape != value.shape:
+                raise CheckpointError(
+                    f"{file}: {key} is {list(value.shape)}, the base has {list(model.get_parameter(name).shape)}. Is "
+                    "this the base it was trained on? Name the right one with --base_model."
+                )
+            model.get_parameter(name).copy_(value)
+
+
+def _untie(model: Any) -> None:
+    """Give a model whose head is its embedding a head of its own, of the same values."""
+    import torch
+
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
 
 
 def _refuse(where: Path, what: str, missing: list[str], unexpected: list[str], wrong: dict[str, tuple]) -> None:

@@ -62,6 +62,8 @@ def run(argv: Sequence[str]) -> int:
             top_p=1.0 if flags.top_p is None else flags.top_p,
         )
         chat = open_model(flags.model, base_model=flags.base_model)
+        for note in chat.notes:
+            _say(f"note: {note}.")
         if flags.prompt is None:
             _talk(chat, flags.media, sampling)
             return 0

@@ -23,10 +23,11 @@ def run(argv: Sequence[str]) -> int:
     with json_only("--json" in argv) as write:
         from vlft.check import check
         from vlft.check.clean import refuse_target, write_clean
-        from vlft.check.page import write_report
+        from vlft.check.page import refuse_folder, write_report
         from vlft.cli.quiet import quiet
         from vlft.cli.rows import RowParser
         from vlft.data.costs import cost_folder
+        from vlft.data.index import RowIndex
 
         parser = RowParser(
             "check-data",
@@ -47,6 +48,13 @@ def run(argv: Sequence[str]) -> int:
             parser.error(f"--workers {parsed.extra.workers}: a number of processes, 0 or more")
         quiet()
         data, model = parsed.flags
+
+        def before(index: RowIndex) -> None:
+            if parsed.extra.report:
+                refuse_folder(parsed.extra.report)
+            if parsed.extra.fix:
+                refuse_target(parsed.extra.fix, index)
+
         checked = check(
             files,
             data,
@@ -55,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
             headers_only=parsed.extra.headers_only,
             workers=parsed.extra.workers,
             cache=cost_folder(os.environ),
-            before=lambda index: refuse_target(parsed.extra.fix, index) if parsed.extra.fix else None,
+            before=before,
         )
         found = checked.found
         if parsed.extra.json:

@@ -52,6 +52,8 @@ def run(argv: Sequence[str]) -> int:
             dtype=flags.dtype,
             progress=partial(print, file=sys.stderr, flush=True),
         )
+        for note in report.notes:
+            print(f"note: {note}.", file=sys.stderr)
         for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if flags.json:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from vlft.data import media as media_io
 from vlft.data.fit import Fit, TooLong, fitted
@@ -266,12 +267,12 @@ class Encoder:
         """The rendered conversation, cut into (text, trained) pieces whose concatenation is the whole."""
         messages = [_message(turn) for turn in sample.turns]
         answers = [k for k, turn in enumerate(sample.turns) if turn.role == "assistant"]
-        prompts = self._templates([messages[:k] for k in answers], add_generation_prompt=True)
-        uptos = self._templates([messages[: k + 1] for k in answers], add_generation_prompt=False)
+        prompts = self._templates(sample, [messages[:k] for k in answers], add_generation_prompt=True)
+        uptos = self._templates(sample, [messages[: k + 1] for k in answers], add_generation_prompt=False)
         if answers and answers[-1] == len(messages) - 1 and not unanswered:
             whole = uptos[-1]
         else:
-            (whole,) = self._templates([messages], add_generation_prompt=unanswered)
+            (whole,) = self._templates(sample, [messages], add_generation_prompt=unanswered)
         pieces, done = [], 0
         for k, prompt, upto in zip(answers, prompts, uptos, strict=True):
             end = upto.rfind(self.family.end_of_turn) + len(self.family.end_of_turn)
@@ -287,16 +288,26 @@ class Encoder:
         pieces.append((whole[done:], False))
         return [(text, trained) for text, trained in pieces if text]
 
-    def _templates(self, conversations: list[list[dict[str, Any]]], *, add_generation_prompt: bool) -> list[str]:
-        """The conversations as the chat template writes them."""
+    def _templates(
+        self, sample: Sample, conversations: list[list[dict[str, Any]]], *, add_generation_prompt: bool
+    ) -> list[str]:
+        """The conversations as the chat template writes them.
+
+        Raises:
+            DataError: the template refuses them (`raise_exception`). A jinja2 error itself cannot leave a worker.
+        """
         if not conversations:
             return []
-        return self.processor.tokenizer.apply_chat_template(
-            conversations,
-            chat_template=self.processor.chat_template or self.processor.tokenizer.chat_template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
+        try:
+            return self.processor.tokenizer.apply_chat_template(
+                conversations,
+                chat_template=self.processor.chat_template or self.processor.tokenizer.chat_template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except TemplateError as error:
+            reason = f"the base's chat template does not take this conversation: {error}. Change its turns, or drop it."
+            raise _refused(sample, "conversations", reason) from error
 
 
 def _message(turn: Turn) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlft.data.caches import appearing
 from vlft.data.shown import printable
+from vlft.errors import ConfigError
 
 #: What all pages share; a page's own rules come after it.
 STYLE = """
@@ -62,10 +63,19 @@ def write_page(path: str | Path, html: str) -> None:
 
     Raises:
         OSError: it cannot be written there, e.g. since there is no such folder.
+        ConfigError: a file is there that is no page; a mistyped name shall not cost a data file.
     """
+    if Path(path).is_file() and not _is_page(Path(path)):
+        raise ConfigError(f"{path}: is there already and is no HTML page. Name another file, or remove it.")
     os.stat(Path(path).parent)  # `appearing` would make it, and a mistyped name shall not
     with appearing(path) as out:
         out.write(html.encode("utf-8", "replace"))
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    return not head or head.startswith((b"<!doctype html", b"<html"))
 
 
 def safe(text: object) -> str:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vlft.batches import pack_budget
-from vlft.checkpoint import resolve_model
+from vlft.checkpoint import open_processor, resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
@@ -16,7 +16,7 @@ from vlft.data.fit import Fit
 from vlft.data.media import MediaSettings, media_settings
 from vlft.errors import ConfigError
 from vlft.families import Family
-from vlft.model.load import load_config, load_processor
+from vlft.model.load import load_config
 from vlft.model.towers import Towers
 
 
@@ -55,14 +55,14 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
 
     Raises:
         ConfigError: a flag is missing, cannot act, or cannot be carried out.
-        CheckpointError: the base is missing, not a Qwen-VL, or not whole.
+        CheckpointError: the base is missing, not a Qwen-VL, quantised, not whole, or its processor is another model's.
     """
     if model.model_id is None:
         raise ConfigError("--model_id is missing: the base model, a folder or e.g. Qwen/Qwen2-VL-2B-Instruct")
     towers = _towers(model, given)
     folder = resolve_model(model.model_id, model.model_revision)
     config, family = load_config(folder)
-    processor = load_processor(folder)
+    processor = open_processor(folder)
     media = _settings(processor, data)
     limit = config.text_config.max_position_embeddings
     max_length = limit if data.max_length is None else data.max_length

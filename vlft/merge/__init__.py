@@ -21,13 +21,16 @@ from vlft.checkpoint import (
     family_of,
     find_adapter_or_model,
     find_base,
+    open_processor,
     open_to_others,
+    read_adapter,
     write_record,
 )
 from vlft.errors import CheckpointError
 from vlft.merge.plan import Plan, plan_merge, towers_of_adapter
 from vlft.merge.verify import EXACT_SHARE, RowCheck, verify
 from vlft.merge.write import check_space, full_disk_is_a_user_error, write_settings, write_weights
+from vlft.model.load import check_fit
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +39,10 @@ __all__ = ["MergeReport", "RowCheck", "merge", "towers_of_adapter"]
 
 Dtype = Literal["keep", "bf16", "fp16", "fp32"]
 _TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_UNTIED = (
+    "the base ties lm_head to its embedding, and the adapter changes one of the two: both are written, and "
+    "tie_word_embeddings in config.json is now false"
+)
 _WORDS = {name: word for word, name in _TORCH_NAMES.items()}
 
 
@@ -54,6 +61,7 @@ class MergeReport:
         lineage: how it is known that the adapter belongs to this base.
         rows: figures per row.
         warnings: what the user should know of a merge that was done all the same.
+        notes: how the adapter's folder was read.
     """
 
     dtype: str
@@ -66,6 +74,7 @@ class MergeReport:
     lineage: str
     rows: tuple[RowCheck, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def merge(
@@ -102,21 +111,25 @@ def merge(
         raise CheckpointError(f"{out}: already there and not empty. Give a new or empty folder, or remove it.")
     base_id, base = find_base(run, found, base_model)
     family = family_of(base)
+    open_processor(base, found.folder)  # before an hour of writing, not when the merged model is asked
+    check_fit(base, family)
     lineage = check_lineage(run, found, base_id, base)
-    plan = plan_merge(found.folder, base, family)
+    adapter = read_adapter(found.folder, base, family)
+    plan = plan_merge(adapter, base, family)
     towers = _check_towers(run, found, plan)
     wanted = None if dtype == "keep" else getattr(torch, _TORCH_NAMES[dtype])
     with full_disk_is_a_user_error(target), _workshop(target) as workshop:
         check_space(target, plan, wanted)
-        write_settings(base, found.folder, workshop, wanted)
+        write_settings(base, found.folder, workshop, wanted, untied=plan.untied)
         written = write_weights(plan, base, workshop, wanted, progress)
         rounded = {family.published_name(name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
         rounded_to = max(rounded.values(), key=lambda kind: torch.finfo(kind).eps, default=None)
         rows = verify(
             base=base,
-            adapter=found.folder,
+            adapter=adapter,
             merged=workshop,
             family=family,
+            untied=plan.untied,
             stored_as=rounded,
             rounded_to=rounded_to,
             progress=progress,
@@ -136,12 +149,13 @@ def merge(
         towers=towers,
         max_logit_diff=max(row.difference for row in rows),
         tensors=len(written),
-        changed=len(plan.updates),
+        changed=len(plan.updates) + (plan.head is not None),
         out=str(out),
         base_model=base_id,
         lineage=lineage,
         rows=tuple(rows),
         warnings=warnings,
+        notes=(*adapter.notes, *([_UNTIED] if plan.untied else [])),
     )
 
 

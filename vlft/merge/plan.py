@@ -7,17 +7,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vlft.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_tied, module_name, read_json, some_of, tensor_index
+from vlft.checkpoint import (
+    ADAPTER_CONFIG,
+    PREFIX,
+    Adapter,
+    is_tied,
+    module_name,
+    read_json,
+    some_of,
+    tensor_index,
+)
+from vlft.checkpoint.adapter import Pair
 from vlft.errors import CheckpointError
 from vlft.families import TOWERS, Family
+from vlft.files import slots_in
 
-_PREFIX = "base_model.model."
-_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+#: Parts of key names of adapters that are more than two matrices beside a weight.
+_ODD_PARTS = r"lora_embedding_|lora_magnitude_vector|lora_bias|trainable_tokens|token_adapter|hada_|lokr_|oft_|ia3_"
 
 # Settings of adapter_config.json that the plan acts on, or that leave W + scale * B @ A what it is.
 _UNDERSTOOD = {
@@ -50,14 +62,16 @@ class Update:
     """What one base tensor becomes.
 
     Attributes:
-        how: `lora`: W_OI + scale * B_OR @ A_RI; `replace`: the adapter's own copy (modules_to_save).
-        keys: names in the adapter file: (A, B) or (copy,).
-        scale: alpha / R, or alpha / sqrt(R) for rsLoRA; 1 for `replace`.
+        how: `lora`: W_OI + scale * B_OR @ A_RI; `replace`: a copy in the adapter's folder; `keep`: itself.
+        file: of the adapter's folder, where the keys are.
+        keys: names in that file: (A, B), (A, B, W) where W is not the base's, (copy,) or ().
+        scale: alpha / R, or alpha / sqrt(R) for rsLoRA; 1 otherwise.
     """
 
-    how: Literal["lora", "replace"]
+    how: Literal["lora", "replace", "keep"]
+    file: Path
     keys: tuple[str, ...]
-    scale: float
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +81,15 @@ class Plan:
     Attributes:
         index: base tensor name -> file, every tensor of the base.
         updates: base tensor name -> update; the others stay as they are.
-        adapter_file: where the updates' keys are.
+        untied: the base ties head and embedding, and merged they differ: config.json has to say so.
+        head: how the head is made of the tied embedding; None where the base's files hold one, or it stays tied.
         towers: tower -> full, lora or frozen, by the adapter's keys.
     """
 
     index: dict[str, Path]
     updates: dict[str, Update]
-    adapter_file: Path
+    untied: bool
+    head: Update | None
     towers: dict[str, str]
 
 
@@ -92,7 +108,7 @@ def towers_of_adapter(keys: Iterable[str], family: Family) -> dict[str, str]:
     """
     towers = dict.fromkeys(TOWERS, "frozen")
     for key in keys:
-        name = module_name(family, key.removeprefix(_PREFIX))
+        name = module_name(family, key.removeprefix(PREFIX))
         try:
             tower = family.tower_of(name)
         except KeyError:
@@ -104,76 +120,128 @@ def towers_of_adapter(keys: Iterable[str], family: Family) -> dict[str, str]:
     return towers
 
 
-def plan_merge(adapter: Path, base: Path, family: Family) -> Plan:
-    """Match every adapter tensor to the base tensor it changes, each exactly once.
+def plan_merge(adapter: Adapter, base: Path, family: Family) -> Plan:
+    """Match every tensor of an adapter's folder to the base tensor it changes, each exactly once.
 
     Args:
-        adapter: folder with adapter_config.json and adapter_model.safetensors.
+        adapter: as read for this base.
         base: model folder.
         family: of the base.
 
     Raises:
         CheckpointError: a kind of adapter that W + scale * B @ A does not describe, keys left over, one half of a pair
-            missing, shapes or ranks that disagree, or a change to one side of tied embeddings.
+            missing, or shapes or ranks that disagree.
     """
-    where = adapter / ADAPTER_WEIGHTS
-    settings = read_json(adapter / ADAPTER_CONFIG)
-    _check_settings(settings, adapter / ADAPTER_CONFIG)
+    where = adapter.file
+    _check_settings(adapter.settings, adapter.folder / ADAPTER_CONFIG)
     index = tensor_index(base)
     stored = {family.published_name(name): name for name in index}
-    shapes = shapes_in([where])
-    base_shapes = shapes_in(index.values())
-
-    updates: dict[str, Update] = {}
-    pairs: dict[str, dict[str, str]] = {}
+    sizes = {family.published_name(name): shape for name, shape in shapes_in(index.values()).items()}
+    tied = is_tied(read_json(base / "config.json"))
+    if tied:
+        sizes.setdefault(_HEAD, sizes[_EMBEDDING])
+    changes: dict[str, Update] = {}
+    saved_whole = adapter.embeddings(family)
     left_over = []
-    for key in sorted(shapes):
-        bare = key.removeprefix(_PREFIX)
-        lora = _LORA.fullmatch(bare)
-        if lora:
-            pairs.setdefault(lora["module"], {})[lora["side"]] = key
-        elif bare != key and family.published_name(bare) in stored and _is_saved_module(bare, family, settings):
-            updates[stored[family.published_name(bare)]] = Update(how="replace", keys=(key,), scale=1.0)
+    pairs = adapter.pairs()
+    paired = {key for pair in pairs.values() for key in _both(pair)}
+    for live in sorted(adapter.keys):
+        key, bare = adapter.keys[live], live.removeprefix(PREFIX)
+        if key in paired:
+            continue
+        name = family.published_name(bare)
+        if name in sizes and (bare in saved_whole or adapter.owner(bare, family) is not None):
+            _check_copy(where, key, adapter.shapes[key], name, sizes[name])
+            changes[name] = Update(how="replace", file=where, keys=(key,))
         else:
             left_over.append(key)
-    for module, sides in pairs.items():
-        target = stored.get(family.published_name(f"{module}.weight"))
-        if target is None or set(sides) != {"A", "B"} or target in updates or not sides["A"].startswith(_PREFIX):
-            left_over += sides.values()
+    for module, pair in pairs.items():
+        name = family.published_name(f"{module}.weight")
+        replaced = changes.get(name)
+        if name not in sizes or (replaced is not None and f"{module}.weight" not in saved_whole):
+            left_over += _both(pair)
             continue
-        rank, alpha = _rank_and_alpha(module_name(family, module), settings)
-        _check_pair(where, target, base_shapes[target], shapes[sides["A"]], shapes[sides["B"]], rank)
-        scale = alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
-        updates[target] = Update(how="lora", keys=(sides["A"], sides["B"]), scale=scale)
+        _check_pair(where, name, sizes[name], adapter.shapes[pair.a], adapter.shapes[pair.b], pair.rank)
+        scale = pair.alpha / (math.sqrt(pair.rank) if adapter.settings.get("use_rslora") else pair.rank)
+        onto = replaced.keys if replaced is not None else ()  # peft saves an embedding that it adapts
+        changes[name] = Update(how="lora", file=where, keys=(*_both(pair), *onto), scale=scale)
     if left_over:
+        raise CheckpointError(_no_place(where, left_over, len(adapter.shapes), base))
+    for bare, (file, key) in adapter.copies.items():
+        name = family.published_name(bare)
+        if name in changes:
+            raise CheckpointError(
+                f"{file}: {key} replaces {name}, which the adapter changes too. Which of the two comes first is not "
+                "known here: merge it with the kit that trained it."
+            )
+        changes[name] = Update(how="replace", file=file, keys=(key,))
+    if not changes:
+        raise CheckpointError(f"{where}: holds no tensor, so there is nothing to merge. Was the run saved whole?")
+    shared = {family.published_name(bare) for bare in adapter.replaced(family)}
+    untied = tied and _unties(changes, shared)
+    if untied and _EMBEDDING not in changes and _HEAD in changes and len(changes[_HEAD].keys) == 3:
+        changes[_EMBEDDING] = Update(how="replace", file=where, keys=changes[_HEAD].keys[2:])  # it was the tied tensor
+    head = None
+    if tied and not untied and _HEAD in changes:  # one tensor in two roles: both take the value
+        changes.setdefault(_EMBEDDING, changes.pop(_HEAD))
+    if untied and _HEAD not in stored:
+        head = changes.pop(_HEAD, Update(how="keep", file=where, keys=()))
+    return Plan(
+        index=index,
+        updates={stored[name]: update for name, update in changes.items()},
+        untied=untied,
+        head=head,
+        towers=towers_of_adapter([*adapter.keys, *adapter.copies], family),
+    )
+
+
+def _both(pair: Pair) -> tuple[str, str]:
+    return pair.a, pair.b
+
+
+def _unties(changes: dict[str, Update], shared: Collection[str]) -> bool:
+    """Whether tied embedding and head differ after these changes.
+
+    peft adapts each of them alone, and a change of one leaves the other as it was. What replaces the base's own tensor
+    (`shared`) changes both, unless each comes with a value of its own.
+    """
+    import torch
+    from safetensors import safe_open
+
+    ends = [name for name in (_EMBEDDING, _HEAD) if name in changes]
+    if not ends:
+        return False
+    if any(changes[name].how == "lora" for name in ends):
+        return True
+    if len(ends) == 1:
+        return ends[0] not in shared
+    values = []
+    for name in ends:
+        with safe_open(changes[name].file, framework="pt") as file:
+            values.append(file.get_tensor(changes[name].keys[0]))
+    return not torch.equal(*values)
+
+
+def _no_place(where: Path, keys: list[str], count: int, base: Path) -> str:
+    """Why tensors of an adapter cannot be merged, and what to do."""
+    what = f"{where}: {len(keys)} of {count} tensors have no place in {base}: {some_of(keys)}. "
+    odd = sorted({part for key in keys for part in key.split(".") if re.match(_ODD_PARTS, part)})
+    if odd:
+        return what + f"{', '.join(odd)} is more than W + scale * B @ A. Merge it with peft's own merge_and_unload."
+    return what + "Is this the base it was trained on? Name the right one with --base_model."
+
+
+def _check_copy(where: Path, key: str, found: tuple[int, ...], name: str, wanted: tuple[int, ...]) -> None:
+    if found != wanted:
         raise CheckpointError(
-            f"{where}: {len(left_over)} of {len(shapes)} tensors have no place in {base}: {some_of(left_over)}. "
+            f"{where}: {key} is {list(found)}, the base's {name} is {list(wanted)}. "
             "Is this the base it was trained on? Name the right one with --base_model."
         )
-    if not updates:
-        raise CheckpointError(f"{where}: holds no tensor, so there is nothing to merge. Was the run saved whole?")
-    for name, update in updates.items():
-        if update.how == "replace" and shapes[update.keys[0]] != base_shapes[name]:
-            raise CheckpointError(
-                f"{where}: {update.keys[0]} is {list(shapes[update.keys[0]])}, the base's {name} is "
-                f"{list(base_shapes[name])}. Is this the base it was trained on? Name the right one with --base_model."
-            )
-    _check_tied(where, base, updates, stored)
-    return Plan(index=index, updates=updates, adapter_file=where, towers=towers_of_adapter(shapes, family))
 
 
 def shapes_in(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape over some safetensors files, from their headers."""
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(set(files)):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a whole safetensors file ({error}). Copy it again.") from None
-    return shapes
+    return {name: slot.shape for file in sorted(set(files)) for name, slot in slots_in(file).items()}
 
 
 def _check_settings(settings: dict[str, Any], where: Path) -> None:
@@ -201,39 +269,10 @@ def _check_settings(settings: dict[str, Any], where: Path) -> None:
         )
 
 
-def _is_saved_module(bare: str, family: Family, settings: dict[str, Any]) -> bool:
-    """Whether adapter_config.json names a module that holds this tensor (peft matches the ends of module names)."""
-    parts = module_name(family, bare).split(".")
-    owners = [".".join(parts[:end]) for end in range(1, len(parts))]
-    return any(owner.endswith(wanted) for owner in owners for wanted in settings.get("modules_to_save") or ())
-
-
-def _rank_and_alpha(module: str, settings: dict[str, Any]) -> tuple[int, float]:
-    """Rank and alpha of one module: the first matching pattern, else the common value, by peft's own matching."""
-    from peft.utils.other import get_pattern_key
-
-    ranks: dict[str, int] = settings.get("rank_pattern") or {}
-    alphas: dict[str, float] = settings.get("alpha_pattern") or {}
-    rank = ranks.get(get_pattern_key(list(ranks), module), settings["r"])
-    return rank, alphas.get(get_pattern_key(list(alphas), module), settings["lora_alpha"])
-
-
 def _check_pair(where: Path, target: str, weight: tuple, a: tuple, b: tuple, rank: int) -> None:
     if len(weight) != 2 or a != (rank, weight[1]) or b != (weight[0], rank):
         raise CheckpointError(
             f"{where}: for {target} {list(weight)} at rank {rank} (adapter_config.json), expected A [{rank}, I] and "
             f"B [O, {rank}] of a linear layer, found A {list(a)}, B {list(b)}. "
             "Is this the base it was trained on? Name the right one with --base_model."
-        )
-
-
-def _check_tied(where: Path, base: Path, updates: dict[str, Update], stored: dict[str, str]) -> None:
-    """Tied embeddings are one tensor in two roles; an adapter changes one role, which the files cannot say."""
-    if not is_tied(read_json(base / "config.json")):
-        return
-    ends = [name for name in ("model.embed_tokens.weight", "lm_head.weight") if stored.get(name) in updates]
-    if ends:
-        raise CheckpointError(
-            f"{where}: changes {ends[0]}, which {base} ties to its twin (tie_word_embeddings): merged, both would "
-            "change. Untie the base first, or train without it."
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint import attach_adapter
+from vlft.checkpoint import Adapter, attach_adapter
 from vlft.families import Family
 from vlft.model.load import load_base, load_processor
 
@@ -89,9 +89,10 @@ def flips_of(adapted_TV: torch.Tensor, merged_TV: torch.Tensor, rounded_to: torc
 def verify(
     *,
     base: Path,
-    adapter: Path,
+    adapter: Adapter,
     merged: Path,
     family: Family,
+    untied: bool,
     stored_as: Mapping[str, torch.dtype],
     rounded_to: torch.dtype | None,
     progress: Callable[[str], None],
@@ -99,8 +100,10 @@ def verify(
     """Run a text row and a picture row through base, base + adapter, peft's own merge, and the merged files.
 
     Args:
-        base, adapter, merged: folders; `merged` also holds the processor.
+        base, merged: folders; `merged` also holds the processor.
+        adapter: as read for the base.
         family: of the base.
+        untied: whether the merged head is not the embedding, as the base's is.
         stored_as: published tensor name -> dtype in `merged`, for every tensor that was rounded.
         rounded_to: the coarsest of them; None where none was.
 
@@ -112,10 +115,10 @@ def verify(
     """
     rows = _rows(merged, family)
     progress("verify: base and base + adapter in float32")
-    adapted_model = attach_adapter(_load(base, family), adapter)
+    model = _load(base, family)
+    alone = {name: _logits_TV(model, row) for name, row in rows.items()}
+    adapted_model = attach_adapter(model, adapter, family, untied=untied)
     adapted = {name: _logits_TV(adapted_model, row) for name, row in rows.items()}
-    with adapted_model.disable_adapter():
-        alone = {name: _logits_TV(adapted_model, row) for name, row in rows.items()}
     wanted = adapted
     if stored_as:
         model = adapted_model.merge_and_unload()

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,8 @@ def check_space(out: Path, plan: Plan, dtype: torch.dtype | None) -> None:
     need = sum(file.stat().st_size for file in set(plan.index.values()))
     if dtype is not None:
         need = _elements(plan) * dtype.itemsize
+    elif plan.head is not None:
+        need += 4 * max(map(math.prod, shapes_in(plan.index.values()).values()))  # it is as large as the embedding
     free = shutil.disk_usage(out.parent).free
     if need > free:
         raise CheckpointError(
@@ -96,27 +98,45 @@ def write_weights(
 
     written: dict[str, Written] = {}
     files = sorted(set(plan.index.values()))
-    with safe_open(plan.adapter_file, framework="pt") as adapter:
+    changed = {update.file for update in (*plan.updates.values(), plan.head) if update is not None}
+    with ExitStack() as stack:
+        adapter = {file: stack.enter_context(safe_open(file, framework="pt")) for file in changed}
         for number, file in enumerate(files, start=1):
             progress(f"merge: {file.name} ({number} of {len(files)})")
             shard: dict[str, torch.Tensor] = {}
             with safe_open(file, framework="pt") as stored:
-                for name in stored.keys():  # noqa: SIM118
-                    weight, update = stored.get_tensor(name), plan.updates.get(name)
+                for source in stored.keys():  # noqa: SIM118
+                    weight = stored.get_tensor(source)
                     wanted = dtype if dtype is not None and weight.is_floating_point() else weight.dtype
-                    merged = weight if update is None else merged_weight(weight, update, adapter)
-                    shard[name] = _cast(name, merged, wanted)
-                    written[name] = Written(dtype=wanted, rounded=wanted not in (merged.dtype, torch.float32))
+                    for name, update in _made_of(source, plan):
+                        merged = weight if update is None else merged_weight(weight, update, adapter[update.file])
+                        shard[name] = _cast(name, merged, wanted)
+                        written[name] = Written(dtype=wanted, rounded=wanted not in (merged.dtype, torch.float32))
                 save_file(shard, out / file.name, metadata=stored.metadata() or {"format": "pt"})
     if (base / INDEX).is_file():
         index = read_json(base / INDEX)
-        if dtype is not None:
+        if plan.head is not None:
+            index["weight_map"][_HEAD] = next(f.name for name, f in plan.index.items() if _is_embedding(name))
+        if dtype is not None or plan.head is not None:
             size = sum(file.stat().st_size - _header(file) for file in (out / f.name for f in files))
             index.setdefault("metadata", {})["total_size"] = size
             (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         else:
             shutil.copyfile(base / INDEX, out / INDEX)
     return written
+
+
+_HEAD = "lm_head.weight"
+
+
+def _is_embedding(name: str) -> bool:
+    return name.endswith("embed_tokens.weight")
+
+
+def _made_of(source: str, plan: Plan) -> list[tuple[str, Update | None]]:
+    """The merged tensors that come from one of the base: itself, and of a tied embedding the head that is untied."""
+    made = [(source, plan.updates.get(source))]
+    return [*made, (_HEAD, plan.head)] if plan.head is not None and _is_embedding(source) else made
 
 
 def _header(file: Path) -> int:
@@ -130,13 +150,16 @@ def merged_weight(weight_OI: torch.Tensor, update: Update, adapter: Any) -> torc
 
     Args:
         weight_OI: the base's tensor.
-        update: how it changes.
-        adapter: open safetensors file of the adapter.
+        update: how it changes; `keep` returns it in its own dtype.
+        adapter: `update.file`, open.
     """
+    if update.how == "keep":
+        return weight_OI
     if update.how == "replace":
         return adapter.get_tensor(update.keys[0]).float()
-    a_RI, b_OR = (adapter.get_tensor(key).float() for key in update.keys)
-    return weight_OI.float() + (b_OR @ a_RI) * update.scale
+    a_RI, b_OR, *others = (adapter.get_tensor(key).float() for key in update.keys)
+    weight_OI = others[0] if others else weight_OI.float()
+    return weight_OI + (b_OR @ a_RI) * update.scale
 
 
 def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -151,15 +174,22 @@ def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return cast.contiguous()
 
 
-def write_settings(base: Path, run: Path, out: Path, dtype: torch.dtype | None) -> None:
+def write_settings(base: Path, run: Path, out: Path, dtype: torch.dtype | None, *, untied: bool) -> None:
     """config.json and generation_config.json of the base; processor, tokenizer and chat template of the run if there.
 
-    The base's bytes are kept, but for dtype fields where another dtype was asked for.
+    The base's bytes are kept, but for dtype fields where another dtype was asked for, and `tie_word_embeddings` where
+    head and embedding differ now.
     """
-    if dtype is None:
+    if dtype is None and not untied:
         shutil.copyfile(base / "config.json", out / "config.json")
     else:
-        config = _with_dtype(read_json(base / "config.json"), str(dtype).removeprefix("torch."))
+        config = read_json(base / "config.json")
+        if dtype is not None:
+            config = _with_dtype(config, str(dtype).removeprefix("torch."))
+        if untied:
+            config["tie_word_embeddings"] = False
+            if "tie_word_embeddings" in (config.get("text_config") or {}):
+                config["text_config"]["tie_word_embeddings"] = False
         (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if (base / "generation_config.json").is_file():
         shutil.copyfile(base / "generation_config.json", out / "generation_config.json")

@@ -2,61 +2,68 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from vlft.errors import CheckpointError
 from vlft.families import Family
+from vlft.files import read_json, stored_slots
+from vlft.model.proof import prove
 
 
 def load_config(folder: str | Path) -> tuple[Any, Family]:
     """The base's config and family.
 
     Raises:
-        CheckpointError: no `config.json`, unreadable, or of a model type that is not ours.
+        CheckpointError: no `config.json`, unreadable, of a model type that is not ours, or with values transformers
+            does not take.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
 
     path = Path(folder) / "config.json"
+    family = Family.of(read_json(path).get("model_type"), where=str(folder))
     try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no config.json there, so it is no model folder. Check --model_id.") from error
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}). Download the model again.") from error
-    family = Family.of(model_type, where=str(folder))
-    return AutoConfig.from_pretrained(folder), family
+        if (path.parent / "generation_config.json").is_file():
+            path = path.parent / "generation_config.json"
+            GenerationConfig.from_pretrained(folder)
+            path = path.parent / "config.json"
+        return AutoConfig.from_pretrained(folder), family
+    except Exception as error:  # transformers validates fields with exceptions of several packages (5.23)
+        raise CheckpointError(f"{path}: transformers does not take it ({_short(error)}). Download it again.") from error
 
 
-def load_processor(folder: str | Path) -> Any:
-    """The stock processor of a model folder.
+def load_processor(folder: str | Path, *, where: str | Path | None = None) -> Any:
+    """The stock processor of a model folder, proved to write what the model of its config.json reads.
+
+    Args:
+        folder: with config.json.
+        where: it lies, for messages; None: in `folder`.
 
     Raises:
-        CheckpointError: processor files are missing or broken.
+        CheckpointError: processor files are missing or broken, or as `proof.prove`.
     """
     from transformers import AutoProcessor
 
+    where = where or folder
+    config, family = load_config(folder)
     try:
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exception for a file it cannot read
         raise CheckpointError(
-            f"{folder}: its processor cannot be loaded ({error}). It needs tokenizer.json, "
+            f"{where}: its processor cannot be loaded ({_short(error)}). It needs tokenizer.json, "
             "preprocessor_config.json (or processor_config.json) and a chat template beside the weights."
         ) from error
-    if not hasattr(processor, "image_processor"):
-        raise CheckpointError(
-            f"{folder}: holds a tokenizer but no picture processor (preprocessor_config.json or processor_config.json "
-            "is missing). Copy it from the model you started from."
-        )
-    if not (processor.chat_template or processor.tokenizer.chat_template):
-        raise CheckpointError(
-            f"{folder}: has no chat template, so conversations cannot be rendered. Copy chat_template.jinja (or "
-            "chat_template.json) from the model you started from."
-        )
+    prove(processor, config, family, where=where)
     return processor
+
+
+def _short(error: Exception) -> str:
+    """The first lines of an error, without their line breaks."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None = None) -> torch.nn.Module:
@@ -72,6 +79,7 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
     """
     import transformers
 
+    check_fit(folder, family)
     model_class = getattr(transformers, family.model_class)
     try:
         model, info = model_class.from_pretrained(
@@ -82,8 +90,10 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: its weights cannot be loaded ({error}). Download the model again.") from error
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: its weights cannot be loaded ({_short(error)}). Download the model again."
+        ) from error
     # transformers fills what it does not find with random numbers and warns; a base must be whole.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
@@ -95,9 +105,49 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
     return model
 
 
+def check_fit(folder: str | Path, family: Family) -> None:
+    """Compare config.json with the headers of the weights: a model of another size would be filled at random, or not
+    fit into memory.
+
+    Raises:
+        CheckpointError: a tensor that the config asks for is missing or of another shape, or one is left over.
+    """
+    config, _ = load_config(folder)
+    stored = {family.published_name(name): slot.shape for name, slot in stored_slots(folder).items()}
+    live = {family.published_name(name): tuple(t.shape) for name, t in empty_model(config, family).state_dict().items()}
+    if config.tie_word_embeddings:  # files hold it once, or twice
+        live.pop("lm_head.weight", None)
+        stored.pop("lm_head.weight", None)
+    faults = {
+        "missing": [name for name in sorted(live) if name not in stored],
+        "unexpected": [name for name in sorted(stored) if name not in live],
+        "mismatched": [
+            f"{name} ({list(stored[name])} in the files, {list(live[name])} by config.json)"
+            for name in sorted(live)
+            if name in stored and stored[name] != live[name]
+        ],
+    }
+    for kind, names in faults.items():
+        if names:
+            raise CheckpointError(
+                f"{folder}: {len(names)} tensors are {kind} for {family.model_class}, e.g. {names[0]}: config.json and "
+                "weights are not of one model. Download the model again."
+            )
+
+
 def empty_model(config: Any, family: Family) -> torch.nn.Module:
-    """The architecture on the meta device: names and shapes, no memory (for `vlft plan`)."""
+    """The architecture on the meta device: names and shapes, no memory.
+
+    Raises:
+        CheckpointError: sizes in the config that do not go together.
+    """
     import transformers
 
-    with torch.device("meta"):
-        return getattr(transformers, family.model_class)(config)
+    try:
+        with torch.device("meta"):
+            return getattr(transformers, family.model_class)(config)
+    except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AssertionError) as error:
+        raise CheckpointError(
+            f"{config._name_or_path}: its config.json describes no {family.model_class} ({_short(error)}). "
+            "Download the model again."
+        ) from error

@@ -10,20 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from vlft.batches import described, settings_of, training_order
-from vlft.checkpoint import module_name, some_of, tensor_index
 from vlft.config.checks import check_flags, remarks_on_steps
 from vlft.config.parse import Parsed
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
 from vlft.data.shown import printable
-from vlft.errors import CheckpointError, ConfigError
-from vlft.inputs import Base, Measured, open_base, trainable_rows, training_rows
+from vlft.errors import ConfigError
+from vlft.inputs import Measured, open_base, trainable_rows, training_rows
 from vlft.model import groups
 from vlft.model.forward import PixelScale
-from vlft.model.load import empty_model
+from vlft.model.load import check_fit, empty_model
 from vlft.model.towers import apply_towers
 from vlft.plan.memory import Outlook, look_ahead
 
@@ -130,8 +127,8 @@ def plan(
     world = gpus or args.world_size
     base = open_base(data, model_flags, given=parsed.given)
     PixelScale.of(base.processor)
+    check_fit(base.folder, base.family)
     model = empty_model(base.config, base.family)
-    _check_weights(base, model)
     if measure and gpu is not None:
         raise ConfigError(
             f"--measure runs on the device that is here, and --gpu {gpu} names another. Drop one of the two."
@@ -173,16 +170,6 @@ def plan(
         remarks=(*measured.notes, *(evaluation.notes if evaluation else ()), *remarks_on_steps(args, steps)),
         outlook=outlook,
     )
-
-
-def _check_weights(base: Base, model: torch.nn.Module) -> None:
-    """Refuse a base whose files lack tensors, as loading it would."""
-    stored = {module_name(base.family, name) for name in tensor_index(base.folder)}
-    missing = sorted(model.state_dict().keys() - stored - ({"lm_head.weight"} if base.tied else set()))
-    if missing:
-        raise CheckpointError(
-            f"{base.folder}: {len(missing)} tensors are missing: {some_of(missing)}. Download it again."
-        )
 
 
 def _files(measured: Measured) -> list[dict[str, Any]]:

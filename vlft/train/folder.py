@@ -16,11 +16,13 @@ from typing import Any, Literal
 import torch
 
 from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights_strict, read_record, write_record
-from vlft.checkpoint.files import module_name, open_to_others, tensor_index
+from vlft.checkpoint.files import module_name, open_to_others
 from vlft.checkpoint.weights import stored_tensors
 from vlft.config.parse import write_yaml
 from vlft.errors import BadRow, CheckpointError
+from vlft.files import tensor_index
 from vlft.inputs import Base
+from vlft.train.claim import complete_checkpoints, left_nothing, refuse_other, start_over
 from vlft.train.entries import with_skipped
 from vlft.train.lock import FolderLock
 from vlft.train.ranks import barrier
@@ -51,14 +53,15 @@ class RunFolder:
 
     # ---- where to start
 
-    def find_start(self, resume: str) -> tuple[Literal["new", "resume", "finished"], Path | None]:
-        """Whether to start, go on or stop, and the checkpoint to go on from.
+    def find_start(self, resume: str) -> tuple[Literal["new", "again", "resume", "finished"], Path | None]:
+        """Whether to start, start over ("again"), resume or stop, and the checkpoint to resume from.
 
         Args:
             resume: `--resume_from_checkpoint`: "auto", "none" or a path.
 
         Raises:
-            CheckpointError: the folder holds another run, or something that is no run at all.
+            CheckpointError: the folder holds another run, or something that is no run at all. A run that left nothing
+                to keep is no other run: it is started over.
         """
         if resume not in ("auto", "none"):
             source = Path(resume)
@@ -69,23 +72,20 @@ class RunFolder:
                 )
             self._check_same(read_record(source), source)
             _check_resumable(source)
-        # Names with a dot are ours: the lock, the staging folder, a record that a kill left half written.
-        found = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
-        if RECORD in found:
+        refuse_other(self.path)
+        if (self.path / RECORD).is_file():
+            existing = read_record(self.path)
+            if left_nothing(self.path, existing):
+                start_over(self.path)
+                return ("again", None) if resume in ("auto", "none") else ("resume", Path(resume))
             if resume == "none":
                 raise CheckpointError(
                     f"--output_dir {self.path}: holds a run already, and --resume_from_checkpoint is none. Choose a "
                     "new folder, or auto to go on."
                 )
-            existing = read_record(self.path)
             self._check_same(existing, self.path)
             if existing.training.get("finished"):
                 return "finished", None
-        elif found:
-            raise CheckpointError(
-                f"--output_dir {self.path}: is not empty and holds no run of vlft (it has "
-                f"{', '.join(sorted(found)[:3])}). Choose a new or empty folder."
-            )
         if resume not in ("auto", "none"):
             return "resume", Path(resume)
         newest = self.newest()
@@ -96,7 +96,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints of this folder."""
-        return [p for p in self.path.glob("checkpoint-*") if _step(p) >= 0 and (p / "trainer_state.json").is_file()]
+        return complete_checkpoints(self.path)
 
     def newest(self) -> Path | None:
         """The last complete checkpoint, if there is one."""
@@ -261,9 +261,12 @@ def settings_there(path: str | Path, resume: str | None) -> dict[str, Any] | Non
     """The "training" of the record that a run would go on with; None where there is none, or it cannot be read."""
     source = Path(path if resume in (None, "auto", "none") else resume)
     try:
-        return read_record(source).training if resume != "none" and (source / RECORD).is_file() else None
+        record = read_record(source) if resume != "none" and (source / RECORD).is_file() else None
     except CheckpointError:
         return None  # what is wrong is said when the folder is claimed
+    if record is None or (source == Path(path) and left_nothing(source, record)):
+        return None
+    return record.training
 
 
 def _equal_batch(other: RunRecord, mine: RunRecord) -> str:
@@ -309,8 +312,7 @@ def stored_dtypes(base: Base) -> dict[str, torch.dtype]:
 
 
 def _step(checkpoint: Path) -> int:
-    tail = checkpoint.name.removeprefix("checkpoint-")
-    return int(tail) if tail.isdigit() else -1
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _sync(folder: Path) -> None:

@@ -25,10 +25,12 @@ from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows, training_rows
 from vlft.model import flops, groups, kernels
+from vlft.model.load import check_fit
 from vlft.train import faults, zero
 from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
+from vlft.train.claim import refuse_other
 from vlft.train.folder import RunFolder, settings_there
 from vlft.train.guard import StepGuard
 from vlft.train.prepare import prepare_model
@@ -88,7 +90,9 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     if (remark := remark_on_numbers(args)) is not None:
         say(f"note: {remark}")
     kernels.check(args.liger, args.device)
+    on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
     base = open_base(data, model, given=parsed.given)
+    check_fit(base.folder, base.family)  # before the pass over the rows
     workers = args.dataloader_num_workers
     rows = on_rank_zero(lambda: training_rows(data, base, workers=workers))
     evaluated = None
@@ -117,6 +121,8 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     )
     with _faults_in_words(run):
         how, checkpoint = on_rank_zero(lambda: _claim(run))
+        if how == "again":
+            say(f"{run.folder.path}: a run ended here before its first checkpoint. None of it is kept: starting over.")
         if how == "finished":
             say(f"{run.folder.path}: this run is finished. Nothing to do.")
         else:

@@ -1,0 +1,272 @@
+"""Read an adapter folder as plain peft or another kit wrote it: tensors, by the names modules have today, and settings.
+
+Most published adapters of Qwen2-VL have the module names of transformers before 4.52, and some kits leave weights that
+were trained in full in files beside the adapter. All of it is read here, or refused by name; nothing is passed over in
+silence. Reads headers and no weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlft.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, module_name
+from vlft.errors import CheckpointError
+from vlft.families import Family
+from vlft.files import read_json, slots_in, some_of, stored_slots
+
+PREFIX = "base_model.model."
+EMBEDDINGS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
+
+_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+#: What wrappers of training (FSDP, torch.compile, DeepSpeed, peft's adapter name) add to a parameter's name.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|modules_to_save(\.default)?|base_layer)\."
+    r"|(?<=\.lora_[AB])\.default(?=\.)|^module\."
+)
+#: Files that trainers keep for themselves, to resume; no weights that an adapter would lack.
+_STATES = re.compile(
+    r"(training_args|optimizer\w*|scheduler|scaler)\.(bin|pt)|rng_state\w*\.pth|random_states_\d+\.pkl|latest"
+)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OTHER_WEIGHTS = (".gguf", ".onnx", ".h5", ".msgpack", ".npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The two matrices of one LoRA module: names in the adapter file, rank, and alpha."""
+
+    a: str
+    b: str
+    rank: int
+    alpha: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What an adapter folder holds.
+
+    Attributes:
+        folder: where it lies.
+        settings: adapter_config.json as written.
+        keys: name that peft's live model has today (`base_model.model.` first) -> name in the adapter file.
+        shapes: name in the adapter file -> shape.
+        copies: parameter of the model -> file beside the adapter, and its name there: trained in full by another kit.
+        notes: what the user should know of how it was read.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    keys: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    copies: dict[str, tuple[Path, str]]
+    notes: tuple[str, ...]
+
+    @property
+    def file(self) -> Path:
+        """The adapter's own weights."""
+        return self.folder / ADAPTER_WEIGHTS
+
+    @property
+    def renamed(self) -> bool:
+        """Whether names in the file are others than peft's live model has."""
+        return any(live != _without_base_layer(stored) for live, stored in self.keys.items())
+
+    def pairs(self) -> dict[str, Pair]:
+        """Module -> its LoRA matrices, for every whole pair."""
+        sides: dict[str, dict[str, str]] = {}
+        for live in self.keys:
+            if (found := _LORA.fullmatch(live.removeprefix(PREFIX))) is not None:
+                sides.setdefault(found["module"], {})[found["side"]] = self.keys[live]
+        whole = {module: pair for module, pair in sides.items() if set(pair) == {"A", "B"}}
+        return {
+            module: Pair(a=pair["A"], b=pair["B"], rank=rank, alpha=alpha)
+            for module, pair in whole.items()
+            for rank, alpha in [self._rank_and_alpha(module, pair["A"])]
+        }
+
+    def _rank_and_alpha(self, module: str, stored: str) -> tuple[int, float]:
+        """The first matching pattern, else the common value, by peft's own matching; patterns may have either name."""
+        from peft.utils.other import get_pattern_key
+
+        names = [_bare(stored).partition(".lora_")[0], module]
+        found: list[Any] = []
+        for patterns, common in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+            values: Mapping[str, Any] = self.settings.get(patterns) or {}
+            keys = [key for name in names if (key := get_pattern_key(list(values), name)) in values]
+            found.append(values[keys[0]] if keys else self.settings[common])
+        return found[0], found[1]
+
+    def owner(self, parameter: str, family: Family) -> str | None:
+        """The module of `modules_to_save` that holds a parameter; None where none does."""
+        wanted = self.settings.get("modules_to_save") or ()
+        parts = parameter.split(".")
+        for end in range(1, len(parts)):
+            name = ".".join(parts[:end])
+            spellings = (name, family.published_name(f"{name}.").rstrip("."))
+            if any(spelling.endswith(one) for spelling in spellings for one in wanted):
+                return name
+        return None
+
+    def embeddings(self, family: Family) -> dict[str, str]:
+        """Embedding and head that peft saved whole, unasked (`save_embedding_layers`): name -> name in the file."""
+        bare = {live.removeprefix(PREFIX): stored for live, stored in self.keys.items()}
+        return {name: bare[name] for name in EMBEDDINGS if name in bare and self.owner(name, family) is None}
+
+    def replaced(self, family: Family) -> dict[str, tuple[Path, str]]:
+        """Parameters of the base that take another value outside of peft's modules -> file, and name there."""
+        return self.copies | {name: (self.file, key) for name, key in self.embeddings(family).items()}
+
+    def settings_today(self, family: Family) -> dict[str, Any]:
+        """The settings with which peft makes modules for `keys`: every module by its whole name of today."""
+        pairs = self.pairs()
+        saved = {self.owner(live.removeprefix(PREFIX), family) for live in self.keys if ".lora_" not in live}
+        idle = ("exclude_modules", "layers_to_transform", "layers_pattern")
+        return {key: value for key, value in self.settings.items() if key not in idle} | {
+            "target_modules": sorted(pairs),
+            "rank_pattern": {re.escape(module): pair.rank for module, pair in pairs.items()},
+            "alpha_pattern": {re.escape(module): pair.alpha for module, pair in pairs.items()},
+            "modules_to_save": sorted(filter(None, saved)) or None,
+            "init_lora_weights": True,
+            "inference_mode": True,
+        }
+
+
+def read_adapter(folder: Path, base: Path, family: Family) -> Adapter:
+    """Read an adapter folder.
+
+    Args:
+        folder: with adapter_config.json and adapter_model.safetensors.
+        base: the model folder it belongs to.
+        family: of the base.
+
+    Raises:
+        CheckpointError: a file that is not whole, two tensors for one name, or weights beside the adapter that cannot
+            be read or are no part of the base.
+    """
+    settings = read_json(folder / ADAPTER_CONFIG)
+    shapes = {name: slot.shape for name, slot in slots_in(folder / ADAPTER_WEIGHTS).items()}
+    keys = {PREFIX + _today(name, family): name for name in shapes}
+    if len(keys) != len(shapes):
+        twice = sorted(shapes.keys() - set(keys.values()))
+        raise CheckpointError(f"{folder / ADAPTER_WEIGHTS}: the same tensor stands there under two names: {twice[0]}.")
+    notes = []
+    if changed := [name for live, name in keys.items() if live != _without_base_layer(name)]:
+        example = next(live for live, name in keys.items() if name == changed[0])
+        notes.append(
+            f"{ADAPTER_WEIGHTS}: {len(changed)} of {len(keys)} tensors have names of another version of transformers "
+            f"or of a wrapper, and were read by today's, e.g. {changed[0]} as {example}"
+        )
+    _refuse_other_vocabulary(folder, keys, shapes, base, family)
+    copies, more = _beside(folder, base, family)
+    return Adapter(folder=folder, settings=settings, keys=keys, shapes=shapes, copies=copies, notes=(*notes, *more))
+
+
+def _refuse_other_vocabulary(
+    folder: Path, keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], base: Path, family: Family
+) -> None:
+    """Refuse an embedding or head with other rows than the base's."""
+    saved = {name: keys[PREFIX + name] for name in EMBEDDINGS if PREFIX + name in keys}
+    if not saved:
+        return
+    of_base = {module_name(family, name): slot.shape for name, slot in stored_slots(base).items()}
+    for name, key in saved.items():
+        found, wanted = shapes[key], of_base.get(name, of_base.get(EMBEDDINGS[0], ()))
+        if len(found) == len(wanted) and found[0] != wanted[0] and found[1:] == wanted[1:]:
+            raise CheckpointError(
+                f"{folder / ADAPTER_WEIGHTS}: {key} has {found[0]:,} rows, the base's {name} {wanted[0]:,}: the "
+                "vocabulary was resized for this adapter. Resize the base alike (transformers: "
+                f"model.resize_token_embeddings({found[0]}), then save_pretrained, with the adapter's tokenizer), and "
+                "name it with --base_model."
+            )
+
+
+def _without_base_layer(name: str) -> str:
+    """peft calls the weight that it adapts so, and saves it where it is an embedding."""
+    return name.replace(".base_layer.", ".")
+
+
+def _bare(name: str) -> str:
+    """A parameter's name without what wrappers and peft put around it."""
+    name = _WRAPPERS.sub("", name)
+    while name.startswith(PREFIX):
+        name = name.removeprefix(PREFIX)
+    return name
+
+
+def _today(name: str, family: Family) -> str:
+    """The name a parameter of a saved model has in transformers' modules today."""
+    return module_name(family, _bare(name))
+
+
+def _beside(folder: Path, base: Path, family: Family) -> tuple[dict[str, tuple[Path, str]], list[str]]:
+    """Weights in files beside the adapter: which parameters they replace, and what to say of them.
+
+    Raises:
+        CheckpointError: names a file that cannot be read, or whose tensors are no part of the base.
+    """
+    copies: dict[str, tuple[Path, str]] = {}
+    notes: list[str] = []
+    unused: list[str] = []
+    pickles: list[str] = []
+    stored: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if path.name.startswith(("global_step", "pytorch_model_fsdp", "optimizer_")):
+                unused.append(f"{path.name}/")
+        elif path.name == ADAPTER_WEIGHTS or _STATES.fullmatch(path.name):
+            continue
+        elif path.name == "adapter_model.bin" or path.suffix in _OTHER_WEIGHTS:
+            unused.append(path.name)
+        elif path.suffix in _PICKLES:
+            pickles.append(path.name)
+        elif path.suffix == ".safetensors":
+            if not stored:
+                stored = {module_name(family, name): slot.shape for name, slot in stored_slots(base).items()}
+            found = _copies_in(path, stored, family)
+            if twice := found.keys() & copies.keys():
+                other = copies[min(twice)][0].name
+                raise CheckpointError(f"{path}: holds {min(twice)}, and {other} does too. Keep one of the two files.")
+            copies |= found
+            notes.append(f"{path.name}: {len(found)} tensors that were trained in full replace those of the base")
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: pickled weights lie beside the adapter; they run code when opened, and are not read: "
+            f"{some_of(pickles)}. {convert(folder / pickles[0])} Or move them out of the folder, to leave them out."
+        )
+    if unused:
+        notes.append(f"not used, since the adapter is {ADAPTER_WEIGHTS}: {some_of(unused)}")
+    return copies, notes
+
+
+def convert(file: Path) -> str:
+    """How the user turns a pickle of tensors into safetensors without running what else is in it."""
+    return (
+        'Write it as safetensors: python -c "import torch; from safetensors.torch import save_file; '
+        f"save_file({{k: v.clone().contiguous() for k, v in torch.load('{file}', map_location='cpu', "
+        f"weights_only=True).items()}}, '{file.with_suffix('.safetensors')}')\" and move the pickle away."
+    )
+
+
+def _copies_in(path: Path, stored: Mapping[str, tuple[int, ...]], family: Family) -> dict[str, tuple[Path, str]]:
+    slots = slots_in(path)
+    found = {_today(name, family): (path, name) for name in slots}
+    known = stored.keys() | ({EMBEDDINGS[1]} if EMBEDDINGS[0] in stored else set())
+    strangers = [name for live, (_, name) in found.items() if live not in known]
+    if strangers or len(found) != len(slots):
+        raise CheckpointError(
+            f"{path}: {len(strangers) or len(slots) - len(found)} of its {len(slots)} tensors are no part of "
+            f"{family.label}, or are there twice: {some_of(strangers or slots)}. What they are for is not known here. "
+            "Move the file out of the folder, to leave them out."
+        )
+    for live, (_, name) in found.items():
+        wanted = stored.get(live, stored.get(EMBEDDINGS[0]))
+        if slots[name].shape != wanted:
+            raise CheckpointError(
+                f"{path}: {name} is {list(slots[name].shape)}, the base's {live} is {list(wanted or ())}. Is this the "
+                "base it was trained on? Name the right one with --base_model."
+            )
+    return found

@@ -1,0 +1,122 @@
+"""Prove that a loaded processor writes what its model reads: tokens, chat template and patches.
+
+transformers makes an empty tokenizer where files are missing (5.23), and a processor of another model loads as well as
+the right one; both would train on other tokens than the model knows, and nothing would say so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlft.errors import CheckpointError
+from vlft.families import Family
+
+#: Words, digits, punctuation, line breaks, and letters of two, three and four bytes (all in Unicode's form NFC, which
+#: Qwen's tokenizer writes).
+SENTENCE = "Don't panic: \"Zürich\" is 北京's 42nd twin,\n\tat 3.14 % (naïve) 🙂!\n\nOk?"
+_ANSWER = "An answer, 17."
+
+
+def prove(processor: Any, config: Any, family: Family, *, where: str | Path) -> None:
+    """Refuse a processor that does not go with the model.
+
+    Args:
+        processor: as loaded. config: of the model. family: of the config.
+        where: it was loaded from, for messages.
+
+    Raises:
+        CheckpointError: control tokens that are not one token each or not those of config.json, text that does not
+            come back from the tokenizer, more tokens than the embedding has rows, another patch size, or a chat
+            template that is missing, cannot be rendered or leaves out what it is given.
+    """
+    parts = ("tokenizer", "image_processor", "video_processor")
+    if missing := [part for part in parts if getattr(processor, part, None) is None]:
+        raise CheckpointError(
+            f"{where}: {type(processor).__name__} has no {missing[0].replace('_', ' ')}, so it is no processor of "
+            f"{family.label}. Copy preprocessor_config.json and processor_config.json from the model you started from."
+        )
+    _prove_tokens(processor.tokenizer, config, family, where)
+    _prove_patches(processor, config.vision_config, where)
+    _prove_template(processor, family, where)
+
+
+def _prove_tokens(tokenizer: Any, config: Any, family: Family, where: str | Path) -> None:
+    advice = "Copy tokenizer.json, vocab.json, merges.txt and tokenizer_config.json from the model you started from."
+    for text in family.control_tokens:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise CheckpointError(
+                f"{where}: its tokenizer makes {len(ids)} tokens of {text}, expected 1 (it has {len(tokenizer):,} "
+                f"tokens in all). {advice}"
+            )
+    back = tokenizer.decode(
+        tokenizer.encode(SENTENCE, add_special_tokens=False),
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    )
+    if back != SENTENCE:
+        raise CheckpointError(
+            f"{where}: its tokenizer loses text: {SENTENCE!r} comes back as {back!r} (it has {len(tokenizer):,} tokens "
+            f"in all). {advice}"
+        )
+    rows = config.text_config.vocab_size
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"{where}: its tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,} rows (vocab_size in "
+            f"config.json), so some tokens have none. {advice}"
+        )
+    named = {
+        "image_token_id": family.image_pad,
+        "video_token_id": family.video_pad,
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    for setting, text in named.items():
+        theirs, (ours,) = getattr(config, setting, None), tokenizer.encode(text, add_special_tokens=False)
+        if theirs is not None and theirs != ours:
+            raise CheckpointError(
+                f"{where}: its tokenizer has {text} as token {ours}, {setting} in config.json is {theirs}: they are of "
+                f"two models. {advice}"
+            )
+
+
+def _prove_patches(processor: Any, vision: Any, where: str | Path) -> None:
+    for part in ("image_processor", "video_processor"):
+        for name, wanted in (
+            ("patch_size", vision.patch_size),
+            ("temporal_patch_size", vision.temporal_patch_size),
+            ("merge_size", vision.spatial_merge_size),
+        ):
+            found = getattr(getattr(processor, part), name, None)
+            if found != wanted:
+                raise CheckpointError(
+                    f"{where}: {name} of its {part.replace('_', ' ')} is {found}, the model's vision_config has "
+                    f"{wanted}: they are of two models. Copy preprocessor_config.json (and processor_config.json, "
+                    "video_preprocessor_config.json where it has them) from the model you started from."
+                )
+
+
+def _prove_template(processor: Any, family: Family, where: str | Path) -> None:
+    template = processor.chat_template or processor.tokenizer.chat_template
+    names = ("chat_template.jinja", "chat_template.json")
+    file = next((name for name in names if Path(where, name).is_file()), "chat_template in tokenizer_config.json")
+    advice = f"Copy {file if template else ' or '.join(names)} from the model you started from."
+    if not template:
+        raise CheckpointError(f"{where}: has no chat template, so conversations cannot be rendered. {advice}")
+    seen: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": SENTENCE}]
+    answer = {"role": "assistant", "content": _ANSWER}
+    conversations = [[{"role": "user", "content": content}, answer] for content in (SENTENCE, seen)]
+    try:
+        plain, shown = processor.tokenizer.apply_chat_template(conversations, chat_template=template, tokenize=False)
+    except Exception as error:  # a template is a program of the base's author, and may raise anything
+        line = f", line {error.lineno}" if hasattr(error, "lineno") else ""
+        raise CheckpointError(
+            f"{where}: its chat template in {file} cannot be rendered ({type(error).__name__}{line}: {error}). {advice}"
+        ) from error
+    lost = [text for text in (SENTENCE, _ANSWER, family.end_of_turn) if text not in plain or text not in shown]
+    lost += [] if family.image_pad in shown else [family.image_pad]
+    if lost:
+        raise CheckpointError(
+            f"{where}: its chat template in {file} leaves {lost[0]!r} out of a conversation that has it. {advice}"
+        )

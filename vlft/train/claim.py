@@ -1,0 +1,78 @@
+"""What an output folder holds before a run takes it: nothing, this run, or something that a run would spoil.
+
+Names and small files only, so that a wrong folder is refused before the base is opened; whether a run in it is this one
+is for `vlft.train.folder` to say.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from vlft.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, RunRecord, read_record
+from vlft.errors import CheckpointError
+from vlft.files import has_weights
+
+#: What a run writes beside its checkpoints before it ends.
+STARTED = ("config.yaml", "metrics.jsonl", "answers.jsonl", "report.html", RECORD)
+_ELSE = "Choose a new or empty folder."
+
+
+def holds(path: Path) -> list[str]:
+    """Names in a folder; those with a dot are ours: the lock, the staging folder, a record that a kill left half."""
+    return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+
+
+def refuse_other(path: Path) -> None:
+    """Refuse an output folder that is something else than a run's.
+
+    Args:
+        path: `--output_dir`, which may be missing.
+
+    Raises:
+        CheckpointError: a checkpoint of a run, merged weights, a model, an adapter, other files, or a file itself.
+    """
+    if (path / "trainer_state.json").is_file() or _is_checkpoint_of(path):
+        raise CheckpointError(
+            f"--output_dir {path}: is a checkpoint of a run, and training into it would spoil it. To go on from there: "
+            f"--output_dir {path.parent}, with --resume_from_checkpoint {path} where it is not the newest. {_ELSE}"
+        )
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"--output_dir {path}: is a file. {_ELSE}")
+    if not path.is_dir() or not (found := holds(path)):
+        return
+    if RECORD in found:
+        if (merged := read_record(path).training.get("merged_from")) is not None:
+            raise CheckpointError(f"--output_dir {path}: holds weights that were merged from {merged}. {_ELSE}")
+        return
+    what = "is not empty and holds no run of vlft"
+    if has_weights(path):
+        what = "holds a model"
+    elif ADAPTER_CONFIG in found or ADAPTER_WEIGHTS in found:
+        what = "holds an adapter that no run of vlft wrote"
+    raise CheckpointError(f"--output_dir {path}: {what} (it has {', '.join(found[:3])}). {_ELSE}")
+
+
+def _is_checkpoint_of(path: Path) -> bool:
+    return re.fullmatch(r"checkpoint-\d+", path.name) is not None and (path.parent / RECORD).is_file()
+
+
+def complete_checkpoints(path: Path) -> list[Path]:
+    """The checkpoints of a run folder that can be gone on from."""
+    return [
+        found
+        for found in path.glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", found.name) and (found / "trainer_state.json").is_file()
+    ]
+
+
+def left_nothing(path: Path, record: RunRecord) -> bool:
+    """Whether a run ended before it had anything to keep: no complete checkpoint, and no weights."""
+    weights = has_weights(path) or (path / ADAPTER_WEIGHTS).is_file()
+    return not (record.training.get("finished") or weights or complete_checkpoints(path))
+
+
+def start_over(path: Path) -> None:
+    """Remove what a run wrote that left nothing to keep."""
+    for name in STARTED:
+        (path / name).unlink(missing_ok=True)
