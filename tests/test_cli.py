@@ -65,7 +65,7 @@ def test_unknown_verb_names_the_closest(capsys, typed, meant):
     assert main([typed, "--config", "a.yaml"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"error: '{typed}'")
+    assert err.startswith(f"error: unknown command '{typed}'")
     assert err.endswith(f": {meant}\n")
 
 

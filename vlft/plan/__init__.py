@@ -14,7 +14,7 @@ import torch
 
 from vlft.batches import described, settings_of, training_order
 from vlft.checkpoint import module_name, some_of, tensor_index
-from vlft.config.checks import check_flags, remarks_on_steps
+from vlft.config.checks import check_device, remarks_on_steps
 from vlft.config.parse import Parsed
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
@@ -124,7 +124,8 @@ def plan(
         VlftError: training would refuse it, too.
     """
     data, model_flags, args = parsed.flags
-    check_flags(args, model_flags, data, parsed.given, launched=False)
+    if gpu is None:  # else it runs elsewhere
+        check_device(args, launched=False)
     if gpus is not None and gpus != args.world_size > 1:
         raise ConfigError(f"--gpus {gpus}, but {args.world_size} processes were started. Drop --gpus.")
     world = gpus or args.world_size

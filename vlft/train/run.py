@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft.batches import described, evaluation_order, largest, training_order
 from vlft.checkpoint import read_json, read_record
-from vlft.config.checks import check_flags, remarks_on_steps
+from vlft.config.checks import check_device, remarks_on_steps
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
@@ -84,7 +84,7 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     """
     data, model, args = parsed.flags
     say = print if args.process_index == 0 else _silent
-    check_flags(args, model, data, parsed.given)
+    check_device(args)
     kernels.check(args.liger, args.device)
     base = open_base(data, model, given=parsed.given)
     workers = args.dataloader_num_workers
