@@ -86,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 MEANT = {
     **dict.fromkeys(("sft", "finetune", "fine-tune", "tune", "fit", "run", "lora", "pt", "pretrain"), "vlft train"),
     **dict.fromkeys(("infer", "inference", "predict", "generate", "ask", "demo-chat", "cli"), "vlft chat"),
-    **dict.fromkeys(("export", "merge-lora", "save", "convert-weights"), "vlft merge RUN OUT (weights anyone can load)"),
+    **dict.fromkeys(
+        ("export", "merge-lora", "save", "convert-weights"), "vlft merge RUN OUT (weights anyone can load)"
+    ),
     **dict.fromkeys(("check", "validate", "verify", "lint", "data", "preprocess"), "vlft check-data"),
     **dict.fromkeys(("show", "view", "inspect", "visualize"), "vlft preview"),
     **dict.fromkeys(("estimate", "memory", "dry-run", "params", "plan-memory"), "vlft plan"),
@@ -95,7 +97,8 @@ MEANT = {
     **dict.fromkeys(("plot", "logs", "curves"), "vlft report"),
     **dict.fromkeys(("version", "env"), "vlft --version"),
     **dict.fromkeys(
-        ("eval", "evaluate", "test"), "vlft train --eval_path FILE --eval_strategy epoch for the loss, vlft chat for answers"
+        ("eval", "evaluate", "test"),
+        "vlft train --eval_path FILE --eval_strategy epoch for the loss, vlft chat for answers",
     ),
     **dict.fromkeys(
         ("api", "serve", "deploy", "rollout"), "vlft merge RUN OUT, and serve OUT with vLLM or transformers"
@@ -103,7 +106,9 @@ MEANT = {
     **dict.fromkeys(
         ("webui", "web-ui", "ui", "webchat", "app"), "vlft chat in the terminal; there are no web pages to start"
     ),
-    **dict.fromkeys(("rlhf", "dpo", "grpo", "rm"), "vlft train (supervised only; preference training is not supported)"),
+    **dict.fromkeys(
+        ("rlhf", "dpo", "grpo", "rm"), "vlft train (supervised only; preference training is not supported)"
+    ),
 }
 
 

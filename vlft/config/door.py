@@ -68,7 +68,9 @@ def check(verb: str, argv: Sequence[str], known: Collection[str]) -> Passed:
     told = translate(said, kinds, os.environ)
     wrong = [_Wrong(flag=one.name, text=unknown(one.name, known), usage=True) for one in told.unknown]
     wrong += [*_words(said, told, kinds), *_strays(verb, line)]
-    later = [*_places(verb, line, told, kinds), *_together(verb, told, kinds)]
+    later = [*_places(verb, line, told, kinds)]
+    if not told.unknown:  # one of which may be what is missing
+        later += _together(verb, told, kinds)
     if told.changes or told.refusals or any(one.usage for one in wrong):
         raise wrong_usage(verb, _message(verb, line, told, wrong, later))
     if texts := [*(one.text for one in wrong), *later]:
@@ -116,7 +118,11 @@ def _problem(flag: str, word: str, problem: Problem) -> str:
 
 
 def _strays(verb: str, line: Line) -> Iterator[_Wrong]:
-    """Words that belong to no flag, of verbs that take none."""
+    """Words that belong to no flag, of verbs that take none; data files that are named beside --data_path."""
+    data = line.values().get("data_path")
+    if verb in ("check-data", "preview") and line.others and data is not None and data.file is None:
+        text = f"data files are named twice: {line.others[0]} and --data_path. Keep one of the two"
+        yield _Wrong(flag="data_path", text=text, usage=True)
     if line.others and verb not in table.WITH_WORDS:
         yaml = next((word for word in line.others if word.endswith((".yaml", ".yml"))), "")
         hint = f"; did you mean --config {yaml}?" if yaml else ". A value follows its flag: --flag value"

@@ -147,12 +147,14 @@ class Word(Kind):
     Attributes:
         words: all of them.
         needs: word -> the packages it needs, any one of which will do.
+        on_gpu: words that need a CUDA device, too.
         refused: word -> why vlft cannot carry it out, and what to use instead.
         bools: the words of a bool are taken too, as `true` and `false`.
     """
 
     words: tuple[str, ...] = ()
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    on_gpu: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     bools: bool = False
     type_name: ClassVar[str] = "word"
@@ -167,24 +169,28 @@ class Word(Kind):
         word = self.value(word)
         if word not in self.words:
             few = len(self.words) <= MOST_WORDS
-            return Problem(text=f"must be one of {', '.join(self.words)}" if few else _near(word, self.words), usage=True)
+            return Problem(
+                text=f"must be one of {', '.join(self.words)}" if few else _near(word, self.words), usage=True
+            )
         if word in self.refused:
             return Problem(text=self.refused[word], usage=self.usage)
-        if lacking := missing(self.needs.get(word, ())):
+        if lacking := missing(self.needs.get(word, ()), beside="a CUDA device and " if word in self.on_gpu else ""):
             return Problem(text=lacking, usage=self.usage)
         return None
 
 
-def missing(packages: Sequence[str]) -> str:
+def missing(packages: Sequence[str], *, beside: str = "") -> str:
     """Says that none of the packages is installed, and how to install one; "" where one is there or none is needed.
 
-    A package is `module` or `module (its name for pip)`.
+    Args:
+        packages: `module` or `module (its name for pip)` each.
+        beside: what is needed besides, with the word that joins it.
     """
     names = [(name.partition(" (")[0], name.partition(" (")[2].rstrip(")")) for name in packages]
     if not names or any(_installed(module) for module, _ in names):
         return ""
     module, for_pip = names[0]
-    return f"needs the package {module}, which is not installed: pip install {for_pip or module}"
+    return f"needs {beside}the package {module}, which is not installed: pip install {for_pip or module}"
 
 
 def _installed(module: str) -> bool:

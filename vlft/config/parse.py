@@ -86,6 +86,9 @@ class FlagParser(HfArgumentParser):
             ConfigError: `--config` twice, its file is missing or not a flat mapping, values are out of range, or flags
                 contradict each other.
         """
+        if {"-h", "--help"} & set(argv):
+            self.print_help()
+            raise SystemExit(0)
         options = {option.lstrip("-").replace("-", "_") for option in self._option_string_actions}
         passed = door.check(self.verb, argv, {name for name in options if name.removeprefix("no_") not in REPLACED})
         door.say_remarks(passed)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.config.kinds import Kind
-from vlft.errors import ConfigError
+from vlft.errors import ConfigError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,8 @@ def read_line(argv: Sequence[str], kinds: Mapping[str, Kind], *, others: bool) -
         others: the verb takes words of its own beside flags, so that a flag of one word takes no more than one.
 
     Raises:
-        ConfigError: `--config` is given twice, or its file is missing or no flat mapping.
+        UsageError: `--config` is given twice.
+        ConfigError: its file is missing or no flat mapping.
     """
     flags: list[Said] = []
     rest: list[str] = []
@@ -97,7 +98,7 @@ def read_line(argv: Sequence[str], kinds: Mapping[str, Kind], *, others: bool) -
         flags.append(Said(name=name, words=tuple(words)))
     files = [one for one in flags if one.name == "config"]
     if len(files) > 1:
-        raise ConfigError(
+        raise UsageError(
             f"--config is given twice, {files[0].word} and {files[1].word}. Keep one; flags may change what it says"
         )
     config = files[0].word if files and files[0].words else None

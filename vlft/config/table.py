@@ -57,7 +57,9 @@ OPTIM = Word(
         "stable_adamw": ("optimi (torch-optimi)",),
     },
     refused={
-        **dict.fromkeys(("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise"), _OWN_GROUPS),
+        **dict.fromkeys(
+            ("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise"), _OWN_GROUPS
+        ),
         **dict.fromkeys(("galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo"), _OWN_GROUPS),
         **dict.fromkeys(("apollo_adamw", "apollo_adamw_layerwise"), _OWN_GROUPS),
         **dict.fromkeys(
@@ -116,6 +118,7 @@ MODEL: dict[str, Kind] = {
     "attn": Word(
         words=("auto", "fa4", "flash_attn", "varlen", "sdpa"),
         needs={"fa4": ("flash_attn.cute (flash-attn-4)",), "flash_attn": ("flash_attn (flash-attn)",)},
+        on_gpu=("fa4", "flash_attn"),
     ),
 }
 TRAIN: dict[str, Kind] = {
@@ -150,7 +153,11 @@ TRAIN: dict[str, Kind] = {
     "tf32": YES_NO,
     "gradient_checkpointing": AUTO,
     "use_liger_kernel": Word(
-        words=AUTO.words, bools=True, many="maybe", needs={"true": ("liger_kernel ('liger-kernel>=0.8.5')",)}
+        words=AUTO.words,
+        bools=True,
+        many="maybe",
+        needs={"true": ("liger_kernel ('liger-kernel>=0.8.5')",)},
+        on_gpu=("true",),
     ),
     "torch_empty_cache_steps": FROM_ONE,
     "logging_strategy": WHEN,

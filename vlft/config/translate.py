@@ -157,9 +157,7 @@ def _batch(said: Mapping[str, Said], settled: Mapping[str, Change], kit: Kit | N
     names += [name for name in ("per_device_eval_batch_size",) if name in said]
     return Change(
         said=tuple(said[name] for name in names),
-        outcome=Becomes(
-            flags={"global_batch": (str(product),)}, note="of one GPU: multiply it by the number of GPUs"
-        ),
+        outcome=Becomes(flags={"global_batch": (str(product),)}, note="of one GPU: multiply it by the number of GPUs"),
     )
 
 

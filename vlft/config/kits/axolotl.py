@@ -29,9 +29,7 @@ from vlft.config.kits.outcome import (
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
     """`adapter` and what it is put on. Without an adapter all is trained, but for `freeze_mm_modules`."""
     names = tuple(
-        name
-        for name in ("adapter", "lora_target_linear", "lora_target_modules", "freeze_mm_modules")
-        if name in said
+        name for name in ("adapter", "lora_target_linear", "lora_target_modules", "freeze_mm_modules") if name in said
     )
     if "base_model" not in said and not names:
         return None
@@ -143,7 +141,9 @@ KIT = Kit(
         "eager_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
         "evals_per_epoch": lambda words: Idle(why="needs rows of its own: --eval_path FILE --eval_strategy epoch"),
         "saves_per_epoch": lambda words: (
-            flag("save_strategy", "epoch") if words == ("1",) else Cannot(why="use --save_steps, or --save_strategy epoch")
+            flag("save_strategy", "epoch")
+            if words == ("1",)
+            else Cannot(why="use --save_steps, or --save_strategy epoch")
         ),
         "save_first_step": off("not supported"),
         "early_stopping_patience": off("not supported. --load_best_model_at_end true keeps the best"),
