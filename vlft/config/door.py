@@ -167,8 +167,11 @@ def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], 
     texts = [*(f"{change.before}: {shown(change)}." for change in told.refusals), *(one.text for one in wrong)]
     if len(texts) == 1 and not told.changes and not later:
         return texts[0]
-    number = sum(len(change.said) for change in (*told.changes, *told.refusals)) + len(wrong)
-    many = "1 flag cannot" if number == 1 else f"{number} of {len(line.values())} flags cannot"
+    said = line.values()
+    number = len({one.name for change in (*told.changes, *told.refusals) for one in change.said} & set(said)) + len(
+        wrong
+    )
+    many = "1 flag cannot" if number == 1 else f"{number} of {len(said)} flags cannot"
     lines = [f"{many} be taken as written." + (f" They are flags of {told.kit}." if told.kit else "")]
     if told.changes:
         width = min(COLUMN, max(len(change.before) for change in told.changes))

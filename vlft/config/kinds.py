@@ -203,7 +203,8 @@ def _installed(module: str) -> bool:
 def _near(word: str, words: Sequence[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word, words, n=3)
+    near = [other for other in words if len(word) > 2 and other.startswith(word)][:2]
+    near = near or difflib.get_close_matches(word, words, n=1, cutoff=0.7)
     return f"is unknown; did you mean {' or '.join(near)}?" if near else f"is unknown; there are {', '.join(words)}"
 
 

@@ -1,4 +1,4 @@
-"""argv and YAML -> flags. What `vlft.config.door` lets pass goes to argparse; YAML stands in front, so that flags win."""
+"""argv and YAML -> flags. What `vlft.config.door` lets pass goes to argparse, YAML in front, so that flags win."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ OPTIM_ARGS: Mapping[str, Mapping[str, Kind]] = {
     "grokadamw": dict.fromkeys(
         ("alpha_init", "lamb", "gamma", "grokking_signal_decay_rate", "gradient_clipping"), _FROM_0
     ),
-    **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), {"bf16_stochastic_round": Bool()}),
+    **{name: {"bf16_stochastic_round": Bool()} for name in ("adamw_torch_4bit", "adamw_torch_8bit")},
     "stable_adamw": {"max_lr": _ABOVE, "kahan_sum": Bool(), "decouple_lr": Bool()},
 }
 
@@ -96,7 +96,9 @@ def scheduler_problems(values: Values) -> Iterator[str]:
     """What is wrong with schedule and optimizer beside their arguments, each as a message."""
     name, text = str(values.of("lr_scheduler_type")), values.of("lr_scheduler_kwargs")
     if name in ("reduce_lr_on_plateau", "greedy") and values.of("eval_strategy") == "no":
-        yield f"--lr_scheduler_type {name} follows evaluations: it needs --eval_path FILE --eval_strategy steps or epoch"
+        yield (
+            f"--lr_scheduler_type {name} follows evaluations: it needs --eval_path FILE --eval_strategy steps or epoch"
+        )
     said: Any = {}
     if text is not None:
         try:

@@ -18,8 +18,8 @@ from vlft.config.kits.outcome import (
     by_word,
     cannot,
     data,
-    held_out,
     flag,
+    held_out,
     idle,
     is_false,
     is_true,
@@ -34,7 +34,10 @@ _TOWERS = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_langua
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
-    """`finetuning_type` and what is frozen: by default vision tower and projector are, under LoRA the projector always."""
+    """`finetuning_type` and what is frozen.
+
+    By default vision tower and projector are; under LoRA the projector always is.
+    """
     names = tuple(name for name in ("finetuning_type", *_TOWERS) if name in said)
     if not names:
         return None
@@ -50,7 +53,7 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
 
 
 def datasets(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
-    """`dataset` names entries of `dataset_dir`/dataset_info.json; where that file is here, their files are looked up."""
+    """`dataset` names entries of `dataset_dir`/dataset_info.json, whose files are looked up where it is here."""
     names = tuple(name for name in ("dataset", "dataset_dir") if name in said)
     if "dataset" not in said:
         return (names, Idle(why="--data_path names the files themselves")) if names else None

@@ -18,7 +18,6 @@ from vlft.config.kits.outcome import (
     lora_target,
     off,
     on,
-    renamed,
     switch,
 )
 
