@@ -253,10 +253,11 @@ def remarks_on_steps(args: TrainFlags, steps: int) -> list[str]:
     return remarks
 
 
-def check_device(args: TrainFlags, *, launched: bool = True) -> None:
+def check_device(args: TrainFlags, attn: str, *, launched: bool = True) -> None:
     """Refuse what the device that is here cannot carry out.
 
     Args:
+        attn: `--attn`.
         launched: this process is to train; False where it only plans a run that is launched later.
 
     Raises:
@@ -269,3 +270,7 @@ def check_device(args: TrainFlags, *, launched: bool = True) -> None:
         )
     if args.fp16 and args.device.type == "cpu":
         raise ConfigError("--fp16 true needs a GPU, and the run is on the CPU. Drop it.")
+    if attn not in ("auto", "sdpa") and args.device.type == "cpu":
+        raise ConfigError(
+            f"--attn {attn}: needs a CUDA device, this is cpu. Use --attn auto, which takes the fastest that works."
+        )

@@ -112,8 +112,8 @@ def _words(said: Mapping[str, Said], told: Translation, kinds: Mapping[str, Kind
 
 
 def _problem(flag: str, word: str, problem: Problem) -> str:
-    if problem.text.startswith("must "):
-        return f"{flag} is {word or 'empty'}, {problem.text}"
+    if not word.strip() or problem.text.startswith("must "):
+        return f"{flag} is {word.strip() or 'empty'}, {problem.text}".removesuffix(", ")
     return f"{flag} {word}: {problem.text}"
 
 
@@ -168,9 +168,8 @@ def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], 
     if len(texts) == 1 and not told.changes and not later:
         return texts[0]
     said = line.values()
-    number = len({one.name for change in (*told.changes, *told.refusals) for one in change.said} & set(said)) + len(
-        wrong
-    )
+    foreign = {one.name for change in (*told.changes, *told.refusals) for one in change.said} & set(said)
+    number = len(foreign) + len(wrong)
     many = "1 flag cannot" if number == 1 else f"{number} of {len(said)} flags cannot"
     lines = [f"{many} be taken as written." + (f" They are flags of {told.kit}." if told.kit else "")]
     if told.changes:

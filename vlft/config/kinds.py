@@ -21,7 +21,7 @@ class Problem:
     """What is wrong with a value.
 
     Attributes:
-        text: behind the flag's name and value, e.g. `must be at least 1`.
+        text: behind the flag's name and value, e.g. `must be at least 1`; "" where the value is only missing.
         usage: the words make no sense at all, as opposed to a setting that cannot be carried out.
     """
 
@@ -56,7 +56,7 @@ class Named(Kind):
     """A text that must not be empty."""
 
     def problem(self, word: str) -> Problem | None:
-        return None if word.strip() else Problem(text="must not be empty", usage=self.usage)
+        return None if word.strip() else Problem(text="", usage=self.usage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +66,12 @@ class Place(Named):
     Attributes:
         of: `file`, `folder`, `either`, or `out` (a folder to be written).
         words: that stand for something else and are not looked for.
+        holds: a file that a folder of this kind has, and what the folder is called.
     """
 
     of: Literal["file", "folder", "either", "out"] = "either"
     words: tuple[str, ...] = ()
+    holds: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,7 @@ class Word(Kind):
     def problem(self, word: str) -> Problem | None:
         word = self.value(word)
         if word not in self.words:
-            few = len(self.words) <= MOST_WORDS
+            few = len(self.words) <= MOST_WORDS or not word
             return Problem(
                 text=f"must be one of {', '.join(self.words)}" if few else _near(word, self.words), usage=True
             )

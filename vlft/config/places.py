@@ -20,7 +20,9 @@ def problem(place: Place, path: str) -> str:
         return _not_writable(Path(path).expanduser())
     there: dict[str, Callable[[str], bool]] = {"file": os.path.isfile, "folder": os.path.isdir}
     if there.get(place.of, os.path.exists)(path):
-        return ""
+        if place.holds is None or os.path.isfile(os.path.join(path, place.holds[0])):
+            return ""
+        return f"no {place.holds[1]} there (it has no {place.holds[0]}). Name a {place.holds[1]}-N folder, or auto"
     if os.path.exists(path):
         return f"is no {place.of}"
     return f"no such {place.of if place.of == 'folder' else 'file'}{near_miss(path)}"

@@ -201,7 +201,7 @@ TRAIN: dict[str, Kind] = {
     "deepspeed": Named(),
     "debug": Word(words=("underflow_overflow", "tpu_metrics_debug"), many="some"),
     "skip_memory_metrics": FLAG,
-    "resume_from_checkpoint": Place(words=("auto", "none")),
+    "resume_from_checkpoint": Place(words=("auto", "none"), holds=("trainer_state.json", "checkpoint")),
     "max_nonfinite_steps": COUNT,
     "stall_timeout": Number(low=0, high=BILLION),
     "report_rows": Number(whole=True, low=0, high=10**6),
@@ -232,7 +232,7 @@ _OWN: Mapping[str, dict[str, Kind]] = {
         "report": NAMED,
         "json": SWITCH,
     },
-    "preview": {"index": NAMED, "html": NAMED, "json": SWITCH},
+    "preview": {"index": TEXT, "html": NAMED, "json": SWITCH},
     "bench": {
         **dict.fromkeys(("baseline", "json"), SWITCH),
         **dict.fromkeys(("out", "work"), NAMED),

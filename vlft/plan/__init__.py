@@ -1,7 +1,7 @@
 """What a run would do, before it runs: what trains at which rate, on how many rows, in how many steps, in which memory.
 
 Loads no weights (the model is built on the meta device), but for `--measure`, and writes nothing. Refuses what training
-refuses up to its first step, short of the output folder and of attention kernels, which are the training machine's own.
+refuses up to its first step, short of the output folder; what only another machine has, where `--gpu` names its card.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlft.data.sample import Cost, Sample
 from vlft.data.shown import printable
 from vlft.errors import CheckpointError, ConfigError
 from vlft.inputs import Base, Measured, open_base, trainable_rows, training_rows
-from vlft.model import groups
+from vlft.model import groups, kernels
 from vlft.model.forward import PixelScale
 from vlft.model.load import empty_model
 from vlft.model.towers import apply_towers
@@ -125,7 +125,8 @@ def plan(
     """
     data, model_flags, args = parsed.flags
     if gpu is None:  # else it runs elsewhere
-        check_device(args, launched=False)
+        check_device(args, model_flags.attn, launched=False)
+        kernels.check(args.liger, args.device)
     if gpus is not None and gpus != args.world_size > 1:
         raise ConfigError(f"--gpus {gpus}, but {args.world_size} processes were started. Drop --gpus.")
     world = gpus or args.world_size

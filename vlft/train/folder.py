@@ -78,8 +78,10 @@ class RunFolder:
                     "new folder, or auto to go on."
                 )
             existing = read_record(self.path)
-            self._check_same(existing, self.path)
-            if existing.training.get("finished"):
+            finished = existing.training.get("finished")
+            if finished or self.newest() is not None:  # without a checkpoint there is nothing to lose
+                self._check_same(existing, self.path)
+            if finished:
                 return "finished", None
         elif found:
             raise CheckpointError(

@@ -84,7 +84,7 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     """
     data, model, args = parsed.flags
     say = print if args.process_index == 0 else _silent
-    check_device(args)
+    check_device(args, model.attn)
     kernels.check(args.liger, args.device)
     base = open_base(data, model, given=parsed.given)
     workers = args.dataloader_num_workers
