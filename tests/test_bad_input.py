@@ -74,20 +74,20 @@ def test_lora_flags_without_a_lora_tower(refused):
 
 
 def test_a_rate_for_a_frozen_tower(refused):
-    assert "--vision_lr 1e-05 cannot act" in refused("--vision_lr", "1e-5")
+    assert "--vision_lr 1e-05 has no effect" in refused("--vision_lr", "1e-5")
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--freeze_vision_tower", "True"), "--vision frozen"),
+        (("--freeze_vision_tower", "True"), "--freeze_vision_tower True  ->  --vision frozen"),
         (("--max_seq_length", "100"), "--max_length"),
         (("--use_liger", "True"), "--use_liger_kernel"),
         (("--lora_enable", "True"), "--language lora"),
         (("--warmup_ratio", "0.03"), "--warmup_steps 0.03"),
         (("--fsdp", "full_shard"), "--deepspeed"),
         (("--learnin_rate", "1"), "did you mean --learning_rate?"),
-        (("--vision", "half"), "invalid choice"),
+        (("--vision", "half"), "--vision is half, must be one of full, lora, frozen"),
     ],
 )
 def test_flags_with_another_name_or_none(refused, flags, says):

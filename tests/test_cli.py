@@ -22,12 +22,13 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def verb(monkeypatch):
-    """Puts a function in the place of `vlft plan`."""
+    """Puts a function in the place of `vlft plan`, whose flags are checked before, and of `vlft merge`."""
 
     def put(run):
-        module = types.ModuleType("vlft.cli.plan")
-        module.run = run
-        monkeypatch.setitem(sys.modules, "vlft.cli.plan", module)
+        for name in ("vlft.cli.plan", "vlft.cli.merge"):
+            module = types.ModuleType(name)
+            module.run = run
+            monkeypatch.setitem(sys.modules, name, module)
 
     return put
 
@@ -65,14 +66,14 @@ def test_unknown_verb_names_the_closest(capsys, typed, meant):
     assert main([typed, "--config", "a.yaml"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"error: '{typed}'")
+    assert err.startswith(f"error: unknown command '{typed}'")
     assert err.endswith(f": {meant}\n")
 
 
 def test_the_rest_is_handed_over_unparsed(verb):
     seen = []
     verb(lambda argv: seen.append(argv) or 7)
-    assert main(["plan", "-x", "a b"]) == 7
+    assert main(["merge", "-x", "a b"]) == 7
     assert seen == [["-x", "a b"]]
 
 
@@ -89,7 +90,7 @@ def test_a_user_error_is_its_message_without_traceback(verb, capsys, error, stat
         raise error
 
     verb(run)
-    assert main(["plan", "x"]) == status
+    assert main(["merge", "x"]) == status
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"error: {error}\n")
 
@@ -100,7 +101,7 @@ def test_a_fault_of_ours_keeps_its_traceback(verb):
 
     verb(run)
     with pytest.raises(ZeroDivisionError):
-        main(["plan", "x"])
+        main(["merge", "x"])
 
 
 def test_interrupted(verb, capsys):
@@ -108,7 +109,7 @@ def test_interrupted(verb, capsys):
         raise KeyboardInterrupt
 
     verb(run)
-    assert main(["plan", "x"]) == 130
+    assert main(["merge", "x"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
@@ -161,8 +162,8 @@ def test_beside_another_transformers_the_verb_answers(monkeypatch, tmp_path, cap
     [
         (["train", "--lora_renk", "8"], "unknown flag --lora_renk; did you mean --lora_rank?"),
         (["train", "--no-bf17"], "unknown flag --no_bf17"),
-        (["check-data", "a.json", "--freeze_llm", "true"], "--freeze_llm has another name here"),
-        (["preview", "a.json", "--fsdp", "x"], "--fsdp is not taken by vlft"),
+        (["check-data", "a.json", "--freeze_llm", "true"], "--freeze_llm true  ->  --language frozen"),
+        (["preview", "a.json", "--fsdp", "x"], "--fsdp x: use --deepspeed zero2 or zero3"),
         (["plan"], "no data file and no model"),
     ],
 )
@@ -178,10 +179,12 @@ def test_bench_alone_is_asked_what_to_measure_by_itself():
 
 
 @with_stored_help
-def test_flags_that_exist_go_through(verb):
+def test_flags_that_exist_go_through(verb, tmp_path):
     seen = []
     verb(lambda argv: seen.append(argv) or 0)
-    argv = ["--learning-rate=1e-4", "--no_skip_memory_metrics", "--gpus", "2", "--vision", "lora", "--config", "x.yaml"]
+    (tmp_path / "x.yaml").write_text(f"model_id: some/model\ndata_path: {tmp_path}\n")
+    argv = ["--learning-rate=1e-4", "--no_skip_memory_metrics", "--gpus", "2", "--vision", "lora"]
+    argv += ["--config", str(tmp_path / "x.yaml")]
     assert main(["plan", *argv]) == 0
     assert seen == [argv]
 

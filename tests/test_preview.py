@@ -161,7 +161,7 @@ def test_pixel_flags_act(capsys, flags):
 def test_wrong_commands(capsys, flags, tmp_path, mixed_json):
     assert preview(mixed_json) == 1
     assert "--model_id is missing" in capsys.readouterr().err
-    assert preview(mixed_json, "other.json", "--model_id", "x") == 2
+    assert preview(mixed_json, __file__, "--model_id", "x") == 2
     assert "2 data files" in capsys.readouterr().err
     assert preview(*flags, "--html", tmp_path / "no" / "where.html") == 1
     out, err = capsys.readouterr()

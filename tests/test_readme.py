@@ -15,8 +15,9 @@ import yaml
 from vlft.cli import help
 from vlft.cli.main import VERBS, main
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.kits.common import REPLACED
+from vlft.config.kits.two_u1 import KIT
 from vlft.config.parse import FlagParser, read_yaml
-from vlft.config.refused import RENAMED, REPLACED
 from vlft.data.records import parse_record
 from vlft.demo.run import GOAL, Lesson, Score, train_arguments
 from vlft.demo.run import table as table_of_scores
@@ -175,7 +176,7 @@ def test_presets():
 
 def test_every_renamed_flag_is_named():
     rows = table("Coming from Qwen2-VL-Finetune", "there | here")
-    assert sorted(flag for there, _ in rows for flag in flags_in(there)) == sorted(RENAMED)
+    assert sorted(flag for there, _ in rows for flag in flags_in(there)) == sorted(KIT.names)
     known = {option[2:] for action in parser()._actions for option in action.option_strings}
     assert {flag for _, here in rows for flag in flags_in(here)} <= known
 

@@ -184,7 +184,7 @@ def test_a_row_that_cannot_be_asked_ends_nothing(train, mixed_json, capsys, monk
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--report_rows", "3"], "--report_rows 3 cannot act without --eval_path"),
+        (["--report_rows", "3"], "--report_rows 3 has no effect without --eval_path"),
         (["--report_rows", "-1"], "--report_rows is -1, must not be negative"),
         (["--report_tokens", "0"], "--report_tokens is 0, must be at least 1"),
     ],

@@ -166,13 +166,6 @@ def _check(parser: Any, what: str, parsed: Any) -> None:
         for name in ("baseline_order", "baseline_batch", "baseline_checkpointing"):
             if getattr(extra, name) is not None:
                 parser.error(f"--{name} cannot act without --baseline")
-    for name, least in (("rows", 1), ("workers", 0), ("steps", 1), ("skip_steps", 0), ("rounds", 1), ("mix_seed", 0),
-                        ("baseline_batch", 1)):  # fmt: skip
-        value = getattr(extra, name)
-        if value is not None and value < least:
-            parser.error(f"--{name} {value}: a whole number of {least} or more")
-    if extra.timeout is not None and not extra.timeout > 0:
-        parser.error(f"--timeout {extra.timeout:g}: a number of seconds above 0")
     if what == "train":
         steps = extra.steps or 30
         if extra.skip_steps is not None and extra.skip_steps >= steps:

@@ -112,12 +112,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if len(prompts) > 1:
         parser.error(f"two prompts, {prompts[0]!r} and {prompts[1]!r}. Give one, in quotes")
     flags.prompt = prompts[0] if prompts else None
-    if flags.max_new_tokens < 1:
-        parser.error(f"--max_new_tokens {flags.max_new_tokens}: an answer has 1 or more")
-    if not flags.temperature >= 0:
-        parser.error(f"--temperature {flags.temperature}: 0 or more")
-    if flags.top_p is not None and not 0 < flags.top_p <= 1:
-        parser.error(f"--top_p {flags.top_p}: above 0, at most 1")
     for name in ("top_p", "seed"):
         if not flags.temperature and getattr(flags, name) is not None:
             parser.error(f"--{name} has no effect without drawing. Give a --temperature above 0, or drop it")

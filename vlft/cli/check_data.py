@@ -44,8 +44,6 @@ def run(argv: Sequence[str]) -> int:
             "--report", metavar="DIR", help="write report.html, report.json and quarantine.jsonl into a folder"
         )
         files, parsed = parser.parse_files(argv)
-        if parsed.extra.workers < 0:
-            parser.error(f"--workers {parsed.extra.workers}: a number of processes, 0 or more")
         quiet()
         data, model = parsed.flags
 

@@ -1,4 +1,4 @@
-"""Help from stored texts: asking, or mistyping a flag, shall not cost the seconds that transformers takes to load.
+"""Help from stored texts: asking, or a wrong flag, must not cost the seconds that transformers takes to load.
 
 `help/VERB.txt` is what each verb's own parser prints, and so the surface of the command line in files that a change
 shows up in; a test compares. Most flags come from transformers, so the texts hold beside the one version they were
@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from vlft.config.names import check_names, wrong_usage
+from vlft.config import door
+from vlft.config.names import wrong_usage
 
 FOLDER = Path(__file__).parent / "help"
 WIDTH = 100  # columns
@@ -30,7 +31,7 @@ def answer(verb: str, argv: Sequence[str]) -> str | None:
     """The verb's help if argv asks for it, else None.
 
     Raises:
-        UsageError: a flag in argv is unknown, or nothing is said at all.
+        UsageError, ConfigError: a flag in argv is unknown or wrong (see `vlft.config.door`), or nothing is said at all.
     """
     before = argv[: argv.index("--")] if "--" in argv else argv
     if not _holds():
@@ -40,9 +41,16 @@ def answer(verb: str, argv: Sequence[str]) -> str | None:
     if verb in TAKES_TRAIN_FLAGS:
         if not argv and verb != "bench":  # which asks for another word first
             raise wrong_usage(verb, "no data file and no model are named. Examples are at the end of its help")
-        known = [name.replace("-", "_") for name in flags(verb)]
-        check_names(verb, argv, {*known, *(f"no_{name}" for name in known)})
+        door.check(verb, argv, names(verb))
+    elif verb == "chat":
+        door.check(verb, argv, names(verb))
     return None
+
+
+def names(verb: str) -> set[str]:
+    """Names of the flags a verb takes, `headers-only` as `headers_only`, and their `no_` forms."""
+    known = {name.replace("-", "_") for name in flags(verb)}
+    return known | ({f"no_{name}" for name in known} if verb in TAKES_TRAIN_FLAGS else set())
 
 
 def _holds() -> bool:

@@ -82,6 +82,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
 
 
+#: Commands of other kits, and other words for ours -> what to type here. Behind a word of ours stands what it does.
+MEANT = {
+    **dict.fromkeys(("sft", "finetune", "fine-tune", "tune", "fit", "run", "lora", "pt", "pretrain"), "vlft train"),
+    **dict.fromkeys(("infer", "inference", "predict", "generate", "ask", "demo-chat", "cli"), "vlft chat"),
+    **dict.fromkeys(
+        ("export", "merge-lora", "save", "convert-weights"), "vlft merge RUN OUT (weights anyone can load)"
+    ),
+    **dict.fromkeys(("check", "validate", "verify", "lint", "data", "preprocess"), "vlft check-data"),
+    **dict.fromkeys(("show", "view", "inspect", "visualize"), "vlft preview"),
+    **dict.fromkeys(("estimate", "memory", "dry-run", "params", "plan-memory"), "vlft plan"),
+    **dict.fromkeys(("benchmark", "profile"), "vlft bench"),
+    **dict.fromkeys(("convert", "download"), "vlft import"),
+    **dict.fromkeys(("plot", "logs", "curves"), "vlft report"),
+    **dict.fromkeys(("version", "env"), "vlft --version"),
+    **dict.fromkeys(
+        ("eval", "evaluate", "test"),
+        "vlft train --eval_path FILE --eval_strategy epoch for the loss, vlft chat for answers",
+    ),
+    **dict.fromkeys(
+        ("api", "serve", "deploy", "rollout"), "vlft merge RUN OUT, and serve OUT with vLLM or transformers"
+    ),
+    **dict.fromkeys(
+        ("webui", "web-ui", "ui", "webchat", "app"), "vlft chat in the terminal; there are no web pages to start"
+    ),
+    **dict.fromkeys(
+        ("rlhf", "dpo", "grpo", "rm"), "vlft train (supervised only; preference training is not supported)"
+    ),
+}
+
+
+def _meant(verb: str) -> str:
+    """What someone who typed an unknown command may have meant: by its meaning, else by its spelling."""
+    if (meant := MEANT.get(verb.lower().replace("_", "-"))) is not None:
+        return f"Use: {meant}"
+    near = difflib.get_close_matches(verb, [*VERBS, "--help", "--version"], n=1)
+    return f"Did you mean: vlft {near[0]}" if near else "See: vlft --help"
+
+
 def _dispatch(argv: list[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from vlft.cli.complete import complete
@@ -98,9 +136,7 @@ def _dispatch(argv: list[str]) -> int:
         print(f"vlft {__version__}")
         return 0
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, [*VERBS, "--help", "--version"], n=1)
-        hint = f"Did you mean: vlft {near[0]}" if near else "See: vlft --help"
-        raise UsageError(f"{verb!r} is no verb of vlft; there are {', '.join(VERBS)}. {hint}")
+        raise UsageError(f"unknown command {verb!r}. The commands are {', '.join(VERBS)}.\n  {_meant(verb)}")
     if (text := help.answer(verb, rest)) is not None:
         print(text, end="")
         return 0

@@ -46,12 +46,8 @@ def run(argv: Sequence[str]) -> int:
         parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
         quiet()
         parsed = parser.parse(argv)
-        if parsed.extra.gpus is not None and parsed.extra.gpus < 1:
-            parser.error(f"--gpus {parsed.extra.gpus}: a run has 1 or more")
         from vlft.plan import plan
 
-        if parsed.extra.tokens_per_s is not None and not parsed.extra.tokens_per_s > 0:
-            parser.error(f"--tokens_per_s {parsed.extra.tokens_per_s:g}: a rate is more than 0")
         planned = plan(
             parsed,
             gpus=parsed.extra.gpus,

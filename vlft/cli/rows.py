@@ -47,8 +47,6 @@ class RowParser(FlagParser):
         """
         parsed = self.parse(argv)
         named = list(parsed.extra.data)
-        if named and any(word.partition("=")[0] in ("--data_path", "--data-path") for word in argv):
-            self.error(f"data files are named twice: {named[0]} and --data_path. Keep one of the two")
         every = training_files(parsed.flags[0])
         if named and parsed.flags[0].data_mix is not None and not set(named) <= set(every):
             other = next(file for file in named if file not in every)

@@ -1,15 +1,254 @@
-"""Flags against each other: those that cannot act, or cannot be carried out here. Train and plan both ask."""
+"""Flags against each other: those that have no effect beside others, or cannot be carried out together.
+
+`contradictions` needs values only and is asked at the door (`vlft.config.door`); `check_device` and `remarks_on_steps`
+need the parsed flags, and are asked by train and plan. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from vlft.config.device import without_bf16
-from vlft.config.flags import REPORTING, DataFlags, ModelFlags, TrainFlags
+from vlft.config.schedules import scheduler_problems
 from vlft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlft.config.flags import TrainFlags
 
 FEW_STEPS = 10
 REPORT_ROWS = 4  # the flag's default, which config.yaml of a run without evaluation holds too
+TOWERS = ("vision", "merger", "language")
+SAVING = 4.0  # times --stall_timeout that saving may take: disks over a network can be slow
+REPORTING = 300  # seconds that torch.distributed waits longer than --stall_timeout, for the report to be out before
+
+#: Defaults of flags that are compared with others; a test holds them against the dataclasses.
+DEFAULTS: Mapping[str, Any] = {
+    "vision": "frozen",
+    "merger": "frozen",
+    "language": "lora",
+    "packing": True,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "max_nonfinite_steps": 0,
+    "logging_nan_inf_filter": False,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "linear",
+    "optim": "adamw_torch_fused",
+    "eval_strategy": "no",
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "load_best_model_at_end": False,
+    "eval_on_start": False,
+    "fp16": False,
+    "stall_timeout": 1800,
+}
+
+
+class Values:
+    """Flag -> value, as far as flags were given and make sense; defaults for the others."""
+
+    def __init__(self, said: Mapping[str, tuple[Any, ...]]) -> None:
+        self._said = said
+
+    def given(self, name: str) -> bool:
+        return name in self._said
+
+    def every(self, name: str) -> tuple[Any, ...]:
+        """All words of a flag that takes several."""
+        return self._said.get(name, ())
+
+    def of(self, name: str) -> Any:
+        """The value of a flag; a bare one is true."""
+        if name not in self._said:
+            return DEFAULTS.get(name)
+        return self._said[name][-1] if self._said[name] else True
+
+
+def contradictions(values: Values, verb: str) -> Iterator[str]:
+    """What cannot be carried out, each as a message.
+
+    Args:
+        verb: train and plan need a base and data; of the other verbs only flags of data and model are compared.
+    """
+    checks: list[Callable[[Values], Iterator[str]]] = [_pixels, _packs, _base, _deepspeed]
+    if verb != "bench":
+        checks.append(_towers)
+    if verb in ("train", "plan"):
+        checks += [_needed, _rates, _batches, _steps, _evaluation, _best, _loader, scheduler_problems]
+    for check in checks:
+        yield from check(values)
+
+
+def _needed(values: Values) -> Iterator[str]:
+    if not values.given("model_id"):
+        yield "--model_id is missing: the base model, a folder or e.g. Qwen/Qwen2-VL-2B-Instruct"
+    if not values.given("data_path") and not values.given("data_mix"):
+        yield "--data_path is missing: one or more .json, .jsonl or .parquet files, or data set folders"
+
+
+def _base(values: Values) -> Iterator[str]:
+    name = str(values.of("model_id") or "")
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if looks_like_path and not os.path.exists(os.path.expanduser(name)):
+        from vlft.config.places import near_miss
+
+        yield (
+            f"{name}: no such model folder (looked for {os.path.abspath(os.path.expanduser(name))}){near_miss(name)}. "
+            "Give a folder with config.json and *.safetensors, or a hub id such as Qwen/Qwen2-VL-2B-Instruct."
+        )
+
+
+def _pixels(values: Values) -> Iterator[str]:
+    for kind in ("image", "video"):
+        low, high = values.of(f"{kind}_min_pixels"), values.of(f"{kind}_max_pixels")
+        if low is not None and high is not None and low > high:
+            yield f"--{kind}_min_pixels {low} is above --{kind}_max_pixels {high}. Change one of them."
+    fps, nframes, most = values.of("fps"), values.of("nframes"), values.of("video_max_frames")
+    if fps is not None and nframes is not None:
+        yield f"--fps {fps} and --nframes {nframes} both say how many frames a video gets. Give one."
+    if nframes is not None and most is not None and nframes > most:
+        yield f"--nframes {nframes} is above --video_max_frames {most}. Change one of them."
+    if values.given("data_path") and values.given("data_mix"):
+        yield (
+            f"--data_path {values.every('data_path')[0]} and --data_mix {values.of('data_mix')}: both name the "
+            "training data. Write the file into the mix, or drop one of the two."
+        )
+
+
+def _packs(values: Values) -> Iterator[str]:
+    for flag in ("pack_tokens", "pack_patches"):
+        if values.given(flag) and not values.of("packing"):
+            yield f"--{flag} {values.of(flag)} has no effect: --packing is false. Drop one of the two."
+
+
+def _towers(values: Values) -> Iterator[str]:
+    modes = {tower: values.of(tower) for tower in TOWERS}
+    if set(modes.values()) == {"frozen"}:
+        yield (
+            "nothing would be trained: --vision, --merger and --language are all frozen. Set at least one to full or "
+            "lora."
+        )
+    lora = [tower for tower in TOWERS if modes[tower] == "lora"]
+    if modes["language"] == "full" and lora:
+        yield (
+            f"--language full beside --{lora[0]} lora is refused: the adapter would hold the language model a second "
+            f"time. Use --{lora[0]} full, or --language lora."
+        )
+    if not lora:
+        shown = ", ".join(f"{tower} {mode}" for tower, mode in modes.items())
+        for flag in ("lora_rank", "lora_alpha", "lora_dropout", "lora_target"):
+            if values.given(flag):
+                yield f"--{flag} is given, but no tower is lora ({shown}), so it has no effect. Drop it."
+
+
+def _rates(values: Values) -> Iterator[str]:
+    for tower in ("vision", "merger"):
+        flag = f"{tower}_lr"
+        if values.given(flag) and values.of(tower) == "frozen":
+            yield (
+                f"--{flag} {values.of(flag)} has no effect: --{tower} is frozen. Drop it, or set --{tower} to full or "
+                "lora."
+            )
+
+
+def _batches(values: Values) -> Iterator[str]:
+    for flag in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if values.of("packing") and values.of(flag) != 1:
+            yield (
+                f"--{flag} {values.of(flag)} has no effect: with packing a micro-batch is one pack. Say how large "
+                "with --pack_tokens, how many rows make a step with --global_batch, or set --packing false."
+            )
+    if values.given("global_batch") and values.given("gradient_accumulation_steps"):
+        yield (
+            f"--global_batch {values.of('global_batch')} and --gradient_accumulation_steps "
+            f"{values.of('gradient_accumulation_steps')} both say how large a step is. Give one."
+        )
+
+
+def _steps(values: Values) -> Iterator[str]:
+    if values.of("logging_nan_inf_filter"):
+        yield (
+            "--logging_nan_inf_filter true has no effect: no loss is hidden, one that is not finite stops the run. "
+            "Drop it; --max_nonfinite_steps leaves such steps out."
+        )
+    if values.of("max_nonfinite_steps") and values.given("deepspeed"):
+        yield (
+            f"--max_nonfinite_steps {values.of('max_nonfinite_steps')} has no effect under --deepspeed, whose engine "
+            "has moved the weights before the gradient is looked at. Drop one of the two."
+        )
+    if values.of("fp16"):
+        yield (
+            "--fp16 true is not supported: Qwen's models are trained in bf16, and their activations overflow float16, "
+            "which ends at 65,504 (QwenLM/Qwen3 issues 670 and 868). Drop it: a GPU that has bf16 computes in bf16, an "
+            "older one in float32."
+        )
+    patience = values.of("stall_timeout")
+    if patience and values.given("ddp_timeout") and values.of("ddp_timeout") < patience + REPORTING:
+        yield (
+            f"--ddp_timeout {values.of('ddp_timeout')} would end processes that wait for another one before "
+            f"--stall_timeout {patience:g} can say which. Give it at least {patience + REPORTING:g}, drop it, or lower "
+            "--stall_timeout."
+        )
+
+
+def _evaluation(values: Values) -> Iterator[str]:
+    when, path = values.of("eval_strategy"), values.every("eval_path")
+    if when != "no" and not path:
+        yield f"--eval_strategy {when} needs --eval_path"
+    if path and when == "no":
+        yield "--eval_path is given, but --eval_strategy is no: set it to steps or epoch"
+    if values.of("eval_on_start") and not path:
+        yield "--eval_on_start true needs --eval_path and --eval_strategy"
+    rows = values.of("report_rows")
+    if values.given("report_rows") and rows not in (0, REPORT_ROWS) and not path:
+        yield (
+            f"--report_rows {rows} has no effect without --eval_path: its rows are those that are asked. Drop it, or "
+            "name evaluation data."
+        )
+
+
+def _best(values: Values) -> Iterator[str]:
+    when, save = values.of("eval_strategy"), values.of("save_strategy")
+    if save == "best" and when == "no":
+        yield "--save_strategy best needs evaluations to compare: --eval_path FILE --eval_strategy steps or epoch"
+    if save == "best" and not values.given("metric_for_best_model") and not values.of("load_best_model_at_end"):
+        yield "--save_strategy best needs --metric_for_best_model eval_loss"
+    if not values.of("load_best_model_at_end") or save == "best":
+        return
+    if when != save or when == "no":
+        yield (
+            f"--load_best_model_at_end true needs --eval_strategy and --save_strategy to be the same, not {when} and "
+            f"{save}: a checkpoint is compared by the evaluation of its step."
+        )
+    elif when == "steps":
+        every = values.of("save_steps")
+        step = values.of("eval_steps") or every
+        if (every < 1) != (step < 1) or round(every * 10**6) % round(step * 10**6):
+            yield (
+                f"--load_best_model_at_end true needs --save_steps {every:g} to be a multiple of --eval_steps "
+                f"{step:g}: a checkpoint is compared by the evaluation of its step."
+            )
+
+
+def _loader(values: Values) -> Iterator[str]:
+    workers = values.of("dataloader_num_workers")
+    if workers == 0 and values.given("dataloader_prefetch_factor"):
+        yield (
+            f"--dataloader_prefetch_factor {values.of('dataloader_prefetch_factor')} has no effect without loader "
+            "processes: --dataloader_num_workers is 0. Drop one of the two."
+        )
+
+
+def _deepspeed(values: Values) -> Iterator[str]:
+    if values.given("deepspeed"):
+        from vlft.config.deepspeed import check_name
+
+        try:
+            check_name(str(values.of("deepspeed")))
+        except ConfigError as error:
+            yield str(error)
 
 
 def remarks_on_steps(args: TrainFlags, steps: int) -> list[str]:
@@ -40,116 +279,27 @@ def remark_on_numbers(args: TrainFlags) -> str | None:
     )
 
 
-def check_flags(
-    args: TrainFlags, model: ModelFlags, data: DataFlags, given: Collection[str], *, launched: bool = True
-) -> None:
-    """Refuse flags that cannot act or cannot be carried out here.
+def check_device(args: TrainFlags, attn: str, *, launched: bool = True) -> None:
+    """Refuse what the device that is here cannot carry out.
 
     Args:
-        given: names of the flags the user set.
+        attn: `--attn`.
         launched: this process is to train; False where it only plans a run that is launched later.
 
     Raises:
         ConfigError: names the flag, its value and what to do.
     """
-    for tower in ("vision", "merger"):
-        flag = f"{tower}_lr"
-        if flag in given and getattr(model, tower) == "frozen":
-            raise ConfigError(
-                f"--{flag} {getattr(args, flag)} cannot act: --{tower} is frozen. Drop it, or set --{tower} to full or "
-                "lora."
-            )
-    for flag in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, flag) < 1:
-            raise ConfigError(f"--{flag} is {getattr(args, flag)}, must be at least 1")
-    _check_batches(args, data, given)
-    _check_numbers(args, launched=launched)
-    if args.stall_timeout and args.ddp_timeout < args.stall_timeout + REPORTING:
-        raise ConfigError(
-            f"--ddp_timeout {args.ddp_timeout} would end processes that wait for another one before --stall_timeout "
-            f"{args.stall_timeout:g} can say which. Give it at least {args.stall_timeout + REPORTING:g}, drop it, or "
-            "lower --stall_timeout."
-        )
-    if args.max_steps == 0:
-        raise ConfigError("--max_steps 0 trains nothing. Give more than 0, or -1 for --num_train_epochs")
-    for flag in (
-        "learning_rate",
-        "vision_lr",
-        "merger_lr",
-        "weight_decay",
-        "max_grad_norm",
-        "dataloader_num_workers",
-        "max_nonfinite_steps",
-        "stall_timeout",
-        "report_rows",
-    ):
-        if (getattr(args, flag) or 0) < 0:
-            raise ConfigError(f"--{flag} is {getattr(args, flag):g}, must not be negative")
-    if args.logging_nan_inf_filter:
-        raise ConfigError(
-            "--logging_nan_inf_filter true cannot act: no loss is hidden, one that is not finite stops the run. "
-            "Drop it; --max_nonfinite_steps leaves such steps out."
-        )
-    if args.max_nonfinite_steps and args.deepspeed:
-        raise ConfigError(
-            f"--max_nonfinite_steps {args.max_nonfinite_steps} cannot act under --deepspeed, whose engine has "
-            "moved the weights before the gradient is looked at. Drop one of the two."
-        )
-    if args.max_steps < 0 and args.num_train_epochs <= 0:
-        raise ConfigError(f"--num_train_epochs {args.num_train_epochs:g} trains nothing. Give more than 0")
     if launched and args.n_gpu > 1:
         raise ConfigError(
             f"{args.n_gpu} GPUs are visible, but this is one process. Start one per GPU: GPUS={args.n_gpu} "
             "scripts/finetune_lora.sh (or torchrun --nproc_per_node), or pick one with CUDA_VISIBLE_DEVICES=0."
         )
-    when = str(getattr(args.eval_strategy, "value", args.eval_strategy))
-    if when != "no" and not data.eval_path:
-        raise ConfigError(f"--eval_strategy {when} needs --eval_path")
-    if args.report_tokens < 1:
-        raise ConfigError(f"--report_tokens is {args.report_tokens}, must be at least 1; --report_rows 0 asks nothing")
-    if "report_rows" in given and args.report_rows not in (0, REPORT_ROWS) and not data.eval_path:
+    if attn not in ("auto", "sdpa") and args.device.type == "cpu":
         raise ConfigError(
-            f"--report_rows {args.report_rows} cannot act without --eval_path: its rows are those that are asked. "
-            "Drop it, or name evaluation data."
-        )
-    if data.eval_path and when == "no":
-        raise ConfigError("--eval_path is given, but --eval_strategy is no: set it to steps or epoch")
-
-
-def _check_numbers(args: TrainFlags, *, launched: bool) -> None:
-    """Refuse to compute in what the model or the GPU cannot."""
-    if args.fp16:
-        raise ConfigError(
-            "--fp16 true is not supported: Qwen's models are trained in bf16, and their activations overflow float16, "
-            "which ends at 65,504 (QwenLM/Qwen3 issues 670 and 868). Drop it: a GPU that has bf16 computes in bf16, an "
-            "older one in float32."
+            f"--attn {attn}: needs a CUDA device, this is cpu. Use --attn auto, which takes the fastest that works."
         )
     if launched and args.bf16 and not args.use_cpu and (card := without_bf16()):
         raise ConfigError(
             f"--bf16 true: {card} has no bf16 and would emulate it, slower than float32. Drop it, or set --bf16 false: "
             "the run then computes in float32."
         )
-
-
-def _check_batches(args: TrainFlags, data: DataFlags, given: Collection[str]) -> None:
-    """Refuse what cannot act with, or without, packing."""
-    for flag in ("pack_tokens", "pack_patches"):
-        value = getattr(data, flag)
-        if value is not None and not data.packing:
-            raise ConfigError(f"--{flag} {value} cannot act: --packing is false. Drop one of the two.")
-        if value is not None and value < 1:
-            raise ConfigError(f"--{flag} is {value}, must be at least 1")
-    for flag in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-        if data.packing and getattr(args, flag) != 1:
-            raise ConfigError(
-                f"--{flag} {getattr(args, flag)} cannot act: with packing a micro-batch is one pack. Say how large "
-                "with --pack_tokens, how many rows make a step with --global_batch, or set --packing false."
-            )
-    if args.global_batch is not None:
-        if args.global_batch < 1:
-            raise ConfigError(f"--global_batch is {args.global_batch}, must be at least 1")
-        if "gradient_accumulation_steps" in given:
-            raise ConfigError(
-                f"--global_batch {args.global_batch} and --gradient_accumulation_steps "
-                f"{args.gradient_accumulation_steps} both say how large a step is. Give one."
-            )

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlft.config.kinds import missing
+from vlft.config.places import near_miss
 from vlft.errors import ConfigError
 
 #: Preset -> ZeRO stage, and what lies in the host's memory.
@@ -62,18 +64,32 @@ def deepspeed_settings(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: unknown name, unreadable file, values of the wrong kind, or one that would override a flag.
     """
-    if name in PRESETS:
+    settings = check_name(name)
+    if settings is None:
         return _preset(*PRESETS[name])
+    _check(settings, flags, where=f"--deepspeed {name}")
+    return _filled(settings)
+
+
+def check_name(name: str) -> dict[str, Any] | None:
+    """What the JSON file of that name holds; None for a preset. Imports nothing heavy.
+
+    Raises:
+        ConfigError: neither a preset nor a JSON file with an object, or DeepSpeed is not installed.
+    """
+    if lacking := missing(("deepspeed",)):
+        raise ConfigError(f"--deepspeed {name}: {lacking}")
+    if name in PRESETS:
+        return None
     if Path(name).suffix != ".json":
         raise ConfigError(f"--deepspeed {name}: neither a preset ({', '.join(PRESETS)}) nor a .json file.")
     try:
         settings = json.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--deepspeed {name}: cannot be read as JSON ({error})") from error
+        raise ConfigError(f"--deepspeed {name}: cannot be read as JSON ({error}){near_miss(name)}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"--deepspeed {name}: holds a {type(settings).__name__}, expected a JSON object")
-    _check(settings, flags, where=f"--deepspeed {name}")
-    return _filled(settings)
+    return settings
 
 
 def _preset(stage: int, offloaded: tuple[str, ...]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import TrainingArguments
 
+from vlft.config.checks import REPORTING, SAVING
 from vlft.config.deepspeed import be_a_world_of_one, deepspeed_settings, zero_word
 from vlft.config.device import has_bf16
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 Mode = Literal["full", "lora", "frozen"]
-SAVING = 4.0  # times --stall_timeout that saving may take: disks over a network can be slow
-REPORTING = 300  # seconds that torch.distributed waits longer than --stall_timeout, for the report to be out before
 
 
 def _flag(default: Any, text: str) -> Any:

@@ -1,10 +1,9 @@
-"""argv and YAML -> flags. YAML becomes argv in front of the real one, so both take one path and flags win."""
+"""argv and YAML -> flags. What `vlft.config.door` lets pass goes to argparse, YAML in front, so that flags win."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from vlft.config.names import check_names, names_in, wrong_usage
-from vlft.config.refused import REPLACED
+from vlft.config import door, said
+from vlft.config.kits.common import REPLACED
+from vlft.config.names import wrong_usage
 from vlft.errors import ConfigError
 
 
@@ -82,13 +82,18 @@ class FlagParser(HfArgumentParser):
         """Flags from argv, with `--config` read first.
 
         Raises:
-            UsageError: unknown, renamed or unsupported flag, a value of the wrong kind, or `--config` twice.
-            ConfigError: the YAML file is missing or not a flat mapping, or the flags contradict each other.
+            UsageError: unknown, renamed or unsupported flags, or values of the wrong kind.
+            ConfigError: `--config` twice, its file is missing or not a flat mapping, values are out of range, or flags
+                contradict each other.
         """
-        config_file = self._config_file(argv)
-        argv = (read_yaml(config_file) if config_file else []) + list(argv)
-        given = self._check_names(argv)
-        namespace = self.parse_args(argv)
+        if {"-h", "--help"} & set(argv):
+            self.print_help()
+            raise SystemExit(0)
+        options = {option.lstrip("-").replace("-", "_") for option in self._option_string_actions}
+        passed = door.check(self.verb, argv, {name for name in options if name.removeprefix("no_") not in REPLACED})
+        door.say_remarks(passed)
+        given = {name if name in self._ours else name.removeprefix("no_") for name in passed.given} & self._ours
+        namespace = self.parse_args(list(passed.argv))
         values = vars(namespace)
         flags = []
         for cls in self.dataclass_types:
@@ -99,25 +104,6 @@ class FlagParser(HfArgumentParser):
                 raise ConfigError(f"vlft {self.verb}: {error}") from error
         extra = Namespace(**{k: v for k, v in values.items() if k not in self._ours and k != "config"})
         return Parsed(flags=tuple(flags), extra=extra, given=frozenset(given), effective=self._effective(values, given))
-
-    def _config_file(self, argv: Sequence[str]) -> str | None:
-        files = []
-        for i, word in enumerate(argv):
-            if word == "--config":
-                if i + 1 == len(argv):
-                    self.error("--config needs a file")
-                files.append(argv[i + 1])
-            elif word.startswith("--config="):
-                files.append(word.partition("=")[2])
-        if len(files) > 1:
-            self.error(f"--config is given twice, {files[0]} and {files[1]}. Keep one; flags may change what it says")
-        return files[0] if files else None
-
-    def _check_names(self, argv: Sequence[str]) -> set[str]:
-        """Names of the flags in argv, each known and supported."""
-        check_names(self.verb, argv, set(names_in(list(self._option_string_actions))))
-        names = names_in(argv)
-        return {name if name in self._ours else name.removeprefix("no_") for name in names} & self._ours
 
     def _effective(self, values: dict[str, Any], given: set[str]) -> dict[str, Any]:
         own = {
@@ -136,30 +122,8 @@ class FlagParser(HfArgumentParser):
 
 
 def read_yaml(path: str) -> list[str]:
-    """A flat YAML file as argv: lists become several values, mappings JSON.
-
-    Raises:
-        ConfigError: missing, not YAML, or not a flat mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not valid YAML in UTF-8 ({error})") from error
-    if content is None:
-        return []
-    if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: want `flag: value` lines, found a {type(content).__name__}")
-    argv: list[str] = []
-    for name, value in content.items():
-        if name == "config":
-            raise ConfigError(f"--config {path}: a config file cannot name another (config: {value})")
-        if value is None:
-            continue
-        argv.append(f"--{name}")
-        argv += [_word(item) for item in (value if isinstance(value, list) else [value])]
-    return argv
+    """A flat YAML file as argv, as `vlft.config.said.read_yaml` reads it."""
+    return [word for name, words in said.read_yaml(path) for word in (f"--{name}", *words)]
 
 
 def write_yaml(path: str | Path, effective: dict[str, Any]) -> None:
@@ -173,14 +137,6 @@ def _word_of_bool(text: str) -> str:
     return {"yes": "true", "y": "true", "t": "true", "1": "true", "no": "false", "n": "false", "f": "false"}.get(
         word, "false" if word == "0" else word
     )
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return str(value)
 
 
 def _plain(value: Any) -> Any:

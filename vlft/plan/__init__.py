@@ -1,7 +1,7 @@
 """What a run would do, before it runs: what trains at which rate, on how many rows, in how many steps, in which memory.
 
 Loads no weights (the model is built on the meta device), but for `--measure`, and writes nothing. Refuses what training
-refuses up to its first step, short of the output folder and of attention kernels, which are the training machine's own.
+refuses up to its first step, short of the output folder; what only another machine has, where `--gpu` names its card.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlft.batches import described, settings_of, training_order
-from vlft.config.checks import check_flags, remarks_on_steps
+from vlft.config.checks import check_device, remarks_on_steps
 from vlft.config.parse import Parsed
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
 from vlft.data.shown import printable
 from vlft.errors import ConfigError
 from vlft.inputs import Measured, open_base, trainable_rows, training_rows
-from vlft.model import groups
+from vlft.model import groups, kernels
 from vlft.model.forward import PixelScale
 from vlft.model.load import check_fit, empty_model
 from vlft.model.towers import apply_towers
@@ -121,7 +121,9 @@ def plan(
         VlftError: training would refuse it, too.
     """
     data, model_flags, args = parsed.flags
-    check_flags(args, model_flags, data, parsed.given, launched=False)
+    if gpu is None:  # else it runs elsewhere
+        check_device(args, model_flags.attn, launched=False)
+        kernels.check(args.liger, args.device)
     if gpus is not None and gpus != args.world_size > 1:
         raise ConfigError(f"--gpus {gpus}, but {args.world_size} processes were started. Drop --gpus.")
     world = gpus or args.world_size

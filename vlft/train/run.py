@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft.batches import described, evaluation_order, largest, training_order
 from vlft.checkpoint import read_json, read_record
-from vlft.config.checks import check_flags, remark_on_numbers, remarks_on_steps
+from vlft.config.checks import check_device, remark_on_numbers, remarks_on_steps
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
@@ -86,7 +86,7 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     """
     data, model, args = parsed.flags
     say = print if args.process_index == 0 else _silent
-    check_flags(args, model, data, parsed.given)
+    check_device(args, model.attn)
     if (remark := remark_on_numbers(args)) is not None:
         say(f"note: {remark}")
     kernels.check(args.liger, args.device)

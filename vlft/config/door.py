@@ -1,0 +1,202 @@
+"""The one place where flags are checked: names, types, ranges, words, packages and paths, all in one message.
+
+It looks at argv and YAML as they are written, so it costs a tenth of a second and needs neither torch nor transformers.
+Every verb that takes flags of train goes through here, so that plan, check-data and train say the same.
+Neighbours: `vlft.config.table` (what each flag takes), `translate` (other kits' flags), `checks` (flags against each
+other); `vlft.cli.main` and `vlft.config.parse` call it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vlft.config import places, table
+from vlft.config.checks import Values, contradictions
+from vlft.config.kinds import Kind, Place, Problem
+from vlft.config.names import unknown, wrong_usage
+from vlft.config.said import Line, Said, read_line
+from vlft.config.translate import Change, Translation, shown, translate
+from vlft.errors import ConfigError
+
+COLUMN = 52  # an arrow stands behind this column at most
+FEW = 4  # words of a value in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passed:
+    """A command line with nothing wrong in it.
+
+    Attributes:
+        argv: flags of the YAML and of the command line, without those that change nothing; ready for argparse.
+        given: names of the flags in it.
+        remarks: on flags that were taken though they change nothing.
+    """
+
+    argv: tuple[str, ...]
+    given: frozenset[str]
+    remarks: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wrong:
+    """A flag of ours with something wrong. `usage`: it makes no sense, as opposed to cannot be carried out."""
+
+    flag: str
+    text: str
+    usage: bool = False
+
+
+def check(verb: str, argv: Sequence[str], known: Collection[str]) -> Passed:
+    """Check a command line.
+
+    Args:
+        verb: one of `table.VERBS`.
+        argv: what follows the verb.
+        known: names of the flags its parser has.
+
+    Raises:
+        UsageError: unknown or renamed flags, words that make no sense; names everything that is wrong.
+        ConfigError: values that cannot be carried out, and nothing worse; names all of them.
+    """
+    kinds = {name: kind for name, kind in table.kinds(verb).items() if name in known}
+    kinds |= {name: Kind() for name in known if name not in kinds and name.removeprefix("no_") not in kinds}
+    line = read_line(argv, kinds, others=verb in table.WITH_WORDS)
+    said = line.values()
+    told = translate(said, kinds, os.environ)
+    wrong = [_Wrong(flag=one.name, text=unknown(one.name, known), usage=True) for one in told.unknown]
+    wrong += [*_words(said, told, kinds), *_strays(verb, line)]
+    later = [*_places(verb, line, told, kinds)]
+    if not told.unknown:  # one of which may be what is missing
+        later += _together(verb, told, kinds)
+    if told.changes or told.refusals or any(one.usage for one in wrong):
+        raise wrong_usage(verb, _message(verb, line, told, wrong, later))
+    if texts := [*(one.text for one in wrong), *later]:
+        raise _refusal(texts)
+    dropped = {one.name for change in told.remarks for one in change.said}
+    flags = [one for one in line.flags if one.name not in dropped]
+    words = [*line.others, *(word for one in flags for word in (f"--{one.name}", *one.words))]
+    given = frozenset(one.name for one in flags)
+    return Passed(argv=tuple(words), given=given, remarks="; ".join(map(_idle, told.remarks)))
+
+
+def say_remarks(passed: Passed) -> None:
+    """Say on stderr, once for all processes of a run, which flags changed nothing."""
+    if passed.remarks and os.environ.get("RANK", "0") == "0":
+        print(f"note: without effect here: {passed.remarks}", file=sys.stderr)
+
+
+def _words(said: Mapping[str, Said], told: Translation, kinds: Mapping[str, Kind]) -> Iterator[_Wrong]:
+    """Values of our flags that are of the wrong kind or out of range, those of translated flags included."""
+    for name, words in told.flags.items():
+        kind = kinds.get(name)
+        if kind is None:
+            continue
+        file = said[name].file if name in said else None
+        flag = f"--{name}" + (f" (in {file})" if file else "")
+        if not words and kind.many in ("one", "some"):
+            yield _Wrong(flag=name, text=f"{flag}: a value is missing", usage=True)
+        elif len(words) > 1 and kind.many in ("one", "maybe"):
+            yield _Wrong(flag=name, text=f"{flag} takes one value, not {len(words)}: {_few(words)}", usage=True)
+        elif words and kind.many == "none":
+            yield _Wrong(flag=name, text=f"{flag} takes no value, not {_few(words)}", usage=True)
+        else:
+            found = ((word, kind.problem(word)) for word in words)
+            yield from (
+                _Wrong(flag=name, text=_problem(flag, word, problem), usage=problem.usage)
+                for word, problem in found
+                if problem is not None
+            )
+
+
+def _problem(flag: str, word: str, problem: Problem) -> str:
+    if not word.strip() or problem.text.startswith("must "):
+        return f"{flag} is {word.strip() or 'empty'}, {problem.text}".removesuffix(", ")
+    return f"{flag} {word}: {problem.text}"
+
+
+def _strays(verb: str, line: Line) -> Iterator[_Wrong]:
+    """Words that belong to no flag, of verbs that take none; data files that are named beside --data_path."""
+    data = line.values().get("data_path")
+    if verb in ("check-data", "preview") and line.others and data is not None and data.file is None:
+        text = f"data files are named twice: {line.others[0]} and --data_path. Keep one of the two"
+        yield _Wrong(flag="data_path", text=text, usage=True)
+    if line.others and verb not in table.WITH_WORDS:
+        yaml = next((word for word in line.others if word.endswith((".yaml", ".yml"))), "")
+        hint = f"; did you mean --config {yaml}?" if yaml else ". A value follows its flag: --flag value"
+        yield _Wrong(flag="", text=f"{_few(line.others)} belongs to no flag{hint}", usage=True)
+
+
+def _places(verb: str, line: Line, told: Translation, kinds: Mapping[str, Kind]) -> Iterator[str]:
+    """Paths that are not there."""
+    for name, words in told.flags.items():
+        kind = kinds.get(name)
+        if isinstance(kind, Place) and (kind.of != "out" or verb == "train"):
+            for word in filter(str.strip, words):
+                if problem := places.problem(kind, word):
+                    yield f"--{name} {word}: {problem}"
+    if verb in ("check-data", "preview"):
+        for word in line.others:
+            if not word.startswith("-") and (problem := places.problem(Place(), word)):
+                yield f"{word}: {problem}"
+
+
+def _together(verb: str, told: Translation, kinds: Mapping[str, Kind]) -> Iterator[str]:
+    """Flags that contradict each other, as far as their values make sense."""
+    if verb == "chat":
+        return
+    sound = {
+        name: tuple(kind.value(word) for word in words)
+        for name, words in told.flags.items()
+        if (kind := kinds.get(name)) is not None and not any(kind.problem(word) for word in words)
+    }
+    sound |= {name.removeprefix("no_"): (False,) for name in told.flags if name not in kinds}
+    yield from contradictions(Values(sound), verb)
+
+
+def _refusal(texts: Sequence[str]) -> ConfigError:
+    if len(texts) == 1:
+        return ConfigError(texts[0])
+    return ConfigError("\n  ".join([f"{len(texts)} settings cannot be carried out:", *texts]))
+
+
+def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], later: Sequence[str]) -> str:
+    """All that is wrong with a command line: one thing in one line, more in a list, and the corrected command."""
+    texts = [*(f"{change.before}: {shown(change)}." for change in told.refusals), *(one.text for one in wrong)]
+    if len(texts) == 1 and not told.changes and not later:
+        return texts[0]
+    said = line.values()
+    foreign = {one.name for change in (*told.changes, *told.refusals) for one in change.said} & set(said)
+    number = len(foreign) + len(wrong)
+    many = "1 flag cannot" if number == 1 else f"{number} of {len(said)} flags cannot"
+    lines = [f"{many} be taken as written." + (f" They are flags of {told.kit}." if told.kit else "")]
+    if told.changes:
+        width = min(COLUMN, max(len(change.before) for change in told.changes))
+        lines += ["another form here:", *(f"  {one.before:<{width}}  ->  {shown(one)}" for one in told.changes)]
+    if told.refusals:
+        lines += ["not done here:", *(f"  {text}" for text in texts[: len(told.refusals)])]
+    if wrong:
+        lines += ["wrong:", *(f"  {one.text}" for one in wrong)]
+    if later and told.changes:
+        lines += ["and in the command below:", *(f"  {text}" for text in later)]
+    elif later:
+        lines += ["besides:", *(f"  {text}" for text in later)]
+    if told.remarks:
+        lines += ["without effect here:", *(f"  {_idle(one)}" for one in told.remarks)]
+    if told.changes:
+        bad = {one.flag for one in wrong}
+        right = replace(told, flags={name: words for name, words in told.flags.items() if name not in bad})
+        left_out = ", without what is not done here or wrong" if texts else ""
+        lines += [f"the same for vlft{left_out}:", f"  {right.command(verb, line.others)}"]
+    return "\n  ".join(lines)
+
+
+def _idle(change: Change) -> str:
+    why = shown(change)
+    return f"{change.before} ({why})" if why else change.before
+
+
+def _few(words: Sequence[str]) -> str:
+    return " ".join(words[:FEW]) + (" ..." if len(words) > FEW else "")

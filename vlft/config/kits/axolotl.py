@@ -1,0 +1,172 @@
+"""Flags of axolotl (src/axolotl/utils/schemas at 067b021), as its YAML files hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from vlft.config.kits.outcome import (
+    QUANTISED,
+    Becomes,
+    Cannot,
+    Idle,
+    Kit,
+    Outcome,
+    by_word,
+    cannot,
+    data,
+    flag,
+    held_out,
+    idle,
+    is_true,
+    lora_target,
+    off,
+    renamed,
+    switch,
+)
+
+
+def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
+    """`adapter` and what it is put on. Without an adapter all is trained, but for `freeze_mm_modules`."""
+    names = tuple(
+        name for name in ("adapter", "lora_target_linear", "lora_target_modules", "freeze_mm_modules") if name in said
+    )
+    if "base_model" not in said and not names:
+        return None
+    how = "".join(said.get("adapter", ("full",))).lower()
+    if how == "qlora":
+        return names, QUANTISED(())
+    if how not in ("lora", "full", ""):
+        return names, Cannot(why=f"{how} is not supported. --vision, --merger and --language take full, lora or frozen")
+    mode = "lora" if how == "lora" else "full"
+    frozen = is_true(said["freeze_mm_modules"]) if "freeze_mm_modules" in said else False
+    modules = said.get("lora_target_modules", ())
+    # Vision towers of Qwen-VL name their linears otherwise, so lists of q_proj and the like leave them alone.
+    if mode == "lora" and modules and not any("visual" in word for word in modules):
+        frozen = True
+    rest = "frozen" if frozen else mode
+    flags = {"vision": (rest,), "merger": (rest,), "language": (mode,)}
+    target = lora_target(modules) if modules and not any("." in word for word in modules) else None
+    note = target.note if isinstance(target, Becomes) else ""
+    return names or ("base_model",), Becomes(
+        flags=flags | (dict(target.flags) if isinstance(target, Becomes) else {}), note=note
+    )
+
+
+def datasets(words: tuple[str, ...], *, to: str = "data_path") -> Outcome:
+    """A list of mappings with `path` each."""
+    paths = []
+    for word in words:
+        try:
+            entry = json.loads(word)
+        except ValueError:
+            entry = {"path": word}
+        found = (entry.get("data_files") or entry.get("path")) if isinstance(entry, dict) else None
+        paths += [str(path) for path in (found if isinstance(found, list) else [found]) if path]
+    return data(tuple(paths), to=to)
+
+
+def _auto(name: str) -> dict[str, Outcome]:
+    return {"auto": Idle(why=f"--{name} follows the GPU"), "": Idle(why="off")}
+
+
+def _packing(words: tuple[str, ...]) -> Outcome:
+    return flag("packing", "true") if is_true(words) else Idle(why="a pack trains as its rows would alone")
+
+
+_KERNELS = idle("--use_liger_kernel auto fuses what is proven equal")
+_WANDB = idle("--report_to wandb reads WANDB_* from the environment")
+_OTHER = off("not supported")
+_PREPARED = idle("rows are prepared in the workers")
+
+KIT = Kit(
+    name="axolotl",
+    together=(towers,),
+    marks=frozenset(("adapter", "lora_target_linear", "lora_target_modules", "freeze_mm_modules")),
+    rules={
+        "base_model": renamed("model_id"),
+        "base_model_config": idle("the base's config.json is used"),
+        "model_type": idle("the base's config.json says it"),
+        "tokenizer_type": idle("the base's own is used"),
+        "processor_type": idle("the base's own is used"),
+        "tokenizer_config": idle("the base's own is used"),
+        "chat_template": idle("the base's own chat template is used"),
+        "revision_of_model": renamed("model_revision"),
+        "load_in_8bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
+        "load_in_4bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
+        "lora_model_dir": off("training starts from whole weights: vlft merge RUN OUT, then --model_id OUT"),
+        "lora_r": renamed("lora_rank"),
+        "lora_fan_in_fan_out": off("not supported"),
+        "lora_modules_to_save": off("no modules are saved beside LoRA. --merger full trains the merger in full"),
+        "lora_mlp_kernel": _KERNELS,
+        "lora_qkv_kernel": _KERNELS,
+        "lora_o_kernel": _KERNELS,
+        "peft_use_dora": _OTHER,
+        "peft_use_rslora": _OTHER,
+        "unfrozen_parameters": cannot("--vision, --merger and --language say what trains"),
+        "datasets": datasets,
+        "test_datasets": lambda words: datasets(words, to="eval_path"),
+        "dataset_prepared_path": _PREPARED,
+        "skip_prepare_dataset": _PREPARED,
+        "dataset_processes": _PREPARED,
+        "dataset_num_proc": _PREPARED,
+        "shuffle_merged_datasets": switch(true=Idle(why="always so"), false=Cannot(why="rows are always shuffled")),
+        "val_set_size": held_out,
+        "sequence_len": renamed("max_length", "longer rows are refused, not cut: --over_length"),
+        "excess_length_strategy": by_word(
+            {"drop": flag("over_length", "skip"), "raise": flag("over_length", "error")},
+            cannot("no row is cut: --over_length takes error, skip, shrink or drop_media"),
+        ),
+        "sample_packing": _packing,
+        "eval_sample_packing": idle("evaluation is packed as training is"),
+        "pad_to_sequence_len": idle("there is no padding"),
+        "train_on_inputs": off("the trained tokens are the assistant turns"),
+        "micro_batch_size": renamed("per_device_train_batch_size"),
+        "eval_batch_size": idle("evaluation is packed as training is"),
+        "num_epochs": renamed("num_train_epochs"),
+        "optimizer": renamed("optim"),
+        "lr_scheduler": renamed("lr_scheduler_type"),
+        "cosine_min_lr_ratio": _OTHER,
+        "bf16": by_word(_auto("bf16"), renamed("bf16")),
+        "fp16": by_word(_auto("bf16"), renamed("fp16")),
+        "tf32": by_word(_auto("tf32"), renamed("tf32")),
+        "bfloat16": renamed("bf16"),
+        "gradient_checkpointing": by_word(
+            {"offload": flag("gradient_checkpointing", "true"), "unsloth": flag("gradient_checkpointing", "true")},
+            renamed("gradient_checkpointing"),
+        ),
+        "flash_attention": switch(true=Idle(why="--attn auto takes the fastest"), false=Idle(why="--attn auto")),
+        "sdp_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
+        "xformers_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
+        "eager_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
+        "evals_per_epoch": lambda words: Idle(why="needs rows of its own: --eval_path FILE --eval_strategy epoch"),
+        "saves_per_epoch": lambda words: (
+            flag("save_strategy", "epoch")
+            if words == ("1",)
+            else Cannot(why="use --save_steps, or --save_strategy epoch")
+        ),
+        "save_first_step": off("not supported"),
+        "early_stopping_patience": off("not supported. --load_best_model_at_end true keeps the best"),
+        "use_tensorboard": switch(true=flag("report_to", "tensorboard"), false=Idle(why="off")),
+        "use_wandb": switch(true=flag("report_to", "wandb"), false=Idle(why="off")),
+        "wandb_project": _WANDB,
+        "wandb_entity": _WANDB,
+        "wandb_name": _WANDB,
+        "wandb_watch": _WANDB,
+        "wandb_log_model": _WANDB,
+        "wandb_run_id": _WANDB,
+        "special_tokens": cannot("the base's own tokens are used. Drop it"),
+        "plugins": cannot("not supported. Drop it"),
+        "rl": cannot("preference training is not supported yet"),
+        "strict": idle("unknown flags are always refused"),
+        "auto_resume_from_checkpoints": switch(
+            true=flag("resume_from_checkpoint", "auto"), false=flag("resume_from_checkpoint", "none")
+        ),
+        "resize_token_embeddings_to_32x": _OTHER,
+        "liger_rope": _KERNELS,
+        "liger_rms_norm": _KERNELS,
+        "liger_glu_activation": _KERNELS,
+        "liger_fused_linear_cross_entropy": _KERNELS,
+        "debug": off("not supported"),
+    },
+)

@@ -1,0 +1,171 @@
+"""Flags of LLaMA-Factory (src/llamafactory/hparams at ff6d4d1), as its YAML files hold them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from vlft.config.kits.outcome import (
+    QUANTISED,
+    Becomes,
+    Cannot,
+    Idle,
+    Kit,
+    Outcome,
+    attention,
+    by_word,
+    cannot,
+    data,
+    flag,
+    held_out,
+    idle,
+    is_false,
+    is_true,
+    lora_target,
+    off,
+    on,
+    renamed,
+    switch,
+)
+
+_TOWERS = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")
+
+
+def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
+    """`finetuning_type` and what is frozen.
+
+    By default vision tower and projector are; under LoRA the projector always is.
+    """
+    names = tuple(name for name in ("finetuning_type", *_TOWERS) if name in said)
+    if not names:
+        return None
+    how = "".join(said.get("finetuning_type", ("lora",))).lower()
+    if how not in ("lora", "full"):
+        return names, Cannot(why=f"{how} is not supported. --language takes full, lora or frozen, and so do --vision "
+                             "and --merger")  # fmt: skip
+    frozen = {name: is_true(said[name]) if name in said else name != "freeze_language_model" for name in _TOWERS}
+    vision, merger, language = ("frozen" if frozen[name] else how for name in _TOWERS)
+    if how == "lora":
+        merger = "frozen"
+    return names, Becomes(flags={"vision": (vision,), "merger": (merger,), "language": (language,)})
+
+
+def datasets(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
+    """`dataset` names entries of `dataset_dir`/dataset_info.json, whose files are looked up where it is here."""
+    names = tuple(name for name in ("dataset", "dataset_dir") if name in said)
+    if "dataset" not in said:
+        return (names, Idle(why="--data_path names the files themselves")) if names else None
+    folder = "".join(said.get("dataset_dir", ("data",)))
+    registry = _registry(folder)
+    wanted = [name.strip() for word in said["dataset"] for name in word.split(",") if name.strip()]
+    files = [os.path.join(folder, registry[name]) if name in registry else name for name in wanted]
+    found = data(tuple(files))
+    return names, found
+
+
+def _registry(folder: str) -> dict[str, str]:
+    """Name -> file of a dataset_info.json; empty where there is none that can be read."""
+    try:
+        content = json.loads(Path(folder, "dataset_info.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {
+        name: entry["file_name"]
+        for name, entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
+    }
+
+
+_STAGES = cannot("only supervised fine-tuning is supported: stage sft")
+_OTHER = off("not supported")
+_QUANTISED = lambda words: Idle(why="off") if is_false(words) else QUANTISED(words)  # noqa: E731
+
+KIT = Kit(
+    name="LLaMA-Factory",
+    together=(towers, datasets),
+    marks=frozenset(("finetuning_type", "freeze_multi_modal_projector", "freeze_language_model", "dataset_dir")),
+    rules={
+        "model_name_or_path": renamed("model_id"),
+        "adapter_name_or_path": off("training starts from whole weights: vlft merge RUN OUT, then --model_id OUT"),
+        "stage": by_word({"sft": Idle(why="it is what vlft does")}, _STAGES),
+        "lora_target": lora_target,
+        "additional_target": off("no modules are saved beside LoRA. --merger full trains the merger in full"),
+        "loraplus_lr_ratio": _OTHER,
+        "use_rslora": _OTHER,
+        "use_dora": off("DoRA is not supported. Plain LoRA is --language lora"),
+        "pissa_init": _OTHER,
+        "create_new_adapter": _OTHER,
+        "eval_dataset": lambda words: data(words, to="eval_path"),
+        "media_dir": renamed("image_folder"),
+        "template": idle("the base's own chat template is used"),
+        "cutoff_len": renamed("max_length", "longer rows are refused, not cut: --over_length"),
+        "train_on_prompt": off("the trained tokens are the assistant turns"),
+        "mask_history": off("all assistant turns of a row are trained"),
+        "streaming": off("rows are read one by one, and their number is known before the first step"),
+        "mix_strategy": by_word({"concat": Idle(why="always so")}, cannot("use --data_mix with weight or repeat")),
+        "interleave_probs": cannot("use --data_mix with a weight for each data set"),
+        "overwrite_cache": idle("changed files are measured again by themselves"),
+        "preprocessing_batch_size": idle("rows are prepared in the workers"),
+        "preprocessing_num_workers": idle("rows are prepared in the workers: --dataloader_num_workers"),
+        "max_samples": lambda words: Cannot(why="use --data_mix with cap: " + "".join(words)),
+        "ignore_pad_token_for_loss": on("there is no padding"),
+        "val_size": held_out,
+        "eval_on_each_dataset": off("all rows of --eval_path are evaluated together"),
+        "neat_packing": switch(true=flag("packing", "true"), false=Idle(why="packs never mix rows")),
+        "packing": switch(true=flag("packing", "true"), false=Idle(why="a pack trains as its rows would alone")),
+        "tool_format": cannot("the base's own chat template is used. Drop it"),
+        "default_system": cannot("write the system turn into the rows"),
+        "enable_thinking": off("not supported"),
+        "tokenized_path": cannot("rows are prepared while training. Drop it, and name the files with --data_path"),
+        "plot_loss": idle("report.html in the run folder has the curves"),
+        "compute_accuracy": off("evaluation computes the loss only"),
+        "disable_shuffling": off("rows are always shuffled, by --seed"),
+        "early_stopping_steps": off("not supported. --load_best_model_at_end true keeps the best"),
+        "include_effective_tokens_per_second": idle("metrics.jsonl has them"),
+        "pure_bf16": off("trained weights are float32 under bf16 autocast"),
+        "flash_attn": attention,
+        "quantization_bit": _QUANTISED,
+        "quantization_method": idle("it belongs to quantization_bit"),
+        "quantization_type": idle("it belongs to quantization_bit"),
+        "double_quantization": idle("it belongs to quantization_bit"),
+        "use_unsloth": _OTHER,
+        "use_unsloth_gc": _OTHER,
+        "enable_liger_kernel": switch(true=flag("use_liger_kernel", "true"), false=Idle(why="--use_liger_kernel auto")),
+        "disable_gradient_checkpointing": switch(
+            true=flag("gradient_checkpointing", "false"), false=Idle(why="--gradient_checkpointing auto")
+        ),
+        "use_reentrant_gc": idle("checkpointing is always without reentrance"),
+        "upcast_layernorm": idle("norms compute in float32"),
+        "upcast_lmhead_output": idle("the loss computes in float32"),
+        "rope_scaling": _OTHER,
+        "shift_attn": _OTHER,
+        "resize_vocab": _OTHER,
+        "add_tokens": _OTHER,
+        "add_special_tokens": _OTHER,
+        "use_fast_tokenizer": idle("the base's own tokenizer is used"),
+        "low_cpu_mem_usage": idle("weights are read tensor by tensor"),
+        "image_do_pan_and_scan": off("not supported by Qwen-VL"),
+        "crop_to_patches": off("not supported by Qwen-VL"),
+        "video_fps": renamed("fps"),
+        "video_maxlen": renamed("video_max_frames"),
+        "print_param_status": idle("the table at the start says what trains"),
+        "use_galore": off("not supported. Use an AdamW variant, Adafactor or SGD"),
+        "use_apollo": off("not supported. Use an AdamW variant, Adafactor or SGD"),
+        "use_badam": off("not supported. Use an AdamW variant, Adafactor or SGD"),
+        "use_muon": off("not supported. Use an AdamW variant, Adafactor or SGD"),
+        "use_adam_mini": off("not supported. Use an AdamW variant, Adafactor or SGD"),
+        "use_llama_pro": _OTHER,
+        "use_dft_loss": _OTHER,
+        "freeze_trainable_layers": cannot("single layers cannot be trained alone: --language full trains all of them"),
+        "freeze_trainable_modules": cannot("--vision, --merger and --language say what trains"),
+        "use_swanlab": switch(true=flag("report_to", "swanlab"), false=Idle(why="off")),
+        "pref_beta": cannot("preference training is not supported yet"),
+        "pref_loss": cannot("preference training is not supported yet"),
+        "dataset_shards": _OTHER,
+        "predict_with_generate": off("evaluation computes the loss; answers: --report_rows"),
+        "ray_run_name": off("use torchrun"),
+    },
+)

@@ -1,0 +1,51 @@
+"""Names that people try, by what they mean: short forms and other words for flags of ours."""
+
+from __future__ import annotations
+
+from vlft.config.kits.outcome import Kit, Rule, cannot, data, renamed
+
+#: Our flag -> other words for it.
+_WORDS = {
+    "learning_rate": "lr learningrate peak_lr",
+    "vision_lr": "vit_learning_rate lr_vision visual_lr",
+    "merger_lr": "mm_projector_lr lr_merger connector_lr",
+    "num_train_epochs": "epochs epoch num_epoch train_epochs",
+    "max_steps": "steps num_steps max_train_steps",
+    "global_batch": "batch_size bs train_batch_size global_batch_size",
+    "gradient_accumulation_steps": "grad_accum gradient_accumulation accumulation_steps",
+    "warmup_steps": "warmup num_warmup_steps",
+    "lr_scheduler_type": "scheduler lr_schedule",
+    "weight_decay": "wd",
+    "max_grad_norm": "grad_clip gradient_clipping clip_grad_norm max_gradient_norm",
+    "lora_rank": "rank r lora_dim",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "model_id": "model_path model_dir base pretrained pretrained_model_name_or_path model_name",
+    "image_folder": "image_dir images image_root image_path media_folder media_root data_root video_folder",
+    "output_dir": "output out out_dir save_dir output_path",
+    "dataloader_num_workers": "workers num_workers num_proc",
+    "max_length": "max_len context_length max_tokens max_seq_len seq_length seq_len sequence_length",
+    "resume_from_checkpoint": "resume resume_from load_checkpoint",
+    "save_steps": "save_every save_freq save_interval checkpoint_every",
+    "eval_steps": "eval_every eval_freq eval_interval",
+    "logging_steps": "log_every log_freq log_interval",
+    "report_to": "logger log_to",
+    "fps": "frame_rate video_frame_rate",
+    "nframes": "num_frames n_frames frames",
+    "video_max_frames": "max_frames fps_max_frames",
+    "deepspeed": "zero zero_stage ds_config deepspeed_config",
+    "attn": "attention attn_type attn_backend",
+}
+_GPUS = (
+    "the launcher says how many GPUs there are: torchrun --nproc_per_node N -m vlft train, or GPUS=N for the scripts"
+)
+_RULES: dict[str, Rule] = {word: renamed(flag) for flag, words in _WORDS.items() for word in words.split()}
+_RULES |= dict.fromkeys(["data", "train_data", "train_file", "data_file", "data_files", "train_path", "json"], data)
+_RULES |= dict.fromkeys(
+    ["eval_data", "val_data", "val_path", "validation_file", "eval_file", "test_data"],
+    lambda words: data(words, to="eval_path"),
+)
+_RULES |= dict.fromkeys(["num_gpus", "n_gpu", "nproc_per_node", "devices"], cannot(_GPUS))
+_RULES["compile"] = cannot("torch.compile is not supported yet")
+
+KIT = Kit(name="", rules=_RULES)

@@ -1,0 +1,63 @@
+"""Flags of TRL's scripts (ModelConfig, ScriptArguments and SFTConfig)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vlft.config.kits.outcome import (
+    QUANTISED,
+    Idle,
+    Kit,
+    Outcome,
+    cannot,
+    data,
+    dtype,
+    flag,
+    idle,
+    is_true,
+    lora_target,
+    off,
+    on,
+    switch,
+)
+
+
+def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
+    """`use_peft`: LoRA or full."""
+    if "use_peft" not in said:
+        return None
+    full = flag("language", "full", note="theirs trains vision tower and merger in full, too: --vision full")
+    return ("use_peft",), flag("language", "lora") if is_true(said["use_peft"]) else full
+
+
+KIT = Kit(
+    name="TRL",
+    together=(towers,),
+    marks=frozenset(("use_peft",)),
+    rules={
+        "dataset_name": data,
+        "dataset_config": cannot("name the files themselves with --data_path"),
+        "dataset_train_split": idle("--data_path names the training rows"),
+        "dataset_test_split": cannot("name evaluation rows with --eval_path"),
+        "dataset_text_field": idle("rows are read in the forms of data/README.md"),
+        "dataset_num_proc": idle("rows are prepared in the workers: --dataloader_num_workers"),
+        "dtype": dtype,
+        "lora_target_modules": lora_target,
+        "lora_modules_to_save": off("no modules are saved beside LoRA. --merger full trains the merger in full"),
+        "lora_task_type": idle("it is always causal language modelling"),
+        "use_rslora": off("not supported"),
+        "load_in_4bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
+        "load_in_8bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
+        "use_bnb_nested_quant": idle("it belongs to load_in_4bit"),
+        "completion_only_loss": on("the trained tokens are the assistant turns"),
+        "assistant_only_loss": on("the trained tokens are the assistant turns"),
+        "packing_strategy": idle("packs are planned to be full"),
+        "padding_free": idle("there is no padding"),
+        "eval_packing": idle("evaluation is packed as training is"),
+        "pad_to_multiple_of": idle("there is no padding"),
+        "eos_token": idle("the base's own is used"),
+        "chat_template_path": off("the base's own chat template is used"),
+        "activation_offloading": off("not supported. Use --gradient_checkpointing true"),
+        "streaming": switch(true=Idle(why="rows are read one by one"), false=Idle(why="off")),
+    },
+)

@@ -1,0 +1,130 @@
+"""Flags of 2U1/Qwen2-VL-Finetune (src/params.py, src/train/train_sft.py at 6695161)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vlft.config.kits.outcome import (
+    NOT_SUPPORTED,
+    QUANTISED,
+    Becomes,
+    Cannot,
+    Idle,
+    Kit,
+    Outcome,
+    attention,
+    by_word,
+    cannot,
+    flag,
+    idle,
+    is_false,
+    is_true,
+    off,
+    renamed,
+    switch,
+)
+
+_TOWERS = {
+    "vision": ("freeze_vision_tower", "vision_lora", "unfreeze_topk_vision", "lora_namespan_exclude"),
+    "merger": ("freeze_merger", "tune_merger", "vision_lora", "lora_namespan_exclude"),
+    "language": ("freeze_llm", "lora_enable", "unfreeze_topk_llm"),
+}
+_SPOKEN = ("freeze_vision_tower", "freeze_llm", "freeze_merger", "tune_merger", "lora_enable", "vision_lora")
+_NAMES = (*_SPOKEN, "lora_namespan_exclude")
+
+
+def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
+    """The booleans that say what trains, together: one word for each tower they speak of.
+
+    Theirs trains in full what is not frozen, and needs a tower frozen to put LoRA on it. Where a line speaks of the
+    language model by two of them, it is theirs, and towers it leaves out are trained in full.
+    """
+    names = tuple(name for name in _NAMES if name in said)
+    if not set(names) & set(_SPOKEN):
+        return (names, _excluded(said["lora_namespan_exclude"])) if names else None
+
+    def true(name: str) -> bool:
+        return name in said and is_true(said[name])
+
+    vision_lora = true("vision_lora") and not _excludes(said, "visual")
+    merger_lora = vision_lora and not _excludes(said, "merger")
+    chosen: dict[str, str] = {}
+    if "freeze_vision_tower" in said or vision_lora:
+        chosen["vision"] = "lora" if vision_lora else "frozen" if true("freeze_vision_tower") else "full"
+    if {"freeze_merger", "tune_merger"} & set(said) or merger_lora:
+        free = true("tune_merger") or ("freeze_merger" in said and not true("freeze_merger"))
+        chosen["merger"] = "full" if free else "lora" if merger_lora else "frozen"
+    if "freeze_llm" in said or true("lora_enable"):
+        chosen["language"] = "lora" if true("lora_enable") else "frozen" if true("freeze_llm") else "full"
+    if "language" in chosen and len(set(names) & {"freeze_llm", "lora_enable"}) == 2:
+        chosen = {"vision": "full", "merger": "full"} | chosen
+    chosen = {tower: chosen[tower] for tower in _TOWERS if tower in chosen}
+    if not chosen:
+        return names, Idle(why="off")
+    note = ""
+    if chosen.get("language") == "full" and "lora" in chosen.values():
+        note = "LoRA on a tower goes with --language lora or frozen"
+    return names, Becomes(flags={tower: (mode,) for tower, mode in chosen.items()}, note=note)
+
+
+def _excludes(said: Mapping[str, tuple[str, ...]], part: str) -> bool:
+    return any(part in word for word in said.get("lora_namespan_exclude", ()))
+
+
+def _excluded(words: tuple[str, ...]) -> Outcome:
+    names = {name.strip(" []'\"") for word in words for name in word.split(",")} - {""}
+    if names <= {"lm_head", "embed_tokens", "embed_token"}:
+        return Idle(why="LoRA is never put on the embedding or the head")
+    return Cannot(why="LoRA goes by tower: --vision, --merger and --language take full, lora or frozen")
+
+
+def _bits(words: tuple[str, ...]) -> Outcome:
+    return Idle(why="the base stays as it is stored") if words[:1] == ("16",) else QUANTISED(words)
+
+
+_RESIZED = cannot("a picture keeps its shape. Its size in pixels is --image_min_pixels and --image_max_pixels")
+_FRAMES = cannot("a frame keeps its shape. Its size in pixels is --video_min_pixels and --video_max_pixels")
+_TOP_K = off("single blocks cannot be trained alone. --language full or --vision full trains all of them")
+_LIGER = switch(true=flag("use_liger_kernel", "auto"), false=flag("use_liger_kernel", "false"))
+
+KIT = Kit(
+    name="Qwen2-VL-Finetune",
+    together=(towers,),
+    marks=frozenset(_NAMES),
+    rules={
+        "use_liger": _LIGER,
+        "use_liger_loss": _LIGER,
+        "lora_weight_path": off("vlft merge RUN OUT finds the adapter in the run folder"),
+        "num_lora_modules": by_word({"-1": Idle(why="all of a tower's linears")}, cannot("LoRA goes by tower")),
+        "lora_bias": by_word(
+            {"none": Idle(why="no biases are trained beside LoRA")},
+            cannot("biases are trained with --language full only"),
+        ),
+        "use_dora": off(f"DoRA is {NOT_SUPPORTED}. Plain LoRA is --language lora"),
+        "bits": _bits,
+        "double_quant": idle("it belongs to --bits 4"),
+        "quant_type": idle("it belongs to --bits 4"),
+        "max_seq_length": renamed("max_length"),
+        "model_max_length": renamed("max_length"),
+        "projector_lr": renamed("merger_lr"),
+        "image_resized_width": _RESIZED,
+        "image_resized_height": _RESIZED,
+        "video_resized_width": _FRAMES,
+        "video_resized_height": _FRAMES,
+        "min_pixels": renamed("image_min_pixels"),
+        "max_pixels": renamed("image_max_pixels"),
+        "disable_flash_attn2": switch(true=flag("attn", "sdpa"), false=Idle(why="--attn auto takes the fastest")),
+        "attn_implementation": attention,
+        "lazy_preprocess": idle("rows are prepared in the workers"),
+        "group_by_modality_length": idle("rows are laid end to end and never padded"),
+        "eval_image_folder": lambda words: (
+            Idle(why="off") if is_false(words) else Cannot(why="--image_folder holds for --eval_path, too")
+        ),
+        "unfreeze_topk_llm": _TOP_K,
+        "unfreeze_topk_vision": _TOP_K,
+        "head_lr": off("classification heads are not trained here"),
+        "dpo_loss": cannot("DPO is not supported yet"),
+        "precompute_ref_log_probs": off("DPO is not supported yet"),
+        "vision_tower_lr": renamed("vision_lr"),
+    },
+)

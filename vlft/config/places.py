@@ -1,0 +1,93 @@
+"""Paths that flags name: whether they are there, and the near miss where they are not. Opens nothing."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from vlft.config.kinds import Place
+
+SHOWN = 3
+
+
+def problem(place: Place, path: str) -> str:
+    """What is wrong with a path that a flag names; "" where nothing is."""
+    if path in place.words:
+        return ""
+    if place.of == "out":
+        return _not_writable(Path(path).expanduser())
+    there: dict[str, Callable[[str], bool]] = {"file": os.path.isfile, "folder": os.path.isdir}
+    if there.get(place.of, os.path.exists)(path):
+        if place.holds is None or os.path.isfile(os.path.join(path, place.holds[0])):
+            return ""
+        return f"no {place.holds[1]} there (it has no {place.holds[0]}). Name a {place.holds[1]}-N folder, or auto"
+    if os.path.exists(path):
+        return f"is no {place.of}"
+    return f"no such {place.of if place.of == 'folder' else 'file'}{near_miss(path)}"
+
+
+def near_miss(path: str) -> str:
+    """A hint at what may have been meant by a path that is not there, to be put behind a message; "" without one.
+
+    Looks for another letter case, another ending, a doubled or missing folder, and a slip of the fingers.
+    """
+    for found in (_other_folder(path), _in_folder(path)):
+        if found and found != path:
+            return f". Did you mean {found}?"
+    missing = _first_missing(path)
+    return f" ({missing} does not exist)" if missing not in (path, "") else ""
+
+
+def _other_folder(path: str) -> str:
+    """The path without a folder that stands there twice, or that the working directory is in already."""
+    parts = Path(path).parts
+    for place in range(1, len(parts)):
+        if parts[place] == parts[place - 1]:
+            shorter = str(Path(*parts[:place], *parts[place + 1 :]))
+            if os.path.exists(shorter):
+                return shorter
+    if len(parts) > 1 and parts[0] == Path.cwd().name and os.path.exists(Path(*parts[1:])):
+        return str(Path(*parts[1:]))
+    return ""
+
+
+def _in_folder(path: str) -> str:
+    """The path with the first part that is not there replaced by the closest that is, if the rest is there then."""
+    missing = _first_missing(path)
+    if not missing:
+        return ""
+    folder, name = os.path.split(missing)
+    try:
+        names = os.listdir(folder or ".")
+    except OSError:
+        return ""
+    stem = os.path.splitext(name)[0]
+    like = [other for other in names if other.lower() == name.lower()]
+    like += [other for other in sorted(names) if stem and os.path.splitext(other)[0].lower() == stem.lower()]
+    like += difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.8)
+    rest = path[len(missing) :]
+    return next((meant for other in like if os.path.exists(meant := os.path.join(folder, other) + rest)), "")
+
+
+def _first_missing(path: str) -> str:
+    """The shortest beginning of a path that is not there; "" where all of it is."""
+    parts = Path(path).parts
+    for end in range(1, len(parts) + 1):
+        beginning = str(Path(*parts[:end]))
+        if not os.path.lexists(beginning):
+            return beginning
+    return ""
+
+
+def _not_writable(path: Path) -> str:
+    """Why a folder cannot be written; "" where it can. The first of its folders that is there decides."""
+    there = path
+    while not os.path.exists(there) and there != there.parent:
+        there = there.parent
+    if not os.path.isdir(there):
+        return "is a file. Name a folder" if there == path else f"{there} is a file, so there can be no folder in it"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{there} is not writable"
+    return ""
