@@ -15,6 +15,7 @@ LEVELS = {
     "vlft": 0,
     "errors": 0,
     "families": 0,
+    "interrupts": 0,
     "config": 1,
     "data": 2,
     "batches": 2.5,  # flags and costs -> the order of a run
@@ -35,7 +36,7 @@ LEVELS = {
     "cli": 6,
     "__main__": 7,
 }
-FOR_ALL = ("vlft", "errors", "families")
+FOR_ALL = ("vlft", "errors", "families", "interrupts")
 
 
 def _module(file: Path) -> str:

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from vlft.cli.main import main
 from vlft.data.collate import Collator
-from vlft.data.dataset import RowDataset, loader_options, scan
+from vlft.data.dataset import RowDataset, scan
+from vlft.data.workers import loader_options
 from vlft.data.encode import UNTRAINED
 from vlft.data.parcel import SMALL
 from vlft.data.records import parse_record

@@ -17,8 +17,9 @@ from vlft.bench.work import BuiltIn, Say, workplace
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
-from vlft.data.dataset import RowDataset, loader_options
+from vlft.data.dataset import RowDataset
 from vlft.data.order import RowOrder
+from vlft.data.workers import loader_options
 from vlft.errors import DataError
 from vlft.inputs import Base, Measured, open_base, trainable_rows
 

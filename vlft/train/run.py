@@ -23,6 +23,7 @@ from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
+from vlft.data.workers import workers_end_with_errors
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows, training_rows
 from vlft.model import flops, groups, kernels
 from vlft.train import faults, zero
@@ -113,7 +114,8 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
         report=report if args.process_index == 0 else None,
         say=say,
     )
-    with _faults_in_words(run):
+    run.notice.kept = lambda: faults.going_on(run.folder.newest())
+    with _faults_in_words(run), workers_end_with_errors():
         how, checkpoint = on_rank_zero(lambda: _claim(run))
         if how == "finished":
             say(f"{run.folder.path}: this run is finished. Nothing to do.")
@@ -186,7 +188,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
         watchdog.at("saving what was trained", patience=SAVING)
-        _finish(trainer, folder)
+        with run.notice.planning("training is done, and what was trained is being saved"):
+            _finish(trainer, folder)
 
 
 def _watchdog(run: _Run) -> Watchdog:
