@@ -22,6 +22,7 @@ from vlft.errors import Interrupted
 
 #: Seconds in which a second signal counts as the first: a launcher passes on what its terminal sent to all processes.
 TOGETHER = 0.2
+SILENCE = 1.0  # seconds after a first Ctrl-C in which whatever runs should have ended, or the user is told why not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class Interrupts:
         self.taker: Taker | None = None
         self._end = end
         self._first: float | None = None
+        self._told = True
         self._process = os.getpid()
 
     def __enter__(self) -> Interrupts:
@@ -87,7 +89,11 @@ class Interrupts:
 
     def forget(self) -> None:
         """The last Ctrl-C has been acted on: the next one is a first one."""
-        self._first = None
+        self._first, self._told = None, True
+
+    def answered(self) -> None:
+        """The user has been told what the last Ctrl-C did; the next one ends the process at once."""
+        self._told = True
 
     def _came(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -108,13 +114,22 @@ class Interrupts:
     def _count(self) -> None:
         now, taker = time.monotonic(), self.taker
         if self._first is None:
-            self._first = now
-            _say("" if taker is None else taker.first())
+            self._first, words = now, "" if taker is None else taker.first()
+            self._told = bool(words)
+            _say(words)
+            later = threading.Timer(SILENCE, self._explain)
+            later.daemon = True
+            later.start()
         elif now - self._first > TOGETHER:
             try:
                 _say("stopped at once (Ctrl-C twice)." if taker is None else taker.second())
             finally:
                 self._end()
+
+    def _explain(self) -> None:
+        if not self._told:
+            self._told = True
+            _say("Ctrl-C: stopping once what is under way lets go (Ctrl-C again: stop at once)")
 
 
 @contextlib.contextmanager

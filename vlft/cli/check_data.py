@@ -27,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
         from vlft.cli.quiet import quiet
         from vlft.cli.rows import RowParser
         from vlft.data.costs import cost_folder
+        from vlft.interrupts import explained
 
         parser = RowParser(
             "check-data",
@@ -47,16 +48,19 @@ def run(argv: Sequence[str]) -> int:
             parser.error(f"--workers {parsed.extra.workers}: a number of processes, 0 or more")
         quiet()
         data, model = parsed.flags
-        checked = check(
-            files,
-            data,
-            model,
-            given=parsed.given,
-            headers_only=parsed.extra.headers_only,
-            workers=parsed.extra.workers,
-            cache=cost_folder(os.environ),
-            before=lambda index: refuse_target(parsed.extra.fix, index) if parsed.extra.fix else None,
-        )
+        cache = cost_folder(os.environ)
+        kept = "What was checked is kept. Run the same command again to resume." if cache else "Nothing was kept."
+        with explained(kept):
+            checked = check(
+                files,
+                data,
+                model,
+                given=parsed.given,
+                headers_only=parsed.extra.headers_only,
+                workers=parsed.extra.workers,
+                cache=cache,
+                before=lambda index: refuse_target(parsed.extra.fix, index) if parsed.extra.fix else None,
+            )
         found = checked.found
         if parsed.extra.json:
             write(found.as_json())

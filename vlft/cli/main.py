@@ -91,6 +91,7 @@ def _guarded(argv: Sequence[str], interrupts: Interrupts, end_within: Callable[[
     except VlftError as error:
         if not error.said:
             print(f"stopped: {error}" if isinstance(error, Preempted) else f"error: {error}", file=sys.stderr)
+        interrupts.answered()
         end_within(FAREWELL, error.exit_code)
         return error.exit_code
     except BrokenPipeError:
@@ -105,6 +106,7 @@ def _guarded(argv: Sequence[str], interrupts: Interrupts, end_within: Callable[[
             raise  # a fault of ours
         # An import that is interrupted may end in an error of the library's own.
         print("interrupted", file=sys.stderr)
+        interrupts.answered()
         end_within(QUICK_FAREWELL, Interrupted.exit_code)
         return Interrupted.exit_code
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -153,7 +153,7 @@ class MediaProbe:
 
 def scan(
     samples: Sequence[Sample], look: Callable[[Sample], T], *, workers: int, chunk: int = SCAN_CHUNK
-) -> Iterator[T | BadRow]:
+) -> Generator[T | BadRow, None, None]:
     """What a look at each row gives, or why the row is refused, in order.
 
     Args:

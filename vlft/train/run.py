@@ -21,6 +21,7 @@ from vlft.config.checks import check_flags, remarks_on_steps
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
+from vlft.data.costs import cost_folder
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
@@ -84,6 +85,9 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
         VlftError: anything the user can mend, before the first step wherever it can be known then.
     """
     data, model, args = parsed.flags
+    notice = notice or Notice()
+    if cost_folder(os.environ) is not None:
+        notice.kept = lambda: "Rows that were measured are kept. Run the same command again."
     say = print if args.process_index == 0 else _silent
     check_flags(args, model, data, parsed.given)
     kernels.check(args.liger, args.device)
@@ -110,11 +114,11 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
         evaluated=evaluated,
         order=order,
         folder=RunFolder(args.output_dir, base, run_record(base, data, model, args, rows, order)),
-        notice=notice or Notice(),
+        notice=notice,
         report=report if args.process_index == 0 else None,
         say=say,
     )
-    run.notice.kept = lambda: faults.going_on(run.folder.newest())
+    notice.kept = lambda: faults.going_on(run.folder.newest())
     with _faults_in_words(run), workers_end_with_errors():
         how, checkpoint = on_rank_zero(lambda: _claim(run))
         if how == "finished":

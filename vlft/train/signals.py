@@ -30,12 +30,12 @@ class Notice:
 
     Attributes:
         name: of the signal that came, in words.
-        kept: says what there is to resume from; for the last words after a second Ctrl-C.
+        kept: says what there is to resume from, and how.
     """
 
     def __init__(self, *, speaks: bool = True) -> None:
         self.name: str | None = None
-        self.kept: Callable[[], str] = str
+        self.kept: Callable[[], str] = lambda: "Run the same command again."
         self._plan = "stopping after this step, then saving"
         self._speaks = speaks
         self._postponed = False
@@ -81,7 +81,7 @@ class Notice:
             self._plan = before
 
     def _nothing_to_save(self) -> Preempted:
-        stop = stopped(str(self.name), "before the first step, so there is nothing to save. Run the same command again.")
+        stop = stopped(str(self.name), f"before the first step, so there is nothing to save. {self.kept()}")
         stop.said = not self._speaks
         return stop
 
@@ -104,7 +104,7 @@ class Notice:
         return f"{CTRL_C}: {self._plan} ({CTRL_C} again: stop now without saving)" if say else ""
 
     def _last_words(self) -> str:
-        return f"stopped at once ({CTRL_C} twice). {self.kept()}".rstrip() if self._speaks else ""
+        return f"stopped at once ({CTRL_C} twice). {self.kept()}" if self._speaks else ""
 
 
 def stopped(name: str, where: str) -> Preempted:
