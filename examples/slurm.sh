@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on several nodes under SLURM, one task a GPU:  sbatch examples/slurm.sh
 # Shortly before its time is up, and when it has to make room, the run saves and leaves with status 75; the job then
-# goes back into the queue, and the same command goes on where it was.
+# goes back into the queue, and the same command resumes where it was.
 #SBATCH --job-name=vlft
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,15 @@ _CONTEXT.set_forkserver_preload(["launch_preload"])
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """One process: its exit status (negative: the signal that ended it) and what it printed, both streams together."""
+    """One process: its exit status (negative: the signal that ended it) and what it printed, both streams together.
+
+    Attributes:
+        lingered: seconds from the last word it printed to its end.
+    """
 
     status: int | None
     output: str
+    lingered: float = 0.0
 
 
 def vlft(
@@ -41,6 +47,7 @@ def vlft(
     during: Sequence[Callable[..., None]] = (),
     while_running: Callable[[list], object] = lambda processes: None,
     inside: Callable[[], None] | None = None,
+    exits: bool = False,
     timeout: float = 240,
 ) -> list[Finished]:
     """`vlft ARGV` in `world` processes that form one group, as torchrun would start them.
@@ -54,6 +61,7 @@ def vlft(
         during: called in each process with the trainer and the micro-batch before each loss (see `mishaps`).
         while_running: called here, with the processes, once they are started.
         inside: a function of a test module that each process calls first, to change what it imported.
+        exits: it ends as a process of a user, which waits for its children and threads; else at once.
         timeout: seconds until they are killed, which shows as a negative status.
     """
     with socket.socket() as free:
@@ -72,19 +80,25 @@ def vlft(
         log = out / f"rank{rank}.log"
         settings = (several if world > 1 else {}) | (env or {})
         acts = [*during, *([] if kill_in_step is None else [functools.partial(mishaps.kill, kill_in_step, None)])]
-        process = _CONTEXT.Process(target=_main, args=(list(argv), settings, str(log), acts, inside))
+        process = _CONTEXT.Process(target=_main, args=(list(argv), settings, str(log), acts, inside, exits))
         process.start()
         processes.append(process)
         logs.append(log)
     while_running(processes)
+    ends = []
     for process in processes:
         process.join(timeout)
         if process.is_alive():
             process.kill()
             process.join()
+        ends.append(time.time())
     return [
-        Finished(status=process.exitcode, output=log.read_text(encoding="utf-8", errors="replace"))
-        for process, log in zip(processes, logs, strict=True)
+        Finished(
+            status=process.exitcode,
+            output=log.read_text(encoding="utf-8", errors="replace"),
+            lingered=end - log.stat().st_mtime,
+        )
+        for process, log, end in zip(processes, logs, ends, strict=True)
     ]
 
 
@@ -125,6 +139,7 @@ def _main(
     log: str,
     acts: list[Callable[..., None]],
     inside: Callable[[], None] | None,
+    exits: bool,
 ) -> None:
     _print_into(log)
     os.environ.update(env)
@@ -141,6 +156,8 @@ def _main(
     except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it
         traceback.print_exc()
         status = 99
+    if exits:
+        sys.exit(status)
     import torch.distributed as dist
 
     if dist.is_initialized():

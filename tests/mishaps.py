@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,24 @@ def notify(step: int, number: int, rank: int, trainer: Any, batch: Any) -> None:
     """A signal to one rank and its loader processes, once."""
     if _step(trainer) == step and trainer.args.process_index == rank and not hasattr(trainer, "notified"):
         trainer.notified = True
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid, number)
-        os.kill(os.getpid(), number)
+        # From elsewhere, as a scheduler's: a worker ends when its own trainer sends it SIGTERM.
+        everyone = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
+        subprocess.run(["kill", f"-{int(number)}", *map(str, everyone)], check=True)
+
+
+def press(step: int, times: int, trainer: Any, batch: Any) -> None:
+    """Ctrl-C, so many times: to this process and its loader processes, from elsewhere."""
+    if _step(trainer) == step:
+        for _ in range(times):
+            everyone = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
+            subprocess.run(["kill", "-INT", *map(str, everyone)], check=True)
+            time.sleep(0.3)
+
+
+def fail(step: int, trainer: Any, batch: Any) -> None:
+    """A fault of ours."""
+    if _step(trainer) == step:
+        raise ZeroDivisionError("planted")
 
 
 def remove(step: int, path: str, trainer: Any, batch: Any) -> None:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import time
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import row
 from launch import vlft as vlft_process
-from mishaps import kill, kill_beside_full_pipes, limit_files, notify, poison, remove, stall
+from mishaps import fail, kill, kill_beside_full_pipes, limit_files, notify, poison, press, remove, stall
 from test_train import FULL, STRATEGIES, VISION_LORA, arguments, assert_same, lines, split, train, weights
+from torch.utils.data import get_worker_info
 
+from vlft.check.look import Look
 from vlft.cli.main import main
+from vlft.data.dataset import RowDataset
 from vlft.data.order import RowOrder
 from vlft.train.trainer import VlftTrainer
 from vlft.train.watchdog import Watchdog
@@ -89,7 +95,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_its_rows(
         assert "step 2: the loss is not finite" in said
         assert f"rank 0, micro-batch 2 of 3: {mixed_json}[{bad}]: loss nan" in said
         assert said.count(str(mixed_json)) == 1
-    assert f"{tmp_path / 'run' / 'checkpoint-1'}; the same command goes on from there" in said
+    assert f"{tmp_path / 'run' / 'checkpoint-1'}. Run the same command again to resume from it" in said
     assert len(lines(tmp_path / "run")) == 1
     assert_same(train(*FULL, *STEPS, *SAVE), whole)
 
@@ -139,7 +145,7 @@ def test_one_process_with_a_loss_of_nan_ends_all_with_one_message(base, mixed_js
     assert said.count("error: ") == 1
     assert "step 2: the loss is not finite" in said
     assert re.search(r"rank 1, micro-batch 1 of 1: .*mixed.json\[\d\]: loss nan", said)
-    assert "checkpoint-1; the same command goes on" in said
+    assert "checkpoint-1. Run the same command again to resume" in said
 
 
 @pytest.mark.distributed
@@ -175,7 +181,7 @@ def test_out_of_memory_names_the_rows_and_what_helps(train, refused, mixed_json,
     assert f"out of memory in step 2, rank 0, micro-batch 2 of 3: {mixed_json}[{rows[4]}]; " in said
     assert re.search(r"[1-9]\d* tokens, \d+ patches", said)
     assert "--gradient_checkpointing true (the run can go on with it)" in said
-    assert "checkpoint-1; the same command goes on" in said
+    assert "checkpoint-1. Run the same command again to resume" in said
     monkeypatch.undo()
     train(*STEPS, *SAVE, "--gradient_checkpointing", "true")  # so it does
 
@@ -197,7 +203,7 @@ def test_a_loader_process_that_is_killed(train, refused, monkeypatch):
     said = refused(*split(1, 1), *SAVE, "--dataloader_num_workers", "1", "--dataloader_prefetch_factor", "1")
     assert "a loader process was ended by Killed" in said
     assert "lower --dataloader_num_workers (1 a process now)" in said
-    assert "checkpoint-1; the same command goes on" in said
+    assert "checkpoint-1. Run the same command again to resume" in said
 
 
 @pytest.mark.distributed
@@ -226,7 +232,7 @@ def test_a_disk_that_fills_up_while_saving(train, base, mixed_json, media, tmp_p
     (rank,) = vlft_process(argv, out=tmp_path, during=[partial(limit_files, 2, 200_000)])
     assert rank.status == 1, rank.output[-3000:]
     assert f"{out}: the disk is full" in rank.output
-    assert "checkpoint-1; the same command goes on" in rank.output
+    assert "checkpoint-1. Run the same command again to resume" in rank.output
     assert "Traceback" not in rank.output
     assert sorted(p.name for p in out.iterdir() if "check" in p.name or "sav" in p.name) == ["checkpoint-1"]
     (rank,) = vlft_process(argv, out=tmp_path)
@@ -249,7 +255,7 @@ def test_a_signal_saves_and_ends_with_a_status_to_requeue_on(train, base, mixed_
     assert [rank.status for rank in ranks] == [75] * world, ranks[0].output[-3000:]
     said = "".join(rank.output for rank in ranks)
     assert said.count("stopped: ") == 1
-    assert f"{number.name} after step 2, saved as {out / 'checkpoint-2'}. The same command goes on." in said
+    assert f"{number.name} after step 2, saved as {out / 'checkpoint-2'}. Run the same command again to resume." in said
     ranks = vlft_process(argv, world=world, out=tmp_path)
     assert [rank.status for rank in ranks] == [0] * world
     assert_same(out, train(*FULL, "--global_batch", "4", name="whole"))
@@ -266,6 +272,108 @@ def test_a_process_that_is_killed_takes_the_others_along(base, mixed_json, media
 
 
 # ---- a process that stalls
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("where", ["loss", "rows"])
+def test_an_error_beside_live_loader_processes_ends_the_run(base, mixed_json, media, tmp_path, where):
+    """Some workers wait, some are in the middle of a row; a fault of ours keeps its traceback."""
+    argv = arguments(base, mixed_json, media, tmp_path / "run", *split(1, 1), "--dataloader_num_workers", "4")
+    acts, inside = {"loss": ([partial(fail, 2)], _rows_that_take_long), "rows": ([], _rows_that_fail)}[where]
+    (rank,) = vlft_process(argv, out=tmp_path, during=acts, inside=inside, exits=True, timeout=60)
+    assert rank.status == 99, rank.output[-3000:]
+    assert "ZeroDivisionError: planted" in rank.output
+    assert rank.lingered < 5
+    _assert_gone(re.findall(r"^WORKER (\d+)$", rank.output, re.M), many=2)
+
+
+def _rows_that_take_long() -> None:
+    RowDataset.__getitem__ = partialmethod(_slow, RowDataset.__getitem__)
+
+
+def _slow(self, real, index: int):
+    print(f"WORKER {os.getpid()}\n", end="", flush=True)
+    if get_worker_info().id > 1:
+        time.sleep(60)
+    return real(self, index)
+
+
+def _rows_that_fail() -> None:
+    RowDataset.__getitem__ = _broken
+
+
+def _broken(self, index: int):
+    print(f"WORKER {os.getpid()}\n", end="", flush=True)
+    raise ZeroDivisionError("planted")
+
+
+def _assert_gone(pids: list[str], *, many: int) -> None:
+    assert len(set(pids)) >= many, pids
+    until = time.monotonic() + 5
+    while (left := [pid for pid in pids if Path("/proc", pid).exists()]) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not left
+
+
+@pytest.mark.distributed
+def test_a_second_ctrl_c_ends_a_run_at_once(base, mixed_json, media, tmp_path):
+    out = tmp_path / "run"
+    argv = arguments(base, mixed_json, media, out, *split(1, 1), *SAVE, "--dataloader_num_workers", "2")
+    act = partial(press, 2, 2)
+    (rank,) = vlft_process(argv, out=tmp_path, during=[act], inside=_rows_that_are_named, exits=True, timeout=60)
+    assert rank.status == 130, rank.output[-3000:]
+    first, _, second = rank.output.partition("Ctrl-C: stopping after this step, then saving (Ctrl-C again: stop now ")
+    assert "step 1" in first
+    assert f"stopped at once (Ctrl-C twice). The last good checkpoint is {out / 'checkpoint-1'}. Run the sa" in second
+    assert "Traceback" not in rank.output
+    assert rank.lingered < 1
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-1"]
+    _assert_gone(re.findall(r"^WORKER (\d+)$", rank.output, re.M), many=2)
+
+
+def _rows_that_are_named() -> None:
+    RowDataset.__getitem__ = partialmethod(_named, RowDataset.__getitem__)
+
+
+def _named(self, real, index: int):
+    print(f"WORKER {os.getpid()}\n", end="", flush=True)
+    return real(self, index)
+
+
+@pytest.mark.distributed
+def test_ctrl_c_in_check_data_keeps_what_was_checked(media, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "cache"))
+    rows = [row(f"No, {i}.", f"<image>\nIs it {i}?", image="coffee.jpg") for i in range(200)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    argv = ["check-data", str(tmp_path / "rows.json"), "--image_folder", str(media), "--workers", "2"]
+    log = tmp_path / "rank0.log"
+
+    def interrupt(processes: list) -> None:
+        while "WORKER" not in log.read_text() and processes[0].is_alive():
+            time.sleep(0.05)
+        time.sleep(1)
+        os.kill(processes[0].pid, signal.SIGINT)
+
+    ended = {"out": tmp_path, "inside": _looks_that_take_long, "exits": True, "timeout": 60}
+    (check,) = vlft_process(argv, while_running=interrupt, **ended, env={"VLFT_COST_CACHE": str(tmp_path / "cache")})
+    assert check.status == 130, check.output
+    said = [line for line in check.output.splitlines() if line and not line.startswith("WORKER")]
+    assert said == ["stopped: Ctrl-C. What was checked is kept. Run the same command again to resume."]
+    assert check.lingered < 2
+    _assert_gone(re.findall(r"^WORKER (\d+)$", check.output, re.M), many=2)
+    (kept,) = (tmp_path / "cache").glob("*.sqlite")
+    with contextlib.closing(sqlite3.connect(kept)) as file:
+        assert file.execute("SELECT count(*) FROM kept").fetchone()[0] >= 4
+
+
+def _looks_that_take_long() -> None:
+    Look.__call__ = partialmethod(_look, Look.__call__)
+
+
+def _look(self, real, sample):
+    print(f"WORKER {os.getpid()}\n", end="", flush=True)
+    time.sleep(0.1)
+    return real(self, sample)
 
 
 @pytest.mark.distributed
@@ -298,7 +406,7 @@ def test_a_stalled_process_is_found_and_the_job_ends(base, mixed_json, media, tm
     assert re.search(r"rank 0: step 3, .*for \d+ s", said)
     assert "where rank 1 is in its code:" in said
     assert "compute_loss" in said
-    assert "checkpoint-2; the same command goes on" in said
+    assert "checkpoint-2. Run the same command again to resume" in said
 
 
 def test_the_watchdog_is_quiet_while_something_moves():

@@ -16,6 +16,7 @@ LEVELS = {
     "errors": 0,
     "families": 0,
     "files": 0,
+    "interrupts": 0,
     "config": 1,
     "data": 2,
     "batches": 2.5,  # flags and costs -> the order of a run
@@ -36,7 +37,7 @@ LEVELS = {
     "cli": 6,
     "__main__": 7,
 }
-FOR_ALL = ("vlft", "errors", "families")
+FOR_ALL = ("vlft", "errors", "families", "interrupts")
 
 
 def _module(file: Path) -> str:

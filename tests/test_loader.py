@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 
 from vlft.cli.main import main
 from vlft.data.collate import Collator
-from vlft.data.dataset import RowDataset, loader_options, scan
+from vlft.data.dataset import RowDataset, scan
 from vlft.data.encode import UNTRAINED
 from vlft.data.parcel import SMALL
 from vlft.data.records import parse_record
 from vlft.data.sample import Cost
+from vlft.data.workers import loader_options
 from vlft.errors import BadRow
 from vlft.families import FAMILIES
 from vlft.train import prepare

@@ -9,9 +9,9 @@ import torch
 from transformers import TrainingArguments
 
 from vlft.cli.main import main
-from vlft.config.checks import check_flags, remark_on_numbers
+from vlft.config.checks import REPORTING, check_device, remark_on_numbers
 from vlft.config.device import has_bf16, without_bf16
-from vlft.config.flags import REPORTING, DataFlags, ModelFlags, TrainFlags
+from vlft.config.flags import TrainFlags
 from vlft.errors import ConfigError
 
 SAID = "--fp16 true is not supported: Qwen's models are trained in bf16, and their activations overflow float16"
@@ -35,7 +35,7 @@ def card(monkeypatch):
 
 
 def checked(args: TrainFlags) -> None:
-    check_flags(args, ModelFlags(), DataFlags(), ())
+    check_device(args, "auto")
 
 
 @pytest.mark.parametrize(("name", "major", "bf16"), [("Tesla T4", 7, False), ("NVIDIA A10G", 8, True)])
@@ -54,7 +54,7 @@ def test_emulated_bf16_is_refused_by_the_name_of_the_card(card, tmp_path):
     args = TrainFlags(output_dir=str(tmp_path), bf16=True)
     with pytest.raises(ConfigError, match=r"--bf16 true: Tesla V100-SXM2-32GB has no bf16 .* set --bf16 false"):
         checked(args)
-    check_flags(args, ModelFlags(), DataFlags(), (), launched=False)  # a plan for another machine
+    check_device(args, "auto", launched=False)  # a plan for another machine
     card("NVIDIA A10G", 8)
     checked(args)
 
@@ -84,10 +84,13 @@ def test_torch_waits_longer_than_a_report_takes_to_come(tmp_path, stall, wait):
     checked(args)
 
 
-def test_a_wait_that_is_given(tmp_path):
+def test_a_wait_that_is_given(tmp_path, capsys):
     args = TrainFlags(output_dir=str(tmp_path), stall_timeout=1800, ddp_timeout=3600)
-    checked(args)
     assert 1 < args.saving_patience < 2  # a report comes before torch ends it
-    with pytest.raises(ConfigError, match=r"--ddp_timeout 1800 would end .* --stall_timeout 1800 .* at least 2100"):
-        checked(TrainFlags(output_dir=str(tmp_path), ddp_timeout=1800))
-    checked(TrainFlags(output_dir=str(tmp_path), ddp_timeout=1800, stall_timeout=0))
+    argv = ["plan", "--model_id", "some/base", "--data_path", __file__, "--ddp_timeout", "1800"]
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert "--ddp_timeout 1800 would end" in said
+    assert "--stall_timeout 1800 can say which. Give it at least 2100" in said
+    assert main([*argv, "--stall_timeout", "0", "--ddp_timeout", "0"]) == 1
+    assert "would end" not in capsys.readouterr().err

@@ -1,10 +1,13 @@
-"""A run that is told to go: before its first step, in a step, in an evaluation, while saving; and goes on as if not."""
+"""A run that is told to stop, by a scheduler or by Ctrl-C: before its first step, in a step, in an evaluation, while
+saving. It resumes as if it had not been. A second Ctrl-C ends any verb at once."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import time
+from functools import partial
 
 import pytest
 from test_train import FULL, arguments, assert_same, lines, split, train
@@ -23,51 +26,62 @@ STEPS = (*FULL, *split(1, 4), "--num_train_epochs", "2")
 @pytest.fixture(autouse=True)
 def _handlers():
     """A run that was told to go leaves its process deaf to further notices."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 @pytest.fixture
-def told(base, mixed_json, media, tmp_path, capsys):
+def told(base, mixed_json, media, tmp_path, capfd):
     """Run `vlft train`, which must end as told; returns what it says on stderr."""
 
-    def run(*more: str) -> str:
+    def run(*more: str, status: int = 75) -> str:
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        assert main(arguments(base, mixed_json, media, tmp_path / "run", *more)) == 75
+        assert main(arguments(base, mixed_json, media, tmp_path / "run", *more)) == status
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         for number, handler in before.items():
             signal.signal(number, handler)
-        return capsys.readouterr().err
+        return capfd.readouterr().err
 
     return run
 
 
 def tell(number: int = signal.SIGTERM) -> None:
     os.kill(os.getpid(), number)
+    if number == signal.SIGINT:
+        time.sleep(0.1)  # the word that it was heard comes from a thread
 
 
 def test_before_the_first_step(told, train, monkeypatch):
-    def measuring(*args, **kwargs):
-        tell(signal.SIGUSR1)
+    def measuring(number, *args, **kwargs):
+        tell(number)
         pytest.fail("goes on")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(vlft.train.run, "training_rows", measuring)
-        assert "stopped: SIGUSR1 before the first step, so there is nothing to save" in told(*STEPS)
-    with monkeypatch.context() as patch:
-        patch.setattr(vlft.train.run, "prepare_model", measuring)
-        assert "before the first step" in told(*STEPS)
+    for number, word, status in ((signal.SIGUSR1, "SIGUSR1", 75), (signal.SIGINT, "Ctrl-C", 130)):
+        with monkeypatch.context() as patch:
+            patch.setattr(vlft.train.run, "training_rows", partial(measuring, number))
+            said = told(*STEPS, status=status)
+            assert f"stopped: {word} before the first step, so there is nothing to save. Rows that were me" in said
+        with monkeypatch.context() as patch:
+            patch.setattr(vlft.train.run, "prepare_model", partial(measuring, number))
+            said = told(*STEPS, status=status)
+            assert f"{word} before the first step" in said
+            assert "There is no checkpoint yet: run the same command again to start over." in said
     assert [line["step"] for line in lines(train(*STEPS))] == [1, 2, 3, 4]
 
 
-def test_a_notice_that_python_swallowed_is_still_acted_on(told, monkeypatch):
+@pytest.mark.parametrize("swallowed", [True, False])
+def test_a_notice_that_a_library_caught_is_still_acted_on(told, monkeypatch, swallowed):
     real = vlft.train.run.prepare_model
 
     def load(*args, **kwargs):
         with contextlib.suppress(BaseException):
             tell()
-        return real(*args, **kwargs)
+        if swallowed:
+            return real(*args, **kwargs)
+        raise RuntimeError("cannot be imported")  # as transformers has it where an import ends in an error
 
     monkeypatch.setattr(vlft.train.run, "prepare_model", load)
     assert "SIGTERM before the first step" in told(*STEPS)
@@ -75,20 +89,36 @@ def test_a_notice_that_python_swallowed_is_still_acted_on(told, monkeypatch):
 
 BEST = ("--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss", "--optim", "sgd")
 EVERY_STEP = ("--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1")
-IN_CI = (("steps", "evaluating"), ("epoch", "training"), ("epoch", "saving"), ("end", "training"))
+IN_CI = (
+    ("steps", "evaluating", signal.SIGINT),
+    ("epoch", "training", signal.SIGTERM),
+    ("epoch", "saving", signal.SIGTERM),
+    ("end", "training", signal.SIGINT),
+)
 EVERY_EPOCH = ("--eval_strategy", "epoch", "--save_strategy", "epoch")
 
 
+HEARD = {
+    "evaluating": "leaving this evaluation for later, then saving",
+    "training": "stopping after this step, then saving",
+    "saving": "stopping once this checkpoint is saved",
+}
+
+
 @pytest.mark.parametrize(
-    ("evaluated", "step", "when"),
+    ("number", "evaluated", "step", "when"),
     [
-        pytest.param(evaluated, step, when, id=f"{at}-{when}", marks=() if (at, when) in IN_CI else pytest.mark.grid)
+        pytest.param(
+            number, evaluated, step, when, id=f"{at}-{when}-{number.name}",
+            marks=() if (at, when, number) in IN_CI else pytest.mark.grid,
+        )
         for at, evaluated, step in (("steps", EVERY_STEP, 3), ("epoch", EVERY_EPOCH, 2), ("end", EVERY_EPOCH, 4))
         for when in ("evaluating", "training", "saving")
+        for number in (signal.SIGTERM, signal.SIGINT)
     ],
-)
-def test_no_evaluation_is_lost(told, train, mixed_json, monkeypatch, when, evaluated, step):
-    """The evaluation of the step is put off until the run goes on: the same lines, the same best checkpoint."""
+)  # fmt: skip
+def test_no_evaluation_is_lost(told, train, mixed_json, monkeypatch, number, when, evaluated, step):
+    """The evaluation of the step is put off until the run resumes: the same lines, the same best checkpoint."""
     more = (*STEPS, "--eval_path", str(mixed_json), *evaluated, *BEST, "--learning_rate", "30")
     whole = train(*more, name="whole")
 
@@ -101,12 +131,16 @@ def test_no_evaluation_is_lost(told, train, mixed_json, monkeypatch, when, evalu
 
     def told_first(self, *args, **kwargs):
         if here(self) == step:
-            tell()
+            tell(number)
         return real(self, *args, **kwargs)
 
+    word, status = {signal.SIGTERM: ("SIGTERM", 75), signal.SIGINT: ("Ctrl-C", 130)}[number]
     with monkeypatch.context() as patch:
         patch.setattr(cls, name, told_first)
-        assert f"SIGTERM after step {step}, saved as" in told(*more)
+        said = told(*more, status=status)
+    assert f"{word} after step {step}, saved as" in said
+    assert f"checkpoint-{step}. Run the same command again to resume." in said
+    assert f"{word}: {HEARD[when]}" in said
     run = train(*more)
     keys = ("step", "epoch", "loss", "grad_norm", "eval_loss")
     assert [[line.get(key) for key in keys] for line in lines(run)] == [

@@ -38,9 +38,15 @@ class RunFault(VlftError):
 
 
 class Preempted(VlftError):
-    """The run was asked to make room. It is saved; the same command goes on."""
+    """The run was asked to make room. It is saved, and the same command resumes it."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class Interrupted(Preempted):
+    """As `Preempted`, by the user's Ctrl-C."""
+
+    exit_code = 130  # as shells report SIGINT: 128 + 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

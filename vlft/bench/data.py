@@ -17,8 +17,9 @@ from vlft.bench.work import BuiltIn, Say, workplace
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
-from vlft.data.dataset import RowDataset, loader_options
+from vlft.data.dataset import RowDataset
 from vlft.data.order import RowOrder
+from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import DataError
 from vlft.inputs import Base, Measured, open_base, trainable_rows
 
@@ -123,7 +124,9 @@ def bench_data(parsed: Parsed, plan: Plan, built_in: BuiltIn, say: Say) -> dict[
         if not own_rows:
             data = replace(data, data_path=[str(built_in.rows(work, plan.rows, say, own_base=own_base, scale="real"))])
         base, measured = _open(data, model, parsed, plan.workers)
-        return _measure(base, measured, plan, say) | {
+        with workers_end_with_errors():
+            document = _measure(base, measured, plan, say)
+        return document | {
             "base": model.model_id if own_base else f"{built_in.shape} (random weights)",
             "data": data.data_path if own_rows else f"{built_in.mix} mix, seed {built_in.seed}",
             "image_max_pixels": base.media.image_max_pixels,

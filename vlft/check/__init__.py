@@ -7,6 +7,7 @@ about them is kept, so that a check that was interrupted goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 from array import array
@@ -185,17 +186,18 @@ def check(
     )
     tally = _Tally()
     word = "reading headers of rows" if headers_only else "decoding rows"
-    for place, result in enumerate(tqdm(results, total=len(index), desc=word, unit="row", disable=None, delay=2)):
-        if not isinstance(result, BadRow) and budget is not None and (why := budget.over(result.cost)):
-            result = replace(_row(index, place, "conversations", why), too_long=True)
-        if isinstance(result, BadRow) and result.too_long and data.over_length == "skip":
-            tally.leave_out(place, result)
-        elif isinstance(result, BadRow):
-            tally.refuse(place, result)
-        else:
-            tally.take(place, result)
-            for where, remark in result.warnings:
-                tally.warn(place, _row(index, place, where, remark))
+    with contextlib.closing(results):  # so that what was found is kept also where Ctrl-C, or an error, ends this
+        for place, result in enumerate(tqdm(results, total=len(index), desc=word, unit="row", disable=None, delay=2)):
+            if not isinstance(result, BadRow) and budget is not None and (why := budget.over(result.cost)):
+                result = replace(_row(index, place, "conversations", why), too_long=True)
+            if isinstance(result, BadRow) and result.too_long and data.over_length == "skip":
+                tally.leave_out(place, result)
+            elif isinstance(result, BadRow):
+                tally.refuse(place, result)
+            else:
+                tally.take(place, result)
+                for where, remark in result.warnings:
+                    tally.warn(place, _row(index, place, where, remark))
     good = np.frombuffer(tally.good, dtype=np.int64)
     _warn_of_twins(tally, good, index)
     limit = base.encoder.max_length if base is not None else None

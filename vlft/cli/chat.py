@@ -14,6 +14,7 @@ from typing import Any
 
 from vlft.data.shown import printable
 from vlft.errors import ConfigError
+from vlft.interrupts import forget
 
 EXAMPLES = """\
 examples:
@@ -139,8 +140,13 @@ def _talk(chat: Any, media: list[Any], sampling: Any) -> None:
 
     with contextlib.suppress(ImportError):  # not on Windows; there the console edits lines itself
         importlib.import_module("readline")  # from here on input() edits lines and remembers them
+
+    def read() -> str:
+        forget()  # the answer has ended: another Ctrl-C is not the second one
+        return input("> ")
+
     _say(f"{chat.name}\n{HELP}")
-    converse(chat, media, sampling, read=lambda: input("> "), write=_write, say=_say)
+    converse(chat, media, sampling, read=read, write=_write, say=_say)
 
 
 def _boxes(boxes: Sequence[Any]) -> list[str]:

@@ -28,6 +28,7 @@ def run(argv: Sequence[str]) -> int:
         from vlft.cli.rows import RowParser
         from vlft.data.costs import cost_folder
         from vlft.data.index import RowIndex
+        from vlft.interrupts import explained
 
         parser = RowParser(
             "check-data",
@@ -53,16 +54,19 @@ def run(argv: Sequence[str]) -> int:
             if parsed.extra.fix:
                 refuse_target(parsed.extra.fix, index)
 
-        checked = check(
-            files,
-            data,
-            model,
-            given=parsed.given,
-            headers_only=parsed.extra.headers_only,
-            workers=parsed.extra.workers,
-            cache=cost_folder(os.environ),
-            before=before,
-        )
+        cache = cost_folder(os.environ)
+        kept = "What was checked is kept. Run the same command again to resume." if cache else "Nothing was kept."
+        with explained(kept):
+            checked = check(
+                files,
+                data,
+                model,
+                given=parsed.given,
+                headers_only=parsed.extra.headers_only,
+                workers=parsed.extra.workers,
+                cache=cache,
+                before=before,
+            )
         found = checked.found
         if parsed.extra.json:
             write(found.as_json())

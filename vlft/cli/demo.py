@@ -46,8 +46,10 @@ def run(argv: Sequence[str]) -> int:
             print(f"stored: {STORED}")
         return 0
     from vlft.demo.run import GOAL, QUICK, Lesson, demo
+    from vlft.interrupts import explained
 
-    told = demo(Path(flags.out or "demo-out"), lesson=QUICK if flags.quick else Lesson())
+    with explained("Run the same command again to resume."):
+        told = demo(Path(flags.out or "demo-out"), lesson=QUICK if flags.quick else Lesson())
     if not told.learned and not flags.quick:
         print(f"It learned less than it should ({GOAL:.0%} on both): please report this with the lines above.")
         return 1

@@ -47,9 +47,11 @@ def run(argv: Sequence[str]) -> int:
         from vlft.cli.quiet import quiet
         from vlft.data.shown import printable
         from vlft.importing import import_stories
+        from vlft.interrupts import explained
 
         quiet()
-        found = import_stories(flags.source, flags.out, limit=flags.limit, on_bad_row=flags.on_bad_row, say=_say)
+        with explained(f"Nothing was written to {flags.out}."):
+            found = import_stories(flags.source, flags.out, limit=flags.limit, on_bad_row=flags.on_bad_row, say=_say)
         if flags.json:
             write(asdict(found))
             return 0

@@ -5,16 +5,20 @@ Neighbours: `vlft.cli.<verb>.run(argv) -> int`, imported only when called, so th
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 from vlft import __version__
 from vlft.cli import help
 from vlft.cli.launched import without_local_rank
-from vlft.errors import Preempted, UsageError, VlftError
+from vlft.errors import Interrupted, Preempted, UsageError, VlftError
+from vlft.interrupts import Interrupts
 
 VERBS = {
     "train": "fine-tune a Qwen2-VL on your data",
@@ -47,39 +51,89 @@ A run, from data to weights:
   vlft chat output/merged --image picture.jpg "What is this?"
 """
 
-INTERRUPTED = 130  # as shells report SIGINT (128 + 2) and, below, SIGPIPE (128 + 13)
-BROKEN_PIPE = 141
+BROKEN_PIPE = 141  # as shells report SIGPIPE: 128 + 13
+#: Seconds in which a process that failed, or was interrupted, is gone. Python waits for threads and for what libraries
+#: registered to be called at exit, and a loader or a download may keep it waiting.
+FAREWELL = 10.0
+QUICK_FAREWELL = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Args:
-        argv: what follows `vlft`; None takes it from the process.
+        argv: what follows `vlft`; None takes it from the process, which is expected to end afterwards.
 
     Returns:
         The exit status: 0 done, 1 the verb failed on the user's data, flags or folders, 2 wrong usage,
-        75 saved and stopped by a signal, 130 interrupted.
+        75 saved and stopped by a signal, 130 stopped by Ctrl-C.
 
     Raises:
         SystemExit: from a verb's own argument parser (its --help and its usage errors).
     """
+    if argv is None:  # without leaving the context: a second Ctrl-C still ends the process while Python exits
+        return _guarded(sys.argv[1:], Interrupts().__enter__(), _Farewell().begin)
+    with Interrupts() as interrupts:
+        return _guarded(argv, interrupts, lambda seconds, status: None)
+
+
+def _guarded(argv: Sequence[str], interrupts: Interrupts, end_within: Callable[[float, int], None]) -> int:
+    """As `main`.
+
+    Args:
+        end_within: is told of a failure, and in how many seconds the process shall be gone, with which status. That is
+            within `except`: afterwards what the failure held is let go, and a loader waits for its processes.
+    """
     try:
-        status = _dispatch(without_local_rank(sys.argv[1:] if argv is None else argv, os.environ))
+        status = _dispatch(without_local_rank(argv, os.environ))
         sys.stdout.flush()  # a reader that went away shall show here, not at interpreter exit
         return status
     except VlftError as error:
         if not error.said:
             print(f"stopped: {error}" if isinstance(error, Preempted) else f"error: {error}", file=sys.stderr)
+        interrupts.answered()
+        end_within(FAREWELL, error.exit_code)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # What is still buffered would raise again when Python flushes at exit, so it goes nowhere.
         # https://docs.python.org/3/library/signal.html#note-on-sigpipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        end_within(FAREWELL, BROKEN_PIPE)
         return BROKEN_PIPE
+    except (KeyboardInterrupt, Exception) as error:
+        if not isinstance(error, KeyboardInterrupt) and not interrupts.raised:
+            end_within(FAREWELL, 1)
+            raise  # a fault of ours
+        # An import that is interrupted may end in an error of the library's own.
+        print("interrupted", file=sys.stderr)
+        interrupts.answered()
+        end_within(QUICK_FAREWELL, Interrupted.exit_code)
+        return Interrupted.exit_code
+
+
+class _Farewell:
+    """A short end for a process that failed: what was registered with `atexit`, and no more.
+
+    Python would then take every module apart, which takes seconds with torch loaded.
+    """
+
+    def __init__(self) -> None:
+        self._status: int | None = None
+        atexit.register(self._leave)  # before all others, so it is called after them
+
+    def begin(self, seconds: float, status: int) -> None:
+        """The process ends with this status, and in so many seconds at the latest."""
+        self._status = status
+        last = threading.Timer(seconds, os._exit, [status])
+        last.daemon = True
+        last.start()
+
+    def _leave(self) -> None:
+        if self._status is not None:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(self._status)
 
 
 #: Commands of other kits, and other words for ours -> what to type here. Behind a word of ours stands what it does.

@@ -10,6 +10,7 @@ from functools import partial
 
 from vlft.cli.quiet import quiet
 from vlft.cli.stdout import json_only
+from vlft.interrupts import explained
 
 EXAMPLES = """\
 examples:
@@ -45,13 +46,14 @@ def run(argv: Sequence[str]) -> int:
         from vlft.merge import merge
 
         quiet()
-        report = merge(
-            flags.run,
-            flags.out,
-            base_model=flags.base_model,
-            dtype=flags.dtype,
-            progress=partial(print, file=sys.stderr, flush=True),
-        )
+        with explained(f"Nothing was written to {flags.out}."):
+            report = merge(
+                flags.run,
+                flags.out,
+                base_model=flags.base_model,
+                dtype=flags.dtype,
+                progress=partial(print, file=sys.stderr, flush=True),
+            )
         for note in report.notes:
             print(f"note: {note}.", file=sys.stderr)
         for warning in report.warnings:

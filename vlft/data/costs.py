@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -43,7 +43,7 @@ def cost_folder(environ: Mapping[str, str]) -> Path | None:
 
 def scan_costs(
     samples: RowIndex, encoder: Encoder, *, workers: int, folder: Path | None, note: Callable[[str], None]
-) -> Iterator[Cost | BadRow]:
+) -> Generator[Cost | BadRow, None, None]:
     """What each row costs by the headers of its files, measured only where it is not known.
 
     Args:
@@ -87,7 +87,7 @@ def scan_kept(
     note: Callable[[str], None],
     what: str,
     chunk: int = SCAN_CHUNK,
-) -> Iterator[T | BadRow]:
+) -> Generator[T | BadRow, None, None]:
     """As `scan`, but only at rows of which the result is not known.
 
     Args:

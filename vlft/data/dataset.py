@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlft.data import media as media_io
 from vlft.data.encode import UNTRAINED, Encoder
 from vlft.data.media import MediaError, MediaSettings
 from vlft.data.sample import Cost, EncodedSample, Sample
+from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import BadRow, ConfigError, DataError
 
 T = TypeVar("T")
 
-WORKER_GRACE = 120  # seconds that a loader process goes on after SIGTERM
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SCAN_CHUNK = 16  # rows a worker hands back at once
 # Seconds before each further try at media that cannot be read: network disks come back, files are put into place.
 PAUSES = (0.2, 0.8, 2.0)
@@ -158,7 +153,7 @@ class MediaProbe:
 
 def scan(
     samples: Sequence[Sample], look: Callable[[Sample], T], *, workers: int, chunk: int = SCAN_CHUNK
-) -> Iterator[T | BadRow]:
+) -> Generator[T | BadRow, None, None]:
     """What a look at each row gives, or why the row is refused, in order.
 
     Args:
@@ -177,11 +172,12 @@ def scan(
     workers = min(workers, _cores()) if len(samples) >= 4 * chunk else 0
     chunks: Any = _Chunks(len(samples), chunk)  # ranges, where torch's hints want lists
     loader = DataLoader(_Scan(samples, look), batch_sampler=chunks, collate_fn=list, **loader_options(workers))
-    for results in loader:
-        for result in results:
-            if isinstance(result, ConfigError):
-                raise result
-            yield result
+    with workers_end_with_errors():
+        for results in loader:
+            for result in results:
+                if isinstance(result, ConfigError):
+                    raise result
+                yield result
 
 
 class _Chunks:
@@ -197,34 +193,6 @@ class _Chunks:
 
     def __len__(self) -> int:
         return -(-self.rows // self.size)
-
-
-def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:
-    """Options every DataLoader of ours takes: `workers` processes, kept alive between epochs."""
-    return {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "pin_memory": pin_memory and _has_device(),
-        "worker_init_fn": _be_apart if workers else None,
-    }
-
-
-def _be_apart(worker: int) -> None:
-    """A scheduler's notice (see `train.signals`) or Ctrl-C is for the trainer to act on, which still needs its workers.
-
-    They end when it does. torch's own watch over them is not enough: a worker that has seen its trainer gone waits for
-    its last batch to be taken, for ever, since it holds the other end of that pipe itself (torch 2.11 and 2.15).
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # Put off, not ignored: Python ends workers that way when it exits itself.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE))
-
-
-def _has_device() -> bool:
-    return torch.cuda.is_available()
 
 
 def _cores() -> int:

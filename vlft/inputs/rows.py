@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -239,7 +240,6 @@ def measure_rows(
         cache: folder of costs kept between runs (`cost_folder`); None measures every row.
     """
     notes: list[str] = []
-    results = scan_costs(index, encoder, workers=workers, folder=cache, note=notes.append)
     good, bad = array("q"), []
 
     def costs() -> Iterator[Cost]:
@@ -256,6 +256,8 @@ def measure_rows(
                 good.append(place)
                 yield result
 
-    found = Costs.of(costs())
+    # Closed, so that what was measured is kept also where Ctrl-C, or an error, ends this.
+    with contextlib.closing(scan_costs(index, encoder, workers=workers, folder=cache, note=notes.append)) as results:
+        found = Costs.of(costs())
     samples = index.take(np.frombuffer(good, dtype=np.int64))
     return Measured(rows=Rows(samples=samples, bad=tuple(bad), counts=index.counts), costs=found, notes=tuple(notes))

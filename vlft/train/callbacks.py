@@ -7,10 +7,9 @@ from typing import Any, NoReturn
 from transformers import TrainerCallback
 
 from vlft.data.order import RankBatches
-from vlft.errors import Preempted
 from vlft.train.folder import RunFolder
 from vlft.train.ranks import gather
-from vlft.train.signals import Notice
+from vlft.train.signals import RESUME, Notice, stopped
 
 
 class SetEpoch(TrainerCallback):
@@ -69,7 +68,7 @@ class MakeRoom(TrainerCallback):
         """End the run, which has saved what it did."""
         name = self.folder.path / f"checkpoint-{state.global_step}"
         where = f"after step {state.global_step}, saved as {name}" if state.global_step else "before the first step"
-        stop = Preempted(f"{self.told} {where}. The same command goes on.")
+        stop = stopped(str(self.told), f"{where}. {RESUME}")
         stop.said = args.process_index != 0
         raise stop
 

@@ -55,10 +55,10 @@ def shown(rows: Sequence[str]) -> str:
 
 
 def going_on(checkpoint: Path | None) -> str:
-    """Where the same command goes on."""
+    """What the same command would do now."""
     if checkpoint is None:
-        return "There is no checkpoint yet: the same command starts anew."
-    return f"The last good checkpoint is {checkpoint}; the same command goes on from there."
+        return "There is no checkpoint yet: run the same command again to start over."
+    return f"The last good checkpoint is {checkpoint}. Run the same command again to resume from it."
 
 
 def worker_died(error: BaseException, *, workers: int, checkpoint: Path | None) -> RunFault | None:

@@ -21,8 +21,10 @@ from vlft.config.checks import check_device, remark_on_numbers, remarks_on_steps
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
+from vlft.data.costs import cost_folder
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
+from vlft.data.workers import workers_end_with_errors
 from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows, training_rows
 from vlft.model import flops, groups, kernels
 from vlft.model.load import check_fit
@@ -85,6 +87,9 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
         VlftError: anything the user can mend, before the first step wherever it can be known then.
     """
     data, model, args = parsed.flags
+    notice = notice or Notice()
+    if cost_folder(os.environ) is not None:
+        notice.kept = lambda: "Rows that were measured are kept. Run the same command again."
     say = print if args.process_index == 0 else _silent
     check_device(args, model.attn)
     if (remark := remark_on_numbers(args)) is not None:
@@ -115,11 +120,12 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
         evaluated=evaluated,
         order=order,
         folder=RunFolder(args.output_dir, base, run_record(base, data, model, args, rows, order)),
-        notice=notice or Notice(),
+        notice=notice,
         report=report if args.process_index == 0 else None,
         say=say,
     )
-    with _faults_in_words(run):
+    notice.kept = lambda: faults.going_on(run.folder.newest())
+    with _faults_in_words(run), workers_end_with_errors():
         how, checkpoint = on_rank_zero(lambda: _claim(run))
         if how == "again":
             say(f"{run.folder.path}: a run ended here before its first checkpoint. None of it is kept: starting over.")
@@ -194,7 +200,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
         watchdog.at("saving what was trained", patience=args.saving_patience)
-        _finish(trainer, folder)
+        with run.notice.planning("training is done, and what was trained is being saved"):
+            _finish(trainer, folder)
 
 
 def _watchdog(run: _Run) -> Watchdog:

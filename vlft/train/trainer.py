@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader
 
 from vlft.config.flags import TrainFlags
 from vlft.data.collate import Batch, Collator
-from vlft.data.dataset import RowDataset, loader_options
+from vlft.data.dataset import RowDataset
 from vlft.data.order import Order, RankBatches
+from vlft.data.workers import loader_options
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
@@ -220,7 +221,8 @@ class VlftTrainer(ZeroTrainer):
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         start = time.perf_counter()
         model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        later = self.room.notice.planning("leaving this evaluation for later, then saving")
+        with torch.no_grad(), self.accelerator.autocast(), later:
             for place, batch_on_cpu in enumerate(loader, 1):
                 if self.is_in_train and self.room.ask():
                     raise EvaluationPutOff
@@ -303,7 +305,8 @@ class VlftTrainer(ZeroTrainer):
         self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=self.args.saving_patience)
         self.folder.begin_checkpoint(writer=self.args.should_save)
         try:
-            super()._save_checkpoint(model, trial)
+            with self.room.notice.planning("stopping once this checkpoint is saved"):
+                super()._save_checkpoint(model, trial)
         finally:
             self.folder.saving = False
         self._name_best()
