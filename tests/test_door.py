@@ -124,7 +124,7 @@ def test_no_verb_takes_a_number_that_is_none(verb):
         (["--resume_from_checkpoint", "nowhere"], "--resume_from_checkpoint nowhere: no such file"),
         (["--output_dir", __file__], "is a file. Name a folder"),
         (["--output_dir", f"{__file__}/run"], "is a file, so there can be no folder in it"),
-        (["--bf16", "true", "--fp16", "true"], "exclude each other"),
+        (["--fp16", "true"], "--fp16 true is not supported"),
         (["run.yaml"], "run.yaml belongs to no flag; did you mean --config run.yaml?"),
         (["--report_to", "tensorboard", "wandb"], "--report_to takes one value, not 2: tensorboard wandb"),
         (["--seed"], "--seed: a value is missing"),
