@@ -112,7 +112,7 @@ class Adapter:
         return None
 
     def embeddings(self, family: Family) -> dict[str, str]:
-        """Embedding and head that peft saved whole, unasked (`save_embedding_layers`): name -> name in the file."""
+        """Embedding and head that peft saved although it did not train them: name -> name in the file."""
         bare = {live.removeprefix(PREFIX): stored for live, stored in self.keys.items()}
         return {name: bare[name] for name in EMBEDDINGS if name in bare and self.owner(name, family) is None}
 
