@@ -1,4 +1,4 @@
-"""A base that cannot be trained, merged or asked is refused at the door of every verb, by name and with one message."""
+"""A base that cannot be used is refused by every verb, by name and with one message."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ TINY: dict[str, tuple[Change, str]] = {
     "FP8": (setting("config.json", quantization_config={"quant_method": "fp8"}), QUANTISED.format("fp8")),
     "old bitsandbytes": (
         setting("config.json", quantization_config={"load_in_4bit": True}, _name_or_path="me/Qwen2-VL-2B-bnb-4bit"),
-        QUANTISED.format("bitsandbytes, 4 bits") + r", named like me/Qwen2-VL-2B\.",
+        QUANTISED.format("bitsandbytes, 4 bits") + r", probably me/Qwen2-VL-2B\.",
     ),
     "quantised language model": (
         setting("config.json", text_config__quantization_config={"quant_method": "gptq"}),

@@ -112,7 +112,7 @@ class Adapter:
         return None
 
     def embeddings(self, family: Family) -> dict[str, str]:
-        """Embedding and head that peft saved whole, unasked (`save_embedding_layers`): name -> name in the file."""
+        """Embedding and head that peft saved although it did not train them: name -> name in the file."""
         bare = {live.removeprefix(PREFIX): stored for live, stored in self.keys.items()}
         return {name: bare[name] for name in EMBEDDINGS if name in bare and self.owner(name, family) is None}
 
@@ -148,6 +148,7 @@ def read_adapter(folder: Path, base: Path, family: Family) -> Adapter:
             be read or are no part of the base.
     """
     settings = read_json(folder / ADAPTER_CONFIG)
+    _check_numbers(settings, folder / ADAPTER_CONFIG)
     shapes = {name: slot.shape for name, slot in slots_in(folder / ADAPTER_WEIGHTS).items()}
     keys = {PREFIX + _today(name, family): name for name in shapes}
     if len(keys) != len(shapes):
@@ -163,6 +164,18 @@ def read_adapter(folder: Path, base: Path, family: Family) -> Adapter:
     _refuse_other_vocabulary(folder, keys, shapes, base, family)
     copies, more = _beside(folder, base, family)
     return Adapter(folder=folder, settings=settings, keys=keys, shapes=shapes, copies=copies, notes=(*notes, *more))
+
+
+def _check_numbers(settings: Mapping[str, Any], where: Path) -> None:
+    """Refuse an adapter whose scaling is unknown."""
+    if settings.get("peft_type") != "LORA":
+        return
+    for name in ("r", "lora_alpha"):
+        if not isinstance(settings.get(name), int | float) or isinstance(settings.get(name), bool):
+            raise CheckpointError(
+                f"{where}: {name} is {settings.get(name)!r}, expected a number: the adapter's scaling is unknown. "
+                "Copy the file again."
+            )
 
 
 def _refuse_other_vocabulary(

@@ -1,4 +1,4 @@
-"""Refuse a base that cannot be trained, merged or asked by its small files alone, before rows are read.
+"""Refuse a base that cannot be used, by its small files alone and before rows are read.
 
 `check_base` looks at the model, `check_processor` at what makes tokens and patches. Whether the tokenizer, the chat
 template and the weights then work is proved where they are loaded (`vlft.model.load`).
@@ -32,7 +32,7 @@ def check_base(folder: Path) -> Family:
     family = Family.of(config.get("model_type"), where=str(folder))
     _refuse_quantised(folder, config)
     if (folder / "generation_config.json").is_file():
-        read_json(folder / "generation_config.json")  # it is copied into what is trained or merged
+        read_json(folder / "generation_config.json")  # it is copied into trained and merged folders
     tensor_index(folder)
     return family
 
@@ -48,13 +48,13 @@ def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     unquantised, cut = _QUANTISED_NAME.subn("", str(config.get("_name_or_path") or folder.name))
     raise CheckpointError(
         f"{folder}: its weights are quantised: config.json has a quantization_config ({method}). Only weights in "
-        "float32, bfloat16 or float16 are trained, merged and asked. Give the model that was quantised"
-        + (f", named like {unquantised}." if cut else ", e.g. Qwen/Qwen2-VL-2B-Instruct.")
+        "float32, bfloat16 or float16 are read. Give the model that was quantised"
+        + (f", probably {unquantised}." if cut else ", e.g. Qwen/Qwen2-VL-2B-Instruct.")
     )
 
 
 def check_processor(folder: Path, files: Sequence[Path]) -> None:
-    """Refuse a tokenizer or picture processor of which files are missing or broken.
+    """Refuse a tokenizer or picture processor with files that are missing or broken.
 
     Args:
         folder: for messages.

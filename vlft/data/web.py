@@ -63,7 +63,7 @@ def write_page(path: str | Path, html: str) -> None:
 
     Raises:
         OSError: it cannot be written there, e.g. since there is no such folder.
-        ConfigError: a file is there that is no page; a mistyped name shall not cost a data file.
+        ConfigError: a file is there that is no page. A mistyped name must not cost a data file.
     """
     if Path(path).is_file() and not _is_page(Path(path)):
         raise ConfigError(f"{path}: is there already and is no HTML page. Name another file, or remove it.")

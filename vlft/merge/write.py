@@ -177,8 +177,8 @@ def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def write_settings(base: Path, run: Path, out: Path, dtype: torch.dtype | None, *, untied: bool) -> None:
     """config.json and generation_config.json of the base; processor, tokenizer and chat template of the run if there.
 
-    The base's bytes are kept, but for dtype fields where another dtype was asked for, and `tie_word_embeddings` where
-    head and embedding differ now.
+    The base's bytes are kept. Only dtype fields change where another dtype was asked for, and `tie_word_embeddings`
+    where head and embedding differ now.
     """
     if dtype is None and not untied:
         shutil.copyfile(base / "config.json", out / "config.json")

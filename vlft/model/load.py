@@ -130,8 +130,8 @@ def check_fit(folder: str | Path, family: Family) -> None:
     for kind, names in faults.items():
         if names:
             raise CheckpointError(
-                f"{folder}: {len(names)} tensors are {kind} for {family.model_class}, e.g. {names[0]}: config.json and "
-                "weights are not of one model. Download the model again."
+                f"{folder}: {len(names)} tensors are {kind} for {family.model_class}, e.g. {names[0]}. "
+                "config.json and the weights belong to different models. Download the model again."
             )
 
 

@@ -76,8 +76,8 @@ def _prove_tokens(tokenizer: Any, config: Any, family: Family, where: str | Path
         theirs, (ours,) = getattr(config, setting, None), tokenizer.encode(text, add_special_tokens=False)
         if theirs is not None and theirs != ours:
             raise CheckpointError(
-                f"{where}: its tokenizer has {text} as token {ours}, {setting} in config.json is {theirs}: they are of "
-                f"two models. {advice}"
+                f"{where}: its tokenizer has {text} as token {ours}, {setting} in config.json is {theirs}: they "
+                f"belong to different models. {advice}"
             )
 
 
@@ -92,8 +92,8 @@ def _prove_patches(processor: Any, vision: Any, where: str | Path) -> None:
             if found != wanted:
                 raise CheckpointError(
                     f"{where}: {name} of its {part.replace('_', ' ')} is {found}, the model's vision_config has "
-                    f"{wanted}: they are of two models. Copy preprocessor_config.json (and processor_config.json, "
-                    "video_preprocessor_config.json where it has them) from the model you started from."
+                    f"{wanted}: they belong to different models. Copy preprocessor_config.json, processor_config.json and "
+                    "video_preprocessor_config.json from the model you started from, where it has them."
                 )
 
 

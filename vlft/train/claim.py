@@ -1,7 +1,7 @@
-"""What an output folder holds before a run takes it: nothing, this run, or something that a run would spoil.
+"""What an output folder holds before a run uses it: nothing, a run, or something that a run would spoil.
 
-Names and small files only, so that a wrong folder is refused before the base is opened; whether a run in it is this one
-is for `vlft.train.folder` to say.
+Looks at names and small files only, so that a wrong folder is refused before the base is opened. Whether a run in it is
+the same run is decided by `vlft.train.folder`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def refuse_other(path: Path) -> None:
     """
     if (path / "trainer_state.json").is_file() or _is_checkpoint_of(path):
         raise CheckpointError(
-            f"--output_dir {path}: is a checkpoint of a run, and training into it would spoil it. To go on from there: "
+            f"--output_dir {path}: is a checkpoint of a run, and training into it would spoil it. To resume from it: "
             f"--output_dir {path.parent}, with --resume_from_checkpoint {path} where it is not the newest. {_ELSE}"
         )
     if path.exists() and not path.is_dir():
@@ -58,7 +58,7 @@ def _is_checkpoint_of(path: Path) -> bool:
 
 
 def complete_checkpoints(path: Path) -> list[Path]:
-    """The checkpoints of a run folder that can be gone on from."""
+    """The checkpoints of a run folder from which it can resume."""
     return [
         found
         for found in path.glob("checkpoint-*")
