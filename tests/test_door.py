@@ -6,10 +6,12 @@ import subprocess
 import sys
 import typing
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from vlft.cli import help
 from vlft.cli.main import main
 from vlft.config import door, table
 from vlft.config.checks import DEFAULTS
@@ -26,13 +28,21 @@ FIELDS = {field.name: field for cls in FLAGS for field in dataclasses.fields(cls
 KNOWN = {*table.kinds("train"), *(f"no_{name}" for name in table.OF_TRAIN)}
 
 
+with_stored_help = pytest.mark.skipif(
+    version("transformers") != (help.FOLDER / "transformers.txt").read_text().strip(),
+    reason="another transformers has other flags",
+)
+
+
 # ---- the table
 
 
+@with_stored_help
 def test_every_flag_has_its_line_in_the_table():
     assert set(FIELDS) - set(REPLACED) == set(table.OF_TRAIN), "one line in vlft/config/table.py for each flag"
 
 
+@with_stored_help
 def test_the_table_agrees_with_the_parser():
     """Type, words and number of values of each flag are those that argparse will read."""
     for action in FlagParser("train", FLAGS)._actions:
@@ -55,8 +65,6 @@ def test_the_table_agrees_with_the_parser():
 
 @pytest.mark.parametrize("verb", ["plan", "check-data", "preview", "bench", "chat"])
 def test_flags_of_single_verbs_have_their_line(verb):
-    from vlft.cli import help
-
     known = {name.replace("-", "_") for name in help.flags(verb)} | {"config"}
     assert {name for name in known if not name.startswith("no_")} == {*table.kinds(verb)}
 
@@ -349,7 +357,8 @@ def test_wrong_yaml_and_paths_are_told_at_once_and_load_nothing(tmp_path):
     script = f"""if True:
         import sys, time
         start = time.perf_counter()
-        from vlft.cli.main import main
+        from vlft.cli import help
+from vlft.cli.main import main
         for verb in ("train", "plan", "check-data"):
             for name in ("bad", "range"):
                 print(main([verb, "--config", r"{tmp_path}/" + name + ".yaml"]))
@@ -364,3 +373,16 @@ def test_wrong_yaml_and_paths_are_told_at_once_and_load_nothing(tmp_path):
     for says in ("learning_rate (in ", "is abc, must be a number", "unknown flag --sed; did you mean --seed?"):
         assert done.stderr.count(says) >= 3
     assert done.stderr.count("nope.json: no such file") == 6
+
+
+def test_near_misses_of_the_files_that_rows_name(tmp_path, monkeypatch):
+    from vlft.data.pictures import Unreadable, require_file
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "Cat.JPG").touch()
+    for named in ("images/cat.jpg", "images/Cat.png", "images/images/Cat.JPG"):
+        with pytest.raises(Unreadable, match=r"no such file\. Did you mean images/Cat\.JPG\? Put it there, or correct"):
+            require_file(named)
+    with pytest.raises(Unreadable, match=r"dog\.jpg: no such file\. Put it there"):
+        require_file("images/dog.jpg")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from vlft.config.kinds import Place
 
 SHOWN = 3
+FEW = 2000  # names of a folder that are compared letter by letter
 
 
 def problem(place: Place, path: str) -> str:
@@ -59,16 +61,27 @@ def _in_folder(path: str) -> str:
     if not missing:
         return ""
     folder, name = os.path.split(missing)
-    try:
-        names = os.listdir(folder or ".")
-    except OSError:
-        return ""
-    stem = os.path.splitext(name)[0]
-    like = [other for other in names if other.lower() == name.lower()]
-    like += [other for other in sorted(names) if stem and os.path.splitext(other)[0].lower() == stem.lower()]
-    like += difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.8)
+    names, by_case, by_stem = _listed(os.path.abspath(folder))
+    like = [*by_case.get(name.lower(), ()), *by_stem.get(os.path.splitext(name.lower())[0], ())]
+    if len(names) <= FEW:
+        like += difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.8)
     rest = path[len(missing) :]
     return next((meant for other in like if os.path.exists(meant := os.path.join(folder, other) + rest)), "")
+
+
+@functools.lru_cache(maxsize=64)
+def _listed(folder: str) -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
+    """Names in a folder; by their small letters; by those without the ending. A run may miss thousands of files."""
+    try:
+        names = sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        names = []
+    by_case: dict[str, list[str]] = {}
+    by_stem: dict[str, list[str]] = {}
+    for name in names:
+        by_case.setdefault(name.lower(), []).append(name)
+        by_stem.setdefault(os.path.splitext(name.lower())[0], []).append(name)
+    return names, by_case, by_stem
 
 
 def _first_missing(path: str) -> str:

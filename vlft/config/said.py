@@ -122,7 +122,7 @@ def read_yaml(path: str) -> list[tuple[str, tuple[str, ...]]]:
         from vlft.config.places import near_miss
 
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}){near_miss(path)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: not valid YAML in UTF-8 ({error})") from error
     if content is None:
         return []

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from vlft.config.places import near_miss
 from vlft.data.jpeg import read_jpeg
 
 # What Pillow's decoders are known to raise on damaged files, besides their own classes (which are OSErrors).
@@ -200,7 +201,9 @@ def require_file(path: str, *, most: int | None = None) -> None:
         if not stat.S_ISDIR(found.st_mode):
             raise Unreadable(f"{path}: is {_odd(found.st_mode)}, not a regular file. Name a picture or video file")
         what = "is a folder, not a file"
-    raise Unreadable(f"{path}: {what}. Put it there, or correct the path or --image_folder")
+    hint = near_miss(path) if what == "no such file" else ""
+    end = "" if hint.endswith("?") else "."
+    raise Unreadable(f"{path}: {what}{hint}{end} Put it there, or correct the path or --image_folder")
 
 
 def _odd(mode: int) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from vlft.config.kits.outcome import Cannot, Idle, Kit, Outcome, Rule, cannot, flag, idle, off, on, renamed, switch
 
 _ORDER = "the order of rows depends on --seed, the epoch and the global batch"
@@ -32,7 +30,7 @@ def checkpointing(words: tuple[str, ...]) -> Outcome:
 
 
 #: TrainingArguments that vlft replaces or does not support.
-REPLACED: Mapping[str, Rule] = {
+REPLACED: dict[str, Rule] = {
     "train_sampling_strategy": sampling,
     "length_column_name": idle("rows have no columns"),
     "dataloader_drop_last": off("every row is trained exactly once an epoch"),
@@ -87,7 +85,7 @@ REPLACED: Mapping[str, Rule] = {
 }
 
 #: Names of earlier versions of transformers, and of several kits.
-FORMER: Mapping[str, Rule] = {
+FORMER: dict[str, Rule] = {
     "warmup_ratio": warmup,
     "overwrite_output_dir": off(
         "an existing run is never overwritten. Name a new --output_dir; --resume_from_checkpoint auto resumes the one "
