@@ -21,7 +21,7 @@ import numpy as np
 
 from vlft.data.frames import FrameIndex, decode_frames, index_frames, pyav, pyav_errors
 from vlft.data.kinds import mistaken
-from vlft.data.lengths import missing_bytes
+from vlft.data.lengths import cut_short
 from vlft.data.mp4 import HARMLESS, MOST_BOXES, TooManyBoxes, samples_beyond
 from vlft.data.pictures import Unreadable, require_file
 
@@ -148,14 +148,12 @@ def _refuse_others(path: str) -> None:
     """Refuse text, archives and what was cut short, before a reader sees it."""
     try:
         why = mistaken(path, "video", sure=True)
-        missing = missing_bytes(path)
+        if why is None and (cut := cut_short(path)):
+            why = f"{cut}. Fetch or encode it again"
     except OSError as error:
         raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk and permissions") from error
     if why is not None:
         raise Unreadable(f"{path}: {why}")
-    if missing is not None:
-        there, promised = missing
-        raise Unreadable(f"{path}: cut short: {there:,} of {promised:,} bytes are there. Fetch or encode it again")
 
 
 def _refuse_false_boxes(path: str) -> int:

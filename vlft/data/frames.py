@@ -11,7 +11,7 @@ Letters in shapes: F frames that are shown; H, W of the upright frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class FrameIndex:
     Attributes:
         packets: time, place in the file and size in bytes of each packet, in the order of the file; together they tell
             one packet from another. Times are in the file's units; None where it does not say.
-        keys: numbers of the packets that can be decoded without those before them, ascending.
+        keys: numbers of the packets that can be decoded without those before them, ascending -> when each is decoded.
         shown: int64 [F], the number of the packet that gives each frame, in the order in which they are shown.
         times: float64 [F], when each frame is shown, in seconds from the first one; [0] where the file does not say.
         rate: mean frames a second, as the file says; 0 where it does not.
@@ -50,7 +50,7 @@ class FrameIndex:
     """
 
     packets: Sequence[tuple[int | None, int | None, int]] = field(repr=False)
-    keys: Sequence[int] = field(repr=False)
+    keys: Mapping[int, int | None] = field(repr=False)
     shown: np.ndarray = field(repr=False)
     times: np.ndarray = field(repr=False)
     rate: float
@@ -63,11 +63,11 @@ class FrameIndex:
     @property
     def closed(self) -> bool:
         """Whether every packet is a frame, and no frame that is shown before a key frame is stored behind it."""
-        if len(self.shown) != len(self.packets) or not self.keys or self.keys[0] != 0:
+        keys = list(self.keys)
+        if len(self.shown) != len(self.packets) or keys[:1] != [0]:
             return False
         latest = np.maximum.accumulate(self.shown)
-        place = np.argsort(self.shown)[self.keys]
-        return bool((latest[place] == self.keys).all())
+        return bool((latest[np.argsort(self.shown)[keys]] == keys).all())
 
 
 class _Lost(Exception):
@@ -114,13 +114,28 @@ def index_frames(path: str, *, before: Callable[[Any], None] = lambda stream: No
         keys=scan.keys,
         shown=np.array(shown, dtype=np.int64),
         times=times,
-        rate=rate,
+        rate=rate if timed else _checked_rate(rate, times),
         height=height,
         width=width,
         codec=codec,
         container=name,
         plain=_plain(scan.first),
     )
+
+
+def _checked_rate(rate: float, times: np.ndarray) -> float:
+    """The rate that FFmpeg guesses where a container stores none, unless the times of the frames show another."""
+    if len(times) < 2:
+        return rate
+    seen = (len(times) - 1) / float(times[-1])
+    off = 1.1 if _even(times) else 2.0
+    return rate if seen / off <= rate <= seen * off else seen
+
+
+def _even(times: Sequence[float] | np.ndarray) -> bool:
+    """Whether frames follow each other at one rate."""
+    steps = np.diff(np.asarray(times, dtype=np.float64))
+    return bool(steps.min() >= 0.9 * np.median(steps) and steps.max() <= 1.1 * np.median(steps))
 
 
 class _Scan:
@@ -134,7 +149,7 @@ class _Scan:
         self.stream = stream
         self.all_frames = all_frames
         self.packets: list[tuple[int | None, int | None, int]] = []
-        self.keys: list[int] = []
+        self.keys: dict[int, int | None] = {}
         self.hidden: set[int] = set()
         self.doubtful = False  # some packet may give no frame of its own
         self.given: list[int] = []  # numbers of the frames that were decoded
@@ -155,7 +170,7 @@ class _Scan:
         number = len(self.packets)
         self.packets.append((packet.pts, packet.pos, packet.size))
         if packet.is_keyframe:
-            self.keys.append(number)
+            self.keys[number] = packet.dts
         if packet.is_discard:
             self.hidden.add(number)
         if self.stream.codec_context.name == "mpeg4":
@@ -181,10 +196,8 @@ def _by_time(scan: _Scan, *, regular: bool) -> list[int] | None:
     shown = shown[shown.index(scan.given[0]) :]
     if shown[: len(scan.given)] != scan.given[: len(shown)]:
         return None
-    if regular and len(shown) > 1:
-        steps = np.diff([float(times[number] or 0) for number in shown])
-        if steps.min() < 0.9 * np.median(steps) or steps.max() > 1.1 * np.median(steps):
-            return None
+    if regular and len(shown) > 1 and not _even([float(times[number] or 0) for number in shown]):
+        return None
     return shown
 
 
@@ -200,10 +213,13 @@ def decode_frames(path: str, index: FrameIndex, wanted: Sequence[int]) -> Iterat
     Raises:
         Unreadable: a frame cannot be decoded.
     """
-    left = list(wanted)
+    pyav()
+    from av.video.reformatter import VideoReformatter
+
+    left, converter = list(wanted), VideoReformatter()
     for read in (_sought, _counted):
         for frame in read(path, index, left):
-            yield _rgb(frame, index)
+            yield _rgb(frame, index, converter)
             left = left[1:]
 
 
@@ -264,9 +280,12 @@ def _from_key(
 
 def _seek(container: Any, stream: Any, index: FrameIndex, key: int, known: dict) -> tuple[int, Iterator[Any]]:
     """The number of the key frame that seeking leads to, at or before the one meant, and the packets from it on."""
-    for time in dict.fromkeys((index.packets[key][0], 0 if key == index.keys[0] else None)):
-        if time is None:
-            continue
+    keys = [number for number in index.keys if number <= key][-2:]
+    times = [index.packets[key][0], *(index.keys[number] for number in reversed(keys))]
+    if len(keys) == 1:
+        times.append(0)
+    # Some containers seek by the times of decoding, some by those of showing; a key frame too early costs time only.
+    for time in dict.fromkeys(time for time in times if time is not None):
         container.seek(time, stream=stream)
         packets = container.demux(stream)
         for packet in packets:
@@ -304,16 +323,18 @@ def _counted(path: str, index: FrameIndex, wanted: Sequence[int]) -> Iterator[An
     except pyav_errors() as error:
         reason = f"damaged between frames {count} and {left[0]} of {len(index.shown)} ({error})"
         raise Unreadable(f"{path}: {reason}. Fetch or encode it again") from error
-    raise Unreadable(f"{path}: ends after {count} of {len(index.shown)} frames. Fetch or encode it again")
+    raise Unreadable(
+        f"{path}: damaged: {count} of {len(index.shown)} frames can be decoded. Fetch or encode it again"
+    )
 
 
-def _rgb(frame: Any, index: FrameIndex) -> np.ndarray:
+def _rgb(frame: Any, index: FrameIndex, converter: Any) -> np.ndarray:
     """uint8 [H, W, 3], turned as the container says; of the first frame's size, should the size change on the way."""
     turns = frame.rotation // 90
     height, width = (index.width, index.height) if turns % 2 else (index.height, index.width)
-    if (frame.height, frame.width) != (height, width):
-        frame = frame.reformat(width=width, height=height, format="rgb24")
-    return np.rot90(frame.to_ndarray(format="rgb24"), turns)
+    # One thread: loader workers are the threads, and starting others takes longer than small frames do.
+    rgb = converter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
+    return np.rot90(rgb.to_ndarray(), turns)
 
 
 def upright_size(frame: Any) -> tuple[int, int]:

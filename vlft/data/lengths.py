@@ -1,7 +1,8 @@
 """How many bytes a video file says it has, by its container: more than there are, and its end is missing.
 
-Told by MP4 and MOV (boxes), Matroska and WebM (the segment), AVI (RIFF chunks) and ASF (its properties), unless they
-were written as a stream, of unknown length. MPEG-TS, MPEG-PS, Ogg, FLV, GIF and raw streams do not say.
+Told by MP4 and MOV (boxes), Matroska and WebM (the segment), AVI (RIFF chunks), ASF (its properties), FLV (its
+metadata) and GIF (a block at the end), unless they were written as a stream, of unknown length. MPEG-TS, MPEG-PS, Ogg,
+MXF and raw streams do not say.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
-def missing_bytes(path: str) -> tuple[int, int] | None:
-    """The bytes of a file that was cut short, and those it says it has; None where nothing is known to be missing.
+def cut_short(path: str) -> str | None:
+    """How much of a file that was cut short is there; None where nothing is known to be missing.
 
     Raises:
         OSError: it cannot be read.
@@ -28,7 +29,9 @@ def missing_bytes(path: str) -> tuple[int, int] | None:
     with open(path, "rb") as file:
         start = file.read(16)
         promised = max((read(file, start, size) for read in _READERS), default=0)
-    return (size, promised) if promised > size + SLACK else None
+        if promised > size + SLACK:
+            return f"cut short: {size:,} of {promised:,} bytes are there"
+        return "cut short: it ends within a frame" if _torn_gif(file, start) else None
 
 
 def _boxes(file: BinaryIO, start: bytes, size: int) -> int:
@@ -117,4 +120,44 @@ def _asf(file: BinaryIO, start: bytes, size: int) -> int:
     return 0
 
 
-_READERS: tuple[Callable[[BinaryIO, bytes, int], int], ...] = (_boxes, _segment, _riff, _asf)
+def _flv(file: BinaryIO, start: bytes, size: int) -> int:
+    """Adobe Flash Video File Format 10.1, E.5: `filesize` in onMetaData, a double behind its type 0."""
+    if start[:4] != b"FLV\x01":
+        return 0
+    file.seek(0)
+    head = file.read(1 << 16)
+    at = head.find(b"\x00\x08filesize\x00")
+    value = head[at + 11 : at + 19] if at >= 0 else b""
+    promised = struct.unpack(">d", value)[0] if len(value) == 8 else 0.0
+    return int(promised) if 0 < promised < 1 << 53 else 0
+
+
+def _torn_gif(file: BinaryIO, start: bytes) -> bool:
+    """GIF89a: whether it ends within a block. A missing last block alone loses no frame."""
+    if start[:4] != b"GIF8":
+        return False
+    file.seek(13 + _colours(start[10] if len(start) > 10 else 0))
+    while (kind := file.read(1)) in (b"!", b","):
+        if kind == b",":
+            place = file.read(9)
+            if len(place) < 9:
+                return True
+            file.seek(_colours(place[8]) + 1, os.SEEK_CUR)  # and the size of a code
+        else:
+            file.seek(1, os.SEEK_CUR)  # the label
+        while length := file.read(1):
+            if not length[0]:
+                break
+            if len(file.read(length[0])) < length[0]:
+                return True
+        else:
+            return True
+    return False
+
+
+def _colours(flags: int) -> int:
+    """Bytes of a colour table."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+_READERS: tuple[Callable[[BinaryIO, bytes, int], int], ...] = (_boxes, _segment, _riff, _asf, _flv)
