@@ -1,9 +1,10 @@
 """Open video files: how many frames, how fast, how large, and some of the frames. Knows no rows, budgets or tokens.
 
-PyAV finds the frames and decodes them (`vlft.data.frames`). decord, with which qwen-vl-utils 0.0.14 and so the stock
-path reads, gives the same pixels of the same frames where it finds them: it loses its way in MPEG-TS and MPEG-PS,
-among B-frames in AVI, and in open groups of pictures. Pixels differ only where frames become RGB in another way in its
-old FFmpeg: of more than 8 bits, of odd sizes, interlaced. There it decodes, as long as it is sure to find the frames.
+PyAV finds the frames and decodes them (`vlft.data.frames`, `vlft.data.seeking`). decord, with which qwen-vl-utils 0.0.14
+and so the stock path reads, gives the same pixels of the same frames where it finds them: it loses its way in MPEG-TS
+and MPEG-PS, among B-frames in AVI, and in open groups of pictures. Pixels differ only where frames become RGB in another
+way in its old FFmpeg: of more than 8 bits, of odd sizes, interlaced. There it decodes, as long as it is sure to find the
+frames.
 
 Letters in shapes: H, W of the upright frame; K frames read at a time.
 """
@@ -19,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from vlft.data.frames import FrameIndex, decode_frames, index_frames, pyav, pyav_errors
+from vlft.data.containers import pyav, pyav_errors
+from vlft.data.frames import FrameIndex, index_frames
 from vlft.data.kinds import mistaken
 from vlft.data.lengths import cut_short
 from vlft.data.mp4 import HARMLESS, MOST_BOXES, TooManyBoxes, samples_beyond
 from vlft.data.pictures import Unreadable, require_file
+from vlft.data.seeking import decode_frames
 
 FRAMES_AT_A_TIME = 8
 # A frame four times as large as 8K video's. Eight frames at a time of more than 4K are as many bytes as readers hold

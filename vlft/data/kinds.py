@@ -119,16 +119,18 @@ def _kind_of_text(head: bytes) -> Kind | None:
     return next((kind for pattern, kind in TEXTS if re.match(pattern, low, re.DOTALL)), TEXT)
 
 
-# What to do about files that are no picture and no video.
+# What to do about files that are neither, and where a picture is wanted.
 ADVICE = {
     ".txt": "Fetch it again",
     ".json": "Fetch it again",
     ".xml": "Fetch it again",
     ".html": "Its download failed: fetch it again",
-    ".svg": "Save it as PNG or JPEG",
-    ".pdf": "Save its pages as PNG or JPEG",
     ".zip": "Unpack it",
     ".gz": "Unpack it",
+}
+AS_PICTURES = {
+    ".svg": "Save it as PNG or JPEG",
+    ".pdf": "Save its pages as PNG or JPEG",
     ".npy": "Save it as PNG or JPEG",
 }
 
@@ -155,6 +157,8 @@ def mistaken(path: str, wanted: Literal["picture", "video"], *, sure: bool = Fal
     if kind.name == "a Git LFS pointer":
         return f"is a Git LFS pointer, not the {wanted} itself. Fetch it: git lfs pull"
     if kind.holds == "neither":
-        return f"is {kind.name}, not a {wanted}. {ADVICE.get(kind.ending, f'Name a {wanted} file')}"
+        advice = ADVICE.get(kind.ending) or (wanted == "picture" and AS_PICTURES.get(kind.ending))
+        return f"is {kind.name}, not a {wanted}. {advice or f'Name a {wanted} file'}"
     other = "image" if kind.holds == "picture" else "video"
-    return None if sure else f'is {kind.name}, not a {wanted}. Name it under "{other}", for an <{other}> tag'
+    tag = f"with a{'n' * (other == 'image')} <{other}> tag"
+    return None if sure else f'is {kind.name}, not a {wanted}. Name it under "{other}", {tag}'
