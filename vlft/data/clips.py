@@ -1,10 +1,9 @@
 """Open video files: how many frames, how fast, how large, and some of the frames. Knows no rows, budgets or tokens.
 
-PyAV finds the frames and decodes them (`vlft.data.frames`, `vlft.data.seeking`). decord, with which qwen-vl-utils 0.0.14
-and so the stock path reads, gives the same pixels of the same frames where it finds them: it loses its way in MPEG-TS
-and MPEG-PS, among B-frames in AVI, and in open groups of pictures. Pixels differ only where frames become RGB in another
-way in its old FFmpeg: of more than 8 bits, of odd sizes, interlaced. There it decodes, as long as it is sure to find the
-frames.
+PyAV finds the frames (`vlft.data.frames`) and decodes them (`vlft.data.seeking`). decord, with which qwen-vl-utils
+0.0.14 and so the stock path reads, gives the same pixels of the same frames where it finds them; it loses its way in
+MPEG-TS and MPEG-PS, among B-frames in AVI, and in open groups of pictures. Pixels differ where its old FFmpeg makes RGB
+of frames in another way: of more than 8 bits, of odd sizes, interlaced. Those it decodes, if it is sure to find them.
 
 Letters in shapes: H, W of the upright frame; K frames read at a time.
 """
@@ -112,9 +111,9 @@ def read_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
             break  # it gives up at damage that PyAV may read past
         yield frames.asnumpy()
         left = left[len(some) :]
-    frames = decode_frames(clip.path, clip.index, left)
-    while left and (some := list(islice(frames, together))):
-        yield np.stack(some)
+    rest = decode_frames(clip.path, clip.index, left)
+    while left and (stack := list(islice(rest, together))):
+        yield np.stack(stack)
 
 
 def _with_decord(clip: Clip) -> Clip:

@@ -85,18 +85,17 @@ def index_frames(path: str, *, before: Callable[[Any], None] = lambda stream: No
         scan.read(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         unit, codec = float(stream.time_base or 0), stream.codec_context.name
-    if scan.all_frames:
+    shown = scan.given if scan.all_frames else _by_time(scan, regular=not timed)
+    if shown is None:
+        with opened(path) as container:
+            scan = _Scan(video_stream(container, path), all_frames=True)
+            scan.read(container, path)
         shown = scan.given
-    else:
-        shown = _by_time(scan, regular=not timed)
-        if shown is None:
-            with opened(path) as container:
-                scan = _Scan(video_stream(container, path), all_frames=True)
-                scan.read(container, path)
-            shown = scan.given
     if scan.first is None or not shown:
         raise Unreadable(f"{path}: holds no frame that can be decoded. Fetch or encode it again")
-    pts = [scan.packets[number][0] for number in shown]
+    if None in shown:  # a decoder that does not hand numbers on: frames are counted
+        shown, scan.keys = list(range(len(shown))), {}
+    pts = [scan.packets[number][0] for number in shown] if scan.keys else [None]
     times = np.array([]) if None in pts else (np.array(pts, dtype=np.float64) - float(pts[0] or 0)) * unit
     if len(times) and (np.diff(times) <= 0).any():
         times = np.array([])
@@ -192,8 +191,8 @@ def _by_time(scan: _Scan, *, regular: bool) -> list[int] | None:
         regular: take it only where all are equally far apart, so that none is a field or half a frame.
     """
     visible = [number for number in range(len(scan.packets)) if number not in scan.hidden]
-    times = {number: scan.packets[number][0] for number in visible}
-    if scan.doubtful or not scan.given or None in times.values() or len(set(times.values())) < len(visible):
+    times = {number: time for number in visible if (time := scan.packets[number][0]) is not None}
+    if scan.doubtful or not scan.given or len(set(times.values())) < len(visible):
         return None
     shown = sorted(visible, key=times.__getitem__)
     if scan.given[0] not in times:
@@ -202,7 +201,7 @@ def _by_time(scan: _Scan, *, regular: bool) -> list[int] | None:
     shown = shown[shown.index(scan.given[0]) :]
     if shown[: len(scan.given)] != scan.given[: len(shown)]:
         return None
-    if regular and len(shown) > 1 and not _even([float(times[number] or 0) for number in shown]):
+    if regular and len(shown) > 1 and not _even([times[number] for number in shown]):
         return None
     return shown
 

@@ -100,8 +100,8 @@ def open_picture(path: str) -> Image.Image:
     """A still as an upright 8-bit RGB picture; of an animation, the first frame.
 
     Turned as its EXIF says, and laid on white where it is transparent, as Qwen2-VL's processor of transformers 5.23
-    does (5.17 drops the alpha channel instead). 16-bit grey keeps its high byte, or the highest eight of as many bits as
-    its file says; Pillow alone would clip it to white.
+    does (5.17 drops the alpha channel instead). 16-bit grey keeps its high byte, or the highest eight of the bits that
+    its file says it has; Pillow alone would clip it to white.
 
     Raises:
         Unreadable: as `picture_size`, and where the pixels are damaged or end early.
