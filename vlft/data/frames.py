@@ -150,7 +150,7 @@ class _Scan:
         """Read all packets.
 
         Raises:
-            Unreadable: damaged behind a frame that could be decoded.
+            Unreadable: damaged behind the first packet.
         """
         try:
             for packet in container.demux(self.stream):
@@ -160,10 +160,10 @@ class _Scan:
                     packet.opaque = len(self.packets) - 1
                     self._take(packet.decode())
         except pyav_errors() as error:
-            if self.first is None:
+            if not self.packets:
                 raise
-            reason = f"damaged behind frame {len(self.given) - 1} ({error})"
-            raise Unreadable(f"{path}: {reason}. Fetch or encode it again") from error
+            where = f"behind its first {len(self.given)} frames" if self.given else "at its first frame"
+            raise Unreadable(f"{path}: damaged {where} ({error}). Fetch or encode it again") from error
 
     def _take(self, frames: list[Any]) -> None:
         for frame in frames:

@@ -9,6 +9,7 @@ import logging
 import os
 import stat
 import struct
+import sys
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def depth_remark(path: str) -> str | None:
         if not is_deep(picture, path):
             return None
         try:
-            picture.load()
+            _load(picture)
             return remark_on(picture, path)
         except BROKEN_PICTURE as error:
             raise Unreadable(f"{path}: damaged or cut short ({error}). Fetch or save it again") from error
@@ -130,7 +131,7 @@ def read_pixels(path: str) -> torch.Tensor:
 def _decoded(picture: Image.Image, path: str) -> Image.Image:
     promised = _size(picture, path)
     try:
-        picture.load()
+        _load(picture)
         bits = grey_bits(picture, path) if is_grey(picture) else 8
         rgb = _to_rgb(ImageOps.exif_transpose(picture), bits)
     except Image.DecompressionBombError as error:
@@ -141,6 +142,22 @@ def _decoded(picture: Image.Image, path: str) -> Image.Image:
         h, w = promised
         raise Unreadable(f"{path}: its header says {w}x{h}, its pixels are {rgb.width}x{rgb.height}. Save it again")
     return rgb
+
+
+def _load(picture: Image.Image) -> None:
+    """Decode the pixels. libtiff writes what it finds wrong to the process's stderr, and Pillow raises besides."""
+    if picture.format != "TIFF":
+        picture.load()
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        picture.load()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class _opened:

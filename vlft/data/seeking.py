@@ -42,9 +42,10 @@ def decode_frames(path: str, index: FrameIndex, wanted: Sequence[int]) -> Iterat
 
     converter, done = VideoReformatter(), 0
     for read in (_sought, _counted):
-        for frame in read(path, index, wanted[done:]):
-            yield _rgb(frame, index, converter)
-            done += 1
+        if done < len(wanted):
+            for frame in read(path, index, wanted[done:]):
+                yield _rgb(frame, index, converter)
+                done += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +165,6 @@ def _print(packet: Any) -> tuple[int | None, int | None, int]:
 
 def _counted(path: str, index: FrameIndex, wanted: Sequence[int]) -> Iterator[Any]:
     """Wanted frames, counted from the first one."""
-    if not wanted:
-        return
     left, count = iter(wanted), 0
     following = next(left)
     try:
