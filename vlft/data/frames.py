@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlft.data.containers import opened, pyav_errors, video_stream
+from vlft.data.kinds import mistaken
 from vlft.data.pictures import Unreadable
 
 # Containers that store a packet for each frame, with the time when it is shown.
@@ -160,7 +161,7 @@ class _Scan:
                     packet.opaque = len(self.packets) - 1
                     self._take(packet.decode())
         except pyav_errors() as error:
-            if not self.packets:
+            if not self.packets or (not self.given and mistaken(path, "video")):
                 raise
             where = f"behind its first {len(self.given)} frames" if self.given else "at its first frame"
             raise Unreadable(f"{path}: damaged {where} ({error}). Fetch or encode it again") from error
