@@ -19,7 +19,9 @@ def opened(path: str) -> Any:
     Raises:
         ConfigError: PyAV is not installed.
     """
-    return pyav().open(f"file:{path}", metadata_errors="replace")
+    av = pyav()
+    old = int(av.__version__.split(".")[0]) < 19  # later ones take metadata in any alphabet
+    return av.open(f"file:{path}", **({"metadata_errors": "replace"} if old else {}))
 
 
 def pyav() -> Any:

@@ -94,7 +94,7 @@ def index_frames(path: str, *, before: Callable[[Any], None] = lambda stream: No
         shown = scan.given
     if scan.first is None or not shown:
         raise Unreadable(f"{path}: holds no frame that can be decoded. Fetch or encode it again")
-    if None in shown:  # a decoder that does not hand numbers on: frames are counted
+    if -1 in shown:  # a decoder that does not hand numbers on: frames are counted
         shown, scan.keys = list(range(len(shown))), {}
     pts = [scan.packets[number][0] for number in shown] if scan.keys else [None]
     times = np.array([]) if None in pts else (np.array(pts, dtype=np.float64) - float(pts[0] or 0)) * unit
@@ -158,7 +158,7 @@ class _Scan:
                 if packet.size:
                     self._note(packet)
                 if self.all_frames or len(self.given) < HEAD:
-                    packet.opaque = len(self.packets) - 1
+                    packet.opaque = mark(len(self.packets) - 1)
                     self._take(packet.decode())
         except pyav_errors() as error:
             if not self.packets or (not self.given and mistaken(path, "video")):
@@ -170,7 +170,7 @@ class _Scan:
         for frame in frames:
             if self.first is None:
                 self.first = frame
-            self.given.append(frame.opaque)
+            self.given.append(number_of(frame))
 
     def _note(self, packet: Any) -> None:
         number = len(self.packets)
@@ -205,6 +205,17 @@ def _by_time(scan: _Scan, *, regular: bool) -> list[int] | None:
     if regular and len(shown) > 1 and not _even([times[number] for number in shown]):
         return None
     return shown
+
+
+def mark(number: int) -> tuple[int]:
+    """What a packet hands on to its frames. Each gets an object of its own: up to PyAV 18, one that several packets
+    share is lost to all of them when the first is freed."""
+    return (number,)
+
+
+def number_of(frame: Any) -> int:
+    """Of the packet that gave a frame; -1 where the decoder does not say."""
+    return -1 if frame.opaque is None else int(frame.opaque[0])
 
 
 def upright_size(frame: Any) -> tuple[int, int]:

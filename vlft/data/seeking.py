@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlft.data.containers import opened, pyav, pyav_errors, video_stream
-from vlft.data.frames import FrameIndex
+from vlft.data.frames import FrameIndex, mark, number_of
 from vlft.data.pictures import Unreadable
 
 
@@ -120,10 +120,10 @@ def _from_key(
         if packet.size:
             if number >= len(index.packets) or _print(packet) != index.packets[number]:
                 raise _Lost
-            packet.opaque = number
+            packet.opaque = mark(number)
             number += 1
         for frame in packet.decode():
-            at = starts.place.get(frame.opaque, -1)
+            at = starts.place.get(number_of(frame), -1)
             if at < start and expected is None:
                 continue  # a picture that leads the key frame, and needs those before it
             if frame.is_corrupt or (expected is not None and at != expected):
