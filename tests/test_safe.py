@@ -280,7 +280,7 @@ def test_an_address_that_gives_nothing_is_a_bad_row(site, tmp_path, base, a_pict
         "silent.image": "it is empty",
         "closed.image": "refused",
         "odd.image": "cannot be fetched",
-        "text.image": "not a picture that Pillow knows",
+        "text.image": "is text, not a picture. Fetch it again",
         "frame.video[0][1]": "/no.jpg cannot be fetched (404 Not Found)",
     }.items():
         assert why in said[where], where
@@ -500,7 +500,7 @@ def test_videos_that_mean_harm(tmp_path, name, write, why):
 def test_frames_too_large_are_refused_by_the_header(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", 4, 160, 112)
     monkeypatch.setattr("vlft.data.clips.FRAME_PIXELS", 160 * 112 - 1)
-    monkeypatch.setattr("vlft.data.clips._open_decord", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("vlft.data.frames._Scan.read", lambda *_: pytest.fail("read"))
     with pytest.raises(MediaError, match="frames of 160x112, 17,919 pixels at most are opened safely"):
         measure(video(path), SETTINGS)
     assert FRAME_PIXELS > 7680 * 4320

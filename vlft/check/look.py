@@ -72,13 +72,17 @@ class Look:
         if isinstance(self.encoder, Encoder) and self.encoder.fit is not None:
             sample = self.encoder.as_trained(sample)  # a warning says what was done to it
         cost = self._measured(sample)
-        pictures, warnings = [], list(sample.warnings)
+        pictures: list[tuple[int, int, int, int]] = []
+        warnings = list(sample.warnings)
         videos = 0
         for part in sample.media:
             if isinstance(part, Video):
                 videos += 1
+                if part.path is None and self.decode:
+                    warnings += self._looked(sample, part)[1]
                 continue
-            width, height, new_width, new_height = self._sizes(sample, part)
+            (width, height, new_width, new_height), remarks_on_it = self._looked(sample, part)
+            warnings += remarks_on_it
             pictures.append((width, height, new_width, new_height))
             if remark := _remark((width, height), (new_width, new_height)):
                 warnings.append((part.field, remark))
@@ -105,15 +109,16 @@ class Look:
             return self.encoder.cost(sample, decode=self.decode)
         return cost_of(self.encoder.encode(sample)) if self.decode else self.encoder.measure(sample)
 
-    def _sizes(self, sample: Sample, picture: Image) -> tuple[int, int, int, int]:
-        """Width and height as displayed, and those the model gets."""
+    def _looked(self, sample: Sample, medium: Image | Video) -> tuple[tuple[int, int, int, int], list[tuple[str, str]]]:
+        """Width and height as displayed, and those the model gets; what is worth saying of its values."""
         try:
-            seen = media_io.look(picture)
-            grid = media_io.grid_of(picture, seen, self.encoder.media)
+            seen = media_io.look(medium)
+            grid = media_io.grid_of(medium, seen, self.encoder.media)
+            remarks_on_it = media_io.depth_remarks(medium, seen) if self.decode else []
         except MediaError as error:
             raise _refused(sample, error) from error
-        ((height, width),) = seen.sizes
-        return width, height, grid.w * PATCH, grid.h * PATCH
+        height, width = seen.sizes[0]
+        return (width, height, grid.w * PATCH, grid.h * PATCH), remarks_on_it
 
     def _digest(self, sample: Sample) -> str:
         turns = [[turn.role, [self._plain(part) for part in turn.parts]] for turn in sample.turns]

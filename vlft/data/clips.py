@@ -1,5 +1,10 @@
 """Open video files: how many frames, how fast, how large, and some of the frames. Knows no rows, budgets or tokens.
 
+PyAV finds the frames (`vlft.data.frames`) and decodes them (`vlft.data.seeking`). decord, with which qwen-vl-utils
+0.0.14 and so the stock path reads, gives the same pixels of the same frames where it finds them; it loses its way in
+MPEG-TS and MPEG-PS, among B-frames in AVI, and in open groups of pictures. Pixels differ where its old FFmpeg makes RGB
+of frames in another way: of more than 8 bits, of odd sizes, interlaced. Those it decodes, if it is sure to find them.
+
 Letters in shapes: H, W of the upright frame; K frames read at a time.
 """
 
@@ -7,23 +12,29 @@ from __future__ import annotations
 
 import math
 import os
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from vlft.data.containers import pyav, pyav_errors
+from vlft.data.frames import FrameIndex, index_frames
+from vlft.data.kinds import mistaken
+from vlft.data.lengths import cut_short
 from vlft.data.mp4 import HARMLESS, MOST_BOXES, TooManyBoxes, samples_beyond
 from vlft.data.pictures import Unreadable, require_file
-from vlft.errors import ConfigError
+from vlft.data.seeking import decode_frames
 
 FRAMES_AT_A_TIME = 8
 # A frame four times as large as 8K video's. Eight frames at a time of more than 4K are as many bytes as readers hold
 # of them otherwise: 0.2 GB, and in float32, in which they are resized, four times that.
 FRAME_PIXELS = 4 * 7680 * 4320
 PIXELS_AT_A_TIME = 8 * 3840 * 2160
+# What decord 0.6.0 reads rightly, given closed groups of pictures: a test reads each with it.
+DECORD_CONTAINERS = ("mov", "matroska")
+DECORD_CODECS = ("h264", "hevc", "vp9", "libvpx-vp9")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +43,12 @@ class Clip:
 
     Attributes:
         path: of the file.
-        frames: how many it holds.
+        frames: how many it shows.
         fps: mean frames a second.
         height, width: of a frame, upright, in pixels.
-        decord: the reader that `read_frames` goes on with, or None where PyAV reads.
-        times: where PyAV reads, when each frame is shown, ascending; empty where the file does not say.
-        keys: indices of frames that can be decoded without those before them, ascending.
+        times: when each frame is shown, in seconds from the first one; empty where the file does not say.
+        index: of its frames, for PyAV.
+        decord: the reader that `read_frames` begins with, or None where PyAV reads.
     """
 
     path: str
@@ -45,28 +56,38 @@ class Clip:
     fps: float
     height: int
     width: int
-    decord: Any
-    times: Sequence[int] = ()
-    keys: Sequence[int] = ()
+    times: np.ndarray = field(repr=False)
+    index: FrameIndex = field(repr=False)
+    decord: Any = None
 
 
 def open_clip(path: str) -> Clip:
-    """Open a video file and count its frames; only its first frame is decoded.
-
-    decord reads what it can, for that is what qwen-vl-utils 0.0.14, and so the stock path, reads with. PyAV reads the
-    rest: seen with decord 0.6.0 are AV1, GIF, MPEG-TS, and clips turned by their metadata, as phones write them (decord
-    gives garbled frames of 4 channels there).
+    """Open a video file and count its frames.
 
     Raises:
         Unreadable: no such file, not a video, cut short, without a frame rate, too large to be opened safely.
-        ConfigError: neither decord nor PyAV is installed.
+        ConfigError: PyAV is not installed.
     """
     require_file(path)
-    header = _header(path)
-    clip = _open_decord(path, header) or _open_pyav(path, header)
-    if not (math.isfinite(clip.fps) and clip.fps > 0):
-        raise Unreadable(f"{path}: does not say its frame rate ({clip.fps}). Encode it again")
-    return clip
+    _refuse_others(path)
+    size = _refuse_false_boxes(path)
+    try:
+        index = index_frames(path, before=lambda stream: _refuse_false_header(path, size, stream))
+    except pyav_errors() as error:
+        raise _unreadable(path, error) from error
+    frames = len(index.shown)
+    if frames == 1 and (why := mistaken(path, "video")):
+        raise Unreadable(f"{path}: {why}")
+    _refuse_large(path, index.height, index.width)
+    fps = index.rate
+    if not fps and len(index.times) > 1:
+        fps = (frames - 1) / float(index.times[-1])
+    if not (math.isfinite(fps) and fps > 0):
+        raise Unreadable(f"{path}: does not say its frame rate ({fps}). Encode it again")
+    clip = Clip(
+        path=path, frames=frames, fps=fps, height=index.height, width=index.width, times=index.times, index=index
+    )
+    return clip if index.plain else _with_decord(clip)
 
 
 def read_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -81,7 +102,8 @@ def read_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
     Raises:
         Unreadable: a frame cannot be decoded.
     """
-    left, together = list(indices), _together(clip)
+    left = list(indices)
+    together = max(1, min(FRAMES_AT_A_TIME, PIXELS_AT_A_TIME // (clip.height * clip.width)))
     while clip.decord is not None and left:
         some = left[:together]
         frames = _try_decord(clip.decord.get_batch, some)
@@ -89,12 +111,29 @@ def read_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
             break  # it gives up at damage that PyAV may read past
         yield frames.asnumpy()
         left = left[len(some) :]
-    if left:
-        yield from _read_pyav(clip, left)
+    rest = decode_frames(clip.path, clip.index, left)
+    while left and (stack := list(islice(rest, together))):
+        yield np.stack(stack)
 
 
-def _together(clip: Clip) -> int:
-    return max(1, min(FRAMES_AT_A_TIME, PIXELS_AT_A_TIME // (clip.height * clip.width)))
+def _with_decord(clip: Clip) -> Clip:
+    """The clip with decord as its reader, where that is installed and sees the same frames."""
+    index = clip.index
+    proved = index.container.split(",")[0] in DECORD_CONTAINERS and index.codec in DECORD_CODECS and index.closed
+    if not proved or not len(index.times):
+        return clip
+    # PyAV first: decord 0.6.0 loads its old codec libraries for all to see, and a PyAV loaded later binds to those.
+    pyav()
+    try:
+        import decord
+    except ImportError:
+        return clip
+    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's remarks on every odd file
+    reader = _try_decord(decord.VideoReader, clip.path, num_threads=1)  # loader workers are the threads
+    first = None if reader is None or len(reader) != clip.frames else _try_decord(reader.__getitem__, 0)
+    if first is None or first.shape != (clip.height, clip.width, 3):
+        return clip  # of clips turned by their metadata, it gives garbled frames of 4 channels
+    return replace(clip, decord=reader)
 
 
 def _try_decord(read: Any, *args: Any, **kwargs: Any) -> Any:
@@ -107,158 +146,45 @@ def _try_decord(read: Any, *args: Any, **kwargs: Any) -> Any:
         return None
 
 
-def _open_decord(path: str, header: _Header | None) -> Clip | None:
-    # PyAV first: decord 0.6.0 loads its old codec libraries for all to see, and a PyAV loaded later binds to those.
-    _pyav()
+def _refuse_others(path: str) -> None:
+    """Refuse text, archives and what was cut short, before a reader sees it."""
     try:
-        import decord
-    except ImportError:
-        return None
-    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's remarks on every odd file
-    reader = _try_decord(decord.VideoReader, path, num_threads=1)  # loader workers are the threads
-    first = None if reader is None else _try_decord(reader.__getitem__, 0)
-    if first is None or first.shape[2] != 3:
-        return None
-    height, width, _ = first.shape
-    _refuse_large(path, height, width)
-    frames = len(reader)
-    end = _try_decord(reader.get_frame_timestamp, frames - 1)
-    _refuse_cut(path, header, frames, None if end is None else float(end[1]))
-    return Clip(path=path, frames=frames, fps=float(reader.get_avg_fps()), height=height, width=width, decord=reader)
+        why = mistaken(path, "video", sure=True)
+        if why is None and (cut := cut_short(path)):
+            why = f"{cut}. Fetch or encode it again"
+    except OSError as error:
+        raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk and permissions") from error
+    if why is not None:
+        raise Unreadable(f"{path}: {why}")
 
 
-def _open_pyav(path: str, header: _Header | None = None) -> Clip:
-    try:
-        with _pyav().open(path) as container:
-            if not container.streams.video:
-                raise Unreadable(f"{path}: holds no video. Name a video file")
-            stream = container.streams.video[0]
-            frames, end = 0, 0.0
-            shown: dict[int, bool] = {}  # time -> key frame
-            for packet in container.demux(stream):
-                if packet.size:
-                    frames += 1
-                    if packet.pts is not None:
-                        end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-                        shown[packet.pts] = packet.is_keyframe
-            times = sorted(shown) if len(shown) == frames else []
-            keys = [i for i, time in enumerate(times) if shown[time]]
-            _refuse_cut(path, header, frames, end)
-            fps = float(stream.average_rate or stream.guessed_rate or 0)
-        with _pyav().open(path) as container:
-            for frame in container.decode(video=0):
-                height, width, _ = _upright(frame).shape
-                _refuse_large(path, height, width)
-                return Clip(
-                    path=path, frames=frames, fps=fps, height=height, width=width, decord=None, times=times, keys=keys
-                )
-    except _pyav_errors() as error:
-        raise Unreadable(f"{path}: not a video that decord or PyAV can read ({error}). Encode it again") from error
-    raise Unreadable(f"{path}: holds no frame that can be decoded. Encode it again")
-
-
-def _read_pyav(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    left = list(indices)
-    for read in (_sought, _counted):
-        frames = read(clip, left)
-        while some := list(islice(frames, _together(clip))):
-            yield np.stack(some)
-            left = left[len(some) :]
-
-
-def _sought(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """Wanted frames, each decoded from the last key frame before it; ends early where seeking does not lead there."""
-    index_of = {time: i for i, time in enumerate(clip.times)}
-    at = -1
-    try:
-        with _pyav().open(clip.path) as container:
-            stream = container.streams.video[0]
-            frames = container.decode(stream)
-            for wanted in indices:
-                before = bisect_right(clip.keys, wanted) - 1
-                if before < 0:
-                    return
-                if clip.keys[before] > at + 1:
-                    container.seek(clip.times[clip.keys[before]], stream=stream)
-                    frames = container.decode(stream)
-                for frame in frames:
-                    at = index_of.get(frame.pts, at)
-                    if at >= wanted:
-                        break
-                if at != wanted:
-                    return
-                yield _upright(frame)
-    except _pyav_errors():
-        return  # what is wrong, `_counted` finds and says
-
-
-def _counted(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """Wanted frames, counted from the first one."""
-    count, wanted = 0, list(indices)
-    if not wanted:
-        return
-    try:
-        with _pyav().open(clip.path) as container:
-            for count, frame in enumerate(container.decode(video=0)):
-                if count == wanted[0]:
-                    yield _upright(frame)
-                    wanted.pop(0)
-                    if not wanted:
-                        return
-    except _pyav_errors() as error:
-        reason = f"damaged between frames {count} and {wanted[0]} of {clip.frames} ({error})"
-        raise Unreadable(f"{clip.path}: {reason}. Encode it again") from error
-    raise Unreadable(f"{clip.path}: ends after {count + 1} of {clip.frames} frames. Encode it again")
-
-
-def _upright(frame: Any) -> np.ndarray:
-    """uint8 [H, W, 3], turned as the container says."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Header:
-    """What a file promises: frames (0: it does not say) and seconds of video."""
-
-    frames: int
-    seconds: float | None
-
-
-def _header(path: str) -> _Header | None:
-    """What the header says; None where PyAV cannot read it.
-
-    Raises:
-        Unreadable: reading on would fill the memory before a frame is looked at.
-    """
+def _refuse_false_boxes(path: str) -> int:
+    """Refuse an MP4 of which FFmpeg would make an index that fills the memory; the file's size in bytes."""
     try:
         size, claimed = os.path.getsize(path), samples_beyond(path)
     except OSError as error:
         raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk and permissions") from error
     except TooManyBoxes as error:
-        raise Unreadable(f"{path}: more than {MOST_BOXES:,} boxes in it, as no film has. Encode it anew") from error
+        raise Unreadable(f"{path}: more than {MOST_BOXES:,} boxes in it, as no film has. Encode it again") from error
     if claimed is not None:
         raise _claims(path, claimed, size)
-    try:
-        with _pyav().open(path) as container:
-            if not container.streams.video:
-                return None
-            stream = container.streams.video[0]
-            if stream.frames > max(size, HARMLESS):  # decord makes a list of so many
-                raise _claims(path, stream.frames, size)
-            if stream.codec_context is not None:  # None: a codec that FFmpeg does not know
-                _refuse_large(path, stream.codec_context.height, stream.codec_context.width)
-            seconds = None
-            if stream.duration is not None:
-                seconds = float(stream.duration * stream.time_base)
-            elif container.duration is not None and len(container.streams) == 1:
-                seconds = container.duration / 1e6
-            return _Header(frames=stream.frames, seconds=seconds)
-    except _pyav_errors():
-        return None
+    return size
+
+
+def _refuse_false_header(path: str, size: int, stream: Any) -> None:
+    """Refuse what would fill the memory before a frame is looked at."""
+    if stream.frames > max(size, HARMLESS):  # decord makes a list of so many
+        raise _claims(path, stream.frames, size)
+    _refuse_large(path, stream.codec_context.height, stream.codec_context.width)
 
 
 def _claims(path: str, samples: int, size: int) -> Unreadable:
     return Unreadable(f"{path}: claims {samples:,} frames or samples in {size:,} bytes. Fetch or encode it again")
+
+
+def _unreadable(path: str, error: Exception) -> Unreadable:
+    why = mistaken(path, "video")
+    return Unreadable(f"{path}: {why or f'not a video that PyAV can read ({error}). Fetch or encode it again'}")
 
 
 def _refuse_large(path: str, height: int, width: int) -> None:
@@ -266,36 +192,3 @@ def _refuse_large(path: str, height: int, width: int) -> None:
         raise Unreadable(
             f"{path}: frames of {width}x{height}, {FRAME_PIXELS:,} pixels at most are opened safely. Make them smaller"
         )
-
-
-def _refuse_cut(path: str, header: _Header | None, frames: int, end: float | None) -> None:
-    """Refuse a file that holds a tenth less than its header promises; readers stop at the cut without a word.
-
-    Args:
-        frames: found in the file.
-        end: when the last of them ends, in seconds.
-    """
-    if header is None:
-        return
-    if header.frames and frames < 0.9 * header.frames:
-        raise Unreadable(f"{path}: cut short: {frames} of {header.frames} frames are there. Fetch or encode it again")
-    if header.seconds is not None and end is not None and end < 0.9 * header.seconds and header.seconds - end > 0.5:
-        reason = f"cut short: {end:.1f} of {header.seconds:.1f} s are there"
-        raise Unreadable(f"{path}: {reason}. Fetch or encode it again")
-
-
-def _pyav() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise ConfigError("reading videos needs PyAV. Install it: pip install av") from error
-    av.logging.set_level(av.logging.PANIC)  # damage is reported through exceptions
-    return av
-
-
-def _pyav_errors() -> tuple[type[Exception], ...]:
-    """What PyAV raises on a file it cannot open or decode.
-
-    Some of FFmpeg's own errors (external library, not implemented, unknown; PyAV 18) are no built-in error besides.
-    """
-    return (_pyav().FFmpegError, OSError, ValueError, EOFError, LookupError, RuntimeError)

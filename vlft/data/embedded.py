@@ -13,22 +13,9 @@ import re
 from pathlib import Path
 
 from vlft.data.caches import appearing
+from vlft.data.kinds import kind_of_file
 from vlft.errors import ConfigError
 
-# First bytes -> ending, by which lists of frames are told from lists of videos (`vlft.data.named`).
-STARTS = (
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"\x89PNG\r\n\x1a\n", ".png"),
-    (b"GIF8", ".gif"),
-    (b"BM", ".bmp"),
-    (b"II*\x00", ".tif"),
-    (b"MM\x00*", ".tif"),
-    (b"\x00\x00\x00\x0cjP  ", ".jp2"),
-    (b"P5", ".pgm"),
-    (b"P6", ".ppm"),
-    (b"\x1aE\xdf\xa3", ".mkv"),
-    (b"\x00\x00\x01\xba", ".mpg"),
-)
 _DATA = re.compile(r"data:[^,;]*(?:;[^,;]+)*?;base64,", re.IGNORECASE)
 
 
@@ -37,15 +24,10 @@ class NotEmbedded(Exception):
 
 
 def ending_of(head: bytes) -> str:
-    """The ending that a file which starts so has; `.bin` for what is not known, which opening it will refuse."""
-    for start, ending in STARTS:
-        if head.startswith(start):
-            return ending
-    if head[:4] == b"RIFF":
-        return {b"WEBP": ".webp", b"AVI ": ".avi"}.get(head[8:12], ".bin")
-    if head[4:8] == b"ftyp":
-        return {b"avif": ".avif", b"avis": ".avif", b"qt  ": ".mov"}.get(head[8:12], ".mp4")
-    return ".bin"
+    """The ending that a file which starts so has, by which lists of frames are told from lists of videos
+    (`vlft.data.named`); `.bin` for what is not known, which opening it will refuse."""
+    kind = kind_of_file(head)
+    return ".bin" if kind is None or kind.holds == "neither" else kind.ending
 
 
 class Embedded:

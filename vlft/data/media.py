@@ -18,11 +18,21 @@ import torch
 from vlft.data.budgets import FRAME_TOKENS, VIDEO_TOKENS, MediaSettings, media_settings, overridden
 from vlft.data.clips import Clip, open_clip, read_frames
 from vlft.data.patches import grid_for, still_patches, video_patches
-from vlft.data.pictures import Unreadable, open_picture, picture_size, read_pixels
+from vlft.data.pictures import Unreadable, depth_remark, open_picture, picture_header, read_pixels
 from vlft.data.sample import EncodedMedia, Grid, Image, Media, Video
 from vlft.errors import ConfigError, VlftError
 
-__all__ = ["MediaError", "MediaSettings", "decode", "grid_of", "look", "measure", "media_settings", "settings_for"]
+__all__ = [
+    "MediaError",
+    "MediaSettings",
+    "decode",
+    "depth_remarks",
+    "grid_of",
+    "look",
+    "measure",
+    "media_settings",
+    "settings_for",
+]
 
 MAX_RATIO = 200
 
@@ -54,10 +64,12 @@ class Seen:
 
     Attributes:
         sizes: (H, W) of a still, or of each picture of a list of frames.
+        deep: of each, whether it has more than 8 bits a channel.
         clip: a video file.
     """
 
     sizes: tuple[tuple[int, int], ...] = ()
+    deep: tuple[bool, ...] = ()
     clip: Clip | None = None
 
 
@@ -69,12 +81,37 @@ def look(media: Media) -> Seen:
     """
     try:
         if isinstance(media, Image):
-            return Seen(sizes=(picture_size(media.path),))
-        if media.path is None:
-            return Seen(sizes=tuple(_of_frame(media, i, picture_size) for i in range(len(media.frames))))
-        return Seen(clip=open_clip(media.path))
+            headers = [picture_header(media.path)]
+        elif media.path is None:
+            headers = [_of_frame(media, i, picture_header) for i in range(len(media.frames))]
+        else:
+            return Seen(clip=open_clip(media.path))
+        return Seen(sizes=tuple(one.size for one in headers), deep=tuple(one.deep for one in headers))
     except Unreadable as error:
         raise _refused(media, error) from error
+
+
+def depth_remarks(media: Media, seen: Seen | None = None) -> list[tuple[str, str]]:
+    """(field, remark) of the pictures of more than 8 bits a channel that are almost black as they are trained.
+
+    Args:
+        seen: what `look` gave. Pictures that have no more bits are not decoded.
+
+    Raises:
+        MediaError: as `decode`.
+    """
+    if isinstance(media, Video) and media.path is not None:
+        return []
+    deep_ones = (seen or look(media)).deep
+    remarks = []
+    for (field, path), deep in zip(media.files, deep_ones, strict=True):
+        try:
+            remark = depth_remark(path) if deep else None
+        except Unreadable as error:
+            raise MediaError(field, str(error)) from error
+        if remark:
+            remarks.append((field, remark))
+    return remarks
 
 
 def grid_of(media: Media, seen: Seen, settings: MediaSettings) -> Grid:

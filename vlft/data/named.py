@@ -1,7 +1,10 @@
-"""The media that a row names, as `Image` and `Video`; and how messages name a row. Opens no file."""
+"""The media that a row names, as `Image` and `Video`; and how messages name a row. Opens no file; of a folder of frames
+it reads the names."""
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 
 from vlft.data.access import Access, NoAccess
@@ -11,6 +14,7 @@ from vlft.errors import BadRow, DataError
 
 # A list of these with a single <video> tag is one video, frame by frame. Not .gif: that is a clip of its own.
 FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
+OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # files that systems leave in folders
 FILES_PER_ROW = 10_000  # of a kind; each costs a token at least, so no context holds as many
 SHOWN = 200  # characters of what a row holds, in messages
 
@@ -78,20 +82,52 @@ def videos(row: RowName, value: object, places: Places, *, tags: int, key: str, 
 
 
 def clip(row: RowName, value: object, field: str, places: Places, overrides: Overrides) -> Video:
-    """One video: a file, or a list of its frames, which are all taken, whatever a row says of fps.
+    """One video: a file, or its frames, which are all taken, whatever a row says of fps: a list of them, or a folder.
 
     Raises:
         DataError: as `images`.
     """
-    if not isinstance(value, list):
-        return Video(path=_path(row, value, field, places), field=field, overrides=overrides)
+    if isinstance(value, list):
+        frames = _frames(row, value, field, places)
+    else:
+        path = _path(row, value, field, places)
+        if not os.path.isdir(path):
+            return Video(path=path, field=field, overrides=overrides)
+        frames = _frames(row, _in_folder(row, value, path, field), field, places)
     size = Overrides(min_pixels=overrides.min_pixels, max_pixels=overrides.max_pixels)
-    return Video(frames=_frames(row, value, field, places), field=field, overrides=size)
+    return Video(frames=frames, field=field, overrides=size)
 
 
 def _is_frame(path: str) -> bool:
     name = path.lower()
     return name.endswith(FRAME_ENDINGS) or ("://" in name and name.partition("?")[0].endswith(FRAME_ENDINGS))
+
+
+def _in_folder(row: RowName, value: object, folder: str, field: str) -> list[str]:
+    """The frames in a folder, named as the row names it, in their natural order: frame_2 before frame_10."""
+    try:
+        names = sorted(os.listdir(folder), key=_natural)
+    except OSError as error:
+        raise row.bad(field, f"{folder}: cannot be read ({error.strerror}). Look at its permissions") from error
+    names = [name for name in names if not name.startswith(".") and name.lower() not in OF_SYSTEMS]
+    if not names:
+        raise row.bad(field, f"{folder}: a folder without pictures, so a video of no frames. Fill it, or name a video")
+    for name in names:
+        if not name.lower().endswith(FRAME_ENDINGS) or os.path.isdir(os.path.join(folder, name)):
+            raise row.bad(
+                field,
+                f"{folder}: a folder of frames holds pictures only, and {name} is none by its name. "
+                "Move it elsewhere, or list the frames",
+            )
+    if len(names) > FILES_PER_ROW:
+        raise row.bad(field, f"{folder}: {len(names):,} frames, and a row may name {FILES_PER_ROW:,}. Split the video")
+    return [os.path.join(str(_file(value)), name) for name in names]
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """A key by which numbers in names count as numbers."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def _frames(row: RowName, value: list, field: str, places: Places) -> tuple[str, ...]:

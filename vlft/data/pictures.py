@@ -5,18 +5,23 @@ Letters in shapes: H, W of the upright picture.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import struct
+import sys
 import warnings
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vlft.config.places import near_miss
+from vlft.data.depth import grey_bits, grey_to_8_bits, is_deep, is_grey, remark_on
 from vlft.data.jpeg import read_jpeg
+from vlft.data.kinds import HEAD, kind_of_file, mistaken
 
 # What Pillow's decoders are known to raise on damaged files, besides their own classes (which are OSErrors).
 BROKEN_PICTURE = (
@@ -35,27 +40,70 @@ BROKEN_PICTURE = (
 # Readers hold it in memory whole; the largest picture that Pillow opens has 0.5 GB of 8-bit RGB.
 PICTURE_BYTES = 1 << 30
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# Formats that Pillow knows and cannot decode.
+UNDECODED = ("MPEG",)
 
 
 class Unreadable(Exception):
     """A file that cannot be trained on; the message says why and what to do, and names no row."""
 
 
-def picture_size(path: str) -> tuple[int, int]:
-    """(H, W) as `open_picture` would give it, from the file's header.
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the header of a picture says.
+
+    Attributes:
+        size: (H, W) as `open_picture` would give it.
+        deep: it has 16 bits a channel, or more than 8 at least.
+    """
+
+    size: tuple[int, int]
+    deep: bool
+
+
+def picture_header(path: str) -> Header:
+    """Size and depth of a picture; no pixel is decoded.
 
     Raises:
         Unreadable: no such file, not a picture, or one of a kind that is refused.
     """
     with _opened(path) as picture:
+        return Header(size=_size(picture, path), deep=is_deep(picture, path))
+
+
+def picture_size(path: str) -> tuple[int, int]:
+    """(H, W) as `open_picture` would give it, from the file's header.
+
+    Raises:
+        Unreadable: as `picture_header`.
+    """
+    with _opened(path) as picture:
         return _size(picture, path)
+
+
+def depth_remark(path: str) -> str | None:
+    """What is wrong with a picture of 16 bits a channel whose values use a part of them only, so that its high bytes,
+    which are trained, are almost black. Decodes it, if its header says that it has so many.
+
+    Raises:
+        Unreadable: as `open_picture`.
+    """
+    with _opened(path) as picture:
+        if not is_deep(picture, path):
+            return None
+        try:
+            _load(picture)
+            return remark_on(picture, path)
+        except BROKEN_PICTURE as error:
+            raise Unreadable(f"{path}: damaged or cut short ({error}). Fetch or save it again") from error
 
 
 def open_picture(path: str) -> Image.Image:
     """A still as an upright 8-bit RGB picture; of an animation, the first frame.
 
     Turned as its EXIF says, and laid on white where it is transparent, as Qwen2-VL's processor of transformers 5.23
-    does (5.17 drops the alpha channel instead). 16-bit grey keeps its high byte; Pillow alone would clip it to white.
+    does (5.17 drops the alpha channel instead). 16-bit grey keeps its high byte, or the highest eight of the bits that
+    its file says it has; Pillow alone would clip it to white.
 
     Raises:
         Unreadable: as `picture_size`, and where the pixels are damaged or end early.
@@ -84,8 +132,9 @@ def read_pixels(path: str) -> torch.Tensor:
 def _decoded(picture: Image.Image, path: str) -> Image.Image:
     promised = _size(picture, path)
     try:
-        picture.load()
-        rgb = _to_rgb(ImageOps.exif_transpose(picture))
+        _load(picture)
+        bits = grey_bits(picture, path) if is_grey(picture) else 8
+        rgb = _to_rgb(ImageOps.exif_transpose(picture), bits)
     except Image.DecompressionBombError as error:
         raise Unreadable(_too_large(path, error)) from error
     except BROKEN_PICTURE as error:
@@ -96,34 +145,80 @@ def _decoded(picture: Image.Image, path: str) -> Image.Image:
     return rgb
 
 
+def _load(picture: Image.Image) -> None:
+    """Decode the pixels. libtiff writes what it finds wrong to the process's stderr, and Pillow raises besides."""
+    if picture.format != "TIFF":
+        picture.load()
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        picture.load()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class _opened:
-    """`Image.open` as a context that turns whatever it raises into `Unreadable`."""
+    """`Image.open` as a context that turns whatever it raises into `Unreadable`, and keeps Pillow's warnings quiet.
+
+    They are about metadata that nobody asked for; and between one and two times its limit of pixels it only warns,
+    where large scans are taken.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._quiet = warnings.catch_warnings()
 
     def __enter__(self) -> Image.Image:
         require_file(self.path, most=PICTURE_BYTES)
+        self._quiet.__enter__()
+        warnings.simplefilter("ignore")
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)  # its remarks on odd TIFFs
         try:
-            with warnings.catch_warnings():
-                # Between one and two times Pillow's limit it only warns; large scans are taken.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                self.picture = Image.open(self.path)
+            self.picture = self._open()
+        except Unreadable:
+            self._quiet.__exit__(None, None, None)
+            raise
+        return self.picture
+
+    def _open(self) -> Image.Image:
+        try:
+            picture = Image.open(self.path)
         except Image.DecompressionBombError as error:
             raise Unreadable(_too_large(self.path, error)) from error
         except UnidentifiedImageError as error:
-            raise Unreadable(f"{self.path}: not a picture that Pillow knows. Save it as PNG or JPEG") from error
+            raise Unreadable(f"{self.path}: {_no_picture(self.path)}") from error
         except (*BROKEN_PICTURE, MemoryError) as error:  # headers need little: this one says that it needs much
-            raise Unreadable(
-                f"{self.path}: cannot be opened ({str(error) or type(error).__name__}). Fetch or save it again"
-            ) from error
-        if self.picture.format == "EPS":
-            self.picture.close()
+            why = mistaken(self.path, "picture") if os.access(self.path, os.R_OK) else None
+            why = why or f"cannot be opened ({str(error) or type(error).__name__}). Fetch or save it again"
+            raise Unreadable(f"{self.path}: {why}") from error
+        if picture.format == "EPS":
+            picture.close()
             raise Unreadable(f"{self.path}: PostScript, a program that would have to be run. Save it as PNG or JPEG")
-        return self.picture
+        if picture.format in UNDECODED or isinstance(picture, ImageFile.StubImageFile):
+            picture.close()
+            raise Unreadable(f"{self.path}: {_no_picture(self.path)}")
+        return picture
 
     def __exit__(self, *_: object) -> None:
         self.picture.close()
+        self._quiet.__exit__(None, None, None)
+
+
+def _no_picture(path: str) -> str:
+    """Why Pillow finds no picture in a file, and what to do."""
+    if why := mistaken(path, "picture"):
+        return why
+    with open(path, "rb") as file:
+        kind = kind_of_file(file.read(HEAD))
+    if kind is None:
+        return "not a picture that Pillow knows. Save it as PNG or JPEG"
+    if kind.ending in (".heic", ".jxl", ".avif", ".psd"):
+        return f"is {kind.name}, which this Pillow does not read. Save it as PNG or JPEG"
+    return f"begins as {kind.name} does, and its header is damaged. Fetch or save it again"
 
 
 def _size(picture: Image.Image, path: str) -> tuple[int, int]:
@@ -164,9 +259,9 @@ def _png_ends_with_metadata(path: str) -> bool:
     return False
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
+def _to_rgb(picture: Image.Image, bits: int) -> Image.Image:
+    if is_grey(picture):
+        picture = grey_to_8_bits(picture, bits)
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.data.clips import open_clip
+from vlft.data.clips import Clip, open_clip
 from vlft.data.encode import KIND_TEXT, UNTRAINED
-from vlft.data.media import MediaSettings, frames_taken, settings_for
+from vlft.data.media import MediaSettings, depth_remarks, frames_taken, settings_for
 from vlft.data.pictures import picture_size
 from vlft.data.sample import EncodedMedia, EncodedSample, Image, Sample, Video
 from vlft.errors import BadRow, ConfigError, DataError
@@ -187,8 +187,9 @@ def _look(row: Sample, base: Base) -> Preview:
     sample = base.encoder.as_trained(row)
     encoded = base.encoder.encode(sample)
     media = _media(sample, encoded, base.media)
+    remarks = [remark for part in sample.media for remark in depth_remarks(part)]
     return Preview(
-        sample=sample,
+        sample=replace(sample, warnings=(*sample.warnings, *remarks)),
         encoded=encoded,
         media=media,
         pieces=tuple(_pieces(encoded, media, base.processor.tokenizer, base.family)),
@@ -202,37 +203,34 @@ def _media(sample: Sample, encoded: EncodedSample, settings: MediaSettings) -> t
     for part, pixels in zip(sample.media, encoded.media, strict=True):
         seen[type(part)] += 1
         word = "picture" if isinstance(part, Image) else "video"
+        clip = open_clip(part.path) if isinstance(part, Video) and part.path is not None else None
         media.append(
             Medium(
                 name=f"{word} {seen[type(part)]}",
                 field=part.field,
                 path=_first_file(part),
-                source=_source(part),
+                source=_source(part, clip),
                 tokens=pixels.grid.tokens(MERGE),
                 encoded=pixels,
                 patch=settings.patch_size,
-                times=_times(part, settings),
+                times=() if clip is None or isinstance(part, Image) else _times(part, clip, settings),
             )
         )
     return tuple(media)
 
 
-def _times(part: Image | Video, settings: MediaSettings) -> tuple[float, ...]:
-    """When the frames of a video file are shown, in seconds from its start."""
-    if isinstance(part, Image) or part.path is None:
-        return ()
-    clip = open_clip(part.path)
-    indices = frames_taken(clip, part, settings_for(part, settings))
-    return tuple(float(clip.times[i] - clip.times[0]) if len(clip.times) else i / clip.fps for i in indices)
+def _times(video: Video, clip: Clip, settings: MediaSettings) -> tuple[float, ...]:
+    """When the frames taken of a video file are shown, in seconds from its first frame."""
+    indices = frames_taken(clip, video, settings_for(video, settings))
+    return tuple(float(clip.times[i]) if len(clip.times) else i / clip.fps for i in indices)
 
 
 def _first_file(part: Image | Video) -> str:
     return part.path if isinstance(part, Image) else part.path or part.frames[0]
 
 
-def _source(part: Image | Video) -> str:
-    if isinstance(part, Video) and part.path is not None:
-        clip = open_clip(part.path)
+def _source(part: Image | Video, clip: Clip | None) -> str:
+    if clip is not None:
         return f"{clip.frames} frames of {clip.width}x{clip.height} at {clip.fps:.4g} fps"
     height, width = picture_size(_first_file(part))
     return f"{width}x{height}" if isinstance(part, Image) else f"{len(part.frames)} frames of {width}x{height}"
