@@ -102,7 +102,7 @@ REFUSED = {
     "value that is null": (row(answer=None), "conversations[1].value", "is null"),
     "no value": ({"conversations": [{"from": "human"}]}, "conversations[0]", 'no "value" (nor "content")'),
     "half a character": (row("a\ud800"), "conversations[0].value", "character 1 is half a character"),
-    "unknown role": (turns("bot: a", "gpt: b"), "conversations[0].from", "unknown role 'bot'"),
+    "unknown role": (turns("narrator: a", "gpt: b"), "conversations[0].from", "unknown role 'narrator'"),
     "role that is no string": ({"messages": [{"role": 3, "content": "a"}]}, "messages[0].role", "unknown role 3"),
     "no role": ({"conversations": [{"value": "a"}]}, "conversations[0]", 'no "from" (nor "role")'),
     "roles that differ": (

@@ -87,7 +87,7 @@ def in_model_space(
     texts = iter(["".join(map(written, pieces)) for pieces in _texts(sample, family, box_format)])
     turns = []
     for turn in sample.turns:
-        parts = tuple(Text(text=next(texts)) if isinstance(part, Text) else part for part in turn.parts)
+        parts = tuple(replace(part, text=next(texts)) if isinstance(part, Text) else part for part in turn.parts)
         turns.append(replace(turn, parts=parts))
     return replace(sample, turns=tuple(turns))
 
