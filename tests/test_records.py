@@ -122,7 +122,7 @@ REFUSED = {
     "remote picture": (row("<image>", image="https://x.org/a.jpg"), "image", "https://x.org/a.jpg is not a file here"),
     "remote video": (row("<video>", video=["http://x.org/a.mp4"]), "video[0]", "--allow_remote_media"),
     "other address": (row("<image>", image="s3://x/a.jpg"), "image", "s3:// is not fetched: download it first"),
-    "a file by address": (row("<image>", image="file:///etc/passwd"), "image", "file:// is not fetched"),
+    "a file of another machine": (row("<image>", image="file://host/a.jpg"), "image", "file:// is not fetched"),
     "embedded picture": (row("<image>", image="data:image/png;base64,AAAA"), "image", "is an embedded picture"),
     "a path that climbs": (row("<image>", image="../a.jpg"), "image", "leads outside --image_folder pics"),
     "a frame whose path climbs": (row("<video>", video=["a.jpg", "b/../../c.jpg"]), "video[1]", "leads outside"),
@@ -420,7 +420,7 @@ def test_files_refused(tmp_path, name, data, reason):
 def test_a_file_named_twice(tmp_path, monkeypatch):
     path = write_json(tmp_path / "a.json", [row()])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="one file twice"):
+    with pytest.raises(ConfigError, match="named twice"):
         load(path, "a.json")
 
 

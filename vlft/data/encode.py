@@ -29,17 +29,26 @@ KIND_TEXT, KIND_IMAGE, KIND_VIDEO = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Piece:
-    """A stretch of a rendered row that is trained as a whole or not at all.
+    """A stretch of a rendered row: an answer, or what stands between two.
 
     Attributes:
         text, ids: the stretch and its tokens, one a medium.
+        trained: of each token.
         media: how many of the tokens stand for media.
     """
 
     text: str
-    trained: bool
+    trained: list[bool]
     ids: list[int]
     media: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rendered:
+    """A stretch of a rendered row, before it is tokenised. `turn` is the answer it is, None between answers."""
+
+    text: str
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +157,10 @@ class Encoder:
             raise _refused(sample, error.field, error.reason) from error
 
     def _cost(self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]) -> Cost:
-        said = [len(piece.ids) - piece.media for piece in pieces]
         return Cost(
-            tokens=sum(said) + sum(grid.tokens(self.media.merge_size) for grid in grids),
-            supervised=sum(count for count, piece in zip(said, pieces, strict=True) if piece.trained),
+            tokens=sum(len(piece.ids) - piece.media for piece in pieces)
+            + sum(grid.tokens(self.media.merge_size) for grid in grids),
+            supervised=sum(sum(piece.trained) for piece in pieces),
             patches=sum(grid.patches for grid in grids),
             changed=sample.changed,
         )
@@ -202,7 +211,7 @@ class Encoder:
         """ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids."""
         tokens = [grid.tokens(self.media.merge_size) for grid in grids]
         ids = np.array([token for piece in pieces for token in piece.ids])
-        trained = np.repeat([piece.trained for piece in pieces], [len(piece.ids) for piece in pieces])
+        trained = np.array([flag for piece in pieces for flag in piece.trained])
         kinds = np.zeros(len(ids), dtype=np.uint8)
         for pad, kind in self._pads.items():
             kinds[ids == pad] = kind
@@ -230,7 +239,7 @@ class Encoder:
         newline must not melt into the newline of "<|im_start|>assistant\\n".
         """
         rendered = self._render(sample, unanswered=unanswered)
-        piece_ids = self.processor.tokenizer([text for text, _ in rendered], add_special_tokens=False).input_ids
+        piece_ids = self.processor.tokenizer([one.text for one in rendered], add_special_tokens=False).input_ids
         wanted = [KIND_IMAGE if isinstance(part, Image) else KIND_VIDEO for part in sample.media]
         found = [[self._pads[token] for token in ids if token in self._pads] for ids in piece_ids]
         kinds = [kind for some in found for kind in some]
@@ -240,10 +249,56 @@ class Encoder:
                 f"{sample.file}[{sample.index}], which has {wanted.count(KIND_IMAGE)} and {wanted.count(KIND_VIDEO)} "
                 "(or in another order). Use a chat template that writes each where it stands."
             )
-        return [
-            _Piece(text=text, trained=trained, ids=ids, media=len(some))
-            for (text, trained), ids, some in zip(rendered, piece_ids, found, strict=True)
+        pieces = [
+            _Piece(text=one.text, trained=self._trained(sample, one, ids), ids=ids, media=len(some))
+            for one, ids, some in zip(rendered, piece_ids, found, strict=True)
         ]
+        masked = any(one.turn is not None and one.turn.trained != "all" for one in rendered)
+        if masked and not unanswered and not any(any(piece.trained) for piece in pieces):
+            raise _refused(
+                sample, "conversations", "no token lies in a trained span as a whole, so nothing to learn. Widen a span"
+            )
+        return pieces
+
+    def _trained(self, sample: Sample, rendered: _Rendered, ids: list[int]) -> list[bool]:
+        """Which tokens of a stretch are trained: of an answer, those whose characters all are, and its end with them."""
+        turn = rendered.turn
+        if turn is None or turn.trained != "some":
+            return [turn is not None and turn.trained == "all"] * len(ids)
+        texts = [part for part in turn.parts if isinstance(part, Text)]
+        said = "".join(part.text for part in texts)
+        flags = [part.trained for part in texts for _ in part.text]
+        lead = len(said) - len(said.lstrip())  # templates may strip an answer
+        kept = said.strip() if said not in rendered.text else said
+        start = rendered.text.rfind(kept)
+        if start < 0:
+            raise ConfigError(
+                f"{turn.field} of {sample.file}[{sample.index}]: the chat template changes the text of the answer, so "
+                "the spans that are trained cannot be found in it. Use the base model's own chat template, or mask whole "
+                "turns."
+            )
+        flags = flags if kept is said else flags[lead : lead + len(kept)]
+        end = start + len(kept)
+        of_text = [flags[0]] * start + flags + [flags[-1]] * (len(rendered.text) - end)
+        done, trained = 0, []
+        for first, last in self._offsets(rendered.text, len(ids)):
+            first = min(first, done)  # some tokenizers leave spaces out
+            trained.append(all(of_text[first:last]))
+            done = max(done, last)
+        return trained
+
+    def _offsets(self, text: str, tokens: int) -> list[tuple[int, int]]:
+        """First character of each token, and the one after its last."""
+        tokenizer = self.processor.tokenizer
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                "rows train spans of their answers (train_detail), and the base's tokenizer cannot say which characters "
+                "a token has. Use its fast tokenizer (tokenizer.json), or mask whole turns."
+            )
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        if len(offsets) != tokens:
+            raise ConfigError(f"the tokenizer gives {len(offsets)} offsets for {tokens} tokens. Mask whole turns.")
+        return offsets
 
     @functools.cached_property
     def _pads(self) -> dict[int, int]:
@@ -262,8 +317,8 @@ class Encoder:
                 too_long=True,
             )
 
-    def _render(self, sample: Sample, *, unanswered: bool) -> list[tuple[str, bool]]:
-        """The rendered conversation, cut into (text, trained) pieces whose concatenation is the whole."""
+    def _render(self, sample: Sample, *, unanswered: bool) -> list[_Rendered]:
+        """The rendered conversation, cut into answers and what stands between them."""
         messages = [_message(turn) for turn in sample.turns]
         answers = [k for k, turn in enumerate(sample.turns) if turn.role == "assistant"]
         prompts = self._templates([messages[:k] for k in answers], add_generation_prompt=True)
@@ -282,10 +337,10 @@ class Encoder:
                     f"answer as generation prompt + answer + {self.family.end_of_turn}, so the trained tokens cannot "
                     "be told. Use the base model's own chat template."
                 )
-            pieces += [(whole[done:start], False), (whole[start:end], True)]
+            pieces += [_Rendered(text=whole[done:start]), _Rendered(text=whole[start:end], turn=sample.turns[k])]
             done = end
-        pieces.append((whole[done:], False))
-        return [(text, trained) for text, trained in pieces if text]
+        pieces.append(_Rendered(text=whole[done:]))
+        return [piece for piece in pieces if piece.text]
 
     def _templates(self, conversations: list[list[dict[str, Any]]], *, add_generation_prompt: bool) -> list[str]:
         """The conversations as the chat template writes them."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from vlft.data.access import LONGEST_PATH, Access, NoAccess
+from vlft.data.embedded import ending_of
 from vlft.data.rows import kind_of
 from vlft.data.sample import Image, Overrides, Video
 from vlft.errors import BadRow, DataError
@@ -202,10 +205,19 @@ def local(value: object) -> object:
             path = value[len(start) - 1 :]
             # RFC 8089 has them percent-encoded, and qwen-vl-utils 0.0.14 takes them to the letter.
             return path if "%" not in path or os.path.exists(path) else unquote(path)
-    likely = len(value) >= _BASE64_LEAST and value.startswith(_BASE64_STARTS)
-    if (likely or len(value) > LONGEST_PATH) and _BASE64.fullmatch(value):
-        return f"data:;base64,{value}"
-    return value
+    return f"data:;base64,{value}" if _is_base64(value) else value
+
+
+def _is_base64(value: str) -> bool:
+    """Whether it is a picture's content and no path: of base64's letters only, and it begins as pictures do."""
+    if len(value) < _BASE64_LEAST or not _BASE64.fullmatch(value):
+        return False
+    if len(value) <= LONGEST_PATH:
+        return value.startswith(_BASE64_STARTS)
+    try:
+        return ending_of(base64.b64decode(value[:64])) != ".bin"
+    except binascii.Error:
+        return False
 
 
 def refuse_many_files(row: RowName, key: str, value: object, others: int = 0) -> None:
