@@ -261,7 +261,7 @@ class Encoder:
         return pieces
 
     def _trained(self, sample: Sample, rendered: _Rendered, ids: list[int]) -> list[bool]:
-        """Which tokens of a stretch are trained: of an answer, those whose characters all are, and its end with them."""
+        """Which tokens of a stretch are trained: of an answer, those whose characters all are, and its end too."""
         turn = rendered.turn
         if turn is None or turn.trained != "some":
             return [turn is not None and turn.trained == "all"] * len(ids)
@@ -274,8 +274,8 @@ class Encoder:
         if start < 0:
             raise ConfigError(
                 f"{turn.field} of {sample.file}[{sample.index}]: the chat template changes the text of the answer, so "
-                "the spans that are trained cannot be found in it. Use the base model's own chat template, or mask whole "
-                "turns."
+                "the spans that are trained cannot be found in it. Use the base model's own chat template, or mask "
+                "whole turns."
             )
         flags = flags if kept is said else flags[lead : lead + len(kept)]
         end = start + len(kept)
@@ -292,8 +292,8 @@ class Encoder:
         tokenizer = self.processor.tokenizer
         if not tokenizer.is_fast:
             raise ConfigError(
-                "rows train spans of their answers (train_detail), and the base's tokenizer cannot say which characters "
-                "a token has. Use its fast tokenizer (tokenizer.json), or mask whole turns."
+                "rows train spans of their answers (train_detail), and the base's tokenizer cannot say which "
+                "characters a token has. Use its fast tokenizer (tokenizer.json), or mask whole turns."
             )
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         if len(offsets) != tokens:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlft.data.named import RowName
 from vlft.data.rows import kind_of
@@ -53,27 +54,39 @@ def form_of(raw: dict) -> Form | None:
 
 
 def listed(row: RowName, raw: dict, key: str) -> list:
-    """The entries of a conversation: a list, the same as a JSON string, or an object of lists (older `datasets`).
+    """The entries of a conversation, see `entries_of`.
 
     Raises:
-        DataError: it is none of these, or empty.
+        DataError: there are none, or it is something else.
     """
-    value = raw[key]
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise row.bad(key, f"is a string that is not JSON: {error}. Write a list of turns") from error
-    if isinstance(value, dict) and value and all(isinstance(items, list) for items in value.values()):
-        lengths = {name: len(items) for name, items in value.items()}
-        if len(set(lengths.values())) > 1:
-            raise row.bad(key, f"lists of unequal length: {lengths}. Each needs one entry a turn")
-        value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    try:
+        value = entries_of(raw[key])
+    except ValueError as error:
+        raise row.bad(key, str(error)) from error
     if not isinstance(value, list):
         raise row.bad(key, f"is {kind_of(value)}, not a list of turns")
     if not value:
         raise row.bad(key, "is empty. A row needs a human turn and a gpt turn")
     return value
+
+
+def entries_of(value: Any) -> Any:
+    """A conversation as a list, where it is one as a JSON string or as an object of lists (older `datasets`).
+
+    Raises:
+        ValueError: the string is no JSON, or the lists are of unequal length.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"is a string that is not JSON: {error}. Write a list of turns") from error
+    if not isinstance(value, dict) or not value or not all(isinstance(items, list) for items in value.values()):
+        return value
+    lengths = {name: len(items) for name, items in value.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"holds lists of unequal length: {lengths}. Each needs one entry a turn")
+    return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
 
 
 def _conversation(key: str) -> Callable[[RowName, dict], list[RawTurn]]:
@@ -89,8 +102,9 @@ def _alpaca(row: RowName, raw: dict) -> list[RawTurn]:
     for key in given:
         if not isinstance(raw[key], str):
             raise row.bad(key, f"is {kind_of(raw[key])}, not a string")
+    asked = next((key for key in (*given, "instruction", "input") if raw.get(key) is not None), "instruction")
     question = "\n".join(raw[key] for key in given)
-    said = [plain("user", question, given[0] if given else "instruction"), plain("assistant", raw["output"], "output")]
+    said = [plain("user", question, asked), plain("assistant", raw["output"], "output")]
     return [*_history(row, raw.get("history")), *said]
 
 

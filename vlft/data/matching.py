@@ -23,12 +23,16 @@ MissingTags = Literal["error", "first"]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A turn, checked, before its media are put in. `field` names the turn, `text_field` its text."""
+    """A turn, checked, before its media are put in. `field` names the turn, `text_field` its text.
+
+    `whole` says that its text is one string, not a list of parts.
+    """
 
     role: Role
     pieces: tuple[Text | Shown, ...]
     field: str
     text_field: str
+    whole: bool
     columns: tuple[tuple[Kind, Column], ...] = ()
 
     @property
@@ -85,7 +89,11 @@ def as_videos(shape: Shape, entries: list[Entry]) -> list[Entry]:
 
 
 def with_tags(shape: Shape, entries: list[Entry], *, first: bool) -> tuple[list[Entry], tuple[tuple[str, str], ...]]:
-    """The turns with tags for files that have none, where the form or `--missing_tags` says so; and what it said."""
+    """The turns with tags for files that have none, where the form of the row or `--missing_tags first` says so.
+
+    Returns:
+        the turns; (field of a text, tags put before it) by the flag.
+    """
     found, added = list(entries), []
     start = next((i for i, entry in enumerate(entries) if entry.role == "user"), None)
     if start is None:
@@ -101,10 +109,19 @@ def with_tags(shape: Shape, entries: list[Entry], *, first: bool) -> tuple[list[
             if not any(_is_tag(piece, kind) for one in among for piece in one.pieces):
                 tags += [Shown(kind=kind, field=entry.field)] * _files(kind, columns[kind].value)
         if tags and (first or shape.form.untagged):
-            found[place] = replace(entry, pieces=(*tags, *entry.pieces))
+            found[place] = replace(entry, pieces=(*tags, *_without_newlines(entry)))
             if not shape.form.untagged:
                 added.append((entry.text_field, "".join(f"<{tag.kind}>" for tag in tags)))
     return found, tuple(added)
+
+
+def _without_newlines(entry: Entry) -> tuple[Text | Shown, ...]:
+    """Its pieces, to stand behind a tag: newlines next to one go, as they do where it is written into the text."""
+    first = entry.pieces[0] if entry.pieces else None
+    if not entry.whole or not isinstance(first, Text):
+        return entry.pieces
+    text = first.text.lstrip("\r\n")
+    return (*([replace(first, text=text)] if text else []), *entry.pieces[1:])
 
 
 def _is_tag(piece: Text | Shown, kind: Kind) -> bool:

@@ -160,7 +160,14 @@ def _entry(row: RowName, turn: RawTurn, role: Role, tags: Tags, family: Family) 
     cut = masked(row, turn.mask, role, texts, turn.field, whole=len(turn.pieces) == 1)
     if role == "assistant":
         pieces = list(cut)
-    entry = Entry(role=role, pieces=tuple(pieces), field=turn.field, text_field=turn.text_field, columns=turn.columns)
+    entry = Entry(
+        role=role,
+        pieces=tuple(pieces),
+        field=turn.field,
+        text_field=turn.text_field,
+        whole=len(turn.pieces) == 1,
+        columns=turn.columns,
+    )
     if role == "assistant" and entry.blank:
         empty = "" in (entry.text, *(piece.text for piece in turn.pieces if isinstance(piece, Said)))
         raise row.bad(turn.text_field, f"the answer is {'empty' if empty else 'blank'}. Write one, or drop the turn")

@@ -25,6 +25,22 @@ def registry_row(raw: dict) -> str | None:
     return None
 
 
+def registry_at(path: str) -> str | None:
+    """As `registry_of`, of a YAML file; None for any other file."""
+    if not path.lower().endswith(ENDINGS) or not os.path.isfile(path):
+        return None
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    if isinstance(value, list) and value and all(isinstance(one, dict) and "path" in one for one in value):
+        return f"{path}: lists data sets and holds no rows. Give it as --data_mix {path}"
+    return registry_of(path, value)
+
+
 def registry_of(path: str, value: object) -> str | None:
     """What to say of a file that lists data sets instead of rows; None where it is something else.
 
