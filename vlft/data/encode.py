@@ -20,6 +20,7 @@ from vlft.data.grounding import BoxFormat, has_boxes, in_model_space
 from vlft.data.media import MediaError, MediaSettings
 from vlft.data.positions import mrope_positions
 from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, Grid, Image, Sample, Text, Turn
+from vlft.data.spans import NoSpans, trained_tokens
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
 
@@ -261,44 +262,16 @@ class Encoder:
         return pieces
 
     def _trained(self, sample: Sample, rendered: _Rendered, ids: list[int]) -> list[bool]:
-        """Which tokens of a stretch are trained: of an answer, those whose characters all are, and its end too."""
+        """Which tokens of a stretch are trained."""
         turn = rendered.turn
         if turn is None or turn.trained != "some":
             return [turn is not None and turn.trained == "all"] * len(ids)
-        texts = [part for part in turn.parts if isinstance(part, Text)]
-        said = "".join(part.text for part in texts)
-        flags = [part.trained for part in texts for _ in part.text]
-        lead = len(said) - len(said.lstrip())  # templates may strip an answer
-        kept = said.strip() if said not in rendered.text else said
-        start = rendered.text.rfind(kept)
-        if start < 0:
+        try:
+            return trained_tokens(turn, rendered.text, self.processor.tokenizer)
+        except NoSpans as error:
             raise ConfigError(
-                f"{turn.field} of {sample.file}[{sample.index}]: the chat template changes the text of the answer, so "
-                "the spans that are trained cannot be found in it. Use the base model's own chat template, or mask "
-                "whole turns."
-            )
-        flags = flags if kept is said else flags[lead : lead + len(kept)]
-        end = start + len(kept)
-        of_text = [flags[0]] * start + flags + [flags[-1]] * (len(rendered.text) - end)
-        done, trained = 0, []
-        for first, last in self._offsets(rendered.text, len(ids)):
-            first = min(first, done)  # some tokenizers leave spaces out
-            trained.append(all(of_text[first:last]))
-            done = max(done, last)
-        return trained
-
-    def _offsets(self, text: str, tokens: int) -> list[tuple[int, int]]:
-        """First character of each token, and the one after its last."""
-        tokenizer = self.processor.tokenizer
-        if not tokenizer.is_fast:
-            raise ConfigError(
-                "rows train spans of their answers (train_detail), and the base's tokenizer cannot say which "
-                "characters a token has. Use its fast tokenizer (tokenizer.json), or mask whole turns."
-            )
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-        if len(offsets) != tokens:
-            raise ConfigError(f"the tokenizer gives {len(offsets)} offsets for {tokens} tokens. Mask whole turns.")
-        return offsets
+                f"{turn.field} of {sample.file}[{sample.index}]: {error}, or mask whole turns."
+            ) from error
 
     @functools.cached_property
     def _pads(self) -> dict[int, int]:

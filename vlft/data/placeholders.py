@@ -21,8 +21,8 @@ _AROUND = r"(?:\r?\n)*"  # newlines beside a tag go with it
 TAG = re.compile(rf"{_AROUND}<(image|video)>{_AROUND}")
 # <img>a.jpg</img> of Qwen-VL and ms-swift; a file stands in the text itself.
 INLINE: dict[Kind, re.Pattern[str]] = {
-    kind: re.compile(rf"{_AROUND}<{tag}>([^<>\r\n]+)</{tag}>{_AROUND}")
-    for kind, tag in (("image", "img"), ("video", "video"))
+    "image": re.compile(rf"{_AROUND}<img>([^<>\r\n]+)</img>{_AROUND}"),
+    "video": re.compile(rf"{_AROUND}<video>([^<>\r\n]+)</video>{_AROUND}"),
 }
 
 # Words that only stand for media: nobody writes them in prose. Pattern -> kind, with the kits that have it.
@@ -102,7 +102,7 @@ class Tags:
             return [text] if text else []
         pieces: Pieces = [text]
         for kind in self.inline:
-            pieces = _cut(INLINE[kind], pieces, lambda found, kind=kind: Shown(kind=kind, field=field, value=found[1]))
+            pieces = _cut(INLINE[kind], pieces, functools.partial(_inline, kind, field))
         if self.words and role == "user":
             pieces = _cut(self._pattern, pieces, lambda found: self._shown(found[1], field))
         return _cut(TAG, pieces, lambda found: Shown(kind=_kind(found[1]), field=field))
@@ -226,6 +226,10 @@ def _unfit(row: RowName, words: Sequence[_Word], kind: Kind, *, shown: bool) -> 
         return []
     some = [word for word in words if word.role == "user"]
     return [(some[0].field, f"holds {some[0].word}: if it stands for {what}, write <{kind}>")] if some else []
+
+
+def _inline(kind: Kind, field: str, found: re.Match[str]) -> Shown:
+    return Shown(kind=kind, field=field, value=found[1].strip())
 
 
 def _kind(tag: str) -> Kind:
