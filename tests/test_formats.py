@@ -324,8 +324,9 @@ def test_columns_of_other_rows_of_a_table_do_not_disturb():
 
 def test_the_readmes_rows_are_taken():
     text = (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
-    blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    in_tables = re.findall(r"\| `({\".*?})` \|", text.replace("\\|", "|"))
+    blocks = [json.loads(block) for block in [*re.findall(r"```json\n(.*?)```", text, re.DOTALL), *in_tables]]
     samples = [parse(raw) for block in blocks for raw in (block if isinstance(block, list) else [block])]
-    assert len(samples) >= 6
+    assert len(samples) >= 14
     assert [sample.warnings for sample in samples] == [()] * len(samples)
     assert all(sample.media for sample in samples)

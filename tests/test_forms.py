@@ -70,6 +70,10 @@ TURNS = [{"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "valu
 OPENAI = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A cat."}]
 
 
+def worded(word):
+    return [{"from": "human", "value": f"{word}\nWhat is it?"}, TURNS[1]]
+
+
 def parts(*some):
     said = {"type": "text", "text": "What is it?"}
     return {"messages": [{"role": "user", "content": [*some, said]}, OPENAI[1]]}
@@ -91,7 +95,7 @@ ALIKE = {
     "pairs of Phi-3": {
         "conversations": [{"images": ["cat.jpg"], "user": "<|image_1|>\nWhat is it?", "assistant": "A cat."}]
     },
-    "MiniCPM": {"image": {"<image_00>": "cat.jpg"}, "conversations": [{**TURNS[0], "value": "<image_00>\nWhat is it?"}, TURNS[1]]},
+    "MiniCPM": {"image": {"<image_00>": "cat.jpg"}, "conversations": worded("<image_00>")},
     "a picture of the turn": {"conversations": [{**TURNS[0], "image": "cat.jpg"}, TURNS[1]]},
     "pictures of the turn": {"messages": [{**OPENAI[0], "images": [{"path": "cat.jpg"}]}, OPENAI[1]]},
     "Qwen-VL": {"conversations": [{"from": "user", "value": "<img>cat.jpg</img>\nWhat is it?"}, TURNS[1]]},
@@ -101,19 +105,27 @@ ALIKE = {
     "a url": {"images": [{"url": "cat.jpg"}], "messages": OPENAI},
     "an object with image": {"images": [{"image": "cat.jpg"}], "messages": OPENAI},
     "an object with file_name": {"image": {"file_name": "cat.jpg"}, "messages": OPENAI},
-    **{key: {key: "cat.jpg", "conversations": TURNS} for key in ("image_path", "image_url", "file_name", "img", "img_path", "image_file")},
+    **{
+        key: {key: "cat.jpg", "conversations": TURNS}
+        for key in ("image_path", "image_url", "file_name", "img", "img_path", "image_file")
+    },
     **{
         f"roles {user}, {gpt}": {
             "image": "cat.jpg",
             "conversations": [{**TURNS[0], "from": user}, {**TURNS[1], "from": gpt}],
         }
-        for user, gpt in (("User", "Assistant"), ("HUMAN", "model"), ("user", "bot"), ("human", "AI"), ("human", "gpt4"))
+        for user, gpt in zip(
+            ("User", "HUMAN", "user", "human", "human"), ("Assistant", "model", "bot", "AI", "gpt4"), strict=True
+        )
     },
     **{
-        f"{word} for the file": {"image": "cat.jpg", "conversations": [{**TURNS[0], "value": f"{word}\nWhat is it?"}, TURNS[1]]}
-        for word in ("<IMG_CONTEXT>", "<ImageHere>", "<Image>", "<IMAGE>", "<|image|>", "[IMG]", "<start_of_image>", "<|image_1|>", "<image_0>", "<image 1>", "<img>")
+        f"{word} for the file": {"image": "cat.jpg", "conversations": worded(word)}
+        for word in (
+            *("<IMG_CONTEXT>", "<ImageHere>", "<Image>", "<IMAGE>", "<|image|>", "[IMG]", "<start_of_image>", "<img>"),
+            *("<|image_1|>", "<image_0>", "<image 1>"),
+        )
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("raw", ALIKE.values(), ids=ALIKE)
@@ -243,10 +255,10 @@ def test_refused(raw, reason):
 # ------------------------------------------------------------------------------------------------------------- keys
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["tools", "functions", "tool_calls", "documents", "chat_template_kwargs", "reasoning_content", "add_generation_prompt"],
-)  # fmt: skip
+LOUD = ["tools", "functions", "tool_calls", "documents", "chat_template_kwargs", "reasoning_content"]
+
+
+@pytest.mark.parametrize("key", [*LOUD, "add_generation_prompt"])
 def test_row_keys_that_must_not_be_left_out(key):
     for full in ({"a": 1}, "x", True):
         assert refusal(row(**{key: full})).field == key
@@ -348,7 +360,10 @@ UNTAGGED = {
     "a picture and a video": {"image": "a.jpg", "video": "c.mp4", **row("Hm?")},
     "a system turn first": {"system": "s", "image": "a.jpg", **row("Hm?")},
     "frames": {"video": ["0.jpg", "1.jpg"], **row("Hm?")},
-    "parts": {"image": "a.jpg", "messages": [{"role": "user", "content": [{"type": "text", "text": "\nHm?"}]}, OPENAI[1]]},
+    "parts": {
+        "image": "a.jpg",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "\nHm?"}]}, OPENAI[1]],
+    },
     "a JSON string": {"image": "a.jpg", "conversations": json.dumps(row("Hm?")["conversations"])},
     "an object of lists": {"image": "a.jpg", "conversations": {"from": ["human", "gpt"], "value": ["Hm?", "b"]}},
     "alpaca": {"image": "a.jpg", "instruction": "Hm?", "output": "b", "history": [["a", "b"]]},
@@ -356,7 +371,7 @@ UNTAGGED = {
     "query": {"image": "a.jpg", "query": "Hm?", "response": "b"},
     "pairs": {"image": "a.jpg", "conversation": [{"human": "Hm?", "assistant": "b"}]},
     "of a turn": {"conversations": [*row()["conversations"], {**TURNS[0], "value": "Hm?", "image": "a.jpg"}, TURNS[1]]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("raw", UNTAGGED.values(), ids=UNTAGGED)

@@ -482,6 +482,10 @@ SAID_LATER = {
     "--nframes 8, and it has 5 frames",
     "is 300x60, the first frame 90x60",
     "line 5, column 2: not JSON",
+    # Of words of other kits and masks: tests/test_forms.py, tests/test_masks.py.
+    "every gpt turn is masked, so nothing to learn",
+    "<IMG_CONTEXT> stands for a picture in other kits, and the row shows none there",
+    "ends at character 31, and the last character of the text is 30",
     # Of boxes: tests/test_boxes.py.
     "'<¦box_start¦>(1,2),(3)' is no box: (x1,y1),(x2,y2) belongs there",
     "may be in any of image[0] (700x300), image[1] (120x400), and is not the same in each",

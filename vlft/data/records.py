@@ -157,7 +157,8 @@ def _entry(row: RowName, turn: RawTurn, role: Role, tags: Tags, family: Family) 
     if role != "user" and turn.columns:
         raise row.bad(turn.columns[0][1].key, "a picture or video in a turn that is not the human's. Move it to one")
     texts = tuple(piece for piece in pieces if isinstance(piece, Text))
-    cut = masked(row, turn.mask, role, texts, turn.field, whole=len(turn.pieces) == 1)
+    whole = [piece.field for piece in turn.pieces] == [turn.text_field]
+    cut = masked(row, turn.mask, role, texts, turn.field, whole=whole)
     if role == "assistant":
         pieces = list(cut)
     entry = Entry(
@@ -165,7 +166,7 @@ def _entry(row: RowName, turn: RawTurn, role: Role, tags: Tags, family: Family) 
         pieces=tuple(pieces),
         field=turn.field,
         text_field=turn.text_field,
-        whole=len(turn.pieces) == 1,
+        whole=whole,
         columns=turn.columns,
     )
     if role == "assistant" and entry.blank:
