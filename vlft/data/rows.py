@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
+from vlft.data.registries import registry_at, registry_of
 from vlft.data.unpack import unpacked
 from vlft.errors import ConfigError
 
@@ -65,6 +66,8 @@ def plain_file(path: str) -> str:
     if is_table(path):
         return unpacked(path).rows
     ending = os.path.splitext(path)[1].lower()
+    if pointer := registry_at(path):
+        raise ConfigError(pointer)
     if ending in PACKED:
         raise ConfigError(f"{path}: is compressed. Unpack it (gunzip, unzip, unxz, zstd -d), and name what comes out.")
     if ending not in (".json", ".jsonl"):
@@ -175,6 +178,8 @@ def _next(text: str, at: int) -> int:
 
 
 def _refuse(path: str, value: object) -> NoReturn:
+    if pointer := registry_of(path, value):
+        raise ConfigError(pointer)
     raise ConfigError(
         f"{path}: {kind_of(value)} at the top, where an array of rows belongs. Put the rows between [ and ]."
     )

@@ -139,7 +139,9 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex
     if not paths:
         raise ConfigError("--data_path is missing: one or more .json, .jsonl or .parquet files, or data set folders")
     access = _access(data)
-    index = index_rows(paths, image_folder=_folders(paths, data), family=family, access=access)
+    index = index_rows(
+        paths, image_folder=_folders(paths, data), family=family, access=access, missing_tags=data.missing_tags
+    )
     if access.remote is not None:
         _fetch(each(index), access.remote)
     return index
@@ -185,7 +187,9 @@ def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family)
         ConfigError: the file cannot be read, or has no such row.
     """
     access = _access(data)
-    rows = index_rows([path], image_folder=_folders([path], data), family=family, access=access)
+    rows = index_rows(
+        [path], image_folder=_folders([path], data), family=family, access=access, missing_tags=data.missing_tags
+    )
     for place in places:
         if not 0 <= place < len(rows):
             raise ConfigError(

@@ -41,6 +41,7 @@ def run_record(
             "max_length": base.encoder.max_length,
             "box_format": base.encoder.box_format,
             "over_length": data.over_length,
+            "missing_tags": data.missing_tags,
             "data": _data_print(training_files(data)),
             "mix": [[one.weight, one.repeat, one.cap] for one in mix_of(data)],
             # A skipped row that was mended since would shift the order of all others.
