@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 
 from vlft.data import media as media_io
 from vlft.data.fit import Fit, TooLong, fitted
 from vlft.data.grounding import BoxFormat, has_boxes, in_model_space
 from vlft.data.media import MediaError, MediaSettings
 from vlft.data.positions import mrope_positions
-from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, Grid, Image, Sample, Text, Turn
+from vlft.data.render import Rendered, refused, render
+from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, Grid, Image, Sample
 from vlft.data.spans import NoSpans, trained_tokens
-from vlft.errors import BadRow, ConfigError, DataError
+from vlft.errors import ConfigError
 from vlft.families import Family
 
 UNTRAINED = -100
@@ -43,14 +43,6 @@ class _Piece:
     trained: list[bool]
     ids: list[int]
     media: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Rendered:
-    """A stretch of a rendered row, before it is tokenised. `turn` is the answer it is, None between answers."""
-
-    text: str
-    turn: Turn | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +148,7 @@ class Encoder:
         try:
             return [media_io.measure(part, self.media) for part in sample.media]
         except MediaError as error:
-            raise _refused(sample, error.field, error.reason) from error
+            raise refused(sample, error.field, error.reason) from error
 
     def _cost(self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]) -> Cost:
         return Cost(
@@ -184,19 +176,19 @@ class Encoder:
                 f"the row has {cost.tokens:,} tokens and {cost.patches:,} patches; {self.fit.limit}, and no picture is "
                 "dropped from a row with boxes in its pictures"
             )
-            raise _refused(sample, "conversations", f"{why}. Split the row, or use --over_length shrink", too_long=True)
+            raise refused(sample, "conversations", f"{why}. Split the row, or use --over_length shrink", too_long=True)
         try:
             return fitted(sample, self.fit, self.media, text_tokens)
         except MediaError as error:
-            raise _refused(sample, error.field, error.reason) from error
+            raise refused(sample, error.field, error.reason) from error
         except TooLong as error:
-            raise _refused(sample, "conversations", str(error), too_long=True) from error
+            raise refused(sample, "conversations", str(error), too_long=True) from error
 
     def _decode(self, sample: Sample) -> tuple[EncodedMedia, ...]:
         try:
             return tuple(media_io.decode(part, self.media) for part in sample.media)
         except MediaError as error:
-            raise _refused(sample, error.field, error.reason) from error
+            raise refused(sample, error.field, error.reason) from error
 
     def _with_boxes(self, sample: Sample, grids: Sequence[Grid]) -> Sample:
         """The row with its boxes as the family writes them, for pictures of these grids."""
@@ -205,7 +197,7 @@ class Encoder:
                 sample, grids, family=self.family, box_format=self.box_format, patch_size=self.media.patch_size
             )
         except MediaError as error:
-            raise _refused(sample, error.field, error.reason) from error
+            raise refused(sample, error.field, error.reason) from error
 
     def _tokens(
         self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]
@@ -240,7 +232,7 @@ class Encoder:
         Answers are tokenised apart from the prompt before them, as they are when served: an answer that starts with a
         newline must not melt into the newline of "<|im_start|>assistant\\n".
         """
-        rendered = self._render(sample, unanswered=unanswered)
+        rendered = render(sample, self.processor, self.family, unanswered=unanswered)
         piece_ids = self.processor.tokenizer([one.text for one in rendered], add_special_tokens=False).input_ids
         wanted = [KIND_IMAGE if isinstance(part, Image) else KIND_VIDEO for part in sample.media]
         found = [[self._pads[token] for token in ids if token in self._pads] for ids in piece_ids]
@@ -257,12 +249,12 @@ class Encoder:
         ]
         masked = any(one.turn is not None and one.turn.trained != "all" for one in rendered)
         if masked and not unanswered and not any(any(piece.trained) for piece in pieces):
-            raise _refused(
+            raise refused(
                 sample, "conversations", "no token lies in a trained span as a whole, so nothing to learn. Widen a span"
             )
         return pieces
 
-    def _trained(self, sample: Sample, rendered: _Rendered, ids: list[int]) -> list[bool]:
+    def _trained(self, sample: Sample, rendered: Rendered, ids: list[int]) -> list[bool]:
         """Which tokens of a stretch are trained."""
         turn = rendered.turn
         if turn is None or turn.trained != "some":
@@ -282,7 +274,7 @@ class Encoder:
 
     def _refuse_long(self, sample: Sample, tokens: int, *, vision: int) -> None:
         if tokens > self.max_length:
-            raise _refused(
+            raise refused(
                 sample,
                 "conversations",
                 f"the row is {tokens:,} tokens long ({vision:,} of them pictures and videos), --max_length is "
@@ -290,68 +282,3 @@ class Encoder:
                 "the row, or let --over_length deal with such rows.",
                 too_long=True,
             )
-
-    def _render(self, sample: Sample, *, unanswered: bool) -> list[_Rendered]:
-        """The rendered conversation, cut into answers and what stands between them."""
-        messages = [_message(turn) for turn in sample.turns]
-        answers = [k for k, turn in enumerate(sample.turns) if turn.role == "assistant"]
-        prompts = self._templates(sample, [messages[:k] for k in answers], add_generation_prompt=True)
-        uptos = self._templates(sample, [messages[: k + 1] for k in answers], add_generation_prompt=False)
-        if answers and answers[-1] == len(messages) - 1 and not unanswered:
-            whole = uptos[-1]
-        else:
-            (whole,) = self._templates(sample, [messages], add_generation_prompt=unanswered)
-        pieces, done = [], 0
-        for k, prompt, upto in zip(answers, prompts, uptos, strict=True):
-            end = upto.rfind(self.family.end_of_turn) + len(self.family.end_of_turn)
-            start = len(prompt)
-            if not (whole.startswith(upto) and upto.startswith(prompt) and done <= start < end):
-                raise ConfigError(
-                    f"{sample.turns[k].field} of {sample.file}[{sample.index}]: the chat template does not render an "
-                    f"answer as generation prompt + answer + {self.family.end_of_turn}, so the trained tokens cannot "
-                    "be told. Use the base model's own chat template."
-                )
-            pieces += [_Rendered(text=whole[done:start]), _Rendered(text=whole[start:end], turn=sample.turns[k])]
-            done = end
-        pieces.append(_Rendered(text=whole[done:]))
-        return [piece for piece in pieces if piece.text]
-
-    def _templates(
-        self, sample: Sample, conversations: list[list[dict[str, Any]]], *, add_generation_prompt: bool
-    ) -> list[str]:
-        """The conversations as the chat template writes them.
-
-        Raises:
-            DataError: the template refuses them (`raise_exception`). A jinja2 error itself cannot leave a worker.
-        """
-        if not conversations:
-            return []
-        try:
-            return self.processor.tokenizer.apply_chat_template(
-                conversations,
-                chat_template=self.processor.chat_template or self.processor.tokenizer.chat_template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except TemplateError as error:
-            reason = f"the base's chat template does not take this conversation: {error}. Change its turns, or drop it."
-            raise _refused(sample, "conversations", reason) from error
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    """One turn in the form chat templates take."""
-    if all(isinstance(part, Text) for part in turn.parts):
-        return {"role": turn.role, "content": "".join(part.text for part in turn.parts if isinstance(part, Text))}
-    content = [
-        {"type": "text", "text": part.text}
-        if isinstance(part, Text)
-        else {"type": "image" if isinstance(part, Image) else "video"}
-        for part in turn.parts
-    ]
-    return {"role": turn.role, "content": content}
-
-
-def _refused(sample: Sample, field: str, reason: str, *, too_long: bool = False) -> DataError:
-    return DataError(
-        BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason, too_long=too_long)
-    )

@@ -164,7 +164,7 @@ def _in_folder(row: RowName, value: object, folder: str, field: str) -> list[str
             )
     if len(names) > FILES_PER_ROW:
         raise row.bad(field, f"{folder}: {len(names):,} frames, and a row may name {FILES_PER_ROW:,}. Split the video")
-    return [os.path.join(str(_file(value)), name) for name in names]
+    return [os.path.join(str(local(address(value))), name) for name in names]
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
