@@ -7,6 +7,7 @@ image=left,image=right                   several pictures, in this order
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -51,7 +52,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """A whole `--columns`, in the order in which it was written.
+    """A whole `--columns`, by the order of `PARTS`.
 
     Attributes:
         columns: its entries.
@@ -98,16 +99,16 @@ def read_columns(given: object, *, where: str = "--columns") -> Columns:
     if not columns:
         raise ConfigError(f"{where}: names no column. {EXAMPLE}, or drop it.")
     _check(columns, where)
-    return Columns(columns=columns)
+    # Sorted, so that the same parts from the same columns are equal, however they were written.
+    return Columns(columns=tuple(sorted(columns, key=lambda column: list(PARTS).index(column.part))))
 
 
 def _of_text(text: str, where: str) -> Iterator[Column]:
     starts = list(_START.finditer(text))
     if text.strip() and (not starts or text[: starts[0].start()].strip()):
         raise ConfigError(f"{where} {text!r}: is not part=column. {EXAMPLE}; parts are {', '.join(PARTS)}.")
-    ends = [start.start() for start in starts[1:]] + [len(text)]
-    for start, end in zip(starts, ends, strict=True):
-        value = text[start.end() : end].strip()
+    for start, after in itertools.zip_longest(starts, starts[1:]):
+        value = text[start.end() : after.start() if after else None].strip()
         yield Column(part=start[1], text=value) if start[2] == ":=" else Column(part=start[1], name=value)
 
 
