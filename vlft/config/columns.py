@@ -52,15 +52,9 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """A whole `--columns`, by the order of `PARTS`.
-
-    Attributes:
-        columns: its entries.
-        implied: nobody wrote it; it follows from the names of a table's columns.
-    """
+    """A whole `--columns`, by the order of `PARTS`."""
 
     columns: tuple[Column, ...]
-    implied: bool = False
 
     def __str__(self) -> str:
         return ",".join(map(str, self.columns))

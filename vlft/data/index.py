@@ -44,7 +44,7 @@ class DataFile:
         self.image_folder = image_folder
         starts, lengths, lines = array.array("q"), array.array("q"), array.array("i")
         found = opened(name, columns)
-        self.columns = found.columns
+        self.columns = columns
         self._path = found.file
         self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - as long as there is an index of it
         self._stamp = self._now()  # before the rows are looked for: what is written meanwhile is seen

@@ -42,19 +42,21 @@ LIKELY = {
     "system": ("system", "system_prompt"),
     "id": ("id", "question_id", "key"),
 }
-# Conversations that a table has under two columns of these names are read without --columns.
-PAIRS = (
-    ("question", "answer"),
-    ("prompt", "response"),
+# Columns by which a table's rows are read without --columns, as `vlft.data.shapes` reads rows of these keys.
+READ = (
+    ("conversations",),
+    ("messages",),
+    ("conversation",),
+    ("texts",),
     ("prompt", "completion"),
-    ("query", "label"),
-    ("instruction", "response"),
-    ("problem", "solution"),
+    ("prompt", "response"),
+    ("instruction", "output"),
+    ("input", "output"),
+    ("query", "response"),
+    ("question", "answer"),
 )
-# Beside a pair, these most likely belong into the question.
-CONTEXT = ("choices", "options", "context", "hint", "passage", "input", "a", "b", "c", "d")
-# One of these is a conversation as it stands, or with the others of its kind (`vlft.data.shapes`).
-TALKS = ("conversations", "messages", "conversation", "texts", "output")
+# Beside a question and an answer, these most likely belong to the question.
+CONTEXT = ("choices", "options", "context", "hint", "passage", "a", "b", "c", "d")
 LISTED = 40  # columns that a message names
 CELL = 1 << 20  # characters of a cell that may be a list written as Python does
 TWINS = {"image": ("image", "images"), "video": ("video", "videos")}
@@ -65,15 +67,12 @@ def mapped(raw: object, columns: Columns) -> object:
     """A row in the plain form.
 
     Columns that are read are gone from it, all others stay. Where the question is built of columns and has no tags,
-    those of the row's pictures and videos stand at its start. By columns that are only implied, a row without text
-    under them stays as it is, and gets no tags.
+    those of the row's pictures and videos stand at its start.
 
     Args:
         raw: the row as its file has it; what is no object is handed back.
     """
     if not isinstance(raw, dict):
-        return raw
-    if columns.implied and not all(isinstance(raw.get(name), str) for name in columns.names):
         return raw
     found: dict[str, Any] = {}
     try:
@@ -92,7 +91,7 @@ def mapped(raw: object, columns: Columns) -> object:
     if "question" in found:
         for other in ("conversations", "messages", "conversation"):
             row.pop(other, None)
-        asked = found["question"] if columns.implied else _tags(row, found["question"]) + found["question"]
+        asked = _tags(row, found["question"]) + found["question"]
         row["conversations"] = [{"from": "human", "value": asked}, {"from": "gpt", "value": found["answer"]}]
     if "system" in found:
         row["system"] = found["system"]
@@ -129,6 +128,8 @@ def _text(part: str, raw: dict, column: Column) -> str:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if part == "question" and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return "\n".join(value)  # choices, one a line
     if not isinstance(value, str):
         raise _Wrong(f"{column.name}, the {part} by --columns, is {kind_of(value)}, not text. Name another column")
     return value
@@ -206,29 +207,29 @@ def refuse_missing(path: str, columns: Columns, names: Sequence[str], keys: Iter
     )
 
 
-def own_columns(path: str, keys: Sequence[str]) -> Columns | None:
-    """What a table without `--columns` is read by; None where its rows are conversations as they stand.
+def check_names(path: str, keys: Sequence[str]) -> None:
+    """Refuse a table whose columns do not tell what its conversation is, when there is no `--columns`.
 
     Raises:
         ConfigError: no column holds a conversation, or several may; the message has a line to try.
     """
-    if set(keys) & set(TALKS) or {"query", "response"} <= set(keys):
-        return None
-    pairs = [pair for pair in PAIRS if set(pair) <= set(keys)]
-    others = sorted({key for key in keys if key.lower() in CONTEXT})
-    if len(pairs) == 1 and not others:
-        question, answer = pairs[0]
-        pair = (Column(part="question", name=question), Column(part="answer", name=answer))
-        return Columns(columns=pair, implied=True)
-    if others and pairs:
-        why = f"{' and '.join(pairs[0])} may be the conversation, but {', '.join(others)} may belong to the question"
-    elif pairs:
-        why = f"several columns may be the conversation ({', '.join(map(' and '.join, pairs))})"
+    found = [names for names in READ if set(names) <= set(keys)]
+    if any(len(names) == 1 for names in found):
+        return
+    if ("instruction", "output") in found:
+        found = [names for names in found if names != ("input", "output")]
+    others = sorted(key for key in keys if key.lower() in CONTEXT)
+    if len(found) == 1 and not others:
+        return
+    if len(found) == 1:
+        why = f"{' and '.join(found[0])} may be the conversation, but {', '.join(others)} may belong to the question"
+    elif found:
+        why = f"several columns may be the conversation ({', '.join(map(' and '.join, found))})"
     else:
-        why = "no column is a conversation"
+        why, others = "no column is a conversation", []
     raise ConfigError(
         f"{path}: {why}. Its columns are {_names(keys)}. Say which column is what, for example:\n"
-        f"  --columns {shlex.quote(suggestion(keys, others if pairs else ()))}\n"
+        f"  --columns {shlex.quote(suggestion(keys, others))}\n"
         "  Or name the columns as data/README.md has them."
     )
 

@@ -58,12 +58,10 @@ class Opened:
 
     Attributes:
         file: a `.json` or `.jsonl`: the data file itself, or what a table unpacks to.
-        columns: by which its rows are read; None: as they stand.
         keys: names of a table's columns; None of a file of JSON, whose rows have to be asked.
     """
 
     file: str
-    columns: Columns | None
     keys: tuple[str, ...] | None
 
 
@@ -78,14 +76,14 @@ def opened(path: str, columns: Columns | None = None) -> Opened:
     """
     if is_table(path):
         table = unpacked(path, columns)
-        return Opened(file=table.rows, columns=table.read_by, keys=table.columns)
+        return Opened(file=table.rows, keys=table.columns)
     if not os.path.exists(path):
         raise missing(path)
     if not path.lower().endswith((".json", *LINES)):
         raise refuse_ending(path)
     if not os.path.isfile(path):
         raise ConfigError(f"{path}: is no regular file. {name_it()}")
-    return Opened(file=path, columns=columns, keys=None)
+    return Opened(file=path, keys=None)
 
 
 def files_of(path: str) -> list[str]:

@@ -143,7 +143,7 @@ def _matching(path: str) -> list[str]:
     absent = [name for name in found if not os.path.isfile(name)]
     if absent and len(names) > 1:
         more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
-        raise ConfigError(f"{path}: {absent[0]}{more} of {len(found):,} files is not there. {name_it()}")
+        raise ConfigError(f"{path}: {absent[0]}{more} of its {len(found):,} files not there. {name_it()}")
     return [] if absent else found
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from vlft.config.columns import Columns
 from vlft.data.caches import cache_folder
 from vlft.data.embedded import ending_of
-from vlft.data.mapping import listed, missing, own_columns, refuse_missing
+from vlft.data.mapping import check_names, listed, missing, refuse_missing
 from vlft.data.source import BrokenLine, Source
 from vlft.data.tables import open_source, sources_of
 from vlft.errors import ConfigError
@@ -47,13 +47,11 @@ class Unpacked:
     Attributes:
         rows: the file. digest: of what the rows and their media hold, wherever the folder lies.
         columns: that the table has.
-        read_by: `--columns`, or what stands for it where the names of the columns are plain; None: rows as they stand.
     """
 
     rows: str
     digest: str
     columns: tuple[str, ...]
-    read_by: Columns | None = None
 
 
 def unpacked(path: str, columns: Columns | None = None) -> Unpacked:
@@ -86,16 +84,18 @@ def unpacked(path: str, columns: Columns | None = None) -> Unpacked:
         ) from error
     if found is None:
         raise ConfigError(f"{folder}: is not whole, though it was just written. Look at its disk.")
-    return replace(found, read_by=_read_by(path, columns, found.columns))
+    _check(path, columns, found.columns)
+    return found
 
 
-def _read_by(path: str, columns: Columns | None, names: tuple[str, ...]) -> Columns | None:
+def _check(path: str, columns: Columns | None, names: tuple[str, ...]) -> None:
+    """Refuse a table that is not read by its columns of these names."""
     if not names:
-        return columns  # no row could be read, as each of them says
+        return  # no row could be read, as each of them says
     if columns is None:
-        return own_columns(path, names)
-    refuse_missing(path, columns, missing(columns, names), names)
-    return columns
+        check_names(path, names)
+    else:
+        refuse_missing(path, columns, missing(columns, names), names)
 
 
 def _key(path: str, files: list[str]) -> str:
@@ -136,7 +136,7 @@ def _make(path: str, files: list[str], folder: Path, columns: Columns | None) ->
     try:
         source = open_source(path, files)
         if source.columns is not None:
-            _read_by(path, columns, source.columns)  # refused before hours of unpacking
+            _check(path, columns, source.columns)  # refused before hours of unpacking
         with _bar(path, source) as bar:
             writer = _Writer(path, aside=aside, folder=folder, bar=bar)
             with open(aside / ROWS, "wb") as out:
