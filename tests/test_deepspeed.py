@@ -17,9 +17,9 @@ import torch
 from conftest import row
 from launch import call
 from launch import vlft as vlft_process
-from test_train import COMPILES, FULL, VISION_LORA, arguments, assert_same, lines, losses, split, weights
+from test_train import FULL, VISION_LORA, arguments, assert_same, lines, losses, split, weights
 
-pytestmark = [pytest.mark.distributed, COMPILES]
+pytestmark = pytest.mark.distributed
 
 LANGUAGE_FULL = ("--vision", "frozen", "--merger", "frozen", "--language", "full")
 TOWERS: dict[str, tuple[str, ...]] = {

@@ -228,8 +228,9 @@ def test_stock_transformers_loads_the_published_layout_as_the_original(shelf):
         assert torch.equal(want, got)
 
 
+@pytest.mark.grid  # test_end_to_end has one such process by default
 def test_a_fresh_process_without_vlft_agrees(shelf, tmp_path):
-    """The only test that pays for a second interpreter: all presets, read by transformers and peft alone."""
+    """All presets, read by transformers and peft alone."""
     pairs = []
     for base, kind in (("bf16", "language"), ("fp32_untied", "everywhere"), ("fp32", "full_merger")):
         out = tmp_path / f"{base}-{kind}"

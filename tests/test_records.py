@@ -420,7 +420,7 @@ def test_files_refused(tmp_path, name, data, reason):
 def test_a_file_named_twice(tmp_path, monkeypatch):
     path = write_json(tmp_path / "a.json", [row()])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="one file twice"):
+    with pytest.raises(ConfigError, match="one data file is named twice"):
         load(path, "a.json")
 
 

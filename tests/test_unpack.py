@@ -347,9 +347,10 @@ def test_check_data_names_the_table_and_its_row(capsys, tmp_path, media):
 def test_turns_of_unequal_length_and_text_that_is_none_name_their_row(tmp_path):
     turns = {"from": ["human", "gpt"], "value": ["a"]}
     path = as_parquet(pa.Table.from_pylist([{"conversations": turns}]), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=r"a\.parquet\[0\]: turns of unequal length"):
+    with pytest.raises(ConfigError, match=r"a\.parquet\[0\]: turns are lists of unequal length"):
         raw_rows(path)
     text = pa.array([b"\xff\xfe"], type=pa.binary()).view(pa.string())
-    path = as_parquet(pa.table({"conversations": text}), tmp_path / "b.parquet")
+    said = pa.array([[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]])
+    path = as_parquet(pa.table({"conversations": said, "id": text}), tmp_path / "b.parquet")
     with pytest.raises(ConfigError, match=r"b\.parquet: .*cannot be read"):
         raw_rows(path)
