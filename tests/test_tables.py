@@ -1,4 +1,4 @@
-"""CSV, WebDataset tars and folders of pictures give the rows that JSON of the same data gives; `--columns`; refusals."""
+"""CSV, WebDataset tars and folders of pictures give the rows that JSON of the same data gives; `--columns`."""
 
 from __future__ import annotations
 
@@ -436,9 +436,10 @@ def test_columns_of_json(tmp_path, photos):
 
 
 def test_several_columns_make_a_question(tmp_path, photos):
-    path = write_json(tmp_path / "a.json", [{"q": "Which?", "hint": "Look.", "a": "A."}, {"q": "Who?", "a": "B."}])
+    rows = [{"q": ["Which?", "A. b"], "hint": "Look.", "a": "A."}, {"q": "Who?", "a": "B."}]
+    path = write_json(tmp_path / "a.json", rows)
     got = shown(path, "question=hint,question=q,question:=In a word.,answer=a", photos)
-    assert [turns[0][1] for turns in got] == [["Look.\nWhich?\nIn a word."], ["Who?\nIn a word."]]
+    assert [turns[0][1] for turns in got] == [["Look.\nWhich?\nA. b\nIn a word."], ["Who?\nIn a word."]]
 
 
 def test_frames_of_one_video_have_one_tag(tmp_path, photos):
@@ -452,7 +453,8 @@ def test_frames_of_one_video_have_one_tag(tmp_path, photos):
     [
         ({"q": "a"}, "a, the answer by --columns, is empty"),
         ({"q": "", "a": "b"}, "q, the question by --columns, is empty"),
-        ({"q": ["a"], "a": "b"}, "q, the question by --columns, is a list, not text"),
+        ({"q": {"x": "a"}, "a": "b"}, "q, the question by --columns, is an object, not text"),
+        ({"q": "a", "a": ["b"]}, "a, the answer by --columns, is a list, not text"),
         ({"q": "a", "a": 0.5}, "a, the answer by --columns, is a number, not text"),
         ({"q": "a", "a": True}, "a, the answer by --columns, is true, not text"),
         ([], "is a list, not an object"),
