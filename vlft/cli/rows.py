@@ -31,7 +31,10 @@ class RowParser(FlagParser):
             if action.dest.removeprefix("no_") in self._of_training:
                 action.help = argparse.SUPPRESS
         self.add_argument(
-            "data", metavar="DATA", nargs="*", help="data: .json, .jsonl, .csv, .parquet, .tar, folders (or: --data_path)"
+            "data",
+            metavar="DATA",
+            nargs="*",
+            help="data: .json, .jsonl, .csv, .parquet, .tar, folders (or --data_path)",
         )
         self.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
