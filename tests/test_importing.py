@@ -157,13 +157,15 @@ def test_a_folder_with_something_else_is_refused(imported, parquet, tmp_path):
     assert [item.name for item in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
-def test_limit_and_missing_shards(parquet, tmp_path, capsys):
+def test_limit_and_missing_shards(parquet, tmp_path, capsys, monkeypatch):
     few = tmp_path / "source"
     few.mkdir()
     (few / "train-00000-of-00002.parquet").symlink_to(parquet / "data" / "train-00000-of-00002.parquet")
     (few / "validation.parquet").symlink_to(parquet / "data" / "test-00000-of-00001.parquet")
-    (tmp_path / "out").mkdir()  # an empty one is taken
-    assert main(["import", "story-reasoning", str(few), str(tmp_path / "out"), "--limit", "2", "--json"]) == 0
+    (tmp_path / "out").mkdir()  # an empty one is taken, the working directory too
+    monkeypatch.chdir(tmp_path / "out")
+    assert main(["import", "story-reasoning", str(few), ".", "--limit", "2", "--json"]) == 0
+    assert Path("train.jsonl").is_file()
     out, err = capsys.readouterr()
     assert json.loads(out)["stories"] == {"train": 2}
     assert "train-*: 1 of 2 files are there" in err

@@ -392,7 +392,7 @@ def test_a_line_that_is_not_utf8_is_one_bad_row(tmp_path):
 
 BAD_FILES = {
     "missing": ("a.json", None, "no such file"),
-    "another ending": ("a.csv", b"x", "ends in .json"),
+    "another ending": ("a.rows", b"x", "is no data file by its ending .rows; read are .json, .jsonl"),
     "empty": ("a.json", b"", "holds no rows"),
     "only a BOM": ("a.json", b"\xef\xbb\xbf", "holds no rows"),
     "empty lines": ("a.jsonl", b"\n\n", "holds no rows"),

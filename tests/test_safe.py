@@ -574,7 +574,7 @@ def test_data_files_that_mean_harm(tmp_path, name, data, why):
     [
         (os.mkfifo, "is no regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
-        (lambda path: path.mkdir(), "a folder without .parquet files"),
+        (lambda path: path.mkdir(), "a folder without data"),
     ],
 )
 def test_data_files_that_are_none(tmp_path, make, why):

@@ -283,11 +283,11 @@ BAD = {
     "no rows": (lambda at: as_parquet(_text().slice(0, 0), at / "a.parquet"), "holds no rows"),
     "no conversation": (
         lambda at: as_parquet(pa.table({"text": ["a"], "image": ["b"]}), at / "a.parquet"),
-        "no column is a conversation: it has text, image",
+        "no column is a conversation. Its columns are text, image",
     ),
-    "a conversation of text": (
-        lambda at: as_parquet(pa.table({"messages": ["a"]}), at / "a.parquet"),
-        "its column messages is string, where a list of turns belongs",
+    "a conversation of numbers": (
+        lambda at: as_parquet(pa.table({"messages": [3]}), at / "a.parquet"),
+        "its column messages is int64, where a list of turns belongs",
     ),
     "pictures of numbers": (
         lambda at: as_parquet(_text(image=3), at / "a.parquet"),
@@ -297,7 +297,7 @@ BAD = {
         lambda at: as_parquet(pa.table({"query": ["a"], "response": [3]}), at / "a.parquet"),
         "its column response is int64, where text belongs",
     ),
-    "an empty folder": (lambda at: at, "a folder without .parquet files"),
+    "an empty folder": (lambda at: at, "a folder without data. It holds nothing"),
     "two splits": (lambda at: _files(at, "train-0.parquet", "test-0.parquet"), "several splits (test-0, train-0)"),
     "a set of splits": (lambda at: _write(at / "dataset_dict.json").parent, "holds several splits"),
     "other columns": (

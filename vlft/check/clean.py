@@ -108,7 +108,7 @@ def _refused(checked: Check) -> Iterator[dict[str, Any]]:
             "id": row.id,
             "field": row.field,
             "reason": row.reason,
-            "row": raw.reason if isinstance(raw, BrokenLine) else raw,
+            "row": (raw.reason if raw.row is None else raw.row) if isinstance(raw, BrokenLine) else raw,
         }
 
 

@@ -31,7 +31,10 @@ class RowParser(FlagParser):
             if action.dest.removeprefix("no_") in self._of_training:
                 action.help = argparse.SUPPRESS
         self.add_argument(
-            "data", metavar="DATA", nargs="*", help="data: .json, .jsonl, .parquet, folders (or: --data_path)"
+            "data",
+            metavar="DATA",
+            nargs="*",
+            help="data: .json, .jsonl, .csv, .parquet, .tar, folders (or --data_path)",
         )
         self.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
@@ -53,7 +56,7 @@ class RowParser(FlagParser):
             self.error(f"{other} is none of the data files of --data_mix ({', '.join(every)}). Name one of them")
         files = named or every
         if not files:
-            self.error("no data file: name a .json, .jsonl or .parquet, or a folder of a data set")
+            self.error("no data file: name a .json, .jsonl, .csv, .parquet or .tar, or a folder of a data set")
         if idle := sorted(parsed.given & self._of_training):
             print(f"not looked at here, training only: --{', --'.join(idle)}", file=sys.stderr)
         return files, parsed

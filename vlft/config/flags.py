@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import TrainingArguments
 
 from vlft.config.checks import REPORTING, SAVING
+from vlft.config.columns import read_columns
 from vlft.config.deepspeed import be_a_world_of_one, deepspeed_settings, zero_word
 from vlft.config.device import has_bf16
 
@@ -34,10 +35,17 @@ class DataFlags:
 
     data_path: list[str] = field(
         default_factory=list,
-        metadata={"help": "training data: one or more .json, .jsonl or .parquet files, or data set folders"},
+        metadata={
+            "help": "training data: one or more .json, .jsonl, .csv, .parquet or .tar files, or data set folders"
+        },
+    )
+    columns: str | None = _flag(
+        None,
+        "which columns or keys hold the parts of a row: question=q,answer=a,image=picture; a text instead of a column: "
+        "'answer=caption,question:=What is it?'",
     )
     data_mix: str | None = _flag(
-        None, "YAML that lists data sets with image_folder, weight, repeat or cap each, instead of --data_path"
+        None, "YAML that lists data sets with image_folder, columns, weight, repeat or cap each, instead of --data_path"
     )
     eval_path: list[str] = field(
         default_factory=list, metadata={"help": "evaluation data, same form (with --eval_strategy steps or epoch)"}
@@ -86,6 +94,10 @@ class DataFlags:
     pack_patches: int | None = _flag(
         None, "patches of pictures and videos in a micro-batch under --packing (default: 4 x --pack_tokens)"
     )
+
+    def __post_init__(self) -> None:
+        if self.columns is not None:
+            read_columns(self.columns)  # refused before anything is opened
 
 
 @dataclass

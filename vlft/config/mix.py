@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vlft.config.columns import Columns, read_columns
 from vlft.errors import ConfigError
 
 _NUMBERS = ("weight", "repeat", "cap")
@@ -22,6 +23,7 @@ class MixedSet:
         weight: its share of an epoch's rows, beside the weights of the others.
         repeat: how often each of its rows is trained in an epoch; 1.5 is half of them twice.
         cap: at most so many of its rows are taken.
+        columns: which of its columns hold the parts of a row; None: `--columns`.
     """
 
     path: str
@@ -29,6 +31,7 @@ class MixedSet:
     weight: float | None = None
     repeat: float | None = None
     cap: int | None = None
+    columns: Columns | None = None
 
 
 def read_mix(path: str) -> tuple[MixedSet, ...]:
@@ -99,4 +102,6 @@ def _one(file: str, place: int, raw: Any) -> MixedSet:
             f"{where}: weight {raw['weight']} and repeat {raw['repeat']} both say how often its rows are trained. "
             "Keep one."
         )
-    return MixedSet(**raw)
+    columns = raw.get("columns")
+    read = None if columns is None else read_columns(columns, where=f"{where}.columns")
+    return MixedSet(**{**raw, "columns": read})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,3 +54,24 @@ def appearing(path: str | Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             os.unlink(aside)
         raise
+
+
+def put_in_place(folder: Path, target: Path, *, last: str) -> None:
+    """Give a finished folder its name, at once.
+
+    A mount point and the working directory cannot be replaced: the shell would stay in a folder that is gone. Into
+    them the entries are moved.
+
+    Args:
+        target: not there, or an empty folder.
+        last: the entry that is moved last, without which what is there counts as unfinished.
+
+    Raises:
+        OSError: as `os.rename`.
+    """
+    if not (os.path.ismount(target) or (target.exists() and target.samefile(os.curdir))):
+        os.rename(folder, target)
+        return
+    for entry in sorted(folder.iterdir(), key=lambda path: path.name == last):
+        shutil.move(entry, target / entry.name)
+    folder.rmdir()

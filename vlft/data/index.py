@@ -14,13 +14,18 @@ from typing import Any, overload
 
 import numpy as np
 
+from vlft.config.columns import Columns
 from vlft.data.access import Access
+from vlft.data.mapping import mapped, missing, refuse_missing
 from vlft.data.matching import MissingTags
 from vlft.data.records import parse_record
-from vlft.data.rows import LINE_BYTES, BrokenLine, plain_file, row_of, row_spans
+from vlft.data.rows import LINE_BYTES, BrokenLine, files_of, opened, row_of, row_spans
 from vlft.data.sample import Sample
+from vlft.data.unpack import restored
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
+
+SHOWN_KEYS = 1000  # of rows, for a message
 
 
 class DataFile:
@@ -29,16 +34,19 @@ class DataFile:
     Attributes:
         name: as the user gave it, for messages.
         image_folder: where relative media paths start; None: the folder of the file.
+        columns: by which rows are read (`--columns`); None: as they stand.
 
     Raises:
-        ConfigError: as `rows.plain_file` and `rows.row_spans`.
+        ConfigError: as `rows.opened` and `rows.row_spans`; or no row has a column that is to be read.
     """
 
-    def __init__(self, name: str, *, image_folder: str | None) -> None:
+    def __init__(self, name: str, *, image_folder: str | None, columns: Columns | None = None) -> None:
         self.name = name
         self.image_folder = image_folder
         starts, lengths, lines = array.array("q"), array.array("q"), array.array("i")
-        self._path = plain_file(name)
+        found = opened(name, columns)
+        self.columns = columns
+        self._path = found.file
         self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - as long as there is an index of it
         self._stamp = self._now()  # before the rows are looked for: what is written meanwhile is seen
         for span in row_spans(self._path):
@@ -46,12 +54,32 @@ class DataFile:
             lengths.append(span.length)
             lines.append(span.line)
         self._starts, self._lengths, self._lines = starts, lengths, lines
+        if found.keys is None and columns is not None:
+            self._check(columns)
+
+    def _check(self, columns: Columns) -> None:
+        """Refuse columns that no row has; reads rows until each has been seen."""
+        keys: dict[str, None] = {}
+        absent = list(columns.names)
+        for row in range(len(self)):
+            raw = self._read(row)
+            if isinstance(raw, dict):
+                absent = [name for name in absent if name in missing(columns, raw)]
+                if not absent:
+                    return
+                if len(keys) < SHOWN_KEYS:
+                    keys |= dict.fromkeys(raw)
+        refuse_missing(self.name, columns, absent, keys)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def raw(self, row: int) -> object:
-        """The JSON value of a row, or the `rows.BrokenLine` that stands in its place."""
+        """A row, in the plain form where columns name its parts, or the `rows.BrokenLine` that stands in its place."""
+        value = restored(self._read(row))
+        return value if self.columns is None or isinstance(value, BrokenLine) else mapped(value, self.columns)
+
+    def _read(self, row: int) -> object:
         if self._now() != self._stamp:
             return BrokenLine(reason=f"{self.name} has been written to since its rows were counted. Run again")
         line, length = self._lines[row], self._lengths[row]
@@ -177,16 +205,18 @@ def index_rows(
     family: Family,
     access: Access | None = None,
     missing_tags: MissingTags = "error",
+    columns: Mapping[str, Columns | None] | Columns | None = None,
 ) -> RowIndex:
     """Find the rows of data files; none is parsed yet.
 
     Args:
-        paths: `.json`, `.jsonl` and `.parquet` files, and data set folders.
+        paths: data files: of JSON, or tables.
         image_folder: where relative media paths start, for all files or by path; None: the folder of the data file that
             names them.
         family: whose control tokens are refused.
         access: what rows may name; None: files in the folder, and absolute paths.
         missing_tags: `first` shows files without a tag at the beginning of the first human turn; `error` refuses them.
+        columns: by which rows are read, for all files or by path; None: rows as they stand.
 
     Raises:
         ConfigError: a file cannot be read at all, is named twice, or an image folder does not exist.
@@ -197,13 +227,14 @@ def index_rows(
             raise ConfigError(f"--image_folder {folder}: no such folder. Name the one that media paths start from.")
     seen: dict[str, str] = {}
     for path in paths:
-        real = os.path.realpath(path)
-        if real in seen:
-            raise ConfigError(
-                f"one data file is named twice: {seen[real]} and {path}. Its rows would be trained twice: drop one."
-            )
-        seen[real] = path
-    files = [DataFile(path, image_folder=folders[path]) for path in paths]
+        for real in map(os.path.realpath, [path] if len(paths) == 1 else files_of(path)):
+            if real in seen:
+                raise ConfigError(
+                    f"one data file is named twice: {seen[real]} and {path}. Its rows would be trained twice: drop one."
+                )
+            seen[real] = path
+    by = columns if isinstance(columns, Mapping) else dict.fromkeys(paths, columns)
+    files = [DataFile(path, image_folder=folders[path], columns=by[path]) for path in paths]
     return RowIndex(
         files,
         np.repeat(np.arange(len(files), dtype=np.int32), [len(file) for file in files]),

@@ -1,6 +1,6 @@
 """Data files -> where their rows stand, and raw rows. Knows JSON and line ends; what a row must hold, records say.
 
-Of parquet files and folders, `vlft.data.unpack` makes JSON lines.
+Of tables (parquet, CSV, tars, folders), `vlft.data.unpack` makes JSON lines.
 """
 
 from __future__ import annotations
@@ -13,24 +13,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
+from vlft.config.columns import Columns
 from vlft.data.registries import registry_at, registry_of
+from vlft.data.source import LINE_BYTES, BrokenLine, kind_of
+from vlft.data.tables import LINES, is_table, missing, name_it, refuse_ending, sources_of
 from vlft.data.unpack import unpacked
 from vlft.errors import ConfigError
 
+__all__ = ["LINE_BYTES", "BrokenLine", "Span", "home_of", "is_table", "kind_of", "opened", "row_of", "row_spans"]
+
 ARRAY_BYTES = 8 << 30  # of a .json, which is read whole; as rows in memory it takes several times that
-LINE_BYTES = 64 << 20  # of a row in a .jsonl; a thousand times the longest conversation
 BOM = b"\xef\xbb\xbf"
-PACKED = (".gz", ".zip", ".xz", ".bz2", ".zst", ".7z")
 MAGIC = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BrokenLine:
-    """What `row_of` makes of a line that is not JSON; `records.parse_record` refuses it with its reason."""
-
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,57 +46,73 @@ def row_spans(path: str) -> Iterator[Span]:
         ConfigError: no rows, or a `.json` that is not an array.
     """
     rows = 0
-    for span in _line_spans(path) if path.lower().endswith(".jsonl") else _array_spans(path):
+    for span in _line_spans(path) if path.lower().endswith(LINES) else _array_spans(path):
         rows += 1
         yield span
     if not rows:
         raise ConfigError(f"{path}: holds no rows. Name a file that does; its format: data/README.md.")
 
 
-def plain_file(path: str) -> str:
-    """The `.json` or `.jsonl` with the rows of a data file: itself, or what a parquet file or a folder unpacks to.
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Where the rows of a data file are.
+
+    Attributes:
+        file: a `.json` or `.jsonl`: the data file itself, or what a table unpacks to.
+        keys: names of a table's columns; None of a file of JSON, whose rows have to be asked.
+    """
+
+    file: str
+    keys: tuple[str, ...] | None
+
+
+def opened(path: str, columns: Columns | None = None) -> Opened:
+    """The rows of a data file, a table unpacked.
+
+    Args:
+        columns: `--columns`.
 
     Raises:
         ConfigError: no such file, another ending, or a table that cannot be unpacked.
     """
     if is_table(path):
-        return unpacked(path).rows
-    ending = os.path.splitext(path)[1].lower()
+        table = unpacked(path, columns)
+        return Opened(file=table.rows, keys=table.columns)
+    if not os.path.exists(path):
+        raise missing(path)
     if pointer := registry_at(path):
         raise ConfigError(pointer)
-    if ending in PACKED:
-        raise ConfigError(f"{path}: is compressed. Unpack it (gunzip, unzip, unxz, zstd -d), and name what comes out.")
-    if ending not in (".json", ".jsonl"):
-        raise ConfigError(
-            f"{path}: a data file ends in .json (an array of rows), .jsonl (a row a line) or .parquet, or is a folder "
-            "of parquet files or one of save_to_disk. Rename or convert it."
-        )
+    if not path.lower().endswith((".json", *LINES)):
+        raise refuse_ending(path)
     if not os.path.isfile(path):
-        what = "is no regular file" if os.path.exists(path) else "no such file"
-        raise ConfigError(f"{path}: {what}. Name the data file itself, from {os.getcwd()} or by its absolute path.")
-    return path
+        raise ConfigError(f"{path}: is no regular file. {name_it()}")
+    return Opened(file=path, keys=None)
 
 
-def is_table(path: str) -> bool:
-    """Whether a data file is to be unpacked: a parquet file, or a folder."""
-    return path.lower().endswith(".parquet") or os.path.isdir(path)
+def files_of(path: str) -> list[str]:
+    """The files that a data file consists of: itself, or those of a table.
+
+    Raises:
+        ConfigError: as `tables.sources_of`.
+    """
+    return sources_of(path) if is_table(path) else [path]
 
 
-def rows_print(path: str) -> bytes:
+def rows_print(path: str, columns: Columns | None = None) -> bytes:
     """A print of all that the rows of a data file say, wherever they are unpacked to; 32 bytes.
 
     Raises:
-        ConfigError: as `plain_file`.
+        ConfigError: as `opened`.
     """
     if is_table(path):
-        return bytes.fromhex(unpacked(path).digest)
+        return bytes.fromhex(unpacked(path, columns).digest)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
 def home_of(path: str) -> str:
     """The folder that relative media paths of a data file start from, unless flags name one."""
-    plain = path.lower().endswith((".json", ".jsonl"))  # asked for every row, so without asking the file system
+    plain = path.lower().endswith((".json", *LINES))  # asked for every row, so without asking the file system
     return os.path.dirname(path) if plain or not os.path.isdir(path) else os.path.normpath(path)
 
 
@@ -116,9 +128,9 @@ def row_of(data: bytes, line: int) -> object:
     try:
         return json.loads(data.decode("utf-8").rstrip("\r\n"))
     except json.JSONDecodeError as error:
-        return BrokenLine(reason=f"line {line}, column {error.colno}: not JSON: {error.msg}. Mend the line")
+        return BrokenLine(reason=f"line {line}, column {error.colno}: not JSON: {error.msg}. Fix the line")
     except (ValueError, RecursionError) as error:
-        return BrokenLine(reason=f"line {line}: not JSON in UTF-8: {error}. Mend the line")
+        return BrokenLine(reason=f"line {line}: not JSON in UTF-8: {error}. Fix the line")
 
 
 def _array_spans(path: str) -> Iterator[Span]:
@@ -165,10 +177,10 @@ def _elements(text: str, path: str) -> Iterator[tuple[int, int]]:
     except json.JSONDecodeError as error:
         hint = " If each line is a row of its own, name the file .jsonl." if error.msg.startswith("Extra data") else ""
         raise ConfigError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Mend it there.{hint}"
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Fix it there.{hint}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON that can be read: {error}. Mend it.") from error
+        raise ConfigError(f"{path}: not JSON that can be read: {error}. Fix it.") from error
 
 
 def _next(text: str, at: int) -> int:
@@ -229,13 +241,3 @@ def _refuse_other(data: bytes, path: str) -> None:
         raise ConfigError(f"{path}: is UTF-16, not UTF-8. Save the file as UTF-8.")
     if data.startswith(MAGIC):
         raise ConfigError(f"{path}: is compressed, whatever its name says. Unpack it (gunzip, unzip, unxz, zstd -d).")
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is, in words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    names = ((dict, "an object"), (list, "a list"), (str, "a string"), ((int, float), "a number"))
-    return next(name for kind, name in names if isinstance(value, kind))

@@ -1,8 +1,8 @@
-"""Parquet files and Hugging Face data sets -> a folder with rows.jsonl and media files, made once, in bounded memory.
+"""Tables -> a folder with rows.jsonl and media files, made once, in bounded memory.
 
 What reads rows later sees ordinary JSON lines. Pictures keep the bytes they came with and are named by them. A folder
 appears whole or not at all: it is built aside, under a lock, and renamed. Knows no rows: which keys and values mean
-something is for `vlft.data.shapes` to say, but for those that hold media.
+something is for `vlft.data.shapes` to say, but for those that hold media; and no formats, which are the readers'.
 """
 
 from __future__ import annotations
@@ -10,28 +10,34 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
+from vlft.config.columns import Columns
 from vlft.data.caches import cache_folder
-from vlft.data.columns import Source, check_columns, open_source, sources_of
 from vlft.data.embedded import ending_of
+from vlft.data.mapping import check_names, listed, missing, refuse_missing
+from vlft.data.source import BrokenLine, Source
+from vlft.data.tables import open_source, sources_of
 from vlft.errors import ConfigError
 
-FORMAT = 1  # raise it whenever the same source becomes other rows or files
+FORMAT = 2  # raise it whenever the same source becomes other rows or files
 ROWS = "rows.jsonl"
 ABOUT = "about.json"
-ROWS_AT_A_TIME = 8  # in memory as Python's; with pictures of 2 MB and 20 a row, 0.3 GB
-# Bytes under these keys are pictures or videos; under others they are no file, and no text either.
+BROKEN = "vlft: this row cannot be read"  # the key of a row that stands for a `BrokenLine`
+# Bytes under these keys are pictures or videos; under others, what starts as media do. The rest is no text either.
 MEDIA_KEYS = ("image", "images", "video", "videos", "image_url", "video_url", "url")
 TURN_KEYS = ("conversations", "messages")
+COPIED_AT_A_TIME = 1 << 20  # bytes
+COLUMNS = 1000  # names that are kept of a table whose rows tell them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +46,24 @@ class Unpacked:
 
     Attributes:
         rows: the file. digest: of what the rows and their media hold, wherever the folder lies.
+        columns: that the table has.
     """
 
     rows: str
     digest: str
+    columns: tuple[str, ...]
 
 
-def unpacked(path: str) -> Unpacked:
-    """The rows of a parquet file or of a folder, unpacked unless an earlier run did so and the source is as it was.
+def unpacked(path: str, columns: Columns | None = None) -> Unpacked:
+    """The rows of a table, unpacked unless an earlier run did so and the source is as it was.
 
     Args:
-        path: a `.parquet` file, a folder of such files, or one that `Dataset.save_to_disk` of `datasets` wrote.
+        path: a table as `tables.sources_of` knows them: parquet, Arrow, CSV, tars, a folder.
+        columns: `--columns`.
 
     Raises:
-        ConfigError: it is none of these, is damaged, encrypted or empty, has no column that is read, or there is no
-            folder to unpack it to.
+        ConfigError: it is no table, is damaged, encrypted or empty, has no columns that are read, or there is no folder
+            to unpack it to.
     """
     root = cache_folder(os.environ, variable="VLFT_MEDIA_CACHE", name="media")
     if root is None:
@@ -67,7 +76,7 @@ def unpacked(path: str) -> Unpacked:
             with _lock(folder):
                 found = _whole(folder)  # another process may have made it meanwhile
                 if found is None:
-                    _make(path, files, folder)
+                    _make(path, files, folder, columns)
                     found = _whole(folder)
     except OSError as error:
         raise ConfigError(
@@ -75,12 +84,26 @@ def unpacked(path: str) -> Unpacked:
         ) from error
     if found is None:
         raise ConfigError(f"{folder}: is not whole, though it was just written. Look at its disk.")
+    _check(path, columns, found.columns)
     return found
+
+
+def _check(path: str, columns: Columns | None, names: tuple[str, ...]) -> None:
+    """Refuse a table that is not read by its columns of these names."""
+    if not names:
+        return  # no row could be read, as each of them says
+    if columns is None:
+        check_names(path, names)
+    else:
+        refuse_missing(path, columns, missing(columns, names), names)
 
 
 def _key(path: str, files: list[str]) -> str:
     """A name for what stands in these files now."""
-    stamps = [(os.path.basename(file), (stat := os.stat(file)).st_size, stat.st_mtime_ns) for file in files]
+    home, stamps = os.path.dirname(path), []
+    for file in files:
+        stat = os.stat(file)
+        stamps.append((os.path.relpath(file, home), stat.st_size, stat.st_mtime_ns))
     what = json.dumps([FORMAT, os.path.realpath(path), stamps])
     return hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:32]
 
@@ -91,7 +114,7 @@ def _whole(folder: Path) -> Unpacked | None:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if os.path.getsize(folder / ROWS) != about["bytes"]:
             return None
-        return Unpacked(rows=str(folder / ROWS), digest=about["digest"])
+        return Unpacked(rows=str(folder / ROWS), digest=about["digest"], columns=tuple(about["columns"]))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError):
         return None
 
@@ -105,23 +128,26 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _make(path: str, files: list[str], folder: Path) -> None:
+def _make(path: str, files: list[str], folder: Path, columns: Columns | None) -> None:
     aside = folder.with_name(f".{folder.name}.tmp")
     for left in (aside, folder):  # of a process that was killed; or rows that somebody changed
         shutil.rmtree(left, ignore_errors=True)
     aside.mkdir()
     try:
         source = open_source(path, files)
-        check_columns(path, source.schema)
-        writer = _Writer(path, aside=aside, folder=folder)
-        with open(aside / ROWS, "wb") as out:
-            for row in _rows(path, source):
-                out.write(writer.line(row))
-            out.flush()
-            os.fsync(out.fileno())
+        if source.columns is not None:
+            _check(path, columns, source.columns)  # refused before hours of unpacking
+        with _bar(path, source) as bar:
+            writer = _Writer(path, aside=aside, folder=folder, bar=bar)
+            with open(aside / ROWS, "wb") as out:
+                for row in source.rows(writer):
+                    out.write(writer.line(row))
+                out.flush()
+                os.fsync(out.fileno())
         if not writer.rows:
             raise ConfigError(f"{path}: holds no rows. Name one that does.")
         about = {"source": os.path.abspath(path), "rows": writer.rows, "files": len(writer.files)}
+        about |= {"columns": list(source.columns or writer.columns)}
         about |= {"bytes": os.path.getsize(aside / ROWS), "digest": writer.digest.hexdigest()}
         (aside / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         os.rename(aside, folder)
@@ -130,74 +156,95 @@ def _make(path: str, files: list[str], folder: Path) -> None:
         raise
 
 
-def _rows(path: str, source: Source) -> Iterator[dict[str, Any]]:
-    # As in `inputs.measure_rows`.
-    with tqdm(total=source.rows, desc=f"unpacking {os.path.basename(path.rstrip(os.sep))}", unit="row", disable=None,
-              delay=2) as bar:  # fmt: skip
-        for batch in source.batches(ROWS_AT_A_TIME):
-            for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
-                try:
-                    rows = batch.slice(start, ROWS_AT_A_TIME).to_pylist()
-                except ValueError as error:  # text that is not UTF-8
-                    raise ConfigError(f"{path}: rows from {bar.n} on cannot be read: {error}. Mend them.") from error
-                yield from rows
-                bar.update(len(rows))
+def _bar(path: str, source: Source) -> Any:
+    """Shown on a terminal only, with the time that is left, once it takes seconds."""
+    bytes_ = {"unit_scale": True, "unit_divisor": 1024} if source.unit == "B" else {}
+    name = os.path.basename(path.rstrip(os.sep))
+    return tqdm(total=source.size, desc=f"unpacking {name}", unit=source.unit, disable=None, delay=2, **bytes_)
 
 
 class _Writer:
-    """Rows as lines of JSON, and the media in them as files.
+    """Rows as lines of JSON, and the media in them as files. It is the `Keep` of readers.
 
     Args:
         path: of the source, for messages.
         aside: where files are written. folder: where they will lie, which is how rows name them.
+        bar: of the progress.
     """
 
-    def __init__(self, path: str, *, aside: Path, folder: Path) -> None:
+    def __init__(self, path: str, *, aside: Path, folder: Path, bar: Any) -> None:
         self.path = path
         self.aside = aside
         self.folder = folder
+        self.bar = bar
         self.rows = 0
         self.files: set[str] = set()
+        self.columns: dict[str, None] = {}
         self.digest = hashlib.sha256()
+        self._prefix = json.dumps(f"{folder}{os.sep}")[1:-1].encode()
 
-    def line(self, row: dict[str, Any]) -> bytes:
-        named: list[str] = []
+    def done(self, amount: int) -> None:
+        self.bar.update(amount)
+
+    def line(self, row: dict[str, Any] | BrokenLine) -> bytes:
+        if isinstance(row, BrokenLine):
+            row = {BROKEN: row.reason, "row": row.row}
+        elif len(self.columns) < COLUMNS:
+            self.columns |= dict.fromkeys(row)
         try:
-            plain = {key: self._plain(value, key, named) for key, value in row.items() if value is not None}
+            plain = {key: self._plain(value, key) for key, value in row.items() if value is not None}
         except ValueError as error:
             raise ConfigError(
-                f"{self.path}[{self.rows}]: turns are lists of unequal length: {error}. Mend it."
+                f"{self.path}[{self.rows}]: turns are lists of unequal length: {error}. Fix it."
             ) from error
         line = json.dumps(plain, ensure_ascii=True, default=str).encode() + b"\n"
         self.rows += 1
-        prefix = json.dumps(f"{self.folder}{os.sep}")[1:-1].encode()
-        self.digest.update(line.replace(prefix, b"") if named else line)
+        self.digest.update(line.replace(self._prefix, b""))
         return line
 
-    def _plain(self, value: Any, key: str, named: list[str]) -> Any:
+    def _plain(self, value: Any, key: str) -> Any:
         """A value as JSON has it; media become the absolute paths of their files."""
         if isinstance(value, (bytes, bytearray, memoryview)):
-            return self._file(bytes(value), named) if key in MEDIA_KEYS else f"({len(value):,} bytes)"
+            content = bytes(value)
+            is_media = key in MEDIA_KEYS or ending_of(content[:16]) != ".bin"
+            return self.file(content) if is_media else f"({len(content):,} bytes)"
         if isinstance(value, list):
-            return [self._plain(item, key, named) for item in value]
+            return [self._plain(item, key) for item in value]
+        if isinstance(value, str) and key in TURN_KEYS:
+            return listed(value)  # a list of turns as JSON; text that is none is refused as such
         if not isinstance(value, dict):
             return value
-        if value and value.keys() <= {"bytes", "path"} and key in MEDIA_KEYS:
-            content = value.get("bytes")
-            return value.get("path") if content is None else self._plain(content, key, named)
+        if value and value.keys() <= {"bytes", "path"}:
+            held = value.get("bytes")
+            return value.get("path") if held is None else self._plain(held, key)
         if key in TURN_KEYS and all(isinstance(item, list) for item in value.values()):
             # Older versions of `datasets` keep a list of objects as an object of lists.
             turns = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
-            return self._plain(turns, key, named)
-        return {name: self._plain(item, name, named) for name, item in value.items() if item is not None}
+            return self._plain(turns, key)
+        return {name: self._plain(item, name) for name, item in value.items() if item is not None}
 
-    def _file(self, content: bytes, named: list[str]) -> str:
-        digest = hashlib.sha256(content).hexdigest()
-        name = os.path.join("media", digest[:2], f"{digest}{ending_of(content[:16])}")
-        if name not in self.files:
+    def file(self, content: bytes | IO[bytes]) -> str:
+        stream: Any = io.BytesIO(content) if isinstance(content, bytes) else content
+        digest, head = hashlib.sha256(), b""
+        spare = self.aside / "media.tmp"
+        with open(spare, "wb") as out:
+            while part := stream.read(COPIED_AT_A_TIME):
+                head = head or part[:16]
+                digest.update(part)
+                out.write(part)
+        name = os.path.join("media", digest.hexdigest()[:2], f"{digest.hexdigest()}{ending_of(head)}")
+        if name in self.files:
+            spare.unlink()
+        else:
             self.files.add(name)
             path = self.aside / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        named.append(name)
+            spare.rename(path)
         return str(self.folder / name)
+
+
+def restored(value: object) -> object:
+    """The row that a line of an unpacked table stands for; a `BrokenLine` where that was one."""
+    if isinstance(value, dict) and isinstance(value.get(BROKEN), str):
+        return BrokenLine(reason=value[BROKEN], row=value.get("row"))
+    return value

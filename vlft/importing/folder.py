@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vlft.data.caches import put_in_place
 from vlft.errors import ConfigError
 
 RECORD = "import.json"
@@ -76,7 +76,7 @@ def appearing_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
             try:
                 yield aside
                 (aside / LOCK).unlink()
-                os.rename(aside, out)  # onto an empty folder too
+                put_in_place(aside, out, last=RECORD)  # onto an empty folder too
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise

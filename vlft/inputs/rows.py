@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vlft.batches import pack_budget
+from vlft.config.columns import Columns, read_columns
 from vlft.config.flags import DataFlags
 from vlft.config.mix import MixedSet, read_mix
 from vlft.data.access import Access
@@ -137,10 +138,17 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex
         ConfigError: no file named, a file cannot be read, or what is fetched cannot be kept.
     """
     if not paths:
-        raise ConfigError("--data_path is missing: one or more .json, .jsonl or .parquet files, or data set folders")
+        raise ConfigError(
+            "--data_path is missing: one or more data files (.json, .jsonl, .csv, .parquet, ...) or folders"
+        )
     access = _access(data)
     index = index_rows(
-        paths, image_folder=_folders(paths, data), family=family, access=access, missing_tags=data.missing_tags
+        paths,
+        image_folder=_folders(paths, data),
+        family=family,
+        access=access,
+        missing_tags=data.missing_tags,
+        columns=columns_of(paths, data),
     )
     if access.remote is not None:
         _fetch(each(index), access.remote)
@@ -151,6 +159,17 @@ def _folders(paths: Sequence[str], data: DataFlags) -> dict[str, str | None]:
     """Data file -> where its media paths start."""
     own = {one.path: one.image_folder or data.image_folder for one in mix_of(data)}
     return {path: own.get(path, data.image_folder) for path in paths}
+
+
+def columns_of(paths: Sequence[str], data: DataFlags) -> dict[str, Columns | None]:
+    """Data file -> by which columns its rows are read: those of its entry in the mix, or `--columns`.
+
+    Raises:
+        ConfigError: they are not understood.
+    """
+    every = None if data.columns is None else read_columns(data.columns)
+    own = {one.path: one.columns for one in mix_of(data) if one.columns is not None}
+    return {path: own.get(path, every) for path in paths}
 
 
 def _access(data: DataFlags) -> Access:
@@ -188,7 +207,12 @@ def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family)
     """
     access = _access(data)
     rows = index_rows(
-        [path], image_folder=_folders([path], data), family=family, access=access, missing_tags=data.missing_tags
+        [path],
+        image_folder=_folders([path], data),
+        family=family,
+        access=access,
+        missing_tags=data.missing_tags,
+        columns=columns_of([path], data),
     )
     for place in places:
         if not 0 <= place < len(rows):

@@ -26,6 +26,7 @@ from vlft.checkpoint import (
     read_adapter,
     write_record,
 )
+from vlft.data.caches import put_in_place
 from vlft.errors import CheckpointError
 from vlft.merge.plan import Plan, plan_merge, towers_of_adapter
 from vlft.merge.verify import EXACT_SHARE, RowCheck, verify
@@ -139,11 +140,7 @@ def merge(
             merged_from = {"merged_from": str(run), "max_logit_diff": max(row.difference for row in rows)}
             write_record(workshop, replace(found.record, kind="full", training=found.record.training | merged_from))
         open_to_others(workshop)
-        if os.path.ismount(target):  # it cannot be replaced; config.json goes last, without it the folder is no model
-            for left in sorted(workshop.iterdir(), key=lambda path: path.name == "config.json"):
-                shutil.move(left, target / left.name)
-        else:
-            os.rename(workshop, target)
+        put_in_place(workshop, target, last="config.json")  # without it the folder is no model
     return MergeReport(
         dtype=" + ".join(sorted({_word(tensor.dtype) for tensor in written.values()})),
         towers=towers,

@@ -120,6 +120,9 @@ class RunFolder:
         ]
         for name in ("data", "rows", "max_length", "seed", "global_batch", "packing"):
             pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
+        columns = [record.training.get("columns") or [] for record in (other, mine)]
+        none = ["none"] * max(map(len, columns))  # older versions knew no other
+        pairs.append(("columns of data files", columns[0] or none, columns[1] or none))
         boxes = [record.training.get("box_format", "as_is") for record in (other, mine)]  # older versions knew no other
         pairs.append(("box format", boxes[0], boxes[1]))
         for name in (

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vlft.batches import asked_for, settings_of
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
+from vlft.config.columns import Columns
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.data.order import Order
 from vlft.data.rows import rows_print
-from vlft.inputs import Base, Measured, mix_of, training_files
+from vlft.inputs import Base, Measured, columns_of, mix_of, training_files
 from vlft.train.entries import data_entries
 
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
@@ -42,7 +43,8 @@ def run_record(
             "box_format": base.encoder.box_format,
             "over_length": data.over_length,
             "missing_tags": data.missing_tags,
-            "data": _data_print(training_files(data)),
+            "data": _data_print(columns_of(training_files(data), data)),
+            "columns": [_words(columns) for columns in columns_of(training_files(data), data).values()],
             "mix": [[one.weight, one.repeat, one.cap] for one in mix_of(data)],
             # A skipped row that was mended since would shift the order of all others.
             "rows": len(measured.costs),
@@ -71,9 +73,17 @@ def _rows_print(measured: Measured) -> str:
     return hashlib.sha256(rows.file_of.tobytes() + rows.row_of.tobytes()).hexdigest()[:16]
 
 
-def _data_print(paths: Sequence[str]) -> str:
-    """A short print of the data files' rows, in order."""
+def _words(columns: Columns | None) -> str:
+    return "none" if columns is None else str(columns)
+
+
+def _data_print(files: Mapping[str, Columns | None]) -> str:
+    """A short print of the data files' rows, in order.
+
+    Args:
+        files: data file -> by which columns its rows are read.
+    """
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(rows_print(path))
+    for path, columns in files.items():
+        digest.update(rows_print(path, columns))
     return digest.hexdigest()[:16]

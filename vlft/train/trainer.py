@@ -44,14 +44,11 @@ class VlftTrainer(ZeroTrainer):
     """See the module.
 
     Args:
-        model, args: as the stock Trainer takes them.
-        groups: of the optimizer (frozen ones are ignored).
+        model, args: as the stock Trainer takes them. groups: of the optimizer (frozen ones are ignored).
         train_rows, eval_rows: datasets; `eval_rows` may be None.
-        order, eval_order: of them.
-        collator: rows -> Batch.
+        order, eval_order: of them. collator: rows -> Batch.
         folder: where and how things are saved.
-        guard: watches over each step.
-        notice: of a signal that ends the run.
+        guard: watches over each step. notice: of a signal that ends the run.
         meter: counts what is trained.
         metrics: `metrics.jsonl`, or None on ranks that do not write.
         say: prints a line for the user (rank 0 only).

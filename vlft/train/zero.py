@@ -151,6 +151,7 @@ def read_converted(args: TrainFlags) -> None:
 class ZeroTrainer(Trainer):
     """The Trainer of transformers, with what it and DeepSpeed would do otherwise than plain training does."""
 
+    args: TrainFlags
     groups: list[Group]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

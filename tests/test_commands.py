@@ -1,0 +1,187 @@
+"""The commands that README.md, data/README.md and examples/*.md print work as printed; and files of bare names."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from build import picture, row, write_image, write_json
+
+from vlft.cli.main import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "data/README.md", *(f"examples/{page.name}" for page in sorted((ROOT / "examples").glob("*.md"))))
+MODELS = ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct")
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of each command of vlft that the bash blocks of a page hold."""
+    found = []
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for block in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "vlft" in words[:1]:
+                found.append(words[1:])
+    return found
+
+
+PRINTED = {page: commands(page) for page in PAGES}
+ALL = [(page, words) for page, lines in PRINTED.items() for words in lines]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, base) -> Path:
+    """An empty working directory, but for the checkout's `examples` and `data`, and tiny bases under printed names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLFT_MEDIA_CACHE", str(tmp_path / "cache"))
+    for name in ("examples", "data"):
+        Path(name).symlink_to(ROOT / name)
+    for name in MODELS:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).symlink_to(base)
+    return tmp_path
+
+
+def own_data() -> None:
+    """What the pages call the user's own: train.json and its pictures."""
+    for i, name in enumerate(("shelf", "table")):
+        write_image(Path("images") / f"{name}.jpg", 120 + i, 90)
+    write_json(
+        Path("train.json"),
+        [row("<image><image>What was moved?", "The bowl.", image=["shelf.jpg", "table.jpg"]), row("Hi.", "Hello.")],
+    )
+
+
+def own_tables() -> None:
+    """The tables that data/README.md reads by --columns."""
+    for name in ("left", "right"):
+        write_image(Path(f"{name}.jpg"))
+    Path("vqa.csv").write_text("picture,q,a\nleft.jpg,What?,A temple.\n")
+    pair = {"qa": {"text": "Which?", "reply": "Both."}, "left": "left.jpg", "right": "right.jpg"}
+    Path("pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    shown = io.BytesIO()
+    picture(90, 60).save(shown, "JPEG")
+    with tarfile.open("captions.tar", "w") as tar:
+        for name, content in (("0.jpg", shown.getvalue()), ("0.txt", b"A temple.")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+class Reached(Exception):
+    """The parser let a command through to what it asks for."""
+
+
+DOORS = {
+    "train": ("vlft.train.run.train",),
+    "merge": ("vlft.merge.merge",),
+    "check-data": ("vlft.check.check",),
+    "preview": ("vlft.preview.look", "vlft.preview.look_at"),
+    "plan": ("vlft.plan.plan",),
+    "chat": ("vlft.chat.open_model",),
+    "report": ("vlft.report.make_report",),
+    "import": ("vlft.importing.import_stories",),
+    "demo": ("vlft.demo.run.demo", "vlft.demo.base.rebuild"),
+    "bench": ("vlft.bench.data.bench_data", "vlft.bench.train.bench_train"),
+}
+
+
+def test_every_command_is_parsed(here, monkeypatch):
+    """Up to the function that does the work, with the files that it names there."""
+    own_data()
+    own_tables()
+    named = (
+        "demo-out/data/train.json",
+        "stories/train.jsonl",
+        "stories/test.jsonl",
+        "few/train.jsonl",
+        "few/test.jsonl",
+    )
+    for file in (*named, "demo-out/data/held_out/00000-0.png"):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text("\n")
+    for folder in ("StoryReasoning", "tiny-model", "demo-out/base"):
+        Path(folder).mkdir()
+
+    def stop(*args, **kwargs):
+        raise Reached
+
+    for door in (door for doors in DOORS.values() for door in doors):
+        monkeypatch.setattr(door, stop)
+    assert {words[0] for _, words in ALL} == set(DOORS)
+    for page, words in ALL:
+        try:
+            status = main(words)
+        except Reached:
+            continue
+        pytest.fail(f"{page}: vlft {shlex.join(words)}: ended with {status}")
+
+
+def printed(page: str, *verbs: str) -> list[list[str]]:
+    """The commands of these verbs on the user's own data; no run is left out that needs only what `here` has."""
+    return [words for words in PRINTED[page] if words[0] in verbs and "stories" not in " ".join(words)]
+
+
+def test_your_own_data_in_three_steps(here, capsys):
+    """README.md's own commands, on rows and a base of these names: checked, trained, merged, asked, reported."""
+    own_data()
+    wanted = ("check-data", "preview", "plan", "train", "merge", "chat", "report")
+    steps = [words for words in printed("README.md", *wanted) if "lesson" not in " ".join(words)]
+    assert [words[0] for words in steps] == [
+        *("check-data", "preview", "plan", "train", "merge", "chat", "chat", "report", "plan"),
+    ]
+    for words in steps:
+        quick = ["--max_new_tokens", "2"] if words[0] == "chat" else []
+        quick += ["--workers", "0"] if words[0] == "check-data" else []
+        quick += ["--dataloader_num_workers", "0"] if words[0] == "train" else []
+        assert main([*words, *quick]) == 0, (words, capsys.readouterr().err)
+    assert "<html" in Path("row.html").read_text()
+    assert Path("output/mine-merged/model.safetensors").is_file()
+    assert Path("output/mine/report.html").is_file()
+
+
+def test_the_commands_of_the_data_format(here, capsys):
+    own_tables()
+    steps = printed("data/README.md", "check-data", "preview")
+    assert len(steps) == 5
+    for words in steps:
+        quick = ["--workers", "0", "--headers_only"] if words[0] == "check-data" else []
+        assert main([*words, *quick]) == 0, (words, capsys.readouterr().err)
+
+
+def test_files_and_folders_of_bare_names(here, capsys):
+    """Each verb that writes, from the folder it writes to; and to that folder itself."""
+    own_data()
+    model = ["--model_id", MODELS[0], "--image_folder", "images"]
+    look = ["check-data", "train.json", "--workers", "0", "--headers_only", "--image_folder", "images"]
+    train = ["--data_path", "train.json", "--lora_rank", "2", "--max_steps", "1", "--dataloader_num_workers", "0"]
+    lines = [
+        [*look, "--report", "."],
+        ["preview", "train.json", *model, "--html", "row.html"],
+        ["train", *model, *train, "--output_dir", "run"],
+        ["report", "run", "--html", "rep.html"],
+        ["merge", "run", "merged"],
+        ["merge", "merged", "copy"],
+    ]
+    for line in lines[:-1]:
+        assert main(line) == 0, (line, capsys.readouterr().err)
+    for name in ("report.html", "row.html", "rep.html", "run/vlft.json", "merged/model.safetensors"):
+        assert Path(name).is_file(), name
+    Path("quarantine.jsonl").unlink()
+    for name in ("clean.jsonl", "clean.json"):
+        assert main([*look, "--fix", name]) == 0
+        assert Path(name).is_file()
+        Path("quarantine.jsonl").unlink()
+    shutil.rmtree("merged")
+    Path("empty").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir("empty")
+        assert main(["merge", "../run", ".", "--base_model", f"../{MODELS[0]}"]) == 0, capsys.readouterr().err
+        assert Path("model.safetensors").is_file()
