@@ -131,7 +131,17 @@ def test_figures_of_steps():
 
 @pytest.mark.parametrize(
     ("device", "peak"),
-    [("NVIDIA H200", 989.4), ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.0), ("T4", None), (None, None)],
+    [
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA L40", 181.05),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA B200", 2250.0),
+        ("T4", None),
+        (None, None),
+    ],
 )
 def test_peaks(device, peak):
     assert peak_tflops(device) == peak

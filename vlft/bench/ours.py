@@ -14,11 +14,11 @@ from vlft.train.folder import RunFolder
 from vlft.train.run import train
 
 
-def main(flags: str) -> None:
-    """Train as the file says."""
+def run(argv: list[str]) -> None:
+    """Train as the flags say."""
     unwritten: Any = _say_so
     RunFolder.finish = unwritten  # type: ignore[method-assign]
-    train(FlagParser("train", (DataFlags, ModelFlags, TrainFlags)).parse(["--config", flags]))
+    train(FlagParser("train", (DataFlags, ModelFlags, TrainFlags)).parse(argv))
 
 
 def _say_so(folder: RunFolder, *args: Any, **kwargs: Any) -> None:
@@ -26,4 +26,4 @@ def _say_so(folder: RunFolder, *args: Any, **kwargs: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run(["--config", sys.argv[1]])

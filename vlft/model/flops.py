@@ -20,6 +20,8 @@ Attention = Literal["causal", "full"]
 #: NVIDIA's data sheets state most of these with sparsity, twice as high. 989.4: H100 and H200 SXM (H100 white paper,
 #: table 2: 989.4); 756: H100 PCIe (same table); 312: A100 (white paper, table 1); 362: L40S (data sheet: 733 sparse,
 #: 362.05 dense); 165: RTX 4090 with fp32 accumulation (Ada white paper, appendix A: 165.2).
+#: Halves of what data sheets state with sparsity: B200 4,500 (DGX B200: 36 PFLOP/s of eight), L40 362.1, L4 242. GA102
+#: white paper, with fp32 accumulation: A6000 154.8, RTX 3090 71.
 PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
     ("H200", 989.4),
     ("H100 PCIe", 756.0),
@@ -28,6 +30,11 @@ PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
     ("A100", 312.0),
     ("L40S", 362.0),
     ("RTX 4090", 165.2),
+    ("NVIDIA B200", 2250.0),
+    ("NVIDIA L40", 181.05),
+    ("NVIDIA L4", 121.0),
+    ("RTX A6000", 154.8),
+    ("RTX 3090", 71.0),
 )
 
 

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# The first look at a new GPU machine, in under ten minutes, without a network: what the machine can do, the GPU tests,
+# the demo, a profile of training steps, and a first comparison. What it says first is what a later step rests on.
+#
+#     bash scripts/first_contact.sh               OUT=elsewhere bash scripts/first_contact.sh
+#     bash scripts/first_contact.sh --quick       every step on a tiny model, to see on a CPU that it runs
+#
+# Writes under OUT (contact-out) as results come: summary.md, and a log of each step. LIMIT_S (570) is the time for
+# everything: each step has a limit of its own, and one that has no time left is left out by name. WORK is where bases
+# are built (4.5 GB); by default memory (/dev/shm) where there is room, else the disk. For the whole benchmark:
+# scripts/bench_gpu.sh.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+python=${PYTHON:-python3}
+[[ -n ${PYTHON:-} || ! -x .venv/bin/python ]] || python=.venv/bin/python
+out=${OUT:-contact-out} limit=${LIMIT_S:-570} began=$SECONDS failed=0
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+quick=false
+case ${1:-} in
+    --quick) quick=true ;;
+    "") ;;
+    *) printf 'first_contact.sh: %s is not known; --quick is\n' "$1" >&2 && exit 2 ;;
+esac
+
+mkdir -p "$out" || exit 1
+if [[ -n ${WORK:-} ]]; then
+    work=$WORK && mkdir -p "$work"
+else
+    room=$(df -k --output=avail /dev/shm 2>/dev/null | tail -1)
+    place=$out
+    ((${room:-0} < 12 * 1024 * 1024)) || place=/dev/shm
+    work=$(mktemp -d "$place/vlft-contact-XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+fi
+
+summary=$out/summary.md
+printf '| step | result | seconds |\n| --- | --- | --- |\n' >"$summary"
+
+step() { # name, seconds it may take, command...
+    local name=$1 most=$2 start=$SECONDS status result
+    shift 2
+    local left=$((limit - SECONDS + began))
+    if ((left < most / 3)); then
+        printf '| %s | left out: of %s s only %s are left | - |\n' "$name" "$limit" "$left" >>"$summary"
+        return
+    fi
+    ((most <= left)) || most=$left
+    printf -- '== %s (at most %s s)\n' "$name" "$most"
+    timeout --kill-after=10 "$most" "$@" 2>&1 | tee "$out/$name.log"
+    status=${PIPESTATUS[0]}
+    case $status in
+        0) result=ok ;;
+        124 | 137) result="stopped after $most s" failed=1 ;;
+        *) result="failed (exit $status)" failed=1 ;;
+    esac
+    printf '| %s | %s | %s |\n' "$name" "$result" $((SECONDS - start)) >>"$summary"
+}
+
+bench() { # name, seconds, more flags...
+    local name=$1 most=$2
+    shift 2
+    step "$name" "$most" "$python" -m vlft bench train --out "$out" --work "$work" --mix story "$@"
+}
+
+# Of the run that `vlft bench train` has just measured, in the work folder.
+profiled() { # name, seconds
+    step "$1" "$2" "$python" -m vlft.bench.profiled "$work/runs/ours-0/flags.yaml" "$out/$1"
+}
+
+if $quick; then
+    step machine 60 "$python" -m vlft.bench.probe --quick
+    step tests 120 "$python" -m pytest -m gpu tests/test_gpu.py
+    step demo 200 "$python" -m vlft demo --quick --out "$work/demo"
+    bench tiny-lora 150 --shape tiny --preset lora --steps 9 --skip_steps 1
+    profiled profile 150
+else
+    step machine 40 "$python" -m vlft.bench.probe
+    step tests 100 "$python" -m pytest -rs -m gpu tests/test_gpu.py
+    step demo 60 "$python" -m vlft demo --quick --out "$work/demo"
+    bench 2b-lora 120 --shape 2b --preset lora --steps 12 --skip_steps 4 --timeout 110
+    profiled profile-2b-lora 80
+    bench 2b-full 80 --shape 2b --preset full --steps 9 --skip_steps 2 --timeout 70
+    profiled profile-2b-full 60
+    bench 2b-lora-baseline 110 --shape 2b --preset lora --steps 6 --skip_steps 2 --timeout 50 \
+        --baseline --baseline_order grouped
+fi
+
+printf '\n'
+cat "$summary"
+[[ ! -f $out/bench.md ]] || { printf '\n' && cat "$out/bench.md"; }
+exit "$failed"

@@ -1,0 +1,156 @@
+"""What a machine can do, before anything is trained on it: `python -m vlft.bench.probe [--quick]`.
+
+Times what decides the speed of a step and differs from card to card and version to version: matmul and copy rates, the
+patch embedding as a convolution and as a matmul, and attention over flat rows of ever new lengths. `--quick` takes tiny
+sizes, to see on a CPU that it runs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+
+from vlft.model import attention
+from vlft.model.segments import Heads, Kernel, attend_segments
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "triton", "liger-kernel", "flash-attn", "deepspeed", "av")
+TOWERS = {
+    "language": Heads(heads=12, kv_heads=2, head_dim=128, causal=True, joined=False),
+    "vision": Heads(heads=16, kv_heads=16, head_dim=80, causal=False, joined=True),
+}
+GEOMETRIES = 5  # packs of different lengths
+
+
+def main(words: list[str]) -> None:
+    """Print all of it, line by line as it is known."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    quick = "--quick" in words
+    for part in (_machine(device), _rates(device, quick), _patch_embedding(device, quick), _attention(device, quick)):
+        for line in part:
+            print(line, flush=True)
+
+
+def _machine(device: torch.device) -> Iterator[str]:
+    yield f"python {sys.version.split()[0]}; " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    yield f"cuda {torch.version.cuda}, cudnn {torch.backends.cudnn.version()}"
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        yield f"{found.name}: {found.total_memory / 1e9:.1f} GB, compute capability {found.major}.{found.minor}"
+    yield f"/dev/shm: {shutil.disk_usage('/dev/shm').free / 1e9:.1f} GB free"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+def _rates(device: torch.device, quick: bool) -> Iterator[str]:
+    size = 256 if quick else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = _seconds(lambda: a @ b, device)
+    yield f"matmul {size}, bf16: {2 * size**3 / seconds / 1e12:.1f} TFLOP/s"
+    seconds = _seconds(lambda: a.clone(), device)
+    yield f"copy of {a.nbytes / 1e6:.0f} MB: {2 * a.nbytes / seconds / 1e9:.0f} GB/s read and written"
+
+
+def _patch_embedding(device: torch.device, quick: bool) -> Iterator[str]:
+    """Qwen2-VL's, as transformers has it and as the matmul it is: convolutions in bf16 have been slow by far."""
+    patches, width = (64, 32) if quick else (20_000, 1280)
+    x = torch.randn(patches, 3 * 2 * 14 * 14, device=device, dtype=torch.bfloat16)
+    weight = torch.randn(width, 3, 2, 14, 14, device=device, dtype=torch.bfloat16, requires_grad=True)
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "convolution": lambda: F.conv3d(x.view(-1, 3, 2, 14, 14), weight, stride=(2, 14, 14)).flatten(1),
+        "matmul": lambda: F.linear(x, weight.flatten(1)),
+    }
+    for name, way in ways.items():
+        forward = _seconds(lambda way=way: way().detach(), device)  # type: ignore[misc]
+        both = _seconds(lambda way=way: torch.autograd.grad(way().sum(), weight), device)  # type: ignore[misc]
+        yield f"patch embedding of {patches:,}, {name}: {1e3 * forward:.2f} ms, with backward {1e3 * both:.2f} ms"
+
+
+def _attention(device: torch.device, quick: bool) -> Iterator[str]:
+    for backend, kernel in _kernels(device):
+        for name, tower in TOWERS.items():
+            times = []
+            for number in range(1 if quick else GEOMETRIES):
+                lengths = _lengths(512 if quick else 16384, seed=number)
+                first, again = (_attention_seconds(kernel, tower, lengths, device) for _ in range(2))
+                times.append(f"{1e3 * first:.1f}/{1e3 * again:.1f}")
+            yield f"attention of {name}, {backend}, forward and backward, first/second call: {', '.join(times)} ms"
+
+
+def _kernels(device: torch.device) -> Iterator[tuple[str, Kernel]]:
+    if device.type == "cpu":
+        yield (
+            "sdpa",
+            lambda q, k, v, cu, longest, **how: attend_segments(
+                *(x.transpose(0, 1)[None] for x in (q, k, v)), cu.diff().tolist(), **how
+            )[0],
+        )
+        return
+    for backend in attention.BACKENDS[:-1]:
+        try:
+            yield backend, attention._load_kernel(backend)
+        except ImportError:
+            continue
+    from torch.nn.attention.varlen import varlen_attn
+
+    def any_backend(q, k, v, cu, longest, *, scale, causal):
+        """torch's own choice, cuDNN on some."""
+        gqa = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
+        window = (-1, 0) if causal else (-1, -1)
+        return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
+
+    yield "varlen by torch's choice", any_backend
+
+
+def _attention_seconds(kernel: Kernel, tower: Heads, lengths: list[int], device: torch.device) -> float:
+    cu = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    q, k, v = (
+        torch.randn(sum(lengths), n, tower.head_dim, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for n in (tower.heads, tower.kv_heads, tower.kv_heads)
+    )
+    return _seconds(
+        lambda: kernel(q, k, v, cu, max(lengths), scale=tower.scale, causal=tower.causal).sum().backward(),
+        device,
+        times=1,
+        warm=0,
+    )
+
+
+def _lengths(total: int, *, seed: int) -> list[int]:
+    """Lengths of samples, of about a seventh of a row each, that fill it."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths: list[int] = []
+    while (left := total - sum(lengths)) > 0:
+        lengths.append(min(left, int(torch.randint(total // 28, total // 4, (), generator=generator))))
+    return lengths
+
+
+def _seconds(work: Callable[[], object], device: torch.device, *, times: int = 10, warm: int = 2) -> float:
+    """Seconds of one call, the device's part included."""
+    for _ in range(warm):
+        work()
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    _wait(device)
+    return (time.perf_counter() - began) / times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
