@@ -189,4 +189,6 @@ def test_a_base_that_lacks_a_tensor(capsys, tmp_path, base, flags):
     lost = next(name for name in tensors if "q_proj.weight" in name)
     save_file({name: t for name, t in tensors.items() if name != lost}, folder / "model.safetensors")
     assert main(["plan", *map(str, flags), "--model_id", str(folder)]) == 1
-    assert "1 tensors are missing: model.language_model.layers.0.self_attn.q_proj.weight" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 tensors are missing" in said
+    assert "e.g. model.layers.0.self_attn.q_proj.weight. config.json and the weights" in said

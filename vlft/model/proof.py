@@ -92,8 +92,8 @@ def _prove_patches(processor: Any, vision: Any, where: str | Path) -> None:
             if found != wanted:
                 raise CheckpointError(
                     f"{where}: {name} of its {part.replace('_', ' ')} is {found}, the model's vision_config has "
-                    f"{wanted}: they belong to different models. Copy preprocessor_config.json, processor_config.json "
-                    "and video_preprocessor_config.json from the model you started from, where it has them."
+                    f"{wanted}: they belong to different models. Copy preprocessor_config.json, "
+                    "processor_config.json and video_preprocessor_config.json from the model you started from."
                 )
 
 
