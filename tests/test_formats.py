@@ -268,8 +268,8 @@ REFUSED = {
     "an answer of no parts": (asked({"type": "text", "text": "a"}, answer=[]), "messages[1].content", "is empty"),
     "tools": (row(tools='[{"name": "f"}]'), "tools", "call tools that its prompt does not name"),
     "a call of a tool": (answered(tool_calls=[{"id": 1}]), "messages[1].tool_calls", "is not read"),
-    "an answer not to be trained": (answered(loss=False), "messages[1].loss", "is False: every gpt turn is trained"),
-    "an answer of no weight": (answered(weight=0), "messages[1].weight", "is 0: every gpt turn is trained"),
+    "an answer not to be trained": (answered(loss=False), "messages", "every gpt turn is masked, so nothing to learn"),
+    "an answer of half a weight": (answered(weight=0.5), "messages[1].weight", "is 0.5: a turn is trained (1) or not"),
     "preference": ({**row(), "chosen": {"from": "gpt", "value": "b"}}, "chosen", "stands outside the conversation"),
     "a bad answer": (row(label=False), "label", "by it the answer is a bad one"),
     "a bad answer, LLaMA-Factory": (row(kto_tag=False), "kto_tag", "by it the answer is a bad one"),
@@ -324,8 +324,9 @@ def test_columns_of_other_rows_of_a_table_do_not_disturb():
 
 def test_the_readmes_rows_are_taken():
     text = (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
-    blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    in_tables = re.findall(r"\| `({\".*?})` \|", text.replace("\\|", "|"))
+    blocks = [json.loads(block) for block in [*re.findall(r"```json\n(.*?)```", text, re.DOTALL), *in_tables]]
     samples = [parse(raw) for block in blocks for raw in (block if isinstance(block, list) else [block])]
-    assert len(samples) >= 6
+    assert len(samples) >= 14
     assert [sample.warnings for sample in samples] == [()] * len(samples)
     assert all(sample.media for sample in samples)

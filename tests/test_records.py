@@ -102,7 +102,7 @@ REFUSED = {
     "value that is null": (row(answer=None), "conversations[1].value", "is null"),
     "no value": ({"conversations": [{"from": "human"}]}, "conversations[0]", 'no "value" (nor "content")'),
     "half a character": (row("a\ud800"), "conversations[0].value", "character 1 is half a character"),
-    "unknown role": (turns("bot: a", "gpt: b"), "conversations[0].from", "unknown role 'bot'"),
+    "unknown role": (turns("narrator: a", "gpt: b"), "conversations[0].from", "unknown role 'narrator'"),
     "role that is no string": ({"messages": [{"role": 3, "content": "a"}]}, "messages[0].role", "unknown role 3"),
     "no role": ({"conversations": [{"value": "a"}]}, "conversations[0]", 'no "from" (nor "role")'),
     "roles that differ": (
@@ -122,7 +122,7 @@ REFUSED = {
     "remote picture": (row("<image>", image="https://x.org/a.jpg"), "image", "https://x.org/a.jpg is not a file here"),
     "remote video": (row("<video>", video=["http://x.org/a.mp4"]), "video[0]", "--allow_remote_media"),
     "other address": (row("<image>", image="s3://x/a.jpg"), "image", "s3:// is not fetched: download it first"),
-    "a file by address": (row("<image>", image="file:///etc/passwd"), "image", "file:// is not fetched"),
+    "a file of another machine": (row("<image>", image="file://host/a.jpg"), "image", "file:// is not fetched"),
     "embedded picture": (row("<image>", image="data:image/png;base64,AAAA"), "image", "is an embedded picture"),
     "a path that climbs": (row("<image>", image="../a.jpg"), "image", "leads outside --image_folder pics"),
     "a frame whose path climbs": (row("<video>", video=["a.jpg", "b/../../c.jpg"]), "video[1]", "leads outside"),
@@ -420,7 +420,7 @@ def test_files_refused(tmp_path, name, data, reason):
 def test_a_file_named_twice(tmp_path, monkeypatch):
     path = write_json(tmp_path / "a.json", [row()])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="one data file is named twice"):
+    with pytest.raises(ConfigError, match="named twice"):
         load(path, "a.json")
 
 
@@ -482,6 +482,10 @@ SAID_LATER = {
     "--nframes 8, and it has 5 frames",
     "is 300x60, the first frame 90x60",
     "line 5, column 2: not JSON",
+    # Of words of other kits and masks: tests/test_forms.py, tests/test_masks.py.
+    "every gpt turn is masked, so nothing to learn",
+    "<IMG_CONTEXT> stands for a picture in other kits, and the row shows none there",
+    "ends at character 31, and the last character of the text is 30",
     # Of boxes: tests/test_boxes.py.
     "'<¦box_start¦>(1,2),(3)' is no box: (x1,y1),(x2,y2) belongs there",
     "may be in any of image[0] (700x300), image[1] (120x400), and is not the same in each",

@@ -16,8 +16,9 @@ from vlft.model.generate import Prompt, Speaker
 
 
 def question_of(sample: Sample) -> Sample:
-    """A row up to its last user turn: what a model is asked whose answer is compared with the row's own."""
-    last = max(place for place, turn in enumerate(sample.turns) if turn.role == "user")
+    """A row up to its last user turn with a trained answer: what a model is asked, to compare it with the row's own."""
+    answer = max(place for place, turn in enumerate(sample.turns) if turn.trained != "none")
+    last = max(place for place, turn in enumerate(sample.turns[:answer]) if turn.role == "user")
     return replace(sample, turns=sample.turns[: last + 1])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import re
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from vlft.check.look import Look, Seen
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.data.costs import scan_kept
 from vlft.data.index import RowIndex
+from vlft.data.keys import UNREAD
 from vlft.errors import BadRow
 from vlft.families import Family
 from vlft.inputs import open_base, open_rows, stock_probe
@@ -87,6 +89,7 @@ class _Tally:
     bad: list[BadRow] = field(default_factory=list)
     warnings: list[BadRow] = field(default_factory=list)
     notable: Notable = field(default_factory=Notable)
+    keys: dict[tuple[str, str], tuple[int, BadRow, set[int]]] = field(default_factory=dict)
 
     def refuse(self, place: int, row: BadRow) -> None:
         self.bad.append(row)
@@ -102,6 +105,18 @@ class _Tally:
         else:
             self.unlisted += 1
         self.notable.first(kind_of_reason(row.reason), place, str(row))
+
+    def unread(self, place: int, row: BadRow) -> None:
+        """A key that is not read: one warning a key and file, since every row has it, most likely."""
+        key = row.file, re.sub(r"\[\d+\]", "[]", row.field)
+        first = self.keys.setdefault(key, (place, row, set()))
+        first[2].add(row.index)
+
+    def warn_of_keys(self) -> None:
+        """The warnings that `unread` has put aside."""
+        for place, row, rows in self.keys.values():
+            count = f". So in {len(rows):,} rows of the file" if len(rows) > 1 else ""
+            self.warn(place, replace(row, reason=f"{row.reason}{count}"))
 
     def take(self, place: int, seen: Seen) -> None:
         cost = seen.cost
@@ -195,7 +210,9 @@ def check(
         else:
             tally.take(place, result)
             for where, remark in result.warnings:
-                tally.warn(place, _row(index, place, where, remark))
+                row = _row(index, place, where, remark)
+                (tally.unread if remark.startswith(UNREAD) else tally.warn)(place, row)
+    tally.warn_of_keys()
     good = np.frombuffer(tally.good, dtype=np.int64)
     _warn_of_twins(tally, good, index)
     limit = base.encoder.max_length if base is not None else None

@@ -12,6 +12,7 @@ from vlft.check import Check
 from vlft.data.caches import appearing
 from vlft.data.index import RowIndex
 from vlft.data.rows import BrokenLine, home_of
+from vlft.data.written import written
 from vlft.errors import ConfigError
 
 QUARANTINE = "quarantine.jsonl"
@@ -49,7 +50,9 @@ def refuse_target(out: str, index: RowIndex) -> None:
 
 
 def write_clean(checked: Check, out: str) -> Path:
-    """Write the rows to train on that can be, as they are, to one file, and all refused ones beside it.
+    """Write the rows to train on that can be to one file, and all refused ones beside it.
+
+    They are written as they are, but with the tags that `--missing_tags first` gave them.
 
     Those of `--eval_path` are not written: trained, they would be no evaluation any more.
 
@@ -68,7 +71,7 @@ def write_clean(checked: Check, out: str) -> Path:
             file.write(b"[\n" if array else b"")
             for number, place in enumerate(checked.good[checked.good < checked.training].tolist()):
                 file.write((b",\n" if array else b"\n") if number else b"")
-                file.write(_line(checked.index.raw(place)))
+                file.write(_line(_as_trained(checked.index, place)))
             file.write(b"\n]\n" if array else b"\n")
         return write_quarantine(checked, Path(out).parent)
     except OSError as error:
@@ -88,6 +91,11 @@ def write_quarantine(checked: Check, folder: Path) -> Path:
         for entry in _refused(checked):
             file.write(_line(entry) + b"\n")
     return path
+
+
+def _as_trained(index: RowIndex, place: int) -> object:
+    raw = index.raw(place)
+    return written(raw, index[place].added) if index.missing_tags == "first" else raw
 
 
 def _refused(checked: Check) -> Iterator[dict[str, Any]]:

@@ -122,7 +122,7 @@ class Look:
 
     def _plain(self, part: Any) -> Any:
         if isinstance(part, Text):
-            return part.text
+            return part.text if part.trained else ["masked", part.text]
         return [type(part).__name__, astuple(part.overrides), *(self._file(path) for _, path in part.files)]
 
     def _file(self, path: str) -> str:

@@ -74,6 +74,11 @@ class DataFlags:
         "what the numbers of boxes in the text are: pixels of the original picture or shares of it, brought to what "
         "the model family expects; as_is leaves them",
     )
+    missing_tags: Literal["error", "first"] = _flag(
+        "error",
+        "a row whose pictures or videos have no tag in its text: refuse it, or show all of them at the beginning of "
+        "its first human turn",
+    )
     on_bad_row: Literal["error", "skip"] = _flag(
         "error", "a row that cannot be trained stops the run, or is skipped, counted and listed in vlft.json"
     )

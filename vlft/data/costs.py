@@ -177,7 +177,7 @@ def key_of(sample: Sample, stamp: Callable[[str], tuple[int, int]]) -> bytes:
 
     def plain(part: Any) -> Any:
         if isinstance(part, Text):
-            return part.text
+            return part.text if part.trained else ["masked", part.text]
         own = () if part.overrides == Overrides() else astuple(part.overrides)
         return [type(part).__name__, *own, *((os.path.abspath(path), *stamp(path)) for _, path in part.files)]
 

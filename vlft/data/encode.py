@@ -20,6 +20,7 @@ from vlft.data.grounding import BoxFormat, has_boxes, in_model_space
 from vlft.data.media import MediaError, MediaSettings
 from vlft.data.positions import mrope_positions
 from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, Grid, Image, Sample, Text, Turn
+from vlft.data.spans import NoSpans, trained_tokens
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
 
@@ -29,17 +30,26 @@ KIND_TEXT, KIND_IMAGE, KIND_VIDEO = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Piece:
-    """A stretch of a rendered row that is trained as a whole or not at all.
+    """A stretch of a rendered row: an answer, or what stands between two.
 
     Attributes:
         text, ids: the stretch and its tokens, one a medium.
+        trained: of each token.
         media: how many of the tokens stand for media.
     """
 
     text: str
-    trained: bool
+    trained: list[bool]
     ids: list[int]
     media: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rendered:
+    """A stretch of a rendered row, before it is tokenised. `turn` is the answer it is, None between answers."""
+
+    text: str
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +158,10 @@ class Encoder:
             raise _refused(sample, error.field, error.reason) from error
 
     def _cost(self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]) -> Cost:
-        said = [len(piece.ids) - piece.media for piece in pieces]
         return Cost(
-            tokens=sum(said) + sum(grid.tokens(self.media.merge_size) for grid in grids),
-            supervised=sum(count for count, piece in zip(said, pieces, strict=True) if piece.trained),
+            tokens=sum(len(piece.ids) - piece.media for piece in pieces)
+            + sum(grid.tokens(self.media.merge_size) for grid in grids),
+            supervised=sum(sum(piece.trained) for piece in pieces),
             patches=sum(grid.patches for grid in grids),
             changed=sample.changed,
         )
@@ -202,7 +212,7 @@ class Encoder:
         """ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids."""
         tokens = [grid.tokens(self.media.merge_size) for grid in grids]
         ids = np.array([token for piece in pieces for token in piece.ids])
-        trained = np.repeat([piece.trained for piece in pieces], [len(piece.ids) for piece in pieces])
+        trained = np.array([flag for piece in pieces for flag in piece.trained])
         kinds = np.zeros(len(ids), dtype=np.uint8)
         for pad, kind in self._pads.items():
             kinds[ids == pad] = kind
@@ -230,7 +240,7 @@ class Encoder:
         newline must not melt into the newline of "<|im_start|>assistant\\n".
         """
         rendered = self._render(sample, unanswered=unanswered)
-        piece_ids = self.processor.tokenizer([text for text, _ in rendered], add_special_tokens=False).input_ids
+        piece_ids = self.processor.tokenizer([one.text for one in rendered], add_special_tokens=False).input_ids
         wanted = [KIND_IMAGE if isinstance(part, Image) else KIND_VIDEO for part in sample.media]
         found = [[self._pads[token] for token in ids if token in self._pads] for ids in piece_ids]
         kinds = [kind for some in found for kind in some]
@@ -240,10 +250,28 @@ class Encoder:
                 f"{sample.file}[{sample.index}], which has {wanted.count(KIND_IMAGE)} and {wanted.count(KIND_VIDEO)} "
                 "(or in another order). Use a chat template that writes each where it stands."
             )
-        return [
-            _Piece(text=text, trained=trained, ids=ids, media=len(some))
-            for (text, trained), ids, some in zip(rendered, piece_ids, found, strict=True)
+        pieces = [
+            _Piece(text=one.text, trained=self._trained(sample, one, ids), ids=ids, media=len(some))
+            for one, ids, some in zip(rendered, piece_ids, found, strict=True)
         ]
+        masked = any(one.turn is not None and one.turn.trained != "all" for one in rendered)
+        if masked and not unanswered and not any(any(piece.trained) for piece in pieces):
+            raise _refused(
+                sample, "conversations", "no token lies in a trained span as a whole, so nothing to learn. Widen a span"
+            )
+        return pieces
+
+    def _trained(self, sample: Sample, rendered: _Rendered, ids: list[int]) -> list[bool]:
+        """Which tokens of a stretch are trained."""
+        turn = rendered.turn
+        if turn is None or turn.trained != "some":
+            return [turn is not None and turn.trained == "all"] * len(ids)
+        try:
+            return trained_tokens(turn, rendered.text, self.processor.tokenizer)
+        except NoSpans as error:
+            raise ConfigError(
+                f"{turn.field} of {sample.file}[{sample.index}]: {error}, or mask whole turns."
+            ) from error
 
     @functools.cached_property
     def _pads(self) -> dict[int, int]:
@@ -262,8 +290,8 @@ class Encoder:
                 too_long=True,
             )
 
-    def _render(self, sample: Sample, *, unanswered: bool) -> list[tuple[str, bool]]:
-        """The rendered conversation, cut into (text, trained) pieces whose concatenation is the whole."""
+    def _render(self, sample: Sample, *, unanswered: bool) -> list[_Rendered]:
+        """The rendered conversation, cut into answers and what stands between them."""
         messages = [_message(turn) for turn in sample.turns]
         answers = [k for k, turn in enumerate(sample.turns) if turn.role == "assistant"]
         prompts = self._templates([messages[:k] for k in answers], add_generation_prompt=True)
@@ -282,10 +310,10 @@ class Encoder:
                     f"answer as generation prompt + answer + {self.family.end_of_turn}, so the trained tokens cannot "
                     "be told. Use the base model's own chat template."
                 )
-            pieces += [(whole[done:start], False), (whole[start:end], True)]
+            pieces += [_Rendered(text=whole[done:start]), _Rendered(text=whole[start:end], turn=sample.turns[k])]
             done = end
-        pieces.append((whole[done:], False))
-        return [(text, trained) for text, trained in pieces if text]
+        pieces.append(_Rendered(text=whole[done:]))
+        return [piece for piece in pieces if piece.text]
 
     def _templates(self, conversations: list[list[dict[str, Any]]], *, add_generation_prompt: bool) -> list[str]:
         """The conversations as the chat template writes them."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 from vlft.data.budgets import MediaSettings
 from vlft.data.media import MediaError, Seen, grid_of, look, settings_for
-from vlft.data.sample import Grid, Image, Media, Part, Sample, Text, Turn, Video
+from vlft.data.sample import Grid, Image, Media, Part, Sample, Text, Video
 
 HALVINGS = 20  # of the share of pixels that is looked for; a millionth of a picture is below one token
 
@@ -188,5 +188,5 @@ def _with(sample: Sample, media: Sequence[Media | None]) -> Sample:
                 parts.append(Text(text="\n"))
             dropped = stays is None
             parts += [] if stays is None else [stays]
-        turns.append(Turn(role=turn.role, parts=tuple(parts), field=turn.field))
+        turns.append(replace(turn, parts=tuple(parts)))
     return replace(sample, turns=tuple(turns))

@@ -87,9 +87,22 @@ def in_model_space(
     texts = iter(["".join(map(written, pieces)) for pieces in _texts(sample, family, box_format)])
     turns = []
     for turn in sample.turns:
-        parts = tuple(Text(text=next(texts)) if isinstance(part, Text) else part for part in turn.parts)
+        parts = tuple(replace(part, text=next(texts)) if isinstance(part, Text) else part for part in turn.parts)
         turns.append(replace(turn, parts=parts))
     return replace(sample, turns=tuple(turns))
+
+
+def _refuse_cut_boxes(sample: Sample, box_format: BoxFormat) -> None:
+    """A span that is trained must hold a box, or the placeholder of one, whole: its numbers are replaced."""
+
+    def boxes(text: str) -> int:
+        placeholders = len(PLACEHOLDER.findall(text)) if sample.objects is not None else 0
+        return placeholders + (len(split(text, lenient=True)) // 2 if box_format != "as_is" else 0)
+
+    for turn in sample.turns:
+        texts = [part.text for part in turn.parts if isinstance(part, Text)]
+        if turn.trained == "some" and boxes("".join(texts)) != sum(map(boxes, texts)):
+            raise _bad(sample, turn.field, "a trained span begins or ends inside a box. Take in the whole box, or none")
 
 
 def remarks(sample: Sample, *, family: Family, box_format: BoxFormat) -> tuple[tuple[str, str], ...]:
@@ -144,6 +157,7 @@ def _original(sample: Sample, place: int) -> tuple[int, int]:
 
 def _texts(sample: Sample, family: Family, box_format: BoxFormat) -> Iterator[list[str | _Placed]]:
     """Every text of the row, in order, cut at its boxes; placeholders are filled in."""
+    _refuse_cut_boxes(sample, box_format)
     pictures = tuple(i for i, part in enumerate(sample.media) if isinstance(part, Image))
     boxes = iter(enumerate(sample.objects.boxes if sample.objects else ()))
     refs = iter(sample.objects.refs if sample.objects else ())

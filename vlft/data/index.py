@@ -17,6 +17,7 @@ import numpy as np
 from vlft.config.columns import Columns
 from vlft.data.access import Access
 from vlft.data.mapping import mapped, missing, refuse_missing
+from vlft.data.matching import MissingTags
 from vlft.data.records import parse_record
 from vlft.data.rows import LINE_BYTES, BrokenLine, files_of, opened, row_of, row_spans
 from vlft.data.sample import Sample
@@ -115,18 +116,27 @@ class RowIndex(Sequence[Sample]):
         row_of: of each row, its number in the file; int32 [N].
         family: whose control tokens are refused.
         access: what rows may name.
+        missing_tags: what becomes of files without a tag.
 
     Indexing raises `DataError` where a row cannot be trained, as `records.parse_record` says it.
     """
 
     def __init__(
-        self, files: Sequence[DataFile], file_of: np.ndarray, row_of: np.ndarray, *, family: Family, access: Access
+        self,
+        files: Sequence[DataFile],
+        file_of: np.ndarray,
+        row_of: np.ndarray,
+        *,
+        family: Family,
+        access: Access,
+        missing_tags: MissingTags = "error",
     ) -> None:
         self.files = tuple(files)
         self.file_of = file_of
         self.row_of = row_of
         self.family = family
         self.access = access
+        self.missing_tags = missing_tags
 
     def __len__(self) -> int:
         return len(self.row_of)
@@ -148,6 +158,7 @@ class RowIndex(Sequence[Sample]):
             image_folder=file.image_folder,
             family=self.family,
             access=self.access,
+            missing_tags=self.missing_tags,
         )
 
     def raw(self, place: int) -> object:
@@ -157,7 +168,14 @@ class RowIndex(Sequence[Sample]):
     def take(self, places: Sequence[int] | np.ndarray) -> RowIndex:
         """The rows at these places, in their order."""
         chosen = np.asarray(places, dtype=np.int64)
-        return RowIndex(self.files, self.file_of[chosen], self.row_of[chosen], family=self.family, access=self.access)
+        return RowIndex(
+            self.files,
+            self.file_of[chosen],
+            self.row_of[chosen],
+            family=self.family,
+            access=self.access,
+            missing_tags=self.missing_tags,
+        )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -187,6 +205,7 @@ def index_rows(
     family: Family,
     access: Access | None = None,
     columns: Mapping[str, Columns | None] | Columns | None = None,
+    missing_tags: MissingTags = "error",
 ) -> RowIndex:
     """Find the rows of data files; none is parsed yet.
 
@@ -197,6 +216,7 @@ def index_rows(
         family: whose control tokens are refused.
         access: what rows may name; None: files in the folder, and absolute paths.
         columns: by which rows are read, for all files or by path; None: rows as they stand.
+        missing_tags: `first` shows files without a tag at the beginning of the first human turn; `error` refuses them.
 
     Raises:
         ConfigError: a file cannot be read at all, is named twice, or an image folder does not exist.
@@ -221,6 +241,7 @@ def index_rows(
         np.concatenate([np.arange(len(file), dtype=np.int32) for file in files]),
         family=family,
         access=access or Access(),
+        missing_tags=missing_tags,
     )
 
 

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import os
+import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
-from vlft.data.access import Access, NoAccess
-from vlft.data.rows import kind_of
+from vlft.data.access import LONGEST_PATH, Access, NoAccess
+from vlft.data.embedded import ending_of
 from vlft.data.sample import Image, Overrides, Video
+from vlft.data.source import FRAMES as FRAME_ENDINGS
+from vlft.data.source import PICTURES, VIDEOS, kind_of
 from vlft.errors import BadRow, DataError
 
-# A list of these with a single <video> tag is one video, frame by frame. Not .gif: that is a clip of its own.
-FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
+MEDIA_ENDINGS = (*PICTURES, *VIDEOS)
 FILES_PER_ROW = 10_000  # of a kind; each costs a token at least, so no context holds as many
 SHOWN = 200  # characters of what a row holds, in messages
+
+# Keys of an object that names a file, and those beside them that say nothing of where it is.
+ADDRESS_KEYS = (
+    "bytes",
+    "base64",
+    "data",
+    "source",
+    "path",
+    "url",
+    "image",
+    "image_url",
+    "video",
+    "video_url",
+    "file_name",
+)
+_BESIDE = ("type", "detail", "format", "mime_type", "media_type")
+# JPEG, PNG, GIF and WebP in base64 begin so; "/9j/" looks like an absolute path.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
+_BASE64_LEAST = 64  # characters; the smallest picture there is has more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +98,7 @@ def videos(row: RowName, value: object, places: Places, *, tags: int, key: str, 
         return []
     if not isinstance(value, list):
         return [clip(row, value, key, places, overrides)]
-    if value and tags == 1 and all(isinstance(item, str) and _is_frame(item) for item in value):
+    if tags == 1 and is_one_video(value):
         return [clip(row, value, key, places, overrides)]
     return [clip(row, item, f"{key}[{i}]", places, overrides) for i, item in enumerate(value)]
 
@@ -89,6 +115,11 @@ def clip(row: RowName, value: object, field: str, places: Places, overrides: Ove
     return Video(frames=_frames(row, value, field, places), field=field, overrides=size)
 
 
+def is_one_video(value: object) -> bool:
+    """Whether what a row lists as videos may be the frames of one: all of it ends as pictures do."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) and _is_frame(item) for item in value)
+
+
 def _is_frame(path: str) -> bool:
     name = path.lower()
     return name.endswith(FRAME_ENDINGS) or ("://" in name and name.partition("?")[0].endswith(FRAME_ENDINGS))
@@ -101,7 +132,10 @@ def _frames(row: RowName, value: list, field: str, places: Places) -> tuple[str,
 
 
 def _path(row: RowName, value: object, field: str, places: Places) -> str:
-    value = _file(value)
+    try:
+        value = local(address(value))
+    except NotAnAddress as error:
+        raise row.bad(field, str(error)) from error
     if not isinstance(value, str):
         wanted = "a path" if "[" in field else "a path, a list of paths or null"
         raise row.bad(field, f"is {kind_of(value)}, where {wanted} belongs")
@@ -113,14 +147,63 @@ def _path(row: RowName, value: object, field: str, places: Places) -> str:
         raise row.bad(field, str(error)) from error
 
 
-def _file(value: object) -> object:
-    """`{"bytes": ..., "path": ...}`, as Hugging Face's image columns have it, as a path or an embedded picture."""
-    if not isinstance(value, dict) or not value or not value.keys() <= {"bytes", "path"}:
+class NotAnAddress(Exception):
+    """Why a value names no file; the message names no row."""
+
+
+def address(value: object) -> object:
+    """A path or address in its object, as kits write it, by itself; anything else as it is.
+
+    Read are `{"path": ..., "bytes": ...}` of Hugging Face's image columns, `{"url": ...}` of OpenAI, `{"base64": ...}`
+    of axolotl, `{"type": "base64", "media_type": ..., "data": ...}` of Anthropic, and objects with one of
+    `ADDRESS_KEYS`.
+
+    Raises:
+        NotAnAddress: it names several files.
+    """
+    if isinstance(value, list):
+        return [address(item) for item in value]
+    if not isinstance(value, dict) or not value or not value.keys() <= {*ADDRESS_KEYS, *_BESIDE}:
         return value
-    content = value.get("bytes")
-    if content is None:
-        return value.get("path")
-    return f"data:;base64,{content}" if isinstance(content, str) else content
+    given = [(key, value[key]) for key in ADDRESS_KEYS if value.get(key) not in (None, "")]
+    if not given:
+        return None
+    (key, found), *others = given
+    if key in ("bytes", "base64", "data"):  # beside them, a path says where they came from
+        return found if not isinstance(found, str) or found[:5].lower() == "data:" else f"data:;base64,{found}"
+    for other, differing in others:
+        if differing != found:
+            raise NotAnAddress(
+                f'names two files: {short(repr(found))} under "{key}" and {short(repr(differing))} under "{other}". '
+                "Keep one of them"
+            )
+    return address(found) if isinstance(found, dict) else found
+
+
+def local(value: object) -> object:
+    """`file:` addresses as the paths they stand for, and bare base64 as the `data:` address of its picture."""
+    if isinstance(value, list):
+        return [local(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for start in ("file:///", "file://localhost/"):
+        if value[: len(start)].lower() == start:
+            path = value[len(start) - 1 :]
+            # RFC 8089 has them percent-encoded, and qwen-vl-utils 0.0.14 takes them to the letter.
+            return path if "%" not in path or os.path.exists(path) else unquote(path)
+    return f"data:;base64,{value}" if _is_base64(value) else value
+
+
+def _is_base64(value: str) -> bool:
+    """Whether it is a picture's content and no path: of base64's letters only, and it begins as pictures do."""
+    if len(value) < _BASE64_LEAST or not _BASE64.fullmatch(value):
+        return False
+    if len(value) <= LONGEST_PATH:
+        return value.startswith(_BASE64_STARTS)
+    try:
+        return ending_of(base64.b64decode(value[:64])) != ".bin"
+    except binascii.Error:
+        return False
 
 
 def refuse_many_files(row: RowName, key: str, value: object, others: int = 0) -> None:

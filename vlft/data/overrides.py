@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 from typing import Any, Literal
 
 from vlft.data.named import RowName
-from vlft.data.rows import kind_of
 from vlft.data.sample import Overrides
+from vlft.data.source import kind_of
 
 PIXELS = ("min_pixels", "max_pixels")
 FRAMES = ("fps", "nframes", "max_frames")
@@ -27,8 +27,10 @@ OF_ROW: dict[Literal["image", "video"], dict[str, str]] = {
         "video_min_pixels": "min_pixels",
         "video_max_pixels": "max_pixels",
         "video_max_frames": "max_frames",
+        "num_frames": "nframes",  # lmms-finetune
     },
 }
+ROW_KEYS = (*PIXELS, *FRAMES, *SPAN, *NOT_TAKEN, *(key for keys in OF_ROW.values() for key in keys))
 
 
 def of_row(row: RowName, raw: dict) -> dict[Literal["image", "video"], Overrides]:
@@ -41,12 +43,33 @@ def of_row(row: RowName, raw: dict) -> dict[Literal["image", "video"], Overrides
     for kind, names in OF_ROW.items():
         taken = _taken(kind)
         keys = {key: key for key in taken} | names
-        given = {key: (ours, raw[key]) for key, ours in keys.items() if raw.get(key) is not None}
+        given = {
+            key: (ours, raw[key])
+            for key, ours in keys.items()
+            if raw.get(key) is not None and not isinstance(raw[key], list if key == "num_frames" else ())
+        }
+        if "nframes" in given and "num_frames" in given and raw["nframes"] != raw["num_frames"]:
+            raise row.bad("num_frames", f"is {raw['num_frames']}, and nframes is {raw['nframes']}. Keep one of them")
         # "image_min_pixels" wins over "min_pixels": it says more.
         values = {ours: (key, value) for key, (ours, value) in given.items()}
         found[kind] = _checked(row, values, "")
     _refuse_others(row, raw, "")
     return found
+
+
+def nframes_of(row: RowName, raw: dict) -> tuple[int, ...]:
+    """Frames of each video, where `num_frames` lists them (lmms-finetune); none where it does not.
+
+    Raises:
+        DataError: as `of_row`.
+    """
+    value = raw.get("num_frames")
+    if not isinstance(value, list):
+        return ()
+    if raw.get("nframes") is not None and value:
+        raise row.bad("num_frames", "both num_frames and nframes. Keep one of them")
+    found = [_checked(row, {"nframes": (f"num_frames[{i}]", frames)}, "").nframes for i, frames in enumerate(value)]
+    return tuple(frames for frames in found if frames is not None)
 
 
 def of_part(row: RowName, part: dict, field: str, kind: Literal["image", "video"]) -> Overrides:

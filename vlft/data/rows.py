@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
 from vlft.config.columns import Columns
+from vlft.data.registries import registry_at, registry_of
 from vlft.data.source import LINE_BYTES, BrokenLine, kind_of
 from vlft.data.tables import LINES, is_table, missing, name_it, refuse_ending, sources_of
 from vlft.data.unpack import unpacked
@@ -79,6 +80,8 @@ def opened(path: str, columns: Columns | None = None) -> Opened:
         return Opened(file=table.rows, keys=table.columns)
     if not os.path.exists(path):
         raise missing(path)
+    if pointer := registry_at(path):
+        raise ConfigError(pointer)
     if not path.lower().endswith((".json", *LINES)):
         raise refuse_ending(path)
     if not os.path.isfile(path):
@@ -187,6 +190,8 @@ def _next(text: str, at: int) -> int:
 
 
 def _refuse(path: str, value: object) -> NoReturn:
+    if pointer := registry_of(path, value):
+        raise ConfigError(pointer)
     raise ConfigError(
         f"{path}: {kind_of(value)} at the top, where an array of rows belongs. Put the rows between [ and ]."
     )

@@ -21,9 +21,13 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
-    """A piece of a turn's text, as the user wrote it."""
+    """A piece of a turn's text, as the user wrote it.
+
+    `trained` is of answers: false where the row masks the piece. No text of another turn is trained, whatever it says.
+    """
 
     text: str
+    trained: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +90,14 @@ class Turn:
     parts: tuple[Part, ...]
     field: str  # where in the row it stands: "conversations[2]"
 
+    @property
+    def trained(self) -> Literal["all", "some", "none"]:
+        """How much of the turn is trained; the token that ends it is, where the last character is."""
+        flags = {part.trained for part in self.parts if isinstance(part, Text)}
+        if self.role != "assistant" or flags == {False}:
+            return "none"
+        return "some" if False in flags else "all"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objects:
@@ -115,6 +127,7 @@ class Sample:
         warnings: (field, remark) pairs on things taken but worth a look.
         objects: the boxes that its text has placeholders for, or None.
         changed: what `--over_length` did to it; "" where it is as the data file has it.
+        added: (field of a text, tags) that `--missing_tags first` put before that text.
     """
 
     file: str
@@ -124,6 +137,7 @@ class Sample:
     warnings: tuple[tuple[str, str], ...] = ()
     objects: Objects | None = None
     changed: str = ""
+    added: tuple[tuple[str, str], ...] = ()
 
     @property
     def media(self) -> tuple[Media, ...]:

@@ -115,6 +115,7 @@ class RunFolder:
             ("LoRA", other.lora, mine.lora),
             ("pixel and frame settings", other.media, mine.media),
             ("data mix (weight, repeat, cap)", other.training.get("mix", []), mine.training["mix"]),
+            ("missing_tags", other.training.get("missing_tags", "error"), mine.training.get("missing_tags", "error")),
             ("over_length", other.training.get("over_length", "error"), mine.training.get("over_length", "error")),
         ]
         for name in ("data", "rows", "max_length", "seed", "global_batch", "packing"):

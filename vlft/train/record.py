@@ -42,6 +42,7 @@ def run_record(
             "max_length": base.encoder.max_length,
             "box_format": base.encoder.box_format,
             "over_length": data.over_length,
+            "missing_tags": data.missing_tags,
             "data": _data_print(columns_of(training_files(data), data)),
             "columns": [_words(columns) for columns in columns_of(training_files(data), data).values()],
             "mix": [[one.weight, one.repeat, one.cap] for one in mix_of(data)],
