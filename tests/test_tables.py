@@ -206,7 +206,7 @@ def as_tar(path, members, mode="w"):
     return path
 
 
-def sample(key, photos, picture=0, **row):
+def sample(key, photos, picture=0, /, **row):
     return [(f"{key}.jpg", (photos / f"{picture}.jpg").read_bytes()), (f"{key}.json", json.dumps(row).encode())]
 
 
@@ -236,6 +236,23 @@ def test_pictures_of_a_row_stand_in_the_order_of_their_numbers(photos, tmp_path)
     members.append(("k.json", json.dumps(row("<image><image>?", "A.")).encode()))
     [[(_, parts), _]] = shown(as_tar(tmp_path / "a.tar", members))
     assert parts[:2] == [(photos / "1.jpg").read_bytes(), (photos / "0.jpg").read_bytes()]
+
+
+def test_addresses_in_the_json_of_a_tar_name_no_member(photos, tmp_path):
+    """img2dataset keeps where a picture came from; it may end as the member's name does."""
+    told = {"url": "http://x.y/0.jpg", "key": "0", **row("<image>?", "A.")}
+    members = sample("0", photos, **told, meta={"url": "http://x.y/0.jpg"})
+    [[(_, parts), _]] = shown(as_tar(tmp_path / "a.tar", members))
+    assert parts == [(photos / "0.jpg").read_bytes(), "?"]
+
+
+def test_parts_in_a_tar_name_its_members(photos, tmp_path):
+    content = [{"type": "image", "image": f"0.{i}.jpg"} for i in (1, 0)]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "A."}]
+    members = [(f"0.{i}.jpg", (photos / f"{i}.jpg").read_bytes()) for i in (0, 1)]
+    members.append(("0.json", json.dumps({"messages": turns}).encode()))
+    [[(_, parts), _]] = shown(as_tar(tmp_path / "a.tar", members))
+    assert parts == [(photos / "1.jpg").read_bytes(), (photos / "0.jpg").read_bytes()]
 
 
 def test_captions_of_a_tar_need_a_question(photos, tmp_path, capsys):
@@ -508,6 +525,8 @@ def test_a_column_that_no_row_has(tmp_path):
     ("names", "said"),
     [
         ("query,response", None),
+        ("question,answer", None),
+        ("prompt,completion", None),
         ("question,choices,answer", "choices may belong to the question"),
         ("question,answer,query,response", "several columns may be the conversation"),
         ("query,label", "no column is a conversation"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.data.named import RowName
-from vlft.data.rows import kind_of
+from vlft.data.source import kind_of
 from vlft.data.turns import RawTurn, plain, turns_of
 
 BEGIN, END = "<!-- forms: begin -->", "<!-- forms: end -->"  # around the table in data/README.md

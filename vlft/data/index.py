@@ -204,8 +204,8 @@ def index_rows(
     image_folder: str | Mapping[str, str | None] | None,
     family: Family,
     access: Access | None = None,
-    missing_tags: MissingTags = "error",
     columns: Mapping[str, Columns | None] | Columns | None = None,
+    missing_tags: MissingTags = "error",
 ) -> RowIndex:
     """Find the rows of data files; none is parsed yet.
 
@@ -215,8 +215,8 @@ def index_rows(
             names them.
         family: whose control tokens are refused.
         access: what rows may name; None: files in the folder, and absolute paths.
-        missing_tags: `first` shows files without a tag at the beginning of the first human turn; `error` refuses them.
         columns: by which rows are read, for all files or by path; None: rows as they stand.
+        missing_tags: `first` shows files without a tag at the beginning of the first human turn; `error` refuses them.
 
     Raises:
         ConfigError: a file cannot be read at all, is named twice, or an image folder does not exist.

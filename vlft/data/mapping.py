@@ -13,7 +13,10 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from vlft.config.columns import Column, Columns
-from vlft.data.source import FRAMES, BrokenLine, kind_of
+from vlft.data.forms import FORMS
+from vlft.data.keys import MEDIA_KEYS, OWN_MEDIA_KEYS
+from vlft.data.named import is_one_video
+from vlft.data.source import BrokenLine, kind_of
 from vlft.errors import ConfigError
 
 # Names under which other data sets keep a part of a row, likeliest first; for the line that a refusal suggests.
@@ -42,24 +45,10 @@ LIKELY = {
     "system": ("system", "system_prompt"),
     "id": ("id", "question_id", "key"),
 }
-# Columns by which a table's rows are read without --columns, as `vlft.data.shapes` reads rows of these keys.
-READ = (
-    ("conversations",),
-    ("messages",),
-    ("conversation",),
-    ("texts",),
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("instruction", "output"),
-    ("input", "output"),
-    ("query", "response"),
-    ("question", "answer"),
-)
 # Beside a question and an answer, these most likely belong to the question.
 CONTEXT = ("choices", "options", "context", "hint", "passage", "a", "b", "c", "d")
 LISTED = 40  # columns that a message names
 CELL = 1 << 20  # characters of a cell that may be a list written as Python does
-TWINS = {"image": ("image", "images"), "video": ("video", "videos")}
 _TAGS = {"image": re.compile(r"<image>"), "video": re.compile(r"<video>")}
 
 
@@ -82,15 +71,17 @@ def mapped(raw: object, columns: Columns) -> object:
         return BrokenLine(reason=str(error), row=raw)
     read = {column.name for column in columns.columns}
     row = {key: value for key, value in raw.items() if key not in read}
-    for kind, names in TWINS.items():
-        if kind in found:
-            row = {key: value for key, value in row.items() if key not in names} | {kind: found[kind]}
+    for kind, names in MEDIA_KEYS.items():
+        if kind in found:  # two names for one list would be refused
+            twins = names[:OWN_MEDIA_KEYS]
+            row = {key: value for key, value in row.items() if key not in twins} | {kind: found[kind]}
     row |= {part: found[part] for part in ("id", "objects", "conversations") if found.get(part) is not None}
     if "conversations" in found:
         row.pop("messages", None)
     if "question" in found:
-        for other in ("conversations", "messages", "conversation"):
-            row.pop(other, None)
+        for form in FORMS:  # another conversation; halves of one stay, and are a warning
+            if len(form.keys) == 1:
+                row.pop(form.name, None)
         asked = _tags(row, found["question"]) + found["question"]
         row["conversations"] = [{"from": "human", "value": asked}, {"from": "gpt", "value": found["answer"]}]
     if "system" in found:
@@ -138,16 +129,12 @@ def _text(part: str, raw: dict, column: Column) -> str:
 def _tags(row: dict, question: str) -> str:
     """Tags for the row's media, for a question that has none of the kind."""
     tags = ""
-    for kind, names in TWINS.items():
+    for kind, names in MEDIA_KEYS.items():
         value = next((row[name] for name in names if row.get(name) not in (None, "", [])), None)
         if value is not None and not _TAGS[kind].search(question):
-            tags += f"<{kind}>\n" * (len(value) if isinstance(value, list) and not _frames(kind, value) else 1)
+            several = isinstance(value, list) and not (kind == "video" and is_one_video(value))
+            tags += f"<{kind}>\n" * (len(value) if several else 1)
     return tags
-
-
-def _frames(kind: str, value: list) -> bool:
-    """Whether a list is one video, frame by frame, as `vlft.data.named` tells it."""
-    return kind == "video" and all(isinstance(item, str) and item.lower().endswith(FRAMES) for item in value)
 
 
 def value_at(raw: dict, name: str) -> Any:
@@ -213,7 +200,7 @@ def check_names(path: str, keys: Sequence[str]) -> None:
     Raises:
         ConfigError: no column holds a conversation, or several may; the message has a line to try.
     """
-    found = [names for names in READ if set(names) <= set(keys)]
+    found = [form.keys for form in FORMS if set(form.keys) <= set(keys)]
     if any(len(names) == 1 for names in found):
         return
     if ("instruction", "output") in found:

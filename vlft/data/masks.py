@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlft.data.named import RowName, short
-from vlft.data.rows import kind_of
 from vlft.data.sample import Role, Text
+from vlft.data.source import kind_of
 
 SWITCHES = ("loss", "loss_weight", "loss_scale", "train", "training", "weight")
 DETAILS = ("train_detail", "training_detail")

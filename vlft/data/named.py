@@ -12,27 +12,13 @@ from urllib.parse import unquote
 
 from vlft.data.access import LONGEST_PATH, Access, NoAccess
 from vlft.data.embedded import ending_of
-from vlft.data.rows import kind_of
 from vlft.data.sample import Image, Overrides, Video
+from vlft.data.source import FRAMES as FRAME_ENDINGS
+from vlft.data.source import PICTURES, VIDEOS, kind_of
 from vlft.errors import BadRow, DataError
 
-# A list of these with a single <video> tag is one video, frame by frame. Not .gif: that is a clip of its own.
-FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
 OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # files that systems leave in folders
-MEDIA_ENDINGS = (
-    *FRAME_ENDINGS,
-    ".gif",
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".mov",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".m4v",
-    ".wmv",
-    ".flv",
-)
+MEDIA_ENDINGS = (*PICTURES, *VIDEOS)
 FILES_PER_ROW = 10_000  # of a kind; each costs a token at least, so no context holds as many
 SHOWN = 200  # characters of what a row holds, in messages
 

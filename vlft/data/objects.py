@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from vlft.data.named import RowName, short
-from vlft.data.rows import kind_of
 from vlft.data.sample import Objects
+from vlft.data.source import kind_of
 from vlft.families import Family
 
 BOX, REF = "<bbox>", "<ref-object>"

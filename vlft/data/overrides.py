@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 from typing import Any, Literal
 
 from vlft.data.named import RowName
-from vlft.data.rows import kind_of
 from vlft.data.sample import Overrides
+from vlft.data.source import kind_of
 
 PIXELS = ("min_pixels", "max_pixels")
 FRAMES = ("fps", "nframes", "max_frames")

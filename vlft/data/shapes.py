@@ -17,8 +17,8 @@ from vlft.data.keys import IDLE_KEYS, MEDIA_KEYS, SYSTEM_KEYS, Kind
 from vlft.data.named import RowName
 from vlft.data.overrides import ROW_KEYS, nframes_of, of_row
 from vlft.data.registries import registry_row
-from vlft.data.rows import kind_of
 from vlft.data.sample import Overrides
+from vlft.data.source import kind_of
 from vlft.data.turns import ROLES, Column, RawTurn, Said, column_of, either, plain
 
 _KNOWN_KEYS = frozenset(

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlft.data.keys import MEDIA_KEYS, Kind
 from vlft.data.source import LINE_BYTES, PICTURES, SOUNDS, VIDEOS, BrokenLine, Keep, Source
 from vlft.errors import ConfigError
 
@@ -24,7 +25,8 @@ TEXTS = (".txt", ".text", ".caption", ".cls", ".cls2", ".transcript")
 REFUSED = (".pyd", ".pickle", ".pkl", ".pth", ".pt", ".ten", ".tb", ".npy", ".npz", ".mp", ".msg")
 PICTURE_BYTES = 1 << 30
 VIDEO_BYTES = 4 << 30
-MEDIA_KEYS = ("image", "images", "video", "videos", "image_url", "video_url", "url", "path")
+NESTED_KEYS = ("url", "path")  # name media too, but for those of the row itself
+NAMING_KEYS = (*NESTED_KEYS, *(key for keys in MEDIA_KEYS.values() for key in keys))
 HEADER_BYTES = 1 << 20  # of names and the like
 BLOCK = 512  # bytes; two empty ones end a tar
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -66,7 +68,7 @@ class _Sample:
 
     key: str
     row: dict[str, Any] = field(default_factory=dict)
-    media: dict[str, dict[str, str]] = field(default_factory=lambda: {"image": {}, "video": {}})
+    media: dict[Kind, dict[str, str]] = field(default_factory=lambda: {"image": {}, "video": {}})
     members: set[str] = field(default_factory=set)
     wrong: str = ""
 
@@ -138,7 +140,8 @@ def _take(file: str, sample: _Sample, ending: str, tar: tarfile.TarFile, member:
             "picture files. Write texts as .json or .txt, pictures as .jpg or .png."
         )
     if last in PICTURES or last in VIDEOS:
-        kind, most = ("image", PICTURE_BYTES) if last in PICTURES else ("video", VIDEO_BYTES)
+        kind: Kind = "image" if last in PICTURES else "video"
+        most = PICTURE_BYTES if last in PICTURES else VIDEO_BYTES
         if member.size > most:
             sample.wrong = f"its member {member.name} has {member.size:,} bytes, and {most:,} at most are read"
             return
@@ -192,14 +195,14 @@ def _row(sample: _Sample) -> dict[str, Any] | BrokenLine:
         base = sample.key.rpartition("/")[2]
         files = {f"{base}.{ending}": path for ending, path in sorted(media.items(), key=lambda item: _natural(item[0]))}
         used: set[str] = set()
-        row = {key: _named(value, key, files, used) for key, value in row.items()}
+        row = {key: value if key in NESTED_KEYS else _named(value, key, files, used) for key, value in row.items()}
         if used and (left := files.keys() - used):
             return BrokenLine(
                 reason=f"its .json names {min(used)} and not {min(left)}. Name all members, or none of them", row=row
             )
         if used:
             continue
-        key = next((key for key in (kind, f"{kind}s") if row.get(key) not in (None, "", [])), kind)
+        key = next((key for key in MEDIA_KEYS[kind] if row.get(key) not in (None, "", [])), kind)
         named = row.get(key)
         if named is not None and (count := len(named) if isinstance(named, list) else 1) != len(files):
             reason = f'{count} in "{key}" of its .json, and {len(files)} such members beside it. Make them agree'
@@ -212,7 +215,7 @@ def _named(value: Any, key: str, files: dict[str, str], used: set[str]) -> Any:
     """A value of the row's JSON, in which the names of members have become the paths of their files."""
     if isinstance(value, str):
         name = value.rpartition("/")[2]
-        if key in MEDIA_KEYS and name in files:
+        if key in NAMING_KEYS and name in files and "://" not in value:
             used.add(name)
             return files[name]
         return value

@@ -22,8 +22,8 @@ from vlft.data.masks import KEYS as MASK_KEYS
 from vlft.data.masks import Mask, mask_of
 from vlft.data.named import ADDRESS_KEYS, RowName, short
 from vlft.data.overrides import of_part
-from vlft.data.rows import kind_of
 from vlft.data.sample import Overrides, Role
+from vlft.data.source import kind_of
 
 # In small letters.
 ROLES: dict[str, Role] = {

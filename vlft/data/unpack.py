@@ -24,6 +24,7 @@ from tqdm import tqdm
 from vlft.config.columns import Columns
 from vlft.data.caches import cache_folder
 from vlft.data.embedded import ending_of
+from vlft.data.keys import MEDIA_KEYS
 from vlft.data.mapping import check_names, listed, missing, refuse_missing
 from vlft.data.source import BrokenLine, Source
 from vlft.data.tables import open_source, sources_of
@@ -33,9 +34,9 @@ FORMAT = 2  # raise it whenever the same source becomes other rows or files
 ROWS = "rows.jsonl"
 ABOUT = "about.json"
 BROKEN = "vlft: this row cannot be read"  # the key of a row that stands for a `BrokenLine`
+TURN_KEYS = ("conversations", "messages", "conversation", "texts")
 # Bytes under these keys are pictures or videos; under others, what starts as media do. The rest is no text either.
-MEDIA_KEYS = ("image", "images", "video", "videos", "image_url", "video_url", "url")
-TURN_KEYS = ("conversations", "messages")
+BYTES_KEYS = ("url", *(key for keys in MEDIA_KEYS.values() for key in keys))
 COPIED_AT_A_TIME = 1 << 20  # bytes
 COLUMNS = 1000  # names that are kept of a table whose rows tell them
 
@@ -206,7 +207,7 @@ class _Writer:
         """A value as JSON has it; media become the absolute paths of their files."""
         if isinstance(value, (bytes, bytearray, memoryview)):
             content = bytes(value)
-            is_media = key in MEDIA_KEYS or ending_of(content[:16]) != ".bin"
+            is_media = key in BYTES_KEYS or ending_of(content[:16]) != ".bin"
             return self.file(content) if is_media else f"({len(content):,} bytes)"
         if isinstance(value, list):
             return [self._plain(item, key) for item in value]

@@ -142,17 +142,21 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex
             "--data_path is missing: one or more data files (.json, .jsonl, .csv, .parquet, ...) or folders"
         )
     access = _access(data)
-    index = index_rows(
+    index = _index(paths, data, family, access)
+    if access.remote is not None:
+        _fetch(each(index), access.remote)
+    return index
+
+
+def _index(paths: Sequence[str], data: DataFlags, family: Family, access: Access) -> RowIndex:
+    return index_rows(
         paths,
         image_folder=_folders(paths, data),
         family=family,
         access=access,
-        missing_tags=data.missing_tags,
         columns=columns_of(paths, data),
+        missing_tags=data.missing_tags,
     )
-    if access.remote is not None:
-        _fetch(each(index), access.remote)
-    return index
 
 
 def _folders(paths: Sequence[str], data: DataFlags) -> dict[str, str | None]:
@@ -206,14 +210,7 @@ def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family)
         ConfigError: the file cannot be read, or has no such row.
     """
     access = _access(data)
-    rows = index_rows(
-        [path],
-        image_folder=_folders([path], data),
-        family=family,
-        access=access,
-        missing_tags=data.missing_tags,
-        columns=columns_of([path], data),
-    )
+    rows = _index([path], data, family, access)
     for place in places:
         if not 0 <= place < len(rows):
             raise ConfigError(
