@@ -323,7 +323,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(base, mixed_json, media, tmp_path):
     (rank,) = vlft_process(argv, out=tmp_path, during=[act], inside=_rows_that_are_named, exits=True, timeout=60)
     assert rank.status == 130, rank.output[-3000:]
     first, _, second = rank.output.partition("Ctrl-C: stopping after this step, then saving (Ctrl-C again: stop now ")
-    assert "step 1" in first
+    assert re.search(r"step +1/", first)
     assert f"stopped at once (Ctrl-C twice). The last good checkpoint is {out / 'checkpoint-1'}. Run the sa" in second
     assert "Traceback" not in rank.output
     assert rank.lingered < 1
@@ -341,15 +341,14 @@ def _named(self, real, index: int):
 
 
 @pytest.mark.distributed
-def test_ctrl_c_in_check_data_keeps_what_was_checked(media, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "cache"))
+def test_ctrl_c_in_check_data_keeps_what_was_checked(media, tmp_path):
     rows = [row(f"No, {i}.", f"<image>\nIs it {i}?", image="coffee.jpg") for i in range(200)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     argv = ["check-data", str(tmp_path / "rows.json"), "--image_folder", str(media), "--workers", "2"]
     log = tmp_path / "rank0.log"
 
     def interrupt(processes: list) -> None:
-        while "WORKER" not in log.read_text() and processes[0].is_alive():
+        while processes[0].is_alive() and not (log.exists() and "WORKER" in log.read_text()):
             time.sleep(0.05)
         time.sleep(1)
         os.kill(processes[0].pid, signal.SIGINT)
