@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -262,9 +263,19 @@ def test_evaluation_loss_is_the_token_mean_at_any_batch_size(train, mixed_json, 
 
 
 @pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
-def test_the_config_repeats_the_run(train, tmp_path, towers):
-    run = train(*towers, "--vision_lr", "5e-4")
+def test_the_config_repeats_the_run_from_any_directory(train, base, mixed_json, media, tmp_path, monkeypatch, towers):
+    monkeypatch.chdir(mixed_json.parent)
+    here = (
+        "--data_path",
+        mixed_json.name,
+        "--image_folder",
+        os.path.relpath(media),
+        "--model_id",
+        os.path.relpath(base),
+    )
+    run = train(*towers, *here, "--vision_lr", "5e-4")
     again = tmp_path / "again"
+    monkeypatch.chdir(tmp_path)
     assert main(["train", "--config", str(run / "config.yaml"), "--output_dir", str(again)]) == 0
     assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(again).values(), strict=True))
 

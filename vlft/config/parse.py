@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,9 +163,20 @@ def read_yaml(path: str) -> list[str]:
     return argv
 
 
+#: Flags whose value may be a path; a model's id or a word is none, where nothing on disk has that name.
+PATHS = ("data_path", "data_mix", "eval_path", "image_folder", "model_id", "output_dir", "deepspeed")
+
+
 def write_yaml(path: str | Path, effective: dict[str, Any]) -> None:
-    """Write flags so that `--config` reads them back."""
-    Path(path).write_text(yaml.safe_dump(effective, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    """Write flags so that `--config` reads them back, from any directory: paths of what is there are made absolute."""
+    flags = {name: _absolute(value) if name in PATHS else value for name, value in effective.items()}
+    Path(path).write_text(yaml.safe_dump(flags, sort_keys=True, allow_unicode=True), encoding="utf-8")
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_absolute(item) for item in value]
+    return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
 
 
 def _word_of_bool(text: str) -> str:

@@ -240,7 +240,8 @@ def measure_rows(
         cache: folder of costs kept between runs (`cost_folder`); None measures every row.
     """
     notes: list[str] = []
-    good, bad = array("q"), []
+    good = array("q")
+    bad: list[BadRow] = []
 
     def costs() -> Iterator[Cost]:
         # disable=None: tqdm shows its bar and ETA on a terminal only; delay keeps short passes silent.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -17,12 +18,17 @@ def with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict
         new = [
             {"index": row.index, "id": row.id, "field": row.field, "reason": row.reason}
             for row in skipped
-            if row.file == entry["file"] and row.index not in known
+            if _same(row.file, entry["file"]) and row.index not in known
         ]
         rows = sorted([*entry["skipped"], *new], key=lambda row: row["index"])
         trained = entry["rows"] - len(rows) - entry.get("not_drawn", 0)
         result.append({**entry, "skipped": rows, "trained": trained})
     return result
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two spellings name one file: config.yaml has absolute paths, whatever the flags had."""
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
 def data_entries(
