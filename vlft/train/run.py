@@ -97,7 +97,8 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
     kernels.check(args.liger, args.device)
     on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
     base = open_base(data, model, given=parsed.given)
-    check_fit(base.folder, base.family)  # before the pass over the rows
+    with zero.loaded_whole(args):
+        check_fit(base.folder, base.family)  # before the pass over the rows
     workers = args.dataloader_num_workers
     rows = on_rank_zero(lambda: training_rows(data, base, workers=workers))
     evaluated = None
