@@ -129,7 +129,7 @@ def test_a_base_with_the_names_of_modules_keeps_them(shelf, tmp_path):
 
 def test_an_adapter_that_names_no_base_or_one_of_another_machine_asks_for_it(shelf, tmp_path, capsys):
     adapter = Path(shutil.copytree(shelf.adapter("fp32", "language"), tmp_path / "adapter"))
-    for named in (None, "", "/root/models/qwen2vl"):
+    for named in (None, "", "/elsewhere/models/qwen2vl"):
         edit(adapter / "adapter_config.json", lambda raw, named=named: raw.update(base_model_name_or_path=named))
         for argv in (["merge", str(adapter), str(tmp_path / "out")], ["chat", str(adapter), "Hi."]):
             assert main(argv) == 1
