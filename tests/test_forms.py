@@ -244,6 +244,11 @@ def test_prose_is_prose(text):
         ),
         (row("<image> or <IMG_CONTEXT>", image="a.jpg"), "<IMG_CONTEXT> stands for a picture in other kits"),
         (row("Hm", "<img>a.jpg</img>"), "a picture or video in a gpt turn"),
+        ({"question": "a", "answer": ["b", "c"]}, "is a list, not a string"),
+        ({"texts": [{"user": "a", "assistant": None}]}, "is null. Fill it in"),
+        ({"texts": [{"user": "a", "assistant": "b"}, "c"]}, "is a string, not an object"),
+        ({"conversations": {"from": ["human", "gpt"], "value": ["a"]}}, "lists of unequal length"),
+        ({"conversations": "[{"}, "is a string that is not JSON"),
         ({"image": "a.jpg", "messages": [{"role": "tool", "content": "x"}]}, "turns of tools are not read"),
         ({"image": "a.jpg", "messages": [{"role": "Observation", "content": "x"}]}, "turns of tools are not read"),
     ],
@@ -279,6 +284,9 @@ def test_turn_keys_that_must_not_be_left_out(key):
 def test_system_turns(key):
     assert shape(parse(row(**{key: "Be brief."})))[0] == ("system", ["Be brief."])
     assert "they differ" in refusal(row(system="a", system_prompt="b")).reason
+    raw = row(**{key: "Be brief."})
+    raw["conversations"].insert(0, {"from": "System", "value": "Be brief."})
+    assert [turn.role for turn in parse(raw).turns] == ["system", "user", "assistant"]
 
 
 def test_num_frames_of_lmms_finetune():
@@ -302,6 +310,7 @@ def test_keys_that_nobody_knows():
     assert [field for field, _ in parse(raw).warnings] == ["colour", "conversations[0].weather"]
     assert parse(row(**dict.fromkeys(HARMLESS_KEYS, "x"))).warnings == ()
     assert parse(row(image_id="a/b.jpg")).warnings[0][0] == "image_id"
+    assert parse({**row(), "question": "x"}).warnings == (("question", 'is not read: the row has "conversations"'),)
     assert "shows no picture" in parse(row(picture="a.png")).warnings[-1][1]
 
 

@@ -431,7 +431,10 @@ def test_a_run_that_is_all_warm_up_says_so(train, capsys):
 
 @pytest.mark.parametrize(
     "more",
-    [("--learning_rate", "0.5"), ("--weight_decay", "0.3"), ("--optim", "sgd"), ("--box_format", "pixels")],
+    [
+        *(("--learning_rate", "0.5"), ("--weight_decay", "0.3"), ("--optim", "sgd"), ("--box_format", "pixels")),
+        ("--missing_tags", "first"),
+    ],
     ids=lambda more: more[0],
 )
 def test_a_checkpoint_is_not_resumed_at_other_rates(train, base, mixed_json, media, tmp_path, capsys, more):

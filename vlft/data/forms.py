@@ -112,9 +112,8 @@ def _two(asked: str, answered: str) -> Callable[[RowName, dict], list[RawTurn]]:
     """A question and an answer under keys of their own: strings, or lists of turns."""
 
     def side(row: RowName, raw: dict, key: str, role: str) -> list[RawTurn]:
-        if not isinstance(raw[key], list):
-            return [plain(role, raw[key], key)]
-        return _conversation(key)(row, raw)
+        turns = isinstance(raw[key], list) and any(isinstance(turn, dict) for turn in raw[key])
+        return _conversation(key)(row, raw) if turns else [plain(role, raw[key], key)]
 
     def read(row: RowName, raw: dict) -> list[RawTurn]:
         return [

@@ -154,4 +154,4 @@ def unknown(given: dict, known: Iterable[str], at: str = "") -> Iterator[tuple[s
     """
     for key in given.keys() - known:
         if not is_empty(given[key]):
-            yield f"{at}{short(str(key))}", f"{UNREAD} no such key is known. Drop it, or look whether it matters"
+            yield f"{at}{short(str(key))}", f"{UNREAD} the key is unknown. Drop it, or check whether it matters"

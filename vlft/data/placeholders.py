@@ -18,12 +18,15 @@ from vlft.data.sample import Role
 from vlft.data.turns import Said, Shown
 
 _AROUND = r"(?:\r?\n)*"  # newlines beside a tag go with it
+OURS = frozenset(("<image>", "<video>"))
 TAG = re.compile(rf"{_AROUND}<(image|video)>{_AROUND}")
 # <img>a.jpg</img> of Qwen-VL and ms-swift; a file stands in the text itself.
 INLINE: dict[Kind, re.Pattern[str]] = {
     "image": re.compile(rf"{_AROUND}<img>([^<>\r\n]+)</img>{_AROUND}"),
     "video": re.compile(rf"{_AROUND}<video>([^<>\r\n]+)</video>{_AROUND}"),
 }
+
+INLINE_END: dict[Kind, str] = {"image": "</img>", "video": "</video>"}
 
 # Words that only stand for media: nobody writes them in prose. Pattern -> kind, with the kits that have it.
 SPECIAL: dict[str, Kind] = {
@@ -62,8 +65,10 @@ MARKUP: dict[str, Kind] = {
     r"<videos>": "video",
 }
 SOUND = r"<\|audio_\d+\|>|<\|AUDIO\|>|<AudioHere>|<audio>[^<>\r\n]+\.(?:wav|mp3|flac|m4a|ogg|opus|aac)</audio>"
-_ANY = re.compile(rf"(?=[<\[])(?:{'|'.join((*SPECIAL, *NUMBERED, *MARKUP, SOUND))})")
-_KIND_OF = [(re.compile(word), kind) for word, kind in {**SPECIAL, **NUMBERED, **MARKUP}.items()]
+_WORDS = {**SPECIAL, **NUMBERED, **MARKUP}
+_ANY = re.compile("|".join((*_WORDS, SOUND)))
+_MAY_BE = re.compile(r"[<\[][^<>\[\]\r\n]{1,40}[>\]]")  # quick to search for, as long texts need it
+_KIND_OF = [(re.compile(word), kind) for word, kind in _WORDS.items()]
 
 Pieces = list[str | Shown]
 Words = dict[str, tuple[Kind, int | None]]  # word -> what it stands for, and which file of the row from 0
@@ -98,13 +103,13 @@ class Tags:
 
     def split(self, text: str, role: Role, field: str) -> Pieces:
         """The text cut at what stands for media; the newlines next to that go."""
-        if "<" not in text and "[" not in text:
-            return [text] if text else []
-        pieces: Pieces = [text]
-        for kind in self.inline:
+        pieces: Pieces = [text] if text else []
+        for kind in (kind for kind in self.inline if INLINE_END[kind] in text):
             pieces = _cut(INLINE[kind], pieces, functools.partial(_inline, kind, field))
         if self.words and role == "user":
             pieces = _cut(self._pattern, pieces, lambda found: self._shown(found[1], field))
+        if not any(tag in text for tag in OURS):
+            return pieces
         return _cut(TAG, pieces, lambda found: Shown(kind=_kind(found[1]), field=field))
 
     @functools.cached_property
@@ -142,7 +147,7 @@ def tags_of(
     found = [
         word
         for role, piece in said
-        if isinstance(piece.text, str) and ("<" in piece.text or "[" in piece.text)
+        if isinstance(piece.text, str) and not OURS.issuperset(_MAY_BE.findall(piece.text))
         for word in _words(role, piece.text, piece.field)
         if word.word not in words
     ]
@@ -170,7 +175,7 @@ def tags_of(
 
 
 def _words(role: Role, text: str, field: str) -> Iterator[_Word]:
-    text = INLINE["image"].sub("", text)
+    text = INLINE["image"].sub("", text) if INLINE_END["image"] in text else text
     for match in _ANY.finditer(text):
         word = match[0]
         kind = next((kind for pattern, kind in _KIND_OF if pattern.fullmatch(word)), None)

@@ -19,7 +19,7 @@ from vlft.data.overrides import ROW_KEYS, nframes_of, of_row
 from vlft.data.registries import registry_row
 from vlft.data.sample import Overrides
 from vlft.data.source import kind_of
-from vlft.data.turns import Column, RawTurn, Said, column_of, either, plain
+from vlft.data.turns import ROLES, Column, RawTurn, Said, column_of, either, plain
 
 _KNOWN_KEYS = frozenset(
     (
@@ -101,13 +101,10 @@ def _form(row: RowName, raw: dict) -> Form:
 def _other_conversation(raw: dict, form: Form) -> Iterator[tuple[str, str]]:
     """A warning on the first key of another conversation."""
     same = {*form.keys, *form.beside, "conversations", "messages"}
-    for other in FORMS:
-        # All of its keys: "source" and "prompt" alone may be anything.
-        if other is not form and all(raw.get(key) for key in other.keys):
-            for key in (*other.keys, *other.beside):
-                if raw.get(key) and key not in same:
-                    yield key, f'is not read: the row has "{form.name}"'
-                    return
+    others = (key for other in FORMS for key in (*other.keys, *other.beside))
+    key = next((key for key in others if key not in same and not keys.is_empty(raw.get(key))), None)
+    if key is not None:
+        yield key, f'is not read: the row has "{form.name}"'
 
 
 def _switch(row: RowName, raw: dict, key: str) -> bool:
@@ -127,7 +124,7 @@ def _with_system(row: RowName, raw: dict, turns: list[RawTurn]) -> list[RawTurn]
         if raw[other] != raw[key]:
             raise row.bad(other, f'both "{key}" and "{other}", and they differ. Keep one of them')
     first = turns[0] if turns else None
-    if first is None or first.role != "system":
+    if first is None or ROLES.get(str(first.role).strip().lower()) != "system":
         return [plain("system", raw[key], key), *turns]
     said = first.pieces[0] if len(first.pieces) == 1 else None
     if isinstance(said, Said) and said.text == raw[key]:

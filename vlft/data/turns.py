@@ -128,8 +128,10 @@ def role_of(row: RowName, turn: RawTurn) -> Role:
             "into a human turn, or drop the row",
         )
     if said not in ROLES:
-        known = ", ".join(ROLES)
-        raise row.bad(turn.role_field, f"unknown role {short(repr(turn.role))}. Use one of {known}")
+        raise row.bad(
+            turn.role_field,
+            f"unknown role {short(repr(turn.role))}. Use human, gpt or system; their other names: data/README.md",
+        )
     return ROLES[said]
 
 
@@ -148,9 +150,10 @@ def turns_of(row: RowName, turn: object, field: str) -> tuple[RawTurn, ...]:
     if not isinstance(turn, dict):
         raise row.bad(field, f'is {kind_of(turn)}, not an object. Write {{"from": "human", "value": "..."}}')
     if "from" not in turn and "role" not in turn:
-        for asked, answered in PAIRS:
-            if turn.get(asked) is not None and turn.get(answered) is not None:
-                return _pair(row, turn, field, asked, answered)
+        found = [(asked, answered) for asked, answered in PAIRS if asked in turn and answered in turn]
+        if found:  # the first that says most: in a table, every row has every key
+            asked, answered = max(found, key=lambda pair: sum(turn[key] is not None for key in pair))
+            return _pair(row, turn, field, asked, answered)
     return (_turn(row, turn, field),)
 
 
@@ -231,7 +234,9 @@ def _part(row: RowName, part: object, field: str) -> Said | Shown:
 
 def _columns(row: RowName, turn: dict, field: str) -> tuple[tuple[Kind, Column], ...]:
     found: list[tuple[Kind, Column]] = []
-    for kind in MEDIA_KEYS:
+    for kind, names in MEDIA_KEYS.items():
+        if turn.keys().isdisjoint(names):  # nearly always
+            continue
         column, _ = column_of(row, turn, kind, at=f"{field}.")
         if column.value is not None:
             found.append((kind, column))
