@@ -530,7 +530,8 @@ def test_a_column_that_no_row_has(tmp_path):
         ("question,choices,answer", "choices may belong to the question"),
         ("question,answer,query,response", "several columns may be the conversation"),
         ("query,label", "no column is a conversation"),
-        ("picture,words", "no column is a conversation"),
+        ("picture,words", "--columns 'answer=words,image=picture,question:=Describe the picture.'"),
+        ("image,frage,antwort", "--columns answer=antwort,image=image,question=frage"),
     ],
 )
 def test_what_names_of_columns_tell(names, said, tmp_path):
@@ -600,6 +601,10 @@ def test_a_mix_has_columns_of_its_own_and_a_run_remembers_them(tmp_path, photos,
     record = json.loads((out / "vlft.json").read_text())
     assert record["training"]["columns"] == ["question=q,answer=a,image=pic", "none"]
     assert [entry["trained"] for entry in record["data"]] == [3, 1]
+    again = ["--config", str(out / "config.yaml")]
+    mix[0]["columns"] = dict(reversed(mix[0]["columns"].items()))
+    (tmp_path / "mix.yaml").write_text(yaml.safe_dump(mix, sort_keys=False))
+    assert main(["train", *again]) == 0  # finished, and the same in another order
     mix[0]["columns"]["answer"] = "b"
     (tmp_path / "mix.yaml").write_text(yaml.safe_dump(mix))
     capsys.readouterr()

@@ -237,9 +237,11 @@ def suggestion(keys: Sequence[str], context: Sequence[str] = ()) -> str:
         asked = [f"question={name}" for name in [*picked["question"], *(c for c in context if c not in taken)]]
     elif "answer" in picked and picked["answer"][0].lower() in ("label", "cls"):
         asked = [f"question:=What is in the {'video' if shown else 'picture'}?"]
-    left = next((key for key in keys if key not in taken), "COLUMN")
+    left = [key for key in keys if key not in taken]
+    if not picked.keys() & {"question", "answer"} and len(left) > 1:
+        asked = [f"question={left.pop(0)}"]
     words = [f"{part}={picked[part][0]}" for part in ("image", "video", "system", "id") if part in picked]
-    return ",".join([f"answer={picked.get('answer', [left])[0]}", *words, *asked])
+    return ",".join([f"answer={picked.get('answer', [*left, 'COLUMN'])[0]}", *words, *asked])
 
 
 def _names(keys: Iterable[str]) -> str:
