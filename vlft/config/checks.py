@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vlft.config.columns import read_columns
 from vlft.config.device import without_bf16
 from vlft.config.schedules import scheduler_problems
 from vlft.errors import ConfigError
@@ -72,7 +73,7 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
     Args:
         verb: train and plan need a base and data; of the other verbs only flags of data and model are compared.
     """
-    checks: list[Callable[[Values], Iterator[str]]] = [_pixels, _packs, _base, _deepspeed]
+    checks: list[Callable[[Values], Iterator[str]]] = [_pixels, _packs, _columns, _base, _deepspeed]
     if verb != "bench":
         checks.append(_towers)
     if verb in ("train", "plan"):
@@ -85,7 +86,7 @@ def _needed(values: Values) -> Iterator[str]:
     if not values.given("model_id"):
         yield "--model_id is missing: the base model, a folder or e.g. Qwen/Qwen2-VL-2B-Instruct"
     if not values.given("data_path") and not values.given("data_mix"):
-        yield "--data_path is missing: one or more .json, .jsonl or .parquet files, or data set folders"
+        yield "--data_path is missing: one or more data files (.json, .jsonl, .csv, .parquet, ...) or folders"
 
 
 def _base(values: Values) -> Iterator[str]:
@@ -115,6 +116,14 @@ def _pixels(values: Values) -> Iterator[str]:
             f"--data_path {values.every('data_path')[0]} and --data_mix {values.of('data_mix')}: both name the "
             "training data. Write the file into the mix, or drop one of the two."
         )
+
+
+def _columns(values: Values) -> Iterator[str]:
+    if values.given("columns"):
+        try:
+            read_columns(values.of("columns"))
+        except ConfigError as error:
+            yield str(error)
 
 
 def _packs(values: Values) -> Iterator[str]:

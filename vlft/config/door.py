@@ -139,7 +139,7 @@ def _places(verb: str, line: Line, told: Translation, kinds: Mapping[str, Kind])
                     yield f"--{name} {word}: {problem}"
     if verb in ("check-data", "preview"):
         for word in line.others:
-            if not word.startswith("-") and (problem := places.problem(Place(), word)):
+            if not word.startswith("-") and (problem := places.problem(table.DATA_FILE, word)):
                 yield f"{word}: {problem}"
 
 

@@ -67,11 +67,13 @@ class Place(Named):
         of: `file`, `folder`, `either`, or `out` (a folder to be written).
         words: that stand for something else and are not looked for.
         holds: a file that a folder of this kind has, and what the folder is called.
+        rows: it holds rows: a pattern may stand for several files, and what is not here may be on the hub.
     """
 
     of: Literal["file", "folder", "either", "out"] = "either"
     words: tuple[str, ...] = ()
     holds: tuple[str, str] | None = None
+    rows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from vlft.config.kinds import Place
 
+PATTERN = re.compile(r"[*?\[]|\{.*\}")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHOWN = 3
 FEW = 2000  # names of a folder that are compared letter by letter
 
@@ -27,7 +30,12 @@ def problem(place: Place, path: str) -> str:
         return f"no {place.holds[1]} there (it has no {place.holds[0]}). Name a {place.holds[1]}-N folder, or auto"
     if os.path.exists(path):
         return f"is no {place.of}"
-    return f"no such {place.of if place.of == 'folder' else 'file'}{near_miss(path)}"
+    if place.rows and PATTERN.search(path):
+        return ""  # the data layer expands it
+    hint = near_miss(path)
+    if place.rows and HUB_ID.fullmatch(path) and not os.path.isdir(os.path.dirname(path)):
+        hint += f". If it is a data set of the Hugging Face hub: hf download {path} --repo-type dataset --local-dir DIR"
+    return f"no such {place.of if place.of == 'folder' else 'file'}{hint}"
 
 
 def near_miss(path: str) -> str:

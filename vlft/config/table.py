@@ -83,10 +83,13 @@ REPORT_TO = Word(
     },
 )
 
+DATA_FILE = Place(many="some", rows=True)
 DATA: dict[str, Kind] = {
-    "data_path": Place(many="some"),
+    "data_path": DATA_FILE,
+    "columns": NAMED,
     "data_mix": Place(of="file"),
-    "eval_path": Place(many="some"),
+    "eval_path": DATA_FILE,
+    "missing_tags": Word(words=("error", "first")),
     "image_folder": Place(of="folder"),
     "allow_outside_folder": FLAG,
     "allow_remote_media": FLAG,
