@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,12 +90,7 @@ def _attention(device: torch.device, quick: bool) -> Iterator[str]:
 
 def _kernels(device: torch.device) -> Iterator[tuple[str, Kernel]]:
     if device.type == "cpu":
-        yield (
-            "sdpa",
-            lambda q, k, v, cu, longest, **how: attend_segments(
-                *(x.transpose(0, 1)[None] for x in (q, k, v)), cu.diff().tolist(), **how
-            )[0],
-        )
+        yield "sdpa", _sdpa
         return
     for backend in attention.BACKENDS[:-1]:
         try:
@@ -105,11 +101,16 @@ def _kernels(device: torch.device) -> Iterator[tuple[str, Kernel]]:
 
     def any_backend(q, k, v, cu, longest, *, scale, causal):
         """torch's own choice, cuDNN on some."""
-        gqa = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
+        gqa: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
         window = (-1, 0) if causal else (-1, -1)
         return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
 
     yield "varlen by torch's choice", any_backend
+
+
+def _sdpa(q, k, v, cu, longest, *, scale, causal):
+    q_1HTD, k_1GTD, v_1GTD = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return attend_segments(q_1HTD, k_1GTD, v_1GTD, cu.diff().tolist(), scale=scale, causal=causal)[0]
 
 
 def _attention_seconds(kernel: Kernel, tower: Heads, lengths: list[int], device: torch.device) -> float:
