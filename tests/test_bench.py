@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import statistics
 import subprocess
@@ -326,3 +327,29 @@ def test_the_script_without_a_gpu(tmp_path):
     assert called[0][:2] == ["-m", "pytest"]
     assert all(words[:3] == ["-m", "vlft", "bench"] for words in called[1:])
     assert {words[3] for words in called[1:]} == {"data", "train"}
+
+
+def test_the_first_look_at_a_machine_without_a_gpu(tmp_path):
+    """`--quick`: every step in its order, and the profile is of the run that was just measured."""
+    script = Path(__file__).parent.parent / "scripts" / "first_contact.sh"
+    stub = tmp_path / "python"
+    stub.write_text(
+        f"#!{sys.executable} -IS\nimport sys\nprint('CALL', *sys.argv[1:])\nsys.exit(3 if 'demo' in sys.argv else 0)\n"
+    )
+    stub.chmod(0o755)
+    work = tmp_path / "work"
+    done = subprocess.run(
+        ["bash", str(script), "--quick"],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": str(stub), "OUT": str(tmp_path / "out"), "WORK": str(work)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1  # since one failed
+    calls = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("CALL")]
+    modules = [next(word for word in call[1:] if not word.startswith("-")) for call in calls]
+    assert modules == ["vlft.bench.probe", "pytest", "vlft", "vlft", "vlft.bench.profiled"]
+    assert str(work / "runs" / "ours-0" / "flags.yaml") in calls[-1]
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert re.findall(r"\| (\S+) \| ([^|]*) \|", summary)[2:] == [
+        ("machine", "ok"), ("tests", "ok"), ("demo", "failed (exit 3)"), ("tiny-lora", "ok"), ("profile", "ok"),
+    ]  # fmt: skip

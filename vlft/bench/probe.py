@@ -90,12 +90,7 @@ def _attention(device: torch.device, quick: bool) -> Iterator[str]:
 
 def _kernels(device: torch.device) -> Iterator[tuple[str, Kernel]]:
     if device.type == "cpu":
-
-        def by_segment(q, k, v, cu, longest, *, scale, causal):
-            q_1HTD, k_1GTD, v_1GTD = (x.transpose(0, 1)[None] for x in (q, k, v))
-            return attend_segments(q_1HTD, k_1GTD, v_1GTD, cu.diff().tolist(), scale=scale, causal=causal)[0]
-
-        yield "sdpa", by_segment
+        yield "sdpa", _sdpa
         return
     for backend in attention.BACKENDS[:-1]:
         try:
@@ -111,6 +106,11 @@ def _kernels(device: torch.device) -> Iterator[tuple[str, Kernel]]:
         return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
 
     yield "varlen by torch's choice", any_backend
+
+
+def _sdpa(q, k, v, cu, longest, *, scale, causal):
+    q_1HTD, k_1GTD, v_1GTD = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return attend_segments(q_1HTD, k_1GTD, v_1GTD, cu.diff().tolist(), scale=scale, causal=causal)[0]
 
 
 def _attention_seconds(kernel: Kernel, tower: Heads, lengths: list[int], device: torch.device) -> float:

@@ -157,8 +157,10 @@ def _run(
     if getattr(small.text_config, "layer_types", None) is not None:  # one entry a layer
         small.text_config.layer_types = small.text_config.layer_types[:blocks]
     model: Any = empty_model(small, family)
+    half = numbers.computing in standins.HALF
+    kernel = None if device == "cpu" else standins.attend if half else standins.attend_in_float32
     for tower in ("vision", "language"):
-        segments.use_kernel(model, tower, *(("traced", standins.attend) if device == "cuda" else ("sdpa", None)))
+        segments.use_kernel(model, tower, "traced" if kernel else "sdpa", kernel)
     if fused:
         kernels.fuse(model, standins.fused_functions())
     forward.bind(model, forward.PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3))

@@ -29,6 +29,17 @@ def attend(
         RuntimeError: another dtype than one of 16 bits in all three, another device, or a last dimension with gaps.
         TypeError: lengths that are not int32 on the same device, or a longest one that is no Python int.
     """
+    given = {"query": q, "key": k, "value": v}
+    if len({x.dtype for x in given.values()}) > 1 or q.dtype not in HALF:
+        dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in given.items()}
+        raise RuntimeError(f"a flash kernel takes one 16-bit dtype, not {dtypes}")
+    return _operations().attend(q, k, v, cu, longest)[0]
+
+
+def attend_in_float32(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, *, scale: float, causal: bool
+) -> torch.Tensor:
+    """torch's memory-efficient attention, which a GPU uses where a run computes in float32; it keeps as much."""
     return _operations().attend(q, k, v, cu, longest)[0]
 
 
@@ -94,11 +105,7 @@ def _refuse(*_: Any) -> Any:
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    given = {"query": q, "key": k, "value": v}
-    if len({x.dtype for x in given.values()}) > 1 or q.dtype not in HALF:
-        dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in given.items()}
-        raise RuntimeError(f"a flash kernel takes one 16-bit dtype, not {dtypes}")
-    if any(x.device != cu.device or x.stride(-1) != 1 for x in given.values()):
+    if any(x.device != cu.device or x.stride(-1) != 1 for x in (q, k, v)):
         raise RuntimeError("a flash kernel takes tensors of one device, without gaps in their last dimension")
     if cu.dtype != torch.int32:
         raise TypeError(f"a flash kernel takes int32 lengths, not {cu.dtype}")

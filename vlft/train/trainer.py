@@ -299,7 +299,7 @@ class VlftTrainer(ZeroTrainer):
         if self.state.global_step > self._last_logged:
             self.log({"loss": 0.0})  # counts up to a checkpoint are on disk with it, or a resumed run would miss them
         start = time.perf_counter()
-        self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=self.args.saving_patience)
+        self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=self.guard.args.saving_patience)
         self.folder.begin_checkpoint(writer=self.args.should_save)
         try:
             with self.room.notice.planning("stopping once this checkpoint is saved"):
