@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -143,6 +144,7 @@ def _main(
 ) -> None:
     _print_into(log)
     os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     # As in a process of a user. Inherited is the fork server, which would start one more, and outlive a kill.
     multiprocessing.set_start_method("fork", force=True)
     from vlft.cli.main import main

@@ -352,6 +352,8 @@ def test_commands_of_other_kits(capsys, typed, meant):
 
 
 def test_wrong_yaml_and_paths_are_told_at_once_and_load_nothing(tmp_path):
+    if not help._holds():
+        pytest.skip("the stored flags are those of another transformers; then flags are checked after its import")
     (tmp_path / "bad.yaml").write_text("learning_rate: abc\nsed: 3\nlora_rank: 0\ndata_path: [nope.json]\n")
     (tmp_path / "range.yaml").write_text("learning_rate: .nan\ndata_path: [nope.json]\n")
     script = f"""if True:

@@ -185,7 +185,7 @@ def test_where_nothing_helps(capsys, full):
         (["--gpu", "h1000"], 1, "--gpu h1000: neither a number of GB nor one of b200, h200"),
         (["--gpu", "-3"], 1, "--gpu -3: neither"),
         (["--gpu", "h100", "--measure"], 1, "--measure runs on the device that is here, and --gpu h100 names another"),
-        (["--tokens_per_s", "0"], 2, "--tokens_per_s 0: a rate is more than 0"),
+        (["--tokens_per_s", "0"], 2, "--tokens_per_s is 0, must be more than 0"),
     ],
 )
 def test_wrong_cards(capsys, flags, argv, status, message):

@@ -188,9 +188,8 @@ def test_flags_that_may_change_act_when_a_run_goes_on(train, told, monkeypatch):
     assert [line["grad_norm"] is not None for line in lines(run)] == [True] * 4  # logged with each checkpoint
 
 
-def test_flags_that_a_checkpoint_brings_back_are_refused(told, base, mixed_json, media, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(vlft.train.run, "prepare_model", lambda *args, **kwargs: tell())
-    told(*STEPS)
+def test_flags_that_a_checkpoint_brings_back_are_refused(train, base, mixed_json, media, tmp_path, capfd):
+    train(*STEPS)
     argv = arguments(base, mixed_json, media, tmp_path / "run", *STEPS, "--adam_beta2", "0.95")
     assert main(argv) == 1
     said = capfd.readouterr().err

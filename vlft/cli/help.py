@@ -34,6 +34,8 @@ def answer(verb: str, argv: Sequence[str]) -> str | None:
         UsageError, ConfigError: a flag in argv is unknown or wrong (see `vlft.config.door`), or nothing is said at all.
     """
     before = argv[: argv.index("--")] if "--" in argv else argv
+    if verb == "chat" and not {"-h", "--help"} & set(before):  # none of its flags is transformers'
+        door.check(verb, argv, names(verb))
     if not _holds():
         return None
     if "-h" in before or "--help" in before:
@@ -41,8 +43,6 @@ def answer(verb: str, argv: Sequence[str]) -> str | None:
     if verb in TAKES_TRAIN_FLAGS:
         if not argv and verb != "bench":  # which asks for another word first
             raise wrong_usage(verb, "no data file and no model are named. Examples are at the end of its help")
-        door.check(verb, argv, names(verb))
-    elif verb == "chat":
         door.check(verb, argv, names(verb))
     return None
 
