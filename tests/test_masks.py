@@ -177,7 +177,6 @@ REFUSED = {
         "conversations[3].train_detail[0]",
         "is no span",
     ),
-    "spans that say nothing": (talk(last={"train_detail": []}), "conversations[3].train_detail", "is an empty list"),
     "spans of parts": (
         {
             "messages": [
@@ -233,3 +232,56 @@ def test_preview_and_check_count_what_is_trained(capsys, tmp_path, base):
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"]["supervised"] == whole["supervised"] + masked["supervised"]
     assert found["warnings"] == []  # not the same rows
+
+
+# ---- what nothing else says
+
+
+@pytest.mark.parametrize(
+    ("turn", "trained"),
+    [
+        ({"content": "xy", "train_detail": []}, "all"),
+        ({"content": "xy", "train_detail": [{"begin_offset": 0.0, "end_offset": 0.0, "train": True}]}, "some"),
+    ],
+)
+def test_spans_as_tables_write_them(turn, trained):
+    sample = parse({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", **turn}]})
+    assert sample.turns[1].trained == trained
+
+
+def test_only_the_completion_of_a_prompt_is_trained():
+    asked, said = {"role": "user", "content": "q"}, {"role": "assistant", "content": "mid"}
+    sample = parse({"prompt": [asked, said, asked], "completion": [{"role": "assistant", "content": "A cat."}]})
+    assert [turn.trained for turn in sample.turns] == ["none", "none", "none", "all"]
+    with pytest.raises(DataError, match=r"prompt\[1\].*ends in an answer"):
+        parse({"prompt": [asked, said], "completion": [{"role": "assistant", "content": "A cat."}]})
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"weight": 0, "messages": "x"}, "weight: is 0, on the whole row"),
+        ({"training": False, "messages": "x"}, "training: is False, on the whole row"),
+        ({"messages": [{"type": "text", "text": "x", "loss_weight": 0}]}, "loss_weight: is 0 on a part"),
+    ],
+)
+def test_masks_that_stand_where_none_is_read(row, says):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": row["messages"]}]
+    with pytest.raises(DataError, match=says):
+        parse({**row, "messages": turns})
+
+
+def test_an_unknown_key_that_is_false_is_a_warning():
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "A", "message_training": False}]
+    assert (
+        parse({"conversations": turns}).warnings[0][0],
+        parse({"conversations": turns}).warnings[0][1][:31],
+    ) == ("conversations[1].message_training", "is not read: the key is unknown")
+
+
+@pytest.mark.parametrize("text", ['<img src="m/cat.jpg">\nq', "![cat](m/cat.jpg)\nq"])
+def test_a_picture_of_a_page_is_a_warning_where_nothing_is_shown(text):
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "A"}]
+    assert "write <image> and name the file" in parse({"conversations": turns}).warnings[0][1]
+    shown = [{"from": "human", "value": f"<image>{text}"}, turns[1]]
+    assert parse({"conversations": shown, "image": "cat.jpg"}).warnings == (), text

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlft.data.keys import PREFIX
+from vlft.data.masks import Mask
 from vlft.data.named import RowName
 from vlft.data.source import kind_of
-from vlft.data.turns import RawTurn, plain, turns_of
+from vlft.data.turns import RawTurn, plain, role_of, turns_of
 
 BEGIN, END = "<!-- forms: begin -->", "<!-- forms: end -->"  # around the table in data/README.md
 
@@ -116,11 +118,12 @@ def _two(asked: str, answered: str) -> Callable[[RowName, dict], list[RawTurn]]:
         return _conversation(key)(row, raw) if turns else [plain(role, raw[key], key)]
 
     def read(row: RowName, raw: dict) -> list[RawTurn]:
-        return [
-            *_history(row, raw.get("history")),
-            *side(row, raw, asked, "user"),
-            *side(row, raw, answered, "assistant"),
-        ]
+        before = side(row, raw, asked, "user")
+        if before and role_of(row, before[-1]) == "assistant":
+            raise row.bad(before[-1].field, f"{asked} ends in an answer, whose continuation {PREFIX}")
+        # Answers among them are of the prompt, and TRL trains the completion only.
+        before = [replace(turn, mask=Mask(switch=("train", False))) for turn in before]
+        return [*_history(row, raw.get("history")), *before, *side(row, raw, answered, "assistant")]
 
     return read
 

@@ -58,7 +58,7 @@ REFUSED_TURN_KEYS = {
 IDLE_KEYS = ("rejected", "rejected_response", "rejected_messages", "rejected_images", "rejected_videos")
 VERDICTS = ("label", "kto_tag")  # of preference data: false says that the answer is a bad one
 # Of a whole row, as `vlft.data.masks` has them of a turn.
-WEIGHTS = ("loss_weight", "loss_scale", "loss", "train")
+WEIGHTS = ("loss_weight", "loss_scale", "loss", "train", "training")
 
 # key -> kind of media, the first that is given wins. The first two of each kind are the format's own.
 MEDIA_KEYS: dict[Kind, tuple[str, ...]] = {
@@ -125,8 +125,9 @@ def refuse_row_keys(row: RowName, raw: dict) -> None:
     for key in VERDICTS:
         if raw.get(key) is False:
             raise row.bad(key, "is false: by it the answer is a bad one, and every answer is trained as a good one")
-    for key in WEIGHTS:
-        if raw.get(key) not in (None, True, 1):
+    for key in (*WEIGHTS, "weight"):
+        # A weight of 0 is a mask; another one may be anything's, as a column of a table, and is an unknown key.
+        if raw.get(key) not in (None, True, 1) and (key in WEIGHTS or raw[key] == 0):
             raise row.bad(
                 key,
                 f"is {short(repr(raw[key]))}, on the whole row: rows count alike. Take the row out, or weigh data sets "
@@ -153,5 +154,5 @@ def unknown(given: dict, known: Iterable[str], at: str = "") -> Iterator[tuple[s
         at: what stands before a key's name in messages.
     """
     for key in given.keys() - known:
-        if not is_empty(given[key]):
+        if given[key] is False or not is_empty(given[key]):  # false may be a mask
             yield f"{at}{short(str(key))}", f"{UNREAD} the key is unknown. Drop it, or check whether it matters"

@@ -88,9 +88,7 @@ def masked(row: RowName, mask: Mask, role: Role, texts: tuple[Text, ...], field:
         return list(texts)
     where = f"{field}.{mask.detail[0]}"
     if not spans:
-        if mask.switch:
-            return list(texts)
-        raise row.bad(where, "is an empty list, which says nothing. Write train: true or false, or drop it")
+        return list(texts)
     if not whole:
         raise row.bad(where, "needs a turn whose text is one string, to count characters in. Write it as one")
     return list(_cut(row, "".join(text.text for text in texts), spans, where))
@@ -113,11 +111,13 @@ def _spans(row: RowName, detail: tuple[str, object], at: str) -> tuple[tuple[int
             raise row.bad(field, f"is no span. Write {{{', '.join(_SPAN)}}}")
         first, last = span["begin_offset"], span["end_offset"]
         for name in _SPAN[:2]:
-            if not isinstance(span[name], int) or isinstance(span[name], bool):
+            number = span[name]
+            whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
+            if not whole or isinstance(number, bool):
                 raise row.bad(f"{field}.{name}", f"is {short(repr(span[name]))}, where a whole number belongs")
         if not 0 <= first <= last:
             raise row.bad(field, f"runs from {first} to {last}. Both count characters from 0, and both are included")
-        found.append((first, last, _switch(row, span["train"], f"{field}.train")))
+        found.append((int(first), int(last), _switch(row, span["train"], f"{field}.train")))
     return tuple(sorted(found))
 
 

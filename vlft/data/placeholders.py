@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vlft.data.keys import Kind
-from vlft.data.named import RowName
+from vlft.data.named import RowName, short
 from vlft.data.sample import Role
 from vlft.data.turns import Said, Shown
 
@@ -64,6 +64,8 @@ MARKUP: dict[str, Kind] = {
     r"<VIDEO>": "video",
     r"<videos>": "video",
 }
+# A picture of a page in HTML or Markdown. Prose, but in a row that shows nothing it may be meant to be shown.
+_PAGE = re.compile(r"<img\s[^<>]*\bsrc\s*=[^<>]*>|!\[[^\[\]\r\n]*\]\([^()\s]+\)")
 SOUND = r"<\|audio_\d+\|>|<\|AUDIO\|>|<AudioHere>|<audio>[^<>\r\n]+\.(?:wav|mp3|flac|m4a|ogg|opus|aac)</audio>"
 _WORDS = {**SPECIAL, **NUMBERED, **MARKUP}
 _ANY = re.compile("|".join((*_WORDS, SOUND)))
@@ -152,7 +154,7 @@ def tags_of(
         if word.word not in words
     ]
     if not found:
-        return Tags(words=words, inline=inline)
+        return Tags(words=words, inline=inline, warnings=() if shown or any(files.values()) else _pages(said))
     sound = next((word for word in found if word.kind is None), None)
     if sound is not None:
         raise row.bad(sound.field, f"{sound.word} stands for sound, which is not read. Take it out, or drop the row")
@@ -174,19 +176,35 @@ def tags_of(
     return Tags(words=words, inline=inline, warnings=tuple(warnings))
 
 
+def _pages(said: Sequence[tuple[Role, Said]]) -> tuple[tuple[str, str], ...]:
+    """A warning on the first picture in HTML or Markdown that stands in a human turn as a tag would."""
+    for role, piece in said:
+        if role == "user" and isinstance(piece.text, str) and ("<img" in piece.text or "![" in piece.text):
+            found = next((one for one in _PAGE.finditer(piece.text) if _is_lonely(piece.text, one)), None)
+            if found:
+                what = f"holds {short(found[0])}: if it is to be shown, write <image> and name the file"
+                return ((piece.field, f'{what} under "image"'),)
+    return ()
+
+
+def _is_lonely(text: str, found: re.Match[str]) -> bool:
+    """Whether a word stands as a tag does: at an end of the text, or in a line of its own."""
+    before, after = text[: found.start()].rstrip(" \t"), text[found.end() :].lstrip(" \t")
+    return not before.strip() or not after.strip() or (before.endswith("\n") and after[:1] in ("\n", "\r"))
+
+
 def _words(role: Role, text: str, field: str) -> Iterator[_Word]:
     text = INLINE["image"].sub("", text) if INLINE_END["image"] in text else text
     for match in _ANY.finditer(text):
         word = match[0]
         kind = next((kind for pattern, kind in _KIND_OF if pattern.fullmatch(word)), None)
         number = re.search(r"\d+", word)
-        before, after = text[: match.start()].rstrip(" \t"), text[match.end() :].lstrip(" \t")
         yield _Word(
             word=word,
             kind=kind,
             number=int(number[0]) if number and kind else None,
             markup=any(re.fullmatch(pattern, word) for pattern in MARKUP),
-            lonely=not before.strip() or not after.strip() or (before.endswith("\n") and after[:1] in ("\n", "\r")),
+            lonely=_is_lonely(text, match),
             role=role,
             field=field,
         )

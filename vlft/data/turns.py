@@ -213,6 +213,11 @@ def _part(row: RowName, part: object, field: str) -> Said | Shown:
         shown = "without a type" if given is None else f"of type {short(repr(given))}"
         raise row.bad(field, f"a part {shown}; read are parts of type {', '.join(PARTS)}")
     kind, keys = PARTS[given]
+    for key in MASK_KEYS:
+        if part.get(key) not in (None, True, 1):
+            raise row.bad(
+                f"{field}.{key}", f"is {short(repr(part[key]))} on a part. Write it on the turn, or as train_detail"
+            )
     values = [part[key] for key in keys if part.get(key) is not None]
     if kind == "text":
         if not values:
