@@ -246,7 +246,13 @@ def _report_the_engine() -> None:
     VlftTrainer.training_step = training_step
 
 
-@pytest.mark.parametrize("strategy", ["ddp", *PRESETS])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(name, marks=() if name in ("zero2", "zero3_offload") else pytest.mark.grid)
+        for name in ("ddp", *PRESETS)
+    ],
+)
 def test_rates_and_clipping_are_those_of_the_live_engine(runs, base, strategy):
     """Plain SGD moves each tower by its rate times its gradient, so the clipped norm can be read from the weights."""
     rates = {"vision": 0.5, "merger": 0.25, "language": 1.0}

@@ -36,7 +36,7 @@ def trained(ranks: list, *, steps: range) -> Counter[int]:
     [
         pytest.param(FULL, "packs", 2, 1, id="full-packs-2-1"),
         pytest.param(VISION_LORA, "packs", 1, 2, id="vision-lora-packs-1-2"),
-        pytest.param(FULL, "rows", 1, 2, id="full-rows-1-2"),
+        pytest.param(FULL, "rows", 1, 2, id="full-rows-1-2", marks=pytest.mark.grid),
         pytest.param(FULL, "packs", 1, 2, id="full-packs-1-2", marks=pytest.mark.grid),
         pytest.param(FULL, "rows", 2, 1, id="full-rows-2-1", marks=pytest.mark.grid),
         pytest.param(VISION_LORA, "packs", 2, 1, id="vision-lora-packs-2-1", marks=pytest.mark.grid),

@@ -344,7 +344,14 @@ def test_bf16_base_keeps_its_dtypes_in_the_final_weights(train, tmp_path):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("towers", "strategy"), TWO_PROCESSES)
+@pytest.mark.parametrize(
+    ("towers", "strategy"),
+    [
+        pytest.param(FULL, (), id="full-ddp"),
+        pytest.param(VISION_LORA, ZERO2, id="vision-lora-zero2", marks=pytest.mark.grid),  # test_deepspeed has zero3
+        *TWO_PROCESSES[2:],
+    ],
+)
 def test_two_processes_go_on_where_they_were_killed(base, mixed_json, media, tmp_path, towers, strategy):
     more = (*towers, *split(1, 1), *strategy, "--save_strategy", "steps", "--save_steps", "3")
     out = {}
