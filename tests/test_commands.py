@@ -38,7 +38,7 @@ ALL = [(page, words) for page, lines in PRINTED.items() for words in lines]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, base) -> Path:
-    """An empty working directory, but for the checkout's `examples` and `data`, and tiny bases under printed names."""
+    """An empty working directory with the checkout's `examples` and `data`, and tiny bases under printed names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VLFT_MEDIA_CACHE", str(tmp_path / "cache"))
     for name in ("examples", "data"):

@@ -81,7 +81,7 @@ def _guarded(argv: Sequence[str], interrupts: Interrupts, end_within: Callable[[
     """As `main`.
 
     Args:
-        end_within: is told of a failure, and in how many seconds the process shall be gone, with which status. That is
+        end_within: is told of a failure: the seconds until the process must end, and its status. That is
             within `except`: afterwards what the failure held is let go, and a loader waits for its processes.
     """
     try:

@@ -69,7 +69,7 @@ def check(verb: str, argv: Sequence[str], known: Collection[str]) -> Passed:
     wrong = [_Wrong(flag=one.name, text=unknown(one.name, known), usage=True) for one in told.unknown]
     wrong += [*_words(said, told, kinds), *_strays(verb, line)]
     later = [*_places(verb, line, told, kinds)]
-    if not told.unknown:  # one of which may be what is missing
+    if not told.unknown:  # an unknown flag may be the one that is missing
         later += _together(verb, told, kinds)
     if told.changes or told.refusals or any(one.usage for one in wrong):
         raise wrong_usage(verb, _message(verb, line, told, wrong, later))

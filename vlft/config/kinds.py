@@ -1,6 +1,6 @@
 """Kinds of flag values: what a flag takes, and what is wrong with the words it is given. Imports nothing heavy.
 
-Neighbours: `vlft.config.table` says which flag is of which kind, `vlft.config.door` asks for all flags of a command.
+Neighbours: `vlft.config.table` gives the kind of each flag, `vlft.config.door` asks for all flags of a command.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Word(Kind):
 
     Attributes:
         words: all of them.
-        needs: word -> the packages it needs, any one of which will do.
+        needs: word -> the packages it needs; one of them is enough.
         on_gpu: words that need a CUDA device, too.
         refused: word -> why vlft cannot carry it out, and what to use instead.
         bools: the words of a bool are taken too, as `true` and `false`.

@@ -27,7 +27,7 @@ from vlft.config.kits.outcome import (
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
-    """`adapter` and what it is put on. Without an adapter all is trained, but for `freeze_mm_modules`."""
+    """`adapter` and what it is put on. Without an adapter everything is trained except `freeze_mm_modules`."""
     names = tuple(
         name for name in ("adapter", "lora_target_linear", "lora_target_modules", "freeze_mm_modules") if name in said
     )
