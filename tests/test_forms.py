@@ -453,3 +453,17 @@ def test_a_registry_of_rows(tmp_path):
     (bad,) = parsed(index_rows([str(path)], image_folder=None, family=FAMILY)).bad
     assert "names a data set (x/y)" in bad.reason
     assert "--data_mix" in bad.reason
+
+
+def test_one_role_in_the_words_of_two_kits():
+    asked = {"from": "human", "role": "user", "value": "q", "content": "q"}
+    said = {"from": "gpt", "role": "assistant", "value": "A"}
+    assert [turn.role for turn in parse({"conversations": [asked, said]}).turns] == ["user", "assistant"]
+    with pytest.raises(DataError, match='both "from" and "role"'):
+        parse({"conversations": [{**asked, "role": "assistant"}, said]})
+
+
+def test_a_system_key_of_parts():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "A"}]
+    sample = parse({"system": [{"type": "text", "text": "Be brief."}], "messages": turns})
+    assert (sample.turns[0].role, sample.turns[0].parts[0].text) == ("system", "Be brief.")

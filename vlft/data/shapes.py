@@ -19,7 +19,7 @@ from vlft.data.overrides import ROW_KEYS, nframes_of, of_row
 from vlft.data.registries import registry_row
 from vlft.data.sample import Overrides
 from vlft.data.source import kind_of
-from vlft.data.turns import ROLES, Column, RawTurn, Said, column_of, either, plain
+from vlft.data.turns import ROLES, Column, RawTurn, Said, column_of, either, system_turn
 
 _KNOWN_KEYS = frozenset(
     (
@@ -109,7 +109,7 @@ def _other_conversation(raw: dict, form: Form) -> Iterator[tuple[str, str]]:
 
 def _switch(row: RowName, raw: dict, key: str) -> bool:
     value = raw.get(key)
-    if not isinstance(value, bool | None):
+    if value not in (None, 0, 1):
         raise row.bad(key, f"is {kind_of(value)}. Write true or false")
     return bool(value)
 
@@ -125,7 +125,7 @@ def _with_system(row: RowName, raw: dict, turns: list[RawTurn]) -> list[RawTurn]
             raise row.bad(other, f'both "{key}" and "{other}", and they differ. Keep one of them')
     first = turns[0] if turns else None
     if first is None or ROLES.get(str(first.role).strip().lower()) != "system":
-        return [plain("system", raw[key], key), *turns]
+        return [system_turn(row, raw[key], key), *turns]
     said = first.pieces[0] if len(first.pieces) == 1 else None
     if isinstance(said, Said) and said.text == raw[key]:
         return turns

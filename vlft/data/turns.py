@@ -141,6 +141,16 @@ def plain(role: str, text: object, field: str) -> RawTurn:
     return RawTurn(role=role, pieces=(said,), field=field, role_field=field, text_field=field)
 
 
+def system_turn(row: RowName, content: object, field: str) -> RawTurn:
+    """The turn of a row's system key: a text, or a list of parts as Anthropic writes it.
+
+    Raises:
+        DataError: as `turns_of`.
+    """
+    pieces = _pieces(row, content, field)
+    return RawTurn(role="system", pieces=pieces, field=field, role_field=field, text_field=field)
+
+
 def turns_of(row: RowName, turn: object, field: str) -> tuple[RawTurn, ...]:
     """An entry of a conversation: one turn, or a question and its answer.
 
@@ -180,7 +190,11 @@ def _pair(row: RowName, turn: dict, field: str, asked: str, answered: str) -> tu
 
 
 def _turn(row: RowName, turn: dict, field: str) -> RawTurn:
-    role_key, role = either(row, turn, "from", "role", at=field)
+    speakers = {ROLES.get(str(turn.get(key)).strip().lower()) for key in ("from", "role")}
+    if len(speakers) == 1 and None not in speakers:  # {"from": "human", "role": "user"} says one thing twice
+        role_key, role = "from", turn["from"]
+    else:
+        role_key, role = either(row, turn, "from", "role", at=field)
     refuse_turn_keys(row, turn, field)
     text_key, text = either(row, turn, "value", "content", at=field)
     return RawTurn(
