@@ -151,6 +151,7 @@ def test_no_evaluation_is_lost(told, train, mixed_json, monkeypatch, number, whe
     assert_same(run, whole, tolerance=0)
 
 
+@pytest.mark.grid
 def test_an_evaluation_that_is_put_off_twice(told, train, mixed_json, monkeypatch):
     """The checkpoint is left as it is: its random numbers are those of the step, not of a process that just began."""
     more = (*STEPS[6:], "--vision", "lora", "--merger", "lora", "--language", "lora", "--lora_dropout", "0.5",
