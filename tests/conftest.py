@@ -134,7 +134,7 @@ def mixed_json(tmp_path_factory, media) -> Path:
 def encoder(base):
     """The encoder of the tiny base at its own settings."""
     from vlft.data.encode import Encoder
-    from vlft.data.media import media_settings
+    from vlft.data.media.read import media_settings
     from vlft.families import FAMILIES
     from vlft.model.load import load_processor
 
@@ -145,7 +145,7 @@ def encoder(base):
 @pytest.fixture(scope="session")
 def samples(mixed_json, media):
     """`MIXED_ROWS`, parsed, by id."""
-    from vlft.data.index import index_rows, parsed
+    from vlft.data.files.index import index_rows, parsed
     from vlft.families import FAMILIES
 
     rows = parsed(index_rows([str(mixed_json)], image_folder=str(media), family=FAMILIES["qwen2_vl"]))

@@ -16,12 +16,12 @@ from test_train import arguments
 
 from vlft.cli.main import main
 from vlft.data.encode import Encoder
-from vlft.data.media import media_settings
+from vlft.data.media.read import media_settings
 from vlft.data.sample import Sample, Text, Turn
 from vlft.errors import CheckpointError, DataError
 from vlft.families import FAMILIES
-from vlft.files import slots_in
 from vlft.model.load import load_processor
+from vlft.model_files import slots_in
 
 Change = Callable[[Path], object]
 

@@ -18,7 +18,7 @@ import torch
 from vlft.bench import report
 from vlft.bench.figures import Epoch, Step, summary
 from vlft.bench.mixes import MIXES, SIZES, draw_rows, mean_tokens, write_mix
-from vlft.bench.shapes import SHAPES, shape_config
+from vlft.bench.sizes import SHAPES, shape_config
 from vlft.bench.stock import COUNTS, IGNORED, StockRows, stock_collator
 from vlft.bench.work import Failed, run_module
 from vlft.cli.main import main

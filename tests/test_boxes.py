@@ -11,13 +11,13 @@ from transformers import Qwen2VLImageProcessor
 
 from vlft.chat import Chat, open_model, question
 from vlft.cli.main import main
-from vlft.data import costs as cost_cache
-from vlft.data.coordinates import NotABox, Sizes, Written, fault, split, to_model, to_original
+from vlft.data.boxes import boxes_in_answer, remarks
+from vlft.data.costs import cache as cost_cache
 from vlft.data.encode import Encoder
-from vlft.data.grounding import boxes_in_answer, remarks
-from vlft.data.index import index_rows
-from vlft.data.media import measure, media_settings
-from vlft.data.records import parse_record
+from vlft.data.files.index import index_rows
+from vlft.data.media.read import measure, media_settings
+from vlft.data.rows.coordinates import BoxText, NotABox, PictureSizes, fault, split, to_model, to_original
+from vlft.data.rows.records import parse_record
 from vlft.data.sample import Grid
 from vlft.errors import DataError
 from vlft.families import FAMILIES
@@ -75,8 +75,8 @@ def grounded(box, *, images="wide.jpg", **objects) -> dict:
 
 @pytest.mark.parametrize(("size", "box", "theirs"), PUBLISHED)
 def test_numbers_published_for_qwen2_vl(size, box, theirs):
-    sizes = Sizes(original=size[::-1], shown=(28, 28))
-    assert str(Written(numbers=to_model(box, "pixels", "0-1000", sizes), form="points")) == theirs
+    sizes = PictureSizes(original=size[::-1], shown=(28, 28))
+    assert str(BoxText(numbers=to_model(box, "pixels", "0-1000", sizes), form="points")) == theirs
     [_, found, _] = split(f"<|box_start|>{theirs}<|box_end|>")
     assert to_original(found.numbers, "0-1000", sizes) == pytest.approx(box, abs=max(size) / 1000)
 
@@ -87,7 +87,7 @@ def test_there_and_back_within_one_unit(given, unit):
     draw = torch.Generator().manual_seed(7)
     for _ in range(300):
         h, w, sh, sw = torch.randint(20, 4000, (4,), generator=draw).tolist()
-        sizes = Sizes(original=(h, w), shown=(sh, sw))
+        sizes = PictureSizes(original=(h, w), shown=(sh, sw))
         shares = torch.rand(4, generator=draw, dtype=torch.float64).tolist()
         sides = {"pixels": (w, h, w, h), "0-1000": (1000,) * 4, "0-1": (1,) * 4}[given]
         numbers = [share * side for share, side in zip(shares, sides, strict=True)]
@@ -113,11 +113,11 @@ def test_there_and_back_within_one_unit(given, unit):
 )
 def test_boxes_are_found_in_text(text, numbers):
     pieces = split(text)
-    assert [piece.numbers for piece in pieces if isinstance(piece, Written)] == numbers
+    assert [piece.numbers for piece in pieces if isinstance(piece, BoxText)] == numbers
     kept = "".join(piece for piece in pieces if isinstance(piece, str))
     assert kept == text or numbers
     written = "".join(map(str, pieces))
-    assert [piece.numbers for piece in split(written) if isinstance(piece, Written)] == numbers
+    assert [piece.numbers for piece in split(written) if isinstance(piece, BoxText)] == numbers
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_odd_boxes_are_told_with_both_values(box, given, says):
 
 
 def test_a_small_overshoot_is_clipped_and_a_large_one_is_not():
-    sizes = Sizes(original=(480, 640), shown=(280, 364))
+    sizes = PictureSizes(original=(480, 640), shown=(280, 364))
     assert to_model((-3, 0, 645, 484), "pixels", "0-1000", sizes) == (0, 0, 1000, 1000)
     assert to_model((-64, 0, 704, 480), "pixels", "0-1000", sizes) == (-100, 0, 1100, 1000)
 
@@ -264,7 +264,7 @@ def test_the_picture_of_a_box(encoder, folder):
     def numbers(*turns):
         said = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(turns)]
         text = encoder.encode(parse({"image": both, "conversations": said}, folder)).text
-        return [piece.numbers for piece in split(text) if isinstance(piece, Written)]
+        return [piece.numbers for piece in split(text) if isinstance(piece, BoxText)]
 
     assert numbers(f"<image>{box}", box, "Again?", box, f"And <image>{box}", box) == [ours[0]] * 3 + [ours[1]] * 2
     assert numbers(f"<image>{box} and <image>{box}", "Well.") == ours

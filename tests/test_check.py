@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from conftest import MIXED_ROWS, row
 
-from vlft.check.found import histogram
+from vlft.check.result import histogram
 from vlft.cli.main import main
 
 

@@ -13,10 +13,10 @@ import pytest
 from build import row, write_image, write_video
 from test_records import REFUSED
 
-from vlft.check.look import Look
+from vlft.check.row import RowCheck
 from vlft.cli.main import main
-from vlft.data.index import index_rows
-from vlft.data.rows import BrokenLine
+from vlft.data.files.index import index_rows
+from vlft.data.files.read import BrokenLine
 from vlft.errors import ConfigError
 from vlft.families import FAMILIES
 
@@ -70,7 +70,7 @@ def remarkable(folder: Path) -> dict[str, tuple[dict, str]]:
 
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.grid)])
 def test_every_planted_fault_is_found_and_none_is_invented(base, tmp_path, capsys, monkeypatch, count):
-    monkeypatch.setattr("vlft.check.look.SUPERVISED", 0.02)  # rows of a tiny context are short
+    monkeypatch.setattr("vlft.check.row.SUPERVISED", 0.02)  # rows of a tiny context are short
     for name in ("a.jpg", "b.png"):
         write_image(tmp_path / name, 60, 60)
     write_video(tmp_path / "clip.mp4", 4)
@@ -137,7 +137,7 @@ def test_every_planted_fault_is_found_and_none_is_invented(base, tmp_path, capsy
 def looks(monkeypatch):
     """Texts of the rows that are looked at; the sixth look is interrupted, once."""
     seen: list[str] = []
-    real = Look._measured
+    real = RowCheck._measured
 
     def measured(self, sample):
         seen.append(sample.turns[0].parts[-1].text)
@@ -145,7 +145,7 @@ def looks(monkeypatch):
             raise KeyboardInterrupt
         return real(self, sample)
 
-    monkeypatch.setattr(Look, "_measured", measured)
+    monkeypatch.setattr(RowCheck, "_measured", measured)
     return seen
 
 

@@ -14,11 +14,11 @@ from build import write_video
 from numbered import FEW, FRAMES, INTERLACED, MATRIX, Recipe, encode, number_of, numbered, plain, remux, write
 from test_media import SETTINGS, pixels, turn, video
 
-from vlft.data import seeking
-from vlft.data.clips import open_clip, read_frames
-from vlft.data.frames import index_frames
-from vlft.data.media import MediaError, decode, measure
-from vlft.data.pictures import Unreadable
+from vlft.data.media import seeking
+from vlft.data.media.clips import open_clip, read_frames
+from vlft.data.media.frames import index_frames
+from vlft.data.media.pictures import Unreadable
+from vlft.data.media.read import MediaError, decode, measure
 from vlft.data.sample import Overrides
 
 EIGHT = replace(SETTINGS, nframes=8)

@@ -83,12 +83,12 @@ DOORS = {
     "train": ("vlft.train.run.train",),
     "merge": ("vlft.merge.merge",),
     "check-data": ("vlft.check.check",),
-    "preview": ("vlft.preview.look", "vlft.preview.look_at"),
+    "preview": ("preview_row", "vlft.preview.preview_rows"),
     "plan": ("vlft.plan.plan",),
     "chat": ("vlft.chat.open_model",),
     "report": ("vlft.report.make_report",),
-    "import": ("vlft.importing.import_stories",),
-    "demo": ("vlft.demo.run.demo", "vlft.demo.base.rebuild"),
+    "import": ("vlft.convert.import_stories",),
+    "demo": ("vlft.demo.run.demo", "vlft.demo.build_base.rebuild"),
     "bench": ("vlft.bench.data.bench_data", "vlft.bench.train.bench_train"),
 }
 

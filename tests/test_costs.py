@@ -15,11 +15,14 @@ from build import row, write_image, write_json, write_video
 from PIL import Image as PIL
 
 from vlft.config.flags import DataFlags
-from vlft.data import costs, dataset, kept, media
-from vlft.data.costs import cost_folder
-from vlft.data.index import index_rows
+from vlft.data import dataset
+from vlft.data.costs import cache as costs
+from vlft.data.costs import store as kept
+from vlft.data.costs.cache import cost_folder
+from vlft.data.files.index import index_rows
+from vlft.data.media import read as media
 from vlft.families import FAMILIES
-from vlft.inputs import Measured, measure_rows
+from vlft.setup import MeasuredRows, measure_rows
 
 
 @pytest.fixture
@@ -51,12 +54,12 @@ def opened(monkeypatch) -> list[str]:
     return seen
 
 
-def measure(path: Path, encoder, cache: Path | None) -> Measured:
+def measure(path: Path, encoder, cache: Path | None) -> MeasuredRows:
     rows = index_rows([str(path)], image_folder=None, family=FAMILIES["qwen2_vl"])
     return measure_rows(rows, encoder, workers=0, cache=cache)
 
 
-def facts(measured: Measured) -> tuple:
+def facts(measured: MeasuredRows) -> tuple:
     """What a pass found out, to be compared."""
     return list(measured.rows.samples), measured.rows.bad, measured.rows.counts, measured.costs
 
@@ -236,7 +239,7 @@ def test_where_costs_are_kept(monkeypatch):
 
 def test_planning_and_training_use_the_cache(rows, base, opened, tmp_path, monkeypatch):
     from vlft.config.flags import ModelFlags
-    from vlft.inputs import open_base, trainable_rows
+    from vlft.setup import open_base, trainable_rows
 
     monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "cache"))
     data = DataFlags(data_path=[str(rows)], on_bad_row="skip")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vlft.cli.main import main
-from vlft.demo import base as demo_base
+from vlft.demo import build_base as demo_base
 from vlft.demo.folder import claimed
 from vlft.demo.page import Example, as_html
 from vlft.demo.score import answers, right

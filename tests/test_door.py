@@ -14,13 +14,13 @@ import pytest
 from vlft.cli import help
 from vlft.cli.main import main
 from vlft.config import door, table
-from vlft.config.checks import DEFAULTS
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.kinds import Bool, Number, Word
 from vlft.config.kits.common import REPLACED
 from vlft.config.parse import FlagParser
 from vlft.config.said import read_line
 from vlft.config.translate import translate
+from vlft.config.values import DEFAULTS
 from vlft.errors import ConfigError, UsageError
 
 FLAGS = (DataFlags, ModelFlags, TrainFlags)
@@ -377,7 +377,7 @@ def test_wrong_yaml_and_paths_are_told_at_once_and_load_nothing(tmp_path):
 
 
 def test_near_misses_of_the_files_that_rows_name(tmp_path, monkeypatch):
-    from vlft.data.pictures import Unreadable, require_file
+    from vlft.data.media.pictures import Unreadable, require_file
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from qwen_vl_utils import process_vision_info
 
 from vlft.data.encode import UNTRAINED, Encoder
-from vlft.data.records import parse_record
+from vlft.data.rows.records import parse_record
 from vlft.data.sample import Text, Video
 from vlft.errors import ConfigError, DataError
 from vlft.families import FAMILIES

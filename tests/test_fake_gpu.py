@@ -21,9 +21,9 @@ from vlft.families import FAMILIES
 from vlft.model import attention, forward, groups, kernels, segments, standins, tracing
 from vlft.model.load import empty_model, load_config, load_processor
 from vlft.model.towers import Towers
-from vlft.train import prepare
-from vlft.train.accounts import Meter
-from vlft.train.guard import StepGuard
+from vlft.train import model_setup as prepare
+from vlft.train.metrics import Meter
+from vlft.train.step_guard import StepGuard
 from vlft.train.trainer import VlftTrainer
 from vlft.train.watchdog import Watchdog
 

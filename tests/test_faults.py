@@ -23,7 +23,7 @@ from mishaps import fail, kill, kill_beside_full_pipes, limit_files, notify, poi
 from test_train import FULL, STRATEGIES, VISION_LORA, arguments, assert_same, lines, split, train, weights
 from torch.utils.data import get_worker_info
 
-from vlft.check.look import Look
+from vlft.check.row import RowCheck
 from vlft.cli.main import main
 from vlft.data.dataset import RowDataset
 from vlft.data.order import RowOrder
@@ -366,7 +366,7 @@ def test_ctrl_c_in_check_data_keeps_what_was_checked(media, tmp_path):
 
 
 def _looks_that_take_long() -> None:
-    Look.__call__ = partialmethod(_look, Look.__call__)
+    RowCheck.__call__ = partialmethod(_look, RowCheck.__call__)
 
 
 def _look(self, real, sample):

@@ -12,10 +12,10 @@ import torch
 from build import row, write_json
 
 from vlft.cli.main import main
-from vlft.data.access import Access
-from vlft.data.embedded import Embedded
-from vlft.data.index import index_rows, parsed
-from vlft.data.records import parse_record
+from vlft.data.files.index import index_rows, parsed
+from vlft.data.rows.access import Access
+from vlft.data.rows.embedded import Embedded
+from vlft.data.rows.records import parse_record
 from vlft.errors import DataError
 from vlft.families import Family
 

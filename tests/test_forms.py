@@ -12,12 +12,12 @@ from build import row, write_image, write_json
 
 from vlft.cli.main import main
 from vlft.config.mix import read_mix
-from vlft.data.access import Access
-from vlft.data.embedded import Embedded
-from vlft.data.forms import FORMS, with_table
-from vlft.data.index import index_rows, parsed
-from vlft.data.keys import HARMLESS_KEYS
-from vlft.data.records import parse_record
+from vlft.data.files.index import index_rows, parsed
+from vlft.data.rows.access import Access
+from vlft.data.rows.embedded import Embedded
+from vlft.data.rows.forms import FORMS, with_table
+from vlft.data.rows.keys import HARMLESS_KEYS
+from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image, Text, Video
 from vlft.errors import ConfigError, DataError
 from vlft.families import Family
@@ -60,7 +60,7 @@ def test_the_examples_of_the_table_are_one_row(form):
 
 
 def test_the_table_of_the_readme_is_that_of_the_code():
-    """Where it was meant to change: python -m vlft.data.forms data/README.md"""
+    """Where it was meant to change: python -m vlft.data.rows.forms data/README.md"""
     text = README.read_text(encoding="utf-8")
     assert with_table(text) == text
     assert all(form.kits in text for form in FORMS)
@@ -386,7 +386,7 @@ UNTAGGED = {
 @pytest.mark.parametrize("raw", UNTAGGED.values(), ids=UNTAGGED)
 def test_files_without_tags(raw, tmp_path):
     """Refused with the flag's name; taken by it; written by --fix so that they train the same without it."""
-    from vlft.data.written import written
+    from vlft.data.rows.write_back import written
 
     assert "--missing_tags first" in refusal(raw).reason
     sample = parse(raw, missing_tags="first")

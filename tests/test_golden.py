@@ -18,9 +18,9 @@ import torch
 from build import row, write_image
 
 from vlft.data.collate import Collator
-from vlft.data.index import index_rows, parsed
+from vlft.data.costs.packing import Budget
+from vlft.data.files.index import index_rows, parsed
 from vlft.data.order import PackOrder, RowOrder
-from vlft.data.packing import Budget
 from vlft.families import FAMILIES
 
 GOLDEN = Path(__file__).with_name("golden.json")

@@ -20,11 +20,11 @@ from build import picture
 from vlft.chat import Sampling, open_model, question_of
 from vlft.cli import help
 from vlft.cli.main import main
-from vlft.data.index import index_rows, parsed
+from vlft.convert import import_stories
+from vlft.convert.stories import PROMPTS, SYSTEM
+from vlft.data.files.index import index_rows, parsed
 from vlft.errors import ConfigError
 from vlft.families import FAMILIES
-from vlft.importing import import_stories
-from vlft.importing.stories import PROMPTS, SYSTEM
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "examples" / "story_reasoning.md").read_text(encoding="utf-8")
@@ -127,7 +127,7 @@ def test_the_text_stands_before_the_pictures(imported):
 
 
 def test_prompts_are_ten_one_empty_and_all_drawn():
-    from vlft.importing.stories import prompt_for
+    from vlft.convert.stories import prompt_for
 
     assert len(set(PROMPTS)) == 10
     assert PROMPTS.count("") == 1

@@ -15,13 +15,13 @@ from vlft.cli.main import main
 from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset, scan
 from vlft.data.encode import UNTRAINED
-from vlft.data.parcel import SMALL
-from vlft.data.records import parse_record
+from vlft.data.ipc import SMALL
+from vlft.data.rows.records import parse_record
 from vlft.data.sample import Cost
 from vlft.data.workers import loader_options
 from vlft.errors import BadRow
 from vlft.families import FAMILIES
-from vlft.train import prepare
+from vlft.train import model_setup as prepare
 
 
 def parse(raw: dict, index: int = 0):

@@ -8,14 +8,14 @@ import pytest
 import torch
 from build import write_json
 
+from vlft.answering import question_of
 from vlft.cli.main import main
-from vlft.data.costs import key_of
+from vlft.data.costs.cache import key_of
 from vlft.data.dataset import cost_of
 from vlft.data.encode import UNTRAINED
-from vlft.data.records import parse_record
+from vlft.data.rows.records import parse_record
 from vlft.errors import DataError
 from vlft.families import Family
-from vlft.prompts import question_of
 
 FAMILY = Family.of("qwen2_vl")
 TEXT = "I'm doing very well, thank you!"  # of axolotl's own documentation

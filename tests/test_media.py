@@ -14,9 +14,9 @@ from PIL import Image as PIL
 from PIL import ImageOps, JpegImagePlugin, PngImagePlugin
 from transformers import image_transforms
 
-from vlft.data import clips
-from vlft.data.media import MediaError, decode, measure, media_settings
-from vlft.data.pictures import Unreadable, open_picture, read_pixels
+from vlft.data.media import clips
+from vlft.data.media.pictures import Unreadable, open_picture, read_pixels
+from vlft.data.media.read import MediaError, decode, measure, media_settings
 from vlft.data.sample import Image, Video
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import ConfigError

@@ -16,8 +16,8 @@ from PIL import Image as PIL
 from test_media import SETTINGS, image, video
 
 from vlft.cli.main import main
-from vlft.data.media import MediaError, decode, measure
-from vlft.data.pictures import Header, depth_remark, open_picture, picture_header
+from vlft.data.media.pictures import Header, depth_remark, open_picture, picture_header
+from vlft.data.media.read import MediaError, decode, measure
 from vlft.data.sample import Video
 
 
@@ -252,7 +252,7 @@ def first_reason(capsys, folder, value) -> tuple[str, str]:
 
 @pytest.mark.parametrize("form", ["row", "list", "part"])
 def test_a_folder_of_frames_is_a_video(frames, form):
-    from vlft.data.records import parse_record
+    from vlft.data.rows.records import parse_record
     from vlft.families import Family
 
     question = [{"type": "video", "video": "clip"}, {"type": "text", "text": "What?"}]

@@ -11,7 +11,7 @@ from build import row, write_image, write_json
 from test_train import FULL, lines
 
 from vlft.cli.main import main
-from vlft.data.mixing import Share, draws, places
+from vlft.data.costs.mix import Share, draws, places
 from vlft.train.trainer import VlftTrainer
 
 

@@ -10,12 +10,12 @@ import torch
 from build import row, write_json
 
 from vlft.cli.main import main
-from vlft.data.costs import scan_costs
+from vlft.data.costs.cache import scan_costs
 from vlft.data.encode import KIND_TEXT, Encoder
-from vlft.data.fit import Fit
-from vlft.data.index import index_rows
-from vlft.data.media import settings_for
-from vlft.data.records import parse_record
+from vlft.data.files.index import index_rows
+from vlft.data.media.read import settings_for
+from vlft.data.over_length import Fit
+from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image
 from vlft.errors import DataError
 from vlft.families import Family

@@ -9,9 +9,9 @@ from build import row, write_image, write_video
 from PIL import Image as PILImage
 from qwen_vl_utils import fetch_image, fetch_video
 
-from vlft.data.costs import key_of
-from vlft.data.media import MediaError, decode, measure, media_settings
-from vlft.data.records import parse_record
+from vlft.data.costs.cache import key_of
+from vlft.data.media.read import MediaError, decode, measure, media_settings
+from vlft.data.rows.records import parse_record
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import DataError
 from vlft.families import Family

@@ -8,8 +8,8 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from vlft.data.costs.packing import Budget, pack, split
 from vlft.data.order import PackOrder
-from vlft.data.packing import Budget, pack, split
 from vlft.data.sample import Cost
 
 BUDGET = Budget(tokens=16384, patches=65536)

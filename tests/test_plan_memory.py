@@ -12,7 +12,7 @@ from test_plan import plan, towers
 from vlft.cli.main import main
 from vlft.families import FAMILIES
 from vlft.model import memory
-from vlft.model.saved import foretell
+from vlft.model.activations import foretell
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers
 from vlft.plan import estimate as estimates

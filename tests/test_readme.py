@@ -18,7 +18,7 @@ from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.two_u1 import KIT
 from vlft.config.parse import FlagParser, read_yaml
-from vlft.data.records import parse_record
+from vlft.data.rows.records import parse_record
 from vlft.demo.run import GOAL, Lesson, Score, train_arguments
 from vlft.demo.run import table as table_of_scores
 from vlft.demo.score import shares

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from build import row, write_image, write_json, write_video
 
-from vlft.data.index import index_rows, parsed
-from vlft.data.media import MediaError, decode, measure, media_settings
-from vlft.data.records import parse_record
+from vlft.data.files.index import index_rows, parsed
+from vlft.data.media.read import MediaError, decode, measure, media_settings
+from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image, Text, Turn, Video
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import ConfigError, DataError

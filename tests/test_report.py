@@ -119,7 +119,7 @@ def test_answers_are_those_of_the_finished_model(evaluated, samples):
 
 
 def _parsed(data, run):
-    from vlft.data.index import index_rows, parsed
+    from vlft.data.files.index import index_rows, parsed
     from vlft.families import FAMILIES
 
     folder = re.search(r"^image_folder: (.*)$", (run / "config.yaml").read_text(), re.M)

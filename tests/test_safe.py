@@ -23,14 +23,18 @@ from PIL import Image as PIL
 from test_media import SETTINGS, image, video
 
 from vlft.cli.main import main
-from vlft.data import dataset, named, records, remote, rows
-from vlft.data.access import Access
-from vlft.data.clips import FRAME_PIXELS
+from vlft.data import dataset
 from vlft.data.dataset import PAUSES, RowDataset
-from vlft.data.index import index_rows, parsed
-from vlft.data.media import MediaError, decode, measure
-from vlft.data.mp4 import samples_beyond
-from vlft.data.pictures import PICTURE_BYTES
+from vlft.data.files import read as rows
+from vlft.data.files.index import index_rows, parsed
+from vlft.data.media.clips import FRAME_PIXELS
+from vlft.data.media.mp4 import samples_beyond
+from vlft.data.media.pictures import PICTURE_BYTES
+from vlft.data.media.read import MediaError, decode, measure
+from vlft.data.rows import fetch as remote
+from vlft.data.rows import media_refs as named
+from vlft.data.rows import records
+from vlft.data.rows.access import Access
 from vlft.data.sample import Video
 from vlft.errors import BadRow, ConfigError
 from vlft.families import FAMILIES
@@ -499,8 +503,8 @@ def test_videos_that_mean_harm(tmp_path, name, write, why):
 
 def test_frames_too_large_are_refused_by_the_header(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", 4, 160, 112)
-    monkeypatch.setattr("vlft.data.clips.FRAME_PIXELS", 160 * 112 - 1)
-    monkeypatch.setattr("vlft.data.frames._Scan.read", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("vlft.data.media.clips.FRAME_PIXELS", 160 * 112 - 1)
+    monkeypatch.setattr("vlft.data.media.frames._Scan.read", lambda *_: pytest.fail("read"))
     with pytest.raises(MediaError, match="frames of 160x112, 17,919 pixels at most are opened safely"):
         measure(video(path), SETTINGS)
     assert FRAME_PIXELS > 7680 * 4320
@@ -508,7 +512,7 @@ def test_frames_too_large_are_refused_by_the_header(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", ["a.mp4", "a.mov", "a.webm", "a.avi", "f.mp4"])
 def test_honest_headers_claim_nothing_beyond(tmp_path, monkeypatch, file):
-    monkeypatch.setattr("vlft.data.mp4.HARMLESS", 0)
+    monkeypatch.setattr("vlft.data.media.mp4.HARMLESS", 0)
     options = {"movflags": "frag_keyframe+empty_moov"} if file == "f.mp4" else {}
     path = write_video(tmp_path / file, 200, codec="libvpx-vp9" if file == "a.webm" else "mpeg4", options=options)
     assert samples_beyond(str(path)) is None
@@ -520,7 +524,7 @@ def test_honest_headers_claim_nothing_beyond(tmp_path, monkeypatch, file):
 def test_large_frames_are_decoded_fewer_at_a_time(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", 20, 160, 112)
     plain = decode(video(path), SETTINGS)
-    monkeypatch.setattr("vlft.data.clips.PIXELS_AT_A_TIME", 2 * 160 * 112)
+    monkeypatch.setattr("vlft.data.media.clips.PIXELS_AT_A_TIME", 2 * 160 * 112)
     assert (decode(video(path), SETTINGS).patches == plain.patches).all()
 
 

@@ -14,7 +14,7 @@ from test_train import FULL, arguments, assert_same, lines, split, train
 
 import vlft.train.run
 from vlft.cli.main import main
-from vlft.train.guard import StepGuard
+from vlft.train.step_guard import StepGuard
 from vlft.train.trainer import VlftTrainer
 
 __all__ = ["train"]  # a fixture

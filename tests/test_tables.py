@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from vlft.cli.main import main
 from vlft.config.columns import read_columns
-from vlft.data.index import index_rows, parsed
+from vlft.data.files.index import index_rows, parsed
 from vlft.errors import ConfigError
 from vlft.families import Family
 

@@ -16,10 +16,10 @@ from pyarrow import parquet
 from test_formats import LLAVA, MS_SWIFT, openai, parse_row, same
 
 from vlft.cli.main import main
-from vlft.data import unpack
-from vlft.data.access import Access
-from vlft.data.index import index_rows, parsed
-from vlft.data.rows import rows_print
+from vlft.data.files import unpack
+from vlft.data.files.index import index_rows, parsed
+from vlft.data.files.read import rows_print
+from vlft.data.rows.access import Access
 from vlft.errors import ConfigError
 from vlft.families import Family
 

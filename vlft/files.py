@@ -1,176 +1,77 @@
-"""Files of a model folder, read strictly and without torch: JSON, safetensors headers, the index of shards.
-
-Downloads leave Git LFS pointers, dead links, web pages and half files under good names; each is named as what it is.
-The format: https://huggingface.co/docs/safetensors/index#format
-"""
+"""What vlft keeps between runs: the user's folders for it, and files that appear whole. Knows not what is kept."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import functools
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from vlft.errors import CheckpointError
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-
-_LFS = b"version https://git-lfs"
-_PAGES = (b"<!doctype", b"<html")
+from typing import IO
 
 
-def absent(path: Path) -> str:
-    """Why a file is not there, in words and with the next step: none at all, or a link to nothing."""
-    if path.is_symlink():
-        return (
-            f"a link to {os.readlink(path)}, which is not there. The folder was copied without what its links lead to, "
-            "or the hub's cache was cleaned up. Download the model again, or copy it with cp -L."
-        )
-    return "no such file. Is the folder complete?"
+def cache_folder(environ: Mapping[str, str], *, variable: str, name: str) -> Path | None:
+    """The folder that `variable` names, or `vlft/NAME` in the user's cache folder.
+
+    Returns:
+        None where the variable is 0 or empty, or nobody knows the user's home: nothing is kept.
+    """
+    given = environ.get(variable)
+    if given is not None:
+        return None if given.strip() in ("", "0") else Path(given)
+    cache = environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(cache):  # the XDG specification has relative ones ignored
+        return Path(cache) / "vlft" / name
+    home = os.path.expanduser("~")
+    return Path(home) / ".cache" / "vlft" / name if os.path.isabs(home) else None
 
 
-def stand_in(path: Path) -> str | None:
-    """What a file is if it is not the one its name promises, with the next step; None where it may well be."""
-    with open(path, "rb") as file:
-        head = file.read(64).lstrip().lower()
-    if not head:
-        return "is empty. Download it again."
-    if head.startswith(_LFS):
-        return "is a Git LFS pointer, not the file itself. Run `git lfs pull` in its folder, or download it again."
-    if head.startswith(_PAGES):
-        return "is a web page, not the file itself. Download it again."
-    return None
+@functools.cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
-def read_json(path: Path | str) -> dict[str, Any]:
-    """A JSON object from disk.
+@contextlib.contextmanager
+def appearing(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write that has its name only once all of it is written, whoever else writes it at the same time.
 
     Raises:
-        CheckpointError: missing, not JSON, or not an object; names the file.
+        OSError: it cannot be written; nothing is left of it.
     """
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    descriptor, aside = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: {absent(Path(path))}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        what = stand_in(Path(path)) or f"not JSON ({error}). Copy the folder again."
-        raise CheckpointError(f"{path}: {what}") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: holds a {type(raw).__name__}, expected an object. Copy the folder again.")
-    return raw
+        with open(descriptor, "wb") as out:
+            yield out
+        os.chmod(aside, 0o666 & ~_umask())  # `mkstemp` keeps others from reading
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+        raise
 
 
-@dataclass(frozen=True, kw_only=True)
-class Slot:
-    """One tensor of a safetensors file: its shape, and the format's own word for its dtype (`F32`, `BF16`, ...)."""
+def put_in_place(folder: Path, target: Path, *, last: str) -> None:
+    """Give a finished folder its name, at once.
 
-    shape: tuple[int, ...]
-    dtype: str
+    A mount point and the working directory cannot be replaced: the shell would stay in a folder that is gone. Into
+    them the entries are moved.
 
-
-def slots_in(file: Path) -> dict[str, Slot]:
-    """Tensor name -> its slot, from the header of a safetensors file whose size is what the header says.
+    Args:
+        target: not there, or an empty folder.
+        last: the entry that is moved last, without which what is there counts as unfinished.
 
     Raises:
-        CheckpointError: not there, something else, or cut short.
+        OSError: as `os.rename`.
     """
-    try:
-        if (what := stand_in(file)) is not None:
-            raise CheckpointError(f"{file}: {what}")
-        with open(file, "rb") as raw:
-            length = int.from_bytes(raw.read(8), "little")
-            size = os.fstat(raw.fileno()).st_size
-            if size < 8 + length:
-                raise CheckpointError(
-                    f"{file}: not a whole safetensors file: it has {size:,} bytes, its header alone would have "
-                    f"{length + 8:,}. It was cut short, or is something else. Copy it again."
-                )
-            header = json.loads(raw.read(length))
-        header.pop("__metadata__", None)
-        wanted = 8 + length + max((slot["data_offsets"][1] for slot in header.values()), default=0)
-        found = {name: Slot(shape=tuple(slot["shape"]), dtype=slot["dtype"]) for name, slot in header.items()}
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: {absent(file)}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            f"{file}: not a whole safetensors file ({type(error).__name__}: {error}). Copy it again."
-        ) from None
-    if size != wanted:
-        raise CheckpointError(
-            f"{file}: not a whole safetensors file: it has {size:,} bytes, by its header {wanted:,}. "
-            "The download or copy ended early. Copy it again."
-        )
-    return found
-
-
-def weights_advice(folder: Path) -> str:
-    """What to do about a folder without safetensors."""
-    if links := [name for name in (WEIGHTS, INDEX) if (folder / name).is_symlink()]:
-        return f"{links[0]} is {absent(folder / links[0])}"
-    if pickles := sorted(file.name for ending in ("bin", "pt", "pth") for file in folder.glob(f"*.{ending}")):
-        return (
-            f"It has {pickles[0]}: pickled weights run code when opened and are not read. "
-            "If you trust it, load the folder with transformers (dtype='auto') and save_pretrained it into another: "
-            "that writes safetensors."
-        )
-    if ggufs := sorted(file.name for file in folder.glob("*.gguf")):
-        return (
-            f"It has {ggufs[0]}: weights of llama.cpp, quantised and under other names, are not read. Give the model "
-            "they were made from, as safetensors."
-        )
-    return "Only safetensors weights are read: copy or download them there."
-
-
-def has_weights(folder: Path) -> bool:
-    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
-
-
-def tensor_index(folder: Path | str) -> dict[str, Path]:
-    """Tensor name (as the files spell it) -> safetensors file, for a model in one file or in shards.
-
-    Raises:
-        CheckpointError: no weights; an index that names missing files or tensors, or a shard with tensors that the
-            index does not give it; an unreadable file.
-    """
-    folder = Path(folder)
-    if (folder / INDEX).is_file():
-        claimed = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(claimed, dict) or not all(isinstance(file, str) for file in claimed.values()):
-            raise CheckpointError(f"{folder / INDEX}: no readable weight_map. Copy it again.")
-        files = sorted(set(claimed.values()))
-        if gone := [file for file in files if not (folder / file).is_file()]:
-            raise CheckpointError(
-                f"{folder / INDEX}: names {len(files)} files, {len(gone)} of them are not there: {some_of(gone)}. "
-                f"{folder / gone[0]}: {absent(folder / gone[0])}"
-            )
-        found = {name: file for file in files for name in slots_in(folder / file)}
-        missing = sorted(name for name, file in claimed.items() if found.get(name) != file)
-        extra = sorted(found.keys() - claimed.keys())
-        if missing or extra:
-            raise CheckpointError(
-                f"{folder / INDEX}: the index names {len(claimed)} tensors, the shards hold {len(found)}. "
-                f"Not where it says: {some_of(missing)}; not named by it: {some_of(extra)}. Copy the folder again."
-            )
-        return {name: folder / file for name, file in found.items()}
-    if (folder / WEIGHTS).is_file():
-        return dict.fromkeys(slots_in(folder / WEIGHTS), folder / WEIGHTS)
-    raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {INDEX}. {weights_advice(folder)}")
-
-
-def stored_slots(folder: Path | str) -> dict[str, Slot]:
-    """Tensor name (as the files spell it) -> its slot, for all files of a model.
-
-    Raises:
-        CheckpointError: as `tensor_index`.
-    """
-    return {name: slot for file in sorted(set(tensor_index(folder).values())) for name, slot in slots_in(file).items()}
-
-
-def some_of(names: Iterable[str], count: int = 3) -> str:
-    """The first few of many names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return (", ".join(names[:count]) or "none") + more
+    if not (os.path.ismount(target) or (target.exists() and target.samefile(os.curdir))):
+        os.rename(folder, target)
+        return
+    for entry in sorted(folder.iterdir(), key=lambda path: path.name == last):
+        shutil.move(entry, target / entry.name)
+    folder.rmdir()

@@ -24,10 +24,10 @@ from vlft.bench.stock import COUNTS, StockRows, stock_collator
 from vlft.bench.tune import Settings, fastest
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser
-from vlft.inputs import Base, open_base, trainable_rows
 from vlft.model.load import load_base
 from vlft.model.towers import apply_towers
-from vlft.train.accounts import peak_gb
+from vlft.setup import Base, open_base, trainable_rows
+from vlft.train.metrics import peak_gb
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,11 @@ from vlft.data.dataset import RowDataset
 from vlft.data.order import RowOrder
 from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import DataError
-from vlft.inputs import Base, Measured, open_base, trainable_rows
+from vlft.setup import Base, MeasuredRows, open_base, trainable_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DataBench:
     """What is measured.
 
     Attributes:
@@ -102,7 +102,7 @@ def _counted(batch: Any) -> tuple[int, int, int, int]:
     return counts["images"] + int(2 * videos[:, 0].sum()), counts["samples"], counts["tokens"], pixel_bytes
 
 
-def bench_data(parsed: Parsed, plan: Plan, built_in: BuiltIn, say: Say) -> dict[str, Any]:
+def bench_data(parsed: Parsed, plan: DataBench, built_in: BuiltIn, say: Say) -> dict[str, Any]:
     """Measure the loader.
 
     Args:
@@ -133,12 +133,12 @@ def bench_data(parsed: Parsed, plan: Plan, built_in: BuiltIn, say: Say) -> dict[
         }
 
 
-def _open(data: DataFlags, model: ModelFlags, parsed: Parsed, workers: int) -> tuple[Base, Measured]:
+def _open(data: DataFlags, model: ModelFlags, parsed: Parsed, workers: int) -> tuple[Base, MeasuredRows]:
     base = open_base(data, model, given=parsed.given)
     return base, trainable_rows(data.data_path, data, base, workers=workers)
 
 
-def _measure(base: Base, measured: Measured, plan: Plan, say: Say) -> dict[str, Any]:
+def _measure(base: Base, measured: MeasuredRows, plan: DataBench, say: Say) -> dict[str, Any]:
     samples = measured.rows.samples
     everything = RowOrder(rows=len(samples), rows_per_step=plan.batch, shuffle=True).epoch(0)[: plan.rows]
     lists = [everything[i : i + plan.batch] for i in range(0, len(everything), plan.batch)]

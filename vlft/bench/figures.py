@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlft.data import media as media_io
+from vlft.data.media import read as media_io
 from vlft.data.sample import Sample
 from vlft.errors import ConfigError
-from vlft.inputs import Base, Measured
 from vlft.model.flops import peak_tflops, required_flops, total
+from vlft.setup import Base, MeasuredRows
 
 FLOPS_ROWS = 2000  # rows whose pictures are opened once more to count operations; the others are taken as alike
 
@@ -47,7 +47,7 @@ class Epoch:
     tflops: float
 
 
-def epoch_of(base: Base, measured: Measured) -> Epoch:
+def epoch_of(base: Base, measured: MeasuredRows) -> Epoch:
     """Tokens and operations of all rows; pictures of a sample of them are measured from headers."""
     costs = measured.costs
     tokens = sum(cost.tokens for cost in costs)

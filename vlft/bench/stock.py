@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from vlft.data.media import MediaSettings
+from vlft.data.media.read import MediaSettings
 from vlft.data.sample import Image, Sample, Text, Video
 from vlft.families import Family
 

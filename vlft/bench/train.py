@@ -20,7 +20,7 @@ from vlft.bench.mixes import Scale, draw_rows, mean_tokens
 from vlft.bench.work import BuiltIn, Failed, Say, run_module, workplace
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed, write_yaml
-from vlft.inputs import open_base, trainable_rows
+from vlft.setup import open_base, trainable_rows
 
 Preset = Literal["lora", "lora_vision", "full"]
 PRESETS: dict[Preset, dict[str, str]] = {
@@ -47,7 +47,7 @@ UNPACKED: dict[Scale, dict[str, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainBench:
     """What is measured.
 
     Attributes:
@@ -72,7 +72,7 @@ class Plan:
     work: str | None = None
 
 
-def bench_train(parsed: Parsed, plan: Plan, built_in: BuiltIn, say: Say) -> dict[str, Any]:
+def bench_train(parsed: Parsed, plan: TrainBench, built_in: BuiltIn, say: Say) -> dict[str, Any]:
     """Measure training.
 
     Args:
@@ -115,7 +115,7 @@ def bench_train(parsed: Parsed, plan: Plan, built_in: BuiltIn, say: Say) -> dict
 
 
 def _rows_for(
-    plan: Plan, built_in: BuiltIn, args: TrainFlags, flags: dict[str, Any], scale: Scale, *, packing: bool
+    plan: TrainBench, built_in: BuiltIn, args: TrainFlags, flags: dict[str, Any], scale: Scale, *, packing: bool
 ) -> int:
     """Built-in rows that make about as many steps as are wanted."""
     if "global_batch" in flags:
@@ -143,7 +143,7 @@ class _Bench:
     """The runs, in turns."""
 
     flags: dict[str, Any]
-    plan: Plan
+    plan: TrainBench
     epoch: Epoch
     work: Path
     say: Say

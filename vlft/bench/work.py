@@ -23,7 +23,7 @@ import torch
 
 import vlft
 from vlft.bench.mixes import Mix, Scale, Unit, write_mix
-from vlft.bench.shapes import ShapeName, is_whole, write_shape, write_weights
+from vlft.bench.sizes import ShapeName, is_whole, write_shape, write_weights
 from vlft.errors import ConfigError, VlftError
 
 TAIL = 25  # lines of a failed process that are shown
@@ -58,7 +58,7 @@ class BuiltIn:
             say(f"building {self.shape} with random weights in {folder}")
             write_shape(folder, self.shape, self.processor(max_pixels=16384 * 28 * 28))
             if torch.cuda.is_available():  # in a process of its own: what it takes of the GPU goes with it
-                words = ["vlft.bench.shapes", str(folder), self.shape]
+                words = ["vlft.bench.sizes", str(folder), self.shape]
                 run_module(words, log=work / f"base-{self.shape}.log", say=say, timeout=timeout)
             else:
                 write_weights(folder, self.shape)

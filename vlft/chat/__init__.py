@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from vlft.answering import as_tensors, question_of, speaker
 from vlft.checkpoint import (
     RunRecord,
     attach_adapter,
@@ -25,15 +26,14 @@ from vlft.checkpoint import (
     resolve_model,
 )
 from vlft.config.device import has_bf16
+from vlft.data.boxes import AnswerBox, boxes_in_answer
 from vlft.data.encode import Encoder
-from vlft.data.grounding import AnswerBox, boxes_in_answer
-from vlft.data.media import MediaError, MediaSettings, measure, media_settings
+from vlft.data.media.read import MediaError, MediaSettings, measure, media_settings
 from vlft.data.sample import Image, Sample, Text, Turn, Video
 from vlft.errors import ConfigError, DataError
 from vlft.families import Family
 from vlft.model.generate import Prompt, Sampling, Speaker
 from vlft.model.load import load_base, load_config
-from vlft.prompts import as_tensors, question_of, speaker
 
 __all__ = ["Chat", "Reply", "Sampling", "open_model", "question", "question_of"]
 

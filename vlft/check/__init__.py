@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vlft.batches import pack_budget
-from vlft.check.found import Checked, histogram, kind_of_reason, tokens_of
-from vlft.check.look import Look, Seen
+from vlft.check.result import Checked, histogram, kind_of_reason, tokens_of
+from vlft.check.row import RowCheck, RowFacts
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.data.costs import scan_kept
-from vlft.data.index import RowIndex
-from vlft.data.keys import UNREAD
+from vlft.data.costs.cache import scan_kept
+from vlft.data.files.index import RowIndex
+from vlft.data.rows.keys import UNREAD
 from vlft.errors import BadRow
 from vlft.families import Family
-from vlft.inputs import open_base, open_rows, stock_probe
+from vlft.setup import open_base, open_rows, stock_probe
+from vlft.setup.schedule import pack_budget
 
 __all__ = ["Checked", "Notable", "check"]
 
@@ -119,7 +119,7 @@ class _Tally:
             count = f". So in {len(rows):,} rows of the file" if len(rows) > 1 else ""
             self.warn(place, replace(row, reason=f"{row.reason}{count}"))
 
-    def take(self, place: int, seen: Seen) -> None:
+    def take(self, place: int, seen: RowFacts) -> None:
         cost = seen.cost
         self.good.append(place)
         self.digests += bytes.fromhex(seen.digest)
@@ -187,7 +187,7 @@ def check(
     budget = pack_budget(data) if base is not None else None  # tokens are counted with a base only
     before(index)
     notes: list[str] = []
-    look = Look(probe, family=family, box_format=data.box_format, decode=not headers_only)
+    look = RowCheck(probe, family=family, box_format=data.box_format, decode=not headers_only)
     results = scan_kept(
         index,
         look,

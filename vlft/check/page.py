@@ -11,14 +11,14 @@ from pathlib import Path
 from PIL import ImageOps
 
 from vlft.check import REFUSED, Check
-from vlft.check.clean import QUARANTINE, write_quarantine
-from vlft.check.found import Bucket, Checked, kind_of_reason
-from vlft.data.caches import appearing
-from vlft.data.index import RowIndex
-from vlft.data.pictures import Unreadable, open_picture
+from vlft.check.fix import QUARANTINE, write_quarantine
+from vlft.check.result import Bucket, Checked, kind_of_reason
+from vlft.data.files.index import RowIndex
+from vlft.data.media.pictures import Unreadable, open_picture
 from vlft.data.sample import Image, Sample, Text
-from vlft.data.web import document, picture_uri, safe, write_page
 from vlft.errors import ConfigError, DataError
+from vlft.files import appearing
+from vlft.pages.web import document, picture_uri, safe, write_page
 
 THUMB = 150  # pixels of a thumbnail's longer side
 THUMBS = 6  # of a row

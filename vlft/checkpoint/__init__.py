@@ -23,7 +23,7 @@ from vlft.checkpoint.weights import (
     load_adapter_strict,
     load_weights_strict,
 )
-from vlft.files import INDEX, WEIGHTS, read_json, some_of, tensor_index
+from vlft.model_files import INDEX, WEIGHTS, read_json, some_of, tensor_index
 
 __all__ = [
     "ADAPTER_CONFIG",

@@ -16,7 +16,7 @@ from typing import Any
 from vlft.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, module_name
 from vlft.errors import CheckpointError
 from vlft.families import Family
-from vlft.files import read_json, slots_in, some_of, stored_slots
+from vlft.model_files import read_json, slots_in, some_of, stored_slots
 
 PREFIX = "base_model.model."
 EMBEDDINGS = ("model.language_model.embed_tokens.weight", "lm_head.weight")

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlft.errors import CheckpointError
 from vlft.families import Family
-from vlft.files import absent, read_json, tensor_index
+from vlft.model_files import absent, read_json, tensor_index
 
 #: Endings of the names under which quantised copies of a model are published.
 _QUANTISED_NAME = re.compile(r"-(unsloth-)?(bnb-)?(awq|gptq|fp8|nf4|4bit|8bit|int[48]|w[48]a\d+)\b.*$", re.IGNORECASE)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vlft.families import Family
-from vlft.files import read_json
+from vlft.model_files import read_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -12,7 +12,7 @@ from vlft.checkpoint.door import check_base
 from vlft.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlft.checkpoint.record import RECORD, RunRecord, read_record
 from vlft.errors import CheckpointError
-from vlft.files import INDEX, WEIGHTS, absent, has_weights, read_json, weights_advice
+from vlft.model_files import INDEX, WEIGHTS, absent, has_weights, read_json, weights_advice
 
 # Weights as safetensors only: .bin files are pickles, which run code when they are opened.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model"]

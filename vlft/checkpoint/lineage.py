@@ -11,8 +11,8 @@ from vlft.checkpoint.files import ADAPTER_CONFIG
 from vlft.checkpoint.folders import Located, resolve_model
 from vlft.checkpoint.weights import base_fingerprint
 from vlft.errors import CheckpointError
-from vlft.files import read_json
 from vlft.model.load import load_processor
+from vlft.model_files import read_json
 
 # Taken group by group from the run, else from the base: half a tokenizer of each would be neither.
 PICTURE_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")

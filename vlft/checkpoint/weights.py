@@ -20,7 +20,7 @@ from vlft.checkpoint.files import (
 )
 from vlft.errors import CheckpointError
 from vlft.families import Family
-from vlft.files import read_json, slots_in, some_of, tensor_index
+from vlft.model_files import read_json, slots_in, some_of, tensor_index
 
 if TYPE_CHECKING:
     import torch

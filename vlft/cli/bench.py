@@ -54,10 +54,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _data(parsed: Any, built_in: Any) -> dict[str, Any]:
-    from vlft.bench.data import Plan, bench_data
+    from vlft.bench.data import DataBench, bench_data
 
     extra, args = parsed.extra, parsed.flags[2]
-    plan = Plan(
+    plan = DataBench(
         rows=extra.rows or 64,
         rounds=extra.rounds or 3,
         batch=args.per_device_train_batch_size if "per_device_train_batch_size" in parsed.given else 4,
@@ -69,12 +69,12 @@ def _data(parsed: Any, built_in: Any) -> dict[str, Any]:
 
 
 def _train(parsed: Any, built_in: Any) -> dict[str, Any]:
-    from vlft.bench.train import ORDERS, Plan, bench_train
+    from vlft.bench.train import ORDERS, TrainBench, bench_train
 
     extra = parsed.extra
     steps = extra.steps or 30
     orders = ORDERS if extra.baseline_order in (None, "both") else (extra.baseline_order,)
-    plan = Plan(
+    plan = TrainBench(
         steps=steps,
         skip=min(5, steps // 3) if extra.skip_steps is None else extra.skip_steps,
         rounds=extra.rounds or 1,
@@ -90,7 +90,7 @@ def _train(parsed: Any, built_in: Any) -> dict[str, Any]:
 
 def _parser() -> Any:
     from vlft.bench.mixes import MIXES
-    from vlft.bench.shapes import SHAPE_NAMES
+    from vlft.bench.sizes import SHAPE_NAMES
     from vlft.bench.train import ORDERS, PRESETS
     from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
     from vlft.config.parse import FlagParser

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlft.data.shown import printable
 from vlft.errors import ConfigError
 from vlft.interrupts import forget
+from vlft.text import printable
 
 EXAMPLES = """\
 examples:

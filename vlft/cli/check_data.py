@@ -22,12 +22,12 @@ def run(argv: Sequence[str]) -> int:
 
     with json_only("--json" in argv) as write:
         from vlft.check import check
-        from vlft.check.clean import refuse_target, write_clean
+        from vlft.check.fix import refuse_target, write_clean
         from vlft.check.page import refuse_folder, write_report
+        from vlft.cli.parse_rows import RowParser
         from vlft.cli.quiet import quiet
-        from vlft.cli.rows import RowParser
-        from vlft.data.costs import cost_folder
-        from vlft.data.index import RowIndex
+        from vlft.data.costs.cache import cost_folder
+        from vlft.data.files.index import RowIndex
         from vlft.interrupts import explained
 
         parser = RowParser(

@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     quiet()
     share_cores()
     if flags.rebuild_base:
-        from vlft.demo.base import QUICK_REBUILD, REBUILD, STORED, rebuild, store
+        from vlft.demo.build_base import QUICK_REBUILD, REBUILD, STORED, rebuild, store
 
         made = rebuild(Path(flags.out or "demo-base-out"), plan=QUICK_REBUILD if flags.quick else REBUILD)
         print(f"held-out rows answered exactly: {made.exact:.1%} of {made.rows} (chance {made.chance:.1%})")

@@ -45,9 +45,9 @@ def run(argv: Sequence[str]) -> int:
 
     with json_only(flags.json) as write:
         from vlft.cli.quiet import quiet
-        from vlft.data.shown import printable
-        from vlft.importing import import_stories
+        from vlft.convert import import_stories
         from vlft.interrupts import explained
+        from vlft.text import printable
 
         quiet()
         with explained(f"Nothing was written to {flags.out}."):

@@ -20,9 +20,9 @@ def run(argv: Sequence[str]) -> int:
     from vlft.cli.stdout import json_only
 
     with json_only("--json" in argv) as write:
+        from vlft.cli.parse_rows import RowParser
         from vlft.cli.quiet import quiet
-        from vlft.cli.rows import RowParser
-        from vlft.preview import Preview, Refused, look, look_at
+        from vlft.preview import Preview, Refused, preview_row, preview_rows
 
         parser = RowParser(
             "preview",
@@ -44,9 +44,9 @@ def run(argv: Sequence[str]) -> int:
         except ValueError as error:
             parser.error(f"--index {parsed.extra.index}: {error}. Give a row from 0, or several: 3,17,40-44")
         if len(indices) == 1:
-            rows: list[Preview | Refused] = [look(files[0], indices[0], data, model, given=parsed.given)]
+            rows: list[Preview | Refused] = [preview_row(files[0], indices[0], data, model, given=parsed.given)]
         else:
-            rows = list(look_at(files[0], indices, data, model, given=parsed.given))
+            rows = list(preview_rows(files[0], indices, data, model, given=parsed.given))
         if parsed.extra.html:
             from vlft.preview.page import write_html
 

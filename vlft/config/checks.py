@@ -1,70 +1,23 @@
 """Flags against each other: those that have no effect beside others, or cannot be carried out together.
 
-`contradictions` needs values only and is asked at the door (`vlft.config.door`); `check_device` and `remarks_on_steps`
-need the parsed flags, and are asked by train and plan. Imports nothing heavy.
+Needs values only: `vlft.config.door` asks before anything is parsed. What needs the parsed flags is
+`vlft.config.machine`. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
 
 from vlft.config.columns import read_columns
-from vlft.config.device import without_bf16
 from vlft.config.schedules import scheduler_problems
+from vlft.config.values import Values
 from vlft.errors import ConfigError
 
-if TYPE_CHECKING:
-    from vlft.config.flags import TrainFlags
-
-FEW_STEPS = 10
 REPORT_ROWS = 4  # the flag's default, which config.yaml of a run without evaluation holds too
 TOWERS = ("vision", "merger", "language")
 SAVING = 4.0  # times --stall_timeout that saving may take: disks over a network can be slow
 REPORTING = 300  # seconds that torch.distributed waits longer than --stall_timeout, for the report to be out before
-
-#: Defaults of flags that are compared with others; a test holds them against the dataclasses.
-DEFAULTS: Mapping[str, Any] = {
-    "vision": "frozen",
-    "merger": "frozen",
-    "language": "lora",
-    "packing": True,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "max_nonfinite_steps": 0,
-    "logging_nan_inf_filter": False,
-    "learning_rate": 1e-4,
-    "lr_scheduler_type": "linear",
-    "optim": "adamw_torch_fused",
-    "eval_strategy": "no",
-    "save_strategy": "steps",
-    "save_steps": 500,
-    "load_best_model_at_end": False,
-    "eval_on_start": False,
-    "fp16": False,
-    "stall_timeout": 1800,
-}
-
-
-class Values:
-    """Flag -> value, as far as flags were given and make sense; defaults for the others."""
-
-    def __init__(self, said: Mapping[str, tuple[Any, ...]]) -> None:
-        self._said = said
-
-    def given(self, name: str) -> bool:
-        return name in self._said
-
-    def every(self, name: str) -> tuple[Any, ...]:
-        """All words of a flag that takes several."""
-        return self._said.get(name, ())
-
-    def of(self, name: str) -> Any:
-        """The value of a flag; a bare one is true."""
-        if name not in self._said:
-            return DEFAULTS.get(name)
-        return self._said[name][-1] if self._said[name] else True
 
 
 def contradictions(values: Values, verb: str) -> Iterator[str]:
@@ -258,57 +211,3 @@ def _deepspeed(values: Values) -> Iterator[str]:
             check_name(str(values.of("deepspeed")))
         except ConfigError as error:
             yield str(error)
-
-
-def remarks_on_steps(args: TrainFlags, steps: int) -> list[str]:
-    """What a run of so many optimizer steps in all should make its user look at."""
-    remarks = []
-    warmup = args.get_warmup_steps(steps)
-    if warmup >= steps:
-        remarks.append(
-            f"all {steps} steps are warm-up (--warmup_steps {args.warmup_steps:g}), so the learning rate never reaches "
-            "its peak. Lower --warmup_steps."
-        )
-    if steps < FEW_STEPS:
-        remarks.append(
-            f"{steps} optimizer steps in all are few. For more, lower the global batch (GLOBAL_BATCH in the scripts, "
-            "--global_batch) or raise --num_train_epochs."
-        )
-    return remarks
-
-
-def remark_on_numbers(args: TrainFlags) -> str | None:
-    """What a run on a GPU without bf16 computes in; None elsewhere."""
-    card = None if args.use_cpu or args.bf16 else without_bf16()
-    if card is None:
-        return None
-    return (
-        f"{card} has no bf16, so this run computes in float32, with torch's own attention: it takes more memory and "
-        "time than a GPU of compute capability 8 or newer would."
-    )
-
-
-def check_device(args: TrainFlags, attn: str, *, launched: bool = True) -> None:
-    """Refuse what the device that is here cannot carry out.
-
-    Args:
-        attn: `--attn`.
-        launched: this process is to train; False where it only plans a run that is launched later.
-
-    Raises:
-        ConfigError: names the flag, its value and what to do.
-    """
-    if launched and args.n_gpu > 1:
-        raise ConfigError(
-            f"{args.n_gpu} GPUs are visible, but this is one process. Start one per GPU: GPUS={args.n_gpu} "
-            "scripts/finetune_lora.sh (or torchrun --nproc_per_node), or pick one with CUDA_VISIBLE_DEVICES=0."
-        )
-    if attn not in ("auto", "sdpa") and args.device.type == "cpu":
-        raise ConfigError(
-            f"--attn {attn}: needs a CUDA device, this is cpu. Use --attn auto, which takes the fastest that works."
-        )
-    if launched and args.bf16 and not args.use_cpu and (card := without_bf16()):
-        raise ConfigError(
-            f"--bf16 true: {card} has no bf16 and would emulate it, slower than float32. Drop it, or set --bf16 false: "
-            "the run then computes in float32."
-        )

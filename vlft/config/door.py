@@ -14,11 +14,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vlft.config import places, table
-from vlft.config.checks import Values, contradictions
+from vlft.config.checks import contradictions
 from vlft.config.kinds import Kind, Place, Problem
 from vlft.config.names import unknown, wrong_usage
 from vlft.config.said import Line, Said, read_line
 from vlft.config.translate import Change, Translation, shown, translate
+from vlft.config.values import Values
 from vlft.errors import ConfigError
 
 COLUMN = 52  # an arrow stands behind this column at most

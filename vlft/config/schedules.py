@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlft.config.kinds import Bool, Kind, Number, Word
-
-if TYPE_CHECKING:
-    from vlft.config.checks import Values
+from vlft.config.values import Values
 
 _ABOVE = Number(low=0, open_low=True)
 _FROM_0 = Number(low=0)

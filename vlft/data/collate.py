@@ -12,7 +12,7 @@ from typing import TypedDict
 import torch
 
 from vlft.data.encode import KIND_IMAGE, KIND_VIDEO, UNTRAINED
-from vlft.data.parcel import sent
+from vlft.data.ipc import sent
 from vlft.data.positions import patch_positions
 from vlft.data.sample import EncodedSample, Grid
 from vlft.errors import BadRow

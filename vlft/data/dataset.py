@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
-from vlft.data import media as media_io
 from vlft.data.encode import UNTRAINED, Encoder
-from vlft.data.media import MediaError, MediaSettings
+from vlft.data.media import read as media_io
+from vlft.data.media.read import MediaError, MediaSettings
 from vlft.data.sample import Cost, EncodedSample, Sample
 from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import BadRow, ConfigError, DataError

@@ -1,7 +1,7 @@
 """Sample + media -> EncodedSample: the tokens, labels and pixels of one row, as the served model will see them.
 
 The text is rendered by the model's own chat template; each assistant turn is found as what the template adds after
-its generation prompt. Knows no model, only a processor and `vlft.data.media`.
+its generation prompt. Knows no model, only a processor and `vlft.data.media.read`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlft.data import media as media_io
-from vlft.data.fit import Fit, TooLong, fitted
-from vlft.data.grounding import BoxFormat, has_boxes, in_model_space
-from vlft.data.media import MediaError, MediaSettings
+from vlft.data.boxes import BoxFormat, has_boxes, in_model_space
+from vlft.data.media import read as media_io
+from vlft.data.media.read import MediaError, MediaSettings
+from vlft.data.over_length import Fit, TooLong, fitted
 from vlft.data.positions import mrope_positions
 from vlft.data.render import Rendered, refused, render
 from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, Grid, Image, Sample

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from vlft.data.packing import Budget, Pack, pack, split
+from vlft.data.costs.packing import Budget, Pack, pack, split
 from vlft.data.sample import Cost
 
 PACK_TRIES = 8  # draws of an epoch's packs, before those of the first epoch are taken again

@@ -101,7 +101,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objects:
-    """What stands for `<ref-object>` and `<bbox>` in a row's text, in the order of these (`vlft.data.objects`).
+    """What stands for `<ref-object>` and `<bbox>` in a row's text, in the order of these (`vlft.data.rows.objects`).
 
     Attributes:
         refs: names. boxes: x1, y1, x2, y2, or a point x, y.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlft.data.web import document, safe, write_page
+from vlft.pages.web import document, safe, write_page
 
 _STYLE = """
 body{max-width:52rem}

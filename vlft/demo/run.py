@@ -18,7 +18,7 @@ from pathlib import Path
 from vlft import __version__
 from vlft.check import check
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.demo.base import STORED, run_train
+from vlft.demo.build_base import STORED, run_train
 from vlft.demo.folder import claimed, write_json
 from vlft.demo.page import Example, write_demo
 from vlft.demo.score import answers, right

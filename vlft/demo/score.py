@@ -13,7 +13,7 @@ from pathlib import Path
 from vlft.chat import open_model, question_of
 from vlft.config.flags import DataFlags
 from vlft.demo.story import Story
-from vlft.inputs import open_rows
+from vlft.setup import open_rows
 
 LONGEST = 64  # tokens, three times the longest answer of a story
 

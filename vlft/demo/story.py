@@ -50,7 +50,7 @@ Split = Literal["train", "held_out"]
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
-class Look:
+class Drawing:
     """What one picture shows."""
 
     colour: str
@@ -70,7 +70,7 @@ class Story:
         choices: answers that would fit the question, for someone who sees nothing.
     """
 
-    looks: tuple[Look, ...]
+    looks: tuple[Drawing, ...]
     is_video: bool = False
     numbered: bool = False
     question: str
@@ -117,8 +117,8 @@ def stories(
             yield story
 
 
-def _look(rng: random.Random, fills: Sequence[str]) -> Look:
-    return Look(colour=rng.choice(list(COLOURS)), shape=rng.choice(SHAPES), fill=rng.choice(fills))
+def _look(rng: random.Random, fills: Sequence[str]) -> Drawing:
+    return Drawing(colour=rng.choice(list(COLOURS)), shape=rng.choice(SHAPES), fill=rng.choice(fills))
 
 
 def _pictures(rng: random.Random, subject: Subject, count: int) -> Story:
@@ -145,7 +145,7 @@ def _echo(rng: random.Random) -> Story:
 def _video(rng: random.Random) -> Story:
     before = _look(rng, FILLS)
     colour = rng.choice([c for c in COLOURS if c != before.colour])
-    after = Look(colour=colour, shape=before.shape, fill=before.fill)
+    after = Drawing(colour=colour, shape=before.shape, fill=before.fill)
     return Story(
         looks=(before, after),
         is_video=True,
@@ -160,7 +160,7 @@ def chance(rows: Sequence[Story]) -> float:
     return sum(1 / story.choices for story in rows) / len(rows)
 
 
-def draw(look: Look, rng: random.Random, *, moved: tuple[int, int, int] | None = None) -> Image:
+def draw(look: Drawing, rng: random.Random, *, moved: tuple[int, int, int] | None = None) -> Image:
     """One picture, RGB, SIDE x SIDE; place, size and paper vary with `rng`, or are `moved` (x, y, radius)."""
     from PIL import Image, ImageDraw
 

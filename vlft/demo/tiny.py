@@ -54,7 +54,7 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class TinySizes:
     """How large a tiny model is; heads of the language model have 16 channels unless said otherwise.
 
     Attributes:
@@ -77,7 +77,7 @@ class Sizes:
     std: float = 0.1  # at transformers' 0.02 so small a model answers much the same to everything
 
 
-TINY = Sizes()
+TINY = TinySizes()
 
 
 def byte_vocabulary() -> dict[str, int]:
@@ -139,7 +139,7 @@ def tiny_processor(*, min_pixels: int = 4 * 28 * 28, max_pixels: int = 64 * 28 *
     )
 
 
-def tiny_config(processor, *, tied: bool = True, sizes: Sizes = TINY):
+def tiny_config(processor, *, tied: bool = True, sizes: TinySizes = TINY):
     """A `Qwen2VLConfig`; by default of about 0.3 M parameters: 2 ViT blocks of 32, 2 language layers of 64."""
     from transformers import Qwen2VLConfig
 
@@ -190,7 +190,7 @@ def build_tiny(
     seed: int = 0,
     tied: bool = True,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    sizes: Sizes = TINY,
+    sizes: TinySizes = TINY,
     words: Sequence[str] = (),
 ) -> Path:
     """Write a tiny base model folder that plain transformers loads.

@@ -26,9 +26,9 @@ from vlft.checkpoint import (
     read_adapter,
     write_record,
 )
-from vlft.data.caches import put_in_place
 from vlft.errors import CheckpointError
-from vlft.merge.plan import Plan, plan_merge, towers_of_adapter
+from vlft.files import put_in_place
+from vlft.merge.match import MergePlan, plan_merge, towers_of_adapter
 from vlft.merge.verify import EXACT_SHARE, RowCheck, verify
 from vlft.merge.write import check_space, full_disk_is_a_user_error, write_settings, write_weights
 from vlft.model.load import check_fit
@@ -156,7 +156,7 @@ def merge(
     )
 
 
-def _check_towers(run: str | Path, found: Located, plan: Plan) -> dict[str, str]:
+def _check_towers(run: str | Path, found: Located, plan: MergePlan) -> dict[str, str]:
     if found.record is None:
         return plan.towers
     if found.record.towers != plan.towers:

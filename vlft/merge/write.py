@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoint import INDEX, PICTURE_FILES, processor_files, read_json
 from vlft.errors import CheckpointError
-from vlft.merge.plan import Plan, Update, shapes_in
+from vlft.merge.match import MergePlan, Update, shapes_in
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class WrittenTensor:
     """One tensor of the merged files.
 
     Attributes:
@@ -50,7 +50,7 @@ def full_disk_is_a_user_error(out: Path) -> Iterator[None]:
         raise
 
 
-def check_space(out: Path, plan: Plan, dtype: torch.dtype | None) -> None:
+def check_space(out: Path, plan: MergePlan, dtype: torch.dtype | None) -> None:
     """Refuse before writing what cannot fit.
 
     Args:
@@ -71,13 +71,13 @@ def check_space(out: Path, plan: Plan, dtype: torch.dtype | None) -> None:
         )
 
 
-def _elements(plan: Plan) -> int:
+def _elements(plan: MergePlan) -> int:
     return sum(map(math.prod, shapes_in(plan.index.values()).values()))
 
 
 def write_weights(
-    plan: Plan, base: Path, out: Path, dtype: torch.dtype | None, progress: Callable[[str], None]
-) -> dict[str, Written]:
+    plan: MergePlan, base: Path, out: Path, dtype: torch.dtype | None, progress: Callable[[str], None]
+) -> dict[str, WrittenTensor]:
     """Write every shard of the base under its own file name, changed tensors merged.
 
     Args:
@@ -96,7 +96,7 @@ def write_weights(
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    written: dict[str, Written] = {}
+    written: dict[str, WrittenTensor] = {}
     files = sorted(set(plan.index.values()))
     changed = {update.file for update in (*plan.updates.values(), plan.head) if update is not None}
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ def write_weights(
                     for name, update in _made_of(source, plan):
                         merged = weight if update is None else merged_weight(weight, update, adapter[update.file])
                         shard[name] = _cast(name, merged, wanted)
-                        written[name] = Written(dtype=wanted, rounded=wanted not in (merged.dtype, torch.float32))
+                        written[name] = WrittenTensor(dtype=wanted, rounded=wanted not in (merged.dtype, torch.float32))
                 save_file(shard, out / file.name, metadata=stored.metadata() or {"format": "pt"})
     if (base / INDEX).is_file():
         index = read_json(base / INDEX)
@@ -133,7 +133,7 @@ def _is_embedding(name: str) -> bool:
     return name.endswith("embed_tokens.weight")
 
 
-def _made_of(source: str, plan: Plan) -> list[tuple[str, Update | None]]:
+def _made_of(source: str, plan: MergePlan) -> list[tuple[str, Update | None]]:
     """The merged tensors that come from one of the base: itself, and of a tied embedding the head that is untied."""
     made = [(source, plan.updates.get(source))]
     return [*made, (_HEAD, plan.head)] if plan.head is not None and _is_embedding(source) else made

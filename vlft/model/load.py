@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 
 from vlft.errors import CheckpointError
 from vlft.families import Family
-from vlft.files import read_json, stored_slots
 from vlft.model.proof import prove
+from vlft.model_files import read_json, stored_slots
 
 
 def load_config(folder: str | Path) -> tuple[Any, Family]:

@@ -1,7 +1,7 @@
 """How much memory activations take, and so which tower has to recompute its own (gradient checkpointing).
 
-`foretold` asks `vlft.model.saved`, as `vlft plan` does; `activations` is a rough count from shapes, which does not see
-what LoRA's dropout and float32 masters keep. Neither has been compared with a GPU yet, so `MARGIN` is wide.
+`foretold` asks `vlft.model.activations`, as `vlft plan` does; `activations` is a rough count from shapes, which does
+not see what LoRA's dropout and float32 masters keep. Neither has been compared with a GPU yet, so `MARGIN` is wide.
 
 Letters: T tokens and P patches of the largest micro-batch.
 """
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from vlft.families import Family
-from vlft.model import saved
+from vlft.model import activations as saved
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers
 

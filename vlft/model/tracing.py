@@ -2,8 +2,8 @@
 
 torch's FakeTensorMode runs the same Python code as a real step: forward, recomputation, optimizer. Here is what it
 lacks: a GPU that autocast believes in, a backward pass without a device, and a view of each operation. Kernels that are
-not torch's have their stand-ins in `vlft.model.standins`. `vlft.model.saved` counts memory this way, and the tests look
-for what a GPU would refuse or wait for.
+not torch's have their stand-ins in `vlft.model.standins`. `vlft.model.activations` counts memory this way, and the
+tests look for what a GPU would refuse or wait for.
 """
 
 from __future__ import annotations

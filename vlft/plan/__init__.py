@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlft.batches import described, settings_of, training_order
-from vlft.config.checks import check_device, remarks_on_steps
+from vlft.config.machine import check_device, remarks_on_steps
 from vlft.config.parse import Parsed
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
-from vlft.data.shown import printable
 from vlft.errors import ConfigError
-from vlft.inputs import Measured, open_base, trainable_rows, training_rows
 from vlft.model import groups, kernels
 from vlft.model.forward import PixelScale
 from vlft.model.load import check_fit, empty_model
 from vlft.model.towers import apply_towers
-from vlft.plan.memory import Outlook, look_ahead
+from vlft.plan.memory import Outlook, forecast
+from vlft.setup import MeasuredRows, open_base, trainable_rows, training_rows
+from vlft.setup.schedule import described, settings_of, training_order
+from vlft.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class Plan:
     base: str
     towers: dict[str, str]
     groups: tuple[groups.Group, ...]
-    data: Measured
-    evaluation: Measured | None
+    data: MeasuredRows
+    evaluation: MeasuredRows | None
     order: Order
     steps: int
     epochs: float
@@ -147,7 +147,7 @@ def plan(
     evaluation = trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None
     order = training_order(measured.costs, data, args, world=world)
     steps = args.total_steps(order.steps)
-    outlook = look_ahead(
+    outlook = forecast(
         base,
         wrapped,
         args,
@@ -174,7 +174,7 @@ def plan(
     )
 
 
-def _files(measured: Measured) -> list[dict[str, Any]]:
+def _files(measured: MeasuredRows) -> list[dict[str, Any]]:
     """Rows read, taken, skipped and changed of each file."""
     refused = [row.file for row in measured.rows.bad]
     changed, drawn = [sample.file for sample, _ in measured.changed], measured.drawn

@@ -1,7 +1,7 @@
 """Memory of a run on one card, part by part and under each way to share it; what to change where it does not fit.
 
 Weights, gradients and optimizer are counted exactly from the built model. Activations are foretold by
-`vlft.model.saved`. What surrounds them is set down as measured by others: not yet compared with a GPU.
+`vlft.model.activations`. What surrounds them is set down as measured by others: not yet compared with a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from vlft.errors import ConfigError
 from vlft.families import Family
 from vlft.model import loss, memory
-from vlft.model.saved import Foretold, foretell
+from vlft.model.activations import Foretold, foretell
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers, numbers_of
 from vlft.plan.cards import CONTEXT_BYTES, NCCL_BYTES
@@ -47,7 +47,7 @@ class States:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class ParameterBytes:
     """Weights of a model in the numbers it is trained in.
 
     Attributes:
@@ -59,7 +59,7 @@ class Sizes:
     tensors: int
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> Sizes:
+    def of(cls, model: torch.nn.Module) -> ParameterBytes:
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
         trained = sum(size for size, trains in sizes if trains)
         return cls(
@@ -69,7 +69,7 @@ class Sizes:
         )
 
 
-def states(sizes: Sizes, numbers: Numbers, strategy: Strategy, *, world: int, optim: str) -> States:
+def states(sizes: ParameterBytes, numbers: Numbers, strategy: Strategy, *, world: int, optim: str) -> States:
     """What weights, gradients and optimizer take of one of `world` processes.
 
     Under DDP the gradients of several processes stand in buckets besides. Under DeepSpeed in 16 bits the masters are
@@ -158,7 +158,7 @@ class Case:
     config: Any
     family: Family
     towers: Towers
-    sizes: Sizes
+    sizes: ParameterBytes
     stored: torch.dtype
     half: torch.dtype | None
     optim: str
@@ -268,7 +268,7 @@ def first_change(
     *,
     longest: Load,
     packing: bool,
-    smaller: Callable[[Towers], tuple[Towers, Sizes] | None],
+    smaller: Callable[[Towers], tuple[Towers, ParameterBytes] | None],
 ) -> Change | None:
     """The mildest change that makes it fit; None where none of those known does.
 

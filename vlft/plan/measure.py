@@ -16,14 +16,14 @@ from vlft.config.flags import ModelFlags, TrainFlags
 from vlft.data.collate import Collator
 from vlft.data.sample import EncodedSample, Sample
 from vlft.errors import ConfigError
-from vlft.inputs import Base
 from vlft.model import attention, forward, kernels, towers
+from vlft.model.activations import Ledger
 from vlft.model.load import load_base
-from vlft.model.saved import Ledger
+from vlft.setup import Base
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredStep:
     """Bytes of one process, and its speed.
 
     Attributes:
@@ -55,7 +55,7 @@ class Measured:
 
 def measure(
     base: Base, args: TrainFlags, model_flags: ModelFlags, samples: Sequence[Sample], *, checkpointed: Sequence[str]
-) -> Measured:
+) -> MeasuredStep:
     """Load the model, and train two steps on a micro-batch.
 
     Args:
@@ -89,7 +89,7 @@ def measure(
             f"--measure: the step does not fit on {device}: {str(error).splitlines()[0]}. Without --measure the plan "
             "says what would help."
         ) from error
-    return Measured(
+    return MeasuredStep(
         weights=_bytes(model.parameters()),
         gradients=gradients,
         optimizer=_bytes(value for state in optimizer.state.values() for value in state.values()),

@@ -9,12 +9,9 @@ from typing import Any
 
 import torch
 
-from vlft.batches import largest
 from vlft.config.flags import ModelFlags, TrainFlags
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Sample
-from vlft.inputs import Base
-from vlft.inputs import Measured as Rows
 from vlft.model.load import empty_model
 from vlft.model.towers import Towers, apply_towers
 from vlft.model.tracing import Load
@@ -25,13 +22,15 @@ from vlft.plan.estimate import (
     Case,
     Change,
     Memory,
-    Sizes,
+    ParameterBytes,
     estimate,
     first_change,
     of_parts,
     strategy_of,
 )
-from vlft.plan.measure import Measured, measure
+from vlft.plan.measure import MeasuredStep, measure
+from vlft.setup import Base, MeasuredRows
+from vlft.setup.schedule import largest
 
 WITHOUT_BF16 = ("t4", "v100-32")
 SHOWN_ROWS = 2
@@ -85,7 +84,7 @@ class Outlook:
     auto: tuple[str, ...]
     shared: tuple[Memory, ...]
     change: Change | None
-    measured: Measured | None
+    measured: MeasuredStep | None
     expected: Memory | None
     hours: float | None
     tokens_per_s: float | None
@@ -178,12 +177,12 @@ def _verdict(memory: Memory) -> str:
     return f"fits, {left:.1f} to spare" if memory.fits else f"does not fit: {-left:.1f} too much"
 
 
-def look_ahead(
+def forecast(
     base: Base,
     model: torch.nn.Module,
     args: TrainFlags,
     model_flags: ModelFlags,
-    rows: Rows,
+    rows: MeasuredRows,
     order: Order,
     *,
     given: frozenset[str],
@@ -220,7 +219,7 @@ def look_ahead(
         config=base.config,
         family=base.family,
         towers=base.towers,
-        sizes=Sizes.of(model),
+        sizes=ParameterBytes.of(model),
         stored=getattr(base.config, "dtype", None) or torch.float32,
         half=half,
         optim=str(getattr(args.optim, "value", args.optim)),
@@ -280,7 +279,7 @@ def _expected(case: Case, checkpointed: Sequence[str]) -> Memory:
     return of_parts(case, "ddp", tuple(checkpointed))
 
 
-def _worst(order: Order, rows: Rows) -> list[int]:
+def _worst(order: Order, rows: MeasuredRows) -> list[int]:
     """Rows of the largest micro-batch of the first epoch, the largest first; a patch weighs as in most towers."""
 
     def weight(tokens: int, patches: int) -> int:
@@ -296,13 +295,15 @@ def _worst(order: Order, rows: Rows) -> list[int]:
     return sorted(found, key=lambda i: -weight(rows.costs[i].tokens, rows.costs[i].patches))
 
 
-def _smaller(base: Base, towers: Towers) -> tuple[Towers, Sizes] | None:
+def _smaller(base: Base, towers: Towers) -> tuple[Towers, ParameterBytes] | None:
     """The same run with LoRA where a tower trains in full."""
     modes = {tower: "lora" if mode == "full" else mode for tower, mode in towers.modes.items()}
     if modes == towers.modes:
         return None
     changed = replace(towers, **modes)  # type: ignore[arg-type]
-    return changed, Sizes.of(apply_towers(empty_model(base.config, base.family), base.family, changed, masters=False))
+    return changed, ParameterBytes.of(
+        apply_towers(empty_model(base.config, base.family), base.family, changed, masters=False)
+    )
 
 
 def _name(sample: Sample) -> str:

@@ -1,6 +1,6 @@
 """Rows as the model sees them: which tokens are trained, what became of their pictures. Trains and changes nothing.
 
-`look` reads a row; `text` shows it on a terminal, `page` as a web page.
+`preview_row` reads a row; `text` shows it on a terminal, `page` as a web page.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.data.clips import Clip, open_clip
 from vlft.data.encode import KIND_TEXT, UNTRAINED
-from vlft.data.media import MediaSettings, depth_remarks, frames_taken, settings_for
-from vlft.data.pictures import picture_size
+from vlft.data.media.clips import Clip, open_clip
+from vlft.data.media.pictures import picture_size
+from vlft.data.media.read import MediaSettings, depth_remarks, frames_taken, settings_for
 from vlft.data.sample import EncodedMedia, EncodedSample, Image, Sample, Video
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
-from vlft.inputs import Base, open_base, open_some
+from vlft.setup import Base, open_base, open_some
 
-MERGE = 2  # patches of a merged patch's side; `vlft.data.budgets` refuses bases with another
+MERGE = 2  # patches of a merged patch's side; `vlft.data.media.limits` refuses bases with another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What `look` found.
+    """What `preview_row` found.
 
     Attributes:
         sample: the parsed row. encoded: the same in tokens and pixels.
@@ -144,7 +144,7 @@ class Refused:
         return {"file": row.file, "index": row.index, "id": row.id, "field": row.field, "refused": row.reason}
 
 
-def look(file: str, index: int, data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> Preview:
+def preview_row(file: str, index: int, data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> Preview:
     """Read one row and encode it as for training.
 
     Args:
@@ -157,22 +157,22 @@ def look(file: str, index: int, data: DataFlags, model: ModelFlags, *, given: fr
         ConfigError: the row is refused (with its reason) or does not exist, or a flag cannot be carried out.
         CheckpointError: the base is missing, not a Qwen-VL, or not whole.
     """
-    (shown,) = look_at(file, (index,), data, model, given=given)
+    (shown,) = preview_rows(file, (index,), data, model, given=given)
     if isinstance(shown, Refused):
         raise ConfigError(str(shown.row))
     return shown
 
 
-def look_at(
+def preview_rows(
     file: str, indices: Sequence[int], data: DataFlags, model: ModelFlags, *, given: frozenset[str]
 ) -> Iterator[Preview | Refused]:
-    """As `look`, of several rows with one opening of the base; of a row that is refused, why.
+    """As `preview_row`, of several rows with one opening of the base; of a row that is refused, why.
 
     Args:
         indices: of the rows, in the order they are wanted in.
 
     Raises:
-        ConfigError, CheckpointError: as `look`, but for refused rows.
+        ConfigError, CheckpointError: as `preview_row`, but for refused rows.
     """
     base = open_base(data, model, given=given)
     rows = open_some(file, indices, data, base.family)
@@ -258,7 +258,7 @@ def _pieces(encoded: EncodedSample, media: tuple[Medium, ...], tokenizer: Any, f
 
 
 def frames_of(media: EncodedMedia) -> torch.Tensor:
-    """The pixels the model sees, put together from patches again (`vlft.data.patches` cut them).
+    """The pixels the model sees, put together from patches again (`vlft.data.media.patches` cut them).
 
     Args:
         media: of a still or video.

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from vlft.data.shown import printable
-from vlft.data.web import document, picture_uri, safe, write_page
 from vlft.errors import ConfigError
+from vlft.pages.web import document, picture_uri, safe, write_page
 from vlft.preview import MERGE, Medium, Piece, Preview, Refused, frames_of
+from vlft.text import printable
 
 PAGE_PIXELS = 8_000_000  # of all pictures: about 20 MB of PNG in a page
 SMALLEST = 28  # pixels of a side that is scaled down

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vlft.data.shown import printable
 from vlft.preview import Piece, Preview
+from vlft.text import printable
 
 OPEN, CLOSE = "⟦", "⟧"
 GREEN, CYAN, YELLOW, RESET = "\x1b[1;32m", "\x1b[36m", "\x1b[33m", "\x1b[0m"

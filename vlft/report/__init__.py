@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlft.data.web import write_page
 from vlft.errors import ConfigError
+from vlft.pages.web import write_page
 from vlft.report.page import as_html
 from vlft.report.read import read_run
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlft.data.pictures import Unreadable, open_picture
-from vlft.data.web import picture_uri, safe
+from vlft.data.media.pictures import Unreadable, open_picture
+from vlft.pages.web import picture_uri, safe
 from vlft.report.read import Answered, Run
 
 SHOWN_ANSWERS = 8  # of a row: the first, the last, and others evenly between

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlft.data.web import safe
+from vlft.pages.web import safe
 
 MOST = 500  # points of a line
 OUTLIER = 2.5  # a chart ends at so many times the spread that 90% of its points have

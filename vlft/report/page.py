@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlft.data.web import document, safe
+from vlft.pages.web import document, safe
 from vlft.report import charts
 from vlft.report.answers import answers, id_of
 from vlft.report.charts import Series, chart

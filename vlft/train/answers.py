@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from vlft.answering import as_tensors, question_of, speaker
 from vlft.config.flags import TrainFlags
 from vlft.data.sample import Image, Sample, Text, Video
-from vlft.inputs import Base
 from vlft.model.generate import Sampling
-from vlft.prompts import as_tensors, question_of, speaker
-from vlft.train.accounts import MetricsFile
+from vlft.setup import Base
+from vlft.train.metrics import MetricsFile
 from vlft.train.ranks import barrier
 from vlft.train.watchdog import Watchdog
 from vlft.train.zero import shares_weights

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlft.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, RunRecord, read_record
 from vlft.errors import CheckpointError
-from vlft.files import has_weights
+from vlft.model_files import has_weights
 
 #: What a run writes beside its checkpoints before it ends.
 STARTED = ("config.yaml", "metrics.jsonl", "answers.jsonl", "report.html", RECORD)

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from vlft.errors import BadRow
-from vlft.inputs import Measured
+from vlft.setup import MeasuredRows
 
 
 def with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def data_entries(
-    measured: Measured,
+    measured: MeasuredRows,
 ) -> list[dict[str, Any]]:
     """The "data" of a run record: per file the rows read, trained and skipped, and those that --over_length changed.
 

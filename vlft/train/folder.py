@@ -20,8 +20,8 @@ from vlft.checkpoint.files import module_name, open_to_others
 from vlft.checkpoint.weights import stored_tensors
 from vlft.config.parse import write_yaml
 from vlft.errors import BadRow, CheckpointError
-from vlft.files import tensor_index
-from vlft.inputs import Base
+from vlft.model_files import tensor_index
+from vlft.setup import Base
 from vlft.train.claim import complete_checkpoints, left_nothing, refuse_other, start_over
 from vlft.train.entries import with_skipped
 from vlft.train.lock import FolderLock

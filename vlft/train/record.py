@@ -6,21 +6,21 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from vlft.batches import asked_for, settings_of
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.config.columns import Columns
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.data.files.read import rows_print
 from vlft.data.order import Order
-from vlft.data.rows import rows_print
-from vlft.inputs import Base, Measured, columns_of, mix_of, training_files
+from vlft.setup import Base, MeasuredRows, columns_of, mix_of, training_files
+from vlft.setup.schedule import asked_for, settings_of
 from vlft.train.entries import data_entries
 
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 
 
 def run_record(
-    base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: Measured, order: Order
+    base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: MeasuredRows, order: Order
 ) -> RunRecord:
     """The record of a run that begins."""
     return RunRecord(
@@ -67,7 +67,7 @@ def _plain(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
-def _rows_print(measured: Measured) -> str:
+def _rows_print(measured: MeasuredRows) -> str:
     """A short print of which rows are trained, and how often."""
     rows: Any = measured.rows.samples  # a RowIndex
     return hashlib.sha256(rows.file_of.tobytes() + rows.row_of.tobytes()).hexdigest()[:16]

@@ -15,31 +15,31 @@ from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from vlft.batches import described, evaluation_order, largest, training_order
 from vlft.checkpoint import read_json, read_record
-from vlft.config.checks import check_device, remark_on_numbers, remarks_on_steps
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.machine import check_device, remark_on_numbers, remarks_on_steps
 from vlft.config.parse import Parsed
 from vlft.data.collate import Batch, Collator
-from vlft.data.costs import cost_folder
+from vlft.data.costs.cache import cost_folder
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
-from vlft.inputs import SHOWN_BAD_ROWS, Base, Measured, open_base, trainable_rows, training_rows
 from vlft.model import flops, groups, kernels
 from vlft.model.load import check_fit
+from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows, open_base, trainable_rows, training_rows
+from vlft.setup.schedule import described, evaluation_order, largest, training_order
 from vlft.train import faults, zero
-from vlft.train.accounts import Meter, MetricsFile
 from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
 from vlft.train.claim import refuse_other
 from vlft.train.folder import RunFolder, settings_there
-from vlft.train.guard import StepGuard
-from vlft.train.prepare import prepare_model
+from vlft.train.metrics import Meter, MetricsFile
+from vlft.train.model_setup import prepare_model
 from vlft.train.ranks import barrier, on_rank_zero, peer_lost
 from vlft.train.record import run_record
 from vlft.train.reporting import Reporter
 from vlft.train.signals import Notice
+from vlft.train.step_guard import StepGuard
 from vlft.train.trainer import VlftTrainer
 from vlft.train.watchdog import Watchdog, shared_store
 
@@ -63,8 +63,8 @@ class _Run:
     args: TrainFlags
     effective: dict[str, Any]
     base: Base
-    rows: Measured
-    evaluated: Measured | None
+    rows: MeasuredRows
+    evaluated: MeasuredRows | None
     order: Order
     folder: RunFolder
     notice: Notice
@@ -220,7 +220,7 @@ def _trainer(
 ) -> VlftTrainer:
     base, data, args, folder, evaluated = run.base, run.data, run.args, run.folder, run.evaluated
 
-    def dataset(rows: Measured) -> RowDataset:
+    def dataset(rows: MeasuredRows) -> RowDataset:
         return RowDataset(rows.rows.samples, base.encoder, rows.costs)
 
     vision = base.config.vision_config
@@ -274,7 +274,7 @@ def _meter(base: Base, args: TrainFlags) -> Meter:
     return Meter(work, peak=None if peak is None else peak * 1e12)
 
 
-def _report_rows(measured: Measured, say: Callable[[str], None], *, word: str = "train") -> None:
+def _report_rows(measured: MeasuredRows, say: Callable[[str], None], *, word: str = "train") -> None:
     rows, costs = measured.rows, measured.costs
     for note in measured.notes:
         say(f"note: {note}")

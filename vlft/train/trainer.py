@@ -30,13 +30,13 @@ from vlft.data.workers import loader_options
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
-from vlft.train.accounts import Meter, MetricsFile, progress
 from vlft.train.answers import Answers
 from vlft.train.callbacks import EvaluationPutOff, KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
-from vlft.train.guard import StepGuard
+from vlft.train.metrics import Meter, MetricsFile, progress
 from vlft.train.ranks import barrier, gather
 from vlft.train.signals import Notice
+from vlft.train.step_guard import StepGuard
 from vlft.train.zero import ZeroTrainer
 
 

@@ -1,0 +1,246 @@
+"""What a check found, and how a person and a program read it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from vlft.errors import BadRow
+from vlft.text import printable
+
+BAR = 40  # characters of the histogram's longest bar
+BUCKETS = 12
+SHOWN = 30  # warnings of a kind that are printed
+KIND = 100  # characters of a kind's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """One line of a histogram: so many values from `start` to `end`, both included."""
+
+    start: int
+    end: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Tokens of the rows that can be trained.
+
+    Attributes:
+        total, supervised: over all rows; supervised ones are trained.
+        min, median, max: of a row.
+        limit: what a row may have: `--max_length` or what the model allows, and no more than a pack.
+        histogram: buckets without gaps.
+    """
+
+    total: int
+    supervised: int
+    min: int
+    median: int
+    max: int
+    limit: int
+    histogram: tuple[Bucket, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What `check` found.
+
+    Attributes:
+        counts: file -> rows read.
+        ok: rows that can be trained. bad: those that cannot, in file order.
+        warnings: remarks on rows that are taken, in the form of bad ones.
+        unlisted: warnings beyond those, which are counted only.
+        left_out: rows that `--over_length skip` leaves out, each with a warning.
+        images, videos: in the rows that can be trained.
+        pictures_per_row: rows by how many pictures and videos they have.
+        kilopixels: pictures by how many thousand pixels they have.
+        decoded: whether every picture and frame was decoded, or headers read only.
+        tokens: None without a base, or without a row.
+        based: whether a base was named.
+        notes: for the user, on what was kept.
+    """
+
+    counts: dict[str, int]
+    ok: int
+    bad: tuple[BadRow, ...]
+    warnings: tuple[BadRow, ...]
+    unlisted: int
+    left_out: int
+    images: int
+    videos: int
+    pictures_per_row: tuple[Bucket, ...]
+    kilopixels: tuple[Bucket, ...]
+    decoded: bool
+    tokens: Tokens | None
+    based: bool
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.counts.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `vlft check-data --json`."""
+        tokens = None
+        if self.tokens is not None:
+            tokens = asdict(self.tokens) | {"histogram": _as_json(self.tokens.histogram)}
+        return {
+            "rows": self.rows,
+            "ok": self.ok,
+            "bad": [asdict(row) for row in self.bad],
+            "warnings": [asdict(row) for row in self.warnings],
+            "warnings_unlisted": self.unlisted,
+            "left_out": self.left_out,
+            "files": dict(self.counts),
+            "images": self.images,
+            "videos": self.videos,
+            "pictures_per_row": _as_json(self.pictures_per_row),
+            "kilopixels": _as_json(self.kilopixels),
+            "decoded": self.decoded,
+            "tokens": tokens,
+        }
+
+    def as_text(self) -> str:
+        """What a person reads: bad rows, warnings, counts, histogram, and what to do."""
+        parts = [*(f"note: {note}" for note in self.notes)]
+        if self.bad:
+            parts.append(_listed("cannot be trained", self.bad, most=None))
+        if self.warnings:
+            parts.append(_listed("trained, but worth a look", self.warnings, most=SHOWN))
+        parts.append(self._counted())
+        if self.tokens is not None:
+            parts.append(_drawn(self.tokens))
+        elif not self.based:
+            parts.append("tokens are not counted: name --model_id to count them and to check --max_length")
+        parts.append(self._verdict())
+        return "\n\n".join(parts)
+
+    def _counted(self) -> str:
+        refused = Counter(row.file for row in self.bad)
+        warned = Counter(file for file, _ in {(row.file, row.index) for row in self.warnings})
+        lines = []
+        for file, count in self.counts.items():
+            line = f"{file}: {_many(count, 'row')}, {count - refused[file]:,} can be trained"
+            line += f", {refused[file]:,} cannot" if refused[file] else ""
+            lines.append(line + (f", {warned[file]:,} with a warning" if warned[file] else ""))
+        how = "every frame decoded" if self.decoded else "headers read; without --headers_only every frame is decoded"
+        lines.append(f"{_many(self.images, 'picture')} and {_many(self.videos, 'video')} in them ({how})")
+        if self.unlisted:
+            lines.append(f"{self.unlisted:,} more warnings are not listed")
+        return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        if not self.bad:
+            return "No row is refused." if self.decoded else "No row is refused, as far as headers tell."
+        return (
+            f"{_many(len(self.bad), 'row')} of {self.rows:,} would stop a run. Mend them, or train on the rest with "
+            "--on_bad_row skip; --fix OUT.jsonl writes the rest."
+        )
+
+
+def kind_of_reason(reason: str) -> str:
+    """A reason without what is of the row alone, so that rows with the same fault can be told."""
+    plain = re.sub(r"(?:[^\s:]*/)?[^\s:/]+\.\w{1,5}(?=[:\s]|$)", "FILE", reason)
+    general = re.sub(r"\d[\d,]*(?:\.\d+)?", "N", plain)
+    return general if len(general) <= KIND else f"{general[:KIND].rsplit(' ', 1)[0]} …"
+
+
+def tokens_of(tokens: np.ndarray, supervised: np.ndarray, limit: int) -> Tokens:
+    """The figures of rows with so many tokens (each int [R], R > 0)."""
+    ordered = np.sort(tokens)
+    return Tokens(
+        total=int(tokens.sum(dtype=np.int64)),
+        supervised=int(supervised.sum(dtype=np.int64)),
+        min=int(ordered[0]),
+        median=int(ordered[(len(ordered) - 1) // 2]),
+        max=int(ordered[-1]),
+        limit=limit,
+        histogram=histogram(ordered),
+    )
+
+
+def histogram(values: Sequence[int] | np.ndarray) -> tuple[Bucket, ...]:
+    """Whole numbers from 0 in at most `BUCKETS` buckets with round ends: equally wide, or doubling where the largest
+    is 16 times the smallest or more.
+
+    Returns:
+        buckets from the smallest to the largest value; those between may be empty.
+    """
+    ordered = np.sort(np.asarray(values))
+    low, high = int(ordered[0]), int(ordered[-1])
+    if high >= 16 * max(1, low):
+        first, last = max(1, low.bit_length(), high.bit_length() - BUCKETS + 1), high.bit_length()
+        edges = [1 << (bits - 1) for bits in range(first, last + 2)]
+        edges[0] = min(edges[0], low)  # with more doublings than buckets, the first takes all below it
+    else:
+        width = next(w for w in _round_numbers() if high // w - low // w < BUCKETS)
+        edges = list(range(low // width * width, high + width + 1, width))
+    places = np.searchsorted(ordered, edges).tolist()
+    buckets = [
+        Bucket(start=start, end=end - 1, rows=after - before)
+        for (start, end), (before, after) in zip(pairwise(edges), pairwise(places), strict=True)
+    ]
+    while buckets and not buckets[-1].rows:
+        buckets.pop()
+    return tuple(buckets)
+
+
+def _round_numbers() -> Iterator[int]:
+    """1, 2, 5, 10, 20, 50, ..."""
+    power = 1
+    while True:
+        yield from (power, 2 * power, 5 * power)
+        power *= 10
+
+
+def _as_json(buckets: Sequence[Bucket]) -> list[dict[str, int]]:
+    return [{"from": b.start, "to": b.end, "rows": b.rows} for b in buckets]
+
+
+def _drawn(tokens: Tokens) -> str:
+    """The histogram as lines of blocks, with its figures."""
+    most = max(bucket.rows for bucket in tokens.histogram)
+    digits = len(f"{tokens.histogram[-1].end:,}")
+    lines = [f"{'tokens':>{2 * digits + 1}}  rows"]
+    for bucket in tokens.histogram:
+        span = f"{bucket.start:>{digits},}-{bucket.end:>{digits},}"
+        lines.append(f"{span}  {_bar(bucket.rows / most)} {bucket.rows:,}".rstrip())
+    share = tokens.supervised / tokens.total
+    lines.append(
+        f"{tokens.total:,} tokens in all, {tokens.supervised:,} of them trained ({share:.1%}); a row has "
+        f"{tokens.min:,} to {tokens.max:,}, half have up to {tokens.median:,}; at most {tokens.limit:,} are allowed"
+    )
+    return "\n".join(lines)
+
+
+def _bar(share: float) -> str:
+    """A bar of `BAR` characters times `share`, in eighths; never nothing for something."""
+    eighths = round(share * BAR * 8) or (1 if share else 0)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _listed(title: str, rows: Sequence[BadRow], *, most: int | None) -> str:
+    """The rows, of each kind so many at most."""
+    lines = [f"{title} ({len(rows):,}):"]
+    seen: Counter[str] = Counter()
+    for row in rows:
+        kind = kind_of_reason(row.reason)
+        seen[kind] += 1
+        if most is None or seen[kind] <= most:
+            lines.append(f"  {printable(str(row))}")
+    if most is not None:
+        over = sum(count - most for count in seen.values() if count > most)
+        lines += [f"  and {over:,} more of these kinds: --json or --report lists them"] if over else []
+    return "\n".join(lines)
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

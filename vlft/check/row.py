@@ -1,0 +1,173 @@
+"""One row as a check sees it: what it costs, what is in it, and what is worth a look. Runs in loader processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
+
+from vlft.data.boxes import BoxFormat, remarks
+from vlft.data.costs.cache import Costing
+from vlft.data.dataset import MediaProbe, cost_of
+from vlft.data.encode import Encoder
+from vlft.data.media import read as media_io
+from vlft.data.media.read import MediaError
+from vlft.data.sample import Cost, Image, Sample, Text, Video
+from vlft.errors import BadRow, DataError
+from vlft.families import Family
+
+PATCH = 14  # pixels of a patch's side
+TINY = 28  # pixels of the shorter side: one token
+HUGE = 50_000_000  # pixels; decoding takes a second or more, and most of them go in the resize
+SHRUNK = 4.0  # times a side becomes shorter
+SUPERVISED = 0.002  # of a row's tokens
+ALONE = 500  # tokens of a row below which its share says little
+HASHES = 100_000  # of files, remembered by a process
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowFacts:
+    """What a look at a row gave.
+
+    Attributes:
+        cost: 0 tokens without a base.
+        pictures: (width, height) of each still as displayed, and (width, height) the model gets.
+        videos: how many.
+        digest: equal for rows of the same turns and the same files.
+        warnings: (field, remark) on things taken but worth a look.
+    """
+
+    cost: Cost
+    pictures: tuple[tuple[int, int, int, int], ...]
+    videos: int
+    digest: str
+    warnings: tuple[tuple[str, str], ...]
+
+
+class RowCheck:
+    """Looks at a row.
+
+    Args:
+        encoder: of the base, or a `MediaProbe` where none is named.
+        family, box_format: of the boxes in rows.
+        decode: every picture and frame; else headers are read.
+    """
+
+    def __init__(self, encoder: Encoder | MediaProbe, *, family: Family, box_format: BoxFormat, decode: bool) -> None:
+        self.encoder = encoder
+        self.family = family
+        self.box_format = box_format
+        self.decode = decode
+        self._hashes: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """Of its results, where they are kept."""
+        return f"looked at, {'decoded' if self.decode else 'by headers'}, boxes {self.box_format}"
+
+    def __call__(self, sample: Sample) -> RowFacts:
+        """Raises `DataError` and `ConfigError` as `Encoder.encode` does."""
+        if isinstance(self.encoder, Encoder) and self.encoder.fit is not None:
+            sample = self.encoder.as_trained(sample)  # a warning says what was done to it
+        cost = self._measured(sample)
+        pictures: list[tuple[int, int, int, int]] = []
+        warnings = list(sample.warnings)
+        videos = 0
+        for part in sample.media:
+            if isinstance(part, Video):
+                videos += 1
+                if part.path is None and self.decode:
+                    warnings += self._looked(sample, part)[1]
+                continue
+            (width, height, new_width, new_height), remarks_on_it = self._looked(sample, part)
+            warnings += remarks_on_it
+            pictures.append((width, height, new_width, new_height))
+            if remark := _remark((width, height), (new_width, new_height)):
+                warnings.append((part.field, remark))
+        warnings += self._on_boxes(sample)
+        if cost.tokens >= ALONE and cost.supervised < SUPERVISED * cost.tokens:
+            share = f"{cost.supervised:,} of {cost.tokens:,} tokens are trained ({cost.supervised / cost.tokens:.2%})"
+            warnings.append(("conversations", f"{share}: a step learns little from so long a row"))
+        return RowFacts(
+            cost=cost,
+            pictures=tuple(pictures),
+            videos=videos,
+            digest=self._digest(sample),
+            warnings=tuple(warnings),
+        )
+
+    def _on_boxes(self, sample: Sample) -> tuple[tuple[str, str], ...]:
+        try:
+            return tuple(remarks(sample, family=self.family, box_format=self.box_format))
+        except MediaError as error:
+            raise _refused(sample, error) from error
+
+    def _measured(self, sample: Sample) -> Cost:
+        if not isinstance(self.encoder, Encoder):
+            return self.encoder.cost(sample, decode=self.decode)
+        return cost_of(self.encoder.encode(sample)) if self.decode else self.encoder.measure(sample)
+
+    def _looked(self, sample: Sample, medium: Image | Video) -> tuple[tuple[int, int, int, int], list[tuple[str, str]]]:
+        """Width and height as displayed, and those the model gets; what is worth saying of its values."""
+        try:
+            seen = media_io.read_headers(medium)
+            grid = media_io.grid_of(medium, seen, self.encoder.media)
+            remarks_on_it = media_io.depth_remarks(medium, seen) if self.decode else []
+        except MediaError as error:
+            raise _refused(sample, error) from error
+        height, width = seen.sizes[0]
+        return (width, height, grid.w * PATCH, grid.h * PATCH), remarks_on_it
+
+    def _digest(self, sample: Sample) -> str:
+        turns = [[turn.role, [self._plain(part) for part in turn.parts]] for turn in sample.turns]
+        row = [turns, None if sample.objects is None else asdict(sample.objects)]
+        return hashlib.blake2b(json.dumps(row).encode(), digest_size=16).hexdigest()
+
+    def _plain(self, part: Any) -> Any:
+        if isinstance(part, Text):
+            return part.text if part.trained else ["masked", part.text]
+        return [type(part).__name__, astuple(part.overrides), *(self._file(path) for _, path in part.files)]
+
+    def _file(self, path: str) -> str:
+        """What stands for a file: its bytes where they are read anyway, else its place."""
+        if not self.decode:
+            return os.path.realpath(path)
+        if path not in self._hashes:
+            if len(self._hashes) >= HASHES:
+                self._hashes.clear()
+            with open(path, "rb") as file:
+                self._hashes[path] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return self._hashes[path]
+
+    def dump(self, seen: RowFacts) -> list[Any]:
+        """As JSON takes it, for `vlft.data.costs.cache.scan_kept`."""
+        return [Costing.dump(seen.cost), seen.pictures, seen.videos, seen.digest, seen.warnings]
+
+    def load(self, value: Any) -> RowFacts:
+        """What `dump` made of it; raises `TypeError` or `ValueError` for anything else."""
+        cost, pictures, videos, digest, warnings = value
+        return RowFacts(
+            cost=Costing.load(cost),
+            pictures=tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in pictures),
+            videos=int(videos),
+            digest=str(digest),
+            warnings=tuple((str(field), str(remark)) for field, remark in warnings),
+        )
+
+
+def _refused(sample: Sample, error: MediaError) -> DataError:
+    return DataError(BadRow(file=sample.file, index=sample.index, id=sample.id, field=error.field, reason=error.reason))
+
+
+def _remark(size: tuple[int, int], small: tuple[int, int]) -> str | None:
+    (width, height), (new_width, new_height) = size, small
+    what = f"{width}x{height} pixels"
+    if min(size) < TINY:
+        return f"{what}: tiny, it is enlarged to {new_width}x{new_height}"
+    if width * height > HUGE:
+        return f"{what}: huge, decoding it holds up the loader, and the model gets {new_width}x{new_height}"
+    if max(width / new_width, height / new_height) > SHRUNK:
+        return f"{what}: shrunk hard, to {new_width}x{new_height}: small print is lost. See --image_max_pixels"
+    return None

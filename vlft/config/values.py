@@ -1,0 +1,48 @@
+"""Values of flags before they are parsed, with the defaults of those that others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Defaults of flags that are compared with others; a test holds them against the dataclasses.
+DEFAULTS: Mapping[str, Any] = {
+    "vision": "frozen",
+    "merger": "frozen",
+    "language": "lora",
+    "packing": True,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "max_nonfinite_steps": 0,
+    "logging_nan_inf_filter": False,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "linear",
+    "optim": "adamw_torch_fused",
+    "eval_strategy": "no",
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "load_best_model_at_end": False,
+    "eval_on_start": False,
+    "fp16": False,
+    "stall_timeout": 1800,
+}
+
+
+class Values:
+    """Flag -> value, as far as flags were given and make sense; defaults for the others."""
+
+    def __init__(self, said: Mapping[str, tuple[Any, ...]]) -> None:
+        self._said = said
+
+    def given(self, name: str) -> bool:
+        return name in self._said
+
+    def every(self, name: str) -> tuple[Any, ...]:
+        """All words of a flag that takes several."""
+        return self._said.get(name, ())
+
+    def of(self, name: str) -> Any:
+        """The value of a flag; a bare one is true."""
+        if name not in self._said:
+            return DEFAULTS.get(name)
+        return self._said[name][-1] if self._said[name] else True

@@ -1,0 +1,305 @@
+"""Open picture files: upright size from the header, pixels as 8-bit RGB. Knows nothing of rows, budgets or tokens.
+
+Letters in shapes: H, W of the upright picture.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import struct
+import sys
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from vlft.config.places import near_miss
+from vlft.data.media.depth import grey_bits, grey_to_8_bits, is_deep, is_grey, remark_on
+from vlft.data.media.jpeg import read_jpeg
+from vlft.data.media.kinds import HEAD, kind_of_file, mistaken
+
+# What Pillow's decoders are known to raise on damaged files, besides their own classes (which are OSErrors).
+BROKEN_PICTURE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    RuntimeError,  # AVIF
+    struct.error,
+    zlib.error,
+)
+# Readers hold it in memory whole; the largest picture that Pillow opens has 0.5 GB of 8-bit RGB.
+PICTURE_BYTES = 1 << 30
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# Formats that Pillow knows and cannot decode.
+UNDECODED = ("MPEG",)
+
+
+class Unreadable(Exception):
+    """A file that cannot be trained on; the message says why and what to do, and names no row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the header of a picture says.
+
+    Attributes:
+        size: (H, W) as `open_picture` would give it.
+        deep: it has 16 bits a channel, or more than 8 at least.
+    """
+
+    size: tuple[int, int]
+    deep: bool
+
+
+def picture_header(path: str) -> Header:
+    """Size and depth of a picture; no pixel is decoded.
+
+    Raises:
+        Unreadable: no such file, not a picture, or one of a kind that is refused.
+    """
+    with _opened(path) as picture:
+        return Header(size=_size(picture, path), deep=is_deep(picture, path))
+
+
+def picture_size(path: str) -> tuple[int, int]:
+    """(H, W) as `open_picture` would give it, from the file's header.
+
+    Raises:
+        Unreadable: as `picture_header`.
+    """
+    with _opened(path) as picture:
+        return _size(picture, path)
+
+
+def depth_remark(path: str) -> str | None:
+    """What is wrong with a picture of 16 bits a channel whose values use a part of them only, so that its high bytes,
+    which are trained, are almost black. Decodes it, if its header says that it has so many.
+
+    Raises:
+        Unreadable: as `open_picture`.
+    """
+    with _opened(path) as picture:
+        if not is_deep(picture, path):
+            return None
+        try:
+            _load(picture)
+            return remark_on(picture, path)
+        except BROKEN_PICTURE as error:
+            raise Unreadable(f"{path}: damaged or cut short ({error}). Fetch or save it again") from error
+
+
+def open_picture(path: str) -> Image.Image:
+    """A still as an upright 8-bit RGB picture; of an animation, the first frame.
+
+    Turned as its EXIF says, and laid on white where it is transparent, as Qwen2-VL's processor of transformers 5.23
+    does (5.17 drops the alpha channel instead). 16-bit grey keeps its high byte, or the highest eight of the bits that
+    its file says it has; Pillow alone would clip it to white.
+
+    Raises:
+        Unreadable: as `picture_size`, and where the pixels are damaged or end early.
+    """
+    with _opened(path) as picture:
+        return _decoded(picture, path)
+
+
+def read_pixels(path: str) -> torch.Tensor:
+    """The picture of `open_picture` as uint8 [3, H, W], in any memory layout; faster for JPEGs.
+
+    Raises:
+        Unreadable: as `open_picture`.
+    """
+    with _opened(path) as picture:
+        promised = _size(picture, path)
+        try:
+            pixels_3HW = read_jpeg(path, picture, _orientation(picture))
+        except OSError as error:
+            raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk") from error
+        if pixels_3HW is not None and pixels_3HW.shape[1:] == promised:
+            return pixels_3HW
+        return torch.from_numpy(np.array(_decoded(picture, path))).permute(2, 0, 1)
+
+
+def _decoded(picture: Image.Image, path: str) -> Image.Image:
+    promised = _size(picture, path)
+    try:
+        _load(picture)
+        bits = grey_bits(picture, path) if is_grey(picture) else 8
+        rgb = _to_rgb(ImageOps.exif_transpose(picture), bits)
+    except Image.DecompressionBombError as error:
+        raise Unreadable(_too_large(path, error)) from error
+    except BROKEN_PICTURE as error:
+        raise Unreadable(f"{path}: damaged or cut short ({error}). Fetch or save it again") from error
+    if rgb.size[::-1] != promised:
+        h, w = promised
+        raise Unreadable(f"{path}: its header says {w}x{h}, its pixels are {rgb.width}x{rgb.height}. Save it again")
+    return rgb
+
+
+def _load(picture: Image.Image) -> None:
+    """Decode the pixels. libtiff writes what it finds wrong to the process's stderr, and Pillow raises besides."""
+    if picture.format != "TIFF":
+        picture.load()
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        picture.load()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+class _opened:
+    """`Image.open` as a context that turns whatever it raises into `Unreadable`, and keeps Pillow's warnings quiet.
+
+    They are about metadata that nobody asked for; and between one and two times its limit of pixels it only warns,
+    where large scans are taken.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._quiet = warnings.catch_warnings()
+
+    def __enter__(self) -> Image.Image:
+        require_file(self.path, most=PICTURE_BYTES)
+        self._quiet.__enter__()
+        warnings.simplefilter("ignore")
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)  # its remarks on odd TIFFs
+        try:
+            self.picture = self._open()
+        except Unreadable:
+            self._quiet.__exit__(None, None, None)
+            raise
+        return self.picture
+
+    def _open(self) -> Image.Image:
+        try:
+            picture = Image.open(self.path)
+        except Image.DecompressionBombError as error:
+            raise Unreadable(_too_large(self.path, error)) from error
+        except UnidentifiedImageError as error:
+            raise Unreadable(f"{self.path}: {_no_picture(self.path)}") from error
+        except (*BROKEN_PICTURE, MemoryError) as error:  # headers need little: this one says that it needs much
+            why = mistaken(self.path, "picture") if os.access(self.path, os.R_OK) else None
+            why = why or f"cannot be opened ({str(error) or type(error).__name__}). Fetch or save it again"
+            raise Unreadable(f"{self.path}: {why}") from error
+        if picture.format == "EPS":
+            picture.close()
+            raise Unreadable(f"{self.path}: PostScript, a program that would have to be run. Save it as PNG or JPEG")
+        if picture.format in UNDECODED or isinstance(picture, ImageFile.StubImageFile):
+            picture.close()
+            raise Unreadable(f"{self.path}: {_no_picture(self.path)}")
+        return picture
+
+    def __exit__(self, *_: object) -> None:
+        self.picture.close()
+        self._quiet.__exit__(None, None, None)
+
+
+def _no_picture(path: str) -> str:
+    """Why Pillow finds no picture in a file, and what to do."""
+    if why := mistaken(path, "picture"):
+        return why
+    with open(path, "rb") as file:
+        kind = kind_of_file(file.read(HEAD))
+    if kind is None:
+        return "not a picture that Pillow knows. Save it as PNG or JPEG"
+    if kind.ending in (".heic", ".jxl", ".avif", ".psd"):
+        return f"is {kind.name}, which this Pillow does not read. Save it as PNG or JPEG"
+    return f"begins as {kind.name} does, and its header is damaged. Fetch or save it again"
+
+
+def _size(picture: Image.Image, path: str) -> tuple[int, int]:
+    """(H, W) after the EXIF turn, from the header."""
+    if picture.mode == "F":
+        raise Unreadable(f"{path}: floating-point pixels, which have no fixed black and white. Save it with 8 bits")
+    try:
+        if picture.format == "PNG" and _png_ends_with_metadata(path):
+            picture.load()
+        orientation = _orientation(picture)
+        width, height = picture.size
+        if picture.format == "TIFF":  # Pillow >= 11.1 gives its size turned already, before it is loaded
+            tags = picture.tag_v2  # type: ignore[attr-defined]
+            width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
+    except Image.DecompressionBombError as error:
+        raise Unreadable(_too_large(path, error)) from error
+    except BROKEN_PICTURE as error:
+        raise Unreadable(f"{path}: its header is damaged ({error}). Fetch or save it again") from error
+    return (width, height) if orientation in SIDEWAYS else (height, width)
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    # The method of the base class: the one of PNG decodes all pixels to look behind them for EXIF.
+    return Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
+
+
+def _png_ends_with_metadata(path: str) -> bool:
+    """Whether text or EXIF stands behind the pixels of a PNG, where it might turn the picture."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        pixels = False
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if pixels and kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+                return True
+            pixels = pixels or kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
+
+
+def _to_rgb(picture: Image.Image, bits: int) -> Image.Image:
+    if is_grey(picture):
+        picture = grey_to_8_bits(picture, bits)
+    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
+    return picture.convert("RGB")
+
+
+def _too_large(path: str, error: Exception) -> str:
+    return f"{path}: too large to be opened safely ({error}). Make it smaller"
+
+
+def require_file(path: str, *, most: int | None = None) -> None:
+    """Refuse what is no file: a folder, and pipes and devices, which may never end.
+
+    Args:
+        most: bytes it may have; None: any number.
+
+    Raises:
+        Unreadable: it is not there, cannot be asked about, is no regular file, or is larger.
+    """
+    what = "no such file"
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # half a character, a null
+        pass
+    except OSError as error:
+        raise Unreadable(f"{path}: cannot be read ({error.strerror}). Look at its disk and permissions") from error
+    else:
+        if stat.S_ISREG(found.st_mode):
+            if most is not None and found.st_size > most:
+                raise Unreadable(f"{path}: {found.st_size:,} bytes, a picture has {most:,} at most. Make it smaller")
+            return
+        if not stat.S_ISDIR(found.st_mode):
+            raise Unreadable(f"{path}: is {_odd(found.st_mode)}, not a regular file. Name a picture or video file")
+        what = "is a folder, not a file"
+    hint = near_miss(path) if what == "no such file" else ""
+    end = "" if hint.endswith("?") else "."
+    raise Unreadable(f"{path}: {what}{hint}{end} Put it there, or correct the path or --image_folder")
+
+
+def _odd(mode: int) -> str:
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"

@@ -1,0 +1,132 @@
+"""Rows as other kits write them -> one form: turns of pieces, and the files their tags stand for.
+
+Joins the tables: `vlft.data.rows.forms` (where a conversation stands), `turns` (one turn), `keys` (what else a row may
+have) and `overrides` (its budgets). What a turn may hold is for `vlft.data.rows.records` to say, which gets this form
+only; files are `vlft.data.rows.media_refs`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vlft.data.rows import keys
+from vlft.data.rows.forms import FORMS, Form, form_of
+from vlft.data.rows.forms import KEYS as FORM_KEYS
+from vlft.data.rows.keys import IDLE_KEYS, MEDIA_KEYS, SYSTEM_KEYS, Kind
+from vlft.data.rows.media_refs import RowRef
+from vlft.data.rows.overrides import ROW_KEYS, nframes_of, of_row
+from vlft.data.rows.registries import registry_row
+from vlft.data.rows.source import kind_of
+from vlft.data.rows.turns import ROLES, Column, RawTurn, Said, column_of, either, system_turn
+from vlft.data.sample import Overrides
+
+_KNOWN_KEYS = frozenset(
+    (
+        *FORM_KEYS,
+        *SYSTEM_KEYS,
+        *ROW_KEYS,
+        *keys.REFUSED_KEYS,
+        *IDLE_KEYS,
+        *keys.VERDICTS,
+        *keys.WEIGHTS,
+        *keys.HARMLESS_KEYS,
+        *(key for names in MEDIA_KEYS.values() for key in names),
+        *("objects", "mask_history"),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainRow:
+    """A row in the one form.
+
+    Attributes:
+        form: of its conversation.
+        turns: in order. columns: kind -> files for its tags.
+        overrides: kind -> budgets that the row sets for all its media of that kind.
+        nframes: of each of its videos, where the row says so one by one.
+        last_only: whether only its last answer is trained (`mask_history`).
+        warnings: (field, remark) on keys that are not read.
+    """
+
+    form: Form
+    turns: list[RawTurn]
+    columns: dict[Kind, Column]
+    overrides: dict[Kind, Overrides]
+    nframes: tuple[int, ...]
+    last_only: bool
+    warnings: list[tuple[str, str]]
+
+
+def one_form(row: RowRef, raw: dict) -> PlainRow:
+    """The row, whatever kit it was written for.
+
+    Raises:
+        DataError: it holds what is not read and must not be left out, says one thing twice and differently, or has
+            another kind of value than belongs there.
+    """
+    keys.refuse_row_keys(row, raw)
+    form = _form(row, raw)
+    turns = form.read(row, raw)
+    warnings = [(key, "is not read: the answers of the conversation are trained") for key in IDLE_KEYS if raw.get(key)]
+    warnings += _other_conversation(raw, form)
+    columns: dict[Kind, Column] = {}
+    for kind in MEDIA_KEYS:
+        columns[kind], unread = column_of(row, raw, kind)
+        warnings += unread
+    warnings += sorted(keys.unknown(raw, _KNOWN_KEYS))
+    warnings += [warning for turn in turns for warning in turn.warnings]
+    return PlainRow(
+        form=form,
+        turns=_with_system(row, raw, turns),
+        columns=columns,
+        overrides=of_row(row, raw),
+        nframes=nframes_of(row, raw),
+        last_only=_switch(row, raw, "mask_history"),
+        warnings=warnings,
+    )
+
+
+def _form(row: RowRef, raw: dict) -> Form:
+    form = form_of(raw)
+    if form is None or form.name in ("conversations", "messages"):
+        if form is None and (pointer := registry_row(raw)):
+            raise row.bad("row", pointer)
+        either(row, raw, "conversations", "messages", at="")  # refuses two that differ, and none
+    assert form is not None
+    return form
+
+
+def _other_conversation(raw: dict, form: Form) -> Iterator[tuple[str, str]]:
+    """A warning on the first key of another conversation."""
+    same = {*form.keys, *form.beside, "conversations", "messages"}
+    others = (key for other in FORMS for key in (*other.keys, *other.beside))
+    key = next((key for key in others if key not in same and not keys.is_empty(raw.get(key))), None)
+    if key is not None:
+        yield key, f'is not read: the row has "{form.name}"'
+
+
+def _switch(row: RowRef, raw: dict, key: str) -> bool:
+    value = raw.get(key)
+    if value not in (None, 0, 1):
+        raise row.bad(key, f"is {kind_of(value)}. Write true or false")
+    return bool(value)
+
+
+def _with_system(row: RowRef, raw: dict, turns: list[RawTurn]) -> list[RawTurn]:
+    """The turns after the one that a key of the row holds; the same text in both places counts once."""
+    given = [key for key in SYSTEM_KEYS if raw.get(key) not in (None, "")]
+    if not given:
+        return turns
+    key = given[0]
+    for other in given[1:]:
+        if raw[other] != raw[key]:
+            raise row.bad(other, f'both "{key}" and "{other}", and they differ. Keep one of them')
+    first = turns[0] if turns else None
+    if first is None or ROLES.get(str(first.role).strip().lower()) != "system":
+        return [system_turn(row, raw[key], key), *turns]
+    said = first.pieces[0] if len(first.pieces) == 1 else None
+    if isinstance(said, Said) and said.text == raw[key]:
+        return turns
+    raise row.bad(key, f"differs from the system turn {first.field}. Keep one of them")

@@ -1,0 +1,128 @@
+"""Pixel and frame budgets that a row, or a part of it, sets for its own media. What they come to beside the flags is
+for `vlft.data.media.limits` to say."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, Literal
+
+from vlft.data.rows.media_refs import RowRef
+from vlft.data.rows.source import kind_of
+from vlft.data.sample import Overrides
+
+PIXELS = ("min_pixels", "max_pixels")
+FRAMES = ("fps", "nframes", "max_frames")
+SPAN = ("video_start", "video_end")
+# Of qwen-vl-utils 0.0.14, and without another name here.
+NOT_TAKEN = {
+    "resized_height": "min_pixels and max_pixels",
+    "resized_width": "min_pixels and max_pixels",
+    "total_pixels": "max_pixels, which is for one frame",
+    "min_frames": "nframes",
+}
+# Row keys for media of one kind -> the key.
+OF_ROW: dict[Literal["image", "video"], dict[str, str]] = {
+    "image": {"image_min_pixels": "min_pixels", "image_max_pixels": "max_pixels"},
+    "video": {
+        "video_min_pixels": "min_pixels",
+        "video_max_pixels": "max_pixels",
+        "video_max_frames": "max_frames",
+        "num_frames": "nframes",  # lmms-finetune
+    },
+}
+ROW_KEYS = (*PIXELS, *FRAMES, *SPAN, *NOT_TAKEN, *(key for keys in OF_ROW.values() for key in keys))
+
+
+def of_row(row: RowRef, raw: dict) -> dict[Literal["image", "video"], Overrides]:
+    """What the row's own keys say, by kind.
+
+    Raises:
+        DataError: a value that cannot be, or a key that is not taken.
+    """
+    found: dict[Literal["image", "video"], Overrides] = {}
+    for kind, names in OF_ROW.items():
+        taken = _taken(kind)
+        keys = {key: key for key in taken} | names
+        given = {
+            key: (ours, raw[key])
+            for key, ours in keys.items()
+            if raw.get(key) is not None and not isinstance(raw[key], list if key == "num_frames" else ())
+        }
+        if "nframes" in given and "num_frames" in given and raw["nframes"] != raw["num_frames"]:
+            raise row.bad("num_frames", f"is {raw['num_frames']}, and nframes is {raw['nframes']}. Keep one of them")
+        # "image_min_pixels" wins over "min_pixels": it says more.
+        values = {ours: (key, value) for key, (ours, value) in given.items()}
+        found[kind] = _checked(row, values, "")
+    _refuse_others(row, raw, "")
+    return found
+
+
+def nframes_of(row: RowRef, raw: dict) -> tuple[int, ...]:
+    """Frames of each video, where `num_frames` lists them (lmms-finetune); none where it does not.
+
+    Raises:
+        DataError: as `of_row`.
+    """
+    value = raw.get("num_frames")
+    if not isinstance(value, list):
+        return ()
+    if raw.get("nframes") is not None and value:
+        raise row.bad("num_frames", "both num_frames and nframes. Keep one of them")
+    found = [_checked(row, {"nframes": (f"num_frames[{i}]", frames)}, "").nframes for i, frames in enumerate(value)]
+    return tuple(frames for frames in found if frames is not None)
+
+
+def of_part(row: RowRef, part: dict, field: str, kind: Literal["image", "video"]) -> Overrides:
+    """What a part says for its own picture or video.
+
+    Raises:
+        DataError: as `of_row`, and for a key that cannot act on this kind.
+    """
+    _refuse_others(row, part, f"{field}.")
+    for key in (*FRAMES, *SPAN):
+        if kind == "image" and part.get(key) is not None:
+            raise row.bad(f"{field}.{key}", "is for videos, and this is a picture. Drop it")
+    values = {key: (key, part[key]) for key in _taken(kind) if part.get(key) is not None}
+    return _checked(row, values, f"{field}.")
+
+
+def within(outer: Overrides, inner: Overrides) -> Overrides:
+    """The row's and a part's together: where both say something, the part's."""
+    values = {f.name: getattr(inner, f.name) for f in fields(inner) if getattr(inner, f.name) is not None}
+    if values.keys() & {"fps", "nframes", "max_frames"}:  # ways to say one thing
+        outer = replace(outer, fps=None, nframes=None, max_frames=None)
+    return replace(outer, **values)
+
+
+def _taken(kind: str) -> tuple[str, ...]:
+    return PIXELS if kind == "image" else (*PIXELS, *FRAMES, *SPAN)
+
+
+def _refuse_others(row: RowRef, values: dict, at: str) -> None:
+    for key, instead in NOT_TAKEN.items():
+        if values.get(key) is not None:
+            raise row.bad(f"{at}{key}", f"is not taken. Use {instead}")
+
+
+def _checked(row: RowRef, values: dict[str, tuple[str, Any]], at: str) -> Overrides:
+    for name, (key, value) in values.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number:
+            raise row.bad(f"{at}{key}", f"is {kind_of(value)}, where a number belongs")
+        whole = name in (*PIXELS, "nframes", "max_frames")
+        if not (0 <= value < 1e15) or (whole and value != int(value)) or (name not in SPAN and value == 0):
+            raise row.bad(f"{at}{key}", f"is {value}. Give a {'whole number' if whole else 'number'} above 0")
+        if name in ("nframes", "max_frames") and value % 2:
+            raise row.bad(f"{at}{key}", f"is {value}: frames go in pairs. Give an even number")
+        values[name] = (key, int(value) if whole else float(value))
+    for one, other, why in (
+        ("fps", "nframes", "both say how many frames a video gets"),
+        ("nframes", "max_frames", "both say how many frames a video gets"),
+    ):
+        if one in values and other in values:
+            raise row.bad(f"{at}{values[other][0]}", f"{one} and {other} {why}. Keep one of them")
+    for low, high in (PIXELS, SPAN):
+        if low in values and high in values and values[low][1] > values[high][1]:
+            (name, least), (other, most) = values[low], values[high]
+            raise row.bad(f"{at}{name}", f"{least} is above {other} {most}. Change one of them")
+    return Overrides(**{name: value for name, (_, value) in values.items()})

@@ -1,0 +1,31 @@
+"""Rows as they are written back to a file: with the tags that `--missing_tags first` gave them. Opens no file."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from vlft.data.rows.forms import entries_of
+
+
+def written(raw: object, added: Sequence[tuple[str, str]]) -> object:
+    """The row with tags in its text, so that it trains the same without the flag.
+
+    Args:
+        raw: as its file has it. added: of its `Sample`.
+    """
+    if not added or not isinstance(raw, dict):
+        return raw
+    row = copy.deepcopy(raw)
+    for field, tags in added:
+        at: list[Any] = [int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", field)]
+        if len(at) > 1:
+            row[at[0]] = entries_of(row[at[0]])  # a JSON string, or an object of lists, as a list
+        owner: Any = row
+        for step in at[:-1]:
+            owner = owner[step]
+        said = owner[at[-1]]
+        owner[at[-1]] = [{"type": "text", "text": tags}, *said] if isinstance(said, list) else f"{tags}{said}"
+    return row

@@ -1,0 +1,142 @@
+"""The demo's base: a tiny Qwen2-VL that names colours and shapes of one to three pictures, in order.
+
+It ships with the package (`STORED`); `rebuild` makes it from nothing, through the same `vlft train` a user calls.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.parse import FlagParser
+from vlft.demo.score import answers, right
+from vlft.demo.story import WORDS, chance, stories, write_rows
+from vlft.demo.tiny import TinySizes, build_tiny
+from vlft.errors import CheckpointError, ConfigError
+
+STORED = Path(__file__).parent / "base"
+#: Files of a model folder that are shipped; a run folder's records stay with the run.
+SHIPPED = (
+    "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
+
+SIZES = TinySizes(
+    vision_width=64, depth=3, width=96, inner=256, heads=6, kv_heads=2, rope_theta=10000.0, std=0.05
+)  # fmt: skip
+ENOUGH = 0.95  # exact answers of held-out rows, below which the lesson would start from too little
+SEED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuild:
+    """How much is drawn and trained; 32 rows a step."""
+
+    rows: int = 12000
+    steps: int = 1800
+    held_out: int = 300
+
+
+REBUILD = Rebuild()
+QUICK_REBUILD = Rebuild(rows=64, steps=4, held_out=24)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """What a rebuild made.
+
+    Attributes:
+        model: the folder.
+        exact: share of held-out rows answered exactly.
+        chance: the same to expect of one who sees nothing.
+        rows: held out.
+    """
+
+    model: Path
+    exact: float
+    chance: float
+    rows: int
+
+
+def run_train(argv: list[str]) -> Path:
+    """What `vlft train ARGV` does, in this process.
+
+    Returns:
+        the run folder.
+    """
+    from vlft.train.run import train
+
+    return train(FlagParser("train", (DataFlags, ModelFlags, TrainFlags)).parse(argv))
+
+
+def rebuild(out: Path, *, plan: Rebuild = REBUILD, say: Callable[[str], None] = print) -> Rebuilt:
+    """Train the base from random weights.
+
+    Args:
+        out: folder to work in; a second call in it continues.
+        plan: how much.
+        say: prints a line.
+
+    Raises:
+        VlftError: a step of it failed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    start = out / "random"
+    if not (start / "config.json").exists():
+        build_tiny(start, seed=SEED, sizes=SIZES, words=WORDS)
+    held_out = list(stories("base", "held_out", plan.held_out, seed=SEED))
+    train = list(stories("base", "train", plan.rows, seed=SEED))
+    train_file, held_out_file = (
+        write_rows(rows, out / "data", name=name, seed=SEED)
+        for name, rows in (("train", train), ("held_out", held_out))
+    )
+    say(f"drawn: {len(train):,} rows to train on, {len(held_out):,} held out")
+    argv = train_arguments(start, train_file, out / "run", steps=plan.steps)
+    say(f"$ {shlex.join(['vlft', 'train', *argv])}")
+    model = run_train(argv)
+    hits = right(held_out, answers(model, held_out_file))
+    return Rebuilt(model=model, exact=sum(hits) / len(hits), chance=chance(held_out), rows=len(hits))
+
+
+def train_arguments(start: Path, data: Path, run: Path, *, steps: int) -> list[str]:
+    """The command line that trains the base."""
+    flags = {
+        "model_id": start, "data_path": data, "output_dir": run, "vision": "full", "merger": "full", "language": "full",
+        "learning_rate": "2e-3", "adam_beta2": 0.98, "weight_decay": 0.01, "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05, "packing": "false", "per_device_train_batch_size": 32, "max_steps": steps,
+        "logging_steps": 100, "save_steps": 500, "save_total_limit": 1, "use_cpu": "true",
+    }  # fmt: skip
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def store(rebuilt: Rebuilt, target: Path = STORED) -> None:
+    """Put a rebuilt base where the demo takes it from.
+
+    Raises:
+        CheckpointError: it scores too low.
+        ConfigError: the package's folder cannot be written.
+    """
+    if rebuilt.exact < ENOUGH:
+        raise CheckpointError(
+            f"{rebuilt.model}: answers {rebuilt.exact:.1%} of {rebuilt.rows} held-out rows exactly, want {ENOUGH:.0%}. "
+            f"It is not stored; {target} is as it was."
+        )
+    spare = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        spare.mkdir(parents=True)
+        for name in SHIPPED:
+            shutil.copyfile(rebuilt.model / name, spare / name)
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(spare, target)
+    except OSError as error:
+        shutil.rmtree(spare, ignore_errors=True)
+        raise ConfigError(
+            f"{target}: cannot be written ({error.strerror}). The rebuilt base is {rebuilt.model}; run it where the "
+            "package lies in a folder of yours: git clone, pip install -e ."
+        ) from error

@@ -1,0 +1,278 @@
+"""Plan a merge: which adapter tensors change which base tensor, and how. Reads names and shapes, no weights.
+
+Letters: O rows of a weight (out features), I its columns (in features), R the rank of a LoRA pair.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlft.checkpoint import (
+    ADAPTER_CONFIG,
+    PREFIX,
+    Adapter,
+    is_tied,
+    module_name,
+    read_json,
+    some_of,
+    tensor_index,
+)
+from vlft.checkpoint.adapter import Pair
+from vlft.errors import CheckpointError
+from vlft.families import TOWERS, Family
+from vlft.model_files import slots_in
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+#: Parts of key names of adapters that are more than two matrices beside a weight.
+_ODD_PARTS = r"lora_embedding_|lora_magnitude_vector|lora_bias|trainable_tokens|token_adapter|hada_|lokr_|oft_|ia3_"
+
+# Settings of adapter_config.json that the plan acts on, or that leave W + scale * B @ A what it is.
+_UNDERSTOOD = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "r",
+    "rank_pattern",
+    "alpha_pattern",
+    "revision",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
+# Others (pissa, olora, corda, loftq, ...) change the base's weights when the adapter is attached (peft 0.21).
+_PLAIN_INITS = (True, False, "gaussian", "eva")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one base tensor becomes.
+
+    Attributes:
+        how: `lora`: W_OI + scale * B_OR @ A_RI; `replace`: a copy in the adapter's folder; `keep`: itself.
+        file: of the adapter's folder, where the keys are.
+        keys: names in that file: (A, B), (A, B, W) where W is not the base's, (copy,) or ().
+        scale: alpha / R, or alpha / sqrt(R) for rsLoRA; 1 otherwise.
+    """
+
+    how: Literal["lora", "replace", "keep"]
+    file: Path
+    keys: tuple[str, ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergePlan:
+    """All there is to do.
+
+    Attributes:
+        index: base tensor name -> file, every tensor of the base.
+        updates: base tensor name -> update; the others stay as they are.
+        untied: the base ties head and embedding, and merged they differ: config.json has to say so.
+        head: how the head is made of the tied embedding; None where the base's files hold one, or it stays tied.
+        towers: tower -> full, lora or frozen, by the adapter's keys.
+    """
+
+    index: dict[str, Path]
+    updates: dict[str, Update]
+    untied: bool
+    head: Update | None
+    towers: dict[str, str]
+
+
+def towers_of_adapter(keys: Iterable[str], family: Family) -> dict[str, str]:
+    """What an adapter trained, read from its tensor names.
+
+    Args:
+        keys: names in adapter_model.safetensors (`base_model.model.` first), in either spelling of the model's names.
+        family: of the base.
+
+    Returns:
+        Tower -> `lora` (at least one LoRA pair), `full` (only copies of whole modules, one block suffices), `frozen`.
+
+    Raises:
+        CheckpointError: a key that belongs to no tower.
+    """
+    towers = dict.fromkeys(TOWERS, "frozen")
+    for key in keys:
+        name = module_name(family, key.removeprefix(PREFIX))
+        try:
+            tower = family.tower_of(name)
+        except KeyError:
+            raise CheckpointError(f"adapter tensor {key}: no part of {family.label}. Is it for another base?") from None
+        if ".lora_" in name:
+            towers[tower] = "lora"
+        elif towers[tower] == "frozen":
+            towers[tower] = "full"
+    return towers
+
+
+def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
+    """Match every tensor of an adapter's folder to the base tensor it changes, each exactly once.
+
+    Args:
+        adapter: as read for this base.
+        base: model folder.
+        family: of the base.
+
+    Raises:
+        CheckpointError: a kind of adapter that W + scale * B @ A does not describe, keys left over, one half of a pair
+            missing, or shapes or ranks that disagree.
+    """
+    where = adapter.file
+    _check_settings(adapter.settings, adapter.folder / ADAPTER_CONFIG)
+    index = tensor_index(base)
+    stored = {family.published_name(name): name for name in index}
+    sizes = {family.published_name(name): shape for name, shape in shapes_in(index.values()).items()}
+    tied = is_tied(read_json(base / "config.json"))
+    if tied:
+        sizes.setdefault(_HEAD, sizes[_EMBEDDING])
+    changes: dict[str, Update] = {}
+    saved_whole = adapter.embeddings(family)
+    left_over = []
+    pairs = adapter.pairs()
+    paired = {key for pair in pairs.values() for key in _both(pair)}
+    for live in sorted(adapter.keys):
+        key, bare = adapter.keys[live], live.removeprefix(PREFIX)
+        if key in paired:
+            continue
+        name = family.published_name(bare)
+        if name in sizes and (bare in saved_whole or adapter.owner(bare, family) is not None):
+            _check_copy(where, key, adapter.shapes[key], name, sizes[name])
+            changes[name] = Update(how="replace", file=where, keys=(key,))
+        else:
+            left_over.append(key)
+    for module, pair in pairs.items():
+        name = family.published_name(f"{module}.weight")
+        replaced = changes.get(name)
+        if name not in sizes or (replaced is not None and f"{module}.weight" not in saved_whole):
+            left_over += _both(pair)
+            continue
+        _check_pair(where, name, sizes[name], adapter.shapes[pair.a], adapter.shapes[pair.b], pair.rank)
+        scale = pair.alpha / (math.sqrt(pair.rank) if adapter.settings.get("use_rslora") else pair.rank)
+        onto = replaced.keys if replaced is not None else ()  # peft saves an embedding that it adapts
+        changes[name] = Update(how="lora", file=where, keys=(*_both(pair), *onto), scale=scale)
+    if left_over:
+        raise CheckpointError(_no_place(where, left_over, len(adapter.shapes), base))
+    for bare, (file, key) in adapter.copies.items():
+        name = family.published_name(bare)
+        if name in changes:
+            raise CheckpointError(
+                f"{file}: {key} replaces {name}, which the adapter changes too. Which of the two comes first is not "
+                "known here: merge it with the kit that trained it."
+            )
+        changes[name] = Update(how="replace", file=file, keys=(key,))
+    if not changes:
+        raise CheckpointError(f"{where}: holds no tensor, so there is nothing to merge. Was the run saved whole?")
+    shared = {family.published_name(bare) for bare in adapter.replaced(family)}
+    untied = tied and _unties(changes, shared)
+    if untied and _EMBEDDING not in changes and _HEAD in changes and len(changes[_HEAD].keys) == 3:
+        changes[_EMBEDDING] = Update(how="replace", file=where, keys=changes[_HEAD].keys[2:])  # it was the tied tensor
+    head = None
+    if tied and not untied and _HEAD in changes:  # one tensor in two roles: both take the value
+        changes.setdefault(_EMBEDDING, changes.pop(_HEAD))
+    if untied and _HEAD not in stored:
+        head = changes.pop(_HEAD, Update(how="keep", file=where, keys=()))
+    return MergePlan(
+        index=index,
+        updates={stored[name]: update for name, update in changes.items()},
+        untied=untied,
+        head=head,
+        towers=towers_of_adapter([*adapter.keys, *adapter.copies], family),
+    )
+
+
+def _both(pair: Pair) -> tuple[str, str]:
+    return pair.a, pair.b
+
+
+def _unties(changes: dict[str, Update], shared: Collection[str]) -> bool:
+    """Whether tied embedding and head differ after these changes.
+
+    peft adapts each of them alone, and a change of one leaves the other as it was. What replaces the base's own tensor
+    (`shared`) changes both, unless each comes with a value of its own.
+    """
+    import torch
+    from safetensors import safe_open
+
+    ends = [name for name in (_EMBEDDING, _HEAD) if name in changes]
+    if not ends:
+        return False
+    if any(changes[name].how == "lora" for name in ends):
+        return True
+    if len(ends) == 1:
+        return ends[0] not in shared
+    values = []
+    for name in ends:
+        with safe_open(changes[name].file, framework="pt") as file:
+            values.append(file.get_tensor(changes[name].keys[0]))
+    return not torch.equal(*values)
+
+
+def _no_place(where: Path, keys: list[str], count: int, base: Path) -> str:
+    """Why tensors of an adapter cannot be merged, and what to do."""
+    what = f"{where}: {len(keys)} of {count} tensors have no place in {base}: {some_of(keys)}. "
+    odd = sorted({part for key in keys for part in key.split(".") if re.match(_ODD_PARTS, part)})
+    if odd:
+        return what + f"{', '.join(odd)} is more than W + scale * B @ A. Merge it with peft's own merge_and_unload."
+    return what + "Is this the base it was trained on? Name the right one with --base_model."
+
+
+def _check_copy(where: Path, key: str, found: tuple[int, ...], name: str, wanted: tuple[int, ...]) -> None:
+    if found != wanted:
+        raise CheckpointError(
+            f"{where}: {key} is {list(found)}, the base's {name} is {list(wanted)}. "
+            "Is this the base it was trained on? Name the right one with --base_model."
+        )
+
+
+def shapes_in(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape over some safetensors files, from their headers."""
+    return {name: slot.shape for file in sorted(set(files)) for name, slot in slots_in(file).items()}
+
+
+def _check_settings(settings: dict[str, Any], where: Path) -> None:
+    """Refuse, by name, every setting under which the adapted weight is not W + scale * B @ A."""
+    from peft import LoraConfig
+
+    if settings.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{where}: peft_type is {settings.get('peft_type')!r}; only 'LORA' adapters are merged. "
+            "Merge it with peft's own merge_and_unload."
+        )
+    defaults = LoraConfig().to_dict()
+    odd = {
+        name: value
+        for name, value in settings.items()
+        if name not in _UNDERSTOOD and value and value != defaults.get(name)
+    }
+    if settings.get("init_lora_weights", True) not in _PLAIN_INITS:
+        odd["init_lora_weights"] = settings["init_lora_weights"]
+    if odd:
+        shown = ", ".join(f"{name}={value!r}" for name, value in sorted(odd.items()))
+        raise CheckpointError(
+            f"{where}: {shown}: such an adapter is more than W + scale * B @ A and is not merged here. "
+            "Merge it with peft's own merge_and_unload."
+        )
+
+
+def _check_pair(where: Path, target: str, weight: tuple, a: tuple, b: tuple, rank: int) -> None:
+    if len(weight) != 2 or a != (rank, weight[1]) or b != (weight[0], rank):
+        raise CheckpointError(
+            f"{where}: for {target} {list(weight)} at rank {rank} (adapter_config.json), expected A [{rank}, I] and "
+            f"B [O, {rank}] of a linear layer, found A {list(a)}, B {list(b)}. "
+            "Is this the base it was trained on? Name the right one with --base_model."
+        )

@@ -1,0 +1,176 @@
+"""Files of a model folder, read strictly and without torch: JSON, safetensors headers, the index of shards.
+
+Downloads leave Git LFS pointers, dead links, web pages and half files under good names; each is named as what it is.
+The format: https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlft.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_LFS = b"version https://git-lfs"
+_PAGES = (b"<!doctype", b"<html")
+
+
+def absent(path: Path) -> str:
+    """Why a file is not there, in words and with the next step: none at all, or a link to nothing."""
+    if path.is_symlink():
+        return (
+            f"a link to {os.readlink(path)}, which is not there. The folder was copied without what its links lead to, "
+            "or the hub's cache was cleaned up. Download the model again, or copy it with cp -L."
+        )
+    return "no such file. Is the folder complete?"
+
+
+def stand_in(path: Path) -> str | None:
+    """What a file is if it is not the one its name promises, with the next step; None where it may well be."""
+    with open(path, "rb") as file:
+        head = file.read(64).lstrip().lower()
+    if not head:
+        return "is empty. Download it again."
+    if head.startswith(_LFS):
+        return "is a Git LFS pointer, not the file itself. Run `git lfs pull` in its folder, or download it again."
+    if head.startswith(_PAGES):
+        return "is a web page, not the file itself. Download it again."
+    return None
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """A JSON object from disk.
+
+    Raises:
+        CheckpointError: missing, not JSON, or not an object; names the file.
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: {absent(Path(path))}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        what = stand_in(Path(path)) or f"not JSON ({error}). Copy the folder again."
+        raise CheckpointError(f"{path}: {what}") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: holds a {type(raw).__name__}, expected an object. Copy the folder again.")
+    return raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """One tensor of a safetensors file: its shape, and the format's own word for its dtype (`F32`, `BF16`, ...)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def slots_in(file: Path) -> dict[str, Slot]:
+    """Tensor name -> its slot, from the header of a safetensors file whose size is what the header says.
+
+    Raises:
+        CheckpointError: not there, something else, or cut short.
+    """
+    try:
+        if (what := stand_in(file)) is not None:
+            raise CheckpointError(f"{file}: {what}")
+        with open(file, "rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            size = os.fstat(raw.fileno()).st_size
+            if size < 8 + length:
+                raise CheckpointError(
+                    f"{file}: not a whole safetensors file: it has {size:,} bytes, its header alone would have "
+                    f"{length + 8:,}. It was cut short, or is something else. Copy it again."
+                )
+            header = json.loads(raw.read(length))
+        header.pop("__metadata__", None)
+        wanted = 8 + length + max((slot["data_offsets"][1] for slot in header.values()), default=0)
+        found = {name: Slot(shape=tuple(slot["shape"]), dtype=slot["dtype"]) for name, slot in header.items()}
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: {absent(file)}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file ({type(error).__name__}: {error}). Copy it again."
+        ) from None
+    if size != wanted:
+        raise CheckpointError(
+            f"{file}: not a whole safetensors file: it has {size:,} bytes, by its header {wanted:,}. "
+            "The download or copy ended early. Copy it again."
+        )
+    return found
+
+
+def weights_advice(folder: Path) -> str:
+    """What to do about a folder without safetensors."""
+    if links := [name for name in (WEIGHTS, INDEX) if (folder / name).is_symlink()]:
+        return f"{links[0]} is {absent(folder / links[0])}"
+    if pickles := sorted(file.name for ending in ("bin", "pt", "pth") for file in folder.glob(f"*.{ending}")):
+        return (
+            f"It has {pickles[0]}: pickled weights run code when opened and are not read. "
+            "If you trust it, load the folder with transformers (dtype='auto') and save_pretrained it into another: "
+            "that writes safetensors."
+        )
+    if ggufs := sorted(file.name for file in folder.glob("*.gguf")):
+        return (
+            f"It has {ggufs[0]}: weights of llama.cpp, quantised and under other names, are not read. Give the model "
+            "they were made from, as safetensors."
+        )
+    return "Only safetensors weights are read: copy or download them there."
+
+
+def has_weights(folder: Path) -> bool:
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
+def tensor_index(folder: Path | str) -> dict[str, Path]:
+    """Tensor name (as the files spell it) -> safetensors file, for a model in one file or in shards.
+
+    Raises:
+        CheckpointError: no weights; an index that names missing files or tensors, or a shard with tensors that the
+            index does not give it; an unreadable file.
+    """
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        claimed = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(claimed, dict) or not all(isinstance(file, str) for file in claimed.values()):
+            raise CheckpointError(f"{folder / INDEX}: no readable weight_map. Copy it again.")
+        files = sorted(set(claimed.values()))
+        if gone := [file for file in files if not (folder / file).is_file()]:
+            raise CheckpointError(
+                f"{folder / INDEX}: names {len(files)} files, {len(gone)} of them are not there: {some_of(gone)}. "
+                f"{folder / gone[0]}: {absent(folder / gone[0])}"
+            )
+        found = {name: file for file in files for name in slots_in(folder / file)}
+        missing = sorted(name for name, file in claimed.items() if found.get(name) != file)
+        extra = sorted(found.keys() - claimed.keys())
+        if missing or extra:
+            raise CheckpointError(
+                f"{folder / INDEX}: the index names {len(claimed)} tensors, the shards hold {len(found)}. "
+                f"Not where it says: {some_of(missing)}; not named by it: {some_of(extra)}. Copy the folder again."
+            )
+        return {name: folder / file for name, file in found.items()}
+    if (folder / WEIGHTS).is_file():
+        return dict.fromkeys(slots_in(folder / WEIGHTS), folder / WEIGHTS)
+    raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {INDEX}. {weights_advice(folder)}")
+
+
+def stored_slots(folder: Path | str) -> dict[str, Slot]:
+    """Tensor name (as the files spell it) -> its slot, for all files of a model.
+
+    Raises:
+        CheckpointError: as `tensor_index`.
+    """
+    return {name: slot for file in sorted(set(tensor_index(folder).values())) for name, slot in slots_in(file).items()}
+
+
+def some_of(names: Iterable[str], count: int = 3) -> str:
+    """The first few of many names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return (", ".join(names[:count]) or "none") + more

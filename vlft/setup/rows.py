@@ -1,0 +1,292 @@
+"""The user's rows, from flags: found, fetched, measured, refused or mixed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vlft.config.columns import Columns, read_columns
+from vlft.config.flags import DataFlags
+from vlft.config.mix import MixedSet, read_mix
+from vlft.data.costs.cache import cost_folder, scan_costs
+from vlft.data.costs.mix import Share, draws, places
+from vlft.data.costs.packing import Budget
+from vlft.data.encode import Encoder
+from vlft.data.files.index import RowIndex, Rows, each, index_rows
+from vlft.data.rows.access import Access
+from vlft.data.rows.embedded import Embedded
+from vlft.data.rows.fetch import RemoteMedia, fetch
+from vlft.data.sample import Cost, Costs, Sample
+from vlft.errors import BadRow, ConfigError
+from vlft.families import Family
+from vlft.files import cache_folder
+from vlft.setup.base import Base
+from vlft.setup.schedule import pack_budget
+
+SHOWN_BAD_ROWS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What a mix takes of a data file: so many of its rows, and so many draws in an epoch."""
+
+    rows: int
+    draws: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRows:
+    """Rows after the pass over their headers.
+
+    Attributes:
+        rows: `samples` are those that can be trained, read when asked for, under `--data_mix` each as often as an epoch
+            trains it; `bad` all that cannot, in file order; `counts` rows read.
+        costs: one per sample.
+        notes: for the user, on the cache of costs.
+        drawn: file -> what a mix takes of it; empty without a mix.
+    """
+
+    rows: Rows
+    costs: Costs
+    notes: tuple[str, ...] = ()
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> Iterator[tuple[Sample, str]]:
+        """Rows that `--over_length` changed, and how."""
+        seen = set()
+        for place, how in self.costs.changed.items():
+            sample = self.rows.samples[place]
+            if (sample.file, sample.index) not in seen:  # a mix may hold it several times
+                seen.add((sample.file, sample.index))
+                yield sample, how
+
+
+def mix_of(data: DataFlags) -> tuple[MixedSet, ...]:
+    """The data sets of `--data_mix`; none without.
+
+    Raises:
+        ConfigError: as `read_mix`, or `--data_path` is given too.
+    """
+    if data.data_mix is None:
+        return ()
+    if data.data_path:
+        raise ConfigError(
+            f"--data_path {data.data_path[0]} and --data_mix {data.data_mix}: both name the training data. Write the "
+            "file into the mix, or drop one of the two."
+        )
+    return read_mix(data.data_mix)
+
+
+def training_files(data: DataFlags) -> list[str]:
+    """The data files to train on.
+
+    Raises:
+        ConfigError: as `mix_of`.
+    """
+    return [one.path for one in mix_of(data)] or list(data.data_path)
+
+
+def training_rows(data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
+    """The rows that an epoch trains: those of `--data_path`, or of `--data_mix` as often as it says.
+
+    Raises:
+        ConfigError: as `trainable_rows`; a data set of a mix has no row left.
+    """
+    measured = trainable_rows(training_files(data), data, base, workers=workers)
+    return _mixed(measured, mix_of(data)) if data.data_mix is not None else measured
+
+
+def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
+    rows: Any = measured.rows.samples  # a RowIndex
+    of_set = [np.flatnonzero(rows.file_of == place) for place in range(len(sets))]
+    for one, found in zip(sets, of_set, strict=True):
+        if not len(found):
+            raise ConfigError(f"{one.path}: no row of it is left to train. Drop it from --data_mix, or mend its rows.")
+    shares = [
+        Share(rows=len(found), weight=one.weight, repeat=one.repeat, cap=one.cap)
+        for one, found in zip(sets, of_set, strict=True)
+    ]
+    counts = draws(shares)
+    drawn = [
+        found[places(share, count, seed=f"{place}/{share.rows}")]
+        for place, (found, share, count) in enumerate(zip(of_set, shares, counts, strict=True))
+    ]
+    chosen = np.concatenate(drawn)
+    return replace(
+        measured,
+        rows=replace(measured.rows, samples=rows.take(chosen)),
+        costs=measured.costs.take(chosen),
+        drawn={
+            one.path: Drawn(rows=len(np.unique(some)), draws=len(some)) for one, some in zip(sets, drawn, strict=True)
+        },
+    )
+
+
+def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex:
+    """Find the rows of data files; no media are opened, those of `--allow_remote_media` are fetched.
+
+    Raises:
+        ConfigError: no file named, a file cannot be read, or what is fetched cannot be kept.
+    """
+    if not paths:
+        raise ConfigError(
+            "--data_path is missing: one or more data files (.json, .jsonl, .csv, .parquet, ...) or folders"
+        )
+    access = _access(data)
+    index = _index(paths, data, family, access)
+    if access.remote is not None:
+        _fetch(each(index), access.remote)
+    return index
+
+
+def _index(paths: Sequence[str], data: DataFlags, family: Family, access: Access) -> RowIndex:
+    return index_rows(
+        paths,
+        image_folder=_folders(paths, data),
+        family=family,
+        access=access,
+        columns=columns_of(paths, data),
+        missing_tags=data.missing_tags,
+    )
+
+
+def _folders(paths: Sequence[str], data: DataFlags) -> dict[str, str | None]:
+    """Data file -> where its media paths start."""
+    own = {one.path: one.image_folder or data.image_folder for one in mix_of(data)}
+    return {path: own.get(path, data.image_folder) for path in paths}
+
+
+def columns_of(paths: Sequence[str], data: DataFlags) -> dict[str, Columns | None]:
+    """Data file -> by which columns its rows are read: those of its entry in the mix, or `--columns`.
+
+    Raises:
+        ConfigError: they are not understood.
+    """
+    every = None if data.columns is None else read_columns(data.columns)
+    own = {one.path: one.columns for one in mix_of(data) if one.columns is not None}
+    return {path: own.get(path, every) for path in paths}
+
+
+def _access(data: DataFlags) -> Access:
+    folder = cache_folder(os.environ, variable="VLFT_MEDIA_CACHE", name="media")
+    embedded = None if folder is None else Embedded(folder / "embedded")
+    if not data.allow_remote_media:
+        return Access(outside=data.allow_outside_folder, embedded=embedded)
+    if folder is None:
+        raise ConfigError("--allow_remote_media: nowhere to keep what is fetched. Set VLFT_MEDIA_CACHE to a folder")
+    return Access(outside=data.allow_outside_folder, remote=RemoteMedia(folder), embedded=embedded)
+
+
+def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
+    """Bring all that rows name by address into its file; rows of which something does not come are bad from now on."""
+    wanted: dict[str, str] = {}
+    for row in rows:
+        files = () if isinstance(row, BadRow) else [path for part in row.media for _, path in part.files]
+        wanted |= {path: remote.urls[path] for path in files if path in remote.urls and not os.path.isfile(path)}
+    # As in `measure_rows`.
+    with tqdm(total=len(wanted), desc="fetching media", unit="file", disable=None, delay=2) as bar:
+        for path, why in fetch(wanted):
+            bar.update()
+            if why is not None:
+                remote.failed[path] = why
+
+
+def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family) -> RowIndex:
+    """These rows of a data file, as `open_rows`.
+
+    Args:
+        places: of the rows, from 0.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no such row.
+    """
+    access = _access(data)
+    rows = _index([path], data, family, access)
+    for place in places:
+        if not 0 <= place < len(rows):
+            raise ConfigError(
+                f"--index {place}: {path} has {len(rows):,} rows, counted from 0. Give 0 to {len(rows) - 1}."
+            )
+    some = rows.take(places)
+    if access.remote is not None:
+        _fetch(each(some), access.remote)
+    return some
+
+
+def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
+    """The rows of data files that can be trained on as asked, with every refusal that file headers tell.
+
+    Rows that an earlier run has measured and whose files are as they were are not measured again
+    (`vlft.data.costs.cache`).
+
+    Raises:
+        ConfigError: a row is refused and bad rows are not to be skipped, or no row is left.
+    """
+    rows = open_rows(paths, data, base.family)
+    cache = cost_folder(os.environ)
+    measured = measure_rows(rows, base.encoder, workers=workers, budget=pack_budget(data), cache=cache)
+    bad = measured.rows.bad
+    stops = [row for row in bad if not (row.too_long and data.over_length == "skip")]
+    if stops and data.on_bad_row == "error":
+        lines = "\n".join(f"  {row}" for row in stops[:SHOWN_BAD_ROWS])
+        more = f"\n  and {len(stops) - SHOWN_BAD_ROWS} more" if len(stops) > SHOWN_BAD_ROWS else ""
+        raise ConfigError(
+            f"{len(stops)} of {sum(measured.rows.counts.values())} rows cannot be trained:\n{lines}{more}\n"
+            "  All of them: vlft check-data with the same flags. Mend them, or train on the rest: --on_bad_row skip"
+        )
+    if not measured.rows.samples:
+        raise ConfigError(f"{', '.join(paths)}: no row is left to train ({len(bad)} were refused, e.g. {bad[0]})")
+    return measured
+
+
+def measure_rows(
+    index: RowIndex,
+    encoder: Encoder,
+    *,
+    workers: int,
+    budget: Budget | None = None,
+    cache: Path | None = None,
+) -> MeasuredRows:
+    """Find what each row costs and which cannot be trained, before anything is trained.
+
+    Args:
+        index: of the rows.
+        encoder: measures them.
+        workers: processes to share the work.
+        budget: of a pack, which a row must fit; None without packing.
+        cache: folder of costs kept between runs (`cost_folder`); None measures every row.
+    """
+    notes: list[str] = []
+    good = array("q")
+    bad: list[BadRow] = []
+
+    def costs() -> Iterator[Cost]:
+        # disable=None: tqdm shows its bar and ETA on a terminal only; delay keeps short passes silent.
+        bar = tqdm(results, total=len(index), desc="measuring rows", unit="row", disable=None, delay=2)
+        for place, result in enumerate(bar):
+            if isinstance(result, BadRow):
+                bad.append(result)
+            elif budget is not None and (why := budget.over(result)):
+                row = index[place]
+                name = {"file": row.file, "index": row.index, "id": row.id}
+                bad.append(BadRow(**name, field="conversations", reason=why, too_long=True))  # type: ignore[arg-type]
+            else:
+                good.append(place)
+                yield result
+
+    # Closed, so that what was measured is kept also where Ctrl-C, or an error, ends this.
+    with contextlib.closing(scan_costs(index, encoder, workers=workers, folder=cache, note=notes.append)) as results:
+        found = Costs.of(costs())
+    samples = index.take(np.frombuffer(good, dtype=np.int64))
+    return MeasuredRows(
+        rows=Rows(samples=samples, bad=tuple(bad), counts=index.counts), costs=found, notes=tuple(notes)
+    )

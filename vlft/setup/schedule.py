@@ -1,0 +1,121 @@
+"""How rows become optimizer steps: packs or rows a micro-batch, micro-batches a step. From flags and costs to `Order`.
+
+Above config and data; trains nothing and opens nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from vlft.config.flags import DataFlags, TrainFlags
+from vlft.data.costs.packing import Budget, pack
+from vlft.data.order import Order, PackOrder, RowOrder
+from vlft.data.sample import Cost, Costs
+from vlft.errors import ConfigError
+
+PACK_TOKENS = 16384
+PATCHES_PER_TOKEN = 4  # of a picture
+
+
+def pack_budget(data: DataFlags) -> Budget | None:
+    """What a pack may hold by the flags; None without packing."""
+    if not data.packing:
+        return None
+    tokens = data.pack_tokens or max(PACK_TOKENS, data.max_length or 0)
+    return Budget(tokens=tokens, patches=data.pack_patches or PATCHES_PER_TOKEN * tokens)
+
+
+def training_order(
+    costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *, world: int, kept: Mapping[str, Any] | None = None
+) -> Order:
+    """The order of a run; `--global_batch` is settled here, since how many rows a pack holds is known only now.
+
+    With packing, packs hold no more than their share of `--global_batch` (as a mean), and so many of them make a step
+    that its rows come nearest to it.
+
+    Args:
+        costs: of the rows; each fits `pack_budget`.
+        world: processes.
+        kept: `settings_of` the run that this one goes on with, and what it `asked_for` under "asked"; None for a new
+            run. Where the same is asked for, its packs stay, however many processes they were made up for.
+
+    Raises:
+        ConfigError: `--global_batch` cannot be made up.
+    """
+    budget, wanted = pack_budget(data), args.global_batch
+    accumulation = args.gradient_accumulation_steps
+    if budget is None:
+        at_once = args.per_device_train_batch_size * world
+        if wanted is not None:
+            if wanted % at_once:
+                raise ConfigError(
+                    f"--global_batch {wanted} is no multiple of {at_once} (--per_device_train_batch_size "
+                    f"{args.per_device_train_batch_size} x {world} processes). Change one of them."
+                )
+            accumulation = wanted // at_once
+        rows = at_once * accumulation
+        return RowOrder(rows=len(costs), rows_per_step=rows, world=world, accumulation=accumulation, seed=args.seed)
+    packs_per_step = accumulation * world
+    if wanted is not None and kept and kept.get("asked") == asked_for(data, args):
+        budget, packs_per_step = Budget(**kept["packing"]), kept["global_batch"]
+    elif wanted is not None:
+        budget = budget.for_rows(wanted / world, costs)
+        packs = pack(costs, budget, seed=args.seed)
+        packs_per_step = world * max(1, round(wanted * len(packs) / len(costs) / world))
+    return PackOrder(costs=Costs.of(costs), budget=budget, packs_per_step=packs_per_step, world=world, seed=args.seed)
+
+
+def asked_for(data: DataFlags, args: TrainFlags) -> dict[str, Any]:
+    """What the flags say of a step and of a pack, before `training_order` settles on its own."""
+    budget = pack_budget(data)
+    return {"rows": args.global_batch, **({} if budget is None else asdict(budget))}
+
+
+def evaluation_order(costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *, world: int) -> Order:
+    """The order of an evaluation: every row once, in a step's place one micro-batch of each process."""
+    budget = pack_budget(data)
+    if budget is None:
+        rows = args.per_device_eval_batch_size * world
+        return RowOrder(rows=len(costs), rows_per_step=rows, world=world, shuffle=False)
+    return PackOrder(costs=Costs.of(costs), budget=budget, packs_per_step=world, world=world, shuffle=False)
+
+
+def largest(order: Order, costs: Sequence[Cost]) -> tuple[int, int]:
+    """Most tokens, and most patches, of a micro-batch."""
+    if isinstance(order, PackOrder):
+        return max(one.tokens for one in order.first), max(one.patches for one in order.first)
+    rows = -(-order.rows_per_step // (order.world * order.accumulation))
+    found = Costs.of(costs)
+    return rows * int(found.tokens.max()), rows * int(found.patches.max())
+
+
+def settings_of(order: Order) -> dict[str, Any]:
+    """What a run has to keep to, to go on with the same steps: rows or packs a step, and what a pack may hold."""
+    if isinstance(order, RowOrder):
+        return {"global_batch": order.rows_per_step, "packing": None}
+    return {"global_batch": order.packs_per_step, "packing": asdict(order.budget)}
+
+
+def described(order: Order) -> str:
+    """What a step holds, in one line."""
+    world = order.world
+    if isinstance(order, RowOrder):
+        batch = order.rows_per_step // (world * order.accumulation)
+        return (
+            f"global batch: {_many(order.rows_per_step, 'row')} ({batch} a micro-batch x {order.accumulation} "
+            f"accumulated x {_many(world, 'process')}); {_many(order.steps, 'step')} an epoch"
+        )
+    packs, most = order.first, order.budget.tokens
+    fill = sum(one.tokens for one in packs) / len(packs) / most
+    step = f"{_many(order.packs_per_step, 'pack')} ({order.accumulation} accumulated x {_many(world, 'process')})"
+    rows = len(order.costs) / order.steps
+    return (
+        f"packs: {len(packs):,} of up to {most:,} tokens, {fill:.1%} full; global batch: {step}, {rows:,.4g} rows in "
+        f"the mean; {_many(order.steps, 'step')} an epoch"
+    )
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"

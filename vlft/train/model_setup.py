@@ -1,0 +1,79 @@
+"""A base made ready to train: towers, dtypes, checkpointing, attention, kernels, flat forward."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vlft.config.flags import TrainFlags
+from vlft.model import attention, forward, kernels, memory, towers, tracing
+from vlft.model.load import load_base
+from vlft.setup import Base
+from vlft.train import zero
+
+
+def prepare_model(
+    base: Base,
+    args: TrainFlags,
+    *,
+    choice: attention.Choice,
+    say: Callable[[str], None],
+    tokens: int = 0,
+    patches: int = 0,
+) -> tuple[torch.nn.Module, dict[str, str]]:
+    """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, kernels, flat forward.
+
+    Under bf16 autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without
+    autocast everything computes in float32, since a bf16 tower and a float32 one cannot meet. Under DeepSpeed with
+    bf16 all weights compute in bf16, and the float32 masters are DeepSpeed's. Under ZeRO-3 the model stays on the host.
+
+    Args:
+        choice: `--attn`.
+        tokens, patches: of the largest micro-batch.
+
+    Returns:
+        the model (wrapped by PEFT where a tower has LoRA), and what was chosen, for the log.
+    """
+    half = args.half
+    model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
+    model.name_or_path = base.name  # PEFT writes it into adapter_config.json, where a cache folder would be of no use
+    if not zero.shares_weights(args):
+        model.to(args.device)
+    dtype = half or torch.float32
+    backends = attention.install(model, choice, dtype=dtype, device=args.device, say=say)
+    fused = kernels.install(model, args.liger, dtype=dtype, device=args.device)
+    forward.bind(model, forward.PixelScale.of(base.processor))
+    wrapped = towers.apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
+    kept = memory.activations(base.config, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
+    if args.checkpointing == "auto" and args.device.type == "cuda":
+        kept = _foretold(base, args, tokens=tokens, patches=patches, fused=not fused.startswith("off")) or kept
+    trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    parts, checkpointed = memory.choose_checkpointing(
+        args.checkpointing,
+        kept,
+        trained=trained // (args.world_size if args.zero else 1),
+        coming=zero.weights_to_come(wrapped, args),
+        device=args.device,
+    )
+    towers.checkpoint_activations(wrapped, parts)
+    return wrapped, {
+        "attention": ", ".join(f"{tower} {backend}" for tower, backend in backends.items()),
+        "Liger kernels": fused,
+        "gradient checkpointing": checkpointed,
+    }
+
+
+def _foretold(base: Base, args: TrainFlags, **load: Any) -> dict[memory.Part, memory.Kept] | None:
+    """What `vlft plan` says activations take; None where it cannot be told, since a run shall not end for that."""
+    stored = getattr(base.config, "dtype", None) or torch.float32
+    numbers = tracing.numbers_of(stored, args.half, deepspeed=args.zero is not None)
+    try:
+        return memory.foretold(base.config, base.family, base.towers, numbers=numbers, **load)
+    except Exception as error:  # noqa: BLE001 - it runs the model on tensors without contents, a rare use of torch
+        print(
+            f"note: activations are estimated by their shapes, since counting them failed: {error!r}", file=sys.stderr
+        )
+        return None
