@@ -1,7 +1,7 @@
-"""The rooms of vlft and the order between them: `python3 tests/rooms.py` prints sizes and imports. Standard library only.
+"""The rooms of vlft and the order between them. `python3 tests/rooms.py` prints sizes and imports, without our packages.
 
-A module belongs to the room with the longest name that it begins with: `vlft.data.rows.turns` to `data.rows`. A room may
-import what lies below it; two rooms on one floor are strangers. No circle is allowed between modules, inside rooms either.
+A module belongs to the room with the longest name that it begins with: `vlft.data.rows.turns` to `data.rows`. A room
+may import what lies below it; two rooms on one floor are strangers. No circle of modules is allowed, inside rooms too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ ROOT = Path(__file__).parent.parent
 #: Room -> its floor. `vlft` itself holds the version and the public names, `vlft.__main__` calls cli.
 FLOORS: dict[str, float] = {
     "errors": 0,
-    "files": 0,
-    "model_files": 0,
-    "text": 0,
-    "interrupts": 0,
+    "files": 0.5,
+    "model_files": 0.5,
+    "text": 0.5,
+    "interrupts": 0.5,
     "families": 1,
     "config": 1,
     "data.sample": 2.0,
