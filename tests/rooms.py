@@ -1,4 +1,4 @@
-"""The rooms of vlft and the order between them. `python3 tests/rooms.py` prints sizes and imports, without our packages.
+"""The rooms of vlft and the order between them. `python3 tests/rooms.py` prints sizes and imports; it needs no package.
 
 A module belongs to the room with the longest name that it begins with: `vlft.data.rows.turns` to `data.rows`. A room
 may import what lies below it; two rooms on one floor are strangers. No circle of modules is allowed, inside rooms too.
