@@ -14,8 +14,8 @@ import pytest
 import torch
 from published import rewrite_as_published
 from qwen_vl_utils import process_vision_info
-from test_encode import messages_of
-from test_train import FULL, VISION_LORA, arguments
+from runs import FULL, VISION_LORA, arguments
+from stock import messages_of
 
 from vlft.chat import Chat, Sampling, open_model, question, question_of
 from vlft.chat.loop import converse
