@@ -13,7 +13,7 @@ $script: $1
   DATA may be several files, separated by spaces. GPUS=4 takes four GPUs. GLOBAL_BATCH (128) rows make an optimizer
   step, whatever the GPUs; a few hundred rows want GLOBAL_BATCH=8 or 16.
   Several nodes: the same on each, with NNODES=2 NODE_RANK=0 (on the next one 1) MASTER_ADDR=first-node GPUS=8.
-  A flag wins over all of these; the flags: vlft train --help
+  A flag wins over all of these; the flags: vlft train --help all
 TEXT
     exit 2
 }

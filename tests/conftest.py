@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+# Helpers with assertions of their own: as good messages as in a test.
+pytest.register_assert_rewrite("runs", "models", "adapters", "kit_rows")
+
 # Tests, and the processes they start, keep costs of rows in a folder of their own, never in the user's.
 _CACHE = tempfile.TemporaryDirectory(prefix="vlft-cache-")
 os.environ["VLFT_COST_CACHE"] = _CACHE.name
@@ -81,6 +84,21 @@ def quick_demo(tmp_path_factory) -> tuple[Path, str]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["demo", "--quick", "--out", str(out)]) == 0
     return out, printed.getvalue()
+
+
+@pytest.fixture
+def train(base, mixed_json, media, tmp_path):
+    """Run `vlft train` in this process; returns the run folder."""
+    from runs import arguments
+
+    from vlft.cli.main import main
+
+    def run(*more: str, name: str = "run", base: Path = base) -> Path:
+        out = tmp_path / name
+        assert main(arguments(base, mixed_json, media, out, *more)) == 0
+        return out
+
+    return run
 
 
 def row(answer: str, question: str, **media: object) -> dict:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import LANGUAGE, Shelf, base_plus_adapter, logits, reloaded, save_adapter, weights
 from safetensors.torch import load_file, save_file
-from test_merge import LANGUAGE, Shelf, base_plus_adapter, logits, reloaded, save_adapter, weights
 
 from vlft.chat import open_model
 from vlft.checkpoint import module_name

@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import MIXED_ROWS, row
 from launch import vlft as vlft_process
+from runs import FULL, arguments, lines
 from safetensors.torch import load_file, save_file
-from test_train import FULL, arguments, lines
 
 from vlft.cli.main import main
 

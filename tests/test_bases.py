@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from build import row, write_image, write_json
 from published import rewrite_as_published
-from test_train import arguments
+from runs import arguments
 
 from vlft.cli.main import main
 from vlft.data.encode import Encoder
@@ -42,7 +42,7 @@ def rows(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(base, tmp_path_factory) -> Path:
     """A language adapter of plain peft on the tiny base."""
-    from test_merge import LANGUAGE, save_adapter
+    from adapters import LANGUAGE, save_adapter
 
     return save_adapter(base, tmp_path_factory.mktemp("adapter") / "adapter", target_modules=LANGUAGE)
 

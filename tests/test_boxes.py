@@ -434,6 +434,5 @@ def test_chat_lists_boxes_in_pixels(base, folder, monkeypatch, capsys):
         "picture": f"{folder}/wide.jpg",
         "pixels": [350, 30, 700, 270],
     }
-    with pytest.raises(SystemExit):
-        main([*argv, "--json", "--boxes"])
+    assert main([*argv, "--json", "--boxes"]) == 2
     assert "--boxes has no effect beside --json" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from build import row, write_image, write_video
-from test_records import REFUSED
+from refused_rows import REFUSED
 
 from vlft.check.row import RowCheck
 from vlft.cli.main import main

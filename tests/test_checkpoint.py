@@ -11,11 +11,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from adapters import RECORD
 from published import rewrite_as_published
 from safetensors.torch import load_file, save_file
 
 from vlft.checkpoint import (
-    RunRecord,
     base_fingerprint,
     family_of,
     find_adapter_or_model,
@@ -33,35 +33,6 @@ from vlft.errors import CheckpointError
 from vlft.families import FAMILIES
 
 FAMILY = FAMILIES["qwen2_vl"]
-
-RECORD = RunRecord(
-    kind="adapter",
-    base_model="Qwen/Qwen2-VL-2B-Instruct",
-    base_revision="a" * 40,
-    base_fingerprint="0123456789abcdef",
-    model_type="qwen2_vl",
-    towers={"vision": "frozen", "merger": "full", "language": "lora"},
-    lora={"rank": 32, "alpha": 64, "dropout": 0.05, "target": "all"},
-    media={
-        "image_min_pixels": 3136,
-        "image_max_pixels": 50176,
-        "video_min_pixels": 3136,
-        "video_max_pixels": 50176,
-        "fps": 2.0,
-        "nframes": None,
-        "video_max_frames": 768,
-    },
-    versions={"vlft": "0.1"},
-    training={"seed": 42, "global_batch": 8},
-    data=[
-        {
-            "file": "träin.json",
-            "rows": 3,
-            "trained": 2,
-            "skipped": [{"index": 1, "id": None, "field": "image[0]", "reason": "no such file"}],
-        }
-    ],
-)
 
 
 @pytest.fixture(scope="module")

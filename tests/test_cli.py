@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 
 import vlft
 from vlft.cli import help
-from vlft.cli.main import HELP, VERBS, main
+from vlft.cli.main import HELP, main
 from vlft.cli.stdout import json_only
+from vlft.cli.verbs import VERBS
 from vlft.errors import BadRow, ConfigError, DataError, UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -137,14 +139,72 @@ with_stored_help = pytest.mark.skipif(
 
 
 @with_stored_help
-@pytest.mark.parametrize("verb", VERBS)
-def test_stored_help_is_what_the_parser_prints(verb, monkeypatch):
+@pytest.mark.parametrize(
+    ("file", "verb", "every"), [*help.texts()], ids=lambda value: str(getattr(value, "name", value))
+)
+def test_stored_help_is_what_the_parser_prints(file, verb, every, monkeypatch):
     """The surface of the command line. Where it was meant to change: python -m vlft.cli.help"""
     monkeypatch.setattr(help, "answer", lambda *_: None)
     monkeypatch.setenv("COLUMNS", str(help.WIDTH))
-    text = help.printed(verb)
-    assert (help.FOLDER / f"{verb}.txt").read_text() == text
+    text = help.printed(verb, every=every)
+    assert (help.FOLDER / file).read_text() == text
     assert "\nexamples:\n  vlft " in text
+
+
+TWO_TIERS = [name for name, verb in VERBS.items() if verb.train_flags]
+
+
+@with_stored_help
+@pytest.mark.parametrize("verb", TWO_TIERS)
+@pytest.mark.parametrize("words", [["--help", "all"], ["--help=all"], ["--help-all"], ["a.json", "-h", "all"]])
+def test_help_all_lists_every_flag(verb, words, capsys):
+    assert main([verb, *words]) == 0
+    every = capsys.readouterr().out
+    assert main([verb, "-h"]) == 0
+    common = capsys.readouterr().out
+    assert common.endswith(f"\nMore flags: vlft {verb} --help all\n")
+    assert _listed(common) < _listed(every)
+    assert len(common.splitlines()) < 80
+    assert {"box_format", "attn"} <= _listed(every) - _listed(common)
+
+
+@with_stored_help
+def test_the_common_flags_are_enough_for_a_first_run(capsys):
+    """Those of the finetune scripts and of README's first commands, each with what it takes and its default."""
+    assert main(["train", "--help"]) == 0
+    common = capsys.readouterr().out
+    first = {"config", "model_id", "data_path", "image_folder", "output_dir", "vision", "merger", "language"}
+    assert first | {"learning_rate", "num_train_epochs", "global_batch", "max_length"} <= _listed(common)
+    assert "--vision {full,lora,frozen}" in common
+    assert "passes over the training data (default: 3)" in common
+
+
+def _listed(text: str) -> set[str]:
+    return set(re.findall(r"^  (?:-\w, )?--(\w+)", text, re.M))
+
+
+@pytest.mark.parametrize("verb", [name for name in VERBS if name not in TWO_TIERS])
+def test_help_all_of_a_verb_with_one_tier_is_its_help(verb, capsys):
+    assert main([verb, "--help", "all"]) == 0
+    assert capsys.readouterr().out == (help.FOLDER / f"{verb}.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["merge", "output/run"], "vlft merge: the following arguments are required: OUT"),
+        (["merge", "a", "b", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["report"], "vlft report: the following arguments are required: RUN"),
+        (["import", "story-reasoning", "a", "b", "--limit", "0"], "vlft import: --limit 0: 1 row or more"),
+        (["demo", "--fast"], "vlft demo: unrecognized arguments: --fast"),
+    ],
+)
+def test_wrong_usage_is_one_message_of_every_verb(argv, says, capsys):
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.endswith(f"\n  All flags: vlft {argv[0]} --help all\n")
 
 
 def test_beside_another_transformers_the_verb_answers(monkeypatch, tmp_path, capsys, verb):
@@ -175,7 +235,7 @@ def test_a_slip_is_told_without_loading_anything(argv, says, monkeypatch, capsys
 
 @with_stored_help
 def test_bench_alone_is_asked_what_to_measure_by_itself():
-    assert help.answer("bench", []) is None
+    assert help.answer(VERBS["bench"], []) is None
 
 
 @with_stored_help
@@ -195,13 +255,13 @@ def test_help_and_wrong_usage_answer_at_once_and_import_nothing_heavy():
         import sys, time
         start = time.perf_counter()
         from vlft.cli.main import main
-        for argv in (["--help"], ["trian"], ["train", "--help"], ["train", "--lora_renk", "8"], ["chat", "--help"]):
-            main(argv)
+        for line in ("--help", "trian", "train --help", "train --help all", "train --lora_renk 8", "chat --help"):
+            main(line.split())
         print(time.perf_counter() - start)
         print(*{name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names))"""
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     seconds, modules = done.stdout.splitlines()[-2:]
-    assert float(seconds) < 0.5  # all five together; Python itself starts in 0.03 s
+    assert float(seconds) < 0.5  # all six together; Python itself starts in 0.03 s
     assert not set(modules.split()) & {"torch", "transformers", "peft", "numpy", "PIL"}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from build import write_video
 from numbered import FEW, FRAMES, INTERLACED, MATRIX, Recipe, encode, number_of, numbered, plain, remux, write
-from test_media import SETTINGS, pixels, turn, video
+from stills_and_clips import SETTINGS, pixels, turn, video
 
 from vlft.data.media import seeking
 from vlft.data.media.clips import open_clip, read_frames

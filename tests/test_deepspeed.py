@@ -17,7 +17,7 @@ import torch
 from conftest import row
 from launch import call
 from launch import vlft as vlft_process
-from test_train import FULL, VISION_LORA, arguments, assert_same, lines, losses, split, weights
+from runs import FULL, VISION_LORA, arguments, assert_same, lines, losses, split, weights
 
 pytestmark = pytest.mark.distributed
 

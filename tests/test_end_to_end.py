@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from published import rewrite_as_published
+from runs import FULL, VISION_LORA, arguments
 from safetensors import safe_open
-from test_train import FULL, VISION_LORA, arguments
 
 from vlft.checkpoint import tensor_index
 from vlft.cli.main import main
@@ -39,7 +39,7 @@ def tensors(folder: Path) -> dict[str, tuple[torch.dtype, torch.Size]]:
 
 def logits(model, encoded) -> torch.Tensor:
     """The last logits of a picture row and of a text row by the stock forward."""
-    from test_forward import stock_inputs
+    from models import stock_inputs
 
     from vlft.model.load import load_processor
 

@@ -20,7 +20,7 @@ import torch
 from conftest import row
 from launch import vlft as vlft_process
 from mishaps import fail, kill, kill_beside_full_pipes, limit_files, notify, poison, press, remove, stall
-from test_train import FULL, STRATEGIES, VISION_LORA, arguments, assert_same, lines, split, train, weights
+from runs import FULL, STRATEGIES, VISION_LORA, arguments, assert_same, lines, split, weights
 from torch.utils.data import get_worker_info
 
 from vlft.check.row import RowCheck
@@ -29,8 +29,6 @@ from vlft.data.dataset import RowDataset
 from vlft.data.order import RowOrder
 from vlft.train.trainer import VlftTrainer
 from vlft.train.watchdog import Watchdog
-
-__all__ = ["train"]  # a fixture
 
 SAVE = ("--save_strategy", "steps", "--save_steps", "1")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_forward import PRESETS, build, collate
+from models import PRESETS, build, collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlft.model import flops, forward

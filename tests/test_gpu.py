@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_forward import FAMILY, PRESETS, build, collate, flat_inputs, gradients
-from test_packed_training import PACKED
-from test_train import FULL, VISION_LORA, arguments
+from models import FAMILY, PRESETS, build, collate, flat_inputs, gradients
+from runs import FULL, PACKED, VISION_LORA, arguments
 
 from vlft.cli.main import main
 from vlft.model import attention, forward, kernels, loss, towers

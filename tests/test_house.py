@@ -134,6 +134,13 @@ def test_ordinary_code_is_not_forbidden():
     assert _forbidden(source + "\ntorch.load(path, weights_only=True)") == []
 
 
+def test_no_test_file_imports_another():
+    """What two of them need is in a file of its own (`runs`, `models` and their neighbours) or in conftest."""
+    files = (rooms.ROOT / "tests").glob("*.py")
+    wrong = [file.name for file in files if re.search(r"^ *(from|import) test_", file.read_text(), re.M)]
+    assert not wrong
+
+
 def test_files_are_read_in_one_sitting():
     long = {module: count for module, file in FILES.items() if (count := len(file.read_text().splitlines())) > 350}
     assert not long

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_forward import FAMILY, PRESETS, assert_close, flat_inputs, gradients
+from models import FAMILY, PRESETS, assert_close, flat_inputs, gradients
 
 from vlft.errors import ConfigError
 from vlft.model import attention, forward, kernels, towers

@@ -15,10 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from launch import vlft as vlft_process
+from runs import FULL, VISION_LORA, arguments, lines, weights
 from safetensors.torch import load_file
-from test_train import FULL, VISION_LORA, arguments, lines, train, weights
-
-__all__ = ["train"]  # a fixture
 
 KILLS = int(os.environ.get("VLFT_KILLS", "3"))
 DROPOUT = ("--lora_dropout", "0.1")

@@ -12,18 +12,16 @@ import torch
 from build import photograph, picture, write_image, write_video
 from PIL import Image as PIL
 from PIL import ImageOps, JpegImagePlugin, PngImagePlugin
+from stills_and_clips import PROCESSOR, SETTINGS, grid_of, image, pixels, turn, video
 from transformers import image_transforms
 
 from vlft.data.media import clips
 from vlft.data.media.pictures import Unreadable, open_picture, read_pixels
 from vlft.data.media.read import MediaError, decode, measure, media_settings
 from vlft.data.sample import Image, Video
-from vlft.demo.tiny import tiny_processor
 from vlft.errors import ConfigError
 
 TOKEN = 28 * 28
-PROCESSOR = tiny_processor()
-SETTINGS = media_settings(PROCESSOR)
 MEAN = torch.tensor(PROCESSOR.image_processor.image_mean)[:, None, None, None]
 STD = torch.tensor(PROCESSOR.image_processor.image_std)[:, None, None, None]
 # transformers 5.17 drops the alpha channel, 5.23 lays it on white; so do we, with either.
@@ -31,22 +29,10 @@ STOCK_ON_WHITE = "return_numpy" in image_transforms.convert_to_rgb.__code__.co_v
 WHITE_ONLY = pytest.mark.skipif(not STOCK_ON_WHITE, reason="this transformers drops the alpha channel")
 
 
-def image(path) -> Image:
-    return Image(path=str(path), field="image")
-
-
-def video(path) -> Video:
-    return Video(path=str(path), field="video")
-
-
 def normalised(media):
     """Our patches as the model normalises them, in the stock layout [P, 3 * 2 * 14 * 14]."""
     patches = media.patches if media.is_video else media.patches.unsqueeze(2).expand(-1, -1, 2, -1, -1)
     return ((patches.float() / 255 - MEAN) / STD).flatten(1)
-
-
-def grid_of(media) -> list[int]:
-    return [media.grid.t, media.grid.h, media.grid.w]
 
 
 def assert_like_stock(path, settings=SETTINGS, opened=None):
@@ -415,16 +401,6 @@ def test_frames_are_made_upright_and_rgb(tmp_path):
     assert_video_like_stock(opened, Video(frames=tuple(map(str, paths)), field="video"))
 
 
-def turn(path, degrees):
-    """Write a rotation into the track header of an .mp4, as phones do."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 4 + 40
-    one = 1 << 16
-    cos, sin = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[degrees]
-    data[at : at + 36] = struct.pack(">9i", cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize(
     ("file", "codec", "pix_fmt"),
     [
@@ -484,13 +460,6 @@ def test_seeking_decodes_only_what_it_must(tmp_path):
     data[middle] = bytes(len(data[middle]))  # frames that nobody asks for
     path.write_bytes(data)
     assert len(np.concatenate(list(clips.read_frames(clip, [3, 60, 500, 590])))) == 4
-
-
-def pixels(media) -> np.ndarray:
-    """[F, H, W, 3] back from patches."""
-    t, h, w = grid_of(media)
-    split = media.patches.reshape(t, h // 2, w // 2, 2, 2, 3, 2, 14, 14)
-    return split.permute(0, 6, 1, 3, 7, 2, 4, 8, 5).reshape(2 * t, 14 * h, 14 * w, 3).numpy()
 
 
 # --------------------------------------------------------------------------------------------------- videos refused

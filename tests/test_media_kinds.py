@@ -13,7 +13,7 @@ import pytest
 from build import picture, row, write_image, write_json, write_video
 from numbered import encode
 from PIL import Image as PIL
-from test_media import SETTINGS, image, video
+from stills_and_clips import SETTINGS, image, video
 
 from vlft.cli.main import main
 from vlft.data.media.pictures import Header, depth_remark, open_picture, picture_header

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Qwen2VLConfig
+from models import TWO_B
 
 from vlft.model.memory import activations, choose_checkpointing, fit
 from vlft.model.towers import Towers
-
-TWO_B = Qwen2VLConfig(
-    text_config={
-        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-        "num_key_value_heads": 2, "vocab_size": 151936,
-    },
-    vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4},
-)  # fmt: skip
 
 
 def towers(vision: str, language: str = "lora") -> Towers:

@@ -8,105 +8,32 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from published import rewrite_as_published
+from adapters import (
+    BASES,
+    FAMILY,
+    KINDS,
+    LANGUAGE,
+    Shelf,
+    base_plus_adapter,
+    record_of,
+    reloaded,
+    save_adapter,
+    weights,
+)
 from safetensors.torch import load_file, save_file
-from test_checkpoint import RECORD
 
 import vlft.merge
 import vlft.merge.write
-from vlft.checkpoint import RunRecord, base_fingerprint, read_record, tensor_index, write_record
+from vlft.checkpoint import base_fingerprint, read_record, write_record
 from vlft.demo.tiny import TINY, build_tiny
 from vlft.errors import CheckpointError
-from vlft.families import FAMILIES
 from vlft.merge import merge, towers_of_adapter
 from vlft.merge.verify import flips_of
-
-FAMILY = FAMILIES["qwen2_vl"]
-ALL = "|".join(f"({FAMILY.lora_targets[tower]})" for tower in ("language", "vision", "merger"))
-LANGUAGE = FAMILY.lora_targets["language"]
-
-# What plain peft is asked for, and the towers that must be read back from it.
-KINDS = {
-    "language": ({"target_modules": LANGUAGE}, ("frozen", "frozen", "lora")),
-    "everywhere": ({"target_modules": ALL}, ("lora", "lora", "lora")),
-    "full_merger": (
-        {"target_modules": LANGUAGE, "modules_to_save": ["model.visual.merger"]},
-        ("frozen", "full", "lora"),
-    ),
-    "one_block": (
-        {"target_modules": LANGUAGE, "modules_to_save": ["model.visual.blocks.0"]},
-        ("full", "frozen", "lora"),
-    ),
-    "patterns": (
-        {
-            "target_modules": LANGUAGE,
-            "use_rslora": True,
-            "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 3},
-            "alpha_pattern": {"down_proj": 4},
-        },
-        ("frozen", "frozen", "lora"),
-    ),
-}
-BASES = {
-    "fp32": {"dtype": "float32"},
-    "bf16": {"dtype": "bfloat16"},
-    "fp32_untied": {"dtype": "float32", "tied": False},
-    "bf16_untied": {"dtype": "bfloat16", "tied": False},
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shelf:
-    """Bases and adapters, each built once for all tests; never written into."""
-
-    root: Path
-
-    def base(self, name: str) -> Path:
-        folder = self.root / "bases" / name
-        return folder if folder.is_dir() else build_tiny(folder, **BASES[name])
-
-    def published(self, name: str) -> Path:
-        folder = self.root / "published" / name
-        return folder if folder.is_dir() else rewrite_as_published(self.base(name), folder)
-
-    def adapter(self, base: str, kind: str, *, strength: float = 0.06) -> Path:
-        """An adapter of plain peft on a base, its B and module copies moved by normal noise of this size."""
-        folder = self.root / "adapters" / f"{base}-{kind}-{strength}"
-        if not folder.is_dir():
-            save_adapter(self.base(base), folder, strength=strength, **KINDS[kind][0])
-        return folder
-
-
-def save_adapter(base: Path, folder: Path, *, strength: float = 0.06, save: dict | None = None, **settings) -> Path:
-    from peft import LoraConfig, get_peft_model
-    from transformers import Qwen2VLForConditionalGeneration
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-        tuned = get_peft_model(model, LoraConfig(**({"r": 4, "lora_alpha": 8} | settings)))
-        with torch.no_grad():
-            for name, parameter in tuned.named_parameters():
-                if parameter.requires_grad and "lora_A" not in name:
-                    parameter.add_(torch.randn_like(parameter) * strength)
-        tuned.save_pretrained(folder, **(save or {}))
-    return folder
-
-
-def record_of(base: Path, towers: tuple[str, str, str]) -> RunRecord:
-    return replace(
-        RECORD,
-        base_model=str(base),
-        base_revision=None,
-        base_fingerprint=base_fingerprint(base),
-        lora={"rank": 4, "alpha": 8, "dropout": 0.0, "target": "all"},
-        towers=dict(zip(("vision", "merger", "language"), towers, strict=True)),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -120,39 +47,6 @@ def run(shelf, tmp_path) -> Path:
     folder = Path(shutil.copytree(shelf.adapter("fp32", "language"), tmp_path / "run"))
     write_record(folder, record_of(shelf.base("fp32"), KINDS["language"][1]))
     return folder
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in set(tensor_index(folder).values()) for name, tensor in load_file(file).items()}
-
-
-def logits(model, processor, *, dtype=torch.float32) -> list[torch.Tensor]:
-    """Of a text row and a picture row, all positions: not the rows that merge itself looks at."""
-    from PIL import Image
-
-    picture = Image.effect_mandelbrot((112, 84), (-2, -1.5, 1, 1.5), 90).convert("RGB")
-    rows = [
-        processor(text=["<|im_start|>user\nhello<|im_end|>\n"], return_tensors="pt"),
-        processor(text=["<|vision_start|><|image_pad|><|vision_end|>what?"], images=[picture], return_tensors="pt"),
-    ]
-    with torch.no_grad():
-        return [model.to(dtype).eval()(**row, use_cache=False).logits[0] for row in rows]
-
-
-def base_plus_adapter(base: Path, adapter: Path) -> list[torch.Tensor]:
-    from peft import PeftModel
-    from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
-
-    model = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-    return logits(PeftModel.from_pretrained(model, adapter), AutoProcessor.from_pretrained(base))
-
-
-def reloaded(folder: Path) -> list[torch.Tensor]:
-    from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
-
-    model, info = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not any(info.values()), info
-    return logits(model, AutoProcessor.from_pretrained(folder))
 
 
 # --- adapter = merged = reloaded ---

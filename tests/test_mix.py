@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from build import row, write_image, write_json
-from test_train import FULL, lines
+from runs import FULL, lines
 
 from vlft.cli.main import main
 from vlft.data.costs.mix import Share, draws, places

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from build import row, write_image, write_json
-from test_train import arguments, lines
+from runs import arguments, lines
 
 from vlft.cli.main import main
 

@@ -8,15 +8,11 @@ from itertools import chain
 import pytest
 import torch
 from launch import vlft as vlft_process
-from test_train import FULL, STRATEGIES, VISION_LORA, arguments, assert_same, lines, losses, split, train, weights
+from runs import FULL, PACKED, STRATEGIES, VISION_LORA, arguments, assert_same, lines, losses, split, weights
 
 from vlft.cli.main import main
 
-__all__ = ["train"]  # a fixture
-
 LANGUAGE_LORA: tuple[str, ...] = ()
-#: The seven rows of text, pictures and videos make three packs.
-PACKED = ("--packing", "true", "--pack_tokens", "400")
 
 
 @pytest.mark.parametrize("towers", [FULL, LANGUAGE_LORA, VISION_LORA], ids=["full", "lora", "vision-lora"])

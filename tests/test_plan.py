@@ -6,6 +6,7 @@ import json
 
 import pytest
 from conftest import row
+from plans import PRESETS, plan, towers
 
 from vlft.cli.main import main
 from vlft.demo.tiny import build_tiny
@@ -15,27 +16,11 @@ from vlft.model.load import load_base
 from vlft.model.towers import Towers, apply_towers
 
 FAMILY = FAMILIES["qwen2_vl"]
-PRESETS = {
-    "full": ("full", "full", "full"),
-    "language": ("frozen", "frozen", "lora"),
-    "vision and language": ("lora", "lora", "lora"),
-    "2U1": ("full", "full", "lora"),
-}
 
 
 @pytest.fixture(scope="module")
 def flags(base, media, mixed_json):
     return ["--model_id", base, "--data_path", mixed_json, "--image_folder", media, "--dataloader_num_workers", 0]
-
-
-def plan(capsys, *argv) -> dict:
-    assert main(["plan", *map(str, argv), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def towers(preset: str) -> tuple[list[str], Towers]:
-    modes = dict(zip(("vision", "merger", "language"), PRESETS[preset], strict=True))
-    return [word for tower, mode in modes.items() for word in (f"--{tower}", mode)], Towers(**modes)
 
 
 def real_groups(base, asked: Towers) -> list:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_memory import TWO_B
-from test_plan import plan, towers
+from models import TWO_B
+from plans import plan, towers
 
 from vlft.cli.main import main
 from vlft.families import FAMILIES

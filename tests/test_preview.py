@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import MIXED_ROWS, row
 from PIL import Image
-from test_encode import NAMES, stock
+from stock import NAMES, stock
 
 from vlft.cli.main import main
 from vlft.preview import frames_of

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from vlft.cli import help
-from vlft.cli.main import VERBS, main
+from vlft.cli.main import main
+from vlft.cli.verbs import VERBS
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.two_u1 import KIT
@@ -92,7 +93,7 @@ def test_verbs_and_scripts_exist():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_flags_of_commands_are_known(verb):
-    known = {name.replace("-", "_") for name in help.flags(verb)}
+    known = {name.replace("-", "_") for name in help.flags(VERBS[verb])}
     used = [command for command in COMMANDS if command[:2] == ["vlft", verb]]
     assert used
     for command in used:
@@ -115,7 +116,7 @@ def test_values_of_commands_are_taken():
 
 def test_flags_in_prose_are_known():
     known = {option[2:] for action in parser()._actions for option in action.option_strings}
-    known |= {name.replace("-", "_") for verb in VERBS for name in help.flags(verb)}
+    known |= {name.replace("-", "_") for verb in VERBS.values() for name in help.flags(verb)}
     serving, moving = (README.partition(f"\n## {name}")[2].partition("\n## ")[0] for name in ("Serving", "Coming from"))
     prose = README.replace(serving, "").replace(moving, "")
     of_launchers = {"nproc_per_node", "num_gpus", "module"}

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 from conftest import MIXED_ROWS, row
-from test_train import arguments, assert_same, lines, train
+from runs import arguments, assert_same, lines
 
 from vlft.chat import open_model, question_of
 from vlft.cli.main import main
 from vlft.data.encode import Encoder
-
-__all__ = ["train"]  # a fixture
 
 EVALUATED = ("--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "4", "--report_tokens", "8")
 

@@ -9,13 +9,10 @@ from collections import Counter
 import pytest
 from launch import vlft as vlft_process
 from mishaps import count_rows
-from test_packed_training import PACKED
-from test_train import FULL, VISION_LORA, arguments, assert_same, lines, split, train
+from runs import FULL, PACKED, VISION_LORA, arguments, assert_same, lines, split
 
 from vlft.cli.main import main
 from vlft.train.folder import RunFolder
-
-__all__ = ["train"]  # a fixture
 
 SAVE = ("--save_strategy", "steps", "--save_steps", "1")
 

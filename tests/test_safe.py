@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from build import picture, row, write_image, write_json, write_video
 from PIL import Image as PIL
-from test_media import SETTINGS, image, video
+from stills_and_clips import SETTINGS, image, video
 
 from vlft.cli.main import main
 from vlft.data import dataset

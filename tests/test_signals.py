@@ -10,14 +10,12 @@ import time
 from functools import partial
 
 import pytest
-from test_train import FULL, arguments, assert_same, lines, split, train
+from runs import FULL, arguments, assert_same, lines, split
 
 import vlft.train.run
 from vlft.cli.main import main
 from vlft.train.step_guard import StepGuard
 from vlft.train.trainer import VlftTrainer
-
-__all__ = ["train"]  # a fixture
 
 #: Steps of 4 and 3 of the seven rows, two epochs.
 STEPS = (*FULL, *split(1, 4), "--num_train_epochs", "2")

@@ -10,75 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from launch import vlft as vlft_process
+from runs import FULL, VISION_LORA, ZERO2, arguments, assert_same, lines, losses, split, weights
 from safetensors.torch import load_file
 
 from vlft.cli.main import main
 
-
-def arguments(base, mixed_json, media, out, *more: str) -> list[str]:
-    """A quick run of 2 epochs, unpacked, and without dropout so that runs can be compared."""
-    lora = () if FULL[-2:] == tuple(more[4:6]) else ("--lora_dropout", "0", "--lora_rank", "4")
-    return [
-        "train",
-        *("--model_id", str(base), "--data_path", str(mixed_json), "--image_folder", str(media)),
-        *("--output_dir", str(out), "--num_train_epochs", "2", "--learning_rate", "1e-3"),
-        *(*lora, "--dataloader_num_workers", "0", "--save_strategy", "no", "--packing", "false"),
-        *more,
-    ]
-
-
-FULL = ("--vision", "full", "--merger", "full", "--language", "full")
-VISION_LORA = ("--vision", "lora", "--merger", "lora", "--language", "lora")
-
-STRATEGIES = [
-    pytest.param((), id="ddp"),
-    pytest.param(("--deepspeed", "zero2"), id="zero2"),
-]
-ZERO2 = ("--deepspeed", "zero2")
 TWO_PROCESSES = [
     pytest.param(FULL, (), id="full-ddp"),
     pytest.param(VISION_LORA, ZERO2, id="vision-lora-zero2"),
     pytest.param(VISION_LORA, (), id="vision-lora-ddp", marks=pytest.mark.grid),
     pytest.param(FULL, ZERO2, id="full-zero2", marks=pytest.mark.grid),
 ]
-
-
-@pytest.fixture
-def train(base, mixed_json, media, tmp_path):
-    """Run `vlft train` in this process; returns the run folder."""
-
-    def run(*more: str, name: str = "run", base: Path = base) -> Path:
-        out = tmp_path / name
-        assert main(arguments(base, mixed_json, media, out, *more)) == 0
-        return out
-
-    return run
-
-
-def lines(run: Path) -> list[dict]:
-    return [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in lines(run) if "loss" in line]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    files = list(run.glob("*.safetensors"))
-    assert len(files) == 1
-    return load_file(files[0])
-
-
-def assert_same(one: Path, other: Path, tolerance: float = 1e-4) -> None:
-    a, b = weights(one), weights(other)
-    assert set(a) == set(b)
-    for name in a:
-        assert (a[name] - b[name]).abs().max() <= tolerance * max(1.0, float(b[name].abs().max())), name
-    assert losses(one) == pytest.approx(losses(other), rel=tolerance, abs=tolerance)
-
-
-def split(batch: int, accumulation: int) -> tuple[str, ...]:
-    return ("--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation))
 
 
 # ---- what is trained
@@ -236,7 +178,7 @@ def test_a_checkpoint_under_any_name_can_be_gone_on_from(train, tmp_path):
 
 
 def test_evaluation_loss_is_the_token_mean_at_any_batch_size(train, mixed_json, base, encoded, encoder):
-    from test_forward import stock_loss
+    from models import stock_loss
     from transformers import AutoModelForImageTextToText
 
     found = []

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 from build import row, write_json
+from kit_rows import LLAVA, MS_SWIFT, openai, parse_row, same
 from pyarrow import parquet
-from test_formats import LLAVA, MS_SWIFT, openai, parse_row, same
 
 from vlft.cli.main import main
 from vlft.data.files import unpack

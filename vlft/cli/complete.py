@@ -6,21 +6,21 @@ In ~/.bashrc or ~/.zshrc:  eval "$(register-python-argcomplete vlft)"
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from vlft.cli.help import flags
+from vlft.cli.verbs import VERBS
 
 
-def complete(verbs: Sequence[str]) -> None:
+def complete() -> None:
     """Answer the shell's question for the words that may follow; ends the process where argcomplete is installed."""
     try:
         import argcomplete
     except ImportError:
         return
     parser = argparse.ArgumentParser(prog="vlft")
-    of_verb = parser.add_subparsers()
-    for verb in verbs:
-        one = of_verb.add_parser(verb)
+    subparsers = parser.add_subparsers()
+    for verb in VERBS.values():
+        one = subparsers.add_parser(verb.name)
         one.add_argument("words", nargs="*")
         for name, words in flags(verb).items():
             if name != "help":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
+
+from vlft.cli.command import CommandParser, Write, command
 
 EXAMPLES = """\
 examples:
@@ -14,43 +15,46 @@ examples:
 """
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the demo, or rebuild its base."""
-    parser = argparse.ArgumentParser(
-        prog="vlft demo",
+def parser() -> CommandParser:
+    """Its command line."""
+    parser = CommandParser(
+        "demo",
         description="Draw pictures, check, train, merge, answer: a tiny Qwen2-VL learns what only the pictures tell. "
         "Needs no GPU and no network. The same command again continues what was interrupted.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     parser.add_argument("--out", metavar="DIR", help="folder for everything (default: demo-out, or demo-base-out)")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs; it learns nothing")
     parser.add_argument(
         "--rebuild-base", action="store_true", help="train the base that the demo starts from, from nothing"
     )
-    flags = parser.parse_args(argv)
+    return parser
 
-    from vlft.cli.quiet import quiet
+
+@command(parser)
+def run(flags: argparse.Namespace, write: Write) -> int:
+    """Run the demo, or rebuild its base; 1 if the model learned less than it should."""
     from vlft.cli.threads import share_cores
-
-    quiet()
-    share_cores()
-    if flags.rebuild_base:
-        from vlft.demo.build_base import QUICK_REBUILD, REBUILD, STORED, rebuild, store
-
-        made = rebuild(Path(flags.out or "demo-base-out"), plan=QUICK_REBUILD if flags.quick else REBUILD)
-        print(f"held-out rows answered exactly: {made.exact:.1%} of {made.rows} (chance {made.chance:.1%})")
-        if not flags.quick:
-            store(made)
-            print(f"stored: {STORED}")
-        return 0
     from vlft.demo.run import GOAL, QUICK, Lesson, demo
     from vlft.interrupts import explained
 
+    share_cores()
+    if flags.rebuild_base:
+        return _rebuild(Path(flags.out or "demo-base-out"), quick=flags.quick)
     with explained("Run the same command again to resume."):
         told = demo(Path(flags.out or "demo-out"), lesson=QUICK if flags.quick else Lesson())
     if not told.learned and not flags.quick:
         print(f"It learned less than it should ({GOAL:.0%} on both): please report this with the lines above.")
         return 1
+    return 0
+
+
+def _rebuild(out: Path, *, quick: bool) -> int:
+    from vlft.demo.build_base import QUICK_REBUILD, REBUILD, STORED, rebuild, store
+
+    made = rebuild(out, plan=QUICK_REBUILD if quick else REBUILD)
+    print(f"held-out rows answered exactly: {made.exact:.1%} of {made.rows} (chance {made.chance:.1%})")
+    if not quick:
+        store(made)
+        print(f"stored: {STORED}")
     return 0

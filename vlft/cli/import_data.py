@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
+
+from vlft.cli.command import CommandParser, Write, add_json, command
+from vlft.config.names import wrong_usage
 
 EXAMPLES = """\
 examples:
@@ -15,16 +18,14 @@ examples:
 """
 
 
-def run(argv: Sequence[str]) -> int:
-    """Import the set, say what came of it and what to do next."""
-    parser = argparse.ArgumentParser(
-        prog="vlft import",
+def parser() -> CommandParser:
+    """Its command line."""
+    parser = CommandParser(
+        "import",
         description="Turn a published data set into data files (OUT/train.jsonl, OUT/test.jsonl) and pictures\n"
         "(OUT/images), byte for byte as they are. story-reasoning: the parquet files of\n"
         "daniel3303/StoryReasoning.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     parser.add_argument("set", metavar="SET", choices=("story-reasoning",), help="story-reasoning")
     parser.add_argument("source", metavar="PARQUET_DIR", help="folder with its train*.parquet and test*.parquet")
@@ -36,25 +37,25 @@ def run(argv: Sequence[str]) -> int:
         default="error",
         help="a row or file that cannot be imported stops it (default), or is left out and listed",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    flags = parser.parse_args(argv)
+    add_json(parser)
+    return parser
+
+
+@command(parser)
+def run(flags: argparse.Namespace, write: Write) -> int:
+    """Import the set, say what came of it and what to do next."""
     if flags.limit is not None and flags.limit < 1:
-        parser.error(f"--limit {flags.limit}: 1 row or more")
+        raise wrong_usage("import", f"--limit {flags.limit}: 1 row or more")
+    from vlft.convert import import_stories
+    from vlft.interrupts import explained
+    from vlft.text import printable
 
-    from vlft.cli.stdout import json_only
-
-    with json_only(flags.json) as write:
-        from vlft.cli.quiet import quiet
-        from vlft.convert import import_stories
-        from vlft.interrupts import explained
-        from vlft.text import printable
-
-        quiet()
-        with explained(f"Nothing was written to {flags.out}."):
-            found = import_stories(flags.source, flags.out, limit=flags.limit, on_bad_row=flags.on_bad_row, say=_say)
-        if flags.json:
-            write(asdict(found))
-            return 0
+    say = partial(print, file=sys.stderr, flush=True)
+    with explained(f"Nothing was written to {flags.out}."):
+        found = import_stories(flags.source, flags.out, limit=flags.limit, on_bad_row=flags.on_bad_row, say=say)
+    if flags.json:
+        write(asdict(found))
+        return 0
     if found.before:
         print(f"{found.out}: imported already, from the same files")
     for split, rows in found.rows.items():
@@ -67,7 +68,3 @@ def run(argv: Sequence[str]) -> int:
     files = " ".join(shlex.quote(found.file(split)) for split, stories in found.stories.items() if stories)
     print(f"next: vlft check-data {files} --config examples/story_reasoning.yaml --model_id Qwen/Qwen2-VL-2B-Instruct")
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """The command line's door: find the verb, hand it the rest, turn what went wrong into one message and an exit status.
 
-Neighbours: `vlft.cli.<verb>.run(argv) -> int`, imported only when called, so that help and wrong usage answer at once.
+Neighbours: `vlft.cli.verbs` lists the verbs. The module of a verb has `run(argv) -> int`, and is imported only when the
+verb runs, so that help and wrong usage answer at once.
 """
 
 from __future__ import annotations
@@ -17,23 +18,11 @@ from collections.abc import Callable, Sequence
 from vlft import __version__
 from vlft.cli import help
 from vlft.cli.launched import without_local_rank
+from vlft.cli.verbs import VERBS
 from vlft.errors import Interrupted, Preempted, UsageError, VlftError
 from vlft.interrupts import Interrupts
 
-VERBS = {
-    "train": "fine-tune a Qwen2-VL on your data",
-    "merge": "merge what a run trained into its base model, and compare the two",
-    "check-data": "name every row that cannot be trained, and why",
-    "import": "turn a published data set into rows and pictures",
-    "preview": "show rows as the model sees them, trained tokens marked",
-    "demo": "see a tiny model learn from pictures, in minutes, on a CPU",
-    "plan": "say what would be trained, at which rate, in how many steps",
-    "report": "make the page of a run anew: curves, answers, where the time went",
-    "chat": "ask a model about pictures and videos",
-    "bench": "measure loading and training, beside stock transformers",
-}
-
-_LISTED = "\n".join(f"  {verb:<12} {what}" for verb, what in VERBS.items())
+_LISTED = "\n".join(f"  {verb.name:<12} {verb.text}" for verb in VERBS.values())
 
 HELP = f"""usage: vlft VERB [arguments]
 
@@ -41,7 +30,7 @@ Fine-tune Qwen2-VL on your own pictures, videos and conversations, and get weigh
 
 {_LISTED}
 
-vlft VERB --help says more; vlft --version prints the version ({__version__}).
+vlft VERB --help says more, vlft VERB --help all lists every flag; vlft --version prints the version ({__version__}).
 A run, from data to weights:
 
   vlft check-data train.json --image_folder images
@@ -69,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         75 saved and stopped by a signal, 130 stopped by Ctrl-C.
 
     Raises:
-        SystemExit: from a verb's own argument parser (its --help and its usage errors).
+        SystemExit: from the `--help` of a verb whose text is not stored (see `vlft.cli.help`).
     """
     if argv is None:  # without leaving the context: a second Ctrl-C still ends the process while Python exits
         return _guarded(sys.argv[1:], Interrupts().__enter__(), _Farewell().begin)
@@ -178,7 +167,7 @@ def _dispatch(argv: list[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from vlft.cli.complete import complete
 
-        complete(list(VERBS))
+        complete()
     if not argv:
         print(HELP, end="", file=sys.stderr)
         return UsageError.exit_code
@@ -191,7 +180,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UsageError(f"unknown command {verb!r}. The commands are {', '.join(VERBS)}.\n  {_meant(verb)}")
-    if (text := help.answer(verb, rest)) is not None:
+    if (text := help.answer(VERBS[verb], rest)) is not None:
         print(text, end="")
         return 0
-    return importlib.import_module(help.module_of(verb)).run(rest)
+    return importlib.import_module(VERBS[verb].module).run(rest)

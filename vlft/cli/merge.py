@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
-from vlft.cli.quiet import quiet
-from vlft.cli.stdout import json_only
-from vlft.interrupts import explained
+from vlft.cli.command import CommandParser, Write, add_json, command
 
 EXAMPLES = """\
 examples:
@@ -20,13 +17,12 @@ examples:
 """
 
 
-def run(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vlft merge",
+def parser() -> CommandParser:
+    """Its command line."""
+    parser = CommandParser(
+        "merge",
         description="Merge an adapter into its base model, and measure that both answer alike.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     parser.add_argument("run", metavar="RUN", help="run folder, checkpoint-N or adapter folder")
     parser.add_argument("out", metavar="OUT", help="folder for the merged model; new or empty")
@@ -39,28 +35,31 @@ def run(argv: Sequence[str]) -> int:
         default="keep",
         help="of the written weights; keep (default): each tensor's own in the base",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    flags = parser.parse_args(argv)
+    add_json(parser)
+    return parser
 
-    with json_only(flags.json) as write:
-        from vlft.merge import merge
 
-        quiet()
-        with explained(f"Nothing was written to {flags.out}."):
-            report = merge(
-                flags.run,
-                flags.out,
-                base_model=flags.base_model,
-                dtype=flags.dtype,
-                progress=partial(print, file=sys.stderr, flush=True),
-            )
-        for note in report.notes:
-            print(f"note: {note}.", file=sys.stderr)
-        for warning in report.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        if flags.json:
-            write(asdict(report))
-            return 0
+@command(parser)
+def run(flags: argparse.Namespace, write: Write) -> int:
+    """Merge, and say how far the answers differ."""
+    from vlft.interrupts import explained
+    from vlft.merge import merge
+
+    with explained(f"Nothing was written to {flags.out}."):
+        report = merge(
+            flags.run,
+            flags.out,
+            base_model=flags.base_model,
+            dtype=flags.dtype,
+            progress=partial(print, file=sys.stderr, flush=True),
+        )
+    for note in report.notes:
+        print(f"note: {note}.", file=sys.stderr)
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if flags.json:
+        write(asdict(report))
+        return 0
     towers = ", ".join(f"{tower} {how}" for tower, how in report.towers.items())
     print(f"base     {report.base_model}")
     print(f"lineage  {report.lineage}")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vlft.cli.command import Write, add_json, command, train_parser
+
+if TYPE_CHECKING:
+    from vlft.config.parse import FlagParser, Parsed
 
 EXAMPLES = """\
 examples:
@@ -14,51 +19,40 @@ examples:
 """
 
 
-def run(argv: Sequence[str]) -> int:
-    """Plan a run; 1 if it could not be carried out."""
-    from vlft.cli.stdout import json_only
+def parser() -> FlagParser:
+    """Its command line."""
+    parser = train_parser(
+        "plan",
+        description="Say what vlft train would do with the same flags: what trains at which rate, on how many rows, "
+        "in how many steps, and in how much memory. Loads no weights (except with --measure), writes nothing, needs "
+        "no GPU.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="processes the run will have (default: 1)")
+    parser.add_argument(
+        "--gpu", metavar="CARD", help="card to estimate memory for, e.g. h100, a100-40, 4090, or GB (default: this one)"
+    )
+    parser.add_argument(
+        "--tokens_per_s", type=float, metavar="R", help="tokens a second of the whole run, to say how long it takes"
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="train one real step on the largest micro-batch here, and compare"
+    )
+    add_json(parser)
+    return parser
 
-    with json_only("--json" in argv) as write:
-        from vlft.cli.quiet import quiet
-        from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
-        from vlft.config.parse import FlagParser
 
-        parser = FlagParser(
-            "plan",
-            (DataFlags, ModelFlags, TrainFlags),
-            description="Say what vlft train would do with the same flags: what trains at which rate, on how many "
-            "rows, in how many steps, and in how much memory. Loads no weights (but for --measure), writes nothing, "
-            "needs no GPU.",
-            epilog=EXAMPLES,
-        )
-        parser.add_argument("--gpus", type=int, metavar="N", help="processes the run will have (default: 1)")
-        parser.add_argument(
-            "--gpu",
-            metavar="CARD",
-            help="card to estimate memory for, e.g. h100, a100-40, 4090, or GB (default: this one)",
-        )
-        parser.add_argument(
-            "--tokens_per_s", type=float, metavar="R", help="tokens a second of the whole run, to say how long it takes"
-        )
-        parser.add_argument(
-            "--measure", action="store_true", help="train one real step on the largest micro-batch here, and compare"
-        )
-        parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-        quiet()
-        parsed = parser.parse(argv)
-        from vlft.plan import plan
+@command(parser)
+def run(parsed: Parsed, write: Write) -> int:
+    """Plan a run."""
+    from vlft.plan import plan
 
-        planned = plan(
-            parsed,
-            gpus=parsed.extra.gpus,
-            gpu=parsed.extra.gpu,
-            measure=parsed.extra.measure,
-            tokens_per_s=parsed.extra.tokens_per_s,
-        )
-        if parsed.flags[2].process_index:
-            return 0  # under torchrun one process speaks for all
-        if parsed.extra.json:
-            write(planned.as_json())
-        else:
-            print(planned.as_text())
+    extra = parsed.extra
+    planned = plan(parsed, gpus=extra.gpus, gpu=extra.gpu, measure=extra.measure, tokens_per_s=extra.tokens_per_s)
+    if parsed.flags[2].process_index:
+        return 0  # under torchrun one process speaks for all
+    if extra.json:
+        write(planned.as_json())
+    else:
+        print(planned.as_text())
     return 0

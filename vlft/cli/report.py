@@ -1,9 +1,10 @@
-"""`vlft report`: make the page of a run anew, from what is in its folder."""
+"""`vlft report`: write the page of a run again, from what is in its folder."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+
+from vlft.cli.command import CommandParser, Write, command
 
 EXAMPLES = """\
 examples:
@@ -12,20 +13,23 @@ examples:
 """
 
 
-def run(argv: Sequence[str]) -> int:
-    """Write the page, say where it is."""
-    parser = argparse.ArgumentParser(
-        prog="vlft report",
-        description="Make a run's report.html anew: curves, where the time went, rows, answers, settings. vlft train "
-        "writes it too, while it goes on; this needs no GPU and no model.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def parser() -> CommandParser:
+    """Its command line."""
+    parser = CommandParser(
+        "report",
+        description="Write a run's report.html again: curves, where the time went, rows, answers, settings. vlft train "
+        "writes it too, while it runs; this needs no GPU and no model.",
+        examples=EXAMPLES,
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, finished or not")
     parser.add_argument("--html", metavar="F", help="the page to write (default: RUN/report.html)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@command(parser, heavy=False)
+def run(flags: argparse.Namespace, write: Write) -> int:
+    """Write the page, say where it is."""
     from vlft.report import make_report
 
-    print(f"report: {make_report(args.run, args.html)}")
+    print(f"report: {make_report(flags.run, flags.html)}")
     return 0

@@ -6,8 +6,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlft.cli.command import train_parser
+from vlft.cli.launched import join
+
 if TYPE_CHECKING:
-    from vlft.train.signals import Notice
+    from vlft.config.parse import FlagParser
 
 EXAMPLES = """\
 examples:
@@ -22,34 +25,27 @@ examples:
 """
 
 
+def parser() -> FlagParser:
+    """Its command line."""
+    return train_parser(
+        "train",
+        description="Fine-tune Qwen2-VL on LLaVA-style rows of text, pictures and videos.",
+        epilog=EXAMPLES,
+    )
+
+
 def run(argv: Sequence[str]) -> int:
-    """Parse the flags, train, say where the weights are."""
-    from vlft.cli.launched import join
-    from vlft.cli.quiet import quiet
+    """Parse the flags, train, say where the weights are. A signal is noticed from the first second on."""
     from vlft.train.signals import Notice
 
     join(os.environ)
     with Notice(speaks=os.environ.get("RANK", "0") == "0") as notice:
-        quiet()
-        _train(argv, notice)
+        parsed = parser().parse(argv)
+        from vlft.cli.threads import share_cores
+        from vlft.report import write_report
+        from vlft.train.run import train
+
+        if parsed.flags[2].use_cpu:
+            share_cores()
+        train(parsed, notice, report=write_report)
     return 0
-
-
-def _train(argv: Sequence[str], notice: Notice) -> None:
-    from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
-    from vlft.config.parse import FlagParser
-
-    parser = FlagParser(
-        "train",
-        (DataFlags, ModelFlags, TrainFlags),
-        description="Fine-tune Qwen2-VL on LLaVA-style rows of text, pictures and videos.",
-        epilog=EXAMPLES,
-    )
-    parsed = parser.parse(argv)
-    from vlft.cli.threads import share_cores
-    from vlft.report import write_report
-    from vlft.train.run import train
-
-    if parsed.flags[2].use_cpu:
-        share_cores()
-    train(parsed, notice, report=write_report)

@@ -14,8 +14,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from vlft.config import door, said
+from vlft.config.common_flags import COMMON, TEXTS
 from vlft.config.kits.common import REPLACED
-from vlft.config.names import wrong_usage
+from vlft.config.names import help_asked, wrong_usage
 from vlft.errors import ConfigError
 
 
@@ -43,7 +44,13 @@ class _Help(argparse.HelpFormatter):
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.help and action.default not in (None, argparse.SUPPRESS, []) and "(default" not in action.help:
+        switch = action.nargs == 0  # off unless given
+        if (
+            action.help
+            and not switch
+            and action.default not in (None, argparse.SUPPRESS, [])
+            and "(default" not in action.help
+        ):
             return action.help + " (default: %(default)s)"
         return action.help
 
@@ -67,12 +74,15 @@ class FlagParser(HfArgumentParser):
         super().__init__(list(dataclass_types), prog=f"vlft {verb}", allow_abbrev=False, **kwargs)
         self.verb = verb
         for action in self._actions:
+            action.help = TEXTS.get(action.dest, action.help)
             if action.dest in REPLACED:
                 action.help = argparse.SUPPRESS  # refused by name, see `refused`
             elif action.nargs != 0 and action.choices is None and action.metavar is None:
                 action.metavar = "VALUE"
             if {"true", "false"} <= set(action.choices or ()):  # bool flags of others, with an auto of ours
                 action.type, action.nargs, action.const = _word_of_bool, "?", "true"
+            if action.dest == "help":
+                action.help = f"show the common flags (all: vlft {verb} --help all)"
         self.add_argument("--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags given here win")
         self._ours = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
 
@@ -87,7 +97,9 @@ class FlagParser(HfArgumentParser):
             ConfigError: `--config` twice, its file is missing or not a flat mapping, values are out of range, or flags
                 contradict each other.
         """
-        if {"-h", "--help"} & set(argv):
+        if asked := help_asked(argv):
+            if asked == "common":
+                self._keep_common()
             self.print_help()
             raise SystemExit(0)
         options = {option.lstrip("-").replace("-", "_") for option in self._option_string_actions}
@@ -105,6 +117,13 @@ class FlagParser(HfArgumentParser):
                 raise ConfigError(f"vlft {self.verb}: {error}") from error
         extra = Namespace(**{k: v for k, v in values.items() if k not in self._ours and k != "config"})
         return Parsed(flags=tuple(flags), extra=extra, given=frozenset(given), effective=self._effective(values, given))
+
+    def _keep_common(self) -> None:
+        """Leave only the common flags of train in the help, and the verb's own."""
+        for action in self._actions:
+            if action.dest in self._ours and (action.dest not in COMMON.get(self.verb, ()) or action.nargs == 0):
+                action.help = argparse.SUPPRESS
+        self.epilog = f"{self.epilog or ''}\nMore flags: vlft {self.verb} --help all\n"
 
     def _effective(self, values: dict[str, Any], given: set[str]) -> dict[str, Any]:
         own = {

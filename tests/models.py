@@ -1,0 +1,87 @@
+"""Tiny models under each preset, flat and stock, and the inputs that give them the same rows."""
+
+from __future__ import annotations
+
+import torch
+from transformers import Qwen2VLConfig
+
+from vlft.data.collate import Collator
+from vlft.families import FAMILIES
+from vlft.model import attention, forward, towers
+from vlft.model.load import load_base, load_processor
+
+FAMILY = FAMILIES["qwen2_vl"]
+
+PRESETS = {
+    "full": towers.Towers(vision="full", merger="full", language="full"),
+    "language-lora": towers.Towers(lora_dropout=0.0, lora_rank=4),
+    "vision-lora": towers.Towers(vision="lora", merger="lora", language="lora", lora_dropout=0.0, lora_rank=4),
+    "lora-full-merger": towers.Towers(merger="full", language="lora", lora_dropout=0.0, lora_rank=4),
+}
+
+collate = Collator(patch_size=14, merge_size=2, filler_token=0)
+
+
+def build(base, preset: str, *, flat: bool, checkpointing: bool = False) -> torch.nn.Module:
+    """A tiny model under a preset; LoRA's B is filled, so that adapters matter. Equal weights each time."""
+    torch.manual_seed(0)
+    model = load_base(base, FAMILY, dtype=torch.float32)
+    if flat:
+        attention.install(model, "sdpa", dtype=torch.float32)
+        forward.bind(model, forward.PixelScale.of(load_processor(base)))
+    model = towers.apply_towers(model, FAMILY, PRESETS[preset], masters=True)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.normal_(std=0.05, generator=generator)
+    if checkpointing:
+        towers.checkpoint_activations(model, ("vision", "language"))
+    return model.train()
+
+
+def flat_inputs(rows) -> dict:
+    batch = collate(rows)
+    return {key: batch[key] for key in forward.FORWARD_KEYS}
+
+
+def stock_inputs(row, processor) -> dict:
+    """What the stock model takes for one row, pixels by the stock scaling."""
+    pixels = forward.PixelScale.of(processor)
+    stills = [m for m in row.media if not m.is_video]
+    videos = [m for m in row.media if m.is_video]
+    inputs = {"input_ids": row.input_ids_T[None], "mm_token_type_ids": row.kinds_T[None].int(), "use_cache": False}
+    none_still = torch.zeros(0, 3, 14, 14, dtype=torch.uint8)
+    none_video = torch.zeros(0, 3, 2, 14, 14, dtype=torch.uint8)
+    if stills:
+        inputs["pixel_values"] = pixels.patches(torch.cat([m.patches for m in stills]), none_video)
+        inputs["image_grid_thw"] = torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in stills])
+    if videos:
+        inputs["pixel_values_videos"] = pixels.patches(none_still, torch.cat([m.patches for m in videos]))
+        inputs["video_grid_thw"] = torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in videos])
+    return inputs
+
+
+def stock_loss(model, row, processor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of one row by the stock forward, and the logits that predict its supervised tokens."""
+    logits = model(**stock_inputs(row, processor)).logits[0, :-1].float()
+    targets = row.labels_T[1:]
+    kept = targets != -100
+    return torch.nn.functional.cross_entropy(logits[kept], targets[kept], reduction="sum"), logits[kept]
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
+    scale = theirs.abs().max().clamp(min=1e-6)
+    assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(scale)), what
+
+
+TWO_B = Qwen2VLConfig(
+    text_config={
+        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "vocab_size": 151936,
+    },
+    vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4},
+)  # fmt: skip

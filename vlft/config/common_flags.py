@@ -1,0 +1,33 @@
+"""The flags of a first run, which `vlft VERB --help` lists; `--help all` lists every flag.
+
+Also plain texts for flags of TrainingArguments, whose own are written for programmers. `vlft.config.parse` reads both.
+"""
+
+from __future__ import annotations
+
+_DATA = ("data_path", "image_folder")
+_ROWS = ("image_max_pixels", "max_length", "on_bad_row")
+_TOWERS = ("vision", "merger", "language", "lora_rank")
+_STEPS = ("num_train_epochs", "learning_rate", "global_batch", "warmup_steps", "gradient_checkpointing", "deepspeed")
+
+#: Verb -> flags of train that its short help lists, besides all flags of its own.
+COMMON: dict[str, tuple[str, ...]] = {
+    "train": (
+        *(*_DATA, "eval_path", *_ROWS, "pack_tokens", "model_id", *_TOWERS, *_STEPS),
+        *("output_dir", "eval_strategy", "save_steps", "report_to", "resume_from_checkpoint"),
+    ),
+    "check-data": ("image_folder", "columns", *_ROWS, "over_length", "model_id"),
+    "preview": ("image_folder", "columns", "image_max_pixels", "max_length", "model_id"),
+    "plan": (*_DATA, *_ROWS, "pack_tokens", "model_id", *_TOWERS, *_STEPS),
+    "bench": (),
+}
+
+#: Flag of TrainingArguments -> what it is, with its default.
+TEXTS = {
+    "output_dir": "run folder: checkpoints, metrics, the report and the final weights",
+    "num_train_epochs": "passes over the training data (default: 3)",
+    "warmup_steps": "steps in which the learning rate rises from 0; below 1: a share of all steps (default: 0)",
+    "eval_strategy": "when to evaluate on --eval_path (default: no)",
+    "save_steps": "steps between checkpoints; below 1: a share of all steps (default: 500)",
+    "report_to": "where metrics go besides metrics.jsonl: tensorboard, wandb and others (default: none)",
+}
