@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from transformers import Qwen2VLConfig
 
@@ -85,3 +87,12 @@ TWO_B = Qwen2VLConfig(
     },
     vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4},
 )  # fmt: skip
+
+
+def modules(width: int, inner: int):
+    """A norm and an MLP of the language model, without contents: their sizes and code are what counts."""
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2MLP, Qwen2VLRMSNorm
+
+    config = SimpleNamespace(hidden_size=width, intermediate_size=inner, hidden_act="silu")
+    with torch.device("meta"):
+        return [Qwen2VLRMSNorm(width)], [Qwen2MLP(config)]

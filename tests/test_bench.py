@@ -18,13 +18,13 @@ import torch
 from vlft.bench import report
 from vlft.bench.figures import Epoch, Step, summary
 from vlft.bench.mixes import MIXES, SIZES, draw_rows, mean_tokens, write_mix
-from vlft.bench.sizes import SHAPES, shape_config
+from vlft.bench.sizes import SHAPES
 from vlft.bench.stock import COUNTS, IGNORED, StockRows, stock_collator
 from vlft.bench.work import Failed, run_module
 from vlft.cli.main import main
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import ConfigError
-from vlft.families import FAMILIES
+from vlft.model.build import build_config, sizes_of_shape
 from vlft.model.flops import peak_tflops, required_flops, total
 from vlft.model.load import empty_model
 from vlft.model.towers import Towers
@@ -55,8 +55,8 @@ def test_a_story_has_up_to_12_pictures_and_long_tailed_answers():
     assert statistics.mean(answers) > 1.3 * statistics.median(answers)
     assert set(SIZES["real"]) == {picture[:2] for row in rows for picture in row.pictures}
     # a pack of 16,384 tokens takes any of them
-    assert 1500 < mean_tokens(rows, "real") < 4000
-    assert max(mean_tokens([row], "real") for row in rows) < 16000
+    assert 1500 < mean_tokens(rows, "real", factor=28) < 4000
+    assert max(mean_tokens([row], "real", factor=28) for row in rows) < 16000
 
 
 def test_written_rows_are_equal_byte_by_byte(tmp_path):
@@ -74,7 +74,7 @@ def test_written_rows_are_equal_byte_by_byte(tmp_path):
 @pytest.mark.parametrize(("name", "billions"), [("2b", 2.209), ("7b", 8.291)])
 def test_shapes_are_as_large_as_published(name, billions):
     """Qwen2-VL-2B has 2.209 B parameters and the 7B 8.291 B (the safetensors of the hub, tied heads once)."""
-    model = empty_model(shape_config(SHAPES[name], tiny_processor()), FAMILIES["qwen2_vl"])
+    model = empty_model(build_config(*SHAPES[name], tiny_processor().tokenizer), SHAPES[name][0])
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.001)
 
 
@@ -150,8 +150,8 @@ def test_peaks(device, peak):
 
 def test_operations_of_a_photo_on_the_2b():
     """One 1036x756 picture, 200 text tokens, 100 of them trained, language LoRA: 14.5 TFLOP by hand."""
-    opened = SimpleNamespace(config=shape_config(SHAPES["2b"], tiny_processor()), towers=Towers())
-    parts = required_flops(opened.config, opened.towers, lengths=[999 + 200], vision_lengths=[54 * 74], supervised=100)
+    opened = SimpleNamespace(sizes=sizes_of_shape(*SHAPES["2b"]), towers=Towers())
+    parts = required_flops(opened.sizes, opened.towers, lengths=[999 + 200], vision_lengths=[54 * 74], supervised=100)
     found = total(parts) / 1e12
     assert found == pytest.approx(14.5, rel=0.05)
 

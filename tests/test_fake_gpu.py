@@ -59,7 +59,13 @@ def opened(base):
     def one(preset):
         towers = Towers(**PRESETS[preset])
         return SimpleNamespace(
-            folder=base, name="tiny", config=config, family=FAMILY, towers=towers, processor=processor
+            folder=base,
+            name="tiny",
+            config=config,
+            family=FAMILY,
+            sizes=FAMILY.sizes(config),
+            towers=towers,
+            processor=processor,
         )
 
     return one
@@ -154,8 +160,8 @@ def run_step(opened, model, flags, rows, *, autocast) -> None:
 
 def batch_of(opened, rows):
     """As the loader hands it over."""
-    vision = opened.config.vision_config
-    return Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=0)(rows)
+    vision = opened.sizes.vision
+    return Collator(patch_size=vision.patch, merge_size=vision.merge, filler_token=0)(rows)
 
 
 def known_from_the_first_step(opened):
@@ -219,7 +225,7 @@ def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(monkeypatch, m
     model = prepared(monkeypatch, one, flags, stored=stored, recompute=False, fused=False)
     lengths = attention.LENGTHS
     with tracing.without_contents(), torch.device("cuda"):
-        batch = tracing.batch_of(one.config, tracing.Load(lengths=lengths, vision_lengths=lengths, supervised=9))
+        batch = tracing.batch_of(one.sizes.vision, tracing.Load(lengths=lengths, vision_lengths=lengths, supervised=9))
         known_from_the_first_step(one)
         with tracing.autocast("cuda", BF16):
             model(**batch)
@@ -233,7 +239,7 @@ def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(monkeypatch, m
         heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
         return segments.attend_segments(*heads_first, lengths, scale=scale, causal=causal)[0]
 
-    for heads in segments.heads_of(model).values():
+    for heads in segments.heads_of(one.sizes).values():
         attention.self_test(kernel, heads, dtype=BF16, device=torch.device("cpu"))
     assert in_the_test == in_a_step
 

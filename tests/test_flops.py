@@ -6,6 +6,7 @@ import pytest
 from models import PRESETS, build, collate
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlft.families import sizes_of
 from vlft.model import flops, forward
 from vlft.model.towers import Towers
 
@@ -22,7 +23,7 @@ def counted(model, batch) -> int:
 
 def required(model, towers: Towers, batch, **choice) -> dict[str, flops.Flops]:
     return flops.required_flops(
-        model.config,
+        sizes_of(model.config),
         towers,
         lengths=batch["lengths"],
         vision_lengths=batch["vision_lengths"],
@@ -81,8 +82,8 @@ def test_the_2b_by_hand():
     """1,310.2 M weights in the layers, 233.4 M in the head (2B): 4 N a token under LoRA, 6 N in full."""
     config = published(28, 1536, 8960, 12, 2, True)
     shape = {"lengths": (1000,), "vision_lengths": (), "supervised": 10}
-    full = flops.required_flops(config, Towers(vision="full", merger="full", language="full"), **shape)
-    lora = flops.required_flops(config, Towers(lora_rank=1), **shape)
+    full = flops.required_flops(sizes_of(config), Towers(vision="full", merger="full", language="full"), **shape)
+    lora = flops.required_flops(sizes_of(config), Towers(lora_rank=1), **shape)
     causal = 86_016 * 1000 * 1000
     assert full["language"].forward == pytest.approx(2 * 1310.2e6 * 1000 + causal, rel=1e-4)
     assert full["language"].backward == pytest.approx(2 * full["language"].forward)
@@ -98,7 +99,7 @@ def test_the_2b_by_hand():
 def test_a_picture_in_a_frozen_tower_costs_one_forward():
     """1,258 M a patch for the blocks, 163,840 S for their attention; the merger 2 * 34.1 M a merged token (2B)."""
     config = published(28, 1536, 8960, 12, 2, True)
-    parts = flops.required_flops(config, Towers(), lengths=(1199,), vision_lengths=(3996,), supervised=100)
+    parts = flops.required_flops(sizes_of(config), Towers(), lengths=(1199,), vision_lengths=(3996,), supervised=100)
     patch_embedding = 2 * 1176 * 1280
     assert parts["vision"].forward == pytest.approx(3996 * (1.2583e9 + patch_embedding + 163_840 * 3996), rel=1e-3)
     assert parts["merger"].forward == pytest.approx(999 * 2 * 34.1e6, rel=1e-3)

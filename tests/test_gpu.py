@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import FAMILY, PRESETS, build, collate, flat_inputs, gradients
+from models import FAMILY, PRESETS, build, collate, flat_inputs, gradients, modules
 from runs import FULL, PACKED, VISION_LORA, arguments
 
 from vlft.cli.main import main
@@ -130,7 +130,7 @@ def test_a_step_does_not_wait_for_the_device(base, encoded):
 def test_liger_kernels_equal_torch_at_the_published_sizes(width, inner, dtype):
     pytest.importorskip("liger_kernel")
     functions = kernels.liger_functions()
-    found = kernels.self_test(functions, width=width, inner=inner, eps=1e-6, dtype=dtype, device=DEVICE)
+    found = kernels.self_test(functions, *modules(width, inner), dtype=dtype, device=DEVICE)
     print(dtype, found)
     assert max(found.values()) < kernels.TOLERANCE[dtype]
 

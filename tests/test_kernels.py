@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from models import FAMILY, PRESETS, assert_close, flat_inputs, gradients
+from models import FAMILY, PRESETS, assert_close, flat_inputs, gradients, modules
 
 from vlft.errors import ConfigError
 from vlft.model import attention, forward, kernels, towers
@@ -14,6 +14,19 @@ from vlft.model.load import load_base, load_processor
 
 CPU = torch.device("cpu")
 EVERYWHERE = "RMSNorm on 5 modules, SwiGLU on 2"
+
+
+def torch_rms_norm(x, weight, eps):
+    """As Qwen2-VL does it: normalised in float32, weighted in x's dtype."""
+    exact = x.float()
+    return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def torch_swiglu(gate, up):
+    return torch.nn.functional.silu(gate) * up
+
+
+TORCH = kernels.Functions(rms_norm=torch_rms_norm, swiglu=torch_swiglu)
 
 
 class Counting:
@@ -26,7 +39,7 @@ class Counting:
     def _counted(self, name):
         def function(*args):
             self.calls[name] += 1
-            return getattr(kernels.TORCH, name)(*args)
+            return getattr(TORCH, name)(*args)
 
         return function
 
@@ -35,7 +48,7 @@ class Counting:
 
 
 def broken(**functions) -> kernels.Functions:
-    return dataclasses.replace(kernels.TORCH, **functions)
+    return dataclasses.replace(TORCH, **functions)
 
 
 def build(base, preset: str, functions: kernels.Functions | None) -> torch.nn.Module:
@@ -109,7 +122,7 @@ def test_without_cuda_auto_is_off_and_true_is_refused(base):
 
 def test_false_is_off_even_where_they_would_work(base):
     model = load_base(base, FAMILY, dtype=torch.float32)
-    assert kernels.install(model, "false", dtype=torch.float32, functions=kernels.TORCH) == "off"
+    assert kernels.install(model, "false", dtype=torch.float32, functions=TORCH) == "off"
 
 
 def _fails(*_):
@@ -129,11 +142,11 @@ class _NanGradient(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("functions", "reason"),
     [
-        (broken(rms_norm=lambda x, w, eps: kernels.torch_rms_norm(x, w + 0.01, eps)), "the self-test of RMSNorm"),
-        (broken(rms_norm=lambda x, w, eps: kernels.torch_rms_norm(x, w.detach() + 0 * w, eps)), "RMSNorm"),
+        (broken(rms_norm=lambda x, w, eps: torch_rms_norm(x, w + 0.01, eps)), "the self-test of RMSNorm"),
+        (broken(rms_norm=lambda x, w, eps: torch_rms_norm(x, w.detach() + 0 * w, eps)), "RMSNorm"),
         (broken(swiglu=lambda gate, up: torch.nn.functional.gelu(gate) * up), "the self-test of SwiGLU in float32"),
-        (broken(swiglu=lambda gate, up: gate * up * float("nan")), "differs from torch by nan"),
-        (broken(swiglu=lambda gate, up: _NanGradient.apply(kernels.torch_swiglu(gate, up))), "torch by nan"),
+        (broken(swiglu=lambda gate, up: gate * up * float("nan")), "differs from the model's own by nan"),
+        (broken(swiglu=lambda gate, up: _NanGradient.apply(torch_swiglu(gate, up))), "own by nan"),
         (broken(rms_norm=_fails), "RuntimeError: no kernel image"),
     ],
     ids=["wrong", "wrong-gradient", "another", "nan", "nan-gradient", "raises"],
@@ -151,7 +164,7 @@ def test_what_fails_its_self_test_is_not_used(base, functions, reason):
 
 @pytest.mark.parametrize("dtype", list(kernels.TOLERANCE))
 def test_torch_in_16_bits_passes_the_self_test(dtype):
-    found = kernels.self_test(kernels.TORCH, width=96, inner=160, eps=1e-6, dtype=dtype, device=CPU)
+    found = kernels.self_test(TORCH, *modules(96, 160), dtype=dtype, device=CPU)
     assert set(found) == {"RMSNorm", "SwiGLU"}
     assert max(found.values()) < kernels.TOLERANCE[dtype]
     if dtype != torch.float32:

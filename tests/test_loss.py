@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from vlft.data.encode import UNTRAINED
 from vlft.data.sample import EncodedSample
-from vlft.demo.tiny import TinySizes, tiny_config, tiny_processor
+from vlft.demo.tiny import tiny_config, tiny_processor
+from vlft.families import DEFAULT
 from vlft.model import attention, forward, loss, towers
 
 VOCABULARY, CHANNELS = 96, 24
@@ -207,7 +208,11 @@ def test_a_row_of_16k_tokens_and_152k_words_holds_no_tokens_by_vocabulary(langua
 
     words, tokens, supervised = 151_936, 16_384, 560
     processor = tiny_processor()
-    config = tiny_config(processor, tied=tied, sizes=TinySizes(width=16, inner=16, heads=1, kv_heads=1, depth=1))
+    text = {
+        "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1,
+        "num_hidden_layers": 1,
+    }  # fmt: skip
+    config = tiny_config(processor, tied=tied, shape=DEFAULT.tiny.but(text=text, vision={"hidden_size": 16}))
     config.text_config.vocab_size = words
     model = Qwen2VLForConditionalGeneration(config)
     attention.install(model, "sdpa", dtype=torch.float32)

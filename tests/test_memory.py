@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import TWO_B
 
+from vlft.families import sizes_of
 from vlft.model.memory import activations, choose_checkpointing, fit
 from vlft.model.towers import Towers
 
@@ -17,14 +18,14 @@ def towers(vision: str, language: str = "lora") -> Towers:
 
 def test_megabytes_a_token_of_the_2b():
     """About 2.05 MB a token by another count (performance notes of the project)."""
-    kept = activations(TWO_B, towers("frozen"), tokens=1000, patches=4000, element_bytes=2)
+    kept = activations(sizes_of(TWO_B), towers("frozen"), tokens=1000, patches=4000, element_bytes=2)
     assert kept["language"].whole / 1e9 == pytest.approx(2.05, rel=0.05)
     assert kept["language"].recomputed < 0.1 * kept["language"].whole
     assert kept["vision"].whole == 0
 
 
 def test_the_hungriest_tower_recomputes_first():
-    kept = activations(TWO_B, towers("lora"), tokens=16384, patches=65536, element_bytes=2)
+    kept = activations(sizes_of(TWO_B), towers("lora"), tokens=16384, patches=65536, element_bytes=2)
     language, vision = kept["language"].whole, kept["vision"].whole
     assert vision > language
     order = ["vision", "language"]
@@ -36,10 +37,10 @@ def test_the_hungriest_tower_recomputes_first():
 
 
 def test_by_name_and_on_a_cpu():
-    kept = activations(TWO_B, towers("lora"), tokens=100, patches=400, element_bytes=2)
+    kept = activations(sizes_of(TWO_B), towers("lora"), tokens=100, patches=400, element_bytes=2)
     cpu = torch.device("cpu")
     assert choose_checkpointing("auto", kept, trained=10, device=cpu) == ((), "off")
     assert choose_checkpointing("false", kept, trained=10, device=cpu) == ((), "off")
     assert set(choose_checkpointing("true", kept, trained=10, device=cpu)[0]) == {"vision", "language"}
-    frozen = activations(TWO_B, towers("frozen"), tokens=100, patches=400, element_bytes=2)
+    frozen = activations(sizes_of(TWO_B), towers("frozen"), tokens=100, patches=400, element_bytes=2)
     assert choose_checkpointing("true", frozen, trained=10, device=cpu)[0] == ("language",)

@@ -10,7 +10,7 @@ from models import TWO_B
 from plans import plan, towers
 
 from vlft.cli.main import main
-from vlft.families import FAMILIES
+from vlft.families import FAMILIES, sizes_of
 from vlft.model import memory
 from vlft.model.activations import foretell
 from vlft.model.towers import Towers
@@ -88,7 +88,7 @@ def test_what_dropout_keeps_on_a_gpu():
 
 def test_auto_counts_what_shapes_do_not_show():
     """LoRA's dropout and copies: 16k tokens of the 2B take half as much again as the rough count says."""
-    rough = memory.activations(TWO_B, Towers(), tokens=16384, patches=4096, element_bytes=2)
+    rough = memory.activations(sizes_of(TWO_B), Towers(), tokens=16384, patches=4096, element_bytes=2)
     told = memory.foretold(TWO_B, FAMILY, Towers(), tokens=16384, patches=4096, numbers=BF16, fused=True)
     assert 1.3 < told["language"].whole / rough["language"].whole < 1.7
     assert told["language"].recomputed < 0.1 * told["language"].whole

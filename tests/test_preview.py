@@ -96,7 +96,7 @@ def test_page_is_whole_and_needs_nothing(capsys, tmp_path, flags, encoded):
         np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))
         for uri in re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     ]
-    frames = [frame for medium in encoded["both"].media for frame in frames_of(medium).numpy()]
+    frames = [frame for medium in encoded["both"].media for frame in frames_of(medium, merge=2).numpy()]
     assert len(pixels) == len(frames) == 1 + 6
     assert all(np.array_equal(one, two) for one, two in zip(pixels, frames, strict=True))
     assert re.search(r"<mark>The coffee\.<span[^>]*>&lt;\|im_end\|&gt;</span></mark>", html)
@@ -107,7 +107,7 @@ def test_page_is_whole_and_needs_nothing(capsys, tmp_path, flags, encoded):
 
 def test_frames_of_is_the_picture_resized(media, encoded):
     """Far enough from a shuffled picture: a wrong patch order differs by tens of levels."""
-    frame = frames_of(encoded["still"].media[0])[0].numpy().astype(float)
+    frame = frames_of(encoded["still"].media[0], merge=2)[0].numpy().astype(float)
     theirs = Image.open(media / "china.jpg").resize(frame.shape[1::-1], Image.Resampling.BICUBIC)
     assert np.abs(frame - np.asarray(theirs, dtype=float)).mean() < 1
 
@@ -194,7 +194,9 @@ def test_several_rows_on_one_page(capsys, tmp_path, flags, encoded):
 def test_a_page_of_many_pixels_is_scaled_down_and_says_so(tmp_path, flags, monkeypatch, encoded):
     from vlft.preview import page as pages
 
-    full = sum(f.shape[0] * f.shape[1] for n in ("still", "clip") for m in encoded[n].media for f in frames_of(m))
+    full = sum(
+        f.shape[0] * f.shape[1] for n in ("still", "clip") for m in encoded[n].media for f in frames_of(m, merge=2)
+    )
     monkeypatch.setattr(pages, "PAGE_PIXELS", full // 4)
     path = tmp_path / "rows.html"
     assert preview(*flags, "--index", "0,2", "--html", path) == 0

@@ -256,6 +256,7 @@ def test_metrics_hold_what_the_contract_names(train):
 
 def test_mfu_is_required_work_over_the_peak(train, base, encoded, monkeypatch):
     """On a card of 1 TFLOP/s, if this were one."""
+    from vlft.families import sizes_of
     from vlft.model import flops
     from vlft.model.load import load_config
     from vlft.model.towers import Towers
@@ -264,7 +265,7 @@ def test_mfu_is_required_work_over_the_peak(train, base, encoded, monkeypatch):
     (line,) = lines(train(*split(1, 7), "--num_train_epochs", "1"))
     rows = list(encoded.values())
     work = flops.required_flops(
-        load_config(base)[0],
+        sizes_of(load_config(base)[0]),
         Towers(vision="frozen", merger="frozen", language="lora", lora_rank=4, lora_alpha=64, lora_dropout=0.0),
         lengths=[len(row.input_ids_T) for row in rows],
         vision_lengths=[m.grid.h * m.grid.w for row in rows for m in row.media for _ in range(m.grid.t)],

@@ -54,7 +54,7 @@ def epoch_of(base: Base, measured: MeasuredRows) -> Epoch:
     every = max(1, -(-len(costs) // FLOPS_ROWS))
     picked = range(0, len(costs), every)
     part = required_flops(
-        base.config,
+        base.sizes,
         base.towers,
         lengths=[costs[i].tokens for i in picked],
         vision_lengths=[n for i in picked for n in _segments(measured.rows.samples[i], base)],

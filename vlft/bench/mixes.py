@@ -25,7 +25,7 @@ Unit = Literal["byte", "word"]
 
 JPEG_QUALITY = 90
 POOL = 12  # files of one size
-#: (width, height) with their weights; no multiples of 28, so that every picture is resized, as photographs are.
+#: (width, height) with their weights; no multiples of 28 or 32, so that every picture is resized, as photographs are.
 SIZES: dict[Scale, dict[tuple[int, int], int]] = {
     "real": {(450, 340): 30, (675, 500): 35, (900, 675): 20, (1024, 768): 15},
     "tiny": {(60, 60): 30, (90, 60): 35, (90, 90): 20, (120, 90): 15},
@@ -112,11 +112,11 @@ def _row(mix: Mix, rng: random.Random, scale: Scale) -> Row:
     return Row(question=text(60, 1.0, 10, 1000), answer=text(300, 1.0, 50, 3000))
 
 
-def mean_tokens(rows: Sequence[Row], scale: Scale) -> float:
-    """About how many tokens a row has, at stock pixel and frame settings."""
+def mean_tokens(rows: Sequence[Row], scale: Scale, *, factor: int) -> float:
+    """About how many tokens a row has, at stock pixel and frame settings; `factor`: pixels of a token's side."""
 
     def of(width: int, height: int) -> int:
-        return max(1, round(width / 28)) * max(1, round(height / 28))
+        return max(1, round(width / factor)) * max(1, round(height / factor))
 
     total = 0
     for row in rows:

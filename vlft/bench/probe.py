@@ -17,14 +17,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from vlft.bench.sizes import SHAPES
+from vlft.families import Sizes
 from vlft.model import attention
-from vlft.model.segments import Heads, Kernel, attend_segments
+from vlft.model.build import sizes_of_shape
+from vlft.model.segments import Heads, Kernel, attend_segments, heads_of
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "triton", "liger-kernel", "flash-attn", "deepspeed", "av")
-TOWERS = {
-    "language": Heads(heads=12, kv_heads=2, head_dim=128, causal=True, joined=False),
-    "vision": Heads(heads=16, kv_heads=16, head_dim=80, causal=False, joined=True),
-}
+SHAPE = "2b"
 GEOMETRIES = 5  # packs of different lengths
 
 
@@ -63,12 +63,14 @@ def _rates(device: torch.device, quick: bool) -> Iterator[str]:
 
 
 def _patch_embedding(device: torch.device, quick: bool) -> Iterator[str]:
-    """Qwen2-VL's, as transformers has it and as the matmul it is: convolutions in bf16 have been slow by far."""
-    patches, width = (64, 32) if quick else (20_000, 1280)
-    x = torch.randn(patches, 3 * 2 * 14 * 14, device=device, dtype=torch.bfloat16)
-    weight = torch.randn(width, 3, 2, 14, 14, device=device, dtype=torch.bfloat16, requires_grad=True)
+    """As transformers has it and as the matmul it is: convolutions in bf16 have been slow by far."""
+    vision = _sizes().vision
+    patches, width = (64, 32) if quick else (20_000, vision.width)
+    shape = (vision.channels, vision.temporal, vision.patch, vision.patch)
+    x = torch.randn(patches, vision.pixels, device=device, dtype=torch.bfloat16)
+    weight = torch.randn(width, *shape, device=device, dtype=torch.bfloat16, requires_grad=True)
     ways: dict[str, Callable[[], torch.Tensor]] = {
-        "convolution": lambda: F.conv3d(x.view(-1, 3, 2, 14, 14), weight, stride=(2, 14, 14)).flatten(1),
+        "convolution": lambda: F.conv3d(x.view(-1, *shape), weight, stride=shape[1:]).flatten(1),
         "matmul": lambda: F.linear(x, weight.flatten(1)),
     }
     for name, way in ways.items():
@@ -77,9 +79,13 @@ def _patch_embedding(device: torch.device, quick: bool) -> Iterator[str]:
         yield f"patch embedding of {patches:,}, {name}: {1e3 * forward:.2f} ms, with backward {1e3 * both:.2f} ms"
 
 
+def _sizes() -> Sizes:
+    return sizes_of_shape(*SHAPES[SHAPE])
+
+
 def _attention(device: torch.device, quick: bool) -> Iterator[str]:
     for backend, kernel in _kernels(device):
-        for name, tower in TOWERS.items():
+        for name, tower in heads_of(_sizes()).items():
             times = []
             for number in range(1 if quick else GEOMETRIES):
                 lengths = _lengths(512 if quick else 16384, seed=number)

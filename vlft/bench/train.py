@@ -17,6 +17,7 @@ import torch
 from vlft.bench.baseline import Spec
 from vlft.bench.figures import Epoch, Step, epoch_of, summary
 from vlft.bench.mixes import Scale, draw_rows, mean_tokens
+from vlft.bench.sizes import SHAPES
 from vlft.bench.work import BuiltIn, Failed, Say, run_module, workplace
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import Parsed, write_yaml
@@ -123,7 +124,8 @@ def _rows_for(
     micro = plan.steps * int(flags.get("gradient_accumulation_steps", args.gradient_accumulation_steps))
     if not packing:
         return micro * int(flags.get("per_device_train_batch_size", args.per_device_train_batch_size))
-    mean = mean_tokens(draw_rows(built_in.mix, 500, seed=built_in.seed, scale=scale), scale)
+    factor = SHAPES[built_in.shape][0].factor
+    mean = mean_tokens(draw_rows(built_in.mix, 500, seed=built_in.seed, scale=scale), scale, factor=factor)
     return math.ceil(micro * FILLED * int(flags.get("pack_tokens", PACK_TOKENS)) / mean)
 
 

@@ -23,7 +23,7 @@ import torch
 
 import vlft
 from vlft.bench.mixes import Mix, Scale, Unit, write_mix
-from vlft.bench.sizes import ShapeName, is_whole, write_shape, write_weights
+from vlft.bench.sizes import SHAPES, is_whole, write_shape, write_weights
 from vlft.errors import ConfigError, VlftError
 
 TAIL = 25  # lines of a failed process that are shown
@@ -41,11 +41,11 @@ class BuiltIn:
     Attributes:
         shape: of the random base, where none is named.
         mix: of the rows, where no data file is named.
-        processor: makes the stock processor of a built-in base, given the most pixels a picture may have.
+        processor: makes the stock processor of a built-in base, given its family and the most pixels of a picture.
         seed: of rows and weights.
     """
 
-    shape: ShapeName
+    shape: str
     mix: Mix
     processor: Callable[..., Any]
     seed: int = 0
@@ -56,7 +56,8 @@ class BuiltIn:
 
         if not is_whole(folder):
             say(f"building {self.shape} with random weights in {folder}")
-            write_shape(folder, self.shape, self.processor(max_pixels=16384 * 28 * 28))
+            family, _ = SHAPES[self.shape]
+            write_shape(folder, self.shape, self.processor(family, max_pixels=family.pixels[1]))
             if torch.cuda.is_available():  # in a process of its own: what it takes of the GPU goes with it
                 words = ["vlft.bench.sizes", str(folder), self.shape]
                 run_module(words, log=work / f"base-{self.shape}.log", say=say, timeout=timeout)

@@ -210,7 +210,7 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
             max_length=sys.maxsize,  # `Chat` looks after lengths, which count the answer too
         ),
         speaker=speaker(model, processor, family),
-        limit=config.text_config.max_position_embeddings,
+        limit=family.sizes(config).text.max_positions,
         notes=adapter.notes if adapter is not None else (),
     )
 

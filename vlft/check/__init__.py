@@ -26,7 +26,7 @@ from vlft.data.costs.cache import scan_kept
 from vlft.data.files.index import RowIndex
 from vlft.data.rows.keys import UNREAD
 from vlft.errors import BadRow
-from vlft.families import Family
+from vlft.families import DEFAULT
 from vlft.setup import open_base, open_rows, stock_probe
 from vlft.setup.schedule import pack_budget
 
@@ -181,8 +181,8 @@ def check(
         CheckpointError: the base is missing, not a Qwen-VL, or not whole.
     """
     base = open_base(data, model, given=given) if model.model_id is not None else None
-    family = Family.of("qwen2_vl") if base is None else base.family
-    probe = stock_probe(data) if base is None else base.encoder
+    family = DEFAULT if base is None else base.family
+    probe = stock_probe(data, family) if base is None else base.encoder
     index = open_rows(_with_evaluation(files, data), data, family)
     budget = pack_budget(data) if base is not None else None  # tokens are counted with a base only
     before(index)

@@ -18,8 +18,6 @@ from vlft.data.sample import Cost, Image, Sample, Text, Video
 from vlft.errors import BadRow, DataError
 from vlft.families import Family
 
-PATCH = 14  # pixels of a patch's side
-TINY = 28  # pixels of the shorter side: one token
 HUGE = 50_000_000  # pixels; decoding takes a second or more, and most of them go in the resize
 SHRUNK = 4.0  # times a side becomes shorter
 SUPERVISED = 0.002  # of a row's tokens
@@ -84,7 +82,7 @@ class RowCheck:
             (width, height, new_width, new_height), remarks_on_it = self._looked(sample, part)
             warnings += remarks_on_it
             pictures.append((width, height, new_width, new_height))
-            if remark := _remark((width, height), (new_width, new_height)):
+            if remark := _remark((width, height), (new_width, new_height), tiny=self.encoder.media.factor):
                 warnings.append((part.field, remark))
         warnings += self._on_boxes(sample)
         if cost.tokens >= ALONE and cost.supervised < SUPERVISED * cost.tokens:
@@ -118,7 +116,8 @@ class RowCheck:
         except MediaError as error:
             raise _refused(sample, error) from error
         height, width = seen.sizes[0]
-        return (width, height, grid.w * PATCH, grid.h * PATCH), remarks_on_it
+        side = self.encoder.media.patch_size
+        return (width, height, grid.w * side, grid.h * side), remarks_on_it
 
     def _digest(self, sample: Sample) -> str:
         turns = [[turn.role, [self._plain(part) for part in turn.parts]] for turn in sample.turns]
@@ -161,10 +160,11 @@ def _refused(sample: Sample, error: MediaError) -> DataError:
     return DataError(BadRow(file=sample.file, index=sample.index, id=sample.id, field=error.field, reason=error.reason))
 
 
-def _remark(size: tuple[int, int], small: tuple[int, int]) -> str | None:
+def _remark(size: tuple[int, int], small: tuple[int, int], *, tiny: int) -> str | None:
+    """What is worth saying of a picture's size; `tiny`: pixels of the shorter side that one token covers."""
     (width, height), (new_width, new_height) = size, small
     what = f"{width}x{height} pixels"
-    if min(size) < TINY:
+    if min(size) < tiny:
         return f"{what}: tiny, it is enlarged to {new_width}x{new_height}"
     if width * height > HUGE:
         return f"{what}: huge, decoding it holds up the loader, and the model gets {new_width}x{new_height}"

@@ -5,7 +5,7 @@
 or merges. torch, peft and the hub client are imported where used.
 """
 
-from vlft.checkpoint.adapter import EMBEDDINGS, PREFIX, Adapter, read_adapter
+from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter
 from vlft.checkpoint.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -19,16 +19,15 @@ from vlft.checkpoint.record import FORMAT, RECORD, RunRecord, library_versions, 
 from vlft.checkpoint.weights import (
     attach_adapter,
     base_fingerprint,
-    is_tied,
     load_adapter_strict,
     load_weights_strict,
 )
+from vlft.families import is_tied
 from vlft.model_files import INDEX, WEIGHTS, read_json, some_of, tensor_index
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
-    "EMBEDDINGS",
     "FORMAT",
     "INDEX",
     "PICTURE_FILES",

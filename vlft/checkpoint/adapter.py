@@ -19,7 +19,6 @@ from vlft.families import Family
 from vlft.model_files import read_json, slots_in, some_of, stored_slots
 
 PREFIX = "base_model.model."
-EMBEDDINGS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 #: What wrappers of training (FSDP, torch.compile, DeepSpeed, peft's adapter name) add to a parameter's name.
@@ -114,7 +113,7 @@ class Adapter:
     def embeddings(self, family: Family) -> dict[str, str]:
         """Embedding and head that peft saved although it did not train them: name -> name in the file."""
         bare = {live.removeprefix(PREFIX): stored for live, stored in self.keys.items()}
-        return {name: bare[name] for name in EMBEDDINGS if name in bare and self.owner(name, family) is None}
+        return {name: bare[name] for name in family.ends if name in bare and self.owner(name, family) is None}
 
     def replaced(self, family: Family) -> dict[str, tuple[Path, str]]:
         """Parameters of the base that take another value outside of peft's modules -> file, and name there."""
@@ -182,12 +181,12 @@ def _refuse_other_vocabulary(
     folder: Path, keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], base: Path, family: Family
 ) -> None:
     """Refuse an embedding or head with other rows than the base's."""
-    saved = {name: keys[PREFIX + name] for name in EMBEDDINGS if PREFIX + name in keys}
+    saved = {name: keys[PREFIX + name] for name in family.ends if PREFIX + name in keys}
     if not saved:
         return
     of_base = {module_name(family, name): slot.shape for name, slot in stored_slots(base).items()}
     for name, key in saved.items():
-        found, wanted = shapes[key], of_base.get(name, of_base.get(EMBEDDINGS[0], ()))
+        found, wanted = shapes[key], of_base.get(name, of_base.get(family.embedding, ()))
         if len(found) == len(wanted) and found[0] != wanted[0] and found[1:] == wanted[1:]:
             raise CheckpointError(
                 f"{folder / ADAPTER_WEIGHTS}: {key} has {found[0]:,} rows, the base's {name} {wanted[0]:,}: the "
@@ -267,7 +266,7 @@ def convert(file: Path) -> str:
 def _copies_in(path: Path, stored: Mapping[str, tuple[int, ...]], family: Family) -> dict[str, tuple[Path, str]]:
     slots = slots_in(path)
     found = {_today(name, family): (path, name) for name in slots}
-    known = stored.keys() | ({EMBEDDINGS[1]} if EMBEDDINGS[0] in stored else set())
+    known = stored.keys() | ({family.head} if family.embedding in stored else set())
     strangers = [name for live, (_, name) in found.items() if live not in known]
     if strangers or len(found) != len(slots):
         raise CheckpointError(
@@ -276,7 +275,7 @@ def _copies_in(path: Path, stored: Mapping[str, tuple[int, ...]], family: Family
             "Move the file out of the folder, to leave them out."
         )
     for live, (_, name) in found.items():
-        wanted = stored.get(live, stored.get(EMBEDDINGS[0]))
+        wanted = stored.get(live, stored.get(family.embedding))
         if slots[name].shape != wanted:
             raise CheckpointError(
                 f"{path}: {name} is {list(slots[name].shape)}, the base's {live} is {list(wanted or ())}. Is this the "

@@ -12,14 +12,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint.adapter import EMBEDDINGS, PREFIX, Adapter
+from vlft.checkpoint.adapter import PREFIX, Adapter
 from vlft.checkpoint.files import (
     ADAPTER_WEIGHTS,
     family_of,
     module_name,
 )
 from vlft.errors import CheckpointError
-from vlft.families import Family
+from vlft.families import Family, is_tied
 from vlft.model_files import read_json, slots_in, some_of, tensor_index
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def base_fingerprint(folder: Path | str) -> str:
     family = family_of(folder)
     index = tensor_index(folder)
     if is_tied(read_json(folder / "config.json")):
-        index.pop("lm_head.weight", None)  # a copy of the embedding that some tools write out and some do not
+        # A copy of the embedding that some tools write out and some do not.
+        index.pop(family.published_name(family.head), None)
     digest = hashlib.sha256()
     with ExitStack() as stack:
         files = _open_all(stack, index.values())
@@ -54,12 +55,6 @@ def base_fingerprint(folder: Path | str) -> str:
             digest.update(f"{name} {shape}\n".encode())
             digest.update(row.to(torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def is_tied(config: dict) -> bool:
-    """Whether config.json ties lm_head to the embedding; flat and nested configs differ in where they say it."""
-    text = config.get("text_config") or {}
-    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
 
 
 def _open_all(stack: ExitStack, files: Iterable[Path]) -> dict[Path, Any]:
@@ -87,7 +82,7 @@ def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Fami
     """Copy every tensor of a full checkpoint into a live model, in place, each cast to its parameter's dtype.
 
     Args:
-        model: a `Qwen2VLForConditionalGeneration` (unwrapped), on any device.
+        model: top class of the family (unwrapped), on any device.
         folder: of safetensors, under published or module names.
         family: gives the names.
 
@@ -104,8 +99,9 @@ def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Fami
     live = {family.published_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
     index = tensor_index(folder)
     stored = {family.published_name(name): name for name in index}
-    twin = _twin_of_head(live)
-    missing = sorted(live.keys() - stored.keys() - ({"lm_head.weight"} if twin else set()))
+    head = family.published_name(family.head)
+    twin = _twin_of(head, live)
+    missing = sorted(live.keys() - stored.keys() - ({head} if twin else set()))
     unexpected = sorted(stored.keys() - live.keys())
     if len(stored) != len(index):
         raise CheckpointError(f"{folder}: the same tensor stands there under its published and its module name.")
@@ -119,9 +115,9 @@ def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Fami
         wrong = {name: tuple(live[name].shape) for name in sorted(stored.keys() & live.keys())}
         wrong = {name: shape for name, shape in wrong.items() if shape != shapes[name]}
         _refuse(folder, "the model", missing, unexpected, {name: (shapes[name], wrong[name]) for name in wrong})
-        if twin and "lm_head.weight" in stored and not torch.equal(slice_of("lm_head.weight")[:], slice_of(twin)[:]):
+        if twin and head in stored and not torch.equal(slice_of(head)[:], slice_of(twin)[:]):
             raise CheckpointError(
-                f"{folder}: lm_head.weight differs from {twin}, but the model ties them. "
+                f"{folder}: {head} differs from {twin}, but the model ties them. "
                 "Was it trained with tie_word_embeddings off? Set it so in config.json, or use the right checkpoint."
             )
         by_file = sorted(stored, key=lambda name: (index[stored[name]], name))
@@ -130,12 +126,11 @@ def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Fami
     return len(by_file)
 
 
-def _twin_of_head(live: dict[str, torch.Tensor]) -> str | None:
-    """The name of the tensor that a tied lm_head shares its storage with; None where it has its own."""
-    head = live.get("lm_head.weight")
-    if head is None:
+def _twin_of(head: str, live: dict[str, torch.Tensor]) -> str | None:
+    """The name of the tensor that a tied head shares its storage with; None where it has its own."""
+    if head not in live:
         return None
-    return next((name for name, other in live.items() if other is head and name != "lm_head.weight"), None)
+    return next((name for name, other in live.items() if other is live[head] and name != head), None)
 
 
 def load_adapter_strict(
@@ -196,9 +191,9 @@ def attach_adapter(model: Any, adapter: Adapter, family: Family, *, untied: bool
     """
     from peft import PeftConfig, PeftModel
 
-    _replace(model, adapter.replaced(family))
+    _replace(model, adapter.replaced(family), family)
     if untied:
-        _untie(model)
+        _untie(model, family)
     try:
         if adapter.renamed:
             adapted = PeftModel(model, PeftConfig.from_peft_type(**adapter.settings_today(family)))
@@ -212,11 +207,11 @@ def attach_adapter(model: Any, adapter: Adapter, family: Family, *, untied: bool
     return adapted.eval()
 
 
-def _replace(model: Any, replaced: Mapping[str, tuple[Path, str]]) -> None:
+def _replace(model: Any, replaced: Mapping[str, tuple[Path, str]], family: Family) -> None:
     """Copy tensors of files over parameters of a model; a tied head that gets a value of its own is untied."""
     import torch
 
-    embedding, head = EMBEDDINGS
+    embedding, head = family.ends
     with ExitStack() as stack, torch.no_grad():
         files = _open_all(stack, (file for file, _ in replaced.values()))
         for name, (file, key) in replaced.items():
@@ -224,7 +219,7 @@ def _replace(model: Any, replaced: Mapping[str, tuple[Path, str]]) -> None:
             if name == head and embedding in replaced and model.get_parameter(head) is model.get_parameter(embedding):
                 other = files[replaced[embedding][0]].get_tensor(replaced[embedding][1])
                 if not torch.equal(value, other):
-                    _untie(model)
+                    _untie(model, family)
             if model.get_parameter(name).shape != value.shape:
                 raise CheckpointError(
                     f"{file}: {key} is {list(value.shape)}, the base has {list(model.get_parameter(name).shape)}. Is "
@@ -233,11 +228,13 @@ def _replace(model: Any, replaced: Mapping[str, tuple[Path, str]]) -> None:
             model.get_parameter(name).copy_(value)
 
 
-def _untie(model: Any) -> None:
+def _untie(model: Any, family: Family) -> None:
     """Give a model whose head is its embedding a head of its own, of the same values."""
     import torch
 
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    module, _, name = family.head.rpartition(".")
+    own = torch.nn.Parameter(model.get_parameter(family.head).detach().clone())
+    setattr(model.get_submodule(module), name, own)
 
 
 def _refuse(where: Path, what: str, missing: list[str], unexpected: list[str], wrong: dict[str, tuple]) -> None:

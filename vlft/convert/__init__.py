@@ -22,7 +22,7 @@ from vlft.convert.stories import COLUMNS, SPLITS, BadStory, Story, story_of
 from vlft.data.media.pictures import Unreadable, read_pixels
 from vlft.data.rows.records import parse_record
 from vlft.errors import ConfigError, DataError
-from vlft.families import Family
+from vlft.families import DEFAULT
 
 __all__ = ["Imported", "Skipped", "import_stories"]
 
@@ -198,7 +198,7 @@ class _Import:
         paths = [str(folder / f"image{i}{ending}") for i, ending in enumerate(story.endings, start=1)]
         record = story.record(paths)
         try:  # before minutes of training ask: a tag or a control token in the text
-            parse_record(record, file="", index=0, image_folder=str(self.folder), family=Family.of("qwen2_vl"))
+            parse_record(record, file="", index=0, image_folder=str(self.folder), family=DEFAULT)
         except DataError as error:
             raise BadStory(f"{error.row.field}: {error.row.reason}") from error
         (self.folder / folder).mkdir(parents=True)

@@ -16,8 +16,9 @@ from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser
 from vlft.demo.score import answers, right
 from vlft.demo.story import WORDS, chance, stories, write_rows
-from vlft.demo.tiny import TinySizes, build_tiny
+from vlft.demo.tiny import build_tiny
 from vlft.errors import CheckpointError, ConfigError
+from vlft.families import DEFAULT
 
 STORED = Path(__file__).parent / "base"
 #: Files of a model folder that are shipped; a run folder's records stay with the run.
@@ -26,8 +27,13 @@ SHIPPED = (
     "tokenizer.json", "tokenizer_config.json",
 )  # fmt: skip
 
-SIZES = TinySizes(
-    vision_width=64, depth=3, width=96, inner=256, heads=6, kv_heads=2, rope_theta=10000.0, std=0.05
+SHAPE = DEFAULT.tiny.but(
+    text={
+        "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    },
+    vision={"embed_dim": 64, "hidden_size": 96},
+    std=0.05,
 )  # fmt: skip
 ENOUGH = 0.95  # exact answers of held-out rows, below which the lesson would start from too little
 SEED = 1
@@ -88,7 +94,7 @@ def rebuild(out: Path, *, plan: Rebuild = REBUILD, say: Callable[[str], None] = 
     out.mkdir(parents=True, exist_ok=True)
     start = out / "random"
     if not (start / "config.json").exists():
-        build_tiny(start, seed=SEED, sizes=SIZES, words=WORDS)
+        build_tiny(start, seed=SEED, shape=SHAPE, words=WORDS)
     held_out = list(stories("base", "held_out", plan.held_out, seed=SEED))
     train = list(stories("base", "train", plan.rows, seed=SEED))
     train_file, held_out_file = (

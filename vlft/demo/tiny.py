@@ -1,21 +1,22 @@
-"""Build a tiny Qwen2-VL on disk: the real architecture, a byte-level tokenizer, random weights; no download.
+"""Build a tiny model on disk: a family's real architecture, a byte-level tokenizer, random weights; no download.
 
 Used by the tests, the demo and anyone who wants to try the tool chain on a laptop:
 
     python -m vlft.demo.tiny OUT_DIR
 
-The tokenizer knows the 256 bytes and Qwen's own special tokens, so every text and every control token a real
-Qwen2-VL sees can be written, at one token a byte.
+The tokenizer knows the 256 bytes and Qwen's own special tokens, so every text and every control token a real model of
+the family sees can be written, at one token a byte.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from vlft.families import DEFAULT, Family, Shape
+from vlft.model.build import build_config, media_processors
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -53,33 +54,6 @@ CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TinySizes:
-    """How large a tiny model is; heads of the language model have 16 channels unless said otherwise.
-
-    Attributes:
-        vision_depth, vision_width, vision_heads: blocks, channels and heads of the ViT.
-        depth, width, inner, heads, kv_heads: of the language model; `inner` are the channels of its MLP.
-        rope_theta, rope_sections: of its M-RoPE; the sections sum to half a head.
-        std: of the random weights.
-    """
-
-    vision_depth: int = 2
-    vision_width: int = 32
-    vision_heads: int = 2
-    depth: int = 2
-    width: int = 64
-    inner: int = 128
-    heads: int = 4
-    kv_heads: int = 2
-    rope_theta: float = 1000000.0
-    rope_sections: tuple[int, int, int] = (2, 3, 3)
-    std: float = 0.1  # at transformers' 0.02 so small a model answers much the same to everything
-
-
-TINY = TinySizes()
-
-
 def byte_vocabulary() -> dict[str, int]:
     """The 256 byte symbols of GPT-2's byte-level BPE, as ids 0..255 (printable stand-ins for unprintable bytes)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -107,14 +81,21 @@ def word_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     return list(merges)
 
 
-def tiny_processor(*, min_pixels: int = 4 * 28 * 28, max_pixels: int = 64 * 28 * 28, words: Sequence[str] = ()):
-    """A stock `Qwen2VLProcessor` around the byte-level tokenizer.
+def tiny_processor(
+    family: Family = DEFAULT,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    words: Sequence[str] = (),
+):
+    """A family's stock processor around the byte-level tokenizer.
 
     Args:
-        min_pixels, max_pixels: budget of one picture and of one video frame, in pixels.
+        min_pixels, max_pixels: budget of one picture and of one video frame; None: 4 and 64 tokens.
         words: that are one token each; all others are one token a byte, or parts of these.
     """
-    from transformers import Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+    import transformers
+    from transformers import Qwen2Tokenizer
 
     merges = word_merges(words)
     vocabulary = byte_vocabulary()
@@ -125,97 +106,60 @@ def tiny_processor(*, min_pixels: int = 4 * 28 * 28, max_pixels: int = 64 * 28 *
         merges=merges,  # type: ignore[arg-type]
         unk_token=None,  # type: ignore[arg-type]
         bos_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token=family.end_of_turn,
+        pad_token=family.end_of_text,
         model_max_length=32768,
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=dict(size)),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=dict(size)),
-        chat_template=CHAT_TEMPLATE,
+    token = family.factor**2
+    least, most = 4 * token if min_pixels is None else min_pixels, 64 * token if max_pixels is None else max_pixels
+    image, video = media_processors(family, least, most)
+    return getattr(transformers, family.processor_class)(
+        image_processor=image, tokenizer=tokenizer, video_processor=video, chat_template=CHAT_TEMPLATE
     )
 
 
-def tiny_config(processor, *, tied: bool = True, sizes: TinySizes = TINY):
-    """A `Qwen2VLConfig`; by default of about 0.3 M parameters: 2 ViT blocks of 32, 2 language layers of 64."""
-    from transformers import Qwen2VLConfig
-
-    def token(text: str) -> int:
-        return processor.tokenizer.convert_tokens_to_ids(text)
-
-    ends: dict[str, Any] = {"bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|im_end|>")}
-    return Qwen2VLConfig(
-        text_config={
-            "vocab_size": 64 * math.ceil(len(processor.tokenizer) / 64),
-            "hidden_size": sizes.width,
-            "intermediate_size": sizes.inner,
-            "num_hidden_layers": sizes.depth,
-            "num_attention_heads": sizes.heads,
-            "num_key_value_heads": sizes.kv_heads,
-            "max_position_embeddings": 32768,
-            "tie_word_embeddings": tied,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": sizes.rope_theta,
-                "mrope_section": list(sizes.rope_sections),
-            },
-            "pad_token_id": token("<|endoftext|>"),
-            **ends,
-        },
-        vision_config={
-            "depth": sizes.vision_depth,
-            "embed_dim": sizes.vision_width,
-            "hidden_size": sizes.width,
-            "num_heads": sizes.vision_heads,
-            "mlp_ratio": 4,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-        },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=tied,
-        **ends,
-    )
+def tiny_config(processor, family: Family = DEFAULT, *, tied: bool | None = None, shape: Shape | None = None):
+    """A family's config; by default of its `tiny` shape, which has about 0.3 M parameters."""
+    shape = shape or family.tiny
+    return build_config(family, shape if tied is None else shape.but(tied=tied), processor.tokenizer)
 
 
 def build_tiny(
     out: str | Path,
+    family: Family = DEFAULT,
     *,
     seed: int = 0,
-    tied: bool = True,
+    tied: bool | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    sizes: TinySizes = TINY,
+    shape: Shape | None = None,
     words: Sequence[str] = (),
 ) -> Path:
     """Write a tiny base model folder that plain transformers loads.
 
     Args:
         out: folder to fill.
+        family: of the model.
         seed: of the random weights.
-        tied: whether `lm_head` shares the embedding (as in the 2B) or not (as in the 7B).
+        tied: whether the head shares the embedding or not; None: as the shape says.
         dtype: of the stored weights.
-        sizes: of the model.
+        shape: sizes of the model; None: the family's `tiny`.
         words: that are one token each.
 
     Returns:
         `out` as a path.
     """
     import torch
-    from transformers import Qwen2VLForConditionalGeneration
+    import transformers
 
-    processor = tiny_processor(words=words)
+    shape = shape or family.tiny
+    processor = tiny_processor(family, words=words)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2VLForConditionalGeneration(tiny_config(processor, tied=tied, sizes=sizes))
+        model = getattr(transformers, family.model_class)(tiny_config(processor, family, tied=tied, shape=shape))
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=sizes.std)
+                torch.nn.init.normal_(parameter, std=shape.std)
     model.to(getattr(torch, dtype)).save_pretrained(out)
     processor.save_pretrained(out)
     return Path(out)

@@ -27,7 +27,6 @@ from vlft.errors import CheckpointError
 from vlft.families import TOWERS, Family
 from vlft.model_files import slots_in
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 #: Parts of key names of adapters that are more than two matrices beside a weight.
 _ODD_PARTS = r"lora_embedding_|lora_magnitude_vector|lora_bias|trainable_tokens|token_adapter|hada_|lokr_|oft_|ia3_"
 
@@ -83,6 +82,7 @@ class MergePlan:
         updates: base tensor name -> update; the others stay as they are.
         untied: the base ties head and embedding, and merged they differ: config.json has to say so.
         head: how the head is made of the tied embedding; None where the base's files hold one, or it stays tied.
+        ends: names of embedding and head in the merged files.
         towers: tower -> full, lora or frozen, by the adapter's keys.
     """
 
@@ -90,6 +90,7 @@ class MergePlan:
     updates: dict[str, Update]
     untied: bool
     head: Update | None
+    ends: tuple[str, str]
     towers: dict[str, str]
 
 
@@ -138,8 +139,9 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
     stored = {family.published_name(name): name for name in index}
     sizes = {family.published_name(name): shape for name, shape in shapes_in(index.values()).items()}
     tied = is_tied(read_json(base / "config.json"))
+    first, last = ends = family.published_name(family.embedding), family.published_name(family.head)
     if tied:
-        sizes.setdefault(_HEAD, sizes[_EMBEDDING])
+        sizes.setdefault(last, sizes[first])
     changes: dict[str, Update] = {}
     saved_whole = adapter.embeddings(family)
     left_over = []
@@ -178,19 +180,20 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
     if not changes:
         raise CheckpointError(f"{where}: holds no tensor, so there is nothing to merge. Was the run saved whole?")
     shared = {family.published_name(bare) for bare in adapter.replaced(family)}
-    untied = tied and _unties(changes, shared)
-    if untied and _EMBEDDING not in changes and _HEAD in changes and len(changes[_HEAD].keys) == 3:
-        changes[_EMBEDDING] = Update(how="replace", file=where, keys=changes[_HEAD].keys[2:])  # it was the tied tensor
+    untied = tied and _unties(changes, shared, ends)
+    if untied and first not in changes and last in changes and len(changes[last].keys) == 3:
+        changes[first] = Update(how="replace", file=where, keys=changes[last].keys[2:])  # it was the tied tensor
     head = None
-    if tied and not untied and _HEAD in changes:  # one tensor in two roles: both take the value
-        changes.setdefault(_EMBEDDING, changes.pop(_HEAD))
-    if untied and _HEAD not in stored:
-        head = changes.pop(_HEAD, Update(how="keep", file=where, keys=()))
+    if tied and not untied and last in changes:  # one tensor in two roles: both take the value
+        changes.setdefault(first, changes.pop(last))
+    if untied and last not in stored:
+        head = changes.pop(last, Update(how="keep", file=where, keys=()))
     return MergePlan(
         index=index,
         updates={stored[name]: update for name, update in changes.items()},
         untied=untied,
         head=head,
+        ends=(stored.get(first, first), last),
         towers=towers_of_adapter([*adapter.keys, *adapter.copies], family),
     )
 
@@ -199,7 +202,7 @@ def _both(pair: Pair) -> tuple[str, str]:
     return pair.a, pair.b
 
 
-def _unties(changes: dict[str, Update], shared: Collection[str]) -> bool:
+def _unties(changes: dict[str, Update], shared: Collection[str], both: tuple[str, str]) -> bool:
     """Whether tied embedding and head differ after these changes.
 
     peft adapts each of them alone, and a change of one leaves the other as it was. What replaces the base's own tensor
@@ -208,7 +211,7 @@ def _unties(changes: dict[str, Update], shared: Collection[str]) -> bool:
     import torch
     from safetensors import safe_open
 
-    ends = [name for name in (_EMBEDDING, _HEAD) if name in changes]
+    ends = [name for name in both if name in changes]
     if not ends:
         return False
     if any(changes[name].how == "lora" for name in ends):

@@ -170,7 +170,7 @@ def _rows(folder: Path, family: Family) -> dict[str, dict[str, Any]]:
         end = family.end_of_turn
         return f"<|im_start|>user\n{question}{end}\n<|im_start|>assistant\n{answer}{end}\n"
 
-    seen = f"<|vision_start|>{family.image_pad}<|vision_end|>{_QUESTION}"
+    seen = f"{family.vision_start}{family.image_pad}{family.vision_end}{_QUESTION}"
     return {
         "text": dict(processor(text=[turns(_TEXT, _ANSWER)], return_tensors="pt")),
         "picture": dict(

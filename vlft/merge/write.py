@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoint import INDEX, PICTURE_FILES, processor_files, read_json
 from vlft.errors import CheckpointError
+from vlft.families import untied as untied_config
 from vlft.merge.match import MergePlan, Update, shapes_in
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def write_weights(
     if (base / INDEX).is_file():
         index = read_json(base / INDEX)
         if plan.head is not None:
-            index["weight_map"][_HEAD] = next(f.name for name, f in plan.index.items() if _is_embedding(name))
+            embedding, head = plan.ends
+            index["weight_map"][head] = plan.index[embedding].name
         if dtype is not None or plan.head is not None:
             size = sum(file.stat().st_size - _header(file) for file in (out / f.name for f in files))
             index.setdefault("metadata", {})["total_size"] = size
@@ -126,17 +128,11 @@ def write_weights(
     return written
 
 
-_HEAD = "lm_head.weight"
-
-
-def _is_embedding(name: str) -> bool:
-    return name.endswith("embed_tokens.weight")
-
-
 def _made_of(source: str, plan: MergePlan) -> list[tuple[str, Update | None]]:
     """The merged tensors that come from one of the base: itself, and of a tied embedding the head that is untied."""
     made = [(source, plan.updates.get(source))]
-    return [*made, (_HEAD, plan.head)] if plan.head is not None and _is_embedding(source) else made
+    embedding, head = plan.ends
+    return [*made, (head, plan.head)] if plan.head is not None and source == embedding else made
 
 
 def _header(file: Path) -> int:
@@ -187,9 +183,7 @@ def write_settings(base: Path, run: Path, out: Path, dtype: torch.dtype | None, 
         if dtype is not None:
             config = _with_dtype(config, str(dtype).removeprefix("torch."))
         if untied:
-            config["tie_word_embeddings"] = False
-            if "tie_word_embeddings" in (config.get("text_config") or {}):
-                config["text_config"]["tie_word_embeddings"] = False
+            config = untied_config(config)
         (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if (base / "generation_config.json").is_file():
         shutil.copyfile(base / "generation_config.json", out / "generation_config.json")

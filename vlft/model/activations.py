@@ -10,7 +10,6 @@ Letters: T tokens and P patches of a micro-batch, K its supervised rows.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from vlft.families import Family
-from vlft.model import forward, kernels, segments, standins, tracing
+from vlft.model import adapt, forward, kernels, segments, standins, tracing
 from vlft.model.load import empty_model
 from vlft.model.towers import Towers, apply_towers, checkpoint_activations
 from vlft.model.tracing import Load, Numbers
@@ -40,20 +39,18 @@ class Ledger:
     """
 
     def __init__(self, model: Any, given: Collection[Any] = ()) -> None:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.kept: dict[Part, int] = dict.fromkeys(PARTS, 0)
         self._seen = {_storage(t) for t in (*model.parameters(), *model.buffers())}
         self._seen |= {_storage(t) for t in given if isinstance(t, torch.Tensor)}
         self._alive: list[torch.Tensor] = []  # so that no address is given out twice
         self._now: list[Part] = ["language"]
-        visual, language = base.model.visual, base.model.language_model
         self._modules: list[tuple[torch.nn.Module, Part]] = [
-            (visual, "vision"),
-            (visual.merger, "merger"),
-            (language, "language"),
-            (base.lm_head, "head"),
+            (adapt.tower(model, "vision"), "vision"),
+            *((merger, "merger") for merger in adapt.mergers(model)),
+            (adapt.tower(model, "language"), "language"),
+            (adapt.head(model), "head"),
         ]
-        self._blocks = [*visual.blocks, *language.layers]
+        self._blocks = [*adapt.blocks(model, "vision"), *adapt.blocks(model, "language")]
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Ledger:
@@ -128,7 +125,8 @@ def foretell(
         checkpointed: towers (vision, language) whose blocks recompute.
         fused: with fused RMSNorm and SwiGLU (`vlft.model.kernels`).
     """
-    depths: dict[Part, int] = {"vision": config.vision_config.depth, "language": config.text_config.num_hidden_layers}
+    sizes = family.sizes(config)
+    depths: dict[Part, int] = {"vision": sizes.vision.depth, "language": len(sizes.text.layers)}
 
     def run(blocks: int, recomputing: Collection[str]) -> dict[Part, int]:
         return _run(config, family, towers, load, numbers, blocks, recomputing, device=device, fused=fused)
@@ -152,15 +150,12 @@ def _run(
     fused: bool,
 ) -> dict[Part, int]:
     """Of towers of so many blocks."""
-    small = copy.deepcopy(config)
-    small.vision_config.depth, small.text_config.num_hidden_layers = blocks, blocks
-    if getattr(small.text_config, "layer_types", None) is not None:  # one entry a layer
-        small.text_config.layer_types = small.text_config.layer_types[:blocks]
+    small = family.with_depth(config, blocks)
     model: Any = empty_model(small, family)
     half = numbers.computing in standins.HALF
     kernel = None if device == "cpu" else standins.attend if half else standins.attend_in_float32
-    for tower in ("vision", "language"):
-        segments.use_kernel(model, tower, "traced" if kernel else "sdpa", kernel)
+    for part in adapt.PARTS:
+        segments.use_kernel(model, part, "traced" if kernel else "sdpa", kernel)
     if fused:
         kernels.fuse(model, standins.fused_functions())
     forward.bind(model, forward.PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3))
@@ -173,7 +168,7 @@ def _run(
                 tracing.fill(model, numbers)
                 checkpoint_activations(model, checkpointed)
                 model.train()
-                batch = tracing.batch_of(small, load)
+                batch = tracing.batch_of(family.sizes(small).vision, load)
                 with tracing.autocast(device, numbers.autocast), Ledger(model, batch.values()) as ledger:
                     model(**batch)
                 return ledger.kept

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from vlft.errors import ConfigError
+from vlft.model import adapt
 from vlft.model.segments import Heads, Kernel, attend_segments, heads_of, run_kernel, use_kernel
 
 Backend = Literal["fa4", "flash_attn", "varlen", "sdpa"]
@@ -195,7 +196,7 @@ def install(
     """Choose a backend per tower and make the model use it.
 
     Args:
-        model: a loaded Qwen2-VL (the top class).
+        model: a loaded base (the top class).
         choice: `--attn`.
         dtype: of the computation (bf16 under autocast).
         device: of the computation, where the model is not on it yet.
@@ -209,7 +210,7 @@ def install(
     """
     device = device or next(model.parameters()).device
     chosen: dict[str, Backend] = {}
-    for tower, heads in heads_of(model).items():
+    for tower, heads in heads_of(adapt.sizes_of(model)).items():
         backend, remarks = choose_backend(choice, heads, device=device, dtype=dtype)
         if device.type == "cuda":
             for remark in remarks:

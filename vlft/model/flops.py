@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from vlft.families import Linear, Sizes
 from vlft.model.towers import Mode, Towers
 
 Attention = Literal["causal", "full"]
@@ -54,7 +55,7 @@ class Flops:
 
 
 def required_flops(
-    config: Any,
+    sizes: Sizes,
     towers: Towers,
     *,
     lengths: Sequence[int],
@@ -65,7 +66,7 @@ def required_flops(
     """Operations of a flat batch.
 
     Args:
-        config: of the top class.
+        sizes: of the model.
         towers: what trains; a backward pass reaches only what lies above a trained parameter.
         lengths: tokens of each sample.
         vision_lengths: patches of each ViT segment (one a still, one a time step of a video); empty for none.
@@ -76,54 +77,51 @@ def required_flops(
     Returns:
         part -> operations, for vision, merger, language (its layers) and head (within the language tower).
     """
-    text, vision = config.text_config, config.vision_config
+    text, vision = sizes.text, sizes.vision
     # Whether a gradient must come out of a part at its lower end: something below it trains.
     below_merger = towers.vision != "frozen"
     below_language = below_merger or towers.merger != "frozen" or towers.language == "full"  # full: the embedding
     patches, tokens = sum(vision_lengths), sum(lengths)
-    merged = patches // vision.spatial_merge_size**2
-
-    def linear(rows: int, size: tuple[int, int], tower: Mode, *, gradient: bool, adapted: bool = True) -> Flops:
-        rank = towers.lora_rank if tower == "lora" and adapted else 0
-        return _linear(rows, *size, trained=tower == "full", rank=rank, gradient=gradient)
-
-    # Vision tower
-    width, inner = vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio)
-    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    mode = towers.vision
-    parts = {"vision": linear(patches, (pixels, width), mode, gradient=False, adapted=False)}
+    merged = patches // vision.cell
     everything = towers.lora_target == "all"
-    for block in range(vision.depth):
+
+    def linear(rows: int, size: tuple[int, int], mode: Mode, *, gradient: bool, adapted: bool = True) -> Flops:
+        rank = towers.lora_rank if mode == "lora" and adapted else 0
+        return _linear(rows, *size, trained=mode == "full", rank=rank, gradient=gradient)
+
+    def block(rows: int, layers: Sequence[Linear], mode: Mode, *, entry: bool, within: bool) -> Flops:
+        """Linear layers of a block; `entry`, `within`: whether its input, and what lies within it, need a gradient."""
+        found = Flops()
+        for one in layers:
+            gradient = entry if one.role == "in" else within
+            adapted = everything or one.role != "mlp"
+            found += linear(rows, (one.inputs, one.outputs), mode, gradient=gradient, adapted=adapted)
+        return found
+
+    again = attention == "full"
+    mode = towers.vision
+    parts = {"vision": linear(patches, (vision.pixels, vision.width), mode, gradient=False, adapted=False)}
+    for place in range(vision.depth):
         # LoRA's lowest input is pixels through frozen weights; a full tower trains the norm before it.
-        parts["vision"] += linear(
-            patches, (width, 3 * width), mode, gradient=mode == "full" or bool(block and mode == "lora")
-        )
-        parts["vision"] += _attention(vision_lengths, width, below_merger, causal=False, again=attention == "full")
-        parts["vision"] += linear(patches, (width, width), mode, gradient=below_merger)
-        for size in ((width, inner), (inner, width)):
-            parts["vision"] += linear(patches, size, mode, gradient=below_merger, adapted=everything)
+        entry = mode == "full" or (mode == "lora" and place > 0)
+        parts["vision"] += block(patches, vision.block, mode, entry=entry, within=below_merger)
+        parts["vision"] += _attention(vision_lengths, vision.width, below_merger, causal=False, again=again)
 
-    # Merger
-    wide = width * vision.spatial_merge_size**2
     mode = towers.merger
-    parts["merger"] = linear(merged, (wide, wide), mode, gradient=below_merger or mode == "full")
-    parts["merger"] += linear(merged, (wide, vision.hidden_size), mode, gradient=below_merger or mode != "frozen")
+    parts["merger"] = Flops()
+    for _ in range(vision.mergers):
+        for place, one in enumerate(vision.merger):
+            gradient = below_merger or mode == "full" or (mode == "lora" and place > 0)
+            parts["merger"] += linear(merged, (one.inputs, one.outputs), mode, gradient=gradient)
 
-    # Language model
-    width, inner = text.hidden_size, text.intermediate_size
-    head_dim = width // text.num_attention_heads
-    keys = text.num_key_value_heads * head_dim
     mode = towers.language
     parts["language"] = Flops()
-    for layer in range(text.num_hidden_layers):
-        reached = below_language or layer > 0
-        for outputs in (width, keys, keys):
-            parts["language"] += linear(tokens, (width, outputs), mode, gradient=reached)
-        parts["language"] += _attention(lengths, width, True, causal=attention == "causal", again=attention == "full")
-        parts["language"] += linear(tokens, (width, width), mode, gradient=True)
-        for size in ((width, inner), (width, inner), (inner, width)):
-            parts["language"] += linear(tokens, size, mode, gradient=True, adapted=everything)
-    parts["head"] = linear(supervised, (width, text.vocab_size), mode, gradient=True, adapted=False)
+    width = text.heads * text.head_dim
+    for place, layer in enumerate(text.layers):
+        entry = below_language or place > 0
+        parts["language"] += block(tokens, text.linears(layer), mode, entry=entry, within=True)
+        parts["language"] += _attention(lengths, width, True, causal=attention == "causal", again=again)
+    parts["head"] = linear(supervised, (text.width, text.vocab), mode, gradient=True, adapted=False)
     return parts
 
 

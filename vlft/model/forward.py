@@ -18,7 +18,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from vlft.errors import ConfigError
-from vlft.model import loss
+from vlft.model import adapt, loss
 
 #: Keys of `vlft.data.collate.Batch` that the forward takes; the others are for the trainer's accounts.
 FORWARD_KEYS = (
@@ -102,9 +102,9 @@ def _constants(scale: PixelScale, device: torch.device) -> tuple[torch.Tensor, t
 
 
 def bind(model: torch.nn.Module, scale: PixelScale) -> None:
-    """Give a loaded Qwen2-VL (top class, attention installed) the flat forward, and its head the chunked loss."""
-    live: Any = model
-    loss.bind(live.lm_head)
+    """Give a loaded base (top class, attention installed) the flat forward, and its head the chunked loss."""
+    loss.bind(adapt.head(model))
+    adapt.install(model)
     stock = model.forward
 
     @functools.wraps(stock)  # generate() reads the signature of `forward`
@@ -144,37 +144,28 @@ def _flat_forward(
     targets: torch.Tensor,
     return_logits: bool = False,
 ) -> FlatOutput:
-    visual, language = self.model.visual, self.model.language_model
     pixels_PX = scale.patches(still_patches, video_patches)
     # A frozen tower keeps no graph; under checkpointing it would otherwise be recomputed and run backward.
-    trained = any(p.requires_grad for p in visual.parameters())
+    trained = any(p.requires_grad for p in adapt.tower(self, "vision").parameters())
     with contextlib.nullcontext() if trained else torch.no_grad():
-        features_NH = visual(
-            pixels_PX.to(visual.dtype),
-            grid_thw=vision_grid,
-            position_ids=vision_positions,
+        features = adapt.vision_features(
+            self,
+            pixels_PX,
+            grid=vision_grid,
+            positions=vision_positions,
             cu_seqlens=vision_cu_seqlens,
-            max_seqlen=max(vision_lengths),
-            segment_lengths=vision_lengths,
-        ).pooler_output
-    embeds_TH = language.embed_tokens(input_ids)[0]
-    if vision_rows.shape[0] == 0:  # no pictures: the stand-in's feature is cut off; zero gradients, same modules run
-        features_NH = features_NH[:0]
-    elif vision_rows.shape[0] != features_NH.shape[0]:
-        raise ValueError(f"{vision_rows.shape[0]} places in the row for {features_NH.shape[0]} features of the ViT")
-    embeds_TH = embeds_TH.index_copy(0, vision_rows, features_NH.to(embeds_TH.dtype))
-    hidden_1TH = language(
-        inputs_embeds=embeds_TH[None],
-        position_ids=position_ids,
-        # A ready-made mapping: with no mask at all transformers builds a [T, T] one from the positions.
-        attention_mask={"full_attention": None},
-        use_cache=False,
-        cu_seq_lens_q=cu_seqlens,
-        cu_seq_lens_k=cu_seqlens,
-        max_length_q=max(lengths),
-        max_length_k=max(lengths),
-        segment_lengths=lengths,
-    ).last_hidden_state
-    hidden_KH = hidden_1TH[0].index_select(0, supervised_rows)
+            lengths=vision_lengths,
+        )
+    embeds_TH = adapt.tower(self, "language").embed_tokens(input_ids)[0]
+    places, found = vision_rows.shape[0], features.embeds_NH.shape[0]
+    if places == 0:  # no pictures: the stand-in's feature is cut off; zero gradients, same modules run
+        features = features.first(0)
+    elif places != found:
+        raise ValueError(f"{places} places in the row for {found} features of the ViT")
+    embeds_TH = embeds_TH.index_copy(0, vision_rows, features.embeds_NH.to(embeds_TH.dtype))
+    hidden_TH = adapt.hidden_states(
+        self, embeds_TH, features, vision_rows, position_ids=position_ids, cu_seqlens=cu_seqlens, lengths=lengths
+    )
+    hidden_KH = hidden_TH.index_select(0, supervised_rows)
     logits_KV = self.lm_head(hidden_KH).float() if return_logits else None
     return FlatOutput(loss=self.lm_head(hidden_KH, targets), logits=logits_KV)

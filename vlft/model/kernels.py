@@ -1,4 +1,4 @@
-"""Liger's fused kernels on one model: RMSNorm and SwiGLU of the language model, where they prove equal to torch.
+"""Liger's fused kernels on one model: RMSNorm and SwiGLU of the language model, where they prove equal to its modules.
 
 Only Liger's functions are used. Its `apply_*` patch classes, so every other model of the process too, and fail on
 transformers 5.23 (liger-kernel 0.8.5). Rotary embedding stays as it is: transformers calls it as a function of the
@@ -7,16 +7,18 @@ module, which has no instance to change. So does the ViT's LayerNorm: torch's is
 
 from __future__ import annotations
 
+import copy
+import functools
 import subprocess
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
 from vlft.errors import ConfigError
+from vlft.model import adapt
 
 Choice = Literal["auto", "true", "false"]
 Function = Callable[..., torch.Tensor]
@@ -35,20 +37,6 @@ class Functions:
 
     rms_norm: Function
     swiglu: Function
-
-
-def torch_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """As Qwen2-VL does it: normalised in float32, weighted in x's dtype."""
-    exact = x.float()
-    return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-def torch_swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    return F.silu(gate) * up
-
-
-#: What Liger's functions must equal.
-TORCH = Functions(rms_norm=torch_rms_norm, swiglu=torch_swiglu)
 
 
 def liger_functions() -> Functions:
@@ -89,7 +77,7 @@ def install(
     """Use the kernels in a loaded model, if they may be and pass their self-test on its device.
 
     Args:
-        model: a loaded Qwen2-VL (the top class), not yet wrapped by PEFT.
+        model: a loaded base (the top class), not yet wrapped by PEFT.
         choice: `--use_liger_kernel`.
         dtype: of the computation (bf16 under autocast).
         device: of the computation, where the model is not on it yet.
@@ -103,16 +91,12 @@ def install(
     """
     if choice == "false":
         return "off"
-    live: Any = model
-    text = live.config.text_config
     device = device or next(model.parameters()).device
     problem = "" if functions else _problem(device)
-    if not problem and text.hidden_act != "silu":
-        problem = f"the language model's activation is {text.hidden_act}, not silu"
     if not problem:
         try:
             functions = functions or liger_functions()
-            problem = _differs(functions, text, dtype, device)
+            problem = _differs(functions, model, dtype, device)
         except _failures() as error:
             problem = f"{type(error).__name__}: {error}".splitlines()[0]
     if problem or functions is None:
@@ -124,15 +108,12 @@ def install(
 
 def fuse(model: torch.nn.Module, functions: Functions) -> str:
     """Use functions in the language model, without asking whether they are right; says where."""
-    live: Any = model
-    language = live.model.language_model
-    norms = [norm for layer in language.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-    norms.append(language.norm)
+    norms, mlps = adapt.fused_norms(model), adapt.fused_mlps(model)
     for norm in norms:
         fuse_rms_norm(norm, functions.rms_norm)
-    for layer in language.layers:
-        fuse_swiglu(layer.mlp, functions.swiglu)
-    return f"RMSNorm on {len(norms)} modules, SwiGLU on {len(language.layers)}"
+    for mlp in mlps:
+        fuse_swiglu(mlp, functions.swiglu)
+    return f"RMSNorm on {len(norms)} modules, SwiGLU on {len(mlps)}"
 
 
 def _problem(device: torch.device) -> str:
@@ -184,55 +165,134 @@ def fuse_swiglu(mlp: torch.nn.Module, function: Function) -> None:
 
 
 def self_test(
-    functions: Functions, *, width: int, inner: int, eps: float, dtype: torch.dtype, device: Any
+    functions: Functions,
+    norms: Iterable[torch.nn.Module],
+    mlps: Iterable[torch.nn.Module],
+    *,
+    dtype: torch.dtype,
+    device: Any,
 ) -> dict[str, float]:
-    """Kernel -> largest difference to torch in float32 on the same inputs, as a share of its row's largest value.
+    """Kernel -> largest difference to the modules it replaces, as a share of its row's largest value.
 
-    Over all rows of the result and of the gradient of every input.
+    Over all rows of the result and of the gradient of every input. A module that merely has the right attributes and
+    computes something else (an RMSNorm that weighs by 1 + w) differs.
 
     Args:
-        width, inner: channels of the norm and of the MLP. eps: of the norm.
-        dtype, device: of the inputs.
-    """
+        norms, mlps: modules of a model, on any device; those of one kind and size are tried once. Their own forward is
+            run in float32, on random weights and inputs, and so is the kernel in `dtype`.
+        dtype, device: of the kernel's inputs.
+    """  # fmt: skip
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> torch.Tensor:
         return torch.randn(size, generator=generator).to(device, dtype)
 
-    # An RMSNorm must be as exact on large activations as on small ones, and its weights lie around 1.
-    x_RC = draw(ROWS, width) * torch.logspace(-1, 2, ROWS, device=device)[:, None].to(dtype)
-    cases = {
-        "RMSNorm": (functions.rms_norm, TORCH.rms_norm, (x_RC, 1 + 0.3 * draw(width)), (eps,), draw(ROWS, width)),
-        "SwiGLU": (functions.swiglu, TORCH.swiglu, (draw(ROWS, inner), draw(ROWS, inner)), (), draw(ROWS, inner)),
-    }
-    worst = {}
-    for name, (ours, theirs, inputs, rest, upstream) in cases.items():
-        found = _results(ours, inputs, rest, upstream)
-        exact = _results(theirs, [x.float() for x in inputs], rest, upstream.float())
-        shares = [(a.float() - b).abs().amax(-1) / b.abs().amax(-1) for a, b in zip(found, exact, strict=True)]
-        worst[name] = float(torch.cat([share.flatten() for share in shares]).max())  # NaN where any is
+    worst: dict[str, float] = {}
+    for norm in _kinds(norms):
+        width = norm.get_parameter("weight").shape[0]
+        # An RMSNorm must be as exact on large activations as on small ones, and its weights lie around 1.
+        x_RC = draw(ROWS, width) * torch.logspace(-1, 2, ROWS, device=device)[:, None].to(dtype)
+        fuse = functools.partial(fuse_rms_norm, function=functions.rms_norm)
+        found = _difference(norm, fuse, (x_RC, 1 + 0.3 * draw(width)), draw(ROWS, width), _with_weight)
+        worst["RMSNorm"] = _larger(worst.get("RMSNorm"), found)
+    for mlp in _kinds(mlps):
+        inner = mlp.get_parameter("gate_proj.weight").shape[0]
+        fuse = functools.partial(fuse_swiglu, function=functions.swiglu)
+        inputs = (draw(ROWS, inner), draw(ROWS, inner))
+        found = _difference(mlp, fuse, inputs, draw(ROWS, inner), _without_linears)
+        worst["SwiGLU"] = _larger(worst.get("SwiGLU"), found)
     return worst
 
 
-def _results(function: Function, inputs: Any, rest: tuple[Any, ...], upstream: torch.Tensor) -> list[torch.Tensor]:
-    """A function's result, and the gradient of each input."""
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    result = function(*leaves, *rest)
-    kept = result.detach().clone()
-    return [kept, *torch.autograd.grad(result, leaves, upstream.clone())]
+def _kinds(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+    """One module of each class, size and setting."""
+    found: dict[Any, torch.nn.Module] = {}
+    for module in modules:
+        sizes = tuple((name, tuple(tensor.shape)) for name, tensor in module.named_parameters())
+        settings = tuple((k, v) for k, v in sorted(vars(module).items()) if isinstance(v, int | float | str))
+        found.setdefault((type(module), sizes, settings, repr(getattr(module, "act_fn", None))), module)
+    return list(found.values())
 
 
-def _differs(functions: Functions, text: Any, dtype: torch.dtype, device: torch.device) -> str:
-    """What fails the self-test at a model's sizes, in its computing dtype and in float32 (full training's norms)."""
+def _difference(
+    module: torch.nn.Module,
+    fuse: Callable[[torch.nn.Module], None],
+    inputs: tuple[torch.Tensor, ...],
+    upstream: torch.Tensor,
+    call: Callable[..., torch.Tensor],
+) -> float:
+    """The largest difference of a fused copy of a module to the module's own forward in float32.
+
+    Args:
+        call: (copy of the module, its own or the fused forward) and the inputs -> the result.
+    """
+    results = []
+    for exact in (False, True):
+        copy_ = _shallow(module)
+        if not exact:
+            fuse(copy_)
+        leaves = [(x.float() if exact else x.clone()).detach().requires_grad_() for x in inputs]
+        forward = functools.partial(type(module).forward, copy_) if exact else copy_.forward
+        result = call(copy_, forward, *leaves)
+        # Of the result before the backward pass, which may write over it.
+        kept, gradient = result.detach().clone(), upstream.to(result.dtype, copy=True)
+        results.append([kept, *torch.autograd.grad(result, leaves, gradient)])
+    shares = [
+        (found.float() - wanted).abs().amax(-1) / wanted.abs().amax(-1) for found, wanted in zip(*results, strict=True)
+    ]
+    return float(torch.cat([share.flatten() for share in shares]).max())  # NaN where any is
+
+
+def _shallow(module: torch.nn.Module) -> Any:
+    """A copy of a module whose parameters and children can be exchanged."""
+    twin: Any = copy.copy(module)
+    twin.__dict__ = {
+        **{name: value for name, value in vars(module).items() if name != "forward"},
+        "_parameters": dict(module._parameters),
+        "_modules": dict(module._modules),
+    }
+    return twin
+
+
+def _with_weight(norm: Any, forward: Callable, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The result of a norm on a weight of ours, which may be a leaf of a graph."""
+    norm._parameters = {"weight": weight}
+    return forward(x)
+
+
+class _Share(torch.nn.Module):
+    """In place of a linear layer: one of the halves of its input. A kernel's work lies between linear layers, and those
+    of a large model would take hundreds of megabytes."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.place = place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.chunk(2, dim=-1)[self.place]
+
+
+def _without_linears(mlp: Any, forward: Callable, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """The result of a gated MLP between its linear layers."""
+    mlp._modules |= {"gate_proj": _Share(0), "up_proj": _Share(1), "down_proj": torch.nn.Identity()}
+    return forward(torch.cat([gate, up], dim=-1))
+
+
+def _larger(one: float | None, other: float) -> float:
+    """The larger of two, NaN where one is: Python's max passes over a NaN that is not its first argument."""
+    return other if one is None or other > one or other != other else one
+
+
+def _differs(functions: Functions, model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> str:
+    """What fails the self-test on a model's modules, in its computing dtype and in float32 (full training's norms)."""
+    norms, mlps = adapt.fused_norms(model), adapt.fused_mlps(model)
+    if not norms or not mlps:
+        return "the language model has no RMSNorm or gated MLP for them"
     for kind in dict.fromkeys((dtype, torch.float32)):
-        found = self_test(
-            functions, width=text.hidden_size, inner=text.intermediate_size, eps=text.rms_norm_eps,
-            dtype=kind, device=device,
-        )  # fmt: skip
-        for name, worst in found.items():
+        for name, worst in self_test(functions, norms, mlps, dtype=kind, device=device).items():
             if not worst < TOLERANCE[kind]:  # also where it is NaN
                 return (
-                    f"the self-test of {name} in {kind} differs from torch by {worst:.3g} of a row's largest value "
-                    f"(allowed: {TOLERANCE[kind]:g})"
+                    f"the self-test of {name} in {kind} differs from the model's own by {worst:.3g} of a row's largest "
+                    f"value (allowed: {TOLERANCE[kind]:g})"
                 ).replace("torch.", "")
     return ""

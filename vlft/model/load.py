@@ -115,9 +115,9 @@ def check_fit(folder: str | Path, family: Family) -> None:
     config, _ = load_config(folder)
     stored = {family.published_name(name): slot.shape for name, slot in stored_slots(folder).items()}
     live = {family.published_name(name): tuple(t.shape) for name, t in empty_model(config, family).state_dict().items()}
-    if config.tie_word_embeddings:  # files hold it once, or twice
-        live.pop("lm_head.weight", None)
-        stored.pop("lm_head.weight", None)
+    if family.sizes(config).text.tied:  # files hold the head once, or twice
+        live.pop(family.published_name(family.head), None)
+        stored.pop(family.published_name(family.head), None)
     faults = {
         "missing": [name for name in sorted(live) if name not in stored],
         "unexpected": [name for name in sorted(stored) if name not in live],

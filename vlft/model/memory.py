@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlft.families import Family
+from vlft.families import Family, Layer, Sizes, TextSizes
 from vlft.model import activations as saved
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers
@@ -39,35 +39,35 @@ class Kept:
     recomputed: int
 
 
-def activations(config: Any, towers: Towers, *, tokens: int, patches: int, element_bytes: int) -> dict[Part, Kept]:
+def activations(sizes: Sizes, towers: Towers, *, tokens: int, patches: int, element_bytes: int) -> dict[Part, Kept]:
     """What each tower keeps; nothing for a tower without a backward pass.
 
     Args:
-        config: of the top class.
+        sizes: of the model.
         towers: what trains; the language model has a backward pass if anything does.
         tokens, patches: T and P.
         element_bytes: 2 under bf16 autocast, else 4.
     """
-    text, vision = config.text_config, config.vision_config
-    heads = text.num_attention_heads
-    group = text.hidden_size * text.num_key_value_heads // heads
-    # Two norms (input, and what they hand on), q, attention's output, the residual; k and v; gate, up, their product.
-    language = 6 * text.hidden_size + 2 * group + 3 * text.intermediate_size
+    text, vision = sizes.text, sizes.vision
     # Two norms, q, k, v, attention's output, the residual; the MLP's inner width before and after its activation.
-    inner = int(vision.embed_dim * vision.mlp_ratio)
-    tower = 9 * vision.embed_dim + 2 * inner
+    tower = vision.depth * (9 * vision.width + vision.mlp_linears * vision.inner)
+    blocks = [_language_block(text, layer) for layer in text.layers]
     parts: dict[Part, tuple[bool, int, int, int, int]] = {
-        "language": (True, tokens, text.num_hidden_layers, language, text.hidden_size),
-        "vision": (towers.vision != "frozen", patches, vision.depth, tower, vision.embed_dim),
+        "language": (True, tokens, sum(blocks), len(blocks) * text.width, max(blocks)),
+        "vision": (towers.vision != "frozen", patches, tower, vision.depth * vision.width, tower // vision.depth),
     }
     return {
-        part: Kept(
-            whole=count * depth * block * element_bytes, recomputed=count * (depth * width + block) * element_bytes
-        )
+        part: Kept(whole=count * whole * element_bytes, recomputed=count * (inputs + largest) * element_bytes)
         if trains
         else Kept(whole=0, recomputed=0)
-        for part, (trains, count, depth, block, width) in parts.items()
+        for part, (trains, count, whole, inputs, largest) in parts.items()
     }
+
+
+def _language_block(text: TextSizes, layer: Layer) -> int:
+    """Values a token leaves in one layer: two norms (input, and what they hand on) and the residual; q and attention's
+    output; k and v; gate, up, their product."""
+    return 4 * text.width + 2 * text.heads * text.head_dim + 2 * text.kv_heads * text.head_dim + 3 * layer.inner
 
 
 def foretold(

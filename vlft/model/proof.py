@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.errors import CheckpointError
-from vlft.families import Family
+from vlft.families import Family, VisionSizes
 
 #: Words, digits, punctuation, line breaks, and letters of two, three and four bytes (all in Unicode's form NFC, which
 #: Qwen's tokenizer writes).
@@ -37,7 +37,7 @@ def prove(processor: Any, config: Any, family: Family, *, where: str | Path) -> 
             f"{family.label}. Copy preprocessor_config.json and processor_config.json from the model you started from."
         )
     _prove_tokens(processor.tokenizer, config, family, where)
-    _prove_patches(processor, config.vision_config, where)
+    _prove_patches(processor, family.sizes(config).vision, where)
     _prove_template(processor, family, where)
 
 
@@ -60,19 +60,13 @@ def _prove_tokens(tokenizer: Any, config: Any, family: Family, where: str | Path
             f"{where}: its tokenizer loses text: {SENTENCE!r} comes back as {back!r} (it has {len(tokenizer):,} tokens "
             f"in all). {advice}"
         )
-    rows = config.text_config.vocab_size
+    rows = family.sizes(config).text.vocab
     if len(tokenizer) > rows:
         raise CheckpointError(
             f"{where}: its tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,} rows (vocab_size in "
             f"config.json), so some tokens have none. {advice}"
         )
-    named = {
-        "image_token_id": family.image_pad,
-        "video_token_id": family.video_pad,
-        "vision_start_token_id": "<|vision_start|>",
-        "vision_end_token_id": "<|vision_end|>",
-    }
-    for setting, text in named.items():
+    for setting, text in family.config_tokens.items():
         theirs, (ours,) = getattr(config, setting, None), tokenizer.encode(text, add_special_tokens=False)
         if theirs is not None and theirs != ours:
             raise CheckpointError(
@@ -81,12 +75,12 @@ def _prove_tokens(tokenizer: Any, config: Any, family: Family, where: str | Path
             )
 
 
-def _prove_patches(processor: Any, vision: Any, where: str | Path) -> None:
+def _prove_patches(processor: Any, vision: VisionSizes, where: str | Path) -> None:
     for part in ("image_processor", "video_processor"):
         for name, wanted in (
-            ("patch_size", vision.patch_size),
-            ("temporal_patch_size", vision.temporal_patch_size),
-            ("merge_size", vision.spatial_merge_size),
+            ("patch_size", vision.patch),
+            ("temporal_patch_size", vision.temporal),
+            ("merge_size", vision.merge),
         ):
             found = getattr(getattr(processor, part), name, None)
             if found != wanted:

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from vlft.families import Sizes
+from vlft.model import adapt
+
 #: `kernel(query_THD, key_TGD, value_TGD, cu_seqlens, longest, scale=, causal=)` -> output_THD, all of one 16-bit dtype.
 Kernel = Callable[..., torch.Tensor]
 
@@ -138,45 +141,27 @@ def run_kernel(
     return kernel(q_THD, k_TGD, v_TGD, cu_seqlens, longest, scale=scale, causal=causal)[None]
 
 
-def heads_of(model: torch.nn.Module) -> dict[str, Heads]:
+def heads_of(sizes: Sizes) -> dict[adapt.Part, Heads]:
     """Tower -> its attention."""
-    config: Any = model.config
-    text, vision = config.text_config, config.vision_config
+    text, vision = sizes.text, sizes.vision
     return {
-        "language": Heads(
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=text.hidden_size // text.num_attention_heads,
-            causal=True,
-            joined=False,
-        ),
-        "vision": Heads(
-            heads=vision.num_heads,
-            kv_heads=vision.num_heads,
-            head_dim=vision.embed_dim // vision.num_heads,
-            causal=False,
-            joined=True,
-        ),
+        "language": Heads(heads=text.heads, kv_heads=text.kv_heads, head_dim=text.head_dim, causal=True, joined=False),
+        "vision": Heads(heads=vision.heads, kv_heads=vision.heads, head_dim=vision.head_dim, causal=False, joined=True),
     }
 
 
-def use_kernel(model: torch.nn.Module, tower: str, name: str, kernel: Kernel | None) -> None:
+def use_kernel(model: torch.nn.Module, part: adapt.Part, name: str, kernel: Kernel | None) -> None:
     """Make one tower attend by a varlen kernel, without asking whether it can.
 
-    transformers gives the ViT one variable-length call only under a name with "flash" in it, and refuses such names at
-    load; so the model is loaded with sdpa and renamed here (works on 5.17 to 5.23).
-
     Args:
-        tower: "language" or "vision".
+        part: "language" or "vision".
         name: of the kernel, one of its own.
         kernel: None is sdpa per segment.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    config: Any = model.config
     registered = f"vlft_flash_{name}"
     AttentionInterface.register(registered, _attend(kernel))
     AttentionMaskInterface.register(registered, sdpa_mask)
-    for part in (config.vision_config,) if tower == "vision" else (config, config.text_config):
-        part._attn_implementation_internal = registered
+    adapt.attend_by(model, part, registered)

@@ -14,7 +14,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from vlft.errors import ConfigError
-from vlft.families import TOWERS, Family
+from vlft.families import TOWERS, Family, Sizes
+from vlft.model import adapt
 
 Mode = Literal["full", "lora", "frozen"]
 
@@ -94,12 +95,18 @@ def apply_towers(model: torch.nn.Module, family: Family, towers: Towers, *, mast
         the model, wrapped by PEFT where a tower has LoRA.
 
     Raises:
-        ConfigError: the number of adapted modules is not what the configuration implies.
+        ConfigError: the number of adapted modules is not what the configuration implies, a parameter belongs to no
+            tower, or one of a tower in full would not train.
     """
+    whole = set()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(towers.modes[family.tower_of(name)] == "full")
+        mode = towers.modes[_tower_of(name, family)]
+        parameter.requires_grad_(mode == "full")
+        if mode == "full":
+            whole.add(name)
     if towers.has_lora:
         model = _add_lora(model, family, towers)
+        _check_whole(model, whole, family)
     if masters:
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -120,7 +127,7 @@ def _add_lora(model: torch.nn.Module, family: Family, towers: Towers) -> torch.n
         modules_to_save=full_modules(model, family, towers) or None,
         task_type="CAUSAL_LM",
     )
-    wanted = lora_counts(model.config, towers)
+    wanted = lora_counts(family.sizes(model.config), towers)
     wrapped = get_peft_model(model, config)
     found = dict.fromkeys(adapted, 0)
     for name, _ in wrapped.named_modules():
@@ -131,31 +138,89 @@ def _add_lora(model: torch.nn.Module, family: Family, towers: Towers) -> torch.n
     return wrapped
 
 
-def lora_counts(config: Any, towers: Towers) -> dict[str, int]:
-    """Linear layers that LoRA must adapt, per tower that has LoRA, from the base's config."""
-    everything = towers.lora_target == "all"
-    counts = {
-        "vision": config.vision_config.depth * (4 if everything else 2),
-        "merger": 2,
-        "language": config.text_config.num_hidden_layers * (7 if everything else 4),
+def lora_counts(sizes: Sizes, towers: Towers) -> dict[str, int]:
+    """Linear layers that LoRA must adapt, per tower that has LoRA."""
+    vision, text = sizes.vision, sizes.text
+    linears = {
+        "vision": vision.block * vision.depth,
+        "language": tuple(one for layer in text.layers for one in text.linears(layer)),
     }
+    everything = towers.lora_target == "all"
+    counts = {tower: sum(everything or one.role != "mlp" for one in found) for tower, found in linears.items()}
+    counts["merger"] = len(vision.merger) * vision.mergers
     return {tower: counts[tower] for tower, mode in towers.modes.items() if mode == "lora"}
 
 
 def full_modules(model: torch.nn.Module, family: Family, towers: Towers) -> list[str]:
     """Modules that an adapter holds whole (PEFT's `modules_to_save`) for towers trained in full beside LoRA ones.
 
-    PEFT cannot hold a ModuleList, so the ViT is named block by block.
+    The largest that lie in one such tower. PEFT cannot hold a list of modules, so a list is named entry by entry.
+
+    Raises:
+        ConfigError: a parameter of a tower in full is held by no module that PEFT can save.
     """
-    visual: Any = model.get_submodule("model.visual")
-    whole = [name for name, part in visual.named_children() if not isinstance(part, torch.nn.ModuleList)]
-    whole += [f"blocks.{i}" for i in range(len(visual.blocks))]
-    return [
-        f"model.visual.{name}"
-        for name in whole
-        if any(True for _ in visual.get_submodule(name).parameters())
-        and towers.modes[family.tower_of(f"model.visual.{name}.")] == "full"
+    names: list[str] = []
+
+    def walk(module: torch.nn.Module, name: str) -> None:
+        inside = [f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters()]
+        found = {_tower_of(key, family) for key in inside}
+        whole = {tower for tower in found if towers.modes[tower] == "full"}
+        if not whole:
+            return
+        if len(found) == 1 and name and not isinstance(module, _LISTS):
+            names.append(name)
+            return
+        for key, child in module.named_children():
+            walk(child, f"{name}.{key}".lstrip("."))
+
+    walk(model, "")
+    lost = [
+        name
+        for name, _ in model.named_parameters()
+        if towers.modes[_tower_of(name, family)] == "full" and not any(name.startswith(f"{one}.") for one in names)
     ]
+    if lost:
+        raise ConfigError(_untrained(lost, family))
+    return names
+
+
+#: Modules without a forward of their own, which PEFT cannot wrap.
+_LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict)
+
+
+def _tower_of(parameter: str, family: Family) -> str:
+    try:
+        return family.tower_of(parameter)
+    except KeyError as error:
+        raise ConfigError(
+            f"the model has a parameter {parameter}, which belongs to no tower of {family.label}: this base is not "
+            f"built as {family.label} is"
+        ) from error
+
+
+def _check_whole(wrapped: torch.nn.Module, whole: Collection[str], family: Family) -> None:
+    """Compare what trains beside LoRA matrices with the parameters of towers in full.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    trained = {
+        plain_name(name).replace(".modules_to_save.default.", ".")
+        for name, parameter in wrapped.named_parameters()
+        if parameter.requires_grad and ".lora_" not in name
+    }
+    if lost := sorted(set(whole) - trained):
+        raise ConfigError(_untrained(lost, family))
+    if extra := sorted(trained - set(whole)):
+        raise ConfigError(f"{len(extra)} parameters would train that no tower asks for, e.g. {extra[0]}")
+
+
+def _untrained(names: list[str], family: Family) -> str:
+    return (
+        f"{len(names)} parameters of a tower that is to be trained in full would not train: {', '.join(names[:3])}"
+        f"{', ...' if len(names) > 3 else ''}. An adapter cannot hold them in {family.label}. "
+        "Set that tower to lora or frozen, or all three towers to full."
+    )
 
 
 def plain_name(name: str) -> str:
@@ -171,14 +236,8 @@ def checkpoint_activations(model: torch.nn.Module, parts: Collection[str]) -> No
     Args:
         model: prepared, or wrapped by PEFT.
         parts: "vision", "language" or both.
-
-    Not through `gradient_checkpointing_enable`: that also hooks the ViT's patch embedding so that its output needs a
-    gradient, which sends a frozen ViT through backward and recomputation (seen on transformers 5.17 and 5.23).
     """
-    wrapped: Any = model
-    base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-    for part in parts:
-        tower = base.model.visual if part == "vision" else base.model.language_model
-        tower._set_gradient_checkpointing(
-            enable=True, gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=False)
-        )
+    once = functools.partial(checkpoint, use_reentrant=False)
+    for part in adapt.PARTS:
+        if part in parts:
+            adapt.recompute(model, part, once)

@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vlft.families import VisionSizes
+
 #: Operations whose result's shape or value the host has to know.
 READS = (
     *("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.is_nonzero", "aten.equal"),
@@ -135,21 +137,19 @@ def fill(model: torch.nn.Module, numbers: Numbers | None = None) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def batch_of(config: Any, load: Load) -> dict[str, Any]:
+def batch_of(vision: VisionSizes, load: Load) -> dict[str, Any]:
     """What the flat forward takes (`vlft.model.forward.FORWARD_KEYS`), of the right shapes, on the current device."""
-    vision, tokens = config.vision_config, load.tokens
-    unit = vision.spatial_merge_size**2
+    tokens, unit, side = load.tokens, vision.cell, vision.patch
     patches = max(unit, -(-load.patches // unit) * unit)  # a share of a pack need not be whole pictures
     segments = load.vision_lengths if patches == load.patches else (patches,)
     merged = patches // unit if load.patches else 0
-    side = vision.patch_size
     return {
         "input_ids": torch.zeros(1, tokens, dtype=torch.int64),
         "position_ids": torch.zeros(4, 1, tokens, dtype=torch.int64),
         "cu_seqlens": torch.zeros(len(load.lengths) + 1, dtype=torch.int32),
         "lengths": tuple(load.lengths),
-        "still_patches": torch.zeros(patches, 3, side, side, dtype=torch.uint8),
-        "video_patches": torch.zeros(0, 3, vision.temporal_patch_size, side, side, dtype=torch.uint8),
+        "still_patches": torch.zeros(patches, vision.channels, side, side, dtype=torch.uint8),
+        "video_patches": torch.zeros(0, vision.channels, vision.temporal, side, side, dtype=torch.uint8),
         "vision_grid": torch.ones(len(segments), 3, dtype=torch.int64),
         "vision_cu_seqlens": torch.zeros(len(segments) + 1, dtype=torch.int32),
         "vision_lengths": tuple(segments),

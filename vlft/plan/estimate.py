@@ -218,7 +218,7 @@ def of_parts(case: Case, strategy: Strategy, checkpointed: tuple[str, ...]) -> M
     held = states(case.sizes, numbers, strategy, world=case.world, optim=case.optim)
     foretold = case.foretold(strategy, checkpointed)
     kept = foretold.kept
-    vocabulary = case.config.text_config.vocab_size
+    vocabulary = case.family.sizes(case.config).text.vocab
     rows = min(max(1, case.load.supervised), loss.chunk_rows(vocabulary))
     logits = rows * vocabulary * (4 + numbers.computing.itemsize)
     context = 0 if case.device == "cpu" else CONTEXT_BYTES + (NCCL_BYTES if case.world > 1 else 0)

@@ -21,8 +21,6 @@ from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
 from vlft.setup import Base, open_base, open_some
 
-MERGE = 2  # patches of a merged patch's side; `vlft.data.media.limits` refuses bases with another
-
 
 @dataclass(frozen=True, kw_only=True)
 class Medium:
@@ -35,6 +33,7 @@ class Medium:
         tokens: that it takes in the language model.
         encoded: its pixels and grid.
         patch: side of a patch, in pixels.
+        merge: side of a merged patch, in patches.
         times: of a video file, when each of its frames is shown, in seconds; empty where nobody knows.
     """
 
@@ -45,6 +44,7 @@ class Medium:
     tokens: int
     encoded: EncodedMedia
     patch: int
+    merge: int
     times: tuple[float, ...] = ()
 
     @property
@@ -210,9 +210,10 @@ def _media(sample: Sample, encoded: EncodedSample, settings: MediaSettings) -> t
                 field=part.field,
                 path=_first_file(part),
                 source=_source(part, clip),
-                tokens=pixels.grid.tokens(MERGE),
+                tokens=pixels.grid.tokens(settings.merge_size),
                 encoded=pixels,
                 patch=settings.patch_size,
+                merge=settings.merge_size,
                 times=() if clip is None or isinstance(part, Image) else _times(part, clip, settings),
             )
         )
@@ -257,11 +258,12 @@ def _pieces(encoded: EncodedSample, media: tuple[Medium, ...], tokenizer: Any, f
         start = end
 
 
-def frames_of(media: EncodedMedia) -> torch.Tensor:
+def frames_of(media: EncodedMedia, *, merge: int) -> torch.Tensor:
     """The pixels the model sees, put together from patches again (`vlft.data.media.patches` cut them).
 
     Args:
         media: of a still or video.
+        merge: side of a merged patch, in patches.
 
     Returns:
         uint8 [F, H, W, 3]: one frame of a still, all of a video.
@@ -269,6 +271,6 @@ def frames_of(media: EncodedMedia) -> torch.Tensor:
     grid, patches = media.grid, media.patches if media.is_video else media.patches[:, :, None]
     pair, side = patches.shape[2], patches.shape[-1]
     # time, block row, block column, row in block, column in block, channel, frame of pair, pixel row, pixel column
-    cut = patches.reshape(grid.t, grid.h // MERGE, grid.w // MERGE, MERGE, MERGE, 3, pair, side, side)
+    cut = patches.reshape(grid.t, grid.h // merge, grid.w // merge, merge, merge, 3, pair, side, side)
     whole = cut.permute(0, 6, 1, 3, 7, 2, 4, 8, 5)
     return whole.reshape(grid.t * pair, grid.h * side, grid.w * side, 3)

@@ -11,11 +11,10 @@ from PIL import Image
 
 from vlft.errors import ConfigError
 from vlft.pages.web import document, picture_uri, safe, write_page
-from vlft.preview import MERGE, Medium, Piece, Preview, Refused, frames_of
+from vlft.preview import Medium, Piece, Preview, Refused, frames_of
 from vlft.text import printable
 
 PAGE_PIXELS = 8_000_000  # of all pictures: about 20 MB of PNG in a page
-SMALLEST = 28  # pixels of a side that is scaled down
 MOST_FRAMES = 32  # of a video: a page of several hundred would be too large to open
 
 _STYLE = """
@@ -138,14 +137,14 @@ def _pixels(medium: Medium) -> int:
 
 
 def _figure(pad: str, medium: Medium, scale: float) -> str:
-    frames_FHW3 = frames_of(medium.encoded)
+    frames_FHW3 = frames_of(medium.encoded, merge=medium.merge)
     count = len(frames_FHW3)
     picked = _picked(count)
-    grid = medium.encoded.grid
-    style = f"--columns:{grid.w // MERGE};--rows:{grid.h // MERGE}"
+    grid, least = medium.encoded.grid, medium.patch * medium.merge
+    style = f"--columns:{grid.w // medium.merge};--rows:{grid.h // medium.merge}"
     images = "".join(
         f'<span class="frame" tabindex="0" style="{style}"><span class="grid">'
-        f'<img alt="{safe(medium.name)}" src="{_uri(frames_FHW3[i], scale)}"></span>{_stamp(medium, i)}</span>'
+        f'<img alt="{safe(medium.name)}" src="{_uri(frames_FHW3[i], scale, least)}"></span>{_stamp(medium, i)}</span>'
         for i in picked
     )
     some = f", {len(picked)} of its {count} frames shown" if len(picked) < count else ""
@@ -161,9 +160,10 @@ def _stamp(medium: Medium, frame: int) -> str:
     return f"<small>{at}</small>"
 
 
-def _uri(frame_HW3: torch.Tensor, scale: float) -> str:
+def _uri(frame_HW3: torch.Tensor, scale: float, smallest: int) -> str:
+    """A picture; no side of it is scaled below `smallest` pixels."""
     picture = Image.fromarray(frame_HW3.numpy())
     if scale < 1:
-        size = (max(SMALLEST, round(side * scale)) for side in picture.size)
+        size = (max(smallest, round(side * scale)) for side in picture.size)
         picture = picture.resize(tuple(size), Image.Resampling.BICUBIC)  # type: ignore[arg-type]
     return picture_uri(picture)

@@ -9,12 +9,14 @@ from typing import Any
 
 from vlft.checkpoint import open_processor, resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
+from vlft.data.collate import Collator
 from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
 from vlft.data.media.read import MediaSettings, media_settings
 from vlft.data.over_length import Fit
 from vlft.errors import ConfigError
-from vlft.families import Family
+from vlft.families import Family, Sizes
+from vlft.model.build import media_processors
 from vlft.model.load import load_config
 from vlft.model.towers import Towers
 from vlft.setup.schedule import pack_budget
@@ -47,7 +49,18 @@ class Base:
     @property
     def tied(self) -> bool:
         """Whether the head is the embedding, so that files hold it once."""
-        return bool(self.config.tie_word_embeddings)
+        return self.sizes.text.tied
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the model, by its config."""
+        return self.family.sizes(self.config)
+
+    def collator(self) -> Collator:
+        """Encoded rows -> a flat batch of this base."""
+        tokenizer, vision = self.processor.tokenizer, self.sizes.vision
+        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return Collator(patch_size=vision.patch, merge_size=vision.merge, filler_token=filler)
 
 
 def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> Base:
@@ -64,7 +77,7 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
     config, family = load_config(folder)
     processor = open_processor(folder)
     media = _settings(processor, data)
-    limit = config.text_config.max_position_embeddings
+    limit = family.sizes(config).text.max_positions
     max_length = limit if data.max_length is None else data.max_length
     if not 0 < max_length <= limit:
         raise ConfigError(f"--max_length is {max_length:,}; the model's max_position_embeddings allow 1 to {limit:,}")
@@ -113,19 +126,14 @@ def _fit(data: DataFlags, max_length: int) -> Fit | None:
     return Fit(how=how, tokens=min(max_length, budget.tokens), patches=budget.patches)
 
 
-def stock_probe(data: DataFlags) -> MediaProbe:
-    """What can look at media before a base is chosen: the flags over the budgets of Qwen/Qwen2-VL-*-Instruct.
+def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
+    """What can look at media before a base is chosen: the flags over the published budgets of a family.
 
     Raises:
         ConfigError: a flag cannot act or be carried out.
     """
-    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
-
-    size = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16384 * 28 * 28}  # their preprocessor_config.json
-    stock = SimpleNamespace(
-        image_processor=Qwen2VLImageProcessor(size=dict(size)), video_processor=Qwen2VLVideoProcessor(size=dict(size))
-    )
-    return MediaProbe(media=_settings(stock, data))
+    image, video = media_processors(family, *family.pixels)
+    return MediaProbe(media=_settings(SimpleNamespace(image_processor=image, video_processor=video), data))
 
 
 def _towers(model: ModelFlags, given: frozenset[str]) -> Towers:

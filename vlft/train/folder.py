@@ -214,7 +214,7 @@ class RunFolder:
             frozen = model.state_dict().keys() - state_dict.keys()
             state_dict = state_dict | stored_tensors(self.base.folder, self.base.family, frozen)
             if self.base.tied:
-                state_dict.pop("lm_head.weight", None)
+                state_dict.pop(self.base.family.head, None)
         # PEFT would ask the hub whether the vocabulary has grown.
         options = {"save_embedding_layers": False} if self.record.kind == "adapter" else {}
         model.save_pretrained(out, state_dict=state_dict, **options)
@@ -311,7 +311,7 @@ def stored_dtypes(base: Base) -> dict[str, torch.dtype]:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 found[module_name(base.family, name)] = getattr(torch, _DTYPES[tensors.get_slice(name).get_dtype()])
-    found.setdefault("lm_head.weight", found["model.language_model.embed_tokens.weight"])
+    found.setdefault(base.family.head, found[base.family.embedding])
     return found
 
 

@@ -47,7 +47,7 @@ def prepare_model(
     fused = kernels.install(model, args.liger, dtype=dtype, device=args.device)
     forward.bind(model, forward.PixelScale.of(base.processor))
     wrapped = towers.apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
-    kept = memory.activations(base.config, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
+    kept = memory.activations(base.sizes, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
     if args.checkpointing == "auto" and args.device.type == "cuda":
         kept = _foretold(base, args, tokens=tokens, patches=patches, fused=not fused.startswith("off")) or kept
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)

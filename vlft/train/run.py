@@ -19,7 +19,7 @@ from vlft.checkpoint import read_json, read_record
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.machine import check_device, remark_on_numbers, remarks_on_steps
 from vlft.config.parse import Parsed
-from vlft.data.collate import Batch, Collator
+from vlft.data.collate import Batch
 from vlft.data.costs.cache import cost_folder
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
@@ -223,9 +223,6 @@ def _trainer(
     def dataset(rows: MeasuredRows) -> RowDataset:
         return RowDataset(rows.rows.samples, base.encoder, rows.costs)
 
-    vision = base.config.vision_config
-    tokenizer = base.processor.tokenizer
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
     due = folder.evaluation_due
     trainer = VlftTrainer(
@@ -236,7 +233,7 @@ def _trainer(
         eval_rows=dataset(evaluated) if evaluated else None,
         order=run.order,
         eval_order=evaluation_order(evaluated.costs, data, args, world=args.world_size) if evaluated else None,
-        collator=Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler),
+        collator=base.collator(),
         folder=folder,
         guard=StepGuard(args, folder, watchdog, packing=data.packing, say=run.say),
         notice=run.notice,
@@ -258,10 +255,12 @@ def _trainer(
 def _meter(base: Base, args: TrainFlags) -> Meter:
     """Counts what is trained; with MFU on a card whose peak is known."""
 
+    sizes = base.sizes
+
     def work(batch: Batch) -> float:
         return flops.total(
             flops.required_flops(
-                base.config,
+                sizes,
                 base.towers,
                 lengths=batch["lengths"] if batch["rows"] else (),
                 vision_lengths=batch["vision_lengths"] if len(batch["vision_rows"]) else (),

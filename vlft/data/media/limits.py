@@ -135,7 +135,10 @@ def _check_pixels(settings: MediaSettings, *, given: int | None, base: int) -> N
     for kind in ("image", "video"):
         low, high = getattr(settings, f"{kind}_min_pixels"), getattr(settings, f"{kind}_max_pixels")
         if low < 1:
-            raise ConfigError(f"--{kind}_min_pixels {low}: a picture has at least 1 pixel. Give 4 * 28 * 28, say.")
+            raise ConfigError(
+                f"--{kind}_min_pixels {low}: a picture has at least 1 pixel. "
+                f"Give 4 * {settings.factor} * {settings.factor}, say."
+            )
         if low > high:
             raise ConfigError(f"--{kind}_min_pixels {low} is above --{kind}_max_pixels {high}. Change one of them.")
         if high < settings.factor**2:

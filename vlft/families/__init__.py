@@ -1,0 +1,45 @@
+"""The model families vlft trains: names, feature words and sizes, without torch.
+
+One file a family, one constant each; everything else asks `Family.of(config.model_type)` (rule: ask the config, not the
+name). A new family is its file, its import and its place in the tuple below.
+"""
+
+from vlft.families.family import FAMILIES, REFUSED, TOWERS, Family, Feature, Shape, sizes_of
+from vlft.families.qwen2_vl import QWEN2_VL
+from vlft.families.sizes import Layer, Linear, Sizes, TextSizes, VisionSizes, is_tied, untied
+
+#: Assumed where no base is named: by `vlft check-data` without --model_id, and by the demo.
+DEFAULT = QWEN2_VL
+
+FAMILIES.update({family.model_type: family for family in (QWEN2_VL,)})
+
+_SPEECH = "it hears and speaks; vlft trains on text, pictures and videos"
+_NO_PICTURES = "a text model, without a vision tower"
+REFUSED.update(
+    {
+        "qwen2_5_omni": _SPEECH,
+        "qwen3_omni_moe": _SPEECH,
+        "qwen2_audio": _SPEECH,
+        "qwen2": _NO_PICTURES,
+        "qwen3": _NO_PICTURES,
+        "qwen4_exp": "its n-gram embeddings alone take some 90 GB; it is not planned",
+    }
+)
+
+__all__ = [
+    "DEFAULT",
+    "FAMILIES",
+    "REFUSED",
+    "TOWERS",
+    "Family",
+    "Feature",
+    "Layer",
+    "Linear",
+    "Shape",
+    "Sizes",
+    "TextSizes",
+    "VisionSizes",
+    "is_tied",
+    "sizes_of",
+    "untied",
+]

@@ -1,0 +1,86 @@
+"""Qwen2-VL. Sizes are those of config.json of Qwen/Qwen2-VL-2B-Instruct and -7B-Instruct."""
+
+from vlft.families.family import Family, Shape
+from vlft.families.sizes import TextNames, VisionNames
+
+_LAYER = r"model\.language_model\.layers\.\d+\."
+_BLOCK = r"model\.visual\.blocks\.\d+\."
+_MERGER = r"model\.visual\.merger\.mlp\.(0|2)"
+_VISION = {
+    "embed_dim": 1280, "depth": 32, "num_heads": 16, "mlp_ratio": 4,
+    "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
+}  # fmt: skip
+
+
+def _text(width: int, inner: int, depth: int, heads: int, kv_heads: int, sections: list[int], **more: int) -> dict:
+    rope = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": sections}
+    return {
+        "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": depth, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "max_position_embeddings": 32768, "rope_parameters": rope, **more,
+    }  # fmt: skip
+
+
+QWEN2_VL = Family(
+    model_type="qwen2_vl",
+    label="Qwen2-VL",
+    model_class="Qwen2VLForConditionalGeneration",
+    config_class="Qwen2VLConfig",
+    processor_class="Qwen2VLProcessor",
+    image_processor_class="Qwen2VLImageProcessor",
+    video_processor_class="Qwen2VLVideoProcessor",
+    vision_names=VisionNames(width="embed_dim", out="hidden_size"),
+    text_names=TextNames(),
+    tower_prefixes=(
+        ("model.visual.merger.", "merger"),
+        ("model.visual.", "vision"),
+        ("model.language_model.", "language"),
+        ("lm_head.", "language"),
+    ),
+    lora_targets={
+        "language": _LAYER + r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)",
+        "vision": _BLOCK + r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))",
+        "merger": _MERGER,
+    },
+    attention_targets={
+        "language": _LAYER + r"self_attn\.(q|k|v|o)_proj",
+        "vision": _BLOCK + r"attn\.(qkv|proj)",
+        "merger": _MERGER,  # it has no attention: its two linears are all there is
+    },
+    fused_norms=_LAYER + r"(input_layernorm|post_attention_layernorm)|model\.language_model\.norm",
+    fused_mlps=_LAYER + "mlp",
+    published=(("model.visual.", "visual."), ("model.language_model.", "model.")),
+    embedding="model.language_model.embed_tokens.weight",
+    head="lm_head.weight",
+    image_pad="<|image_pad|>",
+    video_pad="<|video_pad|>",
+    vision_start="<|vision_start|>",
+    vision_end="<|vision_end|>",
+    end_of_turn="<|im_end|>",
+    end_of_text="<|endoftext|>",
+    control_tokens=(
+        "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+        "<|image_pad|>", "<|video_pad|>",
+    ),
+    box_unit="0-1000",
+    box_style="tokens",
+    pixels=(4 * 28 * 28, 16384 * 28 * 28),
+    tiny=Shape(
+        text=_text(64, 128, 2, 4, 2, [2, 3, 3]),
+        vision=_VISION | {"embed_dim": 32, "depth": 2, "num_heads": 2, "hidden_size": 64},
+        tied=True,
+        dtype="float32",
+        std=0.1,  # at transformers' 0.02 so small a model answers much the same to everything
+    ),
+    shapes={
+        "2b": Shape(
+            text=_text(1536, 8960, 28, 12, 2, [16, 24, 24], vocab_size=151936),
+            vision=_VISION | {"hidden_size": 1536},
+            tied=True,
+        ),
+        "7b": Shape(
+            text=_text(3584, 18944, 28, 28, 4, [16, 24, 24], vocab_size=152064),
+            vision=_VISION | {"hidden_size": 3584},
+            tied=False,
+        ),
+    },
+)  # fmt: skip

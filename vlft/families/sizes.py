@@ -1,0 +1,282 @@
+"""Sizes of a model as plain numbers, whatever its family's config.json calls them.
+
+The only module that reads or writes sizes in a config: `VisionNames` and `TextNames` say how a family spells them, and
+everything else (LoRA counts, operations, memory, attention, plan, bench) asks `Sizes`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlft.errors import CheckpointError
+
+#: What a linear layer of a block does: `in` reads the block's input into attention (query, key, value), `out` projects
+#: attention's result, `mlp` is all else.
+Role = Literal["in", "out", "mlp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """A linear layer of a block, by its number of inputs and outputs."""
+
+    inputs: int
+    outputs: int
+    role: Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSizes:
+    """The vision tower and its mergers.
+
+    Attributes:
+        depth: blocks.
+        width: channels of a patch between blocks.
+        inner: channels inside a block's MLP.
+        mlp_linears: linear layers of that MLP, 3 where it is gated.
+        heads: of attention.
+        out: channels of a merged patch, as the language model takes it.
+        channels: colours of a pixel.
+        patch: pixels of a patch's side.
+        merge: patches of a merged patch's side.
+        temporal: frames of a patch.
+        mergers: how many there are; each makes features of every merged patch.
+    """
+
+    depth: int
+    width: int
+    inner: int
+    mlp_linears: int
+    heads: int
+    out: int
+    channels: int
+    patch: int
+    merge: int
+    temporal: int
+    mergers: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def pixels(self) -> int:
+        """Values of a patch."""
+        return self.channels * self.temporal * self.patch**2
+
+    @property
+    def cell(self) -> int:
+        """Patches of a merged patch."""
+        return self.merge**2
+
+    @property
+    def block(self) -> tuple[Linear, ...]:
+        """Linear layers of one block; query, key and value are one."""
+        width, inner = self.width, self.inner
+        into = Linear(inputs=width, outputs=inner, role="mlp")
+        return (
+            Linear(inputs=width, outputs=3 * width, role="in"),
+            Linear(inputs=width, outputs=width, role="out"),
+            *(into for _ in range(self.mlp_linears - 1)),
+            Linear(inputs=inner, outputs=width, role="mlp"),
+        )
+
+    @property
+    def merger(self) -> tuple[Linear, ...]:
+        """Linear layers of one merger."""
+        wide = self.width * self.cell
+        return (
+            Linear(inputs=wide, outputs=wide, role="mlp"),
+            Linear(inputs=wide, outputs=self.out, role="mlp"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer of the language model: softmax attention over the whole sample, and a gated MLP.
+
+    Attributes:
+        inner: channels inside the MLP.
+    """
+
+    inner: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSizes:
+    """The language model.
+
+    Attributes:
+        width: channels of a token between layers.
+        layers: in order.
+        heads, kv_heads: of queries, and of keys and values.
+        head_dim: channels of a head, which need not be `width / heads`.
+        vocab: rows of the embedding and of the head.
+        tied: whether the head is the embedding.
+        max_positions: tokens of the longest sample it is made for.
+    """
+
+    width: int
+    layers: tuple[Layer, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    max_positions: int
+
+    def linears(self, layer: Layer) -> tuple[Linear, ...]:
+        """Linear layers of one layer."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        sizes: tuple[tuple[int, int, Role], ...] = (
+            (self.width, queries, "in"),
+            (self.width, keys, "in"),
+            (self.width, keys, "in"),
+            (queries, self.width, "out"),
+            (self.width, layer.inner, "mlp"),
+            (self.width, layer.inner, "mlp"),
+            (layer.inner, self.width, "mlp"),
+        )
+        return tuple(Linear(inputs=inputs, outputs=outputs, role=role) for inputs, outputs, role in sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """All sizes of a model."""
+
+    vision: VisionSizes
+    text: TextSizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionNames:
+    """How `vision_config` spells `VisionSizes`; defaults are what Qwen's families have in common.
+
+    Attributes:
+        inner: None where the config has `inner_ratio` instead: inner channels for each one of the width.
+        mlp_linears: not a name, but the number itself, which no config says.
+        more_mergers: a list with one entry for each merger beside the first; None where there is one merger only.
+    """
+
+    width: str
+    out: str
+    inner: str | None = None
+    inner_ratio: str = "mlp_ratio"
+    mlp_linears: int = 2
+    more_mergers: str | None = None
+    depth: str = "depth"
+    heads: str = "num_heads"
+    channels: str = "in_channels"
+    patch: str = "patch_size"
+    merge: str = "spatial_merge_size"
+    temporal: str = "temporal_patch_size"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextNames:
+    """How `text_config` spells `TextSizes`.
+
+    Attributes:
+        head_dim: None where a head has width / heads channels.
+        layer_kinds: a list with one entry a layer, which has to follow when layers are taken away.
+    """
+
+    width: str = "hidden_size"
+    inner: str = "intermediate_size"
+    depth: str = "num_hidden_layers"
+    heads: str = "num_attention_heads"
+    kv_heads: str = "num_key_value_heads"
+    head_dim: str | None = None
+    vocab: str = "vocab_size"
+    max_positions: str = "max_position_embeddings"
+    layer_kinds: str = "layer_types"
+
+
+def read_sizes(config: Any, vision_names: VisionNames, text_names: TextNames) -> Sizes:
+    """The sizes in transformers' config of a whole model.
+
+    Raises:
+        CheckpointError: one of them is no whole number of at least 1.
+    """
+    v, t = vision_names, text_names
+    vision, text = _Reader(config, "vision_config"), _Reader(config, "text_config")
+    width, heads = text[t.width], text[t.heads]
+    return Sizes(
+        vision=VisionSizes(
+            depth=vision[v.depth],
+            width=vision[v.width],
+            inner=vision[v.inner] if v.inner else int(vision[v.width] * vision.raw(v.inner_ratio)),
+            mlp_linears=v.mlp_linears,
+            heads=vision[v.heads],
+            out=vision[v.out],
+            channels=vision[v.channels],
+            patch=vision[v.patch],
+            merge=vision[v.merge],
+            temporal=vision[v.temporal],
+            mergers=1 + (len(vision.raw(v.more_mergers)) if v.more_mergers else 0),
+        ),
+        text=TextSizes(
+            width=width,
+            layers=tuple(Layer(inner=text[t.inner]) for _ in range(text[t.depth])),
+            heads=heads,
+            kv_heads=text[t.kv_heads],
+            head_dim=text[t.head_dim] if t.head_dim else width // heads,
+            vocab=text[t.vocab],
+            tied=bool(config.tie_word_embeddings),
+            max_positions=text[t.max_positions],
+        ),
+    )
+
+
+class _Reader:
+    """Reads one part of a config."""
+
+    def __init__(self, config: Any, part: str) -> None:
+        self._part, self._values = part, getattr(config, part)
+        self._where = getattr(config, "_name_or_path", None) or "the model"
+
+    def raw(self, name: str) -> Any:
+        return getattr(self._values, name)
+
+    def __getitem__(self, name: str) -> int:
+        value = self.raw(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(
+                f"{self._where}: {name} in the {self._part} of its config.json is {value!r}, expected a whole number "
+                "of at least 1. Download the model again."
+            )
+        return value
+
+
+def with_depth(config: Any, blocks: int, vision_names: VisionNames, text_names: TextNames) -> Any:
+    """A copy of a config whose two towers have so many blocks, at most."""
+    small = copy.deepcopy(config)
+    setattr(small.vision_config, vision_names.depth, blocks)
+    setattr(small.text_config, text_names.depth, blocks)
+    if (kinds := getattr(small.text_config, text_names.layer_kinds, None)) is not None:
+        setattr(small.text_config, text_names.layer_kinds, kinds[:blocks])
+    return small
+
+
+def attention_configs(config: Any, tower: str) -> tuple[Any, ...]:
+    """The parts of a config from which the modules of a tower ("vision" or "language") learn how to attend."""
+    return (config.vision_config,) if tower == "vision" else (config, config.text_config)
+
+
+# ---- config.json as a file has it
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json ties the head to the embedding; flat and nested ones differ in where they say it."""
+    text = config.get("text_config") or {}
+    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+
+
+def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config.json for a model whose head is not its embedding."""
+    changed = {**config, "tie_word_embeddings": False}
+    if "tie_word_embeddings" in (text := config.get("text_config") or {}):
+        changed["text_config"] = {**text, "tie_word_embeddings": False}
+    return changed

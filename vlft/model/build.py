@@ -1,0 +1,61 @@
+"""Configs and processors of a family from the sizes it names, for models with random weights. Downloads nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlft.families import Family, Shape, Sizes
+
+
+def media_processors(family: Family, least: int, most: int) -> tuple[Any, Any]:
+    """A family's stock image and video processor.
+
+    Args:
+        least, most: pixels of a picture and of a video frame.
+    """
+    import transformers
+
+    vision = family.vision_names
+    sides = {
+        "patch_size": family.tiny.vision[vision.patch],
+        "merge_size": family.tiny.vision[vision.merge],
+        "temporal_patch_size": family.tiny.vision[vision.temporal],
+    }
+    image, video = (
+        getattr(transformers, name)(size={"shortest_edge": least, "longest_edge": most}, **sides)
+        for name in (family.image_processor_class, family.video_processor_class)
+    )
+    return image, video
+
+
+def sizes_of_shape(family: Family, shape: Shape) -> Sizes:
+    """The sizes of a shape; a vocabulary that it does not name is the class's own."""
+    import transformers
+
+    config = getattr(transformers, family.config_class)(
+        text_config=dict(shape.text), vision_config=dict(shape.vision), tie_word_embeddings=shape.tied
+    )
+    return family.sizes(config)
+
+
+def build_config(family: Family, shape: Shape, tokenizer: Any) -> Any:
+    """transformers' config of a shape, whose control tokens are the tokenizer's."""
+    import transformers
+
+    def token(text: str) -> int:
+        return tokenizer.convert_tokens_to_ids(text)
+
+    ends = {"bos_token_id": token(family.end_of_text), "eos_token_id": token(family.end_of_turn)}
+    return getattr(transformers, family.config_class)(
+        text_config={
+            family.text_names.vocab: 64 * -(-len(tokenizer) // 64),
+            **shape.text,
+            "tie_word_embeddings": shape.tied,
+            "pad_token_id": token(family.end_of_text),
+            **ends,
+        },
+        vision_config=dict(shape.vision),
+        tie_word_embeddings=shape.tied,
+        **{name: token(text) for name, text in family.config_tokens.items()},
+        **ends,
+    )
