@@ -13,7 +13,6 @@ from typing import Any
 
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser, Parsed
-from vlft.setup import training_files
 
 
 class RowParser(FlagParser):
@@ -50,7 +49,7 @@ class RowParser(FlagParser):
         """
         parsed = self.parse(argv)
         named = list(parsed.extra.data)
-        every = training_files(parsed.flags[0])
+        every = parsed.flags[0].training_files
         if named and parsed.flags[0].data_mix is not None and not set(named) <= set(every):
             other = next(file for file in named if file not in every)
             self.error(f"{other} is none of the data files of --data_mix ({', '.join(every)}). Name one of them")
