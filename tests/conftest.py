@@ -151,13 +151,14 @@ def mixed_json(tmp_path_factory, media) -> Path:
 @pytest.fixture(scope="session")
 def encoder(base):
     """The encoder of the tiny base at its own settings."""
+    from vlft.config.recipe import Recipe, RowFlags
     from vlft.data.encode import Encoder
-    from vlft.data.media.read import media_settings
     from vlft.families import FAMILIES
     from vlft.model.load import load_processor
 
     processor = load_processor(base)
-    return Encoder(family=FAMILIES["qwen2_vl"], processor=processor, media=media_settings(processor), max_length=32768)
+    recipe = Recipe.of(processor, RowFlags(max_length=32768))
+    return Encoder(family=FAMILIES["qwen2_vl"], processor=processor, recipe=recipe)
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,13 @@ import struct
 
 import numpy as np
 
-from vlft.data.media.read import media_settings
+from vlft.config.recipe import Recipe
 from vlft.data.sample import Image, Video
 from vlft.demo.tiny import tiny_processor
 
 PROCESSOR = tiny_processor()
 
-SETTINGS = media_settings(PROCESSOR)
+SETTINGS = Recipe.of(PROCESSOR)
 
 
 def image(path) -> Image:

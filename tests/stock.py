@@ -27,7 +27,7 @@ def messages_of(sample, settings) -> list[dict]:
 def stock(sample, encoder):
     """The stock processor's whole answer for a row: pictures by itself, videos as qwen-vl-utils hands them over."""
     processor = encoder.processor
-    messages = messages_of(sample, encoder.media)
+    messages = messages_of(sample, encoder.recipe)
     text = processor.apply_chat_template(messages, tokenize=False)
     videos = [m for message in messages for m in message["content"] if m["type"] == "video"]
     pictures = [m["image"] for message in messages for m in message["content"] if m["type"] == "image"]

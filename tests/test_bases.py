@@ -15,8 +15,8 @@ from published import rewrite_as_published
 from runs import arguments
 
 from vlft.cli.main import main
+from vlft.config.recipe import Recipe, RowFlags
 from vlft.data.encode import Encoder
-from vlft.data.media.read import media_settings
 from vlft.data.sample import Sample, Text, Turn
 from vlft.errors import CheckpointError, DataError
 from vlft.families import FAMILIES
@@ -252,7 +252,8 @@ def test_a_row_that_the_template_refuses_is_a_bad_row_that_can_leave_a_worker(ba
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
     (folder / "chat_template.jinja").write_text(strict + template)
     processor = load_processor(folder)
-    encoder = Encoder(family=FAMILIES["qwen2_vl"], processor=processor, media=media_settings(processor), max_length=999)
+    recipe = Recipe.of(processor, RowFlags(max_length=999))
+    encoder = Encoder(family=FAMILIES["qwen2_vl"], processor=processor, recipe=recipe)
     turns = tuple(
         Turn(role=role, parts=(Text(text="Hi."),), field=f"conversations[{k}]")  # type: ignore[arg-type]
         for k, role in enumerate(("system", "user", "assistant"))

@@ -84,7 +84,7 @@ def test_shapes_are_as_large_as_published(name, billions):
 def test_stock_rows_are_ours(samples, encoded, encoder):
     """Same tokens, same labels, for every kind of row; pixels are compared in test_media."""
     rows = StockRows(
-        samples=list(samples.values()), processor=encoder.processor, media=encoder.media, family=encoder.family
+        samples=list(samples.values()), processor=encoder.processor, recipe=encoder.recipe, family=encoder.family
     )
     items = [rows[i] for i in range(len(rows))]
     for item, (name, ours) in zip(items, encoded.items(), strict=True):
@@ -94,7 +94,7 @@ def test_stock_rows_are_ours(samples, encoded, encoder):
 
 
 def test_padding_is_counted_and_ignored(samples, encoder):
-    rows = StockRows(samples=[samples["still"], samples["text"]], processor=encoder.processor, media=encoder.media,
+    rows = StockRows(samples=[samples["still"], samples["text"]], processor=encoder.processor, recipe=encoder.recipe,
                      family=encoder.family)  # fmt: skip
     batch = stock_collator(encoder.processor)([rows[0], rows[1]])
     lengths = [rows[i]["input_ids"].shape[1] for i in range(2)]

@@ -11,11 +11,12 @@ from transformers import Qwen2VLImageProcessor
 
 from vlft.chat import Chat, open_model, question
 from vlft.cli.main import main
+from vlft.config.recipe import Recipe
 from vlft.data.boxes import boxes_in_answer, remarks
 from vlft.data.costs import cache as cost_cache
 from vlft.data.encode import Encoder
 from vlft.data.files.index import index_rows
-from vlft.data.media.read import measure, media_settings
+from vlft.data.media.read import measure
 from vlft.data.rows.coordinates import BoxText, NotABox, PictureSizes, fault, split, to_model, to_original
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Grid
@@ -205,7 +206,7 @@ def test_every_way_to_write_a_box_trains_the_same(encoder, folder, family, image
         form = '{{"bbox_2d": [{:g}, {:g}, {:g}, {:g}]}}'
     answer = f"Here: {form.format(*wanted)}!"
     for box_format, numbers in (("pixels", pixels), ("0-1", shares), ("0-1000", [1000 * s for s in shares])):
-        one = replace(encoder, box_format=box_format)
+        one = replace(encoder, recipe=replace(encoder.recipe, box_format=box_format))
         raw = row("<image>Find it.", f"Here: {form.format(*numbers)}!", image=images)
         assert said(one, raw, folder) == answer
         assert said(replace(one, box_format="as_is"), raw, folder) == raw["conversations"][1]["value"]
@@ -249,7 +250,7 @@ def test_the_box_holds_what_it_held(encoder, tmp_path, unit, turned):
 
 def test_the_picture_of_a_box(encoder, folder):
     """Named by image_id; else the one right before it in its turn, the one last shown, or the row's only one."""
-    encoder = replace(encoder, family=LATER, box_format="pixels")
+    encoder = replace(encoder, family=LATER, recipe=replace(encoder.recipe, box_format="pixels"))
     both = ["wide.jpg", "tall.png"]
     first = said(encoder, grounded([60, 150, 120, 300], images=both, image_id=[0]), folder)
     second = said(encoder, grounded([60, 150, 120, 300], images=both, image_id=[1]), folder)
@@ -308,7 +309,7 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused_rows_name_the_field(encoder, folder, what):
     raw, field, reason = REFUSED[what]
-    encoder = replace(encoder, family=LATER, box_format="pixels")
+    encoder = replace(encoder, family=LATER, recipe=replace(encoder.recipe, box_format="pixels"))
     for step in (encoder.measure, encoder.encode):
         with pytest.raises(DataError) as refused:
             step(parse(raw, folder))
@@ -329,7 +330,7 @@ def test_objects_of_other_sets_are_no_concern(encoder, folder):
 
 @pytest.mark.parametrize("family", [FAMILY, LATER], ids=["tokens", "json"])
 def test_measured_is_encoded(encoder, folder, family):
-    encoder = replace(encoder, family=family, box_format="0-1")
+    encoder = replace(encoder, family=family, recipe=replace(encoder.recipe, box_format="0-1"))
     rows = [
         grounded([3, 4, 699, 299]),
         grounded([0.125, 0.5, 1, 1], images="turned.jpg", bbox_type="norm1"),
@@ -351,7 +352,7 @@ def test_kept_costs_are_of_the_same_boxes(encoder, folder, tmp_path):
     def costs(rows, box_format):
         path = write_json(tmp_path / "rows.json", rows)
         samples = index_rows([str(path)], image_folder=str(folder), family=FAMILY)
-        one = replace(encoder, box_format=box_format)
+        one = replace(encoder, recipe=replace(encoder.recipe, box_format=box_format))
         kept = list(cost_cache.scan_costs(samples, one, workers=0, folder=tmp_path / "kept", note=print))
         assert kept == [one.measure(sample) for sample in samples]
         return kept
@@ -393,7 +394,7 @@ def test_check_data_warns_of_odd_boxes(capsys, base, folder, tmp_path):
 
 def test_what_a_row_teaches_comes_back_in_pixels(encoder, folder):
     """`objects` -> the text a model is trained to write -> pixels of the original again."""
-    settings = media_settings(encoder.processor)
+    settings = Recipe.of(encoder.processor)
     for family in (FAMILY, LATER, THIRD):
         raw = grounded([33.5, 100, 66, 321], images="turned.jpg")
         answer = said(replace(encoder, family=family), raw, folder)

@@ -88,7 +88,7 @@ def stock_answer(folder: Path, sample, settings, *, max_new_tokens: int) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_are_those_of_plain_transformers(made, chats, prompts, name):
     chat = chats["merged"]
-    theirs = stock_answer(made["merged"], prompts[name], chat.encoder.media, max_new_tokens=16)
+    theirs = stock_answer(made["merged"], prompts[name], chat.encoder.recipe, max_new_tokens=16)
     ours = chat.answer(prompts[name], max_new_tokens=16)
     assert ours == theirs
     assert ours
@@ -169,9 +169,9 @@ def test_the_runs_pixel_and_frame_settings_are_used(base, mixed_json, media, tmp
         assert counts[0] < counts[1]
     for path in run.glob("*processor*"):  # as when only the adapter and its record are copied
         path.unlink()
-    assert open_model(run, device="cpu").encoder.media == small.encoder.media
+    assert open_model(run, device="cpu").encoder.recipe == small.encoder.recipe
     (run / "vlft.json").unlink()
-    assert open_model(run, device="cpu").encoder.media == whole.encoder.media
+    assert open_model(run, device="cpu").encoder.recipe == whole.encoder.recipe
     record = json.loads((made["merged"] / "vlft.json").read_text())
     record["media"]["nframes"] = 4
     merged = shutil.copytree(made["merged"], tmp_path / "merged")
@@ -185,8 +185,8 @@ def test_a_full_run_and_its_checkpoint_answer(base, mixed_json, media, tmp_path,
     saved = ("--save_strategy", "steps", "--save_steps", "2", "--max_steps", "2")
     assert main([*arguments(base, mixed_json, media, run, *FULL, *SMALL), *saved]) == 0
     final, last = (open_model(folder, device="cpu") for folder in (run, run / "checkpoint-2"))
-    assert final.encoder.media == last.encoder.media
-    assert final.encoder.media.image_max_pixels == 6 * 28 * 28
+    assert final.encoder.recipe == last.encoder.recipe
+    assert final.encoder.recipe.image_max_pixels == 6 * 28 * 28
     asked = list(prompts.values())
     assert final.answers(asked, max_new_tokens=8) == last.answers(asked, max_new_tokens=8)
 

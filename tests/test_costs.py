@@ -59,6 +59,10 @@ def measure(path: Path, encoder, cache: Path | None) -> MeasuredRows:
     return measure_rows(rows, encoder, workers=0, cache=cache)
 
 
+def with_recipe(encoder, **changes):
+    return replace(encoder, recipe=replace(encoder.recipe, **changes))
+
+
 def facts(measured: MeasuredRows) -> tuple:
     """What a pass found out, to be compared."""
     return list(measured.rows.samples), measured.rows.bad, measured.rows.counts, measured.costs
@@ -124,8 +128,8 @@ def test_rows_edited_or_added_are_measured_and_the_others_are_not(rows, encoder,
 def test_other_settings_have_an_entry_of_their_own(rows, encoder, tmp_path):
     cache = tmp_path / "cache"
     measure(rows, encoder, cache)
-    small = replace(encoder, media=replace(encoder.media, image_max_pixels=16 * 28 * 28))
-    short = replace(encoder, max_length=130)
+    small = with_recipe(encoder, image_max_pixels=16 * 28 * 28)
+    short = with_recipe(encoder, max_length=130)
     for other in (small, short):
         assert facts(measure(rows, other, cache)) == facts(measure(rows, other, None))
     assert len(entries(cache)) == 3
@@ -201,7 +205,7 @@ def test_a_folder_that_cannot_be_written_costs_a_note(rows, encoder, tmp_path):
 
 def _measure_often(path: Path, encoder, cache: Path, times: int) -> None:
     for turn in range(times):
-        found = measure(path, replace(encoder, max_length=1000 + turn // 4), cache)
+        found = measure(path, with_recipe(encoder, max_length=1000 + turn // 4), cache)
         assert not found.notes, found.notes
         assert len(found.costs) == 5
 
@@ -222,7 +226,7 @@ def test_the_cache_does_not_grow_for_ever(rows, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "KEPT_FILES", 3)
     cache = tmp_path / "cache"
     for i in range(5):
-        measure(rows, replace(encoder, max_length=1000 + i), cache)
+        measure(rows, with_recipe(encoder, max_length=1000 + i), cache)
         os.utime(entries(cache)[0], ns=(i, i))  # the clock may not tell them apart
     assert len(entries(cache)) == 3
 

@@ -30,7 +30,7 @@ def test_ids_and_grids_are_the_stock_processors(samples, encoded, encoder, name)
 
 @pytest.mark.parametrize("name", ["still", "two-turns"])
 def test_ids_equal_one_call_of_the_whole_stock_processor(samples, encoded, encoder, name):
-    messages = messages_of(samples[name], encoder.media)
+    messages = messages_of(samples[name], encoder.recipe)
     text = encoder.processor.apply_chat_template(messages, tokenize=False)
     pictures = [m["image"] for message in messages for m in message["content"] if m["type"] == "image"]
     theirs = encoder.processor(text=[text], images=pictures, return_tensors="pt")
@@ -156,6 +156,6 @@ def test_grounding_tokens_are_single_tokens_and_trained(encoder):
 
 
 def test_a_row_over_max_length_is_refused_with_both_numbers(encoder, samples):
-    short = replace(encoder, max_length=50)
+    short = replace(encoder, recipe=replace(encoder.recipe, max_length=50))
     with pytest.raises(DataError, match=r"213 tokens long \(120 of them .* --max_length is 50"):
         short.measure(samples["both"])

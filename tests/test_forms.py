@@ -12,6 +12,7 @@ from build import row, write_image, write_json
 
 from vlft.cli.main import main
 from vlft.config.mix import read_mix
+from vlft.config.recipe import RowFlags
 from vlft.data.files.index import index_rows, parsed
 from vlft.data.rows.access import Access
 from vlft.data.rows.embedded import Embedded
@@ -23,6 +24,7 @@ from vlft.errors import ConfigError, DataError
 from vlft.families import Family
 
 FAMILY = Family.of("qwen2_vl")
+FIRST = RowFlags(missing_tags="first")
 README = Path(__file__).parent.parent / "data" / "README.md"
 
 
@@ -389,7 +391,7 @@ def test_files_without_tags(raw, tmp_path):
     from vlft.data.rows.write_back import written
 
     assert "--missing_tags first" in refusal(raw).reason
-    sample = parse(raw, missing_tags="first")
+    sample = parse(raw, flags=FIRST)
     pieces = [[part for part in turn.parts if not isinstance(part, Text)] for turn in sample.turns]
     (shown,) = [some for some in pieces if some]
     assert all(turn.parts[: len(shown)] == tuple(shown) for turn in sample.turns if any(p in turn.parts for p in shown))
@@ -399,9 +401,9 @@ def test_files_without_tags(raw, tmp_path):
 
 def test_rows_with_some_tags_are_not_guessed():
     raw = row("<image>Hm?", image=["a.jpg", "b.jpg"])
-    assert "1 <image> tag, 2 paths" in refusal(raw, missing_tags="first").reason
+    assert "1 <image> tag, 2 paths" in refusal(raw, flags=FIRST).reason
     assert "--missing_tags" not in refusal(raw).reason
-    assert parse(row("<image>Hm?", image="a.jpg"), missing_tags="first").added == ()
+    assert parse(row("<image>Hm?", image="a.jpg"), flags=FIRST).added == ()
 
 
 def test_fix_writes_the_tags(capsys, tmp_path, media, base):

@@ -15,9 +15,10 @@ from PIL import ImageOps, JpegImagePlugin, PngImagePlugin
 from stills_and_clips import PROCESSOR, SETTINGS, grid_of, image, pixels, turn, video
 from transformers import image_transforms
 
+from vlft.config.recipe import Recipe, RowFlags
 from vlft.data.media import clips
 from vlft.data.media.pictures import Unreadable, open_picture, read_pixels
-from vlft.data.media.read import MediaError, decode, measure, media_settings
+from vlft.data.media.read import MediaError, decode, measure
 from vlft.data.sample import Image, Video
 from vlft.errors import ConfigError
 
@@ -529,9 +530,8 @@ def test_settings_default_to_the_processor():
     assert (SETTINGS.image_min_pixels, SETTINGS.image_max_pixels) == (4 * TOKEN, 64 * TOKEN)
     assert (SETTINGS.video_min_pixels, SETTINGS.video_max_pixels) == (4 * TOKEN, 64 * TOKEN)
     assert (SETTINGS.fps, SETTINGS.nframes, SETTINGS.video_max_frames) == (2.0, None, 768)
-    given = media_settings(
-        PROCESSOR, image_max_pixels=100 * TOKEN, video_min_pixels=8 * TOKEN, fps=1, video_max_frames=8
-    )
+    flags = RowFlags(image_max_pixels=100 * TOKEN, video_min_pixels=8 * TOKEN, fps=1, video_max_frames=8)
+    given = Recipe.of(PROCESSOR, flags)
     assert (given.image_max_pixels, given.video_min_pixels) == (100 * TOKEN, 8 * TOKEN)
     assert (given.fps, given.video_max_frames) == (1, 8)
 
@@ -554,4 +554,4 @@ def test_settings_default_to_the_processor():
 )
 def test_settings_refused(flags, reason):
     with pytest.raises(ConfigError, match=reason):
-        media_settings(PROCESSOR, **flags)
+        Recipe.of(PROCESSOR, RowFlags(**flags))

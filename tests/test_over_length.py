@@ -10,11 +10,11 @@ import torch
 from build import row, write_json
 
 from vlft.cli.main import main
+from vlft.config.recipe import Fit
 from vlft.data.costs.cache import scan_costs
 from vlft.data.encode import KIND_TEXT, Encoder
 from vlft.data.files.index import index_rows
-from vlft.data.media.read import settings_for
-from vlft.data.over_length import Fit
+from vlft.data.media.read import recipe_for
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image
 from vlft.errors import DataError
@@ -46,7 +46,7 @@ def story(media):
 
 
 def fitting(encoder, how, tokens, patches=None) -> Encoder:
-    return replace(encoder, fit=Fit(how=how, tokens=tokens, patches=patches))
+    return replace(encoder, recipe=replace(encoder.recipe, fit=Fit(how=how, tokens=tokens, patches=patches)))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_pixels_go_down_evenly_and_never_below_their_least(encoder, story, whole
         most = {m.overrides.max_pixels for m in made.media if isinstance(m, Image)}
         assert len(most) == 1  # one budget for all of the row's pictures
         for medium in made.media:
-            own = settings_for(medium, encoder.media)
+            own = recipe_for(medium, encoder.recipe)
             assert own.image_max_pixels >= own.image_min_pixels
             assert own.video_max_pixels >= own.video_min_pixels
 

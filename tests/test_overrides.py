@@ -9,8 +9,9 @@ from build import row, write_image, write_video
 from PIL import Image as PILImage
 from qwen_vl_utils import fetch_image, fetch_video
 
+from vlft.config.recipe import Recipe
 from vlft.data.costs.cache import key_of
-from vlft.data.media.read import MediaError, decode, measure, media_settings
+from vlft.data.media.read import MediaError, decode, measure
 from vlft.data.rows.records import parse_record
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import DataError
@@ -19,7 +20,7 @@ from vlft.preview import frames_of
 
 FAMILY = Family.of("qwen2_vl")
 PROCESSOR = tiny_processor()
-SETTINGS = media_settings(PROCESSOR)
+SETTINGS = Recipe.of(PROCESSOR)
 TOKEN = 28 * 28
 
 

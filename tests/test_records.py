@@ -10,8 +10,9 @@ import pytest
 from build import row, write_image, write_json, write_video
 from refused_rows import REFUSED, turns
 
+from vlft.config.recipe import Recipe
 from vlft.data.files.index import index_rows, parsed
-from vlft.data.media.read import MediaError, decode, measure, media_settings
+from vlft.data.media.read import MediaError, decode, measure
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image, Text, Turn, Video
 from vlft.demo.tiny import tiny_processor
@@ -231,7 +232,7 @@ def test_the_working_directory_does_not_shadow_the_image_folder(tmp_path, monkey
     write_image(work / "b.png")
     monkeypatch.chdir(work)
     rows = parsed(index_rows([str(data)], image_folder=str(folder) if given else None, family=FAMILY))
-    settings = media_settings(tiny_processor())
+    settings = Recipe.of(tiny_processor())
     assert decode(rows.samples[0].media[0], settings).grid.patches == 16
     with pytest.raises(MediaError, match="no such file"):
         decode(rows.samples[1].media[0], settings)
@@ -334,7 +335,7 @@ def test_undecodable_media_are_named_as_in_the_row(tmp_path):
     write_video(tmp_path / "one.mp4", 1)
     raw = row("<image><image><video>", image=["a.jpg", "gone.jpg"], video="one.mp4")
     sample = parse(raw, image_folder=str(tmp_path))
-    settings = media_settings(tiny_processor())
+    settings = Recipe.of(tiny_processor())
     fields = []
     for media in sample.media:
         try:
@@ -351,7 +352,7 @@ def test_the_demo_rows_load_and_decode():
     rows = load(DATA / "demo.json", image_folder=str(DATA / "media"))
     assert not rows.bad
     assert not any(sample.warnings for sample in rows.samples)
-    settings = media_settings(tiny_processor())
+    settings = Recipe.of(tiny_processor())
     media = [part for sample in rows.samples for part in sample.media]
     assert all(decode(part, settings).grid == measure(part, settings) for part in media)
     named = {path for part in media for path in (getattr(part, "frames", ()) or (part.path,))}

@@ -17,8 +17,7 @@ from pyarrow import parquet
 
 from vlft.cli.main import main
 from vlft.data.files import unpack
-from vlft.data.files.index import index_rows, parsed
-from vlft.data.files.read import rows_print
+from vlft.data.files.index import DataFile, index_rows, parsed
 from vlft.data.rows.access import Access
 from vlft.errors import ConfigError
 from vlft.families import Family
@@ -189,11 +188,11 @@ def test_it_is_unpacked_once_and_anew_where_it_changed(tmp_path, media, cache):
 
 def test_the_print_of_the_rows_does_not_hang_on_the_cache(tmp_path, monkeypatch, media):
     path = str(as_parquet(llava_table(media, embedded), tmp_path / "a.parquet"))
-    first = rows_print(path)
+    first = DataFile(path, image_folder=None).print()
     monkeypatch.setenv("VLFT_MEDIA_CACHE", str(tmp_path / "elsewhere"))
-    assert rows_print(path) == first
+    assert DataFile(path, image_folder=None).print() == first
     as_parquet(llava_table(media, embedded).slice(1), tmp_path / "a.parquet")
-    assert rows_print(path) != first
+    assert DataFile(path, image_folder=None).print() != first
 
 
 def test_several_at_once_unpack_it_once(tmp_path, monkeypatch, media):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlft.data.media.read import MediaSettings
+from vlft.config.recipe import Recipe
 from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample
 from vlft.families import Family
 from vlft.model.forward import PixelScale
@@ -22,13 +22,13 @@ def question_of(sample: Sample) -> Sample:
     return replace(sample, turns=sample.turns[: last + 1])
 
 
-def as_tensors(prompt: EncodedPrompt, settings: MediaSettings) -> Prompt:
+def as_tensors(prompt: EncodedPrompt, recipe: Recipe) -> Prompt:
     """What `vlft.model.generate` takes.
 
     Args:
-        prompt: of an `Encoder`. settings: its own.
+        prompt: of an `Encoder`. recipe: its own.
     """
-    side, pair = settings.patch_size, settings.temporal_patch_size
+    side, pair = recipe.patch_size, recipe.temporal_patch_size
     stills = [medium for medium in prompt.media if not medium.is_video]
     videos = [medium for medium in prompt.media if medium.is_video]
     no_still, no_video = (torch.zeros(0, 3, *shape, dtype=torch.uint8) for shape in ((side, side), (pair, side, side)))

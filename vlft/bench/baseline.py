@@ -123,7 +123,7 @@ def main(spec: Spec) -> None:
     base = open_base(data, model_flags, given=parsed.given)
     measured = trainable_rows(data.data_path, data, base, workers=args.dataloader_num_workers)
     lengths = [cost.tokens for cost in measured.costs]
-    rows = StockRows(samples=measured.rows.samples, processor=base.processor, media=base.media, family=base.family)
+    rows = StockRows(samples=measured.rows.samples, processor=base.processor, recipe=base.recipe, family=base.family)
     collator = stock_collator(base.processor)
     model, attention = _model(base, args)
     settings = fastest(

@@ -129,7 +129,7 @@ def bench_data(parsed: Parsed, plan: DataBench, built_in: BuiltIn, say: Say) -> 
         return document | {
             "base": model.model_id if own_base else f"{built_in.shape} (random weights)",
             "data": data.data_path if own_rows else f"{built_in.mix} mix, seed {built_in.seed}",
-            "image_max_pixels": base.media.image_max_pixels,
+            "image_max_pixels": base.recipe.image_max_pixels,
         }
 
 
@@ -144,7 +144,7 @@ def _measure(base: Base, measured: MeasuredRows, plan: DataBench, say: Say) -> d
     lists = [everything[i : i + plan.batch] for i in range(0, len(everything), plan.batch)]
     sides = {"ours": _Side(RowDataset(samples, base.encoder), base.collator(), plan.workers)}
     if plan.baseline:
-        stock = StockRows(samples=samples, processor=base.processor, media=base.media, family=base.family)
+        stock = StockRows(samples=samples, processor=base.processor, recipe=base.recipe, family=base.family)
         sides["baseline"] = _Side(stock, stock_collator(base.processor), plan.workers)
     warm = lists[: max(1, 2 * plan.workers)]
     for name, side in sides.items():

@@ -66,7 +66,7 @@ def epoch_of(base: Base, measured: MeasuredRows) -> Epoch:
 
 def _segments(sample: Sample, base: Base) -> list[int]:
     """Patches of each ViT attention segment of a row."""
-    grids = [media_io.measure(part, base.media) for part in sample.media]
+    grids = [media_io.measure(part, base.recipe) for part in sample.media]
     return [grid.h * grid.w for grid in grids for _ in range(grid.t)]
 
 

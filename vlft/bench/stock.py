@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from vlft.data.media.read import MediaSettings
+from vlft.config.recipe import Recipe
 from vlft.data.sample import Image, Sample, Text, Video
 from vlft.families import Family
 
@@ -31,13 +31,13 @@ class StockRows(Dataset):
     Attributes:
         samples: parsed rows.
         processor: of the base, with the run's pixel settings.
-        media: those settings, for videos.
+        recipe: those settings, for videos.
         family: names of its control tokens.
     """
 
     samples: Sequence[Sample]
     processor: Any
-    media: MediaSettings
+    recipe: Recipe
     family: Family
 
     def __len__(self) -> int:
@@ -61,18 +61,18 @@ class StockRows(Dataset):
     def _part(self, part: Text | Image | Video) -> dict[str, Any]:
         if isinstance(part, Text):
             return {"type": "text", "text": part.text}
-        media = self.media
+        recipe = self.recipe
         if isinstance(part, Image):
-            budget = {"min_pixels": media.image_min_pixels, "max_pixels": media.image_max_pixels}
+            budget = {"min_pixels": recipe.image_min_pixels, "max_pixels": recipe.image_max_pixels}
             return {"type": "image", "image": part.path, **budget}
-        frames = {"fps": media.fps} if media.nframes is None else {"nframes": media.nframes}
-        if media.nframes is None and part.path is not None:
-            frames["max_frames"] = media.video_max_frames
+        frames = {"fps": recipe.fps} if recipe.nframes is None else {"nframes": recipe.nframes}
+        if recipe.nframes is None and part.path is not None:
+            frames["max_frames"] = recipe.video_max_frames
         return {
             "type": "video",
             "video": part.path if part.path is not None else list(part.frames),
-            "min_pixels": media.video_min_pixels,
-            "max_pixels": media.video_max_pixels,
+            "min_pixels": recipe.video_min_pixels,
+            "max_pixels": recipe.video_max_pixels,
             **frames,
         }
 

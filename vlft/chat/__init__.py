@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +26,10 @@ from vlft.checkpoint import (
     resolve_model,
 )
 from vlft.config.device import has_bf16
+from vlft.config.recipe import Recipe
 from vlft.data.boxes import AnswerBox, boxes_in_answer
 from vlft.data.encode import Encoder
-from vlft.data.media.read import MediaError, MediaSettings, measure, media_settings
+from vlft.data.media.read import MediaError, measure
 from vlft.data.sample import Image, Sample, Text, Turn, Video
 from vlft.errors import ConfigError, DataError
 from vlft.families import Family
@@ -113,10 +114,10 @@ class Chat:
             ConfigError: a picture that was shown cannot be opened any more.
         """
         sample = asked if isinstance(asked, Sample) else _conversation(asked)
-        settings = self.encoder.media
+        recipe = self.encoder.recipe
         try:
             return boxes_in_answer(
-                answer, sample, lambda part: measure(part, settings), family=self.family, patch_size=settings.patch_size
+                answer, sample, lambda part: measure(part, recipe), family=self.family, patch_size=recipe.patch_size
             )
         except MediaError as error:
             raise ConfigError(f"{error.field}: {error.reason}") from error
@@ -164,7 +165,7 @@ class Chat:
                 f"together the model takes {self.limit:,}. Begin a new conversation, show less, or lower "
                 "--max_new_tokens."
             )
-        return as_tensors(encoded, self.encoder.media)
+        return as_tensors(encoded, self.encoder.recipe)
 
 
 def open_model(path: str | Path, *, base_model: str | None = None, device: torch.device | str | None = None) -> Chat:
@@ -206,8 +207,7 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
         encoder=Encoder(
             family=family,
             processor=processor,
-            media=_media(found.record if found else None, processor),
-            max_length=sys.maxsize,  # `Chat` looks after lengths, which count the answer too
+            recipe=_recipe(found.record if found else None, processor),
         ),
         speaker=speaker(model, processor, family),
         limit=family.sizes(config).text.max_positions,
@@ -262,12 +262,11 @@ def _conversation(turns: Sequence[Turn]) -> Sample:
     return Sample(file="chat", index=0, id=None, turns=tuple(turns))
 
 
-def _media(record: RunRecord | None, processor: Any) -> MediaSettings:
-    """The run's pixel and frame settings; where no run is known, those of the processor."""
-    if record is None:
-        return media_settings(processor, nframes=processor.video_processor.num_frames)
-    fps = record.media["fps"] if record.media["nframes"] is None else None
-    return media_settings(processor, **(record.media | {"fps": fps}))
+def _recipe(record: RunRecord | None, processor: Any) -> Recipe:
+    """The run's recipe, without what is for rows only; where no run is known, that of the processor."""
+    recipe = Recipe.of_model(processor) if record is None else Recipe.of_run(processor, record.settings)
+    # `Chat` looks after lengths, which count the answer too; and boxes are typed as the model reads them.
+    return replace(recipe, max_length=sys.maxsize, fit=None, box_format="as_is")
 
 
 @contextlib.contextmanager

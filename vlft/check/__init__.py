@@ -187,7 +187,7 @@ def check(
     budget = pack_budget(data) if base is not None else None  # tokens are counted with a base only
     before(index)
     notes: list[str] = []
-    look = RowCheck(probe, family=family, box_format=data.box_format, decode=not headers_only)
+    look = RowCheck(probe, family=family, decode=not headers_only)
     results = scan_kept(
         index,
         look,
@@ -217,7 +217,7 @@ def check(
     tally.warn_of_keys()
     good = np.frombuffer(tally.good, dtype=np.int64)
     _warn_of_twins(tally, good, index)
-    limit = base.encoder.max_length if base is not None else None
+    limit = base.recipe.max_length if base is not None else None
     if limit is not None and budget is not None:
         limit = min(limit, budget.tokens)
     tokens = np.frombuffer(tally.tokens, dtype=np.int32)

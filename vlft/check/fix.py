@@ -95,7 +95,7 @@ def write_quarantine(checked: Check, folder: Path) -> Path:
 
 def _as_trained(index: RowIndex, place: int) -> object:
     raw = index.raw(place)
-    return written(raw, index[place].added) if index.missing_tags == "first" else raw
+    return written(raw, index[place].added) if index.flags.missing_tags == "first" else raw
 
 
 def _refused(checked: Check) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-from vlft.data.boxes import BoxFormat, remarks
+from vlft.data.boxes import remarks
 from vlft.data.costs.cache import Costing
 from vlft.data.dataset import MediaProbe, cost_of
 from vlft.data.encode import Encoder
@@ -49,25 +49,24 @@ class RowCheck:
 
     Args:
         encoder: of the base, or a `MediaProbe` where none is named.
-        family, box_format: of the boxes in rows.
+        family: of the boxes in rows.
         decode: every picture and frame; else headers are read.
     """
 
-    def __init__(self, encoder: Encoder | MediaProbe, *, family: Family, box_format: BoxFormat, decode: bool) -> None:
+    def __init__(self, encoder: Encoder | MediaProbe, *, family: Family, decode: bool) -> None:
         self.encoder = encoder
         self.family = family
-        self.box_format = box_format
         self.decode = decode
         self._hashes: dict[str, str] = {}
 
     @property
     def name(self) -> str:
         """Of its results, where they are kept."""
-        return f"looked at, {'decoded' if self.decode else 'by headers'}, boxes {self.box_format}"
+        return f"looked at, {'decoded' if self.decode else 'by headers'}"
 
     def __call__(self, sample: Sample) -> RowFacts:
         """Raises `DataError` and `ConfigError` as `Encoder.encode` does."""
-        if isinstance(self.encoder, Encoder) and self.encoder.fit is not None:
+        if isinstance(self.encoder, Encoder) and self.encoder.recipe.fit is not None:
             sample = self.encoder.as_trained(sample)  # a warning says what was done to it
         cost = self._measured(sample)
         pictures: list[tuple[int, int, int, int]] = []
@@ -82,7 +81,7 @@ class RowCheck:
             (width, height, new_width, new_height), remarks_on_it = self._looked(sample, part)
             warnings += remarks_on_it
             pictures.append((width, height, new_width, new_height))
-            if remark := _remark((width, height), (new_width, new_height), tiny=self.encoder.media.factor):
+            if remark := _remark((width, height), (new_width, new_height), tiny=self.encoder.recipe.factor):
                 warnings.append((part.field, remark))
         warnings += self._on_boxes(sample)
         if cost.tokens >= ALONE and cost.supervised < SUPERVISED * cost.tokens:
@@ -98,7 +97,7 @@ class RowCheck:
 
     def _on_boxes(self, sample: Sample) -> tuple[tuple[str, str], ...]:
         try:
-            return tuple(remarks(sample, family=self.family, box_format=self.box_format))
+            return tuple(remarks(sample, family=self.family, box_format=self.encoder.recipe.box_format))
         except MediaError as error:
             raise _refused(sample, error) from error
 
@@ -111,12 +110,12 @@ class RowCheck:
         """Width and height as displayed, and those the model gets; what is worth saying of its values."""
         try:
             seen = media_io.read_headers(medium)
-            grid = media_io.grid_of(medium, seen, self.encoder.media)
+            grid = media_io.grid_of(medium, seen, self.encoder.recipe)
             remarks_on_it = media_io.depth_remarks(medium, seen) if self.decode else []
         except MediaError as error:
             raise _refused(sample, error) from error
         height, width = seen.sizes[0]
-        side = self.encoder.media.patch_size
+        side = self.encoder.recipe.patch_size
         return (width, height, grid.w * side, grid.h * side), remarks_on_it
 
     def _digest(self, sample: Sample) -> str:

@@ -63,6 +63,11 @@ class RunRecord:
     training: dict[str, Any]
     data: list[dict[str, Any]]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run's recipe and more, by name (`vlft.config.recipe.Recipe.of_run`)."""
+        return self.training | self.media
+
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise CheckpointError(f"{RECORD}: kind is {self.kind!r}, expected one of {get_args(Kind)}.")

@@ -14,7 +14,6 @@ from vlft.cli.command import add_json
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.names import wrong_usage
 from vlft.config.parse import FlagParser, Parsed
-from vlft.setup import training_files
 
 _OF_TRAINING = frozenset(f.name for f in dataclasses.fields(TrainFlags) if f.init)
 
@@ -52,7 +51,7 @@ def data_files(verb: str, parsed: Parsed) -> list[str]:
         UsageError: no data file, or named both ways.
     """
     named = list(parsed.extra.data)
-    every = training_files(parsed.flags[0])
+    every = parsed.flags[0].training_files
     if named and parsed.flags[0].data_mix is not None and not set(named) <= set(every):
         other = next(file for file in named if file not in every)
         raise wrong_usage(

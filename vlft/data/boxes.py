@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from vlft.config.recipe import BoxFormat
 from vlft.data.media.pictures import Unreadable, picture_size
 from vlft.data.media.read import MediaError
 from vlft.data.rows.coordinates import (
@@ -31,7 +32,6 @@ from vlft.data.sample import Grid, Image, Part, Sample, Text
 from vlft.errors import BadRow, DataError
 from vlft.families import Family
 
-BoxFormat = Literal["as_is", "pixels", "0-1000", "0-1"]
 _MARKS = ("<|box_start|>", "<|quad_start|>", "bbox_2d", "point_2d")  # without one of them a text holds no box
 
 

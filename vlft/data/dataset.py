@@ -10,9 +10,10 @@ from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
+from vlft.config.recipe import Recipe
 from vlft.data.encode import UNTRAINED, Encoder
 from vlft.data.media import read as media_io
-from vlft.data.media.read import MediaError, MediaSettings
+from vlft.data.media.read import MediaError
 from vlft.data.sample import Cost, EncodedSample, Sample
 from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import BadRow, ConfigError, DataError
@@ -129,10 +130,10 @@ class MediaProbe:
     """Stands where an `Encoder` would when no base is named: opens the media of rows and counts no tokens.
 
     Attributes:
-        media: pixel and frame budgets.
+        recipe: pixel and frame settings.
     """
 
-    media: MediaSettings
+    recipe: Recipe
 
     def cost(self, sample: Sample, *, decode: bool) -> Cost:
         """A `Cost` of 0 tokens.
@@ -142,9 +143,9 @@ class MediaProbe:
         """
         try:
             if decode:
-                grids = [media_io.decode(part, self.media).grid for part in sample.media]
+                grids = [media_io.decode(part, self.recipe).grid for part in sample.media]
             else:
-                grids = [media_io.measure(part, self.media) for part in sample.media]
+                grids = [media_io.measure(part, self.recipe) for part in sample.media]
         except MediaError as error:
             row = BadRow(file=sample.file, index=sample.index, id=sample.id, field=error.field, reason=error.reason)
             raise DataError(row) from error

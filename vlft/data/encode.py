@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlft.data.boxes import BoxFormat, has_boxes, in_model_space
+from vlft.config.recipe import Recipe
+from vlft.data.boxes import has_boxes, in_model_space
 from vlft.data.media import read as media_io
-from vlft.data.media.read import MediaError, MediaSettings
-from vlft.data.over_length import Fit, TooLong, fitted
+from vlft.data.media.read import MediaError
+from vlft.data.over_length import TooLong, fitted
 from vlft.data.positions import mrope_positions
 from vlft.data.render import Rendered, refused, render
 from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, Grid, Image, Sample
@@ -52,27 +53,21 @@ class Encoder:
     Attributes:
         family: names of the control tokens.
         processor: the base model's stock processor (tokenizer and chat template are used, its pixels are not).
-        media: pixel and frame budgets.
-        max_length: tokens a row may have.
-        box_format: the convention of boxes in the text of rows; `as_is`: they are trained as written.
-        fit: what rows over the limit are made to fit; None: they are refused.
+        recipe: every setting that decides what becomes of a row.
     """
 
     family: Family
     processor: Any
-    media: MediaSettings
-    max_length: int
-    box_format: BoxFormat = "as_is"
-    fit: Fit | None = None
+    recipe: Recipe
 
     def encode(self, sample: Sample) -> EncodedSample:
-        """Tokens, labels, positions and decoded pixels of one row, changed by `fit` where it is over the limit.
+        """Tokens, labels, positions and decoded pixels of one row, changed by `recipe.fit` where it is over the limit.
 
         Raises:
-            DataError: a medium cannot be opened or decoded, or the row is longer than `max_length`.
+            DataError: a medium cannot be opened or decoded, or the row is longer than `recipe.max_length`.
             ConfigError: the chat template hides where media or answers stand.
         """
-        if self.fit is not None:
+        if self.recipe.fit is not None:
             sample = self.as_trained(sample)
         media = self._decode(sample)
         grids = [m.grid for m in media]
@@ -121,11 +116,11 @@ class Encoder:
         cost = self._cost(sample, self._tokenised(self._with_boxes(sample, grids)), grids)
         if self._over(sample, cost):
             return self.measure(self._fitted(sample))
-        self._refuse_long(sample, cost.tokens, vision=sum(grid.tokens(self.media.merge_size) for grid in grids))
+        self._refuse_long(sample, cost.tokens, vision=sum(grid.tokens(self.recipe.merge_size) for grid in grids))
         return cost
 
     def as_trained(self, sample: Sample) -> Sample:
-        """The row that `encode` encodes: itself, or what `fit` makes of it, with a warning that says so.
+        """The row that `encode` encodes: itself, or what `recipe.fit` makes of it, with a warning that says so.
 
         Raises:
             DataError, ConfigError: as `measure`.
@@ -146,14 +141,14 @@ class Encoder:
 
     def _grids(self, sample: Sample) -> list[Grid]:
         try:
-            return [media_io.measure(part, self.media) for part in sample.media]
+            return [media_io.measure(part, self.recipe) for part in sample.media]
         except MediaError as error:
             raise refused(sample, error.field, error.reason) from error
 
     def _cost(self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]) -> Cost:
         return Cost(
             tokens=sum(len(piece.ids) - piece.media for piece in pieces)
-            + sum(grid.tokens(self.media.merge_size) for grid in grids),
+            + sum(grid.tokens(self.recipe.merge_size) for grid in grids),
             supervised=sum(sum(piece.trained) for piece in pieces),
             patches=sum(grid.patches for grid in grids),
             changed=sample.changed,
@@ -161,24 +156,26 @@ class Encoder:
 
     def _over(self, sample: Sample, cost: Cost) -> bool:
         """Whether the row is to be made to fit; one that was is not again, should a file have changed meanwhile."""
-        return self.fit is not None and not sample.changed and self.fit.over(cost.tokens, cost.patches)
+        fit = self.recipe.fit
+        return fit is not None and not sample.changed and fit.over(cost.tokens, cost.patches)
 
     def _fitted(self, sample: Sample) -> Sample:
         def text_tokens(some: Sample) -> int:
             pieces = self._tokenised(self._with_boxes(some, self._grids(some)))
             return sum(len(piece.ids) - piece.media for piece in pieces)
 
-        if self.fit is None:
+        fit = self.recipe.fit
+        if fit is None:
             return sample
-        if self.fit.how == "drop_media" and has_boxes(sample, self.box_format):
+        if fit.how == "drop_media" and has_boxes(sample, self.recipe.box_format):
             cost = self._cost(sample, self._tokenised(self.as_written(sample)), self._grids(sample))
             why = (
-                f"the row has {cost.tokens:,} tokens and {cost.patches:,} patches; {self.fit.limit}, and no picture is "
+                f"the row has {cost.tokens:,} tokens and {cost.patches:,} patches; {fit.limit}, and no picture is "
                 "dropped from a row with boxes in its pictures"
             )
             raise refused(sample, "conversations", f"{why}. Split the row, or use --over_length shrink", too_long=True)
         try:
-            return fitted(sample, self.fit, self.media, text_tokens)
+            return fitted(sample, fit, self.recipe, text_tokens)
         except MediaError as error:
             raise refused(sample, error.field, error.reason) from error
         except TooLong as error:
@@ -186,16 +183,15 @@ class Encoder:
 
     def _decode(self, sample: Sample) -> tuple[EncodedMedia, ...]:
         try:
-            return tuple(media_io.decode(part, self.media) for part in sample.media)
+            return tuple(media_io.decode(part, self.recipe) for part in sample.media)
         except MediaError as error:
             raise refused(sample, error.field, error.reason) from error
 
     def _with_boxes(self, sample: Sample, grids: Sequence[Grid]) -> Sample:
         """The row with its boxes as the family writes them, for pictures of these grids."""
+        box_format, patch_size = self.recipe.box_format, self.recipe.patch_size
         try:
-            return in_model_space(
-                sample, grids, family=self.family, box_format=self.box_format, patch_size=self.media.patch_size
-            )
+            return in_model_space(sample, grids, family=self.family, box_format=box_format, patch_size=patch_size)
         except MediaError as error:
             raise refused(sample, error.field, error.reason) from error
 
@@ -203,7 +199,7 @@ class Encoder:
         self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, str]:
         """ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids."""
-        tokens = [grid.tokens(self.media.merge_size) for grid in grids]
+        tokens = [grid.tokens(self.recipe.merge_size) for grid in grids]
         ids = np.array([token for piece in pieces for token in piece.ids])
         trained = np.array([flag for piece in pieces for flag in piece.trained])
         kinds = np.zeros(len(ids), dtype=np.uint8)
@@ -220,7 +216,7 @@ class Encoder:
             torch.from_numpy(np.repeat(ids, counts)),
             torch.from_numpy(np.repeat(labels, counts)),
             torch.from_numpy(np.repeat(kinds, counts)),
-            mrope_positions(segments, merge=self.media.merge_size),
+            mrope_positions(segments, merge=self.recipe.merge_size),
             "".join(piece.text for piece in pieces),
         )
 
@@ -273,12 +269,13 @@ class Encoder:
         return {token_id(self.family.image_pad): KIND_IMAGE, token_id(self.family.video_pad): KIND_VIDEO}
 
     def _refuse_long(self, sample: Sample, tokens: int, *, vision: int) -> None:
-        if tokens > self.max_length:
+        limit = self.recipe.max_length
+        if tokens > limit:
             raise refused(
                 sample,
                 "conversations",
                 f"the row is {tokens:,} tokens long ({vision:,} of them pictures and videos), --max_length is "
-                f"{self.max_length:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, split "
-                "the row, or let --over_length deal with such rows.",
+                f"{limit:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, split the row, or let "
+                "--over_length deal with such rows.",
                 too_long=True,
             )

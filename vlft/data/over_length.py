@@ -7,54 +7,25 @@ tokenizer: how many tokens a conversation has is asked of `vlft.data.encode`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-from vlft.data.media.limits import MediaSettings
-from vlft.data.media.read import Headers, MediaError, grid_of, read_headers, settings_for
+from vlft.config.recipe import Fit, Recipe
+from vlft.data.media.read import Headers, MediaError, grid_of, read_headers, recipe_for
 from vlft.data.sample import Grid, Image, Media, Part, Sample, Text, Video
 
 HALVINGS = 20  # of the share of pixels that is looked for; a millionth of a picture is below one token
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What a row has to fit, and how it is made to.
-
-    Attributes:
-        how: lower the pixel budgets of its media, or leave out the last of them.
-        tokens: a row may have, by `--max_length` and `--pack_tokens`.
-        patches: a row may have, by `--pack_patches`; None without packing.
-    """
-
-    how: Literal["shrink", "drop_media"]
-    tokens: int
-    patches: int | None
-
-    def over(self, tokens: int, patches: int) -> bool:
-        return tokens > self.tokens or (self.patches is not None and patches > self.patches)
-
-    @property
-    def limit(self) -> str:
-        """In words, with the flags it comes from."""
-        if self.patches is None:
-            return f"{self.tokens:,} tokens are allowed (--max_length)"
-        return (
-            f"{self.tokens:,} tokens and {self.patches:,} patches are allowed (--max_length, --pack_tokens, "
-            "--pack_patches)"
-        )
 
 
 class TooLong(Exception):
     """A row that cannot be made to fit; the message says by how much, and names no row."""
 
 
-def fitted(sample: Sample, fit: Fit, settings: MediaSettings, text_tokens: Callable[[Sample], int]) -> Sample:
+def fitted(sample: Sample, fit: Fit, recipe: Recipe, text_tokens: Callable[[Sample], int]) -> Sample:
     """A row that is over the limit, made to fit; `.changed` says what was done.
 
     Args:
         sample: the row; its media are looked at.
-        settings: the run's budgets.
+        recipe: the run's budgets.
         text_tokens: tokens of a conversation beside those of its media.
 
     Raises:
@@ -62,18 +33,18 @@ def fitted(sample: Sample, fit: Fit, settings: MediaSettings, text_tokens: Calla
         TooLong: it does not fit, whatever is done.
     """
     seen = [read_headers(medium) for medium in sample.media]
-    grids = [grid_of(*pair, settings) for pair in zip(sample.media, seen, strict=True)]
+    grids = [grid_of(*pair, recipe) for pair in zip(sample.media, seen, strict=True)]
     said = text_tokens(sample)
-    before = said + _tokens(grids, settings)
+    before = said + _tokens(grids, recipe)
     if fit.how == "shrink":
-        made, now = _shrunk(sample, seen, grids, said, fit, settings)
+        made, now = _shrunk(sample, seen, grids, said, fit, recipe)
     else:
-        made, now = _dropped(sample, grids, fit, settings, text_tokens)
+        made, now = _dropped(sample, grids, fit, recipe, text_tokens)
     return replace(made, changed=f"{made.changed}: {now:,} tokens instead of {before:,}")
 
 
-def _tokens(grids: Sequence[Grid], settings: MediaSettings) -> int:
-    return sum(grid.tokens(settings.merge_size) for grid in grids)
+def _tokens(grids: Sequence[Grid], recipe: Recipe) -> int:
+    return sum(grid.tokens(recipe.merge_size) for grid in grids)
 
 
 def _patches(grids: Sequence[Grid]) -> int:
@@ -81,31 +52,29 @@ def _patches(grids: Sequence[Grid]) -> int:
 
 
 def _shrunk(
-    sample: Sample, seen: Sequence[Headers], grids: Sequence[Grid], said: int, fit: Fit, settings: MediaSettings
+    sample: Sample, seen: Sequence[Headers], grids: Sequence[Grid], said: int, fit: Fit, recipe: Recipe
 ) -> tuple[Sample, int]:
     """With the most pixels of stills and of frames lowered by one factor, from those that the largest of each has."""
     media = sample.media
-    largest = {kind: _largest(kind, media, grids, settings) for kind in (Image, Video)}
+    largest = {kind: _largest(kind, media, grids, recipe) for kind in (Image, Video)}
 
     def at(share: float) -> list[Media]:
-        return [_capped(medium, int(largest[type(medium)] * share), settings) for medium in media]
+        return [_capped(medium, int(largest[type(medium)] * share), recipe) for medium in media]
 
     def measured(share: float) -> list[Grid] | None:
         try:
-            return [grid_of(*pair, settings) for pair in zip(at(share), seen, strict=True)]
+            return [grid_of(*pair, recipe) for pair in zip(at(share), seen, strict=True)]
         except MediaError:  # so narrow that so few pixels leave nothing of it
             return None
 
     def fits(found: Sequence[Grid]) -> bool:
-        return not fit.over(said + _tokens(found, settings), _patches(found))
+        return not fit.over(said + _tokens(found, recipe), _patches(found))
 
     least = measured(0)
     if least is None or not fits(least):
-        at_least = (
-            "" if least is None else f"{said + _tokens(least, settings):,} tokens and {_patches(least):,} patches"
-        )
+        at_least = "" if least is None else f"{said + _tokens(least, recipe):,} tokens and {_patches(least):,} patches"
         raise TooLong(
-            f"the row has {said + _tokens(grids, settings):,} tokens and {_patches(grids):,} patches, and with every "
+            f"the row has {said + _tokens(grids, recipe):,} tokens and {_patches(grids):,} patches, and with every "
             f"picture at its least pixels {at_least or 'nothing is left of one'}; {fit.limit}. Split the row, lower "
             "--image_min_pixels or --video_min_pixels, or use --over_length drop_media"
         )
@@ -123,25 +92,25 @@ def _shrunk(
         for name, kind in (("pictures", Image), ("video frames", Video))
         if any(isinstance(m, kind) for m in made)
     ]
-    now = said + _tokens(measured(low) or (), settings)
+    now = said + _tokens(measured(low) or (), recipe)
     return replace(_with(sample, made), changed=f"shrunk {' and '.join(caps)}"), now
 
 
-def _largest(kind: type, media: Sequence[Media], grids: Sequence[Grid], settings: MediaSettings) -> int:
+def _largest(kind: type, media: Sequence[Media], grids: Sequence[Grid], recipe: Recipe) -> int:
     """Pixels of the largest still, or frame, as it would be trained."""
-    side = settings.patch_size**2
+    side = recipe.patch_size**2
     return max((g.h * g.w * side for m, g in zip(media, grids, strict=True) if isinstance(m, kind)), default=0)
 
 
-def _capped(medium: Media, most: int, settings: MediaSettings) -> Media:
+def _capped(medium: Media, most: int, recipe: Recipe) -> Media:
     """The medium with at most so many pixels, but no less than its budget's least, nor than a token."""
-    own = settings_for(medium, settings)
+    own = recipe_for(medium, recipe)
     low, high = (
         (own.image_min_pixels, own.image_max_pixels)
         if isinstance(medium, Image)
         else (own.video_min_pixels, own.video_max_pixels)
     )
-    cap = min(high, max(most, low, settings.factor**2))
+    cap = min(high, max(most, low, recipe.factor**2))
     return replace(medium, overrides=replace(medium.overrides, max_pixels=cap))
 
 
@@ -149,7 +118,7 @@ def _dropped(
     sample: Sample,
     grids: Sequence[Grid],
     fit: Fit,
-    settings: MediaSettings,
+    recipe: Recipe,
     text_tokens: Callable[[Sample], int],
 ) -> tuple[Sample, int]:
     """Without the last media, as few as need be: the beginning of a story is what its rest is understood by."""
@@ -157,7 +126,7 @@ def _dropped(
 
     def cut(kept: int) -> tuple[Sample, int]:
         shorter = _with(sample, [*media[:kept], *([None] * (len(media) - kept))])
-        return shorter, text_tokens(shorter) + _tokens(grids[:kept], settings)
+        return shorter, text_tokens(shorter) + _tokens(grids[:kept], recipe)
 
     def fits(kept: int) -> bool:
         return not fit.over(cut(kept)[1], _patches(grids[:kept]))

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from vlft.config.flags import DataFlags, ModelFlags
+from vlft.config.recipe import Recipe
 from vlft.data.encode import KIND_TEXT, UNTRAINED
 from vlft.data.media.clips import Clip, open_clip
 from vlft.data.media.pictures import picture_size
-from vlft.data.media.read import MediaSettings, depth_remarks, frames_taken, settings_for
+from vlft.data.media.read import depth_remarks, frames_taken, recipe_for
 from vlft.data.sample import EncodedMedia, EncodedSample, Image, Sample, Video
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
@@ -186,7 +187,7 @@ def preview_rows(
 def _look(row: Sample, base: Base) -> Preview:
     sample = base.encoder.as_trained(row)
     encoded = base.encoder.encode(sample)
-    media = _media(sample, encoded, base.media)
+    media = _media(sample, encoded, base.recipe)
     remarks = [remark for part in sample.media for remark in depth_remarks(part)]
     return Preview(
         sample=replace(sample, warnings=(*sample.warnings, *remarks)),
@@ -197,7 +198,7 @@ def _look(row: Sample, base: Base) -> Preview:
     )
 
 
-def _media(sample: Sample, encoded: EncodedSample, settings: MediaSettings) -> tuple[Medium, ...]:
+def _media(sample: Sample, encoded: EncodedSample, recipe: Recipe) -> tuple[Medium, ...]:
     seen = {Image: 0, Video: 0}
     media = []
     for part, pixels in zip(sample.media, encoded.media, strict=True):
@@ -210,19 +211,19 @@ def _media(sample: Sample, encoded: EncodedSample, settings: MediaSettings) -> t
                 field=part.field,
                 path=_first_file(part),
                 source=_source(part, clip),
-                tokens=pixels.grid.tokens(settings.merge_size),
+                tokens=pixels.grid.tokens(recipe.merge_size),
                 encoded=pixels,
-                patch=settings.patch_size,
-                merge=settings.merge_size,
-                times=() if clip is None or isinstance(part, Image) else _times(part, clip, settings),
+                patch=recipe.patch_size,
+                merge=recipe.merge_size,
+                times=() if clip is None or isinstance(part, Image) else _times(part, clip, recipe),
             )
         )
     return tuple(media)
 
 
-def _times(video: Video, clip: Clip, settings: MediaSettings) -> tuple[float, ...]:
+def _times(video: Video, clip: Clip, recipe: Recipe) -> tuple[float, ...]:
     """When the frames taken of a video file are shown, in seconds from its first frame."""
-    indices = frames_taken(clip, video, settings_for(video, settings))
+    indices = frames_taken(clip, video, recipe_for(video, recipe))
     return tuple(float(clip.times[i]) if len(clip.times) else i / clip.fps for i in indices)
 
 

@@ -3,18 +3,15 @@
 Above data/, model/ and checkpoint, which do not know each other; below the features, which do not either.
 """
 
-from vlft.setup.base import Base, open_base, serve_as_trained, stock_probe
+from vlft.setup.base import Base, open_base, stock_probe
 from vlft.setup.rows import (
     SHOWN_BAD_ROWS,
     Drawn,
     MeasuredRows,
-    columns_of,
     measure_rows,
-    mix_of,
     open_rows,
     open_some,
     trainable_rows,
-    training_files,
     training_rows,
 )
 
@@ -23,15 +20,11 @@ __all__ = [
     "Base",
     "Drawn",
     "MeasuredRows",
-    "columns_of",
     "measure_rows",
-    "mix_of",
     "open_base",
     "open_rows",
     "open_some",
-    "serve_as_trained",
     "stock_probe",
     "trainable_rows",
-    "training_files",
     "training_rows",
 ]

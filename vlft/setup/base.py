@@ -9,11 +9,10 @@ from typing import Any
 
 from vlft.checkpoint import open_processor, resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
+from vlft.config.recipe import Recipe
 from vlft.data.collate import Collator
 from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
-from vlft.data.media.read import MediaSettings, media_settings
-from vlft.data.over_length import Fit
 from vlft.errors import ConfigError
 from vlft.families import Family, Sizes
 from vlft.model.build import media_processors
@@ -32,7 +31,6 @@ class Base:
         config: transformers' config.
         family: names of its parts.
         processor: its stock processor, with the run's pixel settings written into it.
-        media: those settings.
         encoder: rows -> tokens and pixels.
         towers: what the flags ask to train.
     """
@@ -42,9 +40,13 @@ class Base:
     config: Any
     family: Family
     processor: Any
-    media: MediaSettings
     encoder: Encoder
     towers: Towers
+
+    @property
+    def recipe(self) -> Recipe:
+        """Everything that decides what becomes of a row."""
+        return self.encoder.recipe
 
     @property
     def tied(self) -> bool:
@@ -76,54 +78,28 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
     folder = resolve_model(model.model_id, model.model_revision)
     config, family = load_config(folder)
     processor = open_processor(folder)
-    media = _settings(processor, data)
-    limit = family.sizes(config).text.max_positions
-    max_length = limit if data.max_length is None else data.max_length
-    if not 0 < max_length <= limit:
-        raise ConfigError(f"--max_length is {max_length:,}; the model's max_position_embeddings allow 1 to {limit:,}")
-    encoder = Encoder(
-        family=family,
-        processor=processor,
-        media=media,
-        max_length=max_length,
-        box_format=data.box_format,
-        fit=_fit(data, max_length),
-    )
-    serve_as_trained(processor, media)
+    recipe = _recipe(processor, data, longest=family.sizes(config).text.max_positions)
+    recipe.serve(processor)
     return Base(
         name=model.model_id,
         folder=folder,
         config=config,
         family=family,
         processor=processor,
-        media=media,
-        encoder=encoder,
+        encoder=Encoder(family=family, processor=processor, recipe=recipe),
         towers=towers,
     )
 
 
-def _settings(processor: Any, data: DataFlags) -> MediaSettings:
-    return media_settings(
-        processor,
-        image_min_pixels=data.image_min_pixels,
-        image_max_pixels=data.image_max_pixels,
-        video_min_pixels=data.video_min_pixels,
-        video_max_pixels=data.video_max_pixels,
-        fps=data.fps,
-        nframes=data.nframes,
-        video_max_frames=data.video_max_frames,
-    )
-
-
-def _fit(data: DataFlags, max_length: int) -> Fit | None:
-    """What `--over_length` makes rows fit; None where it leaves them as they are."""
-    if data.over_length in ("error", "skip"):
-        return None
+def _recipe(processor: Any, data: DataFlags, *, longest: int | None) -> Recipe:
     budget = pack_budget(data)
-    how: Any = data.over_length
-    if budget is None:
-        return Fit(how=how, tokens=max_length, patches=None)
-    return Fit(how=how, tokens=min(max_length, budget.tokens), patches=budget.patches)
+    return Recipe.of(
+        processor,
+        data,
+        longest=longest,
+        pack=None if budget is None else (budget.tokens, budget.patches),
+        columns=tuple(str(one.columns or "none") for one in data.training_sets),
+    )
 
 
 def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
@@ -133,7 +109,8 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
         ConfigError: a flag cannot act or be carried out.
     """
     image, video = media_processors(family, *family.pixels)
-    return MediaProbe(media=_settings(SimpleNamespace(image_processor=image, video_processor=video), data))
+    stock = SimpleNamespace(image_processor=image, video_processor=video, tokenizer=None)
+    return MediaProbe(recipe=_recipe(stock, data, longest=None))
 
 
 def _towers(model: ModelFlags, given: frozenset[str]) -> Towers:
@@ -143,18 +120,3 @@ def _towers(model: ModelFlags, given: frozenset[str]) -> Towers:
     if idle and not towers.has_lora:
         raise ConfigError(f"--{idle[0]} is given, but no tower is lora ({towers.modes}), so it cannot act. Drop it.")
     return towers
-
-
-def serve_as_trained(processor: Any, media: MediaSettings) -> None:
-    """Write the run's pixel and frame settings into the processor, which is saved beside the weights."""
-    processor.image_processor.size = {
-        "shortest_edge": media.image_min_pixels,
-        "longest_edge": media.image_max_pixels,
-    }
-    processor.video_processor.size = {
-        "shortest_edge": media.video_min_pixels,
-        "longest_edge": media.video_max_pixels,
-    }
-    processor.video_processor.fps = media.fps if media.nframes is None else None
-    processor.video_processor.num_frames = media.nframes
-    processor.video_processor.max_frames = media.video_max_frames

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vlft.config.columns import Columns, read_columns
 from vlft.config.flags import DataFlags
-from vlft.config.mix import MixedSet, read_mix
+from vlft.config.mix import MixedSet
 from vlft.data.costs.cache import cost_folder, scan_costs
 from vlft.data.costs.mix import Share, draws, places
 from vlft.data.costs.packing import Budget
@@ -70,39 +69,14 @@ class MeasuredRows:
                 yield sample, how
 
 
-def mix_of(data: DataFlags) -> tuple[MixedSet, ...]:
-    """The data sets of `--data_mix`; none without.
-
-    Raises:
-        ConfigError: as `read_mix`, or `--data_path` is given too.
-    """
-    if data.data_mix is None:
-        return ()
-    if data.data_path:
-        raise ConfigError(
-            f"--data_path {data.data_path[0]} and --data_mix {data.data_mix}: both name the training data. Write the "
-            "file into the mix, or drop one of the two."
-        )
-    return read_mix(data.data_mix)
-
-
-def training_files(data: DataFlags) -> list[str]:
-    """The data files to train on.
-
-    Raises:
-        ConfigError: as `mix_of`.
-    """
-    return [one.path for one in mix_of(data)] or list(data.data_path)
-
-
 def training_rows(data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
     """The rows that an epoch trains: those of `--data_path`, or of `--data_mix` as often as it says.
 
     Raises:
         ConfigError: as `trainable_rows`; a data set of a mix has no row left.
     """
-    measured = trainable_rows(training_files(data), data, base, workers=workers)
-    return _mixed(measured, mix_of(data)) if data.data_mix is not None else measured
+    measured = trainable_rows(data.training_files, data, base, workers=workers)
+    return _mixed(measured, data.training_sets) if data.data_mix is not None else measured
 
 
 def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
@@ -149,31 +123,15 @@ def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex
 
 
 def _index(paths: Sequence[str], data: DataFlags, family: Family, access: Access) -> RowIndex:
+    sets = {path: data.set_of(path) for path in paths}
     return index_rows(
         paths,
-        image_folder=_folders(paths, data),
+        image_folder={path: one.image_folder for path, one in sets.items()},
+        columns={path: one.columns for path, one in sets.items()},
         family=family,
         access=access,
-        columns=columns_of(paths, data),
-        missing_tags=data.missing_tags,
+        flags=data,
     )
-
-
-def _folders(paths: Sequence[str], data: DataFlags) -> dict[str, str | None]:
-    """Data file -> where its media paths start."""
-    own = {one.path: one.image_folder or data.image_folder for one in mix_of(data)}
-    return {path: own.get(path, data.image_folder) for path in paths}
-
-
-def columns_of(paths: Sequence[str], data: DataFlags) -> dict[str, Columns | None]:
-    """Data file -> by which columns its rows are read: those of its entry in the mix, or `--columns`.
-
-    Raises:
-        ConfigError: they are not understood.
-    """
-    every = None if data.columns is None else read_columns(data.columns)
-    own = {one.path: one.columns for one in mix_of(data) if one.columns is not None}
-    return {path: own.get(path, every) for path in paths}
 
 
 def _access(data: DataFlags) -> Access:

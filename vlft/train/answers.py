@@ -121,7 +121,7 @@ class Answers:
         # One at a time: no padding, and no more memory than one row takes.
         for row in self.rows:
             most = min(self.most, LONGER[0] * self.base.encoder.measure(row).supervised + LONGER[1])
-            prompt = as_tensors(self.base.encoder.prompt(question_of(row)), self.base.media)
+            prompt = as_tensors(self.base.encoder.prompt(question_of(row)), self.base.recipe)
             (ids,) = talker.generate([prompt], Sampling(max_new_tokens=most))
             answers.append(
                 {"file": row.file, "index": row.index, "answer": talker.text(ids), "cut": ids[-1] not in talker.ends}

@@ -23,9 +23,9 @@ from vlft.errors import BadRow, CheckpointError
 from vlft.model_files import tensor_index
 from vlft.setup import Base
 from vlft.train.claim import complete_checkpoints, left_nothing, refuse_other, start_over
-from vlft.train.entries import with_skipped
 from vlft.train.lock import FolderLock
 from vlft.train.ranks import barrier
+from vlft.train.record import refuse_other_run, with_skipped
 
 #: safetensors' words for the dtypes a model's weights come in.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -70,7 +70,7 @@ class RunFolder:
                     f"--resume_from_checkpoint {resume}: no checkpoint there (it has no trainer_state.json). Name a "
                     "checkpoint-N folder, or auto."
                 )
-            self._check_same(read_record(source), source)
+            refuse_other_run(self.record, read_record(source), source)
             _check_resumable(source)
         refuse_other(self.path)
         if (self.path / RECORD).is_file():
@@ -83,7 +83,7 @@ class RunFolder:
                     f"--output_dir {self.path}: holds a run already, and --resume_from_checkpoint is none. Choose a "
                     "new folder, or auto to go on."
                 )
-            self._check_same(existing, self.path)
+            refuse_other_run(self.record, existing, self.path)
             if existing.training.get("finished"):
                 return "finished", None
         if resume not in ("auto", "none"):
@@ -105,46 +105,6 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what was half written."""
         shutil.rmtree(self.staging, ignore_errors=True)
-
-    def _check_same(self, other: RunRecord, where: Path) -> None:
-        """Refuse to go on with a run that was asked to do something else."""
-        mine = self.record
-        pairs: list[tuple[str, Any, Any]] = [
-            ("base model (fingerprint)", other.base_fingerprint, mine.base_fingerprint),
-            ("towers", other.towers, mine.towers),
-            ("LoRA", other.lora, mine.lora),
-            ("pixel and frame settings", other.media, mine.media),
-            ("data mix (weight, repeat, cap)", other.training.get("mix", []), mine.training["mix"]),
-            ("missing_tags", other.training.get("missing_tags", "error"), mine.training.get("missing_tags", "error")),
-            ("over_length", other.training.get("over_length", "error"), mine.training.get("over_length", "error")),
-        ]
-        for name in ("data", "rows", "max_length", "seed", "global_batch", "packing"):
-            pairs.append((name.replace("_", " "), other.training.get(name), mine.training.get(name)))
-        columns = [record.training.get("columns") or [] for record in (other, mine)]
-        none = ["none"] * max(map(len, columns))  # older versions knew no other
-        pairs.append(("columns of data files", columns[0] or none, columns[1] or none))
-        boxes = [record.training.get("box_format", "as_is") for record in (other, mine)]  # older versions knew no other
-        pairs.append(("box format", boxes[0], boxes[1]))
-        for name in (
-            "learning_rates",
-            "weight_decay",
-            "optim",
-            "optimizer",
-            "lr_scheduler_type",
-            "warmup_steps",
-            "deepspeed",
-        ):
-            if name in other.training:  # absent in records of older versions
-                pairs.append((name.replace("_", " "), other.training[name], mine.training[name]))
-        if "drawn" in other.training:
-            pairs.append(("print of the rows it trains", other.training["drawn"], mine.training["drawn"]))
-        for what, theirs, ours in pairs:
-            if theirs != ours:
-                raise CheckpointError(
-                    f"{where}: belongs to another run: its {what} is {theirs}, this run's is {ours}. "
-                    + (_equal_batch(other, mine) if what == "global batch" else "")
-                    + "Choose another --output_dir, or give the flags of that run (its config.yaml)."
-                )
 
     def begin_run(self, effective: dict[str, Any]) -> None:
         """Write `vlft.json` and `config.yaml`, and clear what a kill left half done."""
@@ -271,18 +231,6 @@ def settings_there(path: str | Path, resume: str | None) -> dict[str, Any] | Non
     if record is None or (source == Path(path) and left_nothing(source, record)):
         return None
     return record.training
-
-
-def _equal_batch(other: RunRecord, mine: RunRecord) -> str:
-    """How to have the other run's global batch on this number of processes, where only that number differs."""
-    theirs, here = other.training.get("processes"), mine.training["processes"]
-    accumulation, rest = divmod(other.training["global_batch"], here)
-    if theirs in (None, here) or rest or mine.training["asked"]["rows"] is not None:
-        return ""
-    return (
-        f"A global batch is over all processes, and it ran on {theirs} processes, this is {here}: "
-        f"--gradient_accumulation_steps {accumulation} makes them equal. "
-    )
 
 
 def _check_resumable(checkpoint: Path) -> None:

@@ -110,7 +110,7 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
 
     kept = on_rank_zero(lambda: settings_there(args.output_dir, args.resume_from_checkpoint))
     order = training_order(rows.costs, data, args, world=args.world_size, kept=kept)
-    args.accumulate(order.accumulation)
+    args = args.with_accumulation(order.accumulation)
     run = _Run(
         data=data,
         model=model,

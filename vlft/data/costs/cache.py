@@ -188,28 +188,13 @@ def key_of(sample: Sample, stamp: Callable[[str], tuple[int, int]]) -> bytes:
 
 def _settings_print(encoder: Encoder | MediaProbe, form: str) -> str | None:
     """A print of all that decides on a result; None where the tokenizer cannot be printed."""
-    what = {
-        "format": FORMAT,
-        "form": form,
-        "vlft": __version__,
-        "packages": [_version(package) for package in PACKAGES],
-        "media": asdict(encoder.media),
-    }
-    if isinstance(encoder, Encoder):
-        processor, tokenizer = encoder.processor, encoder.processor.tokenizer
-        if not tokenizer.is_fast:
-            return None
-        tokenizer("", add_special_tokens=False)  # sheds the padding and truncation it may have been saved with
-        what |= {
-            "family": encoder.family.model_type,
-            "max_length": encoder.max_length,
-            "box_format": encoder.box_format,
-            "fit": None if encoder.fit is None else asdict(encoder.fit),
-            "chat_template": processor.chat_template or tokenizer.chat_template,
-            "special_tokens": tokenizer.special_tokens_map,
-            "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        }
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+    recipe = encoder.recipe
+    family = encoder.family.model_type if isinstance(encoder, Encoder) else None
+    if family is not None and recipe.tokenizer is None:
+        return None
+    packages = [_version(package) for package in PACKAGES]
+    what = {"format": FORMAT, "form": form, "vlft": __version__, "packages": packages, "family": family}
+    return hashlib.sha256(json.dumps(what | {"recipe": recipe.print}, sort_keys=True).encode()).hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,7 @@ process asks. Joins rows and records; opens data files, and no media.
 from __future__ import annotations
 
 import array
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from typing import Any, overload
 import numpy as np
 
 from vlft.config.columns import Columns
+from vlft.config.recipe import RowFlags
 from vlft.data.files.mapping import mapped, missing, refuse_missing
 from vlft.data.files.read import LINE_BYTES, BrokenLine, files_of, opened, row_of, row_spans
 from vlft.data.files.unpack import restored
 from vlft.data.rows.access import Access
-from vlft.data.rows.matching import MissingTags
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Sample
 from vlft.errors import BadRow, ConfigError, DataError
@@ -46,7 +47,7 @@ class DataFile:
         starts, lengths, lines = array.array("q"), array.array("q"), array.array("i")
         found = opened(name, columns)
         self.columns = columns
-        self._path = found.file
+        self._path, self._digest = found.file, found.digest
         self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - as long as there is an index of it
         self._stamp = self._now()  # before the rows are looked for: what is written meanwhile is seen
         for span in row_spans(self._path):
@@ -78,6 +79,13 @@ class DataFile:
         """A row, in the plain form where columns name its parts, or the `rows.BrokenLine` that stands in its place."""
         value = restored(self._read(row))
         return value if self.columns is None or isinstance(value, BrokenLine) else mapped(value, self.columns)
+
+    def print(self) -> bytes:
+        """A print of all that its rows say, wherever they are unpacked to; 32 bytes. A file of JSON is read for it."""
+        if self._digest is not None:
+            return bytes.fromhex(self._digest)
+        with open(self._path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
 
     def _read(self, row: int) -> object:
         if self._now() != self._stamp:
@@ -116,7 +124,7 @@ class RowIndex(Sequence[Sample]):
         row_of: of each row, its number in the file; int32 [N].
         family: whose control tokens are refused.
         access: what rows may name.
-        missing_tags: what becomes of files without a tag.
+        flags: how rows are read; None: all at their defaults.
 
     Indexing raises `DataError` where a row cannot be trained, as `records.parse_record` says it.
     """
@@ -129,14 +137,14 @@ class RowIndex(Sequence[Sample]):
         *,
         family: Family,
         access: Access,
-        missing_tags: MissingTags = "error",
+        flags: RowFlags | None = None,
     ) -> None:
         self.files = tuple(files)
         self.file_of = file_of
         self.row_of = row_of
         self.family = family
         self.access = access
-        self.missing_tags = missing_tags
+        self.flags = flags or RowFlags()
 
     def __len__(self) -> int:
         return len(self.row_of)
@@ -158,7 +166,7 @@ class RowIndex(Sequence[Sample]):
             image_folder=file.image_folder,
             family=self.family,
             access=self.access,
-            missing_tags=self.missing_tags,
+            flags=self.flags,
         )
 
     def raw(self, place: int) -> object:
@@ -174,7 +182,7 @@ class RowIndex(Sequence[Sample]):
             self.row_of[chosen],
             family=self.family,
             access=self.access,
-            missing_tags=self.missing_tags,
+            flags=self.flags,
         )
 
     @property
@@ -205,7 +213,7 @@ def index_rows(
     family: Family,
     access: Access | None = None,
     columns: Mapping[str, Columns | None] | Columns | None = None,
-    missing_tags: MissingTags = "error",
+    flags: RowFlags | None = None,
 ) -> RowIndex:
     """Find the rows of data files; none is parsed yet.
 
@@ -216,7 +224,7 @@ def index_rows(
         family: whose control tokens are refused.
         access: what rows may name; None: files in the folder, and absolute paths.
         columns: by which rows are read, for all files or by path; None: rows as they stand.
-        missing_tags: `first` shows files without a tag at the beginning of the first human turn; `error` refuses them.
+        flags: how rows are read; None: all at their defaults.
 
     Raises:
         ConfigError: a file cannot be read at all, is named twice, or an image folder does not exist.
@@ -241,7 +249,7 @@ def index_rows(
         np.concatenate([np.arange(len(file), dtype=np.int32) for file in files]),
         family=family,
         access=access or Access(),
-        missing_tags=missing_tags,
+        flags=flags,
     )
 
 

@@ -5,7 +5,6 @@ Of tables (parquet, CSV, tars, folders), `vlft.data.files.unpack` makes JSON lin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -58,10 +57,12 @@ class Opened:
     Attributes:
         file: a `.json` or `.jsonl`: the data file itself, or what a table unpacks to.
         keys: names of a table's columns; None of a file of JSON, whose rows have to be asked.
+        digest: sha256 of the rows of a table, in hex; None of a file of JSON, which is read for it.
     """
 
     file: str
     keys: tuple[str, ...] | None
+    digest: str | None
 
 
 def opened(path: str, columns: Columns | None = None) -> Opened:
@@ -75,7 +76,7 @@ def opened(path: str, columns: Columns | None = None) -> Opened:
     """
     if is_table(path):
         table = unpacked(path, columns)
-        return Opened(file=table.rows, keys=table.columns)
+        return Opened(file=table.rows, keys=table.columns, digest=table.digest)
     if not os.path.exists(path):
         raise missing(path)
     if pointer := registry_at(path):
@@ -84,7 +85,7 @@ def opened(path: str, columns: Columns | None = None) -> Opened:
         raise refuse_ending(path)
     if not os.path.isfile(path):
         raise ConfigError(f"{path}: is no regular file. {name_it()}")
-    return Opened(file=path, keys=None)
+    return Opened(file=path, keys=None, digest=None)
 
 
 def files_of(path: str) -> list[str]:
@@ -94,18 +95,6 @@ def files_of(path: str) -> list[str]:
         ConfigError: as `tables.sources_of`.
     """
     return sources_of(path) if is_table(path) else [path]
-
-
-def rows_print(path: str, columns: Columns | None = None) -> bytes:
-    """A print of all that the rows of a data file say, wherever they are unpacked to; 32 bytes.
-
-    Raises:
-        ConfigError: as `opened`.
-    """
-    if is_table(path):
-        return bytes.fromhex(unpacked(path, columns).digest)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def row_of(data: bytes, line: int) -> object:

@@ -8,24 +8,24 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vlft.data.media.limits import MediaSettings
+from vlft.config.recipe import Recipe
 from vlft.data.sample import EncodedMedia, Grid
 
 
-def grid_for(t: int, height: int, width: int, settings: MediaSettings) -> Grid:
+def grid_for(t: int, height: int, width: int, recipe: Recipe) -> Grid:
     """The grid of `t` time steps of this size."""
-    return Grid(t=t, h=height // settings.patch_size, w=width // settings.patch_size)
+    return Grid(t=t, h=height // recipe.patch_size, w=width // recipe.patch_size)
 
 
-def still_patches(pixels_3HW: torch.Tensor, settings: MediaSettings) -> EncodedMedia:
+def still_patches(pixels_3HW: torch.Tensor, recipe: Recipe) -> EncodedMedia:
     """Cut into patches: by row and column of merged patches, then row and column within one.
 
     The three colours of a pixel stay side by side, as decoders and the resizer have them, so that runs of 3 * 14 bytes
     are moved whole: a fifth of the time of permuting single bytes. The model takes them apart on its device.
     """
     _, height, width = pixels_3HW.shape
-    p, m = settings.patch_size, settings.merge_size
-    grid = grid_for(1, height, width, settings)
+    p, m = recipe.patch_size, recipe.merge_size
+    grid = grid_for(1, height, width, recipe)
     pixels = pixels_3HW.permute(1, 2, 0).contiguous().numpy()
     runs = pixels.reshape(-1).view(np.dtype((np.void, 3 * p))).reshape(grid.h // m, m, p, grid.w // m, m)
     patches = np.ascontiguousarray(runs.transpose(0, 3, 1, 4, 2)).reshape(-1).view(np.uint8)
@@ -33,11 +33,11 @@ def still_patches(pixels_3HW: torch.Tensor, settings: MediaSettings) -> EncodedM
     return EncodedMedia(grid=grid, patches=patches_PppC.permute(0, 3, 1, 2), is_video=False)
 
 
-def video_patches(frames_F3HW: torch.Tensor, settings: MediaSettings) -> EncodedMedia:
+def video_patches(frames_F3HW: torch.Tensor, recipe: Recipe) -> EncodedMedia:
     """As `still_patches`, by time first, two frames a patch."""
     frames, _, height, width = frames_F3HW.shape
-    p, m = settings.patch_size, settings.merge_size
-    grid = grid_for(frames // 2, height, width, settings)
+    p, m = recipe.patch_size, recipe.merge_size
+    grid = grid_for(frames // 2, height, width, recipe)
     split = frames_F3HW.reshape(grid.t, 2, 3, grid.h // m, m, p, grid.w // m, m, p)
     patches = split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.patches, 3, 2, p, p)
     return EncodedMedia(grid=grid, patches=patches, is_video=True)

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from vlft.config.recipe import FRAME_TOKENS, Recipe
 from vlft.data.media.clips import Clip, open_clip, read_frames
-from vlft.data.media.limits import FRAME_TOKENS, VIDEO_TOKENS, MediaSettings, media_settings, overridden
+from vlft.data.media.limits import VIDEO_TOKENS, overridden
 from vlft.data.media.patches import grid_for, still_patches, video_patches
 from vlft.data.media.pictures import Unreadable, depth_remark, open_picture, picture_header, read_pixels
 from vlft.data.sample import EncodedMedia, Grid, Image, Media, Video
@@ -25,14 +26,12 @@ from vlft.errors import ConfigError, VlftError
 
 __all__ = [
     "MediaError",
-    "MediaSettings",
     "decode",
     "depth_remarks",
     "grid_of",
     "measure",
-    "media_settings",
     "read_headers",
-    "settings_for",
+    "recipe_for",
 ]
 
 MAX_RATIO = 200
@@ -50,18 +49,18 @@ class MediaError(VlftError):
         return type(self), (self.field, self.reason)
 
 
-def measure(media: Media, settings: MediaSettings) -> Grid:
+def measure(media: Media, recipe: Recipe) -> Grid:
     """The grid that `decode` would give, from file headers (of a video file: its index and first frame).
 
     Raises:
         MediaError: it would not decode, as far as headers tell.
     """
-    return grid_of(media, read_headers(media), settings)
+    return grid_of(media, read_headers(media), recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headers:
-    """What the headers of a medium tell; enough for `grid_of` under any settings.
+    """What the headers of a medium tell; enough for `grid_of` under any recipe.
 
     Attributes:
         sizes: (H, W) of a still, or of each picture of a list of frames.
@@ -115,39 +114,39 @@ def depth_remarks(media: Media, seen: Headers | None = None) -> list[tuple[str, 
     return remarks
 
 
-def grid_of(media: Media, seen: Headers, settings: MediaSettings) -> Grid:
+def grid_of(media: Media, seen: Headers, recipe: Recipe) -> Grid:
     """The grid of a medium that was looked at; opens nothing.
 
     Raises:
         MediaError: as `measure`.
     """
-    settings = settings_for(media, settings)
+    recipe = recipe_for(media, recipe)
     try:
         if isinstance(media, Image):
-            return grid_for(1, *_still_size(*seen.sizes[0], settings), settings)
+            return grid_for(1, *_still_size(*seen.sizes[0], recipe), recipe)
         if seen.clip is None:
-            height, width = _snapped_size(media, seen.sizes, settings)
+            height, width = _snapped_size(media, seen.sizes, recipe)
             frames = len(seen.sizes) + len(seen.sizes) % 2
         else:
-            frames, height, width = len(frames_taken(seen.clip, media, settings)), seen.clip.height, seen.clip.width
-        return grid_for(frames // 2, *_frame_size(frames, height, width, settings), settings)
+            frames, height, width = len(frames_taken(seen.clip, media, recipe)), seen.clip.height, seen.clip.width
+        return grid_for(frames // 2, *_frame_size(frames, height, width, recipe), recipe)
     except Unreadable as error:
         raise _refused(media, error) from error
 
 
-def settings_for(media: Media, settings: MediaSettings) -> MediaSettings:
+def recipe_for(media: Media, recipe: Recipe) -> Recipe:
     """The budgets of this medium: the run's, but for what its row says itself.
 
     Raises:
         MediaError: the two cannot be carried out together.
     """
     try:
-        return overridden(settings, media.overrides, video=isinstance(media, Video))
+        return overridden(recipe, media.overrides, video=isinstance(media, Video))
     except ConfigError as error:
         raise MediaError(media.field, str(error)) from error
 
 
-def decode(media: Media, settings: MediaSettings) -> EncodedMedia:
+def decode(media: Media, recipe: Recipe) -> EncodedMedia:
     """Pixels as the stock path has them before it normalises, in the ViT's patch order.
 
     Returns:
@@ -157,13 +156,13 @@ def decode(media: Media, settings: MediaSettings) -> EncodedMedia:
     Raises:
         MediaError: the file is missing, damaged, cut short, or of a kind that is refused.
     """
-    settings = settings_for(media, settings)
+    recipe = recipe_for(media, recipe)
     try:
         if isinstance(media, Image):
-            return still_patches(_decode_still(media, settings), settings)
+            return still_patches(_decode_still(media, recipe), recipe)
         if media.path is None:
-            return video_patches(_decode_frames(media, settings), settings)
-        return video_patches(_decode_clip(media, settings), settings)
+            return video_patches(_decode_frames(media, recipe), recipe)
+        return video_patches(_decode_clip(media, recipe), recipe)
     except Unreadable as error:
         raise _refused(media, error) from error
 
@@ -173,31 +172,31 @@ def _refused(media: Media, error: Unreadable) -> MediaError:
     return MediaError(media.field, reason if path is None or path in reason else f"{path}: {reason}")
 
 
-def _decode_still(image: Image, settings: MediaSettings) -> torch.Tensor:
+def _decode_still(image: Image, recipe: Recipe) -> torch.Tensor:
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2.functional import resize
 
     pixels_3HW = read_pixels(image.path)
     _, height, width = pixels_3HW.shape
-    size = _still_size(height, width, settings)
+    size = _still_size(height, width, recipe)
     return resize(pixels_3HW, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
-def _still_size(height: int, width: int, settings: MediaSettings) -> tuple[int, int]:
+def _still_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     """(H, W) to which the stock image processor resizes a still."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     _check_ratio(height, width)
-    low, high = settings.image_min_pixels, settings.image_max_pixels
-    return smart_resize(height, width, factor=settings.factor, min_pixels=low, max_pixels=high)
+    low, high = recipe.image_min_pixels, recipe.image_max_pixels
+    return smart_resize(height, width, factor=recipe.factor, min_pixels=low, max_pixels=high)
 
 
-def _decode_frames(video: Video, settings: MediaSettings) -> torch.Tensor:
-    low, high = settings.video_min_pixels, settings.video_max_pixels
-    height, width = _snapped_size(video, read_headers(video).sizes, settings)
+def _decode_frames(video: Video, recipe: Recipe) -> torch.Tensor:
+    low, high = recipe.video_min_pixels, recipe.video_max_pixels
+    height, width = _snapped_size(video, read_headers(video).sizes, recipe)
     # As `fetch_video` does first, but one by one: a hundred pictures of a camera are 3.6 GB. Where it would not leave
     # this size as it is, it has to see them in their own.
-    early = _resized(height, width, 2 * settings.factor, low, high) == (height, width)
+    early = _resized(height, width, 2 * recipe.factor, low, high) == (height, width)
 
     def small(path: str) -> Any:
         picture = open_picture(path)
@@ -207,20 +206,20 @@ def _decode_frames(video: Video, settings: MediaSettings) -> torch.Tensor:
     frames_F3HW = _qwen_vl_utils().fetch_video(
         {
             "video": pictures,
-            "min_pixels": settings.video_min_pixels,
-            "max_pixels": settings.video_max_pixels,
-            "total_pixels": _total_pixels(settings),
+            "min_pixels": recipe.video_min_pixels,
+            "max_pixels": recipe.video_max_pixels,
+            "total_pixels": _total_pixels(recipe),
         },
-        image_patch_size=settings.patch_size,
+        image_patch_size=recipe.patch_size,
     )
     return frames_F3HW.to(torch.uint8)  # it resizes in uint8 and gives whole numbers as floats
 
 
-def _snapped_size(video: Video, sizes: Sequence[tuple[int, int]], settings: MediaSettings) -> tuple[int, int]:
+def _snapped_size(video: Video, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
     """The (H, W) that qwen-vl-utils first resizes all pictures of a list to: multiples of twice our factor, because its
     `fetch_video` hands `fetch_image` the side of a merged patch as if it were that of a patch."""
-    low, high = settings.video_min_pixels, settings.video_max_pixels
-    snapped = [_resized(height, width, 2 * settings.factor, low, high) for height, width in sizes]
+    low, high = recipe.video_min_pixels, recipe.video_max_pixels
+    snapped = [_resized(height, width, 2 * recipe.factor, low, high) for height, width in sizes]
     for i, (height, width) in enumerate(snapped):
         if (height, width) != snapped[0]:
             raise MediaError(
@@ -238,14 +237,14 @@ def _of_frame(video: Video, i: int, read: Any) -> Any:
         raise MediaError(f"{video.field}[{i}]", str(error)) from error
 
 
-def _decode_clip(video: Video, settings: MediaSettings) -> torch.Tensor:
+def _decode_clip(video: Video, recipe: Recipe) -> torch.Tensor:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resize  # not v2: qwen-vl-utils' own, which resizes in float
 
     clip = open_clip(str(video.path))
-    indices = frames_taken(clip, video, settings)
+    indices = frames_taken(clip, video, recipe)
     frames = len(indices)
-    size = _frame_size(frames, clip.height, clip.width, settings)
+    size = _frame_size(frames, clip.height, clip.width, recipe)
     frames_F3HW = torch.empty((frames, 3, *size), dtype=torch.uint8)
     done = 0
     for some in read_frames(clip, indices):
@@ -257,11 +256,11 @@ def _decode_clip(video: Video, settings: MediaSettings) -> torch.Tensor:
     return frames_F3HW
 
 
-def frames_taken(clip: Clip, video: Video, settings: MediaSettings) -> list[int]:
+def frames_taken(clip: Clip, video: Video, recipe: Recipe) -> list[int]:
     """The frames taken of a video file, evenly from the first to the last of those that the row asks for.
 
     Args:
-        settings: of this video, as `settings_for` gives them.
+        recipe: of this video, as `recipe_for` gives them.
 
     Raises:
         Unreadable: it has too few.
@@ -269,17 +268,17 @@ def frames_taken(clip: Clip, video: Video, settings: MediaSettings) -> list[int]
     first, last, there = _span(clip, video)
     if there < 2:
         raise Unreadable(f"{clip.path}: a video of {there} frame, 2 are needed. Give it as an image")
-    if settings.nframes is None:
-        asked = {"fps": settings.fps, "max_frames": settings.video_max_frames}
+    if recipe.nframes is None:
+        asked = {"fps": recipe.fps, "max_frames": recipe.video_max_frames}
         frames = _qwen_vl_utils().smart_nframes(asked, total_frames=there, video_fps=clip.fps)
-    elif settings.nframes > there:
+    elif recipe.nframes > there:
         flag = "--nframes" if video.overrides.nframes is None else "nframes"
         raise Unreadable(
-            f"{clip.path}: {flag} {settings.nframes}, and it has {there} frames"
+            f"{clip.path}: {flag} {recipe.nframes}, and it has {there} frames"
             f"{'' if there == clip.frames else ' there'}. Lower {flag} to {there - there % 2}, or use {flag[:-7]}fps"
         )
     else:
-        frames = settings.nframes
+        frames = recipe.nframes
     return torch.linspace(first, last, frames).round().long().tolist()
 
 
@@ -298,16 +297,16 @@ def _span(clip: Clip, video: Video) -> tuple[int, int, int]:
         ) from error
 
 
-def _frame_size(frames: int, height: int, width: int, settings: MediaSettings) -> tuple[int, int]:
+def _frame_size(frames: int, height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     """(H, W) to which qwen-vl-utils resizes the frames of a video that has this many."""
-    low = settings.video_min_pixels
-    high = max(min(FRAME_TOKENS * settings.factor**2, _total_pixels(settings) / frames * 2), int(low * 1.05))
-    return _resized(height, width, settings.factor, low, min(settings.video_max_pixels, high))
+    low = recipe.video_min_pixels
+    high = max(min(FRAME_TOKENS * recipe.factor**2, _total_pixels(recipe) / frames * 2), int(low * 1.05))
+    return _resized(height, width, recipe.factor, low, min(recipe.video_max_pixels, high))
 
 
-def _total_pixels(settings: MediaSettings) -> float:
+def _total_pixels(recipe: Recipe) -> float:
     # Always passed: qwen-vl-utils' own default hangs on the environment (MODEL_SEQ_LEN).
-    return VIDEO_TOKENS * settings.factor * settings.factor * 0.9
+    return VIDEO_TOKENS * recipe.factor * recipe.factor * 0.9
 
 
 def _resized(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
@@ -334,6 +333,6 @@ def _qwen_vl_utils() -> Any:
         from qwen_vl_utils import vision_process
     except ImportError as error:
         raise ConfigError("videos need qwen-vl-utils. Install it: pip install 'qwen-vl-utils>=0.0.14'") from error
-    # It warns, for every video, of a maximum above its own; ours is settled in `media_settings`.
+    # It warns, for every video, of a maximum above its own; ours is settled in `Recipe.of`.
     logging.getLogger(vision_process.__name__).setLevel(logging.ERROR)
     return vision_process

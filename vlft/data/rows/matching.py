@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from vlft.data.rows.keys import MEDIA_KEYS, Kind
 from vlft.data.rows.media_refs import Places, RowRef, clip, images, is_one_video, picture, refuse_many_files, videos
@@ -17,8 +16,6 @@ from vlft.data.rows.overrides import within
 from vlft.data.rows.placeholders import Tags, tags_of
 from vlft.data.rows.turns import Column, Said, Shown
 from vlft.data.sample import Image, Overrides, Part, Role, Text, Video
-
-MissingTags = Literal["error", "first"]
 
 
 @dataclass(frozen=True, kw_only=True)

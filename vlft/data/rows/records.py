@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+from vlft.config.recipe import RowFlags
 from vlft.data.rows.access import Access
 from vlft.data.rows.masks import masked
-from vlft.data.rows.matching import Entry, MissingTags, as_videos, count, media_of, parts_of, tags_in, with_tags
+from vlft.data.rows.matching import Entry, as_videos, count, media_of, parts_of, tags_in, with_tags
 from vlft.data.rows.media_refs import MEDIA_ENDINGS, Places, RowRef, short
 from vlft.data.rows.normalise import PlainRow, one_form
 from vlft.data.rows.objects import objects_of
@@ -37,7 +38,7 @@ def parse_record(
     image_folder: str | None,
     family: Family,
     access: Access | None = None,
-    missing_tags: MissingTags = "error",
+    flags: RowFlags | None = None,
 ) -> Sample:
     """One row, checked; media are not opened.
 
@@ -51,7 +52,7 @@ def parse_record(
         image_folder: where relative media paths start; None: the folder of `file`. Never the working directory.
         family: whose control tokens are refused.
         access: what the row may name; None: files in the folder, and absolute paths.
-        missing_tags: `first` shows files without a tag at the beginning of the first human turn.
+        flags: how it is read; None: all at their defaults.
 
     Raises:
         DataError: the row cannot be trained; `.row.field` says which part of it.
@@ -63,7 +64,7 @@ def parse_record(
         named="the folder of the data file" if image_folder is None else f"--image_folder {image_folder}",
     )
     try:
-        return _parsed(row, raw, family, places, missing_tags)
+        return _parsed(row, raw, family, places, flags or RowFlags())
     except RecursionError as error:
         raise row.bad("row", "lists in lists, deeper than can be read. Write it flat") from error
 
@@ -78,7 +79,7 @@ def _id(raw: object) -> str | None:
         return kind_of(name)
 
 
-def _parsed(row: RowRef, raw: object, family: Family, places: Places, missing_tags: MissingTags) -> Sample:
+def _parsed(row: RowRef, raw: object, family: Family, places: Places, flags: RowFlags) -> Sample:
     if isinstance(raw, BrokenLine):
         raise row.bad("row", raw.reason)
     if not isinstance(raw, dict):
@@ -92,7 +93,7 @@ def _parsed(row: RowRef, raw: object, family: Family, places: Places, missing_ta
     _refuse_much_text(row, shape.form.name, entries)
     warnings = _check_order(row, shape.form.name, entries) + shape.warnings + list(tags.warnings)
     entries = as_videos(shape, entries)
-    entries, added = with_tags(shape, entries, first=missing_tags == "first")
+    entries, added = with_tags(shape, entries, first=flags.missing_tags == "first")
     media = media_of(row, shape, entries, places)
     parts = {kind: iter(some) for kind, some in media.items()}
     turns = tuple(Turn(role=entry.role, parts=parts_of(entry, parts), field=entry.field) for entry in entries)
