@@ -16,12 +16,12 @@ from vlft.bench.stock import COUNTS, StockRows, stock_collator
 from vlft.bench.work import BuiltIn, Say, workplace
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.parse import Parsed
-from vlft.data.collate import Batch, Collator
+from vlft.data.collate import Batch
 from vlft.data.dataset import RowDataset
 from vlft.data.order import RowOrder
 from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import DataError
-from vlft.setup import Base, MeasuredRows, open_base, trainable_rows
+from vlft.setup import Base, MeasuredRows, collator_of, open_base, trainable_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +142,7 @@ def _measure(base: Base, measured: MeasuredRows, plan: DataBench, say: Say) -> d
     samples = measured.rows.samples
     everything = RowOrder(rows=len(samples), rows_per_step=plan.batch, shuffle=True).epoch(0)[: plan.rows]
     lists = [everything[i : i + plan.batch] for i in range(0, len(everything), plan.batch)]
-    vision, tokenizer = base.config.vision_config, base.processor.tokenizer
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collator = Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler)
-    sides = {"ours": _Side(RowDataset(samples, base.encoder), collator, plan.workers)}
+    sides = {"ours": _Side(RowDataset(samples, base.encoder), collator_of(base), plan.workers)}
     if plan.baseline:
         stock = StockRows(samples=samples, processor=base.processor, media=base.media, family=base.family)
         sides["baseline"] = _Side(stock, stock_collator(base.processor), plan.workers)

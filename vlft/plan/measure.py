@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from vlft.config.flags import ModelFlags, TrainFlags
-from vlft.data.collate import Collator
 from vlft.data.sample import EncodedSample, Sample
 from vlft.errors import ConfigError
 from vlft.model import attention, forward, kernels, towers
 from vlft.model.activations import Ledger
 from vlft.model.load import load_base
-from vlft.setup import Base
+from vlft.setup import Base, collator_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +117,8 @@ def _prepared(
 
 
 def _batch(base: Base, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
-    vision, tokenizer = base.config.vision_config, base.processor.tokenizer
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     rows: list[EncodedSample] = [base.encoder.encode(sample) for sample in samples]
-    collate = Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler)
-    batch: dict[str, Any] = dict(collate(rows))
+    batch: dict[str, Any] = dict(collator_of(base)(rows))
     return {
         name: batch[name].to(device) if isinstance(batch[name], torch.Tensor) else batch[name]
         for name in forward.FORWARD_KEYS

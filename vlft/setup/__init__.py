@@ -4,6 +4,7 @@ Above data/, model/ and checkpoint, which do not know each other; below the feat
 """
 
 from vlft.setup.base import Base, open_base, serve_as_trained, stock_probe
+from vlft.setup.objective import collator_of, objective_of
 from vlft.setup.rows import (
     SHOWN_BAD_ROWS,
     Drawn,
@@ -23,9 +24,11 @@ __all__ = [
     "Base",
     "Drawn",
     "MeasuredRows",
+    "collator_of",
     "columns_of",
     "measure_rows",
     "mix_of",
+    "objective_of",
     "open_base",
     "open_rows",
     "open_some",
