@@ -33,6 +33,7 @@ FLOORS: dict[str, float] = {
     "data.order": 2.6,
     "model": 2,
     "checkpoint": 3,
+    "objectives": 3,
     "pages": 3,
     "setup": 4,
     "answering": 4,

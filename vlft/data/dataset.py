@@ -6,12 +6,12 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 from vlft.config.recipe import Recipe
-from vlft.data.encode import UNTRAINED, Encoder
+from vlft.data.encode import UNTRAINED
 from vlft.data.media import read as media_io
 from vlft.data.media.read import MediaError
 from vlft.data.sample import Cost, EncodedSample, Sample
@@ -24,6 +24,13 @@ SCAN_CHUNK = 16  # rows a worker hands back at once
 # Seconds before each further try at media that cannot be read: network disks come back, files are put into place.
 PAUSES = (0.2, 0.8, 2.0)
 PATIENCE = 20  # rows given up by one process, after which it pauses but once: it is no passing fault then
+
+
+class Encodes(Protocol):
+    """What makes an item of a row: an `Encoder`, or an objective."""
+
+    def encode(self, sample: Sample) -> EncodedSample:
+        """The item of a row; raises DataError where there is none."""
 
 
 class RowDataset(Dataset):
@@ -43,7 +50,7 @@ class RowDataset(Dataset):
         ValueError: as many costs as samples are needed.
     """
 
-    def __init__(self, samples: Sequence[Sample], encoder: Encoder, costs: Sequence[Cost] | None = None) -> None:
+    def __init__(self, samples: Sequence[Sample], encoder: Encodes, costs: Sequence[Cost] | None = None) -> None:
         if costs is not None and len(costs) != len(samples):
             raise ValueError(f"{len(costs)} costs for {len(samples)} samples")
         self.samples = samples

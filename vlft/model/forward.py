@@ -44,10 +44,12 @@ class FlatOutput(ModelOutput):
 
     Attributes:
         loss: float32 [], the SUM of the cross-entropies of the supervised tokens (the trainer weights it).
+        log_probs: float32 [K], the log-probability of each supervised token, instead of `loss` when asked for.
         logits: float32 [K, V] of the supervised rows, only when asked for.
     """
 
     loss: torch.Tensor | None = None
+    log_probs: torch.Tensor | None = None
     logits: torch.Tensor | None = None
 
 
@@ -118,11 +120,12 @@ def bind(model: torch.nn.Module, scale: PixelScale) -> None:
 
 def _extras(kwargs: dict[str, Any]) -> dict[str, Any]:
     """What else a caller may say; wrappers (PEFT) add their own arguments as None."""
-    unknown = {k for k, v in kwargs.items() if k not in FORWARD_KEYS and k != "return_logits" and v is not None}
+    ours = ("return_logits", "return_log_probs")
+    unknown = {k for k, v in kwargs.items() if k not in (*FORWARD_KEYS, *ours) and v is not None}
     unknown -= {"labels", "return_dict"}
     if unknown:
         raise TypeError(f"the flat forward does not take {sorted(unknown)}")
-    return {"return_logits": bool(kwargs.get("return_logits"))}
+    return {name: bool(kwargs.get(name)) for name in ours}
 
 
 def _flat_forward(
@@ -143,6 +146,7 @@ def _flat_forward(
     supervised_rows: torch.Tensor,
     targets: torch.Tensor,
     return_logits: bool = False,
+    return_log_probs: bool = False,
 ) -> FlatOutput:
     pixels_PX = scale.patches(still_patches, video_patches)
     # A frozen tower keeps no graph; under checkpointing it would otherwise be recomputed and run backward.
@@ -168,4 +172,6 @@ def _flat_forward(
     )
     hidden_KH = hidden_TH.index_select(0, supervised_rows)
     logits_KV = self.lm_head(hidden_KH).float() if return_logits else None
+    if return_log_probs:
+        return FlatOutput(log_probs=self.lm_head(hidden_KH, targets, summed=False), logits=logits_KV)
     return FlatOutput(loss=self.lm_head(hidden_KH, targets), logits=logits_KV)

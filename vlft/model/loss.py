@@ -1,16 +1,22 @@
-"""Cross-entropy of the head, a few hundred rows at a time: no tensor of tokens x vocabulary, in training or evaluation.
+"""Losses of the head, a few hundred rows at a time: no tensor of tokens x vocabulary, in training or evaluation.
 
 With 152k words the logits of 16k tokens are 10 GB in float32, and plain cross-entropy holds them several times. Here a
-chunk of rows goes through the head, gives its loss and, since the gradient of a sum needs nothing from later layers,
-its gradients at once; then its logits are gone. (The idea: Liger's fused linear cross-entropy, arXiv 2410.10989;
-what differs is that a frozen head costs no weight gradient, and that evaluation goes the same way.)
+chunk of rows goes through the head, and its logits are gone before the next chunk's are made.
 
-Letters: K supervised rows, C channels, V the vocabulary.
+- `linear_cross_entropy`: the sum over all rows. The gradient of a sum needs nothing from later layers, so each chunk
+  gives its gradients at once. (The idea: Liger's fused linear cross-entropy, arXiv 2410.10989; what differs is that a
+  frozen head costs no weight gradient, and that evaluation goes the same way.)
+- `linear_log_probs`: one log-probability per row, for losses that are not their sum (preferences, weights, ratios). The
+  gradient of each row is known only in the backward pass, which computes the logits of a chunk again: one more matmul.
+- `sum_segments`: sums of such rows per sample or answer.
+
+Letters: K supervised rows (k of a chunk), C channels, V the vocabulary, S segments.
 """
 
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,7 +33,9 @@ def chunk_rows(vocabulary: int) -> int:
 
 
 def bind(head: torch.nn.Module) -> None:
-    """Let a linear head take targets too, and return the summed loss; without targets it is as before.
+    """Let a linear head take targets too, and return a loss; without targets it is as before.
+
+    `head(hidden, targets)` is `linear_cross_entropy`, `head(hidden, targets, summed=False)` is `linear_log_probs`.
 
     Inside the head's own forward, since that is where ZeRO-3 has its weight at hand.
 
@@ -40,10 +48,12 @@ def bind(head: torch.nn.Module) -> None:
     if type(head) is not torch.nn.Linear or head.bias is not None:
         raise TypeError(f"the head is {head}, expected a Linear without bias")
 
-    def forward(self: Any, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self: Any, hidden: torch.Tensor, targets: torch.Tensor | None = None, *, summed: bool = True
+    ) -> torch.Tensor:
         if targets is None:
             return type(self).forward(self, hidden)
-        return linear_cross_entropy(hidden, self.weight, targets)
+        return (linear_cross_entropy if summed else linear_log_probs)(hidden, self.weight, targets)
 
     head.forward = types.MethodType(forward, head)
 
@@ -94,8 +104,7 @@ def _run(
     hidden_KC: torch.Tensor, weight_VC: torch.Tensor, targets_K: torch.Tensor, *, for_hidden: bool, for_weight: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Loss, and its gradients as asked: of hidden in the computing dtype, of the weight in float32."""
-    device = hidden_KC.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
+    device, dtype = hidden_KC.device.type, _computing_dtype(hidden_KC, weight_VC)
     loss = torch.zeros((), dtype=torch.float32, device=hidden_KC.device)
     grad_KC = torch.empty_like(hidden_KC, dtype=dtype) if for_hidden else None
     grad_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if for_weight else None
@@ -131,7 +140,122 @@ def _add_chunk(
     if grad_kC is not None:
         torch.mm(slope_kV, weight_VC, out=grad_kC)
     if grad_VC is not None:
-        # In slices of the vocabulary, so that no second tensor of the weight's size is needed.
-        words = max(1, CHUNK_ELEMENTS // weight_VC.shape[1])
-        for slope_kv, grad_vC in zip(slope_kV.split(words, dim=1), grad_VC.split(words), strict=True):
-            grad_vC += slope_kv.T @ hidden_kC
+        _add_weight_gradient(slope_kV, hidden_kC, grad_VC)
+
+
+def _add_weight_gradient(slope_kV: torch.Tensor, hidden_kC: torch.Tensor, grad_VC: torch.Tensor) -> None:
+    """Add a chunk's share, in slices of the vocabulary: no second tensor of the weight's size is needed."""
+    words = max(1, CHUNK_ELEMENTS // hidden_kC.shape[1])
+    for slope_kv, grad_vC in zip(slope_kV.split(words, dim=1), grad_VC.split(words), strict=True):
+        grad_vC += slope_kv.T @ hidden_kC
+
+
+def _computing_dtype(hidden_KC: torch.Tensor, weight_VC: torch.Tensor) -> torch.dtype:
+    """What matmuls run in: autocast's dtype, else the weight's."""
+    device = hidden_KC.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
+
+
+def linear_log_probs(hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K: torch.Tensor) -> torch.Tensor:
+    """`log_softmax(hidden @ weight.T)` at the labels, a chunk of rows at a time.
+
+    Nothing of the size of the logits is kept for the backward pass, which computes each chunk's again. Matmuls run in
+    autocast's dtype, else in the weight's; softmax, result and the sum of weight gradients are float32 (float64 for a
+    float64 weight). A weight that is frozen costs no gradient.
+
+    Args:
+        hidden_KC: [K, C]; K may be 0.
+        weight_VC: [V, C].
+        labels_K: int64 [K], each in [0, V).
+
+    Returns:
+        log_probs_K: float32 [K], differentiable once.
+    """
+    if torch.is_grad_enabled():
+        return _LinearLogProbs.apply(hidden_KC, weight_VC, labels_K)
+    return _log_probs(hidden_KC, weight_VC, labels_K, _computing_dtype(hidden_KC, weight_VC))
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K: torch.Tensor) -> torch.Tensor:
+        ctx.dtype = _computing_dtype(hidden_KC, weight_VC)  # the backward pass runs outside of autocast
+        ctx.save_for_backward(hidden_KC, weight_VC, labels_K)
+        return _log_probs(hidden_KC, weight_VC, labels_K, ctx.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream_K: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_KC, weight_VC, labels_K = ctx.saved_tensors
+        for_hidden, for_weight, _ = ctx.needs_input_grad
+        grad_KC = torch.empty_like(hidden_KC, dtype=ctx.dtype) if for_hidden else None
+        wide = torch.promote_types(weight_VC.dtype, torch.float32)
+        grad_VC = torch.zeros_like(weight_VC, dtype=wide) if for_weight else None
+        computed_VC = weight_VC.to(ctx.dtype)
+        with torch.autocast(hidden_KC.device.type, enabled=False):
+            for chunk in _chunks(hidden_KC, weight_VC):
+                hidden_kC = hidden_KC[chunk].to(ctx.dtype)
+                slope_kV = _slope(hidden_kC, computed_VC, labels_K[chunk, None], upstream_K[chunk, None])
+                if grad_KC is not None:
+                    torch.mm(slope_kV, computed_VC, out=grad_KC[chunk])
+                if grad_VC is not None:
+                    _add_weight_gradient(slope_kV, hidden_kC, grad_VC)
+                del slope_kV  # before the next chunk's logits are made
+        return (
+            None if grad_KC is None else grad_KC.to(hidden_KC.dtype),
+            None if grad_VC is None else grad_VC.to(weight_VC.dtype),
+            None,
+        )
+
+
+def _log_probs(
+    hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    computed_VC = weight_VC.to(dtype)
+    log_probs_K = torch.empty(len(hidden_KC), dtype=torch.promote_types(dtype, torch.float32), device=hidden_KC.device)
+    with torch.autocast(hidden_KC.device.type, enabled=False):
+        for chunk in _chunks(hidden_KC, weight_VC):
+            log_kV = _log_softmax(hidden_KC[chunk].to(dtype), computed_VC)
+            log_probs_K[chunk] = log_kV.gather(1, labels_K[chunk, None]).squeeze(1)
+            del log_kV
+    return log_probs_K
+
+
+def _chunks(hidden_KC: torch.Tensor, weight_VC: torch.Tensor) -> Iterator[slice]:
+    rows = chunk_rows(len(weight_VC))
+    return (slice(start, start + rows) for start in range(0, len(hidden_KC), rows))
+
+
+def _log_softmax(hidden_kC: torch.Tensor, weight_VC: torch.Tensor) -> torch.Tensor:
+    logits_kV = hidden_kC @ weight_VC.T
+    return torch.log_softmax(logits_kV, dim=1, dtype=torch.promote_types(logits_kV.dtype, torch.float32))
+
+
+def _slope(
+    hidden_kC: torch.Tensor, weight_VC: torch.Tensor, labels_k1: torch.Tensor, upstream_k1: torch.Tensor
+) -> torch.Tensor:
+    """The gradient of a chunk's logits, in the computing dtype: (1 at the label, less softmax) times upstream."""
+    log_kV = _log_softmax(hidden_kC, weight_VC)
+    at_label_k1 = -log_kV.gather(1, labels_k1).expm1()  # 1 - p, exact where p is nearly 1
+    return log_kV.exp_().neg_().scatter_(1, labels_k1, at_label_k1).mul_(upstream_k1).to(hidden_kC.dtype)
+
+
+def sum_segments(
+    values_K: torch.Tensor, rows_K: torch.Tensor, bounds_S1: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum what supervised rows have, per sample of a flat batch, or per any other stretch of it.
+
+    The same numbers every time (nothing is added by atomics), and nothing is read from the device.
+
+    Args:
+        values_K: float [K], e.g. of `linear_log_probs`.
+        rows_K: int [K], places of these in the flat row, in ascending order: `supervised_rows` of a batch.
+        bounds_S1: int [S + 1], where stretches begin and the last one ends: `cu_seqlens` for samples.
+
+    Returns:
+        sums_S: as values_K [S], 0 where a stretch has no supervised row; differentiable.
+        counts_S: int64 [S], supervised rows of each.
+    """
+    counts_S = torch.searchsorted(rows_K, bounds_S1.to(rows_K.dtype)).diff()
+    # unsafe: the check of the lengths would read them from the device
+    return torch.segment_reduce(values_K, "sum", lengths=counts_S, initial=0, unsafe=True), counts_S

@@ -4,6 +4,7 @@ Above data/, model/ and checkpoint, which do not know each other; below the feat
 """
 
 from vlft.setup.base import Base, open_base, stock_probe
+from vlft.setup.objective import objective_of
 from vlft.setup.rows import (
     SHOWN_BAD_ROWS,
     Drawn,
@@ -21,6 +22,7 @@ __all__ = [
     "Drawn",
     "MeasuredRows",
     "measure_rows",
+    "objective_of",
     "open_base",
     "open_rows",
     "open_some",

@@ -14,10 +14,13 @@ from typing import Any, Literal
 import torch
 
 from vlft.data.collate import Batch
+from vlft.objectives import Loss, Sums
 
 #: What takes time beside steps and evaluations, and is measured apart.
 Beside = Literal["saving", "report"]
 COUNTS = ("tokens", "supervised_tokens", "images", "videos", "samples")
+#: Entries of a line that are the trainer's.
+TRAINERS = {"step", "epoch", "max_steps", "grad_norm", "lr"}
 
 
 class Meter:
@@ -26,17 +29,19 @@ class Meter:
     Args:
         work: operations that training on a micro-batch needs.
         peak: operations a second that a device can do at most; None where that is not known, and there is no MFU.
+        statistics: names of what the objective counts beside its loss.
     """
 
-    def __init__(self, work: Callable[[Batch], float], *, peak: float | None) -> None:
+    def __init__(self, work: Callable[[Batch], float], *, peak: float | None, statistics: tuple[str, ...] = ()) -> None:
         self.work = work
         self.peak = peak
+        self.statistics = statistics
         self.beside: dict[Beside, float] = {"saving": 0.0, "report": 0.0}  # seconds since the last line
         self._reset()
 
     def _reset(self) -> None:
         self._counts = dict.fromkeys(COUNTS, 0)
-        self._loss: torch.Tensor | None = None
+        self._sums = Sums(names=self.statistics)
         self._wait = 0.0
         self._work = 0.0
         self._since = time.perf_counter()
@@ -44,20 +49,19 @@ class Meter:
 
     def keep_step(self) -> None:
         """The step that was added moved the weights."""
-        self._before = dict(self._counts), self._loss, self._work
+        self._before = dict(self._counts), self._sums, self._work
 
     def drop_step(self) -> None:
         """The step that was added did not: its rows were not trained, though it took its time."""
-        self._counts, self._loss, self._work = dict(self._before[0]), *self._before[1:]
+        self._counts, self._sums, self._work = dict(self._before[0]), *self._before[1:]
 
-    def add(self, batch: Batch, loss_sum: torch.Tensor) -> None:
-        """Count one trained micro-batch; `loss_sum` is the sum of its tokens' cross-entropies."""
+    def add(self, batch: Batch, loss: Loss) -> None:
+        """Count one trained micro-batch and what the objective made of it."""
         for name in COUNTS:
             self._counts[name] += batch["counts"][name]
         if self.peak is not None:
             self._work += self.work(batch)
-        loss = loss_sum.detach().double()
-        self._loss = loss if self._loss is None else self._loss + loss
+        self._sums = self._sums.plus(loss)
 
     def add_wait(self, seconds: float) -> None:
         """Time the step waited for its data."""
@@ -77,21 +81,22 @@ class Meter:
             steps: optimizer steps since the last line.
 
         Returns:
-            the entries of a `metrics.jsonl` line that this class knows.
+            the entries of a `metrics.jsonl` line that this class knows, the statistics last.
+
+        Raises:
+            ValueError: a statistic has the name of another entry.
         """
-        if self._loss is None:
-            self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         seconds = time.perf_counter() - self._since
-        sums = [*self._counts.values(), self._wait, self._work]
-        mine = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
+        mine = torch.tensor([self._wait, self._work, *self._counts.values()], dtype=torch.float64)
+        vector = torch.cat([mine.to(accelerator.device), self._sums.as_vector(accelerator.device)])
         # float64 holds every count exactly
-        totals = accelerator.reduce(torch.cat([mine, self._loss[None]]), reduction="sum").tolist()
-        *numbers, wait, work, loss = totals
-        counts = dict(zip(COUNTS, map(int, numbers), strict=True))
+        wait, work, *numbers = accelerator.reduce(vector, reduction="sum").tolist()
+        counts = dict(zip(COUNTS, map(int, numbers[: len(COUNTS)]), strict=True))
+        means, _ = self._sums.means(numbers[len(COUNTS) :])
         # The largest of the ranks: it is the one that runs out.
         peak = accelerator.gather(torch.tensor([peak_gb()], device=accelerator.device)).max().item()
         line = {
-            "loss": loss / counts["supervised_tokens"] if counts["supervised_tokens"] else None,
+            "loss": means.pop("loss"),
             **counts,
             "time": time.time(),
             "step_s": seconds / max(1, steps),
@@ -102,8 +107,10 @@ class Meter:
             "mfu": work / seconds / (self.peak * accelerator.num_processes) if self.peak else None,
             **self.spent(),
         }
+        if taken := sorted(set(means) & (set(line) | TRAINERS)):
+            raise ValueError(f"statistics {taken} of the objective have names that metrics.jsonl uses already")
         self._reset()
-        return line
+        return line | means
 
     def spent(self) -> dict[str, float]:
         """Seconds of this process beside steps and evaluations since the last line, and start anew."""

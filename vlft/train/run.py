@@ -26,7 +26,8 @@ from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
 from vlft.model import flops, groups, kernels
 from vlft.model.load import check_fit
-from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows, open_base, trainable_rows, training_rows
+from vlft.objectives import Objective
+from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows, objective_of, open_base, trainable_rows, training_rows
 from vlft.setup.schedule import described, evaluation_order, largest, training_order
 from vlft.train import faults, zero
 from vlft.train.answers import Answers
@@ -50,7 +51,8 @@ class _Run:
 
     Attributes:
         data, model, args: the flags. effective: all of them, for config.yaml.
-        base: the opened base. rows, evaluated: to train and to evaluate on, the latter maybe None.
+        base: the opened base. objective: what is optimised.
+        rows, evaluated: to train and to evaluate on, the latter maybe None.
         order: of the rows.
         folder: where it goes.
         notice: of a signal that ends it.
@@ -63,6 +65,7 @@ class _Run:
     args: TrainFlags
     effective: dict[str, Any]
     base: Base
+    objective: Objective
     rows: MeasuredRows
     evaluated: MeasuredRows | None
     order: Order
@@ -72,13 +75,20 @@ class _Run:
     say: Callable[[str], None]
 
 
-def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Path], object] | None = None) -> Path:
+def train(
+    parsed: Parsed,
+    notice: Notice | None = None,
+    *,
+    report: Callable[[Path], object] | None = None,
+    objective: Callable[[Base], Objective] = objective_of,
+) -> Path:
     """Train as the flags say.
 
     Args:
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
         notice: of a signal that ends the run; None: signals do what they do without.
         report: called with the run folder now and then, and at the end, to write a page about it.
+        objective: makes what is optimised of the opened base.
 
     Returns:
         the run folder.
@@ -117,6 +127,7 @@ def train(parsed: Parsed, notice: Notice | None = None, *, report: Callable[[Pat
         args=args,
         effective=parsed.effective,
         base=base,
+        objective=objective(base),
         rows=rows,
         evaluated=evaluated,
         order=order,
@@ -219,9 +230,10 @@ def _trainer(
     run: _Run, model: torch.nn.Module, table: list[groups.Group], watchdog: Watchdog, checkpoint: Path | None
 ) -> VlftTrainer:
     base, data, args, folder, evaluated = run.base, run.data, run.args, run.folder, run.evaluated
+    objective = run.objective
 
     def dataset(rows: MeasuredRows) -> RowDataset:
-        return RowDataset(rows.rows.samples, base.encoder, rows.costs)
+        return RowDataset(rows.rows.samples, objective, rows.costs)
 
     step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
     due = folder.evaluation_due
@@ -233,11 +245,11 @@ def _trainer(
         eval_rows=dataset(evaluated) if evaluated else None,
         order=run.order,
         eval_order=evaluation_order(evaluated.costs, data, args, world=args.world_size) if evaluated else None,
-        collator=base.collator(),
+        objective=objective,
         folder=folder,
         guard=StepGuard(args, folder, watchdog, packing=data.packing, say=run.say),
         notice=run.notice,
-        meter=_meter(base, args),
+        meter=_meter(base, args, objective.statistics),
         metrics=MetricsFile(folder.path, resume_step=step, evaluation_due=due) if args.process_index == 0 else None,
         say=run.say,
         on_bad_row=data.on_bad_row,
@@ -252,7 +264,7 @@ def _trainer(
     return trainer
 
 
-def _meter(base: Base, args: TrainFlags) -> Meter:
+def _meter(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter:
     """Counts what is trained; with MFU on a card whose peak is known."""
 
     sizes = base.sizes
@@ -270,7 +282,7 @@ def _meter(base: Base, args: TrainFlags) -> Meter:
 
     name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else None
     peak = flops.peak_tflops(name)
-    return Meter(work, peak=None if peak is None else peak * 1e12)
+    return Meter(work, peak=None if peak is None else peak * 1e12, statistics=statistics)
 
 
 def _report_rows(measured: MeasuredRows, say: Callable[[str], None], *, word: str = "train") -> None:

@@ -46,14 +46,15 @@ class StepGuard:
         self.step = step
         self.watchdog.at(f"step {step}, waiting for data")
 
-    def begin(self, batches: Sequence[Batch], *, refused: BadRow | None) -> int:
+    def begin(self, batches: Sequence[Batch], *, weight: float, refused: BadRow | None) -> float:
         """The micro-batches of a step are here; every rank calls it.
 
         Args:
+            weight: of this rank's part of the step's loss.
             refused: a row that cannot be trained, where that ends the run.
 
         Returns:
-            supervised tokens of the step, over all ranks.
+            the weight of the step, over all ranks.
 
         Raises:
             DataError: on every rank, where one of them has such a row.
@@ -62,8 +63,7 @@ class StepGuard:
         self._batches = [MicroBatch.of_batch(batch, rank=rank, place=i, of=many) for i, batch in enumerate(batches, 1)]
         self._losses = []
         self.watchdog.at(f"step {self.step}, waiting for the other processes' data")
-        tokens = sum(batch["counts"]["supervised_tokens"] for batch in batches)
-        return sum(gather(tokens, failed=None if refused is None else DataError(refused)))
+        return sum(gather(weight, failed=None if refused is None else DataError(refused)))
 
     @contextmanager
     def micro_batch(self) -> Iterator[None]:

@@ -1,14 +1,17 @@
-"""The Trainer of transformers with vlft's data order, loss, parameter groups, checkpoints and log lines.
+"""The Trainer of transformers with vlft's data order, objective, parameter groups, checkpoints and log lines.
 
-Only documented methods and a few hooks that 5.17 and 5.23 share are overridden:
+What is overridden here (`saving` and `zero` list theirs). Each name exists in 5.17 and 5.23 (tests/test_borrowed.py):
 - `get_train_dataloader`: our row order, not sharded again by accelerate (which would train row 0 twice).
-- `_prepare_inputs`: what the forward takes goes to the device without waiting for it.
-- `compute_loss`, `_get_num_items_in_batch`: the loss is weighted by token over the global step, on every version.
-- `create_optimizer`: one group per tower and weight decay.
-- `evaluate`: a token-weighted loss, equal at any batch size and number of processes.
-- `_save_checkpoint`, `_save`: a checkpoint appears whole or not at all.
-- `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_best_model`: strict; the stock ones load nothing
-  into a full Qwen2-VL and only warn, and pass over state files that are missing.
+- `get_batch_samples`: an evaluation that was put off comes first; the wait for data is timed.
+- `_prepare_inputs`: what the loss takes goes to the device without waiting for it.
+- `_get_num_items_in_batch`, `compute_loss`: the objective's loss is a share of the global step, on every version.
+- `training_step`: rates are read before the scheduler moves on; the guard knows the micro-batch.
+- `_get_grad_norm`: the last moment to leave out a step that is not finite.
+- `create_optimizer`: one group per tower and weight decay (`get_optimizer_cls_and_kwargs` is asked for the class).
+- `floating_point_ops`: none, the meter counts.
+- `evaluate`: the objective's mean, equal at any batch size and number of processes.
+- `_evaluate`: an evaluation gives way to a signal, and is made up for later; `_determine_best_metric` is called then.
+- `log`: our lines.
 """
 
 from __future__ import annotations
@@ -16,37 +19,36 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.utils.data import DataLoader
 
 from vlft.config.flags import TrainFlags
-from vlft.data.collate import Batch, Collator
+from vlft.data.collate import Batch
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order, RankBatches
 from vlft.data.workers import loader_options
 from vlft.errors import BadRow, ConfigError, DataError
-from vlft.model.forward import FORWARD_KEYS
 from vlft.model.groups import Group
+from vlft.objectives import Objective, Sums
 from vlft.train.answers import Answers
 from vlft.train.callbacks import EvaluationPutOff, KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
 from vlft.train.metrics import Meter, MetricsFile, progress
-from vlft.train.ranks import barrier, gather
+from vlft.train.saving import SavingTrainer
 from vlft.train.signals import Notice
 from vlft.train.step_guard import StepGuard
-from vlft.train.zero import ZeroTrainer
 
 
-class VlftTrainer(ZeroTrainer):
+class VlftTrainer(SavingTrainer):
     """See the module.
 
     Args:
         model, args: as the stock Trainer takes them. groups: of the optimizer (frozen ones are ignored).
         train_rows, eval_rows: datasets; `eval_rows` may be None.
-        order, eval_order: of them. collator: rows -> Batch.
+        order, eval_order: of them.
+        objective: what is optimised: rows -> batches -> losses.
         folder: where and how things are saved.
         guard: watches over each step. notice: of a signal that ends the run.
         meter: counts what is trained.
@@ -54,6 +56,9 @@ class VlftTrainer(ZeroTrainer):
         say: prints a line for the user (rank 0 only).
         on_bad_row: what to do with a row whose media cannot be decoded after all.
     """
+
+    #: Called with the trainer and each micro-batch before its loss: where tests count, break, kill or wait.
+    before_loss: ClassVar[tuple[Callable[[VlftTrainer, Batch], object], ...]] = ()
 
     def __init__(
         self,
@@ -65,7 +70,7 @@ class VlftTrainer(ZeroTrainer):
         eval_rows: RowDataset | None,
         order: Order,
         eval_order: Order | None,
-        collator: Collator,
+        objective: Objective,
         folder: RunFolder,
         guard: StepGuard,
         notice: Notice,
@@ -75,7 +80,8 @@ class VlftTrainer(ZeroTrainer):
         on_bad_row: Literal["error", "skip"],
     ) -> None:
         stock: Any = super().__init__  # its hints want a PreTrainedModel and a tensor-only collator
-        stock(model=model, args=args, train_dataset=train_rows, eval_dataset=eval_rows, data_collator=collator)
+        stock(model=model, args=args, train_dataset=train_rows, eval_dataset=eval_rows, data_collator=objective.collate)
+        self.objective: Objective = objective
         self.train_rows = train_rows
         self.eval_rows = eval_rows
         self.order = order
@@ -138,10 +144,11 @@ class VlftTrainer(ZeroTrainer):
         return None
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
-        """Supervised tokens of the whole optimizer step, over all ranks and micro-batches."""
+        """The loss's weight of the whole optimizer step, over all ranks and micro-batches: of SFT, trained tokens."""
         refused = self._account([row for batch in batch_samples for row in batch["skipped"]])
-        tokens = self.guard.begin(batch_samples, refused=refused)
-        return torch.tensor(float(max(1, tokens))).to(device, non_blocking=True)
+        mine = sum(self.objective.weight(batch) for batch in batch_samples)
+        weight = self.guard.begin(batch_samples, weight=mine, refused=refused)
+        return torch.tensor(float(weight or 1)).to(device, non_blocking=True)
 
     # ---- loss and optimizer
 
@@ -151,19 +158,21 @@ class VlftTrainer(ZeroTrainer):
         The copies are queued, while the stock ones would each wait for the device to catch up (transformers 5.17 to
         5.23).
         """
-        taken = {key: value for key, value in inputs.items() if key in FORWARD_KEYS and isinstance(value, torch.Tensor)}
+        taken = {key: inputs[key] for key in self.objective.tensors if isinstance(inputs[key], torch.Tensor)}
         return {**inputs, **{key: value.to(self.args.device, non_blocking=True) for key, value in taken.items()}}
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross-entropy of this micro-batch as its share of the global step's token mean."""
-        outputs = model(**{key: inputs[key] for key in FORWARD_KEYS})
-        self.meter.add(inputs, outputs.loss)
-        self.guard.add_loss(outputs.loss)
-        # DDP and ZeRO average gradients over ranks; the token count already spans them.
-        loss = outputs.loss * (self.args.world_size / num_items_in_batch.squeeze())
-        return (loss, outputs) if return_outputs else loss
+        """The objective's loss of this micro-batch, as its share of the global step's mean."""
+        for act in self.before_loss:
+            act(self, inputs)
+        loss = self.objective.loss(model, inputs)
+        self.meter.add(inputs, loss)
+        self.guard.add_loss(loss.sum)
+        # DDP and ZeRO average gradients over ranks; the weight already spans them.
+        share = loss.sum * (self.args.world_size / num_items_in_batch.squeeze())
+        return (share, None) if return_outputs else share
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -210,12 +219,12 @@ class VlftTrainer(ZeroTrainer):
     # ---- evaluation
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Mean cross-entropy of the supervised tokens of the evaluation rows."""
+        """The objective's mean loss and statistics over the evaluation rows."""
         if self.eval_rows is None or self.eval_order is None:
             raise ConfigError("evaluation was asked for without --eval_path")
         model: Any = self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
         loader = self._loader(self.eval_rows, RankBatches(self.eval_order, rank=self.args.process_index))
-        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        sums = Sums(names=self.objective.statistics)
         start = time.perf_counter()
         model.eval()
         later = self.room.notice.planning("leaving this evaluation for later, then saving")
@@ -226,16 +235,12 @@ class VlftTrainer(ZeroTrainer):
                 if (row := self._account(batch_on_cpu["skipped"])) is not None:
                     raise DataError(row)
                 with self.guard.evaluation(batch_on_cpu, place=place, of=len(loader), step=self.state.global_step):
-                    inputs: Any = self._prepare_inputs(batch_on_cpu)
-                    outputs = model(**{key: inputs[key] for key in FORWARD_KEYS})
-                total[0] += outputs.loss.double()
-                total[1] += inputs["counts"]["supervised_tokens"]
-        loss_sum, tokens = self.accelerator.reduce(total, reduction="sum").tolist()
-        metrics = {
-            f"{metric_key_prefix}_loss": loss_sum / max(1.0, tokens),
-            f"{metric_key_prefix}_tokens": int(tokens),
-            f"{metric_key_prefix}_runtime": time.perf_counter() - start,
-        }
+                    sums = sums.plus(self.objective.evaluate(model, self._prepare_inputs(batch_on_cpu)))
+        totals = self.accelerator.reduce(sums.as_vector(self.args.device), reduction="sum").tolist()
+        means, weight = sums.means(totals)
+        metrics = {f"{metric_key_prefix}_{name}": mean or 0.0 for name, mean in means.items()}
+        metrics[f"{metric_key_prefix}_{self.objective.unit}"] = int(weight) if weight.is_integer() else weight
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         if self.answers is not None:
             seconds = self.answers.ask(model, self.state.global_step, self.guard.watchdog, self.accelerator.autocast)
             metrics[f"{metric_key_prefix}_answers_s"] = seconds
@@ -288,62 +293,3 @@ class VlftTrainer(ZeroTrainer):
         if self.metrics is not None:
             self.metrics.write(line)
         super().log(logs)
-
-    # ---- save and load
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self.folder.staging if self.folder.saving else self.folder.path)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any = None) -> None:
-        """The stock checkpoint, written aside and renamed into place when every rank is done."""
-        if self.state.global_step > self._last_logged:
-            self.log({"loss": 0.0})  # counts up to a checkpoint are on disk with it, or a resumed run would miss them
-        start = time.perf_counter()
-        self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=self.guard.args.saving_patience)
-        self.folder.begin_checkpoint(writer=self.args.should_save)
-        try:
-            with self.room.notice.planning("stopping once this checkpoint is saved"):
-                super()._save_checkpoint(model, trial)
-        finally:
-            self.folder.saving = False
-        self._name_best()
-        name = f"checkpoint-{self.state.global_step}"
-        barrier()
-        if self.args.local_process_index == 0 and self.args.process_index != 0:
-            self.folder.sync(name)  # what the processes of a node wrote is in that node's memory
-        skipped = self.all_skipped()
-        if self.args.should_save:
-            self.state.save_to_json(str(self.folder.staging / name / "trainer_state.json"))
-            self.folder.commit_checkpoint(name, skipped)
-            self.folder.drop_old(self.save_total_limit, self.state.best_model_checkpoint)
-        barrier()
-        self.meter.exclude(time.perf_counter() - start, "saving")
-
-    def _name_best(self) -> None:
-        best = self.state.best_global_step
-        if best and (best == self.state.global_step or (self.folder.path / f"checkpoint-{best}").is_dir()):
-            self.state.best_model_checkpoint = str(self.folder.path / f"checkpoint-{best}")
-
-    def all_skipped(self) -> list[BadRow]:
-        """Rows that turned out bad while training, of every rank; every rank must call it."""
-        return [row for rank in gather(self.skipped) for row in rank.values()]
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.args.should_save:
-            self.folder.write_weights(Path(output_dir or self.folder.path), self.model, state_dict=state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.folder.read_weights(Path(resume_from_checkpoint), self.model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_deepspeed_enabled:
-            return super()._load_optimizer_and_scheduler(checkpoint)
-        # transformers 5.17 cannot read them in a group of CPU processes ("cpu:0"); later ones can.
-        parts: tuple[tuple[str, Any], ...] = (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler))
-        for name, part in parts:
-            part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))
-
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:
-            return super()._load_best_model()
-        self.folder.read_weights(Path(str(self.state.best_model_checkpoint)), self.model)

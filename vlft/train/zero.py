@@ -149,7 +149,10 @@ def read_converted(args: TrainFlags) -> None:
 
 
 class ZeroTrainer(Trainer):
-    """The Trainer of transformers, with what it and DeepSpeed would do otherwise than plain training does."""
+    """The Trainer of transformers, with what it and DeepSpeed would do otherwise than plain training does.
+
+    Overridden are `save_model` and `_load_optimizer_and_scheduler`.
+    """
 
     args: TrainFlags
     groups: list[Group]

@@ -1,0 +1,11 @@
+"""Which objective a run has. The one place where it is chosen."""
+
+from __future__ import annotations
+
+from vlft.objectives import Objective, Sft
+from vlft.setup.base import Base
+
+
+def objective_of(base: Base) -> Objective:
+    """The objective of a run on this base."""
+    return Sft(encoder=base.encoder, collator=base.collator())
