@@ -8,12 +8,12 @@ trained ones; zeros would not (a GPU that multiplies zeros draws less power and 
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
+
+from vlft.files import write_json
 
 ShapeName = Literal["tiny", "2b", "7b"]
 SHAPE_NAMES: tuple[ShapeName, ...] = get_args(ShapeName)
@@ -168,9 +168,7 @@ def write_weights(folder: Path, name: ShapeName, *, seed: int = 0) -> int:
             flush()
     flush()
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    spare = folder / ".index.tmp"
-    spare.write_text(json.dumps(index), encoding="utf-8")
-    os.replace(spare, folder / INDEX)
+    write_json(folder / INDEX, index)  # last: by it the weights count as written
     return total
 
 
