@@ -84,3 +84,16 @@ class DataError(VlftError):
 
     def __reduce__(self):  # exceptions cross from loader workers by pickle, which replays the constructor
         return type(self), (self.row,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRef:
+    """Which row is being read, for its messages; attributes as in `BadRow`."""
+
+    file: str
+    index: int
+    id: str | None
+
+    def bad(self, field: str, reason: str) -> DataError:
+        """The error to raise for what is wrong with a field of the row."""
+        return DataError(BadRow(file=self.file, index=self.index, id=self.id, field=field, reason=reason))

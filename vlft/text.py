@@ -1,6 +1,8 @@
-"""Text out of rows, made fit for a terminal or a page. Knows nothing of what it says."""
+"""Text for people: control characters made visible, numbers with their nouns, cuts. Knows nothing of what it says."""
 
 from __future__ import annotations
+
+import math
 
 _TABLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}  # Unicode's control pictures
 _TABLE |= {0x7F: 0x2421}
@@ -10,3 +12,54 @@ _TABLE |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)  #
 def printable(text: str) -> str:
     """Text whose control characters are visible, so that a row cannot steer a terminal; newlines and tabs stay."""
     return text.translate(_TABLE)
+
+
+def plural(number: float, noun: str) -> str:
+    """The noun for so many: `row` for 1, `rows` for 0 and 2, `processes`."""
+    if number == 1:
+        return noun
+    return f"{noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
+def counted(number: float, noun: str, *, zero: str = "0") -> str:
+    """`1 row`, `12,345 rows`, `2 processes`, `0.5 epochs`; `zero` is written for 0."""
+    if number == 0:
+        return f"{zero} {plural(number, noun)}"
+    return f"{number:,} {plural(number, noun)}" if isinstance(number, int) else f"{number:.6g} {plural(number, noun)}"
+
+
+def short(text: str, most: int = 200) -> str:
+    """Text of at most `most` characters, then `...` if it was longer."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def error_text(error: BaseException, *, most: int = 300) -> str:
+    """What an error of a library says, on one line; the name of its type if it says nothing."""
+    return short(" ".join(str(error).split()).rstrip(".") or type(error).__name__, most)
+
+
+def scaled(value: float) -> str:
+    """A large number for people: `12,345`, `12.3 M`, `1.20 G`; `-` if it is not finite."""
+    if not math.isfinite(value):
+        return "-"
+    if abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value / 1e6:,.1f} M" if abs(value) < 1e9 else f"{value / 1e9:,.2f} G"
+
+
+def label(value: float) -> str:
+    """A number with as few characters as an axis has room for: `12k`, `1.5M`, `2e-05`."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:.4g}{letter}"
+    return f"{value:.4g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """`3.2 s`, `95 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

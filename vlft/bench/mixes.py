@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vlft.errors import ConfigError
+from vlft.files import appearing_path
 
 Mix = Literal["story", "photo", "video", "text"]
 MIXES: tuple[Mix, ...] = get_args(Mix)
@@ -175,9 +175,8 @@ def write_mix(
 def _once(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all, unless it is there."""
     if not path.exists():
-        spare = path.with_name(f".{path.stem}.tmp{path.suffix}")
-        write(spare)
-        os.replace(spare, path)
+        with appearing_path(path) as spare:
+            write(spare)
 
 
 def _record(index: int, row: Row, rng: random.Random, scale: Scale, unit: Unit) -> dict[str, Any]:

@@ -8,13 +8,12 @@ that multiplies zeros draws less power and clocks higher).
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from vlft.families import DEFAULT, FAMILIES, Family, Shape
+from vlft.files import write_json
 from vlft.model.build import build_config
 
 #: Name -> family and shape. "tiny" is of the family that is assumed where none is named.
@@ -87,9 +86,7 @@ def write_weights(folder: Path, name: str, *, seed: int = 0) -> int:
             flush()
     flush()
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    spare = folder / ".index.tmp"
-    spare.write_text(json.dumps(index), encoding="utf-8")
-    os.replace(spare, folder / INDEX)
+    write_json(folder / INDEX, index)  # last: by it the weights count as written
     return total
 
 

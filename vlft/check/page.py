@@ -7,38 +7,25 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import ImageOps
 
 from vlft.check import REFUSED, Check
 from vlft.check.fix import QUARANTINE, write_quarantine
-from vlft.check.result import Bucket, Checked, kind_of_reason
+from vlft.check.result import Checked, kind_of_reason
 from vlft.data.files.index import RowIndex
 from vlft.data.media.pictures import Unreadable, open_picture
 from vlft.data.sample import Image, Sample, Text
-from vlft.errors import ConfigError, DataError
-from vlft.files import appearing
-from vlft.pages.web import document, picture_uri, safe, write_page
+from vlft.errors import BadRow, ConfigError, DataError
+from vlft.files import write_json
+from vlft.pages.web import picture_uri, render, write_page
 
 THUMB = 150  # pixels of a thumbnail's longer side
 THUMBS = 6  # of a row
 WORDS = 260  # characters of a row's text
 KINDS = 40  # kinds of rows in the gallery
 FIRST = 8  # kinds of faults that are shown unasked
-
-_STYLE = """
-.big{display:flex;flex-wrap:wrap;gap:.6rem 2rem;margin:1rem 0}.big b{display:block;font-size:1.5rem;line-height:1.2}
-.bars{display:grid;grid-template-columns:auto 1fr auto;gap:.15rem .7rem;align-items:center;
-font-variant-numeric:tabular-nums;font-size:.9rem}
-.bars span:nth-child(3n+1){text-align:right;color:var(--soft)}
-.bar{display:block;height:.9rem;border-radius:.2rem;background:var(--good);min-width:2px;opacity:.75}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem}
-.grid section{margin:0}.grid h2{margin-top:0}td:last-child{white-space:nowrap}
-.row{border-top:1px solid var(--line);padding:.6rem 0}.row:first-of-type{border-top:0}
-.thumbs{display:flex;flex-wrap:wrap;gap:.3rem;margin:.4rem 0}.thumbs img{border-radius:.3rem;max-width:100%}
-.words{white-space:pre-wrap;font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;color:var(--soft)}
-summary{cursor:pointer;font-weight:600}
-"""
 
 
 def refuse_folder(folder: str) -> None:
@@ -77,8 +64,7 @@ def write_report(checked: Check, folder: str) -> Path:
     try:
         os.makedirs(folder, exist_ok=True)
         write_quarantine(checked, Path(folder))
-        with appearing(Path(folder) / "report.json") as out:
-            out.write(json.dumps(checked.found.as_json(), indent=1).encode())
+        write_json(Path(folder) / "report.json", checked.found.as_json(), indent=1)
         write_page(page, as_html(checked))
     except OSError as error:
         raise ConfigError(f"--report {folder}: cannot be written ({error.strerror}). Name another folder.") from error
@@ -87,110 +73,93 @@ def write_report(checked: Check, folder: str) -> Path:
 
 def as_html(checked: Check) -> str:
     """The page: figures, histograms, and a few rows of each kind that is worth a look."""
+    return render("check.html.j2", **context(checked))
+
+
+def context(checked: Check) -> dict[str, Any]:
+    """What the page shows of a check."""
     found = checked.found
     names = ", ".join(os.path.basename(file) for file in found.counts)
-    charts = "".join(
-        f"<section><h2>{title}</h2>{_bars(buckets)}</section>"
-        for title, buckets in (
+    kinds = sorted(checked.notable.rows.items(), key=lambda kind: kind[0].startswith(REFUSED))
+    return {
+        "title": f"check of {names}",
+        "names": names,
+        "facts": _facts(found),
+        "decoded": found.decoded,
+        "charts": [
             ("Tokens of a row", found.tokens.histogram if found.tokens else ()),
             ("Pictures and videos of a row", found.pictures_per_row),
             ("Thousand pixels of a picture", found.kilopixels),
-        )
-        if buckets
-    )
-    kinds = sorted(checked.notable.rows.items(), key=lambda kind: kind[0].startswith(REFUSED))
-    gallery = "".join(_kind(kind, rows, checked.index) for kind, rows in kinds[:KINDS])
-    if len(kinds) > KINDS:
-        gallery += f'<p class="soft">and {len(kinds) - KINDS} more kinds: report.json has all rows</p>'
-    return document(
-        title=f"check of {names}",
-        style=_STYLE,
-        body=f"""<h1>{safe(names)}</h1>
-{_figures(found)}
-<div class="grid">{charts}</div>
-{_reasons("Refused", "bad", found.bad)}
-{_reasons("Worth a look", "warn", found.warnings)}
-<h2>Rows to look at</h2>
-{gallery or '<p class="soft">none</p>'}""",
-    )
+        ],
+        "first": FIRST,
+        "refused": _reasons(found.bad),
+        "warned": _reasons(found.warnings),
+        "kinds": [
+            {
+                "name": kind,
+                "refused": kind.startswith(REFUSED),
+                "rows": [_row(place, what, checked.index) for place, what in rows],
+            }
+            for kind, rows in kinds[:KINDS]
+        ],
+        "more_kinds": max(0, len(kinds) - KINDS),
+    }
 
 
-def _figures(found: Checked) -> str:
-    verdict = "good" if not found.bad else "bad"
-    items = [
-        ("rows", f"{found.rows:,}"),
-        ("can be trained", f"{found.ok:,}"),
-        ("refused", f'<span class="{verdict}">{len(found.bad):,}</span>'),
-        ("warnings", f"{len(found.warnings) + found.unlisted:,}"),
-        ("pictures", f"{found.images:,}"),
-        ("videos", f"{found.videos:,}"),
+def _facts(found: Checked) -> list[tuple[str, str, str]]:
+    """(name, figure, CSS class)."""
+    facts = [
+        ("rows", f"{found.rows:,}", ""),
+        ("can be trained", f"{found.ok:,}", ""),
+        ("refused", f"{len(found.bad):,}", "bad" if found.bad else "good"),
+        ("warnings", f"{len(found.warnings) + found.unlisted:,}", ""),
+        ("pictures", f"{found.images:,}", ""),
+        ("videos", f"{found.videos:,}", ""),
     ]
     if found.tokens is not None:
-        items += [("tokens", f"{found.tokens.total:,}"), ("of them trained", f"{found.tokens.supervised:,}")]
-    how = "Every picture and frame was decoded." if found.decoded else "Headers were read; nothing was decoded."
-    figures = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in items)
-    return f'<div class="big">{figures}</div><p class="soft">{how}</p>'
+        facts += [("tokens", f"{found.tokens.total:,}", ""), ("of them trained", f"{found.tokens.supervised:,}", "")]
+    return facts
 
 
-def _reasons(title: str, style: str, rows: Sequence) -> str:
+def _reasons(rows: Sequence[BadRow]) -> dict[str, Any]:
     """How many rows have which fault, most first."""
-    if not rows:
-        return ""
-    counts = Counter(kind_of_reason(row.reason) for row in rows)
-    lines = [f"<tr><td>{safe(kind)}</td><td>{count:,}</td></tr>" for kind, count in counts.most_common()]
-    table = f'<div class="scroll"><table>{"".join(lines[:FIRST])}</table></div>'
-    if rest := lines[FIRST:]:
-        more = f'<summary class="soft">and {len(rest):,} kinds more</summary>'
-        table += f'<details>{more}<div class="scroll"><table>{"".join(rest)}</table></div></details>'
-    return f'<h2 class="{style}">{title}: {len(rows):,}</h2>{table}'
+    return {"total": len(rows), "kinds": Counter(kind_of_reason(row.reason) for row in rows).most_common()}
 
 
-def _bars(buckets: Sequence[Bucket]) -> str:
-    most = max(bucket.rows for bucket in buckets)
-    lines = []
-    for bucket in buckets:
-        span = f"{bucket.start:,}" if bucket.start == bucket.end else f"{bucket.start:,}&ndash;{bucket.end:,}"
-        bar = f'<span class="bar" style="width:{100 * bucket.rows / most:.1f}%"></span>' if bucket.rows else ""
-        lines.append(f"<span>{span}</span><span>{bar}</span><span>{bucket.rows:,}</span>")
-    return f'<div class="bars">{"".join(lines)}</div>'
-
-
-def _kind(kind: str, rows: Sequence[tuple[int, str]], index: RowIndex) -> str:
-    shown = "".join(f'<div class="row">{_row(place, what, index)}</div>' for place, what in rows)
-    style = "bad" if kind.startswith(REFUSED) else ""
-    return f'<section><details open><summary class="{style}">{safe(kind)}</summary>{shown}</details></section>'
-
-
-def _row(place: int, what: str, index: RowIndex) -> str:
+def _row(place: int, what: str, index: RowIndex) -> dict[str, Any]:
+    """A row: what there is to say of it, small pictures, and how its text begins."""
     name = f"{index.files[index.file_of[place]].name}[{index.row_of[place]}]"
-    head = safe(what) if name in what else f"{safe(name)}: {safe(what)}"
+    shown: dict[str, Any] = {"head": what if name in what else f"{name}: {what}"}
+    shown |= {"pictures": [], "unreadable": [], "more": 0}
     try:
-        return f"<p>{head}</p>{_thumbs(index[place])}{_words(index[place])}"
+        sample = index[place]
     except DataError:
-        raw = str(index.raw(place))
-        return f'<p>{head}</p><p class="words">{safe(raw[:WORDS])}{"…" if len(raw) > WORDS else ""}</p>'
+        text = str(index.raw(place))
+    else:
+        text = _text(sample)
+        shown |= _pictures(sample)
+    return shown | {"words": text[:WORDS], "cut": len(text) > WORDS}
 
 
-def _thumbs(sample: Sample) -> str:
-    pictures = [part for part in sample.media if isinstance(part, Image)]
-    shown = []
-    for part in pictures[:THUMBS]:
+def _pictures(sample: Sample) -> dict[str, Any]:
+    parts = [part for part in sample.media if isinstance(part, Image)]
+    pictures, unreadable = [], []
+    for part in parts[:THUMBS]:
         try:
             picture = ImageOps.contain(open_picture(part.path), (THUMB, THUMB))
         except Unreadable as error:
-            shown.append(f'<span class="bad">{safe(part.field)}: {safe(error)}</span>')
+            unreadable.append((part.field, error))
             continue
-        shown.append(f'<img alt="{safe(part.field)}" title="{safe(part.path)}" src="{picture_uri(picture, "JPEG")}">')
-    more = f'<span class="soft">and {len(pictures) - THUMBS} more</span>' if len(pictures) > THUMBS else ""
-    return f'<div class="thumbs">{"".join(shown)}{more}</div>' if shown else ""
+        pictures.append({"alt": part.field, "title": part.path, "uri": picture_uri(picture, "JPEG")})
+    return {"pictures": pictures, "unreadable": unreadable, "more": max(0, len(parts) - THUMBS)}
 
 
-def _words(sample: Sample) -> str:
+def _text(sample: Sample) -> str:
+    """The row's turns as text, a line for each."""
     lines = []
     for turn in sample.turns:
         text = "".join(
             part.text if isinstance(part, Text) else f"<{type(part).__name__.lower()}>" for part in turn.parts
         )
         lines.append(f"{turn.role}: {text}")
-    whole = "\n".join(lines)
-    return f'<p class="words">{safe(whole[:WORDS])}{"…" if len(whole) > WORDS else ""}</p>'
+    return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlft.errors import BadRow
-from vlft.text import printable
+from vlft.text import counted, printable
 
 BAR = 40  # characters of the histogram's longest bar
 BUCKETS = 12
@@ -128,11 +128,11 @@ class Checked:
         warned = Counter(file for file, _ in {(row.file, row.index) for row in self.warnings})
         lines = []
         for file, count in self.counts.items():
-            line = f"{file}: {_many(count, 'row')}, {count - refused[file]:,} can be trained"
+            line = f"{file}: {counted(count, 'row')}, {count - refused[file]:,} can be trained"
             line += f", {refused[file]:,} cannot" if refused[file] else ""
             lines.append(line + (f", {warned[file]:,} with a warning" if warned[file] else ""))
         how = "every frame decoded" if self.decoded else "headers read; without --headers_only every frame is decoded"
-        lines.append(f"{_many(self.images, 'picture')} and {_many(self.videos, 'video')} in them ({how})")
+        lines.append(f"{counted(self.images, 'picture')} and {counted(self.videos, 'video')} in them ({how})")
         if self.unlisted:
             lines.append(f"{self.unlisted:,} more warnings are not listed")
         return "\n".join(lines)
@@ -141,7 +141,7 @@ class Checked:
         if not self.bad:
             return "No row is refused." if self.decoded else "No row is refused, as far as headers tell."
         return (
-            f"{_many(len(self.bad), 'row')} of {self.rows:,} would stop a run. Mend them, or train on the rest with "
+            f"{counted(len(self.bad), 'row')} of {self.rows:,} would stop a run. Mend them, or train on the rest with "
             "--on_bad_row skip; --fix OUT.jsonl writes the rest."
         )
 
@@ -240,7 +240,3 @@ def _listed(title: str, rows: Sequence[BadRow], *, most: int | None) -> str:
         over = sum(count - most for count in seen.values() if count > most)
         lines += [f"  and {over:,} more of these kinds: --json or --report lists them"] if over else []
     return "\n".join(lines)
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

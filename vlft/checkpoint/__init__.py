@@ -11,7 +11,6 @@ from vlft.checkpoint.files import (
     ADAPTER_WEIGHTS,
     family_of,
     module_name,
-    open_to_others,
 )
 from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_model, snapshot_revision
 from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
@@ -49,7 +48,6 @@ __all__ = [
     "load_weights_strict",
     "module_name",
     "open_processor",
-    "open_to_others",
     "processor_files",
     "read_adapter",
     "read_json",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from vlft.families import Family
@@ -19,18 +18,6 @@ def family_of(folder: Path | str) -> Family:
         CheckpointError: no readable config.json, or a model type that is not ours.
     """
     return Family.of(read_json(Path(folder) / "config.json").get("model_type"), where=str(folder))
-
-
-def open_to_others(folder: Path) -> None:
-    """Give a folder's files the rights that newly made files have here.
-
-    safetensors 0.8 writes for the owner alone, and a server often runs as another user.
-    """
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.iterdir():
-        if path.is_file():
-            path.chmod(0o666 & ~mask)
 
 
 def module_name(family: Family, tensor: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal, get_args
 from vlft import __version__
 from vlft.errors import CheckpointError
 from vlft.families import TOWERS
+from vlft.files import write_json
 
 RECORD = "vlft.json"
 FORMAT = 1
@@ -103,13 +103,7 @@ def library_versions() -> dict[str, str]:
 def write_record(folder: Path | str, record: RunRecord) -> Path:
     """Write `folder/vlft.json`, whole or not at all: a reader never sees half of it."""
     path = Path(folder) / RECORD
-    spare = path.with_name(f".{RECORD}.tmp")
-    with open(spare, "w", encoding="utf-8", errors="backslashreplace") as out:  # \udxxx: JSON's own escape
-        json.dump({"format": FORMAT, **asdict(record)}, out, indent=2, ensure_ascii=False)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(spare, path)
+    write_json(path, {"format": FORMAT, **asdict(record)}, durable=True)
     return path
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from vlft.config.kinds import Kind
 from vlft.errors import ConfigError, UsageError
+from vlft.text import short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Said:
     def shown(self) -> str:
         """The words as a shell takes them; a long list or mapping is cut."""
         text = " ".join(map(quoted, self.words))
-        return text if len(text) <= 100 else text[:97] + "..."
+        return short(text, 97)
 
 
 @dataclass(frozen=True, kw_only=True)

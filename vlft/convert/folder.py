@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vlft.errors import ConfigError
-from vlft.files import put_in_place
+from vlft.files import put_in_place, workshop, write_json
+from vlft.text import short
 
 RECORD = "import.json"
-LOCK = ".lock"
 
 
 def finished(out: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
@@ -47,9 +45,9 @@ def finished(out: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
         raise ConfigError(f"{record}: cannot be read ({error}). Name a new or empty folder.") from error
     if before != made_of:
         key = next(key for key in made_of if before.get(key) != made_of[key])
+        was, is_now = (short(json.dumps(values.get(key), ensure_ascii=False)) for values in (before, made_of))
         raise ConfigError(
-            f"{out}: holds another import, of which {key} was {_short(before.get(key))}; now it is "
-            f"{_short(made_of[key])}. Name a new or empty folder."
+            f"{out}: holds another import, of which {key} was {was}; now it is {is_now}. Name a new or empty folder."
         )
     return found
 
@@ -64,22 +62,13 @@ def appearing_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
         ConfigError: another import fills it right now, or the disk does not take it.
     """
     out = out.resolve()
-    aside = out.with_name(f".{out.name}.importing")
     try:
-        aside.mkdir(parents=True, exist_ok=True)
-        with open(aside / LOCK, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if left := [item for item in aside.iterdir() if item.name != LOCK]:
-                say(f"an earlier import into {out} was interrupted: starting over")
-                for item in left:
-                    shutil.rmtree(item) if item.is_dir() else item.unlink()
-            try:
-                yield aside
-                (aside / LOCK).unlink()
-                put_in_place(aside, out, last=RECORD)  # onto an empty folder too
-            except BaseException:
-                shutil.rmtree(aside, ignore_errors=True)
-                raise
+        with workshop(
+            out.with_name(f".{out.name}.importing"),
+            interrupted=lambda: say(f"an earlier import into {out} was interrupted: starting over"),
+        ) as folder:
+            yield folder
+            put_in_place(folder, out, last=RECORD)  # onto an empty folder too
     except BlockingIOError as error:
         raise ConfigError(f"{out}: another import is writing it right now. Wait for it, or name another folder.") from (
             error
@@ -93,10 +82,4 @@ def appearing_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Say in the folder what it was made of, and what became of it."""
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    write_json(folder / RECORD, record)

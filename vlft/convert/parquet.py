@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.errors import ConfigError
+from vlft.text import error_text
 
 ROWS_AT_ONCE = 4  # each may hold a dozen pictures of several MB
 BUFFER = 1 << 20  # bytes of a column read ahead; without it a whole row group is in memory
@@ -86,7 +87,7 @@ def _shard(file: Path, split: str, columns: Sequence[str]) -> Shard:
             have = parquet.schema_arrow.names
             rows = parquet.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
-        reason = "empty" if not size else f"damaged or cut short ({_short(error)})"
+        reason = "empty" if not size else f"damaged or cut short ({error_text(error)})"
         return Shard(path=file, size=size, split=split, rows=0, fault=f"{reason}. Download it again")
     fault = None
     if lacking := [name for name in columns if name not in have]:
@@ -109,14 +110,10 @@ def read_rows(shard: Shard, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             for batch in parquet.iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns), use_threads=False):
                 yield from batch.to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: text that is not UTF-8
-        raise BadShard(f"damaged ({_short(error)}). Download it again") from error
+        raise BadShard(f"damaged ({error_text(error)}). Download it again") from error
 
 
 def _open(file: Path) -> Any:
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True)
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -5,7 +5,6 @@ It ships with the package (`STORED`); `rebuild` makes it from nothing, through t
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from vlft.demo.story import WORDS, chance, stories, write_rows
 from vlft.demo.tiny import build_tiny
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import DEFAULT
+from vlft.files import put_in_place, workshop
 
 STORED = Path(__file__).parent / "base"
 #: Files of a model folder that are shipped; a run folder's records stay with the run.
@@ -132,16 +132,14 @@ def store(rebuilt: Rebuilt, target: Path = STORED) -> None:
             f"{rebuilt.model}: answers {rebuilt.exact:.1%} of {rebuilt.rows} held-out rows exactly, want {ENOUGH:.0%}. "
             f"It is not stored; {target} is as it was."
         )
-    spare = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        spare.mkdir(parents=True)
-        for name in SHIPPED:
-            shutil.copyfile(rebuilt.model / name, spare / name)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(spare, target)
+        with workshop(target.with_name(f".{target.name}.new")) as spare:
+            for name in SHIPPED:
+                shutil.copyfile(rebuilt.model / name, spare / name)
+            if target.exists():
+                shutil.rmtree(target)
+            put_in_place(spare, target, last="config.json")
     except OSError as error:
-        shutil.rmtree(spare, ignore_errors=True)
         raise ConfigError(
             f"{target}: cannot be written ({error.strerror}). The rebuilt base is {rebuilt.model}; run it where the "
             "package lies in a folder of yours: git clone, pip install -e ."

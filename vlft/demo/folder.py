@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.errors import ConfigError
+from vlft.files import Lock, write_json
 
 MARK = "vlft-demo.json"
 NEEDED_BYTES = 150 * 1024 * 1024
@@ -42,18 +41,15 @@ def claimed(out: Path, what: dict[str, Any]) -> Iterator[None]:
                 f"--out {out}: {free >> 20:,} MiB are free there, the demo needs {NEEDED_BYTES >> 20}. Make room, or "
                 "name a folder on another disk."
             )
-        handle = os.open(out, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not mark.exists():
-                write_json(mark, what)
-            yield
+            with Lock(out):
+                if not mark.exists():
+                    write_json(mark, what)
+                yield
         except BlockingIOError:
             raise ConfigError(
                 f"--out {out}: another vlft demo is at work there. Wait for it, or name another."
             ) from None
-        finally:
-            os.close(handle)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EDQUOT, errno.ENOTDIR):
             raise
@@ -78,10 +74,3 @@ def _same(out: Path, mark: Path, mine: dict[str, Any]) -> None:
                 f"--out {out}: holds a demo with {key} {there.get(key)}, this one has {key} {value}. Remove the "
                 "folder, or name another."
             )
-
-
-def write_json(path: Path, document: object) -> None:
-    """Write a document, whole or not at all."""
-    spare = path.with_name(f".{path.name}.tmp")
-    spare.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(spare, path)

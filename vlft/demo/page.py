@@ -6,17 +6,10 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vlft.pages.web import document, safe, write_page
-
-_STYLE = """
-body{max-width:52rem}
-th+th,td+td{white-space:nowrap}td.after{font-weight:700}
-.strip{display:flex;flex-wrap:wrap;gap:.5rem;margin:.5rem 0}
-.strip img{width:8.5rem;max-width:30vw;border-radius:.4rem;border:1px solid var(--line);image-rendering:pixelated}
-dl{display:grid;grid-template-columns:auto 1fr;gap:.2rem .8rem;margin:.6rem 0 0}
-dt{color:var(--soft)}dd{margin:0}
-"""
+from vlft.pages.web import render, write_page
+from vlft.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,40 +42,25 @@ def as_html(*, scores: Sequence[Mapping], examples: Sequence[Example], commands:
         examples: held-out rows with answers.
         commands: that a user would type.
     """
-    lines = "".join(
-        f"<tr><td>{safe(s['kind'])} <span class=soft>({s['rows']} rows)</span></td><td>{s['before']:.1%}</td>"
-        f"<td>{s['blind']:.1%}</td><td>{s['chance']:.1%}</td><td class=after>{s['after']:.1%}</td></tr>"
-        for s in scores
+    return render(
+        "demo.html.j2", title="vlft demo", scores=scores, examples=[_shown(one) for one in examples], commands=commands
     )
-    body = f"""<h1>What a tiny Qwen2-VL learned from pictures</h1>
-<p>Answers that are right to the last character, on stories that were not among the training rows.</p>
-<div class="scroll"><table><thead><tr><th></th><th>before</th><th>blind</th><th>chance</th><th>after</th></tr></thead>
-<tbody>{lines}</tbody></table></div>
-<p class="soft">before: the base model. blind: the same training and the same questions with every picture blank.
-chance: guessing with the wording and all the words known. after: the merged model.</p>
-<h2>Held-out rows</h2>
-<p class="soft">The first of each kind, not picked by how they are answered.</p>
-{"".join(_section(example) for example in examples)}
-<h2>The same by hand</h2>
-<pre>{chr(10).join(safe(command) for command in commands)}</pre>"""
-    return document(title="vlft demo", style=_STYLE, body=body)
 
 
-def _section(example: Example) -> str:
-    images = "".join(
-        f'<img alt="{"frame" if example.is_video else "picture"} {i}" src="{_data_uri(path)}">'
-        for i, path in enumerate(example.pictures, 1)
-    )
-    answers = "".join(
-        f'<dt>{name}</dt><dd class="{"good" if text == example.right else "bad"}">{safe(text)}</dd>'
-        for name, text in (("before", example.before), ("blind", example.blind), ("after", example.after))
-    )
-    kind = f"video of {len(example.pictures)} frames" if example.is_video else f"{len(example.pictures)} pictures"
-    return (
-        f'<section><div class="soft">row {example.index}, {kind}</div><div class="strip">{images}</div>'
-        f"<strong>{safe(example.question)}</strong><dl>{answers}<dt>right</dt><dd>{safe(example.right)}</dd></dl>"
-        "</section>"
-    )
+def _shown(example: Example) -> dict[str, Any]:
+    count = len(example.pictures)
+    word = "frame" if example.is_video else "picture"
+    pictures = [
+        {"alt": f"{word} {i}", "title": path.name, "uri": _data_uri(path)} for i, path in enumerate(example.pictures, 1)
+    ]
+    return {
+        "index": example.index,
+        "kind": f"video of {count} frames" if example.is_video else counted(count, "picture"),
+        "pictures": pictures,
+        "question": example.question,
+        "right": example.right,
+        "answers": [("before", example.before), ("blind", example.blind), ("after", example.after)],
+    }
 
 
 def write_demo(path: Path, *, scores: Sequence[Mapping], examples: Sequence[Example], commands: Sequence[str]) -> None:

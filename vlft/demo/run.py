@@ -6,7 +6,6 @@ Everything between drawing and scoring is what a user calls: the command lines p
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import time
@@ -19,11 +18,12 @@ from vlft import __version__
 from vlft.check import check
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.demo.build_base import STORED, run_train
-from vlft.demo.folder import claimed, write_json
+from vlft.demo.folder import claimed
 from vlft.demo.page import Example, write_demo
 from vlft.demo.score import answers, right
 from vlft.demo.story import Story, chance, stories, write_rows
 from vlft.errors import ConfigError
+from vlft.files import put_in_place, workshop, write_json
 
 GOAL = 0.9  # exact answers of each kind of held-out row
 
@@ -180,10 +180,9 @@ def _score(kind: str, rows: Sequence[Story], said: dict[str, list[str]], *, is_v
 
 
 def _copy_base(target: Path) -> None:
-    spare = target.with_name(f".{target.name}")
-    shutil.rmtree(spare, ignore_errors=True)
-    shutil.copytree(STORED, spare)
-    os.rename(spare, target)
+    with workshop(target.with_name(f".{target.name}")) as spare:
+        shutil.copytree(STORED, spare, dirs_exist_ok=True)
+        put_in_place(spare, target, last="config.json")
 
 
 def _check(file: Path, base: Path, say: Callable[[str], None]) -> None:

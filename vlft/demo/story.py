@@ -8,15 +8,15 @@ other sizes.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import random
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from vlft.files import write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -258,9 +258,7 @@ def write_rows(rows: Sequence[Story], folder: Path, *, name: str, seed: int, bla
             }
         )
     file = folder / f"{name}.json"
-    spare = folder / f".{name}.json.tmp"  # the data file says that all its pictures are there
-    spare.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    os.replace(spare, file)
+    write_json(file, records, indent=1)  # last: the data file says that all its pictures are there
     return file
 
 

@@ -6,11 +6,8 @@ shard is in memory while merging, and one model while measuring.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,12 +19,11 @@ from vlft.checkpoint import (
     find_adapter_or_model,
     find_base,
     open_processor,
-    open_to_others,
     read_adapter,
     write_record,
 )
 from vlft.errors import CheckpointError
-from vlft.files import put_in_place
+from vlft.files import open_to_others, put_in_place, workshop
 from vlft.merge.match import MergePlan, plan_merge, towers_of_adapter
 from vlft.merge.verify import EXACT_SHARE, RowCheck, verify
 from vlft.merge.write import check_space, full_disk_is_a_user_error, write_settings, write_weights
@@ -119,16 +115,16 @@ def merge(
     plan = plan_merge(adapter, base, family)
     towers = _check_towers(run, found, plan)
     wanted = None if dtype == "keep" else getattr(torch, _TORCH_NAMES[dtype])
-    with full_disk_is_a_user_error(target), _workshop(target) as workshop:
+    with full_disk_is_a_user_error(target), _workshop(target) as folder:
         check_space(target, plan, wanted)
-        write_settings(base, found.folder, workshop, wanted, untied=plan.untied)
-        written = write_weights(plan, base, workshop, wanted, progress)
+        write_settings(base, found.folder, folder, wanted, untied=plan.untied)
+        written = write_weights(plan, base, folder, wanted, progress)
         rounded = {family.published_name(name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
         rounded_to = max(rounded.values(), key=lambda kind: torch.finfo(kind).eps, default=None)
         rows = verify(
             base=base,
             adapter=adapter,
-            merged=workshop,
+            merged=folder,
             family=family,
             untied=plan.untied,
             stored_as=rounded,
@@ -138,9 +134,9 @@ def merge(
         warnings = _judge(run, rows, rounded_to, told=dtype != "keep")
         if found.record is not None:
             merged_from = {"merged_from": str(run), "max_logit_diff": max(row.difference for row in rows)}
-            write_record(workshop, replace(found.record, kind="full", training=found.record.training | merged_from))
-        open_to_others(workshop)
-        put_in_place(workshop, target, last="config.json")  # without it the folder is no model
+            write_record(folder, replace(found.record, kind="full", training=found.record.training | merged_from))
+        open_to_others(folder)
+        put_in_place(folder, target, last="config.json")  # without it the folder is no model
     return MergeReport(
         dtype=" + ".join(sorted({_word(tensor.dtype) for tensor in written.values()})),
         towers=towers,
@@ -212,28 +208,13 @@ def _word(kind: torch.dtype) -> str:
 
 @contextmanager
 def _workshop(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to work in; the leftovers of a killed merge in it are removed.
-
-    The lock is on the folder itself and goes with the process, so a kill leaves none.
-    """
+    """A folder beside `target` to work in; the leftovers of a killed merge in it are removed."""
     folder = target.with_name(f".{target.name}.merging")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be written ({error.strerror}). Give an OUT that can.") from error
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(workshop(folder))
         except BlockingIOError:
             raise CheckpointError(f"{target}: another merge is writing it. Wait for it, or give another OUT.") from None
-        try:
-            for left in folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield folder
-        finally:
-            if folder.exists():
-                shutil.rmtree(folder)
-    finally:
-        os.close(handle)
+        except OSError as error:
+            raise CheckpointError(f"{target}: cannot be written ({error.strerror}). Give an OUT that can.") from error
+        yield folder

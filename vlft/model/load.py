@@ -12,6 +12,7 @@ from vlft.errors import CheckpointError
 from vlft.families import Family
 from vlft.model.proof import prove
 from vlft.model_files import read_json, stored_slots
+from vlft.text import error_text
 
 
 def load_config(folder: str | Path) -> tuple[Any, Family]:
@@ -32,7 +33,9 @@ def load_config(folder: str | Path) -> tuple[Any, Family]:
             path = path.parent / "config.json"
         return AutoConfig.from_pretrained(folder), family
     except Exception as error:  # transformers validates fields with exceptions of several packages (5.23)
-        raise CheckpointError(f"{path}: transformers does not take it ({_short(error)}). Download it again.") from error
+        raise CheckpointError(
+            f"{path}: transformers does not take it ({error_text(error)}). Download it again."
+        ) from error
 
 
 def load_processor(folder: str | Path, *, where: str | Path | None = None) -> Any:
@@ -53,17 +56,11 @@ def load_processor(folder: str | Path, *, where: str | Path | None = None) -> An
         processor = AutoProcessor.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises plain Exception for a file it cannot read
         raise CheckpointError(
-            f"{where}: its processor cannot be loaded ({_short(error)}). It needs tokenizer.json, "
+            f"{where}: its processor cannot be loaded ({error_text(error)}). It needs tokenizer.json, "
             "preprocessor_config.json (or processor_config.json) and a chat template beside the weights."
         ) from error
     prove(processor, config, family, where=where)
     return processor
-
-
-def _short(error: Exception) -> str:
-    """The first lines of an error, without their line breaks."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None = None) -> torch.nn.Module:
@@ -92,7 +89,7 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder}: its weights cannot be loaded ({_short(error)}). Download the model again."
+            f"{folder}: its weights cannot be loaded ({error_text(error)}). Download the model again."
         ) from error
     # transformers fills what it does not find with random numbers and warns; a base must be whole.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -148,6 +145,6 @@ def empty_model(config: Any, family: Family) -> torch.nn.Module:
             return getattr(transformers, family.model_class)(config)
     except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AssertionError) as error:
         raise CheckpointError(
-            f"{config._name_or_path}: its config.json describes no {family.model_class} ({_short(error)}). "
+            f"{config._name_or_path}: its config.json describes no {family.model_class} ({error_text(error)}). "
             "Download the model again."
         ) from error

@@ -1,73 +1,88 @@
-"""Web pages that need no network: one look, light and dark, fit for a phone. Knows nothing of what they say."""
+"""Web pages that need no network: `templates/` in one style, light and dark, fit for a phone. Knows not what they say.
+
+Every text that a template shows is escaped, and its control characters are made visible, by the environment and not by
+the templates. A page can load nothing, and run nothing but the script of ours that it names.
+"""
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 import os
-from html import escape
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from vlft.errors import ConfigError
 from vlft.files import appearing
-from vlft.text import printable
+from vlft.text import counted, duration, printable
 
-#: What all pages share; a page's own rules come after it.
-STYLE = """
-:root{color-scheme:light dark;--ink:#1c2024;--soft:#66707a;--paper:#fbfbf9;--card:#fff;--line:#dfe2e0;
---good:#0b6b33;--bad:#a4332a;--warn:#8a5a00;--learn:#d6f2dd;--learn-ink:#0b5a2b}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e7e9;--soft:#98a2ab;--paper:#14171a;--card:#1c2024;--line:#343a40;
---good:#7fdca0;--bad:#f29a90;--warn:#f0bd5a;--learn:#123d25;--learn-ink:#a5ecbf}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:60rem;padding:1rem;background:var(--paper);color:var(--ink);
-font:16px/1.55 system-ui,sans-serif;overflow-wrap:anywhere}
-h1{font-size:1.4rem;margin:.6rem 0}h2{font-size:1.05rem;margin:1.6rem 0 .4rem}
-p,ul{margin:.3rem 0}ul{padding-left:1.2rem}
-.soft{color:var(--soft);font-size:.9rem}.warn{color:var(--warn)}.good{color:var(--good)}.bad{color:var(--bad)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.4rem .6rem;border-bottom:1px solid var(--line);text-align:right}
-th:first-child,td:first-child{text-align:left}
-section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem;margin:1rem 0}
-pre{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem;overflow-x:auto;
-font:14px/1.6 ui-monospace,Menlo,Consolas,monospace}
-"""
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from PIL.Image import Image
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def document(*, title: str, style: str, body: str, script: str = "") -> str:
-    """A page that can load nothing, and run nothing but `script`: a browser compares its print.
+@functools.cache
+def environment() -> Environment:
+    """What renders the templates."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"thousands": _thousands, "percent": _percent, "counted": counted, "duration": duration}
+    return made
+
+
+def render(template: str, *, script: str | None = None, **context: object) -> str:
+    """A page.
 
     Args:
-        title: as text. style: rules after `STYLE`. body: HTML, its texts through `safe`.
-        script: JavaScript of ours at the end of the body.
+        template: a file of `templates/`.
+        script: JavaScript there, for the end of the page; a browser compares its digest.
+        context: what the template shows; `title` always. Texts as they are: nothing is to be escaped.
+
+    Raises:
+        jinja2.TemplateError: the template is wrong, or names what the context does not hold.
     """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    if script:
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    if script is not None:
+        source = environment().get_template(script).render()
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode("ascii")
         policy += f"; script-src 'sha256-{digest}'"
-        script = f"<script>{script}</script>\n"
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{safe(title)}</title><style>{STYLE}{style}</style></head><body>
-{body}
-{script}</body></html>
-"""
+    return environment().get_template(template).render(policy=policy, script=script, **context)
+
+
+def _visible(value: object) -> str:
+    return printable(value if isinstance(value, str) else str(value))  # a `str` may be markup of a macro, and stays so
+
+
+def _thousands(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{share:.{digits}%}"
 
 
 def write_page(path: str | Path, html: str) -> None:
     """Write a page, whole or not at all.
 
     Raises:
-        OSError: it cannot be written there, e.g. since there is no such folder.
+        OSError: it cannot be written there, e.g. because there is no such folder.
         ConfigError: a file is there that is no page. A mistyped name must not cost a data file.
     """
     if Path(path).is_file() and not _is_page(Path(path)):
         raise ConfigError(f"{path}: is there already and is no HTML page. Name another file, or remove it.")
-    os.stat(Path(path).parent)  # `appearing` would make it, and a mistyped name shall not
+    os.stat(Path(path).parent)  # `appearing` would make it, and a mistyped name must not
     with appearing(path) as out:
         out.write(html.encode("utf-8", "replace"))
 
@@ -78,12 +93,7 @@ def _is_page(path: Path) -> bool:
     return not head or head.startswith((b"<!doctype html", b"<html"))
 
 
-def safe(text: object) -> str:
-    """Text for a page: control characters visible, markup escaped."""
-    return escape(printable(str(text)))
-
-
-def picture_uri(picture: Image.Image, kind: str = "PNG") -> str:
+def picture_uri(picture: Image, kind: str = "PNG") -> str:
     """A picture as the `src` of an `img`."""
     file = io.BytesIO()
     picture.save(file, format=kind)

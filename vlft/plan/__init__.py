@@ -22,7 +22,7 @@ from vlft.model.towers import apply_towers
 from vlft.plan.memory import Outlook, forecast
 from vlft.setup import MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.schedule import described, settings_of, training_order
-from vlft.text import printable
+from vlft.text import counted, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Plan:
         lines += [
             f"longest row: {sample.file}[{sample.index}]{name}: {cost.tokens:,} tokens, {cost.patches:,} patches",
             described(self.order),
-            f"steps: {self.order.steps:,} an epoch, {self.steps:,} in all ({_many(self.epochs, 'epoch')})",
+            f"steps: {self.order.steps:,} an epoch, {self.steps:,} in all ({counted(self.epochs, 'epoch')})",
             *(f"note: {remark}" for remark in self.remarks),
             *(self.outlook.as_lines() if self.outlook else ["memory: name a card (--gpu h100) to have it estimated"]),
         ]
@@ -190,7 +190,3 @@ def _files(measured: MeasuredRows) -> list[dict[str, Any]]:
         }
         for file, rows in counts.items()
     ]
-
-
-def _many(number: float, noun: str) -> str:
-    return f"{number:.6g} {noun}{'' if number == 1 else 's'}"

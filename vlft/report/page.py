@@ -1,4 +1,4 @@
-"""A `Run` as one web page: what is known of it from top to bottom. What of it needs a picture, `charts` draws."""
+"""A `Run` as what `report.html.j2` shows: all that is known of it, from top to bottom. `charts` draws its curves."""
 
 from __future__ import annotations
 
@@ -9,81 +9,79 @@ from typing import Any
 
 import numpy as np
 
-from vlft.pages.web import document, safe
+from vlft.pages.web import render
 from vlft.report import charts
-from vlft.report.answers import answers, id_of
-from vlft.report.charts import Series, chart
+from vlft.report.answers import asked_row, title_of
+from vlft.report.charts import Chart, Series, chart
 from vlft.report.read import Run
+from vlft.text import duration, scaled
 
 SHOWN_SKIPPED = 50
-
-_STYLE = """
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.6rem;margin:.8rem 0}
-.facts div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.5rem .7rem}
-.facts b{display:block;font-size:1.15rem;font-variant-numeric:tabular-nums}
-.facts span{color:var(--soft);font-size:.8rem}
-.bar{display:flex;height:1.1rem;border-radius:.3rem;overflow:hidden;margin:.5rem 0;background:var(--line)}
-.bar i{background:var(--c)}
-.said{white-space:pre-wrap;margin:.3rem 0}.who{color:var(--soft);font-size:.8rem}
-.strip{display:flex;flex-wrap:wrap;gap:.4rem;margin:.5rem 0}
-.strip img{height:5.5rem;max-width:100%;border-radius:.3rem;border:1px solid var(--line)}
-.answers td{vertical-align:top;text-align:left;white-space:pre-wrap}.answers td:first-child{white-space:nowrap;
-color:var(--soft);text-align:right;width:1%}
-details{margin:.6rem 0}summary{cursor:pointer}
-td{overflow-wrap:anywhere}
-"""
+SHOWN_TEXT = 4000  # characters of a question or an answer
+NOT_SETTINGS = ("left_out_steps", "unlogged")  # what `training` of a record holds besides
 
 
 def as_html(run: Run) -> str:
     """The page. All texts are escaped; of its scripts a browser runs only ours."""
-    record = run.record
-    title = f"{run.folder.absolute().name}: {record.base_model}"
-    trains = ", ".join(f"{tower} {how}" for tower, how in record.towers.items())
-    parts = [
-        f"<h1>{safe(title)}</h1><p>{safe(trains)}</p>",
-        _state(run),
-        _facts(run),
-        _charts(run),
-        _time(run),
-        answers(run),
-        _rows(run),
-        _settings(run),
-    ]
-    return document(
-        title=f"vlft: {title}", style=charts.STYLE + _STYLE, body="\n".join(filter(None, parts)), script=charts.SCRIPT
-    )
+    return render("report.html.j2", script="charts.js", **context(run))
 
 
-# ---- what it comes to
+def context(run: Run) -> dict[str, Any]:
+    """What the page shows of a run."""
+    record, lines = run.record, run.lines
+    name = f"{run.folder.absolute().name}: {record.base_model}"
+    logged = len(lines["step"])
+    settings = {**record.media, **{k: v for k, v in record.training.items() if k not in NOT_SETTINGS}}
+    settings |= {f"lora_{key}": value for key, value in (record.lora or {}).items()}
+    return {
+        "title": f"vlft: {name}",
+        "name": name,
+        "trains": ", ".join(f"{tower} {how}" for tower, how in record.towers.items()),
+        "now": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "state": _state(run),
+        "facts": [(fact, value, "") for fact, value in _facts(run)] if logged else [],
+        "charts": _charts(run),
+        "thinned_from": logged if logged > charts.MOST else 0,
+        "thinned_to": charts.MOST,
+        "spent": _spent(run) if logged else [],
+        "saving_known": bool(np.isfinite(lines["save_s"]).all()),
+        "asked": [asked_row(one) for one in run.answered],
+        "notes": run.notes,
+        "shown_text": SHOWN_TEXT,
+        **_rows(run),
+        "left_out": record.training.get("left_out_steps") or [],
+        "most_left_out": SHOWN_SKIPPED,
+        "versions": list(record.versions.items()),
+        "base": {
+            "model": record.base_model,
+            "revision": record.base_revision,
+            "fingerprint": record.base_fingerprint,
+        },
+        "settings": list(settings.items()),
+        "config": run.config,
+    }
 
 
-def _state(run: Run) -> str:
-    now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+def _state(run: Run) -> dict[str, Any]:
+    """How far it has come: the last step, of how many, and how long the rest takes; `step` is None before the first."""
     steps = run.lines["step"]
     if not len(steps):
-        return f'<p class="soft">No step has been logged yet. Page of {now}.</p>'
+        return {"step": None}
     last, most = int(steps[-1]), run.lines["max_steps"][-1]
-    of = f" of {int(most):,}" if np.isfinite(most) else ""
-    if run.record.training.get("finished"):
-        state = f"finished after {last:,} step{'s' * (last != 1)}"
-    else:
-        state = f"not finished: step {last:,}{of}{_left(run, last, most)}"
-    broken = f' <span class="warn">{run.broken} lines of its files could not be read.</span>' if run.broken else ""
-    return f'<p>{state}. <span class="soft">Page of {now}.</span>{broken}</p>'
+    counts = np.diff(steps, prepend=0)
+    per_step = run.seconds[-100:].sum() / max(1, counts[-100:].sum())
+    known = np.isfinite(most) and np.isfinite(per_step)
+    return {
+        "step": last,
+        "of": int(most) if np.isfinite(most) else None,
+        "left": duration(float(per_step * (most - last))) if known else "",
+        "finished": bool(run.record.training.get("finished")),
+        "broken": run.broken,
+    }
 
 
-def _left(run: Run, last: int, most: float) -> str:
-    steps = np.diff(run.lines["step"], prepend=0)
-    per_step = run.seconds[-100:].sum() / max(1, steps[-100:].sum())
-    if not np.isfinite(most) or not np.isfinite(per_step):
-        return ""
-    return f", {_duration(float(per_step * (most - last)))} of steps to go at the rate of the last ones"
-
-
-def _facts(run: Run) -> str:
+def _facts(run: Run) -> list[tuple[str, str]]:
     lines = run.lines
-    if not len(lines["step"]):
-        return ""
     total = float(np.nansum(run.seconds))
     tokens, trained = (float(np.nansum(lines[name])) for name in ("tokens", "supervised_tokens"))
     padding = lines["padding_fraction"]
@@ -94,25 +92,21 @@ def _facts(run: Run) -> str:
         best = int(np.nanargmin(losses))
         facts.append((f"best evaluation, step {int(run.evaluations['step'][best]):,}", _number(losses[best])))
     facts += [
-        ("tokens", _many(tokens)),
-        ("of them trained", f"{_many(trained)} ({trained / tokens:.0%})" if tokens else "0"),
-        ("rows trained on", _many(float(np.nansum(lines["samples"])))),
-        ("pictures, videos", " + ".join(_many(float(np.nansum(lines[name]))) for name in ("images", "videos"))),
-        ("tokens a second", _many(tokens / total) if total else "-"),
+        ("tokens", scaled(tokens)),
+        ("of them trained", f"{scaled(trained)} ({trained / tokens:.0%})" if tokens else "0"),
+        ("rows trained on", scaled(float(np.nansum(lines["samples"])))),
+        ("pictures, videos", " + ".join(scaled(float(np.nansum(lines[name]))) for name in ("images", "videos"))),
+        ("tokens a second", scaled(tokens / total) if total else "-"),
         ("peak memory", f"{_number(_last(lines['peak_gb']))} GB"),
         ("padding", f"{weighted:.1%}"),
     ]
     mfu = lines["mfu"]
     if np.isfinite(mfu).any():
         facts.append(("MFU, median", f"{np.nanmedian(mfu):.1%}"))
-    boxes = "".join(f"<div><b>{safe(value)}</b><span>{safe(name)}</span></div>" for name, value in facts)
-    return f'<div class="facts">{boxes}</div>'
+    return facts
 
 
-# ---- curves
-
-
-def _charts(run: Run) -> str:
+def _charts(run: Run) -> list[Chart]:
     lines, evaluated = run.lines, run.evaluations
     x = lines["step"]
 
@@ -131,30 +125,17 @@ def _charts(run: Run) -> str:
         ),
         chart("learning rate", [Series(name=n, x=x, y=y) for n, y in run.rates.items()], from_zero=True),
         chart("gradient norm", [line("before clipping", "grad_norm")], from_zero=True),
-        chart("tokens a second", [line("all processes", "tokens_per_s")], shown=_many, from_zero=True),
+        chart("tokens a second", [line("all processes", "tokens_per_s")], shown=scaled, from_zero=True),
         chart("seconds a step", [line("step", "step_s"), waits], from_zero=True),
         chart("peak memory, GB", [line("largest process", "peak_gb")], from_zero=True),
         chart("MFU, %", [line("all processes", "mfu", 100)], from_zero=True),
     ]
-    if not any(drawn):
-        return ""
-    thinned = ""
-    if len(x) > charts.MOST:
-        thinned = (
-            f" {len(x):,} logged lines are shown as {charts.MOST} points: the line is their mean, the shade reaches "
-            "from the smallest to the largest."
-        )
-    return (
-        f'<h2>Curves</h2><p class="soft">Point at one, or tap it, for its values.{thinned}</p>'
-        f'<div class="charts">{"".join(drawn)}</div>'
-    )
+    return [one for one in drawn if one is not None]
 
 
-def _time(run: Run) -> str:
+def _spent(run: Run) -> list[dict[str, Any]]:
     """Seconds by what they went into, of rank 0 where ranks differ."""
     lines = run.lines
-    if not len(lines["step"]):
-        return ""
     wait = float(np.nansum(lines["data_wait_s"]))
     unlogged = run.record.training.get("unlogged") or {}
     spent = {
@@ -166,65 +147,35 @@ def _time(run: Run) -> str:
         "writing this page": float(np.nansum(lines["report_s"])) + float(unlogged.get("report_s", 0)),
     }
     total = sum(spent.values()) or 1.0
-    bar = "".join(
-        f'<i style="--c:var(--s{i % charts.COLORS});width:{seconds / total * 100:.2f}%"></i>'
-        for i, seconds in enumerate(spent.values())
-    )
-    rows = "".join(
-        f'<tr><td><span class="key" style="--c:var(--s{i % charts.COLORS})">{name}</span></td>'
-        f"<td>{_duration(seconds)}</td><td>{seconds / total:.1%}</td></tr>"
-        for i, (name, seconds) in enumerate(spent.items())
-    )
-    left = ""
-    if not np.isfinite(lines["save_s"]).all():
-        left = '<p class="soft">Lines of an older version do not say how long saving took.</p>'
-    return (
-        f'<h2>Where the time went</h2><div class="bar">{bar}</div><table><tbody>{rows}</tbody></table>{left}'
-        '<p class="soft">From the first step on; loading, measuring rows and the final weights are not in it.</p>'
-    )
+    return [{"name": name, "seconds": seconds, "share": seconds / total} for name, seconds in spent.items()]
 
 
-# ---- answers
-
-
-# ---- rows and settings
-
-
-def _rows(run: Run) -> str:
-    """Rows read = trained + skipped, with reasons; steps that were left out."""
-    data, training = run.record.data, run.record.training
-    files = "".join(
-        f"<tr><td>{safe(entry['file'])}{_also(entry)}</td><td>{entry['rows']:,}</td><td>{entry['trained']:,}</td>"
-        f"<td>{len(entry['skipped']):,}</td></tr>"
-        for entry in data
-    )
+def _rows(run: Run) -> dict[str, Any]:
+    """Rows read = trained + skipped, with reasons."""
+    data = run.record.data
     skipped = [(entry["file"], row) for entry in data for row in entry["skipped"]]
-    reasons = "".join(
-        f"<li>{safe(file)}[{row['index']}]{safe(id_of(row))} {safe(row['field'])}: {safe(row['reason'])}</li>"
-        for file, row in skipped[:SHOWN_SKIPPED]
-    )
-    if len(skipped) > SHOWN_SKIPPED:
-        fields = Counter(row["field"].split("[")[0] for _, row in skipped)
-        words = ", ".join(f"{count:,} by {field}" for field, count in fields.most_common(8))
-        reasons += f"<li>and {len(skipped) - SHOWN_SKIPPED:,} more, all in vlft.json; in all {safe(words)}</li>"
-    listed = f"<details open><summary>Skipped, and why</summary><ul>{reasons}</ul></details>" if reasons else ""
-    left_out = training.get("left_out_steps") or []
-    steps = ", ".join(f"{step:,}" for step in left_out[:SHOWN_SKIPPED]) + (
-        " ..." if len(left_out) > SHOWN_SKIPPED else ""
-    )
-    said = (
-        f"{len(left_out):,} left out for a loss or gradient that was not finite: {steps}"
-        if left_out
-        else "none left out"
-    )
-    return (
-        '<h2>Rows</h2><div class="scroll"><table><thead><tr><th>file</th><th>read</th><th>to train</th><th>skipped</th>'
-        f"</tr></thead><tbody>{files}</tbody></table></div>{listed}<p>Steps: {said}.</p>"
-        '<p class="soft">Rows skipped while training are entered with each checkpoint and at the end.</p>'
-    )
+    fields = Counter(row["field"].split("[")[0] for _, row in skipped)
+    return {
+        "files": [
+            {
+                "name": entry["file"],
+                "also": _also(entry),
+                "rows": entry["rows"],
+                "trained": entry["trained"],
+                "skipped": len(entry["skipped"]),
+            }
+            for entry in data
+        ],
+        "skipped": [
+            {"title": title_of(file, row), "field": row["field"], "reason": row["reason"]}
+            for file, row in skipped[:SHOWN_SKIPPED]
+        ],
+        "more_skipped": max(0, len(skipped) - SHOWN_SKIPPED),
+        "by_field": [f"{count:,} by {field}" for field, count in fields.most_common(8)],
+    }
 
 
-def _also(entry: dict[str, Any]) -> str:
+def _also(entry: dict[str, Any]) -> list[str]:
     """What became of rows besides: a mix does not draw all, and --over_length changes some."""
     words = {
         "not_drawn": "not drawn",
@@ -232,27 +183,7 @@ def _also(entry: dict[str, Any]) -> str:
         "shrunk": "shrunk to fit",
         "lost_media": "lost media to fit",
     }
-    said = ", ".join(f"{entry[key]:,} {word}" for key, word in words.items() if entry.get(key))
-    return f'<br><span class="soft">{said}</span>' if said else ""
-
-
-def _settings(run: Run) -> str:
-    record = run.record
-    versions = " &middot; ".join(f"{safe(name)} {safe(version)}" for name, version in record.versions.items())
-    pairs = {**record.media, **{k: v for k, v in record.training.items() if k not in ("left_out_steps", "unlogged")}}
-    if record.lora:
-        pairs |= {f"lora_{name}": value for name, value in record.lora.items()}
-    lines = "".join(f"<tr><td>{safe(name)}</td><td>{safe(value)}</td></tr>" for name, value in pairs.items())
-    revision = f", revision {safe(record.base_revision)}" if record.base_revision else ""
-    return (
-        f"<h2>Settings</h2><p>{versions}</p><p>base: {safe(record.base_model)}{revision}, fingerprint "
-        f"{safe(record.base_fingerprint)}</p><details><summary>What decides the run (vlft.json)</summary>"
-        f'<div class="scroll"><table><tbody>{lines}</tbody></table></div></details>'
-        f"<details><summary>Flags that acted (config.yaml)</summary><pre>{safe(run.config)}</pre></details>"
-    )
-
-
-# ---- numbers in words
+    return [f"{entry[key]:,} {word}" for key, word in words.items() if entry.get(key)]
 
 
 def _last(column: np.ndarray) -> float:
@@ -262,25 +193,3 @@ def _last(column: np.ndarray) -> float:
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "-"
-
-
-def _many(value: float) -> str:
-    """12,345 or 12.3 M."""
-    if not math.isfinite(value):
-        return "-"
-    return (
-        f"{value:,.0f}"
-        if abs(value) < 1e6
-        else f"{value / 1e6:,.1f} M"
-        if abs(value) < 1e9
-        else f"{value / 1e9:,.2f} G"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60:,} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

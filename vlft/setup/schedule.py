@@ -14,6 +14,7 @@ from vlft.data.costs.packing import Budget, pack
 from vlft.data.order import Order, PackOrder, RowOrder
 from vlft.data.sample import Cost, Costs
 from vlft.errors import ConfigError
+from vlft.text import counted
 
 PACK_TOKENS = 16384
 PATCHES_PER_TOKEN = 4  # of a picture
@@ -104,18 +105,14 @@ def described(order: Order) -> str:
     if isinstance(order, RowOrder):
         batch = order.rows_per_step // (world * order.accumulation)
         return (
-            f"global batch: {_many(order.rows_per_step, 'row')} ({batch} a micro-batch x {order.accumulation} "
-            f"accumulated x {_many(world, 'process')}); {_many(order.steps, 'step')} an epoch"
+            f"global batch: {counted(order.rows_per_step, 'row')} ({batch} a micro-batch x {order.accumulation} "
+            f"accumulated x {counted(world, 'process')}); {counted(order.steps, 'step')} an epoch"
         )
     packs, most = order.first, order.budget.tokens
     fill = sum(one.tokens for one in packs) / len(packs) / most
-    step = f"{_many(order.packs_per_step, 'pack')} ({order.accumulation} accumulated x {_many(world, 'process')})"
+    step = f"{counted(order.packs_per_step, 'pack')} ({order.accumulation} accumulated x {counted(world, 'process')})"
     rows = len(order.costs) / order.steps
     return (
         f"packs: {len(packs):,} of up to {most:,} tokens, {fill:.1%} full; global batch: {step}, {rows:,.4g} rows in "
-        f"the mean; {_many(order.steps, 'step')} an epoch"
+        f"the mean; {counted(order.steps, 'step')} an epoch"
     )
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"

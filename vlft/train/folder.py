@@ -16,14 +16,15 @@ from typing import Any, Literal
 import torch
 
 from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights_strict, read_record, write_record
-from vlft.checkpoint.files import module_name, open_to_others
+from vlft.checkpoint.files import module_name
 from vlft.checkpoint.weights import stored_tensors
 from vlft.config.parse import write_yaml
 from vlft.errors import BadRow, CheckpointError
+from vlft.files import Lock, open_to_others, sync, sync_tree
 from vlft.model_files import tensor_index
 from vlft.setup import Base
 from vlft.train.claim import complete_checkpoints, left_nothing, refuse_other, start_over
-from vlft.train.lock import FolderLock
+from vlft.train.lock import hold
 from vlft.train.ranks import barrier
 from vlft.train.record import refuse_other_run, with_skipped
 
@@ -49,9 +50,23 @@ class RunFolder:
         self.saving = False
         self.left_out: list[int] = []  # steps that moved no weight
         self.evaluation_due = False  # of the weights of the last step; there was no time for it
-        self.lock = FolderLock(self.path)
+        self.lock: Lock | None = None
 
     # ---- where to start
+
+    def hold(self) -> None:
+        """Keep other runs out of the folder until `release`, or until this process ends.
+
+        Raises:
+            CheckpointError: another run is there, or the folder cannot be written or locked.
+        """
+        self.lock = hold(self.path)
+
+    def release(self) -> None:
+        """Let other runs in."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     def find_start(self, resume: str) -> tuple[Literal["new", "again", "resume", "finished"], Path | None]:
         """Whether to start, start over ("again"), resume or stop, and the checkpoint to resume from.
@@ -132,12 +147,12 @@ class RunFolder:
         if target.exists():
             os.rename(target, self.staging / f"old-{name}")  # a kill while it is deleted would leave half of it
         os.rename(self.staging / name, target)
-        _sync_folder(self.path)
+        sync(self.path)
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def sync(self, name: str) -> None:
         """Have the files of a staged checkpoint on disk, as far as this node wrote them."""
-        _sync(self.staging / name)
+        sync_tree(self.staging / name)
 
     def adopt(self, found: RunRecord) -> None:
         """Take over which rows and steps had been left out while training up to a checkpoint, and what was put off."""
@@ -214,10 +229,10 @@ class RunFolder:
                     shutil.copyfile(self.base.folder / name, out / name)
         self.account_steps(finished=True, steps=steps)
         write_record(out, self.record)
-        _sync(out)
+        sync_tree(out)
         for entry in sorted(out.iterdir(), key=lambda p: p.name == RECORD):  # vlft.json last: it says "finished"
             os.replace(entry, self.path / entry.name)
-        _sync_folder(self.path)
+        sync(self.path)
         shutil.rmtree(self.staging, ignore_errors=True)
 
 
@@ -265,22 +280,3 @@ def stored_dtypes(base: Base) -> dict[str, torch.dtype]:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def _sync(folder: Path) -> None:
-    """Have a folder's files on disk before its name says so."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

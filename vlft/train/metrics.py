@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from vlft.data.collate import Batch
+from vlft.files import write_text
 from vlft.objectives import Loss, Sums
 
 #: What takes time beside steps and evaluations, and is measured apart.
@@ -164,9 +164,7 @@ class MetricsFile:
                         kept.append(text + "\n")
                 except (json.JSONDecodeError, KeyError, TypeError):
                     break  # a kill in the middle of a write left half a line; all after it is later still
-        spare = self.path.with_suffix(".tmp")
-        spare.write_text("".join(kept) if resume_step else "", encoding="utf-8")
-        os.replace(spare, self.path)
+        write_text(self.path, "".join(kept) if resume_step else "")
 
     def write(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as out:

@@ -170,11 +170,11 @@ def _faults_in_words(run: _Run) -> Iterator[None]:
             raise lost from error
         raise
     finally:
-        folder.lock.release()
+        folder.release()
 
 
 def _claim(run: _Run) -> tuple[str, Path | None]:
-    run.folder.lock.take()
+    run.folder.hold()
     return run.folder.find_start(run.args.resume_from_checkpoint or "auto")
 
 

@@ -8,14 +8,11 @@ readers'.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +26,7 @@ from vlft.data.rows.embedded import ending_of
 from vlft.data.rows.keys import MEDIA_KEYS
 from vlft.data.rows.source import BrokenLine, Source
 from vlft.errors import ConfigError
-from vlft.files import cache_folder
+from vlft.files import Lock, cache_folder, put_in_place, workshop
 
 FORMAT = 2  # raise it whenever the same source becomes other rows or files
 ROWS = "rows.jsonl"
@@ -75,7 +72,10 @@ def unpacked(path: str, columns: Columns | None = None) -> Unpacked:
     try:
         found = _whole(folder)
         if found is None:
-            with _lock(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = Lock(f"{folder}.lock")
+            lock.take(wait=True)  # one process unpacks, those that start with it wait
+            with lock:
                 found = _whole(folder)  # another process may have made it meanwhile
                 if found is None:
                     _make(path, files, folder, columns)
@@ -121,21 +121,9 @@ def _whole(folder: Path) -> Unpacked | None:
         return None
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process unpacks, those that start with it wait; a kill leaves no lock."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{folder}.lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _make(path: str, files: list[str], folder: Path, columns: Columns | None) -> None:
-    aside = folder.with_name(f".{folder.name}.tmp")
-    for left in (aside, folder):  # of a process that was killed; or rows that somebody changed
-        shutil.rmtree(left, ignore_errors=True)
-    aside.mkdir()
-    try:
+    shutil.rmtree(folder, ignore_errors=True)  # rows that somebody changed
+    with workshop(folder.with_name(f".{folder.name}.tmp")) as aside:
         source = open_source(path, files)
         if source.columns is not None:
             _check(path, columns, source.columns)  # refused before hours of unpacking
@@ -144,18 +132,13 @@ def _make(path: str, files: list[str], folder: Path, columns: Columns | None) ->
             with open(aside / ROWS, "wb") as out:
                 for row in source.rows(writer):
                     out.write(writer.line(row))
-                out.flush()
-                os.fsync(out.fileno())
         if not writer.rows:
             raise ConfigError(f"{path}: holds no rows. Name one that does.")
         about = {"source": os.path.abspath(path), "rows": writer.rows, "files": len(writer.files)}
         about |= {"columns": list(source.columns or writer.columns)}
         about |= {"bytes": os.path.getsize(aside / ROWS), "digest": writer.digest.hexdigest()}
         (aside / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-        os.rename(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        put_in_place(aside, folder, last=ABOUT)
 
 
 def _bar(path: str, source: Source) -> Any:

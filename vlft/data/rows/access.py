@@ -12,6 +12,7 @@ import re
 
 from vlft.data.rows.embedded import Embedded, NotEmbedded
 from vlft.data.rows.fetch import SCHEMES, RemoteMedia
+from vlft.text import short
 
 LONGEST_PATH = 4096  # characters; Linux takes no more bytes (PATH_MAX)
 LONGEST_URL = 8000  # characters; RFC 9110 asks servers to take so many
@@ -56,7 +57,7 @@ class Access:
             return self._fetched(value)
         path = os.path.join(folder, value)
         if len(path) > LONGEST_PATH:
-            raise NoAccess(f"{_short(value)} has {len(value):,} characters, a path has {LONGEST_PATH:,} at most")
+            raise NoAccess(f"{short(value, SHOWN)} has {len(value):,} characters, a path has {LONGEST_PATH:,} at most")
         if os.path.isabs(value) or self.outside:
             return path
         root = self._folder(folder or ".")
@@ -72,16 +73,16 @@ class Access:
     def _fetched(self, value: str) -> str:
         if value[:5].lower() == "data:":
             return self._unpacked(value)
-        scheme = value.partition(":")[0].lower()
+        scheme, shown = value.partition(":")[0].lower(), short(value, SHOWN)
         if scheme not in SCHEMES:
-            raise NoAccess(f"{_short(value)} is not a file here, and {scheme}:// is not fetched: download it first")
+            raise NoAccess(f"{shown} is not a file here, and {scheme}:// is not fetched: download it first")
         if self.remote is None:
             raise NoAccess(
-                f"{_short(value)} is not a file here, and nothing is fetched unasked: download it first, or have vlft "
+                f"{shown} is not a file here, and nothing is fetched unasked: download it first, or have vlft "
                 "do so with --allow_remote_media"
             )
         if len(value) > LONGEST_URL:
-            raise NoAccess(f"{_short(value)} has {len(value):,} characters, an address has {LONGEST_URL:,} at most")
+            raise NoAccess(f"{shown} has {len(value):,} characters, an address has {LONGEST_URL:,} at most")
         path = self.remote.file_of(value)
         if path in self.remote.failed:
             raise NoAccess(self.remote.failed[path])
@@ -126,7 +127,3 @@ def _way_out(root: str, value: str) -> str:
         if os.path.islink(at) and not f"{_real(at)}{os.sep}".startswith(f"{root.rstrip(os.sep)}{os.sep}"):
             return f"{at} is a link to {os.readlink(at)}"
     return 'it climbs out by ".."'
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= SHOWN else f"{value[:SHOWN]}..."

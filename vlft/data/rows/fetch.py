@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import http.client
 import os
 import re
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
 
 from vlft import __version__
 from vlft.errors import ConfigError
 from vlft.files import appearing
 
+if TYPE_CHECKING:
+    from requests import Response, Session
+
 FETCHERS = 16  # at a time
 FILE_BYTES = 4 << 30  # of one file; an hour of video in good quality
 SILENCE = 30.0  # seconds without a byte
 FILE_SECONDS = 900.0  # for one file in all, so that a server that drips cannot hold up a run
+REDIRECTS = 5  # one after another
 TRIES = 3
 PAUSE = 1.0  # seconds, twice as many after each try
 CHUNK = 1 << 16
@@ -38,16 +39,8 @@ PAGES = ("text/html", "text/xml", "application/xhtml+xml", "application/xml", "a
 SCHEMES = ("http", "https")
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 # The folder's fault and not the address's.
-UNWRITABLE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-)
+_UNWRITABLE = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EEXIST"
+UNWRITABLE = tuple(getattr(errno, name) for name in _UNWRITABLE.split())
 
 
 class RemoteMedia:
@@ -74,16 +67,11 @@ class RemoteMedia:
 
 
 class _Failed(Exception):
-    """Why an address gives nothing that can be used."""
+    """Why an address gives nothing that can be used. `again`: another try may help."""
 
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    max_redirections = 5
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if urllib.parse.urlsplit(newurl).scheme not in SCHEMES:  # urllib itself would follow to ftp
-            raise _Failed(f"it redirects to {newurl}, and only http and https are followed")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    def __init__(self, why: str, *, again: bool = False) -> None:
+        super().__init__(why)
+        self.again = again
 
 
 def fetch(wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
@@ -99,11 +87,12 @@ def fetch(wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
         ConfigError: the folder cannot be written, or the disk is full.
     """
     stop = threading.Event()
+    session = _session()
     pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
     under_way: deque[tuple[str, Future[str | None]]] = deque()
     try:
         for path, url in wanted.items():
-            under_way.append((path, pool.submit(_fetch, path, url, stop)))
+            under_way.append((path, pool.submit(_fetch, session, path, url, stop)))
             if len(under_way) >= 4 * FETCHERS:
                 first, done = under_way.popleft()
                 yield first, done.result()
@@ -114,52 +103,73 @@ def fetch(wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
+        session.close()
 
 
-def _fetch(path: str, url: str, stop: threading.Event) -> str | None:
+def _session() -> Session:
+    """Connections that are used again, and nothing of the user's: no cookies, no passwords of ~/.netrc."""
+    from http.cookiejar import DefaultCookiePolicy
+
+    import requests
+    from requests.adapters import HTTPAdapter
+
+    session = requests.Session()
+    session.headers.update({"User-Agent": f"vlft/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"})
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    session.auth = lambda request: request
+    for scheme in SCHEMES:
+        session.mount(f"{scheme}://", HTTPAdapter(pool_maxsize=FETCHERS))
+    return session
+
+
+def _fetch(session: Session, path: str, url: str, stop: threading.Event) -> str | None:
     """None once the file is there, or why it is not."""
+    from urllib3.exceptions import HTTPError
+
     if os.path.isfile(path):
         return None
     pause = PAUSE
     for left in reversed(range(TRIES)):
         again = left > 0
         try:
-            _fetch_once(path, url, stop)
+            _fetch_once(session, path, url, stop)
             return None
-        except urllib.error.HTTPError as error:
-            error.close()
-            why, again = f"{error.code} {error.reason}", again and error.code in TRANSIENT
         except _Failed as error:
-            why, again = str(error), False
-        except (OSError, ValueError, urllib.error.URLError) as error:
+            why, again = str(error), again and error.again
+        except (OSError, ValueError, HTTPError) as error:
             if isinstance(error, OSError) and error.errno in UNWRITABLE:
                 folder = os.path.dirname(path)
                 raise ConfigError(
                     f"{folder}: what --allow_remote_media fetches cannot be kept there ({error.strerror}). Make room, "
                     "or set VLFT_MEDIA_CACHE to another folder"
                 ) from error
-            why = str(getattr(error, "reason", error)) or type(error).__name__
-        except http.client.HTTPException as error:
-            why = f"{type(error).__name__} {error}".strip()
+            why = _root(error)
         if not again or stop.wait(pause):
             break
         pause *= 2
     return f"{url} cannot be fetched ({why}). Mend the address, or download the file and name its path"
 
 
-def _fetch_once(path: str, url: str, stop: threading.Event) -> None:
-    plain = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+def _root(error: BaseException) -> str:
+    """What the system said, e.g. `Connection refused`; requests wraps it in sentences about pools."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return str(error) or type(error).__name__
+
+
+def _fetch_once(session: Session, path: str, url: str, stop: threading.Event) -> None:
     began = time.monotonic()
-    with _opener().open(plain, timeout=SILENCE) as answer:
+    with _answer(session, url) as answer:
         kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind in PAGES:
             raise _Failed(f"it answers with {kind}, not with a picture or video")
         length = answer.headers.get("Content-Length", "")
         promised = int(length) if length.isdecimal() else None
+        _refuse_large(promised or 0)
+        answer.raw.enforce_content_length = False  # said below, with both numbers
         with appearing(path) as out:
             size = 0
-            _refuse_large(promised or 0)
-            while chunk := answer.read1(CHUNK):
+            while chunk := answer.raw.read1(CHUNK):  # what has come: `iter_content` waits for a chunk to be full
                 size += len(chunk)
                 _refuse_large(size)
                 if stop.is_set():
@@ -168,28 +178,28 @@ def _fetch_once(path: str, url: str, stop: threading.Event) -> None:
                     raise _Failed(f"it took more than {FILE_SECONDS:g} s: {size:,} bytes came")
                 out.write(chunk)
             if promised is not None and size < promised:
-                raise ConnectionError(f"{size:,} of {promised:,} bytes came")
+                raise _Failed(f"{size:,} of {promised:,} bytes came", again=True)
             if not size:
                 raise _Failed("it is empty")
+
+
+def _answer(session: Session, url: str) -> Response:
+    """The answer after redirects, its content not read. requests itself reads the content of each redirect, whole."""
+    for _ in range(REDIRECTS + 1):
+        answer = session.get(url, timeout=SILENCE, stream=True, allow_redirects=False)
+        target = session.get_redirect_target(answer)
+        if target is None:
+            if answer.status_code >= 300:
+                answer.close()
+                raise _Failed(f"{answer.status_code} {answer.reason}", again=answer.status_code in TRANSIENT)
+            return answer
+        answer.close()
+        url = urljoin(answer.url, target)
+        if urlsplit(url).scheme not in SCHEMES:
+            raise _Failed(f"it redirects to {url}, and only http and https are followed")
+    raise _Failed(f"it redirects more than {REDIRECTS} times")
 
 
 def _refuse_large(size: int) -> None:
     if size > FILE_BYTES:
         raise _Failed(f"it has {size:,} bytes or more, and {FILE_BYTES:,} at most are fetched")
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """For http and https only: urllib's own opener reads files and ftp too."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        _Redirects,
-        urllib.request.HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
-    opener.addheaders = [("User-Agent", f"vlft/{__version__}"), ("Accept", "*/*")]
-    return opener

@@ -17,9 +17,9 @@ from typing import Any
 
 from vlft.data.rows.keys import PREFIX
 from vlft.data.rows.masks import Mask
-from vlft.data.rows.media_refs import RowRef
 from vlft.data.rows.source import kind_of
 from vlft.data.rows.turns import RawTurn, plain, role_of, turns_of
+from vlft.errors import RowRef
 
 BEGIN, END = "<!-- forms: begin -->", "<!-- forms: end -->"  # around the table in data/README.md
 

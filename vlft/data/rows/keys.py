@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from vlft.data.rows.media_refs import RowRef, short
+from vlft.errors import RowRef
+from vlft.text import short
 
 Kind = Literal["image", "video"]
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vlft.data.rows.media_refs import RowRef, short
 from vlft.data.rows.source import kind_of
 from vlft.data.sample import Role, Text
+from vlft.errors import RowRef
+from vlft.text import short
 
 SWITCHES = ("loss", "loss_weight", "loss_scale", "train", "training", "weight")
 DETAILS = ("train_detail", "training_detail")

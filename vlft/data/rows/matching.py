@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from vlft.data.rows.keys import MEDIA_KEYS, Kind
-from vlft.data.rows.media_refs import Places, RowRef, clip, images, is_one_video, picture, refuse_many_files, videos
+from vlft.data.rows.media_refs import Places, clip, images, is_one_video, picture, refuse_many_files, videos
 from vlft.data.rows.normalise import PlainRow
 from vlft.data.rows.overrides import within
 from vlft.data.rows.placeholders import Tags, tags_of
 from vlft.data.rows.turns import Column, Said, Shown
 from vlft.data.sample import Image, Overrides, Part, Role, Text, Video
+from vlft.errors import RowRef
+from vlft.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +193,7 @@ def _match_numbers(row: RowRef, kind: Kind, pieces: Sequence[Shown], files: int)
 def _match(row: RowRef, kind: Kind, key: str, tags: Sequence[str], files: Sequence[Image | Video]) -> None:
     if len(tags) == len(files):
         return
-    have = f'{count(len(tags), f"<{kind}> tag")}, {count(len(files), "path")} in "{key}"'
+    have = f'{counted(len(tags), f"<{kind}> tag", zero="no")}, {counted(len(files), "path", zero="no")} in "{key}"'
     if len(tags) < len(files):
         way = "" if tags else "; --missing_tags first shows all of them at the beginning"
         raise row.bad(files[len(tags)].field, f"{have}. Add a tag to the human turn it belongs to, or drop a path{way}")
@@ -202,7 +204,9 @@ def _each_nframes(row: RowRef, shape: PlainRow, clips: list[Image | Video]) -> l
     if not shape.nframes:
         return clips
     if len(shape.nframes) != len(clips):
-        raise row.bad("num_frames", f"{len(shape.nframes)} in it, {count(len(clips), 'video')}. Give one for each")
+        raise row.bad(
+            "num_frames", f"{len(shape.nframes)} in it, {counted(len(clips), 'video', zero='no')}. Give one for each"
+        )
     return [
         medium
         if isinstance(medium, Video) and medium.frames
@@ -214,7 +218,3 @@ def _each_nframes(row: RowRef, shape: PlainRow, clips: list[Image | Video]) -> l
 def parts_of(entry: Entry, media: dict[Kind, Iterator]) -> tuple[Part, ...]:
     """The pieces of a turn, those that are shown replaced by the row's media in their order."""
     return tuple(next(media[piece.kind]) if isinstance(piece, Shown) else piece for piece in entry.pieces)
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

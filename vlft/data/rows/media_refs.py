@@ -1,5 +1,4 @@
-"""The media that a row names, as `Image` and `Video`; and how messages name a row. Opens no file; of a folder of frames
-it reads the names."""
+"""The media that a row names, as `Image` and `Video`. Opens no file; of a folder of frames it reads the names."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ from vlft.data.rows.embedded import ending_of
 from vlft.data.rows.source import FRAMES as FRAME_ENDINGS
 from vlft.data.rows.source import PICTURES, VIDEOS, kind_of
 from vlft.data.sample import Image, Overrides, Video
-from vlft.errors import BadRow, DataError
+from vlft.errors import RowRef
+from vlft.text import short
 
 OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # files that systems leave in folders
 MEDIA_ENDINGS = (*PICTURES, *VIDEOS)
 FILES_PER_ROW = 10_000  # of a kind; each costs a token at least, so no context holds as many
-SHOWN = 200  # characters of what a row holds, in messages
 
 # Keys of an object that names a file, and those beside them that say nothing of where it is.
 ADDRESS_KEYS = (
@@ -41,18 +40,6 @@ _BESIDE = ("type", "detail", "format", "mime_type", "media_type")
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
 _BASE64_LEAST = 64  # characters; the smallest picture there is has more
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowRef:
-    """Which row is being parsed, for its messages."""
-
-    file: str
-    index: int
-    id: str | None
-
-    def bad(self, field: str, reason: str) -> DataError:
-        return DataError(BadRow(file=self.file, index=self.index, id=self.id, field=field, reason=reason))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +233,3 @@ def refuse_many_files(row: RowRef, key: str, value: object, others: int = 0) -> 
     files = others + sum(len(item) if isinstance(item, list) else 1 for item in listed)
     if files > FILES_PER_ROW:
         raise row.bad(key, f"{files:,} files, and a row may name {FILES_PER_ROW:,} of a kind. Split the row")
-
-
-def short(text: str) -> str:
-    """Text out of a row, cut to what a message has room for."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

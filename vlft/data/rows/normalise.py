@@ -14,12 +14,12 @@ from vlft.data.rows import keys
 from vlft.data.rows.forms import FORMS, Form, form_of
 from vlft.data.rows.forms import KEYS as FORM_KEYS
 from vlft.data.rows.keys import IDLE_KEYS, MEDIA_KEYS, SYSTEM_KEYS, Kind
-from vlft.data.rows.media_refs import RowRef
 from vlft.data.rows.overrides import ROW_KEYS, nframes_of, of_row
 from vlft.data.rows.registries import registry_row
 from vlft.data.rows.source import kind_of
 from vlft.data.rows.turns import ROLES, Column, RawTurn, Said, column_of, either, system_turn
 from vlft.data.sample import Overrides
+from vlft.errors import RowRef
 
 _KNOWN_KEYS = frozenset(
     (

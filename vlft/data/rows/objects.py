@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from vlft.data.rows.media_refs import RowRef, short
 from vlft.data.rows.source import kind_of
 from vlft.data.sample import Objects
+from vlft.errors import RowRef
 from vlft.families import Family
+from vlft.text import short
 
 BOX, REF = "<bbox>", "<ref-object>"
 PLACEHOLDER = re.compile(f"({BOX}|{REF})")

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any, Literal
 
-from vlft.data.rows.media_refs import RowRef
 from vlft.data.rows.source import kind_of
 from vlft.data.sample import Overrides
+from vlft.errors import RowRef
 
 PIXELS = ("min_pixels", "max_pixels")
 FRAMES = ("fps", "nframes", "max_frames")

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vlft.data.rows.keys import Kind
-from vlft.data.rows.media_refs import RowRef, short
 from vlft.data.rows.turns import Said, Shown
 from vlft.data.sample import Role
+from vlft.errors import RowRef
+from vlft.text import counted, short
 
 _AROUND = r"(?:\r?\n)*"  # newlines beside a tag go with it
 OURS = frozenset(("<image>", "<video>"))
@@ -228,7 +229,7 @@ def _refuse_count(row: RowRef, words: Sequence[_Word], kind: Kind, files: int) -
         names = ", ".join(sorted({word.word for word in words}))
         raise row.bad(
             words[0].field,
-            f"{len(words)} times {names} in the human turns, and {files} {kind} file{'' if files == 1 else 's'}. Write "
+            f"{len(words)} times {names} in the human turns, and {counted(files, f'{kind} file')}. Write "
             f"<{kind}> once for each file, where it belongs",
         )
 

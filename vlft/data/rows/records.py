@@ -14,15 +14,17 @@ from dataclasses import fields, replace
 from vlft.config.recipe import RowFlags
 from vlft.data.rows.access import Access
 from vlft.data.rows.masks import masked
-from vlft.data.rows.matching import Entry, as_videos, count, media_of, parts_of, tags_in, with_tags
-from vlft.data.rows.media_refs import MEDIA_ENDINGS, Places, RowRef, short
+from vlft.data.rows.matching import Entry, as_videos, media_of, parts_of, tags_in, with_tags
+from vlft.data.rows.media_refs import MEDIA_ENDINGS, Places
 from vlft.data.rows.normalise import PlainRow, one_form
 from vlft.data.rows.objects import objects_of
 from vlft.data.rows.placeholders import Tags
 from vlft.data.rows.source import BrokenLine, home_of, kind_of
 from vlft.data.rows.turns import RawTurn, Said, Shown, role_of
 from vlft.data.sample import Image, Role, Sample, Text, Turn, Video
+from vlft.errors import RowRef
 from vlft.families import Family
+from vlft.text import counted, short
 
 # Characters, each counted once for every answer: an answer is rendered with all that stands before it. A context of
 # 128k tokens with 100 answers makes 50 million.
@@ -204,7 +206,9 @@ def _check_order(row: RowRef, key: str, entries: list[Entry]) -> list[tuple[str,
     if spoken and spoken[0].role == "assistant":
         raise row.bad(spoken[0].field, "a gpt turn first, with nothing to answer. Put a human turn before it")
     if all(entry.role != "assistant" for entry in entries):
-        raise row.bad(key, f"no gpt turn in {count(len(entries), 'turn')}, so nothing to learn. Add the answer")
+        raise row.bad(
+            key, f"no gpt turn in {counted(len(entries), 'turn', zero='no')}, so nothing to learn. Add the answer"
+        )
     if not any(entry.trained for entry in entries):
         raise row.bad(key, "every gpt turn is masked, so nothing to learn. Unmask one, or take the row out")
     warnings = []

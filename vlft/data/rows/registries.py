@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from vlft.text import counted
+
 SHOWN = 8  # data sets that are written out
 ENDINGS = (".yaml", ".yml")
 # Keys by which an entry names its file.
@@ -64,7 +66,7 @@ def registry_of(path: str, value: object) -> str | None:
     shown = lines[: 4 * SHOWN]
     more = "\n  ..." if len(lines) > len(shown) else ""
     return (
-        f"{path}: lists {len(entries)} data set{'' if len(entries) == 1 else 's'} and holds no rows. Write this to "
+        f"{path}: lists {counted(len(entries), 'data set')} and holds no rows. Write this to "
         "mix.yaml and give --data_mix mix.yaml instead of --data_path:\n  " + "\n  ".join(shown) + more
     )
 

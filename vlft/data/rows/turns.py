@@ -20,10 +20,12 @@ from vlft.data.rows.keys import (
 )
 from vlft.data.rows.masks import KEYS as MASK_KEYS
 from vlft.data.rows.masks import Mask, mask_of
-from vlft.data.rows.media_refs import ADDRESS_KEYS, RowRef, short
+from vlft.data.rows.media_refs import ADDRESS_KEYS
 from vlft.data.rows.overrides import of_part
 from vlft.data.rows.source import kind_of
 from vlft.data.sample import Overrides, Role
+from vlft.errors import RowRef
+from vlft.text import short
 
 # In small letters.
 ROLES: dict[str, Role] = {
