@@ -179,12 +179,17 @@ def preview_rows(
     rows = open_some(file, indices, data, base.family)
     for place in range(len(rows)):
         try:
-            yield _look(rows[place], base)
+            yield preview_sample(rows[place], base)
         except DataError as error:
             yield Refused(row=error.row)
 
 
-def _look(row: Sample, base: Base) -> Preview:
+def preview_sample(row: Sample, base: Base) -> Preview:
+    """A parsed row as `base` makes it tokens and pixels.
+
+    Raises:
+        DataError: its media cannot be decoded, or it is too long.
+    """
     sample = base.encoder.as_trained(row)
     encoded = base.encoder.encode(sample)
     media = _media(sample, encoded, base.recipe)

@@ -1,0 +1,313 @@
+"""The public functions of vlft, for a training loop or notebook of one's own: `from vlft import open_base, ...`.
+
+They call what `vlft train` calls: `setup` for base, rows and order, `data` for the loader, `train.model_setup` for the
+model. Options are the flags of `vlft train`, by the same names, checked by the same code. Each function takes the flags
+that it acts on, and what it returns carries them on, so that none has to be given twice. `vlft/__init__.py` imports
+this module when one of its names is first asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import set_seed
+
+from vlft import setup
+from vlft.api.keywords import Flag, parsed, said
+from vlft.api.loader import Loader
+from vlft.config.flags import Mode, TrainFlags
+from vlft.config.machine import check_device
+from vlft.data.collate import Collator
+from vlft.data.dataset import RowDataset
+from vlft.data.order import Order, RankBatches
+from vlft.data.sample import Sample
+from vlft.data.workers import loader_options
+from vlft.errors import BadRow, ConfigError
+from vlft.model import groups, kernels
+from vlft.model.forward import FORWARD_KEYS
+from vlft.preview import preview_sample
+from vlft.preview.text import as_text
+from vlft.setup.schedule import evaluation_order, pack_budget, training_order
+from vlft.train.folder import save_processor, stored_dtypes
+from vlft.train.model_setup import prepare_model
+from vlft.train.ranks import on_rank_zero
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    Model = PreTrainedModel | PeftModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """An opened base model, its weights still on disk: what `open_base` returns.
+
+    Attributes:
+        opened: folder, config, family, processor and encoder, as `vlft train` opens them.
+        flags: those given so far.
+    """
+
+    opened: setup.Base = field(repr=False)
+    flags: Mapping[str, Flag]
+
+    @property
+    def processor(self) -> Any:
+        """The stock processor, with the run's pixel and frame settings."""
+        return self.opened.processor
+
+    @property
+    def config(self) -> Any:
+        """The config of transformers."""
+        return self.opened.config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(Sequence[Sample]):
+    """Rows that can be trained: what `load_rows` returns. Indexing one parses it; no media are opened.
+
+    Attributes:
+        measured: the rows, what each costs, and what was refused.
+        flags: those given so far.
+    """
+
+    measured: setup.MeasuredRows = field(repr=False)
+    flags: Mapping[str, Flag]
+
+    def __len__(self) -> int:
+        return len(self.measured.rows.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.measured.rows.samples[index]
+
+    @property
+    def skipped(self) -> tuple[BadRow, ...]:
+        """Rows that are not trained, each with its reason (`on_bad_row="skip"`)."""
+        return self.measured.rows.bad
+
+
+def open_base(model_id: str | os.PathLike[str], *, model_revision: str | None = None, **flags: Flag) -> Base:
+    """Open a base model, and settle how many tokens and pixels a row becomes.
+
+    Args:
+        model_id: a local folder, or a Hugging Face id, which is downloaded once.
+        model_revision: branch, tag or commit of an id.
+        flags: `image_min_pixels`, `image_max_pixels`, `fps`, `max_length`, `packing`, `pack_tokens`, `use_cpu` and
+            others (`vlft.api.keywords.TAKES`), as `vlft train` takes them.
+
+    Raises:
+        UsageError: a flag is unknown, or belongs to another function.
+        ConfigError: a flag cannot act or be carried out.
+        CheckpointError: the base is missing, not a Qwen-VL, quantised or not whole.
+    """
+    given = {"model_id": model_id, "model_revision": model_revision, **flags}
+    data, model, _ = parsed("open_base", given)
+    return Base(opened=setup.open_base(data, model, given=frozenset()), flags=said(given))
+
+
+def load_rows(
+    base: Base,
+    data_path: Flag = None,
+    *,
+    image_folder: str | os.PathLike[str] | None = None,
+    **flags: Flag,
+) -> Rows:
+    """Read data files and measure every row by the headers of its media.
+
+    Args:
+        base: whose tokenizer and pixel settings count.
+        data_path: one or more data files or folders; None where `data_mix` names them.
+        image_folder: where relative media paths start; None: each data file's own folder.
+        flags: `on_bad_row`, `columns`, `data_mix`, `missing_tags` and others (`vlft.api.keywords.TAKES`).
+
+    Raises:
+        UsageError: a flag is unknown, or belongs to another function.
+        ConfigError: a row is refused (`on_bad_row="skip"` leaves it out), no row is left, or a file cannot be read.
+    """
+    given = {"data_path": data_path, "image_folder": image_folder, **flags}
+    data, _, args = parsed("load_rows", given, base.flags)
+    workers = args.dataloader_num_workers
+    measured = on_rank_zero(lambda: setup.training_rows(data, base.opened, workers=workers))
+    return Rows(measured=measured, flags=base.flags | said(given))
+
+
+def data_loader(
+    base: Base, rows: Rows, *, global_batch: int | None = None, shuffle: bool = True, **flags: Flag
+) -> Loader:
+    """A loader of packed micro-batches, in the order in which `vlft train` would train the rows.
+
+    Args:
+        base: encodes the rows. rows: from `load_rows`.
+        global_batch: rows of a step, over all processes; None: one micro-batch a process.
+        shuffle: False keeps each row's place, for evaluation.
+        flags: `seed`, `dataloader_num_workers`, `gradient_accumulation_steps` and others (`vlft.api.keywords.TAKES`).
+
+    Raises:
+        UsageError: a flag is unknown, or belongs to another function.
+        ConfigError: a flag cannot act, or `global_batch` cannot be made up.
+    """
+    data, _, args = parsed("data_loader", {"global_batch": global_batch, **flags}, rows.flags)
+    costs = rows.measured.costs
+    order: Order
+    if shuffle:
+        order = on_rank_zero(lambda: training_order(costs, data, args, world=args.world_size))
+    else:
+        order = evaluation_order(costs, data, args, world=args.world_size)
+    opened = base.opened
+    vision, tokenizer = opened.config.vision_config, opened.processor.tokenizer
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    batches = RankBatches(order, rank=args.process_index)
+    loader: DataLoader[Any] = DataLoader(
+        RowDataset(rows.measured.rows.samples, opened.encoder, costs),
+        batch_sampler=batches,
+        collate_fn=Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler),
+        generator=torch.Generator().manual_seed(args.seed),  # else each pass would draw from the global one
+        prefetch_factor=args.dataloader_prefetch_factor,
+        **loader_options(args.dataloader_num_workers, pin_memory=args.dataloader_pin_memory),
+    )
+    return Loader(loader, batches, on_bad_row=data.on_bad_row)
+
+
+def load_model(
+    base: Base, *, vision: Mode = "frozen", merger: Mode = "frozen", language: Mode = "lora", **flags: Flag
+) -> Model:
+    """Load the weights and make them ready to train, on this process's device.
+
+    `model(**batch).loss` of a batch of `data_loader` is this micro-batch's share of the step's loss: the mean over the
+    trained tokens of the step. So gradients of a step's micro-batches add up, and DDP may average them. The forward
+    moves the batch to the device, and runs under bf16 autocast where `vlft train` would. Other calls, `generate` among
+    them, go to the model of transformers.
+
+    Args:
+        base: from `open_base`.
+        vision, merger, language: `full`, `lora` or `frozen`.
+        flags: `lora_rank`, `lora_alpha`, `lora_dropout`, `attn`, `bf16`, `gradient_checkpointing` and others
+            (`vlft.api.keywords.TAKES`). `seed` (42) seeds the random generators, as at the start of a run.
+
+    Returns:
+        the model in training mode: of transformers, wrapped by PEFT where a part is `lora`.
+
+    Raises:
+        UsageError: a flag is unknown, or belongs to another function.
+        ConfigError: a flag cannot act or be carried out.
+        CheckpointError: weights are missing, left over or of another shape.
+    """
+    own = {"vision": vision, "merger": merger, "language": language, **flags}
+    data, model_flags, args = parsed("load_model", own, base.flags)
+    check_device(args, model_flags.attn)
+    kernels.check(args.liger, args.device)
+    opened = setup.open_base(data, model_flags, given=frozenset(said(own)))  # with the towers
+    budget = pack_budget(data)
+    most = {"tokens": opened.encoder.max_length} if budget is None else vars(budget)
+    set_seed(args.seed)
+    model, _ = prepare_model(
+        opened,
+        args,
+        choice=model_flags.attn,
+        say=lambda line: None,
+        tokens=most["tokens"],
+        patches=most.get("patches", 4 * most["tokens"]),
+    )
+    model.train()
+    _take_batches(model, args)
+    ready: Any = model
+    return ready
+
+
+def _take_batches(model: torch.nn.Module, args: TrainFlags) -> None:
+    """Bind a forward that takes what `data_loader` gives, and weights its loss."""
+    inner, half, world = model.forward, args.half, args.world_size
+
+    @functools.wraps(inner)  # generate() reads the signature of `forward`
+    def forward(self: torch.nn.Module, *args: Any, **batch: Any) -> Any:
+        if batch.get("cu_seqlens") is None:
+            return inner(*args, **batch)
+        device = next(self.parameters()).device
+        taken = {key: batch[key] for key in FORWARD_KEYS}
+        taken |= {k: v.to(device, non_blocking=True) for k, v in taken.items() if isinstance(v, torch.Tensor)}
+        with torch.autocast(device.type, dtype=half, enabled=half is not None):
+            outputs = inner(**taken, return_logits=batch.get("return_logits", False))
+        tokens = batch.get("num_items_in_batch") or max(1, len(batch["targets"]))
+        outputs.loss = outputs.loss * (world / tokens)  # DDP averages gradients over processes
+        return outputs
+
+    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+
+
+def parameter_groups(
+    base: Base, model: torch.nn.Module, *, learning_rate: float | None = None, **flags: Flag
+) -> list[dict[str, Any]]:
+    """What trains, as groups for an optimizer of torch: each tower at its rate, no weight decay on norms and biases.
+
+    Args:
+        base: of the model. model: from `load_model`.
+        learning_rate: of the language model, and of the others unless given; None: the default of `vlft train`.
+        flags: `vision_lr`, `merger_lr`, `weight_decay`.
+
+    Raises:
+        UsageError: a flag is unknown, or belongs to another function.
+        ConfigError: a flag cannot be carried out.
+    """
+    _, _, args = parsed("parameter_groups", {"learning_rate": learning_rate, **flags}, base.flags)
+    found = groups.parameter_groups(
+        model, base.opened.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
+    )
+    trained = {group.name.partition("_")[0] for group in found if group.trainable}
+    for tower in ("vision", "merger"):
+        if (rate := flags.get(f"{tower}_lr")) is not None and tower not in trained:
+            raise ConfigError(
+                f"--{tower}_lr {rate} has no effect: --{tower} is frozen. Drop it, or set --{tower} to full or lora."
+            )
+    return [
+        {"params": list(group.tensors), "lr": group.lr, "weight_decay": group.weight_decay, "name": group.name}
+        for group in found
+        if group.trainable
+    ]
+
+
+def preview_row(base: Base, rows: Rows, index: int) -> str:
+    """A row as the model sees it, as text: trained tokens stand between ⟦ and ⟧, the pads of a picture are folded.
+
+    Args:
+        index: of the row in `rows`.
+
+    Raises:
+        DataError: its media cannot be decoded.
+    """
+    return as_text(preview_sample(rows[index], base.opened), color=False)
+
+
+def save_model(base: Base, model: torch.nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write an adapter, or a whole model in the dtypes of the base, with the processor that serves it as trained.
+
+    The folder is for `vlft merge`, `vlft chat`, plain peft (an adapter) or plain transformers (a whole model).
+
+    Args:
+        base: of the model. model: from `load_model`.
+        folder: is made where there is none.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    live: Any = model
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    if hasattr(live, "peft_config"):
+        card = out / "README.md"
+        mine = card.exists()
+        live.save_pretrained(out, save_embedding_layers=False)  # else PEFT asks the hub whether the vocabulary grew
+        if not mine:
+            card.unlink(missing_ok=True)  # PEFT's empty model card
+    else:
+        dtypes = stored_dtypes(base.opened)
+        tensors = {k: v.detach().to("cpu", dtypes.get(k, v.dtype)) for k, v in live.state_dict().items()}
+        live.save_pretrained(out, state_dict=tensors)
+    save_processor(base.processor, out)

@@ -1,0 +1,64 @@
+"""The loader that `data_loader` returns: micro-batches that know how many trained tokens their step has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from vlft.data.collate import Batch
+from vlft.data.order import RankBatches
+from vlft.data.workers import workers_end_with_errors
+from vlft.errors import BadRow, DataError
+from vlft.train.ranks import gather
+
+
+class Loader:
+    """Micro-batches of this process: what `data_loader` returns. Each pass is the next epoch, with another order.
+
+    A step is `accumulation` micro-batches. Under torchrun each process gets its own, equally many in every process.
+
+    Attributes:
+        steps: optimizer steps of an epoch.
+        accumulation: micro-batches that a process runs for a step.
+        skipped: rows that could not be decoded, so far (`on_bad_row="skip"`).
+    """
+
+    def __init__(self, rows: DataLoader[Any], batches: RankBatches, *, on_bad_row: str) -> None:
+        self.steps = batches.order.steps
+        self.accumulation = batches.order.accumulation
+        self.skipped: list[BadRow] = []
+        self._rows = rows
+        self._batches = batches
+        self._strict = on_bad_row == "error"
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass this epoch, counted from 0."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The keys of `vlft.data.collate.Batch`, and `num_items_in_batch`: trained tokens of the whole step.
+
+        Raises:
+            DataError: a row cannot be decoded, unless such rows are skipped.
+        """
+        self._batches.set_epoch(self._epoch)
+        self._epoch += 1
+        with workers_end_with_errors():
+            batches: Iterator[Batch] = iter(self._rows)
+            while step := list(islice(batches, self.accumulation)):
+                yield from self._of_step(step)
+
+    def _of_step(self, step: Sequence[Batch]) -> Iterator[dict[str, Any]]:
+        bad = [row for batch in step for row in batch["skipped"]]
+        self.skipped += bad
+        failed = DataError(bad[0]) if bad and self._strict else None
+        tokens = sum(gather(sum(batch["counts"]["supervised_tokens"] for batch in step), failed=failed))
+        for batch in step:
+            yield {**batch, "num_items_in_batch": max(1, tokens)}
