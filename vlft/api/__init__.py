@@ -136,7 +136,7 @@ def load_rows(
     data, _, args = parsed("load_rows", given, base.flags)
     workers = args.dataloader_num_workers
     measured = on_rank_zero(lambda: setup.training_rows(data, base.opened, workers=workers))
-    return Rows(measured=measured, flags=base.flags | said(given))
+    return Rows(measured=measured, flags={**base.flags, **said(given)})
 
 
 def data_loader(
@@ -206,7 +206,7 @@ def load_model(
     kernels.check(args.liger, args.device)
     opened = setup.open_base(data, model_flags, given=frozenset(said(own)))  # with the towers
     budget = pack_budget(data)
-    most = {"tokens": opened.encoder.max_length} if budget is None else vars(budget)
+    most = {"tokens": opened.recipe.max_length} if budget is None else vars(budget)
     set_seed(args.seed)
     model, _ = prepare_model(
         opened,

@@ -34,7 +34,8 @@ def tables() -> str:
     parts = []
     for title, (flags, intro) in SECTIONS.items():
         rows = [f"| {' | '.join(_row(field))} |" for field in _own(flags)]
-        parts.append("\n".join([f"## {title}", "", intro, "", "| flag | takes | default | |", "| --- | --- | --- | --- |", *rows]))
+        head = [f"## {title}", "", intro, "", "| flag | takes | default | |", "| --- | --- | --- | --- |"]
+        parts.append("\n".join([*head, *rows]))
     return "\n\n".join(parts)
 
 
