@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from build import FAMILY
 from safetensors.torch import load_file, save_file
 from test_merge import LANGUAGE, Shelf, base_plus_adapter, logits, reloaded, save_adapter, weights
 
@@ -17,10 +18,8 @@ from vlft.chat import open_model
 from vlft.checkpoint import module_name
 from vlft.cli.main import main
 from vlft.errors import CheckpointError
-from vlft.families import FAMILIES
 from vlft.merge import merge
 
-FAMILY = FAMILIES["qwen2_vl"]
 FILE = "adapter_model.safetensors"
 OLD = (("model.language_model.", "model."), ("model.visual.", "visual."))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from build import row, write_image, write_json
+from build import FAMILY, row, write_image, write_json
 from published import rewrite_as_published
 from test_train import arguments
 
@@ -19,7 +19,6 @@ from vlft.data.encode import Encoder
 from vlft.data.media.read import media_settings
 from vlft.data.sample import Sample, Text, Turn
 from vlft.errors import CheckpointError, DataError
-from vlft.families import FAMILIES
 from vlft.model.load import load_processor
 from vlft.model_files import slots_in
 
@@ -252,7 +251,7 @@ def test_a_row_that_the_template_refuses_is_a_bad_row_that_can_leave_a_worker(ba
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
     (folder / "chat_template.jinja").write_text(strict + template)
     processor = load_processor(folder)
-    encoder = Encoder(family=FAMILIES["qwen2_vl"], processor=processor, media=media_settings(processor), max_length=999)
+    encoder = Encoder(family=FAMILY, processor=processor, media=media_settings(processor), max_length=999)
     turns = tuple(
         Turn(role=role, parts=(Text(text="Hi."),), field=f"conversations[{k}]")  # type: ignore[arg-type]
         for k, role in enumerate(("system", "user", "assistant"))

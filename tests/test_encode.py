@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from build import FAMILY
 from PIL import Image as PILImage
 from qwen_vl_utils import process_vision_info
 
@@ -14,11 +15,8 @@ from vlft.data.encode import UNTRAINED, Encoder
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Text, Video
 from vlft.errors import ConfigError, DataError
-from vlft.families import FAMILIES
 from vlft.model.forward import PixelScale
 from vlft.model.load import load_base
-
-FAMILY = FAMILIES["qwen2_vl"]
 
 
 def messages_of(sample, settings) -> list[dict]:

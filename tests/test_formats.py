@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from build import row, write_json
+from build import FAMILY, row, write_json
 
 from vlft.cli.main import main
 from vlft.data.files.index import index_rows, parsed
@@ -17,9 +17,6 @@ from vlft.data.rows.access import Access
 from vlft.data.rows.embedded import Embedded
 from vlft.data.rows.records import parse_record
 from vlft.errors import DataError
-from vlft.families import Family
-
-FAMILY = Family.of("qwen2_vl")
 
 
 def parse(raw, **access):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from build import FAMILY
 from published import rewrite_as_published
 from safetensors.torch import load_file, save_file
 from test_checkpoint import RECORD
@@ -20,13 +21,11 @@ from test_checkpoint import RECORD
 import vlft.merge
 import vlft.merge.write
 from vlft.checkpoint import RunRecord, base_fingerprint, read_record, tensor_index, write_record
-from vlft.demo.tiny import TINY, build_tiny
+from vlft.demo.tiny import build_tiny
 from vlft.errors import CheckpointError
-from vlft.families import FAMILIES
 from vlft.merge import merge, towers_of_adapter
 from vlft.merge.verify import flips_of
 
-FAMILY = FAMILIES["qwen2_vl"]
 ALL = "|".join(f"({FAMILY.lora_targets[tower]})" for tower in ("language", "vision", "merger"))
 LANGUAGE = FAMILY.lora_targets["language"]
 
@@ -472,7 +471,7 @@ def test_untied_embeddings_and_head_merge(shelf, tmp_path):
 
 
 def test_a_bare_adapter_whose_shapes_differ_is_refused(shelf, tmp_path):
-    base = build_tiny(tmp_path / "base", sizes=replace(TINY, inner=96))
+    base = build_tiny(tmp_path / "base", shape=FAMILY.tiny.but(text={"intermediate_size": 96}))
     with pytest.raises(CheckpointError, match=r"for model\.layers\.0\.mlp\.\w+\.weight \[.*96.*\].*--base_model"):
         merge(shelf.adapter("fp32", "language"), tmp_path / "out", base_model=str(base))
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
-from build import row, write_json
+from build import FAMILY, row, write_json
 from pyarrow import parquet
 from test_formats import LLAVA, MS_SWIFT, openai, parse_row, same
 
@@ -21,9 +21,6 @@ from vlft.data.files.index import index_rows, parsed
 from vlft.data.files.read import rows_print
 from vlft.data.rows.access import Access
 from vlft.errors import ConfigError
-from vlft.families import Family
-
-FAMILY = Family.of("qwen2_vl")
 
 
 @pytest.fixture(autouse=True)
