@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from build import FAMILY
 from published import rewrite_as_published
 from safetensors.torch import load_file
 
 from vlft.checkpoint import RunRecord, base_fingerprint, tensor_index
 from vlft.demo.tiny import build_tiny
-from vlft.families import FAMILIES
 
 RECORD = RunRecord(
     kind="adapter",
@@ -41,8 +41,6 @@ RECORD = RunRecord(
         }
     ],
 )
-
-FAMILY = FAMILIES["qwen2_vl"]
 
 ALL = "|".join(f"({FAMILY.lora_targets[tower]})" for tower in ("language", "vision", "merger"))
 

@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vlft.families import DEFAULT
+
+#: The family that tests of everything else use; those of `test_families` have a second one.
+FAMILY = DEFAULT
+
 
 @functools.cache
 def photograph(name: str = "china") -> np.ndarray:

@@ -40,11 +40,19 @@ class Rows(dict):
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory) -> Path:
-    """A tiny Qwen2-VL, float32, tied head."""
+def family():
+    """The family of `base` and of all that is made of it; a module of tests may have another."""
+    from build import FAMILY
+
+    return FAMILY
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, family) -> Path:
+    """A tiny model of the family, float32, tied head."""
     from vlft.demo.tiny import build_tiny
 
-    return build_tiny(tmp_path_factory.mktemp("base"))
+    return build_tiny(tmp_path_factory.mktemp("base"), family)
 
 
 @pytest.fixture(scope="session")
@@ -149,25 +157,23 @@ def mixed_json(tmp_path_factory, media) -> Path:
 
 
 @pytest.fixture(scope="session")
-def encoder(base):
+def encoder(base, family):
     """The encoder of the tiny base at its own settings."""
     from vlft.config.recipe import Recipe, RowFlags
     from vlft.data.encode import Encoder
-    from vlft.families import FAMILIES
     from vlft.model.load import load_processor
 
     processor = load_processor(base)
     recipe = Recipe.of(processor, RowFlags(max_length=32768))
-    return Encoder(family=FAMILIES["qwen2_vl"], processor=processor, recipe=recipe)
+    return Encoder(family=family, processor=processor, recipe=recipe)
 
 
 @pytest.fixture(scope="session")
-def samples(mixed_json, media):
+def samples(mixed_json, media, family):
     """`MIXED_ROWS`, parsed, by id."""
     from vlft.data.files.index import index_rows, parsed
-    from vlft.families import FAMILIES
 
-    rows = parsed(index_rows([str(mixed_json)], image_folder=str(media), family=FAMILIES["qwen2_vl"]))
+    rows = parsed(index_rows([str(mixed_json)], image_folder=str(media), family=family))
     return Rows({sample.id: sample for sample in rows.samples})
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 
 import torch
+from build import FAMILY
 
 from vlft.data.rows.access import Access
 from vlft.data.rows.records import parse_record
-from vlft.families import Family
-
-FAMILY = Family.of("qwen2_vl")
 
 
 def parse(raw, **access):

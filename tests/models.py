@@ -5,14 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
+from build import FAMILY
 from transformers import Qwen2VLConfig
 
 from vlft.data.collate import Collator
-from vlft.families import FAMILIES
 from vlft.model import attention, forward, towers
 from vlft.model.load import load_base, load_processor
-
-FAMILY = FAMILIES["qwen2_vl"]
 
 PRESETS = {
     "full": towers.Towers(vision="full", merger="full", language="full"),
@@ -24,14 +22,14 @@ PRESETS = {
 collate = Collator(patch_size=14, merge_size=2, filler_token=0)
 
 
-def build(base, preset: str, *, flat: bool, checkpointing: bool = False) -> torch.nn.Module:
+def build(base, preset: str, *, flat: bool, checkpointing: bool = False, family=FAMILY) -> torch.nn.Module:
     """A tiny model under a preset; LoRA's B is filled, so that adapters matter. Equal weights each time."""
     torch.manual_seed(0)
-    model = load_base(base, FAMILY, dtype=torch.float32)
+    model = load_base(base, family, dtype=torch.float32)
     if flat:
         attention.install(model, "sdpa", dtype=torch.float32)
         forward.bind(model, forward.PixelScale.of(load_processor(base)))
-    model = towers.apply_towers(model, FAMILY, PRESETS[preset], masters=True)
+    model = towers.apply_towers(model, family, PRESETS[preset], masters=True)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
@@ -52,8 +50,9 @@ def stock_inputs(row, processor) -> dict:
     stills = [m for m in row.media if not m.is_video]
     videos = [m for m in row.media if m.is_video]
     inputs = {"input_ids": row.input_ids_T[None], "mm_token_type_ids": row.kinds_T[None].int(), "use_cache": False}
-    none_still = torch.zeros(0, 3, 14, 14, dtype=torch.uint8)
-    none_video = torch.zeros(0, 3, 2, 14, 14, dtype=torch.uint8)
+    side = processor.image_processor.patch_size
+    none_still = torch.zeros(0, 3, side, side, dtype=torch.uint8)
+    none_video = torch.zeros(0, 3, 2, side, side, dtype=torch.uint8)
     if stills:
         inputs["pixel_values"] = pixels.patches(torch.cat([m.patches for m in stills]), none_video)
         inputs["image_grid_thw"] = torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in stills])

@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import LANGUAGE, Shelf, base_plus_adapter, logits, reloaded, save_adapter, weights
+from build import FAMILY
 from safetensors.torch import load_file, save_file
 
 from vlft.chat import open_model
 from vlft.checkpoint import module_name
 from vlft.cli.main import main
 from vlft.errors import CheckpointError
-from vlft.families import FAMILIES
 from vlft.merge import merge
 
-FAMILY = FAMILIES["qwen2_vl"]
 FILE = "adapter_model.safetensors"
 OLD = (("model.language_model.", "model."), ("model.visual.", "visual."))
 

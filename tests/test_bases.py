@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from build import row, write_image, write_json
+from build import FAMILY, row, write_image, write_json
 from published import rewrite_as_published
 from runs import arguments
 
@@ -19,7 +19,6 @@ from vlft.config.recipe import Recipe, RowFlags
 from vlft.data.encode import Encoder
 from vlft.data.sample import Sample, Text, Turn
 from vlft.errors import CheckpointError, DataError
-from vlft.families import FAMILIES
 from vlft.model.load import load_processor
 from vlft.model_files import slots_in
 
@@ -253,7 +252,7 @@ def test_a_row_that_the_template_refuses_is_a_bad_row_that_can_leave_a_worker(ba
     (folder / "chat_template.jinja").write_text(strict + template)
     processor = load_processor(folder)
     recipe = Recipe.of(processor, RowFlags(max_length=999))
-    encoder = Encoder(family=FAMILIES["qwen2_vl"], processor=processor, recipe=recipe)
+    encoder = Encoder(family=FAMILY, processor=processor, recipe=recipe)
     turns = tuple(
         Turn(role=role, parts=(Text(text="Hi."),), field=f"conversations[{k}]")  # type: ignore[arg-type]
         for k, role in enumerate(("system", "user", "assistant"))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from build import picture, row, write_image, write_json
+from build import FAMILY, picture, row, write_image, write_json
 from PIL import Image as PIL
 from transformers import Qwen2VLImageProcessor
 
@@ -21,10 +21,8 @@ from vlft.data.rows.coordinates import BoxText, NotABox, PictureSizes, fault, sp
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Grid
 from vlft.errors import DataError
-from vlft.families import FAMILIES
 from vlft.preview import frames_of
 
-FAMILY = FAMILIES["qwen2_vl"]
 #: How Qwen2.5-VL and Qwen3-VL want them.
 LATER = replace(FAMILY, box_unit="pixels", box_style="json")
 THIRD = replace(FAMILY, box_unit="0-1000", box_style="json")

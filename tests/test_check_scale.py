@@ -10,7 +10,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from build import row, write_image, write_video
+from build import FAMILY, row, write_image, write_video
 from refused_rows import REFUSED
 
 from vlft.check.row import RowCheck
@@ -18,7 +18,6 @@ from vlft.cli.main import main
 from vlft.data.files.index import index_rows
 from vlft.data.files.read import BrokenLine
 from vlft.errors import ConfigError
-from vlft.families import FAMILIES
 
 
 def good_rows(count: int) -> list[dict]:
@@ -237,7 +236,7 @@ def test_rows_that_training_leaves_out_stop_nothing(base, tmp_path, capsys):
 def test_a_data_file_that_is_written_to_is_not_read_on(tmp_path, how):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{"b": 2}\n')
-    index = index_rows([str(path)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    index = index_rows([str(path)], image_folder=None, family=FAMILY)
     if how == "in place":
         path.write_text('{"b": 2}\n{"a": 1}\n')
         os.utime(path, ns=(1, 1))
@@ -255,7 +254,7 @@ def test_an_index_takes_some_bytes_a_row_whatever_the_rows_hold(tmp_path):
     line = json.dumps(row("Why? " * 200, "Because. " * 100))
     path.write_text("\n".join([line] * 20_000))
     tracemalloc.start()
-    index = index_rows([str(path)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    index = index_rows([str(path)], image_folder=None, family=FAMILY)
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(index) == 20_000
@@ -275,7 +274,7 @@ def test_an_index_takes_some_bytes_a_row_whatever_the_rows_hold(tmp_path):
 )
 def test_rows_are_found_where_they_stand(tmp_path, name, text):
     (tmp_path / name).write_bytes(text.encode())
-    index = index_rows([str(tmp_path / name)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    index = index_rows([str(tmp_path / name)], image_folder=None, family=FAMILY)
     assert [index.raw(place) for place in range(len(index))] == [{"a": "é"}, {"b": [1, 2]}, {"c": "]"}]
     assert [index.take([2, 0, 0]).raw(place) for place in range(3)] == [{"c": "]"}, {"a": "é"}, {"a": "é"}]
 
@@ -283,7 +282,7 @@ def test_rows_are_found_where_they_stand(tmp_path, name, text):
 def test_a_broken_line_leaves_the_others(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b": \n\xff\n{"c": 3}\n')
-    index = index_rows([str(path)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    index = index_rows([str(path)], image_folder=None, family=FAMILY)
     found = [index.raw(place) for place in range(4)]
     assert (found[0], found[3]) == ({"a": 1}, {"c": 3})
     assert all(isinstance(one, BrokenLine) for one in found[1:3])

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from adapters import RECORD
+from build import FAMILY
 from published import rewrite_as_published
 from safetensors.torch import load_file, save_file
 
@@ -30,9 +31,6 @@ from vlft.checkpoint import (
 )
 from vlft.demo.tiny import build_tiny
 from vlft.errors import CheckpointError
-from vlft.families import FAMILIES
-
-FAMILY = FAMILIES["qwen2_vl"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from build import row, write_image, write_json, write_video
+from build import FAMILY, row, write_image, write_json, write_video
 from PIL import Image as PIL
 
 from vlft.config.flags import DataFlags
@@ -21,7 +21,6 @@ from vlft.data.costs import store as kept
 from vlft.data.costs.cache import cost_folder
 from vlft.data.files.index import index_rows
 from vlft.data.media import read as media
-from vlft.families import FAMILIES
 from vlft.setup import MeasuredRows, measure_rows
 
 
@@ -55,7 +54,7 @@ def opened(monkeypatch) -> list[str]:
 
 
 def measure(path: Path, encoder, cache: Path | None) -> MeasuredRows:
-    rows = index_rows([str(path)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    rows = index_rows([str(path)], image_folder=None, family=FAMILY)
     return measure_rows(rows, encoder, workers=0, cache=cache)
 
 
@@ -183,7 +182,7 @@ def test_a_pass_that_was_interrupted_goes_on_where_it_was(rows, encoder, opened,
     monkeypatch.setattr(kept, "SECONDS", 0)
     monkeypatch.setattr(dataset, "SCAN_CHUNK", 1)
     cache = tmp_path / "cache"
-    index = index_rows([str(rows)], image_folder=None, family=FAMILIES["qwen2_vl"])
+    index = index_rows([str(rows)], image_folder=None, family=FAMILY)
     passing = costs.scan_costs(index, encoder, workers=0, folder=cache, note=pytest.fail)
     first = [next(passing), next(passing)]
     (entry,) = entries(cache)

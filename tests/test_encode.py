@@ -7,16 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from build import FAMILY
 from stock import NAMES, messages_of, stock
 
 from vlft.data.encode import UNTRAINED, Encoder
 from vlft.data.rows.records import parse_record
 from vlft.errors import ConfigError, DataError
-from vlft.families import FAMILIES
 from vlft.model.forward import PixelScale
 from vlft.model.load import load_base
-
-FAMILY = FAMILIES["qwen2_vl"]
 
 
 @pytest.mark.parametrize("name", NAMES)

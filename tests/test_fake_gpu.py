@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from build import FAMILY
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from vlft.bench.train import PRESETS
 from vlft.config.flags import TrainFlags
 from vlft.data.collate import Collator
-from vlft.families import FAMILIES
 from vlft.model import attention, forward, groups, kernels, segments, standins, tracing
 from vlft.model.load import empty_model, load_config, load_processor
 from vlft.model.towers import Towers
@@ -27,7 +27,6 @@ from vlft.train.step_guard import StepGuard
 from vlft.train.trainer import VlftTrainer
 from vlft.train.watchdog import Watchdog
 
-FAMILY = FAMILIES["qwen2_vl"]
 BF16, FLOAT32 = torch.bfloat16, torch.float32
 ROWS = {"pictures": ["still", "two-turns", "frames", "text"], "text": ["text", "text-2"], "nothing": []}
 

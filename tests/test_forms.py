@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from build import row, write_image, write_json
+from build import FAMILY, row, write_image, write_json
 
 from vlft.cli.main import main
 from vlft.config.mix import read_mix
@@ -21,9 +21,7 @@ from vlft.data.rows.keys import HARMLESS_KEYS
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image, Text, Video
 from vlft.errors import ConfigError, DataError
-from vlft.families import Family
 
-FAMILY = Family.of("qwen2_vl")
 FIRST = RowFlags(missing_tags="first")
 README = Path(__file__).parent.parent / "data" / "README.md"
 

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from build import row, write_image
+from build import FAMILY, row, write_image
 
 from vlft.data.collate import Collator
 from vlft.data.costs.packing import Budget
 from vlft.data.files.index import index_rows, parsed
 from vlft.data.order import PackOrder, RowOrder
-from vlft.families import FAMILIES
 
 GOLDEN = Path(__file__).with_name("golden.json")
 PHOTOS = {"china": (224, 168), "flower": (90, 300), "astronaut": (512, 512), "coffee": (61, 47)}
@@ -62,7 +61,7 @@ def found(tmp_path_factory, encoder) -> dict[str, object]:
     for name, (width, height) in PHOTOS.items():
         write_image(folder / f"{name}.png", width, height, name=name)
     (folder / "rows.json").write_text(json.dumps(ROWS), encoding="utf-8")
-    samples = parsed(index_rows([str(folder / "rows.json")], image_folder=None, family=FAMILIES["qwen2_vl"])).samples
+    samples = parsed(index_rows([str(folder / "rows.json")], image_folder=None, family=FAMILY)).samples
     encoded = [encoder.encode(sample) for sample in samples]
     costs = [encoder.measure(sample) for sample in samples]
     rows = {

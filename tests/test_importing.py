@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from build import picture
+from build import FAMILY, picture
 
 from vlft.chat import Sampling, open_model, question_of
 from vlft.cli import help
@@ -24,7 +24,6 @@ from vlft.convert import import_stories
 from vlft.convert.stories import PROMPTS, SYSTEM
 from vlft.data.files.index import index_rows, parsed
 from vlft.errors import ConfigError
-from vlft.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "examples" / "story_reasoning.md").read_text(encoding="utf-8")
@@ -114,13 +113,13 @@ def test_bytes_ids_and_texts_are_those_put_in(imported, stories, split):
     first = Path(rows[0]["image"][0])
     number = int(re.findall(r"\d+", stories[split][0]["story_id"])[0])
     assert first.name == f"image1{FORMATS[number % 3][1]}"
-    taken = parsed(index_rows([str(imported / f"{split}.jsonl")], image_folder=None, family=FAMILIES["qwen2_vl"]))
+    taken = parsed(index_rows([str(imported / f"{split}.jsonl")], image_folder=None, family=FAMILY))
     assert not taken.bad
     assert len(taken.samples) == len(rows)
 
 
 def test_the_text_stands_before_the_pictures(imported):
-    rows = parsed(index_rows([str(imported / "train.jsonl")], image_folder=None, family=FAMILIES["qwen2_vl"]))
+    rows = parsed(index_rows([str(imported / "train.jsonl")], image_folder=None, family=FAMILY))
     for sample in rows.samples:
         kinds = [type(part).__name__ for part in sample.turns[1].parts]
         assert kinds == ["Text"] * (len(kinds) - len(sample.media)) + ["Image"] * len(sample.media)

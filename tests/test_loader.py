@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from build import picture, row, write_image, write_json, write_video
+from build import FAMILY, picture, row, write_image, write_json, write_video
 from PIL import Image as PIL
 from torch.utils.data import DataLoader
 
@@ -20,12 +20,11 @@ from vlft.data.rows.records import parse_record
 from vlft.data.sample import Cost
 from vlft.data.workers import loader_options
 from vlft.errors import BadRow
-from vlft.families import FAMILIES
 from vlft.train import model_setup as prepare
 
 
 def parse(raw: dict, index: int = 0):
-    return parse_record(raw, file="x.json", index=index, image_folder=None, family=FAMILIES["qwen2_vl"])
+    return parse_record(raw, file="x.json", index=index, image_folder=None, family=FAMILY)
 
 
 @pytest.fixture(scope="module")

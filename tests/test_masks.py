@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from build import write_json
+from build import FAMILY, write_json
 
 from vlft.answering import question_of
 from vlft.cli.main import main
@@ -15,9 +15,7 @@ from vlft.data.dataset import cost_of
 from vlft.data.encode import UNTRAINED
 from vlft.data.rows.records import parse_record
 from vlft.errors import DataError
-from vlft.families import Family
 
-FAMILY = Family.of("qwen2_vl")
 TEXT = "I'm doing very well, thank you!"  # of axolotl's own documentation
 
 

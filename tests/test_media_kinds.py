@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from build import picture, row, write_image, write_json, write_video
+from build import FAMILY, picture, row, write_image, write_json, write_video
 from numbered import encode
 from PIL import Image as PIL
 from stills_and_clips import SETTINGS, image, video
@@ -253,7 +253,6 @@ def first_reason(capsys, folder, value) -> tuple[str, str]:
 @pytest.mark.parametrize("form", ["row", "list", "part"])
 def test_a_folder_of_frames_is_a_video(frames, form):
     from vlft.data.rows.records import parse_record
-    from vlft.families import Family
 
     question = [{"type": "video", "video": "clip"}, {"type": "text", "text": "What?"}]
     raw = {
@@ -261,7 +260,7 @@ def test_a_folder_of_frames_is_a_video(frames, form):
         "list": row("<video>What?", video=["clip"]),
         "part": {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "It."}]},
     }[form]
-    family = Family.of("qwen2_vl")
+    family = FAMILY
     sample = parse_record(raw, file=str(frames / "rows.json"), index=0, image_folder=None, family=family)
     (ours,) = sample.media
     listed = Video(frames=tuple(str(frames / "clip" / f"frame_{i}.jpg") for i in range(11)), field="video")

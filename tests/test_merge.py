@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 import vlft.merge
 import vlft.merge.write
 from vlft.checkpoint import base_fingerprint, read_record, write_record
-from vlft.demo.tiny import TINY, build_tiny
+from vlft.demo.tiny import build_tiny
 from vlft.errors import CheckpointError
 from vlft.merge import merge, towers_of_adapter
 from vlft.merge.verify import flips_of
@@ -366,7 +366,7 @@ def test_untied_embeddings_and_head_merge(shelf, tmp_path):
 
 
 def test_a_bare_adapter_whose_shapes_differ_is_refused(shelf, tmp_path):
-    base = build_tiny(tmp_path / "base", sizes=replace(TINY, inner=96))
+    base = build_tiny(tmp_path / "base", shape=FAMILY.tiny.but(text={"intermediate_size": 96}))
     with pytest.raises(CheckpointError, match=r"for model\.layers\.0\.mlp\.\w+\.weight \[.*96.*\].*--base_model"):
         merge(shelf.adapter("fp32", "language"), tmp_path / "out", base_model=str(base))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from build import row, write_json
+from build import FAMILY, row, write_json
 
 from vlft.cli.main import main
 from vlft.config.recipe import Fit
@@ -18,9 +18,7 @@ from vlft.data.media.read import recipe_for
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image
 from vlft.errors import DataError
-from vlft.families import Family
 
-FAMILY = Family.of("qwen2_vl")
 STORY = {
     "id": "story",
     "image": ["china.jpg", "flower.jpg", "coffee.jpg"],

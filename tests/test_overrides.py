@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from build import row, write_image, write_video
+from build import FAMILY, row, write_image, write_video
 from PIL import Image as PILImage
 from qwen_vl_utils import fetch_image, fetch_video
 
@@ -15,10 +15,8 @@ from vlft.data.media.read import MediaError, decode, measure
 from vlft.data.rows.records import parse_record
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import DataError
-from vlft.families import Family
 from vlft.preview import frames_of
 
-FAMILY = Family.of("qwen2_vl")
 PROCESSOR = tiny_processor()
 SETTINGS = Recipe.of(PROCESSOR)
 TOKEN = 28 * 28

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+from build import FAMILY
 from conftest import row
 from plans import PRESETS, plan, towers
 
 from vlft.cli.main import main
 from vlft.demo.tiny import build_tiny
-from vlft.families import FAMILIES
 from vlft.model.groups import parameter_groups, table
 from vlft.model.load import load_base
 from vlft.model.towers import Towers, apply_towers
-
-FAMILY = FAMILIES["qwen2_vl"]
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from build import FAMILY
 from models import TWO_B
 from plans import plan, towers
 
 from vlft.cli.main import main
-from vlft.families import FAMILIES, sizes_of
+from vlft.families import sizes_of
 from vlft.model import memory
 from vlft.model.activations import foretell
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers
 from vlft.plan import estimate as estimates
 
-FAMILY = FAMILIES["qwen2_vl"]
 BF16 = Numbers(stored=torch.bfloat16, trained=torch.float32, autocast=torch.bfloat16)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from build import FAMILY
 
 from vlft.cli import help
 from vlft.cli.main import main
@@ -24,7 +25,6 @@ from vlft.demo.run import GOAL, Lesson, Score, train_arguments
 from vlft.demo.run import table as table_of_scores
 from vlft.demo.score import shares
 from vlft.demo.story import chance, stories
-from vlft.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ("before", "blind", "chance", "after")
@@ -188,7 +188,7 @@ def test_every_renamed_flag_is_named():
 def test_rows_parse():
     for block in blocks("json"):
         for index, raw in enumerate(json.loads(block)):
-            sample = parse_record(raw, file="README", index=index, image_folder=None, family=FAMILIES["qwen2_vl"])
+            sample = parse_record(raw, file="README", index=index, image_folder=None, family=FAMILY)
             assert not sample.warnings
 
 

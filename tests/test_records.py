@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from build import row, write_image, write_json, write_video
+from build import FAMILY, row, write_image, write_json, write_video
 from refused_rows import REFUSED, turns
 
 from vlft.config.recipe import Recipe
@@ -17,9 +17,6 @@ from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image, Text, Turn, Video
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import ConfigError, DataError
-from vlft.families import Family
-
-FAMILY = Family.of("qwen2_vl")
 
 
 def parse(raw, *, file="data/train.json", image_folder="pics"):

@@ -11,6 +11,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from build import FAMILY
 from conftest import MIXED_ROWS, row
 from runs import arguments, assert_same, lines
 
@@ -118,11 +119,10 @@ def test_answers_are_those_of_the_finished_model(evaluated, samples):
 
 def _parsed(data, run):
     from vlft.data.files.index import index_rows, parsed
-    from vlft.families import FAMILIES
 
     folder = re.search(r"^image_folder: (.*)$", (run / "config.yaml").read_text(), re.M)
     assert folder
-    return parsed(index_rows([str(data)], image_folder=folder[1], family=FAMILIES["qwen2_vl"])).samples
+    return parsed(index_rows([str(data)], image_folder=folder[1], family=FAMILY)).samples
 
 
 def test_asking_changes_nothing_of_the_training(evaluated, base, media, tmp_path):

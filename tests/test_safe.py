@@ -18,7 +18,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from build import picture, row, write_image, write_json, write_video
+from build import FAMILY, picture, row, write_image, write_json, write_video
 from PIL import Image as PIL
 from stills_and_clips import SETTINGS, image, video
 
@@ -37,9 +37,6 @@ from vlft.data.rows import records
 from vlft.data.rows.access import Access
 from vlft.data.sample import Video
 from vlft.errors import BadRow, ConfigError
-from vlft.families import FAMILIES
-
-FAMILY = FAMILIES["qwen2_vl"]
 
 
 @pytest.fixture

@@ -12,16 +12,14 @@ import tarfile
 import pyarrow as pa
 import pytest
 import yaml
-from build import row, write_image, write_json, write_video
+from build import FAMILY, row, write_image, write_json, write_video
 from pyarrow import parquet
 
 from vlft.cli.main import main
 from vlft.config.columns import read_columns
 from vlft.data.files.index import index_rows, parsed
 from vlft.errors import ConfigError
-from vlft.families import Family
 
-FAMILY = Family.of("qwen2_vl")
 CHECK = ["check-data", "--workers", "0"]
 DESCRIBE = "question:=Describe the picture."
 

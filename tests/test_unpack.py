@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
-from build import row, write_json
+from build import FAMILY, row, write_json
 from kit_rows import LLAVA, MS_SWIFT, openai, parse_row, same
 from pyarrow import parquet
 
@@ -20,9 +20,6 @@ from vlft.data.files import unpack
 from vlft.data.files.index import DataFile, index_rows, parsed
 from vlft.data.rows.access import Access
 from vlft.errors import ConfigError
-from vlft.families import Family
-
-FAMILY = Family.of("qwen2_vl")
 
 
 @pytest.fixture(autouse=True)

@@ -78,7 +78,7 @@ class StockRows(Dataset):
 
     def _labels(self, ids_T: torch.Tensor) -> torch.Tensor:
         """The tokens of answers, with the one that ends each; all else is ignored."""
-        head, end = _marks(self.processor.tokenizer, self.family.end_of_turn)
+        head, end = _marks(self.processor.tokenizer, self.family.start_of_turn, self.family.end_of_turn)
         labels_T = torch.full_like(ids_T, IGNORED)
         ids = ids_T.tolist()
         place = 0
@@ -114,8 +114,8 @@ def _videos(messages: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @functools.cache
-def _marks(tokenizer: Any, end_of_turn: str) -> tuple[list[int], int]:
-    head = tokenizer("<|im_start|>assistant\n", add_special_tokens=False).input_ids
+def _marks(tokenizer: Any, start_of_turn: str, end_of_turn: str) -> tuple[list[int], int]:
+    head = tokenizer(f"{start_of_turn}assistant\n", add_special_tokens=False).input_ids
     return head, tokenizer.convert_tokens_to_ids(end_of_turn)
 
 

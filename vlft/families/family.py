@@ -65,12 +65,14 @@ class Family:
         embedding, head: parameters that map ids to channels and channels to ids.
         image_pad, video_pad: token repeated once per merged patch.
         vision_start, vision_end: tokens around a picture or video.
+        start_of_turn: token that opens a turn; the role and a line break follow.
         end_of_turn: token that closes a turn, and is trained with an answer.
         end_of_text: token that pads, and begins a text where a family has one for that.
         control_tokens: texts that become control ids; refused in user text because they would forge turns or media.
         box_unit: in which numbers the family reads and writes boxes: shares of 1000, or pixels of the resized picture.
         box_style: how: `<|box_start|>(x1,y1),(x2,y2)<|box_end|>` with `<|object_ref_start|>`, or JSON lists.
         pixels: (least, most) of a picture and of a frame in the published preprocessor_config.json.
+        scaling: mean and deviation of each colour there, in units of 0..1.
         tiny: sizes of a model that trains on a laptop in seconds.
         shapes: published sizes by short name.
     """
@@ -97,12 +99,14 @@ class Family:
     video_pad: str
     vision_start: str
     vision_end: str
+    start_of_turn: str
     end_of_turn: str
     end_of_text: str
     control_tokens: tuple[str, ...]
     box_unit: Literal["0-1000", "pixels"]
     box_style: Literal["tokens", "json"]
     pixels: tuple[int, int]
+    scaling: tuple[tuple[float, ...], tuple[float, ...]]
     tiny: Shape
     shapes: Mapping[str, Shape] = field(default_factory=dict)
 

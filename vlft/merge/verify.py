@@ -167,8 +167,8 @@ def _rows(folder: Path, family: Family) -> dict[str, dict[str, Any]]:
     processor = load_processor(folder)
 
     def turns(question: str, answer: str) -> str:
-        end = family.end_of_turn
-        return f"<|im_start|>user\n{question}{end}\n<|im_start|>assistant\n{answer}{end}\n"
+        start, end = family.start_of_turn, family.end_of_turn
+        return f"{start}user\n{question}{end}\n{start}assistant\n{answer}{end}\n"
 
     seen = f"{family.vision_start}{family.image_pad}{family.vision_end}{_QUESTION}"
     return {

@@ -161,6 +161,11 @@ def vision_features(
     return Features(embeds_NH=out.pooler_output, layers_NH=tuple(later))
 
 
+def embeddings(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """Of tokens, [1, T] -> [1, T, H]."""
+    return tower(model, "language").embed_tokens(input_ids)
+
+
 def hidden_states(
     model: Any,
     embeds_TH: torch.Tensor,

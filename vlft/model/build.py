@@ -16,13 +16,16 @@ def media_processors(family: Family, least: int, most: int) -> tuple[Any, Any]:
     import transformers
 
     vision = family.vision_names
-    sides = {
+    mean, std = map(list, family.scaling)
+    fixed = {
+        "image_mean": mean,
+        "image_std": std,
         "patch_size": family.tiny.vision[vision.patch],
         "merge_size": family.tiny.vision[vision.merge],
         "temporal_patch_size": family.tiny.vision[vision.temporal],
     }
     image, video = (
-        getattr(transformers, name)(size={"shortest_edge": least, "longest_edge": most}, **sides)
+        getattr(transformers, name)(size={"shortest_edge": least, "longest_edge": most}, **fixed)
         for name in (family.image_processor_class, family.video_processor_class)
     )
     return image, video

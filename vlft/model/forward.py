@@ -160,7 +160,7 @@ def _flat_forward(
             cu_seqlens=vision_cu_seqlens,
             lengths=vision_lengths,
         )
-    embeds_TH = adapt.tower(self, "language").embed_tokens(input_ids)[0]
+    embeds_TH = adapt.embeddings(self, input_ids)[0]
     places, found = vision_rows.shape[0], features.embeds_NH.shape[0]
     if places == 0:  # no pictures: the stand-in's feature is cut off; zero gradients, same modules run
         features = features.first(0)
