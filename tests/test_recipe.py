@@ -117,6 +117,11 @@ def test_another_tokenizer_or_template_is_another_recipe():
     assert Recipe.of(processor).tokenizer != RECIPE.tokenizer
 
 
+def test_an_update_of_transformers_does_not_make_it_another_run(tmp_path):
+    mine, theirs = recorded(RECIPE, tmp_path / "mine"), recorded(changed("tokenizer"), tmp_path / "theirs")
+    refuse_other_run(mine, replace(theirs, versions={"transformers": "5.17.0"}), tmp_path)
+
+
 def test_length_is_what_the_model_allows():
     assert Recipe.of(tiny_processor(), longest=50).max_length == 50
     with pytest.raises(ConfigError, match=r"--max_length is 60; .* allow 1 to 50"):
@@ -174,7 +179,7 @@ OLD |= {"data", "columns", "mix", "rows", "drawn", "learning_rates", "weight_dec
 OLD |= {"finished", "lr_scheduler_type", "warmup_steps"}
 
 
-def test_runs_of_before_are_the_same_runs(base, tmp_path, capsys):
+def test_a_run_of_an_older_version_resumes_and_chats(base, tmp_path, capsys):
     data, run = write_json(tmp_path / "rows.json", [row("What?", "This.")]), tmp_path / "run"
     argv = ["train", "--model_id", str(base), "--data_path", str(data), "--output_dir", str(run), "--use_cpu", "true"]
     argv += ["--max_steps", "1", "--dataloader_num_workers", "0", "--report_to", "none", "--lora_rank", "2"]

@@ -27,8 +27,6 @@ OverLength = Literal["error", "skip", "shrink", "drop_media"]
 FRAME_TOKENS = 768
 # What qwen-vl-utils takes where the processor says nothing.
 UNSAID = {"fps": 2.0, "video_max_frames": 768}
-
-
 #: Where a stock processor keeps a setting, so that it is read there and served from there.
 SERVED = {
     "image_min_pixels": "image_processor.size.shortest_edge",
@@ -55,14 +53,8 @@ class RowFlags:
 
     image_min_pixels: int | None = flag(None, "smallest picture, in pixels (default: the base processor's)")
     image_max_pixels: int | None = flag(None, "largest picture, in pixels (default: the base processor's)")
-    video_min_pixels: int | None = flag(
-        None,
-        "smallest video frame, in pixels (default: the base processor's)",
-    )
-    video_max_pixels: int | None = flag(
-        None,
-        "largest video frame, in pixels (default: the base processor's)",
-    )
+    video_min_pixels: int | None = flag(None, "smallest video frame, in pixels (default: the base processor's)")
+    video_max_pixels: int | None = flag(None, "largest video frame, in pixels (default: the base processor's)")
     fps: float | None = flag(None, "video frames per second (default: the base processor's, else 2)")
     nframes: int | None = flag(None, "frames of every video, instead of --fps; even")
     video_max_frames: int | None = flag(None, "most frames taken of a video under --fps (default: 768)")
@@ -283,14 +275,12 @@ def _print(value: Any) -> str:
 
 
 def _tokenizer_print(tokenizer: Any) -> str | None:
-    """A short print of how text becomes tokens, the same after an update of the library that reads the tokenizer."""
+    """A short print of how text becomes tokens."""
     if not tokenizer.is_fast:
         return None
-    parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    for name in ("version", "padding", "truncation"):  # of the file, and of the last call
-        parts.pop(name, None)
+    tokenizer("", add_special_tokens=False)  # sheds the padding and truncation of an earlier call, or of its file
     special = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if not isinstance(text, list)}
-    return _print([parts, special])
+    return _print([tokenizer.backend_tokenizer.to_str(), special])
 
 
 def _check_frames(flags: RowFlags) -> None:
