@@ -11,6 +11,7 @@ from build import row, write_image, write_json
 from runs import FULL, lines
 
 from vlft.cli.main import main
+from vlft.config import flags
 from vlft.data.costs.mix import Share, draws, places
 from vlft.train.trainer import VlftTrainer
 
@@ -74,11 +75,14 @@ def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
         return real(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(VlftTrainer, "compute_loss", counted)
+    read: list[str] = []
+    monkeypatch.setattr(flags, "read_mix", lambda path, read_mix=flags.read_mix: read.append(path) or read_mix(path))
     argv = ["--data_mix", str(mix(sets, MIX)), "--model_id", str(base), "--on_bad_row", "skip"]
     run = sets / "run"
     train = ["train", *argv, *FULL, "--output_dir", str(run), "--dataloader_num_workers", "0", "--use_cpu", "true",
              "--num_train_epochs", "1", "--packing", "false"]  # fmt: skip
     assert main(train) == 0
+    assert len(read) == 1
     words = {name: often for name, often in trained.items() if name[0] == "words.json"}
     pictures = {name: often for name, often in trained.items() if name[0] == "rows.json"}
     assert sum(words.values()) == 8  # 3 rows, 2.5 times: 7.5

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from vlft.cli.main import main
 from vlft.config.columns import read_columns
+from vlft.data.files import read as reading
 from vlft.data.files.index import index_rows, parsed
 from vlft.errors import ConfigError
 
@@ -567,7 +568,7 @@ def test_fixed_rows_train_the_same_without_the_flag(tmp_path, photos, base, caps
     assert seen[0][0]["image_grid_thw"]
 
 
-def test_a_mix_has_columns_of_its_own_and_a_run_remembers_them(tmp_path, photos, base, capsys):
+def test_a_mix_has_columns_of_its_own_and_a_run_remembers_them(tmp_path, photos, base, capsys, monkeypatch):
     """Trains two steps on a CSV with pictures; another mapping is another run."""
     as_csv(photos / "a.csv", [{"pic": f"{i}.jpg", "q": "What?", "a": f"It is {i}.", "b": "Else."} for i in range(3)])
     write_json(photos / "b.json", [row("<image>Hm?", "Yes.", image="0.jpg")])
@@ -595,7 +596,11 @@ def test_a_mix_has_columns_of_its_own_and_a_run_remembers_them(tmp_path, photos,
         "--dataloader_num_workers",
         "0",
     ]
+    looked: list[str] = []
+    unpacked = reading.unpacked
+    monkeypatch.setattr(reading, "unpacked", lambda path, columns: looked.append(path) or unpacked(path, columns))
     assert main(["train", *flags, "--lora_rank", "2", "--report_to", "none"]) == 0
+    assert looked == [str(photos / "a.csv")]  # once, for its rows and for their print
     record = json.loads((out / "vlft.json").read_text())
     assert record["training"]["columns"] == ["question=q,answer=a,image=pic", "none"]
     assert [entry["trained"] for entry in record["data"]] == [3, 1]

@@ -15,7 +15,7 @@ _NUMBERS = ("weight", "repeat", "cap")
 
 @dataclass(frozen=True, kw_only=True)
 class MixedSet:
-    """One data set of a mix.
+    """One data set: an entry of a mix, or a data file of `--data_path`.
 
     Attributes:
         path: a data file, as for `--data_path`.

@@ -27,48 +27,37 @@ OverLength = Literal["error", "skip", "shrink", "drop_media"]
 FRAME_TOKENS = 768
 # What qwen-vl-utils takes where the processor says nothing.
 UNSAID = {"fps": 2.0, "video_max_frames": 768}
+#: Where a stock processor keeps a setting, so that it is read there and served from there.
+SERVED = {
+    "image_min_pixels": "image_processor.size.shortest_edge",
+    "image_max_pixels": "image_processor.size.longest_edge",
+    "video_min_pixels": "video_processor.size.shortest_edge",
+    "video_max_pixels": "video_processor.size.longest_edge",
+    "fps": "video_processor.fps",
+    "nframes": "video_processor.num_frames",
+    "video_max_frames": "video_processor.max_frames",
+}
+#: What the cost of a parsed row does not depend on, so that costs are not measured again for it: a parsed row has its
+#: tags, and has been read by its columns; and what --over_length does to a row is `Recipe.fit`.
+COSTLESS = ("over_length", "missing_tags", "columns")
 
 
-def flag(default: Any, text: str, **more: Any) -> Any:
-    """A field that is a flag.
-
-    Args:
-        default: of the flag. text: its help.
-        more: of flags that decide rows. `served`: where a processor keeps the value, e.g. `video_processor.fps`.
-            `costs=False`: the cost of a parsed row does not depend on it, so costs are not measured again for it.
-    """
-    return field(default=default, metadata={"help": text, **more})
+def flag(default: Any, text: str) -> Any:
+    """A field that is a flag, with its help."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowFlags:
     """Flags that decide what a row becomes; `vlft.config.flags.DataFlags` has them all. None: the base's own value."""
 
-    image_min_pixels: int | None = flag(
-        None, "smallest picture, in pixels (default: the base processor's)", served="image_processor.size.shortest_edge"
-    )
-    image_max_pixels: int | None = flag(
-        None, "largest picture, in pixels (default: the base processor's)", served="image_processor.size.longest_edge"
-    )
-    video_min_pixels: int | None = flag(
-        None,
-        "smallest video frame, in pixels (default: the base processor's)",
-        served="video_processor.size.shortest_edge",
-    )
-    video_max_pixels: int | None = flag(
-        None,
-        "largest video frame, in pixels (default: the base processor's)",
-        served="video_processor.size.longest_edge",
-    )
-    fps: float | None = flag(
-        None, "video frames per second (default: the base processor's, else 2)", served="video_processor.fps"
-    )
-    nframes: int | None = flag(
-        None, "frames of every video, instead of --fps; even", served="video_processor.num_frames"
-    )
-    video_max_frames: int | None = flag(
-        None, "most frames taken of a video under --fps (default: 768)", served="video_processor.max_frames"
-    )
+    image_min_pixels: int | None = flag(None, "smallest picture, in pixels (default: the base processor's)")
+    image_max_pixels: int | None = flag(None, "largest picture, in pixels (default: the base processor's)")
+    video_min_pixels: int | None = flag(None, "smallest video frame, in pixels (default: the base processor's)")
+    video_max_pixels: int | None = flag(None, "largest video frame, in pixels (default: the base processor's)")
+    fps: float | None = flag(None, "video frames per second (default: the base processor's, else 2)")
+    nframes: int | None = flag(None, "frames of every video, instead of --fps; even")
+    video_max_frames: int | None = flag(None, "most frames taken of a video under --fps (default: 768)")
     max_length: int | None = flag(
         None, "tokens a row may have; longer ones: --over_length (default: the model's max_position_embeddings)"
     )
@@ -76,7 +65,6 @@ class RowFlags:
         "error",
         "a row over --max_length or too large for a pack: refuse it, skip it, lower its pixels until it fits, or drop "
         "its last pictures and videos",
-        costs=False,  # what it does to a row is `Recipe.fit`
     )
     box_format: BoxFormat = flag(
         "as_is",
@@ -87,7 +75,6 @@ class RowFlags:
         "error",
         "a row whose pictures or videos have no tag in its text: refuse it, or show all of them at the beginning of "
         "its first human turn",
-        costs=False,  # a parsed row has its tags
     )
 
 
@@ -152,7 +139,7 @@ class Recipe(RowFlags):
     video_max_frames: int = _settled("video_max_frames")
     max_length: int = _settled("max_length")
     fit: Fit | None = None
-    columns: tuple[str, ...] = field(default=(), metadata={"costs": False})  # a parsed row has been read by them
+    columns: tuple[str, ...] = ()
     patch_size: int = 14
     merge_size: int = 2
     temporal_patch_size: int = 2
@@ -186,8 +173,8 @@ class Recipe(RowFlags):
         values = {one.name: getattr(flags, one.name) for one in flags_of(cls)}
         for one in flags_of(cls):
             # A run takes frames by their rate unless --nframes is given, whatever the base was made for.
-            if values[one.name] is None and "served" in one.metadata and one.name != "nframes":
-                own = _read(processor, one.metadata["served"])
+            if values[one.name] is None and one.name in SERVED and one.name != "nframes":
+                own = _read(processor, SERVED[one.name])
                 values[one.name] = own or UNSAID.get(one.name, own)
         limit = sys.maxsize if longest is None else longest
         length = values["max_length"] = limit if flags.max_length is None else flags.max_length
@@ -241,8 +228,7 @@ class Recipe(RowFlags):
     @property
     def print(self) -> str:
         """A short print of all that decides what a parsed row becomes, hence what it costs."""
-        values = self.as_json()
-        return _print([(one.name, values[one.name]) for one in fields(self) if one.metadata.get("costs", True)])
+        return _print([(name, value) for name, value in self.as_json().items() if name not in COSTLESS])
 
     def as_json(self) -> dict[str, Any]:
         """Every field, as JSON gives it back."""
@@ -252,12 +238,10 @@ class Recipe(RowFlags):
     def serve(self, processor: Any) -> None:
         """Write the settings that a stock processor knows into one, which is saved beside the weights."""
         found: dict[tuple[str, str], Any] = {}
-        for one in flags_of(type(self)):
-            if "served" not in one.metadata:
-                continue
-            part, attribute, *key = one.metadata["served"].split(".")
+        for name, served in SERVED.items():
+            part, attribute, *key = served.split(".")
             # A processor takes frames by their rate or by their number, not by both.
-            value = None if one.name == "fps" and self.nframes is not None else getattr(self, one.name)
+            value = None if name == "fps" and self.nframes is not None else getattr(self, name)
             if key:
                 found.setdefault((part, attribute), {})[key[0]] = value
             else:
@@ -291,14 +275,12 @@ def _print(value: Any) -> str:
 
 
 def _tokenizer_print(tokenizer: Any) -> str | None:
-    """A short print of how text becomes tokens, the same after an update of the library that reads the tokenizer."""
+    """A short print of how text becomes tokens."""
     if not tokenizer.is_fast:
         return None
-    parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    for name in ("version", "padding", "truncation"):  # of the file, and of the last call
-        parts.pop(name, None)
+    tokenizer("", add_special_tokens=False)  # sheds the padding and truncation of an earlier call, or of its file
     special = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if not isinstance(text, list)}
-    return _print([parts, special])
+    return _print([tokenizer.backend_tokenizer.to_str(), special])
 
 
 def _check_frames(flags: RowFlags) -> None:

@@ -67,7 +67,7 @@ def run_record(
             **recipe,
             "mix": [[one.weight, one.repeat, one.cap] for one in data.training_sets] if data.data_mix else [],
             "data": _data_print(measured),
-            # A skipped row that was mended since would shift the order of all others.
+            # A skipped row that was repaired since would shift the order of all others.
             "rows": len(measured.costs),
             "seed": args.seed,
             **settings_of(order),
@@ -96,6 +96,10 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
         CheckpointError: names the first thing that differs, and both values.
     """
     theirs = {**BEFORE, "columns": ["none"] * len(mine.training["columns"]), **_identity(other)}
+    if other.versions.get("transformers") != mine.versions.get("transformers"):
+        theirs.pop(
+            "tokenizer", None
+        )  # the print is of what transformers makes of its files, which a version may change
     for name, ours in _identity(mine).items():
         if name in theirs and theirs[name] != ours:
             raise CheckpointError(
