@@ -53,8 +53,8 @@ def test_a_table_in_a_pipe_is_plain_text(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert table(HEADS, ROWS, soft=[1]).splitlines() == [
-        "what       parameters  learning rate",
-        "language   12,345,678         0.0002",
+        "what        parameters  learning rate",
+        "language    12,345,678         0.0002",
         "[red]␛文字           9         frozen",
     ]
     assert table(("", ""), [("a", "b"), ("long", "c")], indent=2, last="left").splitlines() == [

@@ -95,8 +95,8 @@ def table(
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(heads), header_style="bold")
     for place, head in enumerate(heads):
         left = place == 0 or (last == "left" and place == len(heads) - 1)
-        side = {"justify": "left" if left else "right", "no_wrap": not left}  # a number is never broken
-        drawn.add_column(Text(printable(head)), overflow="fold", **side)
+        # A number is never broken.
+        drawn.add_column(Text(printable(head)), justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for place, cells in enumerate(rows):
         drawn.add_row(*(Text(printable(cell)) for cell in cells), style="dim" if place in soft else None)
     styled = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
