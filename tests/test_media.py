@@ -17,6 +17,7 @@ from transformers import image_transforms
 
 from vlft.config.recipe import Recipe, RowFlags
 from vlft.data.media import clips
+from vlft.data.media.jpeg import fast_decoder
 from vlft.data.media.pictures import Unreadable, open_picture, read_pixels
 from vlft.data.media.read import MediaError, decode, measure
 from vlft.data.sample import Image, Video
@@ -240,6 +241,28 @@ def test_a_jpeg_with_a_second_picture_behind_it_is_decoded_as_by_pillow(tmp_path
     ours = read_pixels(str(path))
     assert not pillow_decodes
     assert torch.equal(ours, by_pillow(path))
+
+
+@pytest.mark.parametrize("how", ["it is gone", "its part in C++ is missing"])
+def test_a_fast_decoder_that_does_not_work_is_said_once(tmp_path, capsys, monkeypatch, pillow_decodes, how):
+    def broken(*args, **options):
+        raise RuntimeError("Couldn't load custom C++ ops.")
+
+    if how == "it is gone":
+        monkeypatch.delattr("torchvision.io.decode_jpeg")
+    else:
+        monkeypatch.setattr("torchvision.io.decode_jpeg", broken)
+    path = write_image(tmp_path / "a.jpg", 90, 60)
+    fast_decoder.cache_clear()
+    try:
+        for _ in range(2):
+            assert torch.equal(read_pixels(str(path)), by_pillow(path))
+    finally:
+        fast_decoder.cache_clear()
+    assert pillow_decodes
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "decoded by Pillow, which takes about 2.5 times as long: torchvision.io.decode_jpeg cannot be used (" in note
+    assert ("cannot import name" if how == "it is gone" else "custom C++ ops") in note
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])

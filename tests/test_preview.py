@@ -122,7 +122,7 @@ def test_what_a_row_says_stays_text(capsys, tmp_path, base, media, odd_rows):
     assert "␛[2J" in out
     assert "\U0001f600 é?" in out  # the tokenizer's normal form, as the model reads it
     assert "<script>" not in html
-    assert "&lt;/div&gt;&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in html
+    assert "&lt;/div&gt;&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;" in html
     assert "(id &lt;b&gt;)" in html
     assert "warning: conversations[2]: a human turn last" in out
     assert "warning: conversations[2]: a human turn last" in html

@@ -1,8 +1,15 @@
-"""Text for people: control characters made visible, numbers with their nouns, cuts. Knows nothing of what it says."""
+"""Text for people: control characters made visible, numbers with their nouns, tables. Knows nothing of what it says."""
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import shutil
+import sys
+from collections.abc import Collection, Sequence
+
+PLAIN_WIDTH = 10_000  # columns, for what goes to a file or a pipe
 
 _TABLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}  # Unicode's control pictures
 _TABLE |= {0x7F: 0x2421}
@@ -18,7 +25,7 @@ def plural(number: float, noun: str) -> str:
     """The noun for so many: `row` for 1, `rows` for 0 and 2, `processes`."""
     if number == 1:
         return noun
-    return f"{noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+    return f"{noun}{'es' if noun.endswith(('s', 'x', 'sh', 'tch')) else 's'}"
 
 
 def counted(number: float, noun: str, *, zero: str = "0") -> str:
@@ -63,3 +70,42 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60:,} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, soft: Collection[int] = (), indent: int = 0, last: str = ""
+) -> str:
+    """Lines of a table for the terminal: the first column to the left, the others to the right.
+
+    Plain text where stdout is no terminal, and never broken there. On a terminal the heads are bold, cells too wide for
+    it are broken, and NO_COLOR is honoured.
+
+    Args:
+        heads: one for each column; all of them empty: no line of heads.
+        rows: cells as they are; control characters are made visible.
+        soft: rows, from 0, that matter less.
+        indent: spaces before each line.
+        last: "left" to have the last column to the left, too.
+    """
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(heads), header_style="bold")
+    for place, head in enumerate(heads):
+        left = place == 0 or (last == "left" and place == len(heads) - 1)
+        # A number is never broken.
+        drawn.add_column(Text(printable(head)), justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    for place, cells in enumerate(rows):
+        drawn.add_row(*(Text(printable(cell)) for cell in cells), style="dim" if place in soft else None)
+    styled = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    console = Console(file=io.StringIO(), force_terminal=styled, force_jupyter=False, width=terminal_width())
+    with console.capture() as captured:
+        console.print(Padding(drawn, (0, 0, 0, indent), expand=False))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def terminal_width() -> int:
+    """Columns that stdout has: `PLAIN_WIDTH` if it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlft import text
 from vlft.errors import ConfigError
+from vlft.files import write_json
 
 Rows = tuple[tuple[str, str, str], ...]  # title, key of the document, form of the figure
 DATA_ROWS: Rows = (
@@ -48,13 +49,9 @@ def table(what: str, document: dict[str, Any]) -> str:
         recompute = ", gradient checkpointing" if document["gradient_checkpointing"] else ""
         about = f"{document['preset']}{recompute}, {steps}, {document['device']}"
     shown = {name: column for name, column in columns.items() if column is not None}
-    wide = max(len(title) for title, *_ in rows)
-    lines = [f"{document['base']} · {document['data']} · {about}", ""]
-    lines.append(" " * wide + "".join(f"{name:>18}" for name in shown))
-    for title, key, form in rows:
-        cells = [_cell(column, key, form) for column in shown.values()]
-        if set(cells) != {"-"}:
-            lines.append(f"{title:<{wide}}" + "".join(f"{cell:>18}" for cell in cells))
+    figures = [(title, *(_cell(column, key, form) for column in shown.values())) for title, key, form in rows]
+    known = [cells for cells in figures if set(cells[1:]) != {"-"}]
+    lines = [f"{document['base']} · {document['data']} · {about}", "", text.table(("", *shown), known)]
     for name, column in shown.items():
         if "failed" in column:
             lines.append(f"{name} failed: {column['failed'].splitlines()[0]}")
@@ -80,7 +77,7 @@ def save(out: str, what: str, document: dict[str, Any]) -> Path:
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / f"{name}.json", document)
         page = folder / "bench.md"
         with page.open("a", encoding="utf-8") as file:
             file.write(("" if file.tell() else MARKDOWN_HEAD) + markdown(what, document) + "\n")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlft.errors import BadRow
-from vlft.text import counted, printable
+from vlft.text import counted, printable, table, terminal_width
 
 BAR = 40  # characters of the histogram's longest bar
 BUCKETS = 12
@@ -209,10 +209,16 @@ def _drawn(tokens: Tokens) -> str:
     """The histogram as lines of blocks, with its figures."""
     most = max(bucket.rows for bucket in tokens.histogram)
     digits = len(f"{tokens.histogram[-1].end:,}")
-    lines = [f"{'tokens':>{2 * digits + 1}}  rows"]
-    for bucket in tokens.histogram:
-        span = f"{bucket.start:>{digits},}-{bucket.end:>{digits},}"
-        lines.append(f"{span}  {_bar(bucket.rows / most)} {bucket.rows:,}".rstrip())
+    heads = ("tokens".rjust(2 * digits + 1), "rows")
+    wide = max(1, min(BAR, terminal_width() - len(heads[0]) - len(f"{most:,}") - 4))
+    rows = [
+        (
+            f"{bucket.start:>{digits},}-{bucket.end:>{digits},}",
+            f"{_bar(bucket.rows / most, wide)} {bucket.rows:,}".strip(),
+        )
+        for bucket in tokens.histogram
+    ]
+    lines = [table(heads, rows, last="left")]
     share = tokens.supervised / tokens.total
     lines.append(
         f"{tokens.total:,} tokens in all, {tokens.supervised:,} of them trained ({share:.1%}); a row has "
@@ -221,9 +227,9 @@ def _drawn(tokens: Tokens) -> str:
     return "\n".join(lines)
 
 
-def _bar(share: float) -> str:
-    """A bar of `BAR` characters times `share`, in eighths; never nothing for something."""
-    eighths = round(share * BAR * 8) or (1 if share else 0)
+def _bar(share: float, wide: int) -> str:
+    """A bar of `wide` characters times `share`, in eighths; never nothing for something."""
+    eighths = round(share * wide * 8) or (1 if share else 0)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 

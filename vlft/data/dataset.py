@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from vlft.config.recipe import Recipe
 from vlft.data.encode import UNTRAINED
 from vlft.data.media import read as media_io
+from vlft.data.media.jpeg import fast_decoder
 from vlft.data.media.read import MediaError
 from vlft.data.sample import Cost, EncodedSample, Sample
 from vlft.data.workers import loader_options, workers_end_with_errors
@@ -53,6 +54,7 @@ class RowDataset(Dataset):
     def __init__(self, samples: Sequence[Sample], encoder: Encodes, costs: Sequence[Cost] | None = None) -> None:
         if costs is not None and len(costs) != len(samples):
             raise ValueError(f"{len(costs)} costs for {len(samples)} samples")
+        fast_decoder()  # before workers are forked: each would look for it, and say that it is missing
         self.samples = samples
         self.encoder = encoder
         self.costs = costs

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from vlft import __version__
+from vlft import __version__, text
 from vlft.check import check
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.demo.build_base import STORED, run_train
@@ -163,13 +163,9 @@ def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
 
 def table(scores: Sequence[Score]) -> str:
     """The scores as lines a person reads."""
-    wide = max(len(f"{score.kind} ({score.rows})") for score in scores)
-    lines = [f"{'exact match, held out':<{wide}}  {'before':>7} {'blind':>7} {'chance':>7} {'after':>7}"]
-    for score in scores:
-        name = f"{score.kind} ({score.rows})"
-        cells = " ".join(f"{v:>7.1%}" for v in (score.before, score.blind, score.chance, score.after))
-        lines.append(f"{name:<{wide}}  {cells}")
-    return "\n".join(lines)
+    columns = ("before", "blind", "chance", "after")
+    rows = [(f"{one.kind} ({one.rows})", *(f"{getattr(one, name):.1%}" for name in columns)) for one in scores]
+    return text.table(("exact match, held out", *columns), rows)
 
 
 def _score(kind: str, rows: Sequence[Story], said: dict[str, list[str]], *, is_video: bool) -> Score:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vlft import text
 from vlft.families import TOWERS, Family
 from vlft.model.towers import plain_name
 
@@ -81,12 +82,17 @@ def _size(parameter: torch.nn.Parameter) -> int:
 
 def table(groups: Sequence[Group]) -> str:
     """The groups as lines a person reads."""
-    lines = [f"{'what':<20}{'parameters':>16}  {'learning rate':>13}  {'weight decay':>12}"]
-    for group in groups:
-        lr = f"{group.lr:.3g}" if group.lr is not None else "frozen"
-        decay = f"{group.weight_decay:.3g}" if group.weight_decay is not None else "-"
-        lines.append(f"{group.name:<20}{group.parameters:>16,}  {lr:>13}  {decay:>12}")
+    rows = [
+        (
+            group.name,
+            f"{group.parameters:,}",
+            f"{group.lr:.3g}" if group.lr is not None else "frozen",
+            f"{group.weight_decay:.3g}" if group.weight_decay is not None else "-",
+        )
+        for group in groups
+    ]
+    frozen = [place for place, group in enumerate(groups) if not group.trainable]
+    lines = text.table(("what", "parameters", "learning rate", "weight decay"), rows, soft=frozen)
     trained = sum(g.parameters for g in groups if g.trainable)
     total = sum(g.parameters for g in groups)
-    lines.append(f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%})")
-    return "\n".join(lines)
+    return f"{lines}\ntrained: {trained:,} of {total:,} parameters ({trained / total:.2%})"

@@ -53,12 +53,14 @@ def render(template: str, *, script: str | None = None, **context: object) -> st
     Raises:
         jinja2.TemplateError: the template is wrong, or names what the context does not hold.
     """
+    from markupsafe import Markup
+
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     if script is not None:
         source = environment().get_template(script).render()
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode("ascii")
         policy += f"; script-src 'sha256-{digest}'"
-    return environment().get_template(template).render(policy=policy, script=script, **context)
+    return environment().get_template(template).render(policy=Markup(policy), script=script, **context)
 
 
 def _visible(value: object) -> str:

@@ -83,7 +83,7 @@ class Plan:
         """What a person reads."""
         sample, cost = self.longest
         name = f" (id {sample.id})" if sample.id is not None else ""
-        lines = [f"base: {self.base}", "", groups.table(self.groups), ""]
+        lines: list[str] = []
         for title, measured in (("train", self.data), ("evaluate", self.evaluation)):
             for file in _files(measured) if measured else []:
                 skipped = f", {file['skipped']:,} skipped" if file["skipped"] else ""
@@ -95,9 +95,10 @@ class Plan:
             described(self.order),
             f"steps: {self.order.steps:,} an epoch, {self.steps:,} in all ({counted(self.epochs, 'epoch')})",
             *(f"note: {remark}" for remark in self.remarks),
-            *(self.outlook.as_lines() if self.outlook else ["memory: name a card (--gpu h100) to have it estimated"]),
         ]
-        return printable("\n".join(lines))
+        memory = self.outlook.as_lines() if self.outlook else ["memory: name a card (--gpu h100) to have it estimated"]
+        head = [f"base: {printable(self.base)}", "", groups.table(self.groups), ""]
+        return "\n".join((*head, *map(printable, lines), *memory))
 
 
 def plan(

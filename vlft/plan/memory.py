@@ -31,6 +31,7 @@ from vlft.plan.estimate import (
 from vlft.plan.measure import MeasuredStep, measure
 from vlft.setup import Base, MeasuredRows
 from vlft.setup.schedule import largest
+from vlft.text import counted, printable, table
 
 WITHOUT_BF16 = ("t4", "v100-32")
 SHOWN_ROWS = 2
@@ -42,21 +43,7 @@ _WORDS = {
     "context": "CUDA",
     "reserve": "fragments, reserve",
 }
-
-
-_WIDTHS = (9, 11, 11, 13, 9, 9)
-_TITLES = "".join(
-    (
-        f"    {'':<15}",
-        *(
-            f"{word:>{width}}"
-            for word, width in zip(
-                ("weights", "gradients", "optimizer", "activations", "in all", "host"), _WIDTHS, strict=True
-            )
-        ),
-        "  checkpointing",
-    )
-)
+_TITLES = ("", "weights", "gradients", "optimizer", "activations", "in all", "host", "checkpointing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +108,12 @@ class Outlook:
             f"memory of one process in GB, of {asked.card / 1e9:.1f} ({self.card}){judged}:",
             f"  {asked.strategy}, gradient checkpointing: {on} (auto would choose: {' and '.join(self.auto) or 'off'})",
         ]
-        for part in PARTS:
-            if size := getattr(asked, part):
-                lines.append(f"    {_WORDS.get(part, part):<22}{_gb(size):>9}")
-        lines.append(f"    {'in all':<22}{_gb(asked.total):>9}   {_verdict(asked)}")
+        rows = [(_WORDS.get(part, part), _gb(size), "") for part in PARTS if (size := getattr(asked, part))]
+        rows.append(("in all", _gb(asked.total), _verdict(asked)))
+        lines.append(table(("", "", ""), rows, indent=4, last="left"))
         named = ", ".join(
-            f"{row} ({tokens:,} tokens, {patches:,} patches)" for row, tokens, patches in self.rows[:SHOWN_ROWS]
+            f"{printable(row)} ({tokens:,} tokens, {patches:,} patches)"
+            for row, tokens, patches in self.rows[:SHOWN_ROWS]
         )
         more = f" and {len(self.rows) - SHOWN_ROWS:,} more rows" if len(self.rows) > SHOWN_ROWS else ""
         lines += [
@@ -135,13 +122,8 @@ class Outlook:
             f"    its rows: {named}{more}",
         ]
         if self.shared:
-            lines += [f"  shared by {self.world} process{'es' * (self.world > 1)}:", _TITLES]
-        for one in self.shared:
-            activations = one.vision + one.merger + one.language + one.working
-            sizes = (one.weights, one.gradients, one.optimizer, activations, one.total, one.host)
-            cells = "".join(f"{_gb(size):>{width}}" for size, width in zip(sizes, _WIDTHS, strict=True))
-            mark = "" if one.fits else "  does not fit"
-            lines.append(f"    {one.strategy:<15}{cells}  {' and '.join(one.checkpointing) or 'off'}{mark}")
+            rows = [_strategy(one) for one in self.shared]
+            lines += [f"  shared by {counted(self.world, 'process')}:", table(_TITLES, rows, indent=4, last="left")]
         if not asked.fits:
             lines.append(
                 "  nothing known lets it fit: a larger card, more of them, or smaller pictures (--image_max_pixels)"
@@ -156,15 +138,26 @@ class Outlook:
     def _measured_lines(self) -> list[str]:
         if self.measured is None or self.expected is None:
             return []
-        lines = ["  one real step on the largest micro-batch:", f"    {'':<22}{'measured':>10}{'estimated':>11}"]
+        rows = []
         for part in ("weights", "gradients", "optimizer", "vision", "merger", "language"):
             real, told = getattr(self.measured, part), getattr(self.expected, part)
             if real or told:
-                lines.append(f"    {_WORDS.get(part, part):<22}{_gb(real):>10}{_gb(told):>11}")
+                rows.append((_WORDS.get(part, part), _gb(real), _gb(told)))
         if self.measured.peak is not None:
-            counted = self.expected.total - self.expected.reserve - self.expected.context
-            lines.append(f"    {'peak, tensors alone':<22}{_gb(self.measured.peak):>10}{_gb(counted):>11}")
-        return lines
+            tensors = self.expected.total - self.expected.reserve - self.expected.context
+            rows.append(("peak, tensors alone", _gb(self.measured.peak), _gb(tensors)))
+        return [
+            "  one real step on the largest micro-batch:",
+            table(("", "measured", "estimated"), rows, indent=4),
+        ]
+
+
+def _strategy(memory: Memory) -> tuple[str, ...]:
+    """A row under `_TITLES`."""
+    activations = memory.vision + memory.merger + memory.language + memory.working
+    sizes = (memory.weights, memory.gradients, memory.optimizer, activations, memory.total, memory.host)
+    checkpointing = " and ".join(memory.checkpointing) or "off"
+    return (memory.strategy, *map(_gb, sizes), checkpointing + ("" if memory.fits else "  does not fit"))
 
 
 def _gb(size: int) -> str:

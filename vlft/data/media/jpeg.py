@@ -7,11 +7,17 @@ what is wrong with a file. Letters in shapes: H, W of the upright picture.
 from __future__ import annotations
 
 import functools
+import io
+import os
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
+
+from vlft.text import error_text
 
 # EXIF orientation -> (swap rows and columns first, axes to mirror then), as `ImageOps.exif_transpose` has it.
 _TURNS = {
@@ -40,7 +46,7 @@ def read_jpeg(path: str, picture: Image.Image, orientation: int | None) -> torch
         uint8 [3, H, W], in any memory layout; None where Pillow is to decode: another kind of file, one that the
         decoder gives up on (it does at the first missing byte), or whose size is not the header's.
     """
-    decode = _decoder()
+    decode = fast_decoder()
     if decode is None or picture.format not in ("JPEG", "MPO") or picture.mode not in ("RGB", "L"):
         return None
     try:
@@ -56,10 +62,27 @@ def read_jpeg(path: str, picture: Image.Image, orientation: int | None) -> torch
 
 
 @functools.cache
-def _decoder() -> Callable[..., torch.Tensor] | None:
-    # Deprecated since torchvision 0.29, in favour of torchcodec; once it goes, Pillow decodes everything.
+def fast_decoder() -> Callable[..., torch.Tensor] | None:
+    """torchvision's decoder, tried on a small picture; None, with a note to the user, if it does not work here.
+
+    It is deprecated since torchvision 0.29, in favour of torchcodec, and needs a part of torchvision in C++ that some
+    builds lack. Called before loader workers start, so that there is one note and not one from each.
+    """
     try:
         from torchvision.io import decode_jpeg
-    except ImportError:
+
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(file, format="JPEG")
+        decode_jpeg(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8), mode="RGB")
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        worker = get_worker_info()
+        if (worker is None or worker.id == 0) and os.environ.get("RANK", "0") == "0":
+            print(
+                "note: JPEG pictures are decoded by Pillow, which takes about 2.5 times as long: "
+                f"torchvision.io.decode_jpeg cannot be used ({error_text(error)}). The pixels are the same. Install a "
+                "torchvision that has it to be faster.",
+                file=sys.stderr,
+                flush=True,
+            )
         return None
     return decode_jpeg

@@ -152,7 +152,9 @@ def _fetch(session: Session, path: str, url: str, stop: threading.Event) -> str 
 
 def _root(error: BaseException) -> str:
     """What the system said, e.g. `Connection refused`; requests wraps it in sentences about pools."""
-    while (inner := error.__cause__ or error.__context__) is not None:
+    from urllib3.exceptions import HTTPError
+
+    while isinstance(inner := error.__cause__ or error.__context__, OSError | HTTPError):
         error = inner
     return str(error) or type(error).__name__
 
