@@ -136,7 +136,7 @@ def load_rows(
     data, _, args = parsed("load_rows", given, base.flags)
     workers = args.dataloader_num_workers
     measured = on_rank_zero(lambda: setup.training_rows(data, base.opened, workers=workers))
-    return Rows(measured=measured, flags=base.flags | said(given))
+    return Rows(measured=measured, flags={**base.flags, **said(given)})
 
 
 def data_loader(
