@@ -26,7 +26,7 @@ stage "ruff check" .venv/bin/python -m ruff check .
 stage "ruff format" .venv/bin/python -m ruff format --check .
 # mypy takes most of a minute of one core, and pytest seldom needs more than one.
 types=$(mktemp)
-.venv/bin/python -m mypy vlft >"$types" 2>&1 &
+.venv/bin/python -m mypy >"$types" 2>&1 &
 checker=$!
 checked() {
     local status=0

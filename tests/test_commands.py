@@ -1,4 +1,4 @@
-"""The commands that README.md, data/README.md and examples/*.md print work as printed; and files of bare names."""
+"""The commands that README.md, data/README.md, examples and guides print work as printed; and files of bare names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from build import picture, row, write_image, write_json
 from vlft.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "data/README.md", *(f"examples/{page.name}" for page in sorted((ROOT / "examples").glob("*.md"))))
+PAGES = (
+    *("README.md", "data/README.md"),
+    *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "examples").rglob("*.md"))),
+)
 MODELS = ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct")
 
 
@@ -130,12 +133,15 @@ def printed(page: str, *verbs: str) -> list[list[str]]:
 
 
 def test_your_own_data_in_three_steps(here, capsys):
-    """README.md's own commands, on rows and a base of these names: checked, trained, merged, asked, reported."""
+    """The commands of README.md and its guides, on rows and a base of these names: checked, trained, merged, asked."""
     own_data()
     wanted = ("check-data", "preview", "plan", "train", "merge", "chat", "report")
-    steps = [words for words in printed("README.md", *wanted) if "lesson" not in " ".join(words)]
+    guides = ("checking", "merging", "running", "memory")
+    pages = ("README.md", *(f"examples/guides/{name}.md" for name in guides))
+    steps = [words for page in pages for words in printed(page, *wanted) if "lesson" not in " ".join(words)]
     assert [words[0] for words in steps] == [
-        *("check-data", "preview", "plan", "train", "merge", "chat", "chat", "report", "plan"),
+        *("check-data", "preview", "plan", "train", "merge", "chat"),  # README.md
+        *("preview", "chat", "report", "plan"),  # one guide each
     ]
     for words in steps:
         quick = ["--max_new_tokens", "2"] if words[0] == "chat" else []

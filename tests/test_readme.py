@@ -1,4 +1,5 @@
-"""README.md: its commands exist, its tables agree with the code, its examples parse, and its first run does run."""
+"""README.md, the guides and CONTRIBUTING.md: commands exist, links lead somewhere, tables agree with the code, examples
+parse, the README's first run does run. tests/test_commands.py runs the other commands, tests/test_api.py the Python."""
 
 from __future__ import annotations
 
@@ -7,13 +8,12 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from build import FAMILY
 
-from vlft.cli import help
+from vlft.cli import flags_page, help
 from vlft.cli.main import main
 from vlft.cli.verbs import VERBS
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
@@ -28,8 +28,21 @@ from vlft.demo.story import chance, stories
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ("before", "blind", "chance", "after")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-FENCES = [match.groups() for match in re.finditer(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)]
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for file in (
+        *(ROOT / name for name in ("README.md", "data/README.md", ".github/CONTRIBUTING.md")),
+        *sorted((ROOT / "examples").rglob("*.md")),
+    )
+}
+README, CONTRIBUTING = PAGES["README.md"], PAGES[".github/CONTRIBUTING.md"]
+GUIDES = {Path(page).stem: text for page, text in PAGES.items() if page.startswith("examples/guides/")}
+FENCES = [
+    (page, *match.groups())
+    for page, text in PAGES.items()
+    if page != "data/README.md"  # its rows: tests/test_records.py, its commands: tests/test_commands.py
+    for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S)
+]
 FIELDS = {
     field.name: field
     for cls in (DataFlags, ModelFlags, TrainFlags)
@@ -39,7 +52,7 @@ FIELDS = {
 
 
 def blocks(language: str) -> list[str]:
-    return [text for word, text in FENCES if word == language]
+    return [text for _, word, text in FENCES if word == language]
 
 
 def commands(block: str) -> list[list[str]]:
@@ -59,11 +72,18 @@ def commands(block: str) -> list[list[str]]:
 COMMANDS = [command for block in blocks("bash") for command in commands(block)]
 
 
-def table(section: str, header: str) -> list[list[str]]:
-    """Cells of the rows of a table, by the section it is in and the start of its first line."""
-    body = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    lines = body.partition(f"| {header} |")[2].partition("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+def table(page: str, header: str) -> list[list[str]]:
+    """Cells of the rows of a table, by the start of its first line."""
+    assert f"| {header} |" in page, header
+    lines = page.partition(f"| {header} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines]
+
+
+def headings(page: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def flags_in(text: str) -> list[str]:
@@ -80,15 +100,31 @@ def parser() -> FlagParser:
 def test_verbs_and_scripts_exist():
     assert {"vlft", "bash", "python"} <= {command[0] for command in COMMANDS}
     assert not {command[1] for command in COMMANDS if command[0] == "vlft"} - set(VERBS)
-    assert set(VERBS) <= set(re.findall(r"vlft ([\w-]+)", README)), "a verb is not in the README"
-    for name in re.findall(r"\b((?:scripts|examples)/[\w.]+)", README):
+    everything = "\n".join(PAGES.values())
+    assert set(VERBS) <= set(re.findall(r"vlft ([\w-]+)", everything)), "a verb is on no page"
+    for name in re.findall(r"\b((?:scripts|examples)/[\w./]+\w)", everything):
         assert (ROOT / name).exists(), name
     for script in (ROOT / "scripts").glob("finetune*.sh"):
         assert f"`{script.name}`" in README
-    for name in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / name).exists(), f"the README links to {name}"
-    headings = {line.removeprefix("## ").lower().replace(" ", "-") for line in README.splitlines() if line[:3] == "## "}
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        found = ((ROOT / page).parent / file).resolve() if file else ROOT / page
+        assert found.exists(), f"{page} links to {target}"
+        if anchor:
+            assert anchor in headings(found.read_text(encoding="utf-8")), f"{page} links to {target}"
+
+
+def test_every_guide_is_in_the_index_and_in_the_readme():
+    names = {file.name for file in (ROOT / "examples" / "guides").glob("*.md")} - {"README.md"}
+    assert names <= set(re.findall(r"\]\((\w+\.md)\)", GUIDES["README"]))
+    assert names <= set(re.findall(r"\]\(examples/guides/(\w+\.md)\)", README))
+    assert len(README.splitlines()) <= 250, "a fact that a newcomer can do without belongs in a guide"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -103,7 +139,9 @@ def test_flags_of_commands_are_known(verb):
 def finetune_commands() -> list[list[str]]:
     """The flags of every command that trains: after a script, `vlft train` or a launcher."""
     rest = [command[2:] for command in COMMANDS if re.search(r"vlft train|scripts/finetune", " ".join(command[:2]))]
-    inline = [shlex.split(text) for text in re.findall(r"`(?:torchrun|deepspeed) [^`]*? vlft train ([^`]*)`", README)]
+    found = re.findall(r"`(?:torchrun|deepspeed) [^`]*? vlft train ([^`]*)`", GUIDES["gpus"])
+    inline = [shlex.split(text) for text in found]
+    assert inline
     return rest + inline
 
 
@@ -114,48 +152,51 @@ def test_values_of_commands_are_taken():
         parser().parse_args(flags)  # raises UsageError with the flag's name
 
 
-def test_flags_in_prose_are_known():
+@pytest.mark.parametrize("page", ["README.md", *(f"examples/guides/{name}.md" for name in GUIDES)])
+def test_flags_in_prose_are_known(page):
     known = {option[2:] for action in parser()._actions for option in action.option_strings}
     known |= {name.replace("-", "_") for verb in VERBS.values() for name in help.flags(verb)}
-    serving, moving = (README.partition(f"\n## {name}")[2].partition("\n## ")[0] for name in ("Serving", "Coming from"))
-    prose = README.replace(serving, "").replace(moving, "")
-    of_launchers = {"nproc_per_node", "num_gpus", "module"}
-    assert not {flag for flag in flags_in(prose) if flag not in known | of_launchers}
+    prose = PAGES[page]
+    for other in ("## Qwen2-VL-Finetune", "## Serve with vLLM"):  # flags of others
+        before, _, rest = prose.partition(other)
+        prose = before + rest.partition("\n## ")[2]
+    of_others = {"nproc_per_node", "num_gpus", "module", "bits", "disable_flash_attn2", "version"}
+    assert not {flag for flag in flags_in(prose) if flag not in known | of_others}
 
 
 # ---- tables
 
 
-def default_in_help(field: dataclasses.Field[Any]) -> str | None:
-    """The words of the flag's own help, where the default is no plain value."""
-    words = re.search(r"\(default: (.*)\)", field.metadata["help"])
-    return words[1] if words else None
+def test_the_flags_are_those_of_the_code():
+    """Where it was meant to change: python -m vlft.cli.flags_page examples/guides/flags.md"""
+    assert flags_page.with_tables(GUIDES["flags"]) == GUIDES["flags"]
 
 
-def test_every_flag_is_in_the_table_with_its_default():
+def test_every_flag_is_in_the_tables_with_its_default():
     shown = {}
-    for names, default, _ in table("Flags", "flag | default"):
-        for name in flags_in(names):
+    generated = GUIDES["flags"].partition(flags_page.BEGIN)[2].partition(flags_page.END)[0]
+    for line in generated.splitlines():
+        if line.startswith("| `--"):
+            flag, takes, default, text = (cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|")))
+            [name] = flags_in(flag)
             assert name not in shown, f"--{name} is there twice"
-            shown[name] = default
+            assert takes
+            assert text
+            assert "(default" not in text
+            shown[name] = default.strip("`")
     assert set(shown) == set(FIELDS)
-    for name, cell in shown.items():
-        field, said = FIELDS[name], cell.replace("`", "")
-        if field.default is None or field.default is dataclasses.MISSING:
-            words = default_in_help(field)
-            assert said == words if words else said in ("needed", "none"), name
-        elif isinstance(field.default, bool):
-            assert said == str(field.default).lower(), name
-        elif isinstance(field.default, int | float):
-            assert float(said) == field.default, name
-        else:
-            assert said == field.default, name
+    for name in ("lora_rank", "over_length", "stall_timeout", "packing", "seed", "learning_rate"):
+        default = FIELDS[name].default
+        said = yaml.safe_load(shown[name])
+        assert (float(said) if isinstance(default, float) else said) == default, name
+    assert shown["fps"] == "the base processor's, else 2"
+    assert shown["model_id"] == shown["data_path"] == "needed"
 
 
 def test_defaults_of_training_arguments():
     stock = {field.name: field.default for field in dataclasses.fields(TrainFlags)}
     example = yaml.safe_load((ROOT / "examples" / "lora_vision.yaml").read_text())
-    for name, default, preset in table("Flags", "flag | default of `vlft train`"):
+    for name, default, preset in table(GUIDES["flags"], "flag | default of `vlft train` | scripts and examples"):
         [name] = flags_in(name)
         value = stock[name]
         said = default.strip("`")
@@ -168,7 +209,9 @@ def test_defaults_of_training_arguments():
 
 
 def test_presets():
-    for name, script, file, towers, rate, _ in table("What trains", "preset | script"):
+    for name, script, file, towers, rate, _ in table(
+        README, "preset | script | example | vision / merger / language | learning rate | tokens per picture"
+    ):
         example = yaml.safe_load((ROOT / "examples" / file.strip("`")).read_text())
         assert towers == " / ".join(example[tower] for tower in ("vision", "merger", "language")), name
         assert (ROOT / "scripts" / script.strip("`")).is_file()
@@ -176,7 +219,7 @@ def test_presets():
 
 
 def test_every_renamed_flag_is_named():
-    rows = table("Coming from Qwen2-VL-Finetune", "there | here")
+    rows = table(GUIDES["coming_from"], "there | here")
     assert sorted(flag for there, _ in rows for flag in flags_in(there)) == sorted(KIT.names)
     known = {option[2:] for action in parser()._actions for option in action.option_strings}
     assert {flag for _, here in rows for flag in flags_in(here)} <= known
@@ -186,6 +229,7 @@ def test_every_renamed_flag_is_named():
 
 
 def test_rows_parse():
+    assert blocks("json")
     for block in blocks("json"):
         for index, raw in enumerate(json.loads(block)):
             sample = parse_record(raw, file="README", index=index, image_folder=None, family=FAMILY)
@@ -193,6 +237,7 @@ def test_rows_parse():
 
 
 def test_yaml_parses(tmp_path):
+    assert blocks("yaml")
     for block in blocks("yaml"):
         (tmp_path / "my.yaml").write_text(block)
         parsed = parser().parse_args(read_yaml(str(tmp_path / "my.yaml")))
@@ -200,8 +245,9 @@ def test_yaml_parses(tmp_path):
 
 
 def test_python_compiles():
+    assert len(blocks("python")) >= 4
     for block in blocks("python"):
-        compile(block, "README", "exec")
+        compile(block, "a page", "exec")
 
 
 # ---- the commands by hand

@@ -1,5 +1,6 @@
 """What mypy must see of the public functions, from outside (`vlft/py.typed`). It is read by mypy, and never run."""
 
+# mypy: warn-unused-ignores
 from collections.abc import Iterator
 from typing import Any, assert_type
 

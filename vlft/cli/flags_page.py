@@ -40,10 +40,11 @@ def tables() -> str:
 
 
 def _own(flags: Any) -> Iterator[dataclasses.Field[Any]]:
-    """The fields that a dataclass of ours declares itself, without those that are refused."""
-    for field in dataclasses.fields(flags):
-        if field.name in flags.__dict__["__annotations__"] and field.name not in REPLACED:
-            yield field
+    """The fields that a dataclass of ours declares itself, in its order, without those that are refused."""
+    fields = {field.name: field for field in dataclasses.fields(flags)}
+    for name in flags.__dict__["__annotations__"]:
+        if name in fields and name not in REPLACED:
+            yield fields[name]
 
 
 def _row(field: dataclasses.Field[Any]) -> tuple[str, str, str, str]:
@@ -62,7 +63,7 @@ def _takes(name: str) -> str:
     if isinstance(kind, Number):
         return "a whole number" if kind.whole else "a number"
     if isinstance(kind, Place):
-        return "paths" if kind.many == "some" else "a path"
+        return ", ".join([*(f"`{word}`" for word in kind.words), "paths" if kind.many == "some" else "a path"])
     return "a text"
 
 
