@@ -9,7 +9,7 @@ from build import FAMILY
 from transformers import Qwen2VLConfig
 
 from vlft.data.collate import Collator
-from vlft.model import attention, forward, towers
+from vlft.model import attention, forward, kernels, towers
 from vlft.model.load import load_base, load_processor
 
 PRESETS = {
@@ -95,3 +95,16 @@ def modules(width: int, inner: int):
     config = SimpleNamespace(hidden_size=width, intermediate_size=inner, hidden_act="silu")
     with torch.device("meta"):
         return [Qwen2VLRMSNorm(width)], [Qwen2MLP(config)]
+
+
+def torch_rms_norm(x, weight, eps):
+    """As Qwen2-VL does it: normalised in float32, weighted in x's dtype."""
+    exact = x.float()
+    return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def torch_swiglu(gate, up):
+    return torch.nn.functional.silu(gate) * up
+
+
+TORCH = kernels.Functions(rms_norm=torch_rms_norm, swiglu=torch_swiglu)

@@ -11,9 +11,8 @@ import pytest
 import rooms
 import torch
 from build import row, write_json
+from models import PRESETS, TORCH, assert_close, build, gradients, stock_loss
 from second_family import SECOND
-from test_forward import PRESETS, assert_close, build, gradients, stock_loss
-from test_kernels import TORCH
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlft.cli.main import main

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from models import FAMILY, PRESETS, assert_close, flat_inputs, gradients, modules
+from models import FAMILY, PRESETS, TORCH, assert_close, flat_inputs, gradients, modules, torch_rms_norm, torch_swiglu
 
 from vlft.errors import ConfigError
 from vlft.model import attention, forward, kernels, towers
@@ -14,19 +14,6 @@ from vlft.model.load import load_base, load_processor
 
 CPU = torch.device("cpu")
 EVERYWHERE = "RMSNorm on 5 modules, SwiGLU on 2"
-
-
-def torch_rms_norm(x, weight, eps):
-    """As Qwen2-VL does it: normalised in float32, weighted in x's dtype."""
-    exact = x.float()
-    return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-def torch_swiglu(gate, up):
-    return torch.nn.functional.silu(gate) * up
-
-
-TORCH = kernels.Functions(rms_norm=torch_rms_norm, swiglu=torch_swiglu)
 
 
 class Counting:
