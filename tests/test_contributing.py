@@ -46,9 +46,9 @@ def test_the_drawing_has_its_records():
 
 @pytest.mark.parametrize(("name", "fields"), RECORDS)
 def test_records_of_the_drawing_have_their_fields(name, fields):
-    [record] = [getattr(module, name) for module in (sample, collate, forward) if hasattr(module, name)]
-    there = {field.name for field in dataclasses.fields(record)} if dataclasses.is_dataclass(record) else None
-    assert set(fields.split(", ")) <= (record.__annotations__.keys() if there is None else there)
+    record = next(getattr(module, name) for module in (sample, collate, forward) if hasattr(module, name))
+    there = [field.name for field in dataclasses.fields(record)] if dataclasses.is_dataclass(record) else None
+    assert set(fields.split(", ")) <= set(there or record.__annotations__)
 
 
 def test_shapes_of_the_drawing_are_those_of_a_batch(encoded):
@@ -71,9 +71,9 @@ def test_shapes_of_the_drawing_are_those_of_a_batch(encoded):
                 assert int(letter) == found, name
             else:
                 assert values.setdefault(letter, found - int(more or 0)) == found - int(more or 0), (name, word)
-    assert set(checked) == {*("input_ids", "position_ids", "cu_seqlens", "still_patches", "vision_grid"), *(
-        "supervised_rows", "targets",
-    )}  # fmt: skip
+    assert set(checked) == {
+        *("input_ids", "position_ids", "cu_seqlens", "still_patches", "vision_grid", "supervised_rows", "targets"),
+    }
     assert values["S"] == 3
 
 
