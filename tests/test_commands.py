@@ -83,7 +83,7 @@ DOORS = {
     "train": ("vlft.train.run.train",),
     "merge": ("vlft.merge.merge",),
     "check-data": ("vlft.check.check",),
-    "preview": ("preview_row", "vlft.preview.preview_rows"),
+    "preview": ("vlft.preview.preview_row", "vlft.preview.preview_rows"),
     "plan": ("vlft.plan.plan",),
     "chat": ("vlft.chat.open_model",),
     "report": ("vlft.report.make_report",),

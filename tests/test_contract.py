@@ -68,9 +68,6 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 #: The first line of answers.jsonl: the rows that are asked. The lines after it hold their answers.
 TURN = {"role": str, "text": str}
 ANSWERS = {"step": int, "rows": [{"file": str, "index": int, "id": (str, NULL), "right": str, "turns": [TURN]}]}
-    "step": int,
-    "rows": [{"file": str, "index": int, "id": (str, NULL), "right": str, "turns": [{"role": str, "text": str}]}],
-}
 
 
 def document(*argv: object, status: int = 0):
