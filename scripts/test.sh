@@ -3,6 +3,7 @@
 #
 #     bash scripts/test.sh                        bash scripts/test.sh tests/test_cli.py -x
 #
+# The whole suite runs in two workers (WORKERS=4 for more, WORKERS=0 for none); chosen tests run in one process.
 # A stage that fails does not hide the next ones; the exit status is 1 when any did.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -24,7 +25,7 @@ stage set-up bash scripts/setup.sh
 [[ ${#failed[@]} -eq 0 ]] || exit 1
 stage "ruff check" .venv/bin/python -m ruff check .
 stage "ruff format" .venv/bin/python -m ruff format --check .
-# mypy takes most of a minute of one core, and pytest seldom needs more than one.
+# mypy takes most of a minute of one core.
 types=$(mktemp)
 .venv/bin/python -m mypy >"$types" 2>&1 &
 checker=$!
@@ -35,7 +36,10 @@ checked() {
     rm -f "$types"
     return "$status"
 }
-stage pytest .venv/bin/python -m pytest "$@"
+# A worker that runs out of tests takes over half of what the other has left, so both end together.
+workers=(-n "${WORKERS:-2}" --dist worksteal)
+[[ $# -eq 0 ]] || workers=()
+stage pytest .venv/bin/python -m pytest "${workers[@]}" "$@"
 stage "mypy (beside pytest)" checked
 
 [[ ${#failed[@]} -eq 0 ]] || {

@@ -11,13 +11,17 @@ from safetensors.torch import load_file
 
 
 def arguments(base, mixed_json, media, out, *more: str) -> list[str]:
-    """A quick run of 2 epochs, unpacked, and without dropout so that runs can be compared."""
+    """A quick run of 2 epochs, unpacked, and without dropout so that runs can be compared.
+
+    An evaluation asks rows for answers, too (`--report_rows`): two tokens each, which is most of its time.
+    """
     lora = () if FULL[-2:] == tuple(more[4:6]) else ("--lora_dropout", "0", "--lora_rank", "4")
     return [
         "train",
         *("--model_id", str(base), "--data_path", str(mixed_json), "--image_folder", str(media)),
         *("--output_dir", str(out), "--num_train_epochs", "2", "--learning_rate", "1e-3"),
         *(*lora, "--dataloader_num_workers", "0", "--save_strategy", "no", "--packing", "false"),
+        *("--report_tokens", "2"),
         *more,
     ]
 

@@ -256,10 +256,14 @@ def test_the_table_of_a_training(trained):
     assert report.markdown("train", trained | {"baseline": None, "ratio": None}).count("|") == 9
 
 
-def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "start", [pytest.param(forked, id="forked"), pytest.param(run_module, id="own process", marks=pytest.mark.grid)]
+)
+def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, capsys, monkeypatch, start):
     """Their config as it is, but for what a benchmark does not measure; stdout holds the document alone."""
     config = tmp_path / "my.yaml"
     config.write_text(f"output_dir: {tmp_path / 'mine'}\nsave_steps: 1\nlearning_rate: 1e-3\nnum_train_epochs: 9\n")
+    monkeypatch.setattr("vlft.bench.train.run_module", start)
     argv = ["bench", "train", "--json", "--config", str(config), "--model_id", str(base), "--steps", "2"]
     argv += ["--data_path", str(mixed_json), "--image_folder", str(media), "--packing", "false"]
     argv += ["--per_device_train_batch_size", "2"]

@@ -114,11 +114,10 @@ def loaded_logits(run: Path) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("strategy", "towers"),
     grid(
-        ("zero1", "full"),
         ("zero3", "vision-lora"),
         ("zero3_offload", "language-full"),
         towers=tuple(TOWERS),
-    ),
+    ),  # ZeRO-1 and 2 on two processes: `test_packed_training` and `test_train`
 )
 def test_two_processes_train_as_one_and_the_result_loads(runs, strategy, towers):
     flags = TOWERS[towers]
@@ -306,7 +305,8 @@ def test_a_file_without_gradient_clipping_leaves_it_to_the_flag(runs, tmp_path):
 
 # ---- going on
 
-STEPS = ("--save_strategy", "steps", "--save_steps", "3")
+#: Six steps in two epochs, killed in the fifth.
+STEPS = ("--save_strategy", "steps", "--save_steps", "3", "--max_steps", "6")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ STEPS = ("--save_strategy", "steps", "--save_steps", "3")
 def test_two_processes_go_on_where_they_were_killed(runs, strategy, towers):
     more = (*TOWERS[towers], *split(1, 1), *strategy_flags(strategy), *STEPS)
     whole = runs.done(*more, world=2, name=f"whole-{strategy}-{towers}")
-    _, ranks = runs.start(*more, world=2, name=f"killed-{strategy}-{towers}", kill_in_step=6)
+    _, ranks = runs.start(*more, world=2, name=f"killed-{strategy}-{towers}", kill_in_step=5)
     assert [rank.status for rank in ranks] == [-9, -9]
     again = runs.done(*more, world=2, name=f"killed-{strategy}-{towers}")
     a, b = weights(again), weights(whole)
@@ -346,7 +346,7 @@ def test_another_number_of_processes_goes_on_from_a_converted_state(runs, strate
     name = f"converted-{strategy}-{towers}-{before}"
     rates = (*TOWERS[towers], "--vision_lr", "1e-4", "--weight_decay", "0.1")
     more = (*rates, *strategy_flags(strategy), *STEPS)
-    _, ranks = runs.start(*more, *split(1, 2 // before), world=before, name=name, kill_in_step=6)
+    _, ranks = runs.start(*more, *split(1, 2 // before), world=before, name=name, kill_in_step=5)
     assert {rank.status for rank in ranks} == {-9}
     _, [refused, *_] = runs.start(*more, *split(1, 2 // after), world=after, name=name)
     assert refused.status == 1
@@ -355,7 +355,7 @@ def test_another_number_of_processes_goes_on_from_a_converted_state(runs, strate
     assert command[:2] == ["python", "-m"]
     subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True, timeout=200)
     again = runs.done(*more, *split(1, 2 // after), world=after, name=name)
-    assert_same(again, runs.alone(*rates, *split(2, 1)))
+    assert_same(again, runs.alone(*rates, *split(2, 1), "--max_steps", "6"))
 
 
 def test_the_best_checkpoint_comes_back(runs):

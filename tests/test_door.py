@@ -13,6 +13,7 @@ import pytest
 
 from vlft.cli import help
 from vlft.cli.main import main
+from vlft.cli.verbs import VERBS
 from vlft.config import door, table
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.kinds import Bool, Number, Word
@@ -65,7 +66,7 @@ def test_the_table_agrees_with_the_parser():
 
 @pytest.mark.parametrize("verb", ["plan", "check-data", "preview", "bench", "chat"])
 def test_flags_of_single_verbs_have_their_line(verb):
-    known = {name.replace("-", "_") for name in help.flags(verb)} | {"config"}
+    known = {name.replace("-", "_") for name in help.flags(VERBS[verb])} | {"config"}
     assert {name for name in known if not name.startswith("no_")} == {*table.kinds(verb)}
 
 

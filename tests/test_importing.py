@@ -20,6 +20,7 @@ from build import FAMILY, picture
 from vlft.chat import Sampling, open_model, question_of
 from vlft.cli import help
 from vlft.cli.main import main
+from vlft.cli.verbs import VERBS
 from vlft.convert import import_stories
 from vlft.convert.stories import PROMPTS, SYSTEM
 from vlft.data.files.index import index_rows, parsed
@@ -292,7 +293,7 @@ def commands(section: str) -> list[list[str]]:
 def test_commands_on_a_gpu_are_taken():
     for argv in commands("On a GPU")[1:]:
         assert argv[0] == "vlft"
-        known = {name.replace("-", "_") for name in help.flags(argv[1])}
+        known = {name.replace("-", "_") for name in help.flags(VERBS[argv[1]])}
         assert {word[2:] for word in argv if word.startswith("--")} <= known
 
 

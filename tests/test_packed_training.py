@@ -8,10 +8,12 @@ from itertools import chain
 import pytest
 import torch
 from launch import vlft as vlft_process
-from runs import FULL, PACKED, STRATEGIES, VISION_LORA, arguments, assert_same, lines, losses, split, weights
+from runs import FULL, PACKED, VISION_LORA, arguments, assert_same, lines, losses, split, weights
 
 from vlft.cli.main import main
 
+#: `test_train` has ZeRO-2 on two processes, `test_deepspeed` ZeRO-3.
+GRID_ZERO2 = [pytest.param(("--deepspeed", "zero2"), id="zero2", marks=pytest.mark.grid)]
 LANGUAGE_LORA: tuple[str, ...] = ()
 
 
@@ -56,7 +58,9 @@ def test_a_step_of_few_rows(train, capsys):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", [pytest.param((), id="ddp"), pytest.param(("--deepspeed", "zero1"), id="zero1"), *GRID_ZERO2]
+)
 def test_two_processes_train_the_same_packs_as_one(train, base, mixed_json, media, tmp_path, strategy):
     whole = train(*FULL, *PACKED, "--gradient_accumulation_steps", "4", name="one")
     out = tmp_path / "two"

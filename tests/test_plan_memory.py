@@ -8,7 +8,7 @@ import pytest
 import torch
 from build import FAMILY
 from models import TWO_B
-from plans import plan, towers
+from plans import plan, plan_and_text, towers
 
 from vlft.cli.main import main
 from vlft.families import sizes_of
@@ -103,16 +103,10 @@ def test_a_smaller_pack_is_a_change_too(capsys, flags):
     """Where checkpointing is not enough; a share of the patches is rounded to whole pictures' tokens."""
     argv = [*flags, "--language", "lora", "--pack_tokens", 1000]
     case: list = []
-    real = estimates.first_change
-
-    def spy(one, *args, **kwargs):
-        case.append(one)
-        return real(one, *args, **kwargs)
-
     from vlft.plan import memory as outlook
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outlook, "first_change", spy)
+        patch.setattr(outlook, "first_change", lambda one, *args, **kwargs: case.append(one))
         plan(capsys, *argv, "--gpu", "0.1")
     one = case[0]
     whole = estimates.estimate(one, "ddp", checkpointing="true")
@@ -127,7 +121,7 @@ def full(flags):
 
 
 def test_a_card_by_name_and_every_way_to_share(capsys, full):
-    planned = plan(capsys, *full, "--gpu", "H100", "--gpus", 4, "--tokens_per_s", 1000)
+    planned, text = plan_and_text(capsys, *full, "--gpu", "H100", "--gpus", 4, "--tokens_per_s", 1000)
     found = planned["memory"]
     assert (found["gpu"], found["gpus"], found["strategy"], found["fits"]) == ("h100", 4, "ddp", True)
     assert found["total"] == sum(found[part] for part in estimates.PARTS)
@@ -140,10 +134,8 @@ def test_a_card_by_name_and_every_way_to_share(capsys, full):
     assert shared["zero2_offload"]["optimizer"] == 0
     assert shared["zero2_offload"]["host"] == shared["zero1"]["optimizer"] + weights // 4
     assert found["hours"] == pytest.approx(3 * planned["tokens"] / 1000 / 3600, rel=1e-6)
-    assert main(["plan", *map(str, full), "--gpu", "h100"]) == 0
-    out = capsys.readouterr().out
-    assert "memory of one process in GB, of 84.9 (h100); estimated, not yet compared with a GPU:" in out
-    assert "  largest micro-batch: " in out
+    assert "memory of one process in GB, of 84.9 (h100); estimated, not yet compared with a GPU:" in text
+    assert "  largest micro-batch: " in text
 
 
 def test_what_lets_it_fit_does(capsys, full):
@@ -172,11 +164,10 @@ def _smallest_card(found: dict) -> float:
 
 
 def test_where_nothing_helps(capsys, full):
-    found = plan(capsys, *full, "--gpu", "0.1")["memory"]
-    assert not found["fits"]
-    assert found["change"] is None
-    assert main(["plan", *map(str, full), "--gpu", "0.1"]) == 0
-    assert "nothing known lets it fit" in capsys.readouterr().out
+    planned, text = plan_and_text(capsys, *full, "--gpu", "0.1")
+    assert not planned["memory"]["fits"]
+    assert planned["memory"]["change"] is None
+    assert "nothing known lets it fit" in text
 
 
 @pytest.mark.parametrize(

@@ -221,9 +221,9 @@ def test_a_hundred_thousand_steps(evaluated, tmp_path):
     losses = [4 / (1 + step / 1000) + (step % 7) / 10 for step in range(1, 100_001)]
     metrics = [json.dumps({**line, "step": i, "loss": loss}) + "\n" for i, loss in enumerate(losses, 1)]
     folder = _folder(run, tmp_path / "long", metrics)
-    start = time.perf_counter()
+    start = time.process_time()
     assert main(["report", str(folder)]) == 0
-    assert time.perf_counter() - start < 6  # a second or two on a machine that does nothing else
+    assert time.process_time() - start < 6  # a second or two on a machine that does nothing else
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert len(html) < 1_000_000
     assert "100,000 logged lines are shown as 500 points" in html
