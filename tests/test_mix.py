@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from build import row, write_image, write_json
+from mishaps import before_each_loss
 from test_train import FULL, lines
 
 from vlft.cli.main import main
 from vlft.data.costs.mix import Share, draws, places
-from vlft.train.trainer import VlftTrainer
 
 
 def test_shares_of_an_epoch():
@@ -67,13 +67,7 @@ MIX = """
 
 def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
     trained: Counter[tuple[str, int]] = Counter()
-    real = VlftTrainer.compute_loss
-
-    def counted(self, model, inputs, *args, **kwargs):
-        trained.update((Path(file).name, index) for file, index in inputs["rows"])
-        return real(self, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(VlftTrainer, "compute_loss", counted)
+    before_each_loss(monkeypatch, lambda _, batch: trained.update((Path(file).name, i) for file, i in batch["rows"]))
     argv = ["--data_mix", str(mix(sets, MIX)), "--model_id", str(base), "--on_bad_row", "skip"]
     run = sets / "run"
     train = ["train", *argv, *FULL, "--output_dir", str(run), "--dataloader_num_workers", "0", "--use_cpu", "true",
