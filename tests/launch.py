@@ -150,7 +150,9 @@ def _main(
     from vlft.cli.main import main
 
     if acts:
-        _before_each_loss(acts)
+        from vlft.train.trainer import VlftTrainer
+
+        VlftTrainer.before_loss = tuple(acts)
     if inside is not None:
         inside()
     try:
@@ -167,16 +169,3 @@ def _main(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _before_each_loss(acts: list[Callable[..., None]]) -> None:
-    from vlft.train.trainer import VlftTrainer
-
-    real = VlftTrainer.compute_loss
-
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        for act in acts:
-            act(self, inputs)
-        return real(self, model, inputs, *args, **kwargs)
-
-    VlftTrainer.compute_loss = compute_loss

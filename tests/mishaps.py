@@ -1,5 +1,6 @@
-"""What befalls a run in the middle of a step: for `launch.vlft(during=[partial(kill, 2)])`, called before each loss.
+"""What befalls a run in the middle of a step, called before each loss: the trainer's hook `VlftTrainer.before_loss`.
 
+In other processes by `launch.vlft(during=[partial(kill, 2)])`, in this one by `before_each_loss(monkeypatch, act)`.
 Each takes first what the test gives, then the trainer and the micro-batch. Steps count from 1.
 """
 
@@ -11,8 +12,20 @@ import resource
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+def before_each_loss(patch: Any, *acts: Callable[[Any, Any], object]) -> None:
+    """Have these called with the trainer and the micro-batch before each loss of training, after those there are.
+
+    Args:
+        patch: pytest's monkeypatch.
+    """
+    from vlft.train.trainer import VlftTrainer
+
+    patch.setattr(VlftTrainer, "before_loss", (*VlftTrainer.before_loss, *acts))
 
 
 def _step(trainer: Any) -> int:

@@ -21,6 +21,7 @@ from vlft.data.collate import Collator
 from vlft.model import attention, forward, groups, kernels, segments, standins, tracing
 from vlft.model.load import empty_model, load_config, load_processor
 from vlft.model.towers import Towers
+from vlft.objectives import Sft
 from vlft.train import model_setup as prepare
 from vlft.train.metrics import Meter
 from vlft.train.step_guard import StepGuard
@@ -125,6 +126,7 @@ def trainer_of(model, flags) -> VlftTrainer:
     trainer.args, trainer.model, trainer.optimizer = flags, model, None
     table = groups.parameter_groups(model, FAMILY, learning_rates=flags.learning_rates, weight_decay=0.1)
     trainer.groups = [group for group in table if group.trainable]
+    trainer.objective = Sft(encoder=None, collator=None)
     trainer.meter = Meter(lambda batch: 0.0, peak=None)
     trainer.guard = StepGuard(flags, None, Watchdog(0), packing=True, say=print)
     trainer.on_bad_row, trainer.skipped = "error", {}

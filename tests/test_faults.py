@@ -11,7 +11,6 @@ import shutil
 import signal
 import sqlite3
 import time
-from dataclasses import replace
 from functools import partial, partialmethod
 from pathlib import Path
 
@@ -19,7 +18,18 @@ import pytest
 import torch
 from conftest import row
 from launch import vlft as vlft_process
-from mishaps import fail, kill, kill_beside_full_pipes, limit_files, notify, poison, press, remove, stall
+from mishaps import (
+    before_each_loss,
+    fail,
+    kill,
+    kill_beside_full_pipes,
+    limit_files,
+    notify,
+    poison,
+    press,
+    remove,
+    stall,
+)
 from runs import FULL, STRATEGIES, VISION_LORA, arguments, assert_same, lines, split, weights
 from torch.utils.data import get_worker_info
 
@@ -27,7 +37,7 @@ from vlft.check.row import RowCheck
 from vlft.cli.main import main
 from vlft.data.dataset import RowDataset
 from vlft.data.order import RowOrder
-from vlft.train.trainer import VlftTrainer
+from vlft.objectives import Objective
 from vlft.train.watchdog import Watchdog
 
 SAVE = ("--save_strategy", "steps", "--save_steps", "1")
@@ -50,20 +60,29 @@ def refused(base, mixed_json, media, tmp_path, capsys):
 
 def spoil(monkeypatch, step: int, index: int | None, *, loss: float = float("nan"), gradient: bool = False) -> None:
     """In that step, the loss (or only its gradient) of the micro-batch that holds this row is spoiled."""
-    real = VlftTrainer.compute_loss
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        def spoiled(**tensors):
-            outputs = model(**tensors)
+    class Spoiled(Objective):
+        """One loss of the run's objective, which then takes its place again."""
+
+        def __init__(self, trainer):
+            self.trainer, self.whole = trainer, trainer.objective
+
+        def weight(self, batch):
+            return self.whole.weight(batch)
+
+        def loss(self, model, batch):
+            self.trainer.objective = self.whole
+            found = self.whole.loss(model, batch)
             if gradient:
-                outputs.loss.register_hook(lambda grad: grad * loss)
-                return outputs
-            return replace(outputs, loss=outputs.loss * loss)
+                found.sum.register_hook(lambda grad: grad * loss)
+                return found
+            return found._replace(sum=found.sum * loss)
 
-        here = self.state.global_step + 1 == step and index in [i for _, i in inputs["rows"]]
-        return real(self, spoiled if here else model, inputs, *args, **kwargs)
+    def act(trainer, batch):
+        if trainer.state.global_step + 1 == step and index in [i for _, i in batch["rows"]]:
+            trainer.objective = Spoiled(trainer)
 
-    monkeypatch.setattr(VlftTrainer, "compute_loss", compute_loss)
+    before_each_loss(monkeypatch, act)
 
 
 ONE_EPOCH = ("--num_train_epochs", "1")
@@ -167,14 +186,12 @@ def test_what_cannot_be_left_out_under_deepspeed_is_refused(base, mixed_json, me
 )
 def test_out_of_memory_names_the_rows_and_what_helps(train, refused, mixed_json, monkeypatch, error):
     rows = order(train(*STEPS, name="whole"))
-    real = VlftTrainer.compute_loss
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        if rows[4] in [i for _, i in inputs["rows"]]:
+    def full(trainer, batch):
+        if rows[4] in [i for _, i in batch["rows"]]:
             raise error
-        return real(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(VlftTrainer, "compute_loss", compute_loss)
+    before_each_loss(monkeypatch, full)
     said = refused(*STEPS, *SAVE)
     assert f"out of memory in step 2, rank 0, micro-batch 2 of 3: {mixed_json}[{rows[4]}]; " in said
     assert re.search(r"[1-9]\d* tokens, \d+ patches", said)
@@ -188,15 +205,13 @@ def test_out_of_memory_names_the_rows_and_what_helps(train, refused, mixed_json,
 
 
 def test_a_loader_process_that_is_killed(train, refused, monkeypatch):
-    def kill(self, model, inputs, *args, **kwargs):
-        if self.state.global_step == 1:
+    def kill_workers(trainer, batch):
+        if trainer.state.global_step == 1:
             for child in multiprocessing.active_children():
                 os.kill(child.pid, signal.SIGKILL)
             time.sleep(1)
-        return real(self, model, inputs, *args, **kwargs)
 
-    real = VlftTrainer.compute_loss
-    monkeypatch.setattr(VlftTrainer, "compute_loss", kill)
+    before_each_loss(monkeypatch, kill_workers)
     # so few are fetched ahead that the next one is missed
     said = refused(*split(1, 1), *SAVE, "--dataloader_num_workers", "1", "--dataloader_prefetch_factor", "1")
     assert "a loader process was ended by Killed" in said

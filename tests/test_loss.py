@@ -1,4 +1,4 @@
-"""The head's chunked loss against plain cross-entropy: value, every gradient, and what it never holds."""
+"""The head's chunked losses against plain ones: value, every gradient, and what they never hold."""
 
 from __future__ import annotations
 
@@ -139,6 +139,100 @@ def test_evaluation_makes_no_gradients(chunks_of_32):
     assert watch.ran["aten.mm"] == 4  # one a chunk
 
 
+# ---- a log-probability per row
+
+
+def plain_log_probs(linear, hidden, labels):
+    return F.log_softmax(linear(hidden).float(), dim=1).gather(1, labels[:, None]).squeeze(1)
+
+
+def both_log_probs(count: int, *, trained: bool = True, autocast: bool = False, dtype=torch.float32):
+    """(log-probabilities, gradient of hidden, gradient of the weight or None) of the plain way and of ours.
+
+    Each row has an upstream gradient of its own, as a loss of preferences gives it.
+    """
+    upstream = torch.randn(count, generator=torch.Generator().manual_seed(7))
+    results = []
+    for chunked in (False, True):
+        linear, (hidden, labels) = head(dtype).requires_grad_(trained), rows(count)
+        if chunked:
+            loss.bind(linear)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            value = linear(hidden, labels, summed=False) if chunked else plain_log_probs(linear, hidden, labels)
+        value.backward(upstream)
+        results.append((value.detach(), hidden.grad, linear.weight.grad))
+    return results
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize("elements", [1, 17 * VOCABULARY, 32 * VOCABULARY, 2**26])
+@pytest.mark.parametrize("count", [1, 33, 100])
+def test_log_probs_and_gradients_are_those_of_log_softmax(monkeypatch, count, elements, trained):
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", elements)
+    theirs, ours = both_log_probs(count, trained=trained)
+    assert ours[0].shape == (count,)
+    assert (ours[2] is None) == (theirs[2] is None) == (not trained)
+    for mine, stock in zip(ours, theirs, strict=True):
+        if stock is not None:
+            assert mine.dtype == stock.dtype
+            assert far(mine, stock) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32-weight", "bf16-weight"])
+def test_log_probs_under_bf16_autocast_are_as_exact_as_the_plain_way(chunks_of_32, dtype):
+    theirs, ours = both_log_probs(100, autocast=True, dtype=dtype)
+    assert far(ours[0], theirs[0]) < 1e-6
+    for mine, stock in zip(ours[1:], theirs[1:], strict=True):
+        assert mine.dtype == stock.dtype
+        assert far(mine, stock) < 4 * 2**-9
+
+
+def test_log_probs_pass_torchs_own_check_of_gradients(chunks_of_32):
+    hidden = torch.randn(70, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(VOCABULARY, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(VOCABULARY, (70,))
+    assert torch.autograd.gradcheck(lambda h, w: loss.linear_log_probs(h, w, labels), (hidden, weight), fast_mode=True)
+
+
+def test_a_label_that_is_nearly_sure_keeps_its_gradient():
+    """1 - p is taken from log p: at p = 1 - 1e-12 the difference of two float32 would be 0."""
+    weight = torch.eye(2)
+    hidden = torch.tensor([[28.0, 0.0]], requires_grad=True)
+    loss.linear_log_probs(hidden, weight, torch.tensor([0])).sum().backward()
+    assert hidden.grad[0, 0].item() == pytest.approx(6.914e-13, rel=1e-3)
+
+
+def test_no_supervised_row_gives_no_log_probs_and_zero_gradients():
+    linear, (hidden, labels) = head(), rows(0)
+    value = loss.linear_log_probs(hidden, linear.weight, labels)
+    value.sum().backward()
+    assert value.shape == (0,)
+    assert hidden.grad.shape == (0, CHANNELS)
+    assert not linear.weight.grad.any()
+
+
+def test_log_probs_without_gradients_are_the_same(chunks_of_32):
+    linear, (hidden, labels) = head(), rows(100)
+    with torch.no_grad():
+        value = loss.linear_log_probs(hidden, linear.weight, labels)
+    assert not value.requires_grad
+    assert torch.equal(value, loss.linear_log_probs(hidden, linear.weight, labels).detach())
+
+
+def test_sums_per_segment_are_those_of_each_alone():
+    values = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    places = torch.tensor([1, 2, 7, 8, 9, 14])
+    bounds = torch.tensor([0, 4, 6, 12, 12, 15], dtype=torch.int32)
+    sums, counts = loss.sum_segments(values, places, bounds)
+    assert counts.tolist() == [2, 0, 3, 0, 1]
+    alone = [values[0] + values[1], 0.0, values[2] + values[3] + values[4], 0.0, values[5]]
+    assert sums.tolist() == pytest.approx([float(one) for one in alone])
+    (sums * torch.arange(1.0, 6.0)).sum().backward()
+    assert values.grad.tolist() == [1, 1, 3, 3, 3, 5]
+    nothing, counts = loss.sum_segments(values[:0], places[:0], torch.tensor([0, 1], dtype=torch.int32))
+    assert (nothing.tolist(), counts.tolist()) == ([0.0], [0])
+
+
 # ---- what is never held
 
 
@@ -252,3 +346,48 @@ def test_memory_grows_with_the_vocabulary_by_the_weights_gradient_alone(monkeypa
         assert peaks[words] - gradient - piece < 2 * 4 * elements + 2 * 4 * count * channels + 10_000
     if not trained:
         assert max(peaks.values()) - min(peaks.values()) < 10_000
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+def test_log_probs_keep_no_logits_for_the_backward_pass(monkeypatch, trained):
+    """Saved are hidden states, weight and labels; alive at once are the logits and softmax of one chunk."""
+    elements, channels, count, words = 2**18, 32, 512, 8_192
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", elements)
+    weight = torch.randn(words, channels, requires_grad=trained)
+    hidden = torch.randn(count, channels, requires_grad=True)
+    labels = torch.randint(words, (count,))
+    saved = []
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one)
+    with keep, Watch() as forward_pass:
+        value = loss.linear_log_probs(hidden, weight, labels)
+    assert [tuple(one.shape) for one in saved] == [(count, channels), (words, channels), (count,)]
+    assert all(one.data_ptr() == kept.data_ptr() for one, kept in zip(saved, (hidden, weight, labels), strict=True))
+    with Watch() as backward_pass:
+        value.backward(torch.randn(count))
+    gradients = 4 * words * channels * trained + 4 * count * channels
+    piece = 4 * elements * trained
+    for watch, more in ((forward_pass, 0), (backward_pass, gradients + piece)):
+        assert watch.largest <= elements < count * words
+        assert watch.peak < 2 * 4 * elements + more + 50_000
+
+
+def test_the_flat_forward_gives_log_probs_instead_of_the_loss(base, encoded):
+    """Of a packed row: their sum is the loss, and each sample's is what it has alone."""
+    from transformers import AutoModelForImageTextToText
+
+    from vlft.model.load import load_processor
+
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    attention.install(model, "sdpa", dtype=torch.float32)
+    forward.bind(model, forward.PixelScale.of(load_processor(base)))
+    items = [encoded[name] for name in ("still", "two-turns", "text")]
+    inputs = flat_inputs(items)
+    with torch.no_grad():
+        packed = model(**inputs, return_log_probs=True)
+        summed = model(**inputs).loss
+        alone = [model(**flat_inputs([item])).loss for item in items]
+    assert packed.loss is None
+    assert float(packed.log_probs.sum()) == pytest.approx(-float(summed), rel=1e-6)
+    sums, counts = loss.sum_segments(packed.log_probs, inputs["supervised_rows"], inputs["cu_seqlens"])
+    assert counts.tolist() == [int((item.labels_T != UNTRAINED).sum()) for item in items]
+    assert sums.tolist() == pytest.approx([-float(one) for one in alone], rel=1e-5)

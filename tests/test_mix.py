@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from build import row, write_image, write_json
+from mishaps import before_each_loss
 from runs import FULL, lines
 
 from vlft.cli.main import main
 from vlft.config import flags
 from vlft.data.costs.mix import Share, draws, places
-from vlft.train.trainer import VlftTrainer
 
 
 def test_shares_of_an_epoch():
@@ -68,13 +68,7 @@ MIX = """
 
 def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
     trained: Counter[tuple[str, int]] = Counter()
-    real = VlftTrainer.compute_loss
-
-    def counted(self, model, inputs, *args, **kwargs):
-        trained.update((Path(file).name, index) for file, index in inputs["rows"])
-        return real(self, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(VlftTrainer, "compute_loss", counted)
+    before_each_loss(monkeypatch, lambda _, batch: trained.update((Path(file).name, i) for file, i in batch["rows"]))
     read: list[str] = []
     monkeypatch.setattr(flags, "read_mix", lambda path, read_mix=flags.read_mix: read.append(path) or read_mix(path))
     argv = ["--data_mix", str(mix(sets, MIX)), "--model_id", str(base), "--on_bad_row", "skip"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from build import row, write_image, write_json
+from mishaps import before_each_loss
 from runs import arguments, lines
 
 from vlft.cli.main import main
@@ -74,7 +75,7 @@ def test_a_checkpoint_that_was_moved_out_of_its_run_is_refused_too(base, rows, f
 def test_after_a_run_that_left_nothing_the_corrected_command_starts_over(base, rows, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as broken:
-        broken.setattr("vlft.train.trainer.VlftTrainer.compute_loss", lambda *_, **__: 1 / 0)
+        before_each_loss(broken, lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(arguments(base, rows, rows.parent, out, *ONE_STEP))
     assert (out / "vlft.json").is_file()

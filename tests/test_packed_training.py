@@ -8,6 +8,7 @@ from itertools import chain
 import pytest
 import torch
 from launch import vlft as vlft_process
+from mishaps import before_each_loss
 from runs import FULL, PACKED, VISION_LORA, arguments, assert_same, lines, losses, split, weights
 
 from vlft.cli.main import main
@@ -31,17 +32,8 @@ def test_packs_train_as_their_rows_alone(train, towers):
 
 
 def test_every_epoch_trains_every_row_once(train, monkeypatch):
-    from vlft.train.trainer import VlftTrainer
-
     packs = []
-    real = VlftTrainer.compute_loss
-    monkeypatch.setattr(
-        VlftTrainer,
-        "compute_loss",
-        lambda self, model, inputs, *a, **k: (
-            packs.append([i for _, i in inputs["rows"]]) or real(self, model, inputs, *a, **k)
-        ),
-    )
+    before_each_loss(monkeypatch, lambda _, batch: packs.append([i for _, i in batch["rows"]]))
     run = train(*PACKED)
     assert len(packs) == 6
     assert sorted(chain(*packs[:3])) == sorted(chain(*packs[3:])) == list(range(7))

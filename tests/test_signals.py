@@ -10,6 +10,7 @@ import time
 from functools import partial
 
 import pytest
+from mishaps import before_each_loss
 from runs import FULL, arguments, assert_same, lines, split
 
 import vlft.train.run
@@ -120,23 +121,24 @@ def test_no_evaluation_is_lost(told, train, mixed_json, monkeypatch, number, whe
     more = (*STEPS, "--eval_path", str(mixed_json), *evaluated, *BEST, "--learning_rate", "30")
     whole = train(*more, name="whole")
 
-    cls, name, here = {
-        "evaluating": (StepGuard, "evaluation", lambda guard: guard.step),
-        "training": (VlftTrainer, "compute_loss", lambda trainer: trainer.state.global_step + 1),
-        "saving": (VlftTrainer, "_save", lambda trainer: trainer.state.global_step),
-    }[when]
-    real = getattr(cls, name)
-
     numbers = [number]  # once: a second Ctrl-C would end this process
 
-    def told_first(self, *args, **kwargs):
-        if here(self) == step and numbers:
+    def tell_in(now: int) -> None:
+        if now == step and numbers:
             tell(numbers.pop())
-        return real(self, *args, **kwargs)
+
+    def told_first(cls, name, here):
+        real = getattr(cls, name)
+        return lambda self, *args, **kwargs: tell_in(here(self)) or real(self, *args, **kwargs)
 
     word, status = {signal.SIGTERM: ("SIGTERM", 75), signal.SIGINT: ("Ctrl-C", 130)}[number]
     with monkeypatch.context() as patch:
-        patch.setattr(cls, name, told_first)
+        if when == "training":
+            before_each_loss(patch, lambda trainer, _: tell_in(trainer.state.global_step + 1))
+        elif when == "evaluating":
+            patch.setattr(StepGuard, "evaluation", told_first(StepGuard, "evaluation", lambda guard: guard.step))
+        else:
+            patch.setattr(VlftTrainer, "_save", told_first(VlftTrainer, "_save", lambda one: one.state.global_step))
         said = told(*more, status=status)
     assert f"{word} after step {step}, saved as" in said
     assert f"checkpoint-{step}. Run the same command again to resume." in said
@@ -172,15 +174,8 @@ def test_an_evaluation_that_is_put_off_twice(told, train, mixed_json, monkeypatc
 
 def test_flags_that_may_change_act_when_a_run_goes_on(train, told, monkeypatch):
     """transformers would take the steps at which to log and save from the checkpoint."""
-    real = VlftTrainer.compute_loss
-
-    def told_in_step_2(self, *args, **kwargs):
-        if self.state.global_step == 1:
-            tell()
-        return real(self, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(VlftTrainer, "compute_loss", told_in_step_2)
+        before_each_loss(patch, lambda trainer, _: tell() if trainer.state.global_step == 1 else None)
         told(*STEPS, "--save_strategy", "steps", "--save_steps", "4")
     run = train(*STEPS, "--save_strategy", "steps", "--save_steps", "1", "--logging_steps", "2")
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from launch import vlft as vlft_process
+from mishaps import before_each_loss
 from runs import FULL, VISION_LORA, ZERO2, arguments, assert_same, lines, losses, split, weights
 from safetensors.torch import load_file
 
@@ -129,14 +130,8 @@ def test_two_processes_train_as_one(train, base, mixed_json, media, tmp_path, to
 
 
 def test_every_row_is_trained_once_an_epoch(train, monkeypatch):
-    from vlft.train.trainer import VlftTrainer
-
     rows = []
-    real = VlftTrainer.compute_loss
-    monkeypatch.setattr(
-        VlftTrainer, "compute_loss", lambda self, model, inputs, *a, **k: rows.extend(i for _, i in inputs["rows"]) or
-        real(self, model, inputs, *a, **k)
-    )  # fmt: skip
+    before_each_loss(monkeypatch, lambda _, batch: rows.extend(i for _, i in batch["rows"]))
     run = train(*split(1, 3))
     assert sorted(rows[:7]) == sorted(rows[7:]) == list(range(7))
     assert rows[:7] != rows[7:]

@@ -1,18 +1,92 @@
-"""Rows -> what a model is asked. Between data, which knows no model, and model, which knows no row."""
+"""Rows -> answers, for the trainer, chat and the demo. Between data and model, which do not know each other.
+
+row  --question_of-->  conversation that ends in a user turn  --answers-->  Answer
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from vlft.config.recipe import Recipe
+from vlft.data.encode import Encoder
 from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample
+from vlft.errors import ConfigError
 from vlft.families import Family
 from vlft.model.forward import PixelScale
-from vlft.model.generate import Prompt, Speaker
+from vlft.model.generate import Prompt, Sampling, Speaker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model said to one question.
+
+    Attributes:
+        text: without the token that ends it.
+        tokens: generated, the ending one included.
+        prompt_tokens: of the conversation before it.
+        cut: it has as many tokens as it may have, and has not ended.
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    cut: bool
+
+
+def answers(
+    questions: Sequence[Sample],
+    encoder: Encoder,
+    speaker: Speaker,
+    sampling: Sampling | Sequence[Sampling],
+    *,
+    batch: int = 1,
+    limit: int | None = None,
+    stream: Callable[[str], None] | None = None,
+) -> Iterator[Answer]:
+    """Answer conversations in order, `batch` at a time; a greedy answer is the one it would be alone.
+
+    Args:
+        questions: conversations that end in a user turn, e.g. of `question_of`; of any mixture of media.
+        encoder: turns them into tokens and pixels. speaker: the model.
+        sampling: of every answer, or one for each. Those of a batch may differ in `max_new_tokens` only.
+        batch: questions answered together, padded to the longest of them. 1: no padding, and the least memory.
+        limit: tokens of prompt and answer together that the model was made for.
+        stream: called with pieces of the text as they come; one question at a time only.
+
+    Raises:
+        ConfigError: a conversation does not end in a user turn, or is too long.
+        DataError: a picture or video of a row cannot be read.
+    """
+    each = [sampling] * len(questions) if isinstance(sampling, Sampling) else sampling
+    for start in range(0, len(questions), batch):
+        some = each[start : start + batch]
+        prompts = []
+        for question, own in zip(questions[start : start + batch], some, strict=True):
+            prompt = as_tensors(encoder.prompt(question), encoder.recipe)
+            _check_length(len(prompt.ids_T), own, limit)
+            prompts.append(prompt)
+        longest = replace(some[0], max_new_tokens=max(own.max_new_tokens for own in some))
+        generated = speaker.generate(prompts, longest, stream=stream)
+        for prompt, own, ids in zip(prompts, some, generated, strict=True):
+            ids = ids[: own.max_new_tokens]
+            yield Answer(
+                text=speaker.text(ids),
+                tokens=len(ids),
+                prompt_tokens=len(prompt.ids_T),
+                cut=ids[-1] not in speaker.ends,
+            )
+
+
+def _check_length(tokens: int, sampling: Sampling, limit: int | None) -> None:
+    if limit is not None and tokens + sampling.max_new_tokens > limit:
+        raise ConfigError(
+            f"the conversation is {tokens:,} tokens long and --max_new_tokens is {sampling.max_new_tokens:,}; "
+            f"together the model takes {limit:,}. Begin a new conversation, show less, or lower --max_new_tokens."
+        )
 
 
 def question_of(sample: Sample) -> Sample:

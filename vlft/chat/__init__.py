@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlft.answering import as_tensors, question_of, speaker
+from vlft.answering import answers, question_of, speaker
 from vlft.checkpoint import (
     RunRecord,
     attach_adapter,
@@ -33,7 +33,7 @@ from vlft.data.media.read import MediaError, measure
 from vlft.data.sample import Image, Sample, Text, Turn, Video
 from vlft.errors import ConfigError, DataError
 from vlft.families import Family
-from vlft.model.generate import Prompt, Sampling, Speaker
+from vlft.model.generate import Sampling, Speaker
 from vlft.model.load import load_base, load_config
 
 __all__ = ["Chat", "Reply", "Sampling", "open_model", "question", "question_of"]
@@ -101,11 +101,16 @@ class Chat:
             DataError: the same of a row.
         """
         sampling = sampling or Sampling(max_new_tokens=MAX_NEW_TOKENS)
-        prompt = self._prompt(asked, sampling)
-        with _enough_memory(self.speaker.model.device):
-            (ids,) = self.speaker.generate([prompt], sampling, stream=stream)
-        text = self.speaker.text(ids)
-        return Reply(text=text, tokens=len(ids), prompt_tokens=len(prompt.ids_T), boxes=self.boxes(text, asked))
+        sample = asked if isinstance(asked, Sample) else _conversation(asked)
+        try:
+            with _enough_memory(self.speaker.model.device):
+                (said,) = answers([sample], self.encoder, self.speaker, sampling, limit=self.limit, stream=stream)
+        except DataError as error:
+            if sample is asked:
+                raise
+            raise ConfigError(error.row.reason) from error  # its advice is for rows of a file
+        boxes = self.boxes(said.text, sample)
+        return Reply(text=said.text, tokens=said.tokens, prompt_tokens=said.prompt_tokens, boxes=boxes)
 
     def boxes(self, answer: str, asked: Sample | Sequence[Turn]) -> tuple[AnswerBox, ...]:
         """The boxes in an answer, for a model that writes them as its family does: in `Family.box_unit`.
@@ -143,29 +148,10 @@ class Chat:
         Raises:
             ConfigError, DataError: as `reply`.
         """
-        sampling, texts = Sampling(max_new_tokens=max_new_tokens), []
-        for start in range(0, len(samples), batch):
-            prompts = [self._prompt(sample, sampling) for sample in samples[start : start + batch]]
-            with _enough_memory(self.speaker.model.device):
-                texts += [self.speaker.text(ids) for ids in self.speaker.generate(prompts, sampling)]
-        return texts
-
-    def _prompt(self, asked: Sample | Sequence[Turn], sampling: Sampling) -> Prompt:
-        if isinstance(asked, Sample):
-            encoded = self.encoder.prompt(asked)
-        else:
-            try:
-                encoded = self.encoder.prompt(_conversation(asked))
-            except DataError as error:  # its advice is for rows of a file
-                raise ConfigError(error.row.reason) from error
-        tokens = len(encoded.input_ids_T)
-        if tokens + sampling.max_new_tokens > self.limit:
-            raise ConfigError(
-                f"the conversation is {tokens:,} tokens long and --max_new_tokens is {sampling.max_new_tokens:,}; "
-                f"together the model takes {self.limit:,}. Begin a new conversation, show less, or lower "
-                "--max_new_tokens."
-            )
-        return as_tensors(encoded, self.encoder.recipe)
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        with _enough_memory(self.speaker.model.device):
+            said = answers(samples, self.encoder, self.speaker, sampling, batch=batch, limit=self.limit)
+            return [answer.text for answer in said]
 
 
 def open_model(path: str | Path, *, base_model: str | None = None, device: torch.device | str | None = None) -> Chat:

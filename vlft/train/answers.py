@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vlft.answering import as_tensors, question_of, speaker
+from vlft.answering import answers, question_of, speaker
 from vlft.config.flags import TrainFlags
 from vlft.data.sample import Image, Sample, Text, Video
 from vlft.model.generate import Sampling
@@ -117,16 +117,16 @@ class Answers:
             written = [self.base.encoder.as_written(row) for row in self.rows]
             file.write({"step": step, "rows": [_described(row) for row in written]})
             self._shown = True
-        answers = []
-        # One at a time: no padding, and no more memory than one row takes.
-        for row in self.rows:
-            most = min(self.most, LONGER[0] * self.base.encoder.measure(row).supervised + LONGER[1])
-            prompt = as_tensors(self.base.encoder.prompt(question_of(row)), self.base.recipe)
-            (ids,) = talker.generate([prompt], Sampling(max_new_tokens=most))
-            answers.append(
-                {"file": row.file, "index": row.index, "answer": talker.text(ids), "cut": ids[-1] not in talker.ends}
-            )
-        file.write({"step": step, "answers": answers})
+        encoder = self.base.encoder
+        own = (encoder.measure(row).supervised for row in self.rows)
+        samplings = [Sampling(max_new_tokens=min(self.most, LONGER[0] * tokens + LONGER[1])) for tokens in own]
+        # One at a time: no more memory than one row takes.
+        said = answers([question_of(row) for row in self.rows], encoder, talker, samplings, batch=1)
+        entries = [
+            {"file": row.file, "index": row.index, "answer": answer.text, "cut": answer.cut}
+            for row, answer in zip(self.rows, said, strict=True)
+        ]
+        file.write({"step": step, "answers": entries})
 
 
 def _described(row: Sample) -> dict[str, Any]:
