@@ -18,6 +18,7 @@ from vlft.config.common_flags import COMMON, TEXTS
 from vlft.config.kits.common import REPLACED
 from vlft.config.names import help_asked, wrong_usage
 from vlft.errors import ConfigError
+from vlft.files import write_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ PATHS = ("data_path", "data_mix", "eval_path", "image_folder", "model_id", "outp
 def write_yaml(path: str | Path, effective: dict[str, Any]) -> None:
     """Write flags so that `--config` reads them back, from any directory: paths of what is there are made absolute."""
     flags = {name: _absolute(value) if name in PATHS else value for name, value in effective.items()}
-    Path(path).write_text(yaml.safe_dump(flags, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.safe_dump(flags, sort_keys=True, allow_unicode=True))
 
 
 def _absolute(value: Any) -> Any:

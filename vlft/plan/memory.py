@@ -122,11 +122,8 @@ class Outlook:
             f"    its rows: {named}{more}",
         ]
         if self.shared:
-            strategies = [_strategy(one) for one in self.shared]
-            lines += [
-                f"  shared by {counted(self.world, 'process')}:",
-                table(_TITLES, strategies, indent=4, last="left"),
-            ]
+            shared = table(_TITLES, [_strategy(one) for one in self.shared], indent=4, last="left")
+            lines += [f"  shared by {counted(self.world, 'process')}:", shared]
         if not asked.fits:
             lines.append(
                 "  nothing known lets it fit: a larger card, more of them, or smaller pictures (--image_max_pixels)"
