@@ -8,12 +8,15 @@ import torch
 
 from vlft import Base, Loader, Rows, data_loader, load_model, load_rows, open_base, parameter_groups, preview_row
 from vlft import save_model as save
+from vlft.data.sample import Sample
+from vlft.errors import BadRow
 
 base = open_base("Qwen/Qwen2-VL-2B-Instruct", image_max_pixels=1280 * 28 * 28, fps=2.0, packing=False)
 assert_type(base, Base)
 rows = load_rows(base, ["a.json", "b.json"], image_folder="images", on_bad_row="skip")
 assert_type(rows, Rows)
-assert_type(len(rows), int)
+assert_type(rows[0], Sample)
+assert_type(rows.skipped, tuple[BadRow, ...])
 loader = data_loader(base, rows, global_batch=16)
 assert_type(loader, Loader)
 assert_type(iter(loader), Iterator[dict[str, Any]])

@@ -9,12 +9,13 @@ this module when one of its names is first asked for.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch.utils.data import DataLoader
@@ -35,7 +36,7 @@ from vlft.model import groups, kernels
 from vlft.model.forward import FORWARD_KEYS
 from vlft.preview import preview_sample
 from vlft.preview.text import as_text
-from vlft.setup.schedule import evaluation_order, pack_budget, training_order
+from vlft.setup.schedule import PATCHES_PER_TOKEN, evaluation_order, pack_budget, training_order
 from vlft.train.folder import save_processor, stored_dtypes
 from vlft.train.model_setup import prepare_model
 from vlft.train.ranks import on_rank_zero
@@ -45,6 +46,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     Model = PreTrainedModel | PeftModel
+
+LOG = logging.getLogger("vlft")
+#: Flags of a loader that act on one kind of pass only.
+_OF_TRAINING = {"global_batch", "gradient_accumulation_steps", "per_device_train_batch_size", "seed"}
+_OF_EVALUATION = {"per_device_eval_batch_size"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +91,13 @@ class Rows(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.measured.rows.samples)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
         return self.measured.rows.samples[index]
 
     @property
@@ -136,6 +148,10 @@ def load_rows(
     data, _, args = parsed("load_rows", given, base.flags)
     workers = args.dataloader_num_workers
     measured = on_rank_zero(lambda: setup.training_rows(data, base.opened, workers=workers))
+    for note in measured.notes:
+        LOG.info(note)
+    if bad := measured.rows.bad:
+        LOG.warning("%d of %d rows are skipped, the first is %s", len(bad), sum(measured.rows.counts.values()), bad[0])
     return Rows(measured=measured, flags={**base.flags, **said(given)})
 
 
@@ -154,7 +170,10 @@ def data_loader(
         UsageError: a flag is unknown, or belongs to another function.
         ConfigError: a flag cannot act, or `global_batch` cannot be made up.
     """
-    data, _, args = parsed("data_loader", {"global_batch": global_batch, **flags}, rows.flags)
+    given = {"global_batch": global_batch, **flags}
+    data, _, args = parsed("data_loader", given, rows.flags)
+    if idle := sorted(said(given).keys() & (_OF_EVALUATION if shuffle else _OF_TRAINING)):
+        raise ConfigError(f"data_loader(): {idle[0]} has no effect with shuffle={shuffle}. Drop one of the two.")
     costs = rows.measured.costs
     order: Order
     if shuffle:
@@ -206,16 +225,12 @@ def load_model(
     kernels.check(args.liger, args.device)
     opened = setup.open_base(data, model_flags, given=frozenset(said(own)))  # with the towers
     budget = pack_budget(data)
-    most = {"tokens": opened.recipe.max_length} if budget is None else vars(budget)
+    # The most that a micro-batch may hold.
+    tokens = opened.recipe.max_length if budget is None else budget.tokens
+    patches = PATCHES_PER_TOKEN * tokens if budget is None else budget.patches
     set_seed(args.seed)
-    model, _ = prepare_model(
-        opened,
-        args,
-        choice=model_flags.attn,
-        say=lambda line: None,
-        tokens=most["tokens"],
-        patches=most.get("patches", 4 * most["tokens"]),
-    )
+    model, chosen = prepare_model(opened, args, choice=model_flags.attn, say=LOG.info, tokens=tokens, patches=patches)
+    LOG.info("%s", chosen)
     model.train()
     _take_batches(model, args)
     ready: Any = model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -13,6 +14,8 @@ from vlft.data.order import RankBatches
 from vlft.data.workers import workers_end_with_errors
 from vlft.errors import BadRow, DataError
 from vlft.train.ranks import gather
+
+LOG = logging.getLogger("vlft")
 
 
 class Loader:
@@ -57,8 +60,10 @@ class Loader:
 
     def _of_step(self, step: Sequence[Batch]) -> Iterator[dict[str, Any]]:
         bad = [row for batch in step for row in batch["skipped"]]
-        self.skipped += bad
         failed = DataError(bad[0]) if bad and self._strict else None
+        for row in () if failed else bad:
+            LOG.warning("skipped %s", row)
+            self.skipped.append(row)
         tokens = sum(gather(sum(batch["counts"]["supervised_tokens"] for batch in step), failed=failed))
         for batch in step:
             yield {**batch, "num_items_in_batch": max(1, tokens)}
