@@ -37,9 +37,8 @@ checked() {
     return "$status"
 }
 # A worker that runs out of tests takes over half of what the other has left, so both end together.
-workers=(-n "${WORKERS:-2}" --dist worksteal)
-[[ $# -eq 0 ]] || workers=()
-stage pytest .venv/bin/python -m pytest "${workers[@]}" "$@"
+[[ $# -gt 0 ]] || set -- -n "${WORKERS:-2}" --dist worksteal
+stage pytest .venv/bin/python -m pytest "$@"
 stage "mypy (beside pytest)" checked
 
 [[ ${#failed[@]} -eq 0 ]] || {

@@ -183,9 +183,17 @@ def _listed(text: str) -> set[str]:
     return set(re.findall(r"^  (?:-\w, )?--(\w+)", text, re.M))
 
 
+@pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("verb", [name for name in VERBS if name not in TWO_TIERS])
-def test_help_all_of_a_verb_with_one_tier_is_its_help(verb, capsys):
-    assert main([verb, "--help", "all"]) == 0
+def test_help_all_of_a_verb_with_one_tier_is_its_help(verb, stored, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(help.WIDTH))
+    if stored:
+        assert main([verb, "--help", "all"]) == 0
+    else:
+        monkeypatch.setattr(help, "answer", lambda *_: None)
+        with pytest.raises(SystemExit) as left:
+            main([verb, "--help-all"])
+        assert left.value.code == 0
     assert capsys.readouterr().out == (help.FOLDER / f"{verb}.txt").read_text()
 
 

@@ -44,6 +44,7 @@ class _Parser(CommandParser):
             UsageError: the command line makes no sense, there are two prompts, or a flag has no effect.
             ConfigError: stdin is not UTF-8.
         """
+        self.answer_help(argv)
         flags = self.parse_intermixed_args(argv)
         prompts = [*flags.prompt, *flags.prompts]
         if len(prompts) > 1:

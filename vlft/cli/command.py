@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlft.cli.quiet import quiet
 from vlft.cli.stdout import json_only
-from vlft.config.names import wrong_usage
+from vlft.config.names import help_asked, wrong_usage
 
 if TYPE_CHECKING:
     from vlft.config.parse import FlagParser
@@ -52,7 +52,14 @@ class CommandParser(argparse.ArgumentParser):
         Raises:
             UsageError: the command line makes no sense.
         """
+        self.answer_help(argv)
         return self.parse_args(argv)
+
+    def answer_help(self, argv: Sequence[str]) -> None:
+        """Print the help and exit, if argv asks for it in any form."""
+        if help_asked(argv):
+            self.print_help()
+            self.exit()
 
 
 def train_parser(verb: str, **kwargs: Any) -> FlagParser:

@@ -30,7 +30,7 @@ Fine-tune Qwen2-VL on your own pictures, videos and conversations, and get weigh
 
 {_LISTED}
 
-vlft VERB --help says more, vlft VERB --help all lists every flag; vlft --version prints the version ({__version__}).
+vlft VERB --help says more, vlft VERB --help all lists every flag. vlft --version prints the version ({__version__}).
 A run, from data to weights:
 
   vlft check-data train.json --image_folder images
