@@ -163,7 +163,7 @@ def test_numbers_say_which_picture():
     ]
     assert "2 times" in refusal(row("<|image_1|><|image_3|>", images=["a.jpg", "b.jpg"])).reason
     assert "has no tag" in refusal(row("<image_00>", image=files)).reason
-    assert "Number all or none" in refusal(row("<image><image_01>", image=files)).reason
+    assert "Number all tags or none" in refusal(row("<image><image_01>", image=files)).reason
     index = [{"type": "image", "index": 1}, {"type": "image", "index": 0}]
     swapped = {"images": ["a.jpg", "b.jpg"], "messages": [{"role": "user", "content": index}, OPENAI[1]]}
     assert shape(parse(swapped))[0][1] == ["<pics/b.jpg>", "<pics/a.jpg>"]
@@ -186,7 +186,7 @@ def test_pictures_of_turns_stay_with_their_turns():
     assert refusal(raw).field == "conversations[0].image"
     raw["conversations"][0] |= {"value": "<image>a"}
     raw["conversations"][1]["image"] = "own.jpg"
-    assert "turn that is not the human's" in refusal(raw).reason
+    assert "turn that is not a human turn" in refusal(raw).reason
 
 
 # ----------------------------------------------------------------------------------------------- words of other kits
@@ -247,10 +247,10 @@ def test_prose_is_prose(text):
         ({"question": "a", "answer": ["b", "c"]}, "is a list, not a string"),
         ({"texts": [{"user": "a", "assistant": None}]}, "is null. Fill it in"),
         ({"texts": [{"user": "a", "assistant": "b"}, "c"]}, "is a string, not an object"),
-        ({"conversations": {"from": ["human", "gpt"], "value": ["a"]}}, "lists of unequal length"),
+        ({"conversations": {"from": ["human", "gpt"], "value": ["a"]}}, "lists of different lengths"),
         ({"conversations": "[{"}, "is a string that is not JSON"),
-        ({"image": "a.jpg", "messages": [{"role": "tool", "content": "x"}]}, "turns of tools are not read"),
-        ({"image": "a.jpg", "messages": [{"role": "Observation", "content": "x"}]}, "turns of tools are not read"),
+        ({"image": "a.jpg", "messages": [{"role": "tool", "content": "x"}]}, "tool turns are not read"),
+        ({"image": "a.jpg", "messages": [{"role": "Observation", "content": "x"}]}, "tool turns are not read"),
     ],
 )
 def test_refused(raw, reason):

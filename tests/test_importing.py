@@ -151,7 +151,7 @@ def test_a_folder_with_something_else_is_refused(imported, parquet, tmp_path):
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match=r"holds something else \(letter.txt"):
         import_stories(str(parquet), str(tmp_path / "mine"))
-    with pytest.raises(ConfigError, match="holds another import, of which limit was null; now it is 2"):
+    with pytest.raises(ConfigError, match="holds another import: its limit was null, and now it is 2"):
         import_stories(str(parquet), str(imported), limit=2)
     assert [item.name for item in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
@@ -167,7 +167,7 @@ def test_limit_and_missing_shards(parquet, tmp_path, capsys, monkeypatch):
     assert Path("train.jsonl").is_file()
     out, err = capsys.readouterr()
     assert json.loads(out)["stories"] == {"train": 2}
-    assert "train-*: 1 of 2 files are there" in err
+    assert "train-*: 1 of 2 files found" in err
     assert "neither train nor test: validation.parquet" in err
     assert not (tmp_path / "out" / "test.jsonl").exists()
 

@@ -173,7 +173,7 @@ REFUSED = {
     "a span without an end": (
         talk(last={"train_detail": [{"begin_offset": 0}]}),
         "conversations[3].train_detail[0]",
-        "is no span",
+        "is not a span",
     ),
     "spans of parts": (
         {

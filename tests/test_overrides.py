@@ -138,12 +138,12 @@ REFUSED = {
     "fps of a picture": (
         part_row({"type": "image", "image": "a.png", "fps": 2}),
         "messages[0].content[0].fps",
-        "is for videos, and this is a picture",
+        "is for videos, but this is a picture",
     ),
     "total_pixels": (
         part_row({"type": "video", "video": "v.mp4", "total_pixels": 2e6}),
         "messages[0].content[0].total_pixels",
-        "is not taken. Use max_pixels",
+        "is not supported. Use max_pixels",
     ),
 }
 

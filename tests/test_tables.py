@@ -148,15 +148,19 @@ BAD_TABLES = {
     "UTF-16": ("a.csv", "question,answer\na,b\n".encode("utf-16"), "is UTF-16"),
     "an open quote": ("a.csv", 'question,answer\na,"b\n', "line 2: unexpected end of data"),
     "a quote in a cell": ("a.csv", 'question,answer\n"a "b" c",d\n', "line 2: ',' expected after '\"'"),
-    "no header": ("a.csv", "a.jpg,a.jpg\n", "the name 'a.jpg' stands twice"),
+    "no header": ("a.csv", "a.jpg,a.jpg\n", "the name 'a.jpg' occurs twice"),
     "only a header": ("a.csv", "question,answer\n", "holds no rows"),
     "nothing": ("a.csv", "", "holds no rows"),
     "cut gzip": ("a.csv.gz", gzip.compress(b"question,answer\na,b\n" * 9)[:-9], "damaged or cut short"),
-    "no gzip": ("a.csv.gz", "question,answer\na,b\n", "is not compressed, whatever its name says"),
-    "gzip without its ending": ("a.csv", gzip.compress(b"question,answer\n"), "is compressed, whatever its name says"),
+    "no gzip": ("a.csv.gz", "question,answer\na,b\n", "is not compressed, although its name says otherwise"),
+    "gzip without its ending": (
+        "a.csv",
+        gzip.compress(b"question,answer\n"),
+        "is compressed, although its name says otherwise",
+    ),
     "no tar": ("a.tar", "no tar", "damaged or cut short, or not a tar"),
     "Excel": ("a.xlsx", b"PK", "is a spreadsheet. Save it as CSV UTF-8"),
-    "text": ("a.txt", "a", "a data file is a list of rows. Write each as a line of a .jsonl"),
+    "text": ("a.txt", "a", "a data file is a list of rows. Write each row as a line of a .jsonl"),
     "pickle": ("a.pkl", b"\x80", "may run code when it is read"),
     "zstd": ("a.tar.zst", b"", "is compressed. Unpack it"),
     "zip": ("a.zip", b"", "is compressed. Unpack it"),
@@ -164,12 +168,12 @@ BAD_TABLES = {
     "HDF5": ("a.h5", b"", "holds arrays"),
     "a database": ("a.db", b"", "is a database"),
     "YAML": ("a.yaml", b"", "--data_mix FILE"),
-    "a picture": ("a.jpg", b"", "Name the file whose rows name it"),
-    "unknown": ("a.rows", b"", "is no data file by its ending .rows; read are .json, .jsonl, .csv"),
+    "a picture": ("a.jpg", b"", "Name a data file whose rows name it"),
+    "unknown": ("a.rows", b"", "the ending .rows is not supported; supported are .json, .jsonl, .csv"),
     "no ending": ("rows", b"", "has no ending"),
-    "an array in lines": ("a.ndjson", b"[1]", "a .jsonl has one object a line"),
-    "a pattern": ("{a,b}.tar", None, "a.tar and 1 more of its 2 files not there"),
-    "a pattern of JSON": ("*.jsonl", None, "leave it to the shell"),
+    "an array in lines": ("a.ndjson", b"[1]", "a .jsonl has one object per line"),
+    "a pattern": ("{a,b}.tar", None, "a.tar and 1 more of its 2 files do not exist"),
+    "a pattern of JSON": ("*.jsonl", None, "let the shell expand it"),
     "from the hub": ("org/name", None, "no such file"),
 }
 
@@ -295,7 +299,7 @@ BAD_TARS = {
     "a pickle": ([("000.pyd", b"cos\nsystem\n")], "its member 000.pyd is not read: pickles run code"),
     "an array": ([("000.npy", b"\x93NUMPY")], "its member 000.npy is not read"),
     "no key": ([("README", b"a")], "its member README has no key and ending"),
-    "apart": ([("0.txt", b"a"), ("1.txt", b"b"), ("0.cls", b"c")], "the members of 0 do not stand together"),
+    "apart": ([("0.txt", b"a"), ("1.txt", b"b"), ("0.cls", b"c")], "the members of 0 are not next to each other"),
     "twice": ([("0.txt", b"a"), ("0.txt", b"b")], "holds 0.txt twice"),
     "a long header": (_long_header(), "a header of 2,0"),
     "nothing": ([], "holds no rows"),
@@ -313,7 +317,7 @@ def test_a_tar_that_was_cut_or_glued_is_refused(photos, tmp_path):
     ends = whole.index(b"1.jpg")  # where the header of the second row begins
     for cut in (100, ends, ends + 700):
         assert "cut short" in refused(write(tmp_path / "b.tar", whole[:cut]))
-    assert "one behind another" in refused(write(tmp_path / "b.tar", whole + whole))
+    assert "has data after its end" in refused(write(tmp_path / "b.tar", whole + whole))
 
 
 def test_names_of_members_lead_nowhere(photos, tmp_path, cache):
@@ -397,12 +401,12 @@ def test_a_folder_for_each_class(tmp_path, photos, capsys):
 
 
 def test_folders_without_rows(tmp_path, photos):
-    assert "a folder of 4 pictures or videos (0.jpg), and nothing says what they show" in refused(photos)
+    assert "a folder of 4 pictures or videos (0.jpg) without text" in refused(photos)
     write_json(photos / "rows.jsonl", [row()])
     assert f"Name the data file itself: {photos / 'rows.jsonl'}" in refused(photos)
     as_tar(tmp_path / "w" / "a.tar", sample("0", photos, **row("<image>?", "a")))
     parquet.write_table(pa.table({"key": ["0"]}), tmp_path / "w" / "a.parquet")
-    assert "Say which are the data" in refused(tmp_path / "w")
+    assert "Name those that are the data" in refused(tmp_path / "w")
 
 
 def test_arrow_files_and_classes_of_datasets(tmp_path, photos):
@@ -485,16 +489,16 @@ def test_rows_that_columns_do_not_fit(raw, why, tmp_path):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("question=q,answr=a", "'answr' is no part of a row. Parts are question, answer, system, image"),
+        ("question=q,answr=a", "'answr' is not a part of a row. Parts are question, answer, system, image"),
         ("question", "is not part=column"),
         ("", "names no column"),
         ("question=q", "question without answer. Add answer=COLUMN"),
         ("answer=a", "or a text: 'question:=Describe the picture.'"),
-        ("question=q,answer=", "answer is given nothing"),
+        ("question=q,answer=", "answer is empty"),
         ("question=q,answer=a,answer=b", "answer is given twice"),
         ("question=q,answer=a,image:=b.jpg", "only question, answer, system may be a text"),
         ("question:=q,answer:=a", "reads no column"),
-        ("conversations=c,question=q,answer=a", "both say what is talked about"),
+        ("conversations=c,question=q,answer=a", "both name the conversation"),
         ({"question": 3, "answer": "a"}, "--columns.question: is 3"),
         ('{"question": ', "not JSON"),
         (["question"], "is ['question'], not a mapping"),
@@ -508,7 +512,7 @@ def test_columns_that_are_refused(given, why):
 
 def test_a_wrong_flag_is_refused_before_data_are_opened(capsys):
     assert main([*CHECK, "gone.csv", "--columns", "foo=a"]) == 1
-    assert "'foo' is no part of a row" in capsys.readouterr().err
+    assert "'foo' is not a part of a row" in capsys.readouterr().err
 
 
 def test_a_column_that_no_row_has(tmp_path):

@@ -271,7 +271,10 @@ def _write(path, content=""):
 
 BAD = {
     "no such file": (lambda at: at / "gone.parquet", "no such file"),
-    "no parquet": (lambda at: _write(at / "a.parquet", "id,text\n"), "is not a parquet file, whatever its name says"),
+    "no parquet": (
+        lambda at: _write(at / "a.parquet", "id,text\n"),
+        "is not a parquet file, although its name says so",
+    ),
     "empty file": (lambda at: _write(at / "a.parquet"), "is not a parquet file"),
     "cut short": (lambda at: _cut(as_parquet(_text(), at / "a.parquet"), -100), "is cut short"),
     "damaged": (lambda at: _damaged(as_parquet(_text(), at / "a.parquet")), "damaged or cut short"),
@@ -308,7 +311,7 @@ BAD = {
         lambda at: _cut(save_to_disk(_text(), at / "s") / "data-00001-of-00002.arrow", -200).parent,
         "damaged or cut short",
     ),
-    "a state of nothing": (lambda at: _write(at / "s" / "state.json", "{").parent, "is not what save_to_disk writes"),
+    "a state of nothing": (lambda at: _write(at / "s" / "state.json", "{").parent, "was not written by save_to_disk"),
 }
 
 
@@ -343,7 +346,7 @@ def test_check_data_names_the_table_and_its_row(capsys, tmp_path, media):
 def test_turns_of_unequal_length_and_text_that_is_none_name_their_row(tmp_path):
     turns = {"from": ["human", "gpt"], "value": ["a"]}
     path = as_parquet(pa.Table.from_pylist([{"conversations": turns}]), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=r"a\.parquet\[0\]: turns are lists of unequal length"):
+    with pytest.raises(ConfigError, match=r"a\.parquet\[0\]: its turns are lists of different lengths"):
         raw_rows(path)
     text = pa.array([b"\xff\xfe"], type=pa.binary()).view(pa.string())
     said = pa.array([[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]])

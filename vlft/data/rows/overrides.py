@@ -115,11 +115,11 @@ def _checked(row: RowRef, values: dict[str, tuple[str, Any]], at: str) -> Overri
         if not (0 <= value < 1e15) or (whole and value != int(value)) or (name not in SPAN and value == 0):
             raise row.bad(f"{at}{key}", f"is {value}. Use a {'whole number' if whole else 'number'} above 0")
         if name in ("nframes", "max_frames") and value % 2:
-            raise row.bad(f"{at}{key}", f"is {value}: frames are read in pairs. Use an even number")
+            raise row.bad(f"{at}{key}", f"is {value}: frames go in pairs. Use an even number")
         values[name] = (key, int(value) if whole else float(value))
     for one, other, why in (
-        ("fps", "nframes", "both set the number of frames of a video"),
-        ("nframes", "max_frames", "both set the number of frames of a video"),
+        ("fps", "nframes", "both say how many frames a video gets"),
+        ("nframes", "max_frames", "both say how many frames a video gets"),
     ):
         if one in values and other in values:
             raise row.bad(f"{at}{values[other][0]}", f"{one} and {other} {why}. Keep one of them")
