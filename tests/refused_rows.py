@@ -6,7 +6,7 @@ from build import row
 
 
 def turns(*values, **keys):
-    """A row of turns; a turn is "human: text"."""
+    """Return a row with these turns; a turn is "human: text"."""
     said = (value.split(": ", 1) for value in values)
     return {**keys, "conversations": [{"from": role, "value": text} for role, text in said]}
 

@@ -1,4 +1,4 @@
-"""Rows as other kits write them: the same rows in every form give the same ids, labels and pixels; what is refused."""
+"""Rows of other kits: the same rows give the same ids, labels and pixels in every form; and which rows are refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_preview_shows_a_row_of_openais_form(capsys, tmp_path, monkeypatch, medi
     assert [m["field"] for m in shown["media"]] == ["messages[0].content[0]", "messages[0].content[1]"]
     kept = sorted((tmp_path / "cache").rglob("*.jpg"))
     want = sorted((media / name).read_bytes() for name in ("flower.jpg", "astronaut.jpg"))
-    assert sorted(file.read_bytes() for file in kept) == want  # as they came, and each once
+    assert sorted(file.read_bytes() for file in kept) == want  # bytes unchanged, each file once
 
 
 def test_an_embedded_picture_is_written_once(tmp_path, media):
@@ -72,7 +72,7 @@ def test_an_embedded_picture_is_written_once(tmp_path, media):
 
 
 def test_parts_and_columns_in_one_row():
-    """A part that names a file shows that one; one that names none, and a tag, the next of the column."""
+    """A part with a file shows that file; a part without one, and a tag, show the next file of the column."""
     content = [{"type": "image"}, {"type": "text", "text": "or <image> or"}, {"type": "image", "image": "c.jpg"}]
     raw = {
         "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "b"}],
@@ -172,7 +172,7 @@ def test_one_thing_said_twice_and_alike_is_taken():
 
 
 def test_columns_of_other_rows_of_a_table_do_not_disturb():
-    """In a table every row has every column; null and empty say nothing."""
+    """In a table, every row has every column; null and empty values count as absent."""
     idle = dict.fromkeys(("instruction", "output", "query", "images", "audios", "objects", "fps", "system", "tools"))
     part = {"type": "text", "text": "a", "image_url": None, "image": None, "min_pixels": None}
     sample = parse({**idle, **asked(part), "history": [], "videos": []})

@@ -1,4 +1,4 @@
-"""Rows of every form in the table of data/README.md are one row; words, keys, roles and addresses of other kits."""
+"""All forms in the table of data/README.md give the same row; words, keys, roles and addresses of other kits."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_examples_of_the_table_are_one_row(form):
 
 
 def test_the_table_of_the_readme_is_that_of_the_code():
-    """Where it was meant to change: python -m vlft.data.rows.forms data/README.md"""
+    """To update the README: python -m vlft.data.rows.forms data/README.md"""
     text = README.read_text(encoding="utf-8")
     assert with_table(text) == text
     assert all(form.kits in text for form in FORMS)
@@ -146,7 +146,7 @@ def test_llava_next_writes_image_for_a_video():
 
 def test_a_video_in_the_text():
     assert shape(parse(row("<video>a.mp4</video>\nWhat?")))[0] == ("user", ["<pics/a.mp4>", "What?"])
-    # With a list of videos it is a tag, as ever.
+    # With a list of videos, <video> is always a tag.
     assert shape(parse(row("<video>x</video>", video="a.mp4")))[0] == ("user", ["<pics/a.mp4>", "x</video>"])
 
 
@@ -418,7 +418,7 @@ def test_fix_writes_the_tags(capsys, tmp_path, media, base):
         assert main(["preview", *words, *flags, "--index", "0", "--json"]) == 0
         seen.append(json.loads(capsys.readouterr().out)["input_ids"])
     assert seen[0] == seen[1]
-    assert main(check) == 1  # what was kept of the rows with the flag is not taken without it
+    assert main(check) == 1  # costs cached with the flag are not used without it
 
 
 # ------------------------------------------------------------------------------------------------------- registries
@@ -437,7 +437,7 @@ def test_lists_of_data_sets_point_to_the_mix(name, tmp_path):
     path.write_text(yaml.safe_dump(REGISTRIES[name]) if name.endswith("yaml") else json.dumps(REGISTRIES[name]))
     with pytest.raises(ConfigError, match="--data_mix") as caught:
         index_rows([str(path)], image_folder=None, family=FAMILY)
-    # What it says to write is a mix.
+    # The text that it tells the user to write is a valid mix.
     lines = str(caught.value).partition(":\n")[2].replace("\n  ", "\n").strip()
     (tmp_path / "mix.yaml").write_text(lines)
     (one,) = read_mix(str(tmp_path / "mix.yaml"))

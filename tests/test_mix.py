@@ -1,4 +1,4 @@
-"""Several data sets in one run: who is trained how often, the same each time, and accounted for."""
+"""Several data sets in one run: how often each row is trained, the same each time, and reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_shares_of_an_epoch():
     assert draws([Share(rows=10), Share(rows=4, repeat=2.5), Share(rows=100, cap=7), Share(rows=3, cap=9)]) == [
         10, 10, 7, 3,
     ]  # fmt: skip
-    # Of 30 rows, two shares to one.
+    # 30 rows, in shares of two to one.
     assert draws([Share(rows=10, weight=1), Share(rows=20, weight=0.5)]) == [20, 10]
     assert draws([Share(rows=1000, weight=1, cap=10), Share(rows=20, weight=2)]) == [10, 20]
     assert draws([Share(rows=10, weight=1e9), Share(rows=20, weight=1e-9)]) == [30, 1]
@@ -40,7 +40,7 @@ def test_each_row_is_drawn_as_often_as_the_others_or_once_more(share, count):
 
 @pytest.fixture
 def sets(tmp_path) -> Path:
-    """pictures/rows.json (6 rows, pictures beside it), words.json (4 rows, one of them bad), and a mix of both."""
+    """pictures/rows.json (6 rows, with their pictures), words.json (4 rows, one is refused), and a mix of both."""
     for i in range(6):
         write_image(tmp_path / "pictures" / "img" / f"{i}.jpg")
     write_json(
@@ -109,7 +109,7 @@ def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["rows"], found["ok"], [bad["index"] for bad in found["bad"]]) == (10, 9, [0])
 
-    (sets / "pictures" / "img" / "0.jpg").rename(sets / "gone.jpg")  # as many rows, but other ones
+    (sets / "pictures" / "img" / "0.jpg").rename(sets / "gone.jpg")  # equally many rows, but different ones
     assert main(train) == 1
     assert "its print of the rows it trains is" in capsys.readouterr().err
     (sets / "gone.jpg").rename(sets / "pictures" / "img" / "0.jpg")

@@ -1,4 +1,4 @@
-"""Rows as people have them: what is refused, with its field and reason, and what is taken."""
+"""Rows as users write them: which are refused, with field and reason, and which are accepted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parse(raw, *, file="data/train.json", image_folder="pics"):
 
 
 def shape(sample):
-    """Turns as (role, parts), media as their paths."""
+    """Return the turns as (role, parts), with media as their paths."""
     return [(turn.role, [brief(part) for part in turn.parts]) for turn in sample.turns]
 
 
@@ -357,7 +357,7 @@ def test_the_demo_rows_load_and_decode():
     assert named == there
 
 
-# Said when a file is opened or a row is encoded, and tested there.
+# Messages of opening a file or encoding a row, which other tests check.
 SAID_LATER = {
     "is not complete base64",
     "cannot be fetched (404 Not Found)",
@@ -383,11 +383,11 @@ SAID_LATER = {
     "--nframes 8, and it has 5 frames",
     "is 300x60, the first frame 90x60",
     "line 5, column 2: not JSON",
-    # Of words of other kits and masks: tests/test_forms.py, tests/test_masks.py.
+    # Words of other kits, and masks: tests/test_forms.py, tests/test_masks.py.
     "every gpt turn is masked, so nothing to learn",
     "<IMG_CONTEXT> stands for a picture in other kits, but the row has none",
     "ends at character 31, and the last character of the text is 30",
-    # Of boxes: tests/test_boxes.py.
+    # Boxes: tests/test_boxes.py.
     "'<¦box_start¦>(1,2),(3)' is not a box: (x1,y1),(x2,y2) belongs there",
     "may be in any of image[0] (700x300), image[1] (120x400), and is not the same in each",
     "0 in it, 1 <bbox> in the text",

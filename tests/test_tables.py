@@ -1,4 +1,4 @@
-"""CSV, WebDataset tars and folders of pictures give the rows that JSON of the same data gives; `--columns`."""
+"""CSV, WebDataset tars and folders of pictures give the same rows as JSON with the same data; `--columns`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rows_of(path, columns=None, folder=None):
 
 
 def shown(path, columns=None, folder=None):
-    """Of each row: role and words of its turns, a picture as its bytes; all rows can be trained."""
+    """Return role and texts of the turns of each row, with pictures as bytes; all rows can be trained."""
     rows = rows_of(path, columns, folder)
     assert rows.bad == ()
     return [
@@ -122,7 +122,7 @@ def test_csv_by_the_names_of_its_columns_keeps_tags_where_they_stand(photos):
 
 
 def test_cells_that_are_lists(photos):
-    """As JSON, and as pandas writes lists."""
+    """Lists in JSON, and in the syntax of pandas."""
     turns = row("<image><image>Which?", "The first.")["conversations"]
     names = ["0.jpg", "1.jpg"]
     path = as_csv(
@@ -198,7 +198,7 @@ def test_a_name_of_the_hub_says_how_to_fetch_it():
 
 
 def as_tar(path, members, mode="w"):
-    """A tar of (name, content) members; a `TarInfo` in the place of content is written as it is."""
+    """Write a tar of (name, content) members; a `TarInfo` as content is written unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:
         for name, content in members:
@@ -242,7 +242,7 @@ def test_pictures_of_a_row_stand_in_the_order_of_their_numbers(photos, tmp_path)
 
 
 def test_addresses_in_the_json_of_a_tar_name_no_member(photos, tmp_path):
-    """img2dataset keeps where a picture came from; it may end as the member's name does."""
+    """img2dataset stores the address of a picture, which may end with the name of the member."""
     told = {"url": "http://x.y/0.jpg", "key": "0", **row("<image>?", "A.")}
     members = sample("0", photos, **told, meta={"url": "http://x.y/0.jpg"})
     [[(_, parts), _]] = shown(as_tar(tmp_path / "a.tar", members))
@@ -410,7 +410,7 @@ def test_folders_without_rows(tmp_path, photos):
 
 
 def test_arrow_files_and_classes_of_datasets(tmp_path, photos):
-    """Numbers of classes are what `datasets` has in the file; their names are in its schema."""
+    """`datasets` writes class numbers into the file, and their names into its schema."""
     features = {"label": {"names": ["flower", "temple"], "_type": "ClassLabel"}, "picture": {"_type": "Image"}}
     meta = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     content = {"bytes": (photos / "0.jpg").read_bytes(), "path": "0.jpg"}
@@ -573,7 +573,7 @@ def test_fixed_rows_train_the_same_without_the_flag(tmp_path, photos, base, caps
 
 
 def test_a_mix_has_columns_of_its_own_and_a_run_remembers_them(tmp_path, photos, base, capsys, monkeypatch):
-    """Trains two steps on a CSV with pictures; another mapping is another run."""
+    """A run trains two steps on a CSV with pictures. With another mapping it cannot be resumed."""
     as_csv(photos / "a.csv", [{"pic": f"{i}.jpg", "q": "What?", "a": f"It is {i}.", "b": "Else."} for i in range(3)])
     write_json(photos / "b.json", [row("<image>Hm?", "Yes.", image="0.jpg")])
     mix = [{"path": str(photos / "a.csv"), "columns": {"question": "q", "answer": "a", "image": "pic"}}]

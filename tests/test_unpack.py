@@ -1,4 +1,4 @@
-"""Parquet files and folders of data sets: unpacked once and whole, to the same rows; and what is refused."""
+"""Parquet files and folders of data sets are unpacked once, completely, to the same rows; and which are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def embedded(media, name):
 
 
 def llava_table(media, how):
-    """`LLAVA` with its media in the cells, as Hugging Face's hub has it."""
+    """`LLAVA` with its media in the cells, as on the Hugging Face hub."""
     rows = []
     for raw in LLAVA:
         files = {"images": raw.get("image") or [], "videos": raw.get("video") or []}
@@ -49,7 +49,7 @@ def llava_table(media, how):
 
 
 def parts_table(media):
-    """The rows as OpenAI's parts, the pictures in the parts."""
+    """The rows with OpenAI's parts, and the pictures in the parts."""
     rows = openai(
         media, lambda name: {"type": "video" if name.endswith("4") else "image", "image": None, "video": None}
     )
@@ -80,7 +80,7 @@ def _name(item):
 
 
 def save_to_disk(table, folder, shards=2):
-    """A folder as `datasets.Dataset.save_to_disk` writes it."""
+    """Write a folder as `datasets.Dataset.save_to_disk` does."""
     folder.mkdir(parents=True)
     size, files = -(-len(table) // shards), []
     for i in range(shards):
@@ -176,7 +176,7 @@ def test_it_is_unpacked_once_and_anew_where_it_changed(tmp_path, media, cache):
     assert unpack.unpacked(str(path)) == first
     assert os.stat(first.rows).st_mtime_ns == stamp
     with open(first.rows, "a") as file:
-        file.write("{}\n")  # somebody was at it
+        file.write("{}\n")  # someone changed the file
     assert unpack.unpacked(str(path)) == first
     assert len(raw_rows(path)) == 3
     as_parquet(llava_table(media, embedded).slice(1), path)

@@ -68,7 +68,7 @@ def mapped(raw: object, columns: Columns) -> object:
     try:
         for part in dict.fromkeys(column.part for column in columns.columns):
             found[part] = _part(part, raw, columns.of(part))
-    except _Wrong as error:
+    except _NotMapped as error:
         return BrokenLine(reason=str(error), row=raw)
     read = {column.name for column in columns.columns}
     row = {key: value for key, value in raw.items() if key not in read}
@@ -90,7 +90,7 @@ def mapped(raw: object, columns: Columns) -> object:
     return {key: value for key, value in row.items() if value is not None}
 
 
-class _Wrong(Exception):
+class _NotMapped(Exception):
     """A row that cannot be mapped. The message says why."""
 
 
@@ -108,7 +108,7 @@ def _part(part: str, raw: dict, columns: Sequence[Column]) -> Any:
     text = "\n".join(text for text in texts if text)
     if not text and part != "system":
         names = " and ".join(str(column.name) for column in columns)
-        raise _Wrong(f"{names}, the {part} by --columns, is empty. Fill it in, or drop the row")
+        raise _NotMapped(f"{names}, the {part} by --columns, is empty. Fill it in, or drop the row")
     return text or None
 
 
@@ -123,7 +123,7 @@ def _text(part: str, raw: dict, column: Column) -> str:
     if part == "question" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "\n".join(value)  # choices, one per line
     if not isinstance(value, str):
-        raise _Wrong(f"{column.name}, the {part} by --columns, is {kind_of(value)}, not text. Name another column")
+        raise _NotMapped(f"{column.name}, the {part} by --columns, is {kind_of(value)}, not text. Name another column")
     return value
 
 

@@ -195,7 +195,7 @@ def _line_spans(path: str) -> Iterator[Span]:
             begin = start
             start += length
             if number == 1:
-                _refuse_other(line, path)
+                _refuse_other_encodings(line, path)
                 if line.startswith(BOM):
                     line, begin, length = line[len(BOM) :], begin + len(BOM), length - len(BOM)
             if not line.strip():
@@ -219,7 +219,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def _utf8(data: bytes, path: str) -> str:
-    _refuse_other(data, path)
+    _refuse_other_encodings(data, path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -229,7 +229,7 @@ def _utf8(data: bytes, path: str) -> str:
         ) from error
 
 
-def _refuse_other(data: bytes, path: str) -> None:
+def _refuse_other_encodings(data: bytes, path: str) -> None:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigError(f"{path}: is UTF-16, not UTF-8. Save the file as UTF-8.")
     if data.startswith(MAGIC):

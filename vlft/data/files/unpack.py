@@ -73,16 +73,16 @@ def unpacked(path: str, columns: Columns | None = None) -> Unpacked:
     files = sources_of(path)
     folder = root / "unpacked" / _key(path, files)
     try:
-        found = _whole(folder)
+        found = _complete(folder)
         if found is None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = Lock(f"{folder}.lock")
             lock.take(wait=True)  # one process unpacks, the other processes wait
             with lock:
-                found = _whole(folder)  # another process may have unpacked it in the meantime
+                found = _complete(folder)  # another process may have unpacked it in the meantime
                 if found is None:
                     _make(path, files, folder, columns)
-                    found = _whole(folder)
+                    found = _complete(folder)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be unpacked to {folder} ({error}). Set VLFT_MEDIA_CACHE to a folder on a disk with free "
@@ -114,7 +114,7 @@ def _key(path: str, files: list[str]) -> str:
     return hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def _whole(folder: Path) -> Unpacked | None:
+def _complete(folder: Path) -> Unpacked | None:
     """Return the unpacked table in a folder; None if the folder does not exist, or its rows are incomplete."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))

@@ -29,7 +29,7 @@ _BOX = re.compile(
     re.DOTALL,
 )
 _COUNTS = {"box": (2, 4), "quad": (8,), "bbox_2d": (4,), "point_2d": (2,)}
-_STANDS_ALONE = re.compile(r"(?<![\w.])-?\d")  # a number, not the 1 of x1
+_PLAIN_NUMBER = re.compile(r"(?<![\w.])-?\d")  # a number, not the 1 of x1
 
 
 class NotABox(ValueError):
@@ -86,7 +86,7 @@ def split(text: str, *, lenient: bool = False) -> list[str | BoxText]:
     for found in _BOX.finditer(text):
         name = "points" if found["kind"] else "list"
         inner = found[name]
-        if not _STANDS_ALONE.search(inner):
+        if not _PLAIN_NUMBER.search(inner):
             continue
         numbers = tuple(float(number) for number in re.findall(_NUMBER, inner))
         form = _POINTS if found["kind"] else _LIST

@@ -35,7 +35,7 @@ ADDRESS_KEYS = (
     "video_url",
     "file_name",
 )
-_BESIDE = ("type", "detail", "format", "mime_type", "media_type")
+_UNUSED_KEYS = ("type", "detail", "format", "mime_type", "media_type")
 # How JPEG, PNG, GIF and WebP start in base64; "/9j/" looks like an absolute path.
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
@@ -205,7 +205,7 @@ def address(value: object) -> object:
     """
     if isinstance(value, list):
         return [address(item) for item in value]
-    if not isinstance(value, dict) or not value or not value.keys() <= {*ADDRESS_KEYS, *_BESIDE}:
+    if not isinstance(value, dict) or not value or not value.keys() <= {*ADDRESS_KEYS, *_UNUSED_KEYS}:
         return value
     given = [(key, value[key]) for key in ADDRESS_KEYS if value.get(key) not in (None, "")]
     if not given:

@@ -70,7 +70,7 @@ _PAGE = re.compile(r"<img\s[^<>]*\bsrc\s*=[^<>]*>|!\[[^\[\]\r\n]*\]\([^()\s]+\)"
 SOUND = r"<\|audio_\d+\|>|<\|AUDIO\|>|<AudioHere>|<audio>[^<>\r\n]+\.(?:wav|mp3|flac|m4a|ogg|opus|aac)</audio>"
 _WORDS = {**SPECIAL, **NUMBERED, **MARKUP}
 _ANY = re.compile("|".join((*_WORDS, SOUND)))
-_MAY_BE = re.compile(r"[<\[][^<>\[\]\r\n]{1,40}[>\]]")  # fast first search, for long texts
+_BRACKETED = re.compile(r"[<\[][^<>\[\]\r\n]{1,40}[>\]]")  # fast first search, for long texts
 _KIND_OF = [(re.compile(word), kind) for word, kind in _WORDS.items()]
 
 Pieces = list[str | Shown]
@@ -86,7 +86,7 @@ class _Word:
         kind: kind of media that it stands for. None: sound.
         number: number of the file that it stands for, if it has one.
         markup: whether it is also markup.
-        lonely: whether it is where a tag would be: at an end of the text, or on a line of its own.
+        alone: whether it is where a tag would be: at an end of the text, or on a line of its own.
         role: role of the turn.
         field: the text, for messages.
     """
@@ -95,7 +95,7 @@ class _Word:
     kind: Kind | None
     number: int | None
     markup: bool
-    lonely: bool
+    alone: bool
     role: Role
     field: str
 
@@ -161,7 +161,7 @@ def tags_of(
     found = [
         word
         for role, piece in said
-        if isinstance(piece.text, str) and not OURS.issuperset(_MAY_BE.findall(piece.text))
+        if isinstance(piece.text, str) and not OURS.issuperset(_BRACKETED.findall(piece.text))
         for word in _words(role, piece.text, piece.field)
         if word.word not in words
     ]
@@ -184,7 +184,7 @@ def tags_of(
             some = [word for word in some if word.role != "user"]
         elif files[kind] and not tags[kind]:
             _refuse_count(row, asked, kind, files[kind])
-        warnings += _unfit(row, some, kind, shown=shown)
+        warnings += _check_unmatched(row, some, kind, shown=shown)
     return Tags(words=words, inline=inline, warnings=tuple(warnings))
 
 
@@ -192,14 +192,14 @@ def _pages(said: Sequence[tuple[Role, Said]]) -> tuple[tuple[str, str], ...]:
     """Warn about the first picture in HTML or Markdown that is where a tag would be in a human turn."""
     for role, piece in said:
         if role == "user" and isinstance(piece.text, str) and ("<img" in piece.text or "![" in piece.text):
-            found = next((one for one in _PAGE.finditer(piece.text) if _is_lonely(piece.text, one)), None)
+            found = next((one for one in _PAGE.finditer(piece.text) if _is_alone(piece.text, one)), None)
             if found:
                 what = f"holds {short(found[0])}: if the model should see it, write <image> and name the file"
                 return ((piece.field, f'{what} under "image"'),)
     return ()
 
 
-def _is_lonely(text: str, found: re.Match[str]) -> bool:
+def _is_alone(text: str, found: re.Match[str]) -> bool:
     """Return whether a word is where a tag would be: at an end of the text, or on a line of its own."""
     before, after = text[: found.start()].rstrip(" \t"), text[found.end() :].lstrip(" \t")
     return not before.strip() or not after.strip() or (before.endswith("\n") and after[:1] in ("\n", "\r"))
@@ -216,7 +216,7 @@ def _words(role: Role, text: str, field: str) -> Iterator[_Word]:
             kind=kind,
             number=int(number[0]) if number and kind else None,
             markup=any(re.fullmatch(pattern, word) for pattern in MARKUP),
-            lonely=_is_lonely(text, match),
+            alone=_is_alone(text, match),
             role=role,
             field=field,
         )
@@ -236,7 +236,7 @@ def _places(words: Sequence[_Word], files: int) -> dict[str, int] | None:
 
 
 def _refuse_count(row: RowRef, words: Sequence[_Word], kind: Kind, files: int) -> None:
-    if words and not all(word.markup and not word.lonely for word in words):
+    if words and not all(word.markup and not word.alone for word in words):
         names = ", ".join(sorted({word.word for word in words}))
         raise row.bad(
             words[0].field,
@@ -245,13 +245,13 @@ def _refuse_count(row: RowRef, words: Sequence[_Word], kind: Kind, files: int) -
         )
 
 
-def _unfit(row: RowRef, words: Sequence[_Word], kind: Kind, *, shown: bool) -> list[tuple[str, str]]:
+def _check_unmatched(row: RowRef, words: Sequence[_Word], kind: Kind, *, shown: bool) -> list[tuple[str, str]]:
     """Refuse words that stand for no file. Returns warnings about words that may be prose."""
     what = "a picture" if kind == "image" else "a video"
     for word in words:
         if word.number is not None and shown:
             continue  # prose that refers to the picture
-        if not word.markup or (word.lonely and not shown and word.role == "user"):
+        if not word.markup or (word.alone and not shown and word.role == "user"):
             raise row.bad(
                 word.field,
                 f"{word.word} stands for {what} in other kits, but the row has none. Write <{kind}> and name "

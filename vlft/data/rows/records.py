@@ -101,9 +101,9 @@ def _parsed(row: RowRef, raw: object, family: Family, places: Places, flags: Row
     parts = {kind: iter(some) for kind, some in media.items()}
     turns = tuple(Turn(role=entry.role, parts=parts_of(entry, parts), field=entry.field) for entry in entries)
     shown = [part for turn in turns for part in turn.parts if not isinstance(part, Text)]
-    warnings += _idle(shape, shown)
+    warnings += _budgets_without_effect(shape, shown)
     if not shown:
-        warnings += _unshown(raw)
+        warnings += _unread_media(raw)
     objects = objects_of(row, raw, [entry.text for entry in entries], len(media["image"]), family)
     return Sample(
         file=row.file,
@@ -127,7 +127,7 @@ def _last_answer_only(entries: list[Entry]) -> list[Entry]:
     return [untrained(entry) if i != last and entry.role == "assistant" else entry for i, entry in enumerate(entries)]
 
 
-def _unshown(raw: dict) -> list[tuple[str, str]]:
+def _unread_media(raw: dict) -> list[tuple[str, str]]:
     """Warn about a key that names a picture or video in a row that shows none."""
     for key, value in raw.items():
         if isinstance(value, str) and len(value) < 500 and value.lower().endswith(MEDIA_ENDINGS) and " " not in value:
@@ -135,7 +135,7 @@ def _unshown(raw: dict) -> list[tuple[str, str]]:
     return []
 
 
-def _idle(shape: PlainRow, media: list[Image | Video]) -> list[tuple[str, str]]:
+def _budgets_without_effect(shape: PlainRow, media: list[Image | Video]) -> list[tuple[str, str]]:
     """Warn about budgets of the row that have no effect on its media, such as fps on a list of frames."""
     said = {f.name for one in shape.overrides.values() for f in fields(one) if getattr(one, f.name) is not None}
     return [
