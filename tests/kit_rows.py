@@ -49,7 +49,7 @@ def _shown(path):
 
 
 def _openai(path, media):
-    """A file as OpenAI's parts name it; pictures are embedded."""
+    """A file in the form of OpenAI's parts; pictures are embedded."""
     if path.endswith(".mp4"):
         return {"type": "video_url", "video_url": {"url": path}}
     text = base64.b64encode((media / path).read_bytes()).decode()

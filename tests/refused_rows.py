@@ -6,7 +6,7 @@ from build import row
 
 
 def turns(*values, **keys):
-    """A row of turns; a turn is "human: text"."""
+    """Return a row with these turns; a turn is "human: text"."""
     said = (value.split(": ", 1) for value in values)
     return {**keys, "conversations": [{"from": role, "value": text} for role, text in said]}
 
@@ -54,8 +54,8 @@ REFUSED = {
         "a <image> tag in a system turn",
     ),
     "no gpt turn": (turns("system: a", "human: b"), "conversations", "no gpt turn in 2 turns"),
-    "gpt turn first": (turns("gpt: a", "human: b", "gpt: c"), "conversations[0]", "a gpt turn first"),
-    "gpt turn first after a system turn": (turns("system: s", "gpt: a"), "conversations[1]", "a gpt turn first"),
+    "gpt turn first": (turns("gpt: a", "human: b", "gpt: c"), "conversations[0]", "a gpt turn comes first"),
+    "gpt turn first after a system turn": (turns("system: s", "gpt: a"), "conversations[1]", "a gpt turn comes first"),
     "empty answer": (row(answer=""), "conversations[1].value", "the answer is empty"),
     "blank answer": (row(answer=" \n\t"), "conversations[1].value", "the answer is blank"),
     "value that is a list": (
@@ -84,8 +84,8 @@ REFUSED = {
     "empty path": (row("<image>", image=[""]), "image[0]", "is an empty path"),
     "video that is a number": (row("<video>", video=3), "video", "is a number"),
     "a frame that is a number": (row("<video>", video=[["a.jpg", 3]]), "video[0][1]", "is a number"),
-    "a video of no frames": (row("<video>", video=[[]]), "video[0]", "a video of no frames"),
-    "remote picture": (row("<image>", image="https://x.org/a.jpg"), "image", "https://x.org/a.jpg is not a file here"),
+    "a video of no frames": (row("<video>", video=[[]]), "video[0]", "a video without frames"),
+    "remote picture": (row("<image>", image="https://x.org/a.jpg"), "image", "https://x.org/a.jpg is not a local file"),
     "remote video": (row("<video>", video=["http://x.org/a.mp4"]), "video[0]", "--allow_remote_media"),
     "other address": (row("<image>", image="s3://x/a.jpg"), "image", "s3:// is not fetched: download it first"),
     "a file of another machine": (row("<image>", image="file://host/a.jpg"), "image", "file:// is not fetched"),

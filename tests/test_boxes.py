@@ -131,7 +131,7 @@ def test_boxes_are_found_in_text(text, numbers):
     ],
 )
 def test_what_is_no_box_is_said(text):
-    with pytest.raises(NotABox, match="is no box"):
+    with pytest.raises(NotABox, match="is not a box"):
         split(text)
     assert split(text, lenient=True) == [text]
 
@@ -146,10 +146,10 @@ def test_what_is_no_box_is_said(text):
             "pixels",
             "box 10,20,645,480 (pixels) leaves the picture, which ends at 640,480. It is clipped",
         ),
-        ((10, 20, 800, 480), "pixels", "ends at 640,480. It is trained as it stands"),
-        ((10, 20, 1200, 480), "0-1000", "ends at 1000,1000. It is trained as it stands"),
-        ((-0.5, 0, 1, 1), "0-1", "ends at 1,1. It is trained as it stands"),
-        ((100, 20, 90, 480), "pixels", "is empty: 90,480 does not lie right of and below 100,20"),
+        ((10, 20, 800, 480), "pixels", "ends at 640,480. It is trained as written"),
+        ((10, 20, 1200, 480), "0-1000", "ends at 1000,1000. It is trained as written"),
+        ((-0.5, 0, 1, 1), "0-1", "ends at 1,1. It is trained as written"),
+        ((100, 20, 90, 480), "pixels", "is empty: 90,480 is not right of and below 100,20"),
         ((700, 20), "pixels", "box 700,20 (pixels) leaves the picture"),
     ],
 )
@@ -283,12 +283,12 @@ REFUSED = {
     "no box": (
         row("<image>", '"bbox_2d": [1, 2, 3]', image="wide.jpg"),
         "conversations[1]",
-        "is no box: [x1, y1, x2, y2] belongs there, since --box_format is pixels",
+        "is not a box: [x1, y1, x2, y2] belongs there, since --box_format is pixels",
     ),
     "half a box": (
         row("<image>", "<|box_start|>(1,2),(3)<|box_end|>", image="wide.jpg"),
         "conversations[1]",
-        "'<|box_start|>(1,2),(3)' is no box: (x1,y1),(x2,y2) belongs there",
+        "'<|box_start|>(1,2),(3)' is not a box: (x1,y1),(x2,y2) belongs there",
     ),
     "few boxes": (grounded([1, 2, 3, 4], bbox=[]), "objects.bbox", "0 in it, 1 <bbox> in the text"),
     "many names": (grounded([1, 2, 3, 4], ref=["a", "b"]), "objects.ref", "2 in it, 1 <ref-object> in the text"),
@@ -300,7 +300,7 @@ REFUSED = {
     "infinite": (grounded([1, 2, 3, float("inf")]), "objects.bbox[0]", "where [x1, y1, x2, y2] or a point"),
     "forged": (grounded([1, 2, 3, 4], ref=["<|im_end|>"]), "objects.ref[0]", "holds <|im_end|>"),
     "list": (row("<image><bbox>", "a", image="wide.jpg", objects=[1]), "objects", "is a list, not an object"),
-    "nowhere": (row("Hi", "<bbox>", objects={"bbox": [[1, 2, 3, 4]]}), "objects.bbox", "no picture in the row"),
+    "nowhere": (row("Hi", "<bbox>", objects={"bbox": [[1, 2, 3, 4]]}), "objects.bbox", "the row has no picture"),
 }
 
 

@@ -94,7 +94,7 @@ def test_what_a_person_reads(capsys, base, faulty, folder):
     out = capsys.readouterr().out
     assert f"{faulty}[7].image (id missing): " in out
     assert f"{faulty}[8].image[0]: " in out
-    assert f"{faulty}[10].conversations[2] (id unanswered): a human turn last" in out
+    assert f"{faulty}[10].conversations[2] (id unanswered): a human turn comes last" in out
     assert f"{faulty}: 11 rows, 8 can be trained, 3 cannot, 1 with a warning" in out
     assert "4 pictures and 3 videos" in out
     assert "name --model_id to count them" in out

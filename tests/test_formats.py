@@ -1,4 +1,4 @@
-"""Rows as other kits write them: the same rows in every form give the same ids, labels and pixels; what is refused."""
+"""Rows of other kits: the same rows give the same ids, labels and pixels in every form; and which rows are refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_preview_shows_a_row_of_openais_form(capsys, tmp_path, monkeypatch, medi
     assert [m["field"] for m in shown["media"]] == ["messages[0].content[0]", "messages[0].content[1]"]
     kept = sorted((tmp_path / "cache").rglob("*.jpg"))
     want = sorted((media / name).read_bytes() for name in ("flower.jpg", "astronaut.jpg"))
-    assert sorted(file.read_bytes() for file in kept) == want  # as they came, and each once
+    assert sorted(file.read_bytes() for file in kept) == want  # bytes unchanged, each file once
 
 
 def test_an_embedded_picture_is_written_once(tmp_path, media):
@@ -72,7 +72,7 @@ def test_an_embedded_picture_is_written_once(tmp_path, media):
 
 
 def test_parts_and_columns_in_one_row():
-    """A part that names a file shows that one; one that names none, and a tag, the next of the column."""
+    """A part with a file shows that file; a part without one, and a tag, show the next file of the column."""
     content = [{"type": "image"}, {"type": "text", "text": "or <image> or"}, {"type": "image", "image": "c.jpg"}]
     raw = {
         "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "b"}],
@@ -128,9 +128,9 @@ REFUSED = {
     "a call of a tool": (answered(tool_calls=[{"id": 1}]), "messages[1].tool_calls", "is not read"),
     "an answer not to be trained": (answered(loss=False), "messages", "every gpt turn is masked, so nothing to learn"),
     "an answer of half a weight": (answered(weight=0.5), "messages[1].weight", "is 0.5: a turn is trained (1) or not"),
-    "preference": ({**row(), "chosen": {"from": "gpt", "value": "b"}}, "chosen", "stands outside the conversation"),
-    "a bad answer": (row(label=False), "label", "by it the answer is a bad one"),
-    "a bad answer, LLaMA-Factory": (row(kto_tag=False), "kto_tag", "by it the answer is a bad one"),
+    "preference": ({**row(), "chosen": {"from": "gpt", "value": "b"}}, "chosen", "is outside the conversation"),
+    "a bad answer": (row(label=False), "label", "it marks a bad answer"),
+    "a bad answer, LLaMA-Factory": (row(kto_tag=False), "kto_tag", "it marks a bad answer"),
     "two system turns": (
         {"system": "b", "messages": [{"role": "system", "content": "a"}, *answered()["messages"]]},
         "system",
@@ -139,7 +139,7 @@ REFUSED = {
     "alpaca without an answer": ({"instruction": "a", "output": ""}, "output", "the answer is empty"),
     "alpaca of numbers": ({"instruction": 3, "output": "b"}, "instruction", "is a number, not a string"),
     "an answer that is a number": ({"query": "a", "response": 3}, "response", "is a number, not a string"),
-    "history of strings": ({"query": "a", "response": "b", "history": ["a"]}, "history[0]", "no [question, answer]"),
+    "history of strings": ({"query": "a", "response": "b", "history": ["a"]}, "history[0]", "not a [question, answer]"),
     "history that is a string": ({"query": "a", "response": "b", "history": "a"}, "history", "is a string, not a list"),
     "half an answer in history": (
         {"query": "a", "response": "b", "history": [["a", None]]},
@@ -147,9 +147,9 @@ REFUSED = {
         "is null. Fill it in",
     ),
     "an embedded text": (row("<image>", image="data:text/plain,abc"), "image", "is not written data:image"),
-    "embedded, and cut": (row("<image>", image="data:;base64,QUJ"), "image", "is not whole base64"),
-    "embedded nothing": (row("<image>", image="data:;base64,"), "image", "holds nothing"),
-    "bytes that are no base64": (row("<image>", images=[{"bytes": "?"}]), "images[0]", "is not whole base64"),
+    "embedded, and cut": (row("<image>", image="data:;base64,QUJ"), "image", "is not complete base64"),
+    "embedded nothing": (row("<image>", image="data:;base64,"), "image", "is empty"),
+    "bytes that are no base64": (row("<image>", images=[{"bytes": "?"}]), "images[0]", "is not complete base64"),
     "resized_height": (row("<image>", image="a.jpg", resized_height=280), "resized_height", "Use min_pixels and max"),
 }
 
@@ -172,7 +172,7 @@ def test_one_thing_said_twice_and_alike_is_taken():
 
 
 def test_columns_of_other_rows_of_a_table_do_not_disturb():
-    """In a table every row has every column; null and empty say nothing."""
+    """In a table, every row has every column; null and empty values count as absent."""
     idle = dict.fromkeys(("instruction", "output", "query", "images", "audios", "objects", "fps", "system", "tools"))
     part = {"type": "text", "text": "a", "image_url": None, "image": None, "min_pixels": None}
     sample = parse({**idle, **asked(part), "history": [], "videos": []})

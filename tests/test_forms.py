@@ -1,4 +1,4 @@
-"""Rows of every form in the table of data/README.md are one row; words, keys, roles and addresses of other kits."""
+"""All forms in the table of data/README.md give the same row; words, keys, roles and addresses of other kits."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_examples_of_the_table_are_one_row(form):
 
 
 def test_the_table_of_the_readme_is_that_of_the_code():
-    """Where it was meant to change: python -m vlft.data.rows.forms data/README.md"""
+    """To update the README: python -m vlft.data.rows.forms data/README.md"""
     text = README.read_text(encoding="utf-8")
     assert with_table(text) == text
     assert all(form.kits in text for form in FORMS)
@@ -146,7 +146,7 @@ def test_llava_next_writes_image_for_a_video():
 
 def test_a_video_in_the_text():
     assert shape(parse(row("<video>a.mp4</video>\nWhat?")))[0] == ("user", ["<pics/a.mp4>", "What?"])
-    # With a list of videos it is a tag, as ever.
+    # With a list of videos, <video> is always a tag.
     assert shape(parse(row("<video>x</video>", video="a.mp4")))[0] == ("user", ["<pics/a.mp4>", "x</video>"])
 
 
@@ -163,7 +163,7 @@ def test_numbers_say_which_picture():
     ]
     assert "2 times" in refusal(row("<|image_1|><|image_3|>", images=["a.jpg", "b.jpg"])).reason
     assert "has no tag" in refusal(row("<image_00>", image=files)).reason
-    assert "Number all or none" in refusal(row("<image><image_01>", image=files)).reason
+    assert "Number all tags or none" in refusal(row("<image><image_01>", image=files)).reason
     index = [{"type": "image", "index": 1}, {"type": "image", "index": 0}]
     swapped = {"images": ["a.jpg", "b.jpg"], "messages": [{"role": "user", "content": index}, OPENAI[1]]}
     assert shape(parse(swapped))[0][1] == ["<pics/b.jpg>", "<pics/a.jpg>"]
@@ -186,7 +186,7 @@ def test_pictures_of_turns_stay_with_their_turns():
     assert refusal(raw).field == "conversations[0].image"
     raw["conversations"][0] |= {"value": "<image>a"}
     raw["conversations"][1]["image"] = "own.jpg"
-    assert "turn that is not the human's" in refusal(raw).reason
+    assert "turn that is not a human turn" in refusal(raw).reason
 
 
 # ----------------------------------------------------------------------------------------------- words of other kits
@@ -247,10 +247,10 @@ def test_prose_is_prose(text):
         ({"question": "a", "answer": ["b", "c"]}, "is a list, not a string"),
         ({"texts": [{"user": "a", "assistant": None}]}, "is null. Fill it in"),
         ({"texts": [{"user": "a", "assistant": "b"}, "c"]}, "is a string, not an object"),
-        ({"conversations": {"from": ["human", "gpt"], "value": ["a"]}}, "lists of unequal length"),
+        ({"conversations": {"from": ["human", "gpt"], "value": ["a"]}}, "lists of different lengths"),
         ({"conversations": "[{"}, "is a string that is not JSON"),
-        ({"image": "a.jpg", "messages": [{"role": "tool", "content": "x"}]}, "turns of tools are not read"),
-        ({"image": "a.jpg", "messages": [{"role": "Observation", "content": "x"}]}, "turns of tools are not read"),
+        ({"image": "a.jpg", "messages": [{"role": "tool", "content": "x"}]}, "tool turns are not read"),
+        ({"image": "a.jpg", "messages": [{"role": "Observation", "content": "x"}]}, "tool turns are not read"),
     ],
 )
 def test_refused(raw, reason):
@@ -418,7 +418,7 @@ def test_fix_writes_the_tags(capsys, tmp_path, media, base):
         assert main(["preview", *words, *flags, "--index", "0", "--json"]) == 0
         seen.append(json.loads(capsys.readouterr().out)["input_ids"])
     assert seen[0] == seen[1]
-    assert main(check) == 1  # what was kept of the rows with the flag is not taken without it
+    assert main(check) == 1  # costs cached with the flag are not used without it
 
 
 # ------------------------------------------------------------------------------------------------------- registries
@@ -437,7 +437,7 @@ def test_lists_of_data_sets_point_to_the_mix(name, tmp_path):
     path.write_text(yaml.safe_dump(REGISTRIES[name]) if name.endswith("yaml") else json.dumps(REGISTRIES[name]))
     with pytest.raises(ConfigError, match="--data_mix") as caught:
         index_rows([str(path)], image_folder=None, family=FAMILY)
-    # What it says to write is a mix.
+    # The text that it tells the user to write is a valid mix.
     lines = str(caught.value).partition(":\n")[2].replace("\n  ", "\n").strip()
     (tmp_path / "mix.yaml").write_text(lines)
     (one,) = read_mix(str(tmp_path / "mix.yaml"))

@@ -1,4 +1,4 @@
-"""`vlft import`: parquet in the schema of StoryReasoning, made here of real photographs, to rows and on to weights."""
+"""`vlft import`: parquet in the schema of StoryReasoning, made from real photographs, to rows and then to weights."""
 
 import errno
 import functools
@@ -31,7 +31,7 @@ PAGE = (ROOT / "examples" / "story_reasoning.md").read_text(encoding="utf-8")
 NAMES = ("china", "flower", "astronaut", "coffee", "chelsea")
 FORMATS = (("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp"))
 
-# The columns of the set, as Hugging Face's `Sequence(Image)` lies in parquet.
+# The columns of the set, with Hugging Face's `Sequence(Image)` as it is stored in parquet.
 SCHEMA = pa.schema(
     [
         ("story_id", pa.string()),
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 
 
 def photo(k: int) -> bytes:
-    """A photograph as a file of one of three kinds."""
+    """Return a photograph as a file in one of three formats."""
     return _photo(k % 30)
 
 
@@ -82,7 +82,7 @@ def stories() -> dict[str, list[dict]]:
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory, stories) -> Path:
-    """The folder as `hf download` leaves it."""
+    """The folder as `hf download` writes it."""
     folder = tmp_path_factory.mktemp("parquet") / "StoryReasoning"
     write(folder / "data" / "train-00000-of-00002.parquet", stories["train"][:3])
     write(folder / "data" / "train-00001-of-00002.parquet", stories["train"][3:])
@@ -133,7 +133,7 @@ def test_prompts_are_ten_one_empty_and_all_drawn():
     assert PROMPTS.count("") == 1
     drawn = [prompt_for(f"story-{n}") for n in range(2000)]
     assert all(120 < drawn.count(prompt) < 280 for prompt in PROMPTS)
-    # In every process and version: a row must not change between two imports.
+    # The same in every process and version: a row must not change between two imports.
     assert [PROMPTS.index(prompt) for prompt in drawn[:5]] == [4, 1, 1, 4, 2]
 
 
@@ -152,7 +152,7 @@ def test_a_folder_with_something_else_is_refused(imported, parquet, tmp_path):
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match=r"holds something else \(letter.txt"):
         import_stories(str(parquet), str(tmp_path / "mine"))
-    with pytest.raises(ConfigError, match="holds another import, of which limit was null; now it is 2"):
+    with pytest.raises(ConfigError, match="holds another import: its limit was null, and now it is 2"):
         import_stories(str(parquet), str(imported), limit=2)
     assert [item.name for item in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
@@ -162,13 +162,13 @@ def test_limit_and_missing_shards(parquet, tmp_path, capsys, monkeypatch):
     few.mkdir()
     (few / "train-00000-of-00002.parquet").symlink_to(parquet / "data" / "train-00000-of-00002.parquet")
     (few / "validation.parquet").symlink_to(parquet / "data" / "test-00000-of-00001.parquet")
-    (tmp_path / "out").mkdir()  # an empty one is taken, the working directory too
+    (tmp_path / "out").mkdir()  # an empty folder is accepted, also the working directory
     monkeypatch.chdir(tmp_path / "out")
     assert main(["import", "story-reasoning", str(few), ".", "--limit", "2", "--json"]) == 0
     assert Path("train.jsonl").is_file()
     out, err = capsys.readouterr()
     assert json.loads(out)["stories"] == {"train": 2}
-    assert "train-*: 1 of 2 files are there" in err
+    assert "train-*: 1 of 2 files found" in err
     assert "neither train nor test: validation.parquet" in err
     assert not (tmp_path / "out" / "test.jsonl").exists()
 
@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_nothing(parquet, tmp_path, monkeypatch):
 
 
 def test_killed_and_started_over(tmp_path):
-    """A kill in the middle leaves nothing under the name; the same command says that it starts over."""
+    """After a kill, nothing exists under the name; the same command says that it starts over."""
     folder, out = tmp_path / "in", tmp_path / "out"
     write(folder / "train.parquet", [story(n) for n in range(200)])
     running = multiprocessing.get_context("fork").Process(target=import_stories, args=(str(folder), str(out)))
@@ -298,7 +298,7 @@ def test_commands_on_a_gpu_are_taken():
 
 
 def test_the_page_from_parquet_to_merged_weights(parquet, base, tmp_path, monkeypatch, capsys):
-    """Its commands without a GPU, as they stand, and its Python."""
+    """Run the commands of the page that need no GPU, unchanged, and its Python."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "StoryReasoning").symlink_to(parquet)
     (tmp_path / "tiny-model").symlink_to(base)

@@ -1,4 +1,4 @@
-"""Turns and spans that a row masks, in the words of every kit: what is trained of them, and what is refused."""
+"""Turns and spans that a row masks, with the keys of every kit: what is trained, and which rows are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlft.data.encode import UNTRAINED
 from vlft.data.rows.records import parse_record
 from vlft.errors import DataError
 
-TEXT = "I'm doing very well, thank you!"  # of axolotl's own documentation
+TEXT = "I'm doing very well, thank you!"  # from axolotl's documentation
 
 
 def parse(raw):
@@ -24,7 +24,7 @@ def parse(raw):
 
 
 def talk(first=None, last=None, asked=None, **keys):
-    """Two questions with an answer each; keys for the answers, and for the first question."""
+    """Two questions, each with an answer; keys for the answers and for the first question."""
     return {
         **keys,
         "conversations": [
@@ -37,7 +37,7 @@ def talk(first=None, last=None, asked=None, **keys):
 
 
 def trained(encoder, raw):
-    """The trained stretches as text, by tokens of the encoder."""
+    """Return the trained parts as text, decoded from the tokens of the encoder."""
     row = encoder.encode(parse(raw))
     assert cost_of(row) == encoder.measure(parse(raw))
     runs, ids = [], []
@@ -103,7 +103,7 @@ def spans(*some):
 @pytest.mark.parametrize(
     ("some", "want"),
     [
-        # Both ends included: axolotl's own example.
+        # Both ends are inclusive: axolotl's own example.
         ([(0, 8, False), (9, 18, True), (19, 30, False)], [" very well"]),
         ([(9, 18, True)], [" very well"]),
         ([(0, 30, True)], [f"{TEXT}<|im_end|>"]),
@@ -119,7 +119,7 @@ def test_spans_train_their_characters_only(some, want, encoder):
 
 @pytest.mark.parametrize("text", ["naïve 🙂 café", "\n a  b\n", "日本語の文"])
 def test_a_token_is_trained_only_if_all_of_its_characters_are(text, encoder):
-    """Against the tokenizer itself: a span one character shorter loses exactly the tokens that hold the character."""
+    """A span that is one character shorter loses exactly the tokens with that character, by the tokenizer's offsets."""
     tokenizer = encoder.processor.tokenizer
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
     for cut in range(1, len(text)):
@@ -151,7 +151,7 @@ REFUSED = {
         "it is a human turn: only answers are trained",
     ),
     "some of a question": (talk(asked=spans((0, 1, True))), "conversations[0].train_detail", "only answers"),
-    "a row of no weight": (talk(loss_weight=0), "loss_weight", "is 0, on the whole row"),
+    "a row of no weight": (talk(loss_weight=0), "loss_weight", "is 0 on the whole row"),
     "training on questions": (talk(train_on_inputs=True), "train_on_inputs", "only answers are"),
     "masks by token": (talk(assistant_masks=[0, 1]), "assistant_masks", "Mask whole turns"),
     "spans that do not fit": (
@@ -173,7 +173,7 @@ REFUSED = {
     "a span without an end": (
         talk(last={"train_detail": [{"begin_offset": 0}]}),
         "conversations[3].train_detail[0]",
-        "is no span",
+        "is not a span",
     ),
     "spans of parts": (
         {
@@ -258,7 +258,7 @@ def test_only_the_completion_of_a_prompt_is_trained():
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"weight": 0, "messages": "x"}, "weight: is 0, on the whole row"),
+        ({"weight": 0, "messages": "x"}, "weight: is 0 on the whole row"),
         ({"training": False, "messages": "x"}, "training: is False, on the whole row"),
         ({"messages": [{"type": "text", "text": "x", "loss_weight": 0}]}, "loss_weight: is 0 on a part"),
     ],

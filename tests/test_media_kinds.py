@@ -273,12 +273,12 @@ def test_folders_that_are_no_video(frames, capsys):
     (frames / "empty").mkdir()
     assert first_reason(capsys, frames, "empty") == (
         "video",
-        f"{frames}/empty: a folder without pictures, so a video of no frames. Fill it, or name a video",
+        f"{frames}/empty: a folder without pictures is a video without frames. Add frames, or name a video file",
     )
     (frames / "clip" / "times.txt").write_text("0 1 2")
     field, reason = first_reason(capsys, frames, ["clip"])
     assert field == "video[0]"
-    assert "holds pictures only, and times.txt is none by its name. Move it elsewhere, or list the frames" in reason
+    assert "holds pictures only, and times.txt does not have the ending of a picture. Move it elsewhere" in reason
 
 
 def test_a_folder_stays_inside_as_files_do(frames, tmp_path_factory, capsys):

@@ -1,4 +1,4 @@
-"""Several data sets in one run: who is trained how often, the same each time, and accounted for."""
+"""Several data sets in one run: how often each row is trained, the same each time, and reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_shares_of_an_epoch():
     assert draws([Share(rows=10), Share(rows=4, repeat=2.5), Share(rows=100, cap=7), Share(rows=3, cap=9)]) == [
         10, 10, 7, 3,
     ]  # fmt: skip
-    # Of 30 rows, two shares to one.
+    # 30 rows, in shares of two to one.
     assert draws([Share(rows=10, weight=1), Share(rows=20, weight=0.5)]) == [20, 10]
     assert draws([Share(rows=1000, weight=1, cap=10), Share(rows=20, weight=2)]) == [10, 20]
     assert draws([Share(rows=10, weight=1e9), Share(rows=20, weight=1e-9)]) == [30, 1]
@@ -40,7 +40,7 @@ def test_each_row_is_drawn_as_often_as_the_others_or_once_more(share, count):
 
 @pytest.fixture
 def sets(tmp_path) -> Path:
-    """pictures/rows.json (6 rows, pictures beside it), words.json (4 rows, one of them bad), and a mix of both."""
+    """pictures/rows.json (6 rows, with their pictures), words.json (4 rows, one is refused), and a mix of both."""
     for i in range(6):
         write_image(tmp_path / "pictures" / "img" / f"{i}.jpg")
     write_json(
@@ -103,7 +103,7 @@ def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["rows"], found["ok"], [bad["index"] for bad in found["bad"]]) == (10, 9, [0])
 
-    (sets / "pictures" / "img" / "0.jpg").rename(sets / "gone.jpg")  # as many rows, but other ones
+    (sets / "pictures" / "img" / "0.jpg").rename(sets / "gone.jpg")  # equally many rows, but different ones
     assert main(train) == 1
     assert "its print of the rows it trains is" in capsys.readouterr().err
     (sets / "gone.jpg").rename(sets / "pictures" / "img" / "0.jpg")
@@ -118,8 +118,8 @@ BAD = {
     "an empty list": ("[]", "lists no data set"),
     "no YAML": ("- path: [", "not YAML"),
     "no path": ("- weight: 2", "[0].path: is None, not a path"),
-    "a number": ("- 7", "[0]: 7 is no data set"),
-    "an unknown key": ("- path: a.json\n  wieght: 2", "'wieght' is no key of it"),
+    "a number": ("- 7", "[0]: 7 is not a data set"),
+    "an unknown key": ("- path: a.json\n  wieght: 2", "unknown key 'wieght'"),
     "a weight of zero": ("- path: a.json\n  weight: 0", "[0].weight: is 0, not a number above 0"),
     "a negative weight": ("- path: a.json\n  weight: -1", "[0].weight: is -1"),
     "a weight that is none": ("- path: a.json\n  weight: .nan", "[0].weight: is nan"),
@@ -127,7 +127,7 @@ BAD = {
     "true": ("- path: a.json\n  repeat: true", "[0].repeat: is True"),
     "a weight and a repeat": ("- path: a.json\n  repeat: 2\n  weight: 1", "weight 1 and repeat 2 both"),
     "some with a weight": ("- path: a.json\n  weight: 1\n- path: b.json", "[0] has a weight and [1] has none"),
-    "one twice": ("- a.json\n- a.json", "a.json is [0] already"),
+    "one twice": ("- a.json\n- a.json", "a.json is already listed as [0]"),
     "a folder that is none": ("- path: AT/words.json\n  image_folder: AT/none", "no such folder"),
     "a file that is none": ("- path: AT/none.json", "no such file"),
 }

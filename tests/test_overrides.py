@@ -128,7 +128,7 @@ def test_a_part_wins_over_its_row_and_a_kind_over_both(folder):
 
 REFUSED = {
     "a word": (row("<image>", image="a.png", max_pixels="50k"), "max_pixels", "is a string, where a number belongs"),
-    "none": (row("<image>", image="a.png", min_pixels=0), "min_pixels", "is 0. Give a whole number above 0"),
+    "none": (row("<image>", image="a.png", min_pixels=0), "min_pixels", "is 0. Use a whole number above 0"),
     "infinite": (row("<video>", video="v.mp4", fps=float("inf")), "fps", "is inf"),
     "true": (row("<video>", video="v.mp4", fps=True), "fps", "is true, where a number belongs"),
     "odd": (row("<video>", video="v.mp4", nframes=5), "nframes", "is 5: frames go in pairs"),
@@ -138,12 +138,12 @@ REFUSED = {
     "fps of a picture": (
         part_row({"type": "image", "image": "a.png", "fps": 2}),
         "messages[0].content[0].fps",
-        "is for videos, and this is a picture",
+        "is for videos, but this is a picture",
     ),
     "total_pixels": (
         part_row({"type": "video", "video": "v.mp4", "total_pixels": 2e6}),
         "messages[0].content[0].total_pixels",
-        "is not taken. Use max_pixels",
+        "is not supported. Use max_pixels",
     ),
 }
 

@@ -124,8 +124,8 @@ def test_what_a_row_says_stays_text(capsys, tmp_path, base, media, odd_rows):
     assert "<script>" not in html
     assert "&lt;/div&gt;&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;" in html
     assert "(id &lt;b&gt;)" in html
-    assert "warning: conversations[2]: a human turn last" in out
-    assert "warning: conversations[2]: a human turn last" in html
+    assert "warning: conversations[2]: a human turn comes last" in out
+    assert "warning: conversations[2]: a human turn comes last" in html
 
 
 def test_a_refused_row_is_its_reason(capsys, base, media, odd_rows):

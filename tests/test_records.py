@@ -1,4 +1,4 @@
-"""Rows as people have them: what is refused, with its field and reason, and what is taken."""
+"""Rows as users write them: which are refused, with field and reason, and which are accepted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parse(raw, *, file="data/train.json", image_folder="pics"):
 
 
 def shape(sample):
-    """Turns as (role, parts), media as their paths."""
+    """Return the turns as (role, parts), with media as their paths."""
     return [(turn.role, [brief(part) for part in turn.parts]) for turn in sample.turns]
 
 
@@ -170,13 +170,13 @@ WARNED = {
         "conversations[1]",
         "two human turns in a row",
     ),
-    "a trailing human turn": (turns("human: a", "gpt: b", "human: c"), "conversations[2]", "a human turn last"),
+    "a trailing human turn": (turns("human: a", "gpt: b", "human: c"), "conversations[2]", "a human turn comes last"),
     "two gpt turns in a row": (turns("human: a", "gpt: b", "gpt: c"), "conversations[2]", "both are trained"),
     "a later system turn": (turns("human: a", "system: s", "gpt: b"), "conversations[1]", "not the first turn"),
     "an empty human turn": (row(""), "conversations[0].value", "an empty human turn"),
     "a rejected answer": (row(rejected_response="No."), "rejected_response", "the answers of the conversation are"),
     "a second conversation": (row(query="a", response="b"), "query", 'the row has "conversations"'),
-    "fps of a picture": (row(fps=2), "fps", "acts on no picture or video of the row"),
+    "fps of a picture": (row(fps=2), "fps", "has no effect on any picture or video of the row"),
 }
 
 
@@ -286,7 +286,7 @@ def test_a_line_that_is_not_utf8_is_one_bad_row(tmp_path):
 
 BAD_FILES = {
     "missing": ("a.json", None, "no such file"),
-    "another ending": ("a.rows", b"x", "is no data file by its ending .rows; read are .json, .jsonl"),
+    "another ending": ("a.rows", b"x", "the ending .rows is not supported; supported are .json, .jsonl"),
     "empty": ("a.json", b"", "holds no rows"),
     "only a BOM": ("a.json", b"\xef\xbb\xbf", "holds no rows"),
     "empty lines": ("a.jsonl", b"\n\n", "holds no rows"),
@@ -294,7 +294,7 @@ BAD_FILES = {
     "object": ("a.json", b'{"conversations": []}', "an object at the top, where an array of rows belongs"),
     "broken": ("a.json", b'[\n {"id": 1},\n {"id": }\n]', "a.json, line 3, column 9: not JSON"),
     "lines in .json": ("a.json", b'{"id": 1}\n{"id": 2}\n', "name the file .jsonl"),
-    "array in .jsonl": ("a.jsonl", b'[\n{"id": 1}\n]', "a .jsonl has one object a line. Name it .json"),
+    "array in .jsonl": ("a.jsonl", b'[\n{"id": 1}\n]', "a .jsonl has one object per line. Rename the file to .json"),
     "not UTF-8": ("a.json", b'[\n"\xff"]', "line 2: byte 0xff is not UTF-8"),
     "UTF-16": ("a.json", "[]".encode("utf-16"), "is UTF-16"),
     "UTF-16 lines": ("a.jsonl", "{}".encode("utf-16"), "is UTF-16"),
@@ -357,9 +357,9 @@ def test_the_demo_rows_load_and_decode():
     assert named == there
 
 
-# Said when a file is opened or a row is encoded, and tested there.
+# Messages of opening a file or encoding a row, which other tests check.
 SAID_LATER = {
-    "is not whole base64",
+    "is not complete base64",
     "cannot be fetched (404 Not Found)",
     "is a named pipe, not a regular file",
     "too large to be opened safely",
@@ -383,12 +383,12 @@ SAID_LATER = {
     "--nframes 8, and it has 5 frames",
     "is 300x60, the first frame 90x60",
     "line 5, column 2: not JSON",
-    # Of words of other kits and masks: tests/test_forms.py, tests/test_masks.py.
+    # Words of other kits, and masks: tests/test_forms.py, tests/test_masks.py.
     "every gpt turn is masked, so nothing to learn",
-    "<IMG_CONTEXT> stands for a picture in other kits, and the row shows none there",
+    "<IMG_CONTEXT> stands for a picture in other kits, but the row has none",
     "ends at character 31, and the last character of the text is 30",
-    # Of boxes: tests/test_boxes.py.
-    "'<¦box_start¦>(1,2),(3)' is no box: (x1,y1),(x2,y2) belongs there",
+    # Boxes: tests/test_boxes.py.
+    "'<¦box_start¦>(1,2),(3)' is not a box: (x1,y1),(x2,y2) belongs there",
     "may be in any of image[0] (700x300), image[1] (120x400), and is not the same in each",
     "0 in it, 1 <bbox> in the text",
 }

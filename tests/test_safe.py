@@ -214,7 +214,7 @@ def test_nothing_is_fetched_unasked(site, tmp_path, base, a_picture, capsys):
     argv = ["train", "--model_id", str(base), "--data_path", str(data), "--output_dir", str(tmp_path / "run")]
     assert main([*argv, "--use_cpu", "true"]) == 1
     printed = capsys.readouterr().err
-    assert f"train.json[0].image: {site.at}/a.jpg is not a file here, and nothing is fetched unasked" in printed
+    assert f"train.json[0].image: {site.at}/a.jpg is not a local file, and nothing is fetched by default" in printed
     assert "--allow_remote_media" in printed
     assert site.asked == []
     assert not (tmp_path / "fetched").exists()
@@ -272,12 +272,12 @@ def test_an_address_that_gives_nothing_is_a_bad_row(site, tmp_path, base, a_pict
     said = reasons(found)
     for where, why in {
         "gone.image": "/gone.jpg cannot be fetched (404 Not Found)",
-        "page.image": "it answers with text/html",
+        "page.image": "the server returned text/html",
         "file.image": "it redirects to file:///etc/passwd, and only http and https are followed",
         "ftp.image": "it redirects to ftp://127.0.0.1/a, and only http and https are followed",
         "loop.image": "it redirects more than 5 times",
-        "cut.image": "of 90,000 bytes came",
-        "large.image": "100,001 bytes or more, and 100,000 at most are fetched",
+        "cut.image": "of 90,000 bytes received",
+        "large.image": "100,001 bytes or more; the limit is 100,000",
         "silent.image": "it is empty",
         "closed.image": "refused",
         "odd.image": "cannot be fetched",
@@ -318,7 +318,7 @@ def test_a_silent_server(site, tmp_path, monkeypatch):
 def test_a_cache_folder_that_cannot_be_written_ends_the_run(site, tmp_path, a_picture, monkeypatch, capsys):
     data = write_json(tmp_path / "train.json", [row("<image>?", image=site.plant("/a.jpg", a_picture))])
     (tmp_path / "file").write_text("")
-    for cache, why in ((tmp_path / "file", "cannot be kept there"), ("0", "nowhere to keep")):
+    for cache, why in ((tmp_path / "file", "cannot be saved there"), ("0", "nowhere to keep")):
         monkeypatch.setenv("VLFT_MEDIA_CACHE", str(cache))
         assert main(["check-data", str(data), "--allow_remote_media"]) == 1
         printed = capsys.readouterr().err
@@ -554,9 +554,9 @@ def load(path: Path) -> records.Rows:
 
 DEEP = "[" * 100_000 + "]" * 100_000
 DATA_BOMBS = {
-    "deep": ("a.json", f"[{DEEP}]".encode(), "not JSON that can be read: maximum recursion depth"),
-    "a long number": ("a.json", b"[" + b"1" * 10_000_000 + b"]", "not JSON that can be read: Exceeds the limit"),
-    "packed": ("a.json", b"\x1f\x8b\x08\0\0", "is compressed, whatever its name says. Unpack it"),
+    "deep": ("a.json", f"[{DEEP}]".encode(), "cannot be read as JSON: maximum recursion depth"),
+    "a long number": ("a.json", b"[" + b"1" * 10_000_000 + b"]", "cannot be read as JSON: Exceeds the limit"),
+    "packed": ("a.json", b"\x1f\x8b\x08\0\0", "is compressed, although its name says otherwise. Unpack it"),
     "packed lines": ("a.jsonl", b"PK\x03\x04\0", "is compressed"),
     "packed, by its name": ("a.json.gz", b"\x1f\x8b\x08\0\0", "is compressed. Unpack it"),
 }
@@ -573,8 +573,8 @@ def test_data_files_that_mean_harm(tmp_path, name, data, why):
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (os.mkfifo, "is no regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
+        (os.mkfifo, "is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
         (lambda path: path.mkdir(), "a folder without data"),
     ],
 )
@@ -616,7 +616,7 @@ def test_lines_that_mean_harm_are_bad_rows(tmp_path, monkeypatch):
 
 def test_a_json_too_large_to_be_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "ARRAY_BYTES", 10)
-    with pytest.raises(ConfigError, match="10 at most are read as one array"):
+    with pytest.raises(ConfigError, match="and an array may have 10"):
         load(write_json(tmp_path / "a.json", [row()]))
     load(write_json(tmp_path / "a.jsonl", [row()]))
 

@@ -1,4 +1,4 @@
-"""CSV, WebDataset tars and folders of pictures give the rows that JSON of the same data gives; `--columns`."""
+"""CSV, WebDataset tars and folders of pictures give the same rows as JSON with the same data; `--columns`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rows_of(path, columns=None, folder=None):
 
 
 def shown(path, columns=None, folder=None):
-    """Of each row: role and words of its turns, a picture as its bytes; all rows can be trained."""
+    """Return role and texts of the turns of each row, with pictures as bytes; all rows can be trained."""
     rows = rows_of(path, columns, folder)
     assert rows.bad == ()
     return [
@@ -122,7 +122,7 @@ def test_csv_by_the_names_of_its_columns_keeps_tags_where_they_stand(photos):
 
 
 def test_cells_that_are_lists(photos):
-    """As JSON, and as pandas writes lists."""
+    """Lists in JSON, and in the syntax of pandas."""
     turns = row("<image><image>Which?", "The first.")["conversations"]
     names = ["0.jpg", "1.jpg"]
     path = as_csv(
@@ -148,15 +148,19 @@ BAD_TABLES = {
     "UTF-16": ("a.csv", "question,answer\na,b\n".encode("utf-16"), "is UTF-16"),
     "an open quote": ("a.csv", 'question,answer\na,"b\n', "line 2: unexpected end of data"),
     "a quote in a cell": ("a.csv", 'question,answer\n"a "b" c",d\n', "line 2: ',' expected after '\"'"),
-    "no header": ("a.csv", "a.jpg,a.jpg\n", "the name 'a.jpg' stands twice"),
+    "no header": ("a.csv", "a.jpg,a.jpg\n", "the name 'a.jpg' occurs twice"),
     "only a header": ("a.csv", "question,answer\n", "holds no rows"),
     "nothing": ("a.csv", "", "holds no rows"),
     "cut gzip": ("a.csv.gz", gzip.compress(b"question,answer\na,b\n" * 9)[:-9], "damaged or cut short"),
-    "no gzip": ("a.csv.gz", "question,answer\na,b\n", "is not compressed, whatever its name says"),
-    "gzip without its ending": ("a.csv", gzip.compress(b"question,answer\n"), "is compressed, whatever its name says"),
+    "no gzip": ("a.csv.gz", "question,answer\na,b\n", "is not compressed, although its name says otherwise"),
+    "gzip without its ending": (
+        "a.csv",
+        gzip.compress(b"question,answer\n"),
+        "is compressed, although its name says otherwise",
+    ),
     "no tar": ("a.tar", "no tar", "damaged or cut short, or not a tar"),
     "Excel": ("a.xlsx", b"PK", "is a spreadsheet. Save it as CSV UTF-8"),
-    "text": ("a.txt", "a", "a data file is a list of rows. Write each as a line of a .jsonl"),
+    "text": ("a.txt", "a", "a data file is a list of rows. Write each row as a line of a .jsonl"),
     "pickle": ("a.pkl", b"\x80", "may run code when it is read"),
     "zstd": ("a.tar.zst", b"", "is compressed. Unpack it"),
     "zip": ("a.zip", b"", "is compressed. Unpack it"),
@@ -164,12 +168,12 @@ BAD_TABLES = {
     "HDF5": ("a.h5", b"", "holds arrays"),
     "a database": ("a.db", b"", "is a database"),
     "YAML": ("a.yaml", b"", "--data_mix FILE"),
-    "a picture": ("a.jpg", b"", "Name the file whose rows name it"),
-    "unknown": ("a.rows", b"", "is no data file by its ending .rows; read are .json, .jsonl, .csv"),
+    "a picture": ("a.jpg", b"", "Name a data file whose rows name it"),
+    "unknown": ("a.rows", b"", "the ending .rows is not supported; supported are .json, .jsonl, .csv"),
     "no ending": ("rows", b"", "has no ending"),
-    "an array in lines": ("a.ndjson", b"[1]", "a .jsonl has one object a line"),
-    "a pattern": ("{a,b}.tar", None, "a.tar and 1 more of its 2 files not there"),
-    "a pattern of JSON": ("*.jsonl", None, "leave it to the shell"),
+    "an array in lines": ("a.ndjson", b"[1]", "a .jsonl has one object per line"),
+    "a pattern": ("{a,b}.tar", None, "a.tar and 1 more of its 2 files do not exist"),
+    "a pattern of JSON": ("*.jsonl", None, "let the shell expand it"),
     "from the hub": ("org/name", None, "no such file"),
 }
 
@@ -194,7 +198,7 @@ def test_a_name_of_the_hub_says_how_to_fetch_it():
 
 
 def as_tar(path, members, mode="w"):
-    """A tar of (name, content) members; a `TarInfo` in the place of content is written as it is."""
+    """Write a tar of (name, content) members; a `TarInfo` as content is written unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:
         for name, content in members:
@@ -238,7 +242,7 @@ def test_pictures_of_a_row_stand_in_the_order_of_their_numbers(photos, tmp_path)
 
 
 def test_addresses_in_the_json_of_a_tar_name_no_member(photos, tmp_path):
-    """img2dataset keeps where a picture came from; it may end as the member's name does."""
+    """img2dataset stores the address of a picture, which may end with the name of the member."""
     told = {"url": "http://x.y/0.jpg", "key": "0", **row("<image>?", "A.")}
     members = sample("0", photos, **told, meta={"url": "http://x.y/0.jpg"})
     [[(_, parts), _]] = shown(as_tar(tmp_path / "a.tar", members))
@@ -295,7 +299,7 @@ BAD_TARS = {
     "a pickle": ([("000.pyd", b"cos\nsystem\n")], "its member 000.pyd is not read: pickles run code"),
     "an array": ([("000.npy", b"\x93NUMPY")], "its member 000.npy is not read"),
     "no key": ([("README", b"a")], "its member README has no key and ending"),
-    "apart": ([("0.txt", b"a"), ("1.txt", b"b"), ("0.cls", b"c")], "the members of 0 do not stand together"),
+    "apart": ([("0.txt", b"a"), ("1.txt", b"b"), ("0.cls", b"c")], "the members of 0 are not next to each other"),
     "twice": ([("0.txt", b"a"), ("0.txt", b"b")], "holds 0.txt twice"),
     "a long header": (_long_header(), "a header of 2,0"),
     "nothing": ([], "holds no rows"),
@@ -313,7 +317,7 @@ def test_a_tar_that_was_cut_or_glued_is_refused(photos, tmp_path):
     ends = whole.index(b"1.jpg")  # where the header of the second row begins
     for cut in (100, ends, ends + 700):
         assert "cut short" in refused(write(tmp_path / "b.tar", whole[:cut]))
-    assert "one behind another" in refused(write(tmp_path / "b.tar", whole + whole))
+    assert "has data after its end" in refused(write(tmp_path / "b.tar", whole + whole))
 
 
 def test_names_of_members_lead_nowhere(photos, tmp_path, cache):
@@ -397,16 +401,16 @@ def test_a_folder_for_each_class(tmp_path, photos, capsys):
 
 
 def test_folders_without_rows(tmp_path, photos):
-    assert "a folder of 4 pictures or videos (0.jpg), and nothing says what they show" in refused(photos)
+    assert "a folder of 4 pictures or videos (0.jpg) without text" in refused(photos)
     write_json(photos / "rows.jsonl", [row()])
     assert f"Name the data file itself: {photos / 'rows.jsonl'}" in refused(photos)
     as_tar(tmp_path / "w" / "a.tar", sample("0", photos, **row("<image>?", "a")))
     parquet.write_table(pa.table({"key": ["0"]}), tmp_path / "w" / "a.parquet")
-    assert "Say which are the data" in refused(tmp_path / "w")
+    assert "Name those that are the data" in refused(tmp_path / "w")
 
 
 def test_arrow_files_and_classes_of_datasets(tmp_path, photos):
-    """Numbers of classes are what `datasets` has in the file; their names are in its schema."""
+    """`datasets` writes class numbers into the file, and their names into its schema."""
     features = {"label": {"names": ["flower", "temple"], "_type": "ClassLabel"}, "picture": {"_type": "Image"}}
     meta = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     content = {"bytes": (photos / "0.jpg").read_bytes(), "path": "0.jpg"}
@@ -485,16 +489,16 @@ def test_rows_that_columns_do_not_fit(raw, why, tmp_path):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("question=q,answr=a", "'answr' is no part of a row. Parts are question, answer, system, image"),
+        ("question=q,answr=a", "'answr' is not a part of a row. Parts are question, answer, system, image"),
         ("question", "is not part=column"),
         ("", "names no column"),
         ("question=q", "question without answer. Add answer=COLUMN"),
         ("answer=a", "or a text: 'question:=Describe the picture.'"),
-        ("question=q,answer=", "answer is given nothing"),
+        ("question=q,answer=", "answer is empty"),
         ("question=q,answer=a,answer=b", "answer is given twice"),
         ("question=q,answer=a,image:=b.jpg", "only question, answer, system may be a text"),
         ("question:=q,answer:=a", "reads no column"),
-        ("conversations=c,question=q,answer=a", "both say what is talked about"),
+        ("conversations=c,question=q,answer=a", "both name the conversation"),
         ({"question": 3, "answer": "a"}, "--columns.question: is 3"),
         ('{"question": ', "not JSON"),
         (["question"], "is ['question'], not a mapping"),
@@ -508,7 +512,7 @@ def test_columns_that_are_refused(given, why):
 
 def test_a_wrong_flag_is_refused_before_data_are_opened(capsys):
     assert main([*CHECK, "gone.csv", "--columns", "foo=a"]) == 1
-    assert "'foo' is no part of a row" in capsys.readouterr().err
+    assert "'foo' is not a part of a row" in capsys.readouterr().err
 
 
 def test_a_column_that_no_row_has(tmp_path):
@@ -569,7 +573,7 @@ def test_fixed_rows_train_the_same_without_the_flag(tmp_path, photos, base, caps
 
 
 def test_a_mix_has_columns_of_its_own_and_a_run_remembers_them(tmp_path, photos, base, capsys, monkeypatch):
-    """Trains two steps on a CSV with pictures; another mapping is another run."""
+    """A run trains two steps on a CSV with pictures. With another mapping it cannot be resumed."""
     as_csv(photos / "a.csv", [{"pic": f"{i}.jpg", "q": "What?", "a": f"It is {i}.", "b": "Else."} for i in range(3)])
     write_json(photos / "b.json", [row("<image>Hm?", "Yes.", image="0.jpg")])
     mix = [{"path": str(photos / "a.csv"), "columns": {"question": "q", "answer": "a", "image": "pic"}}]

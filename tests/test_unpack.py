@@ -1,4 +1,4 @@
-"""Parquet files and folders of data sets: unpacked once and whole, to the same rows; and what is refused."""
+"""Parquet files and folders of data sets are unpacked once, completely, to the same rows; and which are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def embedded(media, name):
 
 
 def llava_table(media, how):
-    """`LLAVA` with its media in the cells, as Hugging Face's hub has it."""
+    """`LLAVA` with its media in the cells, as on the Hugging Face hub."""
     rows = []
     for raw in LLAVA:
         files = {"images": raw.get("image") or [], "videos": raw.get("video") or []}
@@ -49,7 +49,7 @@ def llava_table(media, how):
 
 
 def parts_table(media):
-    """The rows as OpenAI's parts, the pictures in the parts."""
+    """The rows with OpenAI's parts, and the pictures in the parts."""
     rows = openai(
         media, lambda name: {"type": "video" if name.endswith("4") else "image", "image": None, "video": None}
     )
@@ -80,7 +80,7 @@ def _name(item):
 
 
 def save_to_disk(table, folder, shards=2):
-    """A folder as `datasets.Dataset.save_to_disk` writes it."""
+    """Write a folder as `datasets.Dataset.save_to_disk` does."""
     folder.mkdir(parents=True)
     size, files = -(-len(table) // shards), []
     for i in range(shards):
@@ -176,7 +176,7 @@ def test_it_is_unpacked_once_and_anew_where_it_changed(tmp_path, media, cache):
     assert unpack.unpacked(str(path)) == first
     assert os.stat(first.rows).st_mtime_ns == stamp
     with open(first.rows, "a") as file:
-        file.write("{}\n")  # somebody was at it
+        file.write("{}\n")  # someone changed the file
     assert unpack.unpacked(str(path)) == first
     assert len(raw_rows(path)) == 3
     as_parquet(llava_table(media, embedded).slice(1), path)
@@ -271,7 +271,10 @@ def _write(path, content=""):
 
 BAD = {
     "no such file": (lambda at: at / "gone.parquet", "no such file"),
-    "no parquet": (lambda at: _write(at / "a.parquet", "id,text\n"), "is not a parquet file, whatever its name says"),
+    "no parquet": (
+        lambda at: _write(at / "a.parquet", "id,text\n"),
+        "is not a parquet file, although its name says so",
+    ),
     "empty file": (lambda at: _write(at / "a.parquet"), "is not a parquet file"),
     "cut short": (lambda at: _cut(as_parquet(_text(), at / "a.parquet"), -100), "is cut short"),
     "damaged": (lambda at: _damaged(as_parquet(_text(), at / "a.parquet")), "damaged or cut short"),
@@ -308,7 +311,7 @@ BAD = {
         lambda at: _cut(save_to_disk(_text(), at / "s") / "data-00001-of-00002.arrow", -200).parent,
         "damaged or cut short",
     ),
-    "a state of nothing": (lambda at: _write(at / "s" / "state.json", "{").parent, "is not what save_to_disk writes"),
+    "a state of nothing": (lambda at: _write(at / "s" / "state.json", "{").parent, "was not written by save_to_disk"),
 }
 
 
@@ -343,7 +346,7 @@ def test_check_data_names_the_table_and_its_row(capsys, tmp_path, media):
 def test_turns_of_unequal_length_and_text_that_is_none_name_their_row(tmp_path):
     turns = {"from": ["human", "gpt"], "value": ["a"]}
     path = as_parquet(pa.Table.from_pylist([{"conversations": turns}]), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=r"a\.parquet\[0\]: turns are lists of unequal length"):
+    with pytest.raises(ConfigError, match=r"a\.parquet\[0\]: its turns are lists of different lengths"):
         raw_rows(path)
     text = pa.array([b"\xff\xfe"], type=pa.binary()).view(pa.string())
     said = pa.array([[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]])

@@ -1,6 +1,6 @@
-"""`--columns`: which columns or keys of a data file hold the parts of a row. Opens no data file.
+"""Parse `--columns`: which columns or keys of a data file hold the parts of a row. Opens no data file.
 
-question=q,answer=a,image=picture        columns by their names
+question=q,answer=a,image=picture        columns by name
 answer=caption,question:=What is it?     a text that is the same in every row
 image=left,image=right                   several pictures, in this order
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from vlft.errors import ConfigError
 
-#: Parts of a row that may be named, and whether several columns may make one up.
+#: Parts of a row, and whether several columns may form one.
 PARTS = {
     "question": True,
     "answer": False,
@@ -27,19 +27,19 @@ PARTS = {
     "objects": False,
     "id": False,
 }
-TEXTS = ("question", "answer", "system")  # parts that may be a text of their own
+TEXTS = ("question", "answer", "system")  # parts that may be a constant text
 _START = re.compile(r"(?:^|,)\s*([A-Za-z_]\w*)\s*(:?=)")
 EXAMPLE = "Write question=COLUMN,answer=COLUMN,image=COLUMN"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """Where a part of a row comes from: a column of the data file, or a text.
+    """The source of a part of a row: a column of the data file, or a text.
 
     Attributes:
         part: one of `PARTS`.
-        name: of the column; a dot goes into an object (`qa.question`). None: `text` is in every row.
-        text: see `name`.
+        name: name of the column; a dot goes into an object (`qa.question`). None: `text` is used in every row.
+        text: the constant text. None: `name` is used.
     """
 
     part: str
@@ -52,7 +52,11 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """A whole `--columns`, by the order of `PARTS`."""
+    """A parsed `--columns`.
+
+    Attributes:
+        columns: the sources of all parts, in the order of `PARTS`.
+    """
 
     columns: tuple[Column, ...]
 
@@ -61,27 +65,27 @@ class Columns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The columns that it reads, each once."""
+        """The columns that are read, each once."""
         return tuple(dict.fromkeys(column.name for column in self.columns if column.name is not None))
 
     def of(self, part: str) -> tuple[Column, ...]:
-        """What makes up a part; empty where it is left as the data file has it."""
+        """Return the sources of a part; empty if the part is not mapped."""
         return tuple(column for column in self.columns if column.part == part)
 
 
 def read_columns(given: object, *, where: str = "--columns") -> Columns:
-    """What a user wrote, checked.
+    """Parse and check a `--columns`.
 
     Args:
         given: `question=q,answer=a`, or a mapping (from YAML): part -> column, list of columns, or `{text: ...}`.
-        where: of it, for messages.
+        where: the flag or key that sets it, for messages.
 
     Raises:
-        ConfigError: it is neither, or names an unknown part, a part twice, or nothing.
+        ConfigError: the value is neither, names an unknown part, a part twice, or no column.
     """
     if isinstance(given, str) and given.lstrip().startswith("{"):
         try:
-            given = json.loads(given)  # how a mapping of --config comes here
+            given = json.loads(given)  # --config passes a mapping as JSON
         except json.JSONDecodeError as error:
             raise ConfigError(f"{where} {given}: not JSON ({error.msg}). {EXAMPLE}.") from error
     if isinstance(given, str):
@@ -93,7 +97,7 @@ def read_columns(given: object, *, where: str = "--columns") -> Columns:
     if not columns:
         raise ConfigError(f"{where}: names no column. {EXAMPLE}, or drop it.")
     _check(columns, where)
-    # Sorted, so that the same parts from the same columns are equal, however they were written.
+    # Sorted, so that mappings that differ only in the order of their parts are equal.
     return Columns(columns=tuple(sorted(columns, key=lambda column: list(PARTS).index(column.part))))
 
 
@@ -124,18 +128,18 @@ def _check(columns: tuple[Column, ...], where: str) -> None:
     for column in columns:
         part = column.part
         if part not in PARTS:
-            raise ConfigError(f"{where}: {part!r} is no part of a row. Parts are {', '.join(PARTS)}.")
+            raise ConfigError(f"{where}: {part!r} is not a part of a row. Parts are {', '.join(PARTS)}.")
         if column.name == "" or column.text == "":
-            raise ConfigError(f"{where}: {part} is given nothing. Write {part}=COLUMN.")
+            raise ConfigError(f"{where}: {part} is empty. Write {part}=COLUMN.")
         if column.text is not None and part not in TEXTS:
             raise ConfigError(f"{where}: {column}: only {', '.join(TEXTS)} may be a text. Write {part}=COLUMN.")
         if parts.count(part) > 1 and not PARTS[part]:
             several = ", ".join(part for part, more in PARTS.items() if more)
-            raise ConfigError(f"{where}: {part} is given twice. Several columns may make up {several} only.")
+            raise ConfigError(f"{where}: {part} is given twice. Several columns may form {several} only.")
     if "conversations" in parts and (other := {"question", "answer"} & set(parts)):
         raise ConfigError(
-            f"{where}: conversations and {min(other)} both say what is talked about. Keep conversations, or question "
-            "and answer."
+            f"{where}: conversations and {min(other)} both name the conversation. Keep conversations, or question and "
+            "answer."
         )
     if ("question" in parts) != ("answer" in parts):
         there, missing = ("question", "answer") if "question" in parts else ("answer", "question")

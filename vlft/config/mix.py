@@ -1,4 +1,4 @@
-"""`--data_mix FILE`: several data sets, and how often the rows of each are trained. Opens the YAML and no data file."""
+"""Read `--data_mix FILE`: several data sets, and how often the rows of each are trained. Opens no data file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class MixedSet:
 
     Attributes:
         path: a data file, as for `--data_path`.
-        image_folder: where its media paths start; None: `--image_folder`, or the file's own folder.
-        weight: its share of an epoch's rows, beside the weights of the others.
-        repeat: how often each of its rows is trained in an epoch; 1.5 is half of them twice.
-        cap: at most so many of its rows are taken.
-        columns: which of its columns hold the parts of a row; None: `--columns`.
+        image_folder: where its media paths start. None: `--image_folder`, or the file's own folder.
+        weight: its share of an epoch's rows, relative to the weights of the other sets.
+        repeat: how often each of its rows is trained in an epoch; 1.5 trains half of them twice.
+        cap: maximum number of its rows that are used.
+        columns: which of its columns hold the parts of a row. None: `--columns`.
     """
 
     path: str
@@ -35,26 +35,28 @@ class MixedSet:
 
 
 def read_mix(path: str) -> tuple[MixedSet, ...]:
-    """The sets of a mix.
+    """Read the data sets of a mix file.
 
     Raises:
-        ConfigError: the file cannot be read, or says something that cannot be carried out.
+        ConfigError: the file cannot be read, or has an invalid entry.
     """
     sets = tuple(_one(path, place, raw) for place, raw in enumerate(_listed(path)))
     if not sets:
-        raise ConfigError(f"--data_mix {path}: lists no data set. Write one under another: - path: train.json")
+        raise ConfigError(f"--data_mix {path}: lists no data set. Write each data set as - path: train.json")
     seen: dict[str, int] = {}
     for place, one in enumerate(sets):
         if one.path in seen:
             first = seen[one.path]
-            raise ConfigError(f"--data_mix {path}[{place}].path: {one.path} is [{first}] already. Use repeat there.")
+            raise ConfigError(
+                f"--data_mix {path}[{place}].path: {one.path} is already listed as [{first}]. Use repeat there."
+            )
         seen[one.path] = place
     weighted = [place for place, one in enumerate(sets) if one.weight is not None]
     if weighted and len(weighted) < len(sets):
         without = next(place for place in range(len(sets)) if place not in weighted)
         raise ConfigError(
-            f"--data_mix {path}: [{weighted[0]}] has a weight and [{without}] has none. A weight is a share beside "
-            "others: give all of them one, or use repeat and cap."
+            f"--data_mix {path}: [{weighted[0]}] has a weight and [{without}] has none. Weights are relative to each "
+            "other: set one for every data set, or use repeat and cap."
         )
     return sets
 
@@ -68,7 +70,7 @@ def _listed(path: str) -> list[Any]:
     except OSError as error:
         raise ConfigError(f"--data_mix {path}: cannot be read: {error.strerror}. Name a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--data_mix {path}: not YAML in UTF-8: {error}. Mend it there.") from error
+        raise ConfigError(f"--data_mix {path}: not YAML in UTF-8: {error}. Fix it there.") from error
     if not isinstance(found, list):
         what = "nothing" if found is None else type(found).__name__
         raise ConfigError(f"--data_mix {path}: found {what}, not a list. Write each data set as - path: train.json")
@@ -80,10 +82,10 @@ def _one(file: str, place: int, raw: Any) -> MixedSet:
     if isinstance(raw, str):
         raw = {"path": raw}
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}: {raw!r} is no data set. Write - path: train.json")
+        raise ConfigError(f"{where}: {raw!r} is not a data set. Write - path: train.json")
     known = [field.name for field in fields(MixedSet)]
     if unknown := [str(key) for key in raw if key not in known]:
-        raise ConfigError(f"{where}: {unknown[0]!r} is no key of it; there are {', '.join(known)}.")
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}. Keys are {', '.join(known)}.")
     for key in ("path", "image_folder"):
         value = raw.get(key)
         if (key == "path" or value is not None) and (not isinstance(value, str) or not value.strip()):

@@ -1,6 +1,6 @@
-"""Data sets of others -> a data file and a folder of pictures. Changes no byte of a picture.
+"""Convert published data sets to a data file and a folder of pictures. Pictures keep their bytes.
 
-`stories` knows a row of StoryReasoning, `parquet` reads rows, `folder` sees to it that the result is whole or absent.
+`stories` converts rows of StoryReasoning, `parquet` reads rows, and `folder` writes the result atomically.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from vlft.families import DEFAULT
 __all__ = ["Imported", "Skipped", "import_stories"]
 
 FORMAT = 1
-THREADS = 4  # that decode pictures to see that they are whole; Pillow lets go of Python's lock
+THREADS = 4  # threads that decode pictures to check them; Pillow releases the GIL
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """What was left out, and why.
+    """Rows that were left out, and why.
 
     Attributes:
         file: the parquet file.
-        row: in it, from 0; None where it is about the file, or all that follows in it.
-        rows: how many rows it is about; None where nobody can tell.
-        id: the story's, if it is known.
+        row: index of the row in the file, from 0. None: the whole file, or the rest of it, was left out.
+        rows: how many rows were left out. None: unknown.
+        id: the id of the story, if it is known.
         reason: what is wrong and what to do.
     """
 
@@ -57,14 +57,16 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What is in the folder now.
+    """The result of an import.
 
     Attributes:
         out: the folder.
-        rows, stories, pictures: split -> rows read, stories written, pictures of them. Of the splits that there are.
-        skipped: the rows between the first two.
-        remarks: on files that were not read, or not there.
-        before: whether an earlier call had made it all.
+        rows: split -> rows read.
+        stories: split -> stories written.
+        pictures: split -> pictures written.
+        skipped: the rows that were read but not written.
+        remarks: messages about files that were not read or are missing.
+        before: whether an earlier call had already imported everything.
     """
 
     out: str
@@ -76,26 +78,27 @@ class Imported:
     before: bool = False
 
     def file(self, split: str) -> str:
-        """The data file of a split."""
+        """Return the path of the data file of a split."""
         return os.path.join(self.out, f"{split}.jsonl")
 
 
 def import_stories(
     source: str, out: str, *, limit: int | None = None, on_bad_row: str = "error", say: Callable[[str], None] = print
 ) -> Imported:
-    """Write `out/train.jsonl`, `out/test.jsonl` and `out/images/` of the parquet files of StoryReasoning.
+    """Convert the parquet files of StoryReasoning to `out/train.jsonl`, `out/test.jsonl` and `out/images/`.
 
-    Rows are read a few at a time. Each picture is written as it stands, and decoded once to see that it is whole.
+    Rows are read a few at a time. Each picture is written with its bytes unchanged, and decoded once to check it.
 
     Args:
         source: folder with `train*.parquet` and `test*.parquet`, at any depth.
-        out: new or empty; there whole when this returns, and not at all otherwise.
-        limit: rows of each split, from the first; None: all.
-        on_bad_row: `error` stops at the first row or file that cannot be imported, `skip` leaves it out and lists it.
-        say: takes a line for the user.
+        out: a new or empty folder. It is written atomically: after an error, nothing is there.
+        limit: number of rows of each split, from the first. None: all.
+        on_bad_row: `error` stops at the first row or file that cannot be imported; `skip` leaves it out and lists it.
+        say: function that shows a line to the user.
 
     Raises:
-        ConfigError: a bad row or file; no such folder; `out` holds something else or cannot be written.
+        ConfigError: a row or file cannot be imported, `source` does not exist, or `out` holds something else or cannot
+            be written.
     """
     shards, remarks = find_shards(Path(source), splits=SPLITS, columns=COLUMNS)
     made_of = {
@@ -114,7 +117,7 @@ def import_stories(
     with appearing_folder(Path(out), say) as folder, ThreadPoolExecutor(THREADS) as pool:
         work = _Import(folder=folder, limit=limit, skip=on_bad_row == "skip", pool=pool)
         total = sum(min(_rows(shards, split), _rows(shards, split) if limit is None else limit) for split in SPLITS)
-        # As in `inputs.measure_rows`: on a terminal only.
+        # Shown only on a terminal, after a few seconds.
         with tqdm(total=total, desc="importing stories", unit="story", disable=None, delay=2) as bar:
             for split in dict.fromkeys(shard.split for shard in shards):
                 work.split([shard for shard in shards if shard.split == split], split, bar)
@@ -128,7 +131,7 @@ def import_stories(
         )
         if not sum(found.stories.values()):
             raise ConfigError(
-                f"{source}: no story is left to import ({len(found.skipped)} faults, e.g. {found.skipped[0]})"
+                f"{source}: no story can be imported ({len(found.skipped)} faults, e.g. {found.skipped[0]})"
             )
         record = asdict(found)
         write_record(folder, {"made_of": made_of, **{k: v for k, v in record.items() if k not in ("out", "before")}})
@@ -140,7 +143,7 @@ def _rows(shards: list[Shard], split: str) -> int:
 
 
 class _Import:
-    """An import on its way: counts, and the folder that is filled."""
+    """An import in progress: its counts, and the folder that it fills."""
 
     def __init__(self, *, folder: Path, limit: int | None, skip: bool, pool: Executor) -> None:
         self.folder, self.limit, self.skip, self.pool = folder, limit, skip, pool
@@ -179,7 +182,7 @@ class _Import:
             self._leave_out(Skipped(file=file, row=None, rows=lost, id=None, reason=reason))
 
     def _row(self, row: dict[str, Any], split: str, lines: IO[str], *, file: str, place: int) -> None:
-        # Numbered by the row's place in its split, which does not hang on what is skipped; ids may be any text.
+        # Named by the row's index in its split, which does not depend on skipped rows; ids may be any text.
         folder = Path("images", split, f"{self.rows[split] - 1:05d}")
         try:
             story = story_of(row)
@@ -194,10 +197,10 @@ class _Import:
         self.pictures[split] += len(story.pictures)
 
     def _written(self, story: Story, folder: Path) -> dict[str, Any]:
-        """The row, its pictures on disk; numbered from 1, as the tags of the set do."""
+        """Write the pictures of a story and return its row. Pictures are numbered from 1, as in the tags of the set."""
         paths = [str(folder / f"image{i}{ending}") for i, ending in enumerate(story.endings, start=1)]
         record = story.record(paths)
-        try:  # before minutes of training ask: a tag or a control token in the text
+        try:  # refuse a tag or a control token in the text now, not when training starts
             parse_record(record, file="", index=0, image_folder=str(self.folder), family=DEFAULT)
         except DataError as error:
             raise BadStory(f"{error.row.field}: {error.row.reason}") from error
@@ -211,12 +214,12 @@ class _Import:
 
     def _leave_out(self, what: Skipped) -> None:
         if not self.skip:
-            raise ConfigError(f"{what}\n  Or leave out all such rows, and have them listed: --on_bad_row skip")
+            raise ConfigError(f"{what}\n  Or leave out all such rows and list them: --on_bad_row skip")
         self.skipped.append(what)
 
 
 def _fault(path: str) -> str | None:
-    """Why a picture cannot be decoded; None where it can."""
+    """Return why a picture cannot be decoded; None if it can."""
     try:
         read_pixels(path)
     except Unreadable as error:

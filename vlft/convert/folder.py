@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and says what it was made of. Knows not what is in it."""
+"""Write an import folder atomically, with a record of what it was made from. Independent of its content."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ RECORD = "import.json"
 
 
 def finished(out: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of an import that has been made already, of the same.
+    """Return the record of an earlier import of the same files with the same options.
 
     Args:
-        out: the folder asked for.
-        made_of: what it would be made of now.
+        out: the folder of the import.
+        made_of: the files and options of the import.
 
     Returns:
-        None where the folder is not there, or empty.
+        The record; None if the folder does not exist or is empty.
 
     Raises:
-        ConfigError: it holds something else.
+        ConfigError: the folder holds something else.
     """
     if not out.exists():
         return None
     if not out.is_dir():
-        raise ConfigError(f"{out}: is a file. Name a new folder for what is imported.")
+        raise ConfigError(f"{out}: is a file. Name a new folder for the import.")
     record = out / RECORD
     if not record.exists():
         there = sorted(item.name for item in out.iterdir())
@@ -47,19 +47,23 @@ def finished(out: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
         key = next(key for key in made_of if before.get(key) != made_of[key])
         was, is_now = (short(json.dumps(values.get(key), ensure_ascii=False)) for values in (before, made_of))
         raise ConfigError(
-            f"{out}: holds another import, of which {key} was {was}; now it is {is_now}. Name a new or empty folder."
+            f"{out}: holds another import: its {key} was {was}, and now it is {is_now}. Name a new or empty folder."
         )
     return found
 
 
 @contextlib.contextmanager
 def appearing_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
-    """A folder to fill beside `out`, which gets its name only once the block is left without an error.
+    """Yield a temporary folder next to `out`. It is renamed to `out` when the block ends without an error.
 
-    What a killed import has left beside it is taken away first, and said so; an error leaves nothing.
+    The temporary folder of a killed import is removed first, with a message. After an error, nothing is left.
+
+    Args:
+        out: the folder of the import.
+        say: function that shows a line to the user.
 
     Raises:
-        ConfigError: another import fills it right now, or the disk does not take it.
+        ConfigError: another import is writing the folder, or it cannot be written.
     """
     out = out.resolve()
     try:
@@ -68,7 +72,7 @@ def appearing_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
             interrupted=lambda: say(f"an earlier import into {out} was interrupted: starting over"),
         ) as folder:
             yield folder
-            put_in_place(folder, out, last=RECORD)  # onto an empty folder too
+            put_in_place(folder, out, last=RECORD)  # `out` may exist as an empty folder
     except BlockingIOError as error:
         raise ConfigError(f"{out}: another import is writing it right now. Wait for it, or name another folder.") from (
             error
@@ -76,10 +80,10 @@ def appearing_folder(out: Path, say: Callable[[str], None]) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(
             f"{out}: cannot be written ({error.strerror or error}); nothing was left there. Name a folder on a disk "
-            "that has room."
+            "with free space."
         ) from error
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Say in the folder what it was made of, and what became of it."""
+    """Write the record of an import: what it was made from, and its result."""
     write_json(folder / RECORD, record)

@@ -1,4 +1,4 @@
-"""Parquet shards on disk -> rows, a few at a time. Knows nothing of what a row means, nor of what becomes of it."""
+"""Read the rows of parquet shards, a few at a time. Independent of what a row means."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from vlft.errors import ConfigError
 from vlft.text import error_text
 
-ROWS_AT_ONCE = 4  # each may hold a dozen pictures of several MB
-BUFFER = 1 << 20  # bytes of a column read ahead; without it a whole row group is in memory
+ROWS_AT_ONCE = 4  # a row may hold a dozen pictures of several MB
+BUFFER = 1 << 20  # bytes read ahead per column; without it a whole row group is in memory
 _NUMBERED = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)$")  # as Hugging Face names shards
 
 
 class BadShard(Exception):
-    """A parquet file of which some or all rows cannot be read; the message says why and what to do."""
+    """A parquet file with rows that cannot be read. The message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,10 @@ class Shard:
     """A parquet file.
 
     Attributes:
-        path: of the file. size: its bytes.
-        split: the word its name begins with, e.g. `train`.
-        rows: in it by its footer; 0 where `fault` says that the footer cannot be used.
+        path: path of the file.
+        size: its size in bytes.
+        split: the word that its name starts with, e.g. `train`.
+        rows: number of rows in its footer; 0 if the footer cannot be read.
         fault: why no row of it can be read, or None.
     """
 
@@ -40,18 +41,23 @@ class Shard:
 
 
 def find_shards(folder: Path, *, splits: Sequence[str], columns: Sequence[str]) -> tuple[list[Shard], list[str]]:
-    """The parquet files of the wanted splits, below a folder, in the order of split and name.
+    """Find the parquet files of the wanted splits in a folder, at any depth, sorted by split and name.
 
-    A file belongs to the split that its name begins with (`train-00000-of-00012.parquet`, `train.parquet`).
+    A file belongs to the split that its name starts with (`train-00000-of-00012.parquet`, `train.parquet`).
+
+    Args:
+        folder: the folder to search.
+        splits: the wanted splits, in order.
+        columns: the columns that a file must have.
 
     Returns:
-        the shards; and remarks: files of another name, and numbers that are missing from a series.
+        The shards, and remarks about files with other names and about numbers that are missing from a series.
 
     Raises:
-        ConfigError: no such folder, or nothing in it that belongs to a split.
+        ConfigError: the folder does not exist, or holds no file of a split.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder. Name the one that the parquet files were downloaded to.")
+        raise ConfigError(f"{folder}: no such folder. Name the folder that the parquet files were downloaded to.")
     files = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
     shards, others = [], []
     for file in files:
@@ -61,21 +67,21 @@ def find_shards(folder: Path, *, splits: Sequence[str], columns: Sequence[str]) 
         else:
             shards.append(_shard(file, split, columns))
     if not shards:
-        found = f"{len(files)} parquet files, none of them named so" if files else "no parquet file at all"
+        found = f"{len(files)} parquet files with other names" if files else "no parquet file at all"
         wanted = " or ".join(f"{split}*.parquet" for split in splits)
         raise ConfigError(f"{folder}: no {wanted} in it, {found}. Name the folder the set was downloaded to.")
-    remarks = [f"not read, since its name says neither {' nor '.join(splits)}: {name}" for name in others]
+    remarks = [f"not read, because its name starts with neither {' nor '.join(splits)}: {name}" for name in others]
     return sorted(shards, key=lambda shard: splits.index(shard.split)), remarks + _missing(shards)
 
 
 def _missing(shards: Sequence[Shard]) -> list[str]:
-    """Series of shards that are not whole, such as 3 files of `-of-00012`."""
+    """Return remarks about incomplete series of shards, such as 3 files of `-of-00012`."""
     series: dict[tuple[str, int], int] = {}
     for shard in shards:
         if match := _NUMBERED.match(shard.path.stem):
             key = (str(shard.path.parent / match["split"]), int(match["count"]))
             series[key] = series.get(key, 0) + 1
-    return [f"{name}-*: {found} of {count} files are there" for (name, count), found in series.items() if found < count]
+    return [f"{name}-*: {found} of {count} files found" for (name, count), found in series.items() if found < count]
 
 
 def _shard(file: Path, split: str, columns: Sequence[str]) -> Shard:
@@ -93,15 +99,15 @@ def _shard(file: Path, split: str, columns: Sequence[str]) -> Shard:
     if lacking := [name for name in columns if name not in have]:
         fault = f"no column {', '.join(lacking)}; it has {', '.join(have) or 'none'}. Name the folder of the right set"
     elif not rows:
-        fault = "holds no rows. Download it again, or take it away"
+        fault = "holds no rows. Download it again, or remove it"
     return Shard(path=file, size=size, split=split, rows=rows, fault=fault)
 
 
 def read_rows(shard: Shard, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a shard that has no `fault`, as Python values, in order.
+    """Yield the rows of a shard without a `fault`, as Python values, in order.
 
     Raises:
-        BadShard: from here on nothing can be read.
+        BadShard: the rest of the shard cannot be read.
     """
     import pyarrow as pa
 

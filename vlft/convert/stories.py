@@ -1,9 +1,10 @@
-"""A row of StoryReasoning -> a LLaVA row and its pictures. Opens no file.
+"""Convert a row of StoryReasoning to a LLaVA row and its pictures. Opens no file.
 
-The set (daniel3303/StoryReasoning on the Hugging Face hub) has a story a row: the pictures it is about, a chain of
-thought that lists who and what is in each, and the story itself, with tags such as `<gdi image1>` that say where it
-speaks of what. What its authors train on is kept in form: a constant system prompt, one of ten user prompts (one of
-them empty) and all pictures, then the thought between `<think>` and `</think>` and the story. The prompts are ours.
+The set (daniel3303/StoryReasoning on the Hugging Face hub) has one story per row: its pictures, a chain of thought
+that lists who and what is in each picture, and the story itself, with tags such as `<gdi image1>` that link its parts
+to the pictures. The converted rows have the form that the authors of the set train on: a constant system prompt, one
+of ten user prompts (one of them empty) with all pictures, then the thought between `<think>` and `</think>`, and the
+story. We wrote the prompts.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ class BadStory(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """A row, checked.
+    """A checked row.
 
     Attributes:
         id: its `story_id`.
-        pictures: bytes of each picture file, as they stand in the set.
-        endings: of each, by what it begins with.
+        pictures: the bytes of each picture file, unchanged.
+        endings: the file ending of each picture, from its first bytes.
         question: the user prompt, without picture tags.
-        answer: what is trained.
+        answer: the text that is trained.
     """
 
     id: str
@@ -62,7 +63,7 @@ class Story:
     answer: str
 
     def record(self, paths: list[str]) -> dict[str, Any]:
-        """The row of the data file; `paths` are those of the pictures, in order."""
+        """Return the row of the data file; `paths` are the paths of the pictures, in order."""
         return {
             "id": self.id,
             "image": paths,
@@ -78,10 +79,10 @@ def story_of(row: dict[str, Any]) -> Story:
     """Check a row of the set.
 
     Args:
-        row: column -> value, as parquet gives it.
+        row: column -> value, as read from parquet.
 
     Raises:
-        BadStory: a value is missing or of another kind, or `frame_count` is not the number of pictures.
+        BadStory: a value is missing or has the wrong type, or `frame_count` is not the number of pictures.
     """
     name, thought, told = (_text(row, column) for column in ("story_id", "chain_of_thought", "story"))
     images, frames = row["images"], row["frame_count"]
@@ -100,7 +101,7 @@ def story_of(row: dict[str, Any]) -> Story:
 
 
 def prompt_for(story_id: str) -> str:
-    """One of `PROMPTS`, always the same for a story."""
+    """Return one of `PROMPTS`, always the same for a story."""
     return PROMPTS[int.from_bytes(hashlib.sha256(story_id.encode()).digest()[:8]) % len(PROMPTS)]
 
 
@@ -115,7 +116,7 @@ def _text(row: dict[str, Any], column: str) -> str:
 
 
 def _bytes(image: Any, i: int) -> bytes:
-    """A picture file; Hugging Face stores `{"bytes": ..., "path": ...}`."""
+    """Return the bytes of a picture file. Hugging Face stores `{"bytes": ..., "path": ...}`."""
     data = image.get("bytes") if isinstance(image, dict) else image
     if isinstance(data, bytes) and data:
         return data
@@ -127,4 +128,6 @@ def _ending(picture: bytes, i: int) -> str:
     ending = ending_of(picture[:16])
     if ending in FRAME_ENDINGS or ending == ".gif":
         return ending
-    raise BadStory(f"images[{i}]: begins with {picture[:8].hex(' ')}, which no known picture does. Leave the row out")
+    raise BadStory(
+        f"images[{i}]: starts with {picture[:8].hex(' ')}, which is no known picture format. Leave the row out"
+    )

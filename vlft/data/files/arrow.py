@@ -1,4 +1,4 @@
-"""Parquet and Arrow files as rows. Knows Arrow; which files a path means, `vlft.data.files.tables` says."""
+"""Read parquet and Arrow files as rows. `vlft.data.files.tables` finds the files of a path."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from vlft.errors import ConfigError
 
 PYARROW = "parquet and Arrow files need pyarrow. Install it: pip install pyarrow"
 READ_AT_A_TIME = 1 << 20  # bytes of a column; a row group of pictures may have gigabytes
-ROWS_AT_A_TIME = 8  # in memory as Python's; with pictures of 2 MB and 20 a row, 0.3 GB
+ROWS_AT_A_TIME = 8  # rows in memory as Python objects; 0.3 GB with 20 pictures of 2 MB per row
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """An opened file: its schema (pyarrow's), how many rows, and batches of some at most where the file can."""
+    """An opened file.
+
+    Attributes:
+        schema: schema of pyarrow.
+        rows: number of rows.
+        batches: function that yields batches of at most so many rows; Arrow files yield their own batches.
+    """
 
     schema: Any
     rows: int
@@ -26,11 +32,15 @@ class _Table:
 
 
 def arrow_source(path: str, files: Sequence[str]) -> Source:
-    """Parquet or Arrow files as one table.
+    """Open parquet or Arrow files as one table.
+
+    Args:
+        path: the data file as the user named it, for messages.
+        files: the files of the table, in order.
 
     Raises:
-        ConfigError: one is damaged, cut short, encrypted, has other columns than the first, or columns of types that
-            hold no conversation, text or media.
+        ConfigError: a file is damaged, cut short, encrypted, has other columns than the first, or has columns whose
+            types cannot hold conversations, text or media.
     """
     try:
         import pyarrow
@@ -42,7 +52,8 @@ def arrow_source(path: str, files: Sequence[str]) -> Source:
         if sorted(table.schema.names) != sorted(first.names):
             differing = sorted(set(table.schema.names) ^ set(first.names))
             raise ConfigError(
-                f"{file}: its columns are not those of {files[0]}: {', '.join(differing)}. Name them apart."
+                f"{file}: its columns are not those of {files[0]}: {', '.join(differing)}. Pass them as separate data "
+                "files."
             )
     _check_types(path, first)
 
@@ -71,7 +82,7 @@ def _python(path: str, batch: Any, done: int) -> list[dict[str, Any]]:
 
 
 def _class_labels(schema: Any) -> dict[str, list[str]]:
-    """Columns that `datasets` keeps as numbers of classes, with the names of the classes."""
+    """Return the columns that `datasets` stores as class numbers, with the names of the classes."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         found = {
@@ -80,7 +91,7 @@ def _class_labels(schema: Any) -> dict[str, list[str]]:
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
     except (KeyError, TypeError, ValueError, AttributeError):
-        return {}  # other tools write no such thing, or write it otherwise
+        return {}  # files of other tools have no such metadata, or another format
     return {name: names for name, names in found.items() if isinstance(names, list)}
 
 
@@ -88,7 +99,7 @@ def _labelled(row: dict[str, Any], labels: dict[str, list[str]]) -> dict[str, An
     for name, names in labels.items():
         value = row.get(name)
         if isinstance(value, int) and -1 <= value < len(names):
-            row[name] = names[value] if value >= 0 else None  # -1 is the class of none, in `datasets`
+            row[name] = names[value] if value >= 0 else None  # in `datasets`, -1 means no class
     return row
 
 
@@ -103,11 +114,11 @@ def _parquet(file: str) -> _Table:
     if b"PARE" in (start, end):
         raise ConfigError(f"{file}: is encrypted. Name a file that is not.")
     if start != b"PAR1":
-        raise ConfigError(f"{file}: is not a parquet file, whatever its name says. Write it again.")
+        raise ConfigError(f"{file}: is not a parquet file, although its name says so. Write the file again.")
     if end != b"PAR1":
         raise ConfigError(f"{file}: is cut short: a parquet file ends in PAR1. Download or write it again.")
     try:
-        # Not pre-buffered, and in small steps: a row group of pictures would be read whole.
+        # No pre-buffering, and small reads: otherwise a whole row group of pictures would be in memory.
         table = parquet.ParquetFile(file, buffer_size=READ_AT_A_TIME, pre_buffer=False)
         rows, schema = table.metadata.num_rows, table.schema_arrow
     except (pyarrow.ArrowException, OSError) as error:
@@ -119,10 +130,10 @@ def _arrow(file: str) -> _Table:
     import pyarrow
 
     with open(file, "rb") as content:
-        as_file = content.read(6) == b"ARROW1"  # the format of Feather; `datasets` writes streams
+        as_file = content.read(6) == b"ARROW1"  # the file format, as in Feather; `datasets` writes the stream format
 
     def opened() -> Any:
-        # Mapped: batches are read where they lie, and leave memory as they please.
+        # Memory-mapped: batches are read in place, and the system may free their pages at any time.
         mapped = pyarrow.memory_map(file)
         return pyarrow.ipc.open_file(mapped) if as_file else pyarrow.ipc.open_stream(mapped)
 
@@ -146,14 +157,14 @@ def _damaged(file: str, error: Exception) -> ConfigError:
 
 
 def _check_types(path: str, schema: Any) -> None:
-    """Refuse columns of types that cannot hold what their names say, before hours of unpacking."""
+    """Refuse columns whose types cannot hold what their names say, before hours of unpacking."""
     import pyarrow
 
     kinds = pyarrow.types
     for field in schema:
         kind = getattr(field.type, "storage_type", field.type)
         text = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
-        # Of lists in any of Arrow's layouts; a struct of lists is how `datasets` kept a list of structs.
+        # Lists in any of Arrow's layouts. Older `datasets` stores a list of structs as a struct of lists.
         nested = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_list_view(kind) or kinds.is_struct(kind)
         if kinds.is_null(kind):
             continue

@@ -1,4 +1,4 @@
-"""CSV and TSV files as rows: a header, then a row a record. Knows quoting and encodings; not what columns mean."""
+"""Read CSV and TSV files as rows: a header, then one row per record. Independent of what the columns mean."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from vlft.data.files.mapping import listed
 from vlft.data.rows.source import LINE_BYTES, BrokenLine, Keep, Source
 from vlft.errors import ConfigError
 
-# Cells of these columns that begin like a list or an object are one.
+# A cell of these columns that starts like a list or an object is parsed as one.
 STRUCTURED = ("conversations", "messages", "conversation", "texts", "history", "objects", "image", "images", "video",
               "videos")  # fmt: skip
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_LIMIT = threading.Lock()  # csv has one limit for all
+_LIMIT = threading.Lock()  # the field size limit of csv is global
 
 
 def delimited_source(path: str, files: Sequence[str]) -> Source:
-    """CSV or TSV files (`.gz` too) with the same header as one table.
+    """Open CSV or TSV files (also `.gz`) with the same header as one table.
+
+    Args:
+        path: the data file as the user named it, for messages.
+        files: the files of the table, in order.
 
     Raises:
-        ConfigError: no header, another encoding than UTF-8, quotes that do not close, or headers that differ.
+        ConfigError: a file has no header, is not UTF-8, has quotes that do not close, or the headers differ.
     """
     headers = [_header(file) for file in files]
     first, _ = headers[0]
     for file, (names, _) in zip(files, headers, strict=True):
         if names != first:
             raise ConfigError(
-                f"{file}: its header ({', '.join(names)}) is not that of {files[0]} ({', '.join(first)}). Name them "
-                "apart."
+                f"{file}: its header ({', '.join(names)}) is not that of {files[0]} ({', '.join(first)}). Pass them as "
+                "separate data files."
             )
 
     def rows(keep: Keep) -> Iterator[dict[str, Any] | BrokenLine]:
@@ -60,18 +64,18 @@ def _row(names: list[str], cells: list[str], line: int, separator: str) -> dict[
 
 
 def _header(file: str) -> tuple[list[str], str]:
-    """The names in the first record, and what separates them."""
+    """Return the names in the first record, and the separator."""
     tab = file.lower().removesuffix(".gz").endswith(".tsv")
     found = {separator: _first(file, separator) for separator in ("\t" if tab else SEPARATORS)}
-    separator = max(found, key=lambda each: len(found[each]))  # of several with as many, the first
+    separator = max(found, key=lambda each: len(found[each]))  # the first one in a tie
     names = [name.strip() for name in found[separator]]
     if not any(names):
         raise ConfigError(f"{file}: holds no rows. Name a file that does.")
     double = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if double is not None:
         raise ConfigError(
-            f"{file}, line 1, the header: the name {double!r} stands twice ({', '.join(names)}). The first line holds "
-            "the names of the columns: add or fix it."
+            f"{file}, line 1, the header: the name {double!r} occurs twice ({', '.join(names)}). The first line must "
+            "hold the names of the columns: add or fix it."
         )
     return names, separator
 
@@ -80,7 +84,7 @@ def _first(file: str, separator: str) -> list[str]:
     try:
         return next(_records(file, separator, None), (1, []))[1]
     except _Quotes:
-        return []  # with another separator, perhaps; else reading the rows says what is wrong
+        return []  # another separator may fit; if none does, reading the rows reports the error
 
 
 class _Quotes(ConfigError):
@@ -88,7 +92,7 @@ class _Quotes(ConfigError):
 
 
 def _records(file: str, separator: str, keep: Keep | None) -> Iterator[tuple[int, list[str]]]:
-    """Each record that is not empty, with the line it ends in."""
+    """Yield each non-empty record, with the number of the line where it ends."""
     try:
         with open(file, "rb") as raw, _text(file, raw) as text:
             reader = csv.reader(_counted(text, raw, keep), delimiter=separator, strict=True)
@@ -105,8 +109,8 @@ def _records(file: str, separator: str, keep: Keep | None) -> Iterator[tuple[int
                     yield reader.line_num, cells
     except csv.Error as error:
         raise _Quotes(
-            f"{file}, line {reader.line_num}: {error}. A cell that holds a quote, a {SEPARATORS[separator]} or a line "
-            'end stands in quotes, and quotes in it are doubled ("").'
+            f"{file}, line {reader.line_num}: {error}. Put quotes around a cell that holds a quote, a "
+            f'{SEPARATORS[separator]} or a line end, and double the quotes in it ("").'
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(
@@ -125,13 +129,15 @@ def _text(file: str, raw: IO[bytes]) -> io.TextIOWrapper:
     packed = file.lower().endswith(".gz")
     if packed != (start == b"\x1f\x8b"):
         what = "not compressed" if packed else "compressed"
-        raise ConfigError(f"{file}: is {what}, whatever its name says. Name it {'without' if packed else 'with'} .gz.")
+        raise ConfigError(
+            f"{file}: is {what}, although its name says otherwise. Name it {'without' if packed else 'with'} .gz."
+        )
     stream: Any = gzip.GzipFile(fileobj=raw) if packed else raw
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
 
 
 def _counted(text: io.TextIOWrapper, raw: IO[bytes], keep: Keep | None) -> Iterator[str]:
-    """Its lines; says how far it is by the bytes of the file."""
+    """Yield the lines, and report progress in bytes of the file."""
     done = 0
     for number, line in enumerate(text):
         yield line
@@ -141,7 +147,7 @@ def _counted(text: io.TextIOWrapper, raw: IO[bytes], keep: Keep | None) -> Itera
 
 
 def _line_of_fault(file: str) -> int:
-    """The first line that is not UTF-8, from 1."""
+    """Return the number of the first line that is not UTF-8, from 1."""
     with open(file, "rb") as raw:
         stream: Any = gzip.GzipFile(fileobj=raw) if file.lower().endswith(".gz") else raw
         for number, line in enumerate(stream, start=1):

@@ -1,6 +1,7 @@
-"""Folders of pictures or videos as rows: with a metadata file beside them, or sorted into a folder for each class.
+"""Read folders of pictures or videos as rows: with a metadata file, or with one folder per class.
 
-These are the `imagefolder` and `videofolder` of Hugging Face `datasets`. Rows name the files where they lie.
+These are the `imagefolder` and `videofolder` of Hugging Face `datasets`. The files stay where they are; rows hold
+their paths.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ FILE, FILES = "file_name", "file_names"
 
 
 def metadata_of(folder: str) -> str | None:
-    """The metadata file of a folder, if it has one that names files.
+    """Return the metadata file of a folder, if it has one that names files.
 
     Raises:
-        ConfigError: it has several, or one that cannot be read.
+        ConfigError: the folder has several, or one that cannot be read.
     """
     found = [path for name in METADATA if os.path.isfile(path := os.path.join(folder, name)) and _names_files(path)]
     if len(found) > 1:
-        raise ConfigError(f"{folder}: holds {' and '.join(map(os.path.basename, found))}. Keep one, or name it itself.")
+        raise ConfigError(
+            f"{folder}: holds {' and '.join(map(os.path.basename, found))}. Keep one, or pass one of them directly."
+        )
     return found[0] if found else None
 
 
@@ -43,10 +46,10 @@ def _opened(file: str) -> Source:
 
 
 def metadata_source(path: str, file: str) -> Source:
-    """The rows of a folder's metadata file, its `file_name` columns as the `image` or `video` they name.
+    """Open a folder's metadata file as a table. Its `file_name` columns become `image` or `video`.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
     source = _opened(file)
 
@@ -81,7 +84,7 @@ def _object(line: bytes, number: int) -> dict[str, Any] | BrokenLine:
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any] | BrokenLine:
-    """A row with `image` for `file_name`, `image_file_name` or `file_names`; `mask` for `mask_file_name`."""
+    """Rename `file_name`, `image_file_name` and `file_names` of a row to `image`, `mask_file_name` to `mask`."""
     found: dict[str, Any] = {}
     for key, value in row.items():
         new = key
@@ -98,7 +101,7 @@ def _renamed(row: dict[str, Any]) -> dict[str, Any] | BrokenLine:
 
 
 def classes_of(folder: str) -> dict[str, list[str]]:
-    """Folders below a folder that hold pictures or videos, each with its files; sorted."""
+    """Return the subfolders that hold pictures or videos, each with its files; sorted."""
     found: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
         below = os.path.join(folder, name)
@@ -115,7 +118,7 @@ def classes_of(folder: str) -> dict[str, list[str]]:
 
 
 def classes_source(path: str, classes: dict[str, list[str]]) -> Source:
-    """A row for each file below the folders of classes: its path and, as `label`, the name of the folder."""
+    """Make a table with one row for each file of the class folders: its path, and the folder's name as `label`."""
     kinds = {_kind(file) for files in classes.values() for file in files}
 
     def rows(keep: Keep) -> Iterator[dict[str, Any] | BrokenLine]:
@@ -133,5 +136,5 @@ def _kind(file: str) -> str:
 
 
 def loose_media(names: Sequence[str]) -> list[str]:
-    """Which of these files are pictures or videos."""
+    """Return the files among these that are pictures or videos."""
     return [name for name in names if name.lower().endswith((*PICTURES, *VIDEOS))]

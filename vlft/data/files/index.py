@@ -1,7 +1,7 @@
-"""The rows of data files as a sequence that is read and parsed one at a time, so that millions of them need no room.
+"""The rows of data files as a sequence that reads and parses one row at a time, so that millions fit into memory.
 
-Held in memory is where each row stands, 28 bytes of it; a row is read and parsed when it is asked for, in whichever
-process asks. Joins rows and records; opens data files, and no media.
+Only the position of each row is in memory, 28 bytes per row. A row is read and parsed when it is indexed, in the
+process that indexes it. Combines `vlft.data.files.read` and `vlft.data.rows.records`. Opens data files, but no media.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ from vlft.data.sample import Sample
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
 
-SHOWN_KEYS = 1000  # of rows, for a message
+SHOWN_KEYS = 1000  # keys of rows that are collected for a message
 
 
 class DataFile:
-    """An open data file, and where its rows stand. Replaced by another since, it is read as it was; written to, not.
+    """An open data file, and the positions of its rows.
+
+    If the file is replaced by another one later, the old content is read. If it is written to, its rows are refused.
 
     Attributes:
-        name: as the user gave it, for messages.
-        image_folder: where relative media paths start; None: the folder of the file.
-        columns: by which rows are read (`--columns`); None: as they stand.
+        name: the path as the user wrote it, for messages.
+        image_folder: where relative media paths start. None: the folder of the file.
+        columns: the mapping of `--columns`. None: rows are read as they are.
 
     Raises:
-        ConfigError: as `rows.opened` and `rows.row_spans`; or no row has a column that is to be read.
+        ConfigError: the file does not exist, cannot be read or unpacked, holds no rows, or no row has a column that
+            `columns` names.
     """
 
     def __init__(self, name: str, *, image_folder: str | None, columns: Columns | None = None) -> None:
@@ -48,8 +51,8 @@ class DataFile:
         found = opened(name, columns)
         self.columns = columns
         self._path, self._digest = found.file, found.digest
-        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - as long as there is an index of it
-        self._stamp = self._now()  # before the rows are looked for: what is written meanwhile is seen
+        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - open as long as this object exists
+        self._stamp = self._now()  # taken before the rows are located, to detect writes during that time
         for span in row_spans(self._path):
             starts.append(span.start)
             lengths.append(span.length)
@@ -59,7 +62,7 @@ class DataFile:
             self._check(columns)
 
     def _check(self, columns: Columns) -> None:
-        """Refuse columns that no row has; reads rows until each has been seen."""
+        """Refuse columns that no row has. Reads rows until each column has occurred."""
         keys: dict[str, None] = {}
         absent = list(columns.names)
         for row in range(len(self)):
@@ -76,12 +79,15 @@ class DataFile:
         return len(self._starts)
 
     def raw(self, row: int) -> object:
-        """A row, in the plain form where columns name its parts, or the `rows.BrokenLine` that stands in its place."""
+        """Return a row, mapped to the plain form if there are columns, or the `BrokenLine` that stands in for it."""
         value = restored(self._read(row))
         return value if self.columns is None or isinstance(value, BrokenLine) else mapped(value, self.columns)
 
     def print(self) -> bytes:
-        """A print of all that its rows say, wherever they are unpacked to; 32 bytes. A file of JSON is read for it."""
+        """Return a digest of all rows, 32 bytes. It does not depend on the folder of an unpacked table.
+
+        For a JSON file, this reads the whole file.
+        """
         if self._digest is not None:
             return bytes.fromhex(self._digest)
         with open(self._path, "rb") as file:
@@ -89,7 +95,7 @@ class DataFile:
 
     def _read(self, row: int) -> object:
         if self._now() != self._stamp:
-            return BrokenLine(reason=f"{self.name} has been written to since its rows were counted. Run again")
+            return BrokenLine(reason=f"{self.name} was written to after its rows were counted. Run again")
         line, length = self._lines[row], self._lengths[row]
         most = LINE_BYTES + 1 if line else length
         return row_of(os.pread(self._file.fileno(), min(length, most), self._starts[row]), line)
@@ -106,27 +112,27 @@ class DataFile:
         try:
             self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
-            unpacked = "" if self._path == self.name else " (what it was unpacked to)"
+            unpacked = "" if self._path == self.name else f" (the unpacked rows of {self.name})"
             raise ConfigError(
                 f"{self._path}{unpacked}: cannot be read by every process of the run: {error.strerror}. Several nodes "
-                "need one folder for data, and for VLFT_MEDIA_CACHE"
+                "need a shared folder for data, and for VLFT_MEDIA_CACHE"
             ) from error
         if self._now() != self._stamp:
-            raise ConfigError(f"{self._path}: has changed while the run started. Run again")
+            raise ConfigError(f"{self._path}: changed while the run started. Run again")
 
 
 class RowIndex(Sequence[Sample]):
-    """Rows of data files, in the order of the files or in another one, maybe several times.
+    """Rows of data files, in any order. A row may occur several times.
+
+    Indexing with an integer raises `DataError` if the row cannot be trained (`records.parse_record`).
 
     Args:
-        files: they stand in.
-        file_of: of each row, its place in `files`; int32 [N].
-        row_of: of each row, its number in the file; int32 [N].
-        family: whose control tokens are refused.
-        access: what rows may name.
-        flags: how rows are read; None: all at their defaults.
-
-    Indexing raises `DataError` where a row cannot be trained, as `records.parse_record` says it.
+        files: the data files.
+        file_of: for each row, the index of its file in `files`; int32 [N].
+        row_of: for each row, its index in the file; int32 [N].
+        family: its control tokens are refused.
+        access: which files rows may name.
+        flags: how rows are read. None: the defaults.
     """
 
     def __init__(
@@ -170,11 +176,11 @@ class RowIndex(Sequence[Sample]):
         )
 
     def raw(self, place: int) -> object:
-        """A row as its file has it."""
+        """Return a row as its file has it, or a `BrokenLine`; columns are mapped."""
         return self.files[self.file_of[place]].raw(int(self.row_of[place]))
 
     def take(self, places: Sequence[int] | np.ndarray) -> RowIndex:
-        """The rows at these places, in their order."""
+        """Return an index of the rows at these places, in their order."""
         chosen = np.asarray(places, dtype=np.int64)
         return RowIndex(
             self.files,
@@ -187,18 +193,18 @@ class RowIndex(Sequence[Sample]):
 
     @property
     def counts(self) -> dict[str, int]:
-        """File -> rows it holds."""
+        """File -> number of its rows."""
         return {file.name: len(file) for file in self.files}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of data files, told apart.
+    """Parsed rows of data files.
 
     Attributes:
         samples: rows that can be trained, in the order of the files.
-        bad: rows that cannot.
-        counts: file -> rows read; their sum is `len(samples) + len(bad)`.
+        bad: rows that are refused.
+        counts: file -> number of its rows. The sum is `len(samples) + len(bad)`.
     """
 
     samples: Sequence[Sample]
@@ -215,24 +221,23 @@ def index_rows(
     columns: Mapping[str, Columns | None] | Columns | None = None,
     flags: RowFlags | None = None,
 ) -> RowIndex:
-    """Find the rows of data files; none is parsed yet.
+    """Locate the rows of data files without parsing them.
 
     Args:
-        paths: data files: of JSON, or tables.
-        image_folder: where relative media paths start, for all files or by path; None: the folder of the data file that
-            names them.
-        family: whose control tokens are refused.
-        access: what rows may name; None: files in the folder, and absolute paths.
-        columns: by which rows are read, for all files or by path; None: rows as they stand.
-        flags: how rows are read; None: all at their defaults.
+        paths: data files: JSON files or tables.
+        image_folder: where relative media paths start, for all files or by path. None: the folder of the data file.
+        family: its control tokens are refused.
+        access: which files rows may name. None: files in the folder, and absolute paths.
+        columns: the mapping of `--columns`, for all files or by path. None: rows are read as they are.
+        flags: how rows are read. None: the defaults.
 
     Raises:
-        ConfigError: a file cannot be read at all, is named twice, or an image folder does not exist.
+        ConfigError: a file cannot be read, is named twice, or an image folder does not exist.
     """
     folders = image_folder if isinstance(image_folder, Mapping) else dict.fromkeys(paths, image_folder)
     for folder in folders.values():
         if folder is not None and not os.path.isdir(folder):
-            raise ConfigError(f"--image_folder {folder}: no such folder. Name the one that media paths start from.")
+            raise ConfigError(f"--image_folder {folder}: no such folder. Name the folder where media paths start.")
     seen: dict[str, str] = {}
     for path in paths:
         for real in map(os.path.realpath, [path] if len(paths) == 1 else files_of(path)):
@@ -254,7 +259,7 @@ def index_rows(
 
 
 def parsed(index: RowIndex) -> Rows:
-    """Every row of an index, all in memory: for few of them."""
+    """Parse all rows of an index into memory. Use it for few rows only."""
     samples, bad = [], []
     for row in each(index):
         if isinstance(row, BadRow):
@@ -265,7 +270,7 @@ def parsed(index: RowIndex) -> Rows:
 
 
 def each(index: RowIndex) -> Iterator[Sample | BadRow]:
-    """The rows one after another, or why they are refused."""
+    """Yield each row of an index, or the reason why it is refused."""
     for place in range(len(index)):
         try:
             yield index[place]

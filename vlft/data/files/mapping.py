@@ -1,6 +1,6 @@
-"""Rows of any columns -> rows in the plain form (`conversations`, `image`, `video`), as `--columns` says.
+"""Map rows with any columns to the plain form (`conversations`, `image`, `video`), as `--columns` sets it.
 
-Knows neither files nor what a row must hold: `vlft.data.rows.records` says that afterwards.
+Opens no file. `vlft.data.rows.records` checks the mapped rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlft.data.rows.media_refs import is_one_video
 from vlft.data.rows.source import BrokenLine, kind_of
 from vlft.errors import ConfigError
 
-# Names under which other data sets keep a part of a row, likeliest first; for the line that a refusal suggests.
+# Part of a row -> names that data sets use for it, most likely first. Used for the `--columns` that a message suggests.
 LIKELY = {
     "question": ("question", "prompt", "query", "instruction", "problem", "input", "q", "user", "human"),
     "answer": (
@@ -45,21 +45,22 @@ LIKELY = {
     "system": ("system", "system_prompt"),
     "id": ("id", "question_id", "key"),
 }
-# Beside a question and an answer, these most likely belong to the question.
+# Next to a question and an answer, these most likely belong to the question.
 CONTEXT = ("choices", "options", "context", "hint", "passage", "a", "b", "c", "d")
 LISTED = 40  # columns that a message names
-CELL = 1 << 20  # characters of a cell that may be a list written as Python does
+CELL = 1 << 20  # characters; longer cells are not parsed as Python literals
 _TAGS = {"image": re.compile(r"<image>"), "video": re.compile(r"<video>")}
 
 
 def mapped(raw: object, columns: Columns) -> object:
-    """A row in the plain form.
+    """Map a row to the plain form.
 
-    Columns that are read are gone from it, all others stay. Where the question is built of columns and has no tags,
-    those of the row's pictures and videos stand at its start.
+    The result keeps all columns that the mapping does not read. If the question is built from columns and has no tags,
+    the tags of the row's pictures and videos are put before it.
 
     Args:
-        raw: the row as its file has it; what is no object is handed back.
+        raw: the row as its file has it. A value that is not an object is returned unchanged.
+        columns: the mapping.
     """
     if not isinstance(raw, dict):
         return raw
@@ -67,19 +68,19 @@ def mapped(raw: object, columns: Columns) -> object:
     try:
         for part in dict.fromkeys(column.part for column in columns.columns):
             found[part] = _part(part, raw, columns.of(part))
-    except _Wrong as error:
+    except _NotMapped as error:
         return BrokenLine(reason=str(error), row=raw)
     read = {column.name for column in columns.columns}
     row = {key: value for key, value in raw.items() if key not in read}
     for kind, names in MEDIA_KEYS.items():
-        if kind in found:  # two names for one list would be refused
+        if kind in found:  # drop the other name of the list: a row with both is refused
             twins = names[:OWN_MEDIA_KEYS]
             row = {key: value for key, value in row.items() if key not in twins} | {kind: found[kind]}
     row |= {part: found[part] for part in ("id", "objects", "conversations") if found.get(part) is not None}
     if "conversations" in found:
         row.pop("messages", None)
     if "question" in found:
-        for form in FORMS:  # another conversation; halves of one stay, and are a warning
+        for form in FORMS:  # drop other conversations; halves of one stay, and give a warning
             if len(form.keys) == 1:
                 row.pop(form.name, None)
         asked = _tags(row, found["question"]) + found["question"]
@@ -89,8 +90,8 @@ def mapped(raw: object, columns: Columns) -> object:
     return {key: value for key, value in row.items() if value is not None}
 
 
-class _Wrong(Exception):
-    """Why a row cannot be mapped."""
+class _NotMapped(Exception):
+    """A row that cannot be mapped. The message says why."""
 
 
 def _part(part: str, raw: dict, columns: Sequence[Column]) -> Any:
@@ -107,7 +108,7 @@ def _part(part: str, raw: dict, columns: Sequence[Column]) -> Any:
     text = "\n".join(text for text in texts if text)
     if not text and part != "system":
         names = " and ".join(str(column.name) for column in columns)
-        raise _Wrong(f"{names}, the {part} by --columns, is empty. Fill it in, or drop the row")
+        raise _NotMapped(f"{names}, the {part} by --columns, is empty. Fill it in, or drop the row")
     return text or None
 
 
@@ -120,14 +121,14 @@ def _text(part: str, raw: dict, column: Column) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if part == "question" and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return "\n".join(value)  # choices, one a line
+        return "\n".join(value)  # choices, one per line
     if not isinstance(value, str):
-        raise _Wrong(f"{column.name}, the {part} by --columns, is {kind_of(value)}, not text. Name another column")
+        raise _NotMapped(f"{column.name}, the {part} by --columns, is {kind_of(value)}, not text. Name another column")
     return value
 
 
 def _tags(row: dict, question: str) -> str:
-    """Tags for the row's media, for a question that has none of the kind."""
+    """Return tags for the row's media of each kind for which the question has no tag."""
     tags = ""
     for kind, names in MEDIA_KEYS.items():
         value = next((row[name] for name in names if row.get(name) not in (None, "", [])), None)
@@ -138,7 +139,7 @@ def _tags(row: dict, question: str) -> str:
 
 
 def value_at(raw: dict, name: str) -> Any:
-    """What a row has under a name, or under a dotted one: `qa.question`, `texts.0.user`; None where nothing is."""
+    """Return the value of a row under a name or a dotted name (`qa.question`, `texts.0.user`); None if it has none."""
     if name in raw:
         return raw[name]
     value: Any = raw
@@ -153,7 +154,7 @@ def value_at(raw: dict, name: str) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """A list or an object that a cell holds as text, as JSON or as Python writes them; anything else as it is."""
+    """Parse a list or an object that a cell holds as text, in JSON or Python syntax. Other values are unchanged."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
@@ -163,7 +164,7 @@ def listed(value: Any) -> Any:
     if len(value) > CELL:
         return value
     try:
-        return ast.literal_eval(value.strip())  # reads values only: nothing is called or looked up
+        return ast.literal_eval(value.strip())  # parses literals only: calls and looks up nothing
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return value
 
@@ -172,7 +173,7 @@ def listed(value: Any) -> Any:
 
 
 def missing(columns: Columns, keys: Collection[str]) -> list[str]:
-    """Columns that are read and that no row has, by the keys of all rows."""
+    """Return the columns that the mapping reads but that are not among the keys of the rows."""
     return [name for name in columns.names if name not in keys and name.partition(".")[0] not in keys]
 
 
@@ -187,7 +188,7 @@ def refuse_missing(path: str, columns: Columns, names: Sequence[str], keys: Iter
     text = ""
     for column in columns.columns:
         if column.name == names[0] and column.part in ("question", "answer", "system"):
-            text = f" For a text that is the same in every row: '{column.part}:={names[0]}'."
+            text = f" For a text that is the same in every row, write '{column.part}:={names[0]}'."
     raise ConfigError(
         f"{path}: --columns {columns}: no row has {' or '.join(map(repr, names))}. Its columns are {_names(keys)}."
         + text
@@ -195,10 +196,10 @@ def refuse_missing(path: str, columns: Columns, names: Sequence[str], keys: Iter
 
 
 def check_names(path: str, keys: Sequence[str]) -> None:
-    """Refuse a table whose columns do not tell what its conversation is, when there is no `--columns`.
+    """Refuse a table without `--columns` if the names of its columns do not show what the conversation is.
 
     Raises:
-        ConfigError: no column holds a conversation, or several may; the message has a line to try.
+        ConfigError: no column holds a conversation, or several may. The message suggests a `--columns`.
     """
     found = [form.keys for form in FORMS if set(form.keys) <= set(keys)]
     if any(len(names) == 1 for names in found):
@@ -215,14 +216,14 @@ def check_names(path: str, keys: Sequence[str]) -> None:
     else:
         why, others = "no column is a conversation", []
     raise ConfigError(
-        f"{path}: {why}. Its columns are {_names(keys)}. Say which column is what, for example:\n"
+        f"{path}: {why}. Its columns are {_names(keys)}. Say what each column holds, for example:\n"
         f"  --columns {shlex.quote(suggestion(keys, others))}\n"
-        "  Or name the columns as data/README.md has them."
+        "  Or rename the columns as in data/README.md."
     )
 
 
 def suggestion(keys: Sequence[str], context: Sequence[str] = ()) -> str:
-    """A `--columns` for a table of these columns, as far as their names tell."""
+    """Suggest a `--columns` for a table with these columns, guessed from their names."""
     lower = {key.lower(): key for key in reversed(keys)}
     picked: dict[str, list[str]] = {}
     taken: set[str] = set()

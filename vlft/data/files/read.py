@@ -1,6 +1,7 @@
-"""Data files -> where their rows stand, and raw rows. Knows JSON and line ends; what a row must hold, records say.
+"""Locate and read the raw rows of JSON data files.
 
-Of tables (parquet, CSV, tars, folders), `vlft.data.files.unpack` makes JSON lines.
+`vlft.data.files.unpack` converts tables (parquet, CSV, tars, folders) to JSON lines first. `vlft.data.rows.records`
+checks the rows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vlft.data.rows.registries import registry_at, registry_of
 from vlft.data.rows.source import LINE_BYTES, LINES, BrokenLine, kind_of
 from vlft.errors import ConfigError
 
-ARRAY_BYTES = 8 << 30  # of a .json, which is read whole; as rows in memory it takes several times that
+ARRAY_BYTES = 8 << 30  # limit for a .json, which is read at once; parsed rows take several times that in memory
 BOM = b"\xef\xbb\xbf"
 MAGIC = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")
 
@@ -28,7 +29,13 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """Where a row stands in its file: `length` bytes from `start`; `line` counts from 1 (0 in a `.json`)."""
+    """The position of a row in its file.
+
+    Attributes:
+        start: offset of its first byte.
+        length: number of bytes.
+        line: line number, from 1; 0 in a `.json`.
+    """
 
     start: int
     length: int
@@ -36,18 +43,19 @@ class Span:
 
 
 def row_spans(path: str) -> Iterator[Span]:
-    """Where the rows of a `.json` or `.jsonl` stand. Of a `.jsonl` one line is held at a time, of a `.json` the whole
-    text.
+    """Yield the positions of the rows of a `.json` or `.jsonl`.
+
+    A `.jsonl` is read line by line. A `.json` is read into memory at once.
 
     Raises:
-        ConfigError: no rows, or a `.json` that is not an array.
+        ConfigError: the file holds no rows, or a `.json` is not an array.
     """
     rows = 0
     for span in _line_spans(path) if path.lower().endswith(LINES) else _array_spans(path):
         rows += 1
         yield span
     if not rows:
-        raise ConfigError(f"{path}: holds no rows. Name a file that does; its format: data/README.md.")
+        raise ConfigError(f"{path}: holds no rows. Name a file that does; data/README.md describes the format.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +63,9 @@ class Opened:
     """Where the rows of a data file are.
 
     Attributes:
-        file: a `.json` or `.jsonl`: the data file itself, or what a table unpacks to.
-        keys: names of a table's columns; None of a file of JSON, whose rows have to be asked.
-        digest: sha256 of the rows of a table, in hex; None of a file of JSON, which is read for it.
+        file: a `.json` or `.jsonl`: the data file itself, or the unpacked rows of a table.
+        keys: names of a table's columns. None for a JSON file: only its rows have them.
+        digest: sha256 of the rows of a table, in hex. None for a JSON file: `DataFile.print` computes it.
     """
 
     file: str
@@ -66,13 +74,15 @@ class Opened:
 
 
 def opened(path: str, columns: Columns | None = None) -> Opened:
-    """The rows of a data file, a table unpacked.
+    """Return where the rows of a data file are. A table is unpacked.
 
     Args:
-        columns: `--columns`.
+        path: the data file.
+        columns: the mapping of `--columns`.
 
     Raises:
-        ConfigError: no such file, another ending, or a table that cannot be unpacked.
+        ConfigError: the file does not exist, has an ending that is not supported, or is a table that cannot be
+            unpacked.
     """
     if is_table(path):
         table = unpacked(path, columns)
@@ -84,25 +94,25 @@ def opened(path: str, columns: Columns | None = None) -> Opened:
     if not path.lower().endswith((".json", *LINES)):
         raise refuse_ending(path)
     if not os.path.isfile(path):
-        raise ConfigError(f"{path}: is no regular file. {name_it()}")
+        raise ConfigError(f"{path}: is not a regular file. {name_it()}")
     return Opened(file=path, keys=None, digest=None)
 
 
 def files_of(path: str) -> list[str]:
-    """The files that a data file consists of: itself, or those of a table.
+    """Return the files that a data file consists of: itself, or the files of a table.
 
     Raises:
-        ConfigError: as `tables.sources_of`.
+        ConfigError: the errors of `tables.sources_of`.
     """
     return sources_of(path) if is_table(path) else [path]
 
 
 def row_of(data: bytes, line: int) -> object:
-    """The JSON value of a row's bytes, or a `BrokenLine`.
+    """Parse the bytes of a row. Returns a `BrokenLine` if they are not JSON.
 
     Args:
-        data: of a `Span`; of one longer than `LINE_BYTES`, a byte more than those will do.
-        line: of the span.
+        data: the bytes of a `Span`. If it is longer than `LINE_BYTES`, the first `LINE_BYTES + 1` bytes are enough.
+        line: the line number of the span.
     """
     if line and len(data) > LINE_BYTES:
         return BrokenLine(reason=f"line {line}: more than {LINE_BYTES:,} bytes. Split the row")
@@ -118,8 +128,8 @@ def _array_spans(path: str) -> Iterator[Span]:
     size = os.path.getsize(path)
     if size > ARRAY_BYTES:
         raise ConfigError(
-            f"{path}: {size:,} bytes, {ARRAY_BYTES:,} at most are read as one array. Split it, or write it as .jsonl "
-            "(a row a line), which is read line by line."
+            f"{path}: {size:,} bytes, and an array may have {ARRAY_BYTES:,}. Split it, or write it as .jsonl (one row "
+            "per line), which is read line by line."
         )
     with open(path, "rb") as file:
         data = file.read()
@@ -128,7 +138,7 @@ def _array_spans(path: str) -> Iterator[Span]:
     if not text.strip():
         return
     plain = text.isascii()
-    done = 0  # characters that `start` is past
+    done = 0  # the character at the byte offset `start`
     for begin, end in _elements(text, path):
         start += begin - done if plain else len(text[done:begin].encode())
         length = end - begin if plain else len(text[begin:end].encode())
@@ -137,7 +147,7 @@ def _array_spans(path: str) -> Iterator[Span]:
 
 
 def _elements(text: str, path: str) -> Iterator[tuple[int, int]]:
-    """First character of each element of the array that a text is, and the one after it."""
+    """Yield (first, end) of each element of the array in a text; `end` is exclusive."""
     decoder = json.JSONDecoder()
     at = _next(text, 0)
     try:
@@ -151,7 +161,7 @@ def _elements(text: str, path: str) -> Iterator[tuple[int, int]]:
             at = _next(text, end)
             more = text[at : at + 1] == ","
             if not more and text[at : at + 1] != "]":
-                json.loads(text)  # says what is wrong there
+                json.loads(text)  # raises an error with the position
             at = _next(text, at + 1)
         if text[at:]:
             json.loads(text)
@@ -161,11 +171,11 @@ def _elements(text: str, path: str) -> Iterator[tuple[int, int]]:
             f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}. Fix it there.{hint}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON that can be read: {error}. Fix it.") from error
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}. Fix it.") from error
 
 
 def _next(text: str, at: int) -> int:
-    """The next character that is no white space."""
+    """Return the index of the next character that is not white space."""
     found = _SPACE.match(text, at)
     return at if found is None else found.end()
 
@@ -185,19 +195,21 @@ def _line_spans(path: str) -> Iterator[Span]:
             begin = start
             start += length
             if number == 1:
-                _refuse_other(line, path)
+                _refuse_other_encodings(line, path)
                 if line.startswith(BOM):
                     line, begin, length = line[len(BOM) :], begin + len(BOM), length - len(BOM)
             if not line.strip():
                 continue
             if first and line.lstrip().startswith(b"["):
-                raise ConfigError(f"{path}, line {number}: an array; a .jsonl has one object a line. Name it .json.")
+                raise ConfigError(
+                    f"{path}, line {number}: an array; a .jsonl has one object per line. Rename the file to .json."
+                )
             first = False
             yield Span(start=begin, length=length, line=number)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """The file's lines, of one that is too long only the first `LINE_BYTES` + 1 bytes; and how long each is."""
+    """Yield each line and its length in bytes. A line that is too long is cut after `LINE_BYTES` + 1 bytes."""
     while line := file.readline(LINE_BYTES + 1):
         part, length = line, len(line)
         while len(part) > LINE_BYTES and not part.endswith(b"\n"):
@@ -207,7 +219,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def _utf8(data: bytes, path: str) -> str:
-    _refuse_other(data, path)
+    _refuse_other_encodings(data, path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -217,8 +229,10 @@ def _utf8(data: bytes, path: str) -> str:
         ) from error
 
 
-def _refuse_other(data: bytes, path: str) -> None:
+def _refuse_other_encodings(data: bytes, path: str) -> None:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigError(f"{path}: is UTF-16, not UTF-8. Save the file as UTF-8.")
     if data.startswith(MAGIC):
-        raise ConfigError(f"{path}: is compressed, whatever its name says. Unpack it (gunzip, unzip, unxz, zstd -d).")
+        raise ConfigError(
+            f"{path}: is compressed, although its name says otherwise. Unpack it (gunzip, unzip, unxz, zstd -d)."
+        )

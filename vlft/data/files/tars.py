@@ -1,7 +1,7 @@
-"""WebDataset tars as rows: members of one key are a row, `000.jpg` with `000.json` or `000.txt`.
+"""Read WebDataset tars as rows: members with one key are a row, such as `000.jpg` with `000.json` or `000.txt`.
 
-Members are read in their order and never written under their own names: media are kept by what they hold. Nothing
-that runs code when it is read (pickles) is read. The format: https://github.com/webdataset/webdataset
+Members are read in order and never written under their own names: media files are named by their content. Formats
+that run code when they are read (pickles) are refused. The format: https://github.com/webdataset/webdataset
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from vlft.data.rows.source import LINE_BYTES, PICTURES, SOUNDS, VIDEOS, BrokenLi
 from vlft.errors import ConfigError
 
 TEXTS = (".txt", ".text", ".caption", ".cls", ".cls2", ".transcript")
-# What runs code when it is read, or holds arrays where a picture belongs.
+# Endings of formats that run code when they are read, or hold arrays instead of pictures.
 REFUSED = (".pyd", ".pickle", ".pkl", ".pth", ".pt", ".ten", ".tb", ".npy", ".npz", ".mp", ".msg")
 PICTURE_BYTES = 1 << 30
 VIDEO_BYTES = 4 << 30
-NESTED_KEYS = ("url", "path")  # name media too, but for those of the row itself
+NESTED_KEYS = ("url", "path")  # these also name media, but only inside objects of the row
 NAMING_KEYS = (*NESTED_KEYS, *(key for keys in MEDIA_KEYS.values() for key in keys))
-HEADER_BYTES = 1 << 20  # of names and the like
-BLOCK = 512  # bytes; two empty ones end a tar
+HEADER_BYTES = 1 << 20  # limit for headers with names and attributes
+BLOCK = 512  # bytes; two empty blocks end a tar
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _KINDS = {
     tarfile.SYMTYPE: "a link",
@@ -40,11 +40,18 @@ _KINDS = {
 _LONG_HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
-_JUNK = ("._", ".DS_Store", "Thumbs.db")  # what macOS and Windows add
+_JUNK = ("._", ".DS_Store", "Thumbs.db")  # files that macOS and Windows add
 
 
 def tar_source(path: str, files: Sequence[str]) -> Source:
-    """Tars (compressed by gzip, bzip2 or xz too) as one table; columns are the endings of members, and keys of JSON."""
+    """Open tars (also compressed by gzip, bzip2 or xz) as one table.
+
+    Its columns are the endings of members and the keys of their JSON.
+
+    Args:
+        path: the data file as the user named it.
+        files: the tars, in order.
+    """
 
     def rows(keep: Keep) -> Iterator[dict[str, Any] | BrokenLine]:
         for file in files:
@@ -54,7 +61,7 @@ def tar_source(path: str, files: Sequence[str]) -> Source:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header is of a size that can be meant: longer ones would be read into memory whole."""
+    """A member whose header has a plausible size. tarfile would read a longer header into memory."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> Any:  # Python 3.11 to 3.14 call it for each header
         if self.type in _LONG_HEADERS and self.size > HEADER_BYTES:
@@ -64,7 +71,15 @@ class _Member(tarfile.TarInfo):
 
 @dataclass(kw_only=True)
 class _Sample:
-    """The members of one key, so far."""
+    """The members of one key that were read so far.
+
+    Attributes:
+        key: the key.
+        row: the columns of the row.
+        media: kind -> ending of a member -> path of its file.
+        members: endings of its members.
+        wrong: why the row cannot be read; empty if it can.
+    """
 
     key: str
     row: dict[str, Any] = field(default_factory=dict)
@@ -75,12 +90,12 @@ class _Sample:
 
 def _rows(file: str, keep: Keep) -> Iterator[dict[str, Any] | BrokenLine]:
     sample: _Sample | None = None
-    seen: set[int] = set()  # hashes: a million keys need not be in memory
+    seen: set[int] = set()  # hashes of keys, which need less memory than millions of keys
     done = 0
     try:
         with open(file, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # else all stay in memory, before Python 3.13
+                tar.members = []  # type: ignore[attr-defined]  # before Python 3.13, all members stay in memory
                 done, before = raw.tell(), done
                 keep.done(done - before)
                 name = _split(file, member)
@@ -92,19 +107,19 @@ def _rows(file: str, keep: Keep) -> Iterator[dict[str, Any] | BrokenLine]:
                         yield _row(sample)
                     if hash(key) in seen:
                         raise ConfigError(
-                            f"{file}: the members of {key} do not stand together. Write it again, sorted: "
+                            f"{file}: the members of {key} are not next to each other. Write the tar again, sorted: "
                             "tar --sort=name -cf new.tar FOLDER"
                         )
                     seen.add(hash(key))
                     sample = _Sample(key=key)
                 if ending in sample.members:
-                    raise ConfigError(f"{file}: holds {member.name} twice. Write it again, each member once.")
+                    raise ConfigError(f"{file}: holds {member.name} twice. Write the tar again with each member once.")
                 sample.members.add(ending)
                 _take(file, sample, ending, tar, member, keep)
             _check_end(file, tar)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk, which `unpack` speaks of
+            raise  # an error of the disk, which `unpack` reports
         raise ConfigError(
             f"{file}: damaged or cut short, or not a tar ({error}). Download or write it again."
         ) from error
@@ -113,18 +128,18 @@ def _rows(file: str, keep: Keep) -> Iterator[dict[str, Any] | BrokenLine]:
 
 
 def _split(file: str, member: tarfile.TarInfo) -> tuple[str, str] | None:
-    """Key and ending (`.jpg`, `.0.jpg`) of a member; None for what is no part of a row."""
+    """Return key and ending (`.jpg`, `.0.jpg`) of a member; None if it does not belong to a row."""
     name = member.name
     base = name.rpartition("/")[2]
     if member.isdir() or base.startswith(_JUNK[0]) or base in _JUNK:
         return None
     if not member.isreg() or member.issparse():
-        kind = "a sparse file" if member.issparse() else _KINDS.get(member.type, "no regular file")
-        raise ConfigError(f"{file}: its member {name} is {kind}. Write it again with regular files (tar -h).")
+        kind = "a sparse file" if member.issparse() else _KINDS.get(member.type, "not a regular file")
+        raise ConfigError(f"{file}: its member {name} is {kind}. Write the tar again with regular files (tar -h).")
     found = _NAME.fullmatch(name)
     if found is None:
         raise ConfigError(
-            f"{file}: its member {name} has no key and ending (000.jpg, 000.json), so it belongs to no row. Write the "
+            f"{file}: its member {name} has no key and ending (such as 000.jpg), so it belongs to no row. Write the "
             "tar without it."
         )
     return found[1], f".{found[2]}"
@@ -136,7 +151,7 @@ def _take(file: str, sample: _Sample, ending: str, tar: tarfile.TarFile, member:
     column = ending[1:]
     if last in REFUSED:
         raise ConfigError(
-            f"{file}: its member {member.name} is not read: pickles run code when they are read, and arrays are no "
+            f"{file}: its member {member.name} is not read: pickles run code when they are read, and arrays are not "
             "picture files. Write texts as .json or .txt, pictures as .jpg or .png."
         )
     if last in PICTURES or last in VIDEOS:
@@ -151,7 +166,7 @@ def _take(file: str, sample: _Sample, ending: str, tar: tarfile.TarFile, member:
         else:
             sample.wrong = f"its member {member.name} is empty. Write it again"
     elif last in SOUNDS:
-        sample.row["audio"] = member.name  # by which the row is refused
+        sample.row["audio"] = member.name  # `records` refuses rows with this key
     elif last == ".json" or last in TEXTS:
         if member.size > LINE_BYTES:
             sample.wrong = f"its member {member.name} has more than {LINE_BYTES:,} bytes. Split the row"
@@ -212,7 +227,7 @@ def _row(sample: _Sample) -> dict[str, Any] | BrokenLine:
 
 
 def _named(value: Any, key: str, files: dict[str, str], used: set[str]) -> Any:
-    """A value of the row's JSON, in which the names of members have become the paths of their files."""
+    """Replace names of members in a value of the row's JSON by the paths of their files."""
     if isinstance(value, str):
         name = value.rpartition("/")[2]
         if key in NAMING_KEYS and name in files and "://" not in value:
@@ -227,20 +242,19 @@ def _named(value: Any, key: str, files: dict[str, str], used: set[str]) -> Any:
 
 
 def _natural(ending: str) -> tuple[int, list[Any]]:
-    """So that `jpg` comes first, and `2.jpg` before `10.jpg`."""
+    """Sort key that puts `jpg` first, and `2.jpg` before `10.jpg`."""
     middle = ending.rpartition(".")[0]
     parts = re.split(r"(\d+)", middle)
     return bool(middle), [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _check_end(file: str, tar: tarfile.TarFile) -> None:
-    """Refuse a tar that has no end, or something behind it: rows would be left out in silence."""
+    """Refuse a tar without an end, or with data after its end: rows would be dropped silently."""
     stream: Any = tar.fileobj
     while rest := stream.read(1 << 20):
         if rest.strip(b"\0"):
             raise ConfigError(
-                f"{file}: has more behind its end, as where tars are written one behind another (cat). Name the tars "
-                "by themselves."
+                f"{file}: has data after its end, for example another tar (cat). Pass the tars as separate files."
             )
     if file.lower().endswith(".tar"):
         with open(file, "rb") as raw:

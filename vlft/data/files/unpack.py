@@ -1,9 +1,10 @@
-"""Tables -> a folder with rows.jsonl and media files, made once, in bounded memory.
+"""Unpack a table once into a folder with rows.jsonl and media files, in bounded memory.
 
-What reads rows later sees ordinary JSON lines. Pictures keep the bytes they came with and are named by them. A folder
-appears whole or not at all: it is built aside, under a lock, and renamed. Knows no rows: which keys and values mean
-something is for `vlft.data.rows.normalise` to say, but for those that hold media; and no formats, which are the
-readers'.
+The rest of the program then reads ordinary JSON lines. Media files keep their bytes and are named by their content.
+The folder is written atomically: it is built under another name, with a lock, and renamed.
+
+`vlft.data.files.tables` finds the files, and its readers parse their formats. `vlft.data.rows.normalise` interprets
+the keys and values of rows; this module looks only for media.
 """
 
 from __future__ import annotations
@@ -28,24 +29,26 @@ from vlft.data.rows.source import BrokenLine, Source
 from vlft.errors import ConfigError
 from vlft.files import Lock, cache_folder, put_in_place, workshop
 
-FORMAT = 2  # raise it whenever the same source becomes other rows or files
+FORMAT = 2  # increase it whenever the same source gives other rows or files
 ROWS = "rows.jsonl"
 ABOUT = "about.json"
-BROKEN = "vlft: this row cannot be read"  # the key of a row that stands for a `BrokenLine`
+BROKEN = "vlft: this row cannot be read"  # the key of a row that represents a `BrokenLine`
 TURN_KEYS = ("conversations", "messages", "conversation", "texts")
-# Bytes under these keys are pictures or videos; under others, what starts as media do. The rest is no text either.
+# Bytes under these keys are media. Under other keys, bytes are media if they start like media, else only their number
+# is written.
 BYTES_KEYS = ("url", *(key for keys in MEDIA_KEYS.values() for key in keys))
 COPIED_AT_A_TIME = 1 << 20  # bytes
-COLUMNS = 1000  # names that are kept of a table whose rows tell them
+COLUMNS = 1000  # column names that are recorded for a table whose reader does not list them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unpacked:
-    """A source as JSON lines.
+    """A table as JSON lines.
 
     Attributes:
-        rows: the file. digest: of what the rows and their media hold, wherever the folder lies.
-        columns: that the table has.
+        rows: path of the rows.jsonl.
+        digest: sha256 of the rows and their media, in hex; independent of where the folder is.
+        columns: columns of the table.
     """
 
     rows: str
@@ -54,15 +57,15 @@ class Unpacked:
 
 
 def unpacked(path: str, columns: Columns | None = None) -> Unpacked:
-    """The rows of a table, unpacked unless an earlier run did so and the source is as it was.
+    """Unpack a table, unless an earlier run did so and its files have not changed.
 
     Args:
-        path: a table as `tables.sources_of` knows them: parquet, Arrow, CSV, tars, a folder.
-        columns: `--columns`.
+        path: a table that `tables.sources_of` accepts: parquet, Arrow, CSV, tars, a folder.
+        columns: the mapping of `--columns`.
 
     Raises:
-        ConfigError: it is no table, is damaged, encrypted or empty, has no columns that are read, or there is no folder
-            to unpack it to.
+        ConfigError: the path is not a table, or the table is damaged, encrypted or empty, has no columns that can be
+            read, or there is no folder to unpack it to.
     """
     root = cache_folder(os.environ, variable="VLFT_MEDIA_CACHE", name="media")
     if root is None:
@@ -70,30 +73,31 @@ def unpacked(path: str, columns: Columns | None = None) -> Unpacked:
     files = sources_of(path)
     folder = root / "unpacked" / _key(path, files)
     try:
-        found = _whole(folder)
+        found = _complete(folder)
         if found is None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = Lock(f"{folder}.lock")
-            lock.take(wait=True)  # one process unpacks, those that start with it wait
+            lock.take(wait=True)  # one process unpacks, the other processes wait
             with lock:
-                found = _whole(folder)  # another process may have made it meanwhile
+                found = _complete(folder)  # another process may have unpacked it in the meantime
                 if found is None:
                     _make(path, files, folder, columns)
-                    found = _whole(folder)
+                    found = _complete(folder)
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be unpacked to {folder} ({error}). Set VLFT_MEDIA_CACHE to a folder with room"
+            f"{path}: cannot be unpacked to {folder} ({error}). Set VLFT_MEDIA_CACHE to a folder on a disk with free "
+            "space"
         ) from error
     if found is None:
-        raise ConfigError(f"{folder}: is not whole, though it was just written. Look at its disk.")
+        raise ConfigError(f"{folder}: is incomplete, although it was just written. Check its disk.")
     _check(path, columns, found.columns)
     return found
 
 
 def _check(path: str, columns: Columns | None, names: tuple[str, ...]) -> None:
-    """Refuse a table that is not read by its columns of these names."""
+    """Refuse a table whose columns do not fit `--columns` or, without it, the supported forms."""
     if not names:
-        return  # no row could be read, as each of them says
+        return  # all rows are broken, and each is refused with its reason
     if columns is None:
         check_names(path, names)
     else:
@@ -101,7 +105,7 @@ def _check(path: str, columns: Columns | None, names: tuple[str, ...]) -> None:
 
 
 def _key(path: str, files: list[str]) -> str:
-    """A name for what stands in these files now."""
+    """Return a name for the current content of these files."""
     home, stamps = os.path.dirname(path), []
     for file in files:
         stat = os.stat(file)
@@ -110,8 +114,8 @@ def _key(path: str, files: list[str]) -> str:
     return hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def _whole(folder: Path) -> Unpacked | None:
-    """What the folder holds; None where it is not there, or its rows are not all of those it was left with."""
+def _complete(folder: Path) -> Unpacked | None:
+    """Return the unpacked table in a folder; None if the folder does not exist, or its rows are incomplete."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if os.path.getsize(folder / ROWS) != about["bytes"]:
@@ -122,11 +126,11 @@ def _whole(folder: Path) -> Unpacked | None:
 
 
 def _make(path: str, files: list[str], folder: Path, columns: Columns | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # rows that somebody changed
+    shutil.rmtree(folder, ignore_errors=True)  # a folder whose rows were changed
     with workshop(folder.with_name(f".{folder.name}.tmp")) as aside:
         source = open_source(path, files)
         if source.columns is not None:
-            _check(path, columns, source.columns)  # refused before hours of unpacking
+            _check(path, columns, source.columns)  # refuse before hours of unpacking
         with _bar(path, source) as bar:
             writer = _Writer(path, aside=aside, folder=folder, bar=bar)
             with open(aside / ROWS, "wb") as out:
@@ -142,19 +146,20 @@ def _make(path: str, files: list[str], folder: Path, columns: Columns | None) ->
 
 
 def _bar(path: str, source: Source) -> Any:
-    """Shown on a terminal only, with the time that is left, once it takes seconds."""
+    """Progress bar with the remaining time. Shown only on a terminal, after a few seconds."""
     bytes_ = {"unit_scale": True, "unit_divisor": 1024} if source.unit == "B" else {}
     name = os.path.basename(path.rstrip(os.sep))
     return tqdm(total=source.size, desc=f"unpacking {name}", unit=source.unit, disable=None, delay=2, **bytes_)
 
 
 class _Writer:
-    """Rows as lines of JSON, and the media in them as files. It is the `Keep` of readers.
+    """Converts rows to lines of JSON, and writes their media as files. Readers use it as their `Keep`.
 
     Args:
-        path: of the source, for messages.
-        aside: where files are written. folder: where they will lie, which is how rows name them.
-        bar: of the progress.
+        path: the table, for messages.
+        aside: folder where files are written.
+        folder: folder that `aside` will be renamed to; rows name files in it.
+        bar: progress bar.
     """
 
     def __init__(self, path: str, *, aside: Path, folder: Path, bar: Any) -> None:
@@ -180,7 +185,7 @@ class _Writer:
             plain = {key: self._plain(value, key) for key, value in row.items() if value is not None}
         except ValueError as error:
             raise ConfigError(
-                f"{self.path}[{self.rows}]: turns are lists of unequal length: {error}. Fix it."
+                f"{self.path}[{self.rows}]: its turns are lists of different lengths: {error}. Fix the row."
             ) from error
         line = json.dumps(plain, ensure_ascii=True, default=str).encode() + b"\n"
         self.rows += 1
@@ -188,7 +193,7 @@ class _Writer:
         return line
 
     def _plain(self, value: Any, key: str) -> Any:
-        """A value as JSON has it; media become the absolute paths of their files."""
+        """Convert a value to JSON; media become the absolute paths of their files."""
         if isinstance(value, (bytes, bytearray, memoryview)):
             content = bytes(value)
             is_media = key in BYTES_KEYS or ending_of(content[:16]) != ".bin"
@@ -196,14 +201,14 @@ class _Writer:
         if isinstance(value, list):
             return [self._plain(item, key) for item in value]
         if isinstance(value, str) and key in TURN_KEYS:
-            return listed(value)  # a list of turns as JSON; text that is none is refused as such
+            return listed(value)  # a list of turns as JSON; `records` refuses any other text
         if not isinstance(value, dict):
             return value
         if value and value.keys() <= {"bytes", "path"}:
             held = value.get("bytes")
             return value.get("path") if held is None else self._plain(held, key)
         if key in TURN_KEYS and all(isinstance(item, list) for item in value.values()):
-            # Older versions of `datasets` keep a list of objects as an object of lists.
+            # Older versions of `datasets` store a list of objects as an object of lists.
             turns = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
             return self._plain(turns, key)
         return {name: self._plain(item, name) for name, item in value.items() if item is not None}
@@ -229,7 +234,7 @@ class _Writer:
 
 
 def restored(value: object) -> object:
-    """The row that a line of an unpacked table stands for; a `BrokenLine` where that was one."""
+    """Return the row of a line of an unpacked table: the value itself, or the `BrokenLine` that it represents."""
     if isinstance(value, dict) and isinstance(value.get(BROKEN), str):
         return BrokenLine(reason=value[BROKEN], row=value.get("row"))
     return value

@@ -1,8 +1,10 @@
-"""Where the media paths of rows lead, and which are followed. Asks the file system about links; opens no file,
-and writes none but embedded pictures.
+"""Resolve the media paths of rows, and decide which of them may be followed.
 
-A data file may come from anywhere, so a relative path has to stay in its folder once `..` and links are resolved, and
-nothing is fetched, unless flags say otherwise. An absolute path is taken as it stands: LLaVA files are full of them.
+Asks the file system about links. Opens no file, and writes only embedded pictures.
+
+A data file may come from anywhere. A relative path must therefore stay in its folder after `..` and links are
+resolved, and nothing is fetched, unless flags allow it. An absolute path is used as written: LLaVA files are full of
+them.
 """
 
 from __future__ import annotations
@@ -14,24 +16,26 @@ from vlft.data.rows.embedded import Embedded, NotEmbedded
 from vlft.data.rows.fetch import SCHEMES, RemoteMedia
 from vlft.text import short
 
-LONGEST_PATH = 4096  # characters; Linux takes no more bytes (PATH_MAX)
-LONGEST_URL = 8000  # characters; RFC 9110 asks servers to take so many
+LONGEST_PATH = 4096  # characters; Linux accepts at most this many bytes (PATH_MAX)
+LONGEST_URL = 8000  # characters; RFC 9110 asks servers to accept this many
 SHOWN = 100  # characters of a name in a message
 
 _REMOTE = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://|data:)")
 
 
 class NoAccess(Exception):
-    """A path that is not followed; the message says why and what to do, and names no row."""
+    """A path that is not followed. The message says why and what to do; it does not name the row."""
 
 
 class Access:
-    """What rows may name. One serves all rows of a run, since it remembers folders: a file costs one `lstat`.
+    """The files that rows may name.
+
+    Use one object for all rows of a run. It caches resolved folders, so that a file costs one `lstat`.
 
     Args:
         outside: relative paths may lead out of their folder (`--allow_outside_folder`).
-        remote: where what http(s) addresses name is kept (`--allow_remote_media`); None: addresses are refused.
-        embedded: where pictures written into rows are kept; None: they are refused.
+        remote: where files fetched by http(s) are saved (`--allow_remote_media`). None: addresses are refused.
+        embedded: where pictures embedded in rows are saved. None: they are refused.
     """
 
     def __init__(
@@ -40,18 +44,18 @@ class Access:
         self.outside = outside
         self.remote = remote
         self.embedded = embedded
-        self._folders: dict[str, str] = {}  # as written -> without links
+        self._folders: dict[str, str] = {}  # path as written -> resolved path
 
     def locate(self, value: str, *, folder: str, named: str) -> str:
-        """The file that a row means, absolute or from the working directory; whether it is there is not asked.
+        """Return the file that a row names, absolute or relative to the working directory. It may not exist.
 
         Args:
-            value: as the row has it.
+            value: the path or address in the row.
             folder: where relative paths start; "" is the working directory.
-            named: that folder in a message.
+            named: the name of that folder in messages.
 
         Raises:
-            NoAccess: an address that is not fetched, a path that leads outside, or one that no system takes.
+            NoAccess: an address that is not fetched, a path that leads outside, or a path that is too long.
         """
         if _REMOTE.match(value):
             return self._fetched(value)
@@ -65,8 +69,8 @@ class Access:
         if not f"{real}{os.sep}".startswith(f"{root.rstrip(os.sep)}{os.sep}"):
             raise NoAccess(
                 f"{value} leads outside {named} ({root}), to {real}: {_way_out(root, value)}. "
-                "Put the file into the folder or name it by its absolute path; "
-                "or, if the data file is to be trusted with any path: --allow_outside_folder"
+                "Put the file into the folder or use its absolute path; "
+                "or, if you trust the data file with any path, pass --allow_outside_folder"
             )
         return path
 
@@ -75,11 +79,11 @@ class Access:
             return self._unpacked(value)
         scheme, shown = value.partition(":")[0].lower(), short(value, SHOWN)
         if scheme not in SCHEMES:
-            raise NoAccess(f"{shown} is not a file here, and {scheme}:// is not fetched: download it first")
+            raise NoAccess(f"{shown} is not a local file, and {scheme}:// is not fetched: download it first")
         if self.remote is None:
             raise NoAccess(
-                f"{shown} is not a file here, and nothing is fetched unasked: download it first, or have vlft "
-                "do so with --allow_remote_media"
+                f"{shown} is not a local file, and nothing is fetched by default: download it first, or pass "
+                "--allow_remote_media"
             )
         if len(value) > LONGEST_URL:
             raise NoAccess(f"{shown} has {len(value):,} characters, an address has {LONGEST_URL:,} at most")
@@ -91,7 +95,7 @@ class Access:
     def _unpacked(self, value: str) -> str:
         if self.embedded is None:
             raise NoAccess(
-                f"{value[:30]}... is an embedded picture, and there is no folder to keep it in: set VLFT_MEDIA_CACHE"
+                f"{value[:30]}... is an embedded picture, and there is no folder to save it in: set VLFT_MEDIA_CACHE"
             )
         try:
             return self.embedded.file_of(value)
@@ -104,7 +108,7 @@ class Access:
         return self._folders[path]
 
     def _resolved(self, path: str) -> str:
-        """As `os.path.realpath`, by one `lstat` where the folder is known."""
+        """Return what `os.path.realpath` returns, with one `lstat` if the folder is cached."""
         head, tail = os.path.split(path)
         if not head or tail in ("", ".", "..") or head.count(os.sep) > 64:
             return _real(path)
@@ -115,12 +119,12 @@ class Access:
 def _real(path: str) -> str:
     try:
         return os.path.realpath(path)
-    except ValueError:  # no file has such a name (half a character, a null), as opening it will say
+    except ValueError:  # not a valid file name (a lone surrogate, a null); opening it reports that
         return os.path.abspath(path)
 
 
 def _way_out(root: str, value: str) -> str:
-    """The first link on the way that leads out, or that it climbs."""
+    """Name the first link on the path that leads outside, or say that `..` does."""
     at = root
     for part in value.split(os.sep):
         at = os.path.join(at, part)

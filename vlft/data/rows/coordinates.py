@@ -1,8 +1,8 @@
-"""Boxes and points: in which numbers they are written, and what they are in another picture size. Numbers and text
-only; knows no row, no file and no model family.
+"""Read boxes and points in text, and convert them between units and picture sizes.
 
-A box is a flat tuple x1, y1, x2, y2, a point x, y, a quadrilateral four points; sizes are (H, W) in pixels, as
-everywhere.
+Works on numbers and text only; independent of rows, files and model families.
+
+A box is a flat tuple x1, y1, x2, y2. A point is x, y. A quadrilateral is four points. Sizes are (H, W) in pixels.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# pixels: of the original picture, upright. 0-1000 and 0-1: shares of its width and height.
+# pixels: pixels of the original picture, upright. 0-1000 and 0-1: fractions of its width and height.
 Given = Literal["pixels", "0-1000", "0-1"]
-# What a family reads and writes. pixels: of the resized picture.
+# The units that a family reads and writes. pixels: pixels of the resized picture.
 Unit = Literal["pixels", "0-1000"]
 
-SLACK = 0.01  # of a side: boxes end so far outside where a tool rounded them; they are clipped
+SLACK = 0.01  # fraction of a side; tools that round let boxes end this far outside, and these are clipped
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _POINT = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
@@ -29,11 +29,11 @@ _BOX = re.compile(
     re.DOTALL,
 )
 _COUNTS = {"box": (2, 4), "quad": (8,), "bbox_2d": (4,), "point_2d": (2,)}
-_STANDS_ALONE = re.compile(r"(?<![\w.])-?\d")  # a number, not the 1 of x1
+_PLAIN_NUMBER = re.compile(r"(?<![\w.])-?\d")  # a number, not the 1 of x1
 
 
 class NotABox(ValueError):
-    """Numbers where a box belongs that are none; the message says which."""
+    """Numbers in the place of a box that are not a box. The message quotes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class BoxText:
 
     Attributes:
         numbers: x, y, x, y, ...
-        form: how its numbers are written: `(x,y),(x,y)` or `[x, y, x, y]`.
+        form: how the numbers are written: "points" is `(x,y),(x,y)`, "list" is `[x, y, x, y]`.
     """
 
     numbers: tuple[float, ...]
@@ -57,31 +57,36 @@ class BoxText:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSizes:
-    """A picture's sizes: `original` as it is displayed (turned as its EXIF says), `shown` as the model gets it."""
+    """The sizes of a picture, (H, W) in pixels.
+
+    Attributes:
+        original: size as displayed, after its EXIF orientation is applied.
+        shown: size that the model gets.
+    """
 
     original: tuple[int, int]
     shown: tuple[int, int]
 
 
 def split(text: str, *, lenient: bool = False) -> list[str | BoxText]:
-    """A text cut at the numbers of its boxes, in the notations of the Qwen-VL families.
+    """Split a text at the numbers of its boxes, in the notations of the Qwen-VL families.
 
-    `<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, a point or a quadrilateral (`<|quad_start|>`) in the same way, and
-    `"bbox_2d": [x1, y1, x2, y2]`, `"point_2d": [x, y]`. What stands there without a number, as in a prompt that
-    explains the form, is text.
+    The notations are `<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, the same for a point or a quadrilateral
+    (`<|quad_start|>`), `"bbox_2d": [x1, y1, x2, y2]` and `"point_2d": [x, y]`. A notation without numbers, as in a
+    prompt that explains the format, is text.
 
     Args:
-        lenient: leave numbers that make no box in the text, as in what a model answers.
+        lenient: keep numbers that are not a box in the text. Model outputs need this.
 
     Raises:
-        NotABox: there are numbers, but not those of a box.
+        NotABox: a notation holds numbers that are not a box.
     """
     pieces: list[str | BoxText] = []
     done = 0
     for found in _BOX.finditer(text):
         name = "points" if found["kind"] else "list"
         inner = found[name]
-        if not _STANDS_ALONE.search(inner):
+        if not _PLAIN_NUMBER.search(inner):
             continue
         numbers = tuple(float(number) for number in re.findall(_NUMBER, inner))
         form = _POINTS if found["kind"] else _LIST
@@ -90,17 +95,22 @@ def split(text: str, *, lenient: bool = False) -> list[str | BoxText]:
             if lenient:
                 continue
             wanted = {"box": "(x1,y1),(x2,y2)", "quad": "four points (x,y)", "bbox_2d": "[x1, y1, x2, y2]"}
-            raise NotABox(f"{found[0][:80]!r} is no box: {wanted.get(kind, '[x, y]')} belongs there")
+            raise NotABox(f"{found[0][:80]!r} is not a box: {wanted.get(kind, '[x, y]')} belongs there")
         pieces += [text[done : found.start(name)], BoxText(numbers=numbers, form="points" if found["kind"] else "list")]
         done = found.end(name)
     return [*pieces, text[done:]]
 
 
 def to_model(numbers: Sequence[float], given: Given, unit: Unit, sizes: PictureSizes | None) -> tuple[int, ...]:
-    """What a family reads, rounded to its whole units; up to `SLACK` outside the picture is clipped to its edge.
+    """Convert numbers to the unit of a family, rounded to whole numbers.
+
+    Numbers outside the picture by at most `SLACK` are clipped to its edge.
 
     Args:
-        sizes: of the picture; None will do where neither side speaks of pixels (`needs_sizes`).
+        numbers: x, y, x, y, ...
+        given: unit of `numbers`.
+        unit: unit of the result.
+        sizes: sizes of the picture; may be None if neither unit is pixels (`needs_sizes`).
     """
     sides = _sides(len(numbers), given, sizes.original if sizes else None)
     shares = [_clipped(number / side) for number, side in zip(numbers, sides, strict=True)]
@@ -109,22 +119,24 @@ def to_model(numbers: Sequence[float], given: Given, unit: Unit, sizes: PictureS
 
 
 def to_original(numbers: Sequence[float], unit: Unit, sizes: PictureSizes) -> tuple[float, ...]:
-    """What a family writes, in pixels of the original picture; not rounded."""
+    """Convert numbers in the unit of a family to pixels of the original picture; not rounded."""
     units = _sides(len(numbers), unit, sizes.shown)
     sides = _sides(len(numbers), "pixels", sizes.original)
     return tuple(number / one * side for number, one, side in zip(numbers, units, sides, strict=True))
 
 
 def needs_sizes(given: Given, unit: Unit) -> bool:
-    """Whether `to_model` has to know the picture."""
+    """Return whether `to_model` needs the sizes of the picture."""
     return "pixels" in (given, unit)
 
 
 def fault(numbers: Sequence[float], given: Given, original: tuple[int, int] | None) -> str | None:
-    """What is odd about a box, with both values; None where nothing is.
+    """Describe what is wrong with a box, with both values. None if nothing is.
 
     Args:
-        original: (H, W); None will do where `given` is not pixels.
+        numbers: x1, y1, x2, y2, or x, y.
+        given: unit of `numbers`.
+        original: (H, W); may be None if `given` is not pixels.
     """
     sides = _sides(len(numbers), given, original)
     box = f"box {_words(numbers)} ({given})"
@@ -133,18 +145,18 @@ def fault(numbers: Sequence[float], given: Given, original: tuple[int, int] | No
         what = f"{box} leaves the picture, which ends at {_words(sides[:2])}"
         if all(-SLACK <= share <= 1 + SLACK for share in shares):
             return f"{what}. It is clipped"
-        return f"{what}. It is trained as it stands: is that how its numbers are meant?"
+        return f"{what}. It is trained as written: check the unit of its numbers"
     if len(numbers) == 4 and not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
-        return f"{box} is empty: {_words(numbers[2:])} does not lie right of and below {_words(numbers[:2])}"
+        return f"{box} is empty: {_words(numbers[2:])} is not right of and below {_words(numbers[:2])}"
     return None
 
 
 def _sides(count: int, how: Given | Unit, size: tuple[int, int] | None) -> list[float]:
-    """What each of so many numbers is a part of: width, height, width, ..."""
+    """The full length for each number: width, height, width, ..."""
     if how != "pixels":
         return [1000.0 if how == "0-1000" else 1.0] * count
     if size is None:
-        raise ValueError("pixels of a picture whose size is not given")
+        raise ValueError("pixels need the size of the picture")
     height, width = size
     return [float(width), float(height)] * (count // 2)
 

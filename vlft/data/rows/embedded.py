@@ -1,6 +1,6 @@
-"""Pictures and videos written into rows -> files, named by what they hold. Knows neither rows nor pixels.
+"""Save pictures and videos that are embedded in rows as files, named by their content. Decodes no picture.
 
-The bytes are kept as they came, never encoded again: what is trained is what the data set has.
+The bytes are saved unchanged and never encoded again: the model trains on exactly what the data set holds.
 """
 
 from __future__ import annotations
@@ -20,55 +20,59 @@ _DATA = re.compile(r"data:[^,;]*(?:;[^,;]+)*?;base64,", re.IGNORECASE)
 
 
 class NotEmbedded(Exception):
-    """Why text is no embedded picture."""
+    """A text that is not an embedded picture. The message says why."""
 
 
 def ending_of(head: bytes) -> str:
-    """The ending that a file which starts so has, by which lists of frames are told from lists of videos
-    (`vlft.data.rows.media_refs`); `.bin` for what is not known, which opening it will refuse."""
+    """Return the file ending for content that starts with these bytes; `.bin` if the format is unknown.
+
+    `vlft.data.rows.media_refs` uses the ending to tell lists of frames from lists of videos. Opening a `.bin` file
+    refuses it.
+    """
     kind = kind_of_file(head)
     return ".bin" if kind is None or kind.holds == "neither" else kind.ending
 
 
 class Embedded:
-    """Keeps what `data:` addresses hold, each once, however often its row is read.
+    """Saves the content of `data:` addresses, each once, however often its row is read.
 
     Args:
-        folder: of the files.
+        folder: where the files are saved.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def file_of(self, address: str) -> str:
-        """The file that holds it, written unless it is there.
+        """Return the file with the content of an address. The file is written if it does not exist.
 
         Raises:
-            NotEmbedded: it is not base64, or holds nothing.
+            NotEmbedded: the address is not base64, or is empty.
             ConfigError: the folder cannot be written.
         """
         start = _DATA.match(address)
         if start is None:
             raise NotEmbedded("is not written data:image/...;base64,...")
         text = address[start.end() :].encode(errors="replace")
-        digest = hashlib.sha256(text).hexdigest()[:40]  # of the text, so that a known one need not be decoded
+        digest = hashlib.sha256(text).hexdigest()[:40]  # of the text, so that a saved one is not decoded again
         try:
             head = base64.b64decode(text[:64])
         except binascii.Error:
-            head = b""  # line ends in it, perhaps; what is wrong, decoding all of it says
+            head = b""  # it may contain line ends; decoding all of it below reports real errors
         path = str(self.folder / digest[:2] / f"{digest}{ending_of(head)}")
         if not os.path.isfile(path):
             try:
                 content = base64.b64decode(b"".join(text.split()), validate=True)
             except binascii.Error as error:
-                raise NotEmbedded(f"is not whole base64 ({error})") from error
+                raise NotEmbedded(f"is not complete base64 ({error})") from error
             if not content:
-                raise NotEmbedded("holds nothing")
+                raise NotEmbedded("is empty")
             try:
                 with appearing(path) as out:
                     out.write(content)
             except OSError as error:
                 raise ConfigError(
-                    f"{self.folder}: embedded pictures cannot be kept there ({error}). Set VLFT_MEDIA_CACHE to a folder"
+                    f"{self.folder}: embedded pictures cannot be saved there ({error}). Set VLFT_MEDIA_CACHE to a "
+                    "folder that can be written"
                 ) from error
         return path

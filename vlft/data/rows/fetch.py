@@ -1,7 +1,7 @@
-"""Pictures and videos by http(s), fetched into a folder before anything is measured. Knows neither rows nor pixels.
+"""Fetch pictures and videos by http(s) into a folder, before costs are measured. Decodes no picture.
 
-Costs and training then see local files, and a later run needs no network. Only what `--allow_remote_media` lets in
-comes here.
+Measuring and training then read local files, and a later run needs no network. Called only with
+`--allow_remote_media`.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from vlft.files import appearing
 if TYPE_CHECKING:
     from requests import Response, Session
 
-FETCHERS = 16  # at a time
-FILE_BYTES = 4 << 30  # of one file; an hour of video in good quality
+FETCHERS = 16  # downloads at a time
+FILE_BYTES = 4 << 30  # limit for one file; an hour of video in good quality
 SILENCE = 30.0  # seconds without a byte
-FILE_SECONDS = 900.0  # for one file in all, so that a server that drips cannot hold up a run
-REDIRECTS = 5  # one after another
+FILE_SECONDS = 900.0  # limit for one whole file, so that a slow server cannot block a run
+REDIRECTS = 5  # limit for one address
 TRIES = 3
-PAUSE = 1.0  # seconds, twice as many after each try
+PAUSE = 1.0  # seconds; doubled after each try
 CHUNK = 1 << 16
-# Of pages that say what is wrong. Not text/plain: old servers say so of any file whose ending they do not know.
+# Types of error pages. Not text/plain: old servers send it for any file with an ending unknown to them.
 PAGES = ("text/html", "text/xml", "application/xhtml+xml", "application/xml", "application/json")
 SCHEMES = ("http", "https")
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-# The folder's fault and not the address's.
+# Errors of the folder, not of the address.
 _UNWRITABLE = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EEXIST"
 UNWRITABLE = tuple(getattr(errno, name) for name in _UNWRITABLE.split())
 
 
 class RemoteMedia:
-    """Addresses that rows name, and the file that each is, or is to be, kept in.
+    """The addresses that rows name, each with the file that it is saved in.
 
     Attributes:
-        folder: of the files.
-        urls: file -> address, of all that were asked for.
+        folder: where the files are saved.
+        urls: file -> address, for all addresses that `file_of` was called with.
         failed: file -> why it could not be fetched.
     """
 
@@ -58,7 +58,7 @@ class RemoteMedia:
         self.failed: dict[str, str] = {}
 
     def file_of(self, url: str) -> str:
-        """The file an address is kept in; named by the address, so that another run finds it."""
+        """Return the file for an address. Its name depends on the address only, so that later runs find it."""
         digest = hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()[:40]
         ending = re.search(r"\.[A-Za-z0-9]{1,5}$", url.partition("?")[0].partition("#")[0])
         path = str(self.folder / digest[:2] / f"{digest}{ending[0].lower() if ending else ''}")
@@ -67,7 +67,11 @@ class RemoteMedia:
 
 
 class _Failed(Exception):
-    """Why an address gives nothing that can be used. `again`: another try may help."""
+    """A fetch that failed. The message says why.
+
+    Attributes:
+        again: whether another try may succeed.
+    """
 
     def __init__(self, why: str, *, again: bool = False) -> None:
         super().__init__(why)
@@ -75,13 +79,14 @@ class _Failed(Exception):
 
 
 def fetch(wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
-    """Bring addresses into their files, several at a time; a file that is there is left alone.
+    """Fetch addresses into their files, several at a time. A file that already exists is not fetched again.
 
     Args:
         wanted: file -> address.
 
     Yields:
-        (file, None) or (file, reason) for each, in order; the reason names the address and says what to do.
+        For each file, in order: (file, None) if it exists now, else (file, reason). The reason names the address and
+        says what to do.
 
     Raises:
         ConfigError: the folder cannot be written, or the disk is full.
@@ -99,7 +104,7 @@ def fetch(wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
         while under_way:
             first, done = under_way.popleft()
             yield first, done.result()
-        pool.shutdown()  # no thread is left when loader processes are forked
+        pool.shutdown()  # no thread may run when loader processes are forked
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -107,7 +112,7 @@ def fetch(wanted: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _session() -> Session:
-    """Connections that are used again, and nothing of the user's: no cookies, no passwords of ~/.netrc."""
+    """A session that reuses connections and sends no user data: no cookies, no passwords from ~/.netrc."""
     from http.cookiejar import DefaultCookiePolicy
 
     import requests
@@ -123,7 +128,7 @@ def _session() -> Session:
 
 
 def _fetch(session: Session, path: str, url: str, stop: threading.Event) -> str | None:
-    """None once the file is there, or why it is not."""
+    """Fetch one file. Returns None if it exists now, else the reason."""
     from urllib3.exceptions import HTTPError
 
     if os.path.isfile(path):
@@ -140,18 +145,18 @@ def _fetch(session: Session, path: str, url: str, stop: threading.Event) -> str 
             if isinstance(error, OSError) and error.errno in UNWRITABLE:
                 folder = os.path.dirname(path)
                 raise ConfigError(
-                    f"{folder}: what --allow_remote_media fetches cannot be kept there ({error.strerror}). Make room, "
-                    "or set VLFT_MEDIA_CACHE to another folder"
+                    f"{folder}: files fetched by --allow_remote_media cannot be saved there ({error.strerror}). Free "
+                    "some space, or set VLFT_MEDIA_CACHE to another folder"
                 ) from error
             why = _root(error)
         if not again or stop.wait(pause):
             break
         pause *= 2
-    return f"{url} cannot be fetched ({why}). Mend the address, or download the file and name its path"
+    return f"{url} cannot be fetched ({why}). Fix the address, or download the file and use its path"
 
 
 def _root(error: BaseException) -> str:
-    """What the system said, e.g. `Connection refused`; requests wraps it in sentences about pools."""
+    """The message of the system, e.g. `Connection refused`, which requests wraps in errors about pools."""
     from urllib3.exceptions import HTTPError
 
     while isinstance(inner := error.__cause__ or error.__context__, OSError | HTTPError):
@@ -164,29 +169,29 @@ def _fetch_once(session: Session, path: str, url: str, stop: threading.Event) ->
     with _answer(session, url) as answer:
         kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind in PAGES:
-            raise _Failed(f"it answers with {kind}, not with a picture or video")
+            raise _Failed(f"the server returned {kind}, not a picture or video")
         length = answer.headers.get("Content-Length", "")
         promised = int(length) if length.isdecimal() else None
         _refuse_large(promised or 0)
-        answer.raw.enforce_content_length = False  # said below, with both numbers
+        answer.raw.enforce_content_length = False  # checked below, with both numbers in the message
         with appearing(path) as out:
             size = 0
-            while chunk := answer.raw.read1(CHUNK):  # what has come: `iter_content` waits for a chunk to be full
+            while chunk := answer.raw.read1(CHUNK):  # bytes received so far; `iter_content` waits for a full chunk
                 size += len(chunk)
                 _refuse_large(size)
                 if stop.is_set():
-                    raise _Failed("the run ended meanwhile")
+                    raise _Failed("the run ended")
                 if time.monotonic() - began > FILE_SECONDS:
-                    raise _Failed(f"it took more than {FILE_SECONDS:g} s: {size:,} bytes came")
+                    raise _Failed(f"it took more than {FILE_SECONDS:g} s: {size:,} bytes received")
                 out.write(chunk)
             if promised is not None and size < promised:
-                raise _Failed(f"{size:,} of {promised:,} bytes came", again=True)
+                raise _Failed(f"{size:,} of {promised:,} bytes received", again=True)
             if not size:
                 raise _Failed("it is empty")
 
 
 def _answer(session: Session, url: str) -> Response:
-    """The answer after redirects, its content not read. requests itself reads the content of each redirect, whole."""
+    """The response after redirects, with its content unread. requests itself would read each redirect's content."""
     for _ in range(REDIRECTS + 1):
         answer = session.get(url, timeout=SILENCE, stream=True, allow_redirects=False)
         target = session.get_redirect_target(answer)
@@ -204,4 +209,4 @@ def _answer(session: Session, url: str) -> Response:
 
 def _refuse_large(size: int) -> None:
     if size > FILE_BYTES:
-        raise _Failed(f"it has {size:,} bytes or more, and {FILE_BYTES:,} at most are fetched")
+        raise _Failed(f"it has {size:,} bytes or more; the limit is {FILE_BYTES:,}")

@@ -1,8 +1,8 @@
-"""The forms of rows that are read: where each has its conversation. One table, which data/README.md shows, too.
+"""The supported forms of rows: which keys hold the conversation. One table, which is also shown in data/README.md.
 
     python -m vlft.data.rows.forms data/README.md        writes the table there
 
-A form that other kits have belongs into `FORMS`. Turns are read by `vlft.data.rows.turns`; keys beside the conversation
+To support the form of another kit, add it to `FORMS`. `vlft.data.rows.turns` reads the turns. The other keys
 (pictures, system turn, budgets) are the same in all forms, and `vlft.data.rows.normalise` reads them.
 """
 
@@ -26,14 +26,16 @@ BEGIN, END = "<!-- forms: begin -->", "<!-- forms: end -->"  # around the table 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """Where rows of a form have their conversation.
+    """A form of rows: which keys hold the conversation, and how it is read.
 
     Attributes:
-        kits: who writes it. keys: by which it is told, all of them there.
-        read: a row -> its turns.
-        example: a row. remark: on how it is read.
-        untagged: its kit has no tags, so that files belong to the beginning of the first human turn.
-        beside: further keys that belong to it.
+        kits: the kits that write this form.
+        keys: a row has this form if it has all of these keys.
+        read: function from a row to its turns.
+        example: an example row.
+        remark: how the row is read.
+        untagged: the kit has no tags, so that files belong to the beginning of the first human turn.
+        beside: further keys of the form, which are optional.
     """
 
     kits: str
@@ -46,20 +48,20 @@ class Form:
 
     @property
     def name(self) -> str:
-        """The key under which messages name the conversation."""
+        """The key that messages use to name the conversation."""
         return self.keys[-1]
 
 
 def form_of(raw: dict) -> Form | None:
-    """The first form whose keys the row has; None where it has no conversation that is read."""
+    """Return the first form whose keys the row has. None if the row has no conversation in a supported form."""
     return next((form for form in FORMS if all(raw.get(key) is not None for key in form.keys)), None)
 
 
 def listed(row: RowRef, raw: dict, key: str) -> list:
-    """The entries of a conversation, see `entries_of`.
+    """Return the entries of a conversation as a list; `entries_of` lists the accepted types.
 
     Raises:
-        DataError: there are none, or it is something else.
+        DataError: the conversation is empty, or is not a list.
     """
     try:
         value = entries_of(raw[key])
@@ -73,10 +75,12 @@ def listed(row: RowRef, raw: dict, key: str) -> list:
 
 
 def entries_of(value: Any) -> Any:
-    """A conversation as a list, where it is one as a JSON string or as an object of lists (older `datasets`).
+    """Convert a conversation to a list if it is a JSON string, or an object of lists (older `datasets`).
+
+    Any other value is returned unchanged.
 
     Raises:
-        ValueError: the string is no JSON, or the lists are of unequal length.
+        ValueError: the string is not JSON, or the lists have different lengths.
     """
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -87,7 +91,7 @@ def entries_of(value: Any) -> Any:
         return value
     lengths = {name: len(items) for name, items in value.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"holds lists of unequal length: {lengths}. Each needs one entry a turn")
+        raise ValueError(f"holds lists of different lengths: {lengths}. Each needs one entry per turn")
     return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
 
 
@@ -111,7 +115,7 @@ def _alpaca(row: RowRef, raw: dict) -> list[RawTurn]:
 
 
 def _two(asked: str, answered: str) -> Callable[[RowRef, dict], list[RawTurn]]:
-    """A question and an answer under keys of their own: strings, or lists of turns."""
+    """Reader of a question and an answer under two keys; each is a string or a list of turns."""
 
     def side(row: RowRef, raw: dict, key: str, role: str) -> list[RawTurn]:
         turns = isinstance(raw[key], list) and any(isinstance(turn, dict) for turn in raw[key])
@@ -121,7 +125,7 @@ def _two(asked: str, answered: str) -> Callable[[RowRef, dict], list[RawTurn]]:
         before = side(row, raw, asked, "user")
         if before and role_of(row, before[-1]) == "assistant":
             raise row.bad(before[-1].field, f"{asked} ends in an answer, whose continuation {PREFIX}")
-        # Answers among them are of the prompt, and TRL trains the completion only.
+        # Answers in the prompt are not trained: TRL trains the completion only.
         before = [replace(turn, mask=Mask(switch=("train", False))) for turn in before]
         return [*_history(row, raw.get("history")), *before, *side(row, raw, answered, "assistant")]
 
@@ -129,21 +133,21 @@ def _two(asked: str, answered: str) -> Callable[[RowRef, dict], list[RawTurn]]:
 
 
 def _history(row: RowRef, history: object) -> Iterator[RawTurn]:
-    """`[[question, answer], ...]` of LLaMA-Factory and of ms-swift's old form."""
+    """The turns of `[[question, answer], ...]`, a key of LLaMA-Factory and of ms-swift's old form."""
     if history is None or history == "":
         return
     if not isinstance(history, list):
         raise row.bad("history", f"is {kind_of(history)}, not a list of [question, answer] pairs")
     for i, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise row.bad(f"history[{i}]", "is no [question, answer] pair")
+            raise row.bad(f"history[{i}]", "is not a [question, answer] pair")
         yield plain("user", pair[0], f"history[{i}][0]")
         yield plain("assistant", pair[1], f"history[{i}][1]")
 
 
 _QUESTION, _ANSWER = "<image>What is it?", "A cat."
 
-# The first that fits is read; keys of the others are a warning then.
+# The first form that fits is read; keys of other forms are then a warning.
 FORMS: tuple[Form, ...] = (
     Form(
         kits="LLaVA, ShareGPT, Qwen2-VL-Finetune, LLaMA-Factory `sharegpt`, InternVL",
@@ -177,7 +181,7 @@ FORMS: tuple[Form, ...] = (
         keys=("texts",),
         read=_conversation("texts"),
         example={"images": ["cat.jpg"], "texts": [{"user": "What is it?", "assistant": _ANSWER}]},
-        remark="it has no tags: its pictures stand before the first question",
+        remark="has no tags: the pictures come before the first question",
         untagged=True,
     ),
     Form(
@@ -189,7 +193,7 @@ FORMS: tuple[Form, ...] = (
             "prompt": [{"role": "user", "content": "What is it?"}],
             "completion": [{"role": "assistant", "content": _ANSWER}],
         },
-        remark="two strings, or two lists of turns; without tags, pictures stand before the first question, as in TRL",
+        remark="two strings, or two lists of turns; without tags, pictures come before the first question, as in TRL",
         untagged=True,
     ),
     Form(
@@ -197,7 +201,7 @@ FORMS: tuple[Form, ...] = (
         keys=("instruction", "output"),
         read=_alpaca,
         example={"images": ["cat.jpg"], "instruction": _QUESTION, "input": "", "output": _ANSWER, "history": []},
-        remark="`input` follows in a line of its own; `history` holds earlier `[question, answer]` pairs, trained too",
+        remark="`input` follows on a new line; `history` holds earlier `[question, answer]` pairs, also trained",
         beside=("input", "history"),
     ),
     Form(
@@ -226,7 +230,7 @@ FORMS: tuple[Form, ...] = (
         keys=("question", "answer"),
         read=_two("question", "answer"),
         example={"image": "cat.jpg", "question": "What is it?", "answer": _ANSWER},
-        remark="without tags, pictures stand before the question",
+        remark="without tags, pictures come before the question",
         untagged=True,
     ),
 )
@@ -234,7 +238,7 @@ KEYS = frozenset(key for form in FORMS for key in (*form.keys, *form.beside))
 
 
 def table() -> str:
-    """The forms as data/README.md shows them."""
+    """Return the table of forms as it is in data/README.md."""
     lines = ["| rows of | look like this | |", "| --- | --- | --- |"]
     for form in FORMS:
         example = json.dumps(form.example, ensure_ascii=False).replace("|", "\\|")
@@ -243,7 +247,7 @@ def table() -> str:
 
 
 def with_table(text: str) -> str:
-    """A README with the table in it as it is today."""
+    """Return a README with its table replaced by the current one."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"

@@ -1,7 +1,7 @@
-"""The keys of rows and turns that other kits write: which must not be left out, which may, and which nobody knows.
+"""The keys of rows and turns that other kits write: which are refused, which are ignored, and which are unknown.
 
-Tables. A key that is neither read, nor refused, nor harmless is a warning: it may change what its author meant the
-row to teach. What stands under the keys that are read is for `vlft.data.rows.forms`, `turns` and `overrides`.
+The keys are tables. A key that is not read, not refused and not harmless gives a warning: it may change what its
+author wants the row to teach. `vlft.data.rows.forms`, `turns` and `overrides` read the values of the known keys.
 """
 
 from __future__ import annotations
@@ -14,29 +14,31 @@ from vlft.text import short
 
 Kind = Literal["image", "video"]
 
-# Begins every warning of a key that nobody knows, so that a check can count them by key instead of listing each row.
+# Every warning about an unknown key starts with this, so that check-data can count rows by key instead of listing them.
 UNREAD = "is not read:"
 
-SOUND = "holds sound, which is not read: the answer would be learned without what it is about"
+SOUND = "holds sound, which is not read: the model would learn the answer without hearing it"
 TOOLS = (
     "is not read: the model would learn to call tools that its prompt does not name. Write them into the system turn, "
-    "as they will stand when served"
+    "exactly as the served prompt will have them"
 )
-CALLS = "is not read, and the answer is not whole without it. Write it as text"
+CALLS = "is not read, and the answer is incomplete without it. Write it as text"
 THOUGHT = (
     "is not read, and the answer would be learned without its reasoning. Write it into the text of the turn: "
     "<think>...</think> before the answer"
 )
-TOKENS = "is a mask by token of another tokenizer. Mask whole turns (loss) or characters (train_detail) instead"
-PREFIX = "is not read: every answer is whole here, and the token that ends it is trained. Finish the answer, or mask it"
+TOKENS = "is a mask over the tokens of another tokenizer. Mask whole turns (loss) or characters (train_detail) instead"
+PREFIX = (
+    "is not read: every answer must be complete, and the token that ends it is trained. Finish the answer, or mask it"
+)
 
-# Keys of a row without which it would teach something else.
+# Keys of a row that must not be ignored: without them the row would teach something else.
 REFUSED_KEYS = {
     **dict.fromkeys(("audio", "audios", "audio_path"), SOUND),
     **dict.fromkeys(("tools", "functions"), TOOLS),
     **dict.fromkeys(("tool_calls", "function_call"), CALLS),
-    "documents": "is not read: the answer would be learned without them. Write them into the human turn",
-    "chosen": "is not read: the answer to learn stands outside the conversation. Write it as the last gpt turn",
+    "documents": "is not read: the model would learn the answer without them. Write them into the human turn",
+    "chosen": "is not read: the answer to learn is outside the conversation. Write it as the last gpt turn",
     "chat_template_kwargs": "is not read: each row is rendered by the base's own chat template and its defaults",
     "chat_template": "is not read: each row is rendered by the base's own chat template",
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), THOUGHT),
@@ -44,24 +46,24 @@ REFUSED_KEYS = {
     **dict.fromkeys(("add_generation_prompt", "continue_final_message"), PREFIX),
     **dict.fromkeys(
         ("train_on_prompt", "train_on_inputs"),
-        "asks that the human turns are trained, too, and only answers are. Drop it, or train such rows elsewhere",
+        "asks to train the human turns, but only answers are trained. Drop it, or drop the row",
     ),
 }
-# Keys of a turn without which it would teach something else.
+# Keys of a turn that must not be ignored: without them the turn would teach something else.
 REFUSED_TURN_KEYS = {
     **dict.fromkeys(("tool_calls", "function_call"), CALLS),
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), THOUGHT),
     **dict.fromkeys(("audio", "audios"), SOUND),
     **dict.fromkeys(("prefix", "prefill"), PREFIX),
-    "refusal": "is not read, and it is what the model said there. Write it as the text of the turn",
+    "refusal": "is not read, but it is the model's answer. Write it as the text of the turn",
 }
-# Trained without these, a row teaches what its conversation says.
+# Keys that may be ignored with a warning: the conversation is complete without them.
 IDLE_KEYS = ("rejected", "rejected_response", "rejected_messages", "rejected_images", "rejected_videos")
-VERDICTS = ("label", "kto_tag")  # of preference data: false says that the answer is a bad one
-# Of a whole row, as `vlft.data.rows.masks` has them of a turn.
+VERDICTS = ("label", "kto_tag")  # keys of preference data: false marks a bad answer
+# Weights of a whole row; `vlft.data.rows.masks` reads those of a turn.
 WEIGHTS = ("loss_weight", "loss_scale", "loss", "train", "training")
 
-# key -> kind of media, the first that is given wins. The first two of each kind are the format's own.
+# Kind of media -> its keys. The first key that a row has wins. The first two of each kind are our own format's.
 MEDIA_KEYS: dict[Kind, tuple[str, ...]] = {
     "image": (
         *("image", "images", "image_path", "image_paths", "image_file", "image_files", "img_path", "img", "imgs"),
@@ -110,37 +112,37 @@ HARMLESS_TURN_KEYS = frozenset((*_ANYWHERE, "tool_call_id", "turn", "turn_id", "
 
 
 def is_empty(value: object) -> bool:
-    """Whether a value says nothing: in a table, every row has every column."""
+    """Return whether a value counts as absent: in a table, every row has every column."""
     return value is None or value is False or value in ("", [], {}, "[]", "{}")
 
 
 def refuse_row_keys(row: RowRef, raw: dict) -> None:
-    """Refuse a row that says what must not be left out.
+    """Refuse a row with keys that must not be ignored.
 
     Raises:
-        DataError: names the key, and what to do.
+        DataError: the row has such a key; the message says what to do.
     """
     for key, why in REFUSED_KEYS.items():
         if key in raw and not is_empty(raw[key]):
             raise row.bad(key, f"{why}. Or empty it")
     for key in VERDICTS:
         if raw.get(key) is False:
-            raise row.bad(key, "is false: by it the answer is a bad one, and every answer is trained as a good one")
+            raise row.bad(key, "is false: it marks a bad answer, and every answer is trained as a good one")
     for key in (*WEIGHTS, "weight"):
-        # A weight of 0 is a mask; another one may be anything's, as a column of a table, and is an unknown key.
+        # "weight": 0 is a mask. Any other "weight" may be a column of a table with any meaning: an unknown key.
         if raw.get(key) not in (None, True, 1) and (key in WEIGHTS or raw[key] == 0):
             raise row.bad(
                 key,
-                f"is {short(repr(raw[key]))}, on the whole row: rows count alike. Take the row out, or weigh data sets "
-                "with --data_mix",
+                f"is {short(repr(raw[key]))} on the whole row, but all rows count equally. Remove the row, or weight "
+                "data sets with --data_mix",
             )
 
 
 def refuse_turn_keys(row: RowRef, turn: dict, field: str) -> None:
-    """Refuse a turn that says what must not be left out.
+    """Refuse a turn with keys that must not be ignored.
 
     Raises:
-        DataError: names the key, and what to do.
+        DataError: the turn has such a key; the message says what to do.
     """
     for key, why in REFUSED_TURN_KEYS.items():
         if key in turn and not is_empty(turn[key]):
@@ -148,11 +150,12 @@ def refuse_turn_keys(row: RowRef, turn: dict, field: str) -> None:
 
 
 def unknown(given: dict, known: Iterable[str], at: str = "") -> Iterator[tuple[str, str]]:
-    """Warnings on keys that say something and are not among the known ones.
+    """Yield (field, warning) for each unknown key that has a value.
 
     Args:
-        given: a row or a turn. known: keys that are read, refused or harmless.
-        at: what stands before a key's name in messages.
+        given: a row or a turn.
+        known: keys that are read, refused or harmless.
+        at: prefix of the key's name in messages.
     """
     for key in given.keys() - known:
         if given[key] is False or not is_empty(given[key]):  # false may be a mask

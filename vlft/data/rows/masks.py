@@ -1,4 +1,6 @@
-"""What a turn says of its own training: by a key of LLaMA-Factory, ms-swift, axolotl or OpenAI, or by spans. No tokens.
+"""Read which parts of a turn are trained, from keys of LLaMA-Factory, ms-swift, axolotl or OpenAI, or from spans.
+
+Works on characters, not tokens.
 
 | key | kit |
 | `loss_weight` | LLaMA-Factory v1 | `loss`, `loss_scale` | ms-swift | `weight` | OpenAI |
@@ -23,11 +25,11 @@ _SPAN = ("begin_offset", "end_offset", "train")
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """What the keys of a turn say.
+    """The mask keys of a turn.
 
     Attributes:
-        switch: the key that says whether it is trained, and what; None: none does.
-        detail: the key that lists spans, and what; None: none does.
+        switch: (key, whether the turn is trained). None: the turn has no such key.
+        detail: (key, value that lists spans). None: the turn has no such key.
     """
 
     switch: tuple[str, bool] | None = None
@@ -35,10 +37,10 @@ class Mask:
 
 
 def mask_of(row: RowRef, turn: dict, field: str) -> Mask:
-    """The keys of a turn, read; whether they can act is for `masked`, which knows its role and its text.
+    """Read the mask keys of a turn. `masked` checks later whether they fit its role and text.
 
     Raises:
-        DataError: a weight between or beside 0 and 1, or two keys that differ.
+        DataError: a weight that is not 0 or 1, or two keys that differ.
     """
     said = [(key, _switch(row, turn[key], f"{field}.{key}")) for key in SWITCHES if turn.get(key) is not None]
     for key, value in said[1:]:
@@ -59,29 +61,32 @@ def _switch(row: RowRef, value: object, field: str) -> bool:
     if value not in (0, 1):
         raise row.bad(
             field,
-            f"is {value!r}: a turn is trained (1) or not (0), and all that is trained counts alike. Write 0 or 1, or "
-            "weigh data sets with --data_mix",
+            f"is {value!r}: a turn is trained (1) or not (0), and all trained tokens count equally. Write 0 or 1, or "
+            "weight data sets with --data_mix",
         )
     return bool(value)
 
 
 def masked(row: RowRef, mask: Mask, role: Role, texts: tuple[Text, ...], field: str, *, whole: bool) -> list[Text]:
-    """The texts of a turn, cut where training starts or stops.
+    """Return the texts of a turn, split where training starts or stops.
 
     Args:
-        mask: what its keys say. role: of the turn.
-        texts: its text, in pieces. field: of the turn.
-        whole: whether its text is one string, as offsets need it.
+        row: the row, for messages.
+        mask: the mask keys of the turn.
+        role: role of the turn.
+        texts: the text of the turn, in pieces.
+        field: field of the turn.
+        whole: whether the text is one string; offsets need that.
 
     Raises:
-        DataError: something is to be trained that is no answer, or spans do not fit the text.
+        DataError: the mask trains a turn that is not an answer, or spans do not fit the text.
     """
     spans = _spans(row, mask.detail, f"{field}.") if mask.detail else ()
     if role != "assistant":
         if mask.switch and mask.switch[1]:
-            raise _no_answer(row, role, f"{field}.{mask.switch[0]}", "asks that the turn is trained")
+            raise _no_answer(row, role, f"{field}.{mask.switch[0]}", "asks to train the turn")
         if mask.detail and any(trained for _, _, trained in spans):
-            raise _no_answer(row, role, f"{field}.{mask.detail[0]}", "asks that some of the turn is trained")
+            raise _no_answer(row, role, f"{field}.{mask.detail[0]}", "asks to train a part of the turn")
         return list(texts)
     if mask.switch and not mask.switch[1]:
         return [Text(text=text.text, trained=False) for text in texts]
@@ -91,17 +96,17 @@ def masked(row: RowRef, mask: Mask, role: Role, texts: tuple[Text, ...], field: 
     if not spans:
         return list(texts)
     if not whole:
-        raise row.bad(where, "needs a turn whose text is one string, to count characters in. Write it as one")
+        raise row.bad(where, "needs a turn whose text is one string, because it counts characters. Write it as one")
     return list(_cut(row, "".join(text.text for text in texts), spans, where))
 
 
 def _no_answer(row: RowRef, role: Role, field: str, what: str) -> Exception:
     turn = "a human" if role == "user" else "a system"
-    return row.bad(field, f"{what}, and it is {turn} turn: only answers are trained. Write false, or drop it")
+    return row.bad(field, f"{what}, but it is {turn} turn: only answers are trained. Write false, or drop it")
 
 
 def _spans(row: RowRef, detail: tuple[str, object], at: str) -> tuple[tuple[int, int, bool], ...]:
-    """(first, last, trained) of each span, both ends included, in order."""
+    """Return (first, last, trained) of each span, sorted; both ends are inclusive."""
     key, value = detail
     if not isinstance(value, list):
         raise row.bad(f"{at}{key}", f"is {kind_of(value)}, not a list of spans")
@@ -109,7 +114,7 @@ def _spans(row: RowRef, detail: tuple[str, object], at: str) -> tuple[tuple[int,
     for i, span in enumerate(value):
         field = f"{at}{key}[{i}]"
         if not isinstance(span, dict) or any(span.get(name) is None for name in _SPAN):
-            raise row.bad(field, f"is no span. Write {{{', '.join(_SPAN)}}}")
+            raise row.bad(field, f"is not a span. Write {{{', '.join(_SPAN)}}}")
         first, last = span["begin_offset"], span["end_offset"]
         for name in _SPAN[:2]:
             number = span[name]
@@ -117,13 +122,13 @@ def _spans(row: RowRef, detail: tuple[str, object], at: str) -> tuple[tuple[int,
             if not whole or isinstance(number, bool):
                 raise row.bad(f"{field}.{name}", f"is {short(repr(span[name]))}, where a whole number belongs")
         if not 0 <= first <= last:
-            raise row.bad(field, f"runs from {first} to {last}. Both count characters from 0, and both are included")
+            raise row.bad(field, f"runs from {first} to {last}. Both count characters from 0, and both are inclusive")
         found.append((int(first), int(last), _switch(row, span["train"], f"{field}.train")))
     return tuple(sorted(found))
 
 
 def _cut(row: RowRef, text: str, spans: tuple[tuple[int, int, bool], ...], field: str) -> Iterator[Text]:
-    """Characters in no span are not trained, as in axolotl."""
+    """Split a text at its spans. Characters outside all spans are not trained, as in axolotl."""
     flags = [False] * len(text)
     known: list[bool | None] = [None] * len(text)
     for first, last, trained in spans:
@@ -131,11 +136,13 @@ def _cut(row: RowRef, text: str, spans: tuple[tuple[int, int, bool], ...], field
             raise row.bad(
                 field,
                 f"a span ends at character {last:,}, and the last character of the text is {len(text) - 1:,} (counted "
-                "from 0, and included). Count again in the text as it is written",
+                "from 0, inclusive). Count in the text as written",
             )
         for place in range(first, last + 1):
             if known[place] not in (None, trained):
-                raise row.bad(field, f"character {place:,} is in a span to train and in one not to. Keep one of them")
+                raise row.bad(
+                    field, f"character {place:,} is in a span that is trained and in one that is not. Keep one of them"
+                )
             known[place] = flags[place] = trained
     start = 0
     for place in range(1, len(text) + 1):

@@ -1,7 +1,7 @@
-"""The turns of a row, and the files it lists -> which turn shows which file, and where. Opens none of them.
+"""Match the files that a row lists to the tags and parts of its turns. Opens no file.
 
-Rows are checked by `vlft.data.rows.records`, paths by `vlft.data.rows.media_refs`; which words stand for files is for
-`vlft.data.rows.placeholders` to say.
+`vlft.data.rows.records` checks rows, `vlft.data.rows.media_refs` checks paths, and `vlft.data.rows.placeholders`
+finds the words that stand for files.
 """
 
 from __future__ import annotations
@@ -22,9 +22,15 @@ from vlft.text import counted
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A turn, checked, before its media are put in. `field` names the turn, `text_field` its text.
+    """A checked turn, before its media are inserted.
 
-    `whole` says that its text is one string, not a list of parts.
+    Attributes:
+        role: role of the turn.
+        pieces: its texts, and placeholders of its media, in order.
+        field: the turn, for messages.
+        text_field: its text, for messages.
+        whole: whether its text is one string, not a list of parts.
+        columns: (kind, files) that the turn itself lists.
     """
 
     role: Role
@@ -48,13 +54,13 @@ class Entry:
 
 
 def tags_in(row: RowRef, shape: PlainRow, roles: Sequence[Role]) -> Tags:
-    """What stands for media in the row's texts."""
+    """Find what stands for media in the texts of a row."""
     said, files, named, shown = [], {}, {}, False
     for kind, column in shape.columns.items():
         own = [found for turn in shape.turns for other, found in turn.columns if other == kind]
         parts = [p for turn in shape.turns for p in turn.pieces if isinstance(p, Shown) and p.kind == kind]
         listed = sum(_files(kind, one.value) for one in (column, *own))
-        # A part that names no file takes one of the list.
+        # A part without a file of its own uses one of the list.
         files[kind] = max(0, listed - sum(part.value is None for part in parts))
         shown = shown or listed > 0 or bool(parts)
         named[kind] = column.tags + tuple(tag for one in own for tag in one.tags)
@@ -64,7 +70,7 @@ def tags_in(row: RowRef, shape: PlainRow, roles: Sequence[Role]) -> Tags:
 
 
 def _files(kind: Kind, value: object) -> int:
-    """How many stills or videos a row lists; of a list that may be one video, frame by frame, one."""
+    """Count the pictures or videos that a row lists. A list that may be the frames of one video counts as one."""
     if value is None or value == "":
         return 0
     if not isinstance(value, list):
@@ -73,7 +79,7 @@ def _files(kind: Kind, value: object) -> int:
 
 
 def as_videos(shape: PlainRow, entries: list[Entry]) -> list[Entry]:
-    """LLaVA-NeXT writes `<image>` for a video: so many of them, in a row with as many videos and nothing else."""
+    """Turn `<image>` tags into video tags in a row with equally many videos and no pictures, as LLaVA-NeXT has them."""
     tags = [piece for entry in entries for piece in entry.pieces if isinstance(piece, Shown)]
     files = shape.columns["video"].value
     listed = 1 if files is not None and is_one_video(files) else _files("video", files)
@@ -88,10 +94,15 @@ def as_videos(shape: PlainRow, entries: list[Entry]) -> list[Entry]:
 
 
 def with_tags(shape: PlainRow, entries: list[Entry], *, first: bool) -> tuple[list[Entry], tuple[tuple[str, str], ...]]:
-    """The turns with tags for files that have none, where the form of the row or `--missing_tags first` says so.
+    """Add tags for files without one, if the form of the row or `--missing_tags first` asks for it.
+
+    Args:
+        shape: the row in the one form.
+        entries: its turns.
+        first: whether `--missing_tags first` is set.
 
     Returns:
-        the turns; (field of a text, tags put before it) by the flag.
+        The turns, and (field of a text, tags added before it) for the tags that the flag added.
     """
     found, added = list(entries), []
     start = next((i for i, entry in enumerate(entries) if entry.role == "user"), None)
@@ -115,7 +126,7 @@ def with_tags(shape: PlainRow, entries: list[Entry], *, first: bool) -> tuple[li
 
 
 def _without_newlines(entry: Entry) -> tuple[Text | Shown, ...]:
-    """Its pieces, to stand behind a tag: newlines next to one go, as they do where it is written into the text."""
+    """Return the pieces to put after a tag. Newlines next to a tag are dropped, as for tags written in the text."""
     first = entry.pieces[0] if entry.pieces else None
     if not entry.whole or not isinstance(first, Text):
         return entry.pieces
@@ -128,10 +139,10 @@ def _is_tag(piece: Text | Shown, kind: Kind) -> bool:
 
 
 def media_of(row: RowRef, shape: PlainRow, entries: list[Entry], places: Places) -> dict[Kind, list[Image | Video]]:
-    """The row's stills and videos, each in the order in which they are shown, be it by a tag or by a part.
+    """Return the row's pictures and videos in the order in which its tags and parts show them.
 
     Raises:
-        DataError: as many tags as files are needed, or a path is not followed.
+        DataError: the numbers of tags and files differ, or a path is not followed.
     """
     found = {kind: list(_shown(row, shape, entries, places, kind)) for kind in shape.columns}
     found["video"] = _each_nframes(row, shape, found["video"])
@@ -143,7 +154,7 @@ def _shown(row: RowRef, shape: PlainRow, entries: list[Entry], places: Places, k
     own = [dict(entry.columns).get(kind) for entry in entries]
     pieces = [[p for p in entry.pieces if isinstance(p, Shown) and p.kind == kind] for entry in entries]
     numbered = any(piece.place is not None for some in pieces for piece in some)
-    # The row's list serves the turns that have none of their own.
+    # The turns without a list of their own use the row's list.
     pools = [(shape.columns[kind], [i for i, column in enumerate(own) if column is None])]
     pools += [(column, [i]) for i, column in enumerate(own) if column is not None]
     every: list[Image | Video] = []
@@ -182,12 +193,14 @@ def _match_numbers(row: RowRef, kind: Kind, pieces: Sequence[Shown], files: int)
     tags = [piece for piece in pieces if piece.value is None]
     for tag in tags:
         if tag.place is None:
-            raise row.bad(tag.field, f"<{kind}> beside tags that say which {kind} they show. Number all or none")
+            raise row.bad(tag.field, f"<{kind}> next to tags that number their {kind}. Number all tags or none")
         if not 0 <= tag.place < files:
             raise row.bad(tag.field, f"shows {kind} {tag.place}, counted from 0, and the row has {files}")
     unseen = sorted(set(range(files)) - {tag.place for tag in tags if tag.place is not None})
     if unseen:
-        raise row.bad(tags[0].field, f"{kind} {unseen[0]} of {files}, counted from 0, has no tag. Add one, or drop it")
+        raise row.bad(
+            tags[0].field, f"{kind} {unseen[0]} of {files}, counted from 0, has no tag. Add a tag, or drop the {kind}"
+        )
 
 
 def _match(row: RowRef, kind: Kind, key: str, tags: Sequence[str], files: Sequence[Image | Video]) -> None:
@@ -195,7 +208,7 @@ def _match(row: RowRef, kind: Kind, key: str, tags: Sequence[str], files: Sequen
         return
     have = f'{counted(len(tags), f"<{kind}> tag", zero="no")}, {counted(len(files), "path", zero="no")} in "{key}"'
     if len(tags) < len(files):
-        way = "" if tags else "; --missing_tags first shows all of them at the beginning"
+        way = "" if tags else "; or use --missing_tags first, which shows all of them at the beginning"
         raise row.bad(files[len(tags)].field, f"{have}. Add a tag to the human turn it belongs to, or drop a path{way}")
     raise row.bad(tags[len(files)], f"{have}. Add a path or drop a tag")
 
@@ -205,7 +218,9 @@ def _each_nframes(row: RowRef, shape: PlainRow, clips: list[Image | Video]) -> l
         return clips
     if len(shape.nframes) != len(clips):
         raise row.bad(
-            "num_frames", f"{len(shape.nframes)} in it, {counted(len(clips), 'video', zero='no')}. Give one for each"
+            "num_frames",
+            f"{counted(len(shape.nframes), 'number')}, {counted(len(clips), 'video', zero='no')}. Write one number for "
+            "each video",
         )
     return [
         medium
@@ -216,5 +231,5 @@ def _each_nframes(row: RowRef, shape: PlainRow, clips: list[Image | Video]) -> l
 
 
 def parts_of(entry: Entry, media: dict[Kind, Iterator]) -> tuple[Part, ...]:
-    """The pieces of a turn, those that are shown replaced by the row's media in their order."""
+    """Return the pieces of a turn, with each placeholder replaced by the next medium of its kind."""
     return tuple(next(media[piece.kind]) if isinstance(piece, Shown) else piece for piece in entry.pieces)

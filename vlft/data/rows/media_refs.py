@@ -1,4 +1,4 @@
-"""The media that a row names, as `Image` and `Video`. Opens no file; of a folder of frames it reads the names."""
+"""Convert the media that a row names to `Image` and `Video`. Opens no file; lists folders of frames."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vlft.data.sample import Image, Overrides, Video
 from vlft.errors import RowRef
 from vlft.text import short
 
-OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # files that systems leave in folders
+OF_SYSTEMS = ("thumbs.db", "desktop.ini")  # files that operating systems put into folders
 MEDIA_ENDINGS = (*PICTURES, *VIDEOS)
-FILES_PER_ROW = 10_000  # of a kind; each costs a token at least, so no context holds as many
+FILES_PER_ROW = 10_000  # of a kind; each costs at least one token, so that no context holds as many
 
-# Keys of an object that names a file, and those beside them that say nothing of where it is.
+# Keys of an object that name a file, and other keys of such an object that do not say where the file is.
 ADDRESS_KEYS = (
     "bytes",
     "base64",
@@ -35,16 +35,22 @@ ADDRESS_KEYS = (
     "video_url",
     "file_name",
 )
-_BESIDE = ("type", "detail", "format", "mime_type", "media_type")
-# JPEG, PNG, GIF and WebP in base64 begin so; "/9j/" looks like an absolute path.
+_UNUSED_KEYS = ("type", "detail", "format", "mime_type", "media_type")
+# How JPEG, PNG, GIF and WebP start in base64; "/9j/" looks like an absolute path.
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
-_BASE64_LEAST = 64  # characters; the smallest picture there is has more
+_BASE64_LEAST = 64  # characters; even the smallest picture has more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where relative paths start, that folder in messages, and what may be named."""
+    """Where the files of a row are.
+
+    Attributes:
+        access: which files rows may name.
+        folder: where relative paths start.
+        named: the name of that folder in messages.
+    """
 
     access: Access
     folder: str
@@ -52,14 +58,17 @@ class Places:
 
 
 def images(row: RowRef, value: object, places: Places, *, key: str, overrides: Overrides) -> list[Image]:
-    """What a row lists under `image` or `images`: one picture, a list of them, or nothing.
+    """Return the pictures that a row lists under `image` or `images`: one, a list of them, or none.
 
     Args:
-        key: under which it lists them.
-        overrides: of all of them.
+        row: the row, for messages.
+        value: the value of the key.
+        places: where the files are.
+        key: the key that lists them.
+        overrides: budgets for all of them.
 
     Raises:
-        DataError: something else, or a path that is not followed (`vlft.data.rows.access`).
+        DataError: a value of another type, or a path that is not followed (`vlft.data.rows.access`).
     """
     if value is None or value == "":
         return []
@@ -69,19 +78,27 @@ def images(row: RowRef, value: object, places: Places, *, key: str, overrides: O
 
 
 def picture(row: RowRef, value: object, field: str, places: Places, overrides: Overrides) -> Image:
-    """One still.
+    """Return one picture.
 
     Raises:
-        DataError: as `images`.
+        DataError: the value is not a path, or the path is not followed.
     """
     return Image(path=_path(row, value, field, places), field=field, overrides=overrides)
 
 
 def videos(row: RowRef, value: object, places: Places, *, tags: int, key: str, overrides: Overrides) -> list[Video]:
-    """What a row with so many `<video>` tags lists under `video` or `videos`: see `records.parse_record`.
+    """Return the videos that a row lists under `video` or `videos`. `records.parse_record` describes the values.
+
+    Args:
+        row: the row, for messages.
+        value: the value of the key.
+        places: where the files are.
+        tags: how many `<video>` tags the row has.
+        key: the key that lists them.
+        overrides: budgets for all of them.
 
     Raises:
-        DataError: as `images`.
+        DataError: a value of another type, or a path that is not followed.
     """
     if value is None or value == "":
         return []
@@ -93,10 +110,12 @@ def videos(row: RowRef, value: object, places: Places, *, tags: int, key: str, o
 
 
 def clip(row: RowRef, value: object, field: str, places: Places, overrides: Overrides) -> Video:
-    """One video: a file, or its frames, which are all taken, whatever a row says of fps: a list of them, or a folder.
+    """Return one video: a file, a list of frames, or a folder of frames.
+
+    All frames of a list or a folder are used; `fps` and the other frame budgets of the row have no effect on them.
 
     Raises:
-        DataError: as `images`.
+        DataError: a value of another type, a path that is not followed, or a folder that holds other files.
     """
     if isinstance(value, list):
         frames = _frames(row, value, field, places)
@@ -110,7 +129,7 @@ def clip(row: RowRef, value: object, field: str, places: Places, overrides: Over
 
 
 def is_one_video(value: object) -> bool:
-    """Whether what a row lists as videos may be the frames of one: all of it ends as pictures do."""
+    """Return whether a value may be the frames of one video: a list of paths with the endings of pictures."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) and _is_frame(item) for item in value)
 
 
@@ -120,19 +139,21 @@ def _is_frame(path: str) -> bool:
 
 
 def _in_folder(row: RowRef, value: object, folder: str, field: str) -> list[str]:
-    """The frames in a folder, named as the row names it, in their natural order: frame_2 before frame_10."""
+    """Return the frames in a folder in natural order: frame_2 before frame_10. Paths start as the row writes them."""
     try:
         names = sorted(os.listdir(folder), key=_natural)
     except OSError as error:
-        raise row.bad(field, f"{folder}: cannot be read ({error.strerror}). Look at its permissions") from error
+        raise row.bad(field, f"{folder}: cannot be read ({error.strerror}). Check its permissions") from error
     names = [name for name in names if not name.startswith(".") and name.lower() not in OF_SYSTEMS]
     if not names:
-        raise row.bad(field, f"{folder}: a folder without pictures, so a video of no frames. Fill it, or name a video")
+        raise row.bad(
+            field, f"{folder}: a folder without pictures is a video without frames. Add frames, or name a video file"
+        )
     for name in names:
         if not name.lower().endswith(FRAME_ENDINGS) or os.path.isdir(os.path.join(folder, name)):
             raise row.bad(
                 field,
-                f"{folder}: a folder of frames holds pictures only, and {name} is none by its name. "
+                f"{folder}: a folder of frames holds pictures only, and {name} does not have the ending of a picture. "
                 "Move it elsewhere, or list the frames",
             )
     if len(names) > FILES_PER_ROW:
@@ -141,14 +162,14 @@ def _in_folder(row: RowRef, value: object, folder: str, field: str) -> list[str]
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A key by which numbers in names count as numbers."""
+    """Sort key that compares numbers in names as numbers."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def _frames(row: RowRef, value: list, field: str, places: Places) -> tuple[str, ...]:
     if not value:
-        raise row.bad(field, "a video of no frames. List its pictures or drop it")
+        raise row.bad(field, "a video without frames. List its pictures or drop it")
     return tuple(_path(row, item, f"{field}[{i}]", places) for i, item in enumerate(value))
 
 
@@ -169,28 +190,28 @@ def _path(row: RowRef, value: object, field: str, places: Places) -> str:
 
 
 class NotAnAddress(Exception):
-    """Why a value names no file; the message names no row."""
+    """A value that names no file. The message says why; it does not name the row."""
 
 
 def address(value: object) -> object:
-    """A path or address in its object, as kits write it, by itself; anything else as it is.
+    """Unwrap a path or address from the object that kits write around it. Any other value is returned unchanged.
 
-    Read are `{"path": ..., "bytes": ...}` of Hugging Face's image columns, `{"url": ...}` of OpenAI, `{"base64": ...}`
-    of axolotl, `{"type": "base64", "media_type": ..., "data": ...}` of Anthropic, and objects with one of
-    `ADDRESS_KEYS`.
+    Supported are `{"path": ..., "bytes": ...}` of Hugging Face's image columns, `{"url": ...}` of OpenAI,
+    `{"base64": ...}` of axolotl, `{"type": "base64", "media_type": ..., "data": ...}` of Anthropic, and objects with
+    one of `ADDRESS_KEYS`.
 
     Raises:
-        NotAnAddress: it names several files.
+        NotAnAddress: the object names several files.
     """
     if isinstance(value, list):
         return [address(item) for item in value]
-    if not isinstance(value, dict) or not value or not value.keys() <= {*ADDRESS_KEYS, *_BESIDE}:
+    if not isinstance(value, dict) or not value or not value.keys() <= {*ADDRESS_KEYS, *_UNUSED_KEYS}:
         return value
     given = [(key, value[key]) for key in ADDRESS_KEYS if value.get(key) not in (None, "")]
     if not given:
         return None
     (key, found), *others = given
-    if key in ("bytes", "base64", "data"):  # beside them, a path says where they came from
+    if key in ("bytes", "base64", "data"):  # next to them, a path says where the content came from
         return found if not isinstance(found, str) or found[:5].lower() == "data:" else f"data:;base64,{found}"
     for other, differing in others:
         if differing != found:
@@ -202,7 +223,7 @@ def address(value: object) -> object:
 
 
 def local(value: object) -> object:
-    """`file:` addresses as the paths they stand for, and bare base64 as the `data:` address of its picture."""
+    """Convert a `file:` address to its path, and bare base64 to a `data:` address. Other values are unchanged."""
     if isinstance(value, list):
         return [local(item) for item in value]
     if not isinstance(value, str):
@@ -210,13 +231,13 @@ def local(value: object) -> object:
     for start in ("file:///", "file://localhost/"):
         if value[: len(start)].lower() == start:
             path = value[len(start) - 1 :]
-            # RFC 8089 has them percent-encoded, and qwen-vl-utils 0.0.14 takes them to the letter.
+            # RFC 8089 percent-encodes them; qwen-vl-utils 0.0.14 reads them literally.
             return path if "%" not in path or os.path.exists(path) else unquote(path)
     return f"data:;base64,{value}" if _is_base64(value) else value
 
 
 def _is_base64(value: str) -> bool:
-    """Whether it is a picture's content and no path: of base64's letters only, and it begins as pictures do."""
+    """Return whether a string is the content of a picture, not a path: base64 that starts like a picture."""
     if len(value) < _BASE64_LEAST or not _BASE64.fullmatch(value):
         return False
     if len(value) <= LONGEST_PATH:
@@ -228,7 +249,7 @@ def _is_base64(value: str) -> bool:
 
 
 def refuse_many_files(row: RowRef, key: str, value: object, others: int = 0) -> None:
-    """Refuse a row that names more than `FILES_PER_ROW` files under `key`, with `others` of the kind besides."""
+    """Refuse a row with more than `FILES_PER_ROW` files of a kind: those in `value`, and `others` in parts."""
     listed = value if isinstance(value, list) else []
     files = others + sum(len(item) if isinstance(item, list) else 1 for item in listed)
     if files > FILES_PER_ROW:

@@ -1,8 +1,8 @@
-"""Rows as other kits write them -> one form: turns of pieces, and the files their tags stand for.
+"""Convert rows of all supported kits to one form: turns of pieces, and the files that their tags stand for.
 
-Joins the tables: `vlft.data.rows.forms` (where a conversation stands), `turns` (one turn), `keys` (what else a row may
-have) and `overrides` (its budgets). What a turn may hold is for `vlft.data.rows.records` to say, which gets this form
-only; files are `vlft.data.rows.media_refs`'s.
+Combines `vlft.data.rows.forms` (where the conversation is), `turns` (one turn), `keys` (the other keys of a row) and
+`overrides` (its budgets). `vlft.data.rows.records` then checks the result, and `vlft.data.rows.media_refs` reads the
+files.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ class PlainRow:
     """A row in the one form.
 
     Attributes:
-        form: of its conversation.
-        turns: in order. columns: kind -> files for its tags.
+        form: form of its conversation.
+        turns: its turns, in order.
+        columns: kind -> files for its tags.
         overrides: kind -> budgets that the row sets for all its media of that kind.
-        nframes: of each of its videos, where the row says so one by one.
+        nframes: frames of each of its videos, if the row lists them one by one; else empty.
         last_only: whether only its last answer is trained (`mask_history`).
-        warnings: (field, remark) on keys that are not read.
+        warnings: (field, remark) for keys that are not read.
     """
 
     form: Form
@@ -60,11 +61,11 @@ class PlainRow:
 
 
 def one_form(row: RowRef, raw: dict) -> PlainRow:
-    """The row, whatever kit it was written for.
+    """Convert a row of any supported kit.
 
     Raises:
-        DataError: it holds what is not read and must not be left out, says one thing twice and differently, or has
-            another kind of value than belongs there.
+        DataError: the row has a key that must not be ignored, two keys for one thing with different values, or a
+            value of the wrong type.
     """
     keys.refuse_row_keys(row, raw)
     form = _form(row, raw)
@@ -93,13 +94,13 @@ def _form(row: RowRef, raw: dict) -> Form:
     if form is None or form.name in ("conversations", "messages"):
         if form is None and (pointer := registry_row(raw)):
             raise row.bad("row", pointer)
-        either(row, raw, "conversations", "messages", at="")  # refuses two that differ, and none
+        either(row, raw, "conversations", "messages", at="")  # refuses both with different values, and neither
     assert form is not None
     return form
 
 
 def _other_conversation(raw: dict, form: Form) -> Iterator[tuple[str, str]]:
-    """A warning on the first key of another conversation."""
+    """Yield a warning for the first key of another conversation."""
     same = {*form.keys, *form.beside, "conversations", "messages"}
     others = (key for other in FORMS for key in (*other.keys, *other.beside))
     key = next((key for key in others if key not in same and not keys.is_empty(raw.get(key))), None)
@@ -115,7 +116,7 @@ def _switch(row: RowRef, raw: dict, key: str) -> bool:
 
 
 def _with_system(row: RowRef, raw: dict, turns: list[RawTurn]) -> list[RawTurn]:
-    """The turns after the one that a key of the row holds; the same text in both places counts once."""
+    """Put the system turn of a row's key before the turns. The same text in both places counts once."""
     given = [key for key in SYSTEM_KEYS if raw.get(key) not in (None, "")]
     if not given:
         return turns

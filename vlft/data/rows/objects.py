@@ -1,4 +1,4 @@
-"""The `objects` key of a row, as ms-swift has it: the boxes and names that its text has placeholders for. No files."""
+"""Read the `objects` key of a row, as in ms-swift: boxes and names for the placeholders in its text. Opens no file."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from vlft.text import short
 
 BOX, REF = "<bbox>", "<ref-object>"
 PLACEHOLDER = re.compile(f"({BOX}|{REF})")
-# ms-swift's words for `bbox_type`.
+# ms-swift's values of `bbox_type`.
 TYPES: dict[object, Literal["pixels", "0-1"]] = {"real": "pixels", "norm1": "0-1"}
 
 
 def objects_of(row: RowRef, raw: dict, texts: Sequence[str], pictures: int, family: Family) -> Objects | None:
-    """What `objects` of a row holds, checked against its text.
+    """Read the `objects` of a row and check them against its text.
 
     Args:
-        texts: of all turns. pictures: how many the row has.
-        family: whose control tokens a name must not hold.
+        row: the row, for messages.
+        raw: the row as an object.
+        texts: the texts of all turns.
+        pictures: how many pictures the row has.
+        family: names must not hold its control tokens.
 
     Returns:
-        None where the row has no placeholder, and `objects` is no concern of its text.
+        None if the row has no `objects`, or its text has no placeholder.
 
     Raises:
-        DataError: as many boxes or names as placeholders are needed, or one is malformed.
+        DataError: the numbers of boxes or names and of placeholders differ, or a box or name is malformed.
     """
     found = [mark for text in texts for mark in PLACEHOLDER.findall(text)]
     value = raw.get("objects")
@@ -42,7 +45,8 @@ def objects_of(row: RowRef, raw: dict, texts: Sequence[str], pictures: int, fami
     for key, mark, have in (("ref", REF, refs), ("bbox", BOX, boxes)):
         if len(have) != found.count(mark):
             raise row.bad(
-                f"objects.{key}", f"{len(have)} in it, {found.count(mark)} {mark} in the text. As many are needed"
+                f"objects.{key}",
+                f"{len(have)} in it, {found.count(mark)} {mark} in the text. The numbers must be equal",
             )
     unit = value.get("bbox_type") or "real"
     if not isinstance(unit, str) or unit not in TYPES:
@@ -50,14 +54,16 @@ def objects_of(row: RowRef, raw: dict, texts: Sequence[str], pictures: int, fami
     for i, ref in enumerate(refs):
         _check_ref(row, ref, f"objects.ref[{i}]", family)
     if ids and len(ids) != len(boxes):
-        raise row.bad("objects.image_id", f"{len(ids)} in it, {len(boxes)} boxes. Name the picture of each, or of none")
+        raise row.bad(
+            "objects.image_id", f"{len(ids)} in it, {len(boxes)} boxes. Name the picture of each box, or of none"
+        )
     for i, one in enumerate(ids):
         if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < pictures:
             raise row.bad(
                 f"objects.image_id[{i}]", f"is {short(repr(one))}, the row has {pictures} pictures, counted from 0"
             )
     if boxes and not pictures:
-        raise row.bad("objects.bbox", f"{len(boxes)} boxes, and no picture in the row that they could be in")
+        raise row.bad("objects.bbox", f"{len(boxes)} boxes, but the row has no picture. Add it, or drop the boxes")
     return Objects(
         refs=tuple(refs),
         boxes=tuple(_numbers(row, box, f"objects.bbox[{i}]") for i, box in enumerate(boxes)),
@@ -84,7 +90,9 @@ def _check_ref(row: RowRef, ref: object, field: str, family: Family) -> None:
     try:
         ref.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise row.bad(field, f"character {error.start} is half a character. Write it whole or take it out") from error
+        raise row.bad(
+            field, f"character {error.start} is half a character. Write the whole character or remove it"
+        ) from error
 
 
 def _numbers(row: RowRef, box: object, field: str) -> tuple[float, ...]:

@@ -1,5 +1,7 @@
-"""Pixel and frame budgets that a row, or a part of it, sets for its own media. What they come to beside the flags is
-for `vlft.data.media.limits` to say."""
+"""Read the pixel and frame budgets that a row or a part sets for its own media.
+
+`vlft.data.media.limits` combines them with the flags.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,14 @@ from vlft.errors import RowRef
 PIXELS = ("min_pixels", "max_pixels")
 FRAMES = ("fps", "nframes", "max_frames")
 SPAN = ("video_start", "video_end")
-# Of qwen-vl-utils 0.0.14, and without another name here.
+# Keys of qwen-vl-utils 0.0.14 that are refused -> what to use instead.
 NOT_TAKEN = {
     "resized_height": "min_pixels and max_pixels",
     "resized_width": "min_pixels and max_pixels",
-    "total_pixels": "max_pixels, which is for one frame",
+    "total_pixels": "max_pixels, which limits one frame",
     "min_frames": "nframes",
 }
-# Row keys for media of one kind -> the key.
+# Kind of media -> row keys for that kind -> the budget that they set.
 OF_ROW: dict[Literal["image", "video"], dict[str, str]] = {
     "image": {"image_min_pixels": "min_pixels", "image_max_pixels": "max_pixels"},
     "video": {
@@ -34,10 +36,10 @@ ROW_KEYS = (*PIXELS, *FRAMES, *SPAN, *NOT_TAKEN, *(key for keys in OF_ROW.values
 
 
 def of_row(row: RowRef, raw: dict) -> dict[Literal["image", "video"], Overrides]:
-    """What the row's own keys say, by kind.
+    """Return the budgets that the keys of a row set, by kind of media.
 
     Raises:
-        DataError: a value that cannot be, or a key that is not taken.
+        DataError: an invalid value, or a key that is not supported.
     """
     found: dict[Literal["image", "video"], Overrides] = {}
     for kind, names in OF_ROW.items():
@@ -50,7 +52,7 @@ def of_row(row: RowRef, raw: dict) -> dict[Literal["image", "video"], Overrides]
         }
         if "nframes" in given and "num_frames" in given and raw["nframes"] != raw["num_frames"]:
             raise row.bad("num_frames", f"is {raw['num_frames']}, and nframes is {raw['nframes']}. Keep one of them")
-        # "image_min_pixels" wins over "min_pixels": it says more.
+        # "image_min_pixels" wins over "min_pixels": it is more specific.
         values = {ours: (key, value) for key, (ours, value) in given.items()}
         found[kind] = _checked(row, values, "")
     _refuse_others(row, raw, "")
@@ -58,10 +60,10 @@ def of_row(row: RowRef, raw: dict) -> dict[Literal["image", "video"], Overrides]
 
 
 def nframes_of(row: RowRef, raw: dict) -> tuple[int, ...]:
-    """Frames of each video, where `num_frames` lists them (lmms-finetune); none where it does not.
+    """Return the frames of each video if `num_frames` lists them (lmms-finetune), else an empty tuple.
 
     Raises:
-        DataError: as `of_row`.
+        DataError: an invalid value, or `nframes` is also set.
     """
     value = raw.get("num_frames")
     if not isinstance(value, list):
@@ -73,23 +75,23 @@ def nframes_of(row: RowRef, raw: dict) -> tuple[int, ...]:
 
 
 def of_part(row: RowRef, part: dict, field: str, kind: Literal["image", "video"]) -> Overrides:
-    """What a part says for its own picture or video.
+    """Return the budgets that a part sets for its own picture or video.
 
     Raises:
-        DataError: as `of_row`, and for a key that cannot act on this kind.
+        DataError: an invalid value, or a key that is not supported or has no effect on this kind.
     """
     _refuse_others(row, part, f"{field}.")
     for key in (*FRAMES, *SPAN):
         if kind == "image" and part.get(key) is not None:
-            raise row.bad(f"{field}.{key}", "is for videos, and this is a picture. Drop it")
+            raise row.bad(f"{field}.{key}", "is for videos, but this is a picture. Drop it")
     values = {key: (key, part[key]) for key in _taken(kind) if part.get(key) is not None}
     return _checked(row, values, f"{field}.")
 
 
 def within(outer: Overrides, inner: Overrides) -> Overrides:
-    """The row's and a part's together: where both say something, the part's."""
+    """Combine the budgets of a row and of a part. If both set a budget, the part's wins."""
     values = {f.name: getattr(inner, f.name) for f in fields(inner) if getattr(inner, f.name) is not None}
-    if values.keys() & {"fps", "nframes", "max_frames"}:  # ways to say one thing
+    if values.keys() & {"fps", "nframes", "max_frames"}:  # three ways to set the number of frames
         outer = replace(outer, fps=None, nframes=None, max_frames=None)
     return replace(outer, **values)
 
@@ -101,7 +103,7 @@ def _taken(kind: str) -> tuple[str, ...]:
 def _refuse_others(row: RowRef, values: dict, at: str) -> None:
     for key, instead in NOT_TAKEN.items():
         if values.get(key) is not None:
-            raise row.bad(f"{at}{key}", f"is not taken. Use {instead}")
+            raise row.bad(f"{at}{key}", f"is not supported. Use {instead}")
 
 
 def _checked(row: RowRef, values: dict[str, tuple[str, Any]], at: str) -> Overrides:
@@ -111,9 +113,9 @@ def _checked(row: RowRef, values: dict[str, tuple[str, Any]], at: str) -> Overri
             raise row.bad(f"{at}{key}", f"is {kind_of(value)}, where a number belongs")
         whole = name in (*PIXELS, "nframes", "max_frames")
         if not (0 <= value < 1e15) or (whole and value != int(value)) or (name not in SPAN and value == 0):
-            raise row.bad(f"{at}{key}", f"is {value}. Give a {'whole number' if whole else 'number'} above 0")
+            raise row.bad(f"{at}{key}", f"is {value}. Use a {'whole number' if whole else 'number'} above 0")
         if name in ("nframes", "max_frames") and value % 2:
-            raise row.bad(f"{at}{key}", f"is {value}: frames go in pairs. Give an even number")
+            raise row.bad(f"{at}{key}", f"is {value}: frames go in pairs. Use an even number")
         values[name] = (key, int(value) if whole else float(value))
     for one, other, why in (
         ("fps", "nframes", "both say how many frames a video gets"),

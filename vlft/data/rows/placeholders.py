@@ -1,8 +1,8 @@
-"""What stands for pictures and videos in the text of a row: our own tags, and those of other kits. One table.
+"""Find the placeholders of pictures and videos in the text of a row: our own tags, and those of other kits.
 
-Our tags are `<image>` and `<video>`. A word of another kit counts as one where the row's files say so: as many words
-as files, and no other tag. Where they do not, a row with such a word and no picture would be trained blind, and is
-refused.
+Our tags are `<image>` and `<video>`. A word of another kit counts as a tag if the row has as many such words as files
+and no other tag. Otherwise, a row with such a word and no picture is refused, because it would be trained without its
+picture.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vlft.data.sample import Role
 from vlft.errors import RowRef
 from vlft.text import counted, short
 
-_AROUND = r"(?:\r?\n)*"  # newlines beside a tag go with it
+_AROUND = r"(?:\r?\n)*"  # newlines next to a tag are dropped with it
 OURS = frozenset(("<image>", "<video>"))
 TAG = re.compile(rf"{_AROUND}<(image|video)>{_AROUND}")
-# <img>a.jpg</img> of Qwen-VL and ms-swift; a file stands in the text itself.
+# <img>a.jpg</img> of Qwen-VL and ms-swift: the text itself names the file.
 INLINE: dict[Kind, re.Pattern[str]] = {
     "image": re.compile(rf"{_AROUND}<img>([^<>\r\n]+)</img>{_AROUND}"),
     "video": re.compile(rf"{_AROUND}<video>([^<>\r\n]+)</video>{_AROUND}"),
@@ -29,7 +29,7 @@ INLINE: dict[Kind, re.Pattern[str]] = {
 
 INLINE_END: dict[Kind, str] = {"image": "</img>", "video": "</video>"}
 
-# Words that only stand for media: nobody writes them in prose. Pattern -> kind, with the kits that have it.
+# Words that always stand for media and do not occur in prose. Pattern -> kind, with the kits that use it.
 SPECIAL: dict[str, Kind] = {
     r"<IMG_CONTEXT>": "image",  # InternVL
     r"<ImageHere>": "image",  # InternLM-XComposer
@@ -47,14 +47,14 @@ SPECIAL: dict[str, Kind] = {
     r"<VID_CONTEXT>": "video",
     r"<video_placeholder>": "video",
 }
-# With the number of the file they stand for: MiniCPM from 0, Phi-3 and MMMU from 1.
+# Words with the number of the file they stand for. MiniCPM counts from 0, Phi-3 and MMMU from 1.
 NUMBERED: dict[str, Kind] = {
     r"<\|image_(\d+)\|>": "image",
     r"<[Ii]mage[ _-]?(\d+)>": "image",
     r"<\|video_(\d+)\|>": "video",
     r"<[Vv]ideo[ _-]?(\d+)>": "video",
 }
-# Words that are markup, too: `<img>` is HTML, `<Image>` is React.
+# Words that are also markup: `<img>` is HTML, `<Image>` is React.
 MARKUP: dict[str, Kind] = {
     r"<img>": "image",
     r"<Image>": "image",
@@ -65,12 +65,12 @@ MARKUP: dict[str, Kind] = {
     r"<VIDEO>": "video",
     r"<videos>": "video",
 }
-# A picture of a page in HTML or Markdown. Prose, but in a row that shows nothing it may be meant to be shown.
+# A picture in HTML or Markdown. It is prose, but in a row without media it may be meant as a picture.
 _PAGE = re.compile(r"<img\s[^<>]*\bsrc\s*=[^<>]*>|!\[[^\[\]\r\n]*\]\([^()\s]+\)")
 SOUND = r"<\|audio_\d+\|>|<\|AUDIO\|>|<AudioHere>|<audio>[^<>\r\n]+\.(?:wav|mp3|flac|m4a|ogg|opus|aac)</audio>"
 _WORDS = {**SPECIAL, **NUMBERED, **MARKUP}
 _ANY = re.compile("|".join((*_WORDS, SOUND)))
-_MAY_BE = re.compile(r"[<\[][^<>\[\]\r\n]{1,40}[>\]]")  # quick to search for, as long texts need it
+_BRACKETED = re.compile(r"[<\[][^<>\[\]\r\n]{1,40}[>\]]")  # fast first search, for long texts
 _KIND_OF = [(re.compile(word), kind) for word, kind in _WORDS.items()]
 
 Pieces = list[str | Shown]
@@ -79,25 +79,35 @@ Words = dict[str, tuple[Kind, int | None]]  # word -> what it stands for, and wh
 
 @dataclass(frozen=True, kw_only=True)
 class _Word:
-    """A word of another kit in a text. `lonely`: as a tag stands, at an end of the text or in a line of its own."""
+    """A word of another kit in a text.
+
+    Attributes:
+        word: the word.
+        kind: kind of media that it stands for. None: sound.
+        number: number of the file that it stands for, if it has one.
+        markup: whether it is also markup.
+        alone: whether it is where a tag would be: at an end of the text, or on a line of its own.
+        role: role of the turn.
+        field: the text, for messages.
+    """
 
     word: str
     kind: Kind | None
     number: int | None
     markup: bool
-    lonely: bool
+    alone: bool
     role: Role
     field: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tags:
-    """What stands for media in the texts of a row.
+    """The placeholders of media in the texts of a row.
 
     Attributes:
-        words: of other kits, in human turns.
-        inline: kinds whose files may stand in the text itself.
-        warnings: on words that may stand for media, and are taken for prose.
+        words: words of other kits that stand for media in human turns.
+        inline: kinds whose files may be named in the text itself.
+        warnings: (field, remark) for words that may stand for media, but are read as prose.
     """
 
     words: Words
@@ -105,7 +115,7 @@ class Tags:
     warnings: tuple[tuple[str, str], ...] = ()
 
     def split(self, text: str, role: Role, field: str) -> Pieces:
-        """The text cut at what stands for media; the newlines next to that go."""
+        """Split a text at its placeholders. Newlines next to a placeholder are dropped."""
         pieces: Pieces = [text] if text else []
         for kind in (kind for kind in self.inline if INLINE_END[kind] in text):
             pieces = _cut(INLINE[kind], pieces, functools.partial(_inline, kind, field))
@@ -133,24 +143,25 @@ def tags_of(
     *,
     shown: bool,
 ) -> Tags:
-    """What stands for the media of a row in its texts.
+    """Find the placeholders of the media of a row in its texts.
 
     Args:
+        row: the row, for messages.
         said: every piece of text, with the role of its turn.
-        files: kind -> how many the row lists for its tags.
-        named: kind -> words that the row itself gives to its files, in their order.
+        files: kind -> how many files the row lists for its tags.
+        named: kind -> words that the row itself assigns to its files, in the order of the files.
         shown: whether the row names any picture or video outside its texts.
 
     Raises:
         DataError: a word of another kit that stands for no file of the row.
     """
-    # With a list of videos, <video> is a tag, whatever follows it.
+    # If the row lists videos, <video> is always a tag, even before </video>.
     inline: tuple[Kind, ...] = ("image",) if files["video"] else ("image", "video")
     words: Words = {tag: (kind, place) for kind, tags in named.items() for place, tag in enumerate(tags)}
     found = [
         word
         for role, piece in said
-        if isinstance(piece.text, str) and not OURS.issuperset(_MAY_BE.findall(piece.text))
+        if isinstance(piece.text, str) and not OURS.issuperset(_BRACKETED.findall(piece.text))
         for word in _words(role, piece.text, piece.field)
         if word.word not in words
     ]
@@ -158,7 +169,7 @@ def tags_of(
         return Tags(words=words, inline=inline, warnings=() if shown or any(files.values()) else _pages(said))
     sound = next((word for word in found if word.kind is None), None)
     if sound is not None:
-        raise row.bad(sound.field, f"{sound.word} stands for sound, which is not read. Take it out, or drop the row")
+        raise row.bad(sound.field, f"{sound.word} stands for sound, which is not read. Remove it, or drop the row")
     ours = Tags(words=words, inline=inline)
     pieces = [piece for role, one in said if isinstance(one.text, str) for piece in ours.split(one.text, role, "")]
     tags = {kind: sum(isinstance(piece, Shown) and piece.kind == kind for piece in pieces) for kind in files}
@@ -173,23 +184,23 @@ def tags_of(
             some = [word for word in some if word.role != "user"]
         elif files[kind] and not tags[kind]:
             _refuse_count(row, asked, kind, files[kind])
-        warnings += _unfit(row, some, kind, shown=shown)
+        warnings += _check_unmatched(row, some, kind, shown=shown)
     return Tags(words=words, inline=inline, warnings=tuple(warnings))
 
 
 def _pages(said: Sequence[tuple[Role, Said]]) -> tuple[tuple[str, str], ...]:
-    """A warning on the first picture in HTML or Markdown that stands in a human turn as a tag would."""
+    """Warn about the first picture in HTML or Markdown that is where a tag would be in a human turn."""
     for role, piece in said:
         if role == "user" and isinstance(piece.text, str) and ("<img" in piece.text or "![" in piece.text):
-            found = next((one for one in _PAGE.finditer(piece.text) if _is_lonely(piece.text, one)), None)
+            found = next((one for one in _PAGE.finditer(piece.text) if _is_alone(piece.text, one)), None)
             if found:
-                what = f"holds {short(found[0])}: if it is to be shown, write <image> and name the file"
+                what = f"holds {short(found[0])}: if the model should see it, write <image> and name the file"
                 return ((piece.field, f'{what} under "image"'),)
     return ()
 
 
-def _is_lonely(text: str, found: re.Match[str]) -> bool:
-    """Whether a word stands as a tag does: at an end of the text, or in a line of its own."""
+def _is_alone(text: str, found: re.Match[str]) -> bool:
+    """Return whether a word is where a tag would be: at an end of the text, or on a line of its own."""
     before, after = text[: found.start()].rstrip(" \t"), text[found.end() :].lstrip(" \t")
     return not before.strip() or not after.strip() or (before.endswith("\n") and after[:1] in ("\n", "\r"))
 
@@ -205,14 +216,14 @@ def _words(role: Role, text: str, field: str) -> Iterator[_Word]:
             kind=kind,
             number=int(number[0]) if number and kind else None,
             markup=any(re.fullmatch(pattern, word) for pattern in MARKUP),
-            lonely=_is_lonely(text, match),
+            alone=_is_alone(text, match),
             role=role,
             field=field,
         )
 
 
 def _places(words: Sequence[_Word], files: int) -> dict[str, int] | None:
-    """Word -> the file it stands for, from 0, where the words are numbered; None where they do not fit the files."""
+    """Return word -> index of its file, from 0; empty if no word has a number. None if they do not fit the files."""
     numbers = [word.number for word in words if word.number is not None]
     if not words or (numbers and len(numbers) < len(words)):
         return None
@@ -225,26 +236,26 @@ def _places(words: Sequence[_Word], files: int) -> dict[str, int] | None:
 
 
 def _refuse_count(row: RowRef, words: Sequence[_Word], kind: Kind, files: int) -> None:
-    if words and not all(word.markup and not word.lonely for word in words):
+    if words and not all(word.markup and not word.alone for word in words):
         names = ", ".join(sorted({word.word for word in words}))
         raise row.bad(
             words[0].field,
             f"{len(words)} times {names} in the human turns, and {counted(files, f'{kind} file')}. Write "
-            f"<{kind}> once for each file, where it belongs",
+            f"<{kind}> once for each file, at its place",
         )
 
 
-def _unfit(row: RowRef, words: Sequence[_Word], kind: Kind, *, shown: bool) -> list[tuple[str, str]]:
-    """Refuses words that stand for no file; returns warnings on those that may be prose."""
+def _check_unmatched(row: RowRef, words: Sequence[_Word], kind: Kind, *, shown: bool) -> list[tuple[str, str]]:
+    """Refuse words that stand for no file. Returns warnings about words that may be prose."""
     what = "a picture" if kind == "image" else "a video"
     for word in words:
         if word.number is not None and shown:
-            continue  # it speaks of what is shown
-        if not word.markup or (word.lonely and not shown and word.role == "user"):
+            continue  # prose that refers to the picture
+        if not word.markup or (word.alone and not shown and word.role == "user"):
             raise row.bad(
                 word.field,
-                f"{word.word} stands for {what} in other kits, and the row shows none there. Write <{kind}> and name "
-                f'the file under "{kind}", or take it out',
+                f"{word.word} stands for {what} in other kits, but the row has none. Write <{kind}> and name "
+                f'the file under "{kind}", or remove the word',
             )
     if shown:
         return []
@@ -261,7 +272,7 @@ def _kind(tag: str) -> Kind:
 
 
 def _cut(pattern: re.Pattern[str], pieces: Pieces, made: Callable[[re.Match[str]], Shown]) -> Pieces:
-    """The pieces with what matches in their texts made into pieces of its own."""
+    """Split the texts among the pieces at the matches of a pattern, and replace each match by what `made` returns."""
     cut: Pieces = []
     for piece in pieces:
         if not isinstance(piece, str):

@@ -1,10 +1,10 @@
-"""Rows -> `Sample`: what a row must hold, whichever kit it was written for (`vlft.data.rows.normalise` knows their
-forms).
+"""Parse rows into `Sample`, and check what a row must hold.
 
-Opens nothing; whether a picture exists is for `vlft.data.media.read` to say.
+`vlft.data.rows.normalise` converts the rows of all kits to one form first. Opens no file; `vlft.data.media.read`
+checks that the pictures exist.
 
-Tags become parts here, so that later stages cannot count them differently. What is refused and what is taken is written
-for users in data/README.md.
+Tags become parts here, so that later stages cannot count them differently. data/README.md lists for users what is
+accepted and what is refused.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from vlft.errors import RowRef
 from vlft.families import Family
 from vlft.text import counted, short
 
-# Characters, each counted once for every answer: an answer is rendered with all that stands before it. A context of
-# 128k tokens with 100 answers makes 50 million.
+# Characters, each counted once per answer, because an answer is rendered with all text before it. A context of 128k
+# tokens with 100 answers makes 50 million.
 RENDERED_PER_ROW = 400_000_000
-TURN_CHARACTERS = 40  # what a chat template adds, about
+TURN_CHARACTERS = 40  # about what a chat template adds
 
 
 def parse_record(
@@ -42,22 +42,23 @@ def parse_record(
     access: Access | None = None,
     flags: RowFlags | None = None,
 ) -> Sample:
-    """One row, checked; media are not opened.
+    """Parse and check one row. Its media are not opened.
 
     `video` may be a path, a list of videos (an item that is itself a list holds the frames of one video), or, with
-    exactly one `<video>` tag in the row, a list of frames. The last two are told apart by file ending: every path ends
-    as pictures do (`FRAME_ENDINGS`).
+    exactly one `<video>` tag in the row, a list of frames. A list is a list of frames if every path has the ending of a
+    picture (`FRAME_ENDINGS`).
 
     Args:
-        raw: the row as `rows.row_of` gives it.
-        file, index: where it stands.
-        image_folder: where relative media paths start; None: the folder of `file`. Never the working directory.
-        family: whose control tokens are refused.
-        access: what the row may name; None: files in the folder, and absolute paths.
-        flags: how it is read; None: all at their defaults.
+        raw: the row as returned by `vlft.data.files.read.row_of`.
+        file: the data file, for messages and for relative paths.
+        index: index of the row in the file, from 0.
+        image_folder: where relative media paths start. None: the folder of `file`. Never the working directory.
+        family: its control tokens are refused.
+        access: which files the row may name. None: files in the folder, and absolute paths.
+        flags: how the row is read. None: the defaults.
 
     Raises:
-        DataError: the row cannot be trained; `.row.field` says which part of it.
+        DataError: the row cannot be trained. `.row.field` names the part that is wrong.
     """
     row = RowRef(file=file, index=index, id=_id(raw))
     places = Places(
@@ -68,7 +69,7 @@ def parse_record(
     try:
         return _parsed(row, raw, family, places, flags or RowFlags())
     except RecursionError as error:
-        raise row.bad("row", "lists in lists, deeper than can be read. Write it flat") from error
+        raise row.bad("row", "is nested too deeply to be read. Flatten its lists") from error
 
 
 def _id(raw: object) -> str | None:
@@ -77,7 +78,7 @@ def _id(raw: object) -> str | None:
         return None
     try:
         return short(str(name))
-    except (RecursionError, ValueError):  # nested too deep; more digits than Python writes
+    except (RecursionError, ValueError):  # nested too deeply; an integer with more digits than Python prints
         return kind_of(name)
 
 
@@ -100,9 +101,9 @@ def _parsed(row: RowRef, raw: object, family: Family, places: Places, flags: Row
     parts = {kind: iter(some) for kind, some in media.items()}
     turns = tuple(Turn(role=entry.role, parts=parts_of(entry, parts), field=entry.field) for entry in entries)
     shown = [part for turn in turns for part in turn.parts if not isinstance(part, Text)]
-    warnings += _idle(shape, shown)
+    warnings += _budgets_without_effect(shape, shown)
     if not shown:
-        warnings += _unshown(raw)
+        warnings += _unread_media(raw)
     objects = objects_of(row, raw, [entry.text for entry in entries], len(media["image"]), family)
     return Sample(
         file=row.file,
@@ -116,7 +117,7 @@ def _parsed(row: RowRef, raw: object, family: Family, places: Places, flags: Row
 
 
 def _last_answer_only(entries: list[Entry]) -> list[Entry]:
-    """As `mask_history` of LLaMA-Factory asks."""
+    """Mask all answers except the last one, as `mask_history` of LLaMA-Factory does."""
     last = max((i for i, entry in enumerate(entries) if entry.role == "assistant"), default=-1)
 
     def untrained(entry: Entry) -> Entry:
@@ -126,19 +127,19 @@ def _last_answer_only(entries: list[Entry]) -> list[Entry]:
     return [untrained(entry) if i != last and entry.role == "assistant" else entry for i, entry in enumerate(entries)]
 
 
-def _unshown(raw: dict) -> list[tuple[str, str]]:
-    """A warning on a key that names a picture or video, in a row that shows none."""
+def _unread_media(raw: dict) -> list[tuple[str, str]]:
+    """Warn about a key that names a picture or video in a row that shows none."""
     for key, value in raw.items():
         if isinstance(value, str) and len(value) < 500 and value.lower().endswith(MEDIA_ENDINGS) and " " not in value:
-            return [(short(str(key)), f"names a file, {short(value)}, and the row shows no picture or video")]
+            return [(short(str(key)), f"names a file, {short(value)}, but the row shows no picture or video")]
     return []
 
 
-def _idle(shape: PlainRow, media: list[Image | Video]) -> list[tuple[str, str]]:
-    """Warnings on budgets of the row that act on none of its media, as fps does on a list of frames."""
+def _budgets_without_effect(shape: PlainRow, media: list[Image | Video]) -> list[tuple[str, str]]:
+    """Warn about budgets of the row that have no effect on its media, such as fps on a list of frames."""
     said = {f.name for one in shape.overrides.values() for f in fields(one) if getattr(one, f.name) is not None}
     return [
-        (name, "acts on no picture or video of the row")
+        (name, "has no effect on any picture or video of the row")
         for name in sorted(said)
         if all(getattr(medium.overrides, name) is None for medium in media)
     ]
@@ -159,7 +160,9 @@ def _entry(row: RowRef, turn: RawTurn, role: Role, tags: Tags, family: Family) -
         a = "an" if str(turn.role)[0].lower() in "aeiou" else "a"
         raise row.bad(where, f"{what} in {a} {turn.role} turn. Move it to the human turn that shows it")
     if role != "user" and turn.columns:
-        raise row.bad(turn.columns[0][1].key, "a picture or video in a turn that is not the human's. Move it to one")
+        raise row.bad(
+            turn.columns[0][1].key, "a picture or video in a turn that is not a human turn. Move it to a human turn"
+        )
     texts = tuple(piece for piece in pieces if isinstance(piece, Text))
     whole = [piece.field for piece in turn.pieces] == [turn.text_field]
     cut = masked(row, turn.mask, role, texts, turn.field, whole=whole)
@@ -190,21 +193,21 @@ def _text(row: RowRef, said: Said, family: Family) -> str:
         raise row.bad(
             said.field,
             f"holds {', '.join(forged)}, which {family.label} reads as the end of a turn or as a picture. "
-            "Take it out; pictures and videos are written <image> and <video>",
+            "Remove it; write <image> and <video> for pictures and videos",
         )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        reason = f"character {error.start} is half a character ({text[error.start]!r}). Write it whole or take it out"
-        raise row.bad(said.field, reason) from error
+        half = f"character {error.start} is half a character ({text[error.start]!r})"
+        raise row.bad(said.field, f"{half}. Write the whole character or remove it") from error
     return text
 
 
 def _check_order(row: RowRef, key: str, entries: list[Entry]) -> list[tuple[str, str]]:
-    """Warnings on an unusual order of turns; refuses an answer to nothing and a row without answers."""
+    """Warn about an unusual order of turns. Refuse an answer without a question, and a row without answers."""
     spoken = [entry for entry in entries if entry.role != "system"]
     if spoken and spoken[0].role == "assistant":
-        raise row.bad(spoken[0].field, "a gpt turn first, with nothing to answer. Put a human turn before it")
+        raise row.bad(spoken[0].field, "a gpt turn comes first, with nothing to answer. Put a human turn before it")
     if all(entry.role != "assistant" for entry in entries):
         raise row.bad(
             key, f"no gpt turn in {counted(len(entries), 'turn', zero='no')}, so nothing to learn. Add the answer"
@@ -214,7 +217,7 @@ def _check_order(row: RowRef, key: str, entries: list[Entry]) -> list[tuple[str,
     warnings = []
     for before, entry in zip([None, *entries[:-1]], entries, strict=True):
         if entry.role == "system" and before is not None:
-            warnings.append((entry.field, "a system turn that is not the first turn; it is rendered where it stands"))
+            warnings.append((entry.field, "a system turn that is not the first turn; it is rendered at its place"))
         elif entry.role == "user" and before is not None and before.role == "user":
             warnings.append((entry.field, "two human turns in a row; both are rendered"))
         elif entry.role == "assistant" and before is not None and before.role == "assistant":
@@ -228,7 +231,7 @@ def _check_order(row: RowRef, key: str, entries: list[Entry]) -> list[tuple[str,
         if entry.role == "user" and entry.blank:
             warnings.append((entry.text_field, "an empty human turn"))
     if entries[-1].role == "user":
-        warnings.append((entries[-1].field, "a human turn last, with no answer; it is rendered, and trains nothing"))
+        warnings.append((entries[-1].field, "a human turn comes last, with no answer; it is rendered, but not trained"))
     return warnings
 
 
@@ -238,6 +241,6 @@ def _refuse_much_text(row: RowRef, key: str, entries: list[Entry]) -> None:
     if characters * answers > RENDERED_PER_ROW:
         raise row.bad(
             key,
-            f"{len(entries):,} turns of {characters:,} characters: with {answers:,} answers, each rendered with all "
-            f"before it, {characters * answers:,} at most, and {RENDERED_PER_ROW:,} are allowed. Split the row",
+            f"{len(entries):,} turns of {characters:,} characters: {answers:,} answers, each rendered with all text "
+            f"before it, make up to {characters * answers:,}, and {RENDERED_PER_ROW:,} are allowed. Split the row",
         )

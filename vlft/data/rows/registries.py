@@ -1,4 +1,4 @@
-"""Lists of data sets that other kits have, given as if they were data: told, and pointed to `--data_mix`. No rows."""
+"""Recognise lists of data sets of other kits that are passed as data files, and refer the user to `--data_mix`."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from typing import Any
 
 from vlft.text import counted
 
-SHOWN = 8  # data sets that are written out
+SHOWN = 8  # data sets that a message lists
 ENDINGS = (".yaml", ".yml")
-# Keys by which an entry names its file.
+# Keys with which an entry names its file.
 FILE_KEYS = ("annotation", "file_name", "json_path", "dataset_path", "path", "data_path")
 FOLDER_KEYS = ("root", "image_folder", "images_folder", "folder", "media_dir")
 HUB_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "hf_dataset_id", "ms_dataset_id", "script_url", "cloud_file_name")
 
 
 def registry_row(raw: dict) -> str | None:
-    """What to say of a row that is an entry of a registry (ms-swift's dataset_info.json is a list of them)."""
+    """Return the message for a row that is an entry of a registry; None for any other row.
+
+    ms-swift's dataset_info.json is a list of such entries.
+    """
     if any(isinstance(raw.get(key), str) for key in (*HUB_KEYS, "dataset_path")):
         name = next(raw[key] for key in ("dataset_path", *HUB_KEYS) if isinstance(raw.get(key), str))
         return (
-            f"names a data set ({name}) and holds no conversation: a list of data sets, not data. List the files "
-            "under --data_mix: a YAML of `- path: FILE` entries"
+            f"names a data set ({name}) and holds no conversation: it is a list of data sets, not data. List the files "
+            "in a YAML file of `- path: FILE` entries and pass it as --data_mix"
         )
     return None
 
 
 def registry_at(path: str) -> str | None:
-    """As `registry_of`, of a YAML file; None for any other file."""
+    """Return the message for a YAML file that lists data sets; None for any other file."""
     if not path.lower().endswith(ENDINGS) or not os.path.isfile(path):
         return None
     import yaml
@@ -39,17 +42,19 @@ def registry_at(path: str) -> str | None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     if isinstance(value, list) and value and all(isinstance(one, dict) and "path" in one for one in value):
-        return f"{path}: lists data sets and holds no rows. Give it as --data_mix {path}"
+        return f"{path}: lists data sets and holds no rows. Pass it as --data_mix {path}"
     return registry_of(path, value)
 
 
 def registry_of(path: str, value: object) -> str | None:
-    """What to say of a file that lists data sets instead of rows; None where it is something else.
+    """Return the message for a file that lists data sets instead of rows; None for any other file.
 
-    Read are LLaMA-Factory's dataset_info.json, InternVL's meta file, LLaVA-NeXT's YAML and ms-swift's.
+    Recognised are LLaMA-Factory's dataset_info.json, InternVL's meta file, and the YAML files of LLaVA-NeXT and
+    ms-swift.
 
     Args:
-        path: of the file. value: what stands in it.
+        path: path of the file.
+        value: content of the file.
     """
     entries = list(_entries(value))
     if not entries:
@@ -60,14 +65,14 @@ def registry_of(path: str, value: object) -> str | None:
     if not files:
         names = ", ".join(name for name, _ in entries[:SHOWN])
         return (
-            f"{path}: lists data sets ({names}) and holds no rows, and names no file here. Download them, and list "
-            "their files under --data_mix: a YAML of `- path: FILE` entries."
+            f"{path}: lists data sets ({names}) and holds no rows, and names no local file. Download them, list their "
+            "files in a YAML file of `- path: FILE` entries, and pass it as --data_mix."
         )
     shown = lines[: 4 * SHOWN]
     more = "\n  ..." if len(lines) > len(shown) else ""
     return (
         f"{path}: lists {counted(len(entries), 'data set')} and holds no rows. Write this to "
-        "mix.yaml and give --data_mix mix.yaml instead of --data_path:\n  " + "\n  ".join(shown) + more
+        "mix.yaml and pass --data_mix mix.yaml instead of --data_path:\n  " + "\n  ".join(shown) + more
     )
 
 
@@ -88,7 +93,7 @@ def _names(entry: dict) -> bool:
 
 
 def _mixed(name: str, entry: dict[str, Any], folder: str) -> list[str]:
-    """An entry as lines of a mix."""
+    """Return an entry as lines of a mix file."""
     file = next((entry[key] for key in FILE_KEYS if isinstance(entry.get(key), str)), None)
     if file is None:
         hub = next(entry[key] for key in HUB_KEYS if isinstance(entry.get(key), str))

@@ -1,6 +1,6 @@
-"""What a table looks like to the one who unpacks it: its rows one after another, and a place for their media.
+"""The interface between table readers and `vlft.data.files.unpack`: a stream of rows, and a place for their media.
 
-Below the readers (`arrow`, `delimited`, `tars`, `folders`) and `vlft.data.files.unpack`. Knows no file format.
+The readers are `arrow`, `delimited`, `tars` and `folders` in `vlft.data.files`. Independent of file formats.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
-LINE_BYTES = 64 << 20  # of a row; a thousand times the longest conversation
-# A list of these with a single <video> tag is one video, frame by frame. Not .gif: that is a clip of its own.
+LINE_BYTES = 64 << 20  # limit for a row; a thousand times the longest conversation
+# A list of these with a single <video> tag is one video, frame by frame. Not .gif, which is itself a clip.
 FRAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
 PICTURES = (*FRAMES, ".gif")
 VIDEOS = (
@@ -24,10 +24,11 @@ SOUNDS = (".wav", ".mp3", ".flac", ".ogg", ".m4a", ".opus", ".aac")
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenLine:
-    """What stands in the place of a row that cannot be read; `records.parse_record` refuses it with its reason.
+    """Stands in for a row that cannot be read. `records.parse_record` refuses it with its reason.
 
     Attributes:
-        row: what is known of it.
+        reason: why the row cannot be read.
+        row: the parts of the row that are known.
     """
 
     reason: str
@@ -35,13 +36,13 @@ class BrokenLine:
 
 
 class Keep(Protocol):
-    """Where a reader puts the media it meets, and says how far it is."""
+    """Where a reader saves media and reports progress."""
 
     def file(self, content: bytes | IO[bytes]) -> str:
-        """Keeps the content of a picture or video, byte for byte, and gives the absolute path it will have."""
+        """Save the content of a picture or video unchanged. Returns the absolute path that the file will have."""
 
     def done(self, amount: int) -> None:
-        """So much more has been read, in the units of `Source.size`."""
+        """Report that `amount` more has been read, in the units of `Source.size`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,10 @@ class Source:
     """An opened table.
 
     Attributes:
-        columns: their names; None where only the rows tell.
-        size: how much there is to read. unit: of it, `row` or `B`.
-        rows: gives them. Bytes in them that are media are for `unpack` to keep; keys with None are left out there.
+        columns: names of the columns. None: only the rows have them.
+        size: how much there is to read, in `unit`.
+        unit: `row` or `B`.
+        rows: function that yields the rows. `unpack` saves bytes in them that are media, and drops keys with None.
     """
 
     columns: tuple[str, ...] | None
@@ -61,7 +63,7 @@ class Source:
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Return the type of a JSON value as text, such as "a list"."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -71,6 +73,6 @@ def kind_of(value: object) -> str:
 
 
 def home_of(path: str) -> str:
-    """The folder that relative media paths of a data file start from, unless flags name one."""
-    plain = path.lower().endswith((".json", *LINES))  # asked for every row, so without asking the file system
+    """Return the folder where relative media paths of a data file start, unless a flag names one."""
+    plain = path.lower().endswith((".json", *LINES))  # called for every row, so avoid a call of the file system
     return os.path.dirname(path) if plain or not os.path.isdir(path) else os.path.normpath(path)

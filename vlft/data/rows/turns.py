@@ -1,6 +1,6 @@
-"""One turn as other kits write it -> its role, its text and the media in it, in one form. Opens nothing.
+"""Read one turn of any supported kit: its role, its text and its media, in one form. Opens no file.
 
-What a turn may hold is for `vlft.data.rows.records` to say, where a conversation stands for `vlft.data.rows.forms`.
+`vlft.data.rows.forms` finds the conversation, and `vlft.data.rows.records` checks what a turn may hold.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vlft.data.sample import Overrides, Role
 from vlft.errors import RowRef
 from vlft.text import short
 
-# In small letters.
+# Names of roles in lower case -> role.
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("human", "user", "question", "prompter", "customer"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot", "ai", "chatbot", "answer"), "assistant"),
@@ -40,7 +40,7 @@ TOOL_ROLES = (
     *("tool_response", "tool_result", "environment"),
 )
 
-# type of a part -> what it is, and the keys its value may have. OpenAI, Qwen's own, transformers' chat templates.
+# Type of a part -> what it is, and the keys that may hold its value: OpenAI, Qwen, chat templates of transformers.
 PARTS: dict[str, tuple[Literal["text", "image", "video"], tuple[str, ...]]] = {
     "text": ("text", ("text", "value")),
     "input_text": ("text", ("text",)),
@@ -60,14 +60,19 @@ _KNOWN_TURN_KEYS = frozenset(
         *(key for keys in MEDIA_KEYS.values() for key in keys),
     )
 )
-# Of a question and its answer in one object: ms-swift, the_cauldron, Phi-3's cookbook.
+# Keys of a question and its answer in one object: ms-swift, the_cauldron, Phi-3's cookbook.
 PAIRS = (("human", "assistant"), ("user", "assistant"), ("human", "gpt"), ("question", "answer"))
 _KNOWN_PAIR_KEYS = _KNOWN_TURN_KEYS | {"human", "user", "assistant", "gpt", "question", "answer"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """Text of a turn as the row has it, tags and all; `text` may still be anything."""
+    """Text of a turn as the row has it, with its tags.
+
+    Attributes:
+        text: the text; not checked, may have any type.
+        field: the text, for messages.
+    """
 
     text: object
     field: str
@@ -75,9 +80,14 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A picture or video of a turn, at its place.
+    """A picture or video at its place in a turn.
 
-    With `value` None it is a tag: the next file of the column, or file `place` of it, from 0.
+    Attributes:
+        kind: picture or video.
+        field: the part or the turn, for messages.
+        value: the file, as the row names it. None: it is a tag, and stands for a file of the column.
+        place: index of that file in the column, from 0. None: the next file.
+        overrides: budgets that the part sets.
     """
 
     kind: Kind
@@ -89,9 +99,12 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """The files of a kind that a row or a turn lists, under the key it lists them by.
+    """The files of a kind that a row or a turn lists.
 
-    `tags` are the words that stand for them in the text, where the row says (MiniCPM: {"<image_00>": path}).
+    Attributes:
+        key: the key that lists them.
+        value: the value of the key.
+        tags: words that stand for the files in the text, if the row names them (MiniCPM: {"<image_00>": path}).
     """
 
     key: str
@@ -101,9 +114,17 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class RawTurn:
-    """A turn before it is checked; `role` may still be anything. `role_field`, `text_field` and `field` name it.
+    """A turn before it is checked.
 
-    `columns` holds the files that the turn itself lists; `warnings` are on its keys.
+    Attributes:
+        role: its role; not checked, may have any type.
+        pieces: its texts and media, in order.
+        field: the turn, for messages.
+        role_field: its role, for messages.
+        text_field: its text, for messages.
+        mask: its mask keys.
+        columns: (kind, files) that the turn itself lists.
+        warnings: (field, remark) for its keys.
     """
 
     role: object
@@ -117,16 +138,16 @@ class RawTurn:
 
 
 def role_of(row: RowRef, turn: RawTurn) -> Role:
-    """Who speaks.
+    """Return the role of a turn.
 
     Raises:
-        DataError: a role that is not trained, or not known.
+        DataError: the role is a tool or unknown.
     """
     said = turn.role.strip().lower() if isinstance(turn.role, str) else ""
     if said in TOOL_ROLES:
         raise row.bad(
             turn.role_field,
-            f"{turn.role!r}: turns of tools are not read, since no prompt here names tools. Write what the tool said "
+            f"{turn.role!r}: tool turns are not read, because prompts do not list tools. Write the tool's result "
             "into a human turn, or drop the row",
         )
     if said not in ROLES:
@@ -138,32 +159,32 @@ def role_of(row: RowRef, turn: RawTurn) -> Role:
 
 
 def plain(role: str, text: object, field: str) -> RawTurn:
-    """A turn that is a text of the row."""
+    """Return a turn that consists of one text of the row."""
     said = Said(text=text, field=field)
     return RawTurn(role=role, pieces=(said,), field=field, role_field=field, text_field=field)
 
 
 def system_turn(row: RowRef, content: object, field: str) -> RawTurn:
-    """The turn of a row's system key: a text, or a list of parts as Anthropic writes it.
+    """Return the turn of a row's system key: a text, or a list of parts as Anthropic writes it.
 
     Raises:
-        DataError: as `turns_of`.
+        DataError: a part is malformed.
     """
     pieces = _pieces(row, content, field)
     return RawTurn(role="system", pieces=pieces, field=field, role_field=field, text_field=field)
 
 
 def turns_of(row: RowRef, turn: object, field: str) -> tuple[RawTurn, ...]:
-    """An entry of a conversation: one turn, or a question and its answer.
+    """Read an entry of a conversation: one turn, or a question and its answer.
 
     Raises:
-        DataError: it is neither, or has keys that must not be left out.
+        DataError: the entry is neither, or has keys that must not be ignored.
     """
     if not isinstance(turn, dict):
         raise row.bad(field, f'is {kind_of(turn)}, not an object. Write {{"from": "human", "value": "..."}}')
     if "from" not in turn and "role" not in turn:
         found = [(asked, answered) for asked, answered in PAIRS if asked in turn and answered in turn]
-        if found:  # the first that says most: in a table, every row has every key
+        if found:  # the first pair with the most values: in a table, every row has every key
             asked, answered = max(found, key=lambda pair: sum(turn[key] is not None for key in pair))
             return _pair(row, turn, field, asked, answered)
     return (_turn(row, turn, field),)
@@ -193,7 +214,7 @@ def _pair(row: RowRef, turn: dict, field: str, asked: str, answered: str) -> tup
 
 def _turn(row: RowRef, turn: dict, field: str) -> RawTurn:
     speakers = {ROLES.get(str(turn.get(key)).strip().lower()) for key in ("from", "role")}
-    if len(speakers) == 1 and None not in speakers:  # {"from": "human", "role": "user"} says one thing twice
+    if len(speakers) == 1 and None not in speakers:  # {"from": "human", "role": "user"} do not differ
         role_key, role = "from", turn["from"]
     else:
         role_key, role = either(row, turn, "from", "role", at=field)
@@ -219,15 +240,15 @@ def _pieces(row: RowRef, text: object, field: str) -> tuple[Said | Shown, ...]:
 
 
 def _part(row: RowRef, part: object, field: str) -> Said | Shown:
-    """A part of a turn's content; an `image` or `video` that names no file stands for the next one of the row's."""
+    """Read a part of a turn's content. An `image` or `video` without a file stands for the next file of the row."""
     if not isinstance(part, dict):
         raise row.bad(field, f'is {kind_of(part)}, not a part. Write {{"type": "text", "text": "..."}}')
     given = part.get("type")
-    if given is None:  # Qwen's own tools take {"image": ...} and {"text": ...} too
+    if given is None:  # Qwen's own tools also accept {"image": ...} and {"text": ...}
         given = next((key for key in ("text", "image", "image_url", "video", "video_url") if part.get(key)), None)
     if not isinstance(given, str) or given not in PARTS:
         shown = "without a type" if given is None else f"of type {short(repr(given))}"
-        raise row.bad(field, f"a part {shown}; read are parts of type {', '.join(PARTS)}")
+        raise row.bad(field, f"a part {shown}; supported types are {', '.join(PARTS)}")
     kind, keys = PARTS[given]
     for key in MASK_KEYS:
         if part.get(key) not in (None, True, 1):
@@ -247,7 +268,7 @@ def _part(row: RowRef, part: object, field: str) -> Said | Shown:
     value = values[0] if values else None
     if part.get("base64") is not None:
         value = {"base64": value}
-    # llava-instruct-mix-vsft and others count the row's pictures in the parts.
+    # In llava-instruct-mix-vsft and others, parts have the index of the row's picture.
     index = part.get("index")
     place = index if value is None and isinstance(index, int) and not isinstance(index, bool) else None
     return Shown(kind=kind, field=field, value=value, place=place, overrides=of_part(row, part, field, kind))
@@ -256,7 +277,7 @@ def _part(row: RowRef, part: object, field: str) -> Said | Shown:
 def _columns(row: RowRef, turn: dict, field: str) -> tuple[tuple[Kind, Column], ...]:
     found: list[tuple[Kind, Column]] = []
     for kind, names in MEDIA_KEYS.items():
-        if turn.keys().isdisjoint(names):  # nearly always
+        if turn.keys().isdisjoint(names):  # fast path, true for nearly all turns
             continue
         column, _ = column_of(row, turn, kind, at=f"{field}.")
         if column.value is not None:
@@ -265,10 +286,16 @@ def _columns(row: RowRef, turn: dict, field: str) -> tuple[tuple[Kind, Column], 
 
 
 def column_of(row: RowRef, raw: dict, kind: Kind, *, at: str = "") -> tuple[Column, list[tuple[str, str]]]:
-    """Files of a row or turn, under whichever key is there; and warnings on other keys that name some, too.
+    """Return the files of a kind that a row or turn lists, and warnings about other keys that also list some.
+
+    Args:
+        row: the row, for messages.
+        raw: the row or turn as an object.
+        kind: kind of media.
+        at: prefix of the key's name in messages.
 
     Raises:
-        DataError: the format's own two keys differ.
+        DataError: both keys of our own format are present and differ.
     """
     own = MEDIA_KEYS[kind][:OWN_MEDIA_KEYS]
     given = [key for key in MEDIA_KEYS[kind] if not is_empty(raw.get(key)) or raw.get(key) is False]
@@ -294,10 +321,10 @@ def _listed(value: object) -> object:
 
 
 def either(row: RowRef, values: dict, one: str, other: str, *, at: str) -> tuple[str, object]:
-    """The value under whichever of the two keys is there, with that key.
+    """Return the key, of two, that is present, and its value.
 
     Raises:
-        DataError: both are there and differ, or neither is.
+        DataError: both are present and differ, or neither is present.
     """
     present = [key for key in (one, other) if values.get(key) is not None]
     if len(present) == 2 and values[one] != values[other]:
@@ -308,4 +335,4 @@ def either(row: RowRef, values: dict, one: str, other: str, *, at: str) -> tuple
     if null:
         raise row.bad(f"{at}.{null[0]}".lstrip("."), "is null. Fill it in")
     keys = short(", ".join(map(str, values))) or "none"
-    raise row.bad(at or one, f'no "{one}" (nor "{other}"). Add it; the keys it has: {keys}')
+    raise row.bad(at or one, f'no "{one}" (nor "{other}"). Add it; the keys present are: {keys}')

@@ -1,4 +1,4 @@
-"""Rows as they are written back to a file: with the tags that `--missing_tags first` gave them. Opens no file."""
+"""Prepare rows to be written back to a file, with the tags that `--missing_tags first` added. Opens no file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from vlft.data.rows.forms import entries_of
 
 
 def written(raw: object, added: Sequence[tuple[str, str]]) -> object:
-    """The row with tags in its text, so that it trains the same without the flag.
+    """Return the row with the added tags in its text, so that it trains the same without the flag.
 
     Args:
-        raw: as its file has it. added: of its `Sample`.
+        raw: the row as in its file.
+        added: (field, tags) from `Sample.added`.
     """
     if not added or not isinstance(raw, dict):
         return raw
@@ -22,7 +23,7 @@ def written(raw: object, added: Sequence[tuple[str, str]]) -> object:
     for field, tags in added:
         at: list[Any] = [int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", field)]
         if len(at) > 1:
-            row[at[0]] = entries_of(row[at[0]])  # a JSON string, or an object of lists, as a list
+            row[at[0]] = entries_of(row[at[0]])  # convert a JSON string or an object of lists to a list
         owner: Any = row
         for step in at[:-1]:
             owner = owner[step]
