@@ -129,11 +129,11 @@ TINY: dict[str, tuple[Change, str]] = {
         QUANTISED.format("gptq"),
     ),
     "GGUF": (lambda folder: (folder / "model.safetensors").rename(folder / "q4.gguf"), r"q4\.gguf: weights of llama"),
-    "half the weights": (halved("model.safetensors"), r"has [\d,]+ bytes, by its header [\d,]+"),
+    "half the weights": (halved("model.safetensors"), r"has [\d,]+ bytes, its header promises [\d,]+"),
     "pointer to weights": (holding("model.safetensors", POINTER), r"model\.safetensors: is a Git LFS pointer"),
     "a page for weights": (holding("model.safetensors", "<!DOCTYPE html><p>Sign in"), "is a web page"),
     "no weights at all": (holding("model.safetensors", b""), r"model\.safetensors: is empty"),
-    "link to no weights": (linked_to_nothing("model.safetensors"), r"a link to \.\./\.\./blobs/0a1b, which is"),
+    "link to no weights": (linked_to_nothing("model.safetensors"), r"a link to \.\./\.\./blobs/0a1b, which does"),
     "half a config": (halved("config.json"), r"config\.json: not JSON"),
     "a list for a config": (holding("config.json", "[]"), r"config\.json: holds a list"),
     "Latin-1": (holding("config.json", b'{"model_type": "\xe9"}'), r"config\.json: not JSON"),
@@ -156,7 +156,7 @@ PUBLISHED: dict[str, tuple[Change, str]] = {
         "LlavaProcessor has no video processor",
     ),
     "a shard less": (without("model-00002-of-00003.safetensors"), r"names 3 files, 1 of them .*: model-00002"),
-    "half a shard": (halved("model-00002-of-00003.safetensors"), r"model-00002.*bytes, by its header"),
+    "half a shard": (halved("model-00002-of-00003.safetensors"), r"model-00002.*bytes, its header promises"),
     "half an index": (halved("model.safetensors.index.json"), r"index\.json: not JSON"),
 }  # fmt: skip
 
@@ -241,7 +241,7 @@ def test_a_header_says_what_safetensors_says(base):
     with safe_open(base / "model.safetensors", framework="pt") as file:
         wanted = {n: (tuple((t := file.get_slice(n)).get_shape()), t.get_dtype()) for n in file.keys()}  # noqa: SIM118
     assert {name: (slot.shape, slot.dtype) for name, slot in slots_in(base / "model.safetensors").items()} == wanted
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         slots_in(base / "chat_template.jinja")
 
 

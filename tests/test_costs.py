@@ -199,7 +199,7 @@ def test_a_folder_that_cannot_be_written_costs_a_note(rows, encoder, tmp_path):
     (tmp_path / "file").write_text("")
     found = measure(rows, encoder, tmp_path / "file" / "cache")
     assert found.costs == measure(rows, encoder, None).costs
-    assert any("cannot be kept for the next run" in note for note in found.notes)
+    assert any("cannot be saved for the next run" in note for note in found.notes)
 
 
 def _measure_often(path: Path, encoder, cache: Path, times: int) -> None:

@@ -178,7 +178,7 @@ def test_a_run_does_as_on_bad_row_says_with_a_file_that_changed(base, tmp_path, 
     ]
     status = main(argv)
     err = capsys.readouterr().err
-    assert "rows.json[1].image: a file of it changed since it was measured" in err
+    assert "rows.json[1].image: one of its files changed since it was measured" in err
     if on_bad_row == "error":
         assert status == 1
         return

@@ -127,7 +127,7 @@ def test_a_token_is_trained_only_if_all_of_its_characters_are(text, encoder):
         raw["conversations"][1] |= spans((0, cut - 1, True))
         want = sum(last <= cut for _, last in offsets)
         if not want:
-            with pytest.raises(DataError, match="no token lies in a trained span"):
+            with pytest.raises(DataError, match="no token is entirely inside a trained span"):
                 encoder.measure(parse(raw))
             continue
         row = encoder.encode(parse(raw))

@@ -114,7 +114,7 @@ def test_what_cannot_be_made_to_fit_is_refused(encoder, story, media, how):
                 do(sample)
             bad = caught.value.row
             assert bad.too_long
-            words = "at its least pixels" if how == "shrink" else "the text of the row alone"
+            words = "at its minimum pixels" if how == "shrink" else "the text of the row alone"
             assert words in bad.reason
             assert f"{tokens} tokens and 1,000,000 patches are allowed" in bad.reason
 

@@ -1,6 +1,6 @@
-"""What can go wrong through a user's data, flags or folders. Each message says where, what, both values, next step.
+"""Errors caused by the user's data, flags or folders. Each message says where, what, both values, and the next step.
 
-The CLI prints a `VlftError` without a traceback and exits with its `exit_code`; anything else is a fault of ours.
+The CLI prints a `VlftError` without a traceback and exits with its `exit_code`. Any other exception is a bug in vlft.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 
 class VlftError(Exception):
-    """Something the user can mend. The message is all they see.
+    """An error that the user can fix. They see its message and no traceback.
 
     Attributes:
-        said: another process of the same run says it already.
+        said: another process of the same run already prints the message.
     """
 
     exit_code = 1
@@ -26,40 +26,40 @@ class UsageError(VlftError):
 
 
 class ConfigError(VlftError):
-    """The settings cannot be carried out as asked."""
+    """The settings cannot be carried out."""
 
 
 class CheckpointError(VlftError):
-    """A run folder, checkpoint, adapter or base model is missing, half there, or belongs to something else."""
+    """A run folder, checkpoint, adapter or base model is missing, incomplete, or belongs to something else."""
 
 
 class RunFault(VlftError):
-    """What ended a run in the middle, through no fault of its flags: memory, a disk, a process, a loss."""
+    """A fault that ended a run although its flags are valid: memory, a disk, a process, a loss."""
 
 
 class Preempted(VlftError):
-    """The run was asked to make room. It is saved, and the same command resumes it."""
+    """The scheduler asked the run to stop. The run is saved, and the same command resumes it."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class Interrupted(Preempted):
-    """As `Preempted`, by the user's Ctrl-C."""
+    """The user pressed Ctrl-C. The run is saved, and the same command resumes it."""
 
     exit_code = 130  # as shells report SIGINT: 128 + 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadRow:
-    """One row that cannot be trained, and why.
+    """A row that cannot be trained, and the reason.
 
     Attributes:
-        file: data file as the user named it.
+        file: data file, spelled as the user named it.
         index: position in that file, from 0.
         id: the row's own `id` as text, or None.
         field: path inside the row, e.g. `conversations[2].value` or `image[0]`.
         reason: what is wrong, with both values, and what to do.
-        too_long: it is over a limit of tokens or patches, and nothing else is wrong with it.
+        too_long: the row is over a limit of tokens or patches, and nothing else is wrong with it.
     """
 
     file: str
@@ -88,12 +88,12 @@ class DataError(VlftError):
 
 @dataclass(frozen=True, kw_only=True)
 class RowRef:
-    """Which row is being read, for its messages; attributes as in `BadRow`."""
+    """The row being read, for error messages about it. The attributes are those of `BadRow`."""
 
     file: str
     index: int
     id: str | None
 
     def bad(self, field: str, reason: str) -> DataError:
-        """The error to raise for what is wrong with a field of the row."""
+        """Build the error to raise when a field of the row is wrong."""
         return DataError(BadRow(file=self.file, index=self.index, id=self.id, field=field, reason=reason))

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole, locks that a kill leaves open, and the user's cache folders.
+"""Atomic writes of files and folders, locks that end with their process, and the user's cache folders.
 
-What a run resumes from is on disk before it has its name: `durable=True`, `sync_tree`. Caches, pages and lists are not
-synced: what a power cut takes from them is made again. Knows nothing of what the files hold.
+Files that a run resumes from are synced to disk before they get their name: `durable=True`, `sync_tree`. Caches, pages
+and lists are not synced, since they can be rebuilt after a power cut. Independent of what the files contain.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import IO, Self
 
 
 def cache_folder(environ: Mapping[str, str], *, variable: str, name: str) -> Path | None:
-    """The folder that `variable` names, or `vlft/NAME` in the user's cache folder.
+    """Return the folder that the environment variable `variable` names, or `vlft/NAME` in the user's cache folder.
 
     Returns:
-        None if the variable is 0 or empty, or the user has no home folder: nothing is kept.
+        None if the variable is 0 or empty, or the user has no home folder: nothing is cached then.
     """
     given = environ.get(variable)
     if given is not None:
         return None if given.strip() in ("", "0") else Path(given)
     cache = environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(cache):  # the XDG specification has relative ones ignored
+    if os.path.isabs(cache):  # the XDG specification says to ignore relative paths
         return Path(cache) / "vlft" / name
     home = os.path.expanduser("~")
     return Path(home) / ".cache" / "vlft" / name if os.path.isabs(home) else None
@@ -40,16 +40,16 @@ def cache_folder(environ: Mapping[str, str], *, variable: str, name: str) -> Pat
 
 @functools.cache
 def umask() -> int:
-    """The rights that new files of this process lack."""
+    """The permissions that this process withholds from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def open_to_others(folder: Path) -> None:
-    """Give a folder's files the rights that newly made files have here.
+    """Give the files of a folder the permissions that new files of this process get.
 
-    safetensors 0.8 writes for the owner alone, and a server often runs as another user.
+    safetensors 0.8 writes files that only their owner can read, and a server often runs as another user.
     """
     for path in folder.iterdir():
         if path.is_file():
@@ -58,15 +58,16 @@ def open_to_others(folder: Path) -> None:
 
 @contextlib.contextmanager
 def appearing_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
-    """A spare path beside `path`, with its ending, for a writer that takes a name; its file becomes `path` at the end.
+    """Write a file atomically, with a writer that takes a path.
 
-    Several processes may write the same file at the same time: the last one wins.
+    Yields a temporary path next to `path`, with the same ending. Its file is renamed to `path` at the end. Several
+    processes may write the same file at the same time: the last one wins.
 
     Args:
-        durable: the content is on disk before it has its name.
+        durable: sync the content to disk before the rename.
 
     Raises:
-        OSError: it cannot be written; the spare file is removed, and `path` is as it was.
+        OSError: the file cannot be written. The temporary file is removed, and `path` is unchanged.
     """
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,27 +89,27 @@ def appearing_path(path: str | Path, *, durable: bool = False) -> Iterator[Path]
 
 @contextlib.contextmanager
 def appearing(path: str | Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write; otherwise as `appearing_path`."""
+    """Write a file atomically, through an open binary file. The arguments and errors are those of `appearing_path`."""
     with appearing_path(path, durable=durable) as spare, open(spare, "wb") as out:
         yield out
 
 
 def write_text(path: str | Path, text: str, *, durable: bool = False) -> None:
-    """Write a file of text, whole or not at all. Halves of characters, which JSON may hold, become `\\udxxx`."""
+    """Write a text file atomically. Lone surrogates, which JSON may contain, become `\\udxxx`."""
     with appearing(path, durable=durable) as out:
         out.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, document: object, *, indent: int | None = 2, durable: bool = False) -> None:
-    """Write a file of JSON, whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(document, indent=indent, ensure_ascii=False) + "\n", durable=durable)
 
 
 def sync(path: str | Path) -> None:
-    """Have the content of a file, or the names in a folder, on disk.
+    """Sync the content of a file, or the names in a folder, to disk.
 
     Raises:
-        OSError: as `os.fsync`.
+        OSError: the errors of `os.fsync`.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -118,7 +119,7 @@ def sync(path: str | Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have everything in a folder on disk."""
+    """Sync a folder and everything in it to disk."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
@@ -128,17 +129,17 @@ def sync_tree(folder: Path) -> None:
 
 
 def put_in_place(folder: Path, target: Path, *, last: str) -> None:
-    """Give a finished folder its name, at once.
+    """Rename a finished folder to its final name in one operation.
 
-    A mount point and the working directory cannot be replaced: the shell would stay in a folder that is gone. Into
-    them the entries are moved.
+    If the target is a mount point or the working directory, the entries are moved into it instead: a mount point cannot
+    be replaced, and the shell would stay in a deleted folder.
 
     Args:
-        target: not there, or an empty folder.
-        last: the entry that is moved last, without which what is there counts as unfinished.
+        target: a path that does not exist, or an empty folder.
+        last: the entry that is moved last. A folder without it counts as unfinished.
 
     Raises:
-        OSError: as `os.rename`.
+        OSError: the errors of `os.rename`.
     """
     if not (os.path.ismount(target) or (target.exists() and target.samefile(os.curdir))):
         os.rename(folder, target)
@@ -150,15 +151,15 @@ def put_in_place(folder: Path, target: Path, *, last: str) -> None:
 
 @contextlib.contextmanager
 def workshop(folder: Path, *, interrupted: Callable[[], None] | None = None) -> Iterator[Path]:
-    """An empty folder to build something in, held by this process; what is left in it at the end is removed.
+    """Yield an empty folder to build something in. It is locked by this process and removed at the end.
 
     Args:
-        folder: it is made, with its parents. What a killed process left in it is removed first.
-        interrupted: called if there was something left.
+        folder: created with its parents. Files that a killed process left in it are removed first.
+        interrupted: called if there were such files.
 
     Raises:
-        BlockingIOError: another process works in it.
-        OSError: it cannot be made or written.
+        BlockingIOError: another process uses the folder.
+        OSError: the folder cannot be created or written.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,12 +186,12 @@ def workshop(folder: Path, *, interrupted: Callable[[], None] | None = None) -> 
 
 
 class Lock:
-    """The lock on a folder or file: `flock`, so it ends with the process, and a kill leaves none behind.
+    """A lock on a folder or file. It uses `flock`, so the lock ends with the process, even if the process is killed.
 
-    A context manager, too, that takes it unless it is taken, and gives it back.
+    Also a context manager, which takes the lock unless this object already holds it, and releases it.
 
     Args:
-        path: of a folder that exists, or of a file, which is made and stays.
+        path: path of an existing folder, or of a file, which is created and never removed.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -201,7 +202,7 @@ class Lock:
         """Hold the lock until `release`, or until this process ends.
 
         Args:
-            wait: for another process to give it back.
+            wait: wait for another process to release it.
 
         Raises:
             BlockingIOError: another process holds it.
@@ -221,13 +222,13 @@ class Lock:
         _not_in_children(self)
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
 
     def is_of(self, path: Path) -> bool:
-        """Whether what is locked is what has this name now."""
+        """Whether the locked folder or file is the one that has this path now."""
         try:
             return self._handle is not None and os.path.samestat(os.fstat(self._handle), path.stat())
         except FileNotFoundError:
@@ -243,7 +244,10 @@ class Lock:
 
 
 def _not_in_children(lock: Lock) -> None:
-    """Loader workers inherit the handle and outlive a killed trainer for seconds, in which it would still be held."""
+    """Release the lock in forked processes.
+
+    Loader workers inherit the file handle and outlive a killed trainer by seconds. They would still hold the lock.
+    """
     inherited = weakref.ref(lock)
 
     def close() -> None:

@@ -1,8 +1,8 @@
-"""Ctrl-C: the first one stops what runs, in the way that suits it; a second one ends the process at once.
+"""Ctrl-C: the first one stops the running verb in an orderly way; a second one ends the process at once.
 
-Python runs a signal's handler in the main thread, between two of its instructions, so a long call into C (a backward
-pass, the write of a large file) would delay even the word that it was heard. Here a thread reads the signals as they
-come (`signal.set_wakeup_fd`). Verbs enter `Interrupts` in `cli.main`; training takes the first one with `taking`.
+Python runs a signal handler in the main thread, between two bytecode instructions. A long call into C (a backward pass,
+the write of a large file) would delay even the message that the signal arrived. So a thread reads the signals as they
+arrive (`signal.set_wakeup_fd`). Verbs enter `Interrupts` in `cli.main`; training handles the first one with `taking`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from typing import Any
 
 from vlft.errors import Interrupted
 
-#: Seconds in which a second signal counts as the first: a launcher passes on what its terminal sent to all processes.
+#: Seconds in which a second signal counts as the first: the terminal signals all processes, and the launcher forwards
+#: the signal to them as well.
 TOGETHER = 0.2
-SILENCE = 1.0  # seconds after a first Ctrl-C in which whatever runs should have ended, or the user is told why not
+SILENCE = 1.0  # seconds after a first Ctrl-C; if the verb has not ended by then, a line says why
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taker:
-    """Who takes the first Ctrl-C.
+    """A handler of the first Ctrl-C.
 
     Attributes:
         act: called in the main thread.
-        first, second: what is printed at once at the first and the second one; "" prints nothing.
+        first: returns the line to print at once at the first Ctrl-C; "" prints nothing.
+        second: returns the line to print at once at the second Ctrl-C; "" prints nothing.
     """
 
     act: Callable[[], None]
@@ -40,16 +42,17 @@ class Taker:
 
 
 class Interrupts:
-    """A context in which the first Ctrl-C raises KeyboardInterrupt, unless somebody takes it; see the module.
+    """A context in which the first Ctrl-C raises KeyboardInterrupt or calls the `Taker`; the second ends the process.
 
-    Where the process ignores Ctrl-C, as one that a script starts in the background does, it still does. Outside of the
-    main thread, and inside of another such context, this one does nothing.
+    A process that ignores Ctrl-C, such as one that a script starts in the background, keeps ignoring it. Outside the
+    main thread, and inside another such context, the context has no effect.
 
     Args:
         end: ends the process.
 
     Attributes:
-        raised: a Ctrl-C has raised KeyboardInterrupt.
+        raised: whether a Ctrl-C has raised KeyboardInterrupt.
+        taker: handler of the first Ctrl-C, or None.
     """
 
     active: Interrupts | None = None
@@ -82,22 +85,22 @@ class Interrupts:
         Interrupts.active = None
         signal.set_wakeup_fd(self._fd_before)
         signal.signal(signal.SIGINT, self._before)
-        os.write(self._write, b"\0")  # closing it would not do: forked processes hold it open
+        os.write(self._write, b"\0")  # closing the pipe is not enough: forked processes hold it open
         self._thread.join()
         os.close(self._write)
         os.close(self._read)
 
     def forget(self) -> None:
-        """The last Ctrl-C has been acted on: the next one is a first one."""
+        """Mark the last Ctrl-C as handled: the next one counts as a first one."""
         self._first, self._told = None, True
 
     def answered(self) -> None:
-        """The user has been told what the last Ctrl-C did; the next one ends the process at once."""
+        """Record that the user knows what the last Ctrl-C did; the next one ends the process at once."""
         self._told = True
 
     def _came(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a process that was forked a moment ago, and is its parent's to end
+            return  # a freshly forked process: its parent ends it
         if self.taker is None:
             self.raised = True
             raise KeyboardInterrupt
@@ -129,12 +132,12 @@ class Interrupts:
     def _explain(self) -> None:
         if not self._told:
             self._told = True
-            _say("Ctrl-C: stopping once what is under way lets go (Ctrl-C again: stop at once)")
+            _say("Ctrl-C: stopping when the current operation returns (Ctrl-C again: stop at once)")
 
 
 @contextlib.contextmanager
 def taking(taker: Taker) -> Iterator[None]:
-    """Have `taker` take the first Ctrl-C within; where no `Interrupts` are active, nothing changes."""
+    """Let `taker` handle the first Ctrl-C inside this context. Has no effect if no `Interrupts` is active."""
     here = Interrupts.active
     if here is None:
         yield
@@ -147,17 +150,17 @@ def taking(taker: Taker) -> Iterator[None]:
 
 
 def forget() -> None:
-    """As `Interrupts.forget`, of those that are active."""
+    """Call `forget` of the active `Interrupts`, if there is one."""
     if Interrupts.active is not None:
         Interrupts.active.forget()
 
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Within, a Ctrl-C ends the verb with a sentence that says what is kept.
+    """Inside this context, a Ctrl-C ends the verb with the sentence `what`, which says what is saved.
 
     Raises:
-        Interrupted: in place of KeyboardInterrupt.
+        Interrupted: instead of KeyboardInterrupt.
     """
     try:
         yield
@@ -166,8 +169,8 @@ def explained(what: str) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    """To the terminal, past Python's streams: the main thread may be in the middle of a print."""
+    """Write a line to the terminal without Python's streams: the main thread may be in the middle of a print."""
     if line:
-        start = "\n" if os.isatty(2) else ""  # behind ^C, or a bar
+        start = "\n" if os.isatty(2) else ""  # after ^C or a progress bar
         with contextlib.suppress(OSError):
             os.write(2, f"{start}{line}\n".encode())

@@ -1,7 +1,7 @@
-"""Files of a model folder, read strictly and without torch: JSON, safetensors headers, the index of shards.
+"""Strict readers for the files of a model folder: JSON, safetensors headers, the index of shards. Need no torch.
 
-Downloads leave Git LFS pointers, dead links, web pages and half files under good names; each is named as what it is.
-The format: https://huggingface.co/docs/safetensors/index#format
+Failed downloads leave Git LFS pointers, dead links, web pages and truncated files under valid names. The errors say
+which of these a file is. The format: https://huggingface.co/docs/safetensors/index#format
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _PAGES = (b"<!doctype", b"<html")
 
 
 def absent(path: Path) -> str:
-    """Why a file is not there, in words and with the next step: none at all, or a link to nothing."""
+    """Say why a file is missing, and the next step: there is no such file, or it is a link to a missing file."""
     if path.is_symlink():
         return (
-            f"a link to {os.readlink(path)}, which is not there. The folder was copied without what its links lead to, "
-            "or the hub's cache was cleaned up. Download the model again, or copy it with cp -L."
+            f"a link to {os.readlink(path)}, which does not exist. The folder was copied without the files that its "
+            "links point to, or the hub's cache was cleaned up. Download the model again, or copy it with cp -L."
         )
     return "no such file. Is the folder complete?"
 
 
 def stand_in(path: Path) -> str | None:
-    """What a file is if it is not the one its name promises, with the next step; None where it may well be."""
+    """Say what a file is if its content does not match its name, and the next step; None if it may match."""
     with open(path, "rb") as file:
         head = file.read(64).lstrip().lower()
     if not head:
@@ -46,10 +46,10 @@ def stand_in(path: Path) -> str | None:
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
-    """A JSON object from disk.
+    """Read a JSON object from disk.
 
     Raises:
-        CheckpointError: missing, not JSON, or not an object; names the file.
+        CheckpointError: the file is missing, not JSON, or not an object. The message names the file.
     """
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -65,17 +65,17 @@ def read_json(path: Path | str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """One tensor of a safetensors file: its shape, and the format's own word for its dtype (`F32`, `BF16`, ...)."""
+    """Shape and dtype of one tensor of a safetensors file; the dtype is spelled as in the format (`F32`, `BF16`)."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 def slots_in(file: Path) -> dict[str, Slot]:
-    """Tensor name -> its slot, from the header of a safetensors file whose size is what the header says.
+    """Map tensor names to their slots, from the header of a safetensors file. Checks the file's size against it.
 
     Raises:
-        CheckpointError: not there, something else, or cut short.
+        CheckpointError: the file is missing, is of another kind, or is truncated.
     """
     try:
         if (what := stand_in(file)) is not None:
@@ -85,8 +85,8 @@ def slots_in(file: Path) -> dict[str, Slot]:
             size = os.fstat(raw.fileno()).st_size
             if size < 8 + length:
                 raise CheckpointError(
-                    f"{file}: not a whole safetensors file: it has {size:,} bytes, its header alone would have "
-                    f"{length + 8:,}. It was cut short, or is something else. Copy it again."
+                    f"{file}: not a complete safetensors file: it has {size:,} bytes, and its header alone needs "
+                    f"{length + 8:,}. It is truncated or of another kind. Copy it again."
                 )
             header = json.loads(raw.read(length))
         header.pop("__metadata__", None)
@@ -96,30 +96,30 @@ def slots_in(file: Path) -> dict[str, Slot]:
         raise CheckpointError(f"{file}: {absent(file)}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(
-            f"{file}: not a whole safetensors file ({type(error).__name__}: {error}). Copy it again."
+            f"{file}: not a complete safetensors file ({type(error).__name__}: {error}). Copy it again."
         ) from None
     if size != wanted:
         raise CheckpointError(
-            f"{file}: not a whole safetensors file: it has {size:,} bytes, by its header {wanted:,}. "
+            f"{file}: not a complete safetensors file: it has {size:,} bytes, its header promises {wanted:,}. "
             "The download or copy ended early. Copy it again."
         )
     return found
 
 
 def weights_advice(folder: Path) -> str:
-    """What to do about a folder without safetensors."""
+    """Say what to do about a folder without safetensors files."""
     if links := [name for name in (WEIGHTS, INDEX) if (folder / name).is_symlink()]:
         return f"{links[0]} is {absent(folder / links[0])}"
     if pickles := sorted(file.name for ending in ("bin", "pt", "pth") for file in folder.glob(f"*.{ending}")):
         return (
             f"It has {pickles[0]}: pickled weights run code when opened and are not read. "
-            "If you trust it, load the folder with transformers (dtype='auto') and save_pretrained it into another: "
-            "that writes safetensors."
+            "If you trust it, load the folder with transformers (dtype='auto') and save_pretrained it into another "
+            "folder: that writes safetensors."
         )
     if ggufs := sorted(file.name for file in folder.glob("*.gguf")):
         return (
-            f"It has {ggufs[0]}: weights of llama.cpp, quantised and under other names, are not read. Give the model "
-            "they were made from, as safetensors."
+            f"It has {ggufs[0]}: weights of llama.cpp are quantised and have other names, and are not read. Use the "
+            "model that they were made from, as safetensors."
         )
     return "Only safetensors weights are read: copy or download them there."
 
@@ -129,11 +129,11 @@ def has_weights(folder: Path) -> bool:
 
 
 def tensor_index(folder: Path | str) -> dict[str, Path]:
-    """Tensor name (as the files spell it) -> safetensors file, for a model in one file or in shards.
+    """Map tensor names, as the files spell them, to their safetensors file, for a model in one file or in shards.
 
     Raises:
-        CheckpointError: no weights; an index that names missing files or tensors, or a shard with tensors that the
-            index does not give it; an unreadable file.
+        CheckpointError: there are no weights; the index names missing files or tensors; a shard holds tensors that the
+            index does not assign to it; a file cannot be read.
     """
     folder = Path(folder)
     if (folder / INDEX).is_file():
@@ -143,7 +143,7 @@ def tensor_index(folder: Path | str) -> dict[str, Path]:
         files = sorted(set(claimed.values()))
         if gone := [file for file in files if not (folder / file).is_file()]:
             raise CheckpointError(
-                f"{folder / INDEX}: names {len(files)} files, {len(gone)} of them are not there: {some_of(gone)}. "
+                f"{folder / INDEX}: names {len(files)} files, {len(gone)} of them are missing: {some_of(gone)}. "
                 f"{folder / gone[0]}: {absent(folder / gone[0])}"
             )
         found = {name: file for file in files for name in slots_in(folder / file)}
@@ -152,7 +152,8 @@ def tensor_index(folder: Path | str) -> dict[str, Path]:
         if missing or extra:
             raise CheckpointError(
                 f"{folder / INDEX}: the index names {len(claimed)} tensors, the shards hold {len(found)}. "
-                f"Not where it says: {some_of(missing)}; not named by it: {some_of(extra)}. Copy the folder again."
+                f"Not in the file it names: {some_of(missing)}; not in the index: {some_of(extra)}. "
+                "Copy the folder again."
             )
         return {name: folder / file for name, file in found.items()}
     if (folder / WEIGHTS).is_file():
@@ -161,16 +162,16 @@ def tensor_index(folder: Path | str) -> dict[str, Path]:
 
 
 def stored_slots(folder: Path | str) -> dict[str, Slot]:
-    """Tensor name (as the files spell it) -> its slot, for all files of a model.
+    """Map tensor names, as the files spell them, to their slots, for all files of a model.
 
     Raises:
-        CheckpointError: as `tensor_index`.
+        CheckpointError: the errors of `tensor_index`.
     """
     return {name: slot for file in sorted(set(tensor_index(folder).values())) for name, slot in slots_in(file).items()}
 
 
 def some_of(names: Iterable[str], count: int = 3) -> str:
-    """The first few of many names, and how many more there are."""
+    """List the first few names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return (", ".join(names[:count]) or "none") + more

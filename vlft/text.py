@@ -1,4 +1,4 @@
-"""Text for people: control characters made visible, numbers with their nouns, tables. Knows nothing of what it says."""
+"""Text for people: visible control characters, numbers with their nouns, tables. Independent of the content."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ import shutil
 import sys
 from collections.abc import Collection, Sequence
 
-PLAIN_WIDTH = 10_000  # columns, for what goes to a file or a pipe
+PLAIN_WIDTH = 10_000  # columns of output to a file or a pipe
 
 _TABLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}  # Unicode's control pictures
 _TABLE |= {0x7F: 0x2421}
-_TABLE |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)  # 8-bit controls; halves of characters
+_TABLE |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)  # 8-bit controls; lone surrogates
 
 
 def printable(text: str) -> str:
-    """Text whose control characters are visible, so that a row cannot steer a terminal; newlines and tabs stay."""
+    """Make control characters visible, so that a row cannot control the terminal. Newlines and tabs stay."""
     return text.translate(_TABLE)
 
 
 def plural(number: float, noun: str) -> str:
-    """The noun for so many: `row` for 1, `rows` for 0 and 2, `processes`."""
+    """Return the noun for a number: `row` for 1, `rows` for 0 and 2, `processes`."""
     if number == 1:
         return noun
     return f"{noun}{'es' if noun.endswith(('s', 'x', 'sh', 'tch')) else 's'}"
 
 
 def counted(number: float, noun: str, *, zero: str = "0") -> str:
-    """`1 row`, `12,345 rows`, `2 processes`, `0.5 epochs`; `zero` is written for 0."""
+    """Format a number with its noun: `1 row`, `12,345 rows`, `2 processes`, `0.5 epochs`; `zero` is written for 0."""
     if number == 0:
         return f"{zero} {plural(number, noun)}"
     return f"{number:,} {plural(number, noun)}" if isinstance(number, int) else f"{number:.6g} {plural(number, noun)}"
 
 
 def short(text: str, most: int = 200) -> str:
-    """Text of at most `most` characters, then `...` if it was longer."""
+    """Cut text to at most `most` characters, and add `...` if it was longer."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def error_text(error: BaseException, *, most: int = 300) -> str:
-    """What an error of a library says, on one line; the name of its type if it says nothing."""
+    """Return a library error's message on one line, or the name of its type if the message is empty."""
     return short(" ".join(str(error).split()).rstrip(".") or type(error).__name__, most)
 
 
 def scaled(value: float) -> str:
-    """A large number for people: `12,345`, `12.3 M`, `1.20 G`; `-` if it is not finite."""
+    """Format a large number: `12,345`, `12.3 M`, `1.20 G`; `-` if it is not finite."""
     if not math.isfinite(value):
         return "-"
     if abs(value) < 1e6:
@@ -55,7 +55,7 @@ def scaled(value: float) -> str:
 
 
 def label(value: float) -> str:
-    """A number with as few characters as an axis has room for: `12k`, `1.5M`, `2e-05`."""
+    """Format a number in few characters, for the labels of an axis: `12k`, `1.5M`, `2e-05`."""
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:.4g}{letter}"
@@ -63,7 +63,7 @@ def label(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`3.2 s`, `95 s`, `12 min`, `3 h 05 min`."""
+    """Format a duration: `3.2 s`, `95 s`, `12 min`, `3 h 05 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 600:
@@ -75,17 +75,17 @@ def duration(seconds: float) -> str:
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, soft: Collection[int] = (), indent: int = 0, last: str = ""
 ) -> str:
-    """Lines of a table for the terminal: the first column to the left, the others to the right.
+    """Format a table for the terminal. The first column is left-aligned, the others are right-aligned.
 
-    Plain text where stdout is no terminal, and never broken there. On a terminal the heads are bold, cells too wide for
-    it are broken, and NO_COLOR is honoured.
+    If stdout is no terminal, the table is plain text and its lines are never wrapped. On a terminal the heads are bold,
+    cells that are too wide are wrapped, and NO_COLOR is honoured.
 
     Args:
-        heads: one for each column; all of them empty: no line of heads.
-        rows: cells as they are; control characters are made visible.
-        soft: rows, from 0, that matter less.
+        heads: one for each column. If all are empty, the line of heads is left out.
+        rows: text of the cells; control characters are made visible.
+        soft: indices of rows that are less important, from 0; they are dimmed.
         indent: spaces before each line.
-        last: "left" to have the last column to the left, too.
+        last: "left" also left-aligns the last column.
     """
     from rich.console import Console
     from rich.padding import Padding
@@ -95,7 +95,7 @@ def table(
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(heads), header_style="bold")
     for place, head in enumerate(heads):
         left = place == 0 or (last == "left" and place == len(heads) - 1)
-        # A number is never broken.
+        # Numbers are never wrapped.
         drawn.add_column(Text(printable(head)), justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for place, cells in enumerate(rows):
         drawn.add_row(*(Text(printable(cell)) for cell in cells), style="dim" if place in soft else None)
@@ -107,5 +107,5 @@ def table(
 
 
 def terminal_width() -> int:
-    """Columns that stdout has: `PLAIN_WIDTH` if it is no terminal."""
+    """Return the columns of stdout; `PLAIN_WIDTH` if it is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH

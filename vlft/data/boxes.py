@@ -1,8 +1,8 @@
-"""The boxes of a row: whose picture each is in, and the row with all of them as its model family writes them.
+"""The boxes of a row: find the picture that each belongs to, and write them in the notation of the model family.
 
-Boxes come in two ways: under `objects` (`vlft.data.rows.objects`), with `<bbox>` and `<ref-object>` in the text where
-they belong; and written in the text, in a convention that `--box_format` declares. What the numbers become is
-`vlft.data.rows.coordinates`.
+Boxes appear in two ways: under `objects` (`vlft.data.rows.objects`), with the placeholders `<bbox>` and `<ref-object>`
+in the text; or written in the text, in a convention that `--box_format` declares. `vlft.data.rows.coordinates` converts
+the numbers.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ _MARKS = ("<|box_start|>", "<|quad_start|>", "bbox_2d", "point_2d")  # without o
 
 @dataclass(frozen=True, kw_only=True)
 class _Placed:
-    """A box where it stands in a row.
+    """A box and its place in a row.
 
     Attributes:
-        written: as the row has it. given: in which numbers.
-        pictures: places in `Sample.media` of those it may be in.
-        field: of its turn, or of its entry under `objects`.
-        head, tail: what the family puts around it; empty where the text has them.
-        form: how its numbers are to be written.
+        written: the box as the row has it.
+        given: unit of its numbers in the row.
+        pictures: indices in `Sample.media` of the pictures that the box may be in.
+        field: field of its turn, or of its entry under `objects`.
+        form: how to write its numbers.
+        head: text that the family writes before the box; empty if the row's text has it.
+        tail: text that the family writes after the box; empty if the row's text has it.
     """
 
     written: BoxText
@@ -69,15 +71,15 @@ def has_boxes(sample: Sample, box_format: BoxFormat) -> bool:
 def in_model_space(
     sample: Sample, grids: Sequence[Grid], *, family: Family, box_format: BoxFormat, patch_size: int
 ) -> Sample:
-    """The row with its boxes as the family writes them, for pictures of the size the model gets.
+    """Return the row with its boxes as the family writes them, for pictures of the size that the model receives.
 
     Args:
-        grids: of the row's media, in order.
-        box_format: the convention of boxes in the text; `as_is` leaves them.
-        patch_size: pixels of a patch's side.
+        grids: grids of the row's media, in order.
+        box_format: convention of the boxes in the text; `as_is` leaves them unchanged.
+        patch_size: side of a patch, in pixels.
 
     Raises:
-        DataError: a box that cannot be read, or that may be in one of several pictures of different sizes.
+        DataError: a box cannot be read, or may be in one of several pictures of different sizes.
         MediaError: the size of a picture cannot be read.
     """
     if not has_boxes(sample, box_format):
@@ -103,7 +105,7 @@ def in_model_space(
 
 
 def _refuse_cut_boxes(sample: Sample, box_format: BoxFormat) -> None:
-    """A span that is trained must hold a box, or the placeholder of one, whole: its numbers are replaced."""
+    """Refuse a row if a trained span cuts a box or its placeholder in two: the numbers of the box are replaced."""
 
     def boxes(text: str) -> int:
         placeholders = len(PLACEHOLDER.findall(text)) if sample.objects is not None else 0
@@ -112,14 +114,16 @@ def _refuse_cut_boxes(sample: Sample, box_format: BoxFormat) -> None:
     for turn in sample.turns:
         texts = [part.text for part in turn.parts if isinstance(part, Text)]
         if turn.trained == "some" and boxes("".join(texts)) != sum(map(boxes, texts)):
-            raise _bad(sample, turn.field, "a trained span begins or ends inside a box. Take in the whole box, or none")
+            raise _bad(
+                sample, turn.field, "a trained span begins or ends inside a box. Include the whole box or none of it"
+            )
 
 
 def remarks(sample: Sample, *, family: Family, box_format: BoxFormat) -> tuple[tuple[str, str], ...]:
-    """What is odd about the boxes of a row that is trained: (field, remark) pairs. Opens headers of pictures.
+    """List possible problems in the boxes of a row, as (field, remark) pairs. Opens headers of pictures.
 
     Raises:
-        DataError, MediaError: as `in_model_space`.
+        DataError, MediaError: the errors of `in_model_space`.
     """
     if not has_boxes(sample, box_format):
         return ()
@@ -142,7 +146,7 @@ def _converted(sample: Sample, box: _Placed, family: Family, sizes: Callable[[in
     if not needs_sizes(given, unit):
         return to_model(box.written.numbers, given, unit, None)
     if not box.pictures:
-        raise _bad(sample, box.field, f"box {box.written}: there is no picture that it could be in. Take it out")
+        raise _bad(sample, box.field, f"box {box.written}: there is no picture that it could be in. Remove it")
     ways = {to_model(box.written.numbers, given, unit, sizes(place)): place for place in box.pictures}
     if len(ways) > 1:
         names = ", ".join(
@@ -151,7 +155,7 @@ def _converted(sample: Sample, box: _Placed, family: Family, sizes: Callable[[in
         raise _bad(
             sample,
             box.field,
-            f"box {box.written} may be in any of {names}, and is not the same in each. Show one picture a turn, or "
+            f"box {box.written} may be in any of {names}, and is not the same in each. Use one picture per turn, or "
             'write <bbox> and name the picture: "objects" with "image_id"',
         )
     return next(iter(ways))
@@ -166,7 +170,7 @@ def _original(sample: Sample, place: int) -> tuple[int, int]:
 
 
 def _texts(sample: Sample, family: Family, box_format: BoxFormat) -> Iterator[list[str | _Placed]]:
-    """Every text of the row, in order, cut at its boxes; placeholders are filled in."""
+    """Yield each text of the row, in order, split at its boxes, with the placeholders filled in."""
     _refuse_cut_boxes(sample, box_format)
     pictures = tuple(i for i, part in enumerate(sample.media) if isinstance(part, Image))
     boxes = iter(enumerate(sample.objects.boxes if sample.objects else ()))
@@ -180,7 +184,8 @@ def _texts(sample: Sample, family: Family, box_format: BoxFormat) -> Iterator[li
                 here += (place,) if isinstance(part, Image) else ()
                 place += 1
                 continue
-            # Right after a picture of this turn: that one. Else any of the turn that last showed some; else of the row.
+            # A box belongs to the picture of this turn right before it; else to those of the latest turn that has any;
+            # else to those of the row.
             owners = here[-1:] or latest or pictures
             yield [
                 piece
@@ -202,9 +207,9 @@ def _filled(
     pictures: tuple[int, ...],
     family: Family,
 ) -> str | _Placed:
-    """What stands in the place of a placeholder."""
+    """Return the replacement of a placeholder."""
     objects = sample.objects
-    assert objects is not None  # there are placeholders only where there is this
+    assert objects is not None  # only rows with `objects` have placeholders
     tokens = family.box_style == "tokens"
     if mark == REF:
         return f"<|object_ref_start|>{next(refs)}<|object_ref_end|>" if tokens else next(refs)
@@ -223,13 +228,13 @@ def _filled(
 def _found(
     sample: Sample, text: str, owners: tuple[int, ...], field: str, box_format: BoxFormat
 ) -> list[str | _Placed]:
-    """A text cut at the boxes written in it."""
+    """Split a text at the boxes written in it."""
     if box_format == "as_is":
         return [text]
     try:
         pieces = split(text)
     except NotABox as error:
-        raise _bad(sample, field, f"{error}, since --box_format is {box_format}. Mend it, or take it out") from error
+        raise _bad(sample, field, f"{error}, since --box_format is {box_format}. Fix it or remove it") from error
     return [
         piece
         if isinstance(piece, str)
@@ -243,10 +248,10 @@ class AnswerBox:
     """A box (or point, or quadrilateral) that a model wrote.
 
     Attributes:
-        label: what the model calls it, where it says so right before or after.
+        label: name that the model wrote right before or after the box, or None.
         model: its numbers, in the family's own unit.
-        picture: path of the picture it is in; None where it may be in several, or there is none.
-        pixels: the same in pixels of that picture as it is displayed, to a tenth; None where `picture` is.
+        picture: path of the picture it is in; None if it may be in several, or there is no picture.
+        pixels: its numbers in pixels of that picture as displayed, to a tenth; None if `picture` is None.
     """
 
     label: str | None
@@ -258,14 +263,14 @@ class AnswerBox:
 def boxes_in_answer(
     answer: str, asked: Sample, grid_of: Callable[[Image], Grid], *, family: Family, patch_size: int
 ) -> tuple[AnswerBox, ...]:
-    """The boxes in what a model answered, brought back to the pictures it was shown last.
+    """Find the boxes in a model's answer, and convert them to pixels of the picture in the latest turn with pictures.
 
     Args:
         asked: the conversation before the answer.
-        grid_of: gives a picture's grid.
+        grid_of: returns the grid of a picture.
 
     Raises:
-        MediaError: a picture that was shown cannot be opened any more.
+        MediaError: a picture of the conversation can no longer be opened.
     """
     pieces = split(answer, lenient=True)
     if len(pieces) == 1:

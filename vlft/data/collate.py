@@ -1,7 +1,7 @@
-"""[EncodedSample] -> Batch: samples end to end in one flat row, no padding, all metadata as the forward wants it.
+"""[EncodedSample] -> Batch: samples concatenated in one flat row without padding, with all metadata for the forward.
 
-Nothing here depends on a model. Letters as in `vlft.data.sample`; F is the number of ViT attention segments (one a
-still, one a time step of a video).
+Independent of any model. Letters in shapes are those of `vlft.data.sample`; F is the number of ViT attention segments:
+one per still, and one per time step of a video.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from vlft.errors import BadRow
 
 
 class Batch(TypedDict):
-    """One micro-batch. Tensors are what the forward takes; the rest is for counting and for error messages."""
+    """One micro-batch. The forward takes the tensors; the rest is for counting and for error messages."""
 
     input_ids: torch.Tensor  # int64 [1, T]
     labels: torch.Tensor  # int64 [1, T], not shifted
-    position_ids: torch.Tensor  # int64 [4, 1, T]: place within the sample, then M-RoPE time, height, width
+    position_ids: torch.Tensor  # int64 [4, 1, T]: index within the sample, then M-RoPE time, height, width
     cu_seqlens: torch.Tensor  # int32 [S + 1], where samples begin and end in the row
-    lengths: tuple[int, ...]  # [S], the same as Python ints
+    lengths: tuple[int, ...]  # [S], tokens of each sample
     still_patches: torch.Tensor  # uint8 [P_still, 3, patch, patch]
     video_patches: torch.Tensor  # uint8 [P_video, 3, 2, patch, patch]
-    vision_grid: torch.Tensor  # int64 [M, 3], stills first, then videos, as are all that follow
+    vision_grid: torch.Tensor  # int64 [M, 3], stills first, then videos; the same order in all `vision_*` below
     vision_cu_seqlens: torch.Tensor  # int32 [F + 1]
     vision_lengths: tuple[int, ...]  # [F]
     vision_positions: torch.Tensor  # int64 [P, 2], row and column of each patch
-    vision_rows: torch.Tensor  # int64 [N], places in the row that take the ViT's features, in the ViT's order
-    supervised_rows: torch.Tensor  # int64 [K], places whose next token is trained
-    targets: torch.Tensor  # int64 [K], those next tokens
+    vision_rows: torch.Tensor  # int64 [N], row positions that the ViT's features replace, in the ViT's order
+    supervised_rows: torch.Tensor  # int64 [K], row positions whose next token is trained
+    targets: torch.Tensor  # int64 [K], the next tokens at those positions
     counts: dict[str, int]  # tokens, supervised_tokens, images, videos, samples
     rows: tuple[tuple[str, int], ...]  # (file, index) of each sample
     skipped: tuple[BadRow, ...]  # rows of this micro-batch that could not be decoded
@@ -44,8 +44,9 @@ class Collator:
     """Callable for a DataLoader.
 
     Args:
-        patch_size, merge_size: of the ViT, for the stand-in picture of a batch without pictures.
-        filler_token: id of the single, untrained token an empty batch carries.
+        patch_size: side of the ViT's patches in pixels, for the placeholder picture of a batch without pictures.
+        merge_size: side of the ViT's merge blocks in patches, for the same picture.
+        filler_token: id of the single, untrained token of an empty batch.
     """
 
     def __init__(self, *, patch_size: int, merge_size: int, filler_token: int) -> None:
@@ -54,7 +55,7 @@ class Collator:
         self.filler_token = filler_token
 
     def __call__(self, items: Sequence[EncodedSample | BadRow]) -> Batch:
-        """Collate the rows of one micro-batch; an empty list gives an empty batch (see the module `order`)."""
+        """Collate the rows of one micro-batch. An empty list gives an empty batch (`vlft.data.order` says why)."""
         samples = [item for item in items if not isinstance(item, BadRow)]
         skipped = tuple(item for item in items if isinstance(item, BadRow))
         if samples:
@@ -82,8 +83,8 @@ class Collator:
         still_patches = [m.patches for m in stills]
         grids = [m.grid for m in (*stills, *videos)]
         if not grids:
-            # The ViT runs in every micro-batch, else a rank without pictures would leave the others waiting for it
-            # in DDP and ZeRO; its features go nowhere.
+            # The ViT runs in every micro-batch: in DDP and ZeRO the other ranks would wait for one without pictures.
+            # The features of this picture are not used.
             grids = [Grid(t=1, h=self.merge_size, w=self.merge_size)]
             still_patches = [torch.zeros(self.merge_size**2, 3, patch, patch, dtype=torch.uint8)]
         vision_lengths = tuple(grid.h * grid.w for grid in grids for _ in range(grid.t))
@@ -116,12 +117,12 @@ class Collator:
 
 
 def _joined(patches: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    """All patches, in the memory layout they come in; a single still or video is not copied."""
+    """Concatenate patches, in the memory layout that they have. A single still or video is not copied."""
     if not patches:
         return torch.zeros(0, *shape, dtype=torch.uint8)
     return patches[0] if len(patches) == 1 else torch.cat(list(patches))
 
 
 def _cumulative(lengths: Sequence[int]) -> torch.Tensor:
-    """[0, l0, l0+l1, ...] as int32, the form variable-length attention kernels take."""
+    """[0, l0, l0+l1, ...] as int32, the form that variable-length attention kernels take."""
     return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Rows as a torch dataset, and one pass over all of them before a run. Joins records, encode and workers."""
+"""Rows as a torch dataset, and one pass over all rows before a run. Combines records, encoding and worker processes."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from vlft.errors import BadRow, ConfigError, DataError
 
 T = TypeVar("T")
 
-SCAN_CHUNK = 16  # rows a worker hands back at once
-# Seconds before each further try at media that cannot be read: network disks come back, files are put into place.
+SCAN_CHUNK = 16  # rows that a worker returns at once
+# Seconds before each further attempt at media that cannot be read: a network disk recovers, or a file is moved there.
 PAUSES = (0.2, 0.8, 2.0)
-PATIENCE = 20  # rows given up by one process, after which it pauses but once: it is no passing fault then
+PATIENCE = 20  # failed rows of one process after which it pauses only once per row: the fault is not temporary then
 
 
 class Encodes(Protocol):
-    """What makes an item of a row: an `Encoder`, or an objective."""
+    """Turns a row into an item: an `Encoder`, or an objective."""
 
     def encode(self, sample: Sample) -> EncodedSample:
-        """The item of a row; raises DataError where there is none."""
+        """Return the item of a row; raises DataError if the row is refused."""
 
 
 class RowDataset(Dataset):
-    """Parsed samples that are decoded and tokenised when asked for, in the loader's worker.
+    """Parsed samples that are decoded and tokenised on access, in the loader's worker.
+
+    If media cannot be read, reading is tried again after `PAUSES`. A row is returned as its `BadRow` if its media still
+    cannot be read, or if its cost differs from the measured one because a file was replaced. It is never raised as an
+    exception: a worker's exception reaches the trainer as text. The collator passes the `BadRow` on, and the trainer
+    stops or counts it.
 
     Args:
         samples: parsed rows.
-        encoder: turns one into tokens and pixels.
-        costs: what each row was measured to cost, or None where nobody counts on it.
-
-    Media that cannot be read are tried again after `PAUSES`. A row whose media cannot be read at all, or that costs
-    something else than it was measured to, since a file was replaced, comes back as its `BadRow`, never as an
-    exception: a worker's exception reaches the trainer as text. The collator carries it on, and the trainer stops or
-    counts it.
+        encoder: turns a row into tokens and pixels.
+        costs: the measured cost of each row, or None to skip the comparison.
 
     Raises:
-        ValueError: as many costs as samples are needed.
+        ValueError: the numbers of costs and samples differ.
     """
 
     def __init__(self, samples: Sequence[Sample], encoder: Encodes, costs: Sequence[Cost] | None = None) -> None:
         if costs is not None and len(costs) != len(samples):
             raise ValueError(f"{len(costs)} costs for {len(samples)} samples")
-        fast_decoder()  # before workers are forked: each would look for it, and say that it is missing
+        fast_decoder()  # before the workers fork: each of them would search for it, and report that it is missing
         self.samples = samples
         self.encoder = encoder
         self.costs = costs
@@ -76,7 +76,7 @@ class RowDataset(Dataset):
         return row
 
     def _encoded(self, index: int, sample: Sample) -> EncodedSample | BadRow:
-        """The row, or why it cannot be had; the next epoch's look at one given up is a short one."""
+        """Encode the row, or say why that fails. A row that failed in an earlier epoch is tried again only once."""
         hopeless = index in self._given_up or len(self._given_up) >= PATIENCE
         pauses = PAUSES[:1] if hopeless else PAUSES
         for pause in (*pauses, None):
@@ -85,7 +85,7 @@ class RowDataset(Dataset):
             except DataError as error:
                 bad = error.row
                 if not isinstance(error.__cause__, MediaError):
-                    return bad  # the row itself, which no waiting changes
+                    return bad  # the row itself is wrong: waiting does not help
             if pause is not None:
                 time.sleep(pause)
         self._given_up.add(index)
@@ -94,7 +94,7 @@ class RowDataset(Dataset):
 
 
 def cost_of(row: EncodedSample) -> Cost:
-    """What an encoded row costs."""
+    """Return the cost of an encoded row."""
     return Cost(
         tokens=len(row.input_ids_T),
         supervised=int((row.labels_T != UNTRAINED).sum()),
@@ -104,16 +104,16 @@ def cost_of(row: EncodedSample) -> Cost:
 
 
 def _changed(sample: Sample, then: Cost, now: Cost) -> BadRow:
-    """Steps, packs and memory were planned on what the row cost then."""
+    """Refuse a row whose cost has changed: steps, packs and memory were planned for the measured cost."""
     names = {"tokens": "tokens", "supervised": "trained tokens", "patches": "patches"}
     differing = [name for name in names if getattr(then, name) != getattr(now, name)]
     old = ", ".join(f"{getattr(then, name):,} {names[name]}" for name in differing)
     new = ", ".join(f"{getattr(now, name):,}" for name in differing)
     if not differing:
         old, new = then.changed or "as it is", now.changed or "as it is"
-    fields = [medium.field for medium in sample.media]  # the data file has not: only a medium can have changed
+    fields = [medium.field for medium in sample.media]  # the row is the same, so one of its media files has changed
     field = fields[0] if len(fields) == 1 else fields[0].split("[")[0] if fields else "conversations"
-    reason = f"a file of it changed since it was measured: {old} then, {new} now. Run again"
+    reason = f"one of its files changed since it was measured: {old} then, {new} now. Run again"
     return BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason)
 
 
@@ -131,12 +131,12 @@ class _Scan(Dataset, Generic[T]):
         except DataError as error:
             return error.row
         except ConfigError as error:
-            return error  # raised by the reader: torch would put the worker's traceback into the message
+            return error  # `scan` raises it: torch would put the worker's traceback into the message
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaProbe:
-    """Stands where an `Encoder` would when no base is named: opens the media of rows and counts no tokens.
+    """Replaces an `Encoder` when no base is named: opens the media of rows and counts no tokens.
 
     Attributes:
         recipe: pixel and frame settings.
@@ -145,7 +145,7 @@ class MediaProbe:
     recipe: Recipe
 
     def cost(self, sample: Sample, *, decode: bool) -> Cost:
-        """A `Cost` of 0 tokens.
+        """Return a `Cost` of 0 tokens.
 
         Raises:
             DataError: a medium cannot be opened or, with `decode`, decoded.
@@ -164,23 +164,23 @@ class MediaProbe:
 def scan(
     samples: Sequence[Sample], look: Callable[[Sample], T], *, workers: int, chunk: int = SCAN_CHUNK
 ) -> Generator[T | BadRow, None, None]:
-    """What a look at each row gives, or why the row is refused, in order.
+    """Apply a function to each row, in order.
 
     Args:
         samples: rows; indexing one may raise `DataError`.
-        look: at a row, e.g. `Encoder.measure`; runs in the processes that share the work.
-        workers: those processes, at most one a core; 0 does it here.
-        chunk: rows a process hands back at once.
+        look: function of a row, e.g. `Encoder.measure`; called in the worker processes.
+        workers: worker processes, at most one per core; 0 calls `look` in this process.
+        chunk: rows that a worker returns at once.
 
     Yields:
-        one result or `BadRow` a sample.
+        one result per sample, or its `BadRow` if the row is refused.
 
     Raises:
-        ConfigError: the settings fit no row, e.g. a chat template that leaves out pictures.
+        ConfigError: the settings fit no row, e.g. the chat template leaves out pictures.
     """
     # More processes than cores only wait for each other, and starting any takes longer than a short scan.
     workers = min(workers, _cores()) if len(samples) >= 4 * chunk else 0
-    chunks: Any = _Chunks(len(samples), chunk)  # ranges, where torch's hints want lists
+    chunks: Any = _Chunks(len(samples), chunk)  # it yields ranges, while torch's type hints ask for lists
     loader = DataLoader(_Scan(samples, look), batch_sampler=chunks, collate_fn=list, **loader_options(workers))
     with workers_end_with_errors():
         for results in loader:
@@ -191,7 +191,7 @@ def scan(
 
 
 class _Chunks:
-    """Runs of neighbouring rows, as a batch sampler."""
+    """A batch sampler that yields runs of neighbouring rows."""
 
     def __init__(self, rows: int, size: int) -> None:
         self.rows = rows
@@ -206,5 +206,5 @@ class _Chunks:
 
 
 def _cores() -> int:
-    """Cores this process may use; where the system does not tell (macOS), all there are."""
+    """Return the number of cores that this process may use; all cores if the system does not report it (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

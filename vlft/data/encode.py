@@ -1,7 +1,7 @@
 """Sample + media -> EncodedSample: the tokens, labels and pixels of one row, as the served model will see them.
 
-The text is rendered by the model's own chat template; each assistant turn is found as what the template adds after
-its generation prompt. Knows no model, only a processor and `vlft.data.media.read`.
+The model's own chat template renders the text. An assistant turn is the text that the template adds after its
+generation prompt. Needs a processor and `vlft.data.media.read`, but no model.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ KIND_TEXT, KIND_IMAGE, KIND_VIDEO = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Piece:
-    """A stretch of a rendered row: an answer, or what stands between two.
+    """A piece of a rendered row: an answer, or the text between two answers.
 
     Attributes:
-        text, ids: the stretch and its tokens, one a medium.
-        trained: of each token.
+        text: text of the piece.
+        trained: whether each token is trained.
+        ids: tokens of the piece, with one token per medium.
         media: how many of the tokens stand for media.
     """
 
@@ -48,12 +49,12 @@ class _Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """Everything needed to turn a `Sample` into tokens and pixels; picklable, so it travels to loader workers.
+    """Everything needed to turn a `Sample` into tokens and pixels. It is picklable, for the loader's workers.
 
     Attributes:
         family: names of the control tokens.
-        processor: the base model's stock processor (tokenizer and chat template are used, its pixels are not).
-        recipe: every setting that decides what becomes of a row.
+        processor: the base model's stock processor. Only its tokenizer and chat template are used.
+        recipe: all settings that determine the tokens and pixels of a row.
     """
 
     family: Family
@@ -61,11 +62,11 @@ class Encoder:
     recipe: Recipe
 
     def encode(self, sample: Sample) -> EncodedSample:
-        """Tokens, labels, positions and decoded pixels of one row, changed by `recipe.fit` where it is over the limit.
+        """Encode one row: tokens, labels, positions and pixels. `recipe.fit` changes a row that is over the limit.
 
         Raises:
             DataError: a medium cannot be opened or decoded, or the row is longer than `recipe.max_length`.
-            ConfigError: the chat template hides where media or answers stand.
+            ConfigError: media or answers cannot be found in the output of the chat template.
         """
         if self.recipe.fit is not None:
             sample = self.as_trained(sample)
@@ -87,17 +88,17 @@ class Encoder:
         )
 
     def prompt(self, sample: Sample) -> EncodedPrompt:
-        """Tokens and decoded pixels of a conversation that waits for its next answer, as `encode` would begin its row.
+        """Encode a conversation that waits for its next answer. `encode` begins the row of that conversation alike.
 
         Raises:
             ConfigError: its last turn is not the user's.
-            DataError: as `encode`.
+            DataError: the errors of `encode`.
         """
         last = sample.turns[-1]
         if last.role != "user":
             raise ConfigError(
-                f"{sample.file}[{sample.index}].{last.field}: a prompt ends in a user turn, this ends in a turn of "
-                f"{last.role}. Leave that turn out."
+                f"{sample.file}[{sample.index}].{last.field}: a prompt ends with a user turn, this one ends with a "
+                f"turn of {last.role}. Remove that turn."
             )
         media = self._decode(sample)
         grids = [m.grid for m in media]
@@ -106,11 +107,11 @@ class Encoder:
         return EncodedPrompt(input_ids_T=ids_T, kinds_T=kinds_T, media=media, text=text)
 
     def measure(self, sample: Sample) -> Cost:
-        """Tokens and patches of a row, from file headers alone; equal to what `encode` yields.
+        """Count the tokens and patches of a row from file headers alone. They equal those of `encode`.
 
         Raises:
-            DataError: as `encode`, short of what only decoding can tell.
-            ConfigError: as `encode`.
+            DataError: the errors of `encode`, except those that only decoding finds.
+            ConfigError: the errors of `encode`.
         """
         grids = self._grids(sample)
         cost = self._cost(sample, self._tokenised(self._with_boxes(sample, grids)), grids)
@@ -120,10 +121,10 @@ class Encoder:
         return cost
 
     def as_trained(self, sample: Sample) -> Sample:
-        """The row that `encode` encodes: itself, or what `recipe.fit` makes of it, with a warning that says so.
+        """Return the row that `encode` encodes: the row itself, or the row as `recipe.fit` changes it, with a warning.
 
         Raises:
-            DataError, ConfigError: as `measure`.
+            DataError, ConfigError: the errors of `measure`.
         """
         grids = self._grids(sample)
         if not self._over(sample, self._cost(sample, self._tokenised(self._with_boxes(sample, grids)), grids)):
@@ -132,10 +133,10 @@ class Encoder:
         return replace(made, warnings=(*made.warnings, ("row", made.changed)))
 
     def as_written(self, sample: Sample) -> Sample:
-        """The row with the boxes in its text as the model reads and writes them.
+        """Return the row with the boxes in its text as the model reads and writes them.
 
         Raises:
-            DataError: as `measure`.
+            DataError: the errors of `measure`.
         """
         return self._with_boxes(sample, self._grids(sample))
 
@@ -155,7 +156,7 @@ class Encoder:
         )
 
     def _over(self, sample: Sample, cost: Cost) -> bool:
-        """Whether the row is to be made to fit; one that was is not again, should a file have changed meanwhile."""
+        """Whether the row must be made to fit. A row is changed only once, even if a file changes in the meantime."""
         fit = self.recipe.fit
         return fit is not None and not sample.changed and fit.over(cost.tokens, cost.patches)
 
@@ -188,7 +189,7 @@ class Encoder:
             raise refused(sample, error.field, error.reason) from error
 
     def _with_boxes(self, sample: Sample, grids: Sequence[Grid]) -> Sample:
-        """The row with its boxes as the family writes them, for pictures of these grids."""
+        """Return the row with its boxes as the family writes them, for pictures of these grids."""
         box_format, patch_size = self.recipe.box_format, self.recipe.patch_size
         try:
             return in_model_space(sample, grids, family=self.family, box_format=box_format, patch_size=patch_size)
@@ -198,7 +199,7 @@ class Encoder:
     def _tokens(
         self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, str]:
-        """ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids."""
+        """Return ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids."""
         tokens = [grid.tokens(self.recipe.merge_size) for grid in grids]
         ids = np.array([token for piece in pieces for token in piece.ids])
         trained = np.array([flag for piece in pieces for flag in piece.trained])
@@ -221,12 +222,12 @@ class Encoder:
         )
 
     def _tokenised(self, sample: Sample, *, unanswered: bool = False) -> list[_Piece]:
-        """The rendered conversation in pieces, each tokenised, a single pad token where a medium stands.
+        """Render the conversation and tokenise its pieces, with a single pad token per medium.
 
-        With `unanswered`, the template's generation prompt stands at the end, and no answer is to follow it.
+        With `unanswered`, the text ends with the template's generation prompt, and no answer follows.
 
-        Answers are tokenised apart from the prompt before them, as they are when served: an answer that starts with a
-        newline must not melt into the newline of "<|im_start|>assistant\\n".
+        Answers are tokenised separately from the prompt before them, as when served: a newline at the start of an
+        answer must not merge with the newline of "<|im_start|>assistant\\n".
         """
         rendered = render(sample, self.processor, self.family, unanswered=unanswered)
         piece_ids = self.processor.tokenizer([one.text for one in rendered], add_special_tokens=False).input_ids
@@ -237,7 +238,7 @@ class Encoder:
             raise ConfigError(
                 f"the chat template wrote {kinds.count(KIND_IMAGE)} pictures and {kinds.count(KIND_VIDEO)} videos for "
                 f"{sample.file}[{sample.index}], which has {wanted.count(KIND_IMAGE)} and {wanted.count(KIND_VIDEO)} "
-                "(or in another order). Use a chat template that writes each where it stands."
+                "(or their order differs). Use a chat template that writes each medium in its place."
             )
         pieces = [
             _Piece(text=one.text, trained=self._trained(sample, one, ids), ids=ids, media=len(some))
@@ -246,12 +247,12 @@ class Encoder:
         masked = any(one.turn is not None and one.turn.trained != "all" for one in rendered)
         if masked and not unanswered and not any(any(piece.trained) for piece in pieces):
             raise refused(
-                sample, "conversations", "no token lies in a trained span as a whole, so nothing to learn. Widen a span"
+                sample, "conversations", "no token is entirely inside a trained span: nothing to learn. Widen a span"
             )
         return pieces
 
     def _trained(self, sample: Sample, rendered: Rendered, ids: list[int]) -> list[bool]:
-        """Which tokens of a stretch are trained."""
+        """Return whether each token of a piece is trained."""
         turn = rendered.turn
         if turn is None or turn.trained != "some":
             return [turn is not None and turn.trained == "all"] * len(ids)
@@ -264,7 +265,7 @@ class Encoder:
 
     @functools.cached_property
     def _pads(self) -> dict[int, int]:
-        """Token of a picture or video -> its kind."""
+        """Maps the pad token of a picture or video to its kind."""
         token_id = self.processor.tokenizer.convert_tokens_to_ids
         return {token_id(self.family.image_pad): KIND_IMAGE, token_id(self.family.video_pad): KIND_VIDEO}
 
@@ -276,6 +277,6 @@ class Encoder:
                 "conversations",
                 f"the row is {tokens:,} tokens long ({vision:,} of them pictures and videos), --max_length is "
                 f"{limit:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, split the row, or let "
-                "--over_length deal with such rows.",
+                "--over_length handle such rows.",
                 too_long=True,
             )

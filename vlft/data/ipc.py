@@ -1,4 +1,4 @@
-"""Batches on their way from a loader's worker to the trainer. Knows torch's loader; nothing of what is in a batch."""
+"""Sends batches from a loader's worker to the trainer. Depends on torch's loader, not on the content of a batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SMALL = 1 << 20  # bytes
 
 
 class Parcel:
-    """A mapping that arrives as a plain dict, its small tensors sent along in the message.
+    """A mapping that arrives as a plain dict, with its small tensors inside the message.
 
-    Torch puts each tensor into shared memory of its own and hands its file over by a connection of its own: about as
-    long for a list of five lengths as for half a picture. Large ones still go that way.
+    torch puts each tensor into its own shared memory and sends its file descriptor over its own connection. That takes
+    about as long for a list of five lengths as for half a picture. Large tensors are still sent that way.
     """
 
     def __init__(self, batch: Mapping[str, Any]) -> None:
@@ -35,5 +35,5 @@ def _opened(batch: dict[str, Any], small: tuple[str, ...]) -> dict[str, Any]:
 
 
 def sent(batch: Any) -> Any:
-    """What a collate function returns: in a loader's worker the batch in a `Parcel`, elsewhere the batch itself."""
+    """Wrap the result of a collate function: in a loader's worker a `Parcel` with the batch, else the batch itself."""
     return batch if get_worker_info() is None else Parcel(batch)

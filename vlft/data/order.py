@@ -1,7 +1,8 @@
-"""Who trains which row when. Integers in, lists of row indices out; knows nothing of tokens' meaning or files.
+"""The order of training: which rank trains which rows in which step. Integers in, lists of row indices out.
 
-A step takes the same rows whatever world x batch x accumulation makes it up, every row is trained exactly once an
-epoch, and where rows do not divide, a micro-batch is an empty list: every rank runs the same number of micro-batches.
+A step takes the same rows for every split of its size into world x batch x accumulation, and every row is trained
+exactly once per epoch. If the rows do not divide evenly, some micro-batches are empty lists: every rank runs the same
+number of micro-batches. Independent of files and of the meaning of tokens.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from itertools import islice
 from vlft.data.costs.packing import Budget, Pack, pack, split
 from vlft.data.sample import Cost
 
-PACK_TRIES = 8  # draws of an epoch's packs, before those of the first epoch are taken again
+PACK_TRIES = 8  # draws of an epoch's packs before the packs of the first epoch are used again
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowOrder:
-    """So many rows a step, dealt out in equal numbers.
+    """A fixed number of rows per step, divided evenly among ranks and micro-batches.
 
     Attributes:
         rows: rows to train.
         rows_per_step: global batch: rows of one optimizer step, over all ranks and micro-batches.
-        world: processes.
-        accumulation: micro-batches a process runs for one step.
-        seed: with the epoch and `rows_per_step`, all that the order depends on.
-        shuffle: False keeps file order (evaluation).
+        world: number of processes.
+        accumulation: micro-batches that a process runs in one step.
+        seed: seed of the shuffle. The order depends only on it, the epoch and `rows_per_step`.
+        shuffle: False keeps the order of the file (evaluation).
     """
 
     rows: int
@@ -44,14 +45,14 @@ class RowOrder:
         return -(-self.rows // self.rows_per_step)
 
     def epoch(self, epoch: int) -> list[int]:
-        """All row indices in the order of this epoch."""
+        """Return all row indices in the order of this epoch."""
         indices = list(range(self.rows))
         if self.shuffle:
             random.Random(f"{self.seed}/{epoch}").shuffle(indices)  # stable across platforms and Python versions
         return indices
 
     def micro_batches(self, epoch: int, rank: int) -> Iterator[list[int]]:
-        """This rank's micro-batches of an epoch: `steps` x `accumulation` lists of row indices, some maybe empty."""
+        """Yield this rank's micro-batches of an epoch: `steps` x `accumulation` lists of row indices, maybe empty."""
         indices = self.epoch(epoch)
         slots = self.world * self.accumulation
         for step in range(self.steps):
@@ -61,7 +62,7 @@ class RowOrder:
 
 
 def spread(rows: Sequence[int], slots: int) -> list[list[int]]:
-    """Deal rows into `slots` lists whose lengths differ by one at most, neighbours together."""
+    """Divide rows into `slots` lists whose lengths differ by one at most; neighbours stay together."""
     size, extra = divmod(len(rows), slots)
     source = iter(rows)
     return [list(islice(source, size + (slot < extra))) for slot in range(slots)]
@@ -69,14 +70,16 @@ def spread(rows: Sequence[int], slots: int) -> list[list[int]]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackOrder:
-    """So many packs a step, a pack a micro-batch; rows are packed anew each epoch.
+    """A fixed number of packs per step, one pack per micro-batch. Rows are packed again in each epoch.
 
     Attributes:
-        costs: of the rows.
-        budget: of a pack.
-        packs_per_step: over all ranks and micro-batches; with seed, epoch, costs and budget, all that a step's rows
-            depend on.
-        world, seed, shuffle: as in `RowOrder`.
+        costs: costs of the rows.
+        budget: what a pack may hold.
+        packs_per_step: packs of one optimizer step, over all ranks and micro-batches. The rows of a step depend only on
+            it, the seed, the epoch, the costs and the budget.
+        world: number of processes.
+        seed: seed of the packs and of their order.
+        shuffle: False uses the packs of the first epoch, in their order (evaluation).
     """
 
     costs: Sequence[Cost]
@@ -102,7 +105,7 @@ class PackOrder:
         return -(-self.packs_per_step // self.world)
 
     def epoch(self, epoch: int) -> list[Pack]:
-        """All packs in the order of this epoch, of which every epoch has enough for `steps` steps, and no more."""
+        """Return all packs in the order of this epoch. Every epoch has as many as `steps` steps need, and no more."""
         if not self.shuffle:
             return list(self.first)
         most = self.steps * self.packs_per_step
@@ -116,14 +119,17 @@ class PackOrder:
         return pack(self.costs, self.budget, seed=f"{self.seed}/{epoch}/{attempt}" if epoch else self.seed)
 
     def micro_batches(self, epoch: int, rank: int) -> Iterator[list[int]]:
-        """As of `RowOrder`. Ranks that work at the same time get packs that are alike in patches."""
+        """Yield this rank's micro-batches of an epoch, `steps` x `accumulation` lists of row indices, maybe empty.
+
+        Ranks that run at the same time get packs with similar numbers of patches.
+        """
         packs = self.epoch(epoch)
         for step in range(self.steps):
             some = packs[step * self.packs_per_step : (step + 1) * self.packs_per_step]
             some.sort(key=lambda one: (one.patches, one.tokens, one.rows), reverse=True)
             for micro in range(self.accumulation):
                 at_once = some[micro * self.world : (micro + 1) * self.world]
-                # Back and forth, so that no rank has the larger of every few.
+                # The direction alternates, so that no rank always gets the largest pack.
                 place = rank if micro % 2 == 0 else self.world - 1 - rank
                 yield list(at_once[place].rows) if place < len(at_once) else []
 
@@ -132,7 +138,7 @@ Order = RowOrder | PackOrder
 
 
 class RankBatches:
-    """This rank's micro-batches as a torch batch sampler; `epoch` is set by the trainer before each pass."""
+    """This rank's micro-batches as a torch batch sampler. The trainer sets `epoch` before each pass."""
 
     def __init__(self, order: Order, *, rank: int) -> None:
         self.order = order

@@ -1,7 +1,7 @@
-"""Rows over the limit, made to fit as `--over_length` says: with fewer pixels, or with fewer pictures and videos.
+"""Makes rows that are over the limit fit, as `--over_length` says: with fewer pixels, or fewer pictures and videos.
 
-A pure function of the row and of its files' headers, so that measuring and encoding change a row alike. Knows no
-tokenizer: how many tokens a conversation has is asked of `vlft.data.encode`.
+A pure function of the row and of the headers of its files, so that measuring and encoding change a row in the same way.
+Needs no tokenizer: `vlft.data.encode` passes a function that counts the tokens of a conversation.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from vlft.config.recipe import Fit, Recipe
 from vlft.data.media.read import Headers, MediaError, grid_of, read_headers, recipe_for
 from vlft.data.sample import Grid, Image, Media, Part, Sample, Text, Video
 
-HALVINGS = 20  # of the share of pixels that is looked for; a millionth of a picture is below one token
+HALVINGS = 20  # steps of the bisection for the share of pixels; a millionth of a picture is less than one token
 
 
 class TooLong(Exception):
-    """A row that cannot be made to fit; the message says by how much, and names no row."""
+    """A row cannot be made to fit. The message says by how much, and does not name the row."""
 
 
 def fitted(sample: Sample, fit: Fit, recipe: Recipe, text_tokens: Callable[[Sample], int]) -> Sample:
-    """A row that is over the limit, made to fit; `.changed` says what was done.
+    """Make a row that is over the limit fit. `.changed` of the result says what was done.
 
     Args:
-        sample: the row; its media are looked at.
+        sample: the row; the headers of its media are read.
         recipe: the run's budgets.
-        text_tokens: tokens of a conversation beside those of its media.
+        text_tokens: counts the tokens of a conversation without those of its media.
 
     Raises:
         MediaError: a medium cannot be opened.
-        TooLong: it does not fit, whatever is done.
+        TooLong: the row cannot be made to fit.
     """
     seen = [read_headers(medium) for medium in sample.media]
     grids = [grid_of(*pair, recipe) for pair in zip(sample.media, seen, strict=True)]
@@ -54,7 +54,7 @@ def _patches(grids: Sequence[Grid]) -> int:
 def _shrunk(
     sample: Sample, seen: Sequence[Headers], grids: Sequence[Grid], said: int, fit: Fit, recipe: Recipe
 ) -> tuple[Sample, int]:
-    """With the most pixels of stills and of frames lowered by one factor, from those that the largest of each has."""
+    """Lower the maximum pixels of stills and of frames by one factor, starting at the largest still and frame."""
     media = sample.media
     largest = {kind: _largest(kind, media, grids, recipe) for kind in (Image, Video)}
 
@@ -64,7 +64,7 @@ def _shrunk(
     def measured(share: float) -> list[Grid] | None:
         try:
             return [grid_of(*pair, recipe) for pair in zip(at(share), seen, strict=True)]
-        except MediaError:  # so narrow that so few pixels leave nothing of it
+        except MediaError:  # a narrow picture has no size with so few pixels
             return None
 
     def fits(found: Sequence[Grid]) -> bool:
@@ -75,7 +75,7 @@ def _shrunk(
         at_least = "" if least is None else f"{said + _tokens(least, recipe):,} tokens and {_patches(least):,} patches"
         raise TooLong(
             f"the row has {said + _tokens(grids, recipe):,} tokens and {_patches(grids):,} patches, and with every "
-            f"picture at its least pixels {at_least or 'nothing is left of one'}; {fit.limit}. Split the row, lower "
+            f"picture at its minimum pixels {at_least or 'nothing is left of one'}; {fit.limit}. Split the row, lower "
             "--image_min_pixels or --video_min_pixels, or use --over_length drop_media"
         )
     low, high = 0.0, 1.0
@@ -97,13 +97,13 @@ def _shrunk(
 
 
 def _largest(kind: type, media: Sequence[Media], grids: Sequence[Grid], recipe: Recipe) -> int:
-    """Pixels of the largest still, or frame, as it would be trained."""
+    """Return the pixels of the largest still, or frame, as it would be trained."""
     side = recipe.patch_size**2
     return max((g.h * g.w * side for m, g in zip(media, grids, strict=True) if isinstance(m, kind)), default=0)
 
 
 def _capped(medium: Media, most: int, recipe: Recipe) -> Media:
-    """The medium with at most so many pixels, but no less than its budget's least, nor than a token."""
+    """Return the medium with at most `most` pixels, but not below the minimum of its budget or the size of a token."""
     own = recipe_for(medium, recipe)
     low, high = (
         (own.image_min_pixels, own.image_max_pixels)
@@ -121,7 +121,7 @@ def _dropped(
     recipe: Recipe,
     text_tokens: Callable[[Sample], int],
 ) -> tuple[Sample, int]:
-    """Without the last media, as few as need be: the beginning of a story is what its rest is understood by."""
+    """Drop as few of the last media as necessary: the end of a story is understood from its beginning."""
     media = sample.media
 
     def cut(kept: int) -> tuple[Sample, int]:
@@ -144,7 +144,7 @@ def _dropped(
 
 
 def _with(sample: Sample, media: Sequence[Media | None]) -> Sample:
-    """The row with other media in the places of its own; None leaves one out, tag and all."""
+    """Return the row with its media replaced; None removes a medium and its tag."""
     following = iter(media)
     turns = []
     for turn in sample.turns:
@@ -152,7 +152,7 @@ def _with(sample: Sample, media: Sequence[Media | None]) -> Sample:
         dropped = False
         for part in turn.parts:
             stays = part if isinstance(part, Text) else next(following)
-            # The newlines beside a tag went with it; without a picture there, texts would run into each other.
+            # The newlines beside a tag were removed with it; without the picture, two texts would run together.
             if dropped and isinstance(stays, Text) and parts and isinstance(parts[-1], Text):
                 parts.append(Text(text="\n"))
             dropped = stays is None

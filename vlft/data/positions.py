@@ -1,7 +1,7 @@
 """M-RoPE positions of a row and the ViT's own patch positions, from grids alone. Integers in, tensors out.
 
 Both are computed in the loader's workers: transformers' `get_rope_index` loops in Python and syncs with the device
-several times a picture. Pinned to transformers' functions by tests (5.17 and 5.23 agree).
+several times per picture. Tests compare them with transformers' functions (5.17 and 5.23 agree).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from vlft.data.sample import Grid
 
 
 def mrope_positions(segments: Sequence[int | Grid], *, merge: int) -> torch.Tensor:
-    """Time, height and width positions of a row made of text runs and media.
+    """Compute the time, height and width positions of a row made of text runs and media.
 
-    Text counts up by one in all three. A medium starts where the text before it ended, counts its merged grid, and
-    the text after it goes on from the larger of its height and width (Qwen2-VL paper, section 2.1; `get_rope_index`).
+    In text, all three count up by one. A medium starts where the text before it ends and counts along its merged grid.
+    The text after it continues from the larger of its height and width (Qwen2-VL paper, section 2.1; `get_rope_index`).
 
     Args:
         segments: in order, the length of each text run or the `Grid` of each still or video.
@@ -41,11 +41,11 @@ def mrope_positions(segments: Sequence[int | Grid], *, merge: int) -> torch.Tens
 
 
 def patch_positions(grid: Grid, *, merge: int) -> torch.Tensor:
-    """Row and column of every patch of one medium, in the ViT's order (merge blocks stay together).
+    """Compute row and column of every patch of one medium, in the ViT's order (merge blocks stay together).
 
     Args:
-        grid: of a still or video.
-        merge: patches of a merge block's side (2).
+        grid: grid of a still or video.
+        merge: side of a merge block in patches (2).
 
     Returns:
         rc_P2: int64 [P, 2], for the ViT's two-axis rotary embedding.

@@ -1,4 +1,4 @@
-"""Conversations -> text by the base's own chat template, cut where answers begin and end. No tokens, no pixels."""
+"""Renders conversations with the base's own chat template, split where answers begin and end. No tokens, no pixels."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from vlft.families import Family
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendered:
-    """A stretch of a rendered row, before it is tokenised. `turn` is the answer it is, None between answers."""
+    """A piece of a rendered row, before it is tokenised.
+
+    Attributes:
+        text: text of the piece.
+        turn: turn of the answer that the piece is; None between answers.
+    """
 
     text: str
     turn: Turn | None = None
 
 
 def render(sample: Sample, processor: Any, family: Family, *, unanswered: bool) -> list[Rendered]:
-    """The rendered conversation, cut into answers and what stands between them.
+    """Render a conversation, split into answers and the text between them.
 
     Args:
-        processor: the base's; its chat template is used, or its tokenizer's.
-        unanswered: the template's generation prompt stands at the end.
+        processor: the base's processor. Its chat template is used, or that of its tokenizer.
+        unanswered: end the text with the template's generation prompt.
 
     Raises:
         DataError: the template refuses the conversation.
-        ConfigError: it hides where answers stand.
+        ConfigError: the answers cannot be found in the rendered text.
     """
     messages = [_message(turn) for turn in sample.turns]
     answers = [k for k, turn in enumerate(sample.turns) if turn.role == "assistant"]
@@ -47,7 +52,7 @@ def render(sample: Sample, processor: Any, family: Family, *, unanswered: bool) 
             raise ConfigError(
                 f"{sample.turns[k].field} of {sample.file}[{sample.index}]: the chat template does not render an "
                 f"answer as generation prompt + answer + {family.end_of_turn}, so the trained tokens cannot "
-                "be told. Use the base model's own chat template."
+                "be found. Use the base model's own chat template."
             )
         pieces += [Rendered(text=whole[done:start]), Rendered(text=whole[start:end], turn=sample.turns[k])]
         done = end
@@ -58,7 +63,7 @@ def render(sample: Sample, processor: Any, family: Family, *, unanswered: bool) 
 def _templates(
     sample: Sample, processor: Any, conversations: list[list[dict[str, Any]]], *, add_generation_prompt: bool
 ) -> list[str]:
-    """The conversations as the chat template writes them.
+    """Render conversations with the chat template.
 
     Raises:
         DataError: the template refuses them (`raise_exception`). A jinja2 error itself cannot leave a worker.
@@ -73,12 +78,12 @@ def _templates(
             add_generation_prompt=add_generation_prompt,
         )
     except TemplateError as error:
-        reason = f"the base's chat template does not take this conversation: {error}. Change its turns, or drop it."
+        reason = f"the base's chat template refuses this conversation: {error}. Change its turns, or remove the row."
         raise refused(sample, "conversations", reason) from error
 
 
 def _message(turn: Turn) -> dict[str, Any]:
-    """One turn in the form chat templates take."""
+    """Convert one turn to the form that chat templates take."""
     if all(isinstance(part, Text) for part in turn.parts):
         return {"role": turn.role, "content": "".join(part.text for part in turn.parts if isinstance(part, Text))}
     content = [
@@ -91,7 +96,7 @@ def _message(turn: Turn) -> dict[str, Any]:
 
 
 def refused(sample: Sample, field: str, reason: str, *, too_long: bool = False) -> DataError:
-    """The error of a row that cannot be trained."""
+    """Build the error of a row that cannot be trained."""
     return DataError(
         BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason, too_long=too_long)
     )

@@ -23,7 +23,9 @@ Role = Literal["system", "user", "assistant"]
 class Text:
     """A piece of a turn's text, as the user wrote it.
 
-    `trained` is of answers: false where the row masks the piece. No text of another turn is trained, whatever it says.
+    Attributes:
+        text: the text.
+        trained: in an answer, false if the row masks the piece. Text of other turns is never trained.
     """
 
     text: str
@@ -32,12 +34,16 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overrides:
-    """What a row says of the budgets of one picture or video; None: nothing, so that the run's hold.
+    """Budgets that a row sets for one picture or video. None means that the run's setting applies.
 
     Attributes:
-        min_pixels, max_pixels: of a still, or of a video frame, after resizing.
-        fps, nframes, max_frames: frames taken of a video file, as the flags of these names.
-        video_start, video_end: the part of a video file they are taken from, in seconds.
+        min_pixels: minimum pixels of a still or of a video frame, after resizing.
+        max_pixels: maximum pixels of a still or of a video frame, after resizing.
+        fps: frames per second taken from a video file, as the flag of this name.
+        nframes: number of frames taken from a video file, as the flag of this name.
+        max_frames: maximum number of frames taken from a video file.
+        video_start: start of the part that frames are taken from, in seconds.
+        video_end: end of the part that frames are taken from, in seconds.
     """
 
     min_pixels: int | None = None
@@ -54,18 +60,18 @@ class Image:
     """A still picture; `path` is absolute or relative to the working directory, ready to open."""
 
     path: str
-    field: str  # where in the row it was named, for messages: "image[1]"
+    field: str  # path in the row, for messages: "image[1]"
     overrides: Overrides = Overrides()
 
     @property
     def files(self) -> tuple[tuple[str, str], ...]:
-        """(field, path) of its one file."""
+        """(field, path) of its only file."""
         return ((self.field, self.path),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
-    """A video file (one path) or a list of frame pictures (`frames`), exactly one of the two."""
+    """A video: either a video file (`path`) or a list of frame pictures (`frames`)."""
 
     path: str | None = None
     frames: tuple[str, ...] = ()
@@ -88,11 +94,11 @@ Part = Text | Image | Video
 class Turn:
     role: Role
     parts: tuple[Part, ...]
-    field: str  # where in the row it stands: "conversations[2]"
+    field: str  # path in the row: "conversations[2]"
 
     @property
     def trained(self) -> Literal["all", "some", "none"]:
-        """How much of the turn is trained; the token that ends it is, where the last character is."""
+        """How much of the turn is trained. The token that ends the turn is trained if its last character is."""
         flags = {part.trained for part in self.parts if isinstance(part, Text)}
         if self.role != "assistant" or flags == {False}:
             return "none"
@@ -101,13 +107,14 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objects:
-    """What stands for `<ref-object>` and `<bbox>` in a row's text, in the order of these (`vlft.data.rows.objects`).
+    """Names and boxes for the placeholders `<ref-object>` and `<bbox>` in a row's text (`vlft.data.rows.objects`).
 
     Attributes:
-        refs: names. boxes: x1, y1, x2, y2, or a point x, y.
-        unit: of the boxes: `pixels` of the original picture, or `0-1`.
-        pictures: of each box, which of the row's pictures it is in, from 0.
-        guessed: whether the row leaves that open, and has several.
+        refs: names, in the order of `<ref-object>`.
+        boxes: x1, y1, x2, y2, or a point x, y, in the order of `<bbox>`.
+        unit: unit of the boxes: `pixels` of the original picture, or `0-1`.
+        pictures: index of each box's picture among the row's pictures, from 0.
+        guessed: whether the row has several pictures and does not say which one a box is in.
     """
 
     refs: tuple[str, ...]
@@ -119,15 +126,17 @@ class Objects:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One parsed row: a conversation whose tags have become parts, so counts cannot disagree later.
+    """One parsed row: a conversation whose tags have become parts, so that counts cannot disagree later.
 
     Attributes:
-        file, index, id: as in `vlft.errors.BadRow`.
-        turns: in order; at least one user turn and one assistant turn with text.
-        warnings: (field, remark) pairs on things taken but worth a look.
-        objects: the boxes that its text has placeholders for, or None.
-        changed: what `--over_length` did to it; "" where it is as the data file has it.
-        added: (field of a text, tags) that `--missing_tags first` put before that text.
+        file: data file, spelled as the user named it.
+        index: position in that file, from 0.
+        id: the row's own `id` as text, or None.
+        turns: turns in order; at least one user turn and one assistant turn with text.
+        warnings: possible problems of an accepted row, as (field, remark) pairs.
+        objects: names and boxes for the placeholders in its text, or None.
+        changed: how `--over_length` changed the row; "" if it is unchanged.
+        added: (field of a text, tags) pairs: the tags that `--missing_tags first` put before that text.
     """
 
     file: str
@@ -147,7 +156,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """Patches of one still or video: `t` time steps (2 frames each), `h` x `w` patches of 14 x 14 pixels."""
+    """Patch counts of one still or video: `t` time steps (2 frames each) of `h` x `w` patches of 14 x 14 pixels."""
 
     t: int
     h: int
@@ -158,15 +167,19 @@ class Grid:
         return self.t * self.h * self.w
 
     def tokens(self, merge: int) -> int:
-        """Tokens in the language model, after `merge` x `merge` patches became one."""
+        """Return its tokens in the language model, where `merge` x `merge` patches become one token."""
         return self.patches // merge**2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What a row costs, known without decoding: `tokens` in the language model, `patches` in the ViT.
+    """The cost of a row, known without decoding.
 
-    `changed` is as in `Sample`: the row costs this once it is changed so.
+    Attributes:
+        tokens: tokens in the language model.
+        supervised: trained tokens.
+        patches: patches in the ViT.
+        changed: how `--over_length` changes the row (`Sample.changed`). The cost is that of the changed row.
     """
 
     tokens: int
@@ -176,11 +189,11 @@ class Cost:
 
 
 class Costs(Sequence[Cost]):
-    """Costs of many rows, a column a field: 4 bytes a row and field where a `Cost` has a hundred.
+    """Costs of many rows, in one column per field: 4 bytes per row and field, while a `Cost` object takes a hundred.
 
     Attributes:
         columns: field -> int32 [R].
-        changed: place -> what `--over_length` did to the row, where it did something.
+        changed: row index -> how `--over_length` changed the row; only for changed rows.
     """
 
     def __init__(self, columns: Mapping[str, np.ndarray], changed: Mapping[int, str] | None = None) -> None:
@@ -189,7 +202,7 @@ class Costs(Sequence[Cost]):
 
     @classmethod
     def of(cls, costs: Iterable[Cost]) -> Costs:
-        """The same costs in columns; what is in columns already is left as it is."""
+        """Convert costs to columns. A `Costs` object is returned unchanged."""
         if isinstance(costs, Costs):
             return costs
         found = {name: array.array("i") for name in ("tokens", "supervised", "patches")}
@@ -202,7 +215,7 @@ class Costs(Sequence[Cost]):
         return cls({name: np.array(column, dtype=np.int32) for name, column in found.items()}, changed)
 
     def take(self, places: np.ndarray) -> Costs:
-        """The costs at these places, in their order."""
+        """Return the costs of the rows at these indices, in the order of the indices."""
         changed = {}
         if self.changed:
             changed = {new: self.changed[old] for new, old in enumerate(places.tolist()) if old in self.changed}
@@ -252,9 +265,9 @@ class EncodedMedia:
     """Pixels of one still or video, in the ViT's patch order.
 
     Attributes:
-        grid: its patches.
-        patches: uint8 [P, 3, 14, 14] for a still (the frame stands once), [P, 3, 2, 14, 14] for a video.
-        is_video: which of the two.
+        grid: its patch counts.
+        patches: uint8 [P, 3, 14, 14] for a still (its frame is stored once), [P, 3, 2, 14, 14] for a video.
+        is_video: true for a video, false for a still.
     """
 
     grid: Grid
@@ -267,14 +280,16 @@ class EncodedSample:
     """One row as the model sees it.
 
     Attributes:
-        file, index, id: of the row.
+        file: data file, spelled as the user named it.
+        index: position in that file, from 0.
+        id: the row's own `id` as text, or None.
         input_ids_T: int64, media tags expanded to one pad token per merged patch.
-        labels_T: int64, aligned with `input_ids_T` (not shifted), -100 where untrained.
+        labels_T: int64, aligned with `input_ids_T` (not shifted), -100 for untrained tokens.
         kinds_T: uint8, 0 text, 1 picture, 2 video.
         positions_3T: int64, M-RoPE positions: time, height, width.
         media: stills and videos in the order of their tags.
         text: the rendered conversation, one pad token per medium.
-        changed: as in `Sample`.
+        changed: how `--over_length` changed the row; "" if it is unchanged.
     """
 
     file: str
@@ -291,9 +306,13 @@ class EncodedSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedPrompt:
-    """A conversation that waits for its next answer, as the model sees it; attributes as in `EncodedSample`.
+    """A conversation that waits for its next answer, as the model sees it.
 
-    `input_ids_T` ends in the chat template's generation prompt.
+    Attributes:
+        input_ids_T: int64, as in `EncodedSample`; ends with the chat template's generation prompt.
+        kinds_T: uint8, 0 text, 1 picture, 2 video.
+        media: stills and videos in the order of their tags.
+        text: the rendered conversation, one pad token per medium.
     """
 
     input_ids_T: torch.Tensor

@@ -1,4 +1,4 @@
-"""An answer of which some is trained: characters -> tokens. Knows a tokenizer, and neither templates nor rows."""
+"""Partly trained answers: from trained characters to trained tokens. Uses a tokenizer, no templates and no rows."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from vlft.data.sample import Text, Turn
 
 
 class NoSpans(Exception):
-    """Why spans cannot be found in a rendered answer; the message names no row."""
+    """The trained spans cannot be found in a rendered answer. The message does not name the row."""
 
 
 def trained_tokens(turn: Turn, rendered: str, tokenizer: Any) -> list[bool]:
-    """Whether each token of a rendered answer is trained: all of its characters are in texts of the turn that are.
+    """Return whether each token of a rendered answer is trained: whether all its characters are in trained texts.
 
-    What the template puts before and behind the text, the token that ends the turn above all, goes with the text's
-    first and last character.
+    Text that the template adds before the answer is trained if the answer's first character is; text that it adds after
+    the answer, such as the token that ends the turn, if the last character is.
 
     Args:
-        turn: whose texts say what is trained.
-        rendered: the answer as the chat template has it, with its end.
-        tokenizer: a fast one.
+        turn: turn whose texts are trained or not.
+        rendered: the answer as the chat template renders it, with its end.
+        tokenizer: a fast tokenizer.
 
     Raises:
-        NoSpans: the template changes the text, or the tokenizer knows no characters.
+        NoSpans: the template changes the text, or the tokenizer does not report character offsets.
     """
     texts = [part for part in turn.parts if isinstance(part, Text)]
     said = "".join(part.text for part in texts)
@@ -34,21 +34,21 @@ def trained_tokens(turn: Turn, rendered: str, tokenizer: Any) -> list[bool]:
         flags, start = flags[lead : lead + len(kept)], rendered.rfind(kept)
     if start < 0:
         raise NoSpans(
-            "the chat template changes the text of the answer, so the spans that are trained cannot be found in it. "
+            "the chat template changes the text of the answer, so the trained spans cannot be found in it. "
             "Use the base model's own chat template"
         )
     behind = len(rendered) - start - len(flags)
     of_text = [flags[0]] * start + flags + [flags[-1]] * behind
     trained, done = [], 0
     for first, last in _offsets(rendered, tokenizer):
-        first = min(first, done)  # some tokenizers leave spaces out of their offsets
+        first = min(first, done)  # the offsets of some tokenizers leave out spaces
         trained.append(all(of_text[first:last]))
         done = max(done, last)
     return trained
 
 
 def _offsets(text: str, tokenizer: Any) -> list[tuple[int, int]]:
-    """First character of each token, and the one after its last."""
+    """Return the first character of each token, and the one after its last."""
     if not tokenizer.is_fast:
         raise NoSpans(
             "spans of the answer are trained (train_detail), and the base's tokenizer cannot say which characters a "

@@ -1,8 +1,8 @@
-"""Processes that load rows: how they are started, and who may end them.
+"""Worker processes that load rows: how they start, and which process may end them.
 
-A scheduler's notice (`train.signals`) or a terminal's Ctrl-C reaches every process of a job. It is for the trainer to
-act on, which finishes its step and saves, and needs its workers for that. So a worker ends when its trainer says so or
-is gone, and at nobody else's word.
+A scheduler's notice (`train.signals`) or a terminal's Ctrl-C reaches every process of a job. Only the trainer acts on
+it: it finishes its step and saves, and needs its workers for that. So a worker ends only when its trainer tells it to,
+or when the trainer is gone.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Any
 import torch
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-PATIENCE = 1.0  # seconds that workers have in all to end when told to
+PATIENCE = 1.0  # seconds that all workers together have to end when told to
 
 _started: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 
 def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:
-    """Options every DataLoader of ours takes: `workers` processes, kept alive between epochs."""
+    """Return the options of every DataLoader in vlft: `workers` processes that stay alive between epochs."""
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,
@@ -42,10 +42,10 @@ def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def workers_end_with_errors() -> Iterator[None]:
-    """Where an error (or Ctrl-C, or the end of a generator) leaves the block, workers started within it end at once.
+    """End the workers that were started in this block at once if an error, Ctrl-C or a closed generator leaves it.
 
-    torch ends them too, when nothing refers to their loader any more, but grants each of them 5 s to finish what it
-    does, one after the other.
+    torch also ends them, as soon as nothing refers to their loader, but gives each of them 5 s to finish, one after the
+    other.
     """
     before = _alive()
     try:
@@ -68,7 +68,7 @@ def _end(workers: set[BaseProcess]) -> None:
 
 
 def _recording() -> Any:
-    """multiprocessing's context, with a note taken of each process that is started through it."""
+    """Return multiprocessing's context, changed to record each process that is started through it."""
     context: Any = copy.copy(multiprocessing.get_context())
 
     def process(*args: Any, **options: Any) -> BaseProcess:
@@ -81,10 +81,10 @@ def _recording() -> Any:
 
 
 def _be_apart(worker: int) -> None:
-    """Make this process deaf to all but its trainer; runs first in each worker.
+    """Make this process ignore signals from all processes except its trainer. Runs first in each worker.
 
-    torch's own watch over a trainer that is gone is not enough: a worker waits for its last batch to be taken, for
-    ever, since it holds the other end of that pipe itself (torch 2.11 and 2.15).
+    torch's own check for a trainer that is gone is not enough: a worker waits forever for its last batch to be taken,
+    because it holds the other end of that pipe itself (torch 2.11 and 2.15).
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -92,8 +92,8 @@ def _be_apart(worker: int) -> None:
     signal.set_wakeup_fd(-1)  # the trainer's
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # SIGTERM is how torch and multiprocessing end a worker. A handler is not told who sent it; who waits for it is.
-    # Where that cannot be had (macOS), torch's own handler stays, which ends at anybody's.
+    # torch and multiprocessing end a worker with SIGTERM. A handler does not learn who sent it, but `sigwaitinfo` does.
+    # Where it is not available (macOS), torch's own handler stays, and SIGTERM from any process ends the worker.
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_told, args=(os.getppid(),), name="vlft-end", daemon=True).start()
@@ -102,4 +102,4 @@ def _be_apart(worker: int) -> None:
 def _end_when_told(trainer: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
-    os._exit(0)  # as torch's own handler does: it is no failure
+    os._exit(0)  # as torch's own handler does: this is not a failure

@@ -1,8 +1,8 @@
-"""What was found out about rows is found out once: results of `scan`, kept between runs (`vlft.data.costs.store`).
+"""Cache of per-row results of `scan`, such as costs, saved between runs (`vlft.data.costs.store`).
 
-A row is taken from there where its conversation and the settings are the same, and every file it names has the size and
-the time of change it had then; all others, and rows that were refused, are looked at again. Knows `scan`, but neither
-flags nor where lines are printed.
+A row's result is reused if its conversation and the settings are the same, and every file that it names has the same
+size and modification time. All other rows, and refused rows, are scanned again. Depends on `scan`, not on flags or on
+where lines are printed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from vlft.data.sample import Cost, Overrides, Sample, Text
 from vlft.errors import BadRow
 from vlft.files import cache_folder
 
-# They decide how many tokens or patches a file becomes.
+# The number of tokens or patches of a row may depend on the versions of these packages.
 PACKAGES = ("transformers", "tokenizers", "jinja2", "pillow", "qwen-vl-utils", "decord", "av")
-STAMPS = 200_000  # of files, remembered by a process
+STAMPS = 200_000  # files whose size and modification time a process remembers
 
 T = TypeVar("T")
 
 
 def cost_folder(environ: Mapping[str, str]) -> Path | None:
-    """Where costs are kept: `VLFT_COST_CACHE`, or `vlft/costs` in the user's cache folder.
+    """Return the folder of the cost cache: `VLFT_COST_CACHE`, or `vlft/costs` in the user's cache folder.
 
     Returns:
-        None where `VLFT_COST_CACHE` is 0 or empty, or nobody knows the user's home: nothing is kept.
+        None if `VLFT_COST_CACHE` is 0 or empty, or the user has no home folder: nothing is cached then.
     """
     return cache_folder(environ, variable="VLFT_COST_CACHE", name="costs")
 
@@ -44,15 +44,17 @@ def cost_folder(environ: Mapping[str, str]) -> Path | None:
 def scan_costs(
     samples: RowIndex, encoder: Encoder, *, workers: int, folder: Path | None, note: Callable[[str], None]
 ) -> Generator[Cost | BadRow, None, None]:
-    """What each row costs by the headers of its files, measured only where it is not known.
+    """Measure the cost of each row from the headers of its files, or take it from the cache.
 
     Args:
-        samples, encoder, workers: as for `scan`.
-        folder: of what is kept; None keeps nothing.
-        note: takes a line for the user: what could not be read, or not be kept.
+        samples: rows; indexing one may raise `DataError`.
+        encoder: measures the rows.
+        workers: worker processes, as in `scan`.
+        folder: folder of the cache; None caches nothing.
+        note: receives a line for the user if the cache cannot be read or written.
 
     Raises:
-        ConfigError: as `scan`.
+        ConfigError: the errors of `scan`.
     """
     return scan_kept(
         samples, encoder.measure, encoder, Costing, workers=workers, folder=folder, note=note, what="costs of rows"
@@ -60,7 +62,7 @@ def scan_costs(
 
 
 class Costing:
-    """How a `Cost` is kept."""
+    """Converts a `Cost` to and from the JSON value in the cache."""
 
     name = "cost"
 
@@ -70,7 +72,7 @@ class Costing:
 
     @staticmethod
     def load(value: Any) -> Cost:
-        """Raises `TypeError` or `ValueError` for anything else."""
+        """Convert a value back; raises `TypeError` or `ValueError` if it is not a cost."""
         tokens, supervised, patches, *changed = value
         (text,) = changed or [""]
         return Cost(tokens=int(tokens), supervised=int(supervised), patches=int(patches), changed=str(text))
@@ -88,21 +90,24 @@ def scan_kept(
     what: str,
     chunk: int = SCAN_CHUNK,
 ) -> Generator[T | BadRow, None, None]:
-    """As `scan`, but only at rows of which the result is not known.
+    """Apply a function to each row as `scan` does, except for rows whose result is in the cache.
 
     Args:
-        samples, look, workers, chunk: as for `scan`.
-        encoder: whose settings decide on the result.
-        form: `name`, `dump` and `load` of a result.
-        folder: of what is kept; None keeps nothing.
-        note: takes a line for the user.
-        what: is kept, for notes.
+        samples: rows; indexing one may raise `DataError`.
+        look: function of a row, called in the worker processes.
+        encoder: object whose settings determine the result.
+        form: converts results: `name`, `dump` and `load`, as `Costing` has them.
+        workers: worker processes, as in `scan`.
+        folder: folder of the cache; None caches nothing.
+        note: receives a line for the user if the cache cannot be read or written.
+        what: name of the cached results, for these lines.
+        chunk: rows that a worker returns at once.
 
     Yields:
-        one result or `BadRow` a sample.
+        one result per sample, or its `BadRow` if the row is refused.
 
     Raises:
-        ConfigError: as `scan`.
+        ConfigError: the errors of `scan`.
     """
     settings = None if folder is None else _settings_print(encoder, form.name)
     if folder is None or settings is None:
@@ -136,7 +141,7 @@ class _Result(Generic[T]):
 
 
 class _Remembering(Generic[T]):
-    """A look at a row that is spared where a store knows what it gives."""
+    """Calls a function of a row, unless a store has the result."""
 
     def __init__(self, look: Callable[[Sample], T], stores: Mapping[str, Store], form: Any) -> None:
         self.look = look
@@ -151,11 +156,11 @@ class _Remembering(Generic[T]):
             try:
                 return _Result(key, self.form.load(known), False)
             except (TypeError, ValueError, KeyError):
-                pass  # written by other hands
+                pass  # not written by vlft
         return _Result(key, self.look(sample), True)
 
     def _stamp(self, path: str) -> tuple[int, int]:
-        """Size in bytes and time of change in nanoseconds."""
+        """Return size in bytes and modification time in nanoseconds."""
         if path not in self._stamps:
             if len(self._stamps) >= STAMPS:
                 self._stamps.clear()
@@ -168,11 +173,11 @@ class _Remembering(Generic[T]):
 
 
 def key_of(sample: Sample, stamp: Callable[[str], tuple[int, int]]) -> bytes:
-    """16 bytes that stand for all of a row that decides what it costs: the conversation, and the files in it.
+    """Hash everything in a row that determines its cost, its conversation and its files, to 16 bytes.
 
     Args:
-        stamp: size and time of change of a file. They are taken before the row is looked at: a file that changes
-            meanwhile has other ones by the next run.
+        stamp: returns size and modification time of a file. They are read before the row is measured: if a file changes
+            in the meantime, the next run sees other values.
     """
 
     def plain(part: Any) -> Any:
@@ -187,7 +192,7 @@ def key_of(sample: Sample, stamp: Callable[[str], tuple[int, int]]) -> bytes:
 
 
 def _settings_print(encoder: Encoder | MediaProbe, form: str) -> str | None:
-    """A print of all that decides on a result; None where the tokenizer cannot be printed."""
+    """Hash all settings that determine a result; None if the tokenizer has no fingerprint."""
     recipe = encoder.recipe
     family = encoder.family.model_type if isinstance(encoder, Encoder) else None
     if family is not None and recipe.tokenizer is None:

@@ -1,7 +1,7 @@
-"""Which rows of which data set an epoch holds, and how often. Numbers in, places out; knows neither files nor rows.
+"""Data mixes: which rows of each data set an epoch holds, and how often. Numbers in, row indices out.
 
-The same sets give the same places, whatever else a run is asked to do. They stay over the epochs: only their order
-changes.
+The result depends only on the sets and the seed, not on other settings of the run. All epochs hold the same rows; only
+their order changes. Independent of files and of the content of rows.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """How much of a data set is wanted; see `vlft.config.mix.MixedSet`.
+    """How much of a data set an epoch holds. Either all sets have a weight, or none has.
 
     Attributes:
-        rows: it has.
-        weight, repeat, cap: as there; either all sets have a weight, or none has.
+        rows: rows of the set.
+        weight: its share of an epoch, as in `vlft.config.mix.MixedSet`.
+        repeat: how often an epoch holds each row, as in `MixedSet`.
+        cap: maximum number of its rows that are used, as in `MixedSet`.
     """
 
     rows: int
@@ -29,14 +31,14 @@ class Share:
 
     @property
     def taken(self) -> int:
-        """Rows that are trained at all, unless even fewer are drawn."""
+        """Return the number of rows that an epoch may use. It holds fewer if fewer are drawn."""
         return self.rows if self.cap is None else min(self.rows, self.cap)
 
 
 def draws(shares: Sequence[Share]) -> list[int]:
-    """How many rows of each set an epoch holds; at least one.
+    """Return how many rows of each set an epoch holds; at least one.
 
-    With weights, an epoch has as many rows as are taken of all sets together, each set its share of them.
+    With weights, an epoch has as many rows as all sets together may use (`taken`), divided by weight.
     """
     if shares[0].weight is None:
         return [max(1, round(one.taken * (one.repeat or 1))) for one in shares]
@@ -45,11 +47,11 @@ def draws(shares: Sequence[Share]) -> list[int]:
 
 
 def places(share: Share, count: int, *, seed: str) -> np.ndarray:
-    """The rows of a set that an epoch holds: each taken one equally often, and the rest drawn.
+    """Choose the rows of a set that an epoch holds. Each used row appears equally often, and the remainder is drawn.
 
     Args:
-        count: as `draws` gives it.
-        seed: decides which rows are taken under a cap, and which are drawn once more than others.
+        count: number of rows, as returned by `draws`.
+        seed: decides which rows are used under a cap, and which rows appear once more than others.
 
     Returns:
         int64 [count], ascending.

@@ -1,8 +1,9 @@
-"""Plan packs: which rows share a micro-batch. Integers in, index lists out; knows nothing of texts or files.
+"""Plans packs: which rows share a micro-batch. Integers in, index lists out. Independent of texts and files.
 
-Best fit in blocks: rows are shuffled and taken a block at a time, and of a block the largest goes first, into the
-fullest pack that still has room. Packs that a block leaves with room go on into the next, so only the last are not
-full, and a pack mixes long rows with short ones. Sizes are blurred a little, so that another seed gives other packs.
+Best fit in blocks: rows are shuffled and processed in blocks. Each block places its largest rows first, each into the
+fullest pack that still has room. Packs that still have room are offered to the next block, so that only the last packs
+are not full, and a pack mixes long rows with short ones. Sizes are varied a little at random, so that another seed
+gives other packs.
 
 D. S. Johnson, Near-Optimal Bin Packing Algorithms (1973), for best fit and the decreasing order.
 """
@@ -16,30 +17,35 @@ from dataclasses import dataclass, replace
 
 from vlft.data.sample import Cost, Costs
 
-BLOCK = 2048  # rows looked at together; more fills no better
-BLUR = 0.3  # of a row's size when rows are sorted, or a few hundred rows would share the same packs every epoch
-FULL = 0.99  # of the token budget, above which a pack is not offered to the next block
+BLOCK = 2048  # rows packed together; larger blocks do not fill packs better
+BLUR = 0.3  # random variation of sizes before sorting; else a few hundred rows share the same packs in every epoch
+FULL = 0.99  # share of the token budget above which a pack is not offered to the next block
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a pack may hold: tokens of the language model and patches of the ViT."""
+    """What a pack may hold.
+
+    Attributes:
+        tokens: maximum tokens in the language model.
+        patches: maximum patches in the ViT.
+    """
 
     tokens: int
     patches: int
 
     def over(self, cost: Cost) -> str | None:
-        """Why a row of this cost fits no pack, or None where it fits."""
+        """Say why a row of this cost fits no pack; None if it fits."""
         for unit, has, may in (("tokens", cost.tokens, self.tokens), ("patches", cost.patches, self.patches)):
             if has > may:
                 return (
                     f"{has:,} {unit} fit no pack, --pack_{unit} is {may:,}. Raise it, shorten the row, lower the "
-                    "pixel budgets, or let --over_length deal with such rows"
+                    "pixel budgets, or let --over_length handle such rows"
                 )
         return None
 
     def for_rows(self, rows: float, costs: Sequence[Cost]) -> Budget:
-        """A budget no larger than this one, of packs that hold about so many rows, and any single one."""
+        """Return a budget, no larger than this one, for packs of about `rows` rows. Any single row fits it."""
         each = Costs.of(costs).tokens
         tokens = max(rows * int(each.sum(dtype="int64")) / len(each), int(each.max()))
         return replace(self, tokens=min(self.tokens, round(tokens)))
@@ -50,8 +56,9 @@ class Pack:
     """Rows that share a micro-batch.
 
     Attributes:
-        rows: their indices.
-        tokens, patches: of all of them.
+        rows: indices of the rows.
+        tokens: tokens of all its rows.
+        patches: patches of all its rows.
     """
 
     rows: tuple[int, ...]
@@ -70,15 +77,15 @@ def pack(costs: Sequence[Cost], budget: Budget, *, seed: int | str, block: int =
     """Put every row into one pack.
 
     Args:
-        costs: of the rows; each fits the budget (`Budget.over` says nothing of it).
-        budget: of a pack.
-        seed: with the costs and the budget, all that the packs depend on.
-        block: rows looked at together.
+        costs: costs of the rows; each must fit the budget (`Budget.over` returns None).
+        budget: what a pack may hold.
+        seed: random seed. The packs depend only on it, the costs and the budget.
+        block: rows packed together.
 
     Raises:
         ValueError: a row is larger than the budget.
     """
-    costs = list(costs)  # looked at many times, and `Costs` makes one anew each time
+    costs = list(costs)  # read many times, and `Costs` builds a new `Cost` each time
     indices = list(range(len(costs)))
     draw = random.Random(f"{seed}/packs")
     draw.shuffle(indices)
@@ -93,7 +100,7 @@ def pack(costs: Sequence[Cost], budget: Budget, *, seed: int | str, block: int =
             fitting.put(row, costs[row])
         done += [one for one in fitting.packs if one.tokens >= FULL * budget.tokens]
         left = [one for one in fitting.packs if one.tokens < FULL * budget.tokens]
-        # Of very many the fullest are closed, or every block would look through those of all blocks before it.
+        # At most block // 8 packs stay open, the emptiest: else each block would search the packs of all before it.
         left.sort(key=lambda one: one.tokens)
         done += left[block // 8 :]
         left = left[: block // 8]
@@ -101,12 +108,12 @@ def pack(costs: Sequence[Cost], budget: Budget, *, seed: int | str, block: int =
 
 
 def _share(cost: Cost, budget: Budget) -> float:
-    """How much of a pack a row takes, in what it takes most of."""
+    """Return the share of a pack that a row takes, in tokens or patches, whichever is larger."""
     return max(cost.tokens / budget.tokens, cost.patches / budget.patches)
 
 
 class _BestFit:
-    """Open packs, sorted by the tokens in them, so that the fullest with room is found by bisection."""
+    """Open packs, sorted by their tokens, so that bisection finds the fullest one with room."""
 
     def __init__(self, packs: Sequence[_Open], budget: Budget) -> None:
         self.packs = list(packs)
@@ -127,7 +134,7 @@ class _BestFit:
         bisect.insort(self._by_tokens, (one.tokens, place))
 
     def _take(self, cost: Cost) -> int | None:
-        """The fullest pack with room for the row, taken off the list."""
+        """Remove the fullest pack with room for the row from the list, and return its index; None if there is none."""
         behind = bisect.bisect_right(self._by_tokens, (self.budget.tokens - cost.tokens, len(self.packs)))
         for position in reversed(range(behind)):
             place = self._by_tokens[position][1]
@@ -138,7 +145,7 @@ class _BestFit:
 
 
 def split(packs: Sequence[Pack], costs: Sequence[Cost], count: int) -> list[Pack]:
-    """At least `count` packs where the rows suffice, by halving those of the most rows."""
+    """Halve the packs with the most rows until there are at least `count`, or no pack has two rows."""
     found = sorted(packs, key=lambda one: len(one.rows))
     while len(found) < count and len(found[-1].rows) > 1:
         rows = found.pop().rows

@@ -1,8 +1,8 @@
-"""What was found out about rows, kept on disk between runs and while one goes on: key -> JSON value, in SQLite.
+"""Cache of per-row values on disk, in SQLite: key -> JSON value. Written during a run, and read by later runs.
 
-A store is a file for each data file and set of settings. Keys stand for all that a value depends on, so an entry is
-right or not found, never out of date. Values are written as they come, so that a run that is killed goes on where it
-was. Whatever goes wrong here costs time, and a note to the user, and no run. Knows not what is kept.
+There is one file per data file and set of settings. A key is a hash of everything that its value depends on, so an
+entry is never out of date. Values are written as they arrive, so that a killed run resumes where it stopped. Failures
+cost time and print a note; they never stop a run. Values are opaque.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FORMAT = 4  # raise it whenever values may differ from those of before
+FORMAT = 4  # increase it whenever values may differ from earlier ones
 KEPT_FILES = 200
 KEPT_BYTES = 2 << 30
 SECONDS = 5.0  # between two commits
 TABLE = "CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
-WAIT = 10.0  # seconds for another process that writes
+WAIT = 10.0  # seconds to wait for another process that writes
 
 
 class Store:
-    """See the module. Written by the process that made it; read by that and by those forked from it.
+    """One file of the cache. The process that created the object writes it; that process and its forks read it.
 
     Args:
-        path: of the file; made with its folder where it is missing.
-        note: takes a line for the user.
-        what: that is kept, for the note.
+        path: path of the file; it is created with its folder if it is missing.
+        note: receives a line for the user if the file cannot be read or written.
+        what: name of the cached values, for this line.
     """
 
     def __init__(self, path: Path, *, note: Callable[[str], None], what: str) -> None:
@@ -43,7 +43,7 @@ class Store:
         self._usable = self._open()
 
     def get(self, key: bytes) -> Any:
-        """The value, or None."""
+        """Return the value of a key, or None."""
         if not self._usable:
             return None
         import sqlite3
@@ -52,24 +52,24 @@ class Store:
             found = self._reader().execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
             return None if found is None else json.loads(found[0])
         except (sqlite3.Error, ValueError):
-            return None  # found out anew; what is wrong is said when it is written
+            return None  # the value is computed again; writing it reports what is wrong
 
     def put(self, key: bytes, value: Any) -> None:
-        """Keep a value."""
+        """Save a value."""
         self._waiting.append((key, json.dumps(value)))
         self._used += 1
         if time.monotonic() - self._written > SECONDS:
             self._write()
 
     def use(self) -> None:
-        """Count an entry that was found."""
+        """Count an entry that was reused."""
         self._used += 1
 
     def close(self, *, whole: bool) -> None:
-        """Write what waits; drop the file where more than half of it is of no use any more.
+        """Write pending values. Remove the file if more than half of its entries are no longer used.
 
         Args:
-            whole: all rows have been looked at, so what was not used will not be.
+            whole: all rows have been scanned, so entries that were not used are out of use.
         """
         self._write()
         if self._usable and whole:
@@ -81,13 +81,13 @@ class Store:
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
-        with contextlib.suppress(OSError):  # a folder that others may write and this user may not list
+        with contextlib.suppress(OSError):  # a shared folder that this user may not list
             prune(self.path.parent)
 
     def _open(self) -> bool:
         try:
             import sqlite3
-        except ImportError as error:  # some builds of Python come without
+        except ImportError as error:  # some builds of Python lack it
             return self._give_up(error)
         for again in (True, False):
             try:
@@ -106,7 +106,7 @@ class Store:
             except sqlite3.DatabaseError as error:
                 if not again:
                     return self._give_up(error)
-                self._note(f"{self.path} cannot be used ({error}): {self._what} are found out again")
+                self._note(f"{self.path} cannot be used ({error}): {self._what} are computed again")
                 with contextlib.suppress(OSError):
                     self.path.unlink()
             except OSError as error:
@@ -115,7 +115,7 @@ class Store:
 
     def _give_up(self, error: Exception) -> bool:
         self._note(
-            f"{self.path.parent}: {self._what} cannot be kept for the next run ({error}). Set VLFT_COST_CACHE to a "
+            f"{self.path.parent}: {self._what} cannot be saved for the next run ({error}). Set VLFT_COST_CACHE to a "
             "folder on a local disk"
         )
         self._usable = False
@@ -124,7 +124,7 @@ class Store:
     def _reader(self) -> Any:
         import sqlite3
 
-        pid = os.getpid()  # a connection must not be taken across a fork
+        pid = os.getpid()  # a connection must not be used after a fork
         if pid not in self._readers:
             self._readers = {pid: sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=WAIT)}
         return self._readers[pid]
@@ -135,7 +135,7 @@ class Store:
 
             try:
                 with contextlib.closing(sqlite3.connect(self.path, timeout=WAIT)) as file, file:
-                    file.execute(TABLE)  # another run may have dropped the file meanwhile
+                    file.execute(TABLE)  # another run may have removed the file in the meantime
                     file.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?)", self._waiting)
             except sqlite3.Error as error:
                 self._give_up(error)
@@ -152,11 +152,11 @@ class Store:
 
 
 def prune(folder: Path) -> None:
-    """Drop the files longest unused."""
+    """Remove the least recently used files."""
     entries = []
     for item in os.scandir(folder) if folder.is_dir() else ():
-        with contextlib.suppress(FileNotFoundError):  # another run prunes, too
-            if item.name.endswith((".sqlite", ".npz")):  # the latter by vlft 0.1
+        with contextlib.suppress(FileNotFoundError):  # another run also removes files
+            if item.name.endswith((".sqlite", ".npz")):  # vlft 0.1 wrote .npz
                 stat = item.stat()
                 entries.append((stat.st_mtime_ns, stat.st_size, item.path))
     size = 0
