@@ -37,7 +37,7 @@ class Rows(dict):
 
 
 @pytest.fixture(scope="session")
-def family():
+def base_family():
     """The family of `base` and of all that is made of it; a module of tests may have another."""
     from build import FAMILY
 
@@ -45,11 +45,11 @@ def family():
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory, family) -> Path:
+def base(tmp_path_factory, base_family) -> Path:
     """A tiny model of the family, float32, tied head."""
     from vlft.demo.tiny import build_tiny
 
-    return build_tiny(tmp_path_factory.mktemp("base"), family)
+    return build_tiny(tmp_path_factory.mktemp("base"), base_family)
 
 
 @pytest.fixture(scope="session")
@@ -139,22 +139,22 @@ def mixed_json(tmp_path_factory, media) -> Path:
 
 
 @pytest.fixture(scope="session")
-def encoder(base, family):
+def encoder(base, base_family):
     """The encoder of the tiny base at its own settings."""
     from vlft.data.encode import Encoder
     from vlft.data.media.read import media_settings
     from vlft.model.load import load_processor
 
     processor = load_processor(base)
-    return Encoder(family=family, processor=processor, media=media_settings(processor), max_length=32768)
+    return Encoder(family=base_family, processor=processor, media=media_settings(processor), max_length=32768)
 
 
 @pytest.fixture(scope="session")
-def samples(mixed_json, media, family):
+def samples(mixed_json, media, base_family):
     """`MIXED_ROWS`, parsed, by id."""
     from vlft.data.files.index import index_rows, parsed
 
-    rows = parsed(index_rows([str(mixed_json)], image_folder=str(media), family=family))
+    rows = parsed(index_rows([str(mixed_json)], image_folder=str(media), family=base_family))
     return Rows({sample.id: sample for sample in rows.samples})
 
 
