@@ -40,7 +40,7 @@ class Rows(dict):
 
 
 @pytest.fixture(scope="session")
-def family():
+def base_family():
     """The family of `base` and of all that is made of it; a module of tests may have another."""
     from build import FAMILY
 
@@ -48,11 +48,11 @@ def family():
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory, family) -> Path:
+def base(tmp_path_factory, base_family) -> Path:
     """A tiny model of the family, float32, tied head."""
     from vlft.demo.tiny import build_tiny
 
-    return build_tiny(tmp_path_factory.mktemp("base"), family)
+    return build_tiny(tmp_path_factory.mktemp("base"), base_family)
 
 
 @pytest.fixture(scope="session")
@@ -157,7 +157,7 @@ def mixed_json(tmp_path_factory, media) -> Path:
 
 
 @pytest.fixture(scope="session")
-def encoder(base, family):
+def encoder(base, base_family):
     """The encoder of the tiny base at its own settings."""
     from vlft.config.recipe import Recipe, RowFlags
     from vlft.data.encode import Encoder
@@ -165,15 +165,15 @@ def encoder(base, family):
 
     processor = load_processor(base)
     recipe = Recipe.of(processor, RowFlags(max_length=32768))
-    return Encoder(family=family, processor=processor, recipe=recipe)
+    return Encoder(family=base_family, processor=processor, recipe=recipe)
 
 
 @pytest.fixture(scope="session")
-def samples(mixed_json, media, family):
+def samples(mixed_json, media, base_family):
     """`MIXED_ROWS`, parsed, by id."""
     from vlft.data.files.index import index_rows, parsed
 
-    rows = parsed(index_rows([str(mixed_json)], image_folder=str(media), family=family))
+    rows = parsed(index_rows([str(mixed_json)], image_folder=str(media), family=base_family))
     return Rows({sample.id: sample for sample in rows.samples})
 
 

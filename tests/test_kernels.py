@@ -149,6 +149,60 @@ def test_what_fails_its_self_test_is_not_used(base, functions, reason):
         kernels.install(model, "true", dtype=torch.float32, functions=functions)
 
 
+def _one_plus():
+    """A real RMSNorm that weighs by 1 + w, as Qwen3.5's does, under the names that a kernel asks for."""
+    from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNorm
+
+    norm = Qwen3_5RMSNorm(64, eps=1e-6)
+    norm.variance_epsilon = norm.eps
+    return norm
+
+
+def _other_names():
+    norm = _one_plus()
+    del norm.variance_epsilon
+    return norm
+
+
+def _of_another_class(module, forward):
+    module.__class__ = type("Another", (type(module),), {"forward": forward})
+
+
+def _weighs_by_one_plus(self, x):
+    return (1 + self.weight) * torch_rms_norm(x, torch.ones_like(self.weight), self.variance_epsilon)
+
+
+def _limits_the_gate(self, x):
+    return self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=1)) * self.up_proj(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: setattr(text, "norm", _one_plus()), "the self-test of RMSNorm in float32 differs"),
+        (lambda text: setattr(text, "norm", _other_names()), "no attribute 'variance_epsilon'"),
+        (
+            lambda text: _of_another_class(text.layers[1].input_layernorm, _weighs_by_one_plus),
+            "the self-test of RMSNorm in float32 differs",
+        ),
+        (lambda text: _of_another_class(text.layers[1].mlp, _limits_the_gate), "the self-test of SwiGLU"),
+        (lambda text: setattr(text.layers[0].mlp, "act_fn", torch.nn.GELU()), "the self-test of SwiGLU"),
+        (lambda text: setattr(text.layers[1], "mlp", torch.nn.Identity()), "gate_proj"),
+    ],
+    ids=["one-plus", "other-names", "one-of-five", "another-mlp", "another-activation", "no-mlp"],
+)
+def test_a_module_that_computes_something_else_keeps_its_own_forward(base, change, reason):
+    """Right kernels, but not for each module of this model."""
+    model = load_base(base, FAMILY, dtype=torch.float32)
+    change(model.model.language_model)
+    said = kernels.install(model, "auto", dtype=torch.float32, functions=TORCH)
+    assert said.startswith("off (")
+    assert reason in said
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+    with pytest.raises(ConfigError, match="--use_liger_kernel true: "):
+        kernels.install(model, "true", dtype=torch.float32, functions=TORCH)
+
+
 @pytest.mark.parametrize("dtype", list(kernels.TOLERANCE))
 def test_torch_in_16_bits_passes_the_self_test(dtype):
     found = kernels.self_test(TORCH, *modules(96, 160), dtype=dtype, device=CPU)
