@@ -681,7 +681,7 @@ def test_a_disk_that_fails_to_read_is_tried_again(one, monkeypatch):
     bad = data[0]
     assert isinstance(bad, BadRow)
     assert (
-        "a.jpg: cannot be read ([Errno 5] Input/output error). Look at its disk (tried 3 times in 0.0 s)" in bad.reason
+        "a.jpg: cannot be read ([Errno 5] Input/output error). Check its disk (tried 3 times in 0.0 s)" in bad.reason
     )
 
 
