@@ -159,7 +159,7 @@ def test_operations_of_a_photo_on_the_2b():
 def test_a_run_that_fails_or_hangs_is_told(tmp_path):
     with pytest.raises(Failed, match=r"status 1.*\n.*No module named vlft.bench.nothing"):
         run_module(["vlft.bench.nothing"], log=tmp_path / "log", say=print)
-    with pytest.raises(Failed, match="not done after 0"):
+    with pytest.raises(Failed, match="not finished after 0"):
         run_module(["timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"], log=tmp_path / "log", say=print,
                    timeout=0.3)  # fmt: skip
 

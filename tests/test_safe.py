@@ -680,9 +680,7 @@ def test_a_disk_that_fails_to_read_is_tried_again(one, monkeypatch):
     faults += [OSError(5, "Input/output error")] * 3
     bad = data[0]
     assert isinstance(bad, BadRow)
-    assert (
-        "a.jpg: cannot be read ([Errno 5] Input/output error). Check its disk (tried 3 times in 0.0 s)" in bad.reason
-    )
+    assert "a.jpg: cannot be read ([Errno 5] Input/output error). Check its disk (tried 3 times in 0.0 s)" in bad.reason
 
 
 def test_a_file_system_that_does_not_answer_is_no_missing_file(tmp_path, monkeypatch):

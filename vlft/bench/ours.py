@@ -1,6 +1,6 @@
-"""One measured run of vlft's own training, in a process of its own: `python -m vlft.bench.ours FLAGS.yaml`.
+"""One measured run of vlft's own training in its own process: `python -m vlft.bench.ours FLAGS.yaml`.
 
-It is what `vlft train --config FLAGS.yaml` does, up to its last step: weights of a benchmark are written nowhere.
+It does the same as `vlft train --config FLAGS.yaml` up to the last step. The weights are not written.
 """
 
 from __future__ import annotations
