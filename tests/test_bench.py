@@ -1,4 +1,4 @@
-"""vlft bench: its documents, the rows it draws, and that the other side sees the same rows with the same labels."""
+"""vlft bench: its documents, the rows it draws, and that the stock side gets the same rows with the same labels."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_stock_rows_are_ours(samples, encoded, encoder):
     )
     items = [rows[i] for i in range(len(rows))]
     for item, (name, ours) in zip(items, encoded.items(), strict=True):
-        if name != "frames":  # stock renders a list of frames alike, but may resize it otherwise
+        if name != "frames":  # stock renders a list of frames in the same way, but may resize it differently
             assert item["input_ids"][0].tolist() == ours.input_ids_T.tolist(), name
             assert item["labels"][0].tolist() == ours.labels_T.tolist(), name
 
@@ -185,7 +185,7 @@ def test_bench_data(base, tmp_path, capsys):
         assert side["samples_per_s"] * side["seconds"] == pytest.approx(5)
         assert len(side["seconds_of_passes"]) == 2
     assert found["tokens"] == found["baseline"]["tokens"], "both sides read the same rows"
-    # uint8 once, beside float32 with the frame twice
+    # ours: uint8, each frame once; stock: float32, each frame twice
     assert found["baseline"]["bytes_per_picture"] == 8 * found["bytes_per_picture"]
     [kept] = (tmp_path / "out").glob("data-*.json")
     assert json.loads(kept.read_text()) == found
@@ -208,7 +208,7 @@ def forked(words, *, log: Path, say, timeout=None, shown=None) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict:
-    """A benchmark of training on drawn rows, beside stock transformers on rows of like length together."""
+    """A benchmark of training on drawn rows, compared with stock transformers on batches of similar length."""
     out = tmp_path_factory.mktemp("bench")
     argv = ["bench", "train", "--shape", "tiny", "--preset", "lora_vision", "--steps", "4", "--skip_steps", "1"]
     argv += ["--baseline", "--baseline_order", "grouped", "--dataloader_num_workers", "0", "--out", str(out)]
@@ -257,7 +257,7 @@ def test_the_table_of_a_training(trained):
 
 
 def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, capsys):
-    """Their config as it is, but for what a benchmark does not measure; stdout holds the document alone."""
+    """The user's config is unchanged, except for flags that a benchmark does not measure; stdout is the document."""
     config = tmp_path / "my.yaml"
     config.write_text(f"output_dir: {tmp_path / 'mine'}\nsave_steps: 1\nlearning_rate: 1e-3\nnum_train_epochs: 9\n")
     argv = ["bench", "train", "--json", "--config", str(config), "--model_id", str(base), "--steps", "2"]
