@@ -16,12 +16,12 @@ from vlft.train.run import train
 
 def run(argv: list[str]) -> None:
     """Train as the flags say."""
-    unwritten: Any = _say_so
+    unwritten: Any = _skip_writing
     RunFolder.finish = unwritten  # type: ignore[method-assign]
     train(FlagParser("train", (DataFlags, ModelFlags, TrainFlags)).parse(argv))
 
 
-def _say_so(folder: RunFolder, *args: Any, **kwargs: Any) -> None:
+def _skip_writing(folder: RunFolder, *args: Any, **kwargs: Any) -> None:
     print("a benchmark: the weights are not written")
 
 

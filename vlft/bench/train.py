@@ -179,8 +179,8 @@ class _Bench:
                     except Failed as error:
                         failed[order] = str(error)
                         self.say(f"baseline, {order} order: failed\n{error}")
-        mine = _middle(ours)
-        baselines: dict[str, Any] = {order: _middle(runs) for order, runs in others.items() if runs}
+        mine = _median_run(ours)
+        baselines: dict[str, Any] = {order: _median_run(runs) for order, runs in others.items() if runs}
         baselines |= {order: {"failed": reason} for order, reason in failed.items()}
         done = [one for one in baselines.values() if "failed" not in one]
         best = max(done, key=lambda one: one["tokens_per_s"], default=None)
@@ -281,7 +281,7 @@ def _step(line: dict[str, Any]) -> Step:
     )
 
 
-def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _median_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the run of median speed; of an even number of runs, the slower of the two in the middle."""
     ordered = sorted(runs, key=lambda run: run["tokens_per_s"])
     return ordered[(len(ordered) - 1) // 2] | {"tokens_per_s_of_runs": [round(run["tokens_per_s"], 1) for run in runs]}

@@ -71,7 +71,7 @@ def _segment(file: BinaryIO, start: bytes, size: int) -> int:
 
 
 def _vint(file: BinaryIO) -> int | None:
-    """A number of one to eight bytes; None where it means that the length is unknown."""
+    """Read a number of one to eight bytes; None if it means that the length is unknown."""
     first = file.read(1)
     if not first or not first[0]:
         return None
