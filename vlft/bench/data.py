@@ -1,4 +1,4 @@
-"""`vlft bench data`: how fast rows become batches, alternating between vlft and stock transformers in one process."""
+"""`vlft bench data`: how fast vlft and stock transformers turn rows into batches, alternating in one process tree."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One pass over all rows. Rates are converted with it.
+    """Totals of one pass over all rows, for the seconds of an epoch and for TFLOP/s.
 
     Attributes:
         tokens: tokens of all rows.
