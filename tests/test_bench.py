@@ -1,4 +1,4 @@
-"""vlft bench: its documents, the rows it draws, and that the other side sees the same rows with the same labels."""
+"""vlft bench: its documents, the rows it draws, and that the stock side gets the same rows with the same labels."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_stock_rows_are_ours(samples, encoded, encoder):
     )
     items = [rows[i] for i in range(len(rows))]
     for item, (name, ours) in zip(items, encoded.items(), strict=True):
-        if name != "frames":  # stock renders a list of frames alike, but may resize it otherwise
+        if name != "frames":  # stock renders a list of frames in the same way, but may resize it differently
             assert item["input_ids"][0].tolist() == ours.input_ids_T.tolist(), name
             assert item["labels"][0].tolist() == ours.labels_T.tolist(), name
 
@@ -159,7 +159,7 @@ def test_operations_of_a_photo_on_the_2b():
 def test_a_run_that_fails_or_hangs_is_told(tmp_path):
     with pytest.raises(Failed, match=r"status 1.*\n.*No module named vlft.bench.nothing"):
         run_module(["vlft.bench.nothing"], log=tmp_path / "log", say=print)
-    with pytest.raises(Failed, match="not done after 0"):
+    with pytest.raises(Failed, match="not finished after 0"):
         run_module(["timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"], log=tmp_path / "log", say=print,
                    timeout=0.3)  # fmt: skip
 
@@ -185,7 +185,7 @@ def test_bench_data(base, tmp_path, capsys):
         assert side["samples_per_s"] * side["seconds"] == pytest.approx(5)
         assert len(side["seconds_of_passes"]) == 2
     assert found["tokens"] == found["baseline"]["tokens"], "both sides read the same rows"
-    # uint8 once, beside float32 with the frame twice
+    # ours: uint8, each frame once; stock: float32, each frame twice
     assert found["baseline"]["bytes_per_picture"] == 8 * found["bytes_per_picture"]
     [kept] = (tmp_path / "out").glob("data-*.json")
     assert json.loads(kept.read_text()) == found
@@ -208,7 +208,7 @@ def forked(words, *, log: Path, say, timeout=None, shown=None) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict:
-    """A benchmark of training on drawn rows, beside stock transformers on rows of like length together."""
+    """A benchmark of training on drawn rows, compared with stock transformers on batches of similar length."""
     out = tmp_path_factory.mktemp("bench")
     argv = ["bench", "train", "--shape", "tiny", "--preset", "lora_vision", "--steps", "4", "--skip_steps", "1"]
     argv += ["--baseline", "--baseline_order", "grouped", "--dataloader_num_workers", "0", "--out", str(out)]
@@ -256,11 +256,16 @@ def test_the_table_of_a_training(trained):
     assert report.markdown("train", trained | {"baseline": None, "ratio": None}).count("|") == 9
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     "start", [pytest.param(forked, id="forked"), pytest.param(run_module, id="own process", marks=pytest.mark.grid)]
 )
 def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, capsys, monkeypatch, start):
     """Their config as it is, but for what a benchmark does not measure; stdout holds the document alone."""
+=======
+def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, capsys):
+    """The user's config is unchanged, except for flags that a benchmark does not measure; stdout is the document."""
+>>>>>>> en-media
     config = tmp_path / "my.yaml"
     config.write_text(f"output_dir: {tmp_path / 'mine'}\nsave_steps: 1\nlearning_rate: 1e-3\nnum_train_epochs: 9\n")
     monkeypatch.setattr("vlft.bench.train.run_module", start)

@@ -1,4 +1,4 @@
-"""Boxes: from what rows hold to what a model family reads after the resize, and back from what it answers."""
+"""Boxes: from the rows to the notation of a model family after the resize, and back from its answers."""
 
 import json
 from dataclasses import replace
@@ -168,7 +168,7 @@ def test_a_small_overshoot_is_clipped_and_a_large_one_is_not():
 
 
 def test_published_rows_become_what_they_are_published_as(encoder, tmp_path):
-    """In Qwen2-VL's tokens, names and all, from `objects`."""
+    """Boxes and names from `objects` are written in Qwen2-VL's tokens."""
     for i, (size, _, _) in enumerate(PUBLISHED):
         write_image(tmp_path / f"{i}.jpg", *size)
     two = {"ref": ["a dog", "a woman"], "bbox": [PUBLISHED[0][1], PUBLISHED[1][1]]}
@@ -184,7 +184,7 @@ def test_published_rows_become_what_they_are_published_as(encoder, tmp_path):
 @pytest.mark.parametrize("images", ["wide.jpg", "tall.png", "turned.jpg"])
 @pytest.mark.parametrize("family", [FAMILY, LATER, THIRD], ids=["tokens", "resized", "json"])
 def test_every_way_to_write_a_box_trains_the_same(encoder, folder, family, images):
-    """And it is that of the picture as displayed, in the size that the stock processor gives it."""
+    """It refers to the picture as displayed, in the size after the stock processor's resize."""
     encoder = replace(encoder, family=family)
     width, height = (700, 300) if images == "wide.jpg" else (120, 400)
     shares = (0.25, 0.5, 0.75, 0.9)
@@ -221,7 +221,7 @@ def test_every_way_to_write_a_box_trains_the_same(encoder, folder, family, image
 @pytest.mark.parametrize("turned", [False, True], ids=["upright", "turned"])
 @pytest.mark.parametrize("unit", ["pixels", "0-1000"])
 def test_the_box_holds_what_it_held(encoder, tmp_path, unit, turned):
-    """Seen in the pixels: a red patch in the original is in the same box of what the model gets."""
+    """The pixels prove it: a red patch of the original is in the same box of the picture that the model receives."""
     box = (160, 420, 330, 700)
     shown = picture(500, 900, name="coffee")
     shown.paste((255, 0, 0), box)
@@ -247,7 +247,7 @@ def test_the_box_holds_what_it_held(encoder, tmp_path, unit, turned):
 
 
 def test_the_picture_of_a_box(encoder, folder):
-    """Named by image_id; else the one right before it in its turn, the one last shown, or the row's only one."""
+    """By image_id; else the picture right before it in its turn, the latest picture, or the row's only picture."""
     encoder = replace(encoder, family=LATER, recipe=replace(encoder.recipe, box_format="pixels"))
     both = ["wide.jpg", "tall.png"]
     first = said(encoder, grounded([60, 150, 120, 300], images=both, image_id=[0]), folder)
@@ -316,7 +316,7 @@ def test_refused_rows_name_the_field(encoder, folder, what):
 
 
 def test_objects_of_other_sets_are_no_concern(encoder, folder):
-    """Without a placeholder in the text the key is one of many that are not read."""
+    """Without a placeholder in the text, the key is ignored as other unknown keys are."""
     plain = row("<image>What?", "A <|box_start|>", image="wide.jpg")
     for other in ([1], {"bbox": "x"}, {"bbox": [[1, 2, 3, 4]]}, "text"):
         sample = parse({**plain, "objects": other}, folder)
@@ -343,7 +343,7 @@ def test_measured_is_encoded(encoder, folder, family):
 
 
 def test_kept_costs_are_of_the_same_boxes(encoder, folder, tmp_path):
-    """Another convention, or other numbers under `objects`, are other rows."""
+    """A row with another convention, or other numbers under `objects`, is another row."""
     text = row("<image>", "<|box_start|>(0.1,0.123456),(0.2,1)<|box_end|>", image="tall.png")
     long = grounded([0, 0, 1, 1])
 

@@ -125,7 +125,7 @@ def test_a_prompt_is_the_beginning_of_the_row_it_was_trained_on(encoder, samples
 
 
 def test_a_prompt_ends_in_a_user_turn(encoder, samples):
-    with pytest.raises(ConfigError, match=r"mixed.json\[0\].conversations\[1\]: a prompt ends in a user turn"):
+    with pytest.raises(ConfigError, match=r"mixed.json\[0\].conversations\[1\]: a prompt ends with a user turn"):
         encoder.prompt(samples["still"])
 
 

@@ -1,4 +1,4 @@
-"""Frames of video files are those that were asked for, whatever the container, and every readable file is taken."""
+"""The frames read are those that were asked for, in every container, and every readable file is accepted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def asked(count: int) -> list[int]:
 
 
 def assert_frames(path, *, count=None):
-    """Through the public path and below it: the count, the pixels, and what the frames show of themselves."""
+    """Through the public functions and below them: the count, the pixels, and the numbers that the frames show."""
     want = plain(path)
     clip = open_clip(str(path))
     assert clip.frames == len(want)
@@ -55,7 +55,7 @@ def test_frames_are_those_that_were_asked_for(tmp_path, recipe):
 
 @pytest.mark.grid
 def test_every_container_and_codec(tmp_path):
-    """Prints the table with `-s`: container, codec, B-frames, and what came of it."""
+    """Prints the table with `-s`: container, codec, B-frames, and the result."""
     found: Counter[str] = Counter()
     for recipe in MATRIX:
         path = tmp_path / recipe.name
@@ -83,7 +83,7 @@ def test_every_container_and_codec(tmp_path):
 
 
 def test_seeking_reads_a_part_of_the_file(tmp_path, monkeypatch):
-    """Counting from the start is the way out, and not the way."""
+    """Counting from the start is the fallback, not the usual way."""
     monkeypatch.setattr(seeking, "_counted", lambda *_: pytest.fail("counted"))
     for name in ("mp4-libx264-b3-open.mp4", "ts-libx264-b2.ts", "avi-mpeg4-b2.avi", "mkv-mpeg2video-b2.mkv"):
         recipe = next(one for one in MATRIX if one.name == name)
@@ -93,7 +93,7 @@ def test_seeking_reads_a_part_of_the_file(tmp_path, monkeypatch):
 
 
 def test_where_seeking_leads_nowhere_frames_are_counted(tmp_path):
-    """Key frames that decode from nothing do not exist here: a column of each frame is refreshed in turn."""
+    """The clip has no key frames that decode alone: columns of the frame are refreshed one after another."""
     options = {"preset": "veryfast", "x264-params": "keyint=12:intra-refresh=1:bframes=0"}
     assert_frames(encode(tmp_path / "a.mp4", options=options, bframes=0), count=FRAMES)
 
@@ -102,7 +102,7 @@ def test_where_seeking_leads_nowhere_frames_are_counted(tmp_path):
 
 
 def cut_by_edit_list(path, *, first, frames=None):
-    """Hide frames of an .mp4 as a cut by stream copy does: they are stored, and not shown."""
+    """Hide frames of an .mp4 as a cut by stream copy does: they are stored but not shown."""
     data = bytearray(path.read_bytes())
     at = data.index(b"elst") + 12
     shown_ms, start = struct.unpack(">Ii", data[at : at + 8])
@@ -130,7 +130,7 @@ def test_samples_that_an_edit_list_hides_are_no_frames(tmp_path, recipe, first, 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
 @pytest.mark.parametrize(("recipe", "cut"), [("mp4-libx265-b3-open.mp4", 12), ("mp4-mpeg2video-b2.mp4", 7)])
 def test_a_clip_that_begins_between_key_frames(tmp_path, recipe, cut, ending):
-    """What leads its first key frame cannot be decoded, and is not counted."""
+    """Leading pictures of the first key frame cannot be decoded, and are not counted."""
     whole = write(tmp_path / "whole.mp4", next(one for one in MATRIX if one.name == recipe))
     assert_frames(remux(whole, tmp_path / f"a.{ending}", lambda i: i >= cut))
 

@@ -1,4 +1,4 @@
-"""Costs kept between runs: what is opened again, what is not, and what a damaged or unwritable cache does."""
+"""The cost cache: which files are opened again, which are not, and the effect of a damaged or unwritable cache."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def with_recipe(encoder, **changes):
 
 
 def facts(measured: MeasuredRows) -> tuple:
-    """What a pass found out, to be compared."""
+    """The results of a pass, for comparison."""
     return list(measured.rows.samples), measured.rows.bad, measured.rows.counts, measured.costs
 
 
@@ -81,7 +81,7 @@ def test_a_second_pass_opens_no_media(rows, encoder, opened, tmp_path):
     assert facts(again) == facts(plain)  # the refused row as well
     assert opened == []
     assert len(entries(cache)) == 1
-    assert [path.name for path in cache.iterdir()] == [entries(cache)[0].name]  # nothing half-written is left
+    assert [path.name for path in cache.iterdir()] == [entries(cache)[0].name]  # no temporary file is left
 
 
 def test_only_rows_whose_files_changed_are_measured_again(rows, encoder, opened, tmp_path):
@@ -186,7 +186,7 @@ def test_a_pass_that_was_interrupted_goes_on_where_it_was(rows, encoder, opened,
     passing = costs.scan_costs(index, encoder, workers=0, folder=cache, note=pytest.fail)
     first = [next(passing), next(passing)]
     (entry,) = entries(cache)
-    copy = entry.read_bytes()  # as it is now: a kill ends the process without a word
+    copy = entry.read_bytes()  # its state now: a killed process writes nothing more
     passing.close()
     entry.write_bytes(copy)
     opened.clear()
@@ -226,7 +226,7 @@ def test_the_cache_does_not_grow_for_ever(rows, encoder, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     for i in range(5):
         measure(rows, with_recipe(encoder, max_length=1000 + i), cache)
-        os.utime(entries(cache)[0], ns=(i, i))  # the clock may not tell them apart
+        os.utime(entries(cache)[0], ns=(i, i))  # the clock's resolution may be too coarse
     assert len(entries(cache)) == 3
 
 

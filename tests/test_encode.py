@@ -112,7 +112,7 @@ def encode(encoder: Encoder, raw: dict):
 
 
 def test_an_even_number_of_turns_after_a_system_turn_trains_the_answers(encoder):
-    """Elsewhere such a row trains the user's question as the answer."""
+    """Other kits train the user's question as the answer in such a row."""
     raw = chat(("system", "Be brief."), ("human", "one"), ("gpt", "ONE"), ("human", "two"), ("gpt", "TWO"))
     assert trained_text(encode(encoder, raw), encoder.processor.tokenizer) == "ONE<|im_end|>TWO<|im_end|>"
 
@@ -124,7 +124,7 @@ def test_an_answer_that_starts_with_a_newline_keeps_its_own_token(encoder):
 
 @pytest.mark.parametrize("prompt", ["<|im_start|>assistant\n<think>\n", "<|im_start|>assistant: "])
 def test_a_template_whose_answers_do_not_follow_its_generation_prompt_is_refused(encoder, prompt):
-    """Else the trained span would begin a few characters off."""
+    """Otherwise the trained span would be off by a few characters."""
     template = encoder.processor.chat_template.replace(
         "{% if add_generation_prompt %}<|im_start|>assistant\n", "{% if add_generation_prompt %}" + prompt
     )

@@ -13,7 +13,6 @@ import torch
 from build import row, write_json
 from models import PRESETS, TORCH, assert_close, build, gradients, stock_loss
 from second_family import SECOND
-from models import PRESETS, TORCH, assert_close, build, gradients, stock_loss
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.qwen3_vl import modeling_qwen3_vl as modeling

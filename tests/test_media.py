@@ -38,7 +38,7 @@ def normalised(media):
 
 
 def assert_like_stock(path, settings=SETTINGS, opened=None):
-    """A still equals what the stock image processor makes of the upright picture; headers gave its grid."""
+    """A still equals the stock image processor's result for the upright picture; its grid comes from headers."""
     ours = decode(image(path), settings)
     assert measure(image(path), settings) == ours.grid
     assert ours.patches.dtype == torch.uint8
@@ -185,7 +185,7 @@ def by_pillow(path) -> torch.Tensor:
 
 @pytest.fixture
 def pillow_decodes(monkeypatch) -> list[str]:
-    """Files of which Pillow decodes the pixels."""
+    """Files whose pixels Pillow decodes."""
     seen: list[str] = []
     load = JpegImagePlugin.JpegImageFile.load
 
@@ -273,7 +273,7 @@ def test_what_is_no_plain_jpeg_pillow_decodes(tmp_path, ending):
 
 
 def test_a_damaged_jpeg_is_taken_or_refused_as_by_pillow(tmp_path):
-    """Cut, or with bytes overwritten: what Pillow reads past is read past, what it refuses is refused in its words."""
+    """Truncated or with overwritten bytes: vlft skips what Pillow skips, and refuses with the message of Pillow."""
     rng = np.random.default_rng(0)
     path, outcomes = tmp_path / "a.jpg", set()
     for i in range(300):
@@ -333,7 +333,7 @@ def test_pictures_refused(tmp_path, name, write, reason):
         decode(Image(path=str(tmp_path / name), field="image[3]"), SETTINGS)
     assert caught.value.field == "image[3]"
     assert str(tmp_path / name) in caught.value.reason
-    if reason != "cut short":  # the only ones whose headers look well
+    if reason != "cut short":  # the only files whose headers are intact
         with pytest.raises(MediaError, match=reason):
             measure(image(tmp_path / name), SETTINGS)
 
@@ -343,7 +343,7 @@ def test_decompression_bomb(tmp_path, monkeypatch):
     monkeypatch.setattr(PIL, "MAX_IMAGE_PIXELS", 300 * 200 // 2 - 1)
     with pytest.raises(MediaError, match="too large"):
         measure(image(path), SETTINGS)
-    monkeypatch.setattr(PIL, "MAX_IMAGE_PIXELS", 300 * 200 - 1)  # where Pillow warns, we take
+    monkeypatch.setattr(PIL, "MAX_IMAGE_PIXELS", 300 * 200 - 1)  # Pillow only warns, so vlft accepts it
     assert measure(image(path), SETTINGS) == decode(image(path), SETTINGS).grid
 
 
@@ -462,7 +462,7 @@ def test_a_clip_turned_by_its_metadata_is_upright(tmp_path, degrees):
     [("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.ts", "libx264"), ("a.mp4", "libsvtav1"), ("a.webm", "libvpx-vp9")],
 )
 def test_frames_that_were_sought_are_those_that_were_counted(tmp_path, file, codec):
-    """PyAV goes from key frame to key frame; every frame is the one that decoding all of them gives."""
+    """PyAV seeks from key frame to key frame; every frame equals that of decoding all of them."""
     import av
 
     path = write_video(tmp_path / file, 300, 112, 56, codec=codec)
@@ -481,7 +481,7 @@ def test_seeking_decodes_only_what_it_must(tmp_path):
     clip = clips.open_clip(str(path))
     data = bytearray(path.read_bytes())
     middle = slice(len(data) // 3, len(data) // 2)
-    data[middle] = bytes(len(data[middle]))  # frames that nobody asks for
+    data[middle] = bytes(len(data[middle]))  # frames that are not asked for
     path.write_bytes(data)
     assert len(np.concatenate(list(clips.read_frames(clip, [3, 60, 500, 590])))) == 4
 
@@ -518,7 +518,7 @@ def test_videos_refused(tmp_path, name, write, reason):
 
 @pytest.mark.parametrize("kind", ["ExternalError", "PatchWelcomeError", "UnknownError"])
 def test_an_error_of_ffmpeg_itself_names_the_file(tmp_path, monkeypatch, kind):
-    """These are no OSError and no ValueError."""
+    """These exceptions are neither OSError nor ValueError."""
     import av
 
     def fail(*_, **__):

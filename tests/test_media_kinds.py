@@ -1,4 +1,4 @@
-"""Files that are no medium, pictures of more than 8 bits, folders of frames; and what must not reach a terminal."""
+"""Files that are not media, pictures of more than 8 bits, folders of frames; and messages kept from the terminal."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def grey(most: int) -> np.ndarray:
 
 
 def png16(path, values, extra=b""):
-    """A PNG of 16 bits a channel, grey or RGB; `extra`: chunks before its pixels."""
+    """A PNG of 16 bits per channel, grey or RGB; `extra`: chunks before its pixels."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
     head = struct.pack(">IIBBBBB", width, height, 16, 0 if values.ndim == 2 else 2, 0, 0, 0)
@@ -228,7 +228,7 @@ def test_a_picture_of_16_bits_keeps_its_high_byte(tmp_path, name, write):
 
 @pytest.fixture
 def frames(tmp_path):
-    """Eleven frames whose names sort wrongly as text, and files that systems leave behind."""
+    """Eleven frames whose names sort wrongly as text, and files that operating systems create."""
     names = ["china", "flower", "astronaut", "chelsea", "coffee", "rocket"] * 2
     for i, name in enumerate(names[:11]):
         write_image(tmp_path / "clip" / f"frame_{i}.jpg", name=name)
@@ -295,7 +295,7 @@ def test_a_folder_stays_inside_as_files_do(frames, tmp_path_factory, capsys):
 
 
 def noisy(folder):
-    """Files on which Pillow, libtiff, FFmpeg, decord or torchvision have something to say; half of them can be read."""
+    """Files for which Pillow, libtiff, FFmpeg, decord or torchvision print messages; half of them can be read."""
     picture(90, 60).convert("P").save(folder / "palette.png", transparency=bytes(range(256)))
     picture(90, 60).save(folder / "exif.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\xff\xff")
     picture(90, 60).save(folder / "lzw.tif", compression="tiff_lzw")
@@ -317,7 +317,7 @@ def noisy(folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_libraries_say_nothing_on_stderr(tmp_path, capfd, monkeypatch, workers):
-    rows = noisy(tmp_path) * (1 if workers == 0 else 3)  # fewer are looked at without processes
+    rows = noisy(tmp_path) * (1 if workers == 0 else 3)  # fewer rows are scanned without processes
     data = write_json(tmp_path / "rows.json", rows)
     monkeypatch.setattr(PIL, "MAX_IMAGE_PIXELS", 90 * 60 - 1)  # above it, Pillow warns
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: os.write(2, f"{message}\n".encode()))

@@ -1,4 +1,4 @@
-"""Who trains which row when."""
+"""The order of training: which rank trains which rows in which step."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_order_depends_on_seed_and_epoch():
 
 
 def test_order_is_the_one_earlier_versions_had():
-    """A run that goes on after an update must find its rows where it left them."""
+    """A run that is resumed after an update must find its rows in the same order."""
     assert RowOrder(rows=10, rows_per_step=2, seed=42).epoch(1) == [4, 0, 9, 1, 2, 3, 7, 6, 5, 8]
 
 

@@ -1,4 +1,4 @@
-"""Rows over the limit: refused, skipped, shrunk or without their last media, in measuring and encoding alike."""
+"""Rows over the limit are refused, skipped, shrunk, or lose their last media; measuring and encoding agree."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_it_fits_and_measuring_says_what_encoding_gives(encoder, story, whole, h
     assert cost.changed.startswith("shrunk" if how == "shrink" else "dropped")
     assert cost.changed.endswith(f"{cost.tokens:,} tokens instead of {whole.tokens:,}")
     assert ours.measure(story) == cost
-    # All the text is there and all of the answers are trained, whatever became of the pictures.
+    # All text is present and all answers are trained, in every way of treating the pictures.
     full = encoder.encode(story)
     assert made.labels_T[made.labels_T >= 0].tolist() == full.labels_T[full.labels_T >= 0].tolist()
     assert encoder.encode(ours.as_trained(story)).input_ids_T.tolist() == made.input_ids_T.tolist()

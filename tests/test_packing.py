@@ -1,4 +1,4 @@
-"""Packs: what fits, how full, how often each row, how balanced."""
+"""Packs: what fits, how full they are, how often each row appears, and how balanced they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows and files that mean harm are refused, without a hang and in little memory; what flags allow; reading again."""
+"""Malicious rows and files are refused, without a hang and in little memory; what flags allow; repeated reading."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from vlft.errors import BadRow, ConfigError
 
 @pytest.fixture
 def checked(capsys) -> Callable[..., tuple[int, dict]]:
-    """Run `vlft check-data --json`; returns its exit code and what it found."""
+    """Run `vlft check-data --json`; returns its exit code and its document."""
 
     def run(*argv: object) -> tuple[int, dict]:
         status = main(["check-data", "--json", *map(str, argv)])
@@ -89,7 +89,7 @@ OUTSIDE = {
 
 @pytest.mark.parametrize("folder", ["pics", "pictures", None])
 def test_a_relative_path_stays_in_its_folder(tree, checked, folder):
-    """A folder that is a link itself, or the data file's own folder, is no other."""
+    """A folder that is itself a link, or the data file's own folder, is the same folder."""
     at = tree / (folder or "pics")
     raw = [row("<image>?", id=path, image=path) for path in [*INSIDE, *OUTSIDE, str(tree / "secret.png")]]
     data = write_json((tree if folder else at) / "train.json", raw)
@@ -158,7 +158,7 @@ def test_a_path_costs_one_look(tree, monkeypatch):
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """Serves what the test planted: path -> (status, headers, body); counts what was asked for."""
+    """Serves the responses that a test sets, path -> (status, headers, body), and records the requests."""
 
     planted: dict[str, tuple[int, dict[str, str], bytes]]
     asked: list[str]
@@ -375,7 +375,7 @@ def resized(path: Path, **save: object) -> bytes:
 
 
 def huge(path: Path) -> None:
-    """A picture with nothing behind it, on disk too: a hole."""
+    """A picture followed by zeros, stored as a hole in a sparse file."""
     write_image(path)
     os.truncate(path, 5 << 30)
 
@@ -412,7 +412,7 @@ PICTURE_BOMBS: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 @contextlib.contextmanager
 def bounded(seconds: float = 5.0, megabytes: int = 300) -> Iterator[None]:
-    """Fails where it took longer on a processor (others may be at work here), or the process grew by more."""
+    """Fails if the block takes more processor time (the machine may be shared), or the process grows by more memory."""
     began, before = time.process_time(), peak()
     yield
     assert time.process_time() - began < seconds
@@ -453,7 +453,7 @@ def overwrite(path: Path, box: bytes, at: int, *values: int) -> None:
 
 
 def claim(path: Path, samples: int) -> None:
-    """An MP4 whose tables say that it holds so many samples, all of one size."""
+    """An MP4 whose tables claim this many samples, all of one size."""
     write_video(path)
     overwrite(path, b"stsz", 8, 100, samples)
     overwrite(path, b"stsc", 16, samples)
@@ -461,7 +461,7 @@ def claim(path: Path, samples: int) -> None:
 
 
 def claim_times(path: Path) -> None:
-    """Its table of times alone says that there are 4 billion."""
+    """Only its table of times claims 4 billion samples."""
     write_video(path)
     overwrite(path, b"stts", 12, 0xFF00000C)
 
@@ -472,7 +472,7 @@ def claim_in_fragment(path: Path) -> None:
 
 
 def hide_behind_boxes(path: Path) -> None:
-    """What it claims stands behind more empty boxes than are looked at."""
+    """Its claim is after more empty boxes than are read."""
     claim(path, 50_000_000)
     data = path.read_bytes()
     start = struct.unpack(">I", data[:4])[0]
@@ -513,7 +513,7 @@ def test_honest_headers_claim_nothing_beyond(tmp_path, monkeypatch, file):
     options = {"movflags": "frag_keyframe+empty_moov"} if file == "f.mp4" else {}
     path = write_video(tmp_path / file, 200, codec="libvpx-vp9" if file == "a.webm" else "mpeg4", options=options)
     assert samples_beyond(str(path)) is None
-    for size in (0, 3, 8, 20, 100, 1000):  # and cut short it claims less than its length, or what is seen is refused
+    for size in (0, 3, 8, 20, 100, 1000):  # truncated, it claims less than its length, or is refused
         path.write_bytes(path.read_bytes()[: path.stat().st_size - size] if size else path.read_bytes())
         samples_beyond(str(path))
 
@@ -622,7 +622,7 @@ def test_a_json_too_large_to_be_read_whole(tmp_path, monkeypatch):
 
 
 def test_bounds_leave_room():
-    """For the longest rows of today: a context of 128k tokens, 2,000 pictures, a page of 179 million pixels."""
+    """For the longest rows in use: a context of 128k tokens, 2,000 pictures, a page of 179 million pixels."""
     assert named.FILES_PER_ROW >= 2_000
     assert records.RENDERED_PER_ROW >= 131_072 * 4 * 100
     assert PICTURE_BYTES >= 179_000_000 * 4
@@ -680,9 +680,7 @@ def test_a_disk_that_fails_to_read_is_tried_again(one, monkeypatch):
     faults += [OSError(5, "Input/output error")] * 3
     bad = data[0]
     assert isinstance(bad, BadRow)
-    assert (
-        "a.jpg: cannot be read ([Errno 5] Input/output error). Look at its disk (tried 3 times in 0.0 s)" in bad.reason
-    )
+    assert "a.jpg: cannot be read ([Errno 5] Input/output error). Check its disk (tried 3 times in 0.0 s)" in bad.reason
 
 
 def test_a_file_system_that_does_not_answer_is_no_missing_file(tmp_path, monkeypatch):

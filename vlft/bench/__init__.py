@@ -1,5 +1,5 @@
-"""How fast rows are prepared and trained, beside stock transformers on the same rows in the same call.
+"""Benchmarks of data loading and training, compared with stock transformers on the same rows in the same call.
 
-`data` measures the loader, `train` whole training runs, each in a process of its own. `mixes` and `shapes` make rows
-and bases where the user names none; `stock`, `baseline` and `tune` are the other side.
+`data` measures the loader, and `train` complete training runs, each in its own process. `mixes` and `sizes` make rows
+and bases if the user names none. `stock`, `baseline` and `tune` are the stock side.
 """

@@ -1,8 +1,8 @@
-"""One measured run of stock transformers, in a process of its own: `python -m vlft.bench.baseline SPEC.json`.
+"""One measured run of stock transformers in its own process: `python -m vlft.bench.baseline SPEC.json`.
 
-The same base, rows, towers, precision, optimizer, rates and rows per optimizer step as vlft's run; everything else as
-transformers, peft and their documentation have it: the stock forward, its Trainer, right padding, the processor in the
-loader's workers. Its batch and checkpointing are those that are fastest of what fits.
+Base, rows, towers, precision, optimizer, learning rates and rows per optimizer step are those of vlft's run. Everything
+else follows transformers, peft and their documentation: the stock forward and Trainer, right padding, and the processor
+in the loader's workers. The batch size and gradient checkpointing are the fastest settings that fit in memory.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from vlft.train.metrics import peak_gb
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What to run.
+    """Specification of a run.
 
     Attributes:
-        flags: YAML of the flags that vlft's run had.
-        order: `random`, or `grouped`: batches of rows of like length.
-        rows_per_step: rows of an optimizer step that vlft's run had, on average.
-        max_steps: -1 for one pass over the rows.
-        batch, checkpointing: rows of a micro-batch and gradient checkpointing; None: the fastest that fits.
-        out: file for what was found.
+        flags: YAML file with the flags of vlft's run.
+        order: `random`, or `grouped` for batches of rows of similar length.
+        rows_per_step: rows of an optimizer step in vlft's run, on average.
+        max_steps: maximum number of steps; -1 for one pass over the rows.
+        batch: rows of a micro-batch; None for the fastest that fits.
+        checkpointing: gradient checkpointing; None for the fastest that fits.
+        out: file for the results.
     """
 
     flags: str
@@ -53,7 +54,7 @@ class Spec:
 
 
 class StockTrainer(Trainer):
-    """transformers' Trainer with a clock, and with lengths known beforehand for the grouped order."""
+    """transformers' Trainer with a clock, and with given lengths of rows for the grouped order."""
 
     def __init__(self, *, lengths: list[int] | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -68,7 +69,7 @@ class StockTrainer(Trainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         if self.lengths is None:
             return super()._get_train_sampler(*args, **kwargs)
-        # What train_sampling_strategy="group_by_length" builds; by itself it would decode all pictures for the lengths.
+        # train_sampling_strategy="group_by_length" builds the same, but decodes all pictures to get the lengths.
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(size, lengths=self.lengths)
 
@@ -80,7 +81,7 @@ class StockTrainer(Trainer):
         return batches, items
 
     def end_step(self) -> None:
-        """Close the account of an optimizer step."""
+        """Record the figures of an optimizer step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -116,7 +117,7 @@ class _Clock(TrainerCallback):
 
 
 def main(spec: Spec) -> None:
-    """Run it, and write the steps, the settings and the peak memory."""
+    """Run the specification, and write its steps, settings and peak memory."""
     parsed = FlagParser("train", (DataFlags, ModelFlags, TrainFlags)).parse(["--config", spec.flags])
     data, model_flags, args = parsed.flags
     set_seed(args.seed)
@@ -154,7 +155,7 @@ def _dtype(args: TrainFlags) -> torch.dtype:
 
 
 def _model(base: Base, args: TrainFlags) -> tuple[torch.nn.Module, str]:
-    """The base with the towers that vlft trains: plain peft where they are LoRA, float32 masters of what trains."""
+    """Load the base with the towers that vlft trains: plain peft for LoRA, and float32 masters of trained weights."""
     half = args.half
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
     model.config.use_cache = False
@@ -164,7 +165,7 @@ def _model(base: Base, args: TrainFlags) -> tuple[torch.nn.Module, str]:
             model.set_attn_implementation("flash_attention_2")
             attention = "flash_attention_2"
         except (ImportError, ValueError) as error:
-            print(f"flash_attention_2 is not taken: {error}")
+            print(f"flash_attention_2 is not used: {error}")
     model = apply_towers(model, base.family, base.towers, masters=True)
     return model.to(args.device), attention
 

@@ -1,4 +1,4 @@
-"""`vlft bench data`: how fast rows become batches, ours and stock transformers' in turns, in one process tree."""
+"""`vlft bench data`: how fast vlft and stock transformers turn rows into batches, alternating in one process tree."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ from vlft.setup import Base, MeasuredRows, open_base, trainable_rows
 
 @dataclass(frozen=True, kw_only=True)
 class DataBench:
-    """What is measured.
+    """Settings of the benchmark.
 
     Attributes:
-        rows: most rows a pass goes over. rounds: passes over them, each side in turn.
-        batch: rows of a batch. workers: loader processes of either side.
-        baseline: whether stock transformers is measured too.
-        work: folder to keep built-in rows in; None for a temporary one.
+        rows: maximum number of rows in a pass.
+        rounds: number of passes of each side; the sides alternate.
+        batch: rows of a batch.
+        workers: loader processes of each side.
+        baseline: whether stock transformers is also measured.
+        work: folder that built-in rows stay in; None for a temporary one.
     """
 
     rows: int
@@ -45,7 +47,7 @@ class DataBench:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """What one pass over the rows took and gave; `pictures` are stills and frames of videos."""
+    """Seconds and counts of one pass over the rows; `pictures` counts stills and frames of videos."""
 
     seconds: float
     pictures: int
@@ -55,7 +57,7 @@ class Pass:
 
 
 class _Lists:
-    """A batch sampler whose lists are given before each pass; worker processes stay."""
+    """A batch sampler whose lists are set before each pass, so that worker processes stay alive."""
 
     def __init__(self) -> None:
         self.lists: Sequence[list[int]] = ()
@@ -68,16 +70,16 @@ class _Lists:
 
 
 class _Side:
-    """One way to load: its workers, started once."""
+    """The loader of one side. Its workers are started once."""
 
     def __init__(self, rows: Any, collator: Any, workers: int) -> None:
         self.lists = _Lists()
-        # As VlftTrainer builds its loader; `generator` and `prefetch_factor` do not change what is done.
+        # The loader of VlftTrainer; `generator` and `prefetch_factor` make no difference here.
         options = loader_options(workers, pin_memory=True)
         self.loader = DataLoader(rows, batch_sampler=self.lists, collate_fn=collator, **options)  # type: ignore[arg-type]
 
     def run(self, lists: Sequence[list[int]]) -> Pass:
-        """One pass, timed from asking for the first batch to having the last."""
+        """Run one pass, timed from the request for the first batch to the arrival of the last."""
         self.lists.lists = lists
         done = []
         start = time.perf_counter()
@@ -89,7 +91,7 @@ class _Side:
 
 
 def _counted(batch: Any) -> tuple[int, int, int, int]:
-    """Pictures, samples, tokens and bytes of pixels of a batch of either side."""
+    """Count pictures, samples, tokens and bytes of pixels in a batch of either side."""
     if COUNTS in batch and "places" in batch[COUNTS]:
         counts = batch[COUNTS]
         return counts["images"] + counts["frames"], counts["samples"], counts["tokens"], counts["pixel_bytes"]
@@ -106,9 +108,10 @@ def bench_data(parsed: Parsed, plan: DataBench, built_in: BuiltIn, say: Say) -> 
     """Measure the loader.
 
     Args:
-        parsed: `DataFlags`, `ModelFlags` and more.
-        built_in: what stands in where no base or no rows are named.
-        say: told about progress.
+        parsed: parsed flags, with `DataFlags` and `ModelFlags` first.
+        plan: settings of the benchmark.
+        built_in: base and rows that are used if the flags name none.
+        say: receives lines about progress.
 
     Returns:
         the document of `vlft bench data --json`.
@@ -165,7 +168,7 @@ def _measure(base: Base, measured: MeasuredRows, plan: DataBench, say: Say) -> d
 
 
 def _rates(passes: Sequence[Pass], workers: int) -> dict[str, Any]:
-    """Medians over the passes; every pass goes over the same rows."""
+    """Compute rates from the median over the passes; all passes use the same rows."""
     seconds = statistics.median(one.seconds for one in passes)
     first = passes[0]
     return {
@@ -183,6 +186,6 @@ def _rates(passes: Sequence[Pass], workers: int) -> dict[str, Any]:
 
 
 def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float | None]:
-    """Ours divided by the baseline's."""
+    """Divide our figures by the baseline's."""
     names = ("pictures_per_s", "samples_per_s", "tokens_per_s", "bytes_per_picture")
     return {name: ours[name] / theirs[name] if ours[name] and theirs[name] else None for name in names}

@@ -1,4 +1,4 @@
-"""What steps come to: rates, shares and TFLOP/s from what each step counted. Numbers in, numbers out."""
+"""Figures of a run: rates, shares and TFLOP/s from the counts of each step. Numbers in, numbers out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlft.errors import ConfigError
 from vlft.model.flops import peak_tflops, required_flops, total
 from vlft.setup import Base, MeasuredRows
 
-FLOPS_ROWS = 2000  # rows whose pictures are opened once more to count operations; the others are taken as alike
+FLOPS_ROWS = 2000  # rows whose pictures are opened again to count operations; they represent the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,13 @@ class Step:
     """One optimizer step of either side.
 
     Attributes:
-        seconds: of wall time. wait: seconds of it that it waited for data.
-        tokens: real ones; places: with padding; supervised: that are trained on.
+        seconds: wall time.
+        wait: seconds of it spent waiting for data.
+        tokens: tokens without padding.
+        places: tokens with padding.
+        supervised: trained tokens.
+        images: stills.
+        samples: rows.
     """
 
     seconds: float
@@ -36,11 +41,11 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """All rows once: what a rate is held against.
+    """Totals of one pass over all rows, for the seconds of an epoch and for TFLOP/s.
 
     Attributes:
-        tokens: of all rows.
-        tflops: operations that training on them needs, in units of 1e12.
+        tokens: tokens of all rows.
+        tflops: operations that training on all rows needs, in units of 1e12.
     """
 
     tokens: int
@@ -48,7 +53,7 @@ class Epoch:
 
 
 def epoch_of(base: Base, measured: MeasuredRows) -> Epoch:
-    """Tokens and operations of all rows; pictures of a sample of them are measured from headers."""
+    """Count tokens and operations of all rows. Pictures are measured from the headers of a sample of the rows."""
     costs = measured.costs
     tokens = sum(cost.tokens for cost in costs)
     every = max(1, -(-len(costs) // FLOPS_ROWS))
@@ -65,24 +70,27 @@ def epoch_of(base: Base, measured: MeasuredRows) -> Epoch:
 
 
 def _segments(sample: Sample, base: Base) -> list[int]:
-    """Patches of each ViT attention segment of a row."""
+    """Return the patches of each ViT attention segment of a row."""
     grids = [media_io.measure(part, base.recipe) for part in sample.media]
     return [grid.h * grid.w for grid in grids for _ in range(grid.t)]
 
 
 def summary(steps: Sequence[Step], *, skip: int, epoch: Epoch, device: str | None, peak_gb: float) -> dict[str, Any]:
-    """The figures of one run.
+    """Compute the figures of one run.
 
     Args:
-        steps: all of it. skip: the first ones, which build caches and compile.
-        device: the card's name, or None off-GPU: then there is no TFLOP/s, since no peak to hold it against.
+        steps: all steps of the run.
+        skip: number of first steps that do not count, because they build caches and compile.
+        epoch: tokens and operations of all rows.
+        device: name of the GPU, or None without one: then TFLOP/s and MFU are None.
+        peak_gb: peak memory of the run.
 
     Raises:
         ConfigError: no step is left.
     """
     kept = steps[skip:]
     if not kept:
-        raise ConfigError(f"the run had {len(steps)} steps and the first {skip} do not count. Give more --steps.")
+        raise ConfigError(f"the run had {len(steps)} steps and the first {skip} do not count. Use more --steps.")
     seconds = sum(step.seconds for step in kept)
     tokens = sum(step.tokens for step in kept)
     rate = tokens / seconds

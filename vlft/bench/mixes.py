@@ -1,7 +1,8 @@
-"""Rows to measure on: seeded mixes of lengths, drawn as numbers first, then written as pictures, clips and a data file.
+"""Rows for benchmarks: seeded mixes of lengths, drawn as numbers, then written as pictures, clips and a data file.
 
-Pure up to `write_mix`: the same arguments give the same rows. Pictures come from a small pool of files that look
-natural to a JPEG decoder (smooth colours, edges, grain); rows share them, as nothing here keeps what it has decoded.
+All functions except `write_mix` are pure: the same arguments give the same rows. Pictures come from a small pool of
+files that look natural to a JPEG decoder (smooth colours, edges, grain). Rows share the files, because neither side of
+a benchmark caches decoded pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Unit = Literal["byte", "word"]
 
 JPEG_QUALITY = 90
 POOL = 12  # files of one size
-#: (width, height) with their weights; no multiples of 28 or 32, so that every picture is resized, as photographs are.
+#: (width, height) -> weight. None is a multiple of 28 or 32, so that every picture is resized, as photographs are.
 SIZES: dict[Scale, dict[tuple[int, int], int]] = {
     "real": {(450, 340): 30, (675, 500): 35, (900, 675): 20, (1024, 768): 15},
     "tiny": {(60, 60): 30, (90, 60): 35, (90, 90): 20, (120, 90): 15},
@@ -35,8 +36,8 @@ PHOTOS: dict[Scale, dict[tuple[int, int], int]] = {
     "tiny": {(120, 90): 4, (90, 120): 3, (110, 110): 1, (150, 84): 2},
 }
 CLIPS: dict[Scale, tuple[int, int]] = {"real": (452, 340), "tiny": (84, 56)}
-FRAMES_A_SECOND = 8  # of a written clip; training takes 2 of them by default
-SHORTER: dict[Scale, int] = {"real": 1, "tiny": 16}  # texts of a tiny row are so many times shorter
+FRAMES_A_SECOND = 8  # frame rate of written clips; training uses 2 frames per second by default
+SHORTER: dict[Scale, int] = {"real": 1, "tiny": 16}  # factor by which texts are shorter
 
 WORDS = (
     *("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not"),
@@ -65,12 +66,13 @@ WORDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row before anything is drawn.
+    """Sizes of one row.
 
     Attributes:
-        pictures: (width, height, file of the pool) of each.
-        seconds: of the row's clip; 0 for none.
-        question, answer: tokens of text, tags apart.
+        pictures: (width, height, number of the file in the pool) of each picture.
+        seconds: length of the row's clip; 0 for none.
+        question: tokens of the question, without tags.
+        answer: tokens of the answer.
     """
 
     pictures: tuple[tuple[int, int, int], ...] = ()
@@ -80,13 +82,13 @@ class Row:
 
 
 def draw_rows(mix: Mix, count: int, *, seed: int, scale: Scale) -> list[Row]:
-    """`count` rows of a mix.
+    """Draw `count` rows of a mix.
 
     `story`: 1 to 12 pictures and 20 to 3,000 answer tokens, both long-tailed. `photo`: one picture of about 1 MP and a
     short answer. `video`: one clip of 2 to 16 seconds. `text`: 50 to 3,000 answer tokens.
 
     Args:
-        scale: `real` as said; `tiny` for tiny models: pictures of a few tokens, texts 16 times shorter.
+        scale: `real` for these sizes; `tiny` for tiny models: pictures of a few tokens, and texts 16 times shorter.
     """
     rng = random.Random(f"{mix}/{seed}/{scale}")
     return [_row(mix, rng, scale) for _ in range(count)]
@@ -113,16 +115,20 @@ def _row(mix: Mix, rng: random.Random, scale: Scale) -> Row:
 
 
 def mean_tokens(rows: Sequence[Row], scale: Scale, *, factor: int) -> float:
-    """About how many tokens a row has, at stock pixel and frame settings; `factor`: pixels of a token's side."""
+    """Estimate the mean number of tokens of a row at stock pixel and frame settings.
+
+    Args:
+        factor: side of a token in pixels.
+    """
 
     def of(width: int, height: int) -> int:
         return max(1, round(width / factor)) * max(1, round(height / factor))
 
     total = 0
     for row in rows:
-        total += row.question + row.answer + 40  # turns and the default system turn
+        total += row.question + row.answer + 40  # control tokens of the turns, and the default system turn
         total += sum(of(width, height) + 3 for width, height, _ in row.pictures)
-        total += row.seconds * of(*CLIPS[scale])  # two frames a second make one step of time
+        total += row.seconds * of(*CLIPS[scale])  # two frames per second make one time step
     return total / len(rows)
 
 
@@ -136,18 +142,18 @@ def write_mix(
     unit: Unit,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """A mix on disk.
+    """Write a mix to disk.
 
     Args:
-        folder: to write in; what is there already of the same mix is kept.
-        unit: what makes one token of text: a `byte` (our built-in tokenizer) or a common `word` (a real one).
-        say: told what takes some seconds.
+        folder: folder to write in. Existing files of the same mix are reused.
+        unit: text that makes one token: a `byte` (our built-in tokenizer) or a common `word` (a real one).
+        say: receives a line before writing, which takes some seconds.
 
     Returns:
         the data file.
 
     Raises:
-        ConfigError: clips are to be written, and PyAV is missing.
+        ConfigError: the mix has clips, and PyAV is missing.
     """
     file = folder / f"{mix}-{scale}-{unit}-{count}-{seed}.json"
     if file.exists():
@@ -173,7 +179,7 @@ def write_mix(
 
 
 def _once(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all, unless it is there."""
+    """Write a file atomically, unless it exists."""
     if not path.exists():
         with appearing_path(path) as spare:
             write(spare)
@@ -211,7 +217,7 @@ def _write_picture(path: Path, *, width: int, height: int, k: int, seed: int) ->
 
 
 def scenery(width: int, height: int, *, seed: Sequence[int]):
-    """A picture, RGB, that costs a decoder what a photograph does: broad shades, edges, fine grain."""
+    """Draw an RGB picture that costs a decoder as much as a photograph: broad shades, edges, fine grain."""
     import numpy as np
     from PIL import Image, ImageDraw
 
@@ -234,11 +240,11 @@ def scenery(width: int, height: int, *, seed: Sequence[int]):
 
 
 def _write_clip(path: Path, *, seconds: int, k: int, scale: Scale, seed: int) -> None:
-    """A view that pans over scenery."""
+    """Write a clip that pans over scenery."""
     try:
         import av
     except ImportError as error:
-        raise ConfigError("the video mix needs PyAV to write its clips: pip install av. Or take --mix story") from error
+        raise ConfigError("the video mix needs PyAV to write its clips: pip install av. Or use --mix story") from error
     import numpy as np
 
     width, height = CLIPS[scale]

@@ -1,6 +1,6 @@
-"""One measured run of vlft's own training, in a process of its own: `python -m vlft.bench.ours FLAGS.yaml`.
+"""One measured run of vlft's own training in its own process: `python -m vlft.bench.ours FLAGS.yaml`.
 
-It is what `vlft train --config FLAGS.yaml` does, up to its last step: weights of a benchmark are written nowhere.
+It does the same as `vlft train --config FLAGS.yaml` up to the last step. The weights are not written.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from vlft.train.run import train
 
 def run(argv: list[str]) -> None:
     """Train as the flags say."""
-    unwritten: Any = _say_so
+    unwritten: Any = _skip_writing
     RunFolder.finish = unwritten  # type: ignore[method-assign]
     train(FlagParser("train", (DataFlags, ModelFlags, TrainFlags)).parse(argv))
 
 
-def _say_so(folder: RunFolder, *args: Any, **kwargs: Any) -> None:
+def _skip_writing(folder: RunFolder, *args: Any, **kwargs: Any) -> None:
     print("a benchmark: the weights are not written")
 
 

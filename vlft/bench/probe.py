@@ -1,8 +1,8 @@
-"""What a machine can do, before anything is trained on it: `python -m vlft.bench.probe [--quick]`.
+"""Measures the speed of a machine before training: `python -m vlft.bench.probe [--quick]`.
 
-Times what decides the speed of a step and differs from card to card and version to version: matmul and copy rates, the
-patch embedding as a convolution and as a matmul, and attention over flat rows of ever new lengths. `--quick` takes tiny
-sizes, to see on a CPU that it runs.
+Times the operations that determine the speed of a step and that differ between GPUs and versions: matmul and copy
+rates, the patch embedding as a convolution and as a matmul, and attention over flat rows of changing lengths. `--quick`
+uses tiny sizes, to check on a CPU that it runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GEOMETRIES = 5  # packs of different lengths
 
 
 def main(words: list[str]) -> None:
-    """Print all of it, line by line as it is known."""
+    """Run all measurements, and print each line as soon as it is known."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     quick = "--quick" in words
     for part in (_machine(device), _rates(device, quick), _patch_embedding(device, quick), _attention(device, quick)):
@@ -63,7 +63,7 @@ def _rates(device: torch.device, quick: bool) -> Iterator[str]:
 
 
 def _patch_embedding(device: torch.device, quick: bool) -> Iterator[str]:
-    """As transformers has it and as the matmul it is: convolutions in bf16 have been slow by far."""
+    """Time the patch embedding as a convolution, as in transformers, and as a matmul: bf16 convolutions can be slow."""
     vision = _sizes().vision
     patches, width = (64, 32) if quick else (20_000, vision.width)
     shape = (vision.channels, vision.temporal, vision.patch, vision.patch)
@@ -106,7 +106,7 @@ def _kernels(device: torch.device) -> Iterator[tuple[str, Kernel]]:
     from torch.nn.attention.varlen import varlen_attn
 
     def any_backend(q, k, v, cu, longest, *, scale, causal):
-        """torch's own choice, cuDNN on some."""
+        """Use the backend that torch chooses, which is cuDNN on some GPUs."""
         gqa: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
         window = (-1, 0) if causal else (-1, -1)
         return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
@@ -134,7 +134,7 @@ def _attention_seconds(kernel: Kernel, tower: Heads, lengths: list[int], device:
 
 
 def _lengths(total: int, *, seed: int) -> list[int]:
-    """Lengths of samples, of about a seventh of a row each, that fill it."""
+    """Draw lengths of samples that fill a row; each is about a seventh of the row."""
     generator = torch.Generator().manual_seed(seed)
     lengths: list[int] = []
     while (left := total - sum(lengths)) > 0:
@@ -143,7 +143,7 @@ def _lengths(total: int, *, seed: int) -> list[int]:
 
 
 def _seconds(work: Callable[[], object], device: torch.device, *, times: int = 10, warm: int = 2) -> float:
-    """Seconds of one call, the device's part included."""
+    """Measure the seconds of one call, including the work of the device."""
     for _ in range(warm):
         work()
     _wait(device)

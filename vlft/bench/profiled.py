@@ -1,7 +1,7 @@
 """One run of vlft's own training under torch's profiler: `python -m vlft.bench.profiled FLAGS.yaml OUT`.
 
-Writes OUT/kernels.txt, the operations of two steps by time on the device and on the host, and OUT/waits.txt, where the
-host waits for the device in a third one.
+Writes OUT/kernels.txt, the operations of two steps by time on the device and on the host, and OUT/waits.txt, the code
+lines where the host waits for the device in a later step.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.profiler import ProfilerActivity, profile
 from vlft.bench.ours import run
 from vlft.train.trainer import VlftTrainer
 
-FIRST, MANY = 4, 2  # steps that are profiled: after those that compile and tune
+FIRST, MANY = 4, 2  # first profiled step, after those that compile and tune, and number of profiled steps
 SHOWN = 30
 
 
 class _Profiled:
-    """In place of `VlftTrainer.training_step`."""
+    """Replaces `VlftTrainer.training_step`."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -51,7 +51,7 @@ class _Profiled:
 
     @contextlib.contextmanager
     def _waits(self) -> Iterator[None]:
-        """A micro-batch in which torch warns of each wait."""
+        """Record torch's warnings about waits in this micro-batch."""
         if not torch.cuda.is_available():
             yield
             return
@@ -67,7 +67,7 @@ class _Profiled:
 
 
 def main(flags: str, out: str) -> None:
-    """Train as the file says, watched."""
+    """Train with the flags of the file, under the profiler."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     profiled = _Profiled(folder)

@@ -1,4 +1,4 @@
-"""A benchmark's document as a table for people, and on disk: one JSON file a benchmark, one Markdown line for all."""
+"""A benchmark's document as a table for people, and as files: one JSON file each, and a Markdown line in `bench.md`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ DATA_ROWS: Rows = (
     ("pictures/s", "pictures_per_s", ",.1f"),
     ("rows/s", "samples_per_s", ",.1f"),
     ("tokens/s", "tokens_per_s", ",.0f"),
-    ("bytes a picture, worker to trainer", "bytes_per_picture", ",.0f"),
-    ("seconds a pass", "seconds", ".2f"),
+    ("bytes per picture, worker to trainer", "bytes_per_picture", ",.0f"),
+    ("seconds per pass", "seconds", ".2f"),
 )
 TRAIN_ROWS: Rows = (
-    ("tokens/s (real ones)", "tokens_per_s", ",.0f"),
+    ("tokens/s (without padding)", "tokens_per_s", ",.0f"),
     ("trained tokens/s", "supervised_tokens_per_s", ",.0f"),
     ("pictures/s", "pictures_per_s", ",.1f"),
-    ("padding, share of places", "padding_fraction", ".1%"),
-    ("seconds a step (median)", "step_s", ".3f"),
-    ("waiting for data, s a step", "data_wait_s", ".3f"),
+    ("padding, share of tokens", "padding_fraction", ".1%"),
+    ("seconds per step (median)", "step_s", ".3f"),
+    ("waiting for data, s per step", "data_wait_s", ".3f"),
     ("required TFLOP/s", "tflops", ",.1f"),
     ("MFU", "mfu", ".1%"),
     ("peak memory, GB", "peak_gb", ",.1f"),
@@ -38,7 +38,7 @@ MARKDOWN_HEAD = (
 
 
 def table(what: str, document: dict[str, Any]) -> str:
-    """The figures side by side: ours, then each baseline."""
+    """Format the figures side by side: ours, then each baseline."""
     rows: Rows = DATA_ROWS if what == "data" else TRAIN_ROWS
     if what == "data":
         columns = {"vlft": document, "stock": document["baseline"]}
@@ -57,7 +57,7 @@ def table(what: str, document: dict[str, Any]) -> str:
             lines.append(f"{name} failed: {column['failed'].splitlines()[0]}")
         elif settings := column.get("settings"):
             recompute = ", gradient checkpointing" if settings["checkpointing"] else ""
-            lines.append(f"{name}: {settings['batch']} rows a micro-batch{recompute}, {settings['attention']}")
+            lines.append(f"{name}: {settings['batch']} rows per micro-batch{recompute}, {settings['attention']}")
     if ratio := document["ratio"]:
         beside = " of the faster stock run" if len(document.get("baselines", ())) > 1 else ""
         lines.append(f"vlft has {ratio['tokens_per_s']:.2f} times the tokens/s{beside}")
@@ -82,12 +82,12 @@ def save(out: str, what: str, document: dict[str, Any]) -> Path:
         with page.open("a", encoding="utf-8") as file:
             file.write(("" if file.tell() else MARKDOWN_HEAD) + markdown(what, document) + "\n")
     except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}). Name another folder.") from error
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}). Use another folder.") from error
     return folder / f"{name}.json"
 
 
 def markdown(what: str, document: dict[str, Any]) -> str:
-    """One line of `MARKDOWN_HEAD`'s table."""
+    """Format one line of the table of `MARKDOWN_HEAD`."""
     other = document["baseline"] or {}
     title = f"{what} {document['base']} {document.get('preset', '')} {document['data']}".replace("  ", " ")
     ratio = (document["ratio"] or {}).get("tokens_per_s")

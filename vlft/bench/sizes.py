@@ -1,7 +1,7 @@
-"""Bases to measure on where the user names none: published sizes, random weights, no download.
+"""Bases for benchmarks if the user names none: published sizes with random weights, and no download.
 
-Sizes are those that `vlft.families` names. Random weights cost the same work as trained ones; zeros would not (a GPU
-that multiplies zeros draws less power and clocks higher).
+`vlft.families` defines the sizes. Random weights cost the same work as trained ones. Zeros do not: a GPU that
+multiplies zeros draws less power and clocks higher.
 
     python -m vlft.bench.sizes FOLDER 2b       random weights for the config.json in FOLDER
 """
@@ -16,7 +16,7 @@ from vlft.families import DEFAULT, FAMILIES, Family, Shape
 from vlft.files import write_json
 from vlft.model.build import build_config
 
-#: Name -> family and shape. "tiny" is of the family that is assumed where none is named.
+#: Name -> family and shape. "tiny" is the tiny shape of the default family.
 SHAPES: dict[str, tuple[Family, Shape]] = {
     "tiny": (DEFAULT, DEFAULT.tiny),
     **{name: (family, shape) for family in FAMILIES.values() for name, shape in family.shapes.items()},
@@ -27,15 +27,15 @@ SHARD_BYTES = 2 * 2**30
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a base lies there to its last file."""
+    """Whether the base in a folder is complete."""
     return (folder / INDEX).exists()
 
 
 def write_shape(folder: Path, name: str, processor: Any) -> None:
-    """A base folder of this shape that plain transformers loads, but for its weights.
+    """Write a base folder of this shape that plain transformers can load, except for its weights.
 
     Args:
-        processor: a stock processor; its tokenizer may have fewer tokens than the shape's vocabulary.
+        processor: stock processor; its tokenizer may have fewer tokens than the shape's vocabulary.
     """
     family, shape = SHAPES[name]
     processor.save_pretrained(folder)
@@ -46,7 +46,7 @@ def write_shape(folder: Path, name: str, processor: Any) -> None:
 
 
 def write_weights(folder: Path, name: str, *, seed: int = 0) -> int:
-    """Random weights for the config in `folder`, drawn on the GPU where there is one, in shards.
+    """Write random weights for the config in `folder`, in shards. They are drawn on the GPU if there is one.
 
     Returns:
         bytes written.
@@ -77,7 +77,7 @@ def write_weights(folder: Path, name: str, *, seed: int = 0) -> int:
             continue
         if tensor.ndim > 1:
             made = torch.empty(tensor.shape, device=device, dtype=kind).normal_(0, std, generator=generator)
-        else:  # norms scale by one, biases add nothing, as freshly built
+        else:  # weights of norms are ones, and biases are zeros, as in a new model
             made = torch.full(tensor.shape, float(parameter.endswith("weight")), dtype=kind)
         shard[family.published_name(parameter)] = made.cpu()
         held += made.nbytes
@@ -86,7 +86,7 @@ def write_weights(folder: Path, name: str, *, seed: int = 0) -> int:
             flush()
     flush()
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_json(folder / INDEX, index)  # last: by it the weights count as written
+    write_json(folder / INDEX, index)  # last: the weights count as complete once it exists
     return total
 
 

@@ -1,7 +1,7 @@
-"""The other side of every comparison: rows as stock transformers prepares and pads them. Nothing of ours is in its way.
+"""The stock side of the benchmarks: rows as stock transformers prepares and pads them, without code of vlft.
 
-Pictures are opened with Pillow and go through one call of the model's own processor a row; videos go the model card's
-way, through qwen-vl-utils. Batches are padded on the right. Rows arrive parsed, on both sides.
+Pictures are opened with Pillow and passed to the model's own processor, in one call per row. Videos go through
+qwen-vl-utils, as in the model card. Batches are padded on the right. Both sides receive parsed rows.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from vlft.families import Family
 IGNORED = -100
 PIXELS = ("pixel_values", "pixel_values_videos")
 GRIDS = ("image_grid_thw", "video_grid_thw")
-COUNTS = "counts"  # the one key of a batch that is not for the model
+COUNTS = "counts"  # the only key of a batch that is not for the model
 
 
 @dataclass(frozen=True, kw_only=True)
 class StockRows(Dataset):
-    """Rows that the stock processor turns into tensors when asked for, in the loader's worker.
+    """Rows that the stock processor turns into tensors on access, in the loader's worker.
 
     Attributes:
         samples: parsed rows.
-        processor: of the base, with the run's pixel settings.
-        recipe: those settings, for videos.
-        family: names of its control tokens.
+        processor: processor of the base, with the run's pixel settings.
+        recipe: the same settings, for videos.
+        family: names of the control tokens.
     """
 
     samples: Sequence[Sample]
@@ -77,7 +77,7 @@ class StockRows(Dataset):
         }
 
     def _labels(self, ids_T: torch.Tensor) -> torch.Tensor:
-        """The tokens of answers, with the one that ends each; all else is ignored."""
+        """Label the tokens of answers, including the token that ends each; all others are ignored."""
         head, end = _marks(self.processor.tokenizer, self.family.start_of_turn, self.family.end_of_turn)
         labels_T = torch.full_like(ids_T, IGNORED)
         ids = ids_T.tolist()
@@ -99,7 +99,7 @@ def _open(path: str) -> Any:
 
 
 def _videos(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the processor takes for a row with videos, as the model card has it: resized before, not again."""
+    """Build the processor's arguments for a row with videos, as in the model card: videos are already resized."""
     from qwen_vl_utils import process_vision_info
 
     images, videos, options = process_vision_info(messages, return_video_kwargs=True, return_video_metadata=True)
@@ -121,7 +121,7 @@ def _marks(tokenizer: Any, start_of_turn: str, end_of_turn: str) -> tuple[list[i
 
 @dataclass(frozen=True, kw_only=True)
 class PaddingCollator:
-    """Rows of `StockRows` -> one right-padded batch, and its counts of real tokens.
+    """Rows of `StockRows` -> one right-padded batch, and its counts of tokens.
 
     Attributes:
         pad: the tokenizer's padding token.
@@ -130,7 +130,7 @@ class PaddingCollator:
     pad: int
 
     def __call__(self, rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, Any]:
-        """Collate; pixels and grids of all rows end to end, as the stock forward takes them."""
+        """Collate rows. Pixels and grids of all rows are concatenated, as the stock forward takes them."""
         fillers = {"input_ids": self.pad, "attention_mask": 0, "mm_token_type_ids": 0, "labels": IGNORED}
         batch: dict[str, Any] = {}
         for name, filler in fillers.items():
@@ -156,7 +156,7 @@ class PaddingCollator:
 
 
 def stock_collator(processor: Any) -> Callable[[Any], dict[str, Any]]:
-    """The collator that pads with this processor's padding token."""
+    """Build the collator that pads with this processor's padding token."""
     tokenizer = processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return PaddingCollator(pad=pad)

@@ -1,6 +1,6 @@
-"""`vlft bench train`: the speed of training steps, ours and stock transformers' on the same rows in the same call.
+"""`vlft bench train`: the speed of training steps, of vlft and of stock transformers, on the same rows in one call.
 
-Each run is a process of its own, so that peaks of memory do not mix, and ours is the very function `vlft train` calls.
+Each run has its own process, so that memory peaks are separate. vlft's run calls the same function as `vlft train`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRESETS: dict[Preset, dict[str, str]] = {
     "full": {"vision": "full", "merger": "full", "language": "full"},
 }
 ORDERS = ("random", "grouped")
-#: Flags of a user's config that are the benchmark's own, or no part of a step.
+#: Flags of a user's config that the benchmark sets itself, or that have no effect on a step.
 NOT_MEASURED = (
     "output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "logging_steps", "logging_strategy",
     "logging_first_step", "report_to", "run_name", "save_strategy", "save_steps", "save_total_limit", "save_only_model",
@@ -39,8 +39,8 @@ NOT_MEASURED = (
 )  # fmt: skip
 PACK_TOKENS = 16384  # the default of vlft train
 TINY_PACK_TOKENS = 1024  # a few tiny rows
-FILLED = 0.95  # share of a pack that rows fill, about
-#: Rows of a step without packing, where nothing is said. Real ones go one by one: several may be too long.
+FILLED = 0.95  # approximate share of a pack that rows fill
+#: Rows of a step without packing if no flag sets them. Real rows are trained one by one: several may be too long.
 UNPACKED: dict[Scale, dict[str, int]] = {
     "tiny": {"per_device_train_batch_size": 4},
     "real": {"gradient_accumulation_steps": 4},
@@ -49,17 +49,18 @@ UNPACKED: dict[Scale, dict[str, int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBench:
-    """What is measured.
+    """Settings of the benchmark.
 
     Attributes:
-        steps: optimizer steps of a run; of built-in rows about so many, since a run is one pass over them.
-        skip: first steps that do not count.
-        rounds: times all of it is run, each side in turn; of several the median run counts.
-        preset: towers; None leaves them to the flags.
-        orders: of the baseline, none for no baseline.
-        baseline_batch, baseline_checkpointing: settled; None: the fastest that fits is taken.
-        timeout: seconds that a run may take; None for any.
-        work: folder to keep built-in bases and rows in; None for a temporary one.
+        steps: optimizer steps of a run. With built-in rows the number is approximate, since a run is one pass.
+        skip: number of first steps that do not count.
+        rounds: number of runs of each side; the sides alternate, and the median run counts.
+        preset: towers to train; None leaves them to the flags.
+        orders: orders of rows in the baseline; empty for no baseline.
+        baseline_batch: rows of a micro-batch of the baseline; None for the fastest that fits.
+        baseline_checkpointing: gradient checkpointing of the baseline; None for the fastest that fits.
+        timeout: maximum seconds of a run; None for no limit.
+        work: folder that built-in bases and rows stay in; None for a temporary one.
     """
 
     steps: int
@@ -77,15 +78,17 @@ def bench_train(parsed: Parsed, plan: TrainBench, built_in: BuiltIn, say: Say) -
     """Measure training.
 
     Args:
-        parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
-        built_in: what stands in where no base or no rows are named.
-        say: told about progress.
+        parsed: parsed flags, with `DataFlags`, `ModelFlags` and `TrainFlags` in this order.
+        plan: settings of the benchmark.
+        built_in: base and rows that are used if the flags name none.
+        say: receives lines about progress.
 
     Returns:
         the document of `vlft bench train --json`.
 
     Raises:
-        VlftError: the flags cannot be carried out, or our own run failed. A failed baseline is a line in the document.
+        VlftError: the flags cannot be carried out, or vlft's own run failed. A failed baseline is reported in the
+            document.
     """
     data, model, args = parsed.flags
     with workplace(plan.work) as work:
@@ -118,7 +121,7 @@ def bench_train(parsed: Parsed, plan: TrainBench, built_in: BuiltIn, say: Say) -
 def _rows_for(
     plan: TrainBench, built_in: BuiltIn, args: TrainFlags, flags: dict[str, Any], scale: Scale, *, packing: bool
 ) -> int:
-    """Built-in rows that make about as many steps as are wanted."""
+    """Return the number of built-in rows for about the wanted number of steps."""
     if "global_batch" in flags:
         return plan.steps * int(flags["global_batch"])
     micro = plan.steps * int(flags.get("gradient_accumulation_steps", args.gradient_accumulation_steps))
@@ -130,7 +133,7 @@ def _rows_for(
 
 
 def _epoch(parsed: Parsed, flags: dict[str, Any]) -> tuple[Epoch, dict[str, str]]:
-    """What all rows come to, and what trains, under the flags of the run."""
+    """Count the tokens and operations of all rows, and read the modes of the towers, under the flags of the run."""
     data, model, args = parsed.flags
     names: dict[type, set[str]] = {cls: set(cls.__dataclass_fields__) for cls in (DataFlags, ModelFlags)}
     data = replace(data, **{k: v for k, v in flags.items() if k in names[DataFlags]}, eval_path=[])
@@ -142,7 +145,7 @@ def _epoch(parsed: Parsed, flags: dict[str, Any]) -> tuple[Epoch, dict[str, str]
 
 @dataclass(kw_only=True)
 class _Bench:
-    """The runs, in turns."""
+    """The alternating runs of both sides."""
 
     flags: dict[str, Any]
     plan: TrainBench
@@ -151,7 +154,7 @@ class _Bench:
     say: Say
     own_rows: bool
     device: str | None = None
-    settled: dict[str, Any] | None = None  # the baseline's settings, found by its first run
+    settled: dict[str, Any] | None = None  # settings of the baseline that its first run chose
 
     def run(self) -> dict[str, Any]:
         self.device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
@@ -162,10 +165,10 @@ class _Bench:
             try:
                 ours.append(self._ours(turn))
             except Failed as error:
-                # Short of memory, a run goes on with less of it, unless the flags say otherwise.
+                # Out of memory: run again with gradient checkpointing, unless the flags set it.
                 if "out of memory" not in str(error).lower() or "gradient_checkpointing" in self.flags:
                     raise
-                self.say("  out of memory: again with --gradient_checkpointing true")
+                self.say("  out of memory: running again with --gradient_checkpointing true")
                 self.flags["gradient_checkpointing"] = True
                 ours.append(self._ours(turn))
             rows_per_step = ours[0]["run_samples"] / ours[0]["run_steps"]
@@ -176,8 +179,8 @@ class _Bench:
                     except Failed as error:
                         failed[order] = str(error)
                         self.say(f"baseline, {order} order: failed\n{error}")
-        mine = _middle(ours)
-        baselines: dict[str, Any] = {order: _middle(runs) for order, runs in others.items() if runs}
+        mine = _median_run(ours)
+        baselines: dict[str, Any] = {order: _median_run(runs) for order, runs in others.items() if runs}
         baselines |= {order: {"failed": reason} for order, reason in failed.items()}
         done = [one for one in baselines.values() if "failed" not in one]
         best = max(done, key=lambda one: one["tokens_per_s"], default=None)
@@ -234,7 +237,7 @@ class _Bench:
         return figures | {"run_steps": len(steps)}
 
     def _folder(self, name: str) -> Path:
-        """An empty folder of this name: a kept work folder may hold an earlier run's."""
+        """Create an empty folder. A work folder that stays may hold the files of an earlier run."""
         import shutil
 
         folder = self.work / "runs" / name
@@ -248,7 +251,7 @@ class _Bench:
 
 
 def _every_so_often(seconds: float = 10) -> Callable[[str], bool]:
-    """Which lines of a run's output are shown: what it tried, and a step every few seconds."""
+    """Build a filter for the lines of a run's output: settings that were tried, and a step every few seconds."""
     import time
 
     last = time.monotonic()
@@ -266,7 +269,7 @@ def _every_so_often(seconds: float = 10) -> Callable[[str], bool]:
 
 
 def _step(line: dict[str, Any]) -> Step:
-    """A line of metrics.jsonl, logged at every step."""
+    """Convert a line of metrics.jsonl, which has one for every step."""
     return Step(
         seconds=line["step_s"],
         wait=line["data_wait_s"],
@@ -278,13 +281,13 @@ def _step(line: dict[str, Any]) -> Step:
     )
 
 
-def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run of median speed; of an even number the slower of the two in the middle."""
+def _median_run(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the run of median speed; of an even number of runs, the slower of the two in the middle."""
     ordered = sorted(runs, key=lambda run: run["tokens_per_s"])
     return ordered[(len(ordered) - 1) // 2] | {"tokens_per_s_of_runs": [round(run["tokens_per_s"], 1) for run in runs]}
 
 
 def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float | None]:
-    """Ours divided by the best baseline's."""
+    """Divide our figures by those of the best baseline."""
     names = ("tokens_per_s", "supervised_tokens_per_s", "epoch_s", "peak_gb")
     return {name: ours[name] / theirs[name] if theirs[name] else None for name in names}

@@ -1,4 +1,4 @@
-"""The best settings of the stock side: rows of a micro-batch and gradient checkpointing, by trying on the GPU."""
+"""Finds the fastest settings of the stock side on the GPU: rows of a micro-batch, and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ import torch
 
 from vlft.bench.stock import COUNTS, StockRows
 
-SIZES = (4, 2, 1)  # rows of a micro-batch that are tried; more padding comes with more
-ON_CPU = 4
+SIZES = (4, 2, 1)  # rows of a micro-batch that are tried; larger batches have more padding
+ON_CPU = 4  # rows of a micro-batch on a CPU
 TIMED = 8  # rows that settings are timed on
-SPARE = 0.94  # share of the memory that a step may take: fragments, and the allocator's own
+SPARE = 0.94  # share of the memory that a step may take; the rest is for fragmentation and the allocator
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Rows of a micro-batch, and whether activations are computed again in the backward pass."""
+    """Settings of the stock side.
+
+    Attributes:
+        batch: rows of a micro-batch.
+        checkpointing: whether activations are recomputed in the backward pass.
+    """
 
     batch: int
     checkpointing: bool
@@ -35,12 +40,16 @@ def fastest(
     checkpointing: bool | None,
     dtype: torch.dtype,
 ) -> Settings:
-    """The settings with the most real tokens a second, among the largest batches that fit with the longest rows.
+    """Find the settings with the most tokens per second, without padding.
+
+    With and without checkpointing, the largest batch that fits with the longest rows is a candidate. On a CPU nothing
+    is tried.
 
     Args:
         lengths: tokens of each row.
-        batch, checkpointing: what is settled already; on a CPU nothing is tried, and None is 4 and False.
-        dtype: of the computation.
+        batch: rows of a micro-batch; None to try several, or for 4 on a CPU.
+        checkpointing: gradient checkpointing; None to try both, or for False on a CPU.
+        dtype: dtype of the computation.
 
     Raises:
         torch.OutOfMemoryError: not even one row fits.

@@ -1,7 +1,6 @@
-"""What both benchmarks open, and processes of their own for what is measured.
+"""Shared by both benchmarks: built-in bases and rows, the work folder, and processes for measured runs.
 
-Base and rows are those of the flags, or built in. All of it lies in a work folder, which is removed at the end unless
-the user named it.
+Everything is in a work folder, which is removed at the end unless the user named it.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from vlft.bench.mixes import Mix, Scale, Unit, write_mix
 from vlft.bench.sizes import SHAPES, is_whole, write_shape, write_weights
 from vlft.errors import ConfigError, VlftError
 
-TAIL = 25  # lines of a failed process that are shown
+TAIL = 25  # last lines of a failed process in its error message
 Say = Callable[[str], None]
 
 
 class Failed(VlftError):
-    """A measured process ended badly; the message holds the end of its output."""
+    """A measured process failed. The message contains the end of its output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltIn:
-    """What is taken where the flags name no base or no rows.
+    """The base and rows that are used if the flags name none.
 
     Attributes:
-        shape: of the random base, where none is named.
-        mix: of the rows, where no data file is named.
-        processor: makes the stock processor of a built-in base, given its family and the most pixels of a picture.
-        seed: of rows and weights.
+        shape: name of the shape of the base with random weights.
+        mix: mix of the rows.
+        processor: makes the stock processor of a built-in base, from its family and the maximum pixels of a picture.
+        seed: seed of rows and weights.
     """
 
     shape: str
@@ -51,14 +50,14 @@ class BuiltIn:
     seed: int = 0
 
     def base(self, work: Path, say: Say, *, timeout: float | None = None) -> Path:
-        """The built-in base, written if it is not there."""
+        """Return the folder of the built-in base. It is written if it does not exist."""
         folder = work / f"base-{self.shape}"
 
         if not is_whole(folder):
             say(f"building {self.shape} with random weights in {folder}")
             family, _ = SHAPES[self.shape]
             write_shape(folder, self.shape, self.processor(family, max_pixels=family.pixels[1]))
-            if torch.cuda.is_available():  # in a process of its own: what it takes of the GPU goes with it
+            if torch.cuda.is_available():  # in its own process, which frees its GPU memory at the end
                 words = ["vlft.bench.sizes", str(folder), self.shape]
                 run_module(words, log=work / f"base-{self.shape}.log", say=say, timeout=timeout)
             else:
@@ -66,14 +65,14 @@ class BuiltIn:
         return folder
 
     def scale(self, *, own_base: bool) -> Scale:
-        """Of rows to train on: real ones, unless the base is the tiny one built in."""
+        """Return the scale of rows to train on: `real`, unless the base is the built-in tiny one."""
         return "tiny" if self.shape == "tiny" and not own_base else "real"
 
     def rows(self, work: Path, count: int, say: Say, *, own_base: bool, scale: Scale) -> Path:
-        """The built-in rows, written if they are not there.
+        """Return the data file of the built-in rows. It is written if it does not exist.
 
         Args:
-            own_base: the user named a base, whose tokenizer knows words.
+            own_base: the user named a base, whose tokenizer has tokens for words.
         """
         unit: Unit = "word" if own_base else "byte"
         return write_mix(work / "rows", self.mix, count, seed=self.seed, scale=scale, unit=unit, say=say)
@@ -81,16 +80,16 @@ class BuiltIn:
 
 @contextmanager
 def workplace(named: str | None) -> Iterator[Path]:
-    """The work folder: the one the user named, kept, or a temporary one.
+    """Yield the work folder: the one that the user named, which stays, or a temporary one.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the folder cannot be written.
     """
     if named is not None:
         try:
             Path(named).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--work {named}: cannot be written ({error.strerror}). Name another folder.") from error
+            raise ConfigError(f"--work {named}: cannot be written ({error.strerror}). Use another folder.") from error
         yield Path(named)
         return
     folder = Path(tempfile.mkdtemp(prefix="vlft-bench-"))
@@ -108,15 +107,16 @@ def run_module(
     timeout: float | None = None,
     shown: Callable[[str], bool] = lambda line: False,
 ) -> None:
-    """`python -m WORDS` in a process of its own, all it prints in a log file.
+    """Run `python -m WORDS` in its own process, and write its output to a log file.
 
     Args:
-        log: file for its output, both streams.
-        shown: lines of it that go on to `say`.
-        timeout: seconds after which it is killed; None for never.
+        log: file for both output streams.
+        say: receives the lines that `shown` selects.
+        timeout: seconds after which the process is killed; None for never.
+        shown: selects lines of the output.
 
     Raises:
-        Failed: it ended with another status than 0, or was killed.
+        Failed: the process ended with a status other than 0, or was killed.
     """
     path = os.pathsep.join(filter(None, [str(Path(vlft.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
@@ -129,7 +129,7 @@ def run_module(
 
     def kill() -> None:
         late.set()
-        process.kill()  # its loader workers see that, and end
+        process.kill()  # its loader workers notice that, and end
 
     timer = threading.Timer(timeout, kill) if timeout is not None else None
     try:
@@ -149,6 +149,6 @@ def run_module(
             process.kill()
             process.wait()
     if late.is_set():
-        raise Failed(f"{words[0]}: not done after {timeout:.0f} s, so it was stopped")
+        raise Failed(f"{words[0]}: not finished after {timeout:.0f} s, so it was stopped")
     if status:
         raise Failed(f"{words[0]}: ended with status {status}. Its last lines:\n" + "\n".join(last))

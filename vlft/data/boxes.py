@@ -193,7 +193,7 @@ def _texts(sample: Sample, family: Family, box_format: BoxFormat) -> Iterator[li
                 for piece in (
                     [_filled(text, sample, boxes, refs, pictures, family)]
                     if i % 2
-                    else _found(sample, text, owners, turn.field, box_format)
+                    else _split_at_boxes(sample, text, owners, turn.field, box_format)
                 )
             ]
         latest = here or latest
@@ -225,7 +225,7 @@ def _filled(
     )
 
 
-def _found(
+def _split_at_boxes(
     sample: Sample, text: str, owners: tuple[int, ...], field: str, box_format: BoxFormat
 ) -> list[str | _Placed]:
     """Split a text at the boxes written in it."""

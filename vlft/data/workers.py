@@ -35,7 +35,7 @@ def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": pin_memory and torch.cuda.is_available(),
-        "worker_init_fn": _be_apart if workers else None,
+        "worker_init_fn": _isolate if workers else None,
         "multiprocessing_context": _recording() if workers else None,
     }
 
@@ -80,7 +80,7 @@ def _recording() -> Any:
     return context
 
 
-def _be_apart(worker: int) -> None:
+def _isolate(worker: int) -> None:
     """Make this process ignore signals from all processes except its trainer. Runs first in each worker.
 
     torch's own check for a trainer that is gone is not enough: a worker waits forever for its last batch to be taken,

@@ -1,10 +1,10 @@
-"""Open video files: how many frames, how fast, how large, and some of the frames. Knows no rows, budgets or tokens.
+"""Opens video files: number, rate and size of their frames, and the pixels of chosen frames.
 
-PyAV finds the frames (`vlft.data.media.frames`) and decodes them (`vlft.data.media.seeking`). decord, with which
-qwen-vl-utils 0.0.14 and so the stock path reads, gives the same pixels of the same frames where it finds them; it loses
-its way in MPEG-TS and MPEG-PS, among B-frames in AVI, and in open groups of pictures. Pixels differ where its old
-FFmpeg makes RGB of frames in another way: of more than 8 bits, of odd sizes, interlaced. Those it decodes, if it is
-sure to find them.
+PyAV finds the frames (`vlft.data.media.frames`) and decodes them (`vlft.data.media.seeking`). The stock path,
+qwen-vl-utils 0.0.14, reads with decord. decord returns the same pixels of the same frames if it finds them, but it
+finds wrong frames in MPEG-TS and MPEG-PS, with B-frames in AVI, and in open groups of pictures. Its pixels differ where
+its old FFmpeg converts frames to RGB in another way: frames of more than 8 bits, of odd sizes, or interlaced. decord
+decodes these clips if it is certain to find their frames. Independent of rows, budgets and tokens.
 
 Letters in shapes: H, W of the upright frame; K frames read at a time.
 """
@@ -29,11 +29,11 @@ from vlft.data.media.pictures import Unreadable, require_file
 from vlft.data.media.seeking import decode_frames
 
 FRAMES_AT_A_TIME = 8
-# A frame four times as large as 8K video's. Eight frames at a time of more than 4K are as many bytes as readers hold
-# of them otherwise: 0.2 GB, and in float32, in which they are resized, four times that.
+# A frame four times as large as one of 8K video.
 FRAME_PIXELS = 4 * 7680 * 4320
+# Eight frames of 4K: 0.2 GB, and four times that in float32, in which they are resized.
 PIXELS_AT_A_TIME = 8 * 3840 * 2160
-# What decord 0.6.0 reads rightly, given closed groups of pictures: a test reads each with it.
+# decord 0.6.0 reads these correctly, if groups of pictures are closed. A test reads each of them with it.
 DECORD_CONTAINERS = ("mov", "matroska")
 DECORD_CODECS = ("h264", "hevc", "vp9", "libvpx-vp9")
 
@@ -43,13 +43,14 @@ class Clip:
     """An opened video file.
 
     Attributes:
-        path: of the file.
-        frames: how many it shows.
-        fps: mean frames a second.
-        height, width: of a frame, upright, in pixels.
-        times: when each frame is shown, in seconds from the first one; empty where the file does not say.
-        index: of its frames, for PyAV.
-        decord: the reader that `read_frames` begins with, or None where PyAV reads.
+        path: path of the file.
+        frames: number of frames shown.
+        fps: mean frames per second.
+        height: height of an upright frame, in pixels.
+        width: width of an upright frame, in pixels.
+        times: when each frame is shown, in seconds from the first one; empty if the file does not say.
+        index: index of its frames, for PyAV.
+        decord: the decord reader that `read_frames` tries first, or None if PyAV reads.
     """
 
     path: str
@@ -66,7 +67,8 @@ def open_clip(path: str) -> Clip:
     """Open a video file and count its frames.
 
     Raises:
-        Unreadable: no such file, not a video, cut short, without a frame rate, too large to be opened safely.
+        Unreadable: the file is missing, is not a video, is truncated, has no frame rate, or has frames that are too
+            large to be opened safely.
         ConfigError: PyAV is not installed.
     """
     require_file(path)
@@ -95,7 +97,7 @@ def read_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
     """Decode some frames, a few at a time.
 
     Args:
-        indices: which, ascending, without repeats.
+        indices: indices of the frames, ascending, without repeats.
 
     Yields:
         uint8 [K, H, W, 3], K at most `FRAMES_AT_A_TIME`, RGB.
@@ -109,7 +111,7 @@ def read_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
         some = left[:together]
         frames = _try_decord(clip.decord.get_batch, some)
         if frames is None:
-            break  # it gives up at damage that PyAV may read past
+            break  # decord stops at damage that PyAV may skip
         yield frames.asnumpy()
         left = left[len(some) :]
     rest = decode_frames(clip.path, clip.index, left)
@@ -118,27 +120,27 @@ def read_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def _with_decord(clip: Clip) -> Clip:
-    """The clip with decord as its reader, where that is installed and sees the same frames."""
+    """Return the clip with decord as its reader, if decord is installed and finds the same frames."""
     index = clip.index
     proved = index.container.split(",")[0] in DECORD_CONTAINERS and index.codec in DECORD_CODECS and index.closed
     if not proved or not len(index.times):
         return clip
-    # PyAV first: decord 0.6.0 loads its old codec libraries for all to see, and a PyAV loaded later binds to those.
+    # Load PyAV first: decord 0.6.0 loads its old codec libraries globally, and a PyAV loaded later would bind to them.
     pyav()
     try:
         import decord
     except ImportError:
         return clip
-    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's remarks on every odd file
+    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg prints remarks on every unusual file
     reader = _try_decord(decord.VideoReader, clip.path, num_threads=1)  # loader workers are the threads
     first = None if reader is None or len(reader) != clip.frames else _try_decord(reader.__getitem__, 0)
     if first is None or first.shape != (clip.height, clip.width, 3):
-        return clip  # of clips turned by their metadata, it gives garbled frames of 4 channels
+        return clip  # decord returns garbled frames of 4 channels for clips that their metadata rotates
     return replace(clip, decord=reader)
 
 
 def _try_decord(read: Any, *args: Any, **kwargs: Any) -> Any:
-    """What `read` gives, or None where decord fails."""
+    """Return the result of `read`, or None if decord fails."""
     from decord import DECORDError
 
     try:
@@ -148,33 +150,33 @@ def _try_decord(read: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _refuse_others(path: str) -> None:
-    """Refuse text, archives and what was cut short, before a reader sees it."""
+    """Refuse text, archives and truncated files before a reader opens them."""
     try:
         why = mistaken(path, "video", sure=True)
         if why is None and (cut := cut_short(path)):
             why = f"{cut}. Fetch or encode it again"
     except OSError as error:
-        raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk and permissions") from error
+        raise Unreadable(f"{path}: cannot be read ({error}). Check its disk and permissions") from error
     if why is not None:
         raise Unreadable(f"{path}: {why}")
 
 
 def _refuse_false_boxes(path: str) -> int:
-    """Refuse an MP4 of which FFmpeg would make an index that fills the memory; the file's size in bytes."""
+    """Refuse an MP4 whose index would fill the memory in FFmpeg. Returns the file's size in bytes."""
     try:
         size, claimed = os.path.getsize(path), samples_beyond(path)
     except OSError as error:
-        raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk and permissions") from error
+        raise Unreadable(f"{path}: cannot be read ({error}). Check its disk and permissions") from error
     except TooManyBoxes as error:
-        raise Unreadable(f"{path}: more than {MOST_BOXES:,} boxes in it, as no film has. Encode it again") from error
+        raise Unreadable(f"{path}: more than {MOST_BOXES:,} boxes in it, which no film has. Encode it again") from error
     if claimed is not None:
         raise _claims(path, claimed, size)
     return size
 
 
 def _refuse_false_header(path: str, size: int, stream: Any) -> None:
-    """Refuse what would fill the memory before a frame is looked at."""
-    if stream.frames > max(size, HARMLESS):  # decord makes a list of so many
+    """Refuse a stream whose header alone would make a reader fill the memory."""
+    if stream.frames > max(size, HARMLESS):  # decord allocates a list of this length
         raise _claims(path, stream.frames, size)
     _refuse_large(path, stream.codec_context.height, stream.codec_context.width)
 

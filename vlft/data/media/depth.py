@@ -1,7 +1,7 @@
-"""Pictures of more than 8 bits a channel: how far their values go, and grey ones in 8 bits. Opens no picture.
+"""Pictures of more than 8 bits per channel: the range of their values, and grey ones in 8 bits. Opens no picture.
 
-Cameras and scanners give 12 or 14 bits, and many programs store such values as they are in files of 16 bits: white is
-4,095 there, and the high byte 15 at most. A file may say so itself. Letters in shapes: H, W of the picture as stored.
+Cameras and scanners produce 12 or 14 bits, and many programs store such values unchanged in files of 16 bits. White is
+4,095 there, and the high byte is 15 at most. Some files say so. Letters in shapes: H, W of the picture as stored.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from PIL import Image
 
 # TIFF 6.0: BitsPerSample, SMaxSampleValue, MaxSampleValue.
 TIFF_BITS, TIFF_MOST = 258, (341, 281)
-DARK = 4  # times smaller than white is the largest value of a picture that is worth a warning
+DARK = 4  # warn if the largest value of a picture is more than so many times smaller than white
 
 
 def is_grey(picture: Image.Image) -> bool:
-    """Whether Pillow holds it with 16 bits or more; it does so with grey pictures only, of colours it keeps 8."""
+    """Whether Pillow holds the picture with 16 bits or more: only grey pictures, since Pillow reduces colours to 8."""
     return picture.mode == "I" or picture.mode.startswith("I;16")
 
 
 def is_deep(picture: Image.Image, path: str) -> bool:
-    """Whether a picture has more than 8 bits a channel, by its header."""
+    """Whether a picture has more than 8 bits per channel, by its header."""
     if is_grey(picture):
         return True
     if picture.format == "TIFF":
         return max(_tiff_numbers(picture, TIFF_BITS), default=8) > 8
     if picture.format == "PNG":
         with open(path, "rb") as file:
-            return file.read(25)[24:] == b"\x10"  # of its first chunk, IHDR
+            return file.read(25)[24:] == b"\x10"  # bit depth in the first chunk, IHDR
     return False
 
 
 def grey_bits(picture: Image.Image, path: str) -> int:
-    """Bits of white in a grey picture of 16 bits: 16, unless its file says less.
+    """Return the bits of white in a grey picture of 16 bits: 16, unless its file says less.
 
-    Of a PNG that is loaded, since values must fit: by the standard they are spread over 16 bits whatever sBIT says.
+    A PNG must be loaded, because its values must fit: by the standard they are scaled to 16 bits regardless of sBIT.
     """
     if picture.format == "PNG":
         bits = _png_significant_bits(path)
@@ -47,7 +47,7 @@ def grey_bits(picture: Image.Image, path: str) -> int:
     bits = max(_tiff_numbers(picture, TIFF_BITS), default=16)
     if 8 < bits < 16:
         return bits
-    for tag in TIFF_MOST:  # by the standard a statistic; of a picture of 12 bits, writers put 4095 there
+    for tag in TIFF_MOST:  # by the standard a statistic, but writers of 12-bit pictures store 4095 in it
         most = max(_tiff_numbers(picture, tag), default=0)
         if 255 < most < 65535 and not most & (most + 1):
             return most.bit_length()
@@ -55,17 +55,17 @@ def grey_bits(picture: Image.Image, path: str) -> int:
 
 
 def grey_to_8_bits(picture: Image.Image, bits: int) -> Image.Image:
-    """A grey picture by the highest 8 of its bits, as Pillow has colours; alone it would clip it to white.
+    """Reduce a grey picture to the highest 8 of its bits, as Pillow reduces colours. Pillow would clip grey to white.
 
     Args:
-        bits: of white, as `grey_bits` gives them.
+        bits: bits of white, as returned by `grey_bits`.
     """
     values_HW = np.clip(np.asarray(picture), 0, (1 << bits) - 1) >> (bits - 8)
     return Image.fromarray(values_HW.astype(np.uint8))
 
 
 def remark_on(picture: Image.Image, path: str) -> str | None:
-    """What is worth saying about the values of a deep picture that is loaded, if anything."""
+    """Return a warning about the values of a deep, loaded picture if they are almost black, else None."""
     grey = is_grey(picture)
     white = (1 << (grey_bits(picture, path) if grey else 16)) - 1
     values = np.asarray(picture) if grey else np.asarray(picture.convert("RGB")).astype(np.int64) << 8
@@ -85,7 +85,7 @@ def _tiff_numbers(picture: Any, tag: int) -> list[int]:
 
 
 def _png_significant_bits(path: str) -> int:
-    """Of a PNG's first channel (PNG, third edition, 11.3.2.7); 16 where it does not say."""
+    """Return the significant bits of a PNG's first channel (PNG, third edition, 11.3.2.7); 16 if it does not say."""
     with open(path, "rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:

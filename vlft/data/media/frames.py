@@ -1,8 +1,8 @@
-"""Which frames a video file shows, in which order, by PyAV. `vlft.data.media.seeking` decodes some of them.
+"""Index of the frames that a video file shows, and their order, with PyAV. `vlft.data.media.seeking` decodes frames.
 
-Containers differ in what they say of their frames: some hide samples (edit lists), some store no times (AVI, raw
-streams), some begin at five seconds. So a frame is known by the packet that gives it: packets are numbered in the order
-of the file, and decoders hand that number on (`AV_CODEC_FLAG_COPY_OPAQUE`).
+Containers differ in what they say about their frames: some hide samples (edit lists), some store no times (AVI, raw
+streams), some begin at five seconds. So a frame is identified by the packet that it is decoded from: packets are
+numbered in the order of the file, and decoders pass that number on (`AV_CODEC_FLAG_COPY_OPAQUE`).
 
 Letters in shapes: F frames that are shown.
 """
@@ -19,31 +19,33 @@ from vlft.data.media.containers import opened, pyav_errors, video_stream
 from vlft.data.media.kinds import mistaken
 from vlft.data.media.pictures import Unreadable
 
-# Containers that store a packet for each frame, with the time when it is shown.
+# Containers that store one packet per frame, with the time when the frame is shown.
 TIMED = ("mov", "matroska", "flv")
-# A stream of bytes in which FFmpeg finds the frames, and guesses the times that are not written there.
+# A byte stream in which FFmpeg finds the frames, and guesses times that are not stored.
 PARSED = "mpegts"
-# Coders of which FFmpeg's parser finds whole pictures.
+# Codecs for which FFmpeg's parser finds complete pictures.
 PARSED_CODECS = ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4")
-HEAD = 8  # frames decoded at the start, to see that they are those the packets promise
-EMPTY_VOP = 16  # bytes; an MPEG-4 packet of fewer may stand for a frame that came with the packet before
+HEAD = 8  # frames decoded at the start, to check that they match the packets
+EMPTY_VOP = 16  # bytes; a smaller MPEG-4 packet may stand for a frame that was stored in the packet before
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameIndex:
-    """What a video file shows.
+    """Index of the frames of a video file.
 
     Attributes:
-        packets: time, place in the file and size in bytes of each packet, in the order of the file; together they tell
-            one packet from another. Times are in the file's units; None where it does not say.
-        keys: numbers of the packets that can be decoded without those before them, ascending -> when each is decoded.
-        shown: int64 [F], the number of the packet that gives each frame, in the order in which they are shown.
-        times: float64 [F], when each frame is shown, in seconds from the first one; [0] where the file does not say.
-        rate: mean frames a second, as the file says; 0 where it does not.
-        height, width: of the first frame, upright, in pixels.
-        codec, container: as FFmpeg names them.
-        plain: the first frame becomes RGB in the same way in every version of FFmpeg: 8 bits, whole chroma samples,
-            not interlaced.
+        packets: presentation time, byte position and size in bytes of each packet, in the order of the file; together
+            they distinguish packets. Times are in the file's units; None if the file does not say.
+        keys: numbers of the packets that can be decoded without earlier ones, ascending -> their decoding times.
+        shown: int64 [F], number of the packet that each frame is decoded from, in the order of showing.
+        times: float64 [F], when each frame is shown, in seconds from the first one; [0] if the file does not say.
+        rate: mean frames per second that the file states; 0 if it does not.
+        height: height of the first frame, upright, in pixels.
+        width: width of the first frame, upright, in pixels.
+        codec: FFmpeg's name of the codec.
+        container: FFmpeg's name of the container format.
+        plain: every version of FFmpeg converts the first frame to RGB in the same way: it has 8 bits and whole chroma
+            samples, and is not interlaced.
     """
 
     packets: Sequence[tuple[int | None, int | None, int]] = field(repr=False)
@@ -59,7 +61,7 @@ class FrameIndex:
 
     @property
     def closed(self) -> bool:
-        """Whether every packet is a frame, and no frame that is shown before a key frame is stored behind it."""
+        """Whether every packet is a frame, and no frame that is shown before a key frame is stored after it."""
         keys = list(self.keys)
         if len(self.shown) != len(self.packets) or keys[:1] != [0]:
             return False
@@ -68,13 +70,13 @@ class FrameIndex:
 
 
 def index_frames(path: str, *, before: Callable[[Any], None] = lambda stream: None) -> FrameIndex:
-    """Find the frames of a video file: every packet is read, and as few frames are decoded as is safe.
+    """Find the frames of a video file. Every packet is read, and as few frames are decoded as is safe.
 
     Args:
         before: called with the stream before a packet is read; may raise.
 
     Raises:
-        Unreadable: not a video, or one of which no frame can be decoded.
+        Unreadable: the file is not a video, or none of its frames can be decoded.
         ConfigError: PyAV is not installed.
     """
     with opened(path) as container:
@@ -94,7 +96,7 @@ def index_frames(path: str, *, before: Callable[[Any], None] = lambda stream: No
         shown = scan.given
     if scan.first is None or not shown:
         raise Unreadable(f"{path}: holds no frame that can be decoded. Fetch or encode it again")
-    if -1 in shown:  # a decoder that does not hand numbers on: frames are counted
+    if -1 in shown:  # the decoder does not pass numbers on, so frames are counted
         shown, scan.keys = list(range(len(shown))), {}
     pts = [scan.packets[number][0] for number in shown] if scan.keys else [None]
     times = np.array([]) if None in pts else (np.array(pts, dtype=np.float64) - float(pts[0] or 0)) * unit
@@ -116,7 +118,7 @@ def index_frames(path: str, *, before: Callable[[Any], None] = lambda stream: No
 
 
 def _checked_rate(rate: float, times: np.ndarray) -> float:
-    """The rate that FFmpeg guesses where a container stores none, unless the times of the frames show another."""
+    """Return the rate that FFmpeg guessed for a container without one, or that of the frames' times if they differ."""
     if len(times) < 2:
         return rate
     seen = (len(times) - 1) / float(times[-1])
@@ -125,7 +127,7 @@ def _checked_rate(rate: float, times: np.ndarray) -> float:
 
 
 def _even(times: Sequence[float] | np.ndarray) -> bool:
-    """Whether frames follow each other at one rate."""
+    """Whether frames follow each other at a constant rate."""
     steps = np.diff(np.asarray(times, dtype=np.float64))
     return bool(steps.min() >= 0.9 * np.median(steps) and steps.max() <= 1.1 * np.median(steps))
 
@@ -134,7 +136,8 @@ class _Scan:
     """One reading of all packets.
 
     Args:
-        stream: of the video. all_frames: decode every frame, not only the first `HEAD`.
+        stream: the video stream.
+        all_frames: decode every frame, not only the first `HEAD`.
     """
 
     def __init__(self, stream: Any, *, all_frames: bool) -> None:
@@ -143,15 +146,15 @@ class _Scan:
         self.packets: list[tuple[int | None, int | None, int]] = []
         self.keys: dict[int, int | None] = {}
         self.hidden: set[int] = set()
-        self.doubtful = False  # some packet may give no frame of its own
-        self.given: list[int] = []  # numbers of the frames that were decoded
+        self.doubtful = False  # some packet may have no frame of its own
+        self.given: list[int] = []  # packet numbers of the decoded frames
         self.first: Any = None
 
     def read(self, container: Any, path: str) -> None:
         """Read all packets.
 
         Raises:
-            Unreadable: damaged behind the first packet.
+            Unreadable: the file is damaged after the first packet.
         """
         try:
             for packet in container.demux(self.stream):
@@ -163,7 +166,7 @@ class _Scan:
         except pyav_errors() as error:
             if not self.packets or (not self.given and mistaken(path, "video")):
                 raise
-            where = f"behind its first {len(self.given)} frames" if self.given else "at its first frame"
+            where = f"after its first {len(self.given)} frames" if self.given else "at its first frame"
             raise Unreadable(f"{path}: damaged {where} ({error}). Fetch or encode it again") from error
 
     def _take(self, frames: list[Any]) -> None:
@@ -186,10 +189,10 @@ class _Scan:
 
 
 def _by_time(scan: _Scan, *, regular: bool) -> list[int] | None:
-    """The frames in the order of their packets' times; None where times do not prove it.
+    """Return the frames in the order of their packets' times; None if the times do not prove that order.
 
     Args:
-        regular: take it only where all are equally far apart, so that none is a field or half a frame.
+        regular: require equal distances between frames, so that none of them is a field or half a frame.
     """
     visible = [number for number in range(len(scan.packets)) if number not in scan.hidden]
     times = {number: time for number in visible if (time := scan.packets[number][0]) is not None}
@@ -198,7 +201,7 @@ def _by_time(scan: _Scan, *, regular: bool) -> list[int] | None:
     shown = sorted(visible, key=times.__getitem__)
     if scan.given[0] not in times:
         return None
-    # Leading pictures of a clip that was cut between two groups of pictures cannot be decoded, and are not shown.
+    # Leading pictures of a clip that was cut between two groups of pictures cannot be decoded and are not shown.
     shown = shown[shown.index(scan.given[0]) :]
     if shown[: len(scan.given)] != scan.given[: len(shown)]:
         return None
@@ -208,18 +211,20 @@ def _by_time(scan: _Scan, *, regular: bool) -> list[int] | None:
 
 
 def mark(number: int) -> tuple[int]:
-    """What a packet hands on to its frames. Each gets an object of its own: up to PyAV 18, one that several packets
-    share is lost to all of them when the first is freed."""
+    """Build the object that a packet passes on to its frames, with the packet's number.
+
+    Each packet needs its own object: up to PyAV 18, packets that share one lose it when the first of them is freed.
+    """
     return (number,)
 
 
 def number_of(frame: Any) -> int:
-    """Of the packet that gave a frame; -1 where the decoder does not say."""
+    """Return the number of the packet that a frame was decoded from; -1 if the decoder does not pass it on."""
     return -1 if frame.opaque is None else int(frame.opaque[0])
 
 
 def upright_size(frame: Any) -> tuple[int, int]:
-    """(H, W) of a frame, turned as the container says."""
+    """Return (H, W) of a frame, rotated as the container says."""
     return (frame.width, frame.height) if frame.rotation // 90 % 2 else (frame.height, frame.width)
 
 

@@ -1,6 +1,6 @@
-"""What a file is by its first bytes: its ending, and what to say where another kind was meant. Opens no picture.
+"""Recognises the kind of a file by its first bytes, and explains what to do if another kind was meant.
 
-One table for all: data sets hold web pages named .jpg, since that is what a failed download leaves behind.
+Failed downloads leave web pages named .jpg in data sets, so one table covers all kinds. Opens no picture.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-HEAD = 1024  # bytes looked at
+HEAD = 1024  # bytes read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,9 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        ending: that such files have.
-        name: in a sentence, with its article.
-        holds: a picture, a video, or neither.
+        ending: usual ending of such files.
+        name: name in a sentence, with its article.
+        holds: whether it is a picture, a video, or neither.
     """
 
     ending: str
@@ -40,7 +40,7 @@ def _other(ending: str, name: str) -> Kind:
     return Kind(ending=ending, name=name, holds="neither")
 
 
-# First bytes -> kind. The first that fits counts.
+# First bytes -> kind. The first entry that matches counts.
 STARTS: tuple[tuple[bytes, Kind], ...] = (
     (b"\xff\xd8\xff", _picture(".jpg", "a JPEG picture")),
     (b"\x89PNG\r\n\x1a\n", _picture(".png", "a PNG picture")),
@@ -69,7 +69,7 @@ STARTS: tuple[tuple[bytes, Kind], ...] = (
     (b"ID3", _other(".mp3", "sound (MP3)")),
     (b"fLaC", _other(".flac", "sound (FLAC)")),
 )
-# Brand of an ISO file -> kind; any other is a video (https://mp4ra.org/registered-types/brands).
+# Brand of an ISO file -> kind; any other brand is a video (https://mp4ra.org/registered-types/brands).
 BRANDS = {
     b"avif": _picture(".avif", "an AVIF picture"),
     b"avis": _picture(".avif", "an AVIF picture"),
@@ -81,7 +81,7 @@ RIFFS = {
     b"AVI ": _video(".avi", "an AVI video"),
     b"WAVE": _other(".wav", "sound (WAV)"),
 }
-# Beginnings of text, lower case and without blanks before them -> kind.
+# Pattern of the beginning of a text, in lower case and without leading blanks -> kind.
 TEXTS: tuple[tuple[str, Kind], ...] = (
     (r"<svg|<\?xml[^>]*>\s*(<!--.*?-->\s*)*(<!doctype svg[^>]*>\s*)?<svg", _other(".svg", "an SVG drawing")),
     (r"<!doctype html|<html|<head|<body|<script|<!--.*?-->\s*<(!doctype )?html", _other(".html", "a web page")),
@@ -93,10 +93,10 @@ _PRINTABLE = re.compile(r"[^\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]*")
 
 
 def kind_of_file(head: bytes) -> Kind | None:
-    """The kind of a file that starts so; None where it is not known.
+    """Recognise the kind of a file by its first bytes; None if it is unknown.
 
     Args:
-        head: its first bytes, 16 at least where it has as many.
+        head: first bytes of the file, at least 16 if it has as many.
     """
     for start, kind in STARTS:
         if head.startswith(start):
@@ -119,7 +119,7 @@ def _kind_of_text(head: bytes) -> Kind | None:
     return next((kind for pattern, kind in TEXTS if re.match(pattern, low, re.DOTALL)), TEXT)
 
 
-# What to do about files that are neither, and where a picture is wanted.
+# What to do about files that are neither a picture nor a video.
 ADVICE = {
     ".txt": "Fetch it again",
     ".json": "Fetch it again",
@@ -136,16 +136,16 @@ AS_PICTURES = {
 
 
 def mistaken(path: str, wanted: Literal["picture", "video"], *, sure: bool = False) -> str | None:
-    """Why a file is no picture, or no video, and what to do, for a message that begins with its path.
+    """Say why a file is not a picture, or not a video, and what to do, for a message that begins with its path.
 
     Args:
-        sure: leave out that it is a picture where a video is wanted, or the reverse: some readers take both.
+        sure: ignore a picture where a video is wanted, and the reverse: some readers accept both.
 
     Returns:
-        None where its first bytes do not tell.
+        None if its first bytes are of the wanted kind or of an unknown one.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     size = os.path.getsize(path)
     if not size:

@@ -1,8 +1,8 @@
-"""How many bytes a video file says it has, by its container: more than there are, and its end is missing.
+"""Detects truncated video files: the container states more bytes than the file has.
 
-Told by MP4 and MOV (boxes), Matroska and WebM (the segment), AVI (RIFF chunks), ASF (its properties), FLV (its
-metadata) and GIF (a block at the end), unless they were written as a stream, of unknown length. MPEG-TS, MPEG-PS, Ogg,
-MXF and raw streams do not say.
+The length is stated by MP4 and MOV (boxes), Matroska and WebM (the segment), AVI (RIFF chunks), ASF (its properties),
+FLV (its metadata) and GIF (a block at the end), unless the file was written as a stream of unknown length. MPEG-TS,
+MPEG-PS, Ogg, MXF and raw streams do not state it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import struct
 from collections.abc import Callable
 from typing import BinaryIO
 
-MOST_CHUNKS = 100_000  # looked at; hours of film in fragments have fewer boxes than that at the top
-SLACK = 16  # bytes by which writers err, by counting headers twice, say
-VIDEO_BOXES = (b"mdat", b"moof", b"moov")  # the loss of others loses no frame
+MOST_CHUNKS = 100_000  # chunks read at most; hours of film in fragments have fewer boxes at the top level
+SLACK = 16  # bytes by which writers may be wrong, e.g. because they count headers twice
+VIDEO_BOXES = (b"mdat", b"moof", b"moov")  # losing another box loses no frame
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def cut_short(path: str) -> str | None:
-    """How much of a file that was cut short is there; None where nothing is known to be missing.
+    """Say how much of a truncated file exists; None if nothing is known to be missing.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -31,7 +31,7 @@ def cut_short(path: str) -> str | None:
         promised = max((read(file, start, size) for read in _READERS), default=0)
         if promised > size + SLACK:
             return f"cut short: {size:,} of {promised:,} bytes are there"
-        return "cut short: it ends within a frame" if _torn_gif(file, start) else None
+        return "cut short: it ends inside a frame" if _torn_gif(file, start) else None
 
 
 def _boxes(file: BinaryIO, start: bytes, size: int) -> int:
@@ -71,7 +71,7 @@ def _segment(file: BinaryIO, start: bytes, size: int) -> int:
 
 
 def _vint(file: BinaryIO) -> int | None:
-    """A number of one to eight bytes; None where it means that the length is unknown."""
+    """Read a number of one to eight bytes; None if it means that the length is unknown."""
     first = file.read(1)
     if not first or not first[0]:
         return None
@@ -81,7 +81,7 @@ def _vint(file: BinaryIO) -> int | None:
 
 
 def _riff(file: BinaryIO, start: bytes, size: int) -> int:
-    """The AVI of OpenDML has several chunks RIFF, one after another."""
+    """An OpenDML AVI has several RIFF chunks, one after another."""
     if start[:4] != b"RIFF" or start[8:12] != b"AVI ":
         return 0
     at = 0
@@ -89,7 +89,7 @@ def _riff(file: BinaryIO, start: bytes, size: int) -> int:
         file.seek(at)
         head = file.read(8)
         length = int.from_bytes(head[4:], "little")
-        if head[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):  # of a recording that was never closed
+        if head[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):  # a recording that was never closed
             return 0
         at += 8 + length + length % 2
         if at > size:
@@ -121,7 +121,7 @@ def _asf(file: BinaryIO, start: bytes, size: int) -> int:
 
 
 def _flv(file: BinaryIO, start: bytes, size: int) -> int:
-    """Adobe Flash Video File Format 10.1, E.5: `filesize` in onMetaData, a double behind its type 0."""
+    """Adobe Flash Video File Format 10.1, E.5: `filesize` in onMetaData, a double after its type 0."""
     if start[:4] != b"FLV\x01":
         return 0
     file.seek(0)
@@ -133,7 +133,7 @@ def _flv(file: BinaryIO, start: bytes, size: int) -> int:
 
 
 def _torn_gif(file: BinaryIO, start: bytes) -> bool:
-    """GIF89a: whether it ends within a block. A missing last block alone loses no frame."""
+    """GIF89a: whether the file ends inside a block. If only the last block is missing, no frame is lost."""
     if start[:4] != b"GIF8":
         return False
     file.seek(13 + _colours(start[10] if len(start) > 10 else 0))
@@ -142,7 +142,7 @@ def _torn_gif(file: BinaryIO, start: bytes) -> bool:
             place = file.read(9)
             if len(place) < 9:
                 return True
-            file.seek(_colours(place[8]) + 1, os.SEEK_CUR)  # and the size of a code
+            file.seek(_colours(place[8]) + 1, os.SEEK_CUR)  # 1: the minimum code size
         else:
             file.seek(1, os.SEEK_CUR)  # the label
         while length := file.read(1):
@@ -156,7 +156,7 @@ def _torn_gif(file: BinaryIO, start: bytes) -> bool:
 
 
 def _colours(flags: int) -> int:
-    """Bytes of a colour table."""
+    """Return the bytes of a colour table."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 

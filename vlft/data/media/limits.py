@@ -1,4 +1,4 @@
-"""Pixel and frame limits of one picture or video: the run's recipe, and what its row says of it. Opens nothing."""
+"""Pixel and frame limits of one picture or video: the run's recipe, and the overrides of its row. Opens no file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from vlft.config.recipe import FRAME_TOKENS, Recipe
 from vlft.data.sample import Overrides
 from vlft.errors import ConfigError
 
-VIDEO_TOKENS = 128000  # that all frames of a video share; qwen-vl-utils 0.0.14
+VIDEO_TOKENS = 128000  # shared by all frames of a video; qwen-vl-utils 0.0.14
 
 
 def overridden(recipe: Recipe, own: Overrides, *, video: bool) -> Recipe:
-    """The run's recipe for one picture or video whose row says more of them.
+    """Return the run's recipe for one picture or video, with the overrides of its row.
 
     Raises:
-        ConfigError: what the row says cannot be, beside what it leaves to the run; as for flags.
+        ConfigError: the row's values contradict each other or those of the run.
     """
     if own == Overrides():
         return recipe
@@ -28,18 +28,18 @@ def overridden(recipe: Recipe, own: Overrides, *, video: bool) -> Recipe:
             f"min_pixels {least}" if own.min_pixels is not None else f"--{kind}_min_pixels {least}",
             f"max_pixels {most}" if own.max_pixels is not None else f"--{kind}_max_pixels {most}",
         ]
-        raise ConfigError(f"{names[0]} is above {names[1]}. Change one of them, or give both in the row")
+        raise ConfigError(f"{names[0]} is above {names[1]}. Change one of them, or set both in the row")
     if most < recipe.factor**2:
         raise ConfigError(f"max_pixels {most} is less than one token ({recipe.factor}x{recipe.factor} pixels)")
     frame = max(FRAME_TOKENS * recipe.factor**2, int(least * 1.05))
     if video and own.max_pixels is not None and most > frame:
-        raise ConfigError(f"max_pixels {most}: no frame gets more than {frame} pixels. Give {frame} or less")
+        raise ConfigError(f"max_pixels {most}: no frame gets more than {frame} pixels. Use {frame} or less")
     values: dict[str, Any] = {f"{kind}_min_pixels": least, f"{kind}_max_pixels": most}
     if own.nframes is not None or own.fps is not None:
         values |= {"nframes": own.nframes, "fps": _or(own.fps, recipe.fps)}
     if own.max_frames is not None:
         if values.get("nframes", recipe.nframes) is not None:
-            raise ConfigError(f"max_frames {own.max_frames} cannot act beside --nframes {recipe.nframes}. Drop one")
+            raise ConfigError(f"max_frames {own.max_frames} has no effect with --nframes {recipe.nframes}. Remove one")
         values["video_max_frames"] = own.max_frames
     return replace(recipe, **values)
 

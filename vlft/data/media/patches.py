@@ -1,4 +1,4 @@
-"""Pixels -> the ViT's patches, in its order. Opens nothing and decodes nothing; `vlft.data.media.read` does.
+"""Pixels -> the ViT's patches, in its order. `vlft.data.media.read` opens and decodes files.
 
 Letters in shapes: P patches; H, W pixels after resizing; F frames.
 """
@@ -13,15 +13,16 @@ from vlft.data.sample import EncodedMedia, Grid
 
 
 def grid_for(t: int, height: int, width: int, recipe: Recipe) -> Grid:
-    """The grid of `t` time steps of this size."""
+    """Return the grid of `t` time steps of this size."""
     return Grid(t=t, h=height // recipe.patch_size, w=width // recipe.patch_size)
 
 
 def still_patches(pixels_3HW: torch.Tensor, recipe: Recipe) -> EncodedMedia:
-    """Cut into patches: by row and column of merged patches, then row and column within one.
+    """Split a still into patches, ordered by row and column of merged patches, then by row and column within one.
 
-    The three colours of a pixel stay side by side, as decoders and the resizer have them, so that runs of 3 * 14 bytes
-    are moved whole: a fifth of the time of permuting single bytes. The model takes them apart on its device.
+    The three colours of a pixel stay adjacent, as decoders and the resizer store them, so that runs of 3 * 14 bytes are
+    copied at once. That takes a fifth of the time of permuting single bytes. The model separates the colours on its
+    device.
     """
     _, height, width = pixels_3HW.shape
     p, m = recipe.patch_size, recipe.merge_size
@@ -34,7 +35,7 @@ def still_patches(pixels_3HW: torch.Tensor, recipe: Recipe) -> EncodedMedia:
 
 
 def video_patches(frames_F3HW: torch.Tensor, recipe: Recipe) -> EncodedMedia:
-    """As `still_patches`, by time first, two frames a patch."""
+    """Split frames into patches as `still_patches` does, ordered by time first, with two frames per patch."""
     frames, _, height, width = frames_F3HW.shape
     p, m = recipe.patch_size, recipe.merge_size
     grid = grid_for(frames // 2, height, width, recipe)

@@ -1,4 +1,4 @@
-"""Open picture files: upright size from the header, pixels as 8-bit RGB. Knows nothing of rows, budgets or tokens.
+"""Opens picture files: upright size from the header, pixels as 8-bit RGB. Independent of rows, budgets and tokens.
 
 Letters in shapes: H, W of the upright picture.
 """
@@ -23,7 +23,7 @@ from vlft.data.media.depth import grey_bits, grey_to_8_bits, is_deep, is_grey, r
 from vlft.data.media.jpeg import read_jpeg
 from vlft.data.media.kinds import HEAD, kind_of_file, mistaken
 
-# What Pillow's decoders are known to raise on damaged files, besides their own classes (which are OSErrors).
+# Exceptions that Pillow's decoders are known to raise on damaged files, besides their own classes (which are OSErrors).
 BROKEN_PICTURE = (
     OSError,
     SyntaxError,
@@ -37,7 +37,7 @@ BROKEN_PICTURE = (
     struct.error,
     zlib.error,
 )
-# Readers hold it in memory whole; the largest picture that Pillow opens has 0.5 GB of 8-bit RGB.
+# Readers hold the whole file in memory. The largest picture that Pillow opens has 0.5 GB of 8-bit RGB.
 PICTURE_BYTES = 1 << 30
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Formats that Pillow knows and cannot decode.
@@ -45,16 +45,16 @@ UNDECODED = ("MPEG",)
 
 
 class Unreadable(Exception):
-    """A file that cannot be trained on; the message says why and what to do, and names no row."""
+    """A file that cannot be trained on. The message says why and what to do, and does not name the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the header of a picture says.
+    """Size and depth of a picture, by its header.
 
     Attributes:
-        size: (H, W) as `open_picture` would give it.
-        deep: it has 16 bits a channel, or more than 8 at least.
+        size: (H, W) of the picture that `open_picture` returns.
+        deep: whether it has more than 8 bits per channel.
     """
 
     size: tuple[int, int]
@@ -62,31 +62,33 @@ class Header:
 
 
 def picture_header(path: str) -> Header:
-    """Size and depth of a picture; no pixel is decoded.
+    """Read size and depth of a picture. No pixel is decoded.
 
     Raises:
-        Unreadable: no such file, not a picture, or one of a kind that is refused.
+        Unreadable: the file is missing, is not a picture, or is of a kind that is refused.
     """
     with _opened(path) as picture:
         return Header(size=_size(picture, path), deep=is_deep(picture, path))
 
 
 def picture_size(path: str) -> tuple[int, int]:
-    """(H, W) as `open_picture` would give it, from the file's header.
+    """Read (H, W) of the picture that `open_picture` returns, from the file's header.
 
     Raises:
-        Unreadable: as `picture_header`.
+        Unreadable: the errors of `picture_header`.
     """
     with _opened(path) as picture:
         return _size(picture, path)
 
 
 def depth_remark(path: str) -> str | None:
-    """What is wrong with a picture of 16 bits a channel whose values use a part of them only, so that its high bytes,
-    which are trained, are almost black. Decodes it, if its header says that it has so many.
+    """Return a warning about a picture of 16 bits per channel that is trained almost black, else None.
+
+    Only the high bytes are trained, and they are almost black if the values use a small part of the 16 bits. The
+    picture is decoded if its header says that it has more than 8 bits.
 
     Raises:
-        Unreadable: as `open_picture`.
+        Unreadable: the errors of `open_picture`.
     """
     with _opened(path) as picture:
         if not is_deep(picture, path):
@@ -99,31 +101,31 @@ def depth_remark(path: str) -> str | None:
 
 
 def open_picture(path: str) -> Image.Image:
-    """A still as an upright 8-bit RGB picture; of an animation, the first frame.
+    """Open a still as an upright 8-bit RGB picture. Of an animation, the first frame is used.
 
-    Turned as its EXIF says, and laid on white where it is transparent, as Qwen2-VL's processor of transformers 5.23
-    does (5.17 drops the alpha channel instead). 16-bit grey keeps its high byte, or the highest eight of the bits that
-    its file says it has; Pillow alone would clip it to white.
+    The picture is rotated as its EXIF says, and transparent parts get a white background, as in Qwen2-VL's processor of
+    transformers 5.23 (5.17 drops the alpha channel instead). 16-bit grey is reduced to its high byte, or to the highest
+    eight of the bits that its file states; Pillow alone would clip it to white.
 
     Raises:
-        Unreadable: as `picture_size`, and where the pixels are damaged or end early.
+        Unreadable: the errors of `picture_size`; the pixels are damaged or end early.
     """
     with _opened(path) as picture:
         return _decoded(picture, path)
 
 
 def read_pixels(path: str) -> torch.Tensor:
-    """The picture of `open_picture` as uint8 [3, H, W], in any memory layout; faster for JPEGs.
+    """Read the picture of `open_picture` as uint8 [3, H, W], in any memory layout. Faster for JPEGs.
 
     Raises:
-        Unreadable: as `open_picture`.
+        Unreadable: the errors of `open_picture`.
     """
     with _opened(path) as picture:
         promised = _size(picture, path)
         try:
             pixels_3HW = read_jpeg(path, picture, _orientation(picture))
         except OSError as error:
-            raise Unreadable(f"{path}: cannot be read ({error}). Look at its disk") from error
+            raise Unreadable(f"{path}: cannot be read ({error}). Check its disk") from error
         if pixels_3HW is not None and pixels_3HW.shape[1:] == promised:
             return pixels_3HW
         return torch.from_numpy(np.array(_decoded(picture, path))).permute(2, 0, 1)
@@ -146,7 +148,7 @@ def _decoded(picture: Image.Image, path: str) -> Image.Image:
 
 
 def _load(picture: Image.Image) -> None:
-    """Decode the pixels. libtiff writes what it finds wrong to the process's stderr, and Pillow raises besides."""
+    """Decode the pixels. libtiff's messages on stderr are suppressed, since Pillow also raises an exception."""
     if picture.format != "TIFF":
         picture.load()
         return
@@ -162,10 +164,10 @@ def _load(picture: Image.Image) -> None:
 
 
 class _opened:
-    """`Image.open` as a context that turns whatever it raises into `Unreadable`, and keeps Pillow's warnings quiet.
+    """`Image.open` as a context that turns its exceptions into `Unreadable` and suppresses Pillow's warnings.
 
-    They are about metadata that nobody asked for; and between one and two times its limit of pixels it only warns,
-    where large scans are taken.
+    The warnings concern unused metadata, and pictures between one and two times Pillow's limit of pixels, which are
+    accepted because large scans have such sizes.
     """
 
     def __init__(self, path: str) -> None:
@@ -176,7 +178,7 @@ class _opened:
         require_file(self.path, most=PICTURE_BYTES)
         self._quiet.__enter__()
         warnings.simplefilter("ignore")
-        logging.getLogger("PIL").setLevel(logging.CRITICAL)  # its remarks on odd TIFFs
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs remarks on unusual TIFFs
         try:
             self.picture = self._open()
         except Unreadable:
@@ -191,7 +193,7 @@ class _opened:
             raise Unreadable(_too_large(self.path, error)) from error
         except UnidentifiedImageError as error:
             raise Unreadable(f"{self.path}: {_no_picture(self.path)}") from error
-        except (*BROKEN_PICTURE, MemoryError) as error:  # headers need little: this one says that it needs much
+        except (*BROKEN_PICTURE, MemoryError) as error:  # a valid header needs little memory
             why = mistaken(self.path, "picture") if os.access(self.path, os.R_OK) else None
             why = why or f"cannot be opened ({str(error) or type(error).__name__}). Fetch or save it again"
             raise Unreadable(f"{self.path}: {why}") from error
@@ -209,7 +211,7 @@ class _opened:
 
 
 def _no_picture(path: str) -> str:
-    """Why Pillow finds no picture in a file, and what to do."""
+    """Say why Pillow finds no picture in a file, and what to do."""
     if why := mistaken(path, "picture"):
         return why
     with open(path, "rb") as file:
@@ -222,7 +224,7 @@ def _no_picture(path: str) -> str:
 
 
 def _size(picture: Image.Image, path: str) -> tuple[int, int]:
-    """(H, W) after the EXIF turn, from the header."""
+    """Return (H, W) after the EXIF rotation, from the header."""
     if picture.mode == "F":
         raise Unreadable(f"{path}: floating-point pixels, which have no fixed black and white. Save it with 8 bits")
     try:
@@ -230,7 +232,7 @@ def _size(picture: Image.Image, path: str) -> tuple[int, int]:
             picture.load()
         orientation = _orientation(picture)
         width, height = picture.size
-        if picture.format == "TIFF":  # Pillow >= 11.1 gives its size turned already, before it is loaded
+        if picture.format == "TIFF":  # Pillow >= 11.1 returns the rotated size before the picture is loaded
             tags = picture.tag_v2  # type: ignore[attr-defined]
             width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
     except Image.DecompressionBombError as error:
@@ -241,12 +243,12 @@ def _size(picture: Image.Image, path: str) -> tuple[int, int]:
 
 
 def _orientation(picture: Image.Image) -> int | None:
-    # The method of the base class: the one of PNG decodes all pixels to look behind them for EXIF.
+    # The method of the base class: PNG's own decodes all pixels to search for EXIF after them.
     return Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
 
 
 def _png_ends_with_metadata(path: str) -> bool:
-    """Whether text or EXIF stands behind the pixels of a PNG, where it might turn the picture."""
+    """Whether a PNG has text or EXIF after its pixels, which might rotate the picture."""
     with open(path, "rb") as file:
         file.seek(8)
         pixels = False
@@ -273,21 +275,21 @@ def _too_large(path: str, error: Exception) -> str:
 
 
 def require_file(path: str, *, most: int | None = None) -> None:
-    """Refuse what is no file: a folder, and pipes and devices, which may never end.
+    """Refuse anything that is not a regular file: folders, and pipes and devices, which may never end.
 
     Args:
-        most: bytes it may have; None: any number.
+        most: maximum size in bytes; None for any size.
 
     Raises:
-        Unreadable: it is not there, cannot be asked about, is no regular file, or is larger.
+        Unreadable: the file does not exist, cannot be accessed, is not a regular file, or is larger.
     """
     what = "no such file"
     try:
         found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # half a character, a null
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a lone surrogate, a null character
         pass
     except OSError as error:
-        raise Unreadable(f"{path}: cannot be read ({error.strerror}). Look at its disk and permissions") from error
+        raise Unreadable(f"{path}: cannot be read ({error.strerror}). Check its disk and permissions") from error
     else:
         if stat.S_ISREG(found.st_mode):
             if most is not None and found.st_size > most:

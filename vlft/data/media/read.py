@@ -1,8 +1,8 @@
-"""Pictures and videos -> patches, and the number of them from headers alone. Knows no tokens and no rows.
+"""Pictures and videos -> patches, and their number from headers alone. Independent of tokens and rows.
 
-The stock path is the oracle: stills as `Qwen2VLImageProcessor` (torchvision backend), videos as qwen-vl-utils 0.0.14
-followed by `Qwen2VLVideoProcessor(do_resize=False)`. Opening the files is `vlft.data.media.pictures` and
-`vlft.data.media.clips`.
+The stock path is the reference: `Qwen2VLImageProcessor` (torchvision backend) for stills, and qwen-vl-utils 0.0.14
+followed by `Qwen2VLVideoProcessor(do_resize=False)` for videos. `vlft.data.media.pictures` and `vlft.data.media.clips`
+open the files.
 
 Letters in shapes: P patches; H, W pixels after resizing; F frames.
 """
@@ -45,27 +45,27 @@ class MediaError(VlftError):
         self.field = field
         self.reason = reason
 
-    def __reduce__(self):  # see DataError: it crosses from loader workers
+    def __reduce__(self):  # it crosses from loader workers by pickle, as `DataError` does
         return type(self), (self.field, self.reason)
 
 
 def measure(media: Media, recipe: Recipe) -> Grid:
-    """The grid that `decode` would give, from file headers (of a video file: its index and first frame).
+    """Return the grid of `decode`'s result, from file headers (of a video file: its index and first frame).
 
     Raises:
-        MediaError: it would not decode, as far as headers tell.
+        MediaError: the headers show that the medium cannot be decoded.
     """
     return grid_of(media, read_headers(media), recipe)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headers:
-    """What the headers of a medium tell; enough for `grid_of` under any recipe.
+    """Headers of a medium; enough for `grid_of` under any recipe.
 
     Attributes:
         sizes: (H, W) of a still, or of each picture of a list of frames.
-        deep: of each, whether it has more than 8 bits a channel.
-        clip: a video file.
+        deep: whether each of these pictures has more than 8 bits per channel.
+        clip: the opened video file, or None.
     """
 
     sizes: tuple[tuple[int, int], ...] = ()
@@ -77,7 +77,7 @@ def read_headers(media: Media) -> Headers:
     """Read the headers of a medium.
 
     Raises:
-        MediaError: as `measure`.
+        MediaError: the errors of `measure`.
     """
     try:
         if isinstance(media, Image):
@@ -92,13 +92,13 @@ def read_headers(media: Media) -> Headers:
 
 
 def depth_remarks(media: Media, seen: Headers | None = None) -> list[tuple[str, str]]:
-    """(field, remark) of the pictures of more than 8 bits a channel that are almost black as they are trained.
+    """Find pictures of more than 8 bits per channel that are trained almost black, as (field, remark) pairs.
 
     Args:
-        seen: what `read_headers` gave. Pictures that have no more bits are not decoded.
+        seen: result of `read_headers`. Pictures of 8 bits are not decoded.
 
     Raises:
-        MediaError: as `decode`.
+        MediaError: the errors of `decode`.
     """
     if isinstance(media, Video) and media.path is not None:
         return []
@@ -115,10 +115,10 @@ def depth_remarks(media: Media, seen: Headers | None = None) -> list[tuple[str, 
 
 
 def grid_of(media: Media, seen: Headers, recipe: Recipe) -> Grid:
-    """The grid of a medium that was looked at; opens nothing.
+    """Return the grid of a medium whose headers were read. Opens no file.
 
     Raises:
-        MediaError: as `measure`.
+        MediaError: the errors of `measure`.
     """
     recipe = recipe_for(media, recipe)
     try:
@@ -135,10 +135,10 @@ def grid_of(media: Media, seen: Headers, recipe: Recipe) -> Grid:
 
 
 def recipe_for(media: Media, recipe: Recipe) -> Recipe:
-    """The budgets of this medium: the run's, but for what its row says itself.
+    """Return the budgets of this medium: those of the run, with the overrides of its row.
 
     Raises:
-        MediaError: the two cannot be carried out together.
+        MediaError: the row's values contradict each other or those of the run.
     """
     try:
         return overridden(recipe, media.overrides, video=isinstance(media, Video))
@@ -147,14 +147,14 @@ def recipe_for(media: Media, recipe: Recipe) -> Recipe:
 
 
 def decode(media: Media, recipe: Recipe) -> EncodedMedia:
-    """Pixels as the stock path has them before it normalises, in the ViT's patch order.
+    """Decode a medium: the pixels of the stock path before it normalises them, in the ViT's patch order.
 
     Returns:
-        `patches` uint8 [P, 3, 14, 14] of a still, whose one frame the model repeats, in channels-last memory;
-        [P, 3, 2, 14, 14] of a video.
+        `patches` uint8 [P, 3, 14, 14] for a still, in channels-last memory; the model repeats its single frame.
+        [P, 3, 2, 14, 14] for a video.
 
     Raises:
-        MediaError: the file is missing, damaged, cut short, or of a kind that is refused.
+        MediaError: the file is missing, damaged, truncated, or of a kind that is refused.
     """
     recipe = recipe_for(media, recipe)
     try:
@@ -183,7 +183,7 @@ def _decode_still(image: Image, recipe: Recipe) -> torch.Tensor:
 
 
 def _still_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
-    """(H, W) to which the stock image processor resizes a still."""
+    """Return (H, W) to which the stock image processor resizes a still."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     _check_ratio(height, width)
@@ -194,8 +194,8 @@ def _still_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
 def _decode_frames(video: Video, recipe: Recipe) -> torch.Tensor:
     low, high = recipe.video_min_pixels, recipe.video_max_pixels
     height, width = _snapped_size(video, read_headers(video).sizes, recipe)
-    # As `fetch_video` does first, but one by one: a hundred pictures of a camera are 3.6 GB. Where it would not leave
-    # this size as it is, it has to see them in their own.
+    # `fetch_video` first resizes all pictures together, and a hundred photographs take 3.6 GB. So they are resized here
+    # one by one, unless `fetch_video` would resize the result again: then it needs the pictures in their own size.
     early = _resized(height, width, 2 * recipe.factor, low, high) == (height, width)
 
     def small(path: str) -> Any:
@@ -212,12 +212,15 @@ def _decode_frames(video: Video, recipe: Recipe) -> torch.Tensor:
         },
         image_patch_size=recipe.patch_size,
     )
-    return frames_F3HW.to(torch.uint8)  # it resizes in uint8 and gives whole numbers as floats
+    return frames_F3HW.to(torch.uint8)  # it resizes in uint8 and returns integer values as floats
 
 
 def _snapped_size(video: Video, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
-    """The (H, W) that qwen-vl-utils first resizes all pictures of a list to: multiples of twice our factor, because its
-    `fetch_video` hands `fetch_image` the side of a merged patch as if it were that of a patch."""
+    """Return (H, W) to which qwen-vl-utils first resizes all pictures of a list.
+
+    Both are multiples of twice our factor: its `fetch_video` passes the side of a merged patch to `fetch_image`, which
+    expects the side of a patch.
+    """
     low, high = recipe.video_min_pixels, recipe.video_max_pixels
     snapped = [_resized(height, width, 2 * recipe.factor, low, high) for height, width in sizes]
     for i, (height, width) in enumerate(snapped):
@@ -225,7 +228,7 @@ def _snapped_size(video: Video, sizes: Sequence[tuple[int, int]], recipe: Recipe
             raise MediaError(
                 f"{video.field}[{i}]",
                 f"{video.frames[i]} is {sizes[i][1]}x{sizes[i][0]}, the first frame {sizes[0][1]}x{sizes[0][0]}; "
-                f"resized, {width}x{height} and {snapped[0][1]}x{snapped[0][0]}. Bring all frames to one size",
+                f"resized, {width}x{height} and {snapped[0][1]}x{snapped[0][0]}. Resize all frames to one size",
             )
     return snapped[0]
 
@@ -239,7 +242,7 @@ def _of_frame(video: Video, i: int, read: Any) -> Any:
 
 def _decode_clip(video: Video, recipe: Recipe) -> torch.Tensor:
     from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize  # not v2: qwen-vl-utils' own, which resizes in float
+    from torchvision.transforms.functional import resize  # not v2: qwen-vl-utils uses this one, which resizes in float
 
     clip = open_clip(str(video.path))
     indices = frames_taken(clip, video, recipe)
@@ -257,17 +260,17 @@ def _decode_clip(video: Video, recipe: Recipe) -> torch.Tensor:
 
 
 def frames_taken(clip: Clip, video: Video, recipe: Recipe) -> list[int]:
-    """The frames taken of a video file, evenly from the first to the last of those that the row asks for.
+    """Choose the frames to take from a video file, evenly spaced over the part that the row asks for.
 
     Args:
-        recipe: of this video, as `recipe_for` gives them.
+        recipe: recipe of this video, as returned by `recipe_for`.
 
     Raises:
-        Unreadable: it has too few.
+        Unreadable: the video has too few frames.
     """
     first, last, there = _span(clip, video)
     if there < 2:
-        raise Unreadable(f"{clip.path}: a video of {there} frame, 2 are needed. Give it as an image")
+        raise Unreadable(f"{clip.path}: a video of {there} frame, 2 are needed. Use it as an image")
     if recipe.nframes is None:
         asked = {"fps": recipe.fps, "max_frames": recipe.video_max_frames}
         frames = _qwen_vl_utils().smart_nframes(asked, total_frames=there, video_fps=clip.fps)
@@ -283,7 +286,7 @@ def frames_taken(clip: Clip, video: Video, recipe: Recipe) -> list[int]:
 
 
 def _span(clip: Clip, video: Video) -> tuple[int, int, int]:
-    """First and last frame of the part that the row asks for, and how many frames it has."""
+    """Return first and last frame of the part that the row asks for, and its number of frames."""
     start, end = video.overrides.video_start, video.overrides.video_end
     if (start is None and end is None) or clip.frames < 2:
         return 0, clip.frames - 1, clip.frames
@@ -298,14 +301,14 @@ def _span(clip: Clip, video: Video) -> tuple[int, int, int]:
 
 
 def _frame_size(frames: int, height: int, width: int, recipe: Recipe) -> tuple[int, int]:
-    """(H, W) to which qwen-vl-utils resizes the frames of a video that has this many."""
+    """Return (H, W) to which qwen-vl-utils resizes the frames of a video with this many frames."""
     low = recipe.video_min_pixels
     high = max(min(FRAME_TOKENS * recipe.factor**2, _total_pixels(recipe) / frames * 2), int(low * 1.05))
     return _resized(height, width, recipe.factor, low, min(recipe.video_max_pixels, high))
 
 
 def _total_pixels(recipe: Recipe) -> float:
-    # Always passed: qwen-vl-utils' own default hangs on the environment (MODEL_SEQ_LEN).
+    # Always passed: qwen-vl-utils' own default depends on an environment variable (MODEL_SEQ_LEN).
     return VIDEO_TOKENS * recipe.factor * recipe.factor * 0.9
 
 
@@ -314,7 +317,7 @@ def _resized(height: int, width: int, factor: int, min_pixels: float, max_pixels
     high, wide = _qwen_vl_utils().smart_resize(height, width, factor, min_pixels=min_pixels, max_pixels=max_pixels)
     if not high or not wide:
         raise Unreadable(
-            f"a frame of {width}x{height} is so narrow that {int(max_pixels)} pixels leave it {wide}x{high}. "
+            f"a frame of {width}x{height} is so narrow that {int(max_pixels)} pixels reduce it to {wide}x{high}. "
             "Raise --video_max_pixels or crop the frames"
         )
     return high, wide
@@ -324,7 +327,7 @@ def _check_ratio(height: int, width: int) -> None:
     if max(height, width) / min(height, width) > MAX_RATIO:
         raise Unreadable(
             f"{width}x{height}: the longer side is {max(height, width) / min(height, width):.1f} times the shorter, "
-            f"and Qwen2-VL takes {MAX_RATIO} at most. Crop it"
+            f"and Qwen2-VL accepts at most {MAX_RATIO}. Crop it"
         )
 
 
@@ -333,6 +336,6 @@ def _qwen_vl_utils() -> Any:
         from qwen_vl_utils import vision_process
     except ImportError as error:
         raise ConfigError("videos need qwen-vl-utils. Install it: pip install 'qwen-vl-utils>=0.0.14'") from error
-    # It warns, for every video, of a maximum above its own; ours is settled in `Recipe.of`.
+    # It warns about a maximum above its own for every video; `Recipe.of` has already checked ours.
     logging.getLogger(vision_process.__name__).setLevel(logging.ERROR)
     return vision_process

@@ -1,8 +1,8 @@
-"""Some frames of a video file, decoded by PyAV with as little work as is safe. What frames it has:
-`vlft.data.media.frames`.
+"""Decodes chosen frames of a video file with PyAV, with as little work as is safe.
 
-A seek may lead anywhere. So a frame that was sought is taken only where the packets read since its key frame are, one
-by one, those that a reading from the start has there; else frames are counted from the start.
+`vlft.data.media.frames` builds the index of the frames. A seek may lead to a wrong place. So a frame after a seek is
+used only if every packet since its key frame equals the packet that the index has there; else frames are counted from
+the start.
 
 Letters in shapes: H, W of the upright frame.
 """
@@ -23,14 +23,14 @@ from vlft.data.media.pictures import Unreadable
 
 
 class _Lost(Exception):
-    """Seeking did not lead to the packets that it should."""
+    """Seeking did not lead to the expected packets."""
 
 
 def decode_frames(path: str, index: FrameIndex, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     """Decode some frames.
 
     Args:
-        wanted: which, ascending, without repeats.
+        wanted: indices of the frames, ascending, without repeats.
 
     Yields:
         uint8 [H, W, 3], RGB, upright.
@@ -54,9 +54,10 @@ class _Starts:
     """Where decoding can begin.
 
     Attributes:
-        place: number of a packet -> position of the frame that it gives.
-        keys: packets of key frames. positions: of the first frames that decode from them alone; both ascending.
-        known: what tells such a packet -> its place in `keys`.
+        place: number of a packet -> position of the frame that is decoded from it.
+        keys: numbers of the packets of key frames, ascending.
+        positions: position of the first frame that can be decoded from each of `keys`, ascending.
+        known: time, position and size of such a packet -> its index in `keys`.
     """
 
     place: dict[int, int]
@@ -66,10 +67,10 @@ class _Starts:
 
 
 def _starts(index: FrameIndex) -> _Starts | None:
-    """None where packets cannot be told apart, or give several frames."""
+    """Find where decoding can begin; None if packets cannot be distinguished, or contain several frames."""
     place = {int(number): position for position, number in enumerate(index.shown)}
     first = int(index.shown.min())
-    hidden = [key for key in index.keys if key < first]  # of a clip that was cut: its first frames need one of these
+    hidden = [key for key in index.keys if key < first]  # the first frames of a clip that was cut need one of these
     keys = hidden[-1:] + [key for key in index.keys if key in place]
     positions = [place.get(key, 0) for key in keys]
     known = {index.packets[key]: i for i, key in enumerate(keys)}
@@ -81,7 +82,7 @@ def _starts(index: FrameIndex) -> _Starts | None:
 
 
 def _sought(path: str, index: FrameIndex, wanted: Sequence[int]) -> Iterator[Any]:
-    """Wanted frames, each decoded from the last key frame before it; ends early where that cannot be done safely."""
+    """Yield wanted frames, each decoded from the last key frame before it. Ends early if that is not safe."""
     starts = _starts(index)
     if starts is None:
         return
@@ -104,16 +105,16 @@ def _sought(path: str, index: FrameIndex, wanted: Sequence[int]) -> Iterator[Any
     except _Lost:
         return
     except pyav_errors():
-        return  # what is wrong, `_counted` finds and says
+        return  # `_counted` finds and reports what is wrong
 
 
 def _from_key(
     container: Any, stream: Any, index: FrameIndex, starts: _Starts, before: int
 ) -> Iterator[tuple[int, Any]]:
-    """Frames with their positions, from the key frame on, or from an earlier one where the file leads there.
+    """Yield frames with their positions, from this key frame on, or from an earlier one if seeking leads there.
 
     Raises:
-        _Lost: other packets, or other frames, than a reading from the start gives.
+        _Lost: packets or frames differ from those of a reading from the start.
     """
     found, following = _seek(container, stream, index, starts, before)
     number, start, expected = starts.keys[found], starts.positions[found], None
@@ -126,7 +127,7 @@ def _from_key(
         for frame in packet.decode():
             at = starts.place.get(number_of(frame), -1)
             if at < start and expected is None:
-                continue  # a picture that leads the key frame, and needs those before it
+                continue  # a leading picture of the key frame, which needs earlier frames
             if frame.is_corrupt or (expected is not None and at != expected):
                 raise _Lost
             expected = at + 1
@@ -134,7 +135,7 @@ def _from_key(
 
 
 def _seek(container: Any, stream: Any, index: FrameIndex, starts: _Starts, before: int) -> tuple[int, Iterator[Any]]:
-    """Which of the key frames, at or before the one meant, seeking leads to, and the packets from it on."""
+    """Seek to a key frame, or an earlier one. Returns the index in `keys` that was reached, and the packets from it."""
     key = starts.keys[before]
     times = [
         index.packets[key][0],
@@ -142,7 +143,7 @@ def _seek(container: Any, stream: Any, index: FrameIndex, starts: _Starts, befor
     ]
     if before == 0:
         times.append(0)
-    # Some containers seek by the times of decoding, some by those of showing; a key frame too early costs time only.
+    # Some containers seek by decoding times, some by presentation times. An earlier key frame only costs time.
     for time in dict.fromkeys(time for time in times if time is not None):
         container.seek(time, stream=stream)
         packets = container.demux(stream)
@@ -165,7 +166,7 @@ def _print(packet: Any) -> tuple[int | None, int | None, int]:
 
 
 def _counted(path: str, index: FrameIndex, wanted: Sequence[int]) -> Iterator[Any]:
-    """Wanted frames, counted from the first one."""
+    """Yield wanted frames, counted from the first frame."""
     left, count = iter(wanted), 0
     following = next(left)
     try:
@@ -184,9 +185,9 @@ def _counted(path: str, index: FrameIndex, wanted: Sequence[int]) -> Iterator[An
 
 
 def _rgb(frame: Any, index: FrameIndex, converter: Any) -> np.ndarray:
-    """uint8 [H, W, 3], turned as the container says; of the first frame's size, should the size change on the way."""
+    """Convert a frame to uint8 [H, W, 3], rotated as the container says, and resized to the size of the first frame."""
     turns = frame.rotation // 90
     height, width = (index.width, index.height) if turns % 2 else (index.height, index.width)
-    # One thread: loader workers are the threads, and starting others takes longer than small frames do.
+    # One thread: the loader's workers run in parallel, and starting threads takes longer than converting small frames.
     rgb = converter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
     return np.rot90(rgb.to_ndarray(), turns)
