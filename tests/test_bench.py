@@ -256,16 +256,11 @@ def test_the_table_of_a_training(trained):
     assert report.markdown("train", trained | {"baseline": None, "ratio": None}).count("|") == 9
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(
     "start", [pytest.param(forked, id="forked"), pytest.param(run_module, id="own process", marks=pytest.mark.grid)]
 )
 def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, capsys, monkeypatch, start):
-    """Their config as it is, but for what a benchmark does not measure; stdout holds the document alone."""
-=======
-def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, capsys):
     """The user's config is unchanged, except for flags that a benchmark does not measure; stdout is the document."""
->>>>>>> en-media
     config = tmp_path / "my.yaml"
     config.write_text(f"output_dir: {tmp_path / 'mine'}\nsave_steps: 1\nlearning_rate: 1e-3\nnum_train_epochs: 9\n")
     monkeypatch.setattr("vlft.bench.train.run_module", start)
