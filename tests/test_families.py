@@ -65,12 +65,13 @@ def data(tmp_path_factory, media):
 
 @pytest.fixture(scope="module")
 def encoded(base, data, media):
+    from vlft.config.recipe import Recipe, RowFlags
     from vlft.data.encode import Encoder
     from vlft.data.files.index import index_rows, parsed
-    from vlft.data.media.read import media_settings
 
     processor = load_processor(base)
-    encoder = Encoder(family=SECOND, processor=processor, media=media_settings(processor), max_length=32768)
+    recipe = Recipe.of(processor, RowFlags(max_length=32768))
+    encoder = Encoder(family=SECOND, processor=processor, recipe=recipe)
     samples = parsed(index_rows([str(data)], image_folder=str(media), family=SECOND)).samples
     return {sample.id: encoder.encode(sample) for sample in samples}
 
@@ -294,8 +295,9 @@ def test_it_is_planned_trained_and_merged(base, data, media, tmp_path, capsys):
     assert planned["memory"]["fits"]
     run, merged = tmp_path / "run", tmp_path / "merged"
     assert main(["train", *flags, "--output_dir", str(run), "--max_steps", "1", "--report_to", "none"]) == 0
+    capsys.readouterr()
     assert main(["merge", str(run), str(merged), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = json.loads(capsys.readouterr().out)
     assert said["towers"] == {"vision": "frozen", "merger": "full", "language": "lora"}
     before, after = (load_base(folder, SECOND).state_dict() for folder in (base, merged))
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from build import FAMILY
+from transformers import TrainingArguments
 
 from vlft.cli import flags_page, help
 from vlft.cli.main import main
@@ -47,7 +48,8 @@ FIELDS = {
     field.name: field
     for cls in (DataFlags, ModelFlags, TrainFlags)
     for field in dataclasses.fields(cls)
-    if field.name in cls.__dict__["__annotations__"] and field.name not in REPLACED
+    if field.name not in {one.name for one in dataclasses.fields(TrainingArguments)} - set(TrainFlags.__annotations__)
+    and field.name not in REPLACED
 }
 
 

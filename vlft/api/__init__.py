@@ -26,7 +26,6 @@ from vlft.api.keywords import Flag, parsed, said
 from vlft.api.loader import Loader
 from vlft.config.flags import Mode, TrainFlags
 from vlft.config.machine import check_device
-from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order, RankBatches
 from vlft.data.sample import Sample
@@ -181,13 +180,11 @@ def data_loader(
     else:
         order = evaluation_order(costs, data, args, world=args.world_size)
     opened = base.opened
-    vision, tokenizer = opened.config.vision_config, opened.processor.tokenizer
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     batches = RankBatches(order, rank=args.process_index)
     loader: DataLoader[Any] = DataLoader(
         RowDataset(rows.measured.rows.samples, opened.encoder, costs),
         batch_sampler=batches,
-        collate_fn=Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler),
+        collate_fn=opened.collator(),
         generator=torch.Generator().manual_seed(args.seed),  # else each pass would draw from the global one
         prefetch_factor=args.dataloader_prefetch_factor,
         **loader_options(args.dataloader_num_workers, pin_memory=args.dataloader_pin_memory),

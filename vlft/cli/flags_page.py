@@ -40,9 +40,10 @@ def tables() -> str:
 
 
 def _own(flags: Any) -> Iterator[dataclasses.Field[Any]]:
-    """The fields that a dataclass of ours declares itself, in its order, without those that are refused."""
+    """The fields that our dataclasses declare, in their order, without those that are refused."""
     fields = {field.name: field for field in dataclasses.fields(flags)}
-    for name in flags.__dict__["__annotations__"]:
+    ours = [one for one in flags.__mro__ if one.__module__.startswith("vlft.")]
+    for name in dict.fromkeys(name for one in ours for name in one.__annotations__):
         if name in fields and name not in REPLACED:
             yield fields[name]
 
