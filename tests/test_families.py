@@ -242,7 +242,7 @@ def test_a_step_does_the_required_operations(base, encoded, preset):
     assert counter.get_total_flops() == pytest.approx(flops.total(want), rel=1e-3)
 
 
-@pytest.mark.parametrize("preset", ["full", "lora-full-merger"])
+@pytest.mark.parametrize("preset", ["full"])
 def test_activations_are_foretold_as_they_are_kept(base, encoded, preset):
     batch = inputs([encoded["still"], encoded["two"]])
     model = build(base, preset, flat=True, family=SECOND)

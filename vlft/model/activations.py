@@ -132,7 +132,11 @@ def foretell(
         return _run(config, family, towers, load, numbers, blocks, recomputing, device=device, fused=fused)
 
     one, two = run(1, checkpointed), run(2, checkpointed)
-    kept = {part: one[part] + (depths.get(part, 1) - 1) * (two[part] - one[part]) for part in PARTS}
+    # With one block alone, the first and the last are the same, and mergers that take either would share their input.
+    kept = {
+        part: one[part] + (depths[part] - 1) * (two[part] - one[part]) if part in depths else two[part]
+        for part in PARTS
+    }
     whole = [run(blocks, ()) for blocks in (1, 2)] if checkpointed else [one, two]
     return Foretold(kept=kept, block=max(whole[1][part] - whole[0][part] for part in depths))
 
