@@ -20,8 +20,9 @@ from vlft.config.flags import TrainFlags
 from vlft.data.collate import Collator
 from vlft.model import attention, forward, groups, kernels, segments, standins, tracing
 from vlft.model.load import empty_model, load_config, load_processor
+from vlft.model.loss import sum_segments
 from vlft.model.towers import Towers
-from vlft.objectives import Sft
+from vlft.objectives import Loss, Mean, Objective, Sft
 from vlft.train import model_setup as prepare
 from vlft.train.metrics import Meter
 from vlft.train.step_guard import StepGuard
@@ -120,22 +121,22 @@ def prepared(monkeypatch, opened, flags, *, stored, recompute, fused):
     return model
 
 
-def trainer_of(model, flags) -> VlftTrainer:
+def trainer_of(model, flags, objective=Sft) -> VlftTrainer:
     """The trainer, as far as a step needs it."""
     trainer = object.__new__(VlftTrainer)
     trainer.args, trainer.model, trainer.optimizer = flags, model, None
     table = groups.parameter_groups(model, FAMILY, learning_rates=flags.learning_rates, weight_decay=0.1)
     trainer.groups = [group for group in table if group.trainable]
-    trainer.objective = Sft(encoder=None, collator=None)
-    trainer.meter = Meter(lambda batch: 0.0, peak=None)
+    trainer.objective = objective(encoder=None, collator=None)
+    trainer.meter = Meter(lambda batch: 0.0, peak=None, statistics=objective.statistics)
     trainer.guard = StepGuard(flags, None, Watchdog(0), packing=True, say=print)
     trainer.on_bad_row, trainer.skipped = "error", {}
     return trainer
 
 
-def run_step(opened, model, flags, rows, *, autocast) -> None:
+def run_step(opened, model, flags, rows, *, autocast, objective=Sft) -> None:
     """An optimizer step, watched from the loader's batch on."""
-    trainer, batch = trainer_of(model, flags), batch_of(opened, rows)
+    trainer, batch = trainer_of(model, flags, objective), batch_of(opened, rows)
     with tracing.without_contents():
         optimizer = trainer.create_optimizer()
         known_from_the_first_step(opened)
@@ -207,6 +208,27 @@ def test_a_step_under_deepspeed_does_neither(monkeypatch, machine, opened, flags
     run_step(one, model, flags, rows_of(encoded, "pictures"), autocast=None)
 
 
+class PerRow(Objective):
+    """A loss of the log-probabilities of whole answers, as preferences have it."""
+
+    statistics = ("answer_logp",)
+
+    def weight(self, batch):
+        return batch["counts"]["samples"]
+
+    def loss(self, model, batch):
+        sums_S, counts_S = sum_segments(self.log_probs(model, batch), batch["supervised_rows"], batch["cu_seqlens"])
+        weight = self.weight(batch)
+        return Loss(-(sums_S / counts_S.clamp(min=1)).sum(), weight, {"answer_logp": Mean(sums_S.sum(), weight)})
+
+
+@pytest.mark.parametrize(("stored", "load"), [(BF16, "pictures"), (FLOAT32, "nothing")])
+def test_a_step_of_log_probabilities_does_neither(monkeypatch, machine, opened, flags, encoded, stored, load):
+    one = opened("full")
+    model = prepared(monkeypatch, one, flags, stored=stored, recompute=False, fused=True)
+    run_step(one, model, flags, rows_of(encoded, load), autocast=BF16, objective=PerRow)
+
+
 def test_an_evaluation_does_neither(monkeypatch, machine, opened, flags, encoded):
     one = opened("full")
     model = prepared(monkeypatch, one, flags, stored=BF16, recompute=False, fused=True).eval()
@@ -215,8 +237,8 @@ def test_an_evaluation_does_neither(monkeypatch, machine, opened, flags, encoded
         known_from_the_first_step(one)
         with tracing.Watch(tracing.refuse_waits), torch.no_grad(), tracing.autocast("cuda", BF16):
             inputs = trainer._prepare_inputs(batch)
-            outputs = model(**{key: inputs[key] for key in forward.FORWARD_KEYS})
-    assert (outputs.loss.dtype, outputs.loss.device) == (FLOAT32, torch.device("cuda", 0))
+            loss = trainer.objective.evaluate(model, inputs)
+    assert (loss.sum.dtype, loss.sum.device) == (FLOAT32, torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize("stored", [BF16, FLOAT32], ids=["bfloat16", "float32"])

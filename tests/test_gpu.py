@@ -173,8 +173,9 @@ def test_a_run_on_the_device_is_near_one_on_the_host(base, mixed_json, media, tm
     assert losses["device"] == pytest.approx(losses["host"], rel=0.02)
 
 
+@pytest.mark.parametrize("summed", [True, False], ids=["summed", "per-row"])
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
-def test_the_heads_loss_at_the_size_of_the_2b_holds_one_chunk(trained):
+def test_the_heads_loss_at_the_size_of_the_2b_holds_one_chunk(trained, summed):
     """2,048 supervised rows under bf16 autocast: value and gradient of plain cross-entropy, at a chunk's memory."""
     words, channels, count = 151_936, 1536, 2048
     generator = torch.Generator("cuda").manual_seed(0)
@@ -188,8 +189,10 @@ def test_the_heads_loss_at_the_size_of_the_2b_holds_one_chunk(trained):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         with torch.autocast("cuda", torch.bfloat16):
-            if chunked:
+            if chunked and summed:
                 value = loss.linear_cross_entropy(hidden, weight, targets)
+            elif chunked:
+                value = -loss.linear_log_probs(hidden, weight, targets).sum()
             else:
                 logits = torch.nn.functional.linear(hidden, weight).float()
                 value = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
