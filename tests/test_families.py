@@ -242,10 +242,9 @@ def test_a_step_does_the_required_operations(base, encoded, preset):
     assert counter.get_total_flops() == pytest.approx(flops.total(want), rel=1e-3)
 
 
-@pytest.mark.parametrize("preset", ["full"])
-def test_activations_are_foretold_as_they_are_kept(base, encoded, preset):
+def test_activations_are_foretold_as_they_are_kept(base, encoded):
     batch = inputs([encoded["still"], encoded["two"]])
-    model = build(base, preset, flat=True, family=SECOND)
+    model = build(base, "full", flat=True, family=SECOND)
     with activations.Ledger(model, batch.values()) as ledger:
         model(**batch)
     config, _ = load_config(base)
@@ -253,12 +252,10 @@ def test_activations_are_foretold_as_they_are_kept(base, encoded, preset):
         lengths=batch["lengths"], vision_lengths=batch["vision_lengths"], supervised=len(batch["targets"])
     )
     numbers = tracing.numbers_of(torch.float32, None, deepspeed=False)
-    told = activations.foretell(config, SECOND, PRESETS[preset], load, numbers, device="cpu")
+    told = activations.foretell(config, SECOND, FULL, load, numbers, device="cpu")
     for part in activations.PARTS:
         assert told.kept[part] == pytest.approx(ledger.kept[part], rel=0.1, abs=10_000), part
-    rough = memory.activations(
-        SECOND.sizes(config), PRESETS[preset], tokens=load.tokens, patches=load.patches, element_bytes=4
-    )
+    rough = memory.activations(SECOND.sizes(config), FULL, tokens=load.tokens, patches=load.patches, element_bytes=4)
     assert rough["language"].whole == pytest.approx(told.kept["language"], rel=0.5)
 
 
