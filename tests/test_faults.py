@@ -1,4 +1,4 @@
-"""What a run does when something breaks in the middle: what the user sees, what is kept, and that it can go on."""
+"""What a run does when something breaks in the middle: what the user sees, what is kept, and that it can resume."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_out_of_memory_names_the_rows_and_what_helps(train, refused, mixed_json,
     said = refused(*STEPS, *SAVE)
     assert f"out of memory in step 2, rank 0, micro-batch 2 of 3: {mixed_json}[{rows[4]}]; " in said
     assert re.search(r"[1-9]\d* tokens, \d+ patches", said)
-    assert "--gradient_checkpointing true (the run can go on with it)" in said
+    assert "--gradient_checkpointing true (the run can resume with it)" in said
     assert "checkpoint-1. Run the same command again to resume" in said
     monkeypatch.undo()
     train(*STEPS, *SAVE, "--gradient_checkpointing", "true")  # so it does

@@ -77,7 +77,7 @@ def test_another_number_of_rows_a_step_is_refused_with_what_makes_it_equal(
     assert main(arguments(base, mixed_json, media, run, *split(1, 2), *SAVE, "--max_steps", "2")) == 1
     said = capsys.readouterr().err
     assert "its global batch is 4, this run's is 2" in said
-    assert "it ran on 2 processes, this is 1: --gradient_accumulation_steps 4 makes them equal" in said
+    assert "That run had 2, this run has 1: --gradient_accumulation_steps 4 makes them equal" in said
 
 
 def test_a_run_that_was_killed_between_its_last_checkpoint_and_its_end(train, monkeypatch):

@@ -98,7 +98,7 @@ EVERY_EPOCH = ("--eval_strategy", "epoch", "--save_strategy", "epoch")
 
 
 HEARD = {
-    "evaluating": "leaving this evaluation for later, then saving",
+    "evaluating": "postponing this evaluation, then saving",
     "training": "stopping after this step, then saving",
     "saving": "stopping once this checkpoint is saved",
 }
@@ -117,7 +117,7 @@ HEARD = {
     ],
 )  # fmt: skip
 def test_no_evaluation_is_lost(told, train, mixed_json, monkeypatch, number, when, evaluated, step):
-    """The evaluation of the step is put off until the run resumes: the same lines, the same best checkpoint."""
+    """The evaluation of the step is postponed until the run resumes: the same lines, the same best checkpoint."""
     more = (*STEPS, "--eval_path", str(mixed_json), *evaluated, *BEST, "--learning_rate", "30")
     whole = train(*more, name="whole")
 
