@@ -97,7 +97,7 @@ def test_names_with_what_wrappers_add_are_read(shelf, tmp_path, prefix):
         return prefix + name.removeprefix("base_model.model.")
 
     new = shelf.adapter("fp32", "language")
-    assert "read by today's" in merge(renamed(new, tmp_path / "wrapped", rename), tmp_path / "one").notes[0]
+    assert "read under today's" in merge(renamed(new, tmp_path / "wrapped", rename), tmp_path / "one").notes[0]
     merge(new, tmp_path / "other")
     same(tmp_path / "one", tmp_path / "other")
 
@@ -107,7 +107,7 @@ def test_two_names_of_one_tensor_are_refused(shelf, tmp_path):
     tensors = load_file(adapter / FILE)
     name = next(iter(tensors))
     save_file(tensors | {old_name(name): tensors[name] + 1}, adapter / FILE, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="the same tensor stands there under two names"):
+    with pytest.raises(CheckpointError, match="holds the same tensor under two names"):
         merge(adapter, tmp_path / "out")
 
 
@@ -135,7 +135,7 @@ def test_an_adapter_that_names_no_base_or_one_of_another_machine_asks_for_it(she
             assert "--base_model" in capsys.readouterr().err
 
 
-# ---- weights that lie beside an adapter
+# ---- weights in files beside an adapter
 
 
 def vision(base: Path, prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

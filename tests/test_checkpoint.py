@@ -126,7 +126,7 @@ def test_a_damaged_record_is_refused(tmp_path, edit, says):
 
 
 def test_no_record_at_all(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no vlft\.json there"):
+    with pytest.raises(CheckpointError, match=r"has no vlft\.json"):
         read_record(tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_every_way_the_hub_fails_is_one_message(monkeypatch):
 
     response = Mock()  # whichever http client the hub's client is built on
     failures = [
-        (errors.RepositoryNotFoundError("404", response=response), "the hub does not know it"),
+        (errors.RepositoryNotFoundError("404", response=response), "the hub has no such model"),
         (errors.RevisionNotFoundError("404", response=response), "no such revision"),
         (errors.GatedRepoError("403", response=response), "gated"),
         (errors.LocalEntryNotFoundError("offline"), "not in the cache"),

@@ -397,7 +397,7 @@ def test_out_must_be_new_or_empty(shelf, tmp_path):
     out.mkdir()
     assert merge(adapter, out).out == str(out)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    with pytest.raises(CheckpointError, match="already there and not empty"):
+    with pytest.raises(CheckpointError, match="already exists and is not empty"):
         merge(adapter, out)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 

@@ -76,8 +76,8 @@ def worker_died(error: BaseException, *, workers: int, checkpoint: Path | None) 
     how = re.search(r"by signal: (\w+)|exited unexpectedly", str(error))
     ended = f"was ended by {how[1]}" if how and how[1] else "ended"
     return RunFault(
-        f"a loader process {ended}. The system often ends the largest process when memory runs out (dmesg shows it). "
-        f"Lower --dataloader_num_workers ({workers} a process now) or --dataloader_prefetch_factor, or give the "
+        f"a loader process {ended}. The system often ends the largest process when memory runs out (dmesg shows it): "
+        f"lower --dataloader_num_workers ({workers} a process now) or --dataloader_prefetch_factor, or give the "
         f"machine more memory (in a container also more /dev/shm). {going_on(checkpoint)}"
     )
 
