@@ -1,4 +1,4 @@
-"""Adapters as other kits and older versions leave them: read as plain peft would have it, or refused by name."""
+"""Adapters of other kits and older versions: read as plain peft reads them, or refused by name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def renamed(adapter: Path, out: Path, rename: Callable[[str], str]) -> Path:
 
 
 def old_name(name: str) -> str:
-    """As transformers before 4.52 spelled it."""
+    """The name in transformers before 4.52."""
     for new, old in OLD:
         name = name.replace(new, old)
     return name
@@ -139,7 +139,7 @@ def test_an_adapter_that_names_no_base_or_one_of_another_machine_asks_for_it(she
 
 
 def vision(base: Path, prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A vision tower trained in full: by the base's names, and by those a kit saves it under."""
+    """A vision tower trained in full: with the base's names, and with the names under which a kit saves it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         trained = {k: v + 0.05 * torch.randn_like(v) for k, v in weights(base).items() if k.startswith("visual.")}
@@ -220,7 +220,7 @@ def test_what_is_not_used_is_said_and_states_of_training_are_no_weights(shelf, t
     assert report.notes == (f"not used, since the adapter is {FILE}: global_step200/, run.gguf",)
 
 
-# ---- one tensor in two roles
+# ---- one tensor with two roles: embedding and head
 
 
 @pytest.mark.parametrize(

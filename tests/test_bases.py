@@ -81,7 +81,7 @@ def linked_to_nothing(name: str) -> Change:
 
 
 def other_ids(folder: Path) -> None:
-    """The tokenizer of a model that has picture and video the other way round."""
+    """The tokenizer of a model in which the tokens of picture and video are swapped."""
     raw = json.loads((folder / "tokenizer.json").read_text())
     of = {added["content"]: added for added in raw["added_tokens"]}
     one, two = of["<|image_pad|>"], of["<|video_pad|>"]
@@ -175,7 +175,7 @@ def verbs(folder: Path, rows: Path, adapter: Path, out: Path) -> dict[str, list[
 
 
 def refusals(lines: dict[str, list[str]], capsys) -> dict[str, str]:
-    """What each verb says on stderr; every one must end in one message and status 1."""
+    """The stderr of each verb; every verb must end with one message and status 1."""
     said = {}
     for verb, argv in lines.items():
         capsys.readouterr()
@@ -207,7 +207,7 @@ def test_a_broken_base_is_refused_at_every_door(name, base, published, rows, ada
     ],
 )
 def test_a_config_of_another_size_is_refused_before_rows_are_read(change, says, base, rows, adapter, tmp_path, capsys):
-    """transformers would fill a model of that size at random, and load what fits."""
+    """transformers would make a random model of that size, and load the tensors that fit."""
     folder = Path(shutil.copytree(base, tmp_path / "broken"))
     change(folder)
     lines = verbs(folder, rows, adapter, tmp_path)
