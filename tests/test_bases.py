@@ -97,7 +97,7 @@ def lossy(folder: Path) -> None:
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4400000000\n"
-QUANTISED = r"weights are quantised: config\.json has a quantization_config \({}\).*Use the model that was quantised"
+QUANTISED = r"weights are quantised: config\.json has a quantization_config \({}\).*Use the unquantised model"
 
 TINY: dict[str, tuple[Change, str]] = {
     "no tokenizer": (without("tokenizer.json"), r"tokenizer\.json, vocab\.json, merges\.txt missing"),

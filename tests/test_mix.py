@@ -105,7 +105,7 @@ def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
 
     (sets / "pictures" / "img" / "0.jpg").rename(sets / "gone.jpg")  # equally many rows, but different ones
     assert main(train) == 1
-    assert "its print of the rows it trains is" in capsys.readouterr().err
+    assert "its fingerprint of the rows it trains is" in capsys.readouterr().err
     (sets / "gone.jpg").rename(sets / "pictures" / "img" / "0.jpg")
     mix(sets, MIX.replace("2.5", "1"))
     assert main(train) == 1

@@ -49,7 +49,7 @@ def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     unquantised, cut = _QUANTISED_NAME.subn("", str(config.get("_name_or_path") or folder.name))
     raise CheckpointError(
         f"{folder}: its weights are quantised: config.json has a quantization_config ({method}). Only weights in "
-        "float32, bfloat16 or float16 are read. Use the model that was quantised"
+        "float32, bfloat16 or float16 are read. Use the unquantised model"
         + (f", probably {unquantised}." if cut else ", e.g. Qwen/Qwen2-VL-2B-Instruct.")
     )
 

@@ -66,9 +66,8 @@ def check_space(out: Path, plan: MergePlan, dtype: torch.dtype | None) -> None:
     if dtype is not None:
         need = _elements(plan) * dtype.itemsize
     elif plan.head is not None:
-        need += 4 * max(
-            map(math.prod, shapes_in(plan.index.values()).values())
-        )  # the head is as large as the embedding
+        # The head is as large as the embedding, the largest tensor.
+        need += 4 * max(map(math.prod, shapes_in(plan.index.values()).values()))
     free = shutil.disk_usage(out.parent).free
     if need > free:
         raise CheckpointError(

@@ -33,9 +33,9 @@ CALLED = {
     "missing_tags": "missing_tags",
     "over_length": "over_length",
     "columns": "columns of data files",
-    "drawn": "print of the rows it trains",
-    "chat_template": "print of the chat template",
-    "tokenizer": "print of the tokenizer",
+    "drawn": "fingerprint of the rows it trains",
+    "chat_template": "fingerprint of the chat template",
+    "tokenizer": "fingerprint of the tokenizer",
 }
 #: Values of keys that a record of an older version lacks: the behaviour before the flag existed. A key without an entry
 #: here is not compared if the record lacks it. None: every version wrote the key.
@@ -99,7 +99,7 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
     """
     theirs = {**BEFORE, "columns": ["none"] * len(mine.training["columns"]), **_identity(other)}
     if other.versions.get("transformers") != mine.versions.get("transformers"):
-        # The print is of the tokenizer that transformers builds from the files, which may change with its version.
+        # The fingerprint is of the tokenizer that transformers builds from the files, which its version may change.
         theirs.pop("tokenizer", None)
     for name, ours in _identity(mine).items():
         if name in theirs and theirs[name] != ours:
@@ -135,13 +135,13 @@ def _plain(value: Any) -> str:
 
 
 def _rows_print(measured: MeasuredRows) -> str:
-    """A short print of which rows are trained, and how often."""
+    """A short fingerprint of the rows that are trained, and how often."""
     rows: Any = measured.rows.samples  # a RowIndex
     return hashlib.sha256(rows.file_of.tobytes() + rows.row_of.tobytes()).hexdigest()[:16]
 
 
 def _data_print(measured: MeasuredRows) -> str:
-    """A short print of the data files' rows, in order."""
+    """A short fingerprint of the data files' rows, in order."""
     rows: Any = measured.rows.samples  # a RowIndex
     digest = hashlib.sha256()
     for file in rows.files:
