@@ -217,7 +217,7 @@ def test_what_is_not_used_is_said_and_states_of_training_are_no_weights(shelf, t
     for name in ("optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state_0.pth", "zero_to_fp32.py", "run.gguf"):
         (adapter / name).write_bytes(b"x")
     report = merge(adapter, tmp_path / "out")
-    assert report.notes == (f"not used, since the adapter is {FILE}: global_step200/, run.gguf",)
+    assert report.notes == (f"not used, because the adapter is {FILE}: global_step200/, run.gguf",)
 
 
 # ---- one tensor with two roles: embedding and head

@@ -257,6 +257,6 @@ def test_a_row_that_the_template_refuses_is_a_bad_row_that_can_leave_a_worker(ba
         Turn(role=role, parts=(Text(text="Hi."),), field=f"conversations[{k}]")  # type: ignore[arg-type]
         for k, role in enumerate(("system", "user", "assistant"))
     )
-    with pytest.raises(DataError, match=r"d\.json\[3\]\.conversations.*does not take.*no system turns") as caught:
+    with pytest.raises(DataError, match=r"d\.json\[3\]\.conversations.*refuses this.*no system turns") as caught:
         encoder.measure(Sample(file="d.json", index=3, id=None, turns=turns))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
