@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A run on several nodes under SLURM, one task a GPU:  sbatch examples/slurm.sh
-# Shortly before its time is up, and when it has to make room, the run saves and leaves with status 75; the job then
-# goes back into the queue, and the same command resumes where it was.
+# A run on several nodes under SLURM, one task per GPU:  sbatch examples/slurm.sh
+# Shortly before its time limit, and when it is preempted, the run saves and exits with status 75. The job then returns
+# to the queue, and the same command resumes the run.
 #SBATCH --job-name=vlft
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -17,13 +17,14 @@ set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 1
 [[ -f .venv/bin/activate ]] && source .venv/bin/activate
 
-# Clone, data and --output_dir lie where every node sees them. Any flag of vlft train may follow, --deepspeed too.
+# The clone, the data and --output_dir must be on a disk that every node sees. Any flag of vlft train may follow, also
+# --deepspeed.
 srun --kill-on-bad-exit=1 python -m vlft train --config examples/lora_vision.yaml \
     --model_id "${MODEL:-Qwen/Qwen2-VL-7B-Instruct}" --data_path "${DATA:-train.json}" \
     --image_folder "${IMAGE_FOLDER:-images}" --output_dir "${OUTPUT:-output/run}" "$@"
 status=$?
 
-# 143: a task that was ended (SIGTERM) because another one had left with 75 before it.
+# 143: a task that was ended (SIGTERM) because another task had exited with 75 before it.
 if ((status == 75 || status == 143)); then
     scontrol requeue "$SLURM_JOB_ID"
     exit 0

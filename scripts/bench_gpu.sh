@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# All that is worth measuring on one GPU, in under nine minutes, without a network: the GPU tests, loading, training of
-# both published sizes (random weights) in each preset beside stock transformers. Each item has a time limit of its own.
+# Measure one GPU in under nine minutes, without a network: the GPU tests, loading, and training of both published sizes
+# (random weights) with each preset, compared with stock transformers. Each item has its own time limit.
 #
 #     bash scripts/bench_gpu.sh                   OUT=elsewhere bash scripts/bench_gpu.sh
-#     ONLY="2b-lora 7b-lora" bash scripts/bench_gpu.sh        those items alone (names: see below), with all the time
-#     bash scripts/bench_gpu.sh --quick           every item on a tiny model, to see on a CPU that it runs
+#     ONLY="2b-lora 7b-lora" bash scripts/bench_gpu.sh        only these items (names: see below), with all the time
+#     bash scripts/bench_gpu.sh --quick           every item on a tiny model, to check on a CPU that it runs
 #
-# Writes under OUT (bench-out): summary.md, and of each item a JSON file, a line in bench.md and a log.
-# LIMIT_S (530) is the time for everything: what has no time left is left out, by name; ask for it with ONLY. WORK is
-# where bases are built, 4.5 GB and 17 GB; by default memory (/dev/shm) where there is room, else the disk. FLAGS go
-# to every `vlft bench train`, e.g. FLAGS="--pack_tokens 16384".
+# Writes under OUT (bench-out): summary.md, and for each item a JSON file, a line in bench.md and a log.
+# LIMIT_S (530) is the time for everything. The summary lists items for which no time is left; run them with ONLY.
+# WORK is the folder in which bases are built, 4.5 GB and 17 GB; by default memory (/dev/shm) if it has enough space,
+# else the disk. FLAGS are passed to every `vlft bench train`, e.g. FLAGS="--pack_tokens 16384".
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -24,7 +24,7 @@ quick=false
 case ${1:-} in
     --quick) quick=true ;;
     "") ;;
-    *) printf 'bench_gpu.sh: %s is not known; --quick is\n' "$1" >&2 && exit 2 ;;
+    *) printf 'bench_gpu.sh: unknown argument %s; the only one is --quick\n' "$1" >&2 && exit 2 ;;
 esac
 
 mkdir -p "$out" || exit 1
@@ -47,7 +47,7 @@ item() { # name, seconds it may take, command...
     if ((${#only[@]})) && [[ " ${only[*]} " != *" $name "* ]]; then return; fi
     local left=$((limit - SECONDS + began))
     if ((left < most / 2)); then
-        printf '| %s | left out: of %s s only %s are left | - |\n' "$name" "$limit" "$left" >>"$summary"
+        printf '| %s | left out: only %s of %s s are left | - |\n' "$name" "$left" "$limit" >>"$summary"
         return
     fi
     ((most <= left)) || most=$left
@@ -83,20 +83,20 @@ if $quick; then
             --baseline --baseline_order grouped
     done
 else
-    grouped=(--baseline --baseline_order grouped) # the baseline's better order; the first item measures both
+    grouped=(--baseline --baseline_order grouped) # the faster order of the baseline; 2b-lora measures both orders
     item tests 90 "$python" -m pytest -m gpu tests/test_gpu.py
     data data-photo 45 --mix photo --rows 64 --rounds 3
-    # The most telling first.
+    # The most important items first.
     train 2b-lora 170 --shape 2b --preset lora --steps 20 --baseline --timeout 80
     train 7b-lora 190 --shape 7b --preset lora --steps 10 --timeout 110 "${grouped[@]}"
     train 2b-full 130 --shape 2b --preset full --steps 12 --timeout 80 "${grouped[@]}"
     train 2b-lora_vision 130 --shape 2b --preset lora_vision --steps 12 --timeout 80 "${grouped[@]}"
     train 7b-lora_vision 190 --shape 7b --preset lora_vision --steps 10 --timeout 110 "${grouped[@]}"
-    # float32 masters, gradients and two moments of 8.3 B weights are 133 GB: it is tried with 8-bit moments (83 GB).
+    # float32 masters, gradients and two moments of 8.3 B weights take 133 GB, so the item uses 8-bit moments (83 GB).
     if "$python" -c 'import bitsandbytes' 2>/dev/null; then
         train 7b-full 150 --shape 7b --preset full --steps 8 --optim adamw_8bit --gradient_checkpointing true
     else
-        printf '| 7b-full | left out: bitsandbytes is not installed, and 133 GB of states fit no card | - |\n' >>"$summary"
+        printf '| 7b-full | left out: bitsandbytes is not installed, and no card holds 133 GB of states | - |\n' >>"$summary"
     fi
     data data-story 45 --mix story --rows 48 --rounds 2 --workers 4
 fi

@@ -1,4 +1,4 @@
-# What the finetune scripts share. They source it, fill the array `preset` with flags and end with: finetune "$@"
+# Shared code of the finetune scripts. They source it, fill the array `preset` with flags and end with: finetune "$@"
 
 set -euo pipefail
 scripts_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,15 +10,15 @@ usage() { # what is wrong
     cat >&2 <<TEXT
 $script: $1
   MODEL=Qwen/Qwen2-VL-2B-Instruct DATA=train.json IMAGE_FOLDER=images OUTPUT=output/run bash scripts/$script [flags]
-  DATA may be several files, separated by spaces. GPUS=4 takes four GPUs. GLOBAL_BATCH (128) rows make an optimizer
-  step, whatever the GPUs; a few hundred rows want GLOBAL_BATCH=8 or 16.
-  Several nodes: the same on each, with NNODES=2 NODE_RANK=0 (on the next one 1) MASTER_ADDR=first-node GPUS=8.
-  A flag wins over all of these; the flags: vlft train --help all
+  DATA may be several files, separated by spaces. GPUS=4 uses four GPUs. GLOBAL_BATCH (128) rows make an optimizer step
+  on any number of GPUs; for a few hundred rows use GLOBAL_BATCH=8 or 16.
+  Several nodes: run it on each, with NNODES=2 NODE_RANK=0 (1 on the next node) MASTER_ADDR=first-node GPUS=8.
+  A flag takes precedence over these variables; all flags: vlft train --help all
 TEXT
     exit 2
 }
 
-# The value a flag has on the command line: the last one, as in argparse. Exit status 1 where it is not there.
+# The value of a flag on the command line: the last one, as in argparse. Exit status 1 if the flag is absent.
 given() { # flag, the command line...
     local flag=$1 value="" status=1
     shift
@@ -33,7 +33,7 @@ given() { # flag, the command line...
     return $status
 }
 
-# A rate of its own for one tower, unless the command line freezes that tower: vlft refuses a flag that cannot act.
+# A separate learning rate for one tower, unless the command line freezes it: vlft refuses a flag that has no effect.
 tower_rate() { # vision or merger, rate, the command line...
     local tower=$1 rate=$2
     shift 2
@@ -44,7 +44,7 @@ whole_number() { # name, value
     [[ $2 =~ ^[1-9][0-9]*$ ]] || usage "$1=$2: a whole number of 1 or more is needed"
 }
 
-# Fills the array `launcher`: nothing for one process, else torchrun with what the environment says of GPUs and nodes.
+# Fills the array `launcher`: empty for one process, else torchrun with the environment's numbers of GPUs and nodes.
 choose_launcher() {
     local gpus=${GPUS:-1} nodes=${NNODES:-1} rank=${NODE_RANK:-} port=${MASTER_PORT:-29500}
     launcher=()
@@ -53,23 +53,23 @@ choose_launcher() {
     if ((nodes > 1)); then
         [[ -n $rank ]] || usage "NNODES=$nodes, but NODE_RANK is missing: 0 on the first node, 1 on the next"
         [[ $rank =~ ^(0|[1-9][0-9]*)$ ]] && ((rank < nodes)) || usage "NODE_RANK=$rank: with NNODES=$nodes, 0 to $((nodes - 1))"
-        [[ -n ${MASTER_ADDR:-} ]] || usage "NNODES=$nodes, but MASTER_ADDR is missing: the first node, as the others reach it"
+        [[ -n ${MASTER_ADDR:-} ]] || usage "NNODES=$nodes, but MASTER_ADDR is missing: the address at which the others reach the first node"
         whole_number MASTER_PORT "$port"
         ((port < 65536)) || usage "MASTER_PORT=$port: a port is below 65536"
         launcher=(--nnodes "$nodes" --node_rank "$rank" --master_addr "$MASTER_ADDR" --master_port "$port")
     else
-        # Without the number of nodes each of them would train alone, all in one folder.
+        # Without the number of nodes each of them would train alone, in the same folder.
         [[ ${rank:-0} == 0 ]] || usage "NODE_RANK=$rank, but NNODES is missing: how many nodes there are"
         ((gpus == 1)) || launcher=(--standalone)
     fi
     ((${#launcher[@]} == 0)) || launcher=(-m torch.distributed.run "${launcher[@]}" --nproc_per_node "$gpus")
 }
 
-# Runs vlft train with what the environment says, the preset and the command line, in this order: of two the last wins.
+# Runs vlft train with the environment's flags, the preset and the command line, in this order: the last value wins.
 finetune() { # the command line...
     local rows=${GLOBAL_BATCH:-128} files=() from_env=() launcher=()
 
-    # As flags, the preset would win over every line of the file, in silence.
+    # The preset consists of flags, which would silently override the lines of the file.
     ! given --config "$@" >/dev/null || usage "the preset and --config exclude each other: vlft train --config FILE"
 
     if ! given --model_id "$@" >/dev/null; then
@@ -97,16 +97,16 @@ finetune() { # the command line...
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the launcher's own choice, without its banner
         exec "$python" "${launcher[@]}" -m vlft train "${from_env[@]}" "${preset[@]}" "$@"
     fi
-    # GPUS=1 said on a machine with several is meant: the first one, unless the user chose.
+    # GPUS=1 on a machine with several GPUs means one: the first, unless the user chose another.
     [[ -z ${GPUS:-} ]] || export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}
     exec "$python" -m vlft train "${from_env[@]}" "${preset[@]}" "$@"
 }
 
-# What all presets share. bf16, attention, Liger kernels and gradient checkpointing are left to vlft, which looks at the machine.
+# Flags of all presets. vlft chooses bf16, attention, Liger kernels and gradient checkpointing for the machine.
 preset=(
     --num_train_epochs 1
     --lr_scheduler_type cosine
-    --warmup_steps 0.03 # below 1 it is a share of all steps (transformers 5)
+    --warmup_steps 0.03 # a value below 1 is a share of all steps (transformers 5)
     --weight_decay 0.1
     --logging_steps 1
     --save_steps 200

@@ -8,6 +8,6 @@ preset+=(
     --image_min_pixels $((512 * 28 * 28))
     --image_max_pixels $((1280 * 28 * 28))
 )
-tower_rate vision 2e-6 "$@" # the tower was trained far longer than what is on top of it
+tower_rate vision 2e-6 "$@" # lower, because the vision tower was trained far longer than the layers on top of it
 tower_rate merger 1e-5 "$@"
 finetune "$@"

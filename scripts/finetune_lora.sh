@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # LoRA on the language model, vision tower and merger frozen. The same settings in YAML: examples/lora.yaml
-# (2U1's script of this name trains tower and merger in full beside the LoRA; here that is: --vision full --merger full
+# (2U1's script of this name also trains tower and merger in full. To do the same here: --vision full --merger full
 # --vision_lr 2e-6 --merger_lr 1e-5.)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

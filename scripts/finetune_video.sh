@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Video: full fine-tuning at one frame a second and at most 192 tokens for each two frames, as 2U1's script of this name
-# does. Lighter, with the same frames: --vision frozen --merger frozen --language lora --learning_rate 1e-4.
+# Video: full fine-tuning at one frame per second and at most 192 tokens for every two frames, as in 2U1's script of
+# this name. The same frames with less memory: --vision frozen --merger frozen --language lora --learning_rate 1e-4.
 # The same settings in YAML: examples/video.yaml
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

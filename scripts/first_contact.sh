@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The first look at a new GPU machine, in under ten minutes, without a network: what the machine can do, the GPU tests,
-# the demo, a profile of training steps, and a first comparison. What it says first is what a later step rests on.
+# Check a new GPU machine in under ten minutes, without a network: what the machine can do, the GPU tests, the demo, a
+# profile of training steps, and a first comparison. Later steps depend on earlier ones.
 #
 #     bash scripts/first_contact.sh               OUT=elsewhere bash scripts/first_contact.sh
-#     bash scripts/first_contact.sh --quick       every step on a tiny model, to see on a CPU that it runs
+#     bash scripts/first_contact.sh --quick       every step on a tiny model, to check on a CPU that it runs
 #
-# Writes under OUT (contact-out) as results come: summary.md, and a log of each step. LIMIT_S (570) is the time for
-# everything: each step has a limit of its own, and one that has no time left is left out by name. WORK is where bases
-# are built (4.5 GB); by default memory (/dev/shm) where there is room, else the disk. For the whole benchmark:
-# scripts/bench_gpu.sh.
+# Writes results under OUT (contact-out) after each step: summary.md, and a log of each step. LIMIT_S (570) is the time
+# for everything. Each step has its own limit, and the summary lists steps for which no time is left. WORK is the folder
+# in which bases are built (4.5 GB); by default memory (/dev/shm) if it has enough space, else the disk. For the whole
+# benchmark: scripts/bench_gpu.sh.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -21,7 +21,7 @@ quick=false
 case ${1:-} in
     --quick) quick=true ;;
     "") ;;
-    *) printf 'first_contact.sh: %s is not known; --quick is\n' "$1" >&2 && exit 2 ;;
+    *) printf 'first_contact.sh: unknown argument %s; the only one is --quick\n' "$1" >&2 && exit 2 ;;
 esac
 
 mkdir -p "$out" || exit 1
@@ -43,7 +43,7 @@ step() { # name, seconds it may take, command...
     shift 2
     local left=$((limit - SECONDS + began))
     if ((left < most / 3)); then
-        printf '| %s | left out: of %s s only %s are left | - |\n' "$name" "$limit" "$left" >>"$summary"
+        printf '| %s | left out: only %s of %s s are left | - |\n' "$name" "$left" "$limit" >>"$summary"
         return
     fi
     ((most <= left)) || most=$left
@@ -64,7 +64,7 @@ bench() { # name, seconds, more flags...
     step "$name" "$most" "$python" -m vlft bench train --out "$out" --work "$work" --mix story "$@"
 }
 
-# Of the run that `vlft bench train` has just measured, in the work folder.
+# Profiles the run that `vlft bench train` has just measured, in the work folder.
 profiled() { # name, seconds
     step "$1" "$2" "$python" -m vlft.bench.profiled "$work/runs/ours-0/flags.yaml" "$out/$1"
 }

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Everything a change must pass, from a bare clone: set-up, ruff, mypy, pytest. Arguments go to pytest:
+# Run all checks that a change must pass, from a bare clone: set-up, ruff, mypy, pytest. Arguments are passed to pytest:
 #
 #     bash scripts/test.sh                        bash scripts/test.sh tests/test_cli.py -x
 #
 # The whole suite runs in two workers (WORKERS=4 for more, WORKERS=0 for none); chosen tests run in one process.
-# A stage that fails does not hide the next ones; the exit status is 1 when any did.
+# A failed stage does not stop the next ones, except set-up; the exit status is 1 if any stage failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-# The test models are so small that a second thread costs more than it brings, and several tests start two processes.
+# The test models are so small that a second thread makes them slower, and several tests start two processes.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
-# Nothing is downloaded by a test; one that tries shall fail at once instead of waiting.
+# Tests download nothing. A test that tries must fail at once instead of waiting.
 export HF_HUB_OFFLINE=1
 
 failed=()
@@ -36,7 +36,7 @@ checked() {
     rm -f "$types"
     return "$status"
 }
-# A worker that runs out of tests takes over half of what the other has left, so both end together.
+# A worker that runs out of tests takes over half of the other's remaining tests, so both end together.
 [[ $# -gt 0 ]] || set -- -n "${WORKERS:-2}" --dist worksteal
 stage pytest .venv/bin/python -m pytest "$@"
 stage "mypy (beside pytest)" checked

@@ -46,7 +46,7 @@ ALL = "|".join(f"({FAMILY.lora_targets[tower]})" for tower in ("language", "visi
 
 LANGUAGE = FAMILY.lora_targets["language"]
 
-# What plain peft is asked for, and the towers that must be read back from it.
+# Settings for plain peft, and the towers that must be read from the resulting adapter.
 KINDS = {
     "language": ({"target_modules": LANGUAGE}, ("frozen", "frozen", "lora")),
     "everywhere": ({"target_modules": ALL}, ("lora", "lora", "lora")),
@@ -79,7 +79,7 @@ BASES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Shelf:
-    """Bases and adapters, each built once for all tests; never written into."""
+    """Bases and adapters, each built once for all tests and never changed."""
 
     root: Path
 
@@ -131,7 +131,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def logits(model, processor, *, dtype=torch.float32) -> list[torch.Tensor]:
-    """Of a text row and a picture row, all positions: not the rows that merge itself looks at."""
+    """Logits of a text row and a picture row, all positions. They are not the rows that the merge itself uses."""
     from PIL import Image
 
     picture = Image.effect_mandelbrot((112, 84), (-2, -1.5, 1, 1.5), 90).convert("RGB")

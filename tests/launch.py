@@ -1,4 +1,4 @@
-"""Run the real CLI in processes of their own, forked from a server that has done the imports (13 s) once."""
+"""Run the real CLI in separate processes, forked from a server that has done the imports (13 s) once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mishaps
 
-# Python 3.11's fork server knows no path but the environment's, and skips what it cannot import without a word.
+# Python 3.11's fork server has only the environment's path, and silently skips what it cannot import.
 _HERE = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [*filter(None, [os.environ.get("PYTHONPATH")]), str(_HERE), str(_HERE.parent)]
@@ -30,7 +30,7 @@ class Finished:
     """One process: its exit status (negative: the signal that ended it) and what it printed, both streams together.
 
     Attributes:
-        lingered: seconds from the last word it printed to its end.
+        lingered: seconds from its last output to its end.
     """
 
     status: int | None
@@ -62,8 +62,8 @@ def vlft(
         during: called in each process with the trainer and the micro-batch before each loss (see `mishaps`).
         while_running: called here, with the processes, once they are started.
         inside: a function of a test module that each process calls first, to change what it imported.
-        exits: it ends as a process of a user, which waits for its children and threads; else at once.
-        timeout: seconds until they are killed, which shows as a negative status.
+        exits: whether it ends like a user's process, which waits for its children and threads; else it ends at once.
+        timeout: seconds until the processes are killed, which gives a negative status.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -104,7 +104,7 @@ def vlft(
 
 
 def call(work: Callable[[list[str]], None], words: list[str], *, log: Path, timeout: float) -> Finished:
-    """`work(words)`, a function of a test module, in a process of its own; what it prints goes to `log`."""
+    """Run `work(words)`, a function of a test module, in a separate process; its output goes to `log`."""
     process = _CONTEXT.Process(target=_call, args=(work, words, str(log)))
     process.start()
     process.join(timeout)
@@ -126,7 +126,7 @@ def _call(work: Callable[[list[str]], None], words: list[str], log: str) -> None
     try:
         work(words)
         status = 0
-    except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it
+    except BaseException:  # noqa: BLE001 - the test must see every exception
         traceback.print_exc()
         status = 99
     sys.stdout.flush()
@@ -145,7 +145,7 @@ def _main(
     _print_into(log)
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-    # As in a process of a user. Inherited is the fork server, which would start one more, and outlive a kill.
+    # As in a user's process. The inherited method is the fork server, which would start one more and survive a kill.
     multiprocessing.set_start_method("fork", force=True)
     from vlft.cli.main import main
 
@@ -157,7 +157,7 @@ def _main(
         inside()
     try:
         status = main(argv)
-    except BaseException:  # noqa: BLE001 - whatever it was, the test shall see it
+    except BaseException:  # noqa: BLE001 - the test must see every exception
         traceback.print_exc()
         status = 99
     if exits:

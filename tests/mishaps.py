@@ -1,4 +1,4 @@
-"""What befalls a run in the middle of a step, called before each loss: the trainer's hook `VlftTrainer.before_loss`.
+"""Faults and signals in the middle of a step, for the trainer's hook `VlftTrainer.before_loss`.
 
 In other processes by `launch.vlft(during=[partial(kill, 2)])`, in this one by `before_each_loss(monkeypatch, act)`.
 Each takes first what the test gives, then the trainer and the micro-batch. Steps count from 1.
@@ -18,10 +18,11 @@ from typing import Any
 
 
 def before_each_loss(patch: Any, *acts: Callable[[Any, Any], object]) -> None:
-    """Have these called with the trainer and the micro-batch before each loss of training, after those there are.
+    """Call these with the trainer and the micro-batch before each loss of training, after the existing calls.
 
     Args:
         patch: pytest's monkeypatch.
+        acts: the functions to call.
     """
     from vlft.train.trainer import VlftTrainer
 
@@ -55,13 +56,13 @@ def notify(step: int, number: int, rank: int, trainer: Any, batch: Any) -> None:
     """A signal to one rank and its loader processes, once."""
     if _step(trainer) == step and trainer.args.process_index == rank and not hasattr(trainer, "notified"):
         trainer.notified = True
-        # From elsewhere, as a scheduler's: a worker ends when its own trainer sends it SIGTERM.
+        # From another process, like a scheduler's: a worker ends if its own trainer sends it SIGTERM.
         everyone = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
         subprocess.run(["kill", f"-{int(number)}", *map(str, everyone)], check=True)
 
 
 def press(step: int, times: int, trainer: Any, batch: Any) -> None:
-    """Ctrl-C, so many times: to this process and its loader processes, from elsewhere."""
+    """Ctrl-C, a number of times: to this process and its loader processes, from another process."""
     if _step(trainer) == step:
         for _ in range(times):
             everyone = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
@@ -70,26 +71,26 @@ def press(step: int, times: int, trainer: Any, batch: Any) -> None:
 
 
 def fail(step: int, trainer: Any, batch: Any) -> None:
-    """A fault of ours."""
+    """An error in our code."""
     if _step(trainer) == step:
         raise ZeroDivisionError("planted")
 
 
 def remove(step: int, path: str, trainer: Any, batch: Any) -> None:
-    """A file goes."""
+    """A file is deleted."""
     if _step(trainer) == step:
         Path(path).unlink(missing_ok=True)
 
 
 def limit_files(step: int, size: int, trainer: Any, batch: Any) -> None:
-    """No file may grow beyond so many bytes: writing more is an error, as it is on a full disk."""
+    """No file may grow beyond this number of bytes: writing more is an error, as on a full disk."""
     if _step(trainer) == step:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def stall(step: int, rank: int, trainer: Any, batch: Any) -> None:
-    """One rank waits for ever."""
+    """One rank waits forever."""
     if _step(trainer) == step and trainer.args.process_index == rank:
         time.sleep(10_000)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 def arguments(base, mixed_json, media, out, *more: str) -> list[str]:
     """A quick run of 2 epochs, unpacked, and without dropout so that runs can be compared.
 
-    An evaluation asks rows for answers, too (`--report_rows`): two tokens each, which is most of its time.
+    An evaluation also asks rows for answers (`--report_rows`): two tokens each, which takes most of its time.
     """
     lora = () if FULL[-2:] == tuple(more[4:6]) else ("--lora_dropout", "0", "--lora_rank", "4")
     return [

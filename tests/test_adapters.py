@@ -1,4 +1,4 @@
-"""Adapters as other kits and older versions leave them: read as plain peft would have it, or refused by name."""
+"""Adapters of other kits and older versions: read as plain peft reads them, or refused by name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def renamed(adapter: Path, out: Path, rename: Callable[[str], str]) -> Path:
 
 
 def old_name(name: str) -> str:
-    """As transformers before 4.52 spelled it."""
+    """The name in transformers before 4.52."""
     for new, old in OLD:
         name = name.replace(new, old)
     return name
@@ -97,7 +97,7 @@ def test_names_with_what_wrappers_add_are_read(shelf, tmp_path, prefix):
         return prefix + name.removeprefix("base_model.model.")
 
     new = shelf.adapter("fp32", "language")
-    assert "read by today's" in merge(renamed(new, tmp_path / "wrapped", rename), tmp_path / "one").notes[0]
+    assert "read under today's" in merge(renamed(new, tmp_path / "wrapped", rename), tmp_path / "one").notes[0]
     merge(new, tmp_path / "other")
     same(tmp_path / "one", tmp_path / "other")
 
@@ -107,7 +107,7 @@ def test_two_names_of_one_tensor_are_refused(shelf, tmp_path):
     tensors = load_file(adapter / FILE)
     name = next(iter(tensors))
     save_file(tensors | {old_name(name): tensors[name] + 1}, adapter / FILE, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="the same tensor stands there under two names"):
+    with pytest.raises(CheckpointError, match="holds the same tensor under two names"):
         merge(adapter, tmp_path / "out")
 
 
@@ -135,11 +135,11 @@ def test_an_adapter_that_names_no_base_or_one_of_another_machine_asks_for_it(she
             assert "--base_model" in capsys.readouterr().err
 
 
-# ---- weights that lie beside an adapter
+# ---- weights in files beside an adapter
 
 
 def vision(base: Path, prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A vision tower trained in full: by the base's names, and by those a kit saves it under."""
+    """A vision tower trained in full: with the base's names, and with the names under which a kit saves it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         trained = {k: v + 0.05 * torch.randn_like(v) for k, v in weights(base).items() if k.startswith("visual.")}
@@ -217,10 +217,10 @@ def test_what_is_not_used_is_said_and_states_of_training_are_no_weights(shelf, t
     for name in ("optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state_0.pth", "zero_to_fp32.py", "run.gguf"):
         (adapter / name).write_bytes(b"x")
     report = merge(adapter, tmp_path / "out")
-    assert report.notes == (f"not used, since the adapter is {FILE}: global_step200/, run.gguf",)
+    assert report.notes == (f"not used, because the adapter is {FILE}: global_step200/, run.gguf",)
 
 
-# ---- one tensor in two roles
+# ---- one tensor with two roles: embedding and head
 
 
 @pytest.mark.parametrize(

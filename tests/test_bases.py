@@ -81,7 +81,7 @@ def linked_to_nothing(name: str) -> Change:
 
 
 def other_ids(folder: Path) -> None:
-    """The tokenizer of a model that has picture and video the other way round."""
+    """The tokenizer of a model in which the tokens of picture and video are swapped."""
     raw = json.loads((folder / "tokenizer.json").read_text())
     of = {added["content"]: added for added in raw["added_tokens"]}
     one, two = of["<|image_pad|>"], of["<|video_pad|>"]
@@ -97,7 +97,7 @@ def lossy(folder: Path) -> None:
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4400000000\n"
-QUANTISED = r"weights are quantised: config\.json has a quantization_config \({}\).*Give the model that was quantised"
+QUANTISED = r"weights are quantised: config\.json has a quantization_config \({}\).*Use the unquantised model"
 
 TINY: dict[str, tuple[Change, str]] = {
     "no tokenizer": (without("tokenizer.json"), r"tokenizer\.json, vocab\.json, merges\.txt missing"),
@@ -175,7 +175,7 @@ def verbs(folder: Path, rows: Path, adapter: Path, out: Path) -> dict[str, list[
 
 
 def refusals(lines: dict[str, list[str]], capsys) -> dict[str, str]:
-    """What each verb says on stderr; every one must end in one message and status 1."""
+    """The stderr of each verb; every verb must end with one message and status 1."""
     said = {}
     for verb, argv in lines.items():
         capsys.readouterr()
@@ -207,7 +207,7 @@ def test_a_broken_base_is_refused_at_every_door(name, base, published, rows, ada
     ],
 )
 def test_a_config_of_another_size_is_refused_before_rows_are_read(change, says, base, rows, adapter, tmp_path, capsys):
-    """transformers would fill a model of that size at random, and load what fits."""
+    """transformers would make a random model of that size, and load the tensors that fit."""
     folder = Path(shutil.copytree(base, tmp_path / "broken"))
     change(folder)
     lines = verbs(folder, rows, adapter, tmp_path)
@@ -257,6 +257,6 @@ def test_a_row_that_the_template_refuses_is_a_bad_row_that_can_leave_a_worker(ba
         Turn(role=role, parts=(Text(text="Hi."),), field=f"conversations[{k}]")  # type: ignore[arg-type]
         for k, role in enumerate(("system", "user", "assistant"))
     )
-    with pytest.raises(DataError, match=r"d\.json\[3\]\.conversations.*does not take.*no system turns") as caught:
+    with pytest.raises(DataError, match=r"d\.json\[3\]\.conversations.*refuses this.*no system turns") as caught:
         encoder.measure(Sample(file="d.json", index=3, id=None, turns=turns))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -1,4 +1,4 @@
-"""Run records, model folders and strict loading: what is read back is what was written, and nothing else is taken."""
+"""Run records, model folders and strict loading: what is read equals what was written, and nothing else is accepted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def untied(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(base, tmp_path) -> Path:
-    """A base of one's own, to damage."""
+    """A copy of the base, to damage."""
     return Path(shutil.copytree(base, tmp_path / "copy"))
 
 
@@ -60,7 +60,7 @@ def live_model(seed: int = 9, *, tied: bool = True) -> torch.nn.Module:
 
 
 def live_adapter(seed: int):
-    """A peft model with LoRA on the language attention and a merger of its own, all of it random."""
+    """A peft model with LoRA on the language attention and its own copy of the merger, all random."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -126,7 +126,7 @@ def test_a_damaged_record_is_refused(tmp_path, edit, says):
 
 
 def test_no_record_at_all(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no vlft\.json there"):
+    with pytest.raises(CheckpointError, match=r"has no vlft\.json"):
         read_record(tmp_path)
 
 
@@ -189,9 +189,9 @@ def test_a_hub_id_is_fetched_without_pickles(base, monkeypatch):
 def test_every_way_the_hub_fails_is_one_message(monkeypatch):
     from huggingface_hub import errors
 
-    response = Mock()  # whichever http client the hub's client is built on
+    response = Mock()  # works for any http client under the hub's client
     failures = [
-        (errors.RepositoryNotFoundError("404", response=response), "the hub does not know it"),
+        (errors.RepositoryNotFoundError("404", response=response), "the hub has no such model"),
         (errors.RevisionNotFoundError("404", response=response), "no such revision"),
         (errors.GatedRepoError("403", response=response), "gated"),
         (errors.LocalEntryNotFoundError("offline"), "not in the cache"),

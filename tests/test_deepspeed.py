@@ -1,4 +1,4 @@
-"""DeepSpeed under every preset, on two CPU processes: the run of one process, whatever mixture the rows are.
+"""DeepSpeed with every preset, on two CPU processes: equal to the run of one process for any mixture of rows.
 
 The whole grid takes some minutes: pytest -m grid. By default what differs most from each other runs.
 """
@@ -33,7 +33,7 @@ PRESETS = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 
 
 def grid(*quick: tuple[str, str], towers: Sequence[str] = ("full", "lora", "vision-lora")) -> list:
-    """{ddp, presets} x towers; all but the quick ones behind the marker `grid`."""
+    """{ddp, presets} x towers; all except the quick ones have the marker `grid`."""
     cells = [*quick, *((strategy, tower) for strategy in ("ddp", *PRESETS) for tower in towers)]
     return [
         pytest.param(*cell, id="-".join(cell), marks=() if cell in quick else pytest.mark.grid)
@@ -46,7 +46,7 @@ def strategy_flags(strategy: str) -> tuple[str, ...]:
 
 
 class Runs:
-    """Runs over the media folder, each in processes of its own; those of one process are kept for the session."""
+    """Runs over the media folder, each in separate processes; runs of one process are cached for the session."""
 
     def __init__(self, folder: Path, base: Path, media: Path, mixed_json: Path) -> None:
         self.folder, self.base, self.media, self.mixed_json = folder, base, media, mixed_json
@@ -88,7 +88,7 @@ def runs(tmp_path_factory, base, media, mixed_json) -> Runs:
 
 
 def _load(words: list[str]) -> None:
-    """Merge where there is something to merge, load with plain transformers, keep the logits of a few tokens."""
+    """Merge if there is an adapter, load with plain transformers, return the logits of a few tokens."""
     from transformers import AutoModelForImageTextToText
 
     from vlft.cli.main import main
@@ -129,7 +129,7 @@ def test_two_processes_train_as_one_and_the_result_loads(runs, strategy, towers)
 
 @pytest.mark.parametrize("strategy", [pytest.param("zero2_offload", marks=pytest.mark.grid), "zero3"])
 def test_bf16_keeps_float32_masters(runs, strategy):
-    """Trained, saved and gone on with in float32, over weights that compute in bf16."""
+    """Trained, saved and resumed in float32, over weights that compute in bf16."""
     flags = (*TOWERS["merger"], "--bf16", "true", *strategy_flags(strategy))
     run = runs.done(*flags, *split(1, 2), world=2, name=f"bf16-{strategy}")
     assert {tensor.dtype for tensor in weights(run).values()} == {torch.float32}
@@ -160,7 +160,7 @@ def _in_file_order() -> None:
 
 
 class _Absent(torch.nn.Module):
-    """In place of a ViT that is not called."""
+    """Replaces a ViT that is not called."""
 
     def __init__(self, real: torch.nn.Module) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ def test_no_mixture_of_modalities_hangs(runs, strategy, towers, rows):
 
 @pytest.mark.parametrize(("strategy", "towers"), [("ddp", "full"), ("zero3", "lora")])
 def test_without_the_vision_call_it_would_fail(runs, strategy, towers):
-    """That the test above can fail: text rows no longer run the ViT, so ranks wait for each other, or disagree."""
+    """The test above can fail: if text rows do not run the ViT, ranks wait for each other or disagree."""
     flags = (*TOWERS[towers], "--num_train_epochs", "1", *split(1, 2), *strategy_flags(strategy))
     how = {"rows": mixture(runs, "apart"), "inside": _without_the_vision_call, "timeout": 15}
     _, ranks = runs.start(*flags, world=2, name=f"without-{strategy}-{towers}", **how)
@@ -223,7 +223,7 @@ def test_without_the_vision_call_it_would_fail(runs, strategy, towers):
 
 
 def _report_the_engine() -> None:
-    """Print what the live optimizer and engine say in the first step."""
+    """Print the values of the live optimizer and engine in the first step."""
     from vlft.train.trainer import VlftTrainer
 
     real = VlftTrainer.training_step
@@ -303,7 +303,7 @@ def test_a_file_without_gradient_clipping_leaves_it_to_the_flag(runs, tmp_path):
     assert '"clipping": 0.25' in ranks[0].output
 
 
-# ---- going on
+# ---- resuming
 
 #: Six steps in two epochs, killed in the fifth.
 STEPS = ("--save_strategy", "steps", "--save_steps", "3", "--max_steps", "6")
@@ -384,7 +384,7 @@ def test_a_checkpoint_holds_what_was_trained_only(runs):
     held = {n for path in states for n in torch.load(path, weights_only=False)["module"]}  # we have written it
     assert not [name for name in held if "base_layer" in name or "embed_tokens" in name]
 
-    # Nor is it read by another run: it is a pickle.
+    # Another run does not read it, because it is a pickle.
     _, ranks = runs.start(*few, "--resume_from_checkpoint", str(run / "checkpoint-3"), world=2, name="other")
     assert ranks[0].status == 1
     assert "not of this run's own --output_dir" in ranks[0].output

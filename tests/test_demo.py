@@ -1,4 +1,4 @@
-"""The demo: its stories, its stored base, its scoring, its page, and the whole of it in a few steps."""
+"""The demo: its stories, its stored base, its scoring, its page, and the whole demo in a few steps."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_word_is_one_token():
 
 
 def generated(folder, file) -> list[str]:
-    """Answers by transformers alone."""
+    """Answers from transformers alone."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)
@@ -105,7 +105,7 @@ def test_the_stored_base_names_what_it_sees_by_transformers_alone(tmp_path):
     file = write_rows(rows, tmp_path, name="x", seed=11)
     said = generated(demo_base.STORED, file)
     hits = right(rows, said)
-    assert sum(hits) / len(hits) >= 0.9  # 95% and more of 300 rows when it was stored; 60 rows tell less
+    assert sum(hits) / len(hits) >= 0.9  # 95% or more of 300 rows when it was stored; 60 rows are less precise
     assert answers(demo_base.STORED, file) == said
 
 
@@ -128,7 +128,7 @@ def test_quick_demo_to_the_end_and_again(quick_demo, capsys):
     assert main(["demo", "--quick", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert text.count("this run is finished") == 2
-    assert "already there" in text
+    assert "already exists" in text
     assert (out / "merged" / "model.safetensors").stat().st_mtime_ns == weights
 
     assert main(["demo", "--out", str(out)]) == 1
@@ -144,9 +144,9 @@ def test_refusals(tmp_path, capsys, monkeypatch):
     assert "thesis.txt" in capsys.readouterr().err
     assert [file.name for file in taken.iterdir()] == ["thesis.txt"]
     assert main(["demo", "--quick", "--out", str(taken / "thesis.txt")]) == 1
-    assert "a file is there" in capsys.readouterr().err
+    assert "is a file. Use a folder" in capsys.readouterr().err
     assert main(["demo", "--quick", "--out", str(taken / "thesis.txt" / "deeper")]) == 1
-    assert "Name a folder" in capsys.readouterr().err
+    assert "Use a folder" in capsys.readouterr().err
 
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 5 << 20))

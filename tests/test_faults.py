@@ -1,4 +1,4 @@
-"""What a run does when something breaks in the middle: what the user sees, what is kept, and that it can go on."""
+"""What a run does when something breaks in the middle: what the user sees, what is kept, and that it can resume."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SAVE = ("--save_strategy", "steps", "--save_steps", "1")
 
 @pytest.fixture
 def refused(base, mixed_json, media, tmp_path, capsys):
-    """Run `vlft train`, which must end with this status; returns what it says on stderr."""
+    """Run `vlft train`, which must end with this status; returns its stderr."""
 
     def run(*more: str, status: int = 1, name: str = "run") -> str:
         capsys.readouterr()
@@ -154,7 +154,7 @@ def test_so_many_steps_are_left_out_and_no_more(train, refused, monkeypatch):
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_one_process_with_a_loss_of_nan_ends_all_with_one_message(base, mixed_json, media, tmp_path, strategy):
-    """DeepSpeed calls the norm of such a gradient -1, or nothing."""
+    """DeepSpeed returns -1 or None as the norm of such a gradient."""
     argv = arguments(base, mixed_json, media, tmp_path / "run", *split(1, 1), *SAVE, *strategy)
     ranks = vlft_process(argv, world=2, out=tmp_path, during=[partial(poison, 2, 1)])
     assert [rank.status for rank in ranks] == [1, 1], ranks[0].output[-3000:]
@@ -195,7 +195,7 @@ def test_out_of_memory_names_the_rows_and_what_helps(train, refused, mixed_json,
     said = refused(*STEPS, *SAVE)
     assert f"out of memory in step 2, rank 0, micro-batch 2 of 3: {mixed_json}[{rows[4]}]; " in said
     assert re.search(r"[1-9]\d* tokens, \d+ patches", said)
-    assert "--gradient_checkpointing true (the run can go on with it)" in said
+    assert "--gradient_checkpointing true (the run can resume with it)" in said
     assert "checkpoint-1. Run the same command again to resume" in said
     monkeypatch.undo()
     train(*STEPS, *SAVE, "--gradient_checkpointing", "true")  # so it does
@@ -212,7 +212,7 @@ def test_a_loader_process_that_is_killed(train, refused, monkeypatch):
             time.sleep(1)
 
     before_each_loss(monkeypatch, kill_workers)
-    # so few are fetched ahead that the next one is missed
+    # Few batches are prefetched, so that the next one is missing.
     said = refused(*split(1, 1), *SAVE, "--dataloader_num_workers", "1", "--dataloader_prefetch_factor", "1")
     assert "a loader process was ended by Killed" in said
     assert "lower --dataloader_num_workers (1 a process now)" in said
@@ -221,7 +221,7 @@ def test_a_loader_process_that_is_killed(train, refused, monkeypatch):
 
 @pytest.mark.distributed
 def test_a_picture_that_vanished_ends_every_process_with_one_message(base, media, mixed_json, tmp_path):
-    """One rank meets it; the other does not wait for a day, and does not say it again."""
+    """One rank meets it. The other rank does not wait for a day, and does not repeat the message."""
     own = tmp_path / "media"
     shutil.copytree(media, own)
     out = tmp_path / "run"
@@ -239,7 +239,7 @@ def test_a_picture_that_vanished_ends_every_process_with_one_message(base, media
 
 @pytest.mark.distributed
 def test_a_disk_that_fills_up_while_saving(train, base, mixed_json, media, tmp_path):
-    """RLIMIT_FSIZE stands for the disk: writing past it is an error, as is writing to a full one."""
+    """RLIMIT_FSIZE imitates a full disk: writing past it is an error."""
     out = tmp_path / "run"
     argv = arguments(base, mixed_json, media, out, *FULL, *STEPS, *SAVE)
     (rank,) = vlft_process(argv, out=tmp_path, during=[partial(limit_files, 2, 200_000)])
@@ -253,7 +253,7 @@ def test_a_disk_that_fills_up_while_saving(train, base, mixed_json, media, tmp_p
     assert_same(out, train(*FULL, *STEPS, name="whole"))
 
 
-# ---- a scheduler that wants the machine back
+# ---- a scheduler that preempts the run
 
 
 @pytest.mark.distributed
@@ -263,12 +263,12 @@ def test_a_disk_that_fills_up_while_saving(train, base, mixed_json, media, tmp_p
         (1, signal.SIGTERM),
         (1, signal.SIGUSR1),
         (2, signal.SIGTERM),
-        # Which signal it is makes no difference to how two processes agree on the step.
+        # Two processes agree on the step in the same way for every signal.
         pytest.param(2, signal.SIGUSR1, marks=pytest.mark.grid),
     ],
 )
 def test_a_signal_saves_and_ends_with_a_status_to_requeue_on(train, base, mixed_json, media, tmp_path, number, world):
-    """One process of the run is told in the middle of an accumulation, and no checkpoint was due."""
+    """One process of the run receives the signal during an accumulation, and no checkpoint was due."""
     out = tmp_path / "run"
     argv = arguments(base, mixed_json, media, out, *FULL, "--packing", "false", "--global_batch", "4",
                      "--dataloader_num_workers", "1")  # fmt: skip
@@ -298,7 +298,7 @@ def test_a_process_that_is_killed_takes_the_others_along(base, mixed_json, media
 @pytest.mark.distributed
 @pytest.mark.parametrize("where", ["loss", "rows"])
 def test_an_error_beside_live_loader_processes_ends_the_run(base, mixed_json, media, tmp_path, where):
-    """Some workers wait, some are in the middle of a row; a fault of ours keeps its traceback."""
+    """Some workers wait, some are in the middle of a row; an error in our code keeps its traceback."""
     argv = arguments(base, mixed_json, media, tmp_path / "run", *split(1, 1), "--dataloader_num_workers", "4")
     acts, inside = {"loss": ([partial(fail, 2)], _rows_that_take_long), "rows": ([], _rows_that_fail)}[where]
     (rank,) = vlft_process(argv, out=tmp_path, during=acts, inside=inside, exits=True, timeout=60)

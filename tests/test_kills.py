@@ -1,6 +1,6 @@
-"""Ended at any moment, a third of the times while it saves, and started again: the run ends as if nothing had been.
+"""A run that is ended at any moment, a third of the times while it saves, and resumed: its results do not change.
 
-`VLFT_KILLS=30 python -m pytest -m distributed tests/test_kills.py` ends each thirty times; by default it is a few.
+`VLFT_KILLS=30 python -m pytest -m distributed tests/test_kills.py` ends each run 30 times; the default is a few times.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def test_a_run_that_is_ended_again_and_again_ends_as_if_it_had_not_been(
         argv = arguments(base, mixed_json, media, out, *more)
         while True:
             act = partial(_end, out=out, rng=rng, number=number, saving=ended % 3 == 0)
-            # After the last one the run is left to finish.
+            # After the last signal the run finishes.
             ranks = vlft_process(argv, out=tmp_path, while_running=act if ended < KILLS else _wait)
             (rank,) = ranks
             _assert_whole(out)
@@ -64,12 +64,12 @@ def _wait(processes: list) -> None:
 
 
 def _end(processes: list, *, out: Path, rng: random.Random, number: int, saving: bool) -> None:
-    """The signal at a random moment, or at one while a checkpoint is written."""
+    """Send the signal at a random moment, or while a checkpoint is written."""
     process = processes[0]
     first = set(out.glob("checkpoint-*"))
     until = time.monotonic() + 60
     while process.is_alive() and time.monotonic() < until and set(out.glob("checkpoint-*")) <= first:
-        time.sleep(0.002)  # some progress, or no run would ever end
+        time.sleep(0.002)  # without some progress no run would ever end
     if saving:
         while process.is_alive() and not (out / ".saving").exists():
             time.sleep(0.0005)
@@ -81,7 +81,7 @@ def _end(processes: list, *, out: Path, rng: random.Random, number: int, saving:
 
 
 def _assert_whole(out: Path) -> None:
-    """Every checkpoint that has its name has all of its files."""
+    """Every checkpoint with a final name has all its files."""
     for folder in out.glob("checkpoint-*"):
         for file in folder.glob("*.safetensors"):
             assert load_file(file)

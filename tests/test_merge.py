@@ -1,4 +1,4 @@
-"""Merged weights are base + adapter, in the base's names and dtypes, or there are none."""
+"""Merged weights are base + adapter, with the base's names and dtypes, or nothing is written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def shelf(tmp_path_factory) -> Shelf:
 
 @pytest.fixture
 def run(shelf, tmp_path) -> Path:
-    """A run folder of one's own: language LoRA on the float32 base, with its record."""
+    """A new run folder: language LoRA on the float32 base, with its record."""
     folder = Path(shutil.copytree(shelf.adapter("fp32", "language"), tmp_path / "run"))
     write_record(folder, record_of(shelf.base("fp32"), KINDS["language"][1]))
     return folder
@@ -181,7 +181,7 @@ def test_a_checkpoint_of_a_run_merges_with_its_own_processor(run, shelf, tmp_pat
     assert out.image_processor.size["longest_edge"] == 9 * 784
     assert out.chat_template == own
     assert not (tmp_path / "out" / "chat_template.json").exists()
-    old = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())  # for servers that know no other
+    old = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())  # for servers that read no other file
     assert (old["min_pixels"], old["max_pixels"]) == (4 * 784, 9 * 784)
     record = read_record(tmp_path / "out")
     assert record.kind == "full"
@@ -397,7 +397,7 @@ def test_out_must_be_new_or_empty(shelf, tmp_path):
     out.mkdir()
     assert merge(adapter, out).out == str(out)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    with pytest.raises(CheckpointError, match="already there and not empty"):
+    with pytest.raises(CheckpointError, match="already exists and is not empty"):
         merge(adapter, out)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 

@@ -94,7 +94,7 @@ def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
     }  # fmt: skip
     assert [skipped["index"] for skipped in entries["words.json"]["skipped"]] == [0]
     out = capsys.readouterr().out
-    assert "--data_mix: 8 draws an epoch, of 3 of them" in out
+    assert "--data_mix: 8 draws an epoch, from 3 of them" in out
 
     assert main(["plan", *argv, "--use_cpu", "true", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -105,7 +105,7 @@ def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
 
     (sets / "pictures" / "img" / "0.jpg").rename(sets / "gone.jpg")  # equally many rows, but different ones
     assert main(train) == 1
-    assert "its print of the rows it trains is" in capsys.readouterr().err
+    assert "its fingerprint of the rows it trains is" in capsys.readouterr().err
     (sets / "gone.jpg").rename(sets / "pictures" / "img" / "0.jpg")
     mix(sets, MIX.replace("2.5", "1"))
     assert main(train) == 1

@@ -84,7 +84,7 @@ def test_after_a_run_that_left_nothing_the_corrected_command_starts_over(base, r
     capsys.readouterr()
     corrected = arguments(base, rows, rows.parent, out, *ONE_STEP, "--seed", "7", "--learning_rate", "2e-4")
     assert main(corrected) == 0
-    assert f"{out}: a run ended here before its first checkpoint. None of it is kept: starting over." in (
+    assert f"{out}: a run ended here before its first checkpoint and saved nothing: starting over." in (
         capsys.readouterr().out
     )
     assert [line["step"] for line in lines(out) if "loss" in line] == [1]

@@ -1,4 +1,4 @@
-"""Going on: on another number of processes, in the middle of an epoch, and only with the same run."""
+"""Resuming: on another number of processes, in the middle of an epoch, and only with the same run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_run_goes_on_on_another_number_of_processes(base, mixed_json, media, t
     kept = trained(ranks, steps=range(1, 2))
     ranks = vlft_process(argv, world=then, out=tmp_path, during=[count_rows])
     assert [rank.status for rank in ranks] == [0] * then, ranks[0].output[-3000:]
-    # What the kill undid is trained again, and nothing else.
+    # Only the rows whose training the kill undid are trained again.
     assert kept + trained(ranks, steps=range(2, 99)) == Counter(dict.fromkeys(range(7), 2))
     assert trained(ranks, steps=range(2)) == Counter()
     assert sum(line["samples"] for line in lines(out) if "loss" in line) == 2 * 7
@@ -77,11 +77,11 @@ def test_another_number_of_rows_a_step_is_refused_with_what_makes_it_equal(
     assert main(arguments(base, mixed_json, media, run, *split(1, 2), *SAVE, "--max_steps", "2")) == 1
     said = capsys.readouterr().err
     assert "its global batch is 4, this run's is 2" in said
-    assert "it ran on 2 processes, this is 1: --gradient_accumulation_steps 4 makes them equal" in said
+    assert "That run had 2, this run has 1: --gradient_accumulation_steps 4 makes them equal" in said
 
 
 def test_a_run_that_was_killed_between_its_last_checkpoint_and_its_end(train, monkeypatch):
-    """In the middle of an epoch: no step more is trained than was asked for."""
+    """In the middle of an epoch: no more steps are trained than the flags state."""
     more = (*FULL, *split(1, 2), *SAVE, "--max_steps", "3")
     whole = train(*more, name="whole")
 
@@ -99,7 +99,7 @@ def test_a_run_that_was_killed_between_its_last_checkpoint_and_its_end(train, mo
 
 
 def test_a_longer_row_than_the_packs_of_a_run_hold_makes_it_another_run(base, mixed_json, media, tmp_path, capsys):
-    """The packs that a run settled on are no larger than its rows needed; told is that the data changed."""
+    """The packs that a run chose are no larger than its rows needed; the message says that the data changed."""
     data = tmp_path / "data.json"
     rows = json.loads(mixed_json.read_text())
     data.write_text(json.dumps(rows))

@@ -1,4 +1,4 @@
-"""The shell scripts: what they hand to vlft, seen by a stub in Python's place; examples/*.yaml say the same."""
+"""The shell scripts: the arguments they pass to vlft, recorded by a stub of Python; examples/*.yaml equal them."""
 
 import json
 import os
@@ -20,7 +20,7 @@ EXAMPLE_OF = {
     "finetune_lora_vision.sh": "lora_vision.yaml",
     "finetune_video.sh": "video.yaml",
 }
-NO_SCRIPT = ("story_reasoning.yaml",)  # its steps are in a page of its own: see tests/test_importing.py
+NO_SCRIPT = ("story_reasoning.yaml",)  # it has its own guide: see tests/test_importing.py
 RATES = ("learning_rate", "vision_lr", "merger_lr")
 COMMON = {"MODEL": "m", "DATA": "d.json", "IMAGE_FOLDER": "pics", "OUTPUT": "out"}
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is ne
 
 
 class Scripts:
-    """A copy of scripts/ without .venv, in a folder with a blank; `python` on PATH prints what it was given."""
+    """A copy of scripts/ without .venv, in a folder with a blank; `python` on PATH prints its arguments."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a clone"
@@ -68,7 +68,7 @@ def scripts(tmp_path):
 
 
 def _flags(argv: list[str]) -> dict[str, list[str]]:
-    """`--flag value ...` as argparse takes it: the last of two wins."""
+    """`--flag value ...` as argparse reads it: the last value wins."""
     flags: dict[str, list[str]] = {}
     for word in argv:
         if word.startswith("--"):
@@ -109,7 +109,7 @@ def test_script_and_example_agree(scripts, script):
 
 
 class Door(Exception):
-    """Raised where the first step would be taken."""
+    """Raised instead of the first step."""
 
 
 @pytest.mark.parametrize("what", [*EXAMPLE_OF, *EXAMPLE_OF.values(), *NO_SCRIPT])
@@ -210,14 +210,14 @@ def test_several_nodes(scripts):
     assert argv[: argv.index("vlft")] == [*torchrun, "--master_port", "29500", "--nproc_per_node", "8", "-m"]
     argv = scripts.argv("finetune_lora_vision.sh", **COMMON, **{**NODES, "GPUS": "1", "MASTER_PORT": "31000"})
     assert argv[: argv.index("vlft")] == [*torchrun, "--master_port", "31000", "--nproc_per_node", "1", "-m"]
-    # What a cluster sets for all jobs does not disturb a run on one node.
+    # Variables that a cluster sets for all jobs do not disturb a run on one node.
     argv = scripts.argv("finetune_lora.sh", **COMMON, NNODES="1", NODE_RANK="0", MASTER_ADDR="first")
     assert argv[:3] == ["-m", "vlft", "train"]
 
 
 @pytest.fixture
 def cluster(tmp_path):
-    """`srun` prints its command and ends with $SRUN_STATUS; `scontrol` prints what it is asked."""
+    """`srun` prints its command and ends with $SRUN_STATUS; `scontrol` prints its arguments."""
     folder = tmp_path / "cluster"
     folder.mkdir()
     for name, status in (("srun", "${SRUN_STATUS:-0}"), ("scontrol", "0")):

@@ -1,5 +1,5 @@
-"""A run that is told to stop, by a scheduler or by Ctrl-C: before its first step, in a step, in an evaluation, while
-saving. It resumes as if it had not been. A second Ctrl-C ends any verb at once."""
+"""A run that receives a signal to stop, from a scheduler or by Ctrl-C: before its first step, in a step, in an
+evaluation, while saving. It resumes with the same results. A second Ctrl-C ends any verb at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = (*FULL, *split(1, 4), "--num_train_epochs", "2")
 
 @pytest.fixture(autouse=True)
 def _handlers():
-    """A run that was told to go leaves its process deaf to further notices."""
+    """Restores the signal handlers: a run that was stopped leaves its process ignoring further signals."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     yield
@@ -34,7 +34,7 @@ def _handlers():
 
 @pytest.fixture
 def told(base, mixed_json, media, tmp_path, capfd):
-    """Run `vlft train`, which must end as told; returns what it says on stderr."""
+    """Run `vlft train`, which must end with this status; returns its stderr."""
 
     def run(*more: str, status: int = 75) -> str:
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
@@ -50,19 +50,19 @@ def told(base, mixed_json, media, tmp_path, capfd):
 def tell(number: int = signal.SIGTERM) -> None:
     os.kill(os.getpid(), number)
     if number == signal.SIGINT:
-        time.sleep(0.1)  # the word that it was heard comes from a thread
+        time.sleep(0.1)  # a thread prints the reaction to the signal
 
 
 def test_before_the_first_step(told, train, monkeypatch):
     def measuring(number, *args, **kwargs):
         tell(number)
-        pytest.fail("goes on")
+        pytest.fail("the code after the signal runs")
 
     for number, word, status in ((signal.SIGUSR1, "SIGUSR1", 75), (signal.SIGINT, "Ctrl-C", 130)):
         with monkeypatch.context() as patch:
             patch.setattr(vlft.train.run, "training_rows", partial(measuring, number))
             said = told(*STEPS, status=status)
-            assert f"stopped: {word} before the first step, so there is nothing to save. Rows that were me" in said
+            assert f"stopped: {word} before the first step, so there is nothing to save. The rows measured" in said
         with monkeypatch.context() as patch:
             patch.setattr(vlft.train.run, "prepare_model", partial(measuring, number))
             said = told(*STEPS, status=status)
@@ -98,7 +98,7 @@ EVERY_EPOCH = ("--eval_strategy", "epoch", "--save_strategy", "epoch")
 
 
 HEARD = {
-    "evaluating": "leaving this evaluation for later, then saving",
+    "evaluating": "postponing this evaluation, then saving",
     "training": "stopping after this step, then saving",
     "saving": "stopping once this checkpoint is saved",
 }
@@ -117,7 +117,7 @@ HEARD = {
     ],
 )  # fmt: skip
 def test_no_evaluation_is_lost(told, train, mixed_json, monkeypatch, number, when, evaluated, step):
-    """The evaluation of the step is put off until the run resumes: the same lines, the same best checkpoint."""
+    """The evaluation of the step is postponed until the run resumes: the same lines, the same best checkpoint."""
     more = (*STEPS, "--eval_path", str(mixed_json), *evaluated, *BEST, "--learning_rate", "30")
     whole = train(*more, name="whole")
 
@@ -153,7 +153,7 @@ def test_no_evaluation_is_lost(told, train, mixed_json, monkeypatch, number, whe
 
 @pytest.mark.grid
 def test_an_evaluation_that_is_put_off_twice(told, train, mixed_json, monkeypatch):
-    """The checkpoint is left as it is: its random numbers are those of the step, not of a process that just began."""
+    """The checkpoint does not change: its random state is that of the step, not of a process that just started."""
     more = (*STEPS[6:], "--vision", "lora", "--merger", "lora", "--language", "lora", "--lora_dropout", "0.5",
             "--eval_path", str(mixed_json), *EVERY_STEP)  # fmt: skip
     whole = train(*more, name="whole")
@@ -173,7 +173,7 @@ def test_an_evaluation_that_is_put_off_twice(told, train, mixed_json, monkeypatc
 
 
 def test_flags_that_may_change_act_when_a_run_goes_on(train, told, monkeypatch):
-    """transformers would take the steps at which to log and save from the checkpoint."""
+    """transformers would read the steps at which to log and save from the checkpoint."""
     with monkeypatch.context() as patch:
         before_each_loss(patch, lambda trainer, _: tell() if trainer.state.global_step == 1 else None)
         told(*STEPS, "--save_strategy", "steps", "--save_steps", "4")

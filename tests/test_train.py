@@ -102,7 +102,7 @@ def test_learning_rates_and_decay_are_those_of_the_live_optimizer(train, monkeyp
     assert lines(run)[1]["lr"]["vision"] == pytest.approx(1e-6)
 
 
-# ---- the same run, however it is cut up
+# ---- the same run with any batch size and number of processes
 
 
 @pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
@@ -145,7 +145,7 @@ def test_every_row_is_trained_once_an_epoch(train, monkeypatch):
 def test_a_run_that_is_killed_and_started_again_ends_with_the_same_weights(
     train, base, mixed_json, media, tmp_path, towers
 ):
-    """LoRA has dropout and workers, so that the random state has to come back too, over an epoch's end as well."""
+    """LoRA has dropout and workers, so the random state must also be restored, also across the end of an epoch."""
     dropout = ("--lora_dropout", "0.1", "--dataloader_num_workers", "2") if towers is VISION_LORA else ()
     more = (*towers, *split(1, 2), "--save_strategy", "steps", "--save_steps", "3", *dropout)
     whole = train(*more, name="whole")
@@ -250,7 +250,7 @@ def test_metrics_hold_what_the_contract_names(train):
 
 
 def test_mfu_is_required_work_over_the_peak(train, base, encoded, monkeypatch):
-    """On a card of 1 TFLOP/s, if this were one."""
+    """As on a card of 1 TFLOP/s."""
     from vlft.families import sizes_of
     from vlft.model import flops
     from vlft.model.load import load_config
@@ -278,7 +278,7 @@ def test_bf16_base_keeps_its_dtypes_in_the_final_weights(train, tmp_path):
     assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
 
 
-# ---- several processes, going on and looking on
+# ---- several processes, resuming and evaluating
 
 
 @pytest.mark.distributed
@@ -313,7 +313,7 @@ def test_evaluation_loss_is_the_same_on_two_processes(train, base, mixed_json, m
     found = [[line["eval_loss"] for line in lines(run) if "eval_loss" in line] for run in (whole, tmp_path / "two")]
     assert len(found[0]) == 2
     assert found[0] == pytest.approx(found[1], rel=1e-5)
-    # Rank 0 asks, while the other waits.
+    # Rank 0 asks while the other rank waits.
     asked = [(run / "answers.jsonl").read_text() for run in (whole, tmp_path / "two")]
     assert asked[0] == asked[1]
     assert asked[0].count('"answers"') == 2
@@ -394,7 +394,7 @@ def test_a_run_that_is_all_warm_up_says_so(train, capsys):
     ids=lambda more: more[0],
 )
 def test_a_checkpoint_is_not_resumed_at_other_rates(train, base, mixed_json, media, tmp_path, capsys, more):
-    """The optimizer's state would bring the old ones back without a word."""
+    """The optimizer's state would silently restore the old rates."""
     train("--max_steps", "1")
     assert main([*arguments(base, mixed_json, media, tmp_path / "run", "--max_steps", "1"), *more]) == 1
     assert "belongs to another run" in capsys.readouterr().err

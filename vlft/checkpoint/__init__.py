@@ -1,8 +1,9 @@
-"""What lies on disk: run records, model folders, weight files; read, write, verify.
+"""Read, write and verify what is on disk: run records, model folders, weight files.
 
-`record` is vlft.json; `files` knows names, `adapter` those of adapters; `folders` finds models, runs and adapters,
-`door` refuses bases; `lineage` tells an adapter's base; `weights` fingerprints and loads strictly. Nothing here trains
-or merges. torch, peft and the hub client are imported where used.
+`record` reads and writes vlft.json. `files` holds file names and maps tensor names, `adapter` reads adapter folders.
+`folders` finds models, runs and adapters, and `door` refuses bases that cannot be used. `lineage` finds the base of an
+adapter. `weights` computes fingerprints and loads strictly. Nothing here trains or merges. torch, peft and the hub
+client are imported where used.
 """
 
 from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter

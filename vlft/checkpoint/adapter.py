@@ -1,8 +1,8 @@
-"""Read an adapter folder as plain peft or another kit wrote it: tensors, by the names modules have today, and settings.
+"""Read an adapter folder from plain peft or another kit: tensors under today's module names, and settings.
 
 Most published adapters of Qwen2-VL have the module names of transformers before 4.52, and some kits leave weights that
-were trained in full in files beside the adapter. All of it is read here, or refused by name; nothing is passed over in
-silence. Reads headers and no weights.
+were trained in full in files beside the adapter. This module reads all of them or refuses them by name; it ignores
+nothing silently. It reads headers and no weights.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vlft.model_files import read_json, slots_in, some_of, stored_slots
 PREFIX = "base_model.model."
 
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-#: What wrappers of training (FSDP, torch.compile, DeepSpeed, peft's adapter name) add to a parameter's name.
+#: Parts that wrappers of training (FSDP, torch.compile, DeepSpeed, peft's adapter name) add to a parameter's name.
 _WRAPPERS = re.compile(
     r"(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|modules_to_save(\.default)?|base_layer)\."
     r"|(?<=\.lora_[AB])\.default(?=\.)|^module\."
 )
-#: Files that trainers keep for themselves, to resume; no weights that an adapter would lack.
+#: Files that trainers write for resuming; they hold no weights of the adapter.
 _STATES = re.compile(
     r"(training_args|optimizer\w*|scheduler|scaler)\.(bin|pt)|rng_state\w*\.pth|random_states_\d+\.pkl|latest"
 )
@@ -46,15 +46,16 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """What an adapter folder holds.
+    """The contents of an adapter folder.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         settings: adapter_config.json as written.
-        keys: name that peft's live model has today (`base_model.model.` first) -> name in the adapter file.
+        keys: name in peft's live model today (starts with `base_model.model.`) -> name in the adapter file.
         shapes: name in the adapter file -> shape.
-        copies: parameter of the model -> file beside the adapter, and its name there: trained in full by another kit.
-        notes: what the user should know of how it was read.
+        copies: parameter of the model -> file beside the adapter, and name in that file; another kit trained these
+            weights in full.
+        notes: for the user, on how the folder was read.
     """
 
     folder: Path
@@ -71,11 +72,11 @@ class Adapter:
 
     @property
     def renamed(self) -> bool:
-        """Whether names in the file are others than peft's live model has."""
+        """Whether names in the file differ from those of peft's live model."""
         return any(live != _without_base_layer(stored) for live, stored in self.keys.items())
 
     def pairs(self) -> dict[str, Pair]:
-        """Module -> its LoRA matrices, for every whole pair."""
+        """Module -> its LoRA matrices, for every complete pair."""
         sides: dict[str, dict[str, str]] = {}
         for live in self.keys:
             if (found := _LORA.fullmatch(live.removeprefix(PREFIX))) is not None:
@@ -88,7 +89,10 @@ class Adapter:
         }
 
     def _rank_and_alpha(self, module: str, stored: str) -> tuple[int, float]:
-        """The first matching pattern, else the common value, by peft's own matching; patterns may have either name."""
+        """Rank and alpha of a module: the value of the first matching pattern, else the common value.
+
+        peft's own function matches the patterns, against today's name of the module and its name in the file.
+        """
         from peft.utils.other import get_pattern_key
 
         names = [_bare(stored).partition(".lora_")[0], module]
@@ -100,7 +104,7 @@ class Adapter:
         return found[0], found[1]
 
     def owner(self, parameter: str, family: Family) -> str | None:
-        """The module of `modules_to_save` that holds a parameter; None where none does."""
+        """The module of `modules_to_save` that holds a parameter; None if there is none."""
         wanted = self.settings.get("modules_to_save") or ()
         parts = parameter.split(".")
         for end in range(1, len(parts)):
@@ -111,16 +115,16 @@ class Adapter:
         return None
 
     def embeddings(self, family: Family) -> dict[str, str]:
-        """Embedding and head that peft saved although it did not train them: name -> name in the file."""
+        """Embedding and head that peft saved without training them: name -> name in the file."""
         bare = {live.removeprefix(PREFIX): stored for live, stored in self.keys.items()}
         return {name: bare[name] for name in family.ends if name in bare and self.owner(name, family) is None}
 
     def replaced(self, family: Family) -> dict[str, tuple[Path, str]]:
-        """Parameters of the base that take another value outside of peft's modules -> file, and name there."""
+        """Parameters of the base that get another value outside peft's modules -> file, and name in that file."""
         return self.copies | {name: (self.file, key) for name, key in self.embeddings(family).items()}
 
     def settings_today(self, family: Family) -> dict[str, Any]:
-        """The settings with which peft makes modules for `keys`: every module by its whole name of today."""
+        """The settings with which peft makes modules for `keys`: every module by its full name today."""
         pairs = self.pairs()
         saved = {self.owner(live.removeprefix(PREFIX), family) for live in self.keys if ".lora_" not in live}
         idle = ("exclude_modules", "layers_to_transform", "layers_pattern")
@@ -139,12 +143,12 @@ def read_adapter(folder: Path, base: Path, family: Family) -> Adapter:
 
     Args:
         folder: with adapter_config.json and adapter_model.safetensors.
-        base: the model folder it belongs to.
+        base: the model folder of its base.
         family: of the base.
 
     Raises:
-        CheckpointError: a file that is not whole, two tensors for one name, or weights beside the adapter that cannot
-            be read or are no part of the base.
+        CheckpointError: a file is incomplete, two tensors have the same name, or there are weights beside the adapter
+            that cannot be read or are no part of the base.
     """
     settings = read_json(folder / ADAPTER_CONFIG)
     _check_numbers(settings, folder / ADAPTER_CONFIG)
@@ -152,16 +156,16 @@ def read_adapter(folder: Path, base: Path, family: Family) -> Adapter:
     keys = {PREFIX + _today(name, family): name for name in shapes}
     if len(keys) != len(shapes):
         twice = sorted(shapes.keys() - set(keys.values()))
-        raise CheckpointError(f"{folder / ADAPTER_WEIGHTS}: the same tensor stands there under two names: {twice[0]}.")
+        raise CheckpointError(f"{folder / ADAPTER_WEIGHTS}: holds the same tensor under two names: {twice[0]}.")
     notes = []
     if changed := [name for live, name in keys.items() if live != _without_base_layer(name)]:
         example = next(live for live, name in keys.items() if name == changed[0])
         notes.append(
             f"{ADAPTER_WEIGHTS}: {len(changed)} of {len(keys)} tensors have names of another version of transformers "
-            f"or of a wrapper, and were read by today's, e.g. {changed[0]} as {example}"
+            f"or of a wrapper, and were read under today's names, e.g. {changed[0]} as {example}"
         )
     _refuse_other_vocabulary(folder, keys, shapes, base, family)
-    copies, more = _beside(folder, base, family)
+    copies, more = _weights_beside(folder, base, family)
     return Adapter(folder=folder, settings=settings, keys=keys, shapes=shapes, copies=copies, notes=(*notes, *more))
 
 
@@ -180,7 +184,7 @@ def _check_numbers(settings: Mapping[str, Any], where: Path) -> None:
 def _refuse_other_vocabulary(
     folder: Path, keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], base: Path, family: Family
 ) -> None:
-    """Refuse an embedding or head with other rows than the base's."""
+    """Refuse an embedding or head with another number of rows than the base's."""
     saved = {name: keys[PREFIX + name] for name in family.ends if PREFIX + name in keys}
     if not saved:
         return
@@ -190,19 +194,19 @@ def _refuse_other_vocabulary(
         if len(found) == len(wanted) and found[0] != wanted[0] and found[1:] == wanted[1:]:
             raise CheckpointError(
                 f"{folder / ADAPTER_WEIGHTS}: {key} has {found[0]:,} rows, the base's {name} {wanted[0]:,}: the "
-                "vocabulary was resized for this adapter. Resize the base alike (transformers: "
+                "vocabulary was resized for this adapter. Resize the base in the same way (transformers: "
                 f"model.resize_token_embeddings({found[0]}), then save_pretrained, with the adapter's tokenizer), and "
-                "name it with --base_model."
+                "pass it as --base_model."
             )
 
 
 def _without_base_layer(name: str) -> str:
-    """peft calls the weight that it adapts so, and saves it where it is an embedding."""
+    """A name without `base_layer`, peft's name for a weight that it adapts; peft saves the weight of an embedding."""
     return name.replace(".base_layer.", ".")
 
 
 def _bare(name: str) -> str:
-    """A parameter's name without what wrappers and peft put around it."""
+    """A parameter's name without the parts that wrappers and peft add."""
     name = _WRAPPERS.sub("", name)
     while name.startswith(PREFIX):
         name = name.removeprefix(PREFIX)
@@ -210,12 +214,12 @@ def _bare(name: str) -> str:
 
 
 def _today(name: str, family: Family) -> str:
-    """The name a parameter of a saved model has in transformers' modules today."""
+    """Today's name, in transformers' modules, of a parameter of a saved model."""
     return module_name(family, _bare(name))
 
 
-def _beside(folder: Path, base: Path, family: Family) -> tuple[dict[str, tuple[Path, str]], list[str]]:
-    """Weights in files beside the adapter: which parameters they replace, and what to say of them.
+def _weights_beside(folder: Path, base: Path, family: Family) -> tuple[dict[str, tuple[Path, str]], list[str]]:
+    """Weights in files beside the adapter: the parameters they replace, and notes for the user.
 
     Raises:
         CheckpointError: names a file that cannot be read, or whose tensors are no part of the base.
@@ -241,21 +245,21 @@ def _beside(folder: Path, base: Path, family: Family) -> tuple[dict[str, tuple[P
             found = _copies_in(path, stored, family)
             if twice := found.keys() & copies.keys():
                 other = copies[min(twice)][0].name
-                raise CheckpointError(f"{path}: holds {min(twice)}, and {other} does too. Keep one of the two files.")
+                raise CheckpointError(f"{path}: holds {min(twice)}, and so does {other}. Keep one of the two files.")
             copies |= found
             notes.append(f"{path.name}: {len(found)} tensors that were trained in full replace those of the base")
     if pickles:
         raise CheckpointError(
-            f"{folder}: pickled weights lie beside the adapter; they run code when opened, and are not read: "
-            f"{some_of(pickles)}. {convert(folder / pickles[0])} Or move them out of the folder, to leave them out."
+            f"{folder}: there are pickled weights beside the adapter: {some_of(pickles)}. A pickle runs code when "
+            f"opened and is not read. {convert(folder / pickles[0])} To leave them out, move them out of the folder."
         )
     if unused:
-        notes.append(f"not used, since the adapter is {ADAPTER_WEIGHTS}: {some_of(unused)}")
+        notes.append(f"not used, because the adapter is {ADAPTER_WEIGHTS}: {some_of(unused)}")
     return copies, notes
 
 
 def convert(file: Path) -> str:
-    """How the user turns a pickle of tensors into safetensors without running what else is in it."""
+    """How the user turns a pickle of tensors into safetensors without running code in the pickle."""
     return (
         'Write it as safetensors: python -c "import torch; from safetensors.torch import save_file; '
         f"save_file({{k: v.clone().contiguous() for k, v in torch.load('{file}', map_location='cpu', "
@@ -271,14 +275,14 @@ def _copies_in(path: Path, stored: Mapping[str, tuple[int, ...]], family: Family
     if strangers or len(found) != len(slots):
         raise CheckpointError(
             f"{path}: {len(strangers) or len(slots) - len(found)} of its {len(slots)} tensors are no part of "
-            f"{family.label}, or are there twice: {some_of(strangers or slots)}. What they are for is not known here. "
-            "Move the file out of the folder, to leave them out."
+            f"{family.label}, or appear twice: {some_of(strangers or slots)}. Their purpose is unknown. "
+            "Move the file out of the folder to leave them out."
         )
     for live, (_, name) in found.items():
         wanted = stored.get(live, stored.get(family.embedding))
         if slots[name].shape != wanted:
             raise CheckpointError(
                 f"{path}: {name} is {list(slots[name].shape)}, the base's {live} is {list(wanted or ())}. Is this the "
-                "base it was trained on? Name the right one with --base_model."
+                "base it was trained on? Pass the right one as --base_model."
             )
     return found

@@ -1,7 +1,7 @@
-"""Refuse a base that cannot be used, by its small files alone and before rows are read.
+"""Refuse a base that cannot be used, from its small files alone and before rows are read.
 
-`check_base` looks at the model, `check_processor` at what makes tokens and patches. Whether the tokenizer, the chat
-template and the weights then work is proved where they are loaded (`vlft.model.load`).
+`check_base` checks the model, `check_processor` checks the files that make tokens and patches. `vlft.model.load` proves
+that the tokenizer, the chat template and the weights work.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ _QUANTISED_NAME = re.compile(r"-(unsloth-)?(bnb-)?(awq|gptq|fp8|nf4|4bit|8bit|in
 
 
 def check_base(folder: Path) -> Family:
-    """Refuse a model folder by its config.json, generation_config.json and the headers of its weights.
+    """Check a model folder's config.json, generation_config.json and the headers of its weights.
 
     Returns:
-        its family.
+        The family of the model.
 
     Raises:
-        CheckpointError: not JSON, of another model type, quantised, or weights that are not all there.
+        CheckpointError: a file is not JSON, the model type is not supported, or the weights are quantised or
+            incomplete.
     """
     config = read_json(folder / "config.json")
     family = Family.of(config.get("model_type"), where=str(folder))
@@ -48,7 +49,7 @@ def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     unquantised, cut = _QUANTISED_NAME.subn("", str(config.get("_name_or_path") or folder.name))
     raise CheckpointError(
         f"{folder}: its weights are quantised: config.json has a quantization_config ({method}). Only weights in "
-        "float32, bfloat16 or float16 are read. Give the model that was quantised"
+        "float32, bfloat16 or float16 are read. Use the unquantised model"
         + (f", probably {unquantised}." if cut else ", e.g. Qwen/Qwen2-VL-2B-Instruct.")
     )
 
@@ -58,7 +59,7 @@ def check_processor(folder: Path, files: Sequence[Path]) -> None:
 
     Args:
         folder: for messages.
-        files: of tokenizer, picture processor and chat template, in whichever folders they lie.
+        files: of tokenizer, picture processor and chat template, from any folders.
 
     Raises:
         CheckpointError: names what is missing, or the file that is not JSON.
@@ -68,12 +69,12 @@ def check_processor(folder: Path, files: Sequence[Path]) -> None:
         missing = [name for name in ("tokenizer.json", "vocab.json", "merges.txt") if name not in names]
         dead = next((f" {name} is {absent(folder / name)}" for name in missing if (folder / name).is_symlink()), "")
         raise CheckpointError(
-            f"{folder}: no tokenizer there: {', '.join(missing)} missing. It needs tokenizer.json, or vocab.json and "
-            f"merges.txt.{dead or ' Copy them from the model you started from.'}"
+            f"{folder}: has no tokenizer: {', '.join(missing)} missing. A tokenizer is tokenizer.json, or vocab.json "
+            f"and merges.txt.{dead or ' Copy them from the model you started from.'}"
         )
     if not names & {"preprocessor_config.json", "processor_config.json"}:
         raise CheckpointError(
-            f"{folder}: no picture processor there: neither preprocessor_config.json nor processor_config.json. "
+            f"{folder}: has no picture processor: neither preprocessor_config.json nor processor_config.json. "
             "Copy it from the model you started from."
         )
     for file in files:

@@ -1,4 +1,4 @@
-"""Names of what a run keeps in its folder, and of tensors in the spellings of module and published file."""
+"""File names of adapters, the family of a model folder, and tensor names as transformers' modules spell them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def family_of(folder: Path | str) -> Family:
-    """The family of the model in `folder`, by its `config.json`.
+    """The family of the model in `folder`, from its `config.json`.
 
     Raises:
-        CheckpointError: no readable config.json, or a model type that is not ours.
+        CheckpointError: there is no readable config.json, or the model type is not supported.
     """
     return Family.of(read_json(Path(folder) / "config.json").get("model_type"), where=str(folder))
 
 
 def module_name(family: Family, tensor: str) -> str:
-    """The name transformers' modules have for a tensor, from either spelling (`visual.x` -> `model.visual.x`)."""
+    """A tensor's name in transformers' modules, from its module or published name (`visual.x` -> `model.visual.x`)."""
     for ours, _ in family.published:
         if tensor.startswith(ours):
             return tensor

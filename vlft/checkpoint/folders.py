@@ -14,25 +14,26 @@ from vlft.checkpoint.record import RECORD, RunRecord, read_record
 from vlft.errors import CheckpointError
 from vlft.model_files import INDEX, WEIGHTS, absent, has_weights, read_json, weights_advice
 
-# Weights as safetensors only: .bin files are pickles, which run code when they are opened.
+# Weights only as safetensors: .bin files are pickles, which run code when they are opened.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def resolve_model(model_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a base model: a local one as it is, a hub id through the hub's cache.
+    """The folder of a base model: a local folder, or a hub id's folder in the hub's cache.
 
     Args:
-        model_id: a folder, or a hub id such as `Qwen/Qwen2-VL-2B-Instruct`. A folder of that name wins.
-        revision: branch, tag or commit of a hub id; ignored for a folder.
+        model_id: a folder, or a hub id such as `Qwen/Qwen2-VL-2B-Instruct`. A folder of that name takes precedence.
+        revision: branch, tag or commit of a hub id; has no effect for a folder.
 
     Returns:
         Folder with config.json and safetensors weights.
 
     Raises:
-        CheckpointError: no such folder or hub model, the hub cannot be reached and nothing is cached, the folder is an
-            adapter or has no config.json, its weights are not safetensors, or as `check_base`.
+        CheckpointError: there is no such folder or hub model, the hub cannot be reached and nothing is cached, the
+            folder is an adapter or has no config.json, or its weights are not safetensors; also the errors of
+            `check_base`.
     """
     folder = Path(model_id).expanduser()
     if not folder.is_dir():
@@ -54,7 +55,7 @@ def resolve_model(model_id: str | Path, revision: str | None = None) -> Path:
 
 
 def _no_model(folder: Path) -> str:
-    """What a folder without config.json is instead, and what to give."""
+    """What a folder without config.json is instead, and what to use."""
     if (folder / ADAPTER_CONFIG).is_file():
         base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
         return f"an adapter, not a whole model. Give its base, {base!r}."
@@ -68,7 +69,7 @@ def _no_model(folder: Path) -> str:
 
 
 def _near_by(folder: Path) -> str | None:
-    """Where a folder leads to that is no model or adapter itself; None where to nothing."""
+    """The model or adapter to which a folder leads that is neither itself; None if there is none."""
     if (folder / "config.json").is_symlink() and not (folder / "config.json").exists():
         return f"config.json is {absent(folder / 'config.json')}"
     if snapshots := sorted(path.parent for path in folder.glob("snapshots/*/config.json")):
@@ -79,7 +80,7 @@ def _near_by(folder: Path) -> str | None:
 
 
 def _download(model_id: str, revision: str | None) -> Path:
-    """A hub model's folder in the cache, fetched if need be. Every way to fail is one CheckpointError."""
+    """A hub model's folder in the cache, downloaded if needed. Every failure is raised as a CheckpointError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -90,21 +91,21 @@ def _download(model_id: str, revision: str | None) -> Path:
     except GatedRepoError:
         reason = "it is gated. Accept its terms on its page, then `hf auth login`"
     except RevisionNotFoundError:
-        reason = "there is no such revision. Name a branch, tag or commit of it"
+        reason = "there is no such revision. Use one of its branches, tags or commits"
     except RepositoryNotFoundError:
-        reason = "the hub does not know it (or it is private: `hf auth login`). Check the spelling"
+        reason = "the hub has no such model (or it is private: `hf auth login`). Check the spelling"
     except (HfHubHTTPError, OSError, ValueError) as error:
         # LocalEntryNotFoundError (offline, not cached) is an OSError, HFValidationError a ValueError (hub 1.33)
         first = str(error).strip().split("\n")[0].rstrip(".")
         reason = (
             f"it could not be fetched and is not in the cache ({type(error).__name__}: {first}). "
-            "Check the spelling and the network, or download it elsewhere and give its folder"
+            "Check the spelling and the network, or download it elsewhere and pass its folder"
         )
     raise CheckpointError(f"{looked} {reason}.")
 
 
 def snapshot_revision(folder: Path | str) -> str | None:
-    """The commit a folder of the hub's cache holds (`.../snapshots/<commit>`); None for any other folder."""
+    """The commit of a folder of the hub's cache (`.../snapshots/<commit>`); None for any other folder."""
     folder = Path(folder)
     return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
@@ -114,12 +115,12 @@ class Located:
     """Weights found under a path the user gave.
 
     Attributes:
-        folder: where the weights lie.
+        folder: the folder of the weights.
         kind: an adapter, or a whole model.
-        record: vlft.json beside them; None where another tool wrote them.
-        base_model: what they were trained from, by vlft.json or else by adapter_config.json; None for a model without
-            a record.
-        base_revision: commit of a hub base, where known.
+        record: vlft.json beside them; None if another tool wrote them.
+        base_model: the base they were trained from, as named by vlft.json or else by adapter_config.json; None for a
+            model without a record.
+        base_revision: commit of a hub base; None if unknown.
     """
 
     folder: Path
@@ -130,11 +131,11 @@ class Located:
 
 
 def find_adapter_or_model(path: str | Path) -> Located:
-    """Weights of a run folder, a `checkpoint-N`, a bare adapter folder of plain peft, or a model folder.
+    """Find the weights of a run folder, a `checkpoint-N`, an adapter folder of plain peft, or a model folder.
 
     Raises:
-        CheckpointError: no such folder, no weights in it (an unfinished run: the newest checkpoint is named), an
-            adapter without its config or as a pickle, or a record that contradicts the files.
+        CheckpointError: there is no such folder or it has no weights (for an unfinished run, the message names the
+            newest checkpoint), the adapter has no config or is a pickle, or the record contradicts the files.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -147,11 +148,11 @@ def find_adapter_or_model(path: str | Path) -> Located:
     model = (folder / "config.json").is_file() and has_weights(folder)
     if adapter and not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
-            f"{path}: {ADAPTER_WEIGHTS} without {ADAPTER_CONFIG}: its scaling is unknown. Copy the folder again."
+            f"{path}: {ADAPTER_WEIGHTS} without {ADAPTER_CONFIG}: the scaling is unknown. Copy the folder again."
         )
     if not adapter and not model:
         raise CheckpointError(f"{path}: {_why_nothing(folder)}")
-    # An adapter beside a whole model is what `save_pretrained` of a model after `merge_and_unload` leaves behind.
+    # `save_pretrained` of a model after `merge_and_unload` leaves an adapter beside a whole model.
     if adapter and has_weights(folder):
         raise CheckpointError(
             f"{path}: holds both {ADAPTER_WEIGHTS} and a whole model. Move one of them to its own folder."
@@ -159,7 +160,7 @@ def find_adapter_or_model(path: str | Path) -> Located:
     kind: Literal["adapter", "full"] = "adapter" if adapter else "full"
     if record is not None and record.kind != kind:
         raise CheckpointError(
-            f"{path}: {RECORD} says {record.kind!r}, the files are {kind!r}. Copy the run folder again, whole."
+            f"{path}: {RECORD} says {record.kind!r}, the files are {kind!r}. Copy the whole run folder again."
         )
     if record is not None:
         return Located(
@@ -184,7 +185,7 @@ def _why_nothing(folder: Path) -> str:
     if numbered:
         newest = max(numbered)[1]
         return (
-            "neither an adapter nor weights there: the run has not finished. "
+            "holds neither an adapter nor weights: the run has not finished. "
             f"Run its command again to finish it, or use its newest checkpoint, {newest}."
         )
     if (folder / "adapter_model.bin").is_file():
@@ -193,15 +194,15 @@ def _why_nothing(folder: Path) -> str:
         )
     if shards := sorted(found.name for found in folder.glob("global_step*")):
         return (
-            f"its weights are still DeepSpeed's own, in {shards[-1]}. Put them together with the kit that trained "
-            "them (zero_to_fp32.py), as safetensors."
+            f"its weights are still DeepSpeed's shards, in {shards[-1]}. Convert them to safetensors with the kit that "
+            "trained them (zero_to_fp32.py)."
         )
     if (folder / ADAPTER_CONFIG).is_file():
         return f"{ADAPTER_CONFIG} without {ADAPTER_WEIGHTS}. Copy the folder again."
     if (what := _near_by(folder)) is not None:
         return what
     return (
-        f"neither {ADAPTER_WEIGHTS} nor {WEIGHTS} with config.json there. {weights_advice(folder)} "
+        f"holds neither {ADAPTER_WEIGHTS} nor {WEIGHTS} with config.json. {weights_advice(folder)} "
         "Give a run's --output_dir, one of its checkpoint-N, or an adapter folder."
     )
 

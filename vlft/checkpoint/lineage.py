@@ -1,4 +1,4 @@
-"""Which base an adapter belongs to: where it is, how that is known, and the processor that goes with the two."""
+"""Find the base of an adapter, check that it is the right one, and open the processor that goes with both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlft.errors import CheckpointError
 from vlft.model.load import load_processor
 from vlft.model_files import read_json
 
-# Taken group by group from the run, else from the base: half a tokenizer of each would be neither.
+# Each group comes whole from the run, else from the base: a tokenizer with files of both would be neither.
 PICTURE_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -28,11 +28,11 @@ TEMPLATE_FILES = ("chat_template.json", "chat_template.jinja")
 
 
 def find_base(run: str | Path, found: Located, base_model: str | None) -> tuple[str, Path]:
-    """Name and folder of the base of an adapter: the user's word, else the run's.
+    """Name and folder of the base of an adapter: `base_model` if it is set, else the base that the adapter names.
 
     Args:
-        run: what the user named, for messages.
-        found: the adapter there.
+        run: the folder the user passed, for messages.
+        found: the adapter in it.
         base_model: `--base_model`, a folder or hub id.
 
     Raises:
@@ -41,29 +41,35 @@ def find_base(run: str | Path, found: Located, base_model: str | None) -> tuple[
     if base_model is not None:
         return base_model, resolve_model(base_model)
     if not found.base_model:
-        raise CheckpointError(f"{run}: neither vlft.json nor adapter_config.json names its base. Give --base_model.")
+        raise CheckpointError(f"{run}: neither vlft.json nor adapter_config.json names its base. Set --base_model.")
     try:
         return found.base_model, resolve_model(found.base_model, found.base_revision)
     except CheckpointError as error:
-        raise CheckpointError(f"{run}: its base cannot be opened. {error} Or say where it is: --base_model.") from None
+        raise CheckpointError(f"{run}: its base cannot be opened. {error} Or set --base_model.") from None
 
 
 def check_lineage(run: str | Path, found: Located, base_id: str, base: Path) -> str:
-    """How we know that an adapter belongs to this base, in words.
+    """How it is known that an adapter belongs to this base, as a sentence for the user.
+
+    Args:
+        run: the folder the user passed, for messages.
+        found: the adapter in it.
+        base_id: name of the base.
+        base: its folder.
 
     Raises:
-        CheckpointError: it is known not to: the run recorded the fingerprint of other weights.
+        CheckpointError: the run recorded the fingerprint of other weights, or rank or alpha were changed since.
     """
     if found.record is None:
         return (
             f"no vlft.json in {run}: names and shapes fit {base_id}, and adapter_config.json names "
-            f"{found.base_model}; that the base's weights are the ones it was trained on cannot be checked"
+            f"{found.base_model}; whether the adapter was trained on these weights cannot be checked"
         )
     there, here = found.record.base_fingerprint, base_fingerprint(base)
     if there != here:
         raise CheckpointError(
             f"{run}: trained on {found.record.base_model} with fingerprint {there}, but {base_id} has {here}: "
-            "another base, or its weights have changed since. Name the right one with --base_model."
+            "it is another base, or its weights have changed since. Pass the right one as --base_model."
         )
     if found.record.lora is not None:
         config = read_json(found.folder / ADAPTER_CONFIG)
@@ -71,13 +77,14 @@ def check_lineage(run: str | Path, found: Located, base_id: str, base: Path) -> 
             if config.get(theirs) != found.record.lora[ours]:
                 raise CheckpointError(
                     f"{run}: its {ADAPTER_CONFIG} says {theirs} {config.get(theirs)}, its vlft.json says "
-                    f"{found.record.lora[ours]}: one was changed since training. Restore it from a checkpoint-N."
+                    f"{found.record.lora[ours]}: one of them was changed after training. Restore it from a "
+                    "checkpoint-N."
                 )
     return f"fingerprint {here} of {base_id} is the one the run recorded"
 
 
 def processor_files(run: Path, base: Path) -> list[Path]:
-    """Files of processor, tokenizer and chat template that go with an adapter: the run's own, else the base's."""
+    """Files of processor, tokenizer and chat template for an adapter: each group from the run, else from the base."""
     found: list[Path] = []
     for group in (PICTURE_FILES, TOKENIZER_FILES, TEMPLATE_FILES):
         ours = [run / name for name in group if (run / name).is_file()]
@@ -86,13 +93,14 @@ def processor_files(run: Path, base: Path) -> list[Path]:
 
 
 def open_processor(base: Path, adapter: Path | None = None) -> Any:
-    """The stock processor of a base, or the one that a merge of an adapter into it would have; proved to work.
+    """The stock processor of a base, or of the merge of an adapter into it; proved to work.
 
     Args:
-        base: model folder. adapter: folder of an adapter on it.
+        base: model folder.
+        adapter: folder of an adapter on it; None: the base's own processor.
 
     Raises:
-        CheckpointError: files are missing or broken, or are those of another model.
+        CheckpointError: files are missing or broken, or belong to another model.
     """
     files = processor_files(base if adapter is None else adapter, base)
     if adapter is None or not any(file.parent == adapter for file in files):
@@ -100,7 +108,7 @@ def open_processor(base: Path, adapter: Path | None = None) -> Any:
         return load_processor(base)
     check_processor(adapter, files)
     with tempfile.TemporaryDirectory(prefix="vlft-") as joined:
-        # Whether a processor is a Qwen2-VL's, transformers reads in config.json.
+        # transformers chooses the class of the processor by config.json.
         for file in (base / "config.json", *files):
             Path(joined, file.name).symlink_to(file.absolute())
         return load_processor(joined, where=adapter)

@@ -1,4 +1,7 @@
-"""The run record, `vlft.json`: which base, which towers, which data a run folder's weights come from."""
+"""The run record, `vlft.json`: the base, the towers and the data from which a run folder's weights come.
+
+`vlft.train.record` fills it.
+"""
 
 from __future__ import annotations
 
@@ -31,24 +34,25 @@ MEDIA_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run folder says of itself.
+    """The contents of `vlft.json`.
 
     Attributes:
         kind: whether the weights beside it are an adapter or a whole model.
-        base_model: hub id or folder the run started from, as `resolve_model` takes it.
+        base_model: hub id or folder of the base, as `resolve_model` accepts it.
         base_revision: commit of a hub id; None for a folder.
         base_fingerprint: `base_fingerprint(folder)` of the base.
-        model_type: the base's `config.json` word.
+        model_type: as in the base's `config.json`.
         towers: vision, merger and language -> full, lora or frozen.
-        lora: rank, alpha, dropout, target; None where no tower has LoRA.
-        media: the settings of `MEDIA_KEYS`: pixels a picture or frame, frames per second, frames; None = not limited.
+        lora: rank, alpha, dropout, target; None if no tower has LoRA.
+        media: the settings of `MEDIA_KEYS`: pixels of a picture or frame, frames per second, frames; None: no limit.
         versions: package -> version that trained it.
-        training: what tells two runs apart (seed, global batch, data fingerprint, ...); free form, train reads it.
-        data: per file `{"file", "rows", "trained", "skipped": [{"index", "id", "field", "reason"}]}`, of a mix also
+        training: settings that identify the run (seed, global batch, data fingerprint, ...), and its progress; free
+            form, read by `vlft.train`.
+        data: per file `{"file", "rows", "trained", "skipped": [{"index", "id", "field", "reason"}]}`; for a mix also
             `"not_drawn"` and `"draws_an_epoch"`.
 
     Raises:
-        CheckpointError: an unknown kind or tower setting, a media setting missing, or rows that do not add up.
+        CheckpointError: the kind or a tower setting is unknown, a media setting is missing, or rows do not add up.
     """
 
     kind: Kind
@@ -65,7 +69,7 @@ class RunRecord:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The run's recipe and more, by name (`vlft.config.recipe.Recipe.of_run`)."""
+        """All settings by name: the run's recipe (`vlft.config.recipe.Recipe.of_run`) and others."""
         return self.training | self.media
 
     def __post_init__(self) -> None:
@@ -90,7 +94,7 @@ class RunRecord:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of vlft and of the packages that decide what a run computes; absent ones are left out."""
+    """Versions of vlft and of the packages that affect what a run computes, without those that are not installed."""
     found = {"vlft": __version__}
     for package in ("torch", "transformers", "peft", "accelerate", "safetensors", "deepspeed", "liger-kernel"):
         try:
@@ -101,7 +105,7 @@ def library_versions() -> dict[str, str]:
 
 
 def write_record(folder: Path | str, record: RunRecord) -> Path:
-    """Write `folder/vlft.json`, whole or not at all: a reader never sees half of it."""
+    """Write `folder/vlft.json` atomically: a reader never sees an incomplete file."""
     path = Path(folder) / RECORD
     write_json(path, {"format": FORMAT, **asdict(record)}, durable=True)
     return path
@@ -118,7 +122,7 @@ def read_record(folder: Path | str) -> RunRecord:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder}: no {RECORD} there, so it is no run folder of vlft. Name the --output_dir of a run."
+            f"{folder}: has no {RECORD}, so it is no run folder of vlft. Use the --output_dir of a run."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not JSON ({error}). Restore it from a checkpoint-N of the same run.") from None
@@ -134,7 +138,7 @@ def read_record(folder: Path | str) -> RunRecord:
         raise CheckpointError(
             f"{path}: lacks {', '.join(missing)} (has {', '.join(sorted(raw))}). Was it edited by hand?"
         )
-    try:  # keys that a later version of the same format added are not ours to judge
+    try:  # keys that a later version of the same format added are ignored
         return RunRecord(**{name: raw[name] for name in names})
     except CheckpointError as error:
         raise CheckpointError(f"{Path(folder)}/{error}") from None

@@ -1,7 +1,7 @@
-"""Weights of a model or an adapter: their fingerprint, and loading into a live model with no name left over.
+"""Weights of a model or an adapter: compute their fingerprint, and load them strictly into a live model.
 
-Trainer's own resume loads a full Qwen2-VL with `strict=False` under names that no longer exist, and only warns
-(transformers 5.17 and 5.23); the two loaders here take its place.
+The stock Trainer resumes a full Qwen2-VL with `strict=False` under names that no longer exist, and only warns
+(transformers 5.17 and 5.23). The two loaders here replace it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 def base_fingerprint(folder: Path | str) -> str:
-    """A short print of a model's weights: the same for any sharding, key style and lossless dtype of them.
+    """A short fingerprint of a model's weights, independent of sharding, key style and lossless dtype.
 
-    Reads one row of each tensor (all of a vector), so a large model takes well under a second from a warm disk.
+    Reads one row of each tensor (a vector whole), so a large model takes well under a second from a warm disk.
 
     Returns:
-        16 hex digits of a sha256 over (published name, shape, first row as float32), names in order.
+        16 hex digits of a sha256 over (published name, shape, first row as float32), in the order of names.
 
     Raises:
-        CheckpointError: as `tensor_index`, or not a model of ours.
+        CheckpointError: the errors of `tensor_index` and `family_of`.
     """
     import torch
 
@@ -43,7 +43,7 @@ def base_fingerprint(folder: Path | str) -> str:
     family = family_of(folder)
     index = tensor_index(folder)
     if is_tied(read_json(folder / "config.json")):
-        # A copy of the embedding that some tools write out and some do not.
+        # It is a copy of the embedding, which some tools write and some do not.
         index.pop(family.published_name(family.head), None)
     digest = hashlib.sha256()
     with ExitStack() as stack:
@@ -64,13 +64,15 @@ def _open_all(stack: ExitStack, files: Iterable[Path]) -> dict[Path, Any]:
 
 
 def stored_tensors(folder: Path | str, family: Family, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Some of a model's tensors as its files hold them.
+    """Some of a model's tensors, as stored in its files.
 
     Args:
-        names: of parameters, as the live model spells them.
+        folder: the model folder.
+        family: of the model.
+        names: of parameters, as the live model spells them; names that the files lack are ignored.
 
     Raises:
-        CheckpointError: as `tensor_index`.
+        CheckpointError: the errors of `tensor_index`.
     """
     with ExitStack() as stack:
         index = {module_name(family, tensor): (tensor, file) for tensor, file in tensor_index(folder).items()}
@@ -83,15 +85,15 @@ def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Fami
 
     Args:
         model: top class of the family (unwrapped), on any device.
-        folder: of safetensors, under published or module names.
-        family: gives the names.
+        folder: safetensors files, under published or module names.
+        family: of the model.
 
     Returns:
-        Tensors copied.
+        The number of tensors copied.
 
     Raises:
-        CheckpointError: a name missing or unexpected, or another shape; nothing is copied then. A tied lm_head may be
-            in the files or not, but must equal the embedding if it is.
+        CheckpointError: a name is missing or unexpected, or a shape differs; then nothing is copied. A tied lm_head may
+            be missing from the files, but must equal the embedding if it is present.
     """
     import torch
 
@@ -104,7 +106,7 @@ def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Fami
     missing = sorted(live.keys() - stored.keys() - ({head} if twin else set()))
     unexpected = sorted(stored.keys() - live.keys())
     if len(stored) != len(index):
-        raise CheckpointError(f"{folder}: the same tensor stands there under its published and its module name.")
+        raise CheckpointError(f"{folder}: holds the same tensor under its published and its module name.")
     with ExitStack() as stack, torch.no_grad():
         files = _open_all(stack, index.values())
 
@@ -118,7 +120,8 @@ def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Fami
         if twin and head in stored and not torch.equal(slice_of(head)[:], slice_of(twin)[:]):
             raise CheckpointError(
                 f"{folder}: {head} differs from {twin}, but the model ties them. "
-                "Was it trained with tie_word_embeddings off? Set it so in config.json, or use the right checkpoint."
+                "Was it trained with tie_word_embeddings off? Set it to false in config.json, or use the right "
+                "checkpoint."
             )
         by_file = sorted(stored, key=lambda name: (index[stored[name]], name))
         for name in by_file:
@@ -127,7 +130,7 @@ def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Fami
 
 
 def _twin_of(head: str, live: dict[str, torch.Tensor]) -> str | None:
-    """The name of the tensor that a tied head shares its storage with; None where it has its own."""
+    """The name of the tensor whose storage a tied head shares; None if the head has its own."""
     if head not in live:
         return None
     return next((name for name, other in live.items() if other is live[head] and name != head), None)
@@ -136,9 +139,9 @@ def _twin_of(head: str, live: dict[str, torch.Tensor]) -> str | None:
 def load_adapter_strict(
     peft_model: torch.nn.Module, folder: Path | str, *, names: Mapping[str, str] | None = None
 ) -> int:
-    """Copy an adapter file into a live peft model, in place, `modules_to_save` included.
+    """Copy an adapter file into a live peft model, in place, including `modules_to_save`.
 
-    In place, so that an optimizer made before still holds these parameters; dtypes of the live model stay.
+    The copy is in place, so an existing optimizer still holds these parameters. The live model keeps its dtypes.
 
     Args:
         peft_model: a `PeftModel` with an adapter named "default".
@@ -146,20 +149,21 @@ def load_adapter_strict(
         names: name in the live model -> name in the file; None: they are the same.
 
     Returns:
-        Tensors copied.
+        The number of tensors copied.
 
     Raises:
-        CheckpointError: no such file, or a key missing, unexpected or of another shape; nothing is copied then.
+        CheckpointError: there is no such file, or a key is missing, unexpected or of another shape; then nothing is
+            copied.
     """
     import torch
     from peft import get_peft_model_state_dict
 
     file = Path(folder) / ADAPTER_WEIGHTS
     if not file.is_file():
-        raise CheckpointError(f"{file}: no such file. Give a folder that holds an adapter.")
+        raise CheckpointError(f"{file}: no such file. Use a folder that holds an adapter.")
     slots = slots_in(file)
     names = {name: name for name in slots} if names is None else names
-    # Its values share storage with the live parameters; "auto" would ask the hub whether the vocabulary grew.
+    # Its values share storage with the live parameters. "auto" would ask the hub whether the vocabulary grew.
     live = get_peft_model_state_dict(peft_model, adapter_name="default", save_embedding_layers=False)
     with ExitStack() as stack, torch.no_grad():
         opened = _open_all(stack, [file])[file]
@@ -176,15 +180,16 @@ def load_adapter_strict(
 
 
 def attach_adapter(model: Any, adapter: Adapter, family: Family, *, untied: bool = False) -> Any:
-    """A loaded base with an adapter attached by plain peft, in evaluation mode; every tensor of it must fit.
+    """Attach an adapter to a loaded base with plain peft, in evaluation mode. Every tensor of the adapter must fit.
 
     Args:
-        model: the base; weights that lie beside the adapter are copied into it.
+        model: the base; weights from files beside the adapter are copied into it.
         adapter: as read for this base.
-        untied: give a tied head its own tensor first: peft merges LoRA of the head into the one it shares (0.21).
+        family: of the base.
+        untied: first give a tied head its own tensor, because peft 0.21 merges LoRA of the head into the shared tensor.
 
     Returns:
-        the `PeftModel` around it.
+        The `PeftModel` around the base.
 
     Raises:
         CheckpointError: peft refuses the adapter, or its names or shapes are not those of the base.
@@ -203,12 +208,12 @@ def attach_adapter(model: Any, adapter: Adapter, family: Family, *, untied: bool
         raise CheckpointError(f"{adapter.folder}: peft cannot attach it to the base: {error}") from error
     apart = {PREFIX + name for name in adapter.embeddings(family)}
     names = {live: stored for live, stored in adapter.keys.items() if live not in apart}
-    load_adapter_strict(adapted, adapter.folder, names=names)  # peft itself only warns of keys that are missing
+    load_adapter_strict(adapted, adapter.folder, names=names)  # peft itself only warns about missing keys
     return adapted.eval()
 
 
 def _replace(model: Any, replaced: Mapping[str, tuple[Path, str]], family: Family) -> None:
-    """Copy tensors of files over parameters of a model; a tied head that gets a value of its own is untied."""
+    """Copy tensors from files into parameters of a model. A tied head that gets its own value is untied."""
     import torch
 
     embedding, head = family.ends
@@ -223,13 +228,13 @@ def _replace(model: Any, replaced: Mapping[str, tuple[Path, str]], family: Famil
             if model.get_parameter(name).shape != value.shape:
                 raise CheckpointError(
                     f"{file}: {key} is {list(value.shape)}, the base has {list(model.get_parameter(name).shape)}. Is "
-                    "this the base it was trained on? Name the right one with --base_model."
+                    "this the base it was trained on? Pass the right one as --base_model."
                 )
             model.get_parameter(name).copy_(value)
 
 
 def _untie(model: Any, family: Family) -> None:
-    """Give a model whose head is its embedding a head of its own, of the same values."""
+    """Give a model whose head is its embedding a separate head with the same values."""
     import torch
 
     module, _, name = family.head.rpartition(".")

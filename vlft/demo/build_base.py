@@ -1,6 +1,6 @@
 """The demo's base: a tiny Qwen2-VL that names colours and shapes of one to three pictures, in order.
 
-It ships with the package (`STORED`); `rebuild` makes it from nothing, through the same `vlft train` a user calls.
+It ships with the package (`STORED`). `rebuild` trains it from random weights with `vlft train`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlft.families import DEFAULT
 from vlft.files import put_in_place, workshop
 
 STORED = Path(__file__).parent / "base"
-#: Files of a model folder that are shipped; a run folder's records stay with the run.
+#: Files of a model folder that are shipped, without the records of the run folder.
 SHIPPED = (
     "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "processor_config.json",
     "tokenizer.json", "tokenizer_config.json",
@@ -35,13 +35,19 @@ SHAPE = DEFAULT.tiny.but(
     vision={"embed_dim": 64, "hidden_size": 96},
     std=0.05,
 )  # fmt: skip
-ENOUGH = 0.95  # exact answers of held-out rows, below which the lesson would start from too little
+ENOUGH = 0.95  # least share of held-out rows answered exactly; below it the base is too weak for the lesson
 SEED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rebuild:
-    """How much is drawn and trained; 32 rows a step."""
+    """How much is drawn and trained, with 32 rows per step.
+
+    Attributes:
+        rows: to train on.
+        steps: of the training.
+        held_out: rows to score.
+    """
 
     rows: int = 12000
     steps: int = 1800
@@ -54,13 +60,13 @@ QUICK_REBUILD = Rebuild(rows=64, steps=4, held_out=24)
 
 @dataclass(frozen=True, kw_only=True)
 class Rebuilt:
-    """What a rebuild made.
+    """The result of a rebuild.
 
     Attributes:
         model: the folder.
         exact: share of held-out rows answered exactly.
-        chance: the same to expect of one who sees nothing.
-        rows: held out.
+        chance: the share expected from guessing without the pictures.
+        rows: number of held-out rows.
     """
 
     model: Path
@@ -70,10 +76,10 @@ class Rebuilt:
 
 
 def run_train(argv: list[str]) -> Path:
-    """What `vlft train ARGV` does, in this process.
+    """Run `vlft train ARGV` in this process.
 
     Returns:
-        the run folder.
+        The run folder.
     """
     from vlft.train.run import train
 
@@ -84,12 +90,12 @@ def rebuild(out: Path, *, plan: Rebuild = REBUILD, say: Callable[[str], None] = 
     """Train the base from random weights.
 
     Args:
-        out: folder to work in; a second call in it continues.
-        plan: how much.
+        out: folder to work in; a second call in it resumes.
+        plan: how much is drawn and trained.
         say: prints a line.
 
     Raises:
-        VlftError: a step of it failed.
+        VlftError: a step failed.
     """
     out.mkdir(parents=True, exist_ok=True)
     start = out / "random"
@@ -121,7 +127,7 @@ def train_arguments(start: Path, data: Path, run: Path, *, steps: int) -> list[s
 
 
 def store(rebuilt: Rebuilt, target: Path = STORED) -> None:
-    """Put a rebuilt base where the demo takes it from.
+    """Copy a rebuilt base to the folder from which the demo loads it.
 
     Raises:
         CheckpointError: it scores too low.
@@ -129,8 +135,8 @@ def store(rebuilt: Rebuilt, target: Path = STORED) -> None:
     """
     if rebuilt.exact < ENOUGH:
         raise CheckpointError(
-            f"{rebuilt.model}: answers {rebuilt.exact:.1%} of {rebuilt.rows} held-out rows exactly, want {ENOUGH:.0%}. "
-            f"It is not stored; {target} is as it was."
+            f"{rebuilt.model}: answers {rebuilt.exact:.1%} of {rebuilt.rows} held-out rows exactly, but {ENOUGH:.0%} "
+            f"are required. It is not stored; {target} is unchanged."
         )
     try:
         with workshop(target.with_name(f".{target.name}.new")) as spare:
@@ -141,6 +147,6 @@ def store(rebuilt: Rebuilt, target: Path = STORED) -> None:
             put_in_place(spare, target, last="config.json")
     except OSError as error:
         raise ConfigError(
-            f"{target}: cannot be written ({error.strerror}). The rebuilt base is {rebuilt.model}; run it where the "
-            "package lies in a folder of yours: git clone, pip install -e ."
+            f"{target}: cannot be written ({error.strerror}). The rebuilt base is in {rebuilt.model}. Install the "
+            "package from a folder that you can write: git clone, pip install -e ."
         ) from error

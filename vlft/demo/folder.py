@@ -1,4 +1,4 @@
-"""The demo's folder: its mark, its lock, and what may be wrong with it."""
+"""The demo's output folder: mark it, lock it, and refuse a folder that cannot be used."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ NEEDED_BYTES = 150 * 1024 * 1024
 
 @contextmanager
 def claimed(out: Path, what: dict[str, Any]) -> Iterator[None]:
-    """A folder marked and locked as one demo's.
+    """Mark and lock a folder for one demo within this context.
 
     Args:
-        out: new, empty, or marked with the same before.
-        what: the demo's settings; the mark.
+        out: a folder that is new, empty, or marked with the same settings.
+        what: the demo's settings, which are the mark.
 
     Raises:
-        ConfigError: it holds something else, is at work, is full or cannot be written.
+        ConfigError: the folder holds something else, another demo uses it, its disk is full or it cannot be written.
     """
     mark = out / MARK
     try:
         if out.exists() and not out.is_dir():
-            raise ConfigError(f"--out {out}: a file is there. Name a folder.")
+            raise ConfigError(f"--out {out}: is a file. Use a folder.")
         if out.is_dir() and any(out.iterdir()):
             _same(out, mark, what)
         out.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out).free
         if free < NEEDED_BYTES:
             raise ConfigError(
-                f"--out {out}: {free >> 20:,} MiB are free there, the demo needs {NEEDED_BYTES >> 20}. Make room, or "
-                "name a folder on another disk."
+                f"--out {out}: {free >> 20:,} MiB are free there, the demo needs {NEEDED_BYTES >> 20}. Free some space "
+                "or use a folder on another disk."
             )
         try:
             with Lock(out):
@@ -48,29 +48,29 @@ def claimed(out: Path, what: dict[str, Any]) -> Iterator[None]:
                 yield
         except BlockingIOError:
             raise ConfigError(
-                f"--out {out}: another vlft demo is at work there. Wait for it, or name another."
+                f"--out {out}: another vlft demo is running there. Wait for it, or use another folder."
             ) from None
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EDQUOT, errno.ENOTDIR):
             raise
         raise ConfigError(
             f"--out {out}: cannot be written ({error.strerror}{f': {error.filename}' if error.filename else ''}). "
-            "Name a folder that can: vlft demo --out DIR"
+            "Use a folder that can: vlft demo --out DIR"
         ) from error
 
 
 def _same(out: Path, mark: Path, mine: dict[str, Any]) -> None:
-    """Refuse a folder that is not of this very demo."""
+    """Refuse a folder that is not marked with the settings of this demo."""
     try:
         there = json.loads(mark.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         raise ConfigError(
-            f"--out {out}: there is something in it that is not of a demo ({next(iter(out.iterdir())).name}). Name "
-            "a new or empty folder."
+            f"--out {out}: holds something that is not part of a demo ({next(iter(out.iterdir())).name}). Use a new or "
+            "empty folder."
         ) from None
     for key, value in mine.items():
         if there.get(key) != value:
             raise ConfigError(
                 f"--out {out}: holds a demo with {key} {there.get(key)}, this one has {key} {value}. Remove the "
-                "folder, or name another."
+                "folder, or use another."
             )

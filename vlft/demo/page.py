@@ -1,4 +1,4 @@
-"""The demo's result as one web page that needs no network: pictures as data URIs, light and dark, fit for a phone."""
+"""The demo's result as one web page that needs no network: pictures as data URIs, light and dark, also for phones."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from vlft.text import counted
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A held-out row and what was answered.
+    """A held-out row and its answers.
 
     Attributes:
         index: of the row, from 0.
         pictures: files, in order; of a video its frames.
-        is_video: which of the two.
-        question, right: the row's own texts.
-        before, blind, after: answers of the base, of the model trained on blank pictures, and of the merged model.
+        is_video: whether the pictures are frames of a video.
+        question: of the row.
+        right: the row's own answer.
+        before: answer of the base.
+        blind: answer of the model trained on blank pictures.
+        after: answer of the merged model.
     """
 
     index: int
@@ -35,19 +38,23 @@ class Example:
 
 
 def as_html(*, scores: Sequence[Mapping], examples: Sequence[Example], commands: Sequence[str]) -> str:
-    """The page. All texts are escaped, and nothing in it can load or run anything.
+    """The page as HTML. All texts are escaped, and the page can neither load nor run anything.
 
     Args:
         scores: `kind`, `rows`, `before`, `blind`, `chance` and `after` (shares) of each kind of row.
         examples: held-out rows with answers.
-        commands: that a user would type.
+        commands: what a user would type.
     """
     return render(
-        "demo.html.j2", title="vlft demo", scores=scores, examples=[_shown(one) for one in examples], commands=commands
+        "demo.html.j2",
+        title="vlft demo",
+        scores=scores,
+        examples=[_context(one) for one in examples],
+        commands=commands,
     )
 
 
-def _shown(example: Example) -> dict[str, Any]:
+def _context(example: Example) -> dict[str, Any]:
     count = len(example.pictures)
     word = "frame" if example.is_video else "picture"
     pictures = [
@@ -64,7 +71,7 @@ def _shown(example: Example) -> dict[str, Any]:
 
 
 def write_demo(path: Path, *, scores: Sequence[Mapping], examples: Sequence[Example], commands: Sequence[str]) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page atomically."""
     write_page(path, as_html(scores=scores, examples=examples, commands=commands))
 
 

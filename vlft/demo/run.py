@@ -1,6 +1,6 @@
-"""The demo, top to bottom: draw a lesson -> check it -> train -> train blind -> merge -> score -> page.
+"""The demo from top to bottom: draw a lesson -> check it -> train -> train blind -> merge -> score -> page.
 
-Everything between drawing and scoring is what a user calls: the command lines printed are the ones carried out.
+Everything between drawing and scoring is what a user would run: the demo prints each command line that it executes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlft.demo.story import Story, chance, stories, write_rows
 from vlft.errors import ConfigError
 from vlft.files import put_in_place, workshop, write_json
 
-GOAL = 0.9  # exact answers of each kind of held-out row
+GOAL = 0.9  # least share of exact answers for each kind of held-out row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,10 @@ class Lesson:
     """How much is drawn and trained.
 
     Attributes:
-        rows, held_out: to train on, and to score.
-        steps: of 16 rows, of each of the two trainings.
-        seed: of all that is drawn.
+        rows: to train on.
+        held_out: rows to score.
+        steps: of each of the two trainings, with 16 rows per step.
+        seed: of everything that is drawn.
     """
 
     rows: int = 3200
@@ -49,7 +50,16 @@ QUICK = Lesson(rows=64, held_out=24, steps=6)
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Share of exact answers on one kind of held-out row."""
+    """Shares of exact answers on one kind of held-out row.
+
+    Attributes:
+        kind: of the rows.
+        rows: their number.
+        before: share of the base.
+        blind: share of the model trained on blank pictures.
+        chance: share expected from guessing without the pictures.
+        after: share of the merged model.
+    """
 
     kind: str
     rows: int
@@ -61,11 +71,11 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What the demo found.
+    """The result of the demo.
 
     Attributes:
-        scores: stories of pictures, then videos.
-        seconds: part -> wall time, in order; of this call.
+        scores: of stories of pictures, then of videos.
+        seconds: part -> wall time of this call, in order.
         page: the web page.
     """
 
@@ -75,6 +85,7 @@ class Told:
 
     @property
     def learned(self) -> bool:
+        """Whether every score after training reaches `GOAL`."""
         return all(score.after >= GOAL for score in self.scores)
 
 
@@ -92,11 +103,11 @@ class _Clock:
 
 
 def demo(out: Path, *, lesson: Lesson = Lesson(), say: Callable[[str], None] = print) -> Told:
-    """Run the demo, or finish one that was interrupted.
+    """Run the demo, or resume one that was interrupted.
 
     Args:
-        out: folder for everything; new, empty, or of an earlier demo with the same lesson.
-        lesson: how much of it.
+        out: folder for all files; new, empty, or of an earlier demo with the same lesson.
+        lesson: how much is drawn and trained.
         say: prints a line.
 
     Raises:
@@ -104,13 +115,13 @@ def demo(out: Path, *, lesson: Lesson = Lesson(), say: Callable[[str], None] = p
         VlftError: a step failed.
     """
     with claimed(out, {"vlft": __version__, **asdict(lesson)}):
-        return _tell(out, lesson, say)
+        return _run(out, lesson, say)
 
 
-def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
+def _run(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
     clock = _Clock()
-    say("A tiny Qwen2-VL (0.6 M parameters) names colours and shapes. It has never been shown a pattern. In some")
-    say("minutes it shall tell stories in a new wording that name each pattern, and say what changes in a video.\n")
+    say("A tiny Qwen2-VL (0.6 M parameters) can name colours and shapes. It has never seen a pattern. In a few minutes")
+    say("it learns to tell stories in a new wording that name each pattern, and to say what changes in a video.\n")
     base, data = out / "base", out / "data"
     with clock.part("draw pictures"):
         if not (base / "config.json").exists():
@@ -121,15 +132,15 @@ def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
                                   ("train_blank", train, True), ("held_out_blank", held_out, True)):  # fmt: skip
             if not (data / f"{name}.json").exists():
                 write_rows(rows, data, name=name, seed=lesson.seed, blank=blank)
-    say(f"drawn: {lesson.rows:,} rows to train on, {lesson.held_out} held out. No held-out video, and no held-out")
-    say("story of several pictures, is among those trained on; single pictures are drawn anew.")
+    say(f"drawn: {lesson.rows:,} rows to train on, {lesson.held_out} held out. No held-out video and no held-out story")
+    say("of several pictures is in the training rows. Held-out single pictures differ in place and size.")
 
     with clock.part("check-data"):
         _check(data / "train.json", base, say)
     with clock.part("train"):
         run = _train(base, data / "train.json", out / "run", lesson, say)
     with clock.part("train blind"):
-        say("\nThe same again with every picture blank: what can be guessed from the wording alone?")
+        say("\nThe same training again with every picture blank: how much can the model guess from the wording alone?")
         blind = _train(base, data / "train_blank.json", out / "run-blind", lesson, say)
     merged = out / "merged"
     with clock.part("merge"):
@@ -154,15 +165,15 @@ def _tell(out: Path, lesson: Lesson, say: Callable[[str], None]) -> Told:
         say(f"held-out row {example.index}: {example.question}")
         for name in ("before", "blind", "after", "right"):
             say(f"  {name:<7} {getattr(example, name)}")
-    say(f"\nAsk it yourself:\n  {commands[-1]}")
+    say(f"\nAsk the model yourself:\n  {commands[-1]}")
     say("\nseconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in clock.seconds.items()))
-    say(f"in all {sum(clock.seconds.values()):.0f} s. Pictures and answers: {page}")
+    say(f"in total {sum(clock.seconds.values()):.0f} s. Pictures and answers: {page}")
     write_json(out / "scores.json", {"scores": [asdict(score) for score in scores], "seconds": clock.seconds})
     return told
 
 
 def table(scores: Sequence[Score]) -> str:
-    """The scores as lines a person reads."""
+    """The scores as a text table for the user."""
     columns = ("before", "blind", "chance", "after")
     rows = [(f"{one.kind} ({one.rows})", *(f"{getattr(one, name):.1%}" for name in columns)) for one in scores]
     return text.table(("exact match, held out", *columns), rows)
@@ -191,7 +202,7 @@ def _check(file: Path, base: Path, say: Callable[[str], None]) -> None:
 
 
 def train_arguments(base: Path, data: Path, run: Path, lesson: Lesson) -> list[str]:
-    """The command line of a lesson: LoRA on all three towers, at rates that suit so small a model."""
+    """The command line of a lesson: LoRA on all three towers, with learning rates for a model of this size."""
     flags = {
         "model_id": base, "data_path": data, "output_dir": run, "vision": "lora", "merger": "lora", "language": "lora",
         "lora_dropout": 0, "learning_rate": "3e-3", "adam_beta2": 0.98, "lr_scheduler_type": "cosine",
@@ -212,14 +223,14 @@ def _merge(run: Path, merged: Path, say: Callable[[str], None]) -> None:
 
     say(f"\n$ {_command('merge', run, merged)}")
     if (merged / "config.json").exists():
-        say(f"{merged}: already there")
+        say(f"{merged}: already exists")
         return
     report = merge(run, merged)
     say(f"logits of merged and of base + adapter differ by at most {report.max_logit_diff:.3g}; out: {report.out}")
 
 
 def _commands(out: Path, lesson: Lesson, example: Example) -> list[str]:
-    """What a user types for the same."""
+    """The commands that a user types for the same result."""
     base, data, run, merged = out / "base", out / "data" / "train.json", out / "run", out / "merged"
     shown = [word for picture in example.pictures for word in ("--image", str(picture))]
     return [
@@ -235,7 +246,7 @@ def _command(*words: object) -> str:
 
 
 def _examples(rows: Sequence[Story], data: Path, said: dict[str, list[str]]) -> list[Example]:
-    """The first held-out row of three pictures, of two, and of a video: not picked by how they are answered."""
+    """The first held-out row of three pictures, of two, and of a video, whatever their answers are."""
     kinds = [(row.is_video, len(row.looks)) for row in rows]
     places = [kinds.index(kind) for kind in ((False, 3), (False, 2), (True, 2)) if kind in kinds]
     records = json.loads((data / "held_out.json").read_text(encoding="utf-8"))

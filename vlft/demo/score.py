@@ -1,6 +1,8 @@
-"""What a model answers to rows, and how many of its answers are right to the last character.
+"""Score a model's answers to rows: the share that is right to the last character.
 
-python -m vlft.demo.score MODEL demo-out/data/held_out.json     says it of a model you trained on the demo's rows
+For a model you trained on the demo's rows:
+
+    python -m vlft.demo.score MODEL demo-out/data/held_out.json
 """
 
 from __future__ import annotations
@@ -19,32 +21,37 @@ LONGEST = 64  # tokens, three times the longest answer of a story
 
 
 def answers(model: str | Path, file: str | Path, *, batch: int = 32) -> list[str]:
-    """Greedy answers to the questions of a data file, as `vlft chat MODEL` gives them.
+    """Greedy answers to the questions of a data file, the same as those of `vlft chat MODEL`.
 
     Args:
         model: run folder, adapter, merged or base model.
-        file: rows; their own answers are not shown to the model.
-        batch: rows answered together.
+        file: of rows; the model does not see their own answers.
+        batch: number of rows answered together.
 
     Raises:
         CheckpointError: the model cannot be loaded.
         DataError: a row cannot be read.
     """
-    chat = open_model(model, device="cpu")  # where it was trained: the same answers on every machine
+    chat = open_model(model, device="cpu")  # as in training, so that answers are the same on every machine
     rows = open_rows([str(file)], DataFlags(), chat.family)
     return chat.answers([question_of(sample) for sample in rows], max_new_tokens=LONGEST, batch=batch)
 
 
 def right(rows: Sequence[Story], said: Sequence[str]) -> list[bool]:
-    """Whether each answer is the row's own."""
+    """Whether each answer equals the row's own."""
     return [row.answer == text for row, text in zip(rows, said, strict=True)]
 
 
 def shares(model: str | Path, file: str | Path) -> dict[str, tuple[int, float]]:
-    """Kind of row -> how many of it a data file has, and the share answered exactly as the file does.
+    """Kind of row -> the number of such rows in a data file, and the share that is answered exactly.
+
+    Args:
+        model: run folder, adapter, merged or base model.
+        file: of the demo's rows.
 
     Raises:
-        CheckpointError, DataError: as `answers`.
+        CheckpointError: the model cannot be loaded.
+        DataError: a row cannot be read.
     """
     records = json.loads(Path(file).read_text(encoding="utf-8"))
     kinds: dict[str, list[bool]] = {}

@@ -1,9 +1,9 @@
-"""Small stories in coloured shapes: what the demo's base learns from, and what the demo teaches it.
+"""Small stories in coloured shapes: the training rows of the demo's base and of the demo's lesson.
 
-Pure and seeded: the same arguments give the same rows and the same pictures, bit by bit. Stories of several pictures
-and videos are held out by what they show (kind and sequence of looks), so none of them can occur in training, whatever
-the seed and the counts. Of one picture there are too few stories: those held out are drawn anew, elsewhere and in
-other sizes.
+Pure and seeded: the same arguments return the same rows and the same pictures, bit by bit. Stories of several pictures
+and videos are held out by what they show (kind and sequence of drawings), so none of them occurs in training, whatever
+the seed and the counts are. There are too few stories of one picture: held-out ones may show the same drawing as a
+training row, at another place and in another size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlft.files import write_json
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# First letters differ, so that the first byte of a word decides it.
+# First letters differ, so that the first byte identifies a word.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
     "green": (34, 150, 60),
@@ -38,7 +38,7 @@ HELD_OUT_ONE_IN = 10
 ECHO_SHARE = 0.15
 ORDER = ("First", "then", "finally")
 
-# The base has read these words, and those of the chat template, but has been shown no fill.
+# The base's training texts contain these words and those of the chat template, but its pictures show no fill.
 WORDS = (
     *("system", "You", " are", " a", " helpful", " assistant", "user", "assistant", "Name", " each", "Say"),
     *("Tell", " the", " story", "First", " then", " finally", "What", " changed", " turned"),
@@ -51,7 +51,7 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Drawing:
-    """What one picture shows."""
+    """The drawing of one picture: a coloured shape with a fill."""
 
     colour: str
     shape: str
@@ -63,11 +63,12 @@ class Story:
     """One row before its pictures are drawn.
 
     Attributes:
-        looks: one to three pictures in order; of a video the look before and after the change.
-        numbered: each picture has its number before it, which is how the base finds out about order.
-        is_video: FRAMES frames, the second half in the second look.
-        question, answer: the texts, without tags.
-        choices: answers that would fit the question, for someone who sees nothing.
+        looks: one to three drawings in order; of a video the drawings before and after the change.
+        numbered: whether each picture has its number before it, which teaches the base the order.
+        is_video: whether it is a video of FRAMES frames, the second half with the second drawing.
+        question: the text, without tags.
+        answer: the text.
+        choices: number of answers that fit the question if the pictures are unknown.
     """
 
     looks: tuple[Drawing, ...]
@@ -78,7 +79,7 @@ class Story:
     choices: int
 
     def fits(self, split: Split) -> bool:
-        """Whether it may be in this split: by what is shown alone; a story of less than two pictures in either."""
+        """Whether the story may be in this split. Only its drawings decide; one of fewer than two fits in both."""
         if len(self.looks) < 2:
             return True
         shown = "/".join(f"{x.colour} {x.shape} {x.fill}" for x in self.looks)
@@ -89,16 +90,16 @@ class Story:
 def stories(
     subject: Subject, split: Split, count: int, *, seed: int, most: int = 3, video_share: float = 0.4
 ) -> Iterator[Story]:
-    """`count` stories.
+    """Draw `count` stories.
 
     Args:
-        subject: `base` names colours and shapes of plain pictures, and in its training repeats words; `lesson` asks in
-            other words, for an answer in other words that also tells each fill, and has videos.
-        split: which side of the split.
-        count: how many.
-        seed: of the draw.
-        most: pictures a row may have, 1 to 3.
-        video_share: of the rows of a lesson.
+        subject: `base`: name colours and shapes of plain pictures, and in its training split also repeat words.
+            `lesson`: other questions and answers, which also name each fill, and videos.
+        split: training rows or held-out rows.
+        count: number of stories.
+        seed: of the random draw.
+        most: largest number of pictures of a row, 1 to 3.
+        video_share: share of videos among the rows of a lesson.
     """
     rng = random.Random(f"{subject}/{split}/{seed}")
     made = 0
@@ -109,7 +110,7 @@ def stories(
         elif subject == "base" and split == "train" and rng.random() < ECHO_SHARE:
             story = _echo(rng)
         elif count_of == 1 and split == "held_out" and rng.random() * HELD_OUT_ONE_IN >= 1:
-            continue  # the split below keeps one in ten of the others
+            continue  # keeps one in ten, the share that `fits` keeps of stories with more pictures
         else:
             story = _pictures(rng, subject, count_of)
         if story.fits(split):
@@ -137,7 +138,7 @@ def _pictures(rng: random.Random, subject: Subject, count: int) -> Story:
 
 
 def _echo(rng: random.Random) -> Story:
-    """A row of text alone: words to repeat. It teaches the base how words are written that it never sees pictured."""
+    """A row of text alone: words to repeat. It teaches the base to write words that no picture shows."""
     words = "".join(rng.choice(WORDS) for _ in range(rng.randint(2, 6))).strip() + "."
     return Story(looks=(), question=f"Say: {words}", answer=words, choices=1)
 
@@ -156,12 +157,18 @@ def _video(rng: random.Random) -> Story:
 
 
 def chance(rows: Sequence[Story]) -> float:
-    """Share of exact answers to expect of one who knows the wording and every word, and sees nothing."""
+    """The share of exact answers expected from guessing with the known wording and words, without the pictures."""
     return sum(1 / story.choices for story in rows) / len(rows)
 
 
 def draw(look: Drawing, rng: random.Random, *, moved: tuple[int, int, int] | None = None) -> Image:
-    """One picture, RGB, SIDE x SIDE; place, size and paper vary with `rng`, or are `moved` (x, y, radius)."""
+    """Draw one RGB picture of SIDE x SIDE pixels.
+
+    Args:
+        look: the drawing.
+        rng: decides the grey of the paper, and the place and size of the shape.
+        moved: x, y and radius of the shape in pixels, instead of random ones.
+    """
     from PIL import Image, ImageDraw
 
     scale = 2  # drawn larger and shrunk, for smooth edges
@@ -174,7 +181,7 @@ def draw(look: Drawing, rng: random.Random, *, moved: tuple[int, int, int] | Non
     step = 10 * scale
     if look.fill == "striped":
         for top in range(0, side, step):
-            # A tint, not white, which the outline would be lost in.
+            # A tint instead of white, in which the outline would be lost.
             pen.rectangle((0, top, side, top + step * 2 // 5), fill=_tint(COLOURS[look.colour]))
     elif look.fill == "dotted":
         for i in range(0, side, step):
@@ -193,7 +200,7 @@ def _tint(colour: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def place(rng: random.Random) -> tuple[int, int, int]:
-    """Centre and radius of a shape, in pixels, wholly inside the picture."""
+    """Centre (x, y) and radius of a shape in pixels, completely inside the picture."""
     radius = rng.randint(24, 34)
     return rng.randint(radius + 3, SIDE - radius - 3), rng.randint(radius + 3, SIDE - radius - 3), radius
 
@@ -222,13 +229,13 @@ def write_rows(rows: Sequence[Story], folder: Path, *, name: str, seed: int, bla
 
     Args:
         rows: stories.
-        folder: gets `NAME.json` and a folder `NAME` of PNG pictures.
-        name: of both.
+        folder: where to write `NAME.json` and a folder `NAME` of PNG pictures.
+        name: of the file and of the folder of pictures.
         seed: of places and sizes.
-        blank: grey pictures instead, for the run that may see nothing.
+        blank: whether to write grey pictures instead, for the run without information from pictures.
 
     Returns:
-        the data file, LLaVA JSON; its media paths start from `folder`.
+        The data file, LLaVA JSON; its media paths are relative to `folder`.
     """
     media = folder / name
     media.mkdir(parents=True, exist_ok=True)
@@ -258,7 +265,7 @@ def write_rows(rows: Sequence[Story], folder: Path, *, name: str, seed: int, bla
             }
         )
     file = folder / f"{name}.json"
-    write_json(file, records, indent=1)  # last: the data file says that all its pictures are there
+    write_json(file, records, indent=1)  # last, so that an existing data file means that all its pictures exist
     return file
 
 

@@ -1,11 +1,11 @@
 """Build a tiny model on disk: a family's real architecture, a byte-level tokenizer, random weights; no download.
 
-Used by the tests, the demo and anyone who wants to try the tool chain on a laptop:
+The tests and the demo use it. To try the tools on a laptop:
 
     python -m vlft.demo.tiny OUT_DIR
 
-The tokenizer knows the 256 bytes and Qwen's own special tokens, so every text and every control token a real model of
-the family sees can be written, at one token a byte.
+The tokenizer has the 256 bytes and Qwen's special tokens, so it encodes every text and every control token of a real
+model of the family, with one token per byte.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# What Qwen/Qwen2-VL-*-Instruct render: a default system turn, pictures and videos in place, no newline around them.
+# Renders as Qwen/Qwen2-VL-*-Instruct: a default system turn, pictures and videos in place, no newline around them.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -71,7 +71,7 @@ def word_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     """BPE merges that build each word from its bytes, left to right, so that it becomes one token.
 
     Args:
-        words: ASCII, each with the space before it where it has one (Ġ stands for a space in GPT-2's alphabet).
+        words: ASCII, each including its leading space if it has one (Ġ is a space in GPT-2's alphabet).
     """
     merges: dict[tuple[str, str], None] = {}
     for word in words:
@@ -91,8 +91,10 @@ def tiny_processor(
     """A family's stock processor around the byte-level tokenizer.
 
     Args:
-        min_pixels, max_pixels: budget of one picture and of one video frame; None: 4 and 64 tokens.
-        words: that are one token each; all others are one token a byte, or parts of these.
+        family: of the model.
+        min_pixels: least pixels of one picture and of one video frame; None: 4 tokens.
+        max_pixels: most pixels of one picture and of one video frame; None: 64 tokens.
+        words: words of one token each; other words have one token per byte, or share parts of these.
     """
     import transformers
     from transformers import Qwen2Tokenizer
@@ -120,7 +122,7 @@ def tiny_processor(
 
 
 def tiny_config(processor, family: Family = DEFAULT, *, tied: bool | None = None, shape: Shape | None = None):
-    """A family's config; by default of its `tiny` shape, which has about 0.3 M parameters."""
+    """A family's config; by default with its `tiny` shape, which has about 0.3 M parameters."""
     shape = shape or family.tiny
     return build_config(family, shape if tied is None else shape.but(tied=tied), processor.tokenizer)
 
@@ -138,13 +140,13 @@ def build_tiny(
     """Write a tiny base model folder that plain transformers loads.
 
     Args:
-        out: folder to fill.
+        out: folder to write to.
         family: of the model.
         seed: of the random weights.
-        tied: whether the head shares the embedding or not; None: as the shape says.
+        tied: whether the head shares the embedding; None: as in the shape.
         dtype: of the stored weights.
         shape: sizes of the model; None: the family's `tiny`.
-        words: that are one token each.
+        words: words of one token each.
 
     Returns:
         `out` as a path.

@@ -1,7 +1,7 @@
-"""Merge an adapter into its base: read files, write files, then measure that both answer alike.
+"""Merge an adapter into its base: read files, write files, then measure that the merged model answers the same.
 
-`plan` matches names, `write` makes the folder, `verify` measures; this is the story. It works on files alone, so one
-shard is in memory while merging, and one model while measuring.
+`match` plans by names and shapes, `write` writes the folder, `verify` measures, and this module calls them in order.
+It works on files, so one shard is in memory while merging, and one model while measuring.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ _WORDS = {name: word for word, name in _TORCH_NAMES.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """What a merge did and what it measured.
+    """The result of a merge and its measurements.
 
     Attributes:
-        dtype: of the written weights, e.g. `bfloat16`; several joined by ` + `.
+        dtype: of the written weights, e.g. `bfloat16`; several are joined by ` + `.
         towers: tower -> full, lora or frozen, as trained.
         max_logit_diff: largest |merged - (base + adapter)| over both rows, in float32.
-        tensors: written.
-        changed: of them, changed by the adapter.
+        tensors: number of tensors written.
+        changed: number of them that the adapter changed.
         out: the merged folder.
         base_model: as the user or the run named it.
         lineage: how it is known that the adapter belongs to this base.
         rows: figures per row.
-        warnings: what the user should know of a merge that was done all the same.
+        warnings: what the user should know about the merge, which was still written.
         notes: how the adapter's folder was read.
     """
 
@@ -85,30 +85,30 @@ def merge(
     """Write `out`: the base with the run's adapter in its weights, verified against base + adapter.
 
     Args:
-        run: run folder, `checkpoint-N`, or adapter folder (one of plain peft too).
-        out: new or empty folder. It appears under this name only once verified.
-        base_model: folder or hub id of the base, where it is not where the run says.
-        dtype: `keep`: each tensor's own in the base; else of all of them.
-        progress: called with a line of text now and then.
+        run: run folder, `checkpoint-N`, or adapter folder (also of plain peft).
+        out: new or empty folder. It appears under this name only after the verification.
+        base_model: folder or hub id of the base; None: the one that the run names.
+        dtype: of all written tensors; `keep`: each tensor keeps its dtype in the base.
+        progress: called with a line of text from time to time.
 
     Raises:
         CheckpointError: `run` is a whole model or holds no adapter, the adapter does not belong to the base, `out` is
-            taken, the disk is full, or merged and base + adapter disagree (promise 7 of the design). Nothing is left
-            at `out` then.
+            not empty, the disk is full, or merged and base + adapter disagree (promise 7 of the design). Nothing is
+            left at `out` then.
     """
     import torch
 
     found = find_adapter_or_model(run)
     if found.kind == "full":
         raise CheckpointError(
-            f"{run}: needs no merge: it is already a whole model, which transformers and vLLM load as it is."
+            f"{run}: needs no merge: it is already a whole model, which transformers and vLLM load directly."
         )
     target = Path(out).expanduser().resolve()  # a link to an empty folder cannot be renamed onto
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{out}: already there and not empty. Give a new or empty folder, or remove it.")
+        raise CheckpointError(f"{out}: already exists and is not empty. Use a new or empty folder, or remove it.")
     base_id, base = find_base(run, found, base_model)
     family = family_of(base)
-    open_processor(base, found.folder)  # before an hour of writing, not when the merged model is asked
+    open_processor(base, found.folder)  # fails here, before the long writing, instead of when the merged model is used
     check_fit(base, family)
     lineage = check_lineage(run, found, base_id, base)
     adapter = read_adapter(found.folder, base, family)
@@ -131,7 +131,7 @@ def merge(
             rounded_to=rounded_to,
             progress=progress,
         )
-        warnings = _judge(run, rows, rounded_to, told=dtype != "keep")
+        warnings = _judge(run, rows, rounded_to, dtype_chosen=dtype != "keep")
         if found.record is not None:
             merged_from = {"merged_from": str(run), "max_logit_diff": max(row.difference for row in rows)}
             write_record(folder, replace(found.record, kind="full", training=found.record.training | merged_from))
@@ -158,47 +158,52 @@ def _check_towers(run: str | Path, found: Located, plan: MergePlan) -> dict[str,
     if found.record.towers != plan.towers:
         raise CheckpointError(
             f"{run}: vlft.json says it trained {found.record.towers}, the adapter's tensors say {plan.towers}. "
-            "The folder mixes two runs, or the adapter was not saved whole."
+            "The folder mixes two runs, or the adapter was not saved completely."
         )
     return found.record.towers
 
 
-def _judge(run: str | Path, rows: list[RowCheck], rounded_to: torch.dtype | None, *, told: bool) -> tuple[str, ...]:
-    """Refuse to call it merged where a row disagrees, with its figures.
+def _judge(
+    run: str | Path, rows: list[RowCheck], rounded_to: torch.dtype | None, *, dtype_chosen: bool
+) -> tuple[str, ...]:
+    """Refuse a merge if a row disagrees, with the row's figures.
 
-    Wrong arithmetic is always refused. What rounding to the base's own dtype costs is refused above the tolerance,
-    since nobody asked for it; where the user named the dtype (`told`) the same is a warning, since any merge into that
-    dtype costs it.
+    Wrong arithmetic is always refused. A rounding error above the tolerance is refused if the dtype is the base's own,
+    and is a warning if the user chose the dtype (`dtype_chosen`), because any merge into that dtype has it.
 
     Returns:
         Warnings.
+
+    Raises:
+        CheckpointError: a row disagrees.
     """
     warnings = []
     for row in rows:
         figures = (
             f"on a {row.row} row, logits of merged and of base + adapter differ by up to {row.difference:.3g} "
-            f"(the adapter moves them by up to {row.moved:.3g}, they span {row.range:.3g}), the top token at "
-            f"{row.flips} positions"
+            f"(the adapter moves them by up to {row.moved:.3g}, they span {row.range:.3g}), and the top token differs "
+            f"at {row.flips} positions"
         )
         if not row.faultless:
             raise CheckpointError(
-                f"{run}: not merged: {figures}. It is not rounding: rounding apart it is {row.fault:.3g}, allowed is "
-                f"{EXACT_SHARE:g} of the span. The adapter or base file is damaged, or vlft is wrong: report it."
+                f"{run}: not merged: {figures}. It is not rounding: without rounding the difference is "
+                f"{row.fault:.3g}, and {EXACT_SHARE:g} of the span is allowed. The adapter or base file is damaged, or "
+                "vlft is wrong: report it."
             )
         if rounded_to is None or row.kept:
             continue
         lost = (
-            f"{figures}; allowed are {row.allowed:.3g} and 0. {_word(rounded_to)} is too coarse beside the base's "
-            "weights to hold what the adapter changed"
+            f"{figures}; allowed are {row.allowed:.3g} and 0 positions. {_word(rounded_to)} is too coarse to hold what "
+            "the adapter changed in the base's weights"
         )
-        if not told:
+        if not dtype_chosen:
             raise CheckpointError(
-                f"{run}: not merged: {lost}. Keep it with --dtype fp32, or accept the rounding with "
+                f"{run}: not merged: {lost}. Use --dtype fp32 to keep the change, or accept the rounding with "
                 f"--dtype {_WORDS[_word(rounded_to)]}."
             )
-        warnings.append(f"{lost}; --dtype fp32 keeps it.")
+        warnings.append(f"{lost}; --dtype fp32 keeps the change.")
     if not any(row.moved for row in rows):
-        warnings.append("the adapter moves nothing: it was not trained, or at a learning rate of 0.")
+        warnings.append("the adapter changes nothing: it was not trained, or its learning rate was 0.")
     return tuple(warnings)
 
 
@@ -208,13 +213,13 @@ def _word(kind: torch.dtype) -> str:
 
 @contextmanager
 def _workshop(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to work in; the leftovers of a killed merge in it are removed."""
+    """A working folder beside `target`. Files of a killed merge in it are removed."""
     folder = target.with_name(f".{target.name}.merging")
     with ExitStack() as stack:
         try:
             stack.enter_context(workshop(folder))
         except BlockingIOError:
-            raise CheckpointError(f"{target}: another merge is writing it. Wait for it, or give another OUT.") from None
+            raise CheckpointError(f"{target}: another merge is writing it. Wait for it, or use another OUT.") from None
         except OSError as error:
-            raise CheckpointError(f"{target}: cannot be written ({error.strerror}). Give an OUT that can.") from error
+            raise CheckpointError(f"{target}: cannot be written ({error.strerror}). Use an OUT that can.") from error
         yield folder

@@ -1,6 +1,8 @@
-"""Plan a merge: which adapter tensors change which base tensor, and how. Reads names and shapes, no weights.
+"""Plan a merge: which adapter tensors change which base tensor, and how.
 
-Letters: O rows of a weight (out features), I its columns (in features), R the rank of a LoRA pair.
+Reads names and shapes; it reads weights only to compare the copies of a tied embedding and head.
+
+Letters: O rows of a weight (out features), I columns of a weight (in features), R rank of a LoRA pair.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ from vlft.errors import CheckpointError
 from vlft.families import TOWERS, Family
 from vlft.model_files import slots_in
 
-#: Parts of key names of adapters that are more than two matrices beside a weight.
+#: Parts of key names of adapters that are more than two matrices per weight.
 _ODD_PARTS = r"lora_embedding_|lora_magnitude_vector|lora_bias|trainable_tokens|token_adapter|hada_|lokr_|oft_|ia3_"
 
-# Settings of adapter_config.json that the plan acts on, or that leave W + scale * B @ A what it is.
+# Settings of adapter_config.json that the plan applies, or that do not change W + scale * B @ A.
 _UNDERSTOOD = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -58,12 +60,12 @@ _PLAIN_INITS = (True, False, "gaussian", "eva")
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What one base tensor becomes.
+    """How one base tensor changes.
 
     Attributes:
-        how: `lora`: W_OI + scale * B_OR @ A_RI; `replace`: a copy in the adapter's folder; `keep`: itself.
-        file: of the adapter's folder, where the keys are.
-        keys: names in that file: (A, B), (A, B, W) where W is not the base's, (copy,) or ().
+        how: `lora`: W_OI + scale * B_OR @ A_RI; `replace`: a copy in the adapter's folder; `keep`: unchanged.
+        file: the file of the adapter's folder that holds the keys.
+        keys: names in that file: (A, B), (A, B, W) if W is not the base's, (copy,) or ().
         scale: alpha / R, or alpha / sqrt(R) for rsLoRA; 1 otherwise.
     """
 
@@ -75,15 +77,15 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class MergePlan:
-    """All there is to do.
+    """All changes of a merge.
 
     Attributes:
-        index: base tensor name -> file, every tensor of the base.
-        updates: base tensor name -> update; the others stay as they are.
-        untied: the base ties head and embedding, and merged they differ: config.json has to say so.
-        head: how the head is made of the tied embedding; None where the base's files hold one, or it stays tied.
+        index: base tensor name -> file, for every tensor of the base.
+        updates: base tensor name -> update; the other tensors do not change.
+        untied: whether the base ties head and embedding and the merged ones differ; config.json then changes.
+        head: how to make the head from the tied embedding; None if the base's files hold a head, or it stays tied.
         ends: names of embedding and head in the merged files.
-        towers: tower -> full, lora or frozen, by the adapter's keys.
+        towers: tower -> full, lora or frozen, from the adapter's keys.
     """
 
     index: dict[str, Path]
@@ -95,17 +97,17 @@ class MergePlan:
 
 
 def towers_of_adapter(keys: Iterable[str], family: Family) -> dict[str, str]:
-    """What an adapter trained, read from its tensor names.
+    """The towers that an adapter trained, from its tensor names.
 
     Args:
-        keys: names in adapter_model.safetensors (`base_model.model.` first), in either spelling of the model's names.
+        keys: names in adapter_model.safetensors (`base_model.model.` first), with module or published names.
         family: of the base.
 
     Returns:
-        Tower -> `lora` (at least one LoRA pair), `full` (only copies of whole modules, one block suffices), `frozen`.
+        Tower -> `lora` (at least one LoRA pair), `full` (only copies of whole modules, at least one), or `frozen`.
 
     Raises:
-        CheckpointError: a key that belongs to no tower.
+        CheckpointError: a key belongs to no tower.
     """
     towers = dict.fromkeys(TOWERS, "frozen")
     for key in keys:
@@ -130,8 +132,8 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
         family: of the base.
 
     Raises:
-        CheckpointError: a kind of adapter that W + scale * B @ A does not describe, keys left over, one half of a pair
-            missing, or shapes or ranks that disagree.
+        CheckpointError: W + scale * B @ A does not describe this kind of adapter, keys are left over, one half of a
+            pair is missing, or shapes or ranks disagree.
     """
     where = adapter.file
     _check_settings(adapter.settings, adapter.folder / ADAPTER_CONFIG)
@@ -165,7 +167,7 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
             continue
         _check_pair(where, name, sizes[name], adapter.shapes[pair.a], adapter.shapes[pair.b], pair.rank)
         scale = pair.alpha / (math.sqrt(pair.rank) if adapter.settings.get("use_rslora") else pair.rank)
-        onto = replaced.keys if replaced is not None else ()  # peft saves an embedding that it adapts
+        onto = replaced.keys if replaced is not None else ()  # peft also saves an embedding that it adapts
         changes[name] = Update(how="lora", file=where, keys=(*_both(pair), *onto), scale=scale)
     if left_over:
         raise CheckpointError(_no_place(where, left_over, len(adapter.shapes), base))
@@ -173,18 +175,18 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
         name = family.published_name(bare)
         if name in changes:
             raise CheckpointError(
-                f"{file}: {key} replaces {name}, which the adapter changes too. Which of the two comes first is not "
-                "known here: merge it with the kit that trained it."
+                f"{file}: {key} replaces {name}, which the adapter changes too. The order of the two is unknown. Merge "
+                "it with the kit that trained it."
             )
         changes[name] = Update(how="replace", file=file, keys=(key,))
     if not changes:
-        raise CheckpointError(f"{where}: holds no tensor, so there is nothing to merge. Was the run saved whole?")
+        raise CheckpointError(f"{where}: holds no tensor, so there is nothing to merge. Was the run saved completely?")
     shared = {family.published_name(bare) for bare in adapter.replaced(family)}
     untied = tied and _unties(changes, shared, ends)
     if untied and first not in changes and last in changes and len(changes[last].keys) == 3:
         changes[first] = Update(how="replace", file=where, keys=changes[last].keys[2:])  # it was the tied tensor
     head = None
-    if tied and not untied and last in changes:  # one tensor in two roles: both take the value
+    if tied and not untied and last in changes:  # one tensor has both roles, so both take the value
         changes.setdefault(first, changes.pop(last))
     if untied and last not in stored:
         head = changes.pop(last, Update(how="keep", file=where, keys=()))
@@ -205,8 +207,8 @@ def _both(pair: Pair) -> tuple[str, str]:
 def _unties(changes: dict[str, Update], shared: Collection[str], both: tuple[str, str]) -> bool:
     """Whether tied embedding and head differ after these changes.
 
-    peft adapts each of them alone, and a change of one leaves the other as it was. What replaces the base's own tensor
-    (`shared`) changes both, unless each comes with a value of its own.
+    peft adapts each of them separately, and a change of one does not change the other. A tensor that replaces the
+    base's own (`shared`) changes both, unless each has its own replacement.
     """
     import torch
     from safetensors import safe_open
@@ -231,24 +233,24 @@ def _no_place(where: Path, keys: list[str], count: int, base: Path) -> str:
     odd = sorted({part for key in keys for part in key.split(".") if re.match(_ODD_PARTS, part)})
     if odd:
         return what + f"{', '.join(odd)} is more than W + scale * B @ A. Merge it with peft's own merge_and_unload."
-    return what + "Is this the base it was trained on? Name the right one with --base_model."
+    return what + "Is this the base it was trained on? Pass the right one as --base_model."
 
 
 def _check_copy(where: Path, key: str, found: tuple[int, ...], name: str, wanted: tuple[int, ...]) -> None:
     if found != wanted:
         raise CheckpointError(
             f"{where}: {key} is {list(found)}, the base's {name} is {list(wanted)}. "
-            "Is this the base it was trained on? Name the right one with --base_model."
+            "Is this the base it was trained on? Pass the right one as --base_model."
         )
 
 
 def shapes_in(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape over some safetensors files, from their headers."""
+    """Tensor name -> shape for the tensors of safetensors files, from their headers."""
     return {name: slot.shape for file in sorted(set(files)) for name, slot in slots_in(file).items()}
 
 
 def _check_settings(settings: dict[str, Any], where: Path) -> None:
-    """Refuse, by name, every setting under which the adapted weight is not W + scale * B @ A."""
+    """Refuse every setting under which the adapted weight is not W + scale * B @ A; the message names the setting."""
     from peft import LoraConfig
 
     if settings.get("peft_type") != "LORA":
@@ -277,5 +279,5 @@ def _check_pair(where: Path, target: str, weight: tuple, a: tuple, b: tuple, ran
         raise CheckpointError(
             f"{where}: for {target} {list(weight)} at rank {rank} (adapter_config.json), expected A [{rank}, I] and "
             f"B [O, {rank}] of a linear layer, found A {list(a)}, B {list(b)}. "
-            "Is this the base it was trained on? Name the right one with --base_model."
+            "Is this the base it was trained on? Pass the right one as --base_model."
         )

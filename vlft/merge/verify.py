@@ -1,6 +1,6 @@
-"""Measure whether merged weights answer as base + adapter do, with plain transformers and peft, in float32 on the CPU.
+"""Measure whether merged weights answer like base + adapter, with plain transformers and peft, in float32 on the CPU.
 
-One model is in memory at a time. Letters: T positions looked at, V vocabulary.
+One model is in memory at a time. Letters: T compared positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from vlft.model.load import load_base, load_processor
 if TYPE_CHECKING:
     import torch
 
-# Promise 7 of the design: share of the logits' range where nothing was rounded, else of what the adapter moved.
+# Promise 7 of the design: allowed share of the logits' range without rounding, and of the adapter's effect with it.
 EXACT_SHARE = 1e-4
 MOVED_SHARE = 0.02
 
-# The last positions only: at 152k words a row of logits is 0.6 MB, and a picture may be a thousand positions.
+# Only the last positions: with 152k tokens a position's logits are 0.6 MB, and a picture may have 1,000 positions.
 POSITIONS = 64
 
 _TEXT = "Name the planets from the sun outwards, then say in one sentence which of them has the most moons."
@@ -32,16 +32,16 @@ _SEEN = "The upper left is dark, the lower right is bright, and red and green st
 
 @dataclass(frozen=True, kw_only=True)
 class RowCheck:
-    """One row's figures, each the largest absolute difference of two T x V float32 logits, or a count.
+    """One row's figures: largest absolute differences of two T x V float32 logits, and a count.
 
     Attributes:
         row: `text` or `picture`.
-        difference: merged against base + adapter: everything that merging cost, rounding included.
-        fault: merged against peft's own merge of the loaded models, rounded once as the files are; rounding apart,
-            this is what is wrong with the merge. Equal to `difference` where nothing was rounded.
-        moved: base + adapter against the base: what the adapter does on this row.
+        difference: merged against base + adapter: the whole error of merging, including rounding.
+        fault: merged against peft's own merge of the loaded models, rounded once as the files are. This is the error
+            without rounding. Equal to `difference` if nothing was rounded.
+        moved: base + adapter against the base: the effect of the adapter on this row.
         range: largest minus smallest logit of base + adapter.
-        flips: positions where merged prefers another token although the two were no tie.
+        flips: number of positions where the merged model prefers another token, without ties.
     """
 
     row: str
@@ -53,30 +53,31 @@ class RowCheck:
 
     @property
     def faultless(self) -> bool:
-        """The arithmetic is right: within 1e-4 of the logits' range."""
+        """Whether the arithmetic is right: `fault` is within 1e-4 of the logits' range."""
         return self.fault <= EXACT_SHARE * self.range
 
     @property
     def allowed(self) -> float:
-        """What rounding may cost: 2% of what the adapter moved, and never less than float32's own noise."""
+        """The allowed rounding error: 2% of the adapter's effect, but at least the noise of float32."""
         return max(EXACT_SHARE * self.range, MOVED_SHARE * self.moved)
 
     @property
     def kept(self) -> bool:
-        """Rounding left what the adapter learned in place."""
+        """Whether the effect of the adapter survived the rounding."""
         return self.difference <= self.allowed and self.flips == 0
 
 
 def flips_of(adapted_TV: torch.Tensor, merged_TV: torch.Tensor, rounded_to: torch.dtype | None) -> int:
-    """Positions with another top token, ties apart.
+    """The number of positions with another top token, without ties.
 
-    A tie: base + adapter has the two tokens closer together than the dtype of the files can tell apart at that size
-    (one unit in the last place of the position's largest logit). Which of them comes out on top is then up to the
-    arithmetic of whoever serves it.
+    A tie: the logits of the two tokens in base + adapter are closer than the dtype of the files can represent at that
+    magnitude (one unit in the last place of the position's largest logit). The arithmetic of the serving program then
+    decides which token is on top.
 
     Args:
-        adapted_TV, merged_TV: float32 logits.
-        rounded_to: dtype that changed tensors were rounded to; None for float32.
+        adapted_TV: float32 logits of base + adapter.
+        merged_TV: float32 logits of the merged model.
+        rounded_to: dtype to which changed tensors were rounded; None for float32.
     """
     import torch
 
@@ -100,18 +101,20 @@ def verify(
     """Run a text row and a picture row through base, base + adapter, peft's own merge, and the merged files.
 
     Args:
-        base, merged: folders; `merged` also holds the processor.
+        base: folder of the base.
         adapter: as read for the base.
+        merged: folder of the merged model, with the processor.
         family: of the base.
-        untied: whether the merged head is not the embedding, as the base's is.
+        untied: whether the merge unties the head from the embedding.
         stored_as: published tensor name -> dtype in `merged`, for every tensor that was rounded.
-        rounded_to: the coarsest of them; None where none was.
+        rounded_to: the coarsest of these dtypes; None if no tensor was rounded.
+        progress: called with a line of text from time to time.
 
     Returns:
-        One check a row; the caller judges.
+        One check per row; the caller decides whether they pass.
 
     Raises:
-        CheckpointError: a model, the adapter or the processor does not load whole.
+        CheckpointError: a model, the adapter or the processor does not load completely.
     """
     rows = _rows(merged, family)
     progress("verify: base and base + adapter in float32")
@@ -152,7 +155,7 @@ def _largest(one_TV: torch.Tensor, other_TV: torch.Tensor) -> float:
 
 
 def picture_HWC():
-    """A picture of 168 x 224 pixels, the same for everyone: a brightness ramp crossed by coloured stripes."""
+    """A fixed picture of 168 x 224 pixels: a brightness ramp crossed by coloured stripes."""
     import numpy as np
 
     y_HW, x_HW = np.mgrid[0:168, 0:224]
@@ -161,7 +164,7 @@ def picture_HWC():
 
 
 def _rows(folder: Path, family: Family) -> dict[str, dict[str, Any]]:
-    """Model inputs of the two rows, through the processor that will serve the weights."""
+    """Model inputs of the two rows, from the processor of the merged folder."""
     from PIL import Image
 
     processor = load_processor(folder)

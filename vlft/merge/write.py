@@ -1,4 +1,4 @@
-"""Write a merged model folder: shard by shard, one shard in memory, names and bytes the base's own where unchanged."""
+"""Write a merged model folder, one shard at a time. Unchanged tensors keep the base's names and bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class WrittenTensor:
 
     Attributes:
         dtype: as stored.
-        rounded: whether it was computed, or held by the base, in a wider one.
+        rounded: whether the base held it, or the merge computed it, in a wider dtype.
     """
 
     dtype: torch.dtype
@@ -36,7 +36,7 @@ class WrittenTensor:
 
 @contextmanager
 def full_disk_is_a_user_error(out: Path) -> Iterator[None]:
-    """Turn "no space left" of the OS or of safetensors' writer into one clear message."""
+    """Turn "no space left" from the OS or from safetensors' writer into a `CheckpointError`."""
     from safetensors import SafetensorError
 
     try:
@@ -45,30 +45,34 @@ def full_disk_is_a_user_error(out: Path) -> Iterator[None]:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             free = shutil.disk_usage(out.parent).free / 2**30
             raise CheckpointError(
-                f"{out}: the disk is full ({free:.1f} GiB free); nothing was left there. "
-                "Free some space or give an OUT on another disk."
+                f"{out}: the disk is full ({free:.1f} GiB free). No file was left there. "
+                "Free some space or use an OUT on another disk."
             ) from error
         raise
 
 
 def check_space(out: Path, plan: MergePlan, dtype: torch.dtype | None) -> None:
-    """Refuse before writing what cannot fit.
+    """Refuse, before anything is written, a merge for which the disk has no space.
 
     Args:
         out: the merged folder.
         plan: names the base's files.
-        dtype: asked for; None keeps each tensor's.
+        dtype: of all tensors; None keeps each tensor's own.
+
+    Raises:
+        CheckpointError: the disk has too little space.
     """
     need = sum(file.stat().st_size for file in set(plan.index.values()))
     if dtype is not None:
         need = _elements(plan) * dtype.itemsize
     elif plan.head is not None:
-        need += 4 * max(map(math.prod, shapes_in(plan.index.values()).values()))  # it is as large as the embedding
+        # The head is as large as the embedding, the largest tensor.
+        need += 4 * max(map(math.prod, shapes_in(plan.index.values()).values()))
     free = shutil.disk_usage(out.parent).free
     if need > free:
         raise CheckpointError(
             f"{out}: the merged weights need {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on its disk. "
-            "Free some space or give an OUT on another disk."
+            "Free some space or use an OUT on another disk."
         )
 
 
@@ -79,16 +83,17 @@ def _elements(plan: MergePlan) -> int:
 def write_weights(
     plan: MergePlan, base: Path, out: Path, dtype: torch.dtype | None, progress: Callable[[str], None]
 ) -> dict[str, WrittenTensor]:
-    """Write every shard of the base under its own file name, changed tensors merged.
+    """Write every shard of the base under its own file name, with changed tensors merged.
 
     Args:
-        plan: what changes.
-        base: its folder.
-        out: folder to write into.
-        dtype: of every floating tensor; None keeps each tensor's own.
+        plan: the changes.
+        base: folder of the base.
+        out: folder to write to.
+        dtype: of every floating-point tensor; None keeps each tensor's own.
+        progress: called with a line of text per shard.
 
     Returns:
-        Tensor name -> what became of it, every tensor of the base.
+        Tensor name -> how it was written, for every tensor of the merged files.
 
     Raises:
         CheckpointError: a merged value does not fit the dtype (float16 ends at 65504).
@@ -129,7 +134,7 @@ def write_weights(
 
 
 def _made_of(source: str, plan: MergePlan) -> list[tuple[str, Update | None]]:
-    """The merged tensors that come from one of the base: itself, and of a tied embedding the head that is untied."""
+    """The merged tensors made from one base tensor: itself, and for a tied embedding also the untied head."""
     made = [(source, plan.updates.get(source))]
     embedding, head = plan.ends
     return [*made, (head, plan.head)] if plan.head is not None and source == embedding else made
@@ -142,12 +147,12 @@ def _header(file: Path) -> int:
 
 
 def merged_weight(weight_OI: torch.Tensor, update: Update, adapter: Any) -> torch.Tensor:
-    """The changed tensor in float32, not yet cast: W + scale * B @ A in peft's order of operations, or the copy.
+    """The changed tensor in float32, before the cast: W + scale * B @ A in peft's order of operations, or the copy.
 
     Args:
         weight_OI: the base's tensor.
         update: how it changes; `keep` returns it in its own dtype.
-        adapter: `update.file`, open.
+        adapter: the opened `update.file`.
     """
     if update.how == "keep":
         return weight_OI
@@ -171,10 +176,17 @@ def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def write_settings(base: Path, run: Path, out: Path, dtype: torch.dtype | None, *, untied: bool) -> None:
-    """config.json and generation_config.json of the base; processor, tokenizer and chat template of the run if there.
+    """Write config.json and generation_config.json of the base, and processor, tokenizer and chat template.
 
-    The base's bytes are kept. Only dtype fields change where another dtype was asked for, and `tie_word_embeddings`
-    where head and embedding differ now.
+    The run's own processor, tokenizer and chat template take precedence over the base's. The base's files are copied
+    byte by byte. Only in config.json, dtype fields change if `dtype` is set, and `tie_word_embeddings` if `untied`.
+
+    Args:
+        base: folder of the base.
+        run: folder of the adapter.
+        out: folder to write to.
+        dtype: of all tensors; None keeps each tensor's own.
+        untied: whether head and embedding differ after the merge.
     """
     if dtype is None and not untied:
         shutil.copyfile(base / "config.json", out / "config.json")
@@ -193,7 +205,7 @@ def write_settings(base: Path, run: Path, out: Path, dtype: torch.dtype | None, 
 
 
 def _with_dtype(config: Any, word: str) -> Any:
-    """A config with every `torch_dtype` and `dtype` in it (towers have their own) set to `word`."""
+    """A copy of a config with every `torch_dtype` and `dtype` in it, also those of towers, set to `word`."""
     if isinstance(config, dict):
         return {
             key: word if key in ("torch_dtype", "dtype") and value is not None else _with_dtype(value, word)
@@ -203,9 +215,10 @@ def _with_dtype(config: Any, word: str) -> Any:
 
 
 def _keep_old_processor_file(base: Path, out: Path) -> None:
-    """Where the base has preprocessor_config.json and the run only processor_config.json, write the former too.
+    """Write preprocessor_config.json if the base has it and the run has only processor_config.json.
 
-    transformers 5 saves the latter and prefers it; older servers know the former only. Both say the run's pixels.
+    transformers 5 saves and prefers processor_config.json; older servers read only preprocessor_config.json. Both get
+    the run's pixel settings.
     """
     old, new = out / PICTURE_FILES[0], out / PICTURE_FILES[1]
     if old.is_file() or not new.is_file() or not (base / PICTURE_FILES[0]).is_file():

@@ -1,7 +1,7 @@
-"""What the model answers to a few evaluation rows as training goes on, kept in `answers.jsonl` for the report.
+"""The model's answers to a few evaluation rows during training, written to `answers.jsonl` for the report.
 
-Asked at each evaluation, of rank 0's model, while the other ranks wait. Nothing of the training is changed by it: no
-random number is drawn from its generators, and the model goes back to the mode it was in.
+At each evaluation rank 0 asks its model while the other ranks wait. Training is not affected: the generators of random
+numbers keep their state, and the model returns to the mode it was in.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from vlft.train.watchdog import Watchdog
 from vlft.train.zero import shares_weights
 
 FILE = "answers.jsonl"
-FRAMES = 8  # of a video that is a list of frames are named
-LONGER = 2, 16  # an answer may have so many times the tokens of the row's own, and so many more
+FRAMES = 8  # frames that are listed of a video given as a list of frames
+LONGER = 2, 16  # an answer may have 2 times the tokens of the row's own answer, plus 16
 
 
 class Answers:
-    """See the module.
+    """Asks evaluation rows and writes the answers.
 
     Args:
-        rows: to ask, of the evaluation data.
-        base: encodes them.
-        most: tokens of an answer.
-        file: to write to; None on ranks that do not.
+        rows: the evaluation rows to ask.
+        base: encodes the rows.
+        most: the largest number of tokens of an answer.
+        file: where to write; None on ranks that do not write.
     """
 
     def __init__(self, rows: Sequence[Sample], base: Base, *, most: int, file: MetricsFile | None) -> None:
@@ -46,7 +46,7 @@ class Answers:
         self.base = base
         self.most = most
         self.file = file
-        self._shown = False
+        self._rows_written = False
 
     @classmethod
     def of_run(
@@ -60,12 +60,16 @@ class Answers:
         evaluation_due: bool,
         say: Callable[[str], None],
     ) -> Answers | None:
-        """What the flags ask for; None where that is nothing, or cannot be done.
+        """The `Answers` that the flags ask for; None if they ask for none, or if no process can answer.
 
         Args:
-            samples: of the evaluation data; the rows asked are spread evenly over them.
-            resume_step, evaluation_due: of the checkpoint the run goes on from, as `MetricsFile` has them. Later
-                answers are cut.
+            samples: the evaluation data; the rows to ask are spread evenly over it.
+            base: encodes the rows.
+            args: `--report_rows` and `--report_tokens`.
+            folder: the run folder.
+            resume_step: step of the checkpoint from which the run resumes, 0 for none. Later answers are cut.
+            evaluation_due: whether the evaluation after that step is still to come.
+            say: prints a line for the user.
         """
         file = None
         count = min(args.report_rows, len(samples))
@@ -85,13 +89,16 @@ class Answers:
     def ask(
         self, model: Any, step: int, watchdog: Watchdog, autocast: Callable[[], AbstractContextManager[Any]]
     ) -> float:
-        """Ask the rows; every rank calls it.
+        """Ask the rows. Every rank must call it.
 
         Args:
-            model: unwrapped of DDP or DeepSpeed. autocast: in which it evaluates.
+            model: the model without the wrapper of DDP or DeepSpeed.
+            step: the last optimizer step.
+            watchdog: learns where this process is.
+            autocast: makes the context in which the model evaluates.
 
         Returns:
-            seconds it took.
+            The seconds it took.
         """
         start = time.perf_counter()
         watchdog.at(f"answers to the rows of the report after step {step}")
@@ -102,9 +109,9 @@ class Answers:
             try:
                 with torch.random.fork_rng(devices=devices), autocast():
                     self._ask(model, step, self.file)
-            except Exception as error:  # noqa: BLE001 - they are for looking at, and the run goes on without
+            except Exception as error:  # noqa: BLE001 - the answers only illustrate the report; the run continues
                 self.file = None
-                print(f"note: no more answers for the report, since asking failed: {error!r}", file=sys.stderr)
+                print(f"note: no more answers for the report, because asking failed: {error!r}", file=sys.stderr)
             finally:
                 model.train(training)
         barrier()
@@ -113,14 +120,14 @@ class Answers:
     def _ask(self, model: Any, step: int, file: MetricsFile) -> None:
         top = model.get_base_model() if hasattr(model, "get_base_model") else model
         talker = speaker(top, self.base.processor, self.base.family)
-        if not self._shown:
+        if not self._rows_written:
             written = [self.base.encoder.as_written(row) for row in self.rows]
             file.write({"step": step, "rows": [_described(row) for row in written]})
-            self._shown = True
+            self._rows_written = True
         encoder = self.base.encoder
         own = (encoder.measure(row).supervised for row in self.rows)
         samplings = [Sampling(max_new_tokens=min(self.most, LONGER[0] * tokens + LONGER[1])) for tokens in own]
-        # One at a time: no more memory than one row takes.
+        # One at a time, to take the memory of one row only.
         said = answers([question_of(row) for row in self.rows], encoder, talker, samplings, batch=1)
         entries = [
             {"file": row.file, "index": row.index, "answer": answer.text, "cut": answer.cut}
@@ -130,7 +137,7 @@ class Answers:
 
 
 def _described(row: Sample) -> dict[str, Any]:
-    """A row for a person: its last question with what was said before it, its own answer, its pictures and videos."""
+    """A row for the report: its last question and the turns before it, its own answer, its pictures and videos."""
     asked = question_of(row)
     turns = [{"role": turn.role, "text": "".join(_text(part) for part in turn.parts)} for turn in asked.turns]
     rest = row.turns[len(asked.turns) :]

@@ -1,4 +1,4 @@
-"""What happens at the beginning of an epoch, after a step and before the first one: callbacks for transformers."""
+"""Callbacks for transformers' Trainer: at the beginning of training and of an epoch, and after a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlft.train.signals import RESUME, Notice, stopped
 
 
 class SetEpoch(TrainerCallback):
-    """Tells our batch sampler which epoch begins; accelerate's wrapper for skipped batches hides it from HF."""
+    """Sets the epoch of our batch sampler, which accelerate's wrapper for skipped batches hides from the Trainer."""
 
     def __init__(self, sampler: RankBatches) -> None:
         self.sampler = sampler
@@ -23,27 +23,28 @@ class SetEpoch(TrainerCallback):
 
 
 class MakeRoom(TrainerCallback):
-    """Saves and ends the run after the step in which a process was told to go; what was to be evaluated then is put off
-    until the run goes on.
+    """Saves and ends the run after the step in which a process received a signal to stop.
+
+    An evaluation that was due after that step is postponed until the run resumes.
 
     Args:
-        notice: of this process.
-        folder: of the run.
-        steps: of an epoch.
+        notice: the signals of this process.
+        folder: the run folder.
+        steps: optimizer steps of an epoch.
     """
 
     def __init__(self, notice: Notice, folder: RunFolder, *, steps: int) -> None:
         self.notice = notice
         self.folder = folder
         self.steps = steps
-        self.told: str | None = None
+        self._signal: str | None = None  # the name of a signal that some rank received
         self._evaluated: int | None = None  # the step of the last evaluation
 
     def ask(self) -> bool:
-        """Whether a process was told to go; every rank asks at the same time."""
-        if self.told is None:
-            self.told = next((name for name in gather(self.notice.name) if name is not None), None)
-        return self.told is not None
+        """Whether any process received a signal to stop. All ranks must call it at the same point."""
+        if self._signal is None:
+            self._signal = next((name for name in gather(self.notice.name) if name is not None), None)
+        return self._signal is not None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.notice.postpone()
@@ -53,48 +54,54 @@ class MakeRoom(TrainerCallback):
             control.should_save = True
             self.folder.evaluation_due = control.should_evaluate or self._evaluation_to_come(args, state)
             control.should_evaluate = False
-            args.save_only_model = False  # such a checkpoint could not be gone on from
+            args.save_only_model = False  # a run cannot resume from weights alone
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._evaluated = state.global_step
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.told is None and (args.save_only_model or self._evaluation_to_come(args, state)):
-            return  # not to be gone on from, or there is something to evaluate yet
+        if self._signal is None and (args.save_only_model or self._evaluation_to_come(args, state)):
+            return  # a run cannot resume from weights alone, or an evaluation is still to come
         if self.ask():
             self.end(args, state)
 
     def end(self, args: Any, state: Any) -> NoReturn:
-        """End the run, which has saved what it did."""
+        """End the run, which has saved its checkpoint.
+
+        Raises:
+            Preempted: always; on rank 0 it carries the message to the user.
+        """
         name = self.folder.path / f"checkpoint-{state.global_step}"
         where = f"after step {state.global_step}, saved as {name}" if state.global_step else "before the first step"
-        stop = stopped(str(self.told), f"{where}. {RESUME}")
+        stop = stopped(str(self._signal), f"{where}. {RESUME}")
         stop.said = args.process_index != 0
         raise stop
 
     def _evaluation_to_come(self, args: Any, state: Any) -> bool:
-        """Whether this step is the last of an epoch that is to be evaluated at its end."""
+        """Whether this step ends an epoch, and the evaluation at the end of the epoch has not run yet."""
         ends = args.eval_strategy == "epoch" and state.global_step % self.steps == 0
         return ends and self._evaluated != state.global_step
 
 
 class EvaluationPutOff(Exception):
-    """There is no time to evaluate: a process was told to go."""
+    """There is no time to evaluate: a process received a signal to stop."""
 
 
 class AtTheEnd(Exception):
-    """The checkpoint that a run goes on from is of its last step."""
+    """The checkpoint from which a run resumes was saved after its last step."""
 
 
 class KeepToFlags(TrainerCallback):
-    """transformers takes the steps at which to log, evaluate and save from the checkpoint, whatever the flags say."""
+    """Recomputes from the flags the steps at which to log, evaluate and save; transformers takes them from the
+    checkpoint.
+    """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)
 
 
 class StopAtTheEnd(TrainerCallback):
-    """transformers asks whether a run is done only after one more step, where it begins in the middle of an epoch."""
+    """Ends a run that is done; transformers would train one more step if the run resumes in the middle of an epoch."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:

@@ -1,7 +1,7 @@
-"""What an output folder holds before a run uses it: nothing, a run, or something that a run would spoil.
+"""Check what an output folder holds before a run uses it: nothing, a run, or something that a run would spoil.
 
-Looks at names and small files only, so that a wrong folder is refused before the base is opened. Whether a run in it is
-the same run is decided by `vlft.train.folder`.
+Reads names and small files only, so that a wrong folder is refused before the base is opened. `vlft.train.folder`
+decides whether a run in the folder is the same run.
 """
 
 from __future__ import annotations
@@ -13,44 +13,48 @@ from vlft.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, RunRecord, 
 from vlft.errors import CheckpointError
 from vlft.model_files import has_weights
 
-#: What a run writes beside its checkpoints before it ends.
+#: Files that a run writes beside its checkpoints before it ends.
 STARTED = ("config.yaml", "metrics.jsonl", "answers.jsonl", "report.html", RECORD)
-_ELSE = "Choose a new or empty folder."
+_CHOOSE_ANOTHER = "Choose a new or empty folder."
 
 
 def holds(path: Path) -> list[str]:
-    """Names in a folder; those with a dot are ours: the lock, the staging folder, a record that a kill left half."""
+    """Names in a folder, without our dot files: the lock, the staging folder, a record that a kill left incomplete."""
     return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
 
 
 def refuse_other(path: Path) -> None:
-    """Refuse an output folder that is something else than a run's.
+    """Refuse an output folder that holds anything other than a run.
 
     Args:
         path: `--output_dir`, which may be missing.
 
     Raises:
-        CheckpointError: a checkpoint of a run, merged weights, a model, an adapter, other files, or a file itself.
+        CheckpointError: the path is a file or a checkpoint of a run, or the folder holds merged weights, a model, an
+            adapter or other files.
     """
     if (path / "trainer_state.json").is_file() or _is_checkpoint_of(path):
         raise CheckpointError(
-            f"--output_dir {path}: is a checkpoint of a run, and training into it would spoil it. To resume from it: "
-            f"--output_dir {path.parent}, with --resume_from_checkpoint {path} where it is not the newest. {_ELSE}"
+            f"--output_dir {path}: is a checkpoint of a run, and training into it would spoil it. To resume from it, "
+            f"use --output_dir {path.parent}, with --resume_from_checkpoint {path} if it is not the newest. "
+            f"{_CHOOSE_ANOTHER}"
         )
     if path.exists() and not path.is_dir():
-        raise CheckpointError(f"--output_dir {path}: is a file. {_ELSE}")
+        raise CheckpointError(f"--output_dir {path}: is a file. {_CHOOSE_ANOTHER}")
     if not path.is_dir() or not (found := holds(path)):
         return
     if RECORD in found:
         if (merged := read_record(path).training.get("merged_from")) is not None:
-            raise CheckpointError(f"--output_dir {path}: holds weights that were merged from {merged}. {_ELSE}")
+            raise CheckpointError(
+                f"--output_dir {path}: holds weights that were merged from {merged}. {_CHOOSE_ANOTHER}"
+            )
         return
     what = "is not empty and holds no run of vlft"
     if has_weights(path):
         what = "holds a model"
     elif ADAPTER_CONFIG in found or ADAPTER_WEIGHTS in found:
         what = "holds an adapter that no run of vlft wrote"
-    raise CheckpointError(f"--output_dir {path}: {what} (it has {', '.join(found[:3])}). {_ELSE}")
+    raise CheckpointError(f"--output_dir {path}: {what} (it has {', '.join(found[:3])}). {_CHOOSE_ANOTHER}")
 
 
 def _is_checkpoint_of(path: Path) -> bool:
@@ -67,12 +71,12 @@ def complete_checkpoints(path: Path) -> list[Path]:
 
 
 def left_nothing(path: Path, record: RunRecord) -> bool:
-    """Whether a run ended before it had anything to keep: no complete checkpoint, and no weights."""
+    """Whether a run ended before it saved anything: no complete checkpoint and no weights."""
     weights = has_weights(path) or (path / ADAPTER_WEIGHTS).is_file()
     return not (record.training.get("finished") or weights or complete_checkpoints(path))
 
 
 def start_over(path: Path) -> None:
-    """Remove what a run wrote that left nothing to keep."""
+    """Remove the files of a run that ended before it saved anything."""
     for name in STARTED:
         (path / name).unlink(missing_ok=True)

@@ -1,4 +1,7 @@
-"""What ends a run in the middle, in words: where, what, and what the user can do. Detects nothing by itself."""
+"""Messages for faults that end a run in the middle: where, what, and what the user can do.
+
+Detects no fault by itself; `vlft.train.step_guard` and `vlft.train.run` do.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,23 @@ from vlft.errors import RunFault
 
 SHOWN_ROWS = 8
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: What torch and safetensors put into words instead of an error number.
-_FULL_WORDS = re.compile(
+#: Texts that torch and safetensors raise for a full disk, without an error number.
+_FULL_DISK_TEXT = re.compile(
     r"No space left|Disk quota|File too large|PytorchStreamWriter failed|inline_container|os error (28|27|122)"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Which rows a micro-batch holds, for messages.
+    """The rows of a micro-batch, for messages.
 
     Attributes:
-        rank: process that trains it.
-        place, of: which of the rank's micro-batches of this step, from 1, and how many those are.
-        rows: as file[index].
-        tokens, patches: of all rows.
+        rank: the process that trains it.
+        place: its number among the rank's micro-batches of this step, from 1.
+        of: how many micro-batches the rank has in this step.
+        rows: its rows as file[index].
+        tokens: of all its rows.
+        patches: of all its rows.
     """
 
     rank: int
@@ -55,35 +60,43 @@ def shown(rows: Sequence[str]) -> str:
 
 
 def going_on(checkpoint: Path | None) -> str:
-    """What the same command would do now."""
+    """What the same command will do now, as a sentence for the user."""
     if checkpoint is None:
         return "There is no checkpoint yet: run the same command again to start over."
     return f"The last good checkpoint is {checkpoint}. Run the same command again to resume from it."
 
 
 def worker_died(error: BaseException, *, workers: int, checkpoint: Path | None) -> RunFault | None:
-    """A loader process that ended; None where `error` is something else. torch raises it wherever the run just is."""
-    if "DataLoader worker (pid" not in str(error):  # without the number it is an exception inside of one
+    """The fault of a loader process that ended; None if `error` is something else.
+
+    torch raises it wherever the run is at that moment.
+    """
+    if "DataLoader worker (pid" not in str(error):  # without the pid it is an exception inside a worker
         return None
     how = re.search(r"by signal: (\w+)|exited unexpectedly", str(error))
     ended = f"was ended by {how[1]}" if how and how[1] else "ended"
     return RunFault(
-        f"a loader process {ended}. Often the system ends the largest process when memory runs out (dmesg says so): "
+        f"a loader process {ended}. The system often ends the largest process when memory runs out (dmesg shows it): "
         f"lower --dataloader_num_workers ({workers} a process now) or --dataloader_prefetch_factor, or give the "
-        f"machine more memory (in a container also /dev/shm). {going_on(checkpoint)}"
+        f"machine more memory (in a container also more /dev/shm). {going_on(checkpoint)}"
     )
 
 
 def out_of_memory(
     error: BaseException, batch: MicroBatch, *, where: str, checkpoint: Path | None, checkpointed: bool, packing: bool
 ) -> RunFault:
-    """A device (or the machine) had no room for a micro-batch.
+    """The fault of a device (or the machine) that had no memory for a micro-batch.
 
     Args:
-        checkpointed: activations are recomputed everywhere already.
+        error: as torch or Python raised it.
+        batch: the micro-batch.
+        where: the step or evaluation.
+        checkpoint: the newest one.
+        checkpointed: whether all activations are already recomputed.
+        packing: whether the micro-batch is a pack.
     """
     first = str(error).strip().split("\n")[0]
-    helps = [] if checkpointed else ["--gradient_checkpointing true (the run can go on with it)"]
+    helps = [] if checkpointed else ["--gradient_checkpointing true (the run can resume with it)"]
     helps += [
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment",
         "a lower --pack_tokens and --pack_patches" if packing else "a lower --per_device_train_batch_size",
@@ -92,15 +105,15 @@ def out_of_memory(
     ]
     return RunFault(
         f"out of memory in {where}, {batch}; {batch.tokens:,} tokens, {batch.patches:,} patches.\n  {first}\n"
-        f"  What helps, in this order: {'; '.join(helps)}. Other rows a step or other pixels are another run and need "
-        f"a new --output_dir.\n  {going_on(checkpoint)}"
+        f"  What helps, in this order: {'; '.join(helps)}. A run with other rows per step or other pixels is another "
+        f"run and needs a new --output_dir.\n  {going_on(checkpoint)}"
     )
 
 
 def no_room(error: BaseException, *, checkpoint: Path | None) -> RunFault:
-    """A device had no room outside of any micro-batch."""
+    """The fault of a device that had no memory outside any micro-batch."""
     return RunFault(
-        "out of memory for weights, gradients or the optimizer's states, which come with the first step.\n"
+        "out of memory for weights, gradients or the optimizer's states, which the first step allocates.\n"
         f"  {str(error).strip().splitlines()[0]}\n"
         "  What helps: LoRA instead of full towers, --optim adamw_8bit, --deepspeed zero2 or zero3 over several GPUs, "
         f"zero2_offload on one.\n  {going_on(checkpoint)}"
@@ -116,13 +129,15 @@ def not_finite(
     left_out: int | None,
     checkpoint: Path | None,
 ) -> str:
-    """A loss or gradient that is NaN or infinite.
+    """The message about a loss or gradient that is NaN or infinite.
 
     Args:
-        norm: of the gradient, where it was taken.
-        losses: micro-batches whose loss is not finite, over all ranks, and that loss.
+        step: the optimizer step.
+        norm: of the gradient; None if it was not computed.
+        losses: micro-batches whose loss is not finite, over all ranks, each with its loss.
         everything: all micro-batches of the step.
-        left_out: steps left out so far, this one included; None: the run stops.
+        left_out: number of steps left out so far, this one included; None: the run stops.
+        checkpoint: the newest one.
     """
     lines = [f"step {step}: " + ("the loss" if losses else f"the gradient (norm {norm:g})") + " is not finite."]
     if losses:
@@ -130,25 +145,25 @@ def not_finite(
         if len(losses) > SHOWN_ROWS:
             lines.append(f"  and {len(losses) - SHOWN_ROWS} more micro-batches")
     else:
-        lines.append("  every loss is; the rows of the step are")
+        lines.append("  Every loss is finite. The rows of the step:")
         lines += [f"  {batch}" for batch in everything[:SHOWN_ROWS]]
     if left_out is not None:
         return "\n".join([*lines, f"  The step is left out: no weight moved ({left_out} so far)."])
     lines.append(
-        "  Look at the rows (vlft preview FILE --index N). Where they are fine, the run diverged: a lower "
-        "--learning_rate, more --warmup_steps, a lower --max_grad_norm. --max_nonfinite_steps 10 leaves so many such "
-        "steps out."
+        "  Inspect the rows (vlft preview FILE --index N). If they are fine, the run diverged: use a lower "
+        "--learning_rate, more --warmup_steps or a lower --max_grad_norm. --max_nonfinite_steps 10 leaves out up to 10 "
+        "such steps."
     )
     return "\n".join([*lines, f"  {going_on(checkpoint)}"])
 
 
 def disk_full(error: BaseException, *, folder: Path, checkpoint: Path | None) -> RunFault | None:
-    """A disk that took no more; None where `error` is something else."""
-    if getattr(error, "errno", None) not in FULL_DISK and not _FULL_WORDS.search(str(error)):
+    """The fault of a full disk; None if `error` is something else."""
+    if getattr(error, "errno", None) not in FULL_DISK and not _FULL_DISK_TEXT.search(str(error)):
         return None
     free = shutil.disk_usage(folder).free / 1e9
     first = str(error).strip().split("\n")[0]
     return RunFault(
-        f"{folder}: the disk is full ({first}; {free:,.1f} GB are free). What was half written is removed. Make "
-        f"room; a lower --save_total_limit keeps fewer checkpoints. {going_on(checkpoint)}"
+        f"{folder}: the disk is full ({first}; {free:,.1f} GB are free). Incomplete files were removed. Free some "
+        f"space; a lower --save_total_limit keeps fewer checkpoints. {going_on(checkpoint)}"
     )

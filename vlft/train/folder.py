@@ -1,7 +1,7 @@
-"""A run folder: where a run goes on, and how weights get in and out whole.
+"""A run folder: find the checkpoint to resume from, write checkpoints and weights atomically, load them strictly.
 
-A checkpoint is written under `.saving/` and renamed into place when every file of it is on disk, so `checkpoint-N` is
-complete or absent.
+A checkpoint is written under `.saving/` and renamed into place when all its files are on disk, so `checkpoint-N` is
+complete or absent. `vlft.train.claim` refuses folders that hold something else.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from vlft.train.lock import hold
 from vlft.train.ranks import barrier
 from vlft.train.record import refuse_other_run, with_skipped
 
-#: safetensors' words for the dtypes a model's weights come in.
+#: safetensors' names of the dtypes of a model's weights -> torch's.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STAGING = ".saving"
 
 
 class RunFolder:
-    """See the module.
+    """The output folder of one run.
 
     Args:
         path: `--output_dir`.
         base: the opened base.
-        record: what `vlft.json` will say.
+        record: the contents of `vlft.json`.
     """
 
     def __init__(self, path: str | Path, base: Base, record: RunRecord) -> None:
@@ -49,7 +49,7 @@ class RunFolder:
         self.record = record
         self.saving = False
         self.left_out: list[int] = []  # steps that moved no weight
-        self.evaluation_due = False  # of the weights of the last step; there was no time for it
+        self.evaluation_due = False  # the weights of the last step were not evaluated: there was no time
         self.lock: Lock | None = None
 
     # ---- where to start
@@ -58,12 +58,12 @@ class RunFolder:
         """Keep other runs out of the folder until `release`, or until this process ends.
 
         Raises:
-            CheckpointError: another run is there, or the folder cannot be written or locked.
+            CheckpointError: another run uses the folder, or it cannot be written or locked.
         """
         self.lock = hold(self.path)
 
     def release(self) -> None:
-        """Let other runs in."""
+        """Let other runs use the folder."""
         if self.lock is not None:
             self.lock.release()
             self.lock = None
@@ -71,12 +71,13 @@ class RunFolder:
     def find_start(self, resume: str) -> tuple[Literal["new", "again", "resume", "finished"], Path | None]:
         """Whether to start, start over ("again"), resume or stop, and the checkpoint to resume from.
 
+        A run that ended before it saved anything is started over, whatever its settings were.
+
         Args:
             resume: `--resume_from_checkpoint`: "auto", "none" or a path.
 
         Raises:
-            CheckpointError: the folder holds another run, or something that is no run at all. A run that left nothing
-                to keep is no other run: it is started over.
+            CheckpointError: the folder holds another run, or something that is no run.
         """
         if resume not in ("auto", "none"):
             source = Path(resume)
@@ -95,8 +96,8 @@ class RunFolder:
                 return ("again", None) if resume in ("auto", "none") else ("resume", Path(resume))
             if resume == "none":
                 raise CheckpointError(
-                    f"--output_dir {self.path}: holds a run already, and --resume_from_checkpoint is none. Choose a "
-                    "new folder, or auto to go on."
+                    f"--output_dir {self.path}: already holds a run, and --resume_from_checkpoint is none. Choose a "
+                    "new folder, or auto to resume."
                 )
             refuse_other_run(self.record, existing, self.path)
             if existing.training.get("finished"):
@@ -118,19 +119,19 @@ class RunFolder:
         return max(self.checkpoints(), key=_step, default=None)
 
     def clear(self) -> None:
-        """Remove what was half written."""
+        """Remove incomplete files."""
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def begin_run(self, effective: dict[str, Any]) -> None:
-        """Write `vlft.json` and `config.yaml`, and clear what a kill left half done."""
+        """Write `vlft.json` and `config.yaml`, and remove what a killed run left incomplete."""
         self.clear()
-        write_record(self.path, self.record)  # first: by it the folder is known as a run's
+        write_record(self.path, self.record)  # first, because it marks the folder as that of a run
         write_yaml(self.path / "config.yaml", effective)
 
     # ---- checkpoints
 
     def begin_checkpoint(self, *, writer: bool) -> None:
-        """An empty staging folder; every rank calls it."""
+        """Make an empty staging folder. Every rank must call it; only the `writer` makes it."""
         if writer:
             shutil.rmtree(self.staging, ignore_errors=True)
             self.staging.mkdir()
@@ -145,23 +146,23 @@ class RunFolder:
         self.sync(name)
         target = self.path / name
         if target.exists():
-            os.rename(target, self.staging / f"old-{name}")  # a kill while it is deleted would leave half of it
+            os.rename(target, self.staging / f"old-{name}")  # deleted in place, a kill would leave half of it
         os.rename(self.staging / name, target)
         sync(self.path)
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def sync(self, name: str) -> None:
-        """Have the files of a staged checkpoint on disk, as far as this node wrote them."""
+        """Flush to disk the files of a staged checkpoint that this node wrote."""
         sync_tree(self.staging / name)
 
     def adopt(self, found: RunRecord) -> None:
-        """Take over which rows and steps had been left out while training up to a checkpoint, and what was put off."""
+        """Take over from a checkpoint's record the rows and steps that were left out, and a postponed evaluation."""
         self.left_out = list(found.training.get("left_out_steps", []))
         self.evaluation_due = found.training.get("evaluation_due", False)
         self.account(BadRow(file=entry["file"], **row) for entry in found.data for row in entry["skipped"])
 
     def drop_old(self, limit: int | None, best: str | None) -> None:
-        """Keep the newest `limit` checkpoints and the best one; the others go whole: renamed away, then deleted."""
+        """Keep the newest `limit` checkpoints and the best one. The others are renamed away, then deleted."""
         if not limit or limit < 0:
             return
         names = sorted(self.checkpoints(), key=_step)
@@ -173,24 +174,24 @@ class RunFolder:
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def account(self, skipped: Iterable[BadRow]) -> None:
-        """Enter rows that were skipped while training into the record."""
+        """Enter rows that were skipped during training into the record."""
         self.record = replace(self.record, data=with_skipped(self.record.data, list(skipped)))
 
     def account_steps(self, **more: Any) -> None:
-        """Enter steps that moved no weight, and `more` about the training, into the record."""
+        """Enter the steps that moved no weight, and the entries in `more`, into the record's "training"."""
         training = {**self.record.training, "left_out_steps": self.left_out, **more}
         self.record = replace(self.record, training=training)
 
     def write_weights(self, out: Path, model: Any, *, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Everything that was trained, and the processor, into `out`: an adapter, or full float32 masters."""
+        """Write the trained weights and the processor to `out`: an adapter, or full float32 masters."""
         out.mkdir(parents=True, exist_ok=True)
         if self.record.kind == "full" and state_dict is not None:
-            # DeepSpeed hands out what was trained only; a tied head is in the files once.
+            # DeepSpeed returns only trained weights; a tied head is in the files once.
             frozen = model.state_dict().keys() - state_dict.keys()
             state_dict = state_dict | stored_tensors(self.base.folder, self.base.family, frozen)
             if self.base.tied:
                 state_dict.pop(self.base.family.head, None)
-        # PEFT would ask the hub whether the vocabulary has grown.
+        # Otherwise PEFT asks the hub whether the vocabulary has grown.
         options = {"save_embedding_layers": False} if self.record.kind == "adapter" else {}
         model.save_pretrained(out, state_dict=state_dict, **options)
         if self.record.kind == "adapter":
@@ -199,10 +200,10 @@ class RunFolder:
         open_to_others(out)
 
     def read_weights(self, source: Path, model: Any) -> None:
-        """Load a checkpoint into the live model; every tensor must be there and fit.
+        """Load a checkpoint into the live model; every tensor must exist and fit.
 
         Raises:
-            CheckpointError: missing, unexpected or differently shaped tensors.
+            CheckpointError: tensors are missing or unexpected, or have another shape.
         """
         if self.record.kind == "adapter":
             load_adapter_strict(model, source)
@@ -216,7 +217,7 @@ class RunFolder:
         shutil.rmtree(self.staging, ignore_errors=True)
         out = self.staging / "final"
         if self.record.kind == "full":
-            # What is served has the base's own dtypes; float32 masters were for training.
+            # The final weights have the base's dtypes; float32 masters are for training only.
             dtypes = stored_dtypes(self.base)
             tensors = model.state_dict() if state_dict is None else state_dict
             state_dict = {
@@ -237,35 +238,35 @@ class RunFolder:
 
 
 def settings_there(path: str | Path, resume: str | None) -> dict[str, Any] | None:
-    """The "training" of the record that a run would go on with; None where there is none, or it cannot be read."""
+    """The "training" entry of the record from which a run would resume; None if there is no readable record."""
     source = Path(path if resume in (None, "auto", "none") else resume)
     try:
         record = read_record(source) if resume != "none" and (source / RECORD).is_file() else None
     except CheckpointError:
-        return None  # what is wrong is said when the folder is claimed
+        return None  # `RunFolder.find_start` raises it with the reason
     if record is None or (source == Path(path) and left_nothing(source, record)):
         return None
     return record.training
 
 
 def _check_resumable(checkpoint: Path) -> None:
-    """Refuse to go on without the optimizer's state, which transformers would do without a word."""
+    """Refuse to resume without the optimizer's state; transformers would silently start a new one."""
     if not (checkpoint / "optimizer.pt").is_file() and not any(checkpoint.glob("global_step*")):
         raise CheckpointError(
-            f"{checkpoint}: holds weights but no optimizer state (--save_only_model), so training cannot go on from "
-            "there. Choose a new --output_dir; the checkpoint can still be merged."
+            f"{checkpoint}: holds weights but no optimizer state (--save_only_model), so training cannot resume from "
+            "it. Choose a new --output_dir; the checkpoint can still be merged."
         )
 
 
 def save_processor(processor: Any, out: Path) -> None:
-    """The processor as transformers 5 writes it, and the single files that transformers 4 and vLLM read."""
+    """Write the processor in the format of transformers 5, and the separate files that transformers 4 and vLLM read."""
     processor.save_pretrained(out)
     processor.image_processor.save_pretrained(out)
     processor.video_processor.save_pretrained(out)
 
 
 def stored_dtypes(base: Base) -> dict[str, torch.dtype]:
-    """Module parameter name -> dtype in the base's files; a tied head has its embedding's."""
+    """Module parameter name -> dtype in the base's files; a tied head has the dtype of its embedding."""
     from safetensors import safe_open
 
     found: dict[str, torch.dtype] = {}

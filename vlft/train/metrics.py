@@ -1,4 +1,4 @@
-"""What was trained between two logged lines, over all ranks."""
+"""Count what is trained between two logged lines, over all ranks, and write `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vlft.data.collate import Batch
 from vlft.files import write_text
 from vlft.objectives import Loss, Sums
 
-#: What takes time beside steps and evaluations, and is measured apart.
+#: Work outside steps and evaluations, whose time is measured separately.
 Beside = Literal["saving", "report"]
 COUNTS = ("tokens", "supervised_tokens", "images", "videos", "samples")
-#: Entries of a line that are the trainer's.
+#: Entries of a line that the trainer adds.
 TRAINERS = {"step", "epoch", "max_steps", "grad_norm", "lr"}
 
 
@@ -27,9 +27,9 @@ class Meter:
     """Adds up micro-batches without reading from the device until a line is due.
 
     Args:
-        work: operations that training on a micro-batch needs.
-        peak: operations a second that a device can do at most; None where that is not known, and there is no MFU.
-        statistics: names of what the objective counts beside its loss.
+        work: the number of operations that training on a micro-batch needs.
+        peak: the most operations per second of a device; None if unknown, and then there is no MFU.
+        statistics: names of the values that the objective counts beside its loss.
     """
 
     def __init__(self, work: Callable[[Batch], float], *, peak: float | None, statistics: tuple[str, ...] = ()) -> None:
@@ -48,15 +48,15 @@ class Meter:
         self.keep_step()
 
     def keep_step(self) -> None:
-        """The step that was added moved the weights."""
+        """Keep the counts of the step that was added: it moved the weights."""
         self._before = dict(self._counts), self._sums, self._work
 
     def drop_step(self) -> None:
-        """The step that was added did not: its rows were not trained, though it took its time."""
+        """Drop the counts of the step that was added, but not its time: it moved no weight."""
         self._counts, self._sums, self._work = dict(self._before[0]), *self._before[1:]
 
     def add(self, batch: Batch, loss: Loss) -> None:
-        """Count one trained micro-batch and what the objective made of it."""
+        """Count one trained micro-batch and its loss."""
         for name in COUNTS:
             self._counts[name] += batch["counts"][name]
         if self.peak is not None:
@@ -64,24 +64,24 @@ class Meter:
         self._sums = self._sums.plus(loss)
 
     def add_wait(self, seconds: float) -> None:
-        """Time the step waited for its data."""
+        """Add the time that a step waited for its data."""
         self._wait += seconds
 
     def exclude(self, seconds: float, what: Beside | None = None) -> None:
-        """Time spent on evaluating and saving, which is no part of a step; `what` enters it into the accounts."""
+        """Exclude time from the steps, such as that of an evaluation; `what` adds it to the time of that work."""
         self._since += seconds
         if what is not None:
             self.beside[what] += seconds
 
     def line(self, accelerator: Any, *, steps: int) -> dict[str, Any]:
-        """The sums over all ranks since the last line, and start anew. Every rank must call it.
+        """Return the sums over all ranks since the last line, and reset them. Every rank must call it.
 
         Args:
             accelerator: reduces over ranks.
             steps: optimizer steps since the last line.
 
         Returns:
-            the entries of a `metrics.jsonl` line that this class knows, the statistics last.
+            The entries of a `metrics.jsonl` line except those in `TRAINERS`; the statistics come last.
 
         Raises:
             ValueError: a statistic has the name of another entry.
@@ -93,7 +93,7 @@ class Meter:
         wait, work, *numbers = accelerator.reduce(vector, reduction="sum").tolist()
         counts = dict(zip(COUNTS, map(int, numbers[: len(COUNTS)]), strict=True))
         means, _ = self._sums.means(numbers[len(COUNTS) :])
-        # The largest of the ranks: it is the one that runs out.
+        # The maximum over ranks: that rank runs out of memory first.
         peak = accelerator.gather(torch.tensor([peak_gb()], device=accelerator.device)).max().item()
         line = {
             "loss": means.pop("loss"),
@@ -113,14 +113,14 @@ class Meter:
         return line | means
 
     def spent(self) -> dict[str, float]:
-        """Seconds of this process beside steps and evaluations since the last line, and start anew."""
+        """Return the seconds spent outside steps and evaluations since the last line, and reset them."""
         found = {"save_s": self.beside["saving"], "report_s": self.beside["report"]}
         self.beside = dict.fromkeys(self.beside, 0.0)
         return found
 
 
 def progress(line: Mapping[str, Any], *, seconds_a_step: float) -> str:
-    """A line of metrics as the user reads it, with the time that is left."""
+    """A line of metrics as text for the user, with the remaining time."""
     step, last = line["step"], line["max_steps"]
     left = int(seconds_a_step * (last - step))
     lrs = "/".join(f"{lr:.2g}" for lr in dict.fromkeys(line["lr"].values()))
@@ -133,7 +133,7 @@ def progress(line: Mapping[str, Any], *, seconds_a_step: float) -> str:
 
 
 def peak_gb() -> float:
-    """Most memory held so far in GB: of the GPU where there is one, else of this process."""
+    """The peak memory so far in GB: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
@@ -141,13 +141,13 @@ def peak_gb() -> float:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one object a logged step; on resume the lines after the checkpoint's step are cut.
+    """`metrics.jsonl`: one object per logged step; on resume the lines after the checkpoint's step are cut.
 
     Args:
-        folder: of the run.
-        resume_step: of the checkpoint it goes on from, 0 for none.
-        evaluation_due: the evaluation after that step is still to come, so what there is of it is cut, too.
-        name: of the file, for others of its kind.
+        folder: the run folder.
+        resume_step: step of the checkpoint from which the run resumes, 0 for none.
+        evaluation_due: whether the evaluation after that step is still to come; its lines are then also cut.
+        name: of the file; `vlft.train.answers` writes another file in this format.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class MetricsFile:
                     if line["step"] <= resume_step - late:
                         kept.append(text + "\n")
                 except (json.JSONDecodeError, KeyError, TypeError):
-                    break  # a kill in the middle of a write left half a line; all after it is later still
+                    break  # a kill during a write left an incomplete line; all lines after it are later
         write_text(self.path, "".join(kept) if resume_step else "")
 
     def write(self, line: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A base made ready to train: towers, dtypes, checkpointing, attention, kernels, flat forward."""
+"""Load a base and prepare it for training: towers, dtypes, checkpointing, attention, kernels, flat forward."""
 
 from __future__ import annotations
 
@@ -24,22 +24,27 @@ def prepare_model(
     tokens: int = 0,
     patches: int = 0,
 ) -> tuple[torch.nn.Module, dict[str, str]]:
-    """Load the base and make it ready to train: towers, dtypes, checkpointing, attention, kernels, flat forward.
+    """Load the base and prepare it for training: towers, dtypes, checkpointing, attention, kernels, flat forward.
 
-    Under bf16 autocast frozen weights keep the base's dtype and trained ones are float32 masters. Without
-    autocast everything computes in float32, since a bf16 tower and a float32 one cannot meet. Under DeepSpeed with
-    bf16 all weights compute in bf16, and the float32 masters are DeepSpeed's. Under ZeRO-3 the model stays on the host.
+    Under bf16 autocast, frozen weights keep the base's dtype and trained weights are float32 masters. Without
+    autocast everything computes in float32, because a bf16 tower and a float32 tower do not work together. Under
+    DeepSpeed with bf16 all weights compute in bf16, and DeepSpeed holds the float32 masters. Under ZeRO-3 the model
+    stays on the host.
 
     Args:
+        base: the opened base.
+        args: the training flags.
         choice: `--attn`.
-        tokens, patches: of the largest micro-batch.
+        say: prints a line for the user.
+        tokens: of the largest micro-batch.
+        patches: of the largest micro-batch.
 
     Returns:
-        the model (wrapped by PEFT where a tower has LoRA), and what was chosen, for the log.
+        The model (wrapped by PEFT if a tower has LoRA), and the choices made, for the log.
     """
     half = args.half
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
-    model.name_or_path = base.name  # PEFT writes it into adapter_config.json, where a cache folder would be of no use
+    model.name_or_path = base.name  # PEFT writes it into adapter_config.json; a cache folder is useless there
     if not zero.shares_weights(args):
         model.to(args.device)
     dtype = half or torch.float32
@@ -49,7 +54,7 @@ def prepare_model(
     wrapped = towers.apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
     kept = memory.activations(base.sizes, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
     if args.checkpointing == "auto" and args.device.type == "cuda":
-        kept = _foretold(base, args, tokens=tokens, patches=patches, fused=not fused.startswith("off")) or kept
+        kept = _forecast(base, args, tokens=tokens, patches=patches, fused=not fused.startswith("off")) or kept
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     parts, checkpointed = memory.choose_checkpointing(
         args.checkpointing,
@@ -66,14 +71,15 @@ def prepare_model(
     }
 
 
-def _foretold(base: Base, args: TrainFlags, **load: Any) -> dict[memory.Part, memory.Kept] | None:
-    """What `vlft plan` says activations take; None where it cannot be told, since a run shall not end for that."""
+def _forecast(base: Base, args: TrainFlags, **load: Any) -> dict[memory.Part, memory.Kept] | None:
+    """The activation memory that `vlft plan` estimates; None if that fails, which must not stop the run."""
     stored = getattr(base.config, "dtype", None) or torch.float32
     numbers = tracing.numbers_of(stored, args.half, deepspeed=args.zero is not None)
     try:
         return memory.foretold(base.config, base.family, base.towers, numbers=numbers, **load)
     except Exception as error:  # noqa: BLE001 - it runs the model on tensors without contents, a rare use of torch
         print(
-            f"note: activations are estimated by their shapes, since counting them failed: {error!r}", file=sys.stderr
+            f"note: activations are estimated from their shapes, because counting them failed: {error!r}",
+            file=sys.stderr,
         )
         return None

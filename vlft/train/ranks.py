@@ -1,7 +1,7 @@
-"""What processes of a run tell each other: results of rank 0, values of every rank, and who cannot go on.
+"""Messages between the processes of a run: results of rank 0, values of every rank, and a rank that cannot continue.
 
-It goes through a group of its own over CPUs (gloo), beside the one that carries gradients: no GPU has to be waited for,
-and it waits for as long as it takes. The watchdog is there for what never comes.
+They use their own process group over CPUs (gloo), apart from the group that carries gradients, so no one waits for a
+GPU. The group has practically no timeout: `vlft.train.watchdog` ends a run that waits too long.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlft.errors import VlftError
 
 T = TypeVar("T")
 LONG = timedelta(days=30)
-#: gloo's words.
+#: gloo's texts for a connection that another process closed.
 _HUNG_UP = re.compile(r"Connection (closed|reset) by (peer|remote)|Broken pipe")
 
 
@@ -29,7 +29,7 @@ class PeerLost(VlftError):
 def on_rank_zero(work: Callable[[], T]) -> T:
     """The result of `work` as rank 0 computed it, on every rank. A `VlftError` is raised on every rank.
 
-    Without it, ranks would look at one folder while rank 0 writes it, and disagree.
+    Use it to read a folder that rank 0 writes: ranks that each read it themselves may see different contents.
     """
     if not _several():
         return work()
@@ -50,7 +50,8 @@ def gather(value: T, *, failed: VlftError | None = None) -> list[T]:
     """Every rank's value, on every rank, in rank order.
 
     Args:
-        failed: why this rank cannot go on: then it is raised on every rank, and none is left waiting.
+        value: of this rank.
+        failed: why this rank cannot continue. It is raised on every rank, so that none is left waiting.
     """
     if not _several():
         if failed is not None:
@@ -74,15 +75,15 @@ def _group() -> Any:
 
 
 def peer_lost(error: BaseException) -> PeerLost | None:
-    """What `error` comes to where the cause is in another process; None where it is something else."""
+    """The `PeerLost` for an error whose cause is in another process; None if `error` is something else."""
     if not _several():
         return None
     lost = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
     if not lost and not _HUNG_UP.search(str(error)):
         return None
     return PeerLost(
-        f"another process of this run has ended ({str(error).splitlines()[0]}). Its own message says why; where there "
-        "is none, it was killed from outside (dmesg says so where memory ran out)."
+        f"another process of this run has ended ({str(error).splitlines()[0]}). Its own message says why. If there "
+        "is none, it was killed from outside (dmesg shows it if memory ran out)."
     )
 
 
@@ -94,7 +95,7 @@ def _together(collective: Callable[[], object]) -> None:
 
 
 def _raise_everywhere(error: VlftError) -> NoReturn:
-    """Raise what every rank raises, of which only rank 0 speaks."""
+    """Raise an error that every rank raises; only rank 0 prints it."""
     error.said = dist.get_rank() != 0
     raise error
 

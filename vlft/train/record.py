@@ -1,6 +1,7 @@
-"""What `vlft.json` says of a run: all that it was asked for, and what became of its rows.
+"""The contents of a run's `vlft.json`: its settings, and how many rows were trained and skipped.
 
-What makes two runs the same is what `run_record` writes, but for `PROGRESS`; `refuse_other_run` compares it.
+`run_record` writes them. Two runs are the same if all settings except those in `PROGRESS` are equal; `refuse_other_run`
+compares them. `vlft.checkpoint.record` reads and writes the file.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from vlft.setup import Base, MeasuredRows
 from vlft.setup.schedule import asked_for, settings_of
 
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
-#: Keys of `RunRecord.training` that differ between a run and its continuation. All others must not.
+#: Keys of `RunRecord.training` that may differ between a run and the resumed run. All others must be equal.
 PROGRESS = ("finished", "asked", "processes")
-#: Key -> what a message calls it; other keys are called by their words.
+#: Key -> its name in a message. Other keys are named by themselves, with spaces for underscores.
 CALLED = {
     "base_fingerprint": "base model (fingerprint)",
     "lora": "LoRA",
@@ -32,12 +33,12 @@ CALLED = {
     "missing_tags": "missing_tags",
     "over_length": "over_length",
     "columns": "columns of data files",
-    "drawn": "print of the rows it trains",
-    "chat_template": "print of the chat template",
-    "tokenizer": "print of the tokenizer",
+    "drawn": "fingerprint of the rows it trains",
+    "chat_template": "fingerprint of the chat template",
+    "tokenizer": "fingerprint of the tokenizer",
 }
-#: What a run did whose record has no such key: an older version had no such flag. Of other keys nothing is known then,
-#: and they are not compared, unless every version wrote them.
+#: Values of keys that a record of an older version lacks: the behaviour before the flag existed. A key without an entry
+#: here is not compared if the record lacks it. None: every version wrote the key.
 BEFORE: dict[str, Any] = {
     **{one.name: one.default for one in flags_of(RowFlags) if one.default is not None},
     "mix": [],
@@ -48,7 +49,7 @@ BEFORE: dict[str, Any] = {
 def run_record(
     base: Base, data: DataFlags, model: ModelFlags, args: TrainFlags, measured: MeasuredRows, order: Order
 ) -> RunRecord:
-    """The record of a run that begins."""
+    """The record of a run at its start."""
     recipe = base.recipe.as_json()
     return RunRecord(
         kind="adapter" if base.towers.has_lora else "full",
@@ -60,18 +61,18 @@ def run_record(
         lora=base.towers.lora_settings(),
         media={name: recipe.pop(name) for name in MEDIA_KEYS},
         versions=library_versions(),
-        training={  # in the order in which they are compared
+        training={  # in the order in which `refuse_other_run` compares them
             "finished": False,
             "asked": asked_for(data, args),
             "processes": args.world_size,
             **recipe,
             "mix": [[one.weight, one.repeat, one.cap] for one in data.training_sets] if data.data_mix else [],
             "data": _data_print(measured),
-            # A skipped row that was repaired since would shift the order of all others.
+            # A skipped row that has been repaired since then would shift the order of all others.
             "rows": len(measured.costs),
             "seed": args.seed,
             **settings_of(order),
-            # A checkpoint's optimizer and schedule bring these back, whatever the flags say by then.
+            # A checkpoint's optimizer and schedule restore these, whatever the flags are when the run resumes.
             "learning_rates": args.learning_rates,
             "weight_decay": args.weight_decay,
             "optim": _plain(args.optim),
@@ -86,61 +87,61 @@ def run_record(
 
 
 def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
-    """Refuse to continue a run that was asked to do something else.
+    """Refuse to resume a run that has other settings.
 
     Args:
-        mine: of this run, as `run_record` made it.
-        other: of the run to continue, maybe of an older version; `where` it was found.
+        mine: record of this run, from `run_record`.
+        other: record of the run to resume, maybe of an older version.
+        where: the folder of `other`.
 
     Raises:
-        CheckpointError: names the first thing that differs, and both values.
+        CheckpointError: names the first setting that differs, and both values.
     """
     theirs = {**BEFORE, "columns": ["none"] * len(mine.training["columns"]), **_identity(other)}
     if other.versions.get("transformers") != mine.versions.get("transformers"):
-        theirs.pop(
-            "tokenizer", None
-        )  # the print is of what transformers makes of its files, which a version may change
+        # The fingerprint is of the tokenizer that transformers builds from the files, which its version may change.
+        theirs.pop("tokenizer", None)
     for name, ours in _identity(mine).items():
         if name in theirs and theirs[name] != ours:
             raise CheckpointError(
                 f"{where}: belongs to another run: its {CALLED.get(name, name.replace('_', ' '))} is {theirs[name]}, "
                 f"this run's is {ours}. "
                 + (_equal_batch(other, mine) if name == "global_batch" else "")
-                + "Choose another --output_dir, or give the flags of that run (its config.yaml)."
+                + "Choose another --output_dir, or pass the flags of that run (its config.yaml)."
             )
 
 
 def _identity(record: RunRecord) -> dict[str, Any]:
-    """All that makes a run this run and no other, in the order in which it is compared."""
+    """The settings that identify a run, in the order in which they are compared."""
     whole = {name: getattr(record, name) for name in ("base_fingerprint", "towers", "lora", "media")}
     return whole | {name: value for name, value in record.training.items() if name not in PROGRESS}
 
 
 def _equal_batch(other: RunRecord, mine: RunRecord) -> str:
-    """How to have the other run's global batch on this number of processes, where only that number differs."""
+    """The flag that gives the other run's global batch on this number of processes; "" if no such flag would do."""
     theirs, here = other.training.get("processes"), mine.training["processes"]
     accumulation, rest = divmod(other.training["global_batch"], here)
     if theirs in (None, here) or rest or mine.training["asked"]["rows"] is not None:
         return ""
     return (
-        f"A global batch is over all processes, and it ran on {theirs} processes, this is {here}: "
+        f"The global batch spans all processes. That run had {theirs}, this run has {here}: "
         f"--gradient_accumulation_steps {accumulation} makes them equal. "
     )
 
 
 def _plain(value: Any) -> str:
-    """An enum of transformers as its word."""
+    """The value of an enum of transformers, as text."""
     return str(getattr(value, "value", value))
 
 
 def _rows_print(measured: MeasuredRows) -> str:
-    """A short print of which rows are trained, and how often."""
+    """A short fingerprint of the rows that are trained, and how often."""
     rows: Any = measured.rows.samples  # a RowIndex
     return hashlib.sha256(rows.file_of.tobytes() + rows.row_of.tobytes()).hexdigest()[:16]
 
 
 def _data_print(measured: MeasuredRows) -> str:
-    """A short print of the data files' rows, in order."""
+    """A short fingerprint of the data files' rows, in order."""
     rows: Any = measured.rows.samples  # a RowIndex
     digest = hashlib.sha256()
     for file in rows.files:
@@ -148,13 +149,13 @@ def _data_print(measured: MeasuredRows) -> str:
     return digest.hexdigest()[:16]
 
 
-# ---- what became of the rows of each data file
+# ---- the rows of each data file: read, trained, skipped
 
 
 def data_entries(measured: MeasuredRows) -> list[dict[str, Any]]:
-    """The "data" of a run record: per file the rows read, trained and skipped, and those that --over_length changed.
+    """The "data" of a run record: per file the rows read, trained and skipped, and the rows that --over_length changed.
 
-    Of a mix, also the rows that are not drawn, and how many draws an epoch makes: rows = trained + skipped + not_drawn.
+    A mix also has the rows that are not drawn, and the draws of an epoch: rows = trained + skipped + not_drawn.
     """
     counts, bad = measured.rows.counts, measured.rows.bad
     rows: dict[str, list[dict[str, Any]]] = {file: [] for file in counts}
@@ -173,7 +174,7 @@ def data_entries(measured: MeasuredRows) -> list[dict[str, Any]]:
 
 
 def with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict[str, Any]]:
-    """The entries with these rows skipped, too."""
+    """The entries with these rows also marked as skipped."""
     result = []
     for entry in data:
         known = {row["index"] for row in entry["skipped"]}
@@ -189,11 +190,11 @@ def with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two spellings name one file: config.yaml has absolute paths, whatever the flags had."""
+    """Whether two spellings name the same file: config.yaml has absolute paths, the flags may have relative ones."""
     return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
 def _changes(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many rows have fewer pixels, how many fewer media, and which."""
+    """The number of rows with fewer pixels and with fewer media, and the rows."""
     shrunk = sum(row["change"].startswith("shrunk") for row in rows)
     return {"shrunk": shrunk, "lost_media": len(rows) - shrunk, "changed": rows}

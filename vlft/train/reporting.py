@@ -1,4 +1,4 @@
-"""Has a page about the run written while it goes on, seldom, and without ever ending it."""
+"""Rewrite the page about a run while it trains: seldom, and a failure never ends the run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-EVERY = 60.0  # seconds between pages,
-SHARE = 0.01  # and no more of the time than this
+EVERY = 60.0  # least seconds between pages
+SHARE = 0.01  # largest share of the run's time
 
 
 class Reporter(TrainerCallback):
-    """A context around a run, whose end has the last page written, whichever way the run ends.
+    """A context around a run. Its end writes the last page, also if the run fails.
 
     Args:
-        write: writes the page of a run folder; None on ranks that do not write, and where no page is wanted.
+        write: writes the page of a run folder; None on ranks that do not write, or if no page is wanted.
         path: the run folder.
     """
 
@@ -29,7 +29,7 @@ class Reporter(TrainerCallback):
         self._exclude: Callable[[float], None] = lambda seconds: None
 
     def watch(self, trainer: Any) -> None:
-        """Look at a trainer's lines, evaluations and checkpoints."""
+        """Write pages after log lines, evaluations and checkpoints of this trainer."""
         if self.write is not None:
             trainer.add_callback(self)
             self._exclude = lambda seconds: trainer.meter.exclude(seconds, "report")
@@ -54,10 +54,10 @@ class Reporter(TrainerCallback):
         start = time.monotonic()
         try:
             self.write(self.path)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a page, the run goes on
+        except Exception as error:  # noqa: BLE001 - no error of a page may end the run
             self.write = None
             print(
-                f"note: {self.path}/report.html cannot be written, and is not tried again ({error!r})", file=sys.stderr
+                f"note: {self.path}/report.html cannot be written and is not tried again ({error!r})", file=sys.stderr
             )
         seconds = time.monotonic() - start
         self._exclude(seconds)

@@ -1,4 +1,4 @@
-"""The story of a training run, top to bottom: flags -> base -> rows -> folder -> model -> trainer -> weights."""
+"""A training run from top to bottom: flags -> base -> rows -> folder -> model -> trainer -> weights."""
 
 from __future__ import annotations
 
@@ -47,16 +47,21 @@ from vlft.train.watchdog import Watchdog, shared_store
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """All that is settled before a model is loaded.
+    """Everything that is decided before a model is loaded.
 
     Attributes:
-        data, model, args: the flags. effective: all of them, for config.yaml.
-        base: the opened base. objective: what is optimised.
-        rows, evaluated: to train and to evaluate on, the latter maybe None.
+        data: the flags on data.
+        model: the flags on the model.
+        args: the flags on training.
+        effective: all flags, for config.yaml.
+        base: the opened base.
+        objective: what is optimised.
+        rows: the rows to train on.
+        evaluated: the rows to evaluate on, or None.
         order: of the rows.
-        folder: where it goes.
-        notice: of a signal that ends it.
-        report: writes a page about the run, given its folder; None: nothing does.
+        folder: the run folder.
+        notice: of a signal that ends the run.
+        report: writes a page about the run, given its folder; None: no page is written.
         say: prints a line for the user (rank 0 only).
     """
 
@@ -82,24 +87,24 @@ def train(
     report: Callable[[Path], object] | None = None,
     objective: Callable[[Base], Objective] = objective_of,
 ) -> Path:
-    """Train as the flags say.
+    """Train as the flags state.
 
     Args:
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
-        notice: of a signal that ends the run; None: signals do what they do without.
-        report: called with the run folder now and then, and at the end, to write a page about it.
-        objective: makes what is optimised of the opened base.
+        notice: of a signal that ends the run; None: signals have their usual effect.
+        report: called with the run folder from time to time, and at the end, to write a page about it.
+        objective: makes the objective from the opened base.
 
     Returns:
-        the run folder.
+        The run folder.
 
     Raises:
-        VlftError: anything the user can mend, before the first step wherever it can be known then.
+        VlftError: anything the user can fix; raised before the first step wherever it can be detected by then.
     """
     data, model, args = parsed.flags
     notice = notice or Notice()
     if cost_folder(os.environ) is not None:
-        notice.kept = lambda: "Rows that were measured are kept. Run the same command again."
+        notice.kept = lambda: "The rows measured so far are cached. Run the same command again."
     say = print if args.process_index == 0 else _silent
     check_device(args, model.attn)
     if (remark := remark_on_numbers(args)) is not None:
@@ -137,10 +142,10 @@ def train(
         say=say,
     )
     notice.kept = lambda: faults.going_on(run.folder.newest())
-    with _faults_in_words(run), workers_end_with_errors():
+    with _faults_as_messages(run), workers_end_with_errors():
         how, checkpoint = on_rank_zero(lambda: _claim(run))
         if how == "again":
-            say(f"{run.folder.path}: a run ended here before its first checkpoint. None of it is kept: starting over.")
+            say(f"{run.folder.path}: a run ended here before its first checkpoint and saved nothing: starting over.")
         if how == "finished":
             say(f"{run.folder.path}: this run is finished. Nothing to do.")
         else:
@@ -150,13 +155,13 @@ def train(
 
 
 @contextlib.contextmanager
-def _faults_in_words(run: _Run) -> Iterator[None]:
-    """What goes wrong within, as the user is to read it; the folder is free again in the end."""
+def _faults_as_messages(run: _Run) -> Iterator[None]:
+    """Turn errors in the block into messages for the user, and release the folder at the end."""
     folder = run.folder
     try:
         yield
     except BrokenPipeError:
-        raise  # nobody reads what is printed any more
+        raise  # the reader of the output is gone
     except (OSError, RuntimeError, SafetensorError) as error:
         newest, workers = folder.newest(), run.args.dataloader_num_workers
         if isinstance(error, torch.OutOfMemoryError):
@@ -179,10 +184,10 @@ def _claim(run: _Run) -> tuple[str, Path | None]:
 
 
 def _carry_out(run: _Run, checkpoint: Path | None) -> None:
-    """From a claimed folder to final weights."""
+    """Train in a claimed folder, from the checkpoint if there is one, and write the final weights."""
     base, args, folder, order, say = run.base, run.args, run.folder, run.order, run.say
     if checkpoint is not None:
-        say(f"going on from {checkpoint}")
+        say(f"resuming from {checkpoint}")
         if on_rank_zero(lambda: zero.must_convert(checkpoint, world=args.world_size, run=folder.path)):
             zero.read_converted(args)
         folder.adopt(on_rank_zero(lambda: read_record(checkpoint)))
@@ -190,7 +195,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         lora = base.towers.has_lora
         folder.begin_run({k: v for k, v in run.effective.items() if lora or not k.startswith("lora_")})
     tokens, patches = largest(order, run.rows.costs)
-    set_seed(args.seed)  # not before: measuring rows draws numbers, and only where their costs are not kept
+    set_seed(args.seed)  # not earlier: measuring rows draws random numbers, but only if their costs are not cached
     with zero.loaded_whole(args):
         model, chosen = prepare_model(base, args, choice=run.model.attn, say=say, tokens=tokens, patches=patches)
     table = groups.parameter_groups(
@@ -211,8 +216,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             trainer.evaluate_due()
             if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
-        watchdog.at("saving what was trained", patience=args.saving_patience)
-        with run.notice.planning("training is done, and what was trained is being saved"):
+        watchdog.at("saving the trained weights", patience=args.saving_patience)
+        with run.notice.planning("training is done, and the trained weights are being saved"):
             _finish(trainer, folder)
 
 
@@ -265,7 +270,7 @@ def _trainer(
 
 
 def _meter(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter:
-    """Counts what is trained; with MFU on a card whose peak is known."""
+    """The meter of the run; it reports MFU if the peak of the card is known."""
 
     sizes = base.sizes
 
@@ -300,24 +305,24 @@ def _report_rows(measured: MeasuredRows, say: Callable[[str], None], *, word: st
             + (f", {len(skipped)} skipped" if skipped else "")
         )
         if (drawn := measured.drawn.get(file)) is not None:
-            say(f"  --data_mix: {drawn.draws:,} draws an epoch, of {drawn.rows:,} of them")
+            say(f"  --data_mix: {drawn.draws:,} draws an epoch, from {drawn.rows:,} of them")
         changes = changed.get(file, [])
         if changes:
             shrunk = sum(change.startswith("shrunk") for change in changes)
             what = f"{shrunk:,} shrunk" if shrunk else f"{len(changes):,} lost media"
-            say(f"  {what} to fit (--over_length); which and how: changed in vlft.json, warnings of vlft check-data")
+            say(f'  {what} to fit (--over_length); see "changed" in vlft.json or the warnings of vlft check-data')
         for row in skipped[:SHOWN_BAD_ROWS]:
             say(f"  skipped {row}")
         if len(skipped) > SHOWN_BAD_ROWS:
             say(f"  and {len(skipped) - SHOWN_BAD_ROWS} more, all in vlft.json")
     say(
-        f"tokens: {tokens.sum():,} in all ({costs.supervised.sum():,} trained), a row has {tokens[0]:,} to "
-        f"{tokens[-1]:,}, half have up to {tokens[len(tokens) // 2]:,}"
+        f"tokens: {tokens.sum():,} in total ({costs.supervised.sum():,} trained); a row has {tokens[0]:,} to "
+        f"{tokens[-1]:,}, median {tokens[len(tokens) // 2]:,}"
     )
 
 
 def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:
-    """Write the final weights from rank 0; every rank takes part in collecting them."""
+    """Collect the final weights from all ranks and write them on rank 0. Every rank must call it."""
     skipped = trainer.all_skipped()
     state = zero.trained_weights(trainer.model) if trainer.is_deepspeed_enabled else None
     if trainer.args.process_index == 0:

@@ -1,10 +1,10 @@
-"""The part of the trainer that saves and loads: a checkpoint appears whole or not at all, and is read strictly.
+"""The part of the trainer that saves and loads: a checkpoint is written atomically and read strictly.
 
-What is overridden here, of transformers' Trainer. Each name exists in 5.17 and 5.23 (tests/test_borrowed.py):
-- `_get_output_dir`, `_save_checkpoint`: a checkpoint is written aside and renamed into place.
-- `_save`: weights or adapter, processor and record, by the run folder.
-- `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_best_model`: strict; the stock ones load nothing
-  into a full Qwen2-VL and only warn, and pass over state files that are missing.
+It overrides these methods of transformers' Trainer. Each name exists in 5.17 and 5.23 (tests/test_borrowed.py):
+- `_get_output_dir`, `_save_checkpoint`: a checkpoint is written to a staging folder and renamed into place.
+- `_save`: the run folder writes weights or adapter, processor and record.
+- `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_best_model`: strict. The stock methods load nothing
+  into a full Qwen2-VL and only warn, and they ignore missing state files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlft.train.zero import ZeroTrainer
 
 
 class SavingTrainer(ZeroTrainer):
-    """See the module. `VlftTrainer` sets the attributes."""
+    """The Trainer with our saving and loading. `VlftTrainer` sets the attributes."""
 
     folder: RunFolder
     guard: StepGuard
@@ -39,9 +39,9 @@ class SavingTrainer(ZeroTrainer):
         return str(self.folder.staging if self.folder.saving else self.folder.path)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any = None) -> None:
-        """The stock checkpoint, written aside and renamed into place when every rank is done."""
+        """Write the stock checkpoint to the staging folder, and rename it into place when every rank is done."""
         if self.state.global_step > self._last_logged:
-            self.log({"loss": 0.0})  # counts up to a checkpoint are on disk with it, or a resumed run would miss them
+            self.log({"loss": 0.0})  # writes the counts up to the checkpoint, which a resumed run would otherwise miss
         start = time.perf_counter()
         self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=self.guard.args.saving_patience)
         self.folder.begin_checkpoint(writer=self.args.should_save)
@@ -54,7 +54,7 @@ class SavingTrainer(ZeroTrainer):
         name = f"checkpoint-{self.state.global_step}"
         barrier()
         if self.args.local_process_index == 0 and self.args.process_index != 0:
-            self.folder.sync(name)  # what the processes of a node wrote is in that node's memory
+            self.folder.sync(name)  # a node flushes its own files, which may still be in its memory
         skipped = self.all_skipped()
         if self.args.should_save:
             self.state.save_to_json(str(self.folder.staging / name / "trainer_state.json"))
@@ -69,7 +69,7 @@ class SavingTrainer(ZeroTrainer):
             self.state.best_model_checkpoint = str(self.folder.path / f"checkpoint-{best}")
 
     def all_skipped(self) -> list[BadRow]:
-        """Rows that turned out bad while training, of every rank; every rank must call it."""
+        """Rows of every rank that were refused during training. Every rank must call it."""
         return [row for rank in gather(self.skipped) for row in rank.values()]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -82,7 +82,7 @@ class SavingTrainer(ZeroTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_deepspeed_enabled:
             return super()._load_optimizer_and_scheduler(checkpoint)
-        # transformers 5.17 cannot read them in a group of CPU processes ("cpu:0"); later ones can.
+        # transformers 5.17 cannot read them in a group of CPU processes ("cpu:0"); later versions can.
         parts: tuple[tuple[str, Any], ...] = (("optimizer.pt", self.optimizer), ("scheduler.pt", self.lr_scheduler))
         for name, part in parts:
             part.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))

@@ -1,5 +1,7 @@
-"""Word that a run has to stop: a scheduler's SIGTERM or SIGUSR1, or Ctrl-C. It ends at once before it trains, and after
-the step once it does.
+"""Signals that stop a run: a scheduler's SIGTERM or SIGUSR1, or Ctrl-C.
+
+Before training starts, a signal ends the run at once. During training the run finishes its step and saves first
+(`vlft.train.callbacks.MakeRoom`).
 """
 
 from __future__ import annotations
@@ -21,16 +23,16 @@ RESUME = "Run the same command again to resume."
 
 
 class Notice:
-    """A context in which a signal ends what runs with `Preempted`, and, after `postpone`, only becomes `name`.
+    """A context in which a signal raises `Preempted`. After `postpone` a signal only sets `name`.
 
     A second Ctrl-C ends the process at once, wherever it is (`vlft.interrupts`).
 
     Args:
-        speaks: this process prints what the user is to know; of a run, rank 0.
+        speaks: whether this process prints messages for the user; in a run, rank 0 does.
 
     Attributes:
-        name: of the signal that came, in words.
-        kept: says what there is to resume from, and how.
+        name: of the signal that was received; None before.
+        kept: returns a sentence on what the run can resume from, and how.
     """
 
     def __init__(self, *, speaks: bool = True) -> None:
@@ -47,25 +49,25 @@ class Notice:
         if threading.current_thread() is not threading.main_thread():
             return self  # Python hands signals to the main thread only
         for number in NOTICES:
-            self._before[number] = signal.signal(number, self._came)
-        first = Taker(act=lambda: self._told(CTRL_C), first=self._first_words, second=self._last_words)
+            self._before[number] = signal.signal(number, self._on_signal)
+        first = Taker(act=lambda: self._received(CTRL_C), first=self._first_message, second=self._second_message)
         self._undo.enter_context(taking(first))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._undo.close()
         for number, handler in self._before.items():
-            # A process on its way out is told again by some launchers, and would end with another status.
+            # Some launchers signal a process again while it ends, which would change its exit status.
             signal.signal(number, handler if self.name is None else signal.SIG_IGN)
         if error is not None and self.name is not None and not self._postponed:
-            # It may have come up in the middle of an import, of which a library made an error of its own.
+            # A library may have turned our exception into its own, for example during an import.
             raise self._nothing_to_save() from error
 
     def postpone(self) -> None:
-        """From here on there is something to save first.
+        """From now on a signal only sets `name`: there is something to save first.
 
         Raises:
-            Preempted: a signal came before, in a place from where Python lets no exception out.
+            Preempted: a signal was received before, where Python discards exceptions (for example in a destructor).
         """
         if self.name is not None:
             raise self._nothing_to_save()
@@ -73,7 +75,11 @@ class Notice:
 
     @contextlib.contextmanager
     def planning(self, plan: str) -> Iterator[None]:
-        """What a signal brings about while the block runs, as the user is told at once."""
+        """Within the block, a signal prints this plan at once.
+
+        Args:
+            plan: what the run does after a signal, for the user.
+        """
         before, self._plan = self._plan, plan
         try:
             yield
@@ -85,28 +91,33 @@ class Notice:
         stop.said = not self._speaks
         return stop
 
-    def _came(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.name is None and self._postponed and self._speaks:
-            # print() is not safe here: the handler may have interrupted one
+            # print() is not safe here: the handler may have interrupted another print().
             os.write(2, f"{name}: {self._plan}\n".encode())
-        self._told(name)
+        self._received(name)
 
-    def _told(self, name: str) -> None:
+    def _received(self, name: str) -> None:
         if self.name is not None or os.getpid() != self._process:
             return
         self.name = name
         if not self._postponed:
             raise self._nothing_to_save()
 
-    def _first_words(self) -> str:
+    def _first_message(self) -> str:
         say = self._speaks and self._postponed
         return f"{CTRL_C}: {self._plan} ({CTRL_C} again: stop now without saving)" if say else ""
 
-    def _last_words(self) -> str:
+    def _second_message(self) -> str:
         return f"stopped at once ({CTRL_C} twice). {self.kept()}" if self._speaks else ""
 
 
 def stopped(name: str, where: str) -> Preempted:
-    """How a run ends that was told to stop by the signal of this name."""
+    """The exception that ends a run which received a signal.
+
+    Args:
+        name: of the signal.
+        where: the rest of the message: after which step, and how to resume.
+    """
     return (Interrupted if name == CTRL_C else Preempted)(f"{name} {where}")

@@ -1,4 +1,7 @@
-"""Watches over each optimizer step: where it is, what goes wrong in it, and on which rows. Words are `faults`."""
+"""Guard each optimizer step: record where it is, and turn errors in it into faults that name the rows.
+
+`vlft.train.faults` writes the messages.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ from vlft.train.watchdog import Watchdog
 
 
 class StepGuard:
-    """See the module. One for a run; the trainer tells it what it does.
+    """The guard of a run. The trainer calls it at each stage of a step.
 
     Args:
-        args: of the run.
-        folder: of the run, for its checkpoints.
-        watchdog: is told where this process is.
-        packing: a micro-batch is a pack.
+        args: the training flags.
+        folder: the run folder, for its checkpoints.
+        watchdog: learns where this process is.
+        packing: whether a micro-batch is a pack.
         say: prints a line for the user (rank 0 only).
     """
 
@@ -42,22 +45,27 @@ class StepGuard:
         self._losses: list[torch.Tensor] = []
 
     def loading(self, step: int) -> None:
-        """This rank waits for the micro-batches of a step (from 1)."""
+        """This rank starts to wait for the micro-batches of a step.
+
+        Args:
+            step: its number, from 1.
+        """
         self.step = step
         self.watchdog.at(f"step {step}, waiting for data")
 
     def begin(self, batches: Sequence[Batch], *, weight: float, refused: BadRow | None) -> float:
-        """The micro-batches of a step are here; every rank calls it.
+        """The micro-batches of a step have arrived. Every rank must call it.
 
         Args:
+            batches: of this rank.
             weight: of this rank's part of the step's loss.
-            refused: a row that cannot be trained, where that ends the run.
+            refused: a row that cannot be trained and ends the run, or None.
 
         Returns:
-            the weight of the step, over all ranks.
+            The weight of the step, over all ranks.
 
         Raises:
-            DataError: on every rank, where one of them has such a row.
+            DataError: on every rank, if any rank has a refused row.
         """
         rank, many = self.args.process_index, len(batches)
         self._batches = [MicroBatch.of_batch(batch, rank=rank, place=i, of=many) for i, batch in enumerate(batches, 1)]
@@ -67,7 +75,11 @@ class StepGuard:
 
     @contextmanager
     def micro_batch(self) -> Iterator[None]:
-        """Forward and backward of the next micro-batch."""
+        """A context around forward and backward of the next micro-batch.
+
+        Raises:
+            RunFault: out of memory.
+        """
         batch = self._batches[len(self._losses)]
         self.watchdog.at(f"step {self.step}, micro-batch {batch.place} of {batch.of}, forward", batch.rows)
         with self._room_for(batch, f"step {self.step}"):
@@ -76,7 +88,17 @@ class StepGuard:
 
     @contextmanager
     def evaluation(self, batch: Batch, *, place: int, of: int, step: int) -> Iterator[None]:
-        """Forward of an evaluation's micro-batch."""
+        """A context around the forward of an evaluation's micro-batch.
+
+        Args:
+            batch: the micro-batch.
+            place: its number in the evaluation, from 1.
+            of: how many there are.
+            step: the last optimizer step.
+
+        Raises:
+            RunFault: out of memory.
+        """
         rows = MicroBatch.of_batch(batch, rank=self.args.process_index, place=place, of=of)
         self.watchdog.at(f"evaluation after step {step}, micro-batch {place} of {of}", rows.rows)
         with self._room_for(rows, f"the evaluation after step {step}"):
@@ -89,7 +111,7 @@ class StepGuard:
             yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            if not full and "can't allocate memory" not in str(error):  # torch's allocator on a CPU
+            if not full and "can't allocate memory" not in str(error):  # the text of torch's CPU allocator
                 raise
             raise faults.out_of_memory(
                 error,
@@ -101,23 +123,23 @@ class StepGuard:
             ) from error
 
     def add_loss(self, loss: torch.Tensor) -> None:
-        """The loss of the micro-batch; nothing is read from the device."""
+        """Record the loss of the micro-batch, without reading it from the device."""
         batch = self._batches[len(self._losses)]
         self.watchdog.at(f"step {self.step}, micro-batch {batch.place} of {batch.of}, backward", batch.rows)
         self._losses.append(loss.detach())
 
     def must_leave_out(self, norm: torch.Tensor | float | None) -> bool:
-        """Whether the step is to move no weight; asked between the backward pass and the optimizer.
+        """Whether the step must not change the weights. Call it between the backward pass and the optimizer.
 
         Args:
-            norm: of the whole gradient, equal on every rank; None where it is not known: losses alone count.
+            norm: of the whole gradient, equal on every rank; None if unknown, then only the losses are checked.
 
         Raises:
-            RunFault: on every rank: loss or gradient are not finite, and that ends the run.
+            RunFault: on every rank, if the loss or the gradient is not finite and that ends the run.
         """
         if norm is not None:
             norm = float(norm)
-            if math.isfinite(norm) and norm >= 0:  # DeepSpeed 0.19 says -1 where it is not
+            if math.isfinite(norm) and norm >= 0:  # DeepSpeed 0.19 returns -1 if it is not
                 return False
         else:
             finite = bool(torch.stack(self._losses).isfinite().all())

@@ -1,16 +1,17 @@
 """The Trainer of transformers with vlft's data order, objective, parameter groups, checkpoints and log lines.
 
-What is overridden here (`saving` and `zero` list theirs). Each name exists in 5.17 and 5.23 (tests/test_borrowed.py):
+It overrides these methods (`saving` and `zero` list theirs). Each name exists in 5.17 and 5.23
+(tests/test_borrowed.py):
 - `get_train_dataloader`: our row order, not sharded again by accelerate (which would train row 0 twice).
-- `get_batch_samples`: an evaluation that was put off comes first; the wait for data is timed.
-- `_prepare_inputs`: what the loss takes goes to the device without waiting for it.
+- `get_batch_samples`: runs a postponed evaluation first, and times the wait for data.
+- `_prepare_inputs`: copies the tensors of the loss to the device without waiting for the copies.
 - `_get_num_items_in_batch`, `compute_loss`: the objective's loss is a share of the global step, on every version.
-- `training_step`: rates are read before the scheduler moves on; the guard knows the micro-batch.
-- `_get_grad_norm`: the last moment to leave out a step that is not finite.
-- `create_optimizer`: one group per tower and weight decay (`get_optimizer_cls_and_kwargs` is asked for the class).
-- `floating_point_ops`: none, the meter counts.
+- `training_step`: reads the learning rates before the scheduler changes them, and guards the micro-batch.
+- `_get_grad_norm`: the last place to leave out a step that is not finite.
+- `create_optimizer`: one group per tower and weight decay (`get_optimizer_cls_and_kwargs` returns the class).
+- `floating_point_ops`: returns 0, because the meter counts.
 - `evaluate`: the objective's mean, equal at any batch size and number of processes.
-- `_evaluate`: an evaluation gives way to a signal, and is made up for later; `_determine_best_metric` is called then.
+- `_evaluate`: a signal postpones an evaluation; the resumed run evaluates and calls `_determine_best_metric`.
 - `log`: our lines.
 """
 
@@ -42,22 +43,27 @@ from vlft.train.step_guard import StepGuard
 
 
 class VlftTrainer(SavingTrainer):
-    """See the module.
+    """The trainer of a run.
 
     Args:
-        model, args: as the stock Trainer takes them. groups: of the optimizer (frozen ones are ignored).
-        train_rows, eval_rows: datasets; `eval_rows` may be None.
-        order, eval_order: of them.
+        model: ready to train.
+        args: the training flags.
+        groups: parameter groups of the optimizer; frozen groups are ignored.
+        train_rows: the rows to train on.
+        eval_rows: the rows to evaluate on, or None.
+        order: of `train_rows`.
+        eval_order: of `eval_rows`, or None.
         objective: what is optimised: rows -> batches -> losses.
-        folder: where and how things are saved.
-        guard: watches over each step. notice: of a signal that ends the run.
+        folder: the run folder, which saves and loads.
+        guard: guards each step.
+        notice: of a signal that ends the run.
         meter: counts what is trained.
         metrics: `metrics.jsonl`, or None on ranks that do not write.
         say: prints a line for the user (rank 0 only).
-        on_bad_row: what to do with a row whose media cannot be decoded after all.
+        on_bad_row: whether a row whose media cannot be decoded ends the run or is skipped.
     """
 
-    #: Called with the trainer and each micro-batch before its loss: where tests count, break, kill or wait.
+    #: Called with the trainer and each micro-batch before its loss. Tests use it to count, break, kill or wait.
     before_loss: ClassVar[tuple[Callable[[VlftTrainer, Batch], object], ...]] = ()
 
     def __init__(
@@ -86,7 +92,7 @@ class VlftTrainer(SavingTrainer):
         self.eval_rows = eval_rows
         self.order = order
         self.eval_order = eval_order
-        # Qwen2-VL leaves this unset and Qwen2.5-VL says False; HF would weight their losses in different ways.
+        # Qwen2-VL leaves this unset and Qwen2.5-VL sets False; the stock Trainer would weight their losses differently.
         self.model_accepts_loss_kwargs = True
         self.groups = [group for group in groups if group.trainable]
         self.folder = folder
@@ -101,7 +107,7 @@ class VlftTrainer(SavingTrainer):
         self._norm: Any = None
         self._started: tuple[float, int] | None = None
         self.answers: Answers | None = None
-        # transformers would delete in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
+        # transformers deletes in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         self.room = MakeRoom(notice, folder, steps=order.steps)
         for callback in (KeepToFlags(), self.room, StopAtTheEnd()):
@@ -114,7 +120,7 @@ class VlftTrainer(SavingTrainer):
             rows,
             batch_sampler=batches,
             collate_fn=self.data_collator,
-            # Else each pass over a loader draws from the global generator, and a resumed run makes other passes.
+            # Without it each pass over a loader draws from the global generator, and a resumed run makes other passes.
             generator=torch.Generator().manual_seed(self.args.seed),
             prefetch_factor=self.args.dataloader_prefetch_factor,
             **loader_options(self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory),
@@ -134,7 +140,7 @@ class VlftTrainer(SavingTrainer):
         return batches, items
 
     def _account(self, skipped: Sequence[BadRow]) -> BadRow | None:
-        """Enter rows that turned out bad into the accounts, or give back the one that ends the run."""
+        """Record refused rows and print them, or return the row that ends the run."""
         if skipped and self.on_bad_row == "error":
             return skipped[0]
         for row in skipped:
@@ -144,7 +150,7 @@ class VlftTrainer(SavingTrainer):
         return None
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
-        """The loss's weight of the whole optimizer step, over all ranks and micro-batches: of SFT, trained tokens."""
+        """The weight of the optimizer step's loss over all ranks and micro-batches; for SFT, the trained tokens."""
         refused = self._account([row for batch in batch_samples for row in batch["skipped"]])
         mine = sum(self.objective.weight(batch) for batch in batch_samples)
         weight = self.guard.begin(batch_samples, weight=mine, refused=refused)
@@ -153,10 +159,9 @@ class VlftTrainer(SavingTrainer):
     # ---- loss and optimizer
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """The micro-batch, with what the forward takes on the device.
+        """The micro-batch with the tensors of the forward on the device.
 
-        The copies are queued, while the stock ones would each wait for the device to catch up (transformers 5.17 to
-        5.23).
+        The copies are queued. The stock method waits for the device at each copy (transformers 5.17 to 5.23).
         """
         taken = {key: inputs[key] for key in self.objective.tensors if isinstance(inputs[key], torch.Tensor)}
         return {**inputs, **{key: value.to(self.args.device, non_blocking=True) for key, value in taken.items()}}
@@ -170,7 +175,7 @@ class VlftTrainer(SavingTrainer):
         loss = self.objective.loss(model, inputs)
         self.meter.add(inputs, loss)
         self.guard.add_loss(loss.sum)
-        # DDP and ZeRO average gradients over ranks; the weight already spans them.
+        # DDP and ZeRO average gradients over ranks; the weight already covers all ranks.
         share = loss.sum * (self.args.world_size / num_items_in_batch.squeeze())
         return (share, None) if return_outputs else share
 
@@ -196,7 +201,7 @@ class VlftTrainer(SavingTrainer):
         if self._started is None:
             self._started = time.perf_counter(), self.state.global_step
             self._last_logged = self.state.global_step
-        # Read here: when a step is logged, the scheduler has already moved on.
+        # Read here, because the scheduler has already changed the rates when a step is logged.
         optimizer: Any = self.optimizer
         self._rates = {g["name"]: float(g["lr"]) for g in optimizer.param_groups}
         with self.guard.micro_batch():
@@ -205,7 +210,7 @@ class VlftTrainer(SavingTrainer):
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         self._norm = norm = super()._get_grad_norm(*args, **kwargs)
         if self.guard.must_leave_out(norm):
-            # An optimizer passes over parameters without a gradient: neither they nor their moments change.
+            # An optimizer ignores parameters without a gradient: neither they nor their moments change.
             self.model_wrapped.zero_grad(set_to_none=True)
             self._norm = None
             self.meter.drop_step()
@@ -214,20 +219,20 @@ class VlftTrainer(SavingTrainer):
         return norm
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # the stock estimate walks all parameters every micro-batch and is wrong for pictures
+        return 0  # the stock estimate visits all parameters in every micro-batch and is wrong for pictures
 
     # ---- evaluation
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """The objective's mean loss and statistics over the evaluation rows."""
         if self.eval_rows is None or self.eval_order is None:
-            raise ConfigError("evaluation was asked for without --eval_path")
+            raise ConfigError("evaluation needs --eval_path, which is not set")
         model: Any = self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
         loader = self._loader(self.eval_rows, RankBatches(self.eval_order, rank=self.args.process_index))
         sums = Sums(names=self.objective.statistics)
         start = time.perf_counter()
         model.eval()
-        later = self.room.notice.planning("leaving this evaluation for later, then saving")
+        later = self.room.notice.planning("postponing this evaluation, then saving")
         with torch.no_grad(), self.accelerator.autocast(), later:
             for place, batch_on_cpu in enumerate(loader, 1):
                 if self.is_in_train and self.room.ask():
@@ -244,7 +249,7 @@ class VlftTrainer(SavingTrainer):
         if self.answers is not None:
             seconds = self.answers.ask(model, self.state.global_step, self.guard.watchdog, self.accelerator.autocast)
             metrics[f"{metric_key_prefix}_answers_s"] = seconds
-        self.meter.exclude(time.perf_counter() - start)  # callbacks of what follows count their own time
+        self.meter.exclude(time.perf_counter() - start)  # the callbacks below measure their own time
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -253,7 +258,7 @@ class VlftTrainer(SavingTrainer):
         try:
             return super()._evaluate(*args, **kwargs)
         except EvaluationPutOff:
-            if self._started is None:  # no step since the checkpoint, which says what is due
+            if self._started is None:  # no step since the checkpoint, which already records the evaluation as due
                 self.room.end(self.args, self.state)
             self.folder.evaluation_due = True
             self.args.save_only_model = False
@@ -262,7 +267,7 @@ class VlftTrainer(SavingTrainer):
             raise  # not reached: `MakeRoom` has ended the run
 
     def evaluate_due(self) -> None:
-        """Evaluate what a run that was told to go had no time for, if there is something."""
+        """Run the evaluation that a signal postponed, if there is one."""
         if self.folder.evaluation_due:
             self.folder.evaluation_due = False
             self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
@@ -271,7 +276,7 @@ class VlftTrainer(SavingTrainer):
     # ---- log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """One line for the user and one object in metrics.jsonl for each logged step and each evaluation."""
+        """Print one line and write one object to metrics.jsonl for each logged step and each evaluation."""
         line: dict[str, Any] = {"step": self.state.global_step, "epoch": self.state.epoch}
         unlogged = self.state.global_step > self._last_logged
         if "loss" in logs or ("train_runtime" in logs and unlogged and self._started):
@@ -289,7 +294,7 @@ class VlftTrainer(SavingTrainer):
             line |= logs
             self.say(f"  evaluation after step {line['step']:,}: loss {logs['eval_loss']:.4f}")
         else:
-            return  # the stock summary at the end of training, with nothing left to count; ours is printed by the run
+            return  # the stock summary at the end of training, with nothing left to count; `run` prints ours
         if self.metrics is not None:
             self.metrics.write(line)
         super().log(logs)

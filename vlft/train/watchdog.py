@@ -1,7 +1,7 @@
-"""Ends a run that gets nowhere, and says which process stopped where; another night of a stalled job helps nobody.
+"""End a run that makes no progress, and report which process stopped where.
 
-A thread of each process looks at where its process last was. All processes pass the same places, so the one that has
-passed fewest is the one the others wait for.
+A thread of each process checks where its process last was. All processes pass the same places in the same order, so the
+process that has passed the fewest places is the one that the others wait for.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-LOOK = 5.0  # seconds between looks; more often for a short limit
-LAST_WORDS = 3.0  # seconds that the others have to add their part, before the first one ends
-LAST_CALL = 30.0  # seconds after which it ends without a report
+LOOK = 5.0  # seconds between checks; a short limit is checked more often
+LAST_WORDS = 3.0  # seconds that the first process waits for the reports of the others before it ends
+LAST_CALL = 30.0  # seconds after which the process ends without a report
 SHOWN_ROWS = 8
 SHOWN_CALLS = 12
 
 
 class Store(Protocol):
-    """What ranks can read of each other; torch.distributed's stores are such."""
+    """Values that ranks share; the stores of torch.distributed have these methods."""
 
     def set(self, key: str, value: str) -> object: ...
     def get(self, key: str) -> bytes: ...
@@ -39,10 +39,10 @@ class Place:
     """Where a process is.
 
     Attributes:
-        passed: places before this one.
-        where: in words.
-        rows: that it works on, as file[index].
-        for_s: seconds it has been there.
+        passed: number of places before this one.
+        where: the place, as text.
+        rows: the rows in work, as file[index].
+        for_s: seconds since the process came here.
     """
 
     passed: int
@@ -56,13 +56,14 @@ class Place:
 
 
 class Watchdog:
-    """See the module.
+    """A context in which a thread ends this process if it stays too long at one place.
 
     Args:
         limit: seconds at one place after which the process is ended; 0 for never.
-        rank, world: of this process.
-        store: by which ranks see each other; None for one process.
-        advice: what the user can do, the last line of the report.
+        rank: of this process.
+        world: number of processes.
+        store: through which ranks read each other's places; None for one process.
+        advice: returns what the user can do, the last line of the report.
         end: ends this process.
     """
 
@@ -82,16 +83,18 @@ class Watchdog:
         self.store = store
         self.advice = advice
         self.end = end
-        # Place, since when, and how many times the limit it may take: one value, for another thread reads it.
+        # Place, time of arrival, and patience. One value, because another thread reads it.
         self._here = Place(passed=0, where="starting"), time.monotonic(), 1.0
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
     def at(self, where: str, rows: Sequence[str] = (), *, patience: float = 1.0) -> None:
-        """This process comes to a place; all processes come to the same ones, in the same order.
+        """This process comes to a place. All processes come to the same places in the same order.
 
         Args:
-            patience: times the limit that it may stay.
+            where: the place, as text.
+            rows: the rows in work, as file[index].
+            patience: factor on the limit for this place.
         """
         passed = self._here[0].passed + 1
         self._here = Place(passed=passed, where=where, rows=tuple(rows)), time.monotonic(), patience
@@ -106,13 +109,13 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         if self._thread is not None:
-            self._thread.join(LOOK)  # it may wait for a store that is gone
+            self._thread.join(LOOK)  # bounded, because the thread may wait for a store that is gone
 
     def _watch(self) -> None:
         while not self._done.wait(min(LOOK, self.limit / 4)):
             place, patience = self._now()
             if place.for_s > self.limit * patience:
-                last = threading.Timer(LAST_CALL, self.end)  # should the store hang as well
+                last = threading.Timer(LAST_CALL, self.end)  # in case the store also hangs
                 last.daemon = True
                 last.start()
                 self._report(place, self.limit * patience)
@@ -130,7 +133,7 @@ class Watchdog:
             try:
                 self.store.set(_key(self.rank), json.dumps(asdict(place)))
             except RuntimeError:
-                self.store = None  # its process is gone; this one is still watched
+                self.store = None  # the process that serves it is gone; this process is still watched
 
     def _report(self, here: Place, limit: float) -> None:
         self._publish(here)
@@ -138,7 +141,7 @@ class Watchdog:
         fewest = min(place.passed for place in places.values() if place is not None)
         behind = {rank for rank, place in places.items() if place is not None and place.passed == fewest}
         if self.store is None or self.store.add("vlft/stalled", 1) == 1:
-            lines = [f"stalled: no step went on for {limit:,.0f} s (--stall_timeout)."]
+            lines = [f"stalled: no progress for {limit:,.0f} s (--stall_timeout)."]
             for rank, place in sorted(places.items()):
                 mark = "   <- the others wait for it" if rank in behind and len(behind) < len(places) else ""
                 lines.append(
@@ -151,7 +154,7 @@ class Watchdog:
             time.sleep(LAST_WORDS)
 
     def _places(self, here: Place) -> dict[int, Place | None]:
-        """Of every rank, as it last said."""
+        """Rank -> the place it last published; None if it published none."""
         found: dict[int, Place | None] = {self.rank: here}
         for rank in range(self.world):
             if rank != self.rank and self.store is not None:
@@ -161,13 +164,13 @@ class Watchdog:
 
 
 def shared_store() -> Store | None:
-    """The store by which the processes of this run found each other, for another thread; None for one process."""
+    """The store of this run's process group, for use in another thread; None for one process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return None
-    # Not public, but in place from torch 2.11 to 2.15, and there is no other way to it.
+    # Not public, but it exists in torch 2.11 to 2.15, and there is no public way to the store.
     from torch.distributed.distributed_c10d import _get_default_store
 
-    return _get_default_store().clone()  # a connection of its own: the first may be waiting
+    return _get_default_store().clone()  # a separate connection, because the first may be blocked
 
 
 def _stack() -> str:

@@ -1,6 +1,6 @@
-"""DeepSpeed's ZeRO around a run: sharing out a loaded model, collecting what was trained, going on from its state.
+"""DeepSpeed's ZeRO in a run: partition a loaded model, collect the trained weights, resume from DeepSpeed's state.
 
-Every function is called on every rank. deepspeed is imported where used.
+Every function must be called on every rank. deepspeed is imported where used.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from vlft.config.flags import TrainFlags
 from vlft.errors import CheckpointError
 from vlft.model.groups import Group
 
-#: Weights that ZeRO-3 keeps whole on a device at a time (DeepSpeed's default for stage3_max_live_parameters).
+#: Weights that ZeRO-3 holds gathered on a device at a time (DeepSpeed's default of stage3_max_live_parameters).
 LIVE_WEIGHTS = 10**9
 
 
 def shares_weights(args: TrainFlags) -> bool:
-    """Whether the weights themselves are shared out (ZeRO-3)."""
+    """Whether the weights themselves are partitioned over the ranks (ZeRO-3)."""
     return args.zero is not None and args.zero.startswith("zero3")
 
 
 @contextlib.contextmanager
 def loaded_whole(args: TrainFlags) -> Iterator[None]:
-    """Within, `from_pretrained` and PEFT see no ZeRO-3, and make whole tensors on the host.
+    """Within this context `from_pretrained` and PEFT see no ZeRO-3 and make whole tensors on the host.
 
-    transformers would else build the model in pieces, and then neither say which tensors were missing nor let towers
-    have dtypes of their own. The price: each process holds the whole model in the host's memory while the run starts
-    (2 bytes a weight: 8 x 17 GB on a node of 8 for a 7B model), until `share_out`; a device never does.
+    Otherwise transformers builds the model in partitions, and then neither reports missing tensors nor lets towers
+    have their own dtypes. The price: until `share_out`, each process holds the whole model in the host's memory
+    (2 bytes per weight: 8 x 17 GB on a node of 8 for a 7B model). A device never holds it.
     """
     if not args.deepspeed:
         yield
@@ -48,7 +48,7 @@ def loaded_whole(args: TrainFlags) -> Iterator[None]:
 
 
 def weights_to_come(model: torch.nn.Module, args: TrainFlags) -> int:
-    """Bytes that weights will take on a device where they are not there yet."""
+    """Bytes that the weights will take on a device, if ZeRO-3 has not placed them there yet; else 0."""
     if not shares_weights(args):
         return 0
     weights = sum(p.numel() for p in model.parameters())
@@ -56,12 +56,13 @@ def weights_to_come(model: torch.nn.Module, args: TrainFlags) -> int:
 
 
 def share_out(model: torch.nn.Module, args: TrainFlags) -> None:
-    """Leave each rank its part of every weight under ZeRO-3, tensor by tensor; nothing to do otherwise.
+    """Partition every weight over the ranks under ZeRO-3, tensor by tensor. Has no effect otherwise.
 
-    `deepspeed.initialize` would do so too, but moves the whole model to the device first (DeepSpeed 0.19.8).
+    `deepspeed.initialize` also does it, but moves the whole model to the device first (DeepSpeed 0.19.8).
 
     Args:
-        model: ready to train, on the host, after `parameter_groups` has looked at its shapes.
+        model: ready to train, on the host, after `parameter_groups` has read its shapes.
+        args: the training flags.
     """
     if not shares_weights(args):
         return
@@ -69,20 +70,18 @@ def share_out(model: torch.nn.Module, args: TrainFlags) -> None:
 
     config: dict[str, Any] = args.hf_deepspeed_config.config
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(
-            args.half or torch.float32
-        )  # masters of what is trained are kept by DeepSpeed
+        parameter.data = parameter.data.to(args.half or torch.float32)  # DeepSpeed holds the masters of trained weights
     for buffer in model.buffers():
         buffer.data = buffer.data.to(args.device)
-    deepspeed.init_distributed()  # takes up the group there is; without, the batch is checked against a world of one
+    deepspeed.init_distributed()  # uses the existing group; without it the batch is checked against a world of 1
     deepspeed.zero.Init(module=model, config_dict_or_path=config)
 
 
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:
-    """What is trained, in float32, by parameter name: on the host of rank 0, nothing elsewhere.
+    """The trained weights in float32 by parameter name, on the host of rank 0. Other ranks return an empty dict.
 
-    One tensor at a time crosses between ranks. DeepSpeed's own collecting would take frozen weights along, and their
-    16-bit copies in place of the masters.
+    One tensor at a time is gathered. DeepSpeed's own function also gathers frozen weights, and the 16-bit copies
+    instead of the masters.
 
     Args:
         model: the unwrapped model of a live engine.
@@ -99,18 +98,18 @@ def trained_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def must_convert(checkpoint: Path, *, world: int, run: Path) -> bool:
-    """Make sure that DeepSpeed's state in a checkpoint may be read, and can be on so many processes.
+    """Check that DeepSpeed's state in a checkpoint is this run's own, and fits this number of processes.
 
     Args:
-        checkpoint: to go on from.
-        world: processes.
+        checkpoint: from which the run resumes.
+        world: number of processes.
         run: `--output_dir`.
 
     Returns:
-        whether its universal form is to be read, which stands beside the one that was saved.
+        Whether to read the state's universal form, which a conversion wrote beside the saved form.
 
     Raises:
-        CheckpointError: the state was written elsewhere, is not whole, or is of another number of processes.
+        CheckpointError: the state was written by another run, is incomplete, or is of another number of processes.
     """
     parts = sorted(checkpoint.glob("global_step*"))
     if not parts:
@@ -119,13 +118,14 @@ def must_convert(checkpoint: Path, *, world: int, run: Path) -> bool:
     if any(inside not in path.resolve().parents for path in (checkpoint, *parts)):
         raise CheckpointError(
             f"--resume_from_checkpoint {checkpoint}: DeepSpeed's state there is not of this run's own --output_dir "
-            f"{run}. It is a pickle, which can run any code when it is read, so only what this run wrote itself is. Go "
-            "on in the folder it came from; its weights can be merged from anywhere."
+            f"{run}. It is a pickle, which can run any code when it is read, so only this run's own state is read. "
+            "Resume in the folder it came from; its weights can be merged from anywhere."
         )
     saved = [path for path in parts if not path.name.endswith("_universal")]
     if len(saved) != 1:
         raise CheckpointError(
-            f"{checkpoint}: holds {len(saved)} states of DeepSpeed (global_step*), expected 1. Go on from another one."
+            f"{checkpoint}: holds {len(saved)} states of DeepSpeed (global_step*), expected 1. Resume from another "
+            "checkpoint."
         )
     state = saved[0]
     saved_by = len(list(state.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
@@ -134,8 +134,8 @@ def must_convert(checkpoint: Path, *, world: int, run: Path) -> bool:
     universal = checkpoint / f"{state.name}_universal"
     if not (universal / "zero").is_dir() or not (checkpoint / "latest_universal").is_file():
         raise CheckpointError(
-            f"{checkpoint}: DeepSpeed's state is of {saved_by} processes, this run has {world}. Start as many, "
-            f"or convert it once, then start this again:\n"
+            f"{checkpoint}: DeepSpeed's state is of {saved_by} processes, this run has {world}. Start {saved_by} "
+            f"processes, or convert the state once, then run the same command again:\n"
             f"  python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder {state} "
             f"--output_folder {universal}"
         )
@@ -143,15 +143,15 @@ def must_convert(checkpoint: Path, *, world: int, run: Path) -> bool:
 
 
 def read_converted(args: TrainFlags) -> None:
-    """Have DeepSpeed read a state's universal form."""
+    """Set DeepSpeed's config to read the universal form of a state."""
     config: dict[str, Any] = args.hf_deepspeed_config.config
     config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
 
 
 class ZeroTrainer(Trainer):
-    """The Trainer of transformers, with what it and DeepSpeed would do otherwise than plain training does.
+    """The Trainer of transformers; under DeepSpeed it saves and resumes as plain training does.
 
-    Overridden are `save_model` and `_load_optimizer_and_scheduler`.
+    It overrides `save_model` and `_load_optimizer_and_scheduler`.
     """
 
     args: TrainFlags
@@ -169,10 +169,17 @@ class ZeroTrainer(Trainer):
 
 
 def mend_loaded(engine: Any, scheduler: Any, groups: Sequence[Group], *, clip: float) -> None:
-    """Set right what DeepSpeed 0.19.8 does not bring back as it was, after it has loaded a state.
+    """Fix the values that DeepSpeed 0.19.8 restores wrongly when it loads a state.
 
-    Clipping is the old run's, whatever `--max_grad_norm` says now. From a converted state, all groups of ZeRO-3 have
-    the rate and decay of the first one, and one tensor as their count of steps, which then grows with each of them.
+    It restores the clipping of the old run instead of the current `--max_grad_norm`. From a converted state, all groups
+    of ZeRO-3 have the rate and decay of the first group. They also share one tensor as their step count, which then
+    grows once per group.
+
+    Args:
+        engine: DeepSpeed's, with the state loaded.
+        scheduler: of the learning rates, with its state loaded.
+        groups: of the optimizer, in its order.
+        clip: `--max_grad_norm`.
     """
     engine.optimizer.clip_grad = clip
     if not engine.load_universal_checkpoint():
