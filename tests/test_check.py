@@ -1,4 +1,4 @@
-"""`vlft check-data`: every planted fault by name, nothing but the faults, the exit status, one JSON document."""
+"""`vlft check-data`: it names every planted fault and nothing else; its exit status; its one JSON document."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlft.cli.main import main
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, media):
-    """The `media` folder's files beside a picture that ends early, which its header does not tell."""
+    """A copy of the `media` folder with a picture that ends early, which its header does not show."""
     folder = tmp_path_factory.mktemp("faulty")
     for file in media.iterdir():
         shutil.copy(file, folder)
@@ -26,7 +26,7 @@ def folder(tmp_path_factory, media):
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
-    """Good rows 0 to 6, then: missing picture, cut picture, a tag too many, a row with a warning."""
+    """Good rows 0 to 6, then a missing picture, a truncated picture, an extra tag, and a row with a warning."""
     unanswered = row("Yes.", "So?", id="unanswered")
     unanswered["conversations"].append({"from": "human", "value": "Sure?"})
     faults = [
@@ -97,7 +97,7 @@ def test_what_a_person_reads(capsys, base, faulty, folder):
     assert f"{faulty}[10].conversations[2] (id unanswered): a human turn comes last" in out
     assert f"{faulty}: 11 rows, 8 can be trained, 3 cannot, 1 with a warning" in out
     assert "4 pictures and 3 videos" in out
-    assert "name --model_id to count them" in out
+    assert "pass --model_id to count them" in out
     assert "3 rows of 11 would stop a run" in out
 
 
@@ -107,7 +107,7 @@ def test_a_good_file_ends_well_and_draws_its_lengths(capsys, base, mixed_json, m
     out = capsys.readouterr().out
     assert "█" in out
     assert "tokens in all" in out
-    assert "No row is refused, as far as headers tell." in out
+    assert "No row is refused. Only headers were read." in out
 
 
 def test_max_length_refuses_as_training_does(capsys, base, mixed_json, media):

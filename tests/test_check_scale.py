@@ -1,4 +1,4 @@
-"""`vlft check-data` on many rows: every planted fault and nothing else, what it writes, going on, and memory."""
+"""`vlft check-data` on many rows: the faults it finds, the files it writes, resuming, and memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlft.errors import ConfigError
 
 
 def good_rows(count: int) -> list[dict]:
-    """Rows of text, a picture, several pictures, a clip, frames: all different."""
+    """Different rows with text only, one picture, several pictures, a clip, and frames."""
     kinds = [
         lambda i: row(f"What is {i}?", f"A number, {i}."),
         lambda i: row(f"<image>\nIs this {i}?", f"No, {i} is a number.", image="a.jpg"),
@@ -33,7 +33,7 @@ def good_rows(count: int) -> list[dict]:
 
 
 def planted(folder: Path) -> dict[str, object]:
-    """Rows that are refused, by what is wrong with them; files that are damaged are written into the folder."""
+    """Refused rows by their fault. Writes the damaged files into the folder."""
     whole = (folder / "a.jpg").read_bytes()
     (folder / "short.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "words.jpg").write_text("no picture")
@@ -56,13 +56,13 @@ def planted(folder: Path) -> dict[str, object]:
 
 
 def remarkable(folder: Path) -> dict[str, tuple[dict, str]]:
-    """Rows that are taken with a warning: by name, the row and a part of the remark."""
+    """Rows that are trained with a warning: name -> (row, a part of the remark)."""
     write_image(folder / "tiny.png", 9, 20)
     write_image(folder / "poster.png", 2400, 1800)
     return {
         "twin": (good_rows(2)[1], "the same turns and pictures as"),
         "tiny": (row("<image>?", "Tiny.", image="tiny.png"), "9x20 pixels: tiny"),
-        "poster": (row("<image>?", "Print.", image="poster.png"), "2400x1800 pixels: shrunk hard"),
+        "poster": (row("<image>?", "Print.", image="poster.png"), "2400x1800 pixels: reduced a lot"),
         "share": (row("Read this. " * 150, "k"), "tokens are trained"),
     }
 
@@ -134,7 +134,7 @@ def test_every_planted_fault_is_found_and_none_is_invented(base, tmp_path, capsy
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Texts of the rows that are looked at; the sixth look is interrupted, once."""
+    """Texts of the rows that are checked. The sixth check is interrupted once."""
     seen: list[str] = []
     real = RowCheck._measured
 
@@ -148,7 +148,7 @@ def looks(monkeypatch):
     return seen
 
 
-def test_a_check_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch, capsys, looks):
+def test_an_interrupted_check_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, looks):
     monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "cache"))
     write_image(tmp_path / "a.jpg")
     rows = [row(f"<image>Is it {i}?", f"No, {i}.", image="a.jpg") for i in range(10)]
@@ -160,7 +160,7 @@ def test_a_check_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["ok"] == 10
     assert looks[done:][-1] == "Is it 9?"
-    assert len(looks[done:]) <= 7  # rows handed over together are looked at together
+    assert len(looks[done:]) <= 7  # rows of one chunk are checked together
     assert "Is it 0?" not in looks[done:]
     done = len(looks)
     assert main(command) == 0
@@ -172,7 +172,7 @@ def test_a_check_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch
 
 def test_a_second_pass_that_was_interrupted_loses_nothing(tmp_path, monkeypatch, capsys, looks):
     monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "cache"))
-    looks += [""] * 10  # none is interrupted
+    looks += [""] * 10  # so that no check is interrupted
     write_image(tmp_path / "a.jpg")
     rows = [row(f"<image>Is it {i}?", f"No, {i}.", image="a.jpg") for i in range(2000)]
     data = tmp_path / "rows.jsonl"
@@ -310,15 +310,15 @@ def test_targets_of_fix_that_would_not_do(tmp_path, capsys):
         assert main(["check-data", str(data), "--fix", str(out)]) == 1
         return capsys.readouterr().err
 
-    assert "a data file ends in .json or .jsonl" in refused(tmp_path / "data" / "clean")
-    assert "is there already" in refused(data)
+    assert "Use a name that ends in .json or .jsonl" in refused(tmp_path / "data" / "clean")
+    assert "already exists" in refused(data)
     assert "media paths start from" in refused(tmp_path / "clean.json")
-    # Rows to evaluate on are looked at, and do not become rows to train on.
+    # Evaluation rows are checked, and do not become training rows.
     val = tmp_path / "data" / "val.json"
     val.write_text(json.dumps([row("Who?", "Nobody.")]))
     clean = str(tmp_path / "data" / "clean.json")
     (tmp_path / "data" / "quarantine.jsonl").write_text("rows of another file")
-    assert "quarantine.jsonl, where refused rows go, is there already" in refused(Path(clean))
+    assert "quarantine.jsonl already exists, and refused rows go there" in refused(Path(clean))
     (tmp_path / "data" / "quarantine.jsonl").unlink()
     assert main(["check-data", str(data), "--eval_path", str(val), "--fix", clean]) == 0
     assert json.loads((tmp_path / "data" / "clean.json").read_text()) == json.loads(data.read_text())

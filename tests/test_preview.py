@@ -1,4 +1,4 @@
-"""`vlft preview`: the ids of the stock processor, the trained tokens and nothing else, pixels put together again."""
+"""`vlft preview`: it shows the ids of the stock processor, marks trained tokens only, and reassembles the pixels."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_terminal_gets_colour_unless_asked_not_to(capsys, monkeypatch, flags):
 
 @pytest.fixture(scope="module")
 def odd_rows(tmp_path_factory, media):
-    """A refused row, a row with a warning and text that would break out of a page or a terminal."""
+    """A refused row, and a row with a warning whose text tries to break out of a page or a terminal."""
     nasty = row("</div><script>alert('&')</script>\x1b[2J", "<image>é \U0001f600 e\u0301?", id="<b>", image="china.jpg")
     nasty["conversations"].append({"from": "human", "value": "And?"})
     path = tmp_path_factory.mktemp("odd") / "odd.jsonl"
@@ -84,7 +84,7 @@ def odd_rows(tmp_path_factory, media):
     return path
 
 
-def test_page_is_whole_and_needs_nothing(capsys, tmp_path, flags, encoded):
+def test_page_is_complete_and_needs_no_network(capsys, tmp_path, flags, encoded):
     page = tmp_path / "row.html"
     assert preview(*flags, "--index", INDEX["both"], "--html", page, "--json") == 0
     assert json.loads(capsys.readouterr().out)["id"] == "both"
@@ -106,7 +106,7 @@ def test_page_is_whole_and_needs_nothing(capsys, tmp_path, flags, encoded):
 
 
 def test_frames_of_is_the_picture_resized(media, encoded):
-    """Far enough from a shuffled picture: a wrong patch order differs by tens of levels."""
+    """The limit is strict enough: a wrong patch order differs by tens of levels."""
     frame = frames_of(encoded["still"].media[0], merge=2)[0].numpy().astype(float)
     theirs = Image.open(media / "china.jpg").resize(frame.shape[1::-1], Image.Resampling.BICUBIC)
     assert np.abs(frame - np.asarray(theirs, dtype=float)).mean() < 1
@@ -182,7 +182,7 @@ def test_several_rows_on_one_page(capsys, tmp_path, flags, encoded):
     html = page.read_text(encoding="utf-8")
     for row_ in rows:
         assert f"{row_['tokens']:,} tokens: {row_['supervised']:,} trained" in html
-    # 8 frames a second, of which 2 are taken: the clip lasts 3 seconds less a frame.
+    # The clip has 8 frames per second and lasts 3 seconds less one frame. 2 frames per second are taken.
     times = [float(text) for text in re.findall(r"<small>([\d.]+) s</small>", html)]
     frames = encoded["clip"].media[0].grid.t * 2
     assert times == pytest.approx([round(i * 23 / (frames - 1)) / 8 for i in range(frames)] * 2, abs=0.006)

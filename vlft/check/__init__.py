@@ -1,8 +1,9 @@
-"""Every row the loader would refuse, in one pass, with its reason; what the others cost, and what is worth a look.
+"""Find every row that the loader would refuse, measure the other rows, and collect warnings about them, in one pass.
 
 With a base (`--model_id`) rows are measured exactly as for training. Without one their structure and media are checked
-against the stock budgets of Qwen2-VL, and tokens are not counted. Rows are read one at a time, and what was found out
-about them is kept, so that a check that was interrupted goes on where it was.
+against the stock budgets of Qwen2-VL, and tokens are not counted. Rows are read one at a time. Results are cached, so
+that an interrupted check resumes where it stopped. `vlft.check.row` inspects one row, `vlft.check.result` holds the
+result, `vlft.check.page` and `vlft.check.fix` write it to files.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from vlft.setup.schedule import pack_budget
 
 __all__ = ["Checked", "Notable", "check"]
 
-DECODE_CHUNK = 4  # rows a process hands back at once where every frame is decoded
-LISTED = 100_000  # warnings that are kept; of a set with more, every row has the same one
-REFUSED = "refused: "  # begins the name of such a kind of row
+DECODE_CHUNK = 4  # rows that a process returns at once if every frame is decoded
+LISTED = 100_000  # warnings that are listed; a data set with more repeats the same warning in every row
+REFUSED = "refused: "  # prefix of the name of a kind of refused rows
 NOTABLE = 6  # rows of a kind in the gallery
 
 
@@ -47,27 +48,27 @@ class _Ranked:
 
 @dataclass(kw_only=True)
 class Notable:
-    """Rows that are worth a look, a few of each kind."""
+    """Suspicious rows, a few of each kind."""
 
     _firsts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     _heaps: dict[str, list[_Ranked]] = field(default_factory=dict)
 
     @property
     def rows(self) -> dict[str, list[tuple[int, str]]]:
-        """Kind -> (place in the index, what of it), the worst first."""
+        """Kind -> (position in the index, why the row is listed), the worst rows first."""
         worst = {
             kind: [(-one.place, one.what) for one in sorted(heap, reverse=True)] for kind, heap in self._heaps.items()
         }
         return worst | self._firsts
 
     def first(self, kind: str, place: int, what: str) -> None:
-        """One of the first of its kind."""
+        """Add a row if it is among the first `NOTABLE` rows of its kind."""
         some = self._firsts.setdefault(kind, [])
         if len(some) < NOTABLE:
             some.append((place, what))
 
     def worst(self, kind: str, worse: float, place: int, what: str) -> None:
-        """One of those of its kind for which `worse` is largest."""
+        """Add a row if it is among the `NOTABLE` rows of its kind with the largest `worse`."""
         heap = self._heaps.setdefault(kind, [])
         entry = _Ranked(worse=worse, place=-place, what=what)
         (heapq.heappush if len(heap) < NOTABLE else heapq.heappushpop)(heap, entry)
@@ -75,7 +76,7 @@ class Notable:
 
 @dataclass(kw_only=True)
 class _Tally:
-    """What is added up on the way: some bytes a row, and no row."""
+    """Totals of a check. They take a few bytes per row and hold no row."""
 
     tokens: array = field(default_factory=lambda: array("i"))
     supervised: array = field(default_factory=lambda: array("i"))
@@ -108,15 +109,15 @@ class _Tally:
         self.notable.first(kind_of_reason(row.reason), place, str(row))
 
     def unread(self, place: int, row: BadRow) -> None:
-        """A key that is not read: one warning a key and file, since every row has it, most likely."""
+        """Count a key that is not read. Most likely every row has it, so it gets one warning per key and file."""
         key = row.file, re.sub(r"\[\d+\]", "[]", row.field)
         first = self.keys.setdefault(key, (place, row, set()))
         first[2].add(row.index)
 
     def warn_of_keys(self) -> None:
-        """The warnings that `unread` has put aside."""
+        """Add the warnings that `unread` has counted."""
         for place, row, rows in self.keys.values():
-            count = f". So in {len(rows):,} rows of the file" if len(rows) > 1 else ""
+            count = f". {len(rows):,} rows of the file have this key" if len(rows) > 1 else ""
             self.warn(place, replace(row, reason=f"{row.reason}{count}"))
 
     def take(self, place: int, seen: RowFacts) -> None:
@@ -138,13 +139,14 @@ class _Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A check that is done.
+    """A completed check.
 
     Attributes:
-        found: what it found.
-        index: of all rows, those to train on first, `training` of them. good: places of those that can be trained,
-        int64 [R].
-        notable: rows for a person to look at.
+        found: the result.
+        index: all rows; the rows to train on come first.
+        training: number of rows to train on.
+        good: positions of the rows that can be trained, int64 [R].
+        notable: suspicious rows, for a person to inspect.
     """
 
     found: Checked
@@ -168,17 +170,18 @@ def check(
     """Find every row that the loader would refuse.
 
     Args:
-        files: data files; those of `--eval_path` are checked after them.
-        data, model: flags, as for training.
-        given: names of the flags the user set.
-        headers_only: decode nothing, so a file that ends early goes unnoticed.
-        workers: processes to share the work.
-        cache: folder of what is kept for the next check; None keeps nothing.
-        before: called with all rows before the first is looked at.
+        files: data files; the files of `--eval_path` are checked after them.
+        data: flags of the data, as for training.
+        model: flags of the model, as for training.
+        given: names of the flags that the user set.
+        headers_only: read headers and decode nothing; a file that ends early is then not noticed.
+        workers: number of processes that share the work.
+        cache: folder where results are saved for the next check; None saves nothing.
+        before: called with all rows before the first row is checked.
 
     Raises:
-        ConfigError: a file cannot be read at all, or a flag cannot be carried out.
-        CheckpointError: the base is missing, not a Qwen-VL, or not whole.
+        ConfigError: a file cannot be read at all, or a flag cannot be applied.
+        CheckpointError: the base is missing, incomplete, or not a Qwen-VL.
     """
     base = open_base(data, model, given=given) if model.model_id is not None else None
     family = DEFAULT if base is None else base.family
@@ -196,12 +199,12 @@ def check(
         workers=workers,
         folder=cache,
         note=notes.append,
-        what="what a check found",
+        what="results of the check",
         chunk=4 * DECODE_CHUNK if headers_only else DECODE_CHUNK,
     )
     tally = _Tally()
     word = "reading headers of rows" if headers_only else "decoding rows"
-    with contextlib.closing(results):  # so that what was found is kept also where Ctrl-C, or an error, ends this
+    with contextlib.closing(results):  # so that results are saved also if Ctrl-C or an error ends the loop
         for place, result in enumerate(tqdm(results, total=len(index), desc=word, unit="row", disable=None, delay=2)):
             if not isinstance(result, BadRow) and budget is not None and (why := budget.over(result.cost)):
                 result = replace(_row(index, place, "conversations", why), too_long=True)
@@ -244,7 +247,7 @@ def check(
 
 
 def _with_evaluation(files: Sequence[str], data: DataFlags) -> list[str]:
-    """The data files, then those of `--eval_path` that are not among them."""
+    """Return the data files, followed by the files of `--eval_path` that are not among them."""
     named = {os.path.realpath(file) for file in files}
     return [*files, *(file for file in data.eval_path if os.path.realpath(file) not in named)]
 
@@ -255,7 +258,7 @@ def _row(index: RowIndex, place: int, where: str, reason: str) -> BadRow:
 
 
 def _warn_of_twins(tally: _Tally, good: np.ndarray, index: RowIndex) -> None:
-    """A warning on every row that has the turns and the files of one before it."""
+    """Add a warning for every row with the same turns and files as an earlier row."""
     digests = np.frombuffer(bytes(tally.digests), dtype="V16")
     order = np.argsort(digests, kind="stable")
     same = digests[order][1:] == digests[order][:-1]

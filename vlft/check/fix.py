@@ -1,4 +1,4 @@
-"""Writes the rows that can be trained to a file of their own, and those that cannot to `quarantine.jsonl`."""
+"""Write the rows that can be trained to one file, and the refused rows to `quarantine.jsonl`."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ ENDINGS = (".json", ".jsonl")
 
 
 def refuse_target(out: str, index: RowIndex) -> None:
-    """Say before a long check that `--fix` could not be carried out after it.
+    """Raise an error before a long check if `--fix` could not write its result.
 
     Raises:
-        ConfigError: an ending that is no data file's, a file that is there already, or rows whose paths would lead
-            elsewhere from there.
+        ConfigError: the ending is not that of a data file, the file already exists, or media paths of the rows would
+            lead elsewhere from its folder.
     """
     target = Path(out)
     if target.suffix not in ENDINGS:
-        raise ConfigError(f"--fix {out}: a data file ends in .json or .jsonl. Name it so.")
+        raise ConfigError(f"--fix {out}: not a data file. Use a name that ends in .json or .jsonl.")
     if target.exists():
-        raise ConfigError(f"--fix {out}: is there already. Name a new file, or remove it.")
+        raise ConfigError(f"--fix {out}: already exists. Use a new file, or remove it.")
     if (kept := target.parent / QUARANTINE).exists():
-        raise ConfigError(f"--fix {out}: {kept}, where refused rows go, is there already. Rename or remove it.")
+        raise ConfigError(f"--fix {out}: {kept} already exists, and refused rows go there. Rename or remove it.")
     folders = {file.image_folder for file in index.files}
     if len(folders) > 1:
         some = " and ".join(str(folder) for folder in list(folders)[:2])
         raise ConfigError(
-            f"--fix {out}: media paths of its rows would start from one folder, and those of the data sets start from "
-            f"several ({some}). Mend them one by one: vlft check-data FILE --image_folder DIR --fix OUT"
+            f"--fix {out}: media paths in this file would start from one folder, but the data sets use several "
+            f"({some}). Fix them one by one: vlft check-data FILE --image_folder DIR --fix OUT"
         )
     for file in index.files:
         folder = os.path.abspath(home_of(file.name) or ".")
         if file.image_folder is None and folder != os.path.dirname(os.path.abspath(out)):
             raise ConfigError(
-                f"--fix {out}: without --image_folder, media paths start from {folder}, where {file.name} is. Write it "
-                "into that folder, or name --image_folder."
+                f"--fix {out}: without --image_folder, media paths start from {folder}, where {file.name} is. Write "
+                "OUT into that folder, or pass --image_folder."
             )
 
 
 def write_clean(checked: Check, out: str) -> Path:
-    """Write the rows to train on that can be to one file, and all refused ones beside it.
+    """Write the rows that can be trained to one file, and all refused rows to `quarantine.jsonl` beside it.
 
-    They are written as they are, but with the tags that `--missing_tags first` gave them.
-
-    Those of `--eval_path` are not written: trained, they would be no evaluation any more.
+    Rows are written unchanged, except for the tags that `--missing_tags first` added. Rows of `--eval_path` are not
+    written: a row that is trained can no longer be used to evaluate.
 
     Args:
-        out: a new `.json` or `.jsonl`.
+        checked: the check.
+        out: a new `.json` or `.jsonl` file.
 
     Returns:
-        the file of the refused rows.
+        path of the file with the refused rows.
 
     Raises:
-        ConfigError: they cannot be written.
+        ConfigError: a file cannot be written.
     """
     try:
         with appearing(out) as file:
@@ -76,7 +76,7 @@ def write_clean(checked: Check, out: str) -> Path:
         return write_quarantine(checked, Path(out).parent)
     except OSError as error:
         raise ConfigError(
-            f"--fix {out}: cannot be written ({error.strerror}). Name a file in another folder."
+            f"--fix {out}: cannot be written ({error.strerror}). Use a file in another folder."
         ) from error
 
 
@@ -84,7 +84,7 @@ def write_quarantine(checked: Check, folder: Path) -> Path:
     """Write refused rows with their reasons: `file`, `index`, `id`, `field`, `reason`, `row`.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: the file cannot be written.
     """
     path = folder / QUARANTINE
     with appearing(path) as file:
@@ -113,7 +113,7 @@ def _refused(checked: Check) -> Iterator[dict[str, Any]]:
 
 
 def _line(value: object) -> bytes:
-    # Half characters stay escaped: they are no UTF-8, and the row may be refused for them.
+    # Lone surrogates stay escaped: UTF-8 cannot encode them, and they may be the reason for the refusal.
     text = json.dumps(value, ensure_ascii=False)
     try:
         return text.encode()

@@ -1,4 +1,4 @@
-"""A check as a folder to look through: `report.html` (one page, no network), `report.json`, `quarantine.jsonl`."""
+"""Write a check as a folder: `report.html` (one page that needs no network), `report.json`, `quarantine.jsonl`."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from vlft.files import write_json
 from vlft.pages.web import picture_uri, render, write_page
 
 THUMB = 150  # pixels of a thumbnail's longer side
-THUMBS = 6  # of a row
+THUMBS = 6  # thumbnails of a row
 WORDS = 260  # characters of a row's text
 KINDS = 40  # kinds of rows in the gallery
-FIRST = 8  # kinds of faults that are shown unasked
+FIRST = 8  # kinds of faults that are shown without a click
 
 
 def refuse_folder(folder: str) -> None:
-    """Say before a long check that `--report` would overwrite what is not of an earlier check.
+    """Raise an error before a long check if `--report` would overwrite files that no earlier check wrote.
 
     Raises:
-        ConfigError: names the file.
+        ConfigError: with the name of the file.
     """
     here = Path(folder)
     if here.exists() and not here.is_dir():
-        raise ConfigError(f"--report {folder}: is a file. Name a folder.")
+        raise ConfigError(f"--report {folder}: is a file. Use a folder.")
     there = [name for name in ("report.json", "report.html", QUARANTINE) if (here / name).exists()]
     if not there:
         return
@@ -46,19 +46,19 @@ def refuse_folder(folder: str) -> None:
         earlier = None
     if not isinstance(earlier, dict) or not {"rows", "ok", "bad"} <= earlier.keys():
         raise ConfigError(
-            f"--report {folder}: {there[0]} there is not of an earlier check, and would be overwritten. Name another "
+            f"--report {folder}: {there[0]} in it was not written by a check, and would be overwritten. Use another "
             "folder."
         )
 
 
 def write_report(checked: Check, folder: str) -> Path:
-    """Write the three files; the folder is made where it is missing.
+    """Write the three files. The folder is created if it does not exist.
 
     Returns:
-        the page.
+        path of the page.
 
     Raises:
-        ConfigError: they cannot be written.
+        ConfigError: a file cannot be written.
     """
     page = Path(folder) / "report.html"
     try:
@@ -67,17 +67,17 @@ def write_report(checked: Check, folder: str) -> Path:
         write_json(Path(folder) / "report.json", checked.found.as_json(), indent=1)
         write_page(page, as_html(checked))
     except OSError as error:
-        raise ConfigError(f"--report {folder}: cannot be written ({error.strerror}). Name another folder.") from error
+        raise ConfigError(f"--report {folder}: cannot be written ({error.strerror}). Use another folder.") from error
     return page
 
 
 def as_html(checked: Check) -> str:
-    """The page: figures, histograms, and a few rows of each kind that is worth a look."""
+    """Return the page: figures, histograms, and a few suspicious rows of each kind."""
     return render("check.html.j2", **context(checked))
 
 
 def context(checked: Check) -> dict[str, Any]:
-    """What the page shows of a check."""
+    """Return the variables of the template `check.html.j2`."""
     found = checked.found
     names = ", ".join(os.path.basename(file) for file in found.counts)
     kinds = sorted(checked.notable.rows.items(), key=lambda kind: kind[0].startswith(REFUSED))
@@ -107,7 +107,7 @@ def context(checked: Check) -> dict[str, Any]:
 
 
 def _facts(found: Checked) -> list[tuple[str, str, str]]:
-    """(name, figure, CSS class)."""
+    """Return (name, figure, CSS class) of each figure."""
     facts = [
         ("rows", f"{found.rows:,}", ""),
         ("can be trained", f"{found.ok:,}", ""),
@@ -122,12 +122,12 @@ def _facts(found: Checked) -> list[tuple[str, str, str]]:
 
 
 def _reasons(rows: Sequence[BadRow]) -> dict[str, Any]:
-    """How many rows have which fault, most first."""
+    """Count the rows of each fault, the most frequent fault first."""
     return {"total": len(rows), "kinds": Counter(kind_of_reason(row.reason) for row in rows).most_common()}
 
 
 def _row(place: int, what: str, index: RowIndex) -> dict[str, Any]:
-    """A row: what there is to say of it, small pictures, and how its text begins."""
+    """Return a row for the gallery: why it is listed, thumbnails, and the beginning of its text."""
     name = f"{index.files[index.file_of[place]].name}[{index.row_of[place]}]"
     shown: dict[str, Any] = {"head": what if name in what else f"{name}: {what}"}
     shown |= {"pictures": [], "unreadable": [], "more": 0}
@@ -155,7 +155,7 @@ def _pictures(sample: Sample) -> dict[str, Any]:
 
 
 def _text(sample: Sample) -> str:
-    """The row's turns as text, a line for each."""
+    """Return the turns of the row as text, one line per turn."""
     lines = []
     for turn in sample.turns:
         text = "".join(

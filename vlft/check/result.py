@@ -1,4 +1,4 @@
-"""What a check found, and how a person and a program read it."""
+"""The result of a check, as text for a person and as JSON for a program."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vlft.text import counted, printable, table, terminal_width
 
 BAR = 40  # characters of the histogram's longest bar
 BUCKETS = 12
-SHOWN = 30  # warnings of a kind that are printed
+SHOWN = 30  # most warnings of a kind that are printed
 KIND = 100  # characters of a kind's name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """One line of a histogram: so many values from `start` to `end`, both included."""
+    """One line of a histogram: `rows` values from `start` to `end`, both included."""
 
     start: int
     end: int
@@ -34,9 +34,12 @@ class Tokens:
     """Tokens of the rows that can be trained.
 
     Attributes:
-        total, supervised: over all rows; supervised ones are trained.
-        min, median, max: of a row.
-        limit: what a row may have: `--max_length` or what the model allows, and no more than a pack.
+        total: tokens of all rows.
+        supervised: tokens of all rows that are trained.
+        min: tokens of the shortest row.
+        median: median of the tokens of a row.
+        max: tokens of the longest row.
+        limit: tokens that a row may have: `--max_length` or the limit of the model, and no more than fit into a pack.
         histogram: buckets without gaps.
     """
 
@@ -51,21 +54,23 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
-        counts: file -> rows read.
-        ok: rows that can be trained. bad: those that cannot, in file order.
-        warnings: remarks on rows that are taken, in the form of bad ones.
-        unlisted: warnings beyond those, which are counted only.
-        left_out: rows that `--over_length skip` leaves out, each with a warning.
-        images, videos: in the rows that can be trained.
-        pictures_per_row: rows by how many pictures and videos they have.
-        kilopixels: pictures by how many thousand pixels they have.
-        decoded: whether every picture and frame was decoded, or headers read only.
-        tokens: None without a base, or without a row.
+        counts: file -> number of rows read.
+        ok: number of rows that can be trained.
+        bad: the refused rows, in file order.
+        warnings: remarks on rows that are trained, in the same form as `bad`.
+        unlisted: number of further warnings, which are not listed.
+        left_out: number of rows that `--over_length skip` leaves out; each has a warning.
+        images: number of pictures in the rows that can be trained.
+        videos: number of videos in the rows that can be trained.
+        pictures_per_row: histogram of the pictures and videos of a row.
+        kilopixels: histogram of the thousands of pixels of a picture.
+        decoded: True if every picture and frame was decoded, False if headers were read only.
+        tokens: None without a base, or if no row can be trained.
         based: whether a base was named.
-        notes: for the user, on what was kept.
+        notes: notes to the user about cached results.
     """
 
     counts: dict[str, int]
@@ -88,7 +93,7 @@ class Checked:
         return sum(self.counts.values())
 
     def as_json(self) -> dict[str, Any]:
-        """The document of `vlft check-data --json`."""
+        """Return the document of `vlft check-data --json`."""
         tokens = None
         if self.tokens is not None:
             tokens = asdict(self.tokens) | {"histogram": _as_json(self.tokens.histogram)}
@@ -109,17 +114,17 @@ class Checked:
         }
 
     def as_text(self) -> str:
-        """What a person reads: bad rows, warnings, counts, histogram, and what to do."""
+        """Return the text for a person: refused rows, warnings, counts, histogram, and what to do."""
         parts = [*(f"note: {note}" for note in self.notes)]
         if self.bad:
             parts.append(_listed("cannot be trained", self.bad, most=None))
         if self.warnings:
-            parts.append(_listed("trained, but worth a look", self.warnings, most=SHOWN))
+            parts.append(_listed("possible problems in rows that are trained", self.warnings, most=SHOWN))
         parts.append(self._counted())
         if self.tokens is not None:
             parts.append(_drawn(self.tokens))
         elif not self.based:
-            parts.append("tokens are not counted: name --model_id to count them and to check --max_length")
+            parts.append("tokens are not counted: pass --model_id to count them and to check --max_length")
         parts.append(self._verdict())
         return "\n\n".join(parts)
 
@@ -139,22 +144,28 @@ class Checked:
 
     def _verdict(self) -> str:
         if not self.bad:
-            return "No row is refused." if self.decoded else "No row is refused, as far as headers tell."
+            return "No row is refused." if self.decoded else "No row is refused. Only headers were read."
         return (
-            f"{counted(len(self.bad), 'row')} of {self.rows:,} would stop a run. Mend them, or train on the rest with "
+            f"{counted(len(self.bad), 'row')} of {self.rows:,} would stop a run. Fix them, or train on the rest with "
             "--on_bad_row skip; --fix OUT.jsonl writes the rest."
         )
 
 
 def kind_of_reason(reason: str) -> str:
-    """A reason without what is of the row alone, so that rows with the same fault can be told."""
+    """Return a reason without its file names and numbers, so that rows with the same fault have the same text."""
     plain = re.sub(r"(?:[^\s:]*/)?[^\s:/]+\.\w{1,5}(?=[:\s]|$)", "FILE", reason)
     general = re.sub(r"\d[\d,]*(?:\.\d+)?", "N", plain)
     return general if len(general) <= KIND else f"{general[:KIND].rsplit(' ', 1)[0]} …"
 
 
 def tokens_of(tokens: np.ndarray, supervised: np.ndarray, limit: int) -> Tokens:
-    """The figures of rows with so many tokens (each int [R], R > 0)."""
+    """Return the figures of rows.
+
+    Args:
+        tokens: tokens of each row, int [R], R > 0.
+        supervised: tokens of each row that are trained, int [R].
+        limit: tokens that a row may have.
+    """
     ordered = np.sort(tokens)
     return Tokens(
         total=int(tokens.sum(dtype=np.int64)),
@@ -168,18 +179,20 @@ def tokens_of(tokens: np.ndarray, supervised: np.ndarray, limit: int) -> Tokens:
 
 
 def histogram(values: Sequence[int] | np.ndarray) -> tuple[Bucket, ...]:
-    """Whole numbers from 0 in at most `BUCKETS` buckets with round ends: equally wide, or doubling where the largest
-    is 16 times the smallest or more.
+    """Count integers from 0 in at most `BUCKETS` buckets with round ends.
+
+    Buckets have equal widths. If the largest value is at least 16 times the smallest, each is twice as wide as the one
+    before.
 
     Returns:
-        buckets from the smallest to the largest value; those between may be empty.
+        buckets from the smallest to the largest value; a bucket between them may be empty.
     """
     ordered = np.sort(np.asarray(values))
     low, high = int(ordered[0]), int(ordered[-1])
     if high >= 16 * max(1, low):
         first, last = max(1, low.bit_length(), high.bit_length() - BUCKETS + 1), high.bit_length()
         edges = [1 << (bits - 1) for bits in range(first, last + 2)]
-        edges[0] = min(edges[0], low)  # with more doublings than buckets, the first takes all below it
+        edges[0] = min(edges[0], low)  # with more doublings than buckets, the first bucket takes all smaller values
     else:
         width = next(w for w in _round_numbers() if high // w - low // w < BUCKETS)
         edges = list(range(low // width * width, high + width + 1, width))
@@ -194,7 +207,7 @@ def histogram(values: Sequence[int] | np.ndarray) -> tuple[Bucket, ...]:
 
 
 def _round_numbers() -> Iterator[int]:
-    """1, 2, 5, 10, 20, 50, ..."""
+    """Yield 1, 2, 5, 10, 20, 50, ..."""
     power = 1
     while True:
         yield from (power, 2 * power, 5 * power)
@@ -206,7 +219,7 @@ def _as_json(buckets: Sequence[Bucket]) -> list[dict[str, int]]:
 
 
 def _drawn(tokens: Tokens) -> str:
-    """The histogram as lines of blocks, with its figures."""
+    """Return the histogram as lines of block characters, followed by its figures."""
     most = max(bucket.rows for bucket in tokens.histogram)
     digits = len(f"{tokens.histogram[-1].end:,}")
     heads = ("tokens".rjust(2 * digits + 1), "rows")
@@ -228,13 +241,13 @@ def _drawn(tokens: Tokens) -> str:
 
 
 def _bar(share: float, wide: int) -> str:
-    """A bar of `wide` characters times `share`, in eighths; never nothing for something."""
+    """Return a bar of `wide` x `share` characters, in eighths. It is empty only if `share` is 0."""
     eighths = round(share * wide * 8) or (1 if share else 0)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def _listed(title: str, rows: Sequence[BadRow], *, most: int | None) -> str:
-    """The rows, of each kind so many at most."""
+    """Return a list of rows, with at most `most` rows of each kind."""
     lines = [f"{title} ({len(rows):,}):"]
     seen: Counter[str] = Counter()
     for row in rows:

@@ -1,4 +1,4 @@
-"""One row as a check sees it: what it costs, what is in it, and what is worth a look. Runs in loader processes."""
+"""Check one row: its cost, its media, and warnings about it. Runs in loader processes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from vlft.data.sample import Cost, Image, Sample, Text, Video
 from vlft.errors import BadRow, DataError
 from vlft.families import Family
 
-HUGE = 50_000_000  # pixels; decoding takes a second or more, and most of them go in the resize
-SHRUNK = 4.0  # times a side becomes shorter
-SUPERVISED = 0.002  # of a row's tokens
-ALONE = 500  # tokens of a row below which its share says little
-HASHES = 100_000  # of files, remembered by a process
+HUGE = 50_000_000  # pixels; decoding takes a second or more, and the resize drops most of them
+SHRUNK = 4.0  # factor by which a side becomes shorter
+SUPERVISED = 0.002  # share of a row's tokens
+ALONE = 500  # tokens; in a shorter row the share of trained tokens means little
+HASHES = 100_000  # digests of files that a process remembers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowFacts:
-    """What a look at a row gave.
+    """The result of checking a row.
 
     Attributes:
-        cost: 0 tokens without a base.
-        pictures: (width, height) of each still as displayed, and (width, height) the model gets.
-        videos: how many.
-        digest: equal for rows of the same turns and the same files.
-        warnings: (field, remark) on things taken but worth a look.
+        cost: cost of the row; without a base its tokens are 0.
+        pictures: of each still, width and height as displayed, then width and height that the model gets.
+        videos: number of videos.
+        digest: the same for rows with the same turns and the same files.
+        warnings: (field, remark) for each possible problem.
     """
 
     cost: Cost
@@ -45,12 +45,12 @@ class RowFacts:
 
 
 class RowCheck:
-    """Looks at a row.
+    """Check a row.
 
     Args:
-        encoder: of the base, or a `MediaProbe` where none is named.
-        family: of the boxes in rows.
-        decode: every picture and frame; else headers are read.
+        encoder: encoder of the base, or a `MediaProbe` if no base is named.
+        family: family whose boxes the rows hold.
+        decode: decode every picture and frame; if False, read headers only.
     """
 
     def __init__(self, encoder: Encoder | MediaProbe, *, family: Family, decode: bool) -> None:
@@ -61,13 +61,18 @@ class RowCheck:
 
     @property
     def name(self) -> str:
-        """Of its results, where they are kept."""
+        """Name under which results are cached."""
         return f"looked at, {'decoded' if self.decode else 'by headers'}"
 
     def __call__(self, sample: Sample) -> RowFacts:
-        """Raises `DataError` and `ConfigError` as `Encoder.encode` does."""
+        """Check one row.
+
+        Raises:
+            DataError: the row is refused.
+            ConfigError: the row cannot be encoded with these flags.
+        """
         if isinstance(self.encoder, Encoder) and self.encoder.recipe.fit is not None:
-            sample = self.encoder.as_trained(sample)  # a warning says what was done to it
+            sample = self.encoder.as_trained(sample)  # adds a warning that says what was changed
         cost = self._measured(sample)
         pictures: list[tuple[int, int, int, int]] = []
         warnings = list(sample.warnings)
@@ -76,9 +81,9 @@ class RowCheck:
             if isinstance(part, Video):
                 videos += 1
                 if part.path is None and self.decode:
-                    warnings += self._looked(sample, part)[1]
+                    warnings += self._inspect(sample, part)[1]
                 continue
-            (width, height, new_width, new_height), remarks_on_it = self._looked(sample, part)
+            (width, height, new_width, new_height), remarks_on_it = self._inspect(sample, part)
             warnings += remarks_on_it
             pictures.append((width, height, new_width, new_height))
             if remark := _remark((width, height), (new_width, new_height), tiny=self.encoder.recipe.factor):
@@ -106,8 +111,10 @@ class RowCheck:
             return self.encoder.cost(sample, decode=self.decode)
         return cost_of(self.encoder.encode(sample)) if self.decode else self.encoder.measure(sample)
 
-    def _looked(self, sample: Sample, medium: Image | Video) -> tuple[tuple[int, int, int, int], list[tuple[str, str]]]:
-        """Width and height as displayed, and those the model gets; what is worth saying of its values."""
+    def _inspect(
+        self, sample: Sample, medium: Image | Video
+    ) -> tuple[tuple[int, int, int, int], list[tuple[str, str]]]:
+        """Return width and height as displayed and as the model gets them, and remarks on the pixel values."""
         try:
             seen = media_io.read_headers(medium)
             grid = media_io.grid_of(medium, seen, self.encoder.recipe)
@@ -129,7 +136,7 @@ class RowCheck:
         return [type(part).__name__, astuple(part.overrides), *(self._file(path) for _, path in part.files)]
 
     def _file(self, path: str) -> str:
-        """What stands for a file: its bytes where they are read anyway, else its place."""
+        """Return what identifies a file: a digest of its bytes if they are read anyway, else its path."""
         if not self.decode:
             return os.path.realpath(path)
         if path not in self._hashes:
@@ -140,11 +147,15 @@ class RowCheck:
         return self._hashes[path]
 
     def dump(self, seen: RowFacts) -> list[Any]:
-        """As JSON takes it, for `vlft.data.costs.cache.scan_kept`."""
+        """Return a value that JSON can hold, for `vlft.data.costs.cache.scan_kept`."""
         return [Costing.dump(seen.cost), seen.pictures, seen.videos, seen.digest, seen.warnings]
 
     def load(self, value: Any) -> RowFacts:
-        """What `dump` made of it; raises `TypeError` or `ValueError` for anything else."""
+        """Return the facts that `dump` wrote.
+
+        Raises:
+            TypeError, ValueError: `dump` did not write this value.
+        """
         cost, pictures, videos, digest, warnings = value
         return RowFacts(
             cost=Costing.load(cost),
@@ -160,13 +171,19 @@ def _refused(sample: Sample, error: MediaError) -> DataError:
 
 
 def _remark(size: tuple[int, int], small: tuple[int, int], *, tiny: int) -> str | None:
-    """What is worth saying of a picture's size; `tiny`: pixels of the shorter side that one token covers."""
+    """Return a warning about the size of a picture, or None.
+
+    Args:
+        size: width and height as displayed.
+        small: width and height that the model gets.
+        tiny: pixels of a side that one token covers.
+    """
     (width, height), (new_width, new_height) = size, small
     what = f"{width}x{height} pixels"
     if min(size) < tiny:
         return f"{what}: tiny, it is enlarged to {new_width}x{new_height}"
     if width * height > HUGE:
-        return f"{what}: huge, decoding it holds up the loader, and the model gets {new_width}x{new_height}"
+        return f"{what}: huge, decoding it slows the loader, and the model gets {new_width}x{new_height}"
     if max(width / new_width, height / new_height) > SHRUNK:
-        return f"{what}: shrunk hard, to {new_width}x{new_height}: small print is lost. See --image_max_pixels"
+        return f"{what}: reduced a lot, to {new_width}x{new_height}: small print is lost. See --image_max_pixels"
     return None

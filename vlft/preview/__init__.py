@@ -1,6 +1,6 @@
-"""Rows as the model sees them: which tokens are trained, what became of their pictures. Trains and changes nothing.
+"""Show rows as the model sees them: the tokens, which of them are trained, and the resized pictures.
 
-`preview_row` reads a row; `text` shows it on a terminal, `page` as a web page.
+`preview_row` reads and encodes a row. `vlft.preview.text` shows it on a terminal, `vlft.preview.page` as a web page.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ class Medium:
     """A still or video of the row.
 
     Attributes:
-        name: `picture 1`, `video 2`: counted from 1 in the order of the tags, as people count.
-        field, path: as the row names it; a list of frames goes by its first.
-        source: what the file holds, in words: `640x480`, `72 frames of 160x112 at 8 fps`.
-        tokens: that it takes in the language model.
+        name: `picture 1`, `video 2`: counted from 1 in the order of the tags.
+        field: the field of the row that names it.
+        path: path of the file; of a list of frames, the path of the first frame.
+        source: what the file holds, as text: `640x480`, `72 frames of 160x112 at 8 fps`.
+        tokens: number of tokens it takes in the language model.
         encoded: its pixels and grid.
         patch: side of a patch, in pixels.
         merge: side of a merged patch, in patches.
-        times: of a video file, when each of its frames is shown, in seconds; empty where nobody knows.
+        times: time of each frame of a video file, in seconds; empty if the times are unknown.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Medium:
 
     @property
     def shown(self) -> str:
-        """What the model gets, in words: size, patches, tokens."""
+        """What the model gets, as text: size, patches, tokens."""
         grid = self.encoded.grid
         frames = f"{grid.t * self.encoded.patches.shape[2]} frames of " if self.encoded.is_video else ""
         steps = f"{grid.t} x " if self.encoded.is_video else ""
@@ -60,12 +61,12 @@ class Medium:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A run of tokens, all trained or all not: text, or the pads of one medium.
+    """Consecutive tokens that are all trained or all untrained: text, or the pads of one medium.
 
     Attributes:
-        text: the tokens as text; of a medium, its pad once.
-        trained: whether the model learns them.
-        medium: whose pads these are, or None.
+        text: the tokens as text; for a medium, its pad once.
+        trained: whether the tokens are trained.
+        medium: the medium that the pads stand for; None for text.
     """
 
     text: str
@@ -75,12 +76,14 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What `preview_row` found.
+    """A row as the model sees it: the result of `preview_row`.
 
     Attributes:
-        sample: the parsed row. encoded: the same in tokens and pixels.
-        media: in the order of their tags. pieces: the whole row, in order.
-        control_tokens: texts the model reads as control tokens, for shading.
+        sample: the parsed row.
+        encoded: the row as tokens and pixels.
+        media: its pictures and videos, in the order of their tags.
+        pieces: the whole row, in order.
+        control_tokens: texts that the model reads as control tokens; the page shades them.
     """
 
     sample: Sample
@@ -96,18 +99,18 @@ class Preview:
 
     @property
     def trained(self) -> int:
-        """Tokens that are trained."""
+        """Number of trained tokens."""
         return int((self.encoded.labels_T != UNTRAINED).sum())
 
     @property
     def counts(self) -> str:
-        """Tokens in words."""
+        """The numbers of tokens, as text."""
         vision = sum(medium.tokens for medium in self.media)
         of_media = f", {vision:,} of pictures and videos" if self.media else ""
         return f"{len(self.encoded.input_ids_T):,} tokens: {self.trained:,} trained{of_media}"
 
     def as_json(self) -> dict[str, Any]:
-        """The document of `vlft preview --json`; labels are aligned with input_ids, -100 where untrained."""
+        """Return the document of `vlft preview --json`. Labels are aligned with input_ids, -100 where untrained."""
         row = self.encoded
 
         def grids(*, videos: bool) -> list[list[int]]:
@@ -135,12 +138,12 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A row that cannot be shown, and why."""
+    """A refused row and the reason."""
 
     row: BadRow
 
     def as_json(self) -> dict[str, Any]:
-        """What `vlft preview --json` says of it."""
+        """Return the entry of this row in `vlft preview --json`."""
         row = self.row
         return {"file": row.file, "index": row.index, "id": row.id, "field": row.field, "refused": row.reason}
 
@@ -150,13 +153,14 @@ def preview_row(file: str, index: int, data: DataFlags, model: ModelFlags, *, gi
 
     Args:
         file: data file.
-        index: of the row in it, from 0.
-        data, model: flags, as for training; a base is needed for its tokenizer and chat template.
-        given: names of the flags the user set.
+        index: index of the row in the file, from 0.
+        data: flags of the data, as for training.
+        model: flags of the model, as for training. A base is needed for its tokenizer and chat template.
+        given: names of the flags that the user set.
 
     Raises:
-        ConfigError: the row is refused (with its reason) or does not exist, or a flag cannot be carried out.
-        CheckpointError: the base is missing, not a Qwen-VL, or not whole.
+        ConfigError: the row is refused (with its reason) or does not exist, or a flag cannot be applied.
+        CheckpointError: the base is missing, incomplete, or not a Qwen-VL.
     """
     (shown,) = preview_rows(file, (index,), data, model, given=given)
     if isinstance(shown, Refused):
@@ -167,13 +171,21 @@ def preview_row(file: str, index: int, data: DataFlags, model: ModelFlags, *, gi
 def preview_rows(
     file: str, indices: Sequence[int], data: DataFlags, model: ModelFlags, *, given: frozenset[str]
 ) -> Iterator[Preview | Refused]:
-    """As `preview_row`, of several rows with one opening of the base; of a row that is refused, why.
+    """Read several rows and encode them as for training. The base is opened once.
 
     Args:
-        indices: of the rows, in the order they are wanted in.
+        file: data file.
+        indices: indices of the rows in the file, from 0, in the order of the result.
+        data: flags of the data, as for training.
+        model: flags of the model, as for training.
+        given: names of the flags that the user set.
+
+    Yields:
+        for each index, the row, or why it is refused.
 
     Raises:
-        ConfigError, CheckpointError: as `preview_row`, but for refused rows.
+        ConfigError: a row does not exist, or a flag cannot be applied.
+        CheckpointError: the base is missing, incomplete, or not a Qwen-VL.
     """
     base = open_base(data, model, given=given)
     rows = open_some(file, indices, data, base.family)
@@ -185,7 +197,7 @@ def preview_rows(
 
 
 def preview_sample(row: Sample, base: Base) -> Preview:
-    """A parsed row as `base` makes it tokens and pixels.
+    """Encode a parsed row as tokens and pixels for `base`.
 
     Raises:
         DataError: its media cannot be decoded, or it is too long.
@@ -227,7 +239,7 @@ def _media(sample: Sample, encoded: EncodedSample, recipe: Recipe) -> tuple[Medi
 
 
 def _times(video: Video, clip: Clip, recipe: Recipe) -> tuple[float, ...]:
-    """When the frames taken of a video file are shown, in seconds from its first frame."""
+    """Return the times of the frames taken from a video file, in seconds from its first frame."""
     indices = frames_taken(clip, video, recipe_for(video, recipe))
     return tuple(float(clip.times[i]) if len(clip.times) else i / clip.fps for i in indices)
 
@@ -244,7 +256,7 @@ def _source(part: Image | Video, clip: Clip | None) -> str:
 
 
 def _pieces(encoded: EncodedSample, media: tuple[Medium, ...], tokenizer: Any, family: Family) -> Iterator[Piece]:
-    """The row cut where training starts or stops and at its media."""
+    """Split the row at its media and wherever training starts or stops."""
     ids, kinds = encoded.input_ids_T.tolist(), encoded.kinds_T.tolist()
     trained = (encoded.labels_T != UNTRAINED).tolist()
     following = iter(media)
@@ -265,14 +277,14 @@ def _pieces(encoded: EncodedSample, media: tuple[Medium, ...], tokenizer: Any, f
 
 
 def frames_of(media: EncodedMedia, *, merge: int) -> torch.Tensor:
-    """The pixels the model sees, put together from patches again (`vlft.data.media.patches` cut them).
+    """Reassemble the pixels that the model sees from the patches that `vlft.data.media.patches` cut.
 
     Args:
-        media: of a still or video.
+        media: an encoded still or video.
         merge: side of a merged patch, in patches.
 
     Returns:
-        uint8 [F, H, W, 3]: one frame of a still, all of a video.
+        uint8 [F, H, W, 3]: the single frame of a still, or all frames of a video.
     """
     grid, patches = media.grid, media.patches if media.is_video else media.patches[:, :, None]
     pair, side = patches.shape[2], patches.shape[-1]

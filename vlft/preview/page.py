@@ -1,4 +1,4 @@
-"""`Preview`s as one web page that needs no network: pixels as data URIs, light and dark, readable on a phone."""
+"""Show previews as one web page that needs no network: pixels are data URIs; it has a light and a dark style."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from vlft.pages.web import picture_uri, render, write_page
 from vlft.preview import Medium, Piece, Preview, Refused, frames_of
 from vlft.text import printable
 
-PAGE_PIXELS = 8_000_000  # of all pictures: about 20 MB of PNG in a page
-MOST_FRAMES = 32  # of a video: a page of several hundred would be too large to open
+PAGE_PIXELS = 8_000_000  # pixels of all pictures of a page: about 20 MB of PNG
+MOST_FRAMES = 32  # frames of a video: a page of several hundred would be too large to open
 
 Shown = Preview | Refused
 
 
 def as_html(rows: Sequence[Shown]) -> str:
-    """The page. Everything that comes from the rows is escaped, and nothing in the page can load or run anything."""
+    """Return the page. Texts from the rows are escaped, and nothing in the page can load or run anything."""
     return render("preview.html.j2", **context(rows))
 
 
 def context(rows: Sequence[Shown]) -> dict[str, Any]:
-    """What the page shows of rows.
+    """Return the variables of the template `preview.html.j2`.
 
-    Pictures are as large as the model sees them, unless all of them together have more than `PAGE_PIXELS`.
+    Pictures have the size that the model sees, unless all of them together have more than `PAGE_PIXELS` pixels.
     """
     pixels = sum(_pixels(medium) for row in rows if isinstance(row, Preview) for medium in row.media)
     scale = min(1.0, math.sqrt(PAGE_PIXELS / max(1, pixels)))
@@ -41,16 +41,16 @@ def context(rows: Sequence[Shown]) -> dict[str, Any]:
 
 
 def write_html(rows: Sequence[Shown], path: str) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Raises:
-        ConfigError: it cannot be written there.
+        ConfigError: the page cannot be written to `path`.
     """
     try:
         write_page(path, as_html(rows))
     except OSError as error:
         raise ConfigError(
-            f"--html {path}: cannot be written ({error.strerror}). Name a file in a folder that can be."
+            f"--html {path}: cannot be written ({error.strerror}). Use a file in a writable folder."
         ) from error
 
 
@@ -77,27 +77,27 @@ def _row(row: Shown, scale: float) -> dict[str, Any]:
 
 
 def _piece(piece: Piece, control: re.Pattern[str], scale: float) -> dict[str, Any]:
-    """Its `parts`: every second one is a control token."""
+    """Return a piece for the template. Every second entry of `parts` is a control token."""
     if piece.medium is not None:
         return {"text": piece.text, "medium": _medium(piece.medium, scale)}
     return {"medium": None, "trained": piece.trained, "parts": control.split(printable(piece.text))}
 
 
 def _picked(count: int) -> list[int]:
-    """Places of the frames that are shown, evenly over a video."""
+    """Return the indices of the frames that are shown, spread evenly over a video."""
     shown = min(count, MOST_FRAMES)
     return [i * (count - 1) // max(1, shown - 1) for i in range(shown)]
 
 
 def _pixels(medium: Medium) -> int:
-    """Of what is shown of it, at full size."""
+    """Return the number of pixels that the page shows of a medium, at full size."""
     grid = medium.encoded.grid
     frames = grid.t * medium.encoded.patches.shape[2] if medium.encoded.is_video else 1
     return len(_picked(frames)) * grid.h * grid.w * medium.patch**2
 
 
 def _medium(medium: Medium, scale: float) -> dict[str, Any]:
-    """A picture, or frames of a video, with the grid of its tokens."""
+    """Return a picture, or frames of a video, with the grid of its tokens."""
     frames_FHW3 = frames_of(medium.encoded, merge=medium.merge)
     grid, least = medium.encoded.grid, medium.patch * medium.merge
     return {
@@ -113,14 +113,14 @@ def _medium(medium: Medium, scale: float) -> dict[str, Any]:
 
 
 def _stamp(medium: Medium, frame: int) -> str:
-    """When a frame of a video was taken; of a list of frames nobody knows."""
+    """Return the time of a frame of a video, or its number if the time is unknown (in a list of frames)."""
     if not medium.encoded.is_video:
         return ""
     return f"{medium.times[frame]:.2f} s" if medium.times else f"frame {frame + 1}"
 
 
 def _uri(frame_HW3: torch.Tensor, scale: float, smallest: int) -> str:
-    """A picture; no side of it is scaled below `smallest` pixels."""
+    """Return a frame as a data URI. No side is scaled below `smallest` pixels."""
     picture = Image.fromarray(frame_HW3.numpy())
     if scale < 1:
         size = (max(smallest, round(side * scale)) for side in picture.size)

@@ -1,4 +1,7 @@
-"""A `Preview` as text: trained tokens green on a terminal, else between ⟦ and ⟧; pads folded to one a medium."""
+"""Show a preview as text.
+
+Trained tokens are green on a terminal, and between ⟦ and ⟧ elsewhere. The pads of a medium are folded into one.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ GREEN, CYAN, YELLOW, RESET = "\x1b[1;32m", "\x1b[36m", "\x1b[33m", "\x1b[0m"
 
 
 def as_text(preview: Preview, *, color: bool) -> str:
-    """The row for a person.
+    """Return the row as text for a person.
 
     Args:
-        preview: from `look`.
+        preview: the row, from `preview_row`.
         color: mark trained tokens by ANSI colours instead of `OPEN` and `CLOSE`.
     """
     lines = [printable(preview.title), preview.counts]
@@ -23,7 +26,7 @@ def as_text(preview: Preview, *, color: bool) -> str:
     for field, remark in preview.sample.warnings:
         lines.append(_painted(f"warning: {field}: {printable(remark)}", YELLOW, color))
     marks = _painted("in green", GREEN, color) if color else f"between {OPEN} and {CLOSE}"
-    lines += [f"trained tokens stand {marks}", ""]
+    lines += [f"trained tokens are {marks}", ""]
     return "\n".join(lines) + "\n" + "".join(_piece(piece, color) for piece in preview.pieces).rstrip("\n")
 
 
@@ -37,5 +40,5 @@ def _piece(piece: Piece, color: bool) -> str:
 
 
 def _painted(text: str, code: str, color: bool) -> str:
-    """Text in a colour, started anew in each line: pagers forget it at line ends."""
+    """Return text in a colour. The colour starts again in each line, because pagers drop it at line ends."""
     return "\n".join(f"{code}{line}{RESET}" if line else "" for line in text.split("\n")) if color else text

@@ -84,7 +84,7 @@ def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
     of_set = [np.flatnonzero(rows.file_of == place) for place in range(len(sets))]
     for one, found in zip(sets, of_set, strict=True):
         if not len(found):
-            raise ConfigError(f"{one.path}: no row of it is left to train. Drop it from --data_mix, or mend its rows.")
+            raise ConfigError(f"{one.path}: no row of it is left to train. Drop it from --data_mix, or fix its rows.")
     shares = [
         Share(rows=len(found), weight=one.weight, repeat=one.repeat, cap=one.cap)
         for one, found in zip(sets, of_set, strict=True)
@@ -145,7 +145,7 @@ def _access(data: DataFlags) -> Access:
 
 
 def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
-    """Bring all that rows name by address into its file; rows of which something does not come are bad from now on."""
+    """Fetch all media that rows name by an address. A row is refused from now on if one of its media is unavailable."""
     wanted: dict[str, str] = {}
     for row in rows:
         files = () if isinstance(row, BadRow) else [path for part in row.media for _, path in part.files]
@@ -199,7 +199,7 @@ def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers
         more = f"\n  and {len(stops) - SHOWN_BAD_ROWS} more" if len(stops) > SHOWN_BAD_ROWS else ""
         raise ConfigError(
             f"{len(stops)} of {sum(measured.rows.counts.values())} rows cannot be trained:\n{lines}{more}\n"
-            "  All of them: vlft check-data with the same flags. Mend them, or train on the rest: --on_bad_row skip"
+            "  All of them: vlft check-data with the same flags. Fix them, or train on the rest: --on_bad_row skip"
         )
     if not measured.rows.samples:
         raise ConfigError(f"{', '.join(paths)}: no row is left to train ({len(bad)} were refused, e.g. {bad[0]})")
@@ -241,7 +241,7 @@ def measure_rows(
                 good.append(place)
                 yield result
 
-    # Closed, so that what was measured is kept also where Ctrl-C, or an error, ends this.
+    # Closed, so that measured costs are saved also if Ctrl-C or an error ends the loop.
     with contextlib.closing(scan_costs(index, encoder, workers=workers, folder=cache, note=notes.append)) as results:
         found = Costs.of(costs())
     samples = index.take(np.frombuffer(good, dtype=np.int64))

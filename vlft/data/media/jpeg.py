@@ -1,7 +1,7 @@
-"""Pixels of plain JPEG files, decoded by torchvision: 2.5 times as fast as Pillow, bit for bit the same.
+"""Decode plain JPEG files with torchvision: 2.5 times as fast as Pillow, with the same pixels bit for bit.
 
-Refuses nothing: whatever is not known to come out as Pillow's pixels is left to Pillow, which also finds the words for
-what is wrong with a file. Letters in shapes: H, W of the upright picture.
+Refuses nothing. Pillow decodes every file for which equal pixels are not certain, and its errors say what is wrong with
+a file. Letters in shapes: H and W are height and width of the upright picture.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.data import get_worker_info
 
 from vlft.text import error_text
 
-# EXIF orientation -> (swap rows and columns first, axes to mirror then), as `ImageOps.exif_transpose` has it.
+# EXIF orientation -> (swap rows and columns first, then mirror these axes), as in `ImageOps.exif_transpose`.
 _TURNS = {
     2: (False, (2,)),
     3: (False, (1, 2)),
@@ -32,19 +32,19 @@ _TURNS = {
 
 
 def read_jpeg(path: str, picture: Image.Image, orientation: int | None) -> torch.Tensor | None:
-    """The pixels of a JPEG whose header Pillow has read.
+    """Return the pixels of a JPEG whose header Pillow has read.
 
-    Plain ones only: 8 bits, grey or three colours (others may be stored inverted, or come with a profile to apply).
-    Both decoders are libjpeg-turbo at its default settings, so that pixels are equal; a test compares them.
+    Only files of 8 bits, grey or with three colours, are decoded. Other files may be stored inverted, or have a profile
+    to apply. Both decoders are libjpeg-turbo at its default settings, so pixels are equal; a test compares them.
 
     Args:
-        path: of the file.
-        picture: the same file as `Image.open` gives it, not loaded.
+        path: path of the file.
+        picture: the same file as `Image.open` returns it, not loaded.
         orientation: its EXIF orientation.
 
     Returns:
-        uint8 [3, H, W], in any memory layout; None where Pillow is to decode: another kind of file, one that the
-        decoder gives up on (it does at the first missing byte), or whose size is not the header's.
+        uint8 [3, H, W], in any memory layout. None if Pillow must decode the file: it is of another kind, the decoder
+        fails (as it does at the first missing byte), or the size differs from the header.
     """
     decode = fast_decoder()
     if decode is None or picture.format not in ("JPEG", "MPO") or picture.mode not in ("RGB", "L"):
@@ -63,10 +63,11 @@ def read_jpeg(path: str, picture: Image.Image, orientation: int | None) -> torch
 
 @functools.cache
 def fast_decoder() -> Callable[..., torch.Tensor] | None:
-    """torchvision's decoder, tried on a small picture; None, with a note to the user, if it does not work here.
+    """Return torchvision's decoder after a test on a small picture; None, with a note to the user, if it does not work.
 
-    It is deprecated since torchvision 0.29, in favour of torchcodec, and needs a part of torchvision in C++ that some
-    builds lack. Called before loader workers start, so that there is one note and not one from each.
+    The decoder has been deprecated since torchvision 0.29 in favour of torchcodec, and needs a C++ part of torchvision
+    that some builds lack. This is called before loader workers start, so that there is one note instead of one per
+    worker.
     """
     try:
         from torchvision.io import decode_jpeg
@@ -79,8 +80,8 @@ def fast_decoder() -> Callable[..., torch.Tensor] | None:
         if (worker is None or worker.id == 0) and os.environ.get("RANK", "0") == "0":
             print(
                 "note: JPEG pictures are decoded by Pillow, which takes about 2.5 times as long: "
-                f"torchvision.io.decode_jpeg cannot be used ({error_text(error)}). The pixels are the same. Install a "
-                "torchvision that has it to be faster.",
+                f"torchvision.io.decode_jpeg cannot be used ({error_text(error)}). The pixels are the same. To decode "
+                "faster, install a torchvision that has it.",
                 file=sys.stderr,
                 flush=True,
             )
