@@ -1,4 +1,4 @@
-"""Which objective a run has. The one place where it is chosen."""
+"""The objective of a run: the only place where one is chosen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def objective_of(base: Base) -> Objective:
 
 
 def collator_of(base: Base) -> Collator:
-    """What lays encoded rows of this base into a flat batch."""
+    """The collator for encoded rows of this base."""
     vision, tokenizer = base.config.vision_config, base.processor.tokenizer
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return Collator(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, filler_token=filler)

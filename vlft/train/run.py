@@ -88,7 +88,7 @@ def train(
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
         notice: of a signal that ends the run; None: signals do what they do without.
         report: called with the run folder now and then, and at the end, to write a page about it.
-        objective: makes what is optimised of the opened base.
+        objective: makes the objective, given the opened base.
 
     Returns:
         the run folder.

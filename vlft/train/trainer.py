@@ -48,7 +48,7 @@ class VlftTrainer(SavingTrainer):
         model, args: as the stock Trainer takes them. groups: of the optimizer (frozen ones are ignored).
         train_rows, eval_rows: datasets; `eval_rows` may be None.
         order, eval_order: of them.
-        objective: what is optimised: rows -> batches -> losses.
+        objective: encodes and collates rows, and computes the loss.
         folder: where and how things are saved.
         guard: watches over each step. notice: of a signal that ends the run.
         meter: counts what is trained.
@@ -57,7 +57,8 @@ class VlftTrainer(SavingTrainer):
         on_bad_row: what to do with a row whose media cannot be decoded after all.
     """
 
-    #: Called with the trainer and each micro-batch before its loss: where tests count, break, kill or wait.
+    #: Functions called with the trainer and each training micro-batch before its loss. A hook for tests, which count
+    #: rows here, or make the step fail.
     before_loss: ClassVar[tuple[Callable[[VlftTrainer, Batch], object], ...]] = ()
 
     def __init__(
