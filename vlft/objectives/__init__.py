@@ -1,7 +1,7 @@
-"""What a run optimises: how a row becomes an item, items a batch, and a batch a loss.
+"""What a run optimises: how a row becomes an item, items become a batch, and a batch becomes a loss.
 
-`base` says what an objective is, `sft` is the one there is. `vlft.setup.objective_of` chooses; the trainer knows only
-`base.Objective`. Above data and model, which are strangers to each other.
+`base` defines an objective, `sft` is the only one so far. `vlft.setup.objective_of` chooses one, and the trainer uses
+it through `base.Objective`. This room stands above data and model, which do not import each other.
 """
 
 from vlft.objectives.base import Loss, Mean, Objective, Sums

@@ -1,9 +1,10 @@
-"""What an objective is, and how its losses add up over micro-batches and processes. Knows no trainer and no file.
+"""What an objective is, and how its losses add up over micro-batches and processes. It knows no trainer and no file.
 
     Sample  --encode-->  EncodedSample  --collate-->  Batch  --loss-->  Loss(sum, weight, statistics)
 
-The trainer divides the sum of a global step by its weight, so a step is the same at any batch size, accumulation and
-number of processes: each of them is a part of one sum. A loss that is a mean over its own micro-batch would not be.
+The trainer adds up the sums of a global step and divides by the sum of their weights. So a step is the same at any
+batch size, accumulation and number of processes. A mean over each micro-batch would not be: rows of short
+micro-batches would count more.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from vlft.model.forward import FORWARD_KEYS
 
 
 class Mean(NamedTuple):
-    """A mean over many micro-batches, as far as one of them adds to it.
+    """The share of one micro-batch in a mean over many.
 
     Attributes:
-        sum: float [], on the device; may carry a gradient, which is ignored.
-        weight: what the sum is divided by in the end, e.g. tokens or pairs.
+        sum: float [], on the device. Its gradient is not used.
+        weight: adds up to what the sums are divided by, e.g. tokens or pairs.
     """
 
     sum: torch.Tensor
@@ -35,11 +36,12 @@ class Mean(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """What a micro-batch adds to a step, or to an evaluation.
+    """The share of one micro-batch in the loss of a step or an evaluation.
 
     Attributes:
-        sum: float32 [], on the device and differentiable: the sum over the micro-batch, never its mean. A micro-batch
-            without rows gives 0 with a graph through the model, else other processes wait for its gradients.
+        sum: float32 [], on the device and differentiable: the sum over the micro-batch, never its mean. For a
+            micro-batch without rows it is 0 and still comes from the model, because the other processes wait for this
+            one's gradients.
         weight: `Objective.weight` of the micro-batch.
         statistics: some or all of `Objective.statistics`.
     """
@@ -50,19 +52,19 @@ class Loss(NamedTuple):
 
 
 class Objective(ABC):
-    """What a run optimises. A subclass says `loss` and `weight`, and changes what else differs.
+    """What a run optimises. A subclass defines `loss` and `weight`, and overrides what else is different.
 
     Args:
-        encoder: rows -> tokens and pixels, with the run's settings.
-        collator: encoded samples -> a flat batch.
+        encoder: turns rows into tokens and pixels, with the run's settings.
+        collator: puts encoded samples into a flat batch.
     """
 
-    #: What `weight` counts: an evaluation is logged with `eval_<unit>`.
+    #: What `weight` counts. The total of an evaluation is logged as `eval_<unit>`.
     unit: ClassVar[str] = "tokens"
-    #: Names of the statistics. Each is logged under its name, and as `eval_<name>`, as a mean over micro-batches and
-    #: processes. Every process has to know them all, also where its own rows add to none.
+    #: Names of all statistics. Each is logged as a mean over micro-batches and processes: `<name>` in training,
+    #: `eval_<name>` in an evaluation. Processes add them up by place, so all of them have the same list.
     statistics: ClassVar[tuple[str, ...]] = ()
-    #: Tensors of a batch that the loss takes: they go to the device. One that adds its own names them here.
+    #: Keys of the batch that `loss` needs on the device. An objective that adds tensors of its own lists them here.
     tensors: ClassVar[tuple[str, ...]] = FORWARD_KEYS
 
     def __init__(self, *, encoder: Encoder, collator: Collator) -> None:
@@ -70,7 +72,7 @@ class Objective(ABC):
         self.collator = collator
 
     def encode(self, sample: Sample) -> EncodedSample:
-        """What a row becomes; called in the loader's workers. What it costs is what the encoder measured.
+        """Encode a row; called in the loader's workers. The item must cost what `encoder.measure` says of the row.
 
         Raises:
             DataError: the row cannot be trained on.
@@ -78,7 +80,7 @@ class Objective(ABC):
         return self.encoder.encode(sample)
 
     def collate(self, items: Sequence[EncodedSample | BadRow]) -> Batch:
-        """Items of a micro-batch, maybe none -> the batch, on the CPU; called in the loader's workers."""
+        """Put the items of a micro-batch, maybe none, into a batch on the CPU; called in the loader's workers."""
         return self.collator(items)
 
     def cross_entropy(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -91,34 +93,35 @@ class Objective(ABC):
 
     @abstractmethod
     def weight(self, batch: Batch) -> float:
-        """What the step's loss is divided by, as far as this micro-batch adds to it; known before the forward."""
+        """The micro-batch's share of what the step's loss is divided by; called before the forward, on the CPU."""
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
-        """The loss of a micro-batch whose `tensors` are on the device. Reads nothing back from it.
+        """The loss of a micro-batch. It must read nothing back from the device.
 
         Args:
-            model: as the trainer runs it: bound to the flat forward, maybe within PEFT, DDP or DeepSpeed.
+            model: as the trainer runs it: with the flat forward, maybe wrapped by PEFT, DDP or DeepSpeed.
+            batch: of `collate`, with its `tensors` on the device.
         """
 
     def evaluate(self, model: torch.nn.Module, batch: Batch) -> Loss:
-        """The same of an evaluation's micro-batch, without gradients."""
+        """The loss of a micro-batch of an evaluation; called without gradients."""
         return self.loss(model, batch)
 
 
 def _forward(model: torch.nn.Module, batch: Any, **asked: bool) -> Any:
-    """What the flat forward yields (`vlft.model.forward.FlatOutput`)."""
+    """The output of the flat forward (`vlft.model.forward.FlatOutput`)."""
     return model(**{key: batch[key] for key in FORWARD_KEYS}, **asked)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Losses and statistics added up over micro-batches, in float64, on the device until they are asked for.
+    """Losses and statistics added up over micro-batches, in float64. They stay on the device until they are logged.
 
     Attributes:
         names: of the statistics.
-        sums: float64 [] each, of the loss and then of each statistic; None where nothing was added yet.
-        weights: of the same.
+        sums: float64 [] each, first the loss, then the statistics; None where nothing was added yet.
+        weights: in the same order.
     """
 
     names: tuple[str, ...] = ()
@@ -126,10 +129,10 @@ class Sums:
     weights: tuple[float, ...] = ()
 
     def plus(self, loss: Loss) -> Sums:
-        """These and one micro-batch more; nothing is read from the device.
+        """These sums with one more micro-batch; nothing is read from the device.
 
         Raises:
-            ValueError: a statistic that the objective has not named.
+            ValueError: a statistic is not in `names`.
         """
         if unknown := sorted(set(loss.statistics) - set(self.names)):
             raise ValueError(f"statistics {unknown} are not among Objective.statistics {list(self.names)}")
@@ -143,7 +146,7 @@ class Sums:
         return replace(self, sums=tuple(sums), weights=tuple(weights))
 
     def as_vector(self, device: torch.device) -> torch.Tensor:
-        """float64 [2 * (1 + S)], sums and then weights, to be added up over processes and handed to `means`."""
+        """float64 [2 * (1 + S)]: sums, then weights. Add these up over processes and pass the result to `means`."""
         many = 1 + len(self.names)
         zero = torch.zeros((), dtype=torch.float64, device=device)
         sums = torch.stack([zero if one is None else one for one in self.sums or [None] * many])
@@ -151,10 +154,10 @@ class Sums:
         return torch.cat([sums, weights])
 
     def means(self, totals: Sequence[float]) -> tuple[dict[str, float | None], float]:
-        """What `as_vector` comes to over all processes.
+        """Means from the totals of `as_vector` over all processes.
 
         Returns:
-            means: "loss" and each statistic; None where nothing was added.
+            means: "loss" and each statistic; None where the weight is 0.
             weight: of the loss.
         """
         many = 1 + len(self.names)

@@ -9,7 +9,7 @@ from vlft.objectives.base import Loss, Objective
 
 
 class Sft(Objective):
-    """Cross-entropy per trained token, every one with the same weight, whatever row or micro-batch it is in."""
+    """Cross-entropy per trained token. Each token has the same weight, whatever its row and micro-batch."""
 
     def weight(self, batch: Batch) -> int:
         """Trained tokens."""

@@ -1,4 +1,4 @@
-"""Which objective a run has. The one place where it is chosen."""
+"""The objective of a run: the only place where one is chosen."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def train(
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
         notice: of a signal that ends the run; None: signals have their usual effect.
         report: called with the run folder from time to time, and at the end, to write a page about it.
-        objective: makes the objective from the opened base.
+        objective: makes the objective, given the opened base.
 
     Returns:
         The run folder.

@@ -63,7 +63,8 @@ class VlftTrainer(SavingTrainer):
         on_bad_row: whether a row whose media cannot be decoded ends the run or is skipped.
     """
 
-    #: Called with the trainer and each micro-batch before its loss. Tests use it to count, break, kill or wait.
+    #: Functions called with the trainer and each training micro-batch before its loss. A hook for tests, which count
+    #: rows here, or make the step fail.
     before_loss: ClassVar[tuple[Callable[[VlftTrainer, Batch], object], ...]] = ()
 
     def __init__(
