@@ -1,4 +1,4 @@
-"""From a base and rows to weights that others load: train and merge by the CLI, then plain transformers and peft."""
+"""From a base and rows to weights that others load: train and merge with the CLI, load with transformers and peft."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOVE = ("--max_steps", "12", "--learning_rate", "5e-3", "--lr_scheduler_type", "
 
 
 def tensors(folder: Path) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    """Name -> dtype and shape of everything in a model folder's files."""
+    """Name -> dtype and shape of every tensor in the files of a model folder."""
     found = {}
     for file in set(tensor_index(folder).values()):
         with safe_open(file, framework="pt") as source:
@@ -38,7 +38,7 @@ def tensors(folder: Path) -> dict[str, tuple[torch.dtype, torch.Size]]:
 
 
 def logits(model, encoded) -> torch.Tensor:
-    """The last logits of a picture row and of a text row by the stock forward."""
+    """The last logits of a picture row and of a text row, computed by the stock forward."""
     from models import stock_inputs
 
     from vlft.model.load import load_processor
@@ -66,7 +66,7 @@ def with_adapter(base: Path, run: Path):
 
 @pytest.fixture(scope="session", params=["fp32-tied", "bf16-untied", "published-bf16-tied"])
 def any_base(request, tmp_path_factory) -> Path:
-    """Bases of different dtype, tying and file layout."""
+    """Bases that differ in dtype, tying and file layout."""
     folder = tmp_path_factory.mktemp("any") / request.param
     kind = {"dtype": "bfloat16" if "bf16" in request.param else "float32", "tied": "untied" not in request.param}
     if not request.param.startswith("published"):

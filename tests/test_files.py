@@ -1,4 +1,4 @@
-"""Files and folders that appear whole, and locks: what is left after an error, a kill, and by children."""
+"""Files and folders are written atomically, and locks: the state after an error, after a kill, and with children."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlft.train.lock import LOCK, hold
 
 @contextmanager
 def process(work: Callable[[], None]) -> Iterator[int]:
-    """A forked process that has done `work` and waits to be killed."""
+    """Fork a process that does `work` and then waits to be killed."""
     ready, said = os.pipe()
     child = os.fork()
     if child == 0:
@@ -58,7 +58,7 @@ def _fail_in(folder: Path, interrupted: Callable[[], None]) -> None:
         raise ValueError("half way")
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
+def test_a_file_is_written_atomically(tmp_path):
     path = tmp_path / "new" / "a.json"
     write_text(path, "first \ud800")
     with pytest.raises(ValueError, match="half way"):
@@ -132,7 +132,7 @@ def test_waiting_for_a_lock(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_run_is_refused_where_the_file_system_has_no_locks(tmp_path, monkeypatch, number):
-    """As Lustre and some NFS are mounted. A file that says "locked" would stay after a kill."""
+    """Lustre and some NFS are mounted like this. A file as a lock would stay after a kill."""
 
     def flock(handle: int, how: int) -> None:
         raise OSError(number, os.strerror(number))

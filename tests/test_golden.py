@@ -1,7 +1,7 @@
-"""What a mixed set of rows becomes, frozen as digests: tokens, labels, positions, patches, batches and their order.
+"""Digests of what a mixed set of rows becomes: tokens, labels, positions, patches, batches and their order.
 
-A change that is meant to move none of them must leave `golden.json` as it is. One that is meant to writes it again
-(`VLFT_WRITE_GOLDEN=1 pytest tests/test_golden.py`), and its commit says why.
+A change that is not meant to change any of them must leave `golden.json` as it is. A change that is meant to writes the
+file again (`VLFT_WRITE_GOLDEN=1 pytest tests/test_golden.py`), and its commit says why.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from vlft.data.order import PackOrder, RowOrder
 GOLDEN = Path(__file__).with_name("golden.json")
 PHOTOS = {"china": (224, 168), "flower": (90, 300), "astronaut": (512, 512), "coffee": (61, 47)}
 
-#: Every kind of row whose pixels no lossy encoder of this machine has touched: pictures are PNG, videos lists of them.
+#: Every kind of row without a lossy encoder, whose pixels could differ by machine: pictures are PNG, videos are lists
+#: of PNG frames.
 ROWS = [
     row("<image>\nWhat is it?", "A temple.", id="still", image="china.png"),
     {
@@ -47,7 +48,7 @@ ROWS = [
 
 
 def digest(value: object) -> str:
-    """Of tensors with their dtype and shape, and of everything else by its JSON."""
+    """Return the digest of a tensor with its dtype and shape, or of the JSON of any other value."""
     if isinstance(value, torch.Tensor):
         array = value.contiguous().numpy()
         head = f"{array.dtype}{array.shape}".encode()

@@ -1,4 +1,4 @@
-"""The house rules a machine can check: imports point down only, and what no file of vlft may hold."""
+"""The house rules that a test can check: imports point down only, and no file of vlft uses forbidden calls."""
 
 import ast
 import re
@@ -67,7 +67,7 @@ def test_the_walk_lets_a_right_import_pass(source, module):
 
 
 UNPICKLERS = ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
-# What runs code that stands in the file it reads, or in its argument.
+# Calls that run code from the file that they read, or from their argument.
 RUNS_CODE = (
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "dill.loads", "cloudpickle.load"),
     *("cloudpickle.loads", "joblib.load", "shelve.open", "marshal.load", "marshal.loads", "read_pickle"),
@@ -80,7 +80,7 @@ _RUNS = re.compile(rf"(^|\.)({'|'.join(map(re.escape, RUNS_CODE))})$")
 
 
 def _forbidden(source: str) -> list[str]:
-    """What rule 10 and safety forbid, each with its line. Looks at code, so comments and docstrings may name it."""
+    """Calls that rule 10 and safety forbid, with their lines. Comments and docstrings may name them."""
     return [f"{node.lineno}: {what}" for node in ast.walk(ast.parse(source)) for what in _faults(node)]
 
 
@@ -88,12 +88,12 @@ def _faults(node: ast.AST):
     if isinstance(node, ast.ExceptHandler) and node.type is None:
         yield "bare except"
     elif isinstance(node, ast.ImportFrom) and node.module in UNPICKLERS:
-        yield f"from {node.module} import"  # by another name it would not be seen below
+        yield f"from {node.module} import"  # under another name the check of calls below would miss it
     elif isinstance(node, ast.Call):
         called = ast.unparse(node.func)
         words = [f"{word.arg}={ast.unparse(word.value)}" for word in node.keywords]
         banned = {"trust_remote_code=True", "allow_pickle=True", "shell=True"}
-        if called != "zip":  # there it only says that lengths differ
+        if called != "zip":  # for zip it only means that lengths may differ
             banned.add("strict=False")
         yield from (word for word in words if word in banned)
         if called in ("eval", "exec") or _RUNS.search(called):
@@ -103,7 +103,7 @@ def _faults(node: ast.AST):
 
 
 def test_nothing_forbidden():
-    # One deliberate exception would be named here with its reason; there is none.
+    # A deliberate exception would be listed here with its reason. There is none.
     wrong = [f"{module}:{line}" for module, file in FILES.items() for line in _forbidden(file.read_text())]
     assert not wrong, "\n".join(wrong)
 
@@ -135,7 +135,7 @@ def test_ordinary_code_is_not_forbidden():
 
 
 def test_no_test_file_imports_another():
-    """What two of them need is in a file of its own (`runs`, `models` and their neighbours) or in conftest."""
+    """Shared helpers are in files of their own (`runs`, `models` and others) or in conftest."""
     files = (rooms.ROOT / "tests").glob("*.py")
     wrong = [file.name for file in files if re.search(r"^ *(from|import) test_", file.read_text(), re.M)]
     assert not wrong

@@ -1,4 +1,4 @@
-"""Nothing that a user has is overwritten: what is taken as an output folder or file, and what is refused."""
+"""Files of the user are never overwritten: which output folders and files are accepted, and which are refused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_folder_of_something_else_is_refused_and_left_as_it_is(base, rows, fin
         assert main(arguments(base, rows, rows.parent, tmp_path / name, *ONE_STEP)) == 1
         printed = capsys.readouterr()
         assert re.search(says, printed.err), printed.err
-        assert "to train" not in printed.out  # said before rows are read
+        assert "to train" not in printed.out  # the error comes before rows are read
     assert contents(tmp_path) == before
 
 
@@ -79,7 +79,7 @@ def test_after_a_run_that_left_nothing_the_corrected_command_starts_over(base, r
         with pytest.raises(ZeroDivisionError):
             main(arguments(base, rows, rows.parent, out, *ONE_STEP))
     assert (out / "vlft.json").is_file()
-    (out / "answers.jsonl").write_text("{}\n")  # of its evaluation
+    (out / "answers.jsonl").write_text("{}\n")  # from its evaluation
     (out / "notes.txt").write_text("mine")
     capsys.readouterr()
     corrected = arguments(base, rows, rows.parent, out, *ONE_STEP, "--seed", "7", "--learning_rate", "2e-4")
@@ -94,7 +94,7 @@ def test_after_a_run_that_left_nothing_the_corrected_command_starts_over(base, r
 
 
 def test_weights_without_a_finished_record_are_not_started_over(base, rows, finished, tmp_path, capsys):
-    """As a kill leaves them between the last weights and the word that says so."""
+    """A kill leaves this state if it comes after the last weights and before the finished record."""
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     record = json.loads((run / "vlft.json").read_text())
     record["training"]["finished"] = False
@@ -104,7 +104,7 @@ def test_weights_without_a_finished_record_are_not_started_over(base, rows, fini
     assert "belongs to another run: its seed is 42, this run's is 7" in capsys.readouterr().err
 
 
-def test_reports_of_a_check_take_the_place_of_earlier_ones_only(rows, finished, tmp_path, capsys):
+def test_reports_of_a_check_replace_earlier_ones_only(rows, finished, tmp_path, capsys):
     check = ["check-data", str(rows), "--image_folder", str(rows.parent), "--report"]
     for _ in range(2):
         assert main([*check, str(tmp_path / "look")]) == 0
@@ -119,7 +119,7 @@ def test_reports_of_a_check_take_the_place_of_earlier_ones_only(rows, finished, 
         assert contents(tmp_path) == before
 
 
-def test_a_page_takes_the_place_of_a_page_only(base, rows, finished, tmp_path, capsys):
+def test_a_page_replaces_a_page_only(base, rows, finished, tmp_path, capsys):
     data = Path(shutil.copy(rows, tmp_path / "rows.json"))
     look = ["preview", str(rows), "--index", "1", "--image_folder", str(rows.parent), "--model_id", str(base), "--html"]
     for verb in (look, ["report", str(finished), "--html"]):
@@ -127,5 +127,5 @@ def test_a_page_takes_the_place_of_a_page_only(base, rows, finished, tmp_path, c
             assert main([*verb, str(tmp_path / "page.html")]) == 0
         capsys.readouterr()
         assert main([*verb, str(data)]) == 1
-        assert "is there already and is no HTML page" in capsys.readouterr().err
+        assert "already exists and is not an HTML page" in capsys.readouterr().err
     assert data.read_bytes() == rows.read_bytes()

@@ -1,4 +1,4 @@
-"""What holds of every page, whatever its template says: texts cannot act, and nothing is loaded."""
+"""Every page, independent of its template: texts cannot run as code, and nothing is loaded."""
 
 from __future__ import annotations
 

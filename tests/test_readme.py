@@ -1,5 +1,5 @@
-"""README.md, the guides and CONTRIBUTING.md: commands exist, links lead somewhere, tables agree with the code, examples
-parse, the README's first run does run. tests/test_commands.py runs the other commands, tests/test_api.py the Python."""
+"""README.md, the guides and CONTRIBUTING.md: commands exist, links work, tables agree with the code, examples parse,
+and the first run of the README runs. tests/test_commands.py runs the other commands, tests/test_api.py the Python."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands(block: str) -> list[list[str]]:
-    """The words of each command of a bash block, without the variables before it."""
+    """The words of each command of a bash block, without the variables in front of it."""
     found = []
     for line in block.replace("\\\n", " ").splitlines():
         command: list[str] = []
@@ -75,7 +75,7 @@ COMMANDS = [command for block in blocks("bash") for command in commands(block)]
 
 
 def table(page: str, header: str) -> list[list[str]]:
-    """Cells of the rows of a table, by the start of its first line."""
+    """The cells of each row of a table, which is found by the start of its first line."""
     assert f"| {header} |" in page, header
     lines = page.partition(f"| {header} |")[2].partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines]
@@ -96,7 +96,7 @@ def parser() -> FlagParser:
     return FlagParser("train", (DataFlags, ModelFlags, TrainFlags))
 
 
-# ---- what is named is there
+# ---- commands, paths and links exist
 
 
 def test_verbs_and_scripts_exist():
@@ -170,7 +170,7 @@ def test_flags_in_prose_are_known(page):
 
 
 def test_the_flags_are_those_of_the_code():
-    """Where it was meant to change: python -m vlft.cli.flags_page examples/guides/flags.md"""
+    """If a change was intended, run: python -m vlft.cli.flags_page examples/guides/flags.md"""
     assert flags_page.with_tables(GUIDES["flags"]) == GUIDES["flags"]
 
 
@@ -267,7 +267,7 @@ def test_the_commands_by_hand_are_those_of_the_demo():
 
 
 def test_the_commands_by_hand_do_what_the_demo_does(quick_demo, tmp_path, monkeypatch, capsys):
-    """In a few steps: the same adapter, the same merged weights, an answer, the same scores."""
+    """With a few steps: the same adapter, the same merged weights, an answer, the same scores."""
     out, _ = quick_demo
     (tmp_path / "demo-out").symlink_to(out)
     monkeypatch.chdir(tmp_path)
@@ -289,7 +289,7 @@ def test_the_commands_by_hand_do_what_the_demo_does(quick_demo, tmp_path, monkey
 
 
 def test_shown_scores_are_a_table_of_the_demo():
-    """The figures are of a real run (see its date in the history); the form is that of this code."""
+    """The figures come from a real run (see its date in the history). Their form is that of the code today."""
     shown = next(text for text in blocks("text") if "exact match, held out" in text)
     rows = re.findall(r"^(\w[\w ]+?) \((\d+)\) +" + " +".join([r"([\d.]+)%"] * 4) + "$", shown, re.M)
     scores = [

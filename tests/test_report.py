@@ -1,4 +1,4 @@
-"""The run report: a real run's page and answers, what asking must not change, and pages of odd and of huge runs."""
+"""The run report: page and answers of a real run, asking does not change training, and pages of odd and huge runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def texts(run: Path) -> dict[int, list[str]]:
 
 @pytest.fixture(scope="module")
 def evaluated(base, mixed_json, media, tmp_path_factory):
-    """A run with dropout, evaluations, checkpoints, a row that is skipped, and texts that are markup."""
+    """A run with dropout, evaluations, checkpoints, a skipped row, and texts that contain markup."""
     folder = tmp_path_factory.mktemp("report")
     rows = [*MIXED_ROWS, row("", "Nothing?", id="<i>empty</i>")]
     rows[0] = row("</div><script>alert(1)</script>", "<image>\nWhat <b>is</b> it?", id="still", image="china.jpg")
@@ -70,7 +70,7 @@ def test_the_page_says_what_the_run_says(evaluated, capsys):
         assert one.strip() == "" or one[:3] in unescape(html)
     assert html.count("data:image/jpeg;base64,") == 2
     assert html.count("video clip.mp4") == 2
-    # Time: what saving took is in the accounts, the last checkpoint's too, which no line comes after.
+    # The time for saving is counted, including the last checkpoint, which no logged line follows.
     saved = sum(line["save_s"] for line in logged) + record["training"]["unlogged"]["save_s"]
     assert 0 < saved < 5
     assert re.search(rf"saving checkpoints</span></td><td>{saved:.1f} s</td>", html)
@@ -102,11 +102,11 @@ def test_a_browser_has_nothing_to_complain_of(evaluated, tmp_path):
 
     assert "CONSOLE" not in opened().stderr
     page.write_text(html.replace("</body>", "<script>alert(1)</script></body>"), encoding="utf-8")
-    assert "Content Security Policy" in opened().stderr  # what is not ours does not run, and would be seen
+    assert "Content Security Policy" in opened().stderr  # a foreign script does not run, and is reported
 
 
 def test_answers_are_those_of_the_finished_model(evaluated, samples):
-    """The last evaluation was of the weights that `vlft chat` loads, from files, into a model of its own."""
+    """The last evaluation used the weights that `vlft chat` loads from files into a separate model."""
     run, _, data = evaluated
     (described,) = (line["rows"] for line in answers(run) if "rows" in line)
     assert [one["index"] for one in described] == [0, 2, 4]
@@ -145,7 +145,7 @@ def test_answers_after_a_checkpoint_are_cut_and_asked_again(evaluated, tmp_path)
     assert texts(again) == texts(run)
     assert_same(again, run, tolerance=0)
     html = (again / "report.html").read_text(encoding="utf-8")
-    assert html.count("<section>") == 3  # the rows are described twice now, and shown once
+    assert html.count("<section>") == 3  # the rows are now described twice, and are shown once
 
 
 def test_a_page_that_cannot_be_written_ends_nothing(train, capsys, monkeypatch):
@@ -223,7 +223,7 @@ def test_a_hundred_thousand_steps(evaluated, tmp_path):
     folder = _folder(run, tmp_path / "long", metrics)
     start = time.process_time()
     assert main(["report", str(folder)]) == 0
-    assert time.process_time() - start < 6  # a second or two on a machine that does nothing else
+    assert time.process_time() - start < 6  # 1 to 2 s on an idle machine
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert len(html) < 1_000_000
     assert "100,000 logged lines are shown as 500 points" in html

@@ -1,4 +1,4 @@
-"""Words and tables for people."""
+"""`vlft.text`: numbers, durations and tables as text for people."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Web pages that need no network: `templates/` in one style, light and dark, fit for a phone. Knows not what they say.
+"""Render web pages that need no network, from `templates/`. They share one style, light and dark, that fits phones.
 
-Every text that a template shows is escaped, and its control characters are made visible, by the environment and not by
-the templates. A page can load nothing, and run nothing but the script of ours that it names.
+The environment, not the templates, escapes every text and makes its control characters visible. A page can load
+nothing, and run only the script of vlft that it names. The module does not depend on the contents of the pages.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @functools.cache
 def environment() -> Environment:
-    """What renders the templates."""
+    """Return the jinja2 environment that renders the templates."""
     import jinja2
 
     made = jinja2.Environment(
@@ -43,15 +43,15 @@ def environment() -> Environment:
 
 
 def render(template: str, *, script: str | None = None, **context: object) -> str:
-    """A page.
+    """Return a page.
 
     Args:
-        template: a file of `templates/`.
-        script: JavaScript there, for the end of the page; a browser compares its digest.
-        context: what the template shows; `title` always. Texts as they are: nothing is to be escaped.
+        template: name of a file in `templates/`.
+        script: name of a JavaScript file in `templates/`, for the end of the page. A browser compares its digest.
+        context: variables of the template, always with `title`. Texts must not be escaped.
 
     Raises:
-        jinja2.TemplateError: the template is wrong, or names what the context does not hold.
+        jinja2.TemplateError: the template is wrong, or uses a variable that the context does not have.
     """
     from markupsafe import Markup
 
@@ -64,7 +64,7 @@ def render(template: str, *, script: str | None = None, **context: object) -> st
 
 
 def _visible(value: object) -> str:
-    return printable(value if isinstance(value, str) else str(value))  # a `str` may be markup of a macro, and stays so
+    return printable(value if isinstance(value, str) else str(value))  # a `str` may be markup of a macro, so keep it
 
 
 def _thousands(number: float) -> str:
@@ -76,15 +76,15 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def write_page(path: str | Path, html: str) -> None:
-    """Write a page, whole or not at all.
+    """Write a page atomically.
 
     Raises:
-        OSError: it cannot be written there, e.g. because there is no such folder.
-        ConfigError: a file is there that is no page. A mistyped name must not cost a data file.
+        OSError: the page cannot be written, e.g. because its folder does not exist.
+        ConfigError: the file already exists and is not an HTML page. A mistyped name must not overwrite a data file.
     """
     if Path(path).is_file() and not _is_page(Path(path)):
-        raise ConfigError(f"{path}: is there already and is no HTML page. Name another file, or remove it.")
-    os.stat(Path(path).parent)  # `appearing` would make it, and a mistyped name must not
+        raise ConfigError(f"{path}: already exists and is not an HTML page. Use another file, or remove it.")
+    os.stat(Path(path).parent)  # `appearing` would create the folder; a mistyped name must not
     with appearing(path) as out:
         out.write(html.encode("utf-8", "replace"))
 
@@ -96,7 +96,7 @@ def _is_page(path: Path) -> bool:
 
 
 def picture_uri(picture: Image, kind: str = "PNG") -> str:
-    """A picture as the `src` of an `img`."""
+    """Return a picture as a data URI, for the `src` of an `img`."""
     file = io.BytesIO()
     picture.save(file, format=kind)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,6 +1,7 @@
-"""A page about a run, while it goes on and afterwards: curves, where the time went, rows, answers, settings.
+"""Write a page about a run, during the run or after it: curves, where the time went, rows, answers, settings.
 
-`read` opens what a run folder holds, `charts` draws, `page` puts it together. Reads only, and writes the one page.
+`vlft.report.read` reads the run folder, `vlft.report.charts` prepares the charts, `vlft.report.page` builds the page.
+The page is the only file that is written.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ def write_report(folder: str | Path, html: str | Path | None = None) -> Path:
     """Write the page of a run.
 
     Args:
-        folder: of the run, finished or not.
-        html: where to; None: `report.html` in the run folder.
+        folder: folder of the run, which may still be running.
+        html: path of the page; None writes `report.html` in the run folder.
 
     Returns:
-        the page's path.
+        path of the page.
 
     Raises:
         CheckpointError: the folder holds no run.
-        OSError: it cannot be written there.
+        ConfigError: a file that is not an HTML page exists at this path.
+        OSError: the page cannot be written.
     """
     target = Path(folder) / NAME if html is None else Path(html)
     write_page(target, as_html(read_run(folder)))
@@ -37,14 +39,14 @@ def write_report(folder: str | Path, html: str | Path | None = None) -> Path:
 
 
 def make_report(folder: str | Path, html: str | Path | None = None) -> Path:
-    """As `write_report`, for the command line.
+    """Write the page of a run for the command line: `write_report`, with a message if the page cannot be written.
 
     Raises:
         CheckpointError: the folder holds no run.
-        ConfigError: the page cannot be written there.
+        ConfigError: the page cannot be written.
     """
     try:
         return write_report(folder, html)
     except OSError as error:
         target = Path(folder) / NAME if html is None else html
-        raise ConfigError(f"{target}: cannot be written ({error.strerror}). Name another file: --html") from error
+        raise ConfigError(f"{target}: cannot be written ({error.strerror}). Use another file: --html") from error

@@ -1,4 +1,4 @@
-"""What the model answered to a few rows as training went on, as a part of the page."""
+"""The part of the page with the model's answers to a few rows during training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from vlft.data.media.pictures import Unreadable, open_picture
 from vlft.pages.web import picture_uri
 from vlft.report.read import Answered
 
-SHOWN_ANSWERS = 8  # of a row: the first, the last, and others evenly between
-SHOWN_MEDIA = 12  # of a row
-THUMB = 160  # longer side in pixels
+SHOWN_ANSWERS = 8  # answers of a row: the first, the last, and others spread evenly between them
+SHOWN_MEDIA = 12  # pictures and videos of a row
+THUMB = 160  # pixels of a thumbnail's longer side
 
 
 def asked_row(one: Answered) -> dict[str, Any]:
-    """A row and its answers, as `report.html.j2` shows them."""
+    """Return a row and its answers for the template `report.html.j2`."""
     row = one.row
     pictures, files = _media(row.get("media", ()))
     return {
@@ -31,7 +31,7 @@ def asked_row(one: Answered) -> dict[str, Any]:
 
 
 def title_of(file: str, row: dict[str, Any]) -> str:
-    """`train.json[7] (id x)`."""
+    """Return the name of a row: `train.json[7] (id x)`."""
     name = f" (id {row['id']})" if row.get("id") is not None else ""
     return f"{file}[{row['index']}]{name}"
 
@@ -43,7 +43,7 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _media(media: Iterable[dict[str, Any]]) -> tuple[list[dict[str, str]], list[str]]:
-    """Small pictures of what is still there, names of the rest."""
+    """Return thumbnails of the files that can still be opened, and the names of the others."""
     pictures, files = [], []
     for medium in list(media)[:SHOWN_MEDIA]:
         path = str(medium.get("path"))

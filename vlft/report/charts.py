@@ -1,6 +1,7 @@
-"""Line charts: places of points, ticks and labels; `charts.html.j2` draws them as HTML and SVG. No library, no network.
+"""Line charts: compute the positions of points, ticks and labels. Needs no library and no network.
 
-A chart of many points is thinned: each of `MOST` stretches shows its mean, and lightly its smallest and largest value.
+The template `charts.html.j2` draws them as HTML and SVG. A chart of many points is thinned: it is split into `MOST`
+intervals, and shows the mean of each as a line, and its smallest and largest value as a lighter band.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from vlft.text import label
 
 MOST = 500  # points of a line
-OUTLIER = 2.5  # a chart ends at so many times the spread that 90% of its points have
+OUTLIER = 2.5  # a chart ends at this multiple of the range that holds 90% of its points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,10 @@ class Series:
     """A line of a chart.
 
     Attributes:
-        name: in the key.
-        x, y: float64 of one length; where y is not finite there is no point.
-        dots: points are drawn, too; for few of them.
+        name: name in the key.
+        x: steps, float64 [L].
+        y: values, float64 [L]. There is no point where y is not finite.
+        dots: whether points are also drawn as dots; for lines of few points.
     """
 
     name: str
@@ -44,7 +46,7 @@ class _Thin:
 
 
 def thin(series: Series) -> _Thin:
-    """A series of at most `MOST` points, without those that are not finite."""
+    """Reduce a series to at most `MOST` points. Points that are not finite are removed."""
     good = np.isfinite(series.y) & np.isfinite(series.x)
     x, y = series.x[good], series.y[good]
     if len(x) <= MOST:
@@ -66,9 +68,10 @@ class Line:
     """A line as it is drawn.
 
     Attributes:
-        place: in the chart, from 0; it decides the colour.
-        name: in the key. last: its last value in words.
-        paths: (kind, SVG path) in a box of 1000 x 1000: a `band`, the line itself (""), and `dots`.
+        place: index in the chart, from 0; it decides the colour.
+        name: name in the key.
+        last: its last value, as text.
+        paths: (kind, SVG path) in a box of 1000 x 1000. Kinds are `band`, "" (the line itself) and `dots`.
     """
 
     place: int
@@ -79,7 +82,13 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A label on an axis: its place as a share of the axis, from above or from the left; `kind` is a CSS class."""
+    """A label on an axis.
+
+    Attributes:
+        at: position as a share of the axis, from the top or from the left.
+        label: the text.
+        kind: CSS class.
+    """
 
     at: float
     label: str
@@ -91,11 +100,12 @@ class Chart:
     """What `charts.html.j2` draws.
 
     Attributes:
-        title: above it.
-        lines: in the order of the key.
-        above: points that are higher than the chart.
-        ticks, steps: labels of the two axes.
-        points: JSON for the script that shows values under a pointer.
+        title: text above the chart.
+        lines: lines in the order of the key.
+        above: number of points above the top of the chart.
+        ticks: labels of the vertical axis.
+        steps: labels of the horizontal axis.
+        points: JSON for the script that shows the values under a pointer.
     """
 
     title: str
@@ -113,11 +123,13 @@ def chart(
     shown: Callable[[float], str] = lambda value: f"{value:.4g}",
     from_zero: bool = False,
 ) -> Chart | None:
-    """A chart over steps; None if no series has a point.
+    """Return a chart over steps; None if no series has a point.
 
     Args:
-        shown: a value in words, for the last one of each line.
-        from_zero: the axis begins at 0, also where values do not come near.
+        title: text above the chart.
+        series: the lines.
+        shown: formats the last value of each line as text.
+        from_zero: whether the vertical axis begins at 0 even if all values are far from it.
     """
     thinned = [(one, points) for one in series if len((points := thin(one)).x)]
     if not thinned:
@@ -129,7 +141,7 @@ def chart(
     low, high = ticks[0], ticks[-1]
 
     def at(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Places in a box of 1000 x 1000, y down."""
+        """Return positions in a box of 1000 x 1000, with y downwards."""
         wide = (x - left) / (right - left) * 1000 if right > left else np.full(len(x), 500.0)
         return np.stack([wide, 1000 - (np.clip(y, low, high) - low) / (high - low) * 1000], axis=1)
 
@@ -164,7 +176,7 @@ def _path(places: np.ndarray) -> str:
 
 
 def _range(lines: Sequence[_Thin], *, from_zero: bool) -> tuple[float, float]:
-    """Lowest and highest value to show: one spike must not flatten the rest."""
+    """Return the lowest and highest value to show, limited so that one spike does not flatten the rest."""
     low = min(float(line.low.min()) for line in lines)
     high = max(float(line.high.max()) for line in lines)
     if from_zero:
@@ -180,7 +192,7 @@ def _range(lines: Sequence[_Thin], *, from_zero: bool) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round values from below `low` to above `high`."""
+    """Return about `about` round values that enclose `low` and `high`."""
     rough = (high - low) / about
     unit = 10 ** math.floor(math.log10(rough))
     step = unit * next(nice for nice in (1, 2, 2.5, 5, 10) if nice * unit >= rough * 0.999)
@@ -189,7 +201,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _steps(left: float, right: float) -> list[Mark]:
-    """First, middle and last step below the chart."""
+    """Return the labels below the chart: the first, middle and last step."""
     if right == left:
         return [Mark(at=0.5, label=f"step {left:,.0f}")]
     middle = round((left + right) / 2)

@@ -1,4 +1,4 @@
-"""A `Run` as what `report.html.j2` shows: all that is known of it, from top to bottom. `charts` draws its curves."""
+"""Build the page of a run: the variables of `report.html.j2`, from top to bottom. `vlft.report.charts` draws curves."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from vlft.text import duration, scaled
 
 SHOWN_SKIPPED = 50
 SHOWN_TEXT = 4000  # characters of a question or an answer
-NOT_SETTINGS = ("left_out_steps", "unlogged")  # what `training` of a record holds besides
+NOT_SETTINGS = ("left_out_steps", "unlogged")  # keys of `training` in a record that are not settings
 
 
 def as_html(run: Run) -> str:
-    """The page. All texts are escaped; of its scripts a browser runs only ours."""
+    """Return the page. All texts are escaped, and a browser runs only the script of vlft."""
     return render("report.html.j2", script="charts.js", **context(run))
 
 
 def context(run: Run) -> dict[str, Any]:
-    """What the page shows of a run."""
+    """Return the variables of the template `report.html.j2`."""
     record, lines = run.record, run.lines
     name = f"{run.folder.absolute().name}: {record.base_model}"
     logged = len(lines["step"])
@@ -63,7 +63,7 @@ def context(run: Run) -> dict[str, Any]:
 
 
 def _state(run: Run) -> dict[str, Any]:
-    """How far it has come: the last step, of how many, and how long the rest takes; `step` is None before the first."""
+    """Return the progress: last step, number of steps, and remaining time. `step` is None before the first step."""
     steps = run.lines["step"]
     if not len(steps):
         return {"step": None}
@@ -93,10 +93,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append((f"best evaluation, step {int(run.evaluations['step'][best]):,}", _number(losses[best])))
     facts += [
         ("tokens", scaled(tokens)),
-        ("of them trained", f"{scaled(trained)} ({trained / tokens:.0%})" if tokens else "0"),
+        ("trained tokens", f"{scaled(trained)} ({trained / tokens:.0%})" if tokens else "0"),
         ("rows trained on", scaled(float(np.nansum(lines["samples"])))),
         ("pictures, videos", " + ".join(scaled(float(np.nansum(lines[name]))) for name in ("images", "videos"))),
-        ("tokens a second", scaled(tokens / total) if total else "-"),
+        ("tokens per second", scaled(tokens / total) if total else "-"),
         ("peak memory", f"{_number(_last(lines['peak_gb']))} GB"),
         ("padding", f"{weighted:.1%}"),
     ]
@@ -125,8 +125,8 @@ def _charts(run: Run) -> list[Chart]:
         ),
         chart("learning rate", [Series(name=n, x=x, y=y) for n, y in run.rates.items()], from_zero=True),
         chart("gradient norm", [line("before clipping", "grad_norm")], from_zero=True),
-        chart("tokens a second", [line("all processes", "tokens_per_s")], shown=scaled, from_zero=True),
-        chart("seconds a step", [line("step", "step_s"), waits], from_zero=True),
+        chart("tokens per second", [line("all processes", "tokens_per_s")], shown=scaled, from_zero=True),
+        chart("seconds per step", [line("step", "step_s"), waits], from_zero=True),
         chart("peak memory, GB", [line("largest process", "peak_gb")], from_zero=True),
         chart("MFU, %", [line("all processes", "mfu", 100)], from_zero=True),
     ]
@@ -134,7 +134,7 @@ def _charts(run: Run) -> list[Chart]:
 
 
 def _spent(run: Run) -> list[dict[str, Any]]:
-    """Seconds by what they went into, of rank 0 where ranks differ."""
+    """Return how the seconds of the run were spent. Where ranks differ, the figures are those of rank 0."""
     lines = run.lines
     wait = float(np.nansum(lines["data_wait_s"]))
     unlogged = run.record.training.get("unlogged") or {}
@@ -151,7 +151,7 @@ def _spent(run: Run) -> list[dict[str, Any]]:
 
 
 def _rows(run: Run) -> dict[str, Any]:
-    """Rows read = trained + skipped, with reasons."""
+    """Return the rows of each file (read = trained + skipped), and the skipped rows with their reasons."""
     data = run.record.data
     skipped = [(entry["file"], row) for entry in data for row in entry["skipped"]]
     fields = Counter(row["field"].split("[")[0] for _, row in skipped)
@@ -176,10 +176,10 @@ def _rows(run: Run) -> dict[str, Any]:
 
 
 def _also(entry: dict[str, Any]) -> list[str]:
-    """What became of rows besides: a mix does not draw all, and --over_length changes some."""
+    """Return further counts of a file: rows that a mix does not draw, and rows that `--over_length` changed."""
     words = {
         "not_drawn": "not drawn",
-        "draws_an_epoch": "draws an epoch",
+        "draws_an_epoch": "draws per epoch",
         "shrunk": "shrunk to fit",
         "lost_media": "lost media to fit",
     }

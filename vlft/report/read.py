@@ -1,6 +1,6 @@
-"""What a run folder holds, in columns: 100,000 logged steps take a few megabytes, not a dictionary each.
+"""Read a run folder into columns, so that 100,000 logged steps take a few megabytes.
 
-Letters: L logged lines.
+Letters in shapes: L is the number of logged lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from vlft.checkpoint import RunRecord, read_record
 
-#: Numbers of a metrics line that become columns; a line without one (of an older version) has NaN there.
+#: Numbers of a metrics line that become columns. A line that lacks one (from an older version) has NaN in its place.
 COLUMNS = (
     *("step", "loss", "grad_norm", "step_s", "data_wait_s", "tokens_per_s", "padding_fraction", "peak_gb", "mfu"),
     *("tokens", "supervised_tokens", "images", "videos", "samples", "time", "save_s", "report_s", "max_steps"),
@@ -26,11 +26,11 @@ EVALUATED = ("step", "eval_loss", "eval_runtime", "eval_answers_s")
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A row that is asked at each evaluation.
+    """A row that the model answers at each evaluation.
 
     Attributes:
-        row: as `answers.jsonl` describes it: file, index, id, turns, right, media.
-        answers: (step, text, whether it was cut) of each evaluation, in order.
+        row: its description in `answers.jsonl`: file, index, id, turns, right, media.
+        answers: (step, text, whether the answer was cut) of each evaluation, in order.
     """
 
     row: dict[str, Any]
@@ -39,15 +39,18 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run folder, read.
+    """The contents of a run folder.
 
     Attributes:
-        folder: of the run. record: its `vlft.json`. config: text of its `config.yaml`.
-        lines: column -> float64 [L], of the logged steps in order.
-        rates: parameter group -> float64 [L].
-        evaluations: column -> float64, of the evaluations in order.
-        answered: rows and what was answered; notes: why there is none.
-        broken: lines of its files that could not be read.
+        folder: path of the run folder.
+        record: its `vlft.json`.
+        config: text of its `config.yaml`.
+        lines: column -> float64 [L], one value per logged step, in order.
+        rates: parameter group -> learning rates, float64 [L].
+        evaluations: column -> float64, one value per evaluation, in order.
+        answered: rows and their answers.
+        notes: reasons why answers are missing.
+        broken: number of lines that could not be read.
     """
 
     folder: Path
@@ -62,7 +65,10 @@ class Run:
 
     @property
     def seconds(self) -> np.ndarray:
-        """Of each line [L], spent on its steps: tokens over their rate, for a line counts all steps since the last."""
+        """Seconds spent on the steps of each line [L]: tokens / tokens per second.
+
+        A line counts the tokens of all steps since the line before.
+        """
         lines = self.lines
         with np.errstate(divide="ignore", invalid="ignore"):
             found = lines["tokens"] / lines["tokens_per_s"]
@@ -71,11 +77,11 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Open a run folder.
+    """Read a run folder.
 
     Raises:
-        CheckpointError: it holds no `vlft.json`, or not a whole one.
-        OSError: a file of it cannot be read.
+        CheckpointError: its `vlft.json` is missing or incomplete.
+        OSError: one of its files cannot be read.
     """
     folder = Path(folder)
     record = read_record(folder)
@@ -115,7 +121,10 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The objects of a .jsonl, None for a line that is none; a run that is being written ends in half a line."""
+    """Yield the objects of a .jsonl file, and None for any other line.
+
+    An incomplete last line is ignored, because a run may still be writing it.
+    """
     if not path.is_file():
         return
     with path.open("rb") as file:
