@@ -262,7 +262,7 @@ def test_a_row_that_breaks_after_it_was_measured(policy, opened, tmp_path, caplo
         (
             lambda base, rows: vlft.data_loader(base, rows, global_batch=4, gradient_accumulation_steps=2),
             ConfigError,
-            "both say how large a step is",
+            "both set how large a step is",
         ),
         (
             lambda base, rows: vlft.data_loader(base, rows, shuffle=False, global_batch=4),

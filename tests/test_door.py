@@ -1,4 +1,4 @@
-"""Flags at the door: what each takes, other kits' command lines, near misses; all of it before anything heavy loads."""
+"""Checks of flags: values of each flag, command lines of other kits, similar names; all before heavy imports."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def test_every_flag_has_its_line_in_the_table():
 
 @with_stored_help
 def test_the_table_agrees_with_the_parser():
-    """Type, words and number of values of each flag are those that argparse will read."""
+    """Type, words and number of values of each flag are the same in argparse."""
     for action in FlagParser("train", FLAGS)._actions:
         name = action.dest
         if name not in table.OF_TRAIN or action.option_strings[0] != f"--{name}":
@@ -92,7 +92,7 @@ def refused(verb: str, *argv: str) -> str:
 
 @pytest.mark.parametrize("verb", ["train", "plan", "check-data", "preview", "bench"])
 def test_no_verb_takes_a_number_that_is_none(verb):
-    """All of them, in one message of one round."""
+    """One message names every flag."""
     for word in ("nan", "inf", "-1e30", "1e400", "x"):
         said = refused(verb, *(part for name in NUMBERS for part in (f"--{name}", word)))
         assert [name for name in NUMBERS if f"--{name} is {word}, must" not in said] == []
@@ -113,7 +113,7 @@ def test_no_verb_takes_a_number_that_is_none(verb):
         (["--image_min_pixels", "9000", "--image_max_pixels", "8000"], "--image_min_pixels 9000 is above"),
         (["--save_steps", "1.5"], "must be a whole number of steps, or a share below 1"),
         (["--optim", "adamw_torch_xla"], "needs the package torch_xla, which is not installed: pip install torch_xla"),
-        (["--optim", "galore_adamw"], "brings its own parameter groups"),
+        (["--optim", "galore_adamw"], "builds its own parameter groups"),
         (["--optim", "adamw"], "--optim adamw: is unknown; did you mean adamw_torch or adamw_torch_fused?"),
         (["--optim", "sgd", "--optim_args", "momentun=0.9"], "momentun has no effect"),
         (["--optim_args", "x"], "must be name=value"),
@@ -126,13 +126,13 @@ def test_no_verb_takes_a_number_that_is_none(verb):
         (["--lr_scheduler_type", "polynomial", "--learning_rate", "1e-8"], "must be below --learning_rate 1e-08"),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], "follows evaluations: it needs --eval_path"),
         (["--lr_scheduler_kwargs", "zzz"], "must be a JSON object"),
-        (["--lr_scheduler_kwargs", '{"power": 2}'], "power has no effect, --lr_scheduler_type linear does not know it"),
+        (["--lr_scheduler_kwargs", '{"power": 2}'], "power has no effect, --lr_scheduler_type linear does not take it"),
         (["--eval_on_start", "true"], "--eval_on_start true needs --eval_path"),
         (["--gradient_checkpointing", "maybe"], "must be one of auto, true, false"),
         (["--deepspeed", "zero9"], "neither a preset (zero1"),
         (["--resume_from_checkpoint", "nowhere"], "--resume_from_checkpoint nowhere: no such file"),
-        (["--output_dir", __file__], "is a file. Name a folder"),
-        (["--output_dir", f"{__file__}/run"], "is a file, so there can be no folder in it"),
+        (["--output_dir", __file__], "is a file. Use a folder"),
+        (["--output_dir", f"{__file__}/run"], "is a file, so it cannot contain a folder"),
         (["--fp16", "true"], "--fp16 true is not supported"),
         (["run.yaml"], "run.yaml belongs to no flag; did you mean --config run.yaml?"),
         (["--report_to", "tensorboard", "wandb"], "--report_to takes one value, not 2: tensorboard wandb"),
@@ -174,7 +174,7 @@ def test_near_misses_of_paths(tmp_path, monkeypatch):
     assert f"{tmp_path.name}/data: no such folder. Did you mean data?" in refused(
         "train", "--image_folder", f"{tmp_path.name}/data"
     )
-    assert "is no folder" in refused("train", "--image_folder", "data/Train.json")
+    assert "is not a folder" in refused("train", "--image_folder", "data/Train.json")
     assert "(nowhere does not exist)" in refused("preview", "nowhere/at/all.json")
 
 
@@ -202,7 +202,7 @@ def ours(argv) -> str:
 
 
 def corrected(message: str) -> list[str]:
-    """The command line at the end of a message."""
+    """Return the command line at the end of a message."""
     import shlex
 
     command = message[message.index("    vlft train") :].partition("\n  All flags")[0].replace("\\\n", " ")
@@ -228,7 +228,7 @@ def test_a_line_of_qwen2_vl_finetune_is_answered_in_one_message(old_line):
         "--per_device_train_batch_size 4 --gradient_accumulation_steps 4": "--global_batch 16",
     }.items():
         assert [after in line for line in message.splitlines() if line.strip().startswith(before)] == [True], before
-    idle = message.partition("without effect here:")[2].partition("the same for vlft")[0]
+    idle = message.partition("no effect here:")[2].partition("the command for vlft")[0]
     for flag in (
         "use_dora False",
         "num_lora_modules -1",
@@ -250,8 +250,8 @@ def test_values_that_change_nothing_are_taken_with_a_remark(tmp_path, capsys):
     parsed = parser.parse([*idle, "--remove_unused_columns", "False", "--language", "lora", "--lora_enable", "True"])
     assert parsed.given == {"language"}
     note = capsys.readouterr().err
-    assert note.startswith("note: without effect here: --")
-    assert "--lora_enable True (--language lora says it)" in note
+    assert note.startswith("note: these flags have no effect here: --")
+    assert "--lora_enable True (--language lora sets it)" in note
     assert note.count("\n") == 1
 
 
@@ -297,7 +297,7 @@ def test_a_flag_of_another_kit_by_its_value(argv, becomes):
 
 
 def test_yaml_files_of_other_kits(tmp_path, monkeypatch):
-    """LLaMA-Factory's data sets are looked up, ms-swift's environment is read, a part of axolotl's is nested."""
+    """LLaMA-Factory's data sets are looked up, ms-swift's environment is read, axolotl's nested entries are read."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.json").write_text("[]")
@@ -336,7 +336,7 @@ def test_yaml_files_of_other_kits(tmp_path, monkeypatch):
 def test_hints_by_spelling_only_for_slips():
     assert "did you mean --learning_rate?" in refused("train", "--learnin_rate", "1")
     assert "did you mean" not in refused("train", "--colour_depth", "1")
-    assert "--eval_steps" not in refused("train", "--val_size", "0.1").partition("the same for")[0]
+    assert "--eval_steps" not in refused("train", "--val_size", "0.1").partition("the command for")[0]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Flags against each other: those that have no effect beside others, or cannot be carried out together.
+"""Compare flags with each other: flags that contradict another flag, or have no effect because of it.
 
-Needs values only: `vlft.config.door` asks before anything is parsed. What needs the parsed flags is
-`vlft.config.machine`. Imports nothing heavy.
+Works on plain values, so `vlft.config.door` calls it before anything is parsed. `vlft.config.machine` has the checks
+that need parsed flags. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from vlft.config.schedules import scheduler_problems
 from vlft.config.values import Values
 from vlft.errors import ConfigError
 
-REPORT_ROWS = 4  # the flag's default, which config.yaml of a run without evaluation holds too
+REPORT_ROWS = 4  # the flag's default; config.yaml of a run without evaluation also holds it
 TOWERS = ("vision", "merger", "language")
-SAVING = 4.0  # times --stall_timeout that saving may take: disks over a network can be slow
-REPORTING = 300  # seconds that torch.distributed waits longer than --stall_timeout, for the report to be out before
+SAVING = 4.0  # saving may take this many times --stall_timeout, because network disks can be slow
+REPORTING = 300  # seconds that torch.distributed waits beyond --stall_timeout, so that the report is printed first
 
 
 def contradictions(values: Values, verb: str) -> Iterator[str]:
-    """What cannot be carried out, each as a message.
+    """Yield a message for each combination of flags that cannot be carried out.
 
     Args:
-        verb: train and plan need a base and data; of the other verbs only flags of data and model are compared.
+        verb: train and plan need a base and data. For the other verbs only the flags of data and model are compared.
     """
     checks: list[Callable[[Values], Iterator[str]]] = [_pixels, _packs, _columns, _base, _deepspeed]
     if verb != "bench":
@@ -50,7 +50,7 @@ def _base(values: Values) -> Iterator[str]:
 
         yield (
             f"{name}: no such model folder (looked for {os.path.abspath(os.path.expanduser(name))}){near_miss(name)}. "
-            "Give a folder with config.json and *.safetensors, or a hub id such as Qwen/Qwen2-VL-2B-Instruct."
+            "Use a folder with config.json and *.safetensors, or a hub id such as Qwen/Qwen2-VL-2B-Instruct."
         )
 
 
@@ -61,7 +61,7 @@ def _pixels(values: Values) -> Iterator[str]:
             yield f"--{kind}_min_pixels {low} is above --{kind}_max_pixels {high}. Change one of them."
     fps, nframes, most = values.of("fps"), values.of("nframes"), values.of("video_max_frames")
     if fps is not None and nframes is not None:
-        yield f"--fps {fps} and --nframes {nframes} both say how many frames a video gets. Give one."
+        yield f"--fps {fps} and --nframes {nframes} both set how many frames a video gets. Keep one."
     if nframes is not None and most is not None and nframes > most:
         yield f"--nframes {nframes} is above --video_max_frames {most}. Change one of them."
     if values.given("data_path") and values.given("data_mix"):
@@ -119,39 +119,39 @@ def _batches(values: Values) -> Iterator[str]:
     for flag in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         if values.of("packing") and values.of(flag) != 1:
             yield (
-                f"--{flag} {values.of(flag)} has no effect: with packing a micro-batch is one pack. Say how large "
-                "with --pack_tokens, how many rows make a step with --global_batch, or set --packing false."
+                f"--{flag} {values.of(flag)} has no effect: with packing a micro-batch is one pack. Set its size "
+                "with --pack_tokens and the rows of a step with --global_batch, or set --packing false."
             )
     if values.given("global_batch") and values.given("gradient_accumulation_steps"):
         yield (
             f"--global_batch {values.of('global_batch')} and --gradient_accumulation_steps "
-            f"{values.of('gradient_accumulation_steps')} both say how large a step is. Give one."
+            f"{values.of('gradient_accumulation_steps')} both set how large a step is. Keep one."
         )
 
 
 def _steps(values: Values) -> Iterator[str]:
     if values.of("logging_nan_inf_filter"):
         yield (
-            "--logging_nan_inf_filter true has no effect: no loss is hidden, one that is not finite stops the run. "
-            "Drop it; --max_nonfinite_steps leaves such steps out."
+            "--logging_nan_inf_filter true has no effect: no loss is hidden, and a loss that is not finite stops the "
+            "run. Drop it. To skip such steps, use --max_nonfinite_steps."
         )
     if values.of("max_nonfinite_steps") and values.given("deepspeed"):
         yield (
-            f"--max_nonfinite_steps {values.of('max_nonfinite_steps')} has no effect under --deepspeed, whose engine "
-            "has moved the weights before the gradient is looked at. Drop one of the two."
+            f"--max_nonfinite_steps {values.of('max_nonfinite_steps')} has no effect with --deepspeed: its engine "
+            "updates the weights before the gradient can be checked. Drop one of the two."
         )
     if values.of("fp16"):
         yield (
             "--fp16 true is not supported: Qwen's models are trained in bf16, and their activations overflow float16, "
-            "which ends at 65,504 (QwenLM/Qwen3 issues 670 and 868). Drop it: a GPU that has bf16 computes in bf16, an "
-            "older one in float32."
+            "whose largest number is 65,504 (QwenLM/Qwen3 issues 670 and 868). Drop it: a GPU with bf16 computes in "
+            "bf16, and an older one in float32."
         )
     patience = values.of("stall_timeout")
     if patience and values.given("ddp_timeout") and values.of("ddp_timeout") < patience + REPORTING:
         yield (
-            f"--ddp_timeout {values.of('ddp_timeout')} would end processes that wait for another one before "
-            f"--stall_timeout {patience:g} can say which. Give it at least {patience + REPORTING:g}, drop it, or lower "
-            "--stall_timeout."
+            f"--ddp_timeout {values.of('ddp_timeout')} would end processes that wait for another process before "
+            f"--stall_timeout {patience:g} can report which one. Set it to at least {patience + REPORTING:g}, drop it, "
+            "or lower --stall_timeout."
         )
 
 
@@ -166,8 +166,8 @@ def _evaluation(values: Values) -> Iterator[str]:
     rows = values.of("report_rows")
     if values.given("report_rows") and rows not in (0, REPORT_ROWS) and not path:
         yield (
-            f"--report_rows {rows} has no effect without --eval_path: its rows are those that are asked. Drop it, or "
-            "name evaluation data."
+            f"--report_rows {rows} has no effect without --eval_path: it takes its rows from the evaluation data. Drop "
+            "it, or set --eval_path."
         )
 
 
@@ -181,8 +181,8 @@ def _best(values: Values) -> Iterator[str]:
         return
     if when != save or when == "no":
         yield (
-            f"--load_best_model_at_end true needs --eval_strategy and --save_strategy to be the same, not {when} and "
-            f"{save}: a checkpoint is compared by the evaluation of its step."
+            f"--load_best_model_at_end true needs --eval_strategy and --save_strategy to be equal, not {when} and "
+            f"{save}: checkpoints are compared by the evaluation at their step."
         )
     elif when == "steps":
         every = values.of("save_steps")
@@ -190,7 +190,7 @@ def _best(values: Values) -> Iterator[str]:
         if (every < 1) != (step < 1) or round(every * 10**6) % round(step * 10**6):
             yield (
                 f"--load_best_model_at_end true needs --save_steps {every:g} to be a multiple of --eval_steps "
-                f"{step:g}: a checkpoint is compared by the evaluation of its step."
+                f"{step:g}: checkpoints are compared by the evaluation at their step."
             )
 
 

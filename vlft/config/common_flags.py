@@ -1,6 +1,7 @@
 """The flags of a first run, which `vlft VERB --help` lists; `--help all` lists every flag.
 
-Also plain texts for flags of TrainingArguments, whose own are written for programmers. `vlft.config.parse` reads both.
+Also help texts in plain words for flags of TrainingArguments, whose own texts are written for programmers.
+`vlft.config.parse` reads both.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ _ROWS = ("image_max_pixels", "max_length", "on_bad_row")
 _TOWERS = ("vision", "merger", "language", "lora_rank")
 _STEPS = ("num_train_epochs", "learning_rate", "global_batch", "warmup_steps", "gradient_checkpointing", "deepspeed")
 
-#: Verb -> flags of train that its short help lists, besides all flags of its own.
+#: Verb -> flags of train in its short help. The verb's own flags are always listed.
 COMMON: dict[str, tuple[str, ...]] = {
     "train": (
         *(*_DATA, "eval_path", *_ROWS, "pack_tokens", "model_id", *_TOWERS, *_STEPS),
@@ -22,7 +23,7 @@ COMMON: dict[str, tuple[str, ...]] = {
     "bench": (),
 }
 
-#: Flag of TrainingArguments -> what it is, with its default.
+#: Flag of TrainingArguments -> its help text, with its default.
 TEXTS = {
     "output_dir": "run folder: checkpoints, metrics, the report and the final weights",
     "num_train_epochs": "passes over the training data (default: 3)",

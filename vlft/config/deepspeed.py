@@ -1,6 +1,6 @@
-"""DeepSpeed's settings: presets by name, or a user's JSON, refused where it would override a flag.
+"""DeepSpeed's settings: a preset by name, or a user's JSON file, which must not override a flag.
 
-Neighbours: `vlft.config.flags` hands the result to transformers, which fills in every "auto" from the flags.
+Neighbours: `vlft.config.flags` passes the result to transformers, which fills in every "auto" from the flags.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vlft.config.kinds import missing
 from vlft.config.places import near_miss
 from vlft.errors import ConfigError
 
-#: Preset -> ZeRO stage, and what lies in the host's memory.
+#: Preset -> ZeRO stage, and what is offloaded to the host's memory.
 PRESETS: dict[str, tuple[int, tuple[str, ...]]] = {
     "zero1": (1, ()),
     "zero2": (2, ()),
@@ -26,7 +26,7 @@ PRESETS: dict[str, tuple[int, tuple[str, ...]]] = {
     "zero3_offload": (3, ("optimizer", "param")),
 }
 
-#: Blocks that would replace what flags say -> what to use instead.
+#: Blocks that would replace flags -> what to use instead.
 _BLOCKS = {
     "optimizer": "--optim, --learning_rate, --vision_lr, --merger_lr and --weight_decay",
     "scheduler": "--lr_scheduler_type and --warmup_steps",
@@ -39,9 +39,9 @@ _BLOCKS = {
     "progressive_layer_drop": "plain training of all layers",
     "compression_training": "plain training of the weights as they are",
     "sparse_attention": "--attn",
-    "tensor_parallel": "--deepspeed zero3, which shares the weights too",
+    "tensor_parallel": "--deepspeed zero3, which also shards the weights",
 }
-#: Keys that hold a flag's value -> the flag.
+#: Key that holds a flag's value -> the flag.
 _FLAGS = {
     "gradient_clipping": "max_grad_norm",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
@@ -52,17 +52,18 @@ _FLAGS = {
 
 
 def deepspeed_settings(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """DeepSpeed's settings by preset name or path.
+    """Return DeepSpeed's settings for a preset or a JSON file.
 
     Args:
-        name: `--deepspeed`.
+        name: the value of `--deepspeed`: a preset or a path.
         flags: the values of the flags in `_FLAGS`, and `global_batch`.
 
     Returns:
-        settings in which "auto" stands for what a flag says.
+        The settings, with "auto" for each value that a flag sets.
 
     Raises:
-        ConfigError: unknown name, unreadable file, values of the wrong kind, or one that would override a flag.
+        ConfigError: the name is unknown, the file cannot be read, a value is of the wrong kind, or a value would
+            override a flag.
     """
     settings = check_name(name)
     if settings is None:
@@ -72,10 +73,10 @@ def deepspeed_settings(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_name(name: str) -> dict[str, Any] | None:
-    """What the JSON file of that name holds; None for a preset. Imports nothing heavy.
+    """Return the content of the JSON file of that name, or None for a preset. Imports nothing heavy.
 
     Raises:
-        ConfigError: neither a preset nor a JSON file with an object, or DeepSpeed is not installed.
+        ConfigError: the name is neither a preset nor a JSON file with an object, or DeepSpeed is not installed.
     """
     if lacking := missing(("deepspeed",)):
         raise ConfigError(f"--deepspeed {name}: {lacking}")
@@ -95,7 +96,7 @@ def check_name(name: str) -> dict[str, Any] | None:
 def _preset(stage: int, offloaded: tuple[str, ...]) -> dict[str, Any]:
     zero: dict[str, Any] = {
         "stage": stage,
-        "overlap_comm": False,  # with it ZeRO-2 has given NaN losses (2U1/Qwen2-VL-Finetune #10)
+        "overlap_comm": False,  # True has led to NaN losses under ZeRO-2 (2U1/Qwen2-VL-Finetune #10)
         "contiguous_gradients": True,
     }
     for what in offloaded:
@@ -104,19 +105,19 @@ def _preset(stage: int, offloaded: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _filled(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with everything that flags decide handed over to them."""
+    """Return a copy of the settings with "auto" for each value that a flag sets."""
     settings = copy.deepcopy(settings)
-    # Without the key DeepSpeed 0.19.8 clips at 1.0 whatever --max_grad_norm says (older ones did not clip at all).
+    # Without the key, DeepSpeed 0.19.8 clips at 1.0 and ignores --max_grad_norm (older versions did not clip at all).
     for key in ("gradient_clipping", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu"):
         settings[key] = "auto"
     settings["train_batch_size"] = "auto"
     for key in ("bf16", "fp16"):
         settings[key] = {**settings.get(key, {}), "enabled": "auto"}
-    # Micro-batches of one step are added up in float32: in bf16 the last of many would be rounded away.
+    # Gradients of micro-batches are summed in float32: in bf16 the last of many would be lost to rounding.
     settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})
-    # The optimizer is torch's, made by vlft with a group for each tower. Offloaded, it then computes on the host with
-    # torch's fused AdamW: a pass over memory as DeepSpeed's own CPU Adam is, though without its blocking to the cache,
-    # and without a compiler. DeepSpeed would insist on its own unless told otherwise.
+    # The optimizer is torch's, built by vlft with a group for each tower. When offloaded, it runs torch's fused AdamW
+    # on the host: one pass over memory, as DeepSpeed's own CPU Adam, but without its cache blocking, and it needs no
+    # compiler. Without these two keys DeepSpeed insists on its own optimizer.
     settings["zero_allow_untested_optimizer"] = True
     settings["zero_force_ds_cpu_optimizer"] = False
     return settings
@@ -126,8 +127,8 @@ def _check(settings: Mapping[str, Any], flags: Mapping[str, Any], *, where: str)
     for block, instead in _BLOCKS.items():
         if block in settings:
             raise ConfigError(
-                f'{where}: its "{block}" block would act in place of {instead}. Remove the block; the flags then take '
-                "effect."
+                f'{where}: its "{block}" block would act in place of {instead}. Remove the block, so that the flags '
+                "take effect."
             )
     for key, flag in _FLAGS.items():
         value = settings.get(key, "auto")
@@ -148,7 +149,7 @@ def _check(settings: Mapping[str, Any], flags: Mapping[str, Any], *, where: str)
             said = json.dumps(flags[flag])
             raise ConfigError(
                 f'{where}: its {label} {json.dumps(value)} would override --{flag} {said}. Set it to "auto" in the '
-                "file (or remove it), and say what you want with the flag."
+                "file (or remove it), and use the flag."
             )
     whole = settings.get("train_batch_size", "auto")
     if whole != "auto":
@@ -157,7 +158,7 @@ def _check(settings: Mapping[str, Any], flags: Mapping[str, Any], *, where: str)
         )
         raise ConfigError(
             f'{where}: its train_batch_size {json.dumps(whole)} would override {said}. Set it to "auto" in the file '
-            "(or remove it), and say what you want with --global_batch."
+            "(or remove it), and use --global_batch."
         )
     _check_zero(_object(settings, "zero_optimization", where), where)
 
@@ -166,8 +167,8 @@ def _check_zero(zero: dict[str, Any], where: str) -> None:
     stage = zero.get("stage", 0)
     if type(stage) is not int or stage not in (1, 2, 3):
         raise ConfigError(
-            f"{where}: zero_optimization.stage is {json.dumps(stage)}, expected 1, 2 or 3. To share nothing, leave "
-            "--deepspeed out."
+            f"{where}: zero_optimization.stage is {json.dumps(stage)}, expected 1, 2 or 3. To train without sharding, "
+            "drop --deepspeed."
         )
     for block in ("offload_optimizer", "offload_param"):
         _object(zero, block, f"{where}: zero_optimization")
@@ -192,7 +193,7 @@ def _object(settings: Mapping[str, Any], key: str, where: str) -> dict[str, Any]
 
 
 def zero_word(settings: Mapping[str, Any] | None) -> str | None:
-    """What a run's state on disk is shared by: `zero1` .. `zero3`, with `_offload`; None without DeepSpeed."""
+    """Return how a run's state is sharded: `zero1` to `zero3`, or with `_offload`; None without DeepSpeed."""
     if settings is None:
         return None
     zero = settings["zero_optimization"]
@@ -203,7 +204,7 @@ def zero_word(settings: Mapping[str, Any] | None) -> str | None:
 
 
 def be_a_world_of_one() -> None:
-    """What torchrun would set, where nothing launched this process: DeepSpeed would ask for MPI instead."""
+    """Set what torchrun would set, if no launcher started this process. Without it DeepSpeed asks for MPI."""
     if "WORLD_SIZE" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

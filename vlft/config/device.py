@@ -1,13 +1,13 @@
-"""What the GPU of this process can compute in, asked before anything is loaded."""
+"""Whether the GPU of this process supports bf16. Needs torch, loads no model."""
 
 from __future__ import annotations
 
 
 def has_bf16() -> bool:
-    """Whether there is a GPU with bf16 of its own.
+    """Whether there is a GPU with native bf16.
 
-    Those of compute capability below 8 (V100, T4, RTX 20) emulate it, slower than float32, and torch says by default
-    that they have it.
+    GPUs of compute capability below 8 (V100, T4, RTX 20) emulate bf16, slower than float32, and torch by default
+    reports that they support it.
     """
     import torch
 
@@ -15,7 +15,7 @@ def has_bf16() -> bool:
 
 
 def without_bf16() -> str | None:
-    """The name of the GPU of this process where it has no bf16; None where it has, and where there is no GPU."""
+    """Return the name of this process's GPU if it has no native bf16; None if it has, or if there is no GPU."""
     import torch
 
     if not torch.cuda.is_available() or has_bf16():

@@ -1,9 +1,9 @@
-"""The one place where flags are checked: names, types, ranges, words, packages and paths, all in one message.
+"""Check all flags of a command line: names, types, ranges, words, packages and paths. One message lists all errors.
 
-It looks at argv and YAML as they are written, so it costs a tenth of a second and needs neither torch nor transformers.
-Every verb that takes flags of train goes through here, so that plan, check-data and train say the same.
-Neighbours: `vlft.config.table` (what each flag takes), `translate` (other kits' flags), `checks` (flags against each
-other); `vlft.cli.main` and `vlft.config.parse` call it.
+Reads argv and YAML as text, so it takes a tenth of a second and needs neither torch nor transformers. Every verb that
+takes the flags of train calls it, so plan, check-data and train report the same errors.
+Neighbours: `vlft.config.table` (what each flag takes), `translate` (other kits' flags), `checks` (flags that contradict
+each other). `vlft.cli.main` and `vlft.config.parse` call it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from vlft.config.translate import Change, Translation, shown, translate
 from vlft.config.values import Values
 from vlft.errors import ConfigError
 
-COLUMN = 52  # an arrow stands behind this column at most
+COLUMN = 52  # widest column of flags before the arrows
 FEW = 4  # words of a value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passed:
-    """A command line with nothing wrong in it.
+    """A command line without errors.
 
     Attributes:
-        argv: flags of the YAML and of the command line, without those that change nothing; ready for argparse.
-        given: names of the flags in it.
-        remarks: on flags that were taken though they change nothing.
+        argv: flags of the YAML and of the command line, without the flags that have no effect; ready for argparse.
+        given: names of the flags in `argv`.
+        remarks: the flags that were accepted but have no effect, as text.
     """
 
     argv: tuple[str, ...]
@@ -43,7 +43,13 @@ class Passed:
 
 @dataclass(frozen=True, kw_only=True)
 class _Wrong:
-    """A flag of ours with something wrong. `usage`: it makes no sense, as opposed to cannot be carried out."""
+    """An error in a flag of vlft.
+
+    Attributes:
+        flag: its name; "" if the words belong to no flag.
+        text: the message.
+        usage: True if the words make no sense (wrong usage), False if the setting cannot be carried out.
+    """
 
     flag: str
     text: str
@@ -55,12 +61,13 @@ def check(verb: str, argv: Sequence[str], known: Collection[str]) -> Passed:
 
     Args:
         verb: one of `table.VERBS`.
-        argv: what follows the verb.
-        known: names of the flags its parser has.
+        argv: the words after the verb.
+        known: names of the flags of its parser.
 
     Raises:
-        UsageError: unknown or renamed flags, words that make no sense; names everything that is wrong.
-        ConfigError: values that cannot be carried out, and nothing worse; names all of them.
+        UsageError: a flag is unknown or has another name here, or its words make no sense. The message lists every
+            error.
+        ConfigError: a value cannot be carried out, and there is no wrong usage. The message lists every such value.
     """
     kinds = {name: kind for name, kind in table.kinds(verb).items() if name in known}
     kinds |= {name: Kind() for name in known if name not in kinds and name.removeprefix("no_") not in kinds}
@@ -68,10 +75,10 @@ def check(verb: str, argv: Sequence[str], known: Collection[str]) -> Passed:
     said = line.values()
     told = translate(said, kinds, os.environ)
     wrong = [_Wrong(flag=one.name, text=unknown(one.name, known), usage=True) for one in told.unknown]
-    wrong += [*_words(said, told, kinds), *_strays(verb, line)]
+    wrong += [*_bad_values(said, told, kinds), *_unclaimed_words(verb, line)]
     later = [*_places(verb, line, told, kinds)]
     if not told.unknown:  # an unknown flag may be the one that is missing
-        later += _together(verb, told, kinds)
+        later += _conflicts(verb, told, kinds)
     if told.changes or told.refusals or any(one.usage for one in wrong):
         raise wrong_usage(verb, _message(verb, line, told, wrong, later))
     if texts := [*(one.text for one in wrong), *later]:
@@ -80,17 +87,17 @@ def check(verb: str, argv: Sequence[str], known: Collection[str]) -> Passed:
     flags = [one for one in line.flags if one.name not in dropped]
     words = [*line.others, *(word for one in flags for word in (f"--{one.name}", *one.words))]
     given = frozenset(one.name for one in flags)
-    return Passed(argv=tuple(words), given=given, remarks="; ".join(map(_idle, told.remarks)))
+    return Passed(argv=tuple(words), given=given, remarks="; ".join(map(_remark, told.remarks)))
 
 
 def say_remarks(passed: Passed) -> None:
-    """Say on stderr, once for all processes of a run, which flags changed nothing."""
+    """Print on stderr which flags have no effect. Only the process of rank 0 prints."""
     if passed.remarks and os.environ.get("RANK", "0") == "0":
-        print(f"note: without effect here: {passed.remarks}", file=sys.stderr)
+        print(f"note: these flags have no effect here: {passed.remarks}", file=sys.stderr)
 
 
-def _words(said: Mapping[str, Said], told: Translation, kinds: Mapping[str, Kind]) -> Iterator[_Wrong]:
-    """Values of our flags that are of the wrong kind or out of range, those of translated flags included."""
+def _bad_values(said: Mapping[str, Said], told: Translation, kinds: Mapping[str, Kind]) -> Iterator[_Wrong]:
+    """Yield the values that are of the wrong kind or out of range. Includes the values of translated flags."""
     for name, words in told.flags.items():
         kind = kinds.get(name)
         if kind is None:
@@ -118,8 +125,8 @@ def _problem(flag: str, word: str, problem: Problem) -> str:
     return f"{flag} {word}: {problem.text}"
 
 
-def _strays(verb: str, line: Line) -> Iterator[_Wrong]:
-    """Words that belong to no flag, of verbs that take none; data files that are named beside --data_path."""
+def _unclaimed_words(verb: str, line: Line) -> Iterator[_Wrong]:
+    """Yield words that belong to no flag, for verbs that take none; and data files named besides --data_path."""
     data = line.values().get("data_path")
     if verb in ("check-data", "preview") and line.others and data is not None and data.file is None:
         text = f"data files are named twice: {line.others[0]} and --data_path. Keep one of the two"
@@ -131,7 +138,7 @@ def _strays(verb: str, line: Line) -> Iterator[_Wrong]:
 
 
 def _places(verb: str, line: Line, told: Translation, kinds: Mapping[str, Kind]) -> Iterator[str]:
-    """Paths that are not there."""
+    """Yield a message for each path that does not exist or cannot be used."""
     for name, words in told.flags.items():
         kind = kinds.get(name)
         if isinstance(kind, Place) and (kind.of != "out" or verb == "train"):
@@ -144,8 +151,8 @@ def _places(verb: str, line: Line, told: Translation, kinds: Mapping[str, Kind])
                 yield f"{word}: {problem}"
 
 
-def _together(verb: str, told: Translation, kinds: Mapping[str, Kind]) -> Iterator[str]:
-    """Flags that contradict each other, as far as their values make sense."""
+def _conflicts(verb: str, told: Translation, kinds: Mapping[str, Kind]) -> Iterator[str]:
+    """Yield a message for flags that contradict each other. Flags with invalid values are left out."""
     if verb == "chat":
         return
     sound = {
@@ -164,7 +171,7 @@ def _refusal(texts: Sequence[str]) -> ConfigError:
 
 
 def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], later: Sequence[str]) -> str:
-    """All that is wrong with a command line: one thing in one line, more in a list, and the corrected command."""
+    """Return the message: one line for a single error, else a list of all errors and the corrected command."""
     texts = [*(f"{change.before}: {shown(change)}." for change in told.refusals), *(one.text for one in wrong)]
     if len(texts) == 1 and not told.changes and not later:
         return texts[0]
@@ -172,29 +179,29 @@ def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], 
     foreign = {one.name for change in (*told.changes, *told.refusals) for one in change.said} & set(said)
     number = len(foreign) + len(wrong)
     many = "1 flag cannot" if number == 1 else f"{number} of {len(said)} flags cannot"
-    lines = [f"{many} be taken as written." + (f" They are flags of {told.kit}." if told.kit else "")]
+    lines = [f"{many} be used as written." + (f" They are flags of {told.kit}." if told.kit else "")]
     if told.changes:
         width = min(COLUMN, max(len(change.before) for change in told.changes))
-        lines += ["another form here:", *(f"  {one.before:<{width}}  ->  {shown(one)}" for one in told.changes)]
+        lines += ["written differently here:", *(f"  {one.before:<{width}}  ->  {shown(one)}" for one in told.changes)]
     if told.refusals:
-        lines += ["not done here:", *(f"  {text}" for text in texts[: len(told.refusals)])]
+        lines += ["not supported here:", *(f"  {text}" for text in texts[: len(told.refusals)])]
     if wrong:
         lines += ["wrong:", *(f"  {one.text}" for one in wrong)]
     if later and told.changes:
-        lines += ["and in the command below:", *(f"  {text}" for text in later)]
+        lines += ["also wrong, in the command below:", *(f"  {text}" for text in later)]
     elif later:
-        lines += ["besides:", *(f"  {text}" for text in later)]
+        lines += ["also wrong:", *(f"  {text}" for text in later)]
     if told.remarks:
-        lines += ["without effect here:", *(f"  {_idle(one)}" for one in told.remarks)]
+        lines += ["no effect here:", *(f"  {_remark(one)}" for one in told.remarks)]
     if told.changes:
         bad = {one.flag for one in wrong}
         right = replace(told, flags={name: words for name, words in told.flags.items() if name not in bad})
-        left_out = ", without what is not done here or wrong" if texts else ""
-        lines += [f"the same for vlft{left_out}:", f"  {right.command(verb, line.others)}"]
+        left_out = ", without the flags that are not supported or wrong" if texts else ""
+        lines += [f"the command for vlft{left_out}:", f"  {right.command(verb, line.others)}"]
     return "\n  ".join(lines)
 
 
-def _idle(change: Change) -> str:
+def _remark(change: Change) -> str:
     why = shown(change)
     return f"{change.before} ({why})" if why else change.before
 

@@ -1,7 +1,7 @@
 """Every flag of vlft, as dataclasses. `vlft.config.parse` turns argv and YAML into them.
 
-Names are those of 2U1/Qwen2-VL-Finetune where it has one, and TrainingArguments' own for everything it covers. Flags
-that decide what a row becomes are in `vlft.config.recipe`.
+A flag has the name it has in 2U1/Qwen2-VL-Finetune or in TrainingArguments, if it exists there. Flags that decide what
+a row becomes are in `vlft.config.recipe`.
 """
 
 from __future__ import annotations
@@ -41,35 +41,37 @@ class SourceFlags:
     )
     columns: str | None = flag(
         None,
-        "which columns or keys hold the parts of a row: question=q,answer=a,image=picture; a text instead of a column: "
-        "'answer=caption,question:=What is it?'",
+        "which columns or keys hold the parts of a row: question=q,answer=a,image=picture; with := a text for every "
+        "row: 'answer=caption,question:=What is it?'",
     )
     data_mix: str | None = flag(
-        None, "YAML that lists data sets with image_folder, columns, weight, repeat or cap each, instead of --data_path"
+        None,
+        "YAML list of data sets, each with image_folder, columns, weight, repeat or cap; instead of --data_path",
     )
     eval_path: list[str] = field(
-        default_factory=list, metadata={"help": "evaluation data, same form (with --eval_strategy steps or epoch)"}
+        default_factory=list,
+        metadata={"help": "evaluation data, in the same forms (with --eval_strategy steps or epoch)"},
     )
     image_folder: str | None = flag(
         None, "folder that relative picture and video paths start from (default: each data file's own folder)"
     )
     allow_outside_folder: bool = flag(
-        False, "take relative paths that leave --image_folder by '..' or by a link; for data files you trust"
+        False, "allow relative paths that leave --image_folder by '..' or by a link; for data files you trust"
     )
     allow_remote_media: bool = flag(
-        False, "fetch pictures and videos that rows name by http(s), before the run, into VLFT_MEDIA_CACHE"
+        False, "before the run, download pictures and videos with http(s) addresses into VLFT_MEDIA_CACHE"
     )
 
     def __post_init__(self) -> None:
         if self.columns is not None:
-            read_columns(self.columns)  # refused before anything is opened
+            read_columns(self.columns)  # raises before any file is opened
 
     @cached_property
     def training_sets(self) -> tuple[MixedSet, ...]:
         """The data sets to train on, each with its folder and its columns. `--data_mix` is read once.
 
         Raises:
-            ConfigError: as `read_mix`, or `--data_path` is given too.
+            ConfigError: the file of `--data_mix` cannot be read, has an invalid entry, or `--data_path` is also given.
         """
         if self.data_mix is None:
             return tuple(self._completed(MixedSet(path=path)) for path in self.data_path)
@@ -82,14 +84,14 @@ class SourceFlags:
 
     @property
     def training_files(self) -> list[str]:
-        """The data files to train on; raises as `training_sets`."""
+        """The data files to train on. Raises the errors of `training_sets`."""
         return [one.path for one in self.training_sets]
 
     def set_of(self, path: str) -> MixedSet:
-        """A data file with its folder and its columns: those of its entry in the mix, else those of the flags.
+        """Return a data file with its folder and columns, from its entry in the mix or else from the flags.
 
         Raises:
-            ConfigError: as `training_sets`.
+            ConfigError: the errors of `training_sets`.
         """
         own = (one for one in self.training_sets if one.path == path)
         return next(own, None) or self._completed(MixedSet(path=path))
@@ -101,25 +103,26 @@ class SourceFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFlags(RowFlags, SourceFlags):
-    """What is read and how it becomes tokens and pixels; shared by train, check-data, preview and plan."""
+    """Which data are read and how they become tokens and pixels. Shared by train, check-data, preview and plan."""
 
     _argument_group_name = "data"
 
     on_bad_row: Literal["error", "skip"] = flag(
-        "error", "a row that cannot be trained stops the run, or is skipped, counted and listed in vlft.json"
+        "error",
+        "a row that cannot be trained. error: it stops the run; skip: it is skipped, counted and listed in vlft.json",
     )
     packing: bool = flag(True, "fill micro-batches with rows up to a token budget")
     pack_tokens: int | None = flag(
-        None, "tokens of a micro-batch under --packing (default: 16384, or --max_length where it is more)"
+        None, "most tokens of a micro-batch with --packing (default: 16384, or --max_length if that is larger)"
     )
     pack_patches: int | None = flag(
-        None, "patches of pictures and videos in a micro-batch under --packing (default: 4 x --pack_tokens)"
+        None, "most patches of pictures and videos in a micro-batch with --packing (default: 4 x --pack_tokens)"
     )
 
 
 @dataclass
 class ModelFlags:
-    """Which base, and which parts of it train; shared by train, check-data, preview and plan."""
+    """Which base is trained, and which parts of it. Shared by train, check-data, preview and plan."""
 
     _argument_group_name = "model"
 
@@ -131,44 +134,48 @@ class ModelFlags:
     lora_rank: int = flag(32, "rank of every LoRA matrix")
     lora_alpha: float = flag(64, "LoRA updates are scaled by alpha / rank")
     lora_dropout: float = flag(0.05, "dropout before each LoRA matrix")
-    lora_target: Literal["all", "attention"] = flag("all", "which linears of a LoRA tower are adapted")
-    attn: Literal["auto", "fa4", "flash_attn", "varlen", "sdpa"] = flag("auto", "attention kernel over flat rows")
+    lora_target: Literal["all", "attention"] = flag("all", "which linear layers of a LoRA tower are adapted")
+    attn: Literal["auto", "fa4", "flash_attn", "varlen", "sdpa"] = flag(
+        "auto", "attention kernel; auto: the fastest that works"
+    )
 
 
 @dataclass
 class TrainFlags(TrainingArguments):
-    """How it trains: TrainingArguments, with the defaults and additions of vlft."""
+    """How the model trains: TrainingArguments, with vlft's defaults and additional flags."""
 
     _argument_group_name = "training (TrainingArguments of transformers, and vlft's learning rates per tower)"
 
-    learning_rate: float = flag(1e-4, "peak learning rate of the language model, and of the others unless given")
+    learning_rate: float = flag(1e-4, "peak learning rate of the language model, and the default for the other towers")
     vision_lr: float | None = flag(None, "peak learning rate of the vision tower (default: --learning_rate)")
     merger_lr: float | None = flag(None, "peak learning rate of the merger (default: --learning_rate)")
     per_device_train_batch_size: int = flag(1, "rows of a micro-batch on one device, with --packing false")
     per_device_eval_batch_size: int = flag(1, "rows of an evaluation micro-batch on one device, with --packing false")
     global_batch: int | None = flag(
         None,
-        "rows of an optimizer step over all devices, under --packing as a mean; instead of "
+        "rows of an optimizer step over all devices, with --packing on average; instead of "
         "--gradient_accumulation_steps",
     )
-    bf16: bool | None = flag(None, "bf16 autocast over float32 masters (default: on where the GPU has it)")  # type: ignore[assignment]
+    bf16: bool | None = flag(None, "bf16 autocast over float32 weights (default: on if the GPU has bf16)")  # type: ignore[assignment]
     fp16: bool = flag(False, "not supported: Qwen-VL's activations overflow float16")
     gradient_checkpointing: Literal["auto", "true", "false"] = flag(  # type: ignore[assignment]
-        "auto", "recompute activations in the backward pass: less memory, slower. auto: of the towers that need it"
+        "auto", "recompute activations in the backward pass: less memory, slower. auto: only in towers that need it"
     )
     use_liger_kernel: Literal["auto", "true", "false"] = flag(  # type: ignore[assignment]
         "auto",
-        "Liger's fused RMSNorm and SwiGLU: auto takes them on a GPU where they prove equal to torch, true insists",
+        "Liger's fused RMSNorm and SwiGLU. auto: on a GPU, if a test shows that they equal torch's; true: refuse to "
+        "run without them",
     )
     resume_from_checkpoint: str | None = flag(
-        "auto", "auto continues from the newest complete checkpoint in --output_dir, none never does, or a path"
+        "auto", "auto: resume from the newest complete checkpoint in --output_dir; none: never resume; or a path"
     )
     max_nonfinite_steps: int = flag(
         0,
-        "steps with a NaN or infinite loss or gradient that are left out, moving no weight; one more stops the run",
+        "most steps with a NaN or infinite loss or gradient that are skipped without an update; one more stops the run",
     )
     stall_timeout: float = flag(
-        1800, "seconds without progress after which the run is ended, and says which process stopped where; 0: never"
+        1800,
+        "seconds without progress after which the run ends with a report of which process stopped where; 0: never",
     )
     ddp_timeout: int = flag(
         None,
@@ -178,34 +185,35 @@ class TrainFlags(TrainingArguments):
     deepspeed: str | None = flag(  # type: ignore[assignment]
         None, "zero1, zero2, zero3, zero2_offload, zero3_offload, or a path to a DeepSpeed JSON"
     )
-    logging_steps: float = flag(1, "optimizer steps between logged lines")
+    logging_steps: float = flag(1, "optimizer steps between log lines")
     report_rows: int = flag(
-        4, "evaluation rows whose answers are kept at each evaluation, for OUT/report.html; 0: none"
+        4, "evaluation rows that the model answers at each evaluation, for OUT/report.html; 0: none"
     )
-    report_tokens: int = flag(256, "most tokens of such an answer; never much more than the row's own has")
+    report_tokens: int = flag(256, "most tokens of such an answer; answers much longer than the row's own are cut")
     logging_nan_inf_filter: bool = flag(False, "not used: see --max_nonfinite_steps")
     dataloader_num_workers: int = flag(
-        None, "loader processes per device; 0 decodes in the training process (default: 4, or the cores there are)"
+        None, "loader processes per device; 0 decodes in the training process (default: 4, or fewer on few cores)"
     )
     remove_unused_columns: bool = flag(False, "not used: rows have no columns")
-    seed: int = flag(42, "of weights, dropout and the order of rows")
+    seed: int = flag(42, "random seed of new weights, dropout and the order of rows")
 
     def __post_init__(self) -> None:
         import torch
 
         if not torch.accelerator.is_available():
-            self.use_cpu = True  # accelerate joins CPU processes into a group only when told so
+            self.use_cpu = True  # accelerate joins CPU processes into a group only with this flag
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = bool(gpu and has_bf16())
         if self.ddp_timeout is None:
-            self.ddp_timeout = max(1800, math.ceil(SAVING * self.stall_timeout) + REPORTING)  # 1800: transformers' own
+            # 1800 is the default of transformers.
+            self.ddp_timeout = max(1800, math.ceil(SAVING * self.stall_timeout) + REPORTING)
         if self.dataloader_num_workers is None:
             here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             self.dataloader_num_workers = min(4, max(1, (os.cpu_count() or 1) // here))
         if self.eval_steps is None:
-            self.eval_steps = self.save_steps  # transformers takes logging_steps, which is 1 here
-        # Both of these would make the Trainer act on the model in ways that vlft does itself (vlft.model).
+            self.eval_steps = self.save_steps  # transformers uses logging_steps, whose default is 1 here
+        # With these two flags the Trainer would change the model. `vlft.model` does it instead.
         self.checkpointing = self.gradient_checkpointing
         self.gradient_checkpointing = None  # type: ignore[assignment]
         self.liger = self.use_liger_kernel
@@ -214,30 +222,30 @@ class TrainFlags(TrainingArguments):
             self.deepspeed = deepspeed_settings(self.deepspeed, vars(self))  # type: ignore[assignment]
             be_a_world_of_one()
         if self.ddp_broadcast_buffers is None:
-            self.ddp_broadcast_buffers = False  # all of them are constants, and it would be a broadcast a micro-batch
+            self.ddp_broadcast_buffers = False  # all buffers are constants; True costs a broadcast per micro-batch
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every trained module runs in every micro-batch
         super().__post_init__()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        """Steps of warm-up; a share (`--warmup_steps` below 1) never takes the last one.
+        """Return the number of warm-up steps. A share (`--warmup_steps` below 1) never includes the last step.
 
-        transformers rounds a share up, so that 3% of a run of one step is that step, trained at learning rate 0.
+        transformers rounds a share up: with 3% warm-up a run of one step would train that step at learning rate 0.
         """
         steps = super().get_warmup_steps(num_training_steps)
         return min(steps, max(0, num_training_steps - 1)) if self.warmup_steps < 1 else steps
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of the whole run."""
+        """Return the number of optimizer steps of the whole run."""
         return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * steps_per_epoch)
 
     def with_accumulation(self, micro_batches: int) -> TrainFlags:
-        """These flags with so many micro-batches a step.
+        """Return a copy of these flags with `micro_batches` gradient accumulation steps.
 
-        DeepSpeed's settings are one object for the whole process (transformers' `set_hf_deepspeed_config`), and have
-        been filled in by now: they are told too.
+        Also updates DeepSpeed's settings: the whole process shares one object (transformers'
+        `set_hf_deepspeed_config`), and its "auto" values are already filled in.
         """
-        made = copy.copy(self)  # not `replace`, which would join the processes again
+        made = copy.copy(self)  # `replace` would initialise the process group again
         made.gradient_accumulation_steps = micro_batches
         if self.deepspeed:
             settings = self.hf_deepspeed_config.config
@@ -247,21 +255,21 @@ class TrainFlags(TrainingArguments):
 
     @property
     def half(self) -> torch.dtype | None:
-        """The 16-bit dtype that matmuls compute in; None: all is float32."""
+        """The 16-bit dtype of matrix products under autocast; None if everything is float32."""
         import torch
 
         return torch.bfloat16 if self.bf16 else None
 
     @property
     def saving_patience(self) -> float:
-        """Times --stall_timeout that saving may take, while the other processes wait."""
+        """How long saving may take while other processes wait, as a multiple of `--stall_timeout`."""
         if not self.stall_timeout:
             return SAVING
         return min(SAVING, (self.ddp_timeout - REPORTING) / self.stall_timeout)
 
     @property
     def zero(self) -> str | None:
-        """`zero1` .. `zero3`, with `_offload`, also where a JSON says it; None without DeepSpeed."""
+        """`zero1` to `zero3`, or with `_offload`, from the preset or the JSON file; None without DeepSpeed."""
         settings: Any = self.deepspeed
         return zero_word(settings)
 

@@ -1,6 +1,6 @@
-"""Kinds of flag values: what a flag takes, and what is wrong with the words it is given. Imports nothing heavy.
+"""Kinds of flag values: which words a flag takes, and what is wrong with a word. Imports nothing heavy.
 
-Neighbours: `vlft.config.table` gives the kind of each flag, `vlft.config.door` asks for all flags of a command.
+Neighbours: `vlft.config.table` maps each flag to its kind, `vlft.config.door` checks all flags of a command.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-#: The words of a bool, as transformers' HfArgumentParser takes them.
+#: The words of a bool, the same as in transformers' HfArgumentParser.
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
-MOST_WORDS = 12  # of a choice in a message; more are in the help
+MOST_WORDS = 12  # most choices that a message lists; the help lists all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class Problem:
     """What is wrong with a value.
 
     Attributes:
-        text: behind the flag's name and value, e.g. `must be at least 1`; "" where the value is only missing.
-        usage: the words make no sense at all, as opposed to a setting that cannot be carried out.
+        text: follows the flag's name and value in the message, e.g. `must be at least 1`; "" if the value is missing.
+        usage: True if the word makes no sense (wrong usage), False if the setting cannot be carried out.
     """
 
     text: str
@@ -31,11 +31,11 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A flag that takes any text; and the base of the other kinds.
+    """A flag that takes any text. Base class of the other kinds.
 
     Attributes:
         many: how many words it takes: `one`, `some` (one or more), `maybe` (none or one) or `none`.
-        usage: an impossible value counts as wrong usage (exit status 2); so it is for the flags of single verbs.
+        usage: an invalid value counts as wrong usage (exit status 2). True for the flags of single verbs.
     """
 
     many: Literal["one", "some", "maybe", "none"] = "one"
@@ -43,11 +43,11 @@ class Kind:
     type_name: ClassVar[str] = "str"
 
     def problem(self, word: str) -> Problem | None:
-        """What is wrong with one word, or None."""
+        """Return what is wrong with a word, or None."""
         return None
 
     def value(self, word: str) -> Any:
-        """The value of a word that has no problem."""
+        """Return the value of a word that has no problem."""
         return word
 
 
@@ -61,13 +61,13 @@ class Named(Kind):
 
 @dataclass(frozen=True, kw_only=True)
 class Place(Named):
-    """The name of something on disk.
+    """A path.
 
     Attributes:
         of: `file`, `folder`, `either`, or `out` (a folder to be written).
-        words: that stand for something else and are not looked for.
-        holds: a file that a folder of this kind has, and what the folder is called.
-        rows: it holds rows: a pattern may stand for several files, and what is not here may be on the hub.
+        words: words with a special meaning, which are not paths (`auto`).
+        holds: a file that such a folder contains, and what the folder is called in messages.
+        rows: the path is a data file. It may be a pattern for several files, and a missing one may be a hub id.
     """
 
     of: Literal["file", "folder", "either", "out"] = "either"
@@ -78,13 +78,17 @@ class Place(Named):
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Kind):
-    """A finite number in a range; the bounds belong to it unless `open_low` or `open_high` says otherwise.
+    """A finite number in a range.
 
     Attributes:
-        whole: only whole numbers.
-        share: a number below 1 is a share of all steps; from 1 on it must be whole.
-        even: only even numbers.
-        also: values outside of the range that have a meaning of their own.
+        whole: only whole numbers are valid.
+        low: lower bound; None: no bound.
+        high: upper bound; None: no bound.
+        open_low: `low` itself is not valid.
+        open_high: `high` itself is not valid.
+        share: a number below 1 is a share of all steps; larger numbers must be whole.
+        even: only even numbers are valid.
+        also: values outside the range that have a special meaning.
     """
 
     whole: bool = False
@@ -123,7 +127,11 @@ class Number(Kind):
         return None
 
     def bounds(self, *, above: bool) -> str:
-        """The range in words; the side that was overstepped is named."""
+        """Return the violated bound as text.
+
+        Args:
+            above: the number is above the range; else below.
+        """
         if above:
             return f"must be {'below' if self.open_high else 'at most'} {_plain(self.high)}"
         if self.low == 0:
@@ -133,7 +141,7 @@ class Number(Kind):
 
 @dataclass(frozen=True, kw_only=True)
 class Bool(Kind):
-    """True or false, in any of the words that transformers takes."""
+    """True or false, in any of the words that transformers accepts."""
 
     type_name: ClassVar[str] = "string_to_bool"
 
@@ -149,11 +157,11 @@ class Word(Kind):
     """One of a few words.
 
     Attributes:
-        words: all of them.
-        needs: word -> the packages it needs; one of them is enough.
-        on_gpu: words that need a CUDA device, too.
-        refused: word -> why vlft cannot carry it out, and what to use instead.
-        bools: the words of a bool are taken too, as `true` and `false`.
+        words: the valid words.
+        needs: word -> packages, at least one of which must be installed.
+        on_gpu: words that also need a CUDA device.
+        refused: word -> why vlft does not support it, and what to use instead.
+        bools: the words of a bool are also valid, as `true` and `false`.
     """
 
     words: tuple[str, ...] = ()
@@ -184,11 +192,11 @@ class Word(Kind):
 
 
 def missing(packages: Sequence[str], *, beside: str = "") -> str:
-    """Says that none of the packages is installed, and how to install one; "" where one is there or none is needed.
+    """Return a message if none of the packages is installed, with the command that installs one; else "".
 
     Args:
-        packages: `module` or `module (its name for pip)` each.
-        beside: what is needed besides, with the word that joins it.
+        packages: each is `module`, or `module (its name for pip)`. "" is returned if there are none.
+        beside: what else is needed, with its conjunction (`a CUDA device and `).
     """
     names = [(name.partition(" (")[0], name.partition(" (")[2].rstrip(")")) for name in packages]
     if not names or any(_installed(module) for module, _ in names):
@@ -200,7 +208,7 @@ def missing(packages: Sequence[str], *, beside: str = "") -> str:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a package in the name is missing, or is half removed
+    except (ImportError, ValueError):  # a parent package is missing, or is partly removed
         return False
 
 
@@ -209,7 +217,7 @@ def _near(word: str, words: Sequence[str]) -> str:
 
     near = [other for other in words if len(word) > 2 and other.startswith(word)][:2]
     near = near or difflib.get_close_matches(word, words, n=1, cutoff=0.7)
-    return f"is unknown; did you mean {' or '.join(near)}?" if near else f"is unknown; there are {', '.join(words)}"
+    return f"is unknown; did you mean {' or '.join(near)}?" if near else f"is unknown; choose from {', '.join(words)}"
 
 
 def _plain(number: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Parsed flags against the machine and the number of steps: what is refused here, and what the user is told."""
+"""Compare parsed flags with the machine and the number of steps: errors and remarks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FEW_STEPS = 10
 
 
 def remarks_on_steps(args: TrainFlags, steps: int) -> list[str]:
-    """What a run of so many optimizer steps in all should make its user look at."""
+    """Return remarks on a run of `steps` optimizer steps: warm-up that never ends, and very few steps."""
     remarks = []
     warmup = args.get_warmup_steps(steps)
     if warmup >= steps:
@@ -20,32 +20,33 @@ def remarks_on_steps(args: TrainFlags, steps: int) -> list[str]:
         )
     if steps < FEW_STEPS:
         remarks.append(
-            f"{steps} optimizer steps in all are few. For more, lower the global batch (GLOBAL_BATCH in the scripts, "
-            "--global_batch) or raise --num_train_epochs."
+            f"the whole run has few optimizer steps: {steps}. For more, lower the global batch (GLOBAL_BATCH in the "
+            "scripts, --global_batch) or raise --num_train_epochs."
         )
     return remarks
 
 
 def remark_on_numbers(args: TrainFlags) -> str | None:
-    """What a run on a GPU without bf16 computes in; None elsewhere."""
+    """Return a remark on a run on a GPU without bf16, which computes in float32; None for other runs."""
     card = None if args.use_cpu or args.bf16 else without_bf16()
     if card is None:
         return None
     return (
-        f"{card} has no bf16, so this run computes in float32, with torch's own attention: it takes more memory and "
-        "time than a GPU of compute capability 8 or newer would."
+        f"{card} has no bf16, so this run computes in float32, with torch's own attention. It takes more memory and "
+        "time than on a GPU of compute capability 8 or newer."
     )
 
 
 def check_device(args: TrainFlags, attn: str, *, launched: bool = True) -> None:
-    """Refuse what the device that is here cannot carry out.
+    """Refuse flags that this machine's device cannot carry out.
 
     Args:
-        attn: `--attn`.
-        launched: this process is to train; False where it only plans a run that is launched later.
+        args: the parsed flags.
+        attn: the value of `--attn`.
+        launched: True if this process trains; False if it only plans a run that is launched later.
 
     Raises:
-        ConfigError: names the flag, its value and what to do.
+        ConfigError: the device does not support a flag's value, or several GPUs are visible to one process.
     """
     if launched and args.n_gpu > 1:
         raise ConfigError(
@@ -54,10 +55,10 @@ def check_device(args: TrainFlags, attn: str, *, launched: bool = True) -> None:
         )
     if attn not in ("auto", "sdpa") and args.device.type == "cpu":
         raise ConfigError(
-            f"--attn {attn}: needs a CUDA device, this is cpu. Use --attn auto, which takes the fastest that works."
+            f"--attn {attn}: needs a CUDA device, this is cpu. Use --attn auto, which picks the fastest that works."
         )
     if launched and args.bf16 and not args.use_cpu and (card := without_bf16()):
         raise ConfigError(
-            f"--bf16 true: {card} has no bf16 and would emulate it, slower than float32. Drop it, or set --bf16 false: "
-            "the run then computes in float32."
+            f"--bf16 true: {card} has no bf16 and would emulate it, slower than float32. Drop it, or set --bf16 false. "
+            "The run then computes in float32."
         )

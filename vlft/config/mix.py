@@ -70,7 +70,7 @@ def _listed(path: str) -> list[Any]:
     except OSError as error:
         raise ConfigError(f"--data_mix {path}: cannot be read: {error.strerror}. Name a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--data_mix {path}: not YAML in UTF-8: {error}. Fix it there.") from error
+        raise ConfigError(f"--data_mix {path}: not YAML in UTF-8: {error}. Fix the file.") from error
     if not isinstance(found, list):
         what = "nothing" if found is None else type(found).__name__
         raise ConfigError(f"--data_mix {path}: found {what}, not a list. Write each data set as - path: train.json")

@@ -1,4 +1,8 @@
-"""argv and YAML -> flags. What `vlft.config.door` lets pass goes to argparse, YAML in front, so that flags win."""
+"""Parse argv and YAML into flags.
+
+`vlft.config.door` checks the words, then argparse parses them. The flags of the YAML come first, so that the flags of
+the command line override them.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,13 @@ from vlft.files import write_text
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """What a command line says.
+    """A parsed command line.
 
     Attributes:
-        flags: one instance of each dataclass asked for, in order.
-        extra: the arguments the verb added itself.
-        given: names of the flags the user set, in YAML or on the command line.
-        effective: flag -> value for every flag that was given or has a default of vlft's own.
+        flags: one instance of each requested dataclass, in order.
+        extra: the verb's own arguments.
+        given: names of the flags that the user set, in YAML or on the command line.
+        effective: flag -> value, for every flag that was set or whose default is vlft's own.
     """
 
     flags: tuple[Any, ...]
@@ -39,13 +43,13 @@ class Parsed:
 
 
 class _Help(argparse.HelpFormatter):
-    """Defaults where there are any, one spelling of each flag, and texts of several lines as they are."""
+    """Print defaults, one spelling of each flag, and texts of several lines unchanged."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        switch = action.nargs == 0  # off unless given
+        switch = action.nargs == 0  # off by default
         if (
             action.help
             and not switch
@@ -63,11 +67,11 @@ class _Help(argparse.HelpFormatter):
 
 
 class FlagParser(HfArgumentParser):
-    """HfArgumentParser that answers wrong flags in one message and never guesses an abbreviation.
+    """HfArgumentParser that reports all wrong flags in one message and accepts no abbreviations.
 
     Args:
-        verb: `train`, for messages and `--help`.
-        dataclass_types: the flags it takes.
+        verb: the verb's name, for messages and `--help`.
+        dataclass_types: the dataclasses whose fields are its flags.
     """
 
     def __init__(self, verb: str, dataclass_types: Sequence[Any], **kwargs: Any) -> None:
@@ -77,25 +81,28 @@ class FlagParser(HfArgumentParser):
         for action in self._actions:
             action.help = TEXTS.get(action.dest, action.help)
             if action.dest in REPLACED:
-                action.help = argparse.SUPPRESS  # refused by name, see `refused`
+                action.help = argparse.SUPPRESS  # `vlft.config.door` refuses it
             elif action.nargs != 0 and action.choices is None and action.metavar is None:
                 action.metavar = "VALUE"
-            if {"true", "false"} <= set(action.choices or ()):  # bool flags of others, with an auto of ours
+            if {"true", "false"} <= set(action.choices or ()):  # bool flags of transformers to which vlft adds `auto`
                 action.type, action.nargs, action.const = _word_of_bool, "?", "true"
             if action.dest == "help":
                 action.help = f"show the common flags (all: vlft {verb} --help all)"
-        self.add_argument("--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags given here win")
+        self.add_argument(
+            "--config", metavar="FILE.yaml", help="flags as `name: value` lines; the command line overrides them"
+        )
         self._ours = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
 
     def error(self, message: str) -> NoReturn:
         raise wrong_usage(self.verb, message)
 
     def parse(self, argv: Sequence[str]) -> Parsed:
-        """Flags from argv, with `--config` read first.
+        """Parse argv and the file of `--config`.
 
         Raises:
-            UsageError: unknown, renamed or unsupported flags, or values of the wrong kind.
-            ConfigError: `--config` twice, its file is missing or not a flat mapping, values are out of range, or flags
+            UsageError: a flag is unknown, has another name here or is not supported, a value is of the wrong kind, or
+                `--config` is given twice.
+            ConfigError: the file of `--config` is missing or not a flat mapping, a value is out of range, or flags
                 contradict each other.
         """
         if asked := help_asked(argv):
@@ -114,13 +121,13 @@ class FlagParser(HfArgumentParser):
             names = [f.name for f in dataclasses.fields(cls) if f.init]
             try:
                 flags.append(cls(**{name: values[name] for name in names}))
-            except (ValueError, ImportError) as error:  # what TrainingArguments raises on flags it cannot carry out
+            except (ValueError, ImportError) as error:  # TrainingArguments raises them for flags it cannot carry out
                 raise ConfigError(f"vlft {self.verb}: {error}") from error
         extra = Namespace(**{k: v for k, v in values.items() if k not in self._ours and k != "config"})
         return Parsed(flags=tuple(flags), extra=extra, given=frozenset(given), effective=self._effective(values, given))
 
     def _keep_common(self) -> None:
-        """Leave only the common flags of train in the help, and the verb's own."""
+        """Keep only the common flags of train and the verb's own flags in the help."""
         for action in self._actions:
             if action.dest in self._ours and (action.dest not in COMMON.get(self.verb, ()) or action.nargs == 0):
                 action.help = argparse.SUPPRESS
@@ -143,16 +150,20 @@ class FlagParser(HfArgumentParser):
 
 
 def read_yaml(path: str) -> list[str]:
-    """A flat YAML file as argv, as `vlft.config.said.read_yaml` reads it."""
+    """Read a flat YAML file as words of argv.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a flat mapping.
+    """
     return [word for name, words in said.read_yaml(path) for word in (f"--{name}", *words)]
 
 
-#: Flags whose value may be a path; a model's id or a word is none, where nothing on disk has that name.
+#: Flags whose value may be a path. A value that does not exist on disk is a hub id or another word.
 PATHS = ("data_path", "data_mix", "eval_path", "image_folder", "model_id", "output_dir", "deepspeed")
 
 
 def write_yaml(path: str | Path, effective: dict[str, Any]) -> None:
-    """Write flags so that `--config` reads them back, from any directory: paths of what is there are made absolute."""
+    """Write flags so that `--config` reads them back from any directory: paths that exist are made absolute."""
     flags = {name: _absolute(value) if name in PATHS else value for name, value in effective.items()}
     write_text(path, yaml.safe_dump(flags, sort_keys=True, allow_unicode=True))
 
@@ -164,7 +175,7 @@ def _absolute(value: Any) -> Any:
 
 
 def _word_of_bool(text: str) -> str:
-    """`True`, `yes` and `1` mean true wherever a flag is a bool; where it may be `auto` besides, too."""
+    """Return `true` or `false` for any word of a bool, and other words (`auto`) in lower case."""
     word = text.lower()
     return {"yes": "true", "y": "true", "t": "true", "1": "true", "no": "false", "n": "false", "f": "false"}.get(
         word, "false" if word == "0" else word
@@ -172,7 +183,7 @@ def _word_of_bool(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value YAML can hold: enums become their word."""
+    """Return a value that YAML can hold: an enum becomes its value."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return getattr(value, "value", value)

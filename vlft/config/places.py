@@ -1,4 +1,4 @@
-"""Paths that flags name: whether they are there, and the near miss where they are not. Opens nothing."""
+"""Check that the paths in flags exist, and suggest a similar path if not. Opens no file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vlft.config.kinds import Place
 PATTERN = re.compile(r"[*?\[]|\{.*\}")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHOWN = 3
-FEW = 2000  # names of a folder that are compared letter by letter
+FEW = 2000  # larger folders are not searched for similar names, because that is slow
 
 
 def problem(place: Place, path: str) -> str:
-    """What is wrong with a path that a flag names; "" where nothing is."""
+    """Return what is wrong with the path in a flag, or ""."""
     if path in place.words:
         return ""
     if place.of == "out":
@@ -27,21 +27,21 @@ def problem(place: Place, path: str) -> str:
     if there.get(place.of, os.path.exists)(path):
         if place.holds is None or os.path.isfile(os.path.join(path, place.holds[0])):
             return ""
-        return f"no {place.holds[1]} there (it has no {place.holds[0]}). Name a {place.holds[1]}-N folder, or auto"
+        return f"is not a {place.holds[1]} (it has no {place.holds[0]}). Use a {place.holds[1]}-N folder, or auto"
     if os.path.exists(path):
-        return f"is no {place.of}"
+        return f"is not a {place.of}"
     if place.rows and PATTERN.search(path):
-        return ""  # the data layer expands it
+        return ""  # `vlft.data` expands it
     hint = near_miss(path)
     if place.rows and HUB_ID.fullmatch(path) and not os.path.isdir(os.path.dirname(path)):
-        hint += f". If it is a data set of the Hugging Face hub: hf download {path} --repo-type dataset --local-dir DIR"
+        hint += f". For a data set of the Hugging Face hub: hf download {path} --repo-type dataset --local-dir DIR"
     return f"no such {place.of if place.of == 'folder' else 'file'}{hint}"
 
 
 def near_miss(path: str) -> str:
-    """A hint at what may have been meant by a path that is not there, to be put behind a message; "" without one.
+    """Return a hint for a path that does not exist, to append to a message; "" if there is none.
 
-    Looks for another letter case, another ending, a doubled or missing folder, and a slip of the fingers.
+    Tries another letter case, another ending, a doubled or missing folder, and typing errors.
     """
     for found in (_other_folder(path), _in_folder(path)):
         if found and found != path:
@@ -51,7 +51,7 @@ def near_miss(path: str) -> str:
 
 
 def _other_folder(path: str) -> str:
-    """The path without a folder that stands there twice, or that the working directory is in already."""
+    """Return the path without a folder that is repeated, or that is the working directory itself; else ""."""
     parts = Path(path).parts
     for place in range(1, len(parts)):
         if parts[place] == parts[place - 1]:
@@ -64,7 +64,7 @@ def _other_folder(path: str) -> str:
 
 
 def _in_folder(path: str) -> str:
-    """The path with the first part that is not there replaced by the closest that is, if the rest is there then."""
+    """Return the path with its first missing part replaced by the most similar name, if that exists; else ""."""
     missing = _first_missing(path)
     if not missing:
         return ""
@@ -79,7 +79,10 @@ def _in_folder(path: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _listed(folder: str) -> tuple[list[str], dict[str, list[str]], dict[str, list[str]]]:
-    """Names in a folder; by their small letters; by those without the ending. A run may miss thousands of files."""
+    """Return the names in a folder, the names by lower case, and the names by lower case without the ending.
+
+    Cached, because a run may miss thousands of files.
+    """
     try:
         names = sorted(os.listdir(folder))
     except (OSError, ValueError):
@@ -93,7 +96,7 @@ def _listed(folder: str) -> tuple[list[str], dict[str, list[str]], dict[str, lis
 
 
 def _first_missing(path: str) -> str:
-    """The shortest beginning of a path that is not there; "" where all of it is."""
+    """Return the shortest leading part of a path that does not exist; "" if the path exists."""
     parts = Path(path).parts
     for end in range(1, len(parts) + 1):
         beginning = str(Path(*parts[:end]))
@@ -103,12 +106,12 @@ def _first_missing(path: str) -> str:
 
 
 def _not_writable(path: Path) -> str:
-    """Why a folder cannot be written; "" where it can. The first of its folders that is there decides."""
+    """Return why a folder cannot be written, or "". Checks its nearest existing parent."""
     there = path
     while not os.path.exists(there) and there != there.parent:
         there = there.parent
     if not os.path.isdir(there):
-        return "is a file. Name a folder" if there == path else f"{there} is a file, so there can be no folder in it"
+        return "is a file. Use a folder" if there == path else f"{there} is a file, so it cannot contain a folder"
     if not os.access(there, os.W_OK | os.X_OK):
         return f"{there} is not writable"
     return ""

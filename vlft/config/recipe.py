@@ -1,11 +1,11 @@
-"""The recipe of a row: every setting that decides which tokens and pixels it becomes. Opens nothing, needs no torch.
+"""The recipe of a row: every setting that decides which tokens and pixels it becomes. Opens no file, needs no torch.
 
-`RowFlags` are the flags among them, as the user gave them. A `Recipe` has the same fields with every default filled in,
-and what the base's processor adds. It is made once, and everything that asks "are these the same rows?" compares
-recipes: the cache of costs by `Recipe.print`, vlft.json and the resume check by `Recipe.as_json`, chat by
-`Recipe.of_run`; `Recipe.serve` writes it into the processor files that lie beside the weights.
+`RowFlags` holds the flags as the user set them. A `Recipe` has the same fields with every default filled in, and the
+settings of the base's processor. It is built once, and code that compares rows compares recipes: the cost cache by
+`Recipe.print`, vlft.json and the resume check by `Recipe.as_json`, chat by `Recipe.of_run`. `Recipe.serve` writes it
+into the processor files next to the weights.
 
-A new flag that decides rows is one field of `RowFlags`, one line in `vlft.config.table`, and the place where it acts.
+To add a flag that decides rows: add a field to `RowFlags`, a line to `vlft.config.table`, and the code that uses it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ BoxFormat = Literal["as_is", "pixels", "0-1000", "0-1"]
 MissingTags = Literal["error", "first"]
 OverLength = Literal["error", "skip", "shrink", "drop_media"]
 
-# qwen-vl-utils 0.0.14: no frame takes more tokens.
+# The most tokens of a frame in qwen-vl-utils 0.0.14.
 FRAME_TOKENS = 768
-# What qwen-vl-utils takes where the processor says nothing.
+# The defaults of qwen-vl-utils for settings that a processor lacks.
 UNSAID = {"fps": 2.0, "video_max_frames": 768}
-#: Where a stock processor keeps a setting, so that it is read there and served from there.
+#: Setting -> the attribute of a stock processor that it is read from and written to.
 SERVED = {
     "image_min_pixels": "image_processor.size.shortest_edge",
     "image_max_pixels": "image_processor.size.longest_edge",
@@ -37,55 +37,61 @@ SERVED = {
     "nframes": "video_processor.num_frames",
     "video_max_frames": "video_processor.max_frames",
 }
-#: What the cost of a parsed row does not depend on, so that costs are not measured again for it: a parsed row has its
-#: tags, and has been read by its columns; and what --over_length does to a row is `Recipe.fit`.
+#: Settings that do not change the cost of a parsed row, so a change of them does not invalidate cached costs.
+#: `missing_tags` and `columns` act while a row is parsed; `Recipe.fit` holds what --over_length does to a row.
 COSTLESS = ("over_length", "missing_tags", "columns")
 
 
 def flag(default: Any, text: str) -> Any:
-    """A field that is a flag, with its help."""
+    """Return a dataclass field for a flag.
+
+    Args:
+        default: the flag's default.
+        text: its help text.
+    """
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowFlags:
-    """Flags that decide what a row becomes; `vlft.config.flags.DataFlags` has them all. None: the base's own value."""
+    """Flags that decide what a row becomes. `vlft.config.flags.DataFlags` inherits them. None: the base's value."""
 
-    image_min_pixels: int | None = flag(None, "smallest picture, in pixels (default: the base processor's)")
-    image_max_pixels: int | None = flag(None, "largest picture, in pixels (default: the base processor's)")
-    video_min_pixels: int | None = flag(None, "smallest video frame, in pixels (default: the base processor's)")
-    video_max_pixels: int | None = flag(None, "largest video frame, in pixels (default: the base processor's)")
+    image_min_pixels: int | None = flag(None, "least pixels of a picture (default: the base processor's)")
+    image_max_pixels: int | None = flag(None, "most pixels of a picture (default: the base processor's)")
+    video_min_pixels: int | None = flag(None, "least pixels of a video frame (default: the base processor's)")
+    video_max_pixels: int | None = flag(None, "most pixels of a video frame (default: the base processor's)")
     fps: float | None = flag(None, "video frames per second (default: the base processor's, else 2)")
-    nframes: int | None = flag(None, "frames of every video, instead of --fps; even")
-    video_max_frames: int | None = flag(None, "most frames taken of a video under --fps (default: 768)")
+    nframes: int | None = flag(None, "frames of every video, an even number; instead of --fps")
+    video_max_frames: int | None = flag(None, "most frames of a video with --fps (default: 768)")
     max_length: int | None = flag(
-        None, "tokens a row may have; longer ones: --over_length (default: the model's max_position_embeddings)"
+        None,
+        "most tokens of a row; --over_length decides about longer rows (default: the model's max_position_embeddings)",
     )
     over_length: OverLength = flag(
         "error",
-        "a row over --max_length or too large for a pack: refuse it, skip it, lower its pixels until it fits, or drop "
-        "its last pictures and videos",
+        "a row over --max_length or too large for a pack. error: refuse it; skip: skip it; shrink: lower its pixels "
+        "until it fits; drop_media: drop its last pictures and videos",
     )
     box_format: BoxFormat = flag(
         "as_is",
-        "what the numbers of boxes in the text are: pixels of the original picture or shares of it, brought to what "
-        "the model family expects; as_is leaves them",
+        "unit of the boxes in the text: pixels of the original picture, or fractions of its size (0-1000, 0-1). They "
+        "are converted to the unit that the model expects; as_is: not converted",
     )
     missing_tags: MissingTags = flag(
         "error",
-        "a row whose pictures or videos have no tag in its text: refuse it, or show all of them at the beginning of "
-        "its first human turn",
+        "a row whose pictures or videos have no tag in its text. error: refuse it; first: put all of them at the start "
+        "of its first human turn",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What a row has to fit, and how it is made to.
+    """The size that a row must fit, and how it is made to fit.
 
     Attributes:
-        how: lower the pixel budgets of its media, or leave out the last of them.
-        tokens: a row may have, by `--max_length` and `--pack_tokens`.
-        patches: a row may have, by `--pack_patches`; None without packing.
+        how: `shrink` lowers the pixel budgets of its media, `drop_media` drops the last of them.
+        tokens: most tokens of a row, from `--max_length` and `--pack_tokens`.
+        patches: most patches of a row, from `--pack_patches`; None without packing.
     """
 
     how: Literal["shrink", "drop_media"]
@@ -93,12 +99,12 @@ class Fit:
     patches: int | None
 
     def over(self, tokens: int, patches: int) -> bool:
-        """Whether a row of so many tokens and patches is too large."""
+        """Whether a row with `tokens` tokens and `patches` patches is too large."""
         return tokens > self.tokens or (self.patches is not None and patches > self.patches)
 
     @property
     def limit(self) -> str:
-        """In words, with the flags it comes from."""
+        """The limit as text, with the flags that set it."""
         if self.patches is None:
             return f"{self.tokens:,} tokens are allowed (--max_length)"
         return (
@@ -108,27 +114,32 @@ class Fit:
 
 
 def _settled(name: str) -> Any:
-    """A flag's field in `Recipe`, where it always has a value."""
+    """Return the field of a flag in `Recipe`, where it always has a value."""
     return field(metadata=RowFlags.__dataclass_fields__[name].metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(RowFlags):
-    """`RowFlags` with every default filled in, and what else decides a row. One for a whole run, saved with it.
+    """`RowFlags` with every default filled in, and all other settings that decide a row. Each run has and saves one.
 
     Attributes:
-        image_min_pixels, image_max_pixels: of a still after resizing.
-        video_min_pixels, video_max_pixels: of one frame after resizing. A list of frames is resized by them twice, as
-            qwen-vl-utils does; and frames of long videos get less than the maximum (`limits.VIDEO_TOKENS` for all).
-        fps: frames taken a second, where `nframes` is None.
-        nframes: frames taken of a video file, whatever its length.
-        video_max_frames: the most that `fps` takes of a video file.
-        max_length: tokens a row may have.
-        fit: what rows over the limit are made to fit; None: they are refused or skipped.
-        columns: of each training file, by which columns its rows are read; "none" where they stand as they are.
-        patch_size: pixels of a patch's side. merge_size: patches of a merged patch's side. temporal_patch_size: frames
-            of a patch.
-        chat_template, tokenizer: prints of them; None without a tokenizer, or with one that cannot be printed.
+        image_min_pixels: least pixels of a still after resizing.
+        image_max_pixels: most pixels of a still after resizing.
+        video_min_pixels: least pixels of a frame after resizing. A list of frames is resized twice, as in
+            qwen-vl-utils.
+        video_max_pixels: most pixels of a frame after resizing. Frames of long videos get fewer
+            (`limits.VIDEO_TOKENS` for all frames together).
+        fps: frames per second, if `nframes` is None.
+        nframes: frames of a video file of any length; None: `fps` decides.
+        video_max_frames: most frames of a video file with `fps`.
+        max_length: most tokens of a row.
+        fit: the size that rows over the limit are made to fit; None: they are refused or skipped.
+        columns: for each training file, the columns its rows are read by; "none" if rows are used unchanged.
+        patch_size: side of a patch, in pixels.
+        merge_size: side of a merged patch, in patches.
+        temporal_patch_size: frames of a patch.
+        chat_template: hash of the chat template; None without a tokenizer.
+        tokenizer: hash of the tokenizer; None without a tokenizer, or if it is not a fast one.
     """
 
     image_min_pixels: int = _settled("image_min_pixels")
@@ -156,23 +167,23 @@ class Recipe(RowFlags):
         pack: tuple[int, int] | None = None,
         columns: tuple[str, ...] = (),
     ) -> Self:
-        """The recipe of a run: what the flags say, and for None what the base's processor says.
+        """Build the recipe of a run from its flags. The base's processor has the values of flags that are None.
 
         Args:
-            processor: of the base; its tokenizer may be None, where nothing is tokenised.
-            flags: None: all at their defaults.
-            longest: tokens that the model allows a row; None: any number.
-            pack: tokens and patches of a pack, which rows are made to fit too; None without packing.
-            columns: see `Recipe`.
+            processor: the base's processor. Its tokenizer may be None if nothing is tokenised.
+            flags: the flags of the user; None: all defaults.
+            longest: most tokens of a row that the model allows; None: no limit.
+            pack: tokens and patches of a pack, which rows must also fit; None without packing.
+            columns: for each training file, the columns its rows are read by.
 
         Raises:
-            ConfigError: a flag that contradicts another, could not act, or asks for more than the model allows.
+            ConfigError: a flag contradicts another, has no effect, or exceeds what the model allows.
         """
         flags = flags or RowFlags()
         _check_frames(flags)
         values = {one.name: getattr(flags, one.name) for one in flags_of(cls)}
         for one in flags_of(cls):
-            # A run takes frames by their rate unless --nframes is given, whatever the base was made for.
+            # Without --nframes a run samples frames by --fps, even if the base's processor has a number of frames.
             if values[one.name] is None and one.name in SERVED and one.name != "nframes":
                 own = _read(processor, SERVED[one.name])
                 values[one.name] = own or UNSAID.get(one.name, own)
@@ -194,53 +205,53 @@ class Recipe(RowFlags):
         _check_pixels(recipe, given=flags.video_max_pixels, processor=processor)
         sizes = (recipe.merge_size, recipe.temporal_patch_size)
         if sizes != (2, 2):
-            raise ConfigError(f"the processor's merge and temporal patch sizes are {sizes}; vlft trains (2, 2) only.")
+            raise ConfigError(f"the processor's merge and temporal patch sizes are {sizes}; vlft supports (2, 2) only.")
         return recipe
 
     @classmethod
     def of_model(cls, processor: Any) -> Self:
-        """The recipe by which a model of no known run is served: what its processor says.
+        """Build the recipe of a model without a run record, from the settings of its processor.
 
         Raises:
-            ConfigError: as `of`.
+            ConfigError: vlft does not support the processor's settings.
         """
         return cls.of(processor, RowFlags(nframes=processor.video_processor.num_frames))
 
     @classmethod
     def of_run(cls, processor: Any, saved: Mapping[str, Any]) -> Self:
-        """The recipe of a run, from its record.
+        """Build the recipe of a run from its record.
 
         Args:
-            processor: that was saved with its weights.
-            saved: what `as_json` gave then; a flag that the run's version did not know has its default.
+            processor: the processor that was saved with its weights.
+            saved: the result of `as_json` of that run. Flags that an older version lacks get their defaults.
 
         Raises:
-            ConfigError: as `of`, for the processor.
+            ConfigError: vlft does not support the processor's settings.
         """
         known = {one.name: saved[one.name] for one in flags_of(cls) if one.name in saved}
         return replace(cls.of(processor), **known)
 
     @property
     def factor(self) -> int:
-        """Pixels of a merged patch's side: heights and widths are multiples of it."""
+        """Side of a merged patch, in pixels. Heights and widths are multiples of it."""
         return self.patch_size * self.merge_size
 
     @property
     def print(self) -> str:
-        """A short print of all that decides what a parsed row becomes, hence what it costs."""
+        """Short hash of all settings that decide what a parsed row becomes, and so what it costs."""
         return _print([(name, value) for name, value in self.as_json().items() if name not in COSTLESS])
 
     def as_json(self) -> dict[str, Any]:
-        """Every field, as JSON gives it back."""
+        """Return every field as JSON would load it (lists for tuples)."""
         values = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def serve(self, processor: Any) -> None:
-        """Write the settings that a stock processor knows into one, which is saved beside the weights."""
+        """Write the settings that a stock processor supports into `processor`, which is saved with the weights."""
         found: dict[tuple[str, str], Any] = {}
         for name, served in SERVED.items():
             part, attribute, *key = served.split(".")
-            # A processor takes frames by their rate or by their number, not by both.
+            # A processor samples frames by their rate or by their number, not by both.
             value = None if name == "fps" and self.nframes is not None else getattr(self, name)
             if key:
                 found.setdefault((part, attribute), {})[key[0]] = value
@@ -251,7 +262,7 @@ class Recipe(RowFlags):
 
 
 def flags_of(record: type[RowFlags]) -> list[Field[Any]]:
-    """The fields of a `RowFlags` or a `Recipe` that are flags."""
+    """Return the fields of `RowFlags` or `Recipe` that are flags."""
     return [one for one in fields(record) if "help" in one.metadata]
 
 
@@ -262,7 +273,7 @@ def _read(processor: Any, served: str) -> Any:
 
 
 def _fit(over_length: OverLength, length: int, pack: tuple[int, int] | None) -> Fit | None:
-    """What `--over_length` makes rows fit; None where it leaves them as they are."""
+    """Return the size that `--over_length` makes rows fit; None if it changes no row."""
     if over_length == "error" or over_length == "skip":
         return None
     if pack is None:
@@ -275,10 +286,10 @@ def _print(value: Any) -> str:
 
 
 def _tokenizer_print(tokenizer: Any) -> str | None:
-    """A short print of how text becomes tokens."""
+    """Return a short hash of the tokenizer; None if it is not a fast one."""
     if not tokenizer.is_fast:
         return None
-    tokenizer("", add_special_tokens=False)  # sheds the padding and truncation of an earlier call, or of its file
+    tokenizer("", add_special_tokens=False)  # resets padding and truncation from an earlier call or from its file
     special = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if not isinstance(text, list)}
     return _print([tokenizer.backend_tokenizer.to_str(), special])
 
@@ -286,12 +297,12 @@ def _tokenizer_print(tokenizer: Any) -> str | None:
 def _check_frames(flags: RowFlags) -> None:
     fps, nframes, most = flags.fps, flags.nframes, flags.video_max_frames
     if fps is not None and nframes is not None:
-        raise ConfigError(f"--fps {fps} and --nframes {nframes} both say how many frames a video gets. Give one.")
+        raise ConfigError(f"--fps {fps} and --nframes {nframes} both set how many frames a video gets. Keep one.")
     if fps is not None and fps <= 0:
-        raise ConfigError(f"--fps {fps}: takes no frame. Give a number above 0.")
+        raise ConfigError(f"--fps {fps}: takes no frame. Use a number above 0.")
     for name, frames in (("--nframes", nframes), ("--video_max_frames", most)):
         if frames is not None and (frames < 2 or frames % 2):
-            raise ConfigError(f"{name} {frames}: frames go in pairs. Give an even number, 2 or more.")
+            raise ConfigError(f"{name} {frames}: frames go in pairs. Use an even number, 2 or more.")
     if nframes is not None and most is not None and nframes > most:
         raise ConfigError(f"--nframes {nframes} is above --video_max_frames {most}. Change one of them.")
 
@@ -302,15 +313,15 @@ def _check_pixels(recipe: Recipe, *, given: int | None, processor: Any) -> None:
         low, high = getattr(recipe, f"{kind}_min_pixels"), getattr(recipe, f"{kind}_max_pixels")
         if low < 1:
             raise ConfigError(
-                f"--{kind}_min_pixels {low}: a picture has at least 1 pixel. Give 4 * {side} * {side}, say."
+                f"--{kind}_min_pixels {low}: a picture has at least 1 pixel. Use, for example, {4 * side * side}."
             )
         if low > high:
             raise ConfigError(f"--{kind}_min_pixels {low} is above --{kind}_max_pixels {high}. Change one of them.")
         if high < side**2:
-            raise ConfigError(f"--{kind}_max_pixels {high} is less than one token ({side}x{side} pixels). Give more.")
+            raise ConfigError(f"--{kind}_max_pixels {high} is less than one token ({side}x{side} pixels). Use more.")
     most = max(FRAME_TOKENS * side**2, int(recipe.video_min_pixels * 1.05))
     if given is not None and given > most and given != processor.video_processor.size["longest_edge"]:
         raise ConfigError(
-            f"--video_max_pixels {given}: no frame gets more than {most} pixels, here as in qwen-vl-utils. "
-            f"Give {most} or less."
+            f"--video_max_pixels {given}: no frame gets more than {most} pixels, as in qwen-vl-utils. Use {most} or "
+            "less."
         )

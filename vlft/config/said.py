@@ -1,6 +1,6 @@
-"""What a command line says: argv and the YAML of `--config` as names with words, before anything is looked up.
+"""Read a command line, and the YAML of `--config`, into names with words. Nothing is checked here.
 
-Neighbours: `vlft.config.door` checks them, `vlft.config.parse` hands them to argparse. Imports nothing heavy.
+Neighbours: `vlft.config.door` checks them, `vlft.config.parse` passes them to argparse. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from vlft.text import short
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """One flag as it was written.
+    """One flag as the user wrote it.
 
     Attributes:
-        name: without dashes in front, `learning-rate` as `learning_rate`.
-        words: its values; several for a list, none for a bare flag.
-        file: the YAML it stands in; None for the command line.
+        name: without leading dashes, and with `_` for `-`: `learning_rate`.
+        words: its values; several for a list, none for a flag without a value.
+        file: the YAML file that sets it; None for the command line.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Said:
 
     @property
     def word(self) -> str:
-        """All its words as one."""
+        """All its words, joined by spaces."""
         return " ".join(self.words)
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Said:
 
     @property
     def shown(self) -> str:
-        """The words as a shell takes them; a long list or mapping is cut."""
+        """The words, quoted for a shell. A long text is cut."""
         text = " ".join(map(quoted, self.words))
         return short(text, 97)
 
@@ -51,9 +51,9 @@ class Line:
     """A whole command line.
 
     Attributes:
-        flags: in the order written, those of the YAML first.
+        flags: the flags in the order written. The flags of the YAML come first.
         others: words that belong to no flag.
-        config: the YAML file, if one is named.
+        config: the YAML file; None without `--config`.
     """
 
     flags: tuple[Said, ...]
@@ -61,20 +61,21 @@ class Line:
     config: str | None = None
 
     def values(self) -> dict[str, Said]:
-        """Flag -> what it was given last, which is what counts."""
+        """Return name -> flag. If a flag is given several times, the last one counts."""
         return {one.name: one for one in self.flags}
 
 
 def read_line(argv: Sequence[str], kinds: Mapping[str, Kind], *, others: bool) -> Line:
-    """Read argv and the YAML it names.
+    """Read argv and the file of `--config`.
 
     Args:
-        kinds: flag -> what it takes; one that is not there takes all words that follow.
-        others: the verb takes words of its own beside flags, so that a flag of one word takes no more than one.
+        argv: the words after the verb.
+        kinds: flag -> its kind. An unknown flag takes all words that follow it.
+        others: the verb also takes words without a flag, so a flag with one value takes only the next word.
 
     Raises:
         UsageError: `--config` is given twice.
-        ConfigError: its file is missing or no flat mapping.
+        ConfigError: its file is missing or not a flat mapping.
     """
     flags: list[Said] = []
     rest: list[str] = []
@@ -92,7 +93,7 @@ def read_line(argv: Sequence[str], kinds: Mapping[str, Kind], *, others: bool) -
         kind = kinds.get(name) or Kind(many="none" if name.removeprefix("no_") in kinds else "some")
         most = {"none": 0, "one": 1, "maybe": 1}.get(kind.many, len(before))
         if not others and kind.many in ("one", "maybe"):
-            most = len(before)  # too many words for a flag are a fault, and belong to nothing else
+            most = len(before)  # surplus words are reported as an error of this flag
         while not equals and place < len(before) and not before[place].startswith("--") and len(words) < most:
             words.append(before[place])
             place += 1
@@ -100,7 +101,7 @@ def read_line(argv: Sequence[str], kinds: Mapping[str, Kind], *, others: bool) -
     files = [one for one in flags if one.name == "config"]
     if len(files) > 1:
         raise UsageError(
-            f"--config is given twice, {files[0].word} and {files[1].word}. Keep one; flags may change what it says"
+            f"--config is given twice, {files[0].word} and {files[1].word}. Keep one; flags override what it sets"
         )
     config = files[0].word if files and files[0].words else None
     flags = [one for one in flags if one.name != "config" or not one.words]
@@ -110,10 +111,14 @@ def read_line(argv: Sequence[str], kinds: Mapping[str, Kind], *, others: bool) -
 
 
 def read_yaml(path: str) -> list[tuple[str, tuple[str, ...]]]:
-    """The flags of a flat YAML file: lists are several words, mappings JSON. A line without a value says nothing.
+    """Read the flags of a flat YAML file.
+
+    Returns:
+        (name, words) of each flag. A list becomes several words, a mapping becomes JSON. A flag without a value is
+        left out.
 
     Raises:
-        ConfigError: missing, not YAML, or not a flat mapping.
+        ConfigError: the file is missing, not YAML, or not a flat mapping.
     """
     import yaml
 
@@ -128,7 +133,7 @@ def read_yaml(path: str) -> list[tuple[str, tuple[str, ...]]]:
     if content is None:
         return []
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: want `flag: value` lines, found a {type(content).__name__}")
+        raise ConfigError(f"--config {path}: expected `flag: value` lines, found a {type(content).__name__}")
     found = []
     for name, value in content.items():
         if name == "config":
@@ -140,7 +145,7 @@ def read_yaml(path: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def quoted(word: str) -> str:
-    """A word as a shell takes it: in double quotes where it holds single ones."""
+    """Return a word quoted for a shell, with double quotes if it contains single ones."""
     plain_inside = "'" in word and not set(word) & set('"$`\\!')
     return f'"{word}"' if plain_inside else shlex.quote(word)
 

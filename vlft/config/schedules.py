@@ -1,6 +1,6 @@
-"""What `--lr_scheduler_kwargs` and `--optim_args` may hold, by schedule and optimizer (transformers 5.17 to 5.23).
+"""Check `--lr_scheduler_kwargs` and `--optim_args` for each schedule and optimizer (transformers 5.17 to 5.23).
 
-transformers reads both after model and data are loaded, and passes over most names that it does not know.
+transformers reads both only after model and data are loaded, and ignores most unknown names.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PLATEAU: dict[str, Kind] = {
 }
 _MIN_LR: dict[str, Kind] = {"num_cycles": _ABOVE, "min_lr": _FROM_0, "min_lr_rate": _SHARE}
 
-#: `--lr_scheduler_type` -> names it takes -> what they may be.
+#: `--lr_scheduler_type` -> argument -> its kind.
 SCHEDULES: Mapping[str, Mapping[str, Kind]] = {
     "linear": {},
     "cosine": {"num_cycles": _ABOVE},
@@ -61,7 +61,7 @@ SCHEDULES: Mapping[str, Mapping[str, Kind]] = {
         "reset_start": _STEPS,
     },
 }
-#: `--lr_scheduler_type` -> names of which one is needed, and an example.
+#: `--lr_scheduler_type` -> arguments, exactly one of which must be set, and an example.
 NEEDED: Mapping[str, tuple[tuple[str, ...], str]] = {
     "cosine_with_min_lr": (("min_lr", "min_lr_rate"), '{"min_lr_rate": 0.1}'),
     "cosine_warmup_with_min_lr": (("min_lr", "min_lr_rate"), '{"min_lr_rate": 0.1}'),
@@ -72,7 +72,7 @@ _MOMENT = Number(low=0, high=1, open_high=True)
 _MIX: dict[str, Kind] = {"beta1": _MOMENT, "beta2": _MOMENT, "beta3": _MOMENT, "alpha": _FROM_0, "eps": _ABOVE,
                          "t_alpha": _STEPS, "t_beta3": _STEPS}  # fmt: skip
 _DTYPE = Word(words=("float32", "bfloat16", "float16"))
-#: `--optim` -> names of `--optim_args` that act -> what they may be.
+#: `--optim` -> argument of `--optim_args` that has an effect -> its kind.
 OPTIM_ARGS: Mapping[str, Mapping[str, Kind]] = {
     "sgd": {"momentum": _MOMENT, "dampening": _MOMENT, "nesterov": Bool()},
     "adagrad": {"lr_decay": _FROM_0, "eps": _ABOVE},
@@ -91,7 +91,7 @@ OPTIM_ARGS: Mapping[str, Mapping[str, Kind]] = {
 
 
 def scheduler_problems(values: Values) -> Iterator[str]:
-    """What is wrong with schedule and optimizer beside their arguments, each as a message."""
+    """Yield a message for each error in the arguments of the schedule and the optimizer."""
     name, text = str(values.of("lr_scheduler_type")), values.of("lr_scheduler_kwargs")
     if name in ("reduce_lr_on_plateau", "greedy") and values.of("eval_strategy") == "no":
         yield (
@@ -118,7 +118,7 @@ def scheduler_problems(values: Values) -> Iterator[str]:
 
 
 def _ends_lower(values: Values, said: Mapping[str, Any]) -> Iterator[str]:
-    """transformers compares the end with the optimizer's default rate, which is --learning_rate."""
+    """Check `lr_end`. transformers compares it with the optimizer's default rate, which is --learning_rate."""
     end = said.get("lr_end", 1e-7)
     if isinstance(end, int | float) and not end < values.of("learning_rate"):
         yield (
@@ -130,7 +130,7 @@ def _ends_lower(values: Values, said: Mapping[str, Any]) -> Iterator[str]:
 def _optim_args(optim: str, text: str) -> Iterator[str]:
     pairs = [part.partition("=") for part in text.replace(" ", "").split(",")]
     if not text.strip() or any(not equals or not key or not value for key, equals, value in pairs):
-        yield f"--optim_args {text or 'is empty'}: must be name=value, or several with commas between them"
+        yield f"--optim_args {text or 'is empty'}: must be name=value, or several, separated by commas"
         return
     yield from _named(f"--optim {optim}", "--optim_args", {k: v for k, _, v in pairs}, OPTIM_ARGS.get(optim, {}))
 
@@ -138,8 +138,8 @@ def _optim_args(optim: str, text: str) -> Iterator[str]:
 def _named(owner: str, flag: str, said: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Iterator[str]:
     for key, value in said.items():
         if key not in kinds:
-            takes = f"it takes {', '.join(kinds)}" if kinds else "it takes none"
-            yield f"{flag}: {key} has no effect, {owner} does not know it; {takes}"
+            takes = f"it takes {', '.join(kinds)}" if kinds else "it takes no arguments"
+            yield f"{flag}: {key} has no effect, {owner} does not take it; {takes}"
             continue
         word = str(value)
         if (problem := kinds[key].problem(word)) is not None:

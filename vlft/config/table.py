@@ -1,6 +1,6 @@
-"""One line for each flag: what it takes. A new flag needs one line here; a test fails where one is missing.
+"""The kind of each flag, one line each. A new flag needs a line here; a test fails without it.
 
-Bounds are where a value stops to make sense, not where it stops to be wise. Imports nothing heavy.
+Bounds exclude values that make no sense. They do not exclude values that are merely unwise. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ PIXELS = Number(whole=True, low=1, high=BILLION)
 FRAMES = Number(whole=True, low=2, high=1_000_000, even=True)
 EVERY = Number(low=0, open_low=True, high=BILLION, share=True)
 BETA = Number(low=0, high=1, open_high=True)
-SEED = Number(whole=True, low=0, high=2**32 - 1)  # numpy's generators take no more
+SEED = Number(whole=True, low=0, high=2**32 - 1)  # numpy's generators accept no larger seed
 TOWER = Word(words=("full", "lora", "frozen"))
 AUTO = Word(words=("auto", "true", "false"), bools=True, many="maybe")
 WHEN = Word(words=("no", "steps", "epoch"))
 LEVEL = Word(words=("detail", "debug", "info", "warning", "error", "critical", "passive"))
 
 _OWN_GROUPS = (
-    "brings its own parameter groups, which would drop --vision_lr, --merger_lr and --weight_decay. Use an AdamW "
+    "builds its own parameter groups, which would drop --vision_lr, --merger_lr and --weight_decay. Use an AdamW "
     "variant, Adafactor or SGD"
 )
 _BITS = ("bitsandbytes",)
-#: `--optim` -> packages it needs (transformers' trainer_optimizer.py), or why it cannot be carried out.
+#: The values of `--optim`, with the packages they need (transformers' trainer_optimizer.py), or why they are refused.
 OPTIM = Word(
     words=(
         *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor"),
@@ -64,11 +64,11 @@ OPTIM = Word(
         **dict.fromkeys(("apollo_adamw", "apollo_adamw_layerwise"), _OWN_GROUPS),
         **dict.fromkeys(
             ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
-            "needs its weights switched for every evaluation and checkpoint, which vlft does not do. Use adamw_torch",
+            "must switch its weights for every evaluation and checkpoint, which vlft does not do. Use adamw_torch",
         ),
     },
 )
-#: `--report_to` -> packages it needs (transformers' integration_utils.py).
+#: The values of `--report_to`, with the packages they need (transformers' integration_utils.py).
 REPORT_TO = Word(
     words=(
         *("none", "all", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow"),
@@ -186,7 +186,7 @@ TRAIN: dict[str, Kind] = {
     "save_steps": EVERY,
     "save_total_limit": FROM_ONE,
     "load_best_model_at_end": FLAG,
-    "metric_for_best_model": Word(words=("loss", "eval_loss")),  # evaluation computes no other
+    "metric_for_best_model": Word(words=("loss", "eval_loss")),  # evaluation computes no other metric
     "greater_is_better": YES_NO,
     "full_determinism": FLAG,
     "seed": SEED,
@@ -218,7 +218,7 @@ def _number(**bounds: Any) -> Number:
     return Number(usage=True, **bounds)
 
 
-#: Flags of single verbs. Those of train are taken by all but chat.
+#: Verb -> its own flags. All verbs here except chat also take the flags of train.
 _OWN: Mapping[str, dict[str, Kind]] = {
     "train": {},
     "plan": {
@@ -262,10 +262,10 @@ _OWN: Mapping[str, dict[str, Kind]] = {
     },
 }
 VERBS = tuple(_OWN)
-#: Verbs whose other words are data files, a model or the like, instead of nothing.
+#: Verbs that take words without a flag, such as data files or a model.
 WITH_WORDS = ("check-data", "preview", "bench", "chat")
 
 
 def kinds(verb: str) -> dict[str, Kind]:
-    """Flag -> what it takes, for one of `VERBS`."""
+    """Return flag -> kind, for one of `VERBS`."""
     return COMMON | _OWN[verb] | ({} if verb == "chat" else OF_TRAIN)

@@ -1,6 +1,6 @@
-"""A command line of another kit as one of ours: each flag by its value, and what has no counterpart.
+"""Translate a command line of another kit into flags of vlft, and find the flags that have no counterpart.
 
-Neighbours: `vlft.config.kits` holds the tables, `vlft.config.door` refuses with what this finds. Imports nothing heavy.
+Neighbours: `vlft.config.kits` holds the tables, `vlft.config.door` builds the error message. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit, Outcome
 from vlft.config.kits.swift import ENVIRONMENT
 from vlft.config.said import Said, quoted
 
-#: So many flags of one kit make a line that kit's, and say what its defaults and shared names mean.
+#: A command line with at least this many flags of one kit is read as that kit's, with its defaults and meanings.
 WHOSE = 3
 WIDTH = 110
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Flags of another kit, side by side where they only mean something together, and what they are here."""
+    """One or more flags of another kit, and their translation.
+
+    Attributes:
+        said: the flags. Several if they have a meaning only together.
+        outcome: their translation.
+    """
 
     said: tuple[Said, ...]
     outcome: Outcome
@@ -36,15 +41,15 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
-    """What a line of flags is here.
+    """A translated command line.
 
     Attributes:
-        kit: whose line it looks like; "" where that is not plain.
-        flags: ours, name -> words, in the order in which they were said.
-        changes: flags with another form here.
-        remarks: flags whose value changes nothing here.
-        refusals: flags that ask for what vlft does not do.
-        unknown: flags that no table knows.
+        kit: the kit that the line was written for; "" if that is not clear.
+        flags: flags of vlft, name -> words, in the order in which they were given.
+        changes: flags that are written differently in vlft.
+        remarks: flags whose value has no effect in vlft.
+        refusals: flags for something that vlft does not support.
+        unknown: flags that no table lists.
     """
 
     kit: str
@@ -55,7 +60,7 @@ class Translation:
     unknown: tuple[Said, ...]
 
     def command(self, verb: str, words: Sequence[str] = ()) -> str:
-        """The command line of ours, in lines of a page's width."""
+        """Return the command line for vlft, wrapped into lines of about `WIDTH` characters."""
         parts = [" ".join([f"--{name}", *map(quoted, said)]) for name, said in self.flags.items()]
         lines = [" ".join(["vlft", verb, *map(quoted, words)])]
         for part in parts:
@@ -69,14 +74,14 @@ class Translation:
 def translate(
     said: Mapping[str, Said], kinds: Mapping[str, Kind], environ: Mapping[str, str] | None = None
 ) -> Translation:
-    """Say each flag of a line as vlft says it.
+    """Translate each flag of a command line.
 
     Args:
         said: name -> the flag as it was given last.
-        kinds: the flags there are here.
-        environ: of the process; ms-swift takes some settings from there.
+        kinds: the flags of the verb in vlft.
+        environ: the environment, from which ms-swift reads some settings.
     """
-    kit = _whose(said, kinds)
+    kit = _kit_of(said, kinds)
     order = [*([kit] if kit else []), *ANYWHERE, *(other for other in KITS if other is not kit)]
     settled: dict[str, Change] = {}
     values = {name: one.words for name, one in said.items() if name not in kinds or (kit and name in kit.names)}
@@ -85,25 +90,25 @@ def translate(
             left = {name: words for name, words in values.items() if name not in settled}
             found = rule(left)
             if found is not None:
-                change = Change(said=tuple(said[name] for name in found[0]), outcome=_beside(found[1], said))
+                change = Change(said=tuple(said[name] for name in found[0]), outcome=_idle_if_given(found[1], said))
                 settled |= dict.fromkeys(found[0], change)
     for name, flag in said.items():
-        if name not in settled and (outcome := _alone(flag, kinds, kit, order)) is not None:
+        if name not in settled and (outcome := _outcome_of(flag, kinds, kit, order)) is not None:
             settled[name] = Change(said=(flag,), outcome=outcome)
     if (batch := _batch(said, settled, kit)) is not None:
         settled |= {one.name: batch for one in batch.said}
     return _gathered(said, kinds, kit, settled, environ or {})
 
 
-def _whose(said: Mapping[str, Said], kinds: Mapping[str, Kind]) -> Kit | None:
-    """The kit that has most of the flags that are not ours; None where no kit has enough of them."""
+def _kit_of(said: Mapping[str, Said], kinds: Mapping[str, Kind]) -> Kit | None:
+    """Return the kit that has the most of the flags that vlft lacks; None if no kit has at least `WHOSE` of them."""
     shared = set(kinds).union(*(one.names for one in ANYWHERE))
     counts = [len((set(said) & kit.names) - shared) for kit in KITS]
     return KITS[counts.index(max(counts))] if max(counts) >= WHOSE else None
 
 
-def _alone(flag: Said, kinds: Mapping[str, Kind], kit: Kit | None, order: Sequence[Kit]) -> Outcome | None:
-    """What a flag is by itself; None for one of ours that says what it says, and for one that nobody knows."""
+def _outcome_of(flag: Said, kinds: Mapping[str, Kind], kit: Kit | None, order: Sequence[Kit]) -> Outcome | None:
+    """Translate a single flag. None if it is a flag of vlft that needs no change, or if it is unknown."""
     if flag.name == "deepspeed" and (preset := _preset(flag.word)):
         return Becomes(flags={"deepspeed": (preset,)})
     name, words = flag.name, flag.words
@@ -121,7 +126,7 @@ def _alone(flag: Said, kinds: Mapping[str, Kind], kit: Kit | None, order: Sequen
 
 
 def _preset(path: str) -> str:
-    """Our name of a kit's DeepSpeed file that is not here: `scripts/zero3.json`, `ds_z2_offload_config.json`."""
+    """Return the preset for a kit's DeepSpeed file that does not exist: `scripts/zero3.json` -> `zero3`; else ""."""
     if os.path.exists(path) or not path.endswith(".json"):
         return ""
     stage = re.search(r"z(?:ero)?_?([123])", os.path.basename(path).lower())
@@ -129,17 +134,17 @@ def _preset(path: str) -> str:
     return f"zero{stage[1]}{offload}" if stage else ""
 
 
-def _beside(outcome: Outcome, said: Mapping[str, Said]) -> Outcome:
-    """Idle where our own flags stand beside it and say the same already."""
+def _idle_if_given(outcome: Outcome, said: Mapping[str, Said]) -> Outcome:
+    """Replace the outcome by `Idle` if the command line already has the same flags of vlft."""
     if isinstance(outcome, Becomes) and all(
         name in said and said[name].words == words for name, words in outcome.flags.items()
     ):
-        return Idle(why=f"{_flags(outcome.flags)} says it")
+        return Idle(why=f"{_flags(outcome.flags)} sets it")
     return outcome
 
 
 def _batch(said: Mapping[str, Said], settled: Mapping[str, Change], kit: Kit | None) -> Change | None:
-    """Rows of a micro-batch x accumulation as `--global_batch`, since a micro-batch is a pack here."""
+    """Translate rows of a micro-batch x accumulation into `--global_batch`, because in vlft a micro-batch is a pack."""
     sizes = ("per_device_train_batch_size", "micro_batch_size")
     names = [name for name in (*sizes, "gradient_accumulation_steps") if name in said]
     unpacked = "packing" in said and "packing" not in settled and said["packing"].word.lower() in FALSE
@@ -157,7 +162,7 @@ def _batch(said: Mapping[str, Said], settled: Mapping[str, Change], kit: Kit | N
     names += [name for name in ("per_device_eval_batch_size",) if name in said]
     return Change(
         said=tuple(said[name] for name in names),
-        outcome=Becomes(flags={"global_batch": (str(product),)}, note="of one GPU: multiply it by the number of GPUs"),
+        outcome=Becomes(flags={"global_batch": (str(product),)}, note="for one GPU: multiply it by the number of GPUs"),
     )
 
 
@@ -175,7 +180,7 @@ def _gathered(
             outcome = settled[name].outcome
             if isinstance(outcome, Becomes):
                 for new, words in outcome.flags.items():
-                    if new not in said or new in settled:  # what is said in our own words stands
+                    if new not in said or new in settled:  # a flag of vlft in the command line wins
                         flags[new] = words
         elif name in kinds or (name.removeprefix("no_") in kinds and name not in kinds):
             flags[name] = one.words
@@ -188,7 +193,7 @@ def _gathered(
                 words = (environ[variable],)
                 flags[flag] = words
                 one = Said(name=variable, words=words)
-                changes.append(Change(said=(one,), outcome=Becomes(flags={flag: words}, note="of the environment")))
+                changes.append(Change(said=(one,), outcome=Becomes(flags={flag: words}, note="from the environment")))
     return Translation(
         kit=kit.name if kit else "",
         flags=flags,
@@ -204,7 +209,7 @@ def _flags(flags: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def shown(change: Change) -> str:
-    """What a change says, behind an arrow or a colon."""
+    """Return the translation as text: the flags of vlft with a note, or the reason."""
     outcome = change.outcome
     if isinstance(outcome, Becomes):
         return _flags(outcome.flags) + (f"   ({outcome.note})" if outcome.note else "")

@@ -1,11 +1,11 @@
-"""Values of flags before they are parsed, with the defaults of those that others are compared with."""
+"""Values of flags before they are parsed, and the defaults of flags that are compared with other flags."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-#: Defaults of flags that are compared with others; a test holds them against the dataclasses.
+#: Flag -> default. A test compares them with the dataclasses.
 DEFAULTS: Mapping[str, Any] = {
     "vision": "frozen",
     "merger": "frozen",
@@ -29,7 +29,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 class Values:
-    """Flag -> value, as far as flags were given and make sense; defaults for the others."""
+    """Flag -> value for the flags that were given with valid values, and defaults for the others."""
 
     def __init__(self, said: Mapping[str, tuple[Any, ...]]) -> None:
         self._said = said
@@ -38,11 +38,11 @@ class Values:
         return name in self._said
 
     def every(self, name: str) -> tuple[Any, ...]:
-        """All words of a flag that takes several."""
+        """Return all values of a flag that takes several."""
         return self._said.get(name, ())
 
     def of(self, name: str) -> Any:
-        """The value of a flag; a bare one is true."""
+        """Return the value of a flag, or its default. A flag without a value is True."""
         if name not in self._said:
             return DEFAULTS.get(name)
         return self._said[name][-1] if self._said[name] else True

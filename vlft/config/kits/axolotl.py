@@ -1,4 +1,4 @@
-"""Flags of axolotl (src/axolotl/utils/schemas at 067b021), as its YAML files hold them."""
+"""Flags of axolotl (src/axolotl/utils/schemas at 067b021), with the names of its YAML files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vlft.config.kits.outcome import (
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
-    """`adapter` and what it is put on. Without an adapter everything is trained except `freeze_mm_modules`."""
+    """Translate `adapter` and its targets. Without an adapter, everything trains except `freeze_mm_modules`."""
     names = tuple(
         name for name in ("adapter", "lora_target_linear", "lora_target_modules", "freeze_mm_modules") if name in said
     )
@@ -41,7 +41,7 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     mode = "lora" if how == "lora" else "full"
     frozen = is_true(said["freeze_mm_modules"]) if "freeze_mm_modules" in said else False
     modules = said.get("lora_target_modules", ())
-    # Vision towers of Qwen-VL name their linears otherwise, so lists of q_proj and the like leave them alone.
+    # Linear layers of Qwen-VL's vision towers have other names, so a list such as q_proj does not match them.
     if mode == "lora" and modules and not any("visual" in word for word in modules):
         frozen = True
     rest = "frozen" if frozen else mode
@@ -54,7 +54,7 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
 
 
 def datasets(words: tuple[str, ...], *, to: str = "data_path") -> Outcome:
-    """A list of mappings with `path` each."""
+    """Translate a list of mappings, each with a `path`."""
     paths = []
     for word in words:
         try:
@@ -74,7 +74,7 @@ def _packing(words: tuple[str, ...]) -> Outcome:
     return flag("packing", "true") if is_true(words) else Idle(why="a pack trains as its rows would alone")
 
 
-_KERNELS = idle("--use_liger_kernel auto fuses what is proven equal")
+_KERNELS = idle("--use_liger_kernel auto uses the kernels that it tests as equal")
 _WANDB = idle("--report_to wandb reads WANDB_* from the environment")
 _OTHER = off("not supported")
 _PREPARED = idle("rows are prepared in the workers")
@@ -86,7 +86,7 @@ KIT = Kit(
     rules={
         "base_model": renamed("model_id"),
         "base_model_config": idle("the base's config.json is used"),
-        "model_type": idle("the base's config.json says it"),
+        "model_type": idle("the base's config.json sets it"),
         "tokenizer_type": idle("the base's own is used"),
         "processor_type": idle("the base's own is used"),
         "tokenizer_config": idle("the base's own is used"),
@@ -94,16 +94,16 @@ KIT = Kit(
         "revision_of_model": renamed("model_revision"),
         "load_in_8bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
         "load_in_4bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
-        "lora_model_dir": off("training starts from whole weights: vlft merge RUN OUT, then --model_id OUT"),
+        "lora_model_dir": off("training starts from merged weights: vlft merge RUN OUT, then --model_id OUT"),
         "lora_r": renamed("lora_rank"),
         "lora_fan_in_fan_out": off("not supported"),
-        "lora_modules_to_save": off("no modules are saved beside LoRA. --merger full trains the merger in full"),
+        "lora_modules_to_save": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
         "lora_mlp_kernel": _KERNELS,
         "lora_qkv_kernel": _KERNELS,
         "lora_o_kernel": _KERNELS,
         "peft_use_dora": _OTHER,
         "peft_use_rslora": _OTHER,
-        "unfrozen_parameters": cannot("--vision, --merger and --language say what trains"),
+        "unfrozen_parameters": cannot("--vision, --merger and --language set what trains"),
         "datasets": datasets,
         "test_datasets": lambda words: datasets(words, to="eval_path"),
         "dataset_prepared_path": _PREPARED,
@@ -135,11 +135,13 @@ KIT = Kit(
             {"offload": flag("gradient_checkpointing", "true"), "unsloth": flag("gradient_checkpointing", "true")},
             renamed("gradient_checkpointing"),
         ),
-        "flash_attention": switch(true=Idle(why="--attn auto takes the fastest"), false=Idle(why="--attn auto")),
+        "flash_attention": switch(true=Idle(why="--attn auto picks the fastest"), false=Idle(why="--attn auto")),
         "sdp_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
         "xformers_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
         "eager_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
-        "evals_per_epoch": lambda words: Idle(why="needs rows of its own: --eval_path FILE --eval_strategy epoch"),
+        "evals_per_epoch": lambda words: Idle(
+            why="evaluation needs its own rows: --eval_path FILE --eval_strategy epoch"
+        ),
         "saves_per_epoch": lambda words: (
             flag("save_strategy", "epoch")
             if words == ("1",)

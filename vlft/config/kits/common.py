@@ -1,11 +1,11 @@
-"""What scripts of all kits share: TrainingArguments that transformers 5 has dropped, or that vlft replaces."""
+"""Flags that all kits share: TrainingArguments that transformers 5 has removed, or that vlft replaces."""
 
 from __future__ import annotations
 
 from vlft.config.kits.outcome import Cannot, Idle, Kit, Outcome, Rule, cannot, flag, idle, off, on, renamed, switch
 
 _ORDER = "the order of rows depends on --seed, the epoch and the global batch"
-_PACKED = idle("rows are laid end to end and never padded")
+_PACKED = idle("rows are packed and never padded")
 _EVALUATION = off("evaluation computes the loss only")
 _COMPILE = off("torch.compile is not supported yet")
 _HUB = off("nothing is uploaded during a run. Use the `hf upload` command on the finished folder")
@@ -13,12 +13,12 @@ _FSDP = off("use --deepspeed zero2 or zero3")
 
 
 def warmup(words: tuple[str, ...]) -> Outcome:
-    """A share of all steps, which transformers 5 takes as `--warmup_steps` below 1."""
+    """Translate a share of all steps, which in transformers 5 is a `--warmup_steps` below 1."""
     return flag("warmup_steps", *(words or ("0.03",)), note="a value below 1 is a share of all steps" if words else "")
 
 
 def seed(words: tuple[str, ...]) -> Outcome:
-    return Idle(why="--seed decides the order of rows, too")
+    return Idle(why="--seed also sets the order of rows")
 
 
 def sampling(words: tuple[str, ...]) -> Outcome:
@@ -26,7 +26,7 @@ def sampling(words: tuple[str, ...]) -> Outcome:
 
 
 def checkpointing(words: tuple[str, ...]) -> Outcome:
-    return Idle(why="--gradient_checkpointing decides, always without reentrance")
+    return Idle(why="--gradient_checkpointing decides; it is always non-reentrant")
 
 
 #: TrainingArguments that vlft replaces or does not support.
@@ -34,12 +34,12 @@ REPLACED: dict[str, Rule] = {
     "train_sampling_strategy": sampling,
     "length_column_name": idle("rows have no columns"),
     "dataloader_drop_last": off("every row is trained exactly once an epoch"),
-    "dataloader_persistent_workers": idle("workers are always kept"),
+    "dataloader_persistent_workers": idle("workers are always persistent"),
     "remove_unused_columns": idle("rows have no columns"),
     "label_names": cannot("labels are the assistant turns. Drop it"),
     "label_smoothing_factor": off("the loss is the plain cross-entropy of the trained tokens"),
-    "average_tokens_across_devices": on("the loss is always weighted by token over the global step"),
-    "auto_find_batch_size": off("say how large a micro-batch is with --pack_tokens; vlft plan foretells memory"),
+    "average_tokens_across_devices": on("the loss is always averaged over all tokens of the global step"),
+    "auto_find_batch_size": off("set the size of a micro-batch with --pack_tokens; vlft plan estimates memory"),
     "ignore_data_skip": off("a resumed run always starts at its step"),
     "data_seed": seed,
     "accelerator_config": cannot("vlft has its own loader. Drop it"),
@@ -55,7 +55,7 @@ REPLACED: dict[str, Rule] = {
     ),
     "activation_checkpointing_kwargs": checkpointing,
     "gradient_checkpointing_kwargs": checkpointing,
-    "liger_kernel_config": cannot("--use_liger_kernel chooses which kernels are fused"),
+    "liger_kernel_config": cannot("--use_liger_kernel decides which kernels are fused"),
     "use_cache": off("training keeps no cache"),
     "prediction_loss_only": idle("evaluation computes the loss only"),
     "include_for_metrics": _EVALUATION,
@@ -65,15 +65,15 @@ REPLACED: dict[str, Rule] = {
     "eval_accumulation_steps": idle("evaluation keeps no outputs"),
     "bf16_full_eval": off("evaluation computes as training does: --bf16"),
     "fp16_full_eval": off("evaluation computes as training does: --bf16"),
-    "do_train": on("the command for it is vlft train"),
-    "do_eval": off("name rows with --eval_path, and when with --eval_strategy epoch"),
-    "do_predict": off("ask the finished run with vlft chat"),
+    "do_train": on("vlft train always trains"),
+    "do_eval": off("set the rows with --eval_path and the time with --eval_strategy epoch"),
+    "do_predict": off("use vlft chat on the finished run"),
     "include_num_input_tokens_seen": idle("metrics.jsonl counts tokens"),
-    "save_on_each_node": off("one node writes"),
-    "enable_jit_checkpoint": off("a run that is told to stop saves itself; otherwise --save_steps decides"),
+    "save_on_each_node": off("only one node writes"),
+    "enable_jit_checkpoint": off("a run saves a checkpoint when a signal stops it; otherwise --save_steps decides"),
     "restore_callback_states_from_checkpoint": idle("a resumed run restores them"),
     "local_rank": idle("the launcher sets it"),
-    "optim_target_modules": off("--vision, --merger and --language say what trains"),
+    "optim_target_modules": off("--vision, --merger and --language set what trains"),
     "push_to_hub": _HUB,
     "hub_token": _HUB,
     "hub_private_repo": _HUB,
@@ -88,15 +88,15 @@ REPLACED: dict[str, Rule] = {
 FORMER: dict[str, Rule] = {
     "warmup_ratio": warmup,
     "overwrite_output_dir": off(
-        "an existing run is never overwritten. Name a new --output_dir; --resume_from_checkpoint auto resumes the one "
-        "that is there"
+        "an existing run is never overwritten. Set a new --output_dir, or resume the existing run with "
+        "--resume_from_checkpoint auto"
     ),
     "group_by_length": _PACKED,
     "evaluation_strategy": renamed("eval_strategy"),
     "per_gpu_train_batch_size": renamed("per_device_train_batch_size"),
     "per_gpu_eval_batch_size": renamed("per_device_eval_batch_size"),
     "no_cuda": renamed("use_cpu"),
-    "logging_dir": idle("metrics.jsonl and event files lie in --output_dir"),
+    "logging_dir": idle("metrics.jsonl and event files are in --output_dir"),
     "save_safetensors": on("weights are written as safetensors only"),
     "trust_remote_code": idle("code of a base is never run, and Qwen-VL needs none"),
     "cache_dir": cannot("set HF_HOME in the environment"),
@@ -105,8 +105,8 @@ FORMER: dict[str, Rule] = {
     "dispatch_batches": off("vlft has its own loader"),
     "split_batches": off("vlft has its own loader"),
     "torchdynamo": _COMPILE,
-    "fp16_backend": idle("autocast is torch's"),
-    "half_precision_backend": idle("autocast is torch's"),
+    "fp16_backend": idle("torch's autocast is used"),
+    "half_precision_backend": idle("torch's autocast is used"),
     "include_tokens_per_second": idle("metrics.jsonl has them"),
 }
 KIT = Kit(name="transformers", rules=REPLACED | FORMER)

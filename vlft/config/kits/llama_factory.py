@@ -1,4 +1,4 @@
-"""Flags of LLaMA-Factory (src/llamafactory/hparams at ff6d4d1), as its YAML files hold them."""
+"""Flags of LLaMA-Factory (src/llamafactory/hparams at ff6d4d1), with the names of its YAML files."""
 
 from __future__ import annotations
 
@@ -34,17 +34,16 @@ _TOWERS = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_langua
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
-    """`finetuning_type` and what is frozen.
+    """Translate `finetuning_type` and the flags that freeze towers.
 
-    By default vision tower and projector are; under LoRA the projector always is.
+    By default LLaMA-Factory freezes vision tower and projector. With LoRA the projector is always frozen.
     """
     names = tuple(name for name in ("finetuning_type", *_TOWERS) if name in said)
     if not names:
         return None
     how = "".join(said.get("finetuning_type", ("lora",))).lower()
     if how not in ("lora", "full"):
-        return names, Cannot(why=f"{how} is not supported. --language takes full, lora or frozen, and so do --vision "
-                             "and --merger")  # fmt: skip
+        return names, Cannot(why=f"{how} is not supported. --vision, --merger and --language take full, lora or frozen")
     frozen = {name: is_true(said[name]) if name in said else name != "freeze_language_model" for name in _TOWERS}
     vision, merger, language = ("frozen" if frozen[name] else how for name in _TOWERS)
     if how == "lora":
@@ -53,7 +52,7 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
 
 
 def datasets(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
-    """`dataset` names entries of `dataset_dir`/dataset_info.json, whose files are looked up where it is here."""
+    """Translate `dataset`, which names entries of `dataset_dir`/dataset_info.json. Reads that file if it exists."""
     names = tuple(name for name in ("dataset", "dataset_dir") if name in said)
     if "dataset" not in said:
         return (names, Idle(why="--data_path names the files themselves")) if names else None
@@ -66,7 +65,7 @@ def datasets(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outc
 
 
 def _registry(folder: str) -> dict[str, str]:
-    """Name -> file of a dataset_info.json; empty where there is none that can be read."""
+    """Return name -> file of a dataset_info.json; empty if it cannot be read."""
     try:
         content = json.loads(Path(folder, "dataset_info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -89,10 +88,10 @@ KIT = Kit(
     marks=frozenset(("finetuning_type", "freeze_multi_modal_projector", "freeze_language_model", "dataset_dir")),
     rules={
         "model_name_or_path": renamed("model_id"),
-        "adapter_name_or_path": off("training starts from whole weights: vlft merge RUN OUT, then --model_id OUT"),
-        "stage": by_word({"sft": Idle(why="it is what vlft does")}, _STAGES),
+        "adapter_name_or_path": off("training starts from merged weights: vlft merge RUN OUT, then --model_id OUT"),
+        "stage": by_word({"sft": Idle(why="always so")}, _STAGES),
         "lora_target": lora_target,
-        "additional_target": off("no modules are saved beside LoRA. --merger full trains the merger in full"),
+        "additional_target": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
         "loraplus_lr_ratio": _OTHER,
         "use_rslora": _OTHER,
         "use_dora": off("DoRA is not supported. Plain LoRA is --language lora"),
@@ -107,7 +106,7 @@ KIT = Kit(
         "streaming": off("rows are read one by one, and their number is known before the first step"),
         "mix_strategy": by_word({"concat": Idle(why="always so")}, cannot("use --data_mix with weight or repeat")),
         "interleave_probs": cannot("use --data_mix with a weight for each data set"),
-        "overwrite_cache": idle("changed files are measured again by themselves"),
+        "overwrite_cache": idle("changed files are measured again automatically"),
         "preprocessing_batch_size": idle("rows are prepared in the workers"),
         "preprocessing_num_workers": idle("rows are prepared in the workers: --dataloader_num_workers"),
         "max_samples": lambda words: Cannot(why="use --data_mix with cap: " + "".join(words)),
@@ -119,7 +118,7 @@ KIT = Kit(
         "tool_format": cannot("the base's own chat template is used. Drop it"),
         "default_system": cannot("write the system turn into the rows"),
         "enable_thinking": off("not supported"),
-        "tokenized_path": cannot("rows are prepared while training. Drop it, and name the files with --data_path"),
+        "tokenized_path": cannot("rows are prepared while training. Drop it, and set the files with --data_path"),
         "plot_loss": idle("report.html in the run folder has the curves"),
         "compute_accuracy": off("evaluation computes the loss only"),
         "disable_shuffling": off("rows are always shuffled, by --seed"),
@@ -137,9 +136,9 @@ KIT = Kit(
         "disable_gradient_checkpointing": switch(
             true=flag("gradient_checkpointing", "false"), false=Idle(why="--gradient_checkpointing auto")
         ),
-        "use_reentrant_gc": idle("checkpointing is always without reentrance"),
-        "upcast_layernorm": idle("norms compute in float32"),
-        "upcast_lmhead_output": idle("the loss computes in float32"),
+        "use_reentrant_gc": idle("checkpointing is always non-reentrant"),
+        "upcast_layernorm": idle("norms are computed in float32"),
+        "upcast_lmhead_output": idle("the loss is computed in float32"),
         "rope_scaling": _OTHER,
         "shift_attn": _OTHER,
         "resize_vocab": _OTHER,
@@ -151,7 +150,7 @@ KIT = Kit(
         "crop_to_patches": off("not supported by Qwen-VL"),
         "video_fps": renamed("fps"),
         "video_maxlen": renamed("video_max_frames"),
-        "print_param_status": idle("the table at the start says what trains"),
+        "print_param_status": idle("the table at the start lists what trains"),
         "use_galore": off("not supported. Use an AdamW variant, Adafactor or SGD"),
         "use_apollo": off("not supported. Use an AdamW variant, Adafactor or SGD"),
         "use_badam": off("not supported. Use an AdamW variant, Adafactor or SGD"),
@@ -160,12 +159,12 @@ KIT = Kit(
         "use_llama_pro": _OTHER,
         "use_dft_loss": _OTHER,
         "freeze_trainable_layers": cannot("single layers cannot be trained alone: --language full trains all of them"),
-        "freeze_trainable_modules": cannot("--vision, --merger and --language say what trains"),
+        "freeze_trainable_modules": cannot("--vision, --merger and --language set what trains"),
         "use_swanlab": switch(true=flag("report_to", "swanlab"), false=Idle(why="off")),
         "pref_beta": cannot("preference training is not supported yet"),
         "pref_loss": cannot("preference training is not supported yet"),
         "dataset_shards": _OTHER,
-        "predict_with_generate": off("evaluation computes the loss; answers: --report_rows"),
+        "predict_with_generate": off("evaluation computes the loss. Use --report_rows for answers"),
         "ray_run_name": off("use torchrun"),
     },
 )

@@ -1,10 +1,10 @@
-"""Names that people try, by what they mean: short forms and other words for flags of ours."""
+"""Short forms and synonyms of vlft's flags that users may type."""
 
 from __future__ import annotations
 
 from vlft.config.kits.outcome import Kit, Rule, cannot, data, renamed
 
-#: Our flag -> other words for it.
+#: Flag of vlft -> its synonyms.
 _WORDS = {
     "learning_rate": "lr learningrate peak_lr",
     "vision_lr": "vit_learning_rate lr_vision visual_lr",
@@ -36,9 +36,7 @@ _WORDS = {
     "deepspeed": "zero zero_stage ds_config deepspeed_config",
     "attn": "attention attn_type attn_backend",
 }
-_GPUS = (
-    "the launcher says how many GPUs there are: torchrun --nproc_per_node N -m vlft train, or GPUS=N for the scripts"
-)
+_GPUS = "the launcher sets the number of GPUs: torchrun --nproc_per_node N -m vlft train, or GPUS=N for the scripts"
 _RULES: dict[str, Rule] = {word: renamed(flag) for flag, words in _WORDS.items() for word in words.split()}
 _RULES |= dict.fromkeys(["data", "train_data", "train_file", "data_file", "data_files", "train_path", "json"], data)
 _RULES |= dict.fromkeys(

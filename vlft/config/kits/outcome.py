@@ -1,4 +1,4 @@
-"""What becomes of a foreign flag, and the small rules that the tables of kits are written in."""
+"""Outcomes of translating a flag of another kit, and the rules that the tables of the kits consist of."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from vlft.config.kinds import FALSE, TRUE
 
 @dataclass(frozen=True, kw_only=True)
 class Becomes:
-    """Flags of ours that say the same. `note`: what is still to do or to know, as a short sentence."""
+    """The flag is translated into flags of vlft.
+
+    Attributes:
+        flags: name -> words.
+        note: what the user still has to do or know, as a short sentence; "" if nothing.
+    """
 
     flags: Mapping[str, tuple[str, ...]]
     note: str = ""
@@ -18,33 +23,41 @@ class Becomes:
 
 @dataclass(frozen=True, kw_only=True)
 class Idle:
-    """The value changes nothing here; `why`, in a few words."""
+    """The value has no effect in vlft.
+
+    Attributes:
+        why: the reason, in a few words; "" if there is none to give.
+    """
 
     why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cannot:
-    """vlft does not do this: `why`, and what to do instead, as sentences without the last dot."""
+    """vlft does not support the value.
+
+    Attributes:
+        why: the reason and what to do instead, as sentences without the final full stop.
+    """
 
     why: str
 
 
 Outcome = Becomes | Idle | Cannot
 Rule = Callable[[tuple[str, ...]], Outcome]
-#: Said names and values -> (the names it speaks of, what they are together).
+#: Flags that were given -> (names of the flags that the rule translates, their common outcome).
 Together = Callable[[Mapping[str, tuple[str, ...]]], tuple[tuple[str, ...], Outcome] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kit:
-    """One kit's flags.
+    """The flags of one kit.
 
     Attributes:
-        name: as its users call it.
-        rules: flag -> what a value of it is here.
-        together: rules for flags that only mean something side by side; those are not asked alone.
-        marks: names that only this kit has and that `rules` lacks, to tell whose command line it is.
+        name: the kit's name in messages.
+        rules: flag -> the rule that translates its value.
+        together: rules for flags that have a meaning only in combination. They act before `rules`.
+        marks: flags that only this kit has and that `rules` lacks. They identify its command lines.
     """
 
     name: str
@@ -54,12 +67,12 @@ class Kit:
 
     @property
     def names(self) -> frozenset[str]:
-        """Every flag it speaks of."""
+        """Every flag of the kit that vlft knows."""
         return frozenset(self.rules) | self.marks
 
 
 def is_true(words: tuple[str, ...]) -> bool:
-    """Whether a flag is set: bare, or with any word for true."""
+    """Whether a flag is set: without a value, or with a word for true."""
     return not words or words[0].lower() in TRUE
 
 
@@ -68,27 +81,27 @@ def is_false(words: tuple[str, ...]) -> bool:
 
 
 def flag(name: str, *words: str, note: str = "") -> Becomes:
-    """`--name words` of ours."""
+    """Return the outcome `--name words`."""
     return Becomes(flags={name: words}, note=note)
 
 
 def renamed(name: str, note: str = "") -> Rule:
-    """The same value under our name."""
+    """Return a rule that keeps the value under vlft's name of the flag."""
     return lambda words: Becomes(flags={name: words}, note=note)
 
 
 def idle(why: str) -> Rule:
-    """Changes nothing, whatever its value."""
+    """Return a rule for a flag that has no effect with any value."""
     return lambda words: Idle(why=why)
 
 
 def cannot(why: str) -> Rule:
-    """Not done here, whatever its value."""
+    """Return a rule for a flag that is not supported with any value."""
     return lambda words: Cannot(why=why)
 
 
 def off(why: str) -> Rule:
-    """Idle where it is switched off (false, empty, none or 0), and not done here otherwise."""
+    """Return a rule for a flag that has no effect if it is off (false, empty, none or 0), and is not supported else."""
 
     def rule(words: tuple[str, ...]) -> Outcome:
         zero = bool(words) and words[0].strip("0.") == "" and words[0] != ""
@@ -98,29 +111,29 @@ def off(why: str) -> Rule:
 
 
 def on(why: str) -> Rule:
-    """Idle where it is switched on, and not done here otherwise."""
+    """Return a rule for a flag that has no effect if it is on, and is not supported else."""
     return lambda words: Idle(why="always so") if is_true(words) else Cannot(why=why)
 
 
 def switch(*, true: Outcome, false: Outcome) -> Rule:
-    """By its truth."""
+    """Return a rule with one outcome for a true value and one for a false value."""
     return lambda words: true if is_true(words) else false
 
 
 def by_word(words: Mapping[str, Outcome], other: Rule) -> Rule:
-    """By its value, in any letter case."""
+    """Return a rule with an outcome for each value, in any letter case, and another rule for other values."""
     return lambda said: words[" ".join(said).lower()] if " ".join(said).lower() in words else other(said)
 
 
 NOT_SUPPORTED = "not supported"
 QUANTISED = cannot(
-    "quantised bases are not supported. --optim adamw_8bit (pip install bitsandbytes) saves optimizer memory, "
-    "--gradient_checkpointing true activations, --deepspeed zero3 weights"
+    "quantised bases are not supported. To save memory: --optim adamw_8bit for optimizer states (pip install "
+    "bitsandbytes), --gradient_checkpointing true for activations, --deepspeed zero3 for weights"
 )
 
 
 def dtype(words: tuple[str, ...]) -> Outcome:
-    """`torch_dtype` and its like: bf16 and fp16 are autocast here, over the dtype the base is stored in."""
+    """Translate `torch_dtype` and similar flags. In vlft bf16 and fp16 are autocast over the base's own dtype."""
     word = words[0].lower() if words else ""
     if word in ("bfloat16", "bf16"):
         return flag("bf16", "true")
@@ -132,10 +145,10 @@ def dtype(words: tuple[str, ...]) -> Outcome:
 
 
 def attention(words: tuple[str, ...]) -> Outcome:
-    """Names of attention implementations."""
+    """Translate names of attention implementations."""
     word = words[0].lower() if words else ""
     if word in ("flash_attention_2", "flash_attn", "fa2", "flash_attn_2", "auto", "flash_attention", ""):
-        return Idle(why="--attn auto takes the fastest kernel that is there")
+        return Idle(why="--attn auto picks the fastest kernel that is installed")
     if word in ("flash_attention_3", "flash_attn_3", "fa3", "flash_attention_4", "fa4"):
         return flag("attn", "fa4")
     if word in ("sdpa", "eager", "disabled", "xformers"):
@@ -144,40 +157,40 @@ def attention(words: tuple[str, ...]) -> Outcome:
 
 
 def lora_target(words: tuple[str, ...]) -> Outcome:
-    """Lists of modules: all linears, or those of attention."""
+    """Translate a list of modules into all linear layers, or only the ones of attention."""
     names = {name.strip(" []'\"") for word in words for name in word.split(",")} - {""}
     if names <= {"all", "all-linear", "all_linear"} or names >= {"q_proj", "gate_proj"}:
         return flag("lora_target", "all")
     if names <= {"q_proj", "k_proj", "v_proj", "o_proj", "qkv", "proj"}:
         whole = "" if names >= {"q_proj", "k_proj", "v_proj", "o_proj"} else "it adapts q, k, v and o"
         return flag("lora_target", "attention", note=whole)
-    return flag("lora_target", "all", note="here it is all linears, or those of attention")
+    return flag("lora_target", "all", note="vlft adapts all linear layers, or only the ones of attention")
 
 
 _FILES = (".json", ".jsonl", ".parquet", ".csv", ".tar")
 
 
 def data(words: tuple[str, ...], *, to: str = "data_path") -> Becomes:
-    """Names of data sets: files and folders stay, names of a registry need their files."""
+    """Translate names of data sets. Files and folders are kept; a registry's name is replaced by a file name."""
     import os
 
     names = [name.strip() for word in words for name in word.split(",") if name.strip()]
     plain = [name.rpartition("#")[0] if name.rpartition("#")[2].isdigit() else name for name in names]
     note = ""
     if plain != names:
-        note = "#N takes N rows: here --data_mix with cap does"
+        note = "#N takes N rows: use --data_mix with cap"
     if unknown := [name for name in plain if not (name.endswith(_FILES) or os.path.exists(name))]:
         plain = [f"{name}.json" if name in unknown else name for name in plain]
-        note = f"{unknown[0]} is the name of a data set there: give its file or folder"
+        note = f"{unknown[0]} is a data set's name in that kit: use its file or folder"
     extra = {"eval_strategy": ("epoch",)} if to == "eval_path" else {}
     return Becomes(flags={to: tuple(plain), **extra}, note=note)
 
 
 def held_out(words: tuple[str, ...]) -> Outcome:
-    """A share of the training rows to evaluate on."""
+    """Translate a share of the training rows that is held out for evaluation."""
     if words and words[0].strip("0.") == "":
         return Idle(why="no rows are held out")
     return Becomes(
         flags={"eval_path": ("held_out.json",), "eval_strategy": ("epoch",)},
-        note="rows are not split here: put held-out rows into a file of their own",
+        note="vlft does not split rows: put held-out rows into a separate file",
     )

@@ -1,4 +1,4 @@
-"""Flags of ms-swift (swift/arguments at 3602360; `train_type` is the name of `tuner_type` before version 4)."""
+"""Flags of ms-swift (swift/arguments at 3602360; before version 4 `tuner_type` was called `train_type`)."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ ENVIRONMENT = {
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
-    """How it trains, and what is frozen: by default ViT and aligner are."""
+    """Translate how it trains and which towers are frozen. By default ms-swift freezes ViT and aligner."""
     names = tuple(name for name in (*_HOW, *_TOWERS) if name in said)
     if not set(names) & {*_HOW, "freeze_vit", "freeze_aligner"}:
-        return None  # freeze_llm alone is 2U1's
+        return None  # freeze_llm alone is a flag of 2U1
     how = "".join(next((said[name] for name in _HOW if name in said), ("lora",))).lower()
     if how not in ("lora", "full"):
         return names, Cannot(why=f"{how} is not supported. --vision, --merger and --language take full, lora or frozen")
@@ -74,29 +74,29 @@ KIT = Kit(
     marks=frozenset((*_HOW, "freeze_vit", "freeze_aligner")),
     rules={
         "model": renamed("model_id"),
-        "model_type": idle("the base's config.json says it"),
+        "model_type": idle("the base's config.json sets it"),
         "template": _TEMPLATE,
         "template_type": _TEMPLATE,
         "dataset": data,
         "val_dataset": lambda words: data(words, to="eval_path"),
         "split_dataset_ratio": held_out,
-        "cached_dataset": cannot("rows are prepared while training. Name their files with --data_path"),
+        "cached_dataset": cannot("rows are prepared while training. Set their files with --data_path"),
         "torch_dtype": dtype,
         "target_modules": lora_target,
-        "target_regex": cannot("LoRA goes by tower: --vision, --merger and --language"),
-        "modules_to_save": off("no modules are saved beside LoRA. --merger full trains the merger in full"),
+        "target_regex": cannot("LoRA is set for each tower: --vision, --merger and --language"),
+        "modules_to_save": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
         "lora_dtype": idle("LoRA matrices are float32"),
         "lora_bias": by_word(
-            {"none": Idle(why="no biases are trained beside LoRA")},
+            {"none": Idle(why="no biases are trained besides LoRA")},
             cannot("biases are trained with --language full only"),
         ),
         "use_dora": off("DoRA is not supported. Plain LoRA is --language lora"),
         "use_rslora": _OTHER,
         "lorap_lr_ratio": _OTHER,
         "init_weights": by_word({"true": Idle(why="always so")}, cannot("LoRA starts from zero updates")),
-        "freeze_parameters": off("--vision, --merger and --language say what trains"),
-        "freeze_parameters_ratio": off("--vision, --merger and --language say what trains"),
-        "trainable_parameters": off("--vision, --merger and --language say what trains"),
+        "freeze_parameters": off("--vision, --merger and --language set what trains"),
+        "freeze_parameters_ratio": off("--vision, --merger and --language set what trains"),
+        "trainable_parameters": off("--vision, --merger and --language set what trains"),
         "vit_lr": renamed("vision_lr"),
         "aligner_lr": renamed("merger_lr"),
         "max_pixels": renamed("image_max_pixels"),
@@ -104,18 +104,18 @@ KIT = Kit(
         "padding_free": idle("there is no padding"),
         "packing": switch(true=flag("packing", "true"), false=Idle(why="a pack trains as its rows would alone")),
         "packing_length": renamed("pack_tokens"),
-        "packing_num_proc": idle("packs are planned in a moment"),
+        "packing_num_proc": idle("planning packs takes a moment only"),
         "loss_scale": by_word(
             {"default": Idle(why="always so"), "": Idle(why="always so")},
-            cannot("every assistant turn is trained alike. Drop it"),
+            cannot("every assistant turn is trained with the same weight. Drop it"),
         ),
         "system": cannot("write the system turn into the rows"),
-        "model_author": cannot("write it into the rows; it belongs to data sets about the model itself"),
-        "model_name": cannot("write it into the rows; it belongs to data sets about the model itself"),
+        "model_author": cannot("write it into the rows; it is for data sets about the model itself"),
+        "model_name": cannot("write it into the rows; it is for data sets about the model itself"),
         "vit_gradient_checkpointing": idle("--gradient_checkpointing auto decides for each tower"),
         "truncation_strategy": _fold,
         "max_model_len": renamed("max_length"),
-        "load_from_cache_file": idle("changed files are measured again by themselves"),
+        "load_from_cache_file": idle("changed files are measured again automatically"),
         "dataset_num_proc": idle("rows are prepared in the workers: --dataloader_num_workers"),
         "dataset_shuffle": on("rows are always shuffled, by --seed"),
         "train_dataloader_shuffle": on("rows are always shuffled, by --seed"),
@@ -123,34 +123,34 @@ KIT = Kit(
         "lazy_tokenize": idle("rows are prepared in the workers"),
         "streaming": off("rows are read one by one, and their number is known before the first step"),
         "strict": switch(true=flag("on_bad_row", "error"), false=flag("on_bad_row", "skip")),
-        "custom_dataset_info": cannot("name the files themselves with --data_path or --data_mix"),
+        "custom_dataset_info": cannot("set the files with --data_path or --data_mix"),
         "use_hf": idle("models come from the Hugging Face hub"),
         "quant_method": _QUANTISED,
         "quant_bits": _QUANTISED,
         "bnb_4bit_compute_dtype": idle("it belongs to quant_bits"),
         "bnb_4bit_quant_type": idle("it belongs to quant_bits"),
         "bnb_4bit_use_double_quant": idle("it belongs to quant_bits"),
-        "tuner_backend": by_word({"peft": Idle(why="always so")}, cannot("adapters are peft's")),
-        "adapters": off("training starts from whole weights: vlft merge RUN OUT, then --model_id OUT"),
-        "resume_only_model": off("a resumed run resumes its optimizer, too"),
-        "acc_strategy": by_word({"token": Idle(why="always so")}, cannot("the loss is weighted by token")),
+        "tuner_backend": by_word({"peft": Idle(why="always so")}, cannot("only adapters of peft are supported")),
+        "adapters": off("training starts from merged weights: vlft merge RUN OUT, then --model_id OUT"),
+        "resume_only_model": off("a resumed run always restores its optimizer"),
+        "acc_strategy": by_word({"token": Idle(why="always so")}, cannot("the loss is averaged over tokens")),
         "max_epochs": renamed("num_train_epochs"),
         "enable_thinking": off("not supported"),
         "enable_channel_loss": _OTHER,
         "enable_dft_loss": _OTHER,
         "sequence_parallel_size": by_word({"1": Idle(why="always so")}, cannot("not supported")),
-        "add_version": idle("--output_dir is taken as it is"),
+        "add_version": idle("--output_dir is used unchanged"),
         "create_checkpoint_symlink": off("not supported"),
         "check_model": idle("the base's files are always checked"),
         "task_type": by_word({"causal_lm": Idle(why="always so")}, cannot("only generation is trained")),
         "rlhf_type": cannot("preference training is not supported yet"),
         "early_stop_interval": off("not supported. --load_best_model_at_end true keeps the best"),
-        "device_map": idle("a model lies on one device, or is shared by --deepspeed zero3"),
-        "max_new_tokens": idle("answers of evaluation rows: --report_tokens"),
-        "temperature": idle("answers are the likeliest ones"),
+        "device_map": idle("a model is on one device, or is sharded by --deepspeed zero3"),
+        "max_new_tokens": idle("--report_tokens limits the answers of evaluation rows"),
+        "temperature": idle("answers are decoded greedily"),
         "norm_bbox": by_word(
             {"none": flag("box_format", "as_is"), "norm1000": flag("box_format", "pixels")},
-            cannot("--box_format says what the numbers of boxes are"),
+            cannot("--box_format sets the unit of boxes"),
         ),
     },
 )

@@ -23,10 +23,10 @@ from vlft.config.kits.outcome import (
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
-    """`use_peft`: LoRA or full."""
+    """Translate `use_peft`: LoRA or full."""
     if "use_peft" not in said:
         return None
-    full = flag("language", "full", note="theirs trains vision tower and merger in full, too: --vision full")
+    full = flag("language", "full", note="TRL also trains vision tower and merger in full: --vision full")
     return ("use_peft",), flag("language", "lora") if is_true(said["use_peft"]) else full
 
 
@@ -36,14 +36,14 @@ KIT = Kit(
     marks=frozenset(("use_peft",)),
     rules={
         "dataset_name": data,
-        "dataset_config": cannot("name the files themselves with --data_path"),
-        "dataset_train_split": idle("--data_path names the training rows"),
-        "dataset_test_split": cannot("name evaluation rows with --eval_path"),
+        "dataset_config": cannot("set the files with --data_path"),
+        "dataset_train_split": idle("--data_path sets the training rows"),
+        "dataset_test_split": cannot("set the evaluation rows with --eval_path"),
         "dataset_text_field": idle("rows are read in the forms of data/README.md"),
         "dataset_num_proc": idle("rows are prepared in the workers: --dataloader_num_workers"),
         "dtype": dtype,
         "lora_target_modules": lora_target,
-        "lora_modules_to_save": off("no modules are saved beside LoRA. --merger full trains the merger in full"),
+        "lora_modules_to_save": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
         "lora_task_type": idle("it is always causal language modelling"),
         "use_rslora": off("not supported"),
         "load_in_4bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
@@ -51,7 +51,7 @@ KIT = Kit(
         "use_bnb_nested_quant": idle("it belongs to load_in_4bit"),
         "completion_only_loss": on("the trained tokens are the assistant turns"),
         "assistant_only_loss": on("the trained tokens are the assistant turns"),
-        "packing_strategy": idle("packs are planned to be full"),
+        "packing_strategy": idle("packs are always filled as far as possible"),
         "padding_free": idle("there is no padding"),
         "eval_packing": idle("evaluation is packed as training is"),
         "pad_to_multiple_of": idle("there is no padding"),

@@ -34,10 +34,10 @@ _NAMES = (*_SPOKEN, "lora_namespan_exclude")
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
-    """The booleans that say what trains, together: one word for each tower they speak of.
+    """Translate the booleans that set what trains, all together, into one word for each tower.
 
-    Theirs trains in full what is not frozen, and needs a tower frozen to put LoRA on it. Where a line speaks of the
-    language model by two of them, it is theirs, and towers it leaves out are trained in full.
+    2U1's kit trains every tower in full that is not frozen, and requires a tower to be frozen for LoRA. If a line sets
+    both booleans of the language model, it is read as a line of that kit: towers it does not mention train in full.
     """
     names = tuple(name for name in _NAMES if name in said)
     if not set(names) & set(_SPOKEN):
@@ -63,7 +63,7 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
         return names, Idle(why="off")
     note = ""
     if chosen.get("language") == "full" and "lora" in chosen.values():
-        note = "LoRA on a tower goes with --language lora or frozen"
+        note = "LoRA on another tower needs --language lora or frozen"
     return names, Becomes(flags={tower: (mode,) for tower, mode in chosen.items()}, note=note)
 
 
@@ -74,16 +74,16 @@ def _excludes(said: Mapping[str, tuple[str, ...]], part: str) -> bool:
 def _excluded(words: tuple[str, ...]) -> Outcome:
     names = {name.strip(" []'\"") for word in words for name in word.split(",")} - {""}
     if names <= {"lm_head", "embed_tokens", "embed_token"}:
-        return Idle(why="LoRA is never put on the embedding or the head")
-    return Cannot(why="LoRA goes by tower: --vision, --merger and --language take full, lora or frozen")
+        return Idle(why="LoRA is never applied to the embedding or the head")
+    return Cannot(why="LoRA is set for each tower: --vision, --merger and --language take full, lora or frozen")
 
 
 def _bits(words: tuple[str, ...]) -> Outcome:
-    return Idle(why="the base stays as it is stored") if words[:1] == ("16",) else QUANTISED(words)
+    return Idle(why="the base keeps its stored dtype") if words[:1] == ("16",) else QUANTISED(words)
 
 
-_RESIZED = cannot("a picture keeps its shape. Its size in pixels is --image_min_pixels and --image_max_pixels")
-_FRAMES = cannot("a frame keeps its shape. Its size in pixels is --video_min_pixels and --video_max_pixels")
+_RESIZED = cannot("a picture keeps its aspect ratio. Set its size with --image_min_pixels and --image_max_pixels")
+_FRAMES = cannot("a frame keeps its aspect ratio. Set its size with --video_min_pixels and --video_max_pixels")
 _TOP_K = off("single blocks cannot be trained alone. --language full or --vision full trains all of them")
 _LIGER = switch(true=flag("use_liger_kernel", "auto"), false=flag("use_liger_kernel", "false"))
 
@@ -95,9 +95,11 @@ KIT = Kit(
         "use_liger": _LIGER,
         "use_liger_loss": _LIGER,
         "lora_weight_path": off("vlft merge RUN OUT finds the adapter in the run folder"),
-        "num_lora_modules": by_word({"-1": Idle(why="all of a tower's linears")}, cannot("LoRA goes by tower")),
+        "num_lora_modules": by_word(
+            {"-1": Idle(why="all linear layers of a tower")}, cannot("LoRA is set for each tower")
+        ),
         "lora_bias": by_word(
-            {"none": Idle(why="no biases are trained beside LoRA")},
+            {"none": Idle(why="no biases are trained besides LoRA")},
             cannot("biases are trained with --language full only"),
         ),
         "use_dora": off(f"DoRA is {NOT_SUPPORTED}. Plain LoRA is --language lora"),
@@ -113,12 +115,12 @@ KIT = Kit(
         "video_resized_height": _FRAMES,
         "min_pixels": renamed("image_min_pixels"),
         "max_pixels": renamed("image_max_pixels"),
-        "disable_flash_attn2": switch(true=flag("attn", "sdpa"), false=Idle(why="--attn auto takes the fastest")),
+        "disable_flash_attn2": switch(true=flag("attn", "sdpa"), false=Idle(why="--attn auto picks the fastest")),
         "attn_implementation": attention,
         "lazy_preprocess": idle("rows are prepared in the workers"),
-        "group_by_modality_length": idle("rows are laid end to end and never padded"),
+        "group_by_modality_length": idle("rows are packed and never padded"),
         "eval_image_folder": lambda words: (
-            Idle(why="off") if is_false(words) else Cannot(why="--image_folder holds for --eval_path, too")
+            Idle(why="off") if is_false(words) else Cannot(why="--image_folder also applies to --eval_path")
         ),
         "unfreeze_topk_llm": _TOP_K,
         "unfreeze_topk_vision": _TOP_K,
