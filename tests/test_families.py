@@ -243,7 +243,7 @@ def test_a_step_does_the_required_operations(base, encoded, preset):
 
 
 @pytest.mark.parametrize("preset", ["full"])
-def test_activations_are_foretold_as_they_are_kept(base, encoded, preset):
+def test_activations_are_estimated_as_they_are_saved(base, encoded, preset):
     batch = inputs([encoded["still"], encoded["two"]])
     model = build(base, preset, flat=True, family=SECOND)
     with activations.Ledger(model, batch.values()) as ledger:
@@ -253,7 +253,7 @@ def test_activations_are_foretold_as_they_are_kept(base, encoded, preset):
         lengths=batch["lengths"], vision_lengths=batch["vision_lengths"], supervised=len(batch["targets"])
     )
     numbers = tracing.numbers_of(torch.float32, None, deepspeed=False)
-    told = activations.foretell(config, SECOND, PRESETS[preset], load, numbers, device="cpu")
+    told = activations.estimate(config, SECOND, PRESETS[preset], load, numbers, device="cpu")
     for part in activations.PARTS:
         assert told.kept[part] == pytest.approx(ledger.kept[part], rel=0.1, abs=10_000), part
     rough = memory.activations(
