@@ -1,7 +1,7 @@
-"""What a run optimises: how a row becomes an item, items a batch, and a batch a loss.
+"""Training objectives: how a row becomes an item, how items become a batch, and how a batch becomes a loss.
 
-`base` says what an objective is, `sft` is the one there is. `vlft.setup.objective_of` chooses; the trainer knows only
-`base.Objective`. Above data and model, which are strangers to each other.
+`base` defines the interface, and `sft` is the one objective so far. `vlft.setup.objective_of` chooses the objective of
+a run; the trainer depends only on `base.Objective`. This package uses data and model, which do not import each other.
 """
 
 from vlft.objectives.base import Loss, Mean, Objective, Sums

@@ -1,9 +1,9 @@
-"""What an objective is, and how its losses add up over micro-batches and processes. Knows no trainer and no file.
+"""The interface of an objective, and sums of its losses over micro-batches and processes. Independent of the trainer.
 
     Sample  --encode-->  EncodedSample  --collate-->  Batch  --loss-->  Loss(sum, weight, statistics)
 
-The trainer divides the sum of a global step by its weight, so a step is the same at any batch size, accumulation and
-number of processes: each of them is a part of one sum. A loss that is a mean over its own micro-batch would not be.
+The trainer divides the sum of a global step by its weight. So a step does not depend on batch size, accumulation and
+number of processes: each micro-batch adds to one sum. This would not hold for a mean over each micro-batch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vlft.model.forward import FORWARD_KEYS
 
 
 class Mean(NamedTuple):
-    """A mean over many micro-batches, as far as one of them adds to it.
+    """The contribution of one micro-batch to a mean over many.
 
     Attributes:
-        sum: float [], on the device; may carry a gradient, which is ignored.
-        weight: what the sum is divided by in the end, e.g. tokens or pairs.
+        sum: float [], on the device; a gradient is ignored.
+        weight: the contribution to the divisor, e.g. the number of tokens or pairs.
     """
 
     sum: torch.Tensor
@@ -35,11 +35,11 @@ class Mean(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """What a micro-batch adds to a step, or to an evaluation.
+    """The contribution of a micro-batch to a step, or to an evaluation.
 
     Attributes:
         sum: float32 [], on the device and differentiable: the sum over the micro-batch, never its mean. A micro-batch
-            without rows gives 0 with a graph through the model, else other processes wait for its gradients.
+            without rows has 0 with a graph through the model; otherwise other processes wait for its gradients.
         weight: `Objective.weight` of the micro-batch.
         statistics: some or all of `Objective.statistics`.
     """
@@ -50,19 +50,19 @@ class Loss(NamedTuple):
 
 
 class Objective(ABC):
-    """What a run optimises. A subclass says `loss` and `weight`, and changes what else differs.
+    """What a run optimises. A subclass defines `loss` and `weight`, and may override the other methods.
 
     Args:
         encoder: rows -> tokens and pixels, with the run's settings.
         collator: encoded samples -> a flat batch.
     """
 
-    #: What `weight` counts: an evaluation is logged with `eval_<unit>`.
+    #: What `weight` counts. An evaluation logs its weight as `eval_<unit>`.
     unit: ClassVar[str] = "tokens"
     #: Names of the statistics. Each is logged under its name, and as `eval_<name>`, as a mean over micro-batches and
-    #: processes. Every process has to know them all, also where its own rows add to none.
+    #: processes. All processes need the same names, also if the rows of a process contribute to none of them.
     statistics: ClassVar[tuple[str, ...]] = ()
-    #: Tensors of a batch that the loss takes: they go to the device. One that adds its own names them here.
+    #: Tensors of a batch that the loss uses; they are copied to the device. An objective adds its own tensors here.
     tensors: ClassVar[tuple[str, ...]] = FORWARD_KEYS
 
     def __init__(self, *, encoder: Encoder, collator: Collator) -> None:
@@ -70,55 +70,56 @@ class Objective(ABC):
         self.collator = collator
 
     def encode(self, sample: Sample) -> EncodedSample:
-        """What a row becomes; called in the loader's workers. What it costs is what the encoder measured.
+        """Encode a row. Called in the loader's workers. The cost of a row is the one that the encoder measured.
 
         Raises:
-            DataError: the row cannot be trained on.
+            DataError: the row cannot be used for training.
         """
         return self.encoder.encode(sample)
 
     def collate(self, items: Sequence[EncodedSample | BadRow]) -> Batch:
-        """Items of a micro-batch, maybe none -> the batch, on the CPU; called in the loader's workers."""
+        """Make a batch on the CPU of the items of a micro-batch, possibly none. Called in the loader's workers."""
         return self.collator(items)
 
     def cross_entropy(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """float32 []: the sum of the cross-entropies of all trained tokens, the fastest loss there is."""
+        """float32 []: the sum of the cross-entropies of all trained tokens. This is the fastest loss."""
         return _forward(model, batch).loss
 
     def log_probs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """float32 [K]: the log-probability of each trained token, for `vlft.model.loss.sum_segments` and others."""
+        """float32 [K]: the log-probability of each trained token, for example for `vlft.model.loss.sum_segments`."""
         return _forward(model, batch, return_log_probs=True).log_probs
 
     @abstractmethod
     def weight(self, batch: Batch) -> float:
-        """What the step's loss is divided by, as far as this micro-batch adds to it; known before the forward."""
+        """The contribution of this micro-batch to the divisor of the step's loss; known before the forward pass."""
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
-        """The loss of a micro-batch whose `tensors` are on the device. Reads nothing back from it.
+        """The loss of a micro-batch. It must not read values back from the device.
 
         Args:
-            model: as the trainer runs it: bound to the flat forward, maybe within PEFT, DDP or DeepSpeed.
+            model: as the trainer runs it: with the flat forward, possibly wrapped by PEFT, DDP or DeepSpeed.
+            batch: the micro-batch, with `tensors` on the device.
         """
 
     def evaluate(self, model: torch.nn.Module, batch: Batch) -> Loss:
-        """The same of an evaluation's micro-batch, without gradients."""
+        """The loss of a micro-batch in an evaluation, without gradients."""
         return self.loss(model, batch)
 
 
-def _forward(model: torch.nn.Module, batch: Any, **asked: bool) -> Any:
-    """What the flat forward yields (`vlft.model.forward.FlatOutput`)."""
-    return model(**{key: batch[key] for key in FORWARD_KEYS}, **asked)
+def _forward(model: torch.nn.Module, batch: Any, **options: bool) -> Any:
+    """The result of the flat forward (`vlft.model.forward.FlatOutput`)."""
+    return model(**{key: batch[key] for key in FORWARD_KEYS}, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Losses and statistics added up over micro-batches, in float64, on the device until they are asked for.
+    """Sums of losses and statistics over micro-batches, in float64. They stay on the device until they are read.
 
     Attributes:
         names: of the statistics.
-        sums: float64 [] each, of the loss and then of each statistic; None where nothing was added yet.
-        weights: of the same.
+        sums: float64 [] each, of the loss and then of each statistic; None if nothing was added yet.
+        weights: of the loss and then of each statistic.
     """
 
     names: tuple[str, ...] = ()
@@ -126,10 +127,10 @@ class Sums:
     weights: tuple[float, ...] = ()
 
     def plus(self, loss: Loss) -> Sums:
-        """These and one micro-batch more; nothing is read from the device.
+        """The sums with one more micro-batch. Nothing is read from the device.
 
         Raises:
-            ValueError: a statistic that the objective has not named.
+            ValueError: the loss has a statistic that is not in `names`.
         """
         if unknown := sorted(set(loss.statistics) - set(self.names)):
             raise ValueError(f"statistics {unknown} are not among Objective.statistics {list(self.names)}")
@@ -143,7 +144,7 @@ class Sums:
         return replace(self, sums=tuple(sums), weights=tuple(weights))
 
     def as_vector(self, device: torch.device) -> torch.Tensor:
-        """float64 [2 * (1 + S)], sums and then weights, to be added up over processes and handed to `means`."""
+        """float64 [2 * (1 + S)] for S statistics: sums, then weights. Sum it over processes and pass it to `means`."""
         many = 1 + len(self.names)
         zero = torch.zeros((), dtype=torch.float64, device=device)
         sums = torch.stack([zero if one is None else one for one in self.sums or [None] * many])
@@ -151,10 +152,10 @@ class Sums:
         return torch.cat([sums, weights])
 
     def means(self, totals: Sequence[float]) -> tuple[dict[str, float | None], float]:
-        """What `as_vector` comes to over all processes.
+        """Compute means from the sum of `as_vector` over all processes.
 
         Returns:
-            means: "loss" and each statistic; None where nothing was added.
+            means: of "loss" and each statistic; None if nothing was added.
             weight: of the loss.
         """
         many = 1 + len(self.names)

@@ -9,12 +9,12 @@ from vlft.objectives.base import Loss, Objective
 
 
 class Sft(Objective):
-    """Cross-entropy per trained token, every one with the same weight, whatever row or micro-batch it is in."""
+    """Cross-entropy per trained token. All trained tokens of a step have the same weight, in any row or micro-batch."""
 
     def weight(self, batch: Batch) -> int:
-        """Trained tokens."""
+        """The number of trained tokens."""
         return batch["counts"]["supervised_tokens"]
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
-        """The sum of their cross-entropies, from the head's fused loss."""
+        """The sum of the cross-entropies of trained tokens, from the head's fused loss."""
         return Loss(self.cross_entropy(model, batch), self.weight(batch))

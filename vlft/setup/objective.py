@@ -1,4 +1,4 @@
-"""Which objective a run has. The one place where it is chosen."""
+"""Choose the objective of a run. No other module chooses one."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from vlft.setup.base import Base
 
 
 def objective_of(base: Base) -> Objective:
-    """The objective of a run on this base."""
+    """The objective of a run that trains this base."""
     return Sft(encoder=base.encoder, collator=base.collator())
