@@ -143,7 +143,7 @@ TINY: dict[str, tuple[Change, str]] = {
     "half a generation config": (halved("generation_config.json"), r"generation_config\.json: not JSON"),
     "an odd generation config": (
         setting("generation_config.json", max_new_tokens=-1),
-        r"generation_config\.json: transformers does not take it",
+        r"generation_config\.json: transformers does not accept it",
     ),
 }  # fmt: skip
 PUBLISHED: dict[str, tuple[Change, str]] = {

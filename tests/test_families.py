@@ -242,7 +242,7 @@ def test_a_step_does_the_required_operations(base, encoded, preset):
     assert counter.get_total_flops() == pytest.approx(flops.total(want), rel=1e-3)
 
 
-def test_activations_are_foretold_as_they_are_kept(base, encoded):
+def test_activations_are_estimated_as_they_are_saved(base, encoded):
     batch = inputs([encoded["still"], encoded["two"]])
     model = build(base, "full", flat=True, family=SECOND)
     with activations.Ledger(model, batch.values()) as ledger:
@@ -252,7 +252,7 @@ def test_activations_are_foretold_as_they_are_kept(base, encoded):
         lengths=batch["lengths"], vision_lengths=batch["vision_lengths"], supervised=len(batch["targets"])
     )
     numbers = tracing.numbers_of(torch.float32, None, deepspeed=False)
-    told = activations.foretell(config, SECOND, FULL, load, numbers, device="cpu")
+    told = activations.estimate(config, SECOND, FULL, load, numbers, device="cpu")
     for part in activations.PARTS:
         assert told.kept[part] == pytest.approx(ledger.kept[part], rel=0.1, abs=10_000), part
     rough = memory.activations(SECOND.sizes(config), FULL, tokens=load.tokens, patches=load.patches, element_bytes=4)

@@ -12,8 +12,7 @@ from plans import plan, plan_and_text, towers
 
 from vlft.cli.main import main
 from vlft.families import sizes_of
-from vlft.model import memory
-from vlft.model.activations import foretell
+from vlft.model import activations, memory
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers
 from vlft.plan import estimate as estimates
@@ -77,7 +76,8 @@ def test_what_dropout_keeps_on_a_gpu():
     """A byte for each input of each adapted linear (torch's mask is bool there), counted by hand."""
     load = Load(lengths=(1000, 24), vision_lengths=(400,), supervised=100)
     kept = [
-        foretell(TWO_B, FAMILY, Towers(lora_dropout=p), load, BF16, device="cuda").kept["language"] for p in (0.05, 0)
+        activations.estimate(TWO_B, FAMILY, Towers(lora_dropout=p), load, BF16, device="cuda").kept["language"]
+        for p in (0.05, 0)
     ]
     text = TWO_B.text_config
     width, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
@@ -89,7 +89,7 @@ def test_what_dropout_keeps_on_a_gpu():
 def test_auto_counts_what_shapes_do_not_show():
     """LoRA's dropout and copies: 16k tokens of the 2B take half as much again as the rough count says."""
     rough = memory.activations(sizes_of(TWO_B), Towers(), tokens=16384, patches=4096, element_bytes=2)
-    told = memory.foretold(TWO_B, FAMILY, Towers(), tokens=16384, patches=4096, numbers=BF16, fused=True)
+    told = memory.estimate(TWO_B, FAMILY, Towers(), tokens=16384, patches=4096, numbers=BF16, fused=True)
     assert 1.3 < told["language"].whole / rough["language"].whole < 1.7
     assert told["language"].recomputed < 0.1 * told["language"].whole
     assert told["vision"].whole == 0
@@ -167,7 +167,7 @@ def test_where_nothing_helps(capsys, full):
     planned, text = plan_and_text(capsys, *full, "--gpu", "0.1")
     assert not planned["memory"]["fits"]
     assert planned["memory"]["change"] is None
-    assert "nothing known lets it fit" in text
+    assert "no known change makes it fit" in text
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_where_nothing_helps(capsys, full):
     [
         (["--gpu", "h1000"], 1, "--gpu h1000: neither a number of GB nor one of b200, h200"),
         (["--gpu", "-3"], 1, "--gpu -3: neither"),
-        (["--gpu", "h100", "--measure"], 1, "--measure runs on the device that is here, and --gpu h100 names another"),
+        (["--gpu", "h100", "--measure"], 1, "--measure runs on this machine's device, and --gpu h100 names another"),
         (["--tokens_per_s", "0"], 2, "--tokens_per_s is 0, must be more than 0"),
     ],
 )

@@ -149,7 +149,7 @@ def test_an_index_out_of_range(capsys, flags, index):
     assert preview(*flags, "--index", index) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"--index {index}: {flags[0]} has 7 rows, counted from 0. Give 0 to 6." in err
+    assert f"--index {index}: {flags[0]} has 7 rows, counted from 0. Use 0 to 6." in err
 
 
 def test_pixel_flags_act(capsys, flags):

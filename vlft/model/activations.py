@@ -1,8 +1,8 @@
-"""What autograd keeps from forward to backward, tower by tower: counted as tensors are saved, or foretold.
+"""Memory that autograd saves between forward and backward, tower by tower: counted in a real pass, or estimated.
 
-`Ledger` counts while a model runs, on any device. `foretell` runs the same code on tensors that have shapes and no
-contents (`vlft.model.tracing`), on towers of one or two blocks, so a model of any size is counted in seconds and
-without its weights. For a GPU, too, where there is none.
+`Ledger` counts while a model runs, on any device. `estimate` runs the same code on tensors that have shapes and no
+contents (`vlft.model.tracing`), on towers of one or two blocks. It takes seconds for a model of any size, needs no
+weights, and estimates the memory of a GPU on a machine without one.
 
 Letters: T tokens and P patches of a micro-batch, K its supervised rows.
 """
@@ -27,23 +27,23 @@ PARTS: tuple[Part, ...] = ("vision", "merger", "language", "head")
 
 
 class Ledger:
-    """A context around a forward pass.
+    """A context manager around a forward pass.
 
     Args:
-        model: prepared, PEFT-wrapped or not.
-        given: tensors of the batch, which are there anyway.
+        model: prepared for training, with or without PEFT.
+        given: tensors of the batch; they are not counted.
 
     Attributes:
-        kept: part -> bytes of all storages kept for the backward pass, weights and batch aside. Where blocks are
-            checkpointed, what goes into them is kept.
+        kept: part -> bytes of all storages saved for the backward pass, except weights and batch. Checkpointed blocks
+            save their inputs.
     """
 
     def __init__(self, model: Any, given: Collection[Any] = ()) -> None:
         self.kept: dict[Part, int] = dict.fromkeys(PARTS, 0)
-        self._seen = {_storage(t) for t in (*model.parameters(), *model.buffers())}
-        self._seen |= {_storage(t) for t in given if isinstance(t, torch.Tensor)}
-        self._alive: list[torch.Tensor] = []  # so that no address is given out twice
-        self._now: list[Part] = ["language"]
+        self._counted = {_storage(t) for t in (*model.parameters(), *model.buffers())}
+        self._counted |= {_storage(t) for t in given if isinstance(t, torch.Tensor)}
+        self._alive: list[torch.Tensor] = []  # so that no address is used twice
+        self._entered: list[Part] = ["language"]
         self._modules: list[tuple[torch.nn.Module, Part]] = [
             (adapt.tower(model, "vision"), "vision"),
             *((merger, "merger") for merger in adapt.mergers(model)),
@@ -55,7 +55,7 @@ class Ledger:
 
     def __enter__(self) -> Ledger:
         for module, part in self._modules:
-            self._on(module.register_forward_pre_hook(lambda *_, part=part: self._now.append(part)))
+            self._on(module.register_forward_pre_hook(lambda *_, part=part: self._entered.append(part)))
             self._on(module.register_forward_hook(lambda *_: self._leave()))
         for block in self._blocks:
             if getattr(block, "gradient_checkpointing", False):
@@ -71,22 +71,22 @@ class Ledger:
         self._undo.callback(handle.remove)
 
     def _leave(self) -> None:
-        self._now.pop()
+        self._entered.pop()
 
     def _into_block(self, block: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
-            return  # a frozen tower keeps nothing
+            return  # a frozen tower saves nothing
         for value in (*args, *kwargs.values()):
             for tensor in value if isinstance(value, tuple | list) else (value,):
                 if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                     self._save(tensor)
 
     def _save(self, tensor: torch.Tensor) -> torch.Tensor:
-        place = _storage(tensor)
-        if place not in self._seen:
-            self._seen.add(place)
+        storage = _storage(tensor)
+        if storage not in self._counted:
+            self._counted.add(storage)
             self._alive.append(tensor.detach())
-            self.kept[self._now[-1]] += tensor.untyped_storage().nbytes()
+            self.kept[self._entered[-1]] += tensor.untyped_storage().nbytes()
         return tensor
 
 
@@ -95,18 +95,19 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foretold:
-    """Bytes kept from forward to backward.
+class Estimate:
+    """Bytes saved between forward and backward.
 
     Attributes:
-        kept: by part. block: of the hungriest single block, which is what a checkpointed tower makes anew.
+        kept: part -> bytes.
+        block: bytes of the largest single block, which a checkpointed tower recomputes at one time.
     """
 
     kept: dict[Part, int]
     block: int
 
 
-def foretell(
+def estimate(
     config: Any,
     family: Family,
     towers: Towers,
@@ -116,14 +117,18 @@ def foretell(
     device: Literal["cpu", "cuda"],
     checkpointed: Collection[str] = (),
     fused: bool = False,
-) -> Foretold:
-    """What a micro-batch will keep.
+) -> Estimate:
+    """Estimate what one micro-batch saves for the backward pass.
 
     Args:
-        config: of the top class. towers: what trains.
-        device: whose kernels; a GPU's have flash attention.
-        checkpointed: towers (vision, language) whose blocks recompute.
-        fused: with fused RMSNorm and SwiGLU (`vlft.model.kernels`).
+        config: transformers' config of the top class.
+        family: of the config.
+        towers: what trains.
+        load: the shapes of the micro-batch.
+        numbers: the dtypes it computes in.
+        device: the device whose kernels are assumed; on "cuda" this includes flash attention.
+        checkpointed: towers (vision, language) whose blocks are recomputed.
+        fused: whether RMSNorm and SwiGLU are fused (`vlft.model.kernels`).
     """
     sizes = family.sizes(config)
     depths: dict[Part, int] = {"vision": sizes.vision.depth, "language": len(sizes.text.layers)}
@@ -132,13 +137,13 @@ def foretell(
         return _run(config, family, towers, load, numbers, blocks, recomputing, device=device, fused=fused)
 
     one, two = run(1, checkpointed), run(2, checkpointed)
-    # With one block alone, the first and the last are the same, and mergers that take either would share their input.
+    # In a model of one block, the first block is also the last, so mergers that read either would share their input.
     kept = {
         part: one[part] + (depths[part] - 1) * (two[part] - one[part]) if part in depths else two[part]
         for part in PARTS
     }
     whole = [run(blocks, ()) for blocks in (1, 2)] if checkpointed else [one, two]
-    return Foretold(kept=kept, block=max(whole[1][part] - whole[0][part] for part in depths))
+    return Estimate(kept=kept, block=max(whole[1][part] - whole[0][part] for part in depths))
 
 
 def _run(
@@ -153,7 +158,7 @@ def _run(
     device: str,
     fused: bool,
 ) -> dict[Part, int]:
-    """Of towers of so many blocks."""
+    """Part -> bytes saved by a model whose towers have this number of blocks."""
     small = family.with_depth(config, blocks)
     model: Any = empty_model(small, family)
     half = numbers.computing in standins.HALF
@@ -163,7 +168,7 @@ def _run(
     if fused:
         kernels.fuse(model, standins.fused_functions())
     forward.bind(model, forward.PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3))
-    # Kept between calls, so none of it may be made here, without contents.
+    # This cache outlives the call, so it must not hold tensors without contents.
     forward._constants.cache_clear()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,9 +1,9 @@
-"""Where a live model keeps its parts, and what each feature word of its family means for a forward pass.
+"""Access to the parts of a live model, and what each feature of its family changes in a forward pass.
 
-The only module that touches the insides of transformers' vision-language models. `vlft.families` has the words;
-nothing here or elsewhere asks which family a model is of.
+This is the only module that touches the internals of transformers' vision-language models. `vlft.families` lists the
+features of each family; no code here or elsewhere branches on the family itself.
 
-Letters as in `vlft.model.forward`; P patches, N merged patches.
+Letters: those of `vlft.model.forward`; P patches, N merged patches.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from vlft.families import Family, Sizes
 Part = Literal["vision", "language"]
 PARTS: tuple[Part, ...] = ("vision", "language")
 
-# ---- where things are
+# ---- parts of the model
 
 
 def bare(model: Any) -> Any:
-    """The top model of transformers, without PEFT around it."""
+    """The top model of transformers, without its PEFT wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -51,12 +51,12 @@ def head(model: Any) -> Any:
 
 
 def blocks(model: Any, part: Part) -> Sequence[torch.nn.Module]:
-    """The blocks of a tower, in order; what gradient checkpointing recomputes one at a time."""
+    """The blocks of a tower, in order. Gradient checkpointing recomputes them one at a time."""
     return tower(model, part).blocks if part == "vision" else tower(model, part).layers
 
 
 def mergers(model: Any) -> list[torch.nn.Module]:
-    """The modules between ViT and language model, whose output the latter takes."""
+    """The modules between ViT and language model. Their output enters the language model."""
     found: list[torch.nn.Module] = []
     for prefix, name in family_of(model).tower_prefixes:
         if name == "merger":
@@ -66,12 +66,12 @@ def mergers(model: Any) -> list[torch.nn.Module]:
 
 
 def fused_norms(model: Any) -> list[torch.nn.Module]:
-    """RMSNorms that a fused kernel may stand in for."""
+    """RMSNorms that a fused kernel may replace."""
     return list(_matching(model, family_of(model).fused_norms))
 
 
 def fused_mlps(model: Any) -> list[torch.nn.Module]:
-    """Gated MLPs whose activation and product a fused kernel may make."""
+    """Gated MLPs whose activation and product a fused kernel may compute."""
     return list(_matching(model, family_of(model).fused_mlps))
 
 
@@ -84,10 +84,11 @@ def _matching(model: Any, pattern: str) -> Iterator[torch.nn.Module]:
 
 
 def attend_by(model: Any, part: Part, name: str) -> None:
-    """Make a tower attend by a function registered with transformers.
+    """Set the attention function of a tower to one that is registered with transformers.
 
-    transformers gives the ViT one variable-length call only under a name with "flash" in it, and refuses such names at
-    load; so the model is loaded with sdpa and renamed here (works on 5.17 to 5.23).
+    transformers calls the ViT's attention once, with variable lengths, only if the name of the function contains
+    "flash", and it refuses such names at load. So the model is loaded with sdpa, and the name is changed here (works on
+    5.17 to 5.23).
     """
     live = bare(model)
     for config in family_of(live).attention_configs(live.config, part):
@@ -95,10 +96,10 @@ def attend_by(model: Any, part: Part, name: str) -> None:
 
 
 def recompute(model: Any, part: Part, function: Any) -> None:
-    """Have a tower's blocks called through a function that recomputes them.
+    """Call a tower's blocks through a function that recomputes them in the backward pass.
 
-    Not through `gradient_checkpointing_enable`: that also hooks the ViT's patch embedding so that its output needs a
-    gradient, which sends a frozen ViT through backward and recomputation (seen on transformers 5.17 and 5.23).
+    This does not use `gradient_checkpointing_enable`, which also makes the output of the ViT's patch embedding require
+    a gradient. A frozen ViT would then be recomputed and run backward (seen on transformers 5.17 and 5.23).
     """
     tower(model, part)._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=function)
 
@@ -108,25 +109,25 @@ def recompute(model: Any, part: Part, function: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What the vision tower yields for a batch.
+    """The result of the vision tower for a batch.
 
     Attributes:
-        embeds_NH: in place of the embeddings of pad tokens.
-        layers_NH: with `deepstack`, one for each of the first language layers, added to what comes out of it.
+        embeds_NH: features that replace the embeddings of pad tokens.
+        layers_NH: with `deepstack`, one tensor for each of the first language layers, added to the layer's output.
     """
 
     embeds_NH: torch.Tensor
     layers_NH: tuple[torch.Tensor, ...] = ()
 
     def first(self, count: int) -> Features:
-        """Those of the first merged patches. With none of them left every merger still has a gradient, of zeros."""
+        """The features of the first merged patches. With `count` 0, every merger still gets a gradient of zeros."""
         return Features(
             embeds_NH=self.embeds_NH[:count], layers_NH=tuple(features[:count] for features in self.layers_NH)
         )
 
 
 def install(model: Any) -> None:
-    """Prepare a loaded model for the flat forward, as its family's features need it."""
+    """Prepare a loaded model for the flat forward, as far as the features of its family require it."""
     if "deepstack" in family_of(model).features:
         language = tower(model, "language")
         language._deepstack_process = types.MethodType(_add_at_places, language)
@@ -145,8 +146,10 @@ def vision_features(
 
     Args:
         pixels_PX: float32, scaled.
-        grid, positions, cu_seqlens, lengths: the batch's `vision_grid`, `vision_positions`, ...; a tower that is handed
-            all of them reads nothing back from the device.
+        grid: `vision_grid` of the batch.
+        positions: `vision_positions` of the batch.
+        cu_seqlens: `vision_cu_seqlens` of the batch.
+        lengths: `vision_lengths` of the batch. With these four the tower reads nothing back from the device.
     """
     visual = tower(model, "vision")
     out = visual(
@@ -162,7 +165,7 @@ def vision_features(
 
 
 def embeddings(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """Of tokens, [1, T] -> [1, T, H]."""
+    """The embeddings of tokens, [1, T] -> [1, T, H]."""
     return tower(model, "language").embed_tokens(input_ids)
 
 
@@ -179,13 +182,14 @@ def hidden_states(
     """The language model on a flat row.
 
     Args:
-        embeds_TH: of all tokens, features in place.
+        embeds_TH: embeddings of all tokens, with the vision features in place.
+        features: what the vision tower returned.
         rows: int64 [N], places of the features in the row.
-        position_ids: int64 [4, 1, T] as in a batch. The model is handed the three of M-RoPE: the places within samples
-            would make transformers build a mask of [T, T] from them, and our attention goes by `cu_seqlens`.
+        position_ids: int64 [4, 1, T], as in a batch. Only the three rows of M-RoPE are passed on: from the fourth, the
+            positions within samples, transformers would build a mask of [T, T]. Our attention uses `cu_seqlens`.
 
     Returns:
-        hidden_TH.
+        hidden_TH: the last hidden states.
     """
     more: dict[str, Any] = {}
     if features.layers_NH:
@@ -208,7 +212,7 @@ def hidden_states(
 def _add_at_places(
     self: Any, hidden_states: torch.Tensor, visual_pos_masks: torch.Tensor, visual_embeds: torch.Tensor
 ) -> torch.Tensor:
-    """Stands in for `_deepstack_process`: takes places as well as a mask, whose count the host would wait for."""
+    """Replaces `_deepstack_process`: also accepts places, since a mask makes the host wait for its count."""
     if visual_pos_masks.dtype == torch.bool:
         return type(self)._deepstack_process(self, hidden_states, visual_pos_masks, visual_embeds)
     return hidden_states.index_add(1, visual_pos_masks, visual_embeds[None].to(hidden_states.dtype))

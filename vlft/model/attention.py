@@ -1,4 +1,4 @@
-"""Which attention kernel each tower uses: the fastest that is installed and passes a self-test on the device.
+"""Choose an attention kernel for each tower: the fastest that is installed and passes a self-test on the device.
 
 Letters: H heads, G key/value heads, T tokens of the row, D head size.
 """
@@ -24,11 +24,11 @@ INSTALL = {
 
 Choice = Literal["auto"] | Backend
 
-#: Tokens of the self-test's segments. More than 128 in some, as in training: cuDNN before 9.24 leaves shorter ones to
-#: another kernel. Not all of them multiples of a kernel's block.
+#: Tokens of the self-test's segments. Some have more than 128, as in training: cuDNN before 9.24 uses another kernel
+#: for shorter ones. Not all of them are multiples of a kernel's block.
 LENGTHS = (200, 7, 161)
 #: Largest difference allowed in the self-test, as a share of its segment's largest value. bfloat16 rounds to 8 bits
-#: (up to 0.02 on a CPU); a kernel that mixes samples is off by the order of 1.
+#: (up to 0.02 on a CPU). A kernel that mixes samples differs by about 1.
 TOLERANCE = 0.05
 
 
@@ -43,7 +43,7 @@ def _load_kernel(backend: Backend) -> Kernel:
         from torch.nn.attention.varlen import varlen_attn
 
         def varlen(q, k, v, cu, longest, *, scale, causal):
-            # torch 2.11 takes fewer key/value heads without being told so; from 2.12 on it wants the flag.
+            # torch 2.11 accepts fewer key/value heads without a flag; torch 2.12 and later need it.
             gqa: dict[str, Any] = (
                 {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
             )
@@ -72,14 +72,17 @@ def _load_kernel(backend: Backend) -> Kernel:
 def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch.device) -> float:
     """Largest difference, forward and gradient, between a varlen kernel in 16 bits and sdpa in float32.
 
-    The kernel is handed what a layer of the tower hands it, by `run_kernel` as there. Segments differ in length, so
-    that a kernel that mixes samples cannot pass.
+    The kernel gets the same inputs as in a layer of the tower, through `run_kernel`. Segments differ in length, so a
+    kernel that mixes samples cannot pass.
 
     Args:
-        dtype: the run computes in, bfloat16 or float16.
+        kernel: the kernel to test.
+        tower: the attention of one tower.
+        dtype: the dtype that the run computes in, bfloat16 or float16.
+        device: where the kernel runs.
 
     Returns:
-        the difference as a share of its segment's largest value; NaN where there is one.
+        the difference as a share of its segment's largest value; NaN if any value is NaN.
     """
     generator = torch.Generator().manual_seed(0)
     tokens = sum(LENGTHS)
@@ -107,14 +110,14 @@ def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch
         for found, wanted in zip(*results, strict=True)
         for a, b in zip(found.split(LENGTHS), wanted.split(LENGTHS), strict=True)
     ]
-    return float(torch.stack(shares).max())  # not Python's max, which passes over a NaN that is not its first argument
+    return float(torch.stack(shares).max())  # not Python's max, which ignores a NaN that is not its first argument
 
 
 def _as_in_a_layer(projected: Sequence[torch.Tensor], tower: Heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value [1, H or G, T, D] in the layout and dtype of a layer's, after the rotary embedding.
+    """Query, key and value [1, H or G, T, D] in the layout and dtype that a layer passes on after rotary embedding.
 
-    The language model's is computed in the dtype of hidden states, here the wider case, float32. The ViT's is computed
-    in float32 and cast back.
+    The language model computes rotary embedding in the dtype of hidden states; float32 is tested here, the wider case.
+    The ViT computes it in float32 and casts back.
 
     Args:
         projected: [T, (H + 2G) * D], or three of [T, H * D], [T, G * D] twice.
@@ -123,7 +126,7 @@ def _as_in_a_layer(projected: Sequence[torch.Tensor], tower: Heads) -> tuple[tor
         parts = list(projected[0].unflatten(1, (3, tower.heads, tower.head_dim)).unbind(1))
     else:
         parts = [x.unflatten(1, (-1, tower.head_dim)) for x in projected]
-    one = torch.ones(len(parts[0]), 1, tower.head_dim, device=parts[0].device)  # a rotation by nothing
+    one = torch.ones(len(parts[0]), 1, tower.head_dim, device=parts[0].device)  # a rotation by zero
     for i, part in enumerate(parts[:2]):
         turned = part.float() * one
         parts[i] = turned.to(part.dtype) if tower.joined else turned
@@ -134,31 +137,35 @@ def _as_in_a_layer(projected: Sequence[torch.Tensor], tower: Heads) -> tuple[tor
 def choose_backend(
     choice: Choice, tower: Heads, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[Backend, list[str]]:
-    """The backend for one tower, and what was tried and passed over.
+    """The backend for one tower, and why faster ones were not used.
 
     Args:
         choice: "auto" or a name of `BACKENDS`.
-        tower: its attention.
-        device, dtype: it computes in; kernels other than sdpa need CUDA and a 16-bit dtype.
+        tower: the attention of the tower.
+        device: where it computes; kernels other than sdpa need CUDA.
+        dtype: what it computes in; kernels other than sdpa need 16 bits.
+
+    Returns:
+        the backend, and a remark for each one that was rejected.
 
     Raises:
-        ConfigError: a backend asked for by name cannot be used; says why and how to get it.
+        ConfigError: a backend requested by name cannot be used; the message says why and how to get it.
     """
     if choice == "sdpa":
         return "sdpa", []
-    anyway = _problem_of_all(device=device, dtype=dtype)
-    if anyway and choice == "auto":
-        return "sdpa", [f"{', '.join(BACKENDS[:-1])}: {anyway}"]
+    general = _problem_of_all(device=device, dtype=dtype)
+    if general and choice == "auto":
+        return "sdpa", [f"{', '.join(BACKENDS[:-1])}: {general}"]
     remarks: list[str] = []
     for backend in BACKENDS if choice == "auto" else (choice,):
         if backend == "sdpa":
             return "sdpa", remarks
-        problem = anyway or _problem(backend, tower, device=device, dtype=dtype)
+        problem = general or _problem(backend, tower, device=device, dtype=dtype)
         if not problem:
             return backend, remarks
         if choice != "auto":
             raise ConfigError(
-                f"--attn {choice}: {problem}. To get it: {INSTALL[choice]}. Or use --attn auto, which takes the "
+                f"--attn {choice}: {problem}. To get it: {INSTALL[choice]}. Or use --attn auto, which uses the "
                 "fastest that works."
             )
         remarks.append(f"{backend}: {problem}")
@@ -166,7 +173,7 @@ def choose_backend(
 
 
 def _problem_of_all(*, device: torch.device, dtype: torch.dtype) -> str:
-    """Why no varlen kernel can be used, or nothing."""
+    """Why no varlen kernel can be used here; empty if one may be."""
     if device.type != "cuda":
         return f"needs a CUDA device, this is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -175,10 +182,10 @@ def _problem_of_all(*, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _problem(backend: Backend, tower: Heads, *, device: torch.device, dtype: torch.dtype) -> str:
-    """Why a varlen kernel cannot be used, or nothing."""
+    """Why a varlen kernel cannot be used; empty if it can."""
     try:
         worst = self_test(_load_kernel(backend), tower, dtype=dtype, device=device)
-    except Exception as error:  # noqa: BLE001 - kernels refuse by assert, and their compilers raise classes of their own
+    except Exception as error:  # noqa: BLE001 - kernels refuse by assert, and their compilers raise their own classes
         return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
     if worst < TOLERANCE:
         return ""
@@ -198,15 +205,15 @@ def install(
     Args:
         model: a loaded base (the top class).
         choice: `--attn`.
-        dtype: of the computation (bf16 under autocast).
-        device: of the computation, where the model is not on it yet.
-        say: told, on a GPU, which backends were passed over and why.
+        dtype: what the run computes in (bf16 under autocast).
+        device: where the run computes, if the model is not there yet.
+        say: called on a GPU with a line for each backend that was rejected, and why.
 
     Returns:
         tower -> backend.
 
     Raises:
-        ConfigError: a backend asked for by name cannot be used.
+        ConfigError: a backend requested by name cannot be used.
     """
     device = device or next(model.parameters()).device
     chosen: dict[str, Backend] = {}

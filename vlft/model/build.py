@@ -1,4 +1,4 @@
-"""Configs and processors of a family from the sizes it names, for models with random weights. Downloads nothing."""
+"""Build configs and processors of a family from its sizes, for models with random weights. Downloads nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ def media_processors(family: Family, least: int, most: int) -> tuple[Any, Any]:
     """A family's stock image and video processor.
 
     Args:
-        least, most: pixels of a picture and of a video frame.
+        family: of the model.
+        least: fewest pixels of a picture and of a video frame.
+        most: most pixels of a picture and of a video frame.
     """
     import transformers
 
@@ -32,7 +34,7 @@ def media_processors(family: Family, least: int, most: int) -> tuple[Any, Any]:
 
 
 def sizes_of_shape(family: Family, shape: Shape) -> Sizes:
-    """The sizes of a shape; a vocabulary that it does not name is the class's own."""
+    """The sizes of a shape. A shape without a vocabulary has that of transformers' config class."""
     import transformers
 
     config = getattr(transformers, family.config_class)(
@@ -42,7 +44,7 @@ def sizes_of_shape(family: Family, shape: Shape) -> Sizes:
 
 
 def build_config(family: Family, shape: Shape, tokenizer: Any) -> Any:
-    """transformers' config of a shape, whose control tokens are the tokenizer's."""
+    """transformers' config of a shape, with the control token ids of a tokenizer."""
     import transformers
 
     def token(text: str) -> int:

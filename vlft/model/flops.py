@@ -1,7 +1,8 @@
-"""Floating-point operations that a step needs: those of its matmuls, forward and backward, from config and lengths.
+"""Floating-point operations of a training step: its matmuls, forward and backward, computed from config and lengths.
 
-Required work only, for MFU: recomputation under gradient checkpointing is not in it, and a causal score that is masked
-away is not either. Two operations a multiply-add; norms, activations and rotations are left out, as everywhere.
+Only required work counts, as MFU needs it: neither recomputation under gradient checkpointing nor attention scores
+that the causal mask removes. A multiply-add counts as two operations. Norms, activations and rotations are ignored, as
+is usual.
 
 Letters: T tokens, S tokens of one sample or patches of one ViT segment, P patches, N merged patches, K supervised rows.
 """
@@ -17,12 +18,12 @@ from vlft.model.towers import Mode, Towers
 
 Attention = Literal["causal", "full"]
 
-#: Dense bf16 tensor peak of a card in TFLOP/s, by a part of the name CUDA gives it; the first match wins.
-#: NVIDIA's data sheets state most of these with sparsity, twice as high. 989.4: H100 and H200 SXM (H100 white paper,
-#: table 2: 989.4); 756: H100 PCIe (same table); 312: A100 (white paper, table 1); 362: L40S (data sheet: 733 sparse,
-#: 362.05 dense); 165: RTX 4090 with fp32 accumulation (Ada white paper, appendix A: 165.2).
-#: Halves of what data sheets state with sparsity: B200 4,500 (DGX B200: 36 PFLOP/s of eight), L40 362.1, L4 242. GA102
-#: white paper, with fp32 accumulation: A6000 154.8, RTX 3090 71.
+#: Dense bf16 tensor peak of a card in TFLOP/s, by a part of the name that CUDA reports; the first match wins.
+#: NVIDIA's data sheets state most of these with sparsity, which doubles the number. 989.4: H100 and H200 SXM (H100
+#: white paper, table 2: 989.4); 756: H100 PCIe (same table); 312: A100 (white paper, table 1); 362: L40S (data sheet:
+#: 733 sparse, 362.05 dense); 165: RTX 4090 with fp32 accumulation (Ada white paper, appendix A: 165.2).
+#: Half of the number with sparsity in the data sheet: B200 4,500 (DGX B200: 36 PFLOP/s of eight), L40 362.1, L4 242.
+#: GA102 white paper, with fp32 accumulation: A6000 154.8, RTX 3090 71.
 PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
     ("H200", 989.4),
     ("H100 PCIe", 756.0),
@@ -67,18 +68,18 @@ def required_flops(
 
     Args:
         sizes: of the model.
-        towers: what trains; a backward pass reaches only what lies above a trained parameter.
+        towers: what trains; the backward pass stops below the lowest trained parameter.
         lengths: tokens of each sample.
-        vision_lengths: patches of each ViT segment (one a still, one a time step of a video); empty for none.
+        vision_lengths: patches of each ViT segment (one per still, one per time step of a video); empty for none.
         supervised: K.
         attention: "causal" counts half of a sample's S x S scores, and each once; "full" counts them all, and once more
-            in backward, where flash kernels make them again. The latter is what torch's FlopCounterMode counts (2.15).
+            in backward, where flash kernels recompute them. torch's FlopCounterMode counts "full" (2.15).
 
     Returns:
-        part -> operations, for vision, merger, language (its layers) and head (within the language tower).
+        part -> operations, for vision, merger, language (its layers) and head (part of the language tower).
     """
     text, vision = sizes.text, sizes.vision
-    # Whether a gradient must come out of a part at its lower end: something below it trains.
+    # Whether the input of a part needs a gradient, because something below it trains.
     below_merger = towers.vision != "frozen"
     below_language = below_merger or towers.merger != "frozen" or towers.language == "full"  # full: the embedding
     patches, tokens = sum(vision_lengths), sum(lengths)
@@ -90,7 +91,7 @@ def required_flops(
         return _linear(rows, *size, trained=mode == "full", rank=rank, gradient=gradient)
 
     def block(rows: int, layers: Sequence[Linear], mode: Mode, *, entry: bool, within: bool) -> Flops:
-        """Linear layers of a block; `entry`, `within`: whether its input, and what lies within it, need a gradient."""
+        """Linear layers of a block. `entry`: its input needs a gradient; `within`: its inner activations need one."""
         found = Flops()
         for one in layers:
             gradient = entry if one.role == "in" else within
@@ -102,7 +103,7 @@ def required_flops(
     mode = towers.vision
     parts = {"vision": linear(patches, (vision.pixels, vision.width), mode, gradient=False, adapted=False)}
     for place in range(vision.depth):
-        # LoRA's lowest input is pixels through frozen weights; a full tower trains the norm before it.
+        # LoRA's lowest input is pixels through frozen weights. A full tower trains the norm before it.
         entry = mode == "full" or (mode == "lora" and place > 0)
         parts["vision"] += block(patches, vision.block, mode, entry=entry, within=below_merger)
         parts["vision"] += _attention(vision_lengths, vision.width, below_merger, causal=False, again=again)
@@ -134,7 +135,12 @@ def _linear(rows: int, inputs: int, outputs: int, *, trained: bool, rank: int, g
     """A linear layer and its LoRA matrices.
 
     Args:
-        trained: its weight needs a gradient. rank: of its LoRA, 0 for none. gradient: its input needs one.
+        rows: rows of its input.
+        inputs: channels of its input.
+        outputs: channels of its output.
+        trained: whether its weight needs a gradient.
+        rank: of its LoRA matrices, 0 for none.
+        gradient: whether its input needs a gradient.
     """
     dense, down, up = (2 * rows * size for size in (inputs * outputs, inputs * rank, rank * outputs))
     backward = dense * (trained + gradient) + down * (1 + gradient) + 2 * up
@@ -142,11 +148,11 @@ def _linear(rows: int, inputs: int, outputs: int, *, trained: bool, rank: int, g
 
 
 def _attention(lengths: Sequence[int], width: int, backward: bool, *, causal: bool, again: bool) -> Flops:
-    """Scores and their use, over all heads, in each segment: two matmuls forward, four backward (`again`: five)."""
+    """Attention over all heads in each segment: two matmuls forward, four backward (five if `again`)."""
     matmul = sum(2 * length**2 for length in lengths) * width / (2 if causal else 1)
     return Flops(forward=2 * matmul, backward=(5 if again else 4) * matmul * backward)
 
 
 def peak_tflops(device: str | None) -> float | None:
-    """The dense bf16 peak of a card by its name; None for what is not in the table, and for no card."""
+    """The dense bf16 peak of a card by its name; None for a card that is not in the table, or without a card."""
     return next((peak for name, peak in PEAK_TFLOPS if device and name in device), None)

@@ -1,9 +1,9 @@
 """The forward of a flat batch: one vision call, variable-length attention, head on supervised rows only.
 
-Bound on the top model as its `forward`, so that PEFT, DDP and DeepSpeed wrap it as they wrap any other. A call
-without `cu_seqlens` (generate, other people's batches) goes the stock way.
+It replaces `forward` of the top model, so that PEFT, DDP and DeepSpeed wrap it like any other model. A call without
+`cu_seqlens` (from `generate`, or with a padded batch) runs transformers' own forward.
 
-Letters as in `vlft.data.sample`; C channels and V the vocabulary.
+Letters: those of `vlft.data.sample`; C channels and V the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from vlft.errors import ConfigError
 from vlft.model import adapt, loss
 
-#: Keys of `vlft.data.collate.Batch` that the forward takes; the others are for the trainer's accounts.
+#: Keys of `vlft.data.collate.Batch` that the forward takes; the trainer counts with the others.
 FORWARD_KEYS = (
     "input_ids",
     "position_ids",
@@ -40,12 +40,12 @@ FORWARD_KEYS = (
 
 @dataclass
 class FlatOutput(ModelOutput):
-    """What a flat batch yields.
+    """The result of a flat batch.
 
     Attributes:
         loss: float32 [], the SUM of the cross-entropies of the supervised tokens (the trainer weights it).
-        log_probs: float32 [K], the log-probability of each supervised token, instead of `loss` when asked for.
-        logits: float32 [K, V] of the supervised rows, only when asked for.
+        log_probs: float32 [K], the log-probability of each supervised token; returned instead of `loss` on request.
+        logits: float32 [K, V] of the supervised rows; only on request.
     """
 
     loss: torch.Tensor | None = None
@@ -55,7 +55,10 @@ class FlatOutput(ModelOutput):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelScale:
-    """Mean and deviation of the processor, in units of 0..255 (`rescale_factor` folded in, as the stock one does)."""
+    """Mean and deviation of the processor, in units of 0..255.
+
+    `rescale_factor` is folded in, as in transformers' own processors.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -65,7 +68,7 @@ class PixelScale:
         """The scale a stock processor uses for pictures and videos.
 
         Raises:
-            ConfigError: pictures and videos are scaled differently, which one vision call cannot do.
+            ConfigError: pictures and videos are scaled differently, which one vision call does not support.
         """
         scales = []
         for part in (processor.image_processor, processor.video_processor):
@@ -88,7 +91,7 @@ class PixelScale:
             video_patches: uint8 [P_video, C, 2, h, w].
 
         Returns:
-            pixels: float32 [P_still + P_video, C * 2 * h * w], as the stock processor's `pixel_values`.
+            pixels: float32 [P_still + P_video, C * 2 * h * w], equal to the stock processor's `pixel_values`.
         """
         mean, std = _constants(self, still_patches.device)
         stills = ((still_patches.float() - mean) / std).unsqueeze(2).expand(-1, -1, 2, -1, -1)
@@ -98,13 +101,13 @@ class PixelScale:
 
 @functools.cache
 def _constants(scale: PixelScale, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation on a device, [C, 1, 1] each; kept, since bringing them there makes the host wait."""
+    """Mean and deviation on a device, [C, 1, 1] each; cached, since the copy makes the host wait."""
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (scale.mean, scale.std))
     return mean, std
 
 
 def bind(model: torch.nn.Module, scale: PixelScale) -> None:
-    """Give a loaded base (top class, attention installed) the flat forward, and its head the chunked loss."""
+    """Install the flat forward in a loaded base (top class, attention installed), and the chunked loss in its head."""
     loss.bind(adapt.head(model))
     adapt.install(model)
     stock = model.forward
@@ -113,13 +116,13 @@ def bind(model: torch.nn.Module, scale: PixelScale) -> None:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("cu_seqlens") is None:
             return stock(*args, **kwargs)
-        return _flat_forward(self, scale, **{k: kwargs[k] for k in FORWARD_KEYS}, **_extras(kwargs))
+        return _flat_forward(self, scale, **{k: kwargs[k] for k in FORWARD_KEYS}, **_requests(kwargs))
 
     model.forward = types.MethodType(forward, model)
 
 
-def _extras(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What else a caller may say; wrappers (PEFT) add their own arguments as None."""
+def _requests(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The optional results that a caller requests. Wrappers (PEFT) add their own arguments as None."""
     ours = ("return_logits", "return_log_probs")
     unknown = {k for k, v in kwargs.items() if k not in (*FORWARD_KEYS, *ours) and v is not None}
     unknown -= {"labels", "return_dict"}
@@ -149,7 +152,7 @@ def _flat_forward(
     return_log_probs: bool = False,
 ) -> FlatOutput:
     pixels_PX = scale.patches(still_patches, video_patches)
-    # A frozen tower keeps no graph; under checkpointing it would otherwise be recomputed and run backward.
+    # A frozen tower needs no graph; under checkpointing it would otherwise be recomputed and run backward.
     trained = any(p.requires_grad for p in adapt.tower(self, "vision").parameters())
     with contextlib.nullcontext() if trained else torch.no_grad():
         features = adapt.vision_features(
@@ -162,7 +165,7 @@ def _flat_forward(
         )
     embeds_TH = adapt.embeddings(self, input_ids)[0]
     places, found = vision_rows.shape[0], features.embeds_NH.shape[0]
-    if places == 0:  # no pictures: the stand-in's feature is cut off; zero gradients, same modules run
+    if places == 0:  # no pictures: the filler's features are dropped, so the same modules run and get zero gradients
         features = features.first(0)
     elif places != found:
         raise ValueError(f"{places} places in the row for {found} features of the ViT")

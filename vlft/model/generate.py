@@ -1,8 +1,9 @@
-"""Answers of a model: transformers' own `generate` on prompts that are tensors already. Knows no conversation, no file.
+"""Generate answers with transformers' own `generate`, from prompts that are already tensors. Opens no file.
 
-The model goes its stock way here (no flat rows), so an answer is what any server of the same weights gives.
+The model runs its stock forward here (no flat rows), so an answer equals that of any server of the same weights.
+`vlft.answering` turns conversations into prompts.
 
-Letters in shapes: T tokens of a prompt, P patches, M pictures or videos; B prompts of a batch, L the longest of them.
+Letters in shapes: T tokens of a prompt, P patches, M pictures or videos; B prompts of a batch, L tokens of the longest.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from vlft.model.forward import PixelScale
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the model is asked, on the CPU.
+    """One prompt, on the CPU.
 
     Attributes:
         ids_T: int64, ending in the generation prompt.
         kinds_T: uint8, 0 text, 1 picture, 2 video.
-        still_patches: uint8 [P, 3, 14, 14] of all pictures, in order; [0, ...] where there are none.
-        video_patches: uint8 [P, 3, 2, 14, 14] of all videos.
-        still_grids_M3, video_grids_M3: int64, patches of each in time, height and width.
+        still_patches: uint8 [P, 3, 14, 14] of all pictures, in order; [0, ...] without pictures.
+        video_patches: uint8 [P, 3, 2, 14, 14] of all videos, in order; [0, ...] without videos.
+        still_grids_M3: int64, patches of each picture in time, height and width.
+        video_grids_M3: int64, patches of each video in time, height and width.
     """
 
     ids_T: torch.Tensor
@@ -42,9 +44,9 @@ class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        max_new_tokens: of an answer, its end included.
-        temperature: 0 takes the likeliest token; else logits are divided by it and one is drawn.
-        top_p: draw among the likeliest tokens that together have this probability.
+        max_new_tokens: most tokens of an answer, including the token that ends it.
+        temperature: 0 picks the most likely token; otherwise logits are divided by it and a token is sampled.
+        top_p: sample from the most likely tokens that together have this probability.
     """
 
     max_new_tokens: int
@@ -54,16 +56,16 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Speaker:
-    """A loaded model that answers.
+    """A loaded model that answers prompts.
 
     Attributes:
-        model: top class of the family, in evaluation mode; may have LoRA layers in it.
+        model: top class of the family, in evaluation mode; may contain LoRA layers.
         tokenizer: of its processor.
         scale: of its processor.
-        end: token that ends a turn, beside those of the model's generation_config (a base that was never an assistant
-            does not list it there, and would run on).
-        unsaid: ids that are no part of an answer's text: turn control. Others, such as the boxes of grounding answers,
-            stay, though the tokenizer calls them special too.
+        end: token that ends a turn, in addition to those of the model's generation_config. A base that was never an
+            assistant does not list it there, so its answers would not end.
+        unsaid: ids that are left out of an answer's text, such as turn control. Other special tokens, such as the boxes
+            of grounding answers, stay in the text.
     """
 
     model: Any
@@ -75,14 +77,17 @@ class Speaker:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, stream: Callable[[str], None] | None = None
     ) -> list[list[int]]:
-        """The ids each prompt is answered with, up to and with the token that ends the answer.
+        """The ids of each answer, including the token that ends it.
 
-        Several prompts are padded on the left, where attention and M-RoPE positions leave the pads out.
+        Several prompts are padded on the left, where attention and M-RoPE positions ignore the padding.
 
         Args:
             prompts: one, or a batch.
-            sampling: how to choose; draws come from torch's global generator.
-            stream: called with pieces of the answer's text as they come; one prompt only.
+            sampling: how to choose tokens; random numbers come from torch's global generator.
+            stream: called with each new piece of the answer's text; one prompt only.
+
+        Returns:
+            a list of ids for each prompt.
         """
         ends = self.ends
         inputs = self._inputs(prompts)
@@ -96,8 +101,8 @@ class Speaker:
                 eos_token_id=ends,
                 pad_token_id=self._pad(),
                 do_sample=draw,
-                # Qwen's generation_config says temperature 0.01 and top_k 1, which would make any other inert; greedy
-                # takes transformers' neutral values, at which it does not warn (5.17 to 5.23).
+                # Qwen's generation_config has temperature 0.01 and top_k 1, so other values would have no effect.
+                # Greedy decoding uses transformers' defaults, for which it does not warn (5.17 to 5.23).
                 temperature=sampling.temperature if draw else 1.0,
                 top_p=sampling.top_p if draw else 1.0,
                 top_k=0 if draw else 50,
@@ -107,11 +112,11 @@ class Speaker:
 
     def text(self, ids: Iterable[int]) -> str:
         """The text of an answer."""
-        return self.tokenizer.decode([token for token in ids if token not in self.unsaid], **_AS_IT_STANDS)
+        return self.tokenizer.decode([token for token in ids if token not in self.unsaid], **_VERBATIM)
 
     @property
     def ends(self) -> list[int]:
-        """Tokens that end an answer."""
+        """Ids of the tokens that end an answer."""
         own = self.model.generation_config.eos_token_id
         return sorted({self.end, *(own if isinstance(own, list) else [] if own is None else [own])})
 
@@ -141,11 +146,11 @@ class Speaker:
         return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-_AS_IT_STANDS = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+_VERBATIM = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
 
 
 def _upto_end(ids: list[int], ends: Collection[int]) -> list[int]:
-    """Without what pads an answer that ended before the longest of its batch."""
+    """An answer without the padding that follows its end in a batch."""
     for place, token in enumerate(ids):
         if token in ends:
             return ids[: place + 1]
@@ -153,19 +158,19 @@ def _upto_end(ids: list[int], ends: Collection[int]) -> list[int]:
 
 
 class _Stream(TextStreamer):
-    """transformers' streamer, handing text to a function instead of printing it, without turn control tokens."""
+    """transformers' streamer, which passes text to a function instead of printing it, without turn control tokens."""
 
     def __init__(self, tokenizer: Any, write: Callable[[str], None], *, unsaid: Collection[int]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, **_AS_IT_STANDS)
+        super().__init__(tokenizer, skip_prompt=True, **_VERBATIM)
         self._write, self._unsaid = write, unsaid
 
     def put(self, value: torch.Tensor) -> None:
-        """New ids (first of all the prompt's, which the base class skips)."""
+        """Receive new ids. The first call has those of the prompt, which the base class skips."""
         if not self.next_tokens_are_prompt:
             value = value[[token not in self._unsaid for token in value.tolist()]]
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Text that later tokens cannot change."""
+        """Pass on text that later tokens cannot change."""
         if text:
             self._write(text)

@@ -1,4 +1,4 @@
-"""What trains at which rate: tower x weight decay -> parameters and learning rate. Train and plan print this table."""
+"""Parameter groups: tower x weight decay -> parameters and learning rate. Train and plan print them as a table."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vlft.model.towers import plain_name
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One line of the table, and one group of the optimizer where it is trained.
+    """One line of the table, and one group of the optimizer if it is trained.
 
     Attributes:
         name: `vision`, `vision_no_decay`, `vision_frozen` and so on.
         parameters: number of scalars.
-        lr: peak learning rate, None where frozen.
-        weight_decay: None where frozen.
+        lr: peak learning rate; None if frozen.
+        weight_decay: None if frozen.
         tensors: the parameters themselves.
     """
 
@@ -41,16 +41,16 @@ class Group:
 def parameter_groups(
     model: torch.nn.Module, family: Family, *, learning_rates: Mapping[str, float], weight_decay: float
 ) -> list[Group]:
-    """Every parameter of the model, in groups.
+    """Put every parameter of the model into a group.
 
     Args:
-        model: after `apply_towers`; may live on the meta device.
-        family: its names.
+        model: after `apply_towers`; may be on the meta device.
+        family: of the model.
         learning_rates: tower -> peak learning rate.
         weight_decay: for matrices; vectors (norms, biases) get none, as in transformers' Trainer.
 
     Returns:
-        groups in the order vision, merger, language; empty ones are left out.
+        groups in the order vision, merger, language; empty groups are left out.
     """
     parts: dict[tuple[str, str], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -76,12 +76,12 @@ def parameter_groups(
 
 
 def _size(parameter: torch.nn.Parameter) -> int:
-    """Scalars in a parameter, also where ZeRO-3 holds it elsewhere."""
+    """Scalars in a parameter, also if ZeRO-3 has partitioned it."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def table(groups: Sequence[Group]) -> str:
-    """The groups as lines a person reads."""
+    """The groups as a table in plain text."""
     rows = [
         (
             group.name,

@@ -1,8 +1,9 @@
-"""Liger's fused kernels on one model: RMSNorm and SwiGLU of the language model, where they prove equal to its modules.
+"""Liger's fused kernels in one model: RMSNorm and SwiGLU of the language model, if a self-test finds them equal.
 
-Only Liger's functions are used. Its `apply_*` patch classes, so every other model of the process too, and fail on
-transformers 5.23 (liger-kernel 0.8.5). Rotary embedding stays as it is: transformers calls it as a function of the
-module, which has no instance to change. So does the ViT's LayerNorm: torch's is one kernel already.
+Only Liger's functions are used. Its `apply_*` functions patch classes, so they would change every other model of
+the process, and they fail on transformers 5.23 (liger-kernel 0.8.5). Rotary embedding is not replaced: transformers
+calls it as a function of the Python module, so there is no instance to change. Nor is the ViT's LayerNorm: it is
+already one kernel in torch.
 """
 
 from __future__ import annotations
@@ -25,41 +26,46 @@ Function = Callable[..., torch.Tensor]
 
 INSTALL = "pip install 'liger-kernel>=0.8.5'"
 #: Largest difference allowed in the self-test, as a share of its row's largest value. A kernel rounds to 16 bits at
-#: most three times between its inputs and its result, by 2**-9 each in bf16. In float32 sums run in another order, and
-#: a GPU's quick exp is off in the last places.
+#: most three times between its inputs and its result, by 2**-9 each in bf16. In float32 the order of sums differs, and
+#: a GPU's fast exp differs in the last digits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.01, torch.float16: 0.01}
-ROWS = 67  # of the self-test: no power of two
+ROWS = 67  # rows in the self-test; not a power of two
 
 
 @dataclass(frozen=True, kw_only=True)
 class Functions:
-    """What is fused. `rms_norm(x, weight, eps)` and `swiglu(gate, up)`, x, gate and up [..., C]."""
+    """The fused functions.
+
+    Attributes:
+        rms_norm: `rms_norm(x, weight, eps)`, with x [..., C].
+        swiglu: `swiglu(gate, up)`, with gate and up [..., C].
+    """
 
     rms_norm: Function
     swiglu: Function
 
 
 def liger_functions() -> Functions:
-    """Liger's functions.
+    """Import Liger's functions.
 
     Raises:
-        ImportError: the package is not installed, or another version without them.
+        ImportError: the package is not installed, or its version does not have them.
     """
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
     def rms_norm(x, weight, eps):
-        # Not in place: that would overwrite the gradient it is handed, which others may still read.
+        # Not in place: that would overwrite the incoming gradient, which other functions may still read.
         return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)
 
     return Functions(rms_norm=rms_norm, swiglu=LigerSiLUMulFunction.apply)
 
 
 def check(choice: Choice, device: torch.device) -> None:
-    """Refuse `--use_liger_kernel true` where it is plain that it cannot be; asked before anything is loaded.
+    """Refuse `--use_liger_kernel true` early if the kernels cannot run on a device, before anything is loaded.
 
     Raises:
-        ConfigError: says why, and what to do.
+        ConfigError: the kernels cannot run; the message says why, and what to do.
     """
     problem = _problem(device) if choice == "true" else ""
     if problem:
@@ -74,17 +80,17 @@ def install(
     device: torch.device | None = None,
     functions: Functions | None = None,
 ) -> str:
-    """Use the kernels in a loaded model, if they may be and pass their self-test on its device.
+    """Use the kernels in a loaded model, if the choice allows it and they pass their self-test on its device.
 
     Args:
         model: a loaded base (the top class), not yet wrapped by PEFT.
         choice: `--use_liger_kernel`.
-        dtype: of the computation (bf16 under autocast).
-        device: of the computation, where the model is not on it yet.
-        functions: instead of Liger's and on any device (tests).
+        dtype: what the run computes in (bf16 under autocast).
+        device: where the run computes, if the model is not there yet.
+        functions: used instead of Liger's, on any device (for tests).
 
     Returns:
-        what is active on how many modules, or "off" and why.
+        which kernels are active on how many modules, or "off" and why.
 
     Raises:
         ConfigError: choice is "true" and they cannot be used.
@@ -107,7 +113,7 @@ def install(
 
 
 def fuse(model: torch.nn.Module, functions: Functions) -> str:
-    """Use functions in the language model, without asking whether they are right; says where."""
+    """Use fused functions in the language model, without a self-test. Returns a line that says on how many modules."""
     norms, mlps = adapt.fused_norms(model), adapt.fused_mlps(model)
     for norm in norms:
         fuse_rms_norm(norm, functions.rms_norm)
@@ -117,7 +123,7 @@ def fuse(model: torch.nn.Module, functions: Functions) -> str:
 
 
 def _problem(device: torch.device) -> str:
-    """Why Liger cannot run on a device, or nothing."""
+    """Why Liger cannot run on a device; empty if it can."""
     if device.type != "cuda":
         return "needs CUDA"
     try:
@@ -128,7 +134,7 @@ def _problem(device: torch.device) -> str:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a kernel that does not compile or run here raises."""
+    """Exceptions of a kernel that does not compile or run here."""
     plain = (ImportError, RuntimeError, TypeError, ValueError, AttributeError, OSError, subprocess.SubprocessError)
     try:
         from triton import TritonError
@@ -140,15 +146,15 @@ def _failures() -> tuple[type[Exception], ...]:
 def _refusal(problem: str) -> ConfigError:
     return ConfigError(
         f"--use_liger_kernel true: {problem}. To get the kernels: {INSTALL}, on a machine with a CUDA device. Or use "
-        "--use_liger_kernel auto, which takes them where they work."
+        "--use_liger_kernel auto, which uses them where they work."
     )
 
 
 def fuse_rms_norm(norm: torch.nn.Module, function: Function) -> None:
-    """Let one RMSNorm (with `weight` and `variance_epsilon`) compute by a function."""
+    """Make one RMSNorm (with `weight` and `variance_epsilon`) compute with a function."""
 
     def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.dtype != self.weight.dtype:  # torch then answers in the wider dtype, a kernel in the input's
+        if hidden_states.dtype != self.weight.dtype:  # torch returns the wider dtype, a kernel that of its input
             return type(self).forward(self, hidden_states)
         return function(hidden_states, self.weight, self.variance_epsilon)
 
@@ -156,7 +162,7 @@ def fuse_rms_norm(norm: torch.nn.Module, function: Function) -> None:
 
 
 def fuse_swiglu(mlp: torch.nn.Module, function: Function) -> None:
-    """Let one gated MLP multiply by a function; its linears are called as they are, with LoRA or without."""
+    """Make one gated MLP multiply with a function. Its linear layers do not change, with or without LoRA."""
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(function(self.gate_proj(x), self.up_proj(x)))
@@ -172,16 +178,22 @@ def self_test(
     dtype: torch.dtype,
     device: Any,
 ) -> dict[str, float]:
-    """Kernel -> largest difference to the modules it replaces, as a share of its row's largest value.
+    """Compare fused functions with the modules that they replace.
 
-    Over all rows of the result and of the gradient of every input. A module that merely has the right attributes and
-    computes something else (an RMSNorm that weighs by 1 + w) differs.
+    The modules' own forward runs in float32 and the functions run in `dtype`, both on random weights and inputs. All
+    rows of the result and of the gradient of every input are compared. This finds modules that have the right
+    attributes and compute something else, such as an RMSNorm that multiplies by 1 + w.
 
     Args:
-        norms, mlps: modules of a model, on any device; those of one kind and size are tried once. Their own forward is
-            run in float32, on random weights and inputs, and so is the kernel in `dtype`.
-        dtype, device: of the kernel's inputs.
-    """  # fmt: skip
+        functions: the functions to test.
+        norms: RMSNorms of a model, on any device. One of each kind and size is tested.
+        mlps: gated MLPs of a model, likewise.
+        dtype: of the functions' inputs.
+        device: of the functions' inputs.
+
+    Returns:
+        kernel -> largest difference, as a share of its row's largest value.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> torch.Tensor:
@@ -190,7 +202,7 @@ def self_test(
     worst: dict[str, float] = {}
     for norm in _kinds(norms):
         width = norm.get_parameter("weight").shape[0]
-        # An RMSNorm must be as exact on large activations as on small ones, and its weights lie around 1.
+        # An RMSNorm must be as exact on large activations as on small ones, and its weights are around 1.
         x_RC = draw(ROWS, width) * torch.logspace(-1, 2, ROWS, device=device)[:, None].to(dtype)
         fuse = functools.partial(fuse_rms_norm, function=functions.rms_norm)
         found = _difference(norm, fuse, (x_RC, 1 + 0.3 * draw(width)), draw(ROWS, width), _with_weight)
@@ -205,7 +217,7 @@ def self_test(
 
 
 def _kinds(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
-    """One module of each class, size and setting."""
+    """One module for each combination of class, sizes and settings."""
     found: dict[Any, torch.nn.Module] = {}
     for module in modules:
         sizes = tuple((name, tuple(tensor.shape)) for name, tensor in module.named_parameters())
@@ -221,10 +233,14 @@ def _difference(
     upstream: torch.Tensor,
     call: Callable[..., torch.Tensor],
 ) -> float:
-    """The largest difference of a fused copy of a module to the module's own forward in float32.
+    """The largest difference between a fused copy of a module and the module's own forward in float32.
 
     Args:
-        call: (copy of the module, its own or the fused forward) and the inputs -> the result.
+        module: the module to test.
+        fuse: installs the fused function in a copy of the module.
+        inputs: tensors whose gradients are compared.
+        upstream: the gradient of the result.
+        call: called with a copy of the module, its own or the fused forward, and the inputs; returns the result.
     """
     results = []
     for exact in (False, True):
@@ -234,17 +250,17 @@ def _difference(
         leaves = [(x.float() if exact else x.clone()).detach().requires_grad_() for x in inputs]
         forward = functools.partial(type(module).forward, copy_) if exact else copy_.forward
         result = call(copy_, forward, *leaves)
-        # Of the result before the backward pass, which may write over it.
+        # The result is copied before the backward pass, which may overwrite it.
         kept, gradient = result.detach().clone(), upstream.to(result.dtype, copy=True)
         results.append([kept, *torch.autograd.grad(result, leaves, gradient)])
     shares = [
         (found.float() - wanted).abs().amax(-1) / wanted.abs().amax(-1) for found, wanted in zip(*results, strict=True)
     ]
-    return float(torch.cat([share.flatten() for share in shares]).max())  # NaN where any is
+    return float(torch.cat([share.flatten() for share in shares]).max())  # NaN if any is NaN
 
 
 def _shallow(module: torch.nn.Module) -> Any:
-    """A copy of a module whose parameters and children can be exchanged."""
+    """A copy of a module whose parameters and children can be replaced."""
     twin: Any = copy.copy(module)
     twin.__dict__ = {
         **{name: value for name, value in vars(module).items() if name != "forward"},
@@ -255,14 +271,16 @@ def _shallow(module: torch.nn.Module) -> Any:
 
 
 def _with_weight(norm: Any, forward: Callable, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The result of a norm on a weight of ours, which may be a leaf of a graph."""
+    """The result of a norm with a given weight, which may be a leaf of the graph."""
     norm._parameters = {"weight": weight}
     return forward(x)
 
 
 class _Share(torch.nn.Module):
-    """In place of a linear layer: one of the halves of its input. A kernel's work lies between linear layers, and those
-    of a large model would take hundreds of megabytes."""
+    """Replaces a linear layer by one half of its input.
+
+    A kernel computes between the linear layers, and those of a large model would need hundreds of megabytes.
+    """
 
     def __init__(self, place: int) -> None:
         super().__init__()
@@ -279,18 +297,22 @@ def _without_linears(mlp: Any, forward: Callable, gate: torch.Tensor, up: torch.
 
 
 def _larger(one: float | None, other: float) -> float:
-    """The larger of two, NaN where one is: Python's max passes over a NaN that is not its first argument."""
+    """The larger of two, NaN if one is NaN: Python's max ignores a NaN that is not its first argument."""
     return other if one is None or other > one or other != other else one
 
 
 def _differs(functions: Functions, model: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> str:
-    """What fails the self-test on a model's modules, in its computing dtype and in float32 (full training's norms)."""
+    """Run the self-test on a model's modules, in the computing dtype and in float32 (used by norms in full training).
+
+    Returns:
+        what differs; empty if nothing does.
+    """
     norms, mlps = adapt.fused_norms(model), adapt.fused_mlps(model)
     if not norms or not mlps:
         return "the language model has no RMSNorm or gated MLP for them"
     for kind in dict.fromkeys((dtype, torch.float32)):
         for name, worst in self_test(functions, norms, mlps, dtype=kind, device=device).items():
-            if not worst < TOLERANCE[kind]:  # also where it is NaN
+            if not worst < TOLERANCE[kind]:  # also if it is NaN
                 return (
                     f"the self-test of {name} in {kind} differs from the model's own by {worst:.3g} of a row's largest "
                     f"value (allowed: {TOLERANCE[kind]:g})"

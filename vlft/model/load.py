@@ -19,8 +19,8 @@ def load_config(folder: str | Path) -> tuple[Any, Family]:
     """The base's config and family.
 
     Raises:
-        CheckpointError: no `config.json`, unreadable, of a model type that is not ours, or with values transformers
-            does not take.
+        CheckpointError: `config.json` is missing, unreadable, of an unsupported model type, or has values that
+            transformers does not accept.
     """
     from transformers import AutoConfig, GenerationConfig
 
@@ -34,19 +34,19 @@ def load_config(folder: str | Path) -> tuple[Any, Family]:
         return AutoConfig.from_pretrained(folder), family
     except Exception as error:  # transformers validates fields with exceptions of several packages (5.23)
         raise CheckpointError(
-            f"{path}: transformers does not take it ({error_text(error)}). Download it again."
+            f"{path}: transformers does not accept it ({error_text(error)}). Download it again."
         ) from error
 
 
 def load_processor(folder: str | Path, *, where: str | Path | None = None) -> Any:
-    """The stock processor of a model folder, proved to write what the model of its config.json reads.
+    """The stock processor of a model folder, checked against the model of its config.json (`vlft.model.proof`).
 
     Args:
         folder: with config.json.
-        where: it lies, for messages; None: in `folder`.
+        where: the name of the folder in messages; None: `folder`.
 
     Raises:
-        CheckpointError: processor files are missing or broken, or as `proof.prove`.
+        CheckpointError: processor files are missing or broken, or the processor does not fit the model.
     """
     from transformers import AutoProcessor
 
@@ -69,10 +69,10 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
     Args:
         folder: model folder.
         family: of its config.
-        dtype: of the loaded weights; None keeps what the files hold.
+        dtype: of the loaded weights; None: that of the files.
 
     Raises:
-        CheckpointError: weights missing, left over, of another shape, or not safetensors.
+        CheckpointError: weights are missing, unexpected, of a different shape, or not safetensors.
     """
     import transformers
 
@@ -91,7 +91,7 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
         raise CheckpointError(
             f"{folder}: its weights cannot be loaded ({error_text(error)}). Download the model again."
         ) from error
-    # transformers fills what it does not find with random numbers and warns; a base must be whole.
+    # transformers fills missing tensors with random numbers and warns; a base must be complete.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             names = sorted(str(name) for name in info[kind])
@@ -103,16 +103,17 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
 
 
 def check_fit(folder: str | Path, family: Family) -> None:
-    """Compare config.json with the headers of the weights: a model of another size would be filled at random, or not
-    fit into memory.
+    """Compare config.json with the headers of the weights.
+
+    Without this check a model of a different size would be filled with random numbers, or would not fit into memory.
 
     Raises:
-        CheckpointError: a tensor that the config asks for is missing or of another shape, or one is left over.
+        CheckpointError: a tensor of the model is missing or has a different shape, or the files have an unexpected one.
     """
     config, _ = load_config(folder)
     stored = {family.published_name(name): slot.shape for name, slot in stored_slots(folder).items()}
     live = {family.published_name(name): tuple(t.shape) for name, t in empty_model(config, family).state_dict().items()}
-    if family.sizes(config).text.tied:  # files hold the head once, or twice
+    if family.sizes(config).text.tied:  # files may store the head once or twice
         live.pop(family.published_name(family.head), None)
         stored.pop(family.published_name(family.head), None)
     faults = {
@@ -136,7 +137,7 @@ def empty_model(config: Any, family: Family) -> torch.nn.Module:
     """The architecture on the meta device: names and shapes, no memory.
 
     Raises:
-        CheckpointError: sizes in the config that do not go together.
+        CheckpointError: sizes in the config contradict each other.
     """
     import transformers
 

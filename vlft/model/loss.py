@@ -1,13 +1,13 @@
-"""Losses of the head, a few hundred rows at a time: no tensor of tokens x vocabulary, in training or evaluation.
+"""Losses of the head, computed a few hundred rows at a time: no tensor of tokens x vocabulary exists at any time.
 
-With 152k words the logits of 16k tokens are 10 GB in float32, and plain cross-entropy holds them several times. Here a
-chunk of rows goes through the head, and its logits are gone before the next chunk's are made.
+With a vocabulary of 152k the logits of 16k tokens take 10 GB in float32, and plain cross-entropy holds them several
+times. Here the head processes a chunk of rows, and the logits of a chunk are freed before the next ones are computed.
 
-- `linear_cross_entropy`: the sum over all rows. The gradient of a sum needs nothing from later layers, so each chunk
-  gives its gradients at once. (The idea: Liger's fused linear cross-entropy, arXiv 2410.10989; what differs is that a
-  frozen head costs no weight gradient, and that evaluation goes the same way.)
-- `linear_log_probs`: one log-probability per row, for losses that are not their sum (preferences, weights, ratios). The
-  gradient of each row is known only in the backward pass, which computes the logits of a chunk again: one more matmul.
+- `linear_cross_entropy`: the sum over all rows. The gradient of a sum needs nothing from later layers, so the gradients
+  of a chunk are computed at once. (The idea is Liger's fused linear cross-entropy, arXiv 2410.10989. Unlike there, a
+  frozen head costs no weight gradient, and evaluation uses the same code.)
+- `linear_log_probs`: one log-probability per row, for losses other than their sum (preferences, weights, ratios). The
+  gradient of a row is known only in the backward pass, which recomputes the logits of a chunk: one more matmul.
 - `sum_segments`: sums of such rows per sample or answer.
 
 Letters: K supervised rows (k of a chunk), C channels, V the vocabulary, S segments.
@@ -22,28 +22,29 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-#: Most elements of one chunk's float32 logits (256 MiB): enough rows to keep a GPU's matmul busy (441 at 152k words).
+#: Most elements of one chunk's float32 logits (256 MiB): enough rows to keep a GPU's matmul busy (441 rows at a
+#: vocabulary of 152k).
 CHUNK_ELEMENTS = 2**26
 FEWEST_ROWS = 16
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Rows of one chunk."""
+    """Number of rows in one chunk."""
     return max(FEWEST_ROWS, CHUNK_ELEMENTS // vocabulary)
 
 
 def bind(head: torch.nn.Module) -> None:
-    """Let a linear head take targets too, and return a loss; without targets it is as before.
+    """Make a linear head accept targets, and return a loss for them. Without targets it works as before.
 
     `head(hidden, targets)` is `linear_cross_entropy`, `head(hidden, targets, summed=False)` is `linear_log_probs`.
 
-    Inside the head's own forward, since that is where ZeRO-3 has its weight at hand.
+    The loss is computed inside the head's own forward, because ZeRO-3 gathers the weight there.
 
     Args:
         head: an `nn.Linear` without bias; only this instance changes.
 
     Raises:
-        TypeError: another kind of head, whose loss this is not.
+        TypeError: the head is of another kind, for which this loss is wrong.
     """
     if type(head) is not torch.nn.Linear or head.bias is not None:
         raise TypeError(f"the head is {head}, expected a Linear without bias")
@@ -59,10 +60,10 @@ def bind(head: torch.nn.Module) -> None:
 
 
 def linear_cross_entropy(hidden_KC: torch.Tensor, weight_VC: torch.Tensor, targets_K: torch.Tensor) -> torch.Tensor:
-    """Sum of `cross_entropy(hidden @ weight.T, targets)`, its gradients made in the forward.
+    """Sum of `cross_entropy(hidden @ weight.T, targets)`, whose gradients are computed in the forward pass.
 
-    Matmuls run in autocast's dtype, else in the weight's; softmax, loss and the sum of weight gradients in float32.
-    Nothing is differentiated that needs no gradient, and nothing at all under `no_grad`.
+    Matmuls run in autocast's dtype, or without autocast in the weight's; softmax, loss and the sum of weight gradients
+    are float32. Only gradients that are needed are computed, and none under `no_grad`.
 
     Args:
         hidden_KC: [K, C]; K may be 0.
@@ -92,10 +93,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_KC, weight_VC = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         if hidden_KC is not None:
-            # In float32: rounding `upstream` itself to bf16 would tilt every gradient by up to 0.4%.
+            # In float32: rounding `upstream` itself to bf16 would scale every gradient by up to 0.4%.
             hidden_KC = (hidden_KC.float() * upstream).to(hidden_dtype)
         if weight_VC is not None:
-            # In place, for want of room for a second one; autograd then refuses a second backward.
+            # In place, because a second copy may not fit into memory; autograd then refuses a second backward.
             weight_VC = weight_VC.mul_(upstream).to(weight_dtype)
         return hidden_KC, weight_VC, None
 
@@ -103,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _run(
     hidden_KC: torch.Tensor, weight_VC: torch.Tensor, targets_K: torch.Tensor, *, for_hidden: bool, for_weight: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Loss, and its gradients as asked: of hidden in the computing dtype, of the weight in float32."""
+    """Loss and its requested gradients: of hidden in the computing dtype, of the weight in float32."""
     device, dtype = hidden_KC.device.type, _computing_dtype(hidden_KC, weight_VC)
     loss = torch.zeros((), dtype=torch.float32, device=hidden_KC.device)
     grad_KC = torch.empty_like(hidden_KC, dtype=dtype) if for_hidden else None
@@ -126,16 +127,16 @@ def _add_chunk(
     grad_kC: torch.Tensor | None,
     grad_VC: torch.Tensor | None,
 ) -> None:
-    """Add a chunk to the loss and the weight's gradient, and set its rows' gradient.
+    """Add a chunk to the loss and the weight's gradient, and write the gradient of its rows.
 
-    A function of its own so that its logits are gone before the next chunk's are made.
+    This is a separate function so that its logits are freed before those of the next chunk are computed.
     """
     log_kV = torch.log_softmax(hidden_kC @ weight_VC.T, dim=1, dtype=torch.float32)
     picked_k1 = log_kV.gather(1, targets_k1)
     loss -= picked_k1.sum()
     if grad_kC is None and grad_VC is None:
         return
-    # The gradient of the logits: softmax, less 1 at the target.
+    # The gradient of the logits: softmax, minus 1 at the target.
     slope_kV = log_kV.exp_().scatter_(1, targets_k1, picked_k1.expm1()).to(hidden_kC.dtype)
     if grad_kC is not None:
         torch.mm(slope_kV, weight_VC, out=grad_kC)
@@ -144,24 +145,24 @@ def _add_chunk(
 
 
 def _add_weight_gradient(slope_kV: torch.Tensor, hidden_kC: torch.Tensor, grad_VC: torch.Tensor) -> None:
-    """Add a chunk's share, in slices of the vocabulary: no second tensor of the weight's size is needed."""
+    """Add a chunk's part of the gradient in slices of the vocabulary, without a second tensor of the weight's size."""
     words = max(1, CHUNK_ELEMENTS // hidden_kC.shape[1])
     for slope_kv, grad_vC in zip(slope_kV.split(words, dim=1), grad_VC.split(words), strict=True):
         grad_vC += slope_kv.T @ hidden_kC
 
 
 def _computing_dtype(hidden_KC: torch.Tensor, weight_VC: torch.Tensor) -> torch.dtype:
-    """What matmuls run in: autocast's dtype, else the weight's."""
+    """The dtype of matmuls: autocast's, or without autocast the weight's."""
     device = hidden_KC.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
 
 
 def linear_log_probs(hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K: torch.Tensor) -> torch.Tensor:
-    """`log_softmax(hidden @ weight.T)` at the labels, a chunk of rows at a time.
+    """`log_softmax(hidden @ weight.T)` at the labels, computed a chunk of rows at a time.
 
-    Nothing of the size of the logits is kept for the backward pass, which computes each chunk's again. Matmuls run in
-    autocast's dtype, else in the weight's; softmax, result and the sum of weight gradients are float32 (float64 for a
-    float64 weight). A weight that is frozen costs no gradient.
+    No tensor of the size of the logits is saved for the backward pass, which recomputes them chunk by chunk. Matmuls
+    run in autocast's dtype, or without autocast in the weight's; softmax, result and the sum of weight gradients are
+    float32 (float64 for a float64 weight). No gradient is computed for a frozen weight.
 
     Args:
         hidden_KC: [K, C]; K may be 0.
@@ -179,7 +180,7 @@ def linear_log_probs(hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K:
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K: torch.Tensor) -> torch.Tensor:
-        ctx.dtype = _computing_dtype(hidden_KC, weight_VC)  # the backward pass runs outside of autocast
+        ctx.dtype = _computing_dtype(hidden_KC, weight_VC)  # the backward pass runs outside autocast
         ctx.save_for_backward(hidden_KC, weight_VC, labels_K)
         return _log_probs(hidden_KC, weight_VC, labels_K, ctx.dtype)
 
@@ -200,7 +201,7 @@ class _LinearLogProbs(torch.autograd.Function):
                     torch.mm(slope_kV, computed_VC, out=grad_KC[chunk])
                 if grad_VC is not None:
                     _add_weight_gradient(slope_kV, hidden_kC, grad_VC)
-                del slope_kV  # before the next chunk's logits are made
+                del slope_kV  # before the next chunk's logits are computed
         return (
             None if grad_KC is None else grad_KC.to(hidden_KC.dtype),
             None if grad_VC is None else grad_VC.to(weight_VC.dtype),
@@ -234,28 +235,28 @@ def _log_softmax(hidden_kC: torch.Tensor, weight_VC: torch.Tensor) -> torch.Tens
 def _slope(
     hidden_kC: torch.Tensor, weight_VC: torch.Tensor, labels_k1: torch.Tensor, upstream_k1: torch.Tensor
 ) -> torch.Tensor:
-    """The gradient of a chunk's logits, in the computing dtype: (1 at the label, less softmax) times upstream."""
+    """The gradient of a chunk's logits, in the computing dtype: (1 at the label, minus softmax) times upstream."""
     log_kV = _log_softmax(hidden_kC, weight_VC)
-    at_label_k1 = -log_kV.gather(1, labels_k1).expm1()  # 1 - p, exact where p is nearly 1
+    at_label_k1 = -log_kV.gather(1, labels_k1).expm1()  # 1 - p, exact also for p close to 1
     return log_kV.exp_().neg_().scatter_(1, labels_k1, at_label_k1).mul_(upstream_k1).to(hidden_kC.dtype)
 
 
 def sum_segments(
     values_K: torch.Tensor, rows_K: torch.Tensor, bounds_S1: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum what supervised rows have, per sample of a flat batch, or per any other stretch of it.
+    """Sum values of supervised rows, per sample of a flat batch or per any other segment of it.
 
-    The same numbers every time (nothing is added by atomics), and nothing is read from the device.
+    The result is deterministic (no atomic additions), and nothing is read from the device.
 
     Args:
-        values_K: float [K], e.g. of `linear_log_probs`.
-        rows_K: int [K], places of these in the flat row, in ascending order: `supervised_rows` of a batch.
-        bounds_S1: int [S + 1], where stretches begin and the last one ends: `cu_seqlens` for samples.
+        values_K: float [K], for example from `linear_log_probs`.
+        rows_K: int [K], positions of the values in the flat row, in ascending order: `supervised_rows` of a batch.
+        bounds_S1: int [S + 1], the start of each segment and the end of the last one: `cu_seqlens` for samples.
 
     Returns:
-        sums_S: as values_K [S], 0 where a stretch has no supervised row; differentiable.
-        counts_S: int64 [S], supervised rows of each.
+        sums_S: [S] in the dtype of values_K, 0 for a segment without supervised rows; differentiable.
+        counts_S: int64 [S], supervised rows of each segment.
     """
     counts_S = torch.searchsorted(rows_K, bounds_S1.to(rows_K.dtype)).diff()
-    # unsafe: the check of the lengths would read them from the device
+    # unsafe=True, because checking the lengths would read them from the device.
     return torch.segment_reduce(values_K, "sum", lengths=counts_S, initial=0, unsafe=True), counts_S

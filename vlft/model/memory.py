@@ -1,7 +1,7 @@
-"""How much memory activations take, and so which tower has to recompute its own (gradient checkpointing).
+"""How much memory activations take, and so which towers need gradient checkpointing.
 
-`foretold` asks `vlft.model.activations`, as `vlft plan` does; `activations` is a rough count from shapes, which does
-not see what LoRA's dropout and float32 masters keep. Neither has been compared with a GPU yet, so `MARGIN` is wide.
+`estimate` uses `vlft.model.activations`, as `vlft plan` does. `activations` is a rough count from shapes, without what
+LoRA's dropout and float32 masters save. Neither has been compared with a GPU yet, so `MARGIN` is wide.
 
 Letters: T tokens and P patches of the largest micro-batch.
 """
@@ -14,25 +14,26 @@ from typing import Any, Literal
 import torch
 
 from vlft.families import Family, Layer, Sizes, TextSizes
-from vlft.model import activations as saved
+from vlft.model import activations as counting
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers
 
 Choice = Literal["auto", "true", "false"]
 Part = Literal["vision", "language"]
 
-MARGIN = 1.25  # on activations, for what is not counted and for fragments
-USABLE = 0.92  # of the free memory
-STATE_BYTES = 12  # of a trained weight beside itself: gradient and both moments of AdamW, float32
-HEAD_BYTES = 2**30  # a chunk of the head's logits and what is made of it
+MARGIN = 1.25  # factor on activations, for tensors that are not counted and for fragmentation
+USABLE = 0.92  # share of the free memory
+STATE_BYTES = 12  # per trained weight, in addition to it: gradient and both moments of AdamW, float32
+HEAD_BYTES = 2**30  # a chunk of the head's logits and what is computed from it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Bytes that one tower keeps from forward to backward.
+    """Bytes that one tower saves between forward and backward.
 
     Attributes:
-        whole: of all its blocks. recomputed: under gradient checkpointing, the inputs of all blocks and one whole one.
+        whole: without gradient checkpointing: the activations of all blocks.
+        recomputed: with gradient checkpointing: the inputs of all blocks, and the activations of one block.
     """
 
     whole: int
@@ -40,16 +41,17 @@ class Kept:
 
 
 def activations(sizes: Sizes, towers: Towers, *, tokens: int, patches: int, element_bytes: int) -> dict[Part, Kept]:
-    """What each tower keeps; nothing for a tower without a backward pass.
+    """Bytes that each tower saves, roughly; none for a tower without a backward pass.
 
     Args:
         sizes: of the model.
-        towers: what trains; the language model has a backward pass if anything does.
-        tokens, patches: T and P.
-        element_bytes: 2 under bf16 autocast, else 4.
+        towers: what trains; the language model has a backward pass if anything trains.
+        tokens: T.
+        patches: P.
+        element_bytes: 2 under bf16 autocast, otherwise 4.
     """
     text, vision = sizes.text, sizes.vision
-    # Two norms, q, k, v, attention's output, the residual; the MLP's inner width before and after its activation.
+    # Two norms, q, k, v, attention's output and the residual; the MLP's inner width before and after its activation.
     tower = vision.depth * (9 * vision.width + vision.mlp_linears * vision.inner)
     blocks = [_language_block(text, layer) for layer in text.layers]
     parts: dict[Part, tuple[bool, int, int, int, int]] = {
@@ -65,26 +67,32 @@ def activations(sizes: Sizes, towers: Towers, *, tokens: int, patches: int, elem
 
 
 def _language_block(text: TextSizes, layer: Layer) -> int:
-    """Values a token leaves in one layer: two norms (input, and what they hand on) and the residual; q and attention's
-    output; k and v; gate, up, their product."""
+    """Values saved per token in one layer.
+
+    Two norms (input and output) and the residual; q and attention's output; k and v; gate, up and their product.
+    """
     return 4 * text.width + 2 * text.heads * text.head_dim + 2 * text.kv_heads * text.head_dim + 3 * layer.inner
 
 
-def foretold(
+def estimate(
     config: Any, family: Family, towers: Towers, *, tokens: int, patches: int, numbers: Numbers, fused: bool
 ) -> dict[Part, Kept]:
-    """What each tower keeps on a GPU; one block at work, merger and head are entered with the language model.
+    """Bytes that each tower saves on a GPU. The language model's include merger, head and one recomputed block.
 
     Args:
-        config: of the top class. towers: what trains.
-        tokens, patches: T and P.
-        numbers: what it computes in. fused: with fused RMSNorm and SwiGLU.
+        config: transformers' config of the top class.
+        family: of the config.
+        towers: what trains.
+        tokens: T.
+        patches: P.
+        numbers: the dtypes it computes in.
+        fused: whether RMSNorm and SwiGLU are fused.
     """
     load = Load(lengths=(max(1, tokens),), vision_lengths=(patches,) if patches else (), supervised=max(1, tokens // 4))
     parts: tuple[Part, ...] = ("vision", "language")
     trains = [part for part in parts if part == "language" or towers.vision != "frozen"]
     whole, less = (
-        saved.foretell(config, family, towers, load, numbers, device="cuda", checkpointed=some, fused=fused)
+        counting.estimate(config, family, towers, load, numbers, device="cuda", checkpointed=some, fused=fused)
         for some in ((), trains)
     )
     beside = {"vision": 0, "language": whole.kept["merger"] + whole.kept["head"] + whole.block}
@@ -96,14 +104,17 @@ def foretold(
 def choose_checkpointing(
     choice: Choice, kept: dict[Part, Kept], *, trained: int, device: torch.device, coming: int = 0
 ) -> tuple[tuple[Part, ...], str]:
-    """The towers that recompute, and the same in words for the log.
+    """Choose the towers that recompute their activations.
 
     Args:
         choice: `--gradient_checkpointing`.
-        kept: of `activations`.
-        trained: weights that train on this device; their gradients and optimizer states have yet to find room.
-        device: the model is on it already,
-        coming: but for so many bytes of it.
+        kept: bytes that each tower saves, from `activations` or `estimate`.
+        trained: weights that train on this device; their gradients and optimizer states are not allocated yet.
+        device: where the model is.
+        coming: bytes of the model that are not on the device yet.
+
+    Returns:
+        the towers, and a text for the log.
     """
     needs: list[Part] = sorted((part for part in kept if kept[part].whole), key=lambda part: -kept[part].whole)
     if choice == "true":
@@ -115,7 +126,11 @@ def choose_checkpointing(
 
 
 def fit(needs: list[Part], kept: dict[Part, Kept], *, room: int) -> tuple[tuple[Part, ...], str]:
-    """The fewest towers that have to recompute, the hungriest first, for the rest to fit into `room` bytes."""
+    """Choose the fewest towers that must recompute so that activations fit into `room` bytes, the largest tower first.
+
+    Returns:
+        the towers, and a text for the log.
+    """
     for count in range(len(needs) + 1):
         chosen = needs[:count]
         total = sum(kept[part].recomputed if part in chosen else kept[part].whole for part in needs)

@@ -1,7 +1,7 @@
-"""Prove that a loaded processor writes what its model reads: tokens, chat template and patches.
+"""Check that a loaded processor belongs to its model: tokens, chat template and patches.
 
-transformers makes an empty tokenizer where files are missing (5.23), and a processor of another model loads as well as
-the right one; both would train on other tokens than the model knows, and nothing would say so.
+transformers creates an empty tokenizer if files are missing (5.23), and it loads a processor of another model without
+an error. Both would train on the wrong tokens, without a warning.
 """
 
 from __future__ import annotations
@@ -12,28 +12,30 @@ from typing import Any
 from vlft.errors import CheckpointError
 from vlft.families import Family, VisionSizes
 
-#: Words, digits, punctuation, line breaks, and letters of two, three and four bytes (all in Unicode's form NFC, which
-#: Qwen's tokenizer writes).
+#: Words, digits, punctuation, line breaks, and letters of two, three and four bytes (all in Unicode's form NFC, to
+#: which Qwen's tokenizer normalises).
 SENTENCE = "Don't panic: \"Zürich\" is 北京's 42nd twin,\n\tat 3.14 % (naïve) 🙂!\n\nOk?"
 _ANSWER = "An answer, 17."
 
 
 def prove(processor: Any, config: Any, family: Family, *, where: str | Path) -> None:
-    """Refuse a processor that does not go with the model.
+    """Refuse a processor that does not fit the model.
 
     Args:
-        processor: as loaded. config: of the model. family: of the config.
-        where: it was loaded from, for messages.
+        processor: as loaded.
+        config: of the model.
+        family: of the config.
+        where: where it was loaded from, for messages.
 
     Raises:
-        CheckpointError: control tokens that are not one token each or not those of config.json, text that does not
-            come back from the tokenizer, more tokens than the embedding has rows, another patch size, or a chat
-            template that is missing, cannot be rendered or leaves out what it is given.
+        CheckpointError: a control token is not one token or not that of config.json, decoding does not restore a text,
+            there are more tokens than the embedding has rows, the patch sizes differ, or the chat template is missing,
+            cannot be rendered or drops text.
     """
     parts = ("tokenizer", "image_processor", "video_processor")
     if missing := [part for part in parts if getattr(processor, part, None) is None]:
         raise CheckpointError(
-            f"{where}: {type(processor).__name__} has no {missing[0].replace('_', ' ')}, so it is no processor of "
+            f"{where}: {type(processor).__name__} has no {missing[0].replace('_', ' ')}, so it is not a processor of "
             f"{family.label}. Copy preprocessor_config.json and processor_config.json from the model you started from."
         )
     _prove_tokens(processor.tokenizer, config, family, where)
@@ -98,18 +100,18 @@ def _prove_template(processor: Any, family: Family, where: str | Path) -> None:
     advice = f"Copy {file if template else ' or '.join(names)} from the model you started from."
     if not template:
         raise CheckpointError(f"{where}: has no chat template, so conversations cannot be rendered. {advice}")
-    seen: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": SENTENCE}]
+    with_picture: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": SENTENCE}]
     answer = {"role": "assistant", "content": _ANSWER}
-    conversations = [[{"role": "user", "content": content}, answer] for content in (SENTENCE, seen)]
+    conversations = [[{"role": "user", "content": content}, answer] for content in (SENTENCE, with_picture)]
     try:
-        plain, shown = processor.tokenizer.apply_chat_template(conversations, chat_template=template, tokenize=False)
-    except Exception as error:  # a template is a program of the base's author, and may raise anything
+        plain, pictured = processor.tokenizer.apply_chat_template(conversations, chat_template=template, tokenize=False)
+    except Exception as error:  # a template is a program by the base's author, and may raise anything
         line = f", line {error.lineno}" if hasattr(error, "lineno") else ""
         raise CheckpointError(
             f"{where}: its chat template in {file} cannot be rendered ({type(error).__name__}{line}: {error}). {advice}"
         ) from error
-    lost = [text for text in (SENTENCE, _ANSWER, family.end_of_turn) if text not in plain or text not in shown]
-    lost += [] if family.image_pad in shown else [family.image_pad]
+    lost = [text for text in (SENTENCE, _ANSWER, family.end_of_turn) if text not in plain or text not in pictured]
+    lost += [] if family.image_pad in pictured else [family.image_pad]
     if lost:
         raise CheckpointError(
             f"{where}: its chat template in {file} leaves {lost[0]!r} out of a conversation that has it. {advice}"

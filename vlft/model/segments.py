@@ -1,7 +1,7 @@
-"""Attention over flat rows: several samples end to end, none of which may see another.
+"""Attention over flat rows: several samples are concatenated, and no sample attends to another.
 
-What a model calls in place of transformers' attention, around a variable-length kernel or around sdpa. Without
-`cu_seq_lens_q` (generation, other people's batches) it is transformers' own sdpa. Kernels: `vlft.model.attention`.
+A model calls this instead of transformers' attention. It runs a variable-length kernel or sdpa. Without `cu_seq_lens_q`
+(generation, padded batches) it runs transformers' own sdpa. `vlft.model.attention` chooses the kernel.
 
 Letters: H heads, G key/value heads, T tokens of the row, D head size.
 """
@@ -28,9 +28,11 @@ class Heads:
     """The attention of one tower.
 
     Attributes:
-        heads, kv_heads: H and G. head_dim: D.
-        causal: whether a token sees only those before it.
-        joined: query, key and value are slices of one projection's output, as in the ViT.
+        heads: H.
+        kv_heads: G.
+        head_dim: D.
+        causal: whether a token attends only to earlier tokens and itself.
+        joined: whether query, key and value are slices of one projection's output, as in the ViT.
     """
 
     heads: int
@@ -54,14 +56,16 @@ def attend_segments(
     causal: bool,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Plain `scaled_dot_product_attention`, segment by segment; neighbours of one length share a call.
+    """Plain `scaled_dot_product_attention`, segment by segment; neighbours of equal length share a call.
 
     Args:
-        query_1HTD, key_1GTD, value_1GTD: [1, H, T, D] and twice [1, G, T, D] with H a multiple of G.
-        lengths: Python ints that sum to T, so that nothing has to be read back from a device.
+        query_1HTD: [1, H, T, D], with H a multiple of G.
+        key_1GTD: [1, G, T, D].
+        value_1GTD: [1, G, T, D].
+        lengths: Python ints that sum to T; nothing is read back from the device.
         scale: factor on the scores.
-        causal: whether a token sees only those before it.
-        dropout: probability, in training.
+        causal: whether a token attends only to earlier tokens and itself.
+        dropout: probability of dropout, in training.
 
     Returns:
         output_1THD: [1, T, H, D].
@@ -82,7 +86,7 @@ def attend_segments(
 
 
 def _attend(kernel: Kernel | None) -> Callable[..., tuple[torch.Tensor, None]]:
-    """Transformers' attention interface around a varlen kernel; None is sdpa per segment."""
+    """A function with transformers' attention interface that runs a varlen kernel; None: sdpa per segment."""
 
     def attention(
         module: torch.nn.Module,
@@ -107,7 +111,7 @@ def _attend(kernel: Kernel | None) -> Callable[..., tuple[torch.Tensor, None]]:
                 module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal
             )
         if kernel is None or query.device.type == "cpu":
-            if segment_lengths is None:  # the stock path (generate) hands the ViT only tensors
+            if segment_lengths is None:  # the stock path (generate) passes only tensors to the ViT
                 segment_lengths = cu_seq_lens_q.diff().tolist()
             return attend_segments(
                 query, key, value, segment_lengths, scale=scaling, causal=causal, dropout=dropout
@@ -128,11 +132,11 @@ def run_kernel(
     scale: float,
     causal: bool,
 ) -> torch.Tensor:
-    """A varlen kernel on what transformers hands to attention.
+    """Run a varlen kernel on the tensors that transformers passes to attention.
 
-    The rotary embedding returns float32 query and key wherever hidden states are float32 (masters of a full tower, or a
-    base stored so), while autocast makes the value 16-bit. Autocast casts the inputs of sdpa, but not those of varlen
-    kernels (torch 2.11 to 2.15), which refuse anything but one 16-bit dtype.
+    Rotary embedding returns float32 query and key if hidden states are float32 (float32 masters of a full tower, or a
+    base stored in float32), while the value is 16-bit under autocast. Autocast casts the inputs of sdpa, but not those
+    of varlen kernels (torch 2.11 to 2.15), which need one 16-bit dtype.
 
     Returns:
         output_1THD: [1, T, H, D] in the value's dtype.
@@ -151,12 +155,13 @@ def heads_of(sizes: Sizes) -> dict[adapt.Part, Heads]:
 
 
 def use_kernel(model: torch.nn.Module, part: adapt.Part, name: str, kernel: Kernel | None) -> None:
-    """Make one tower attend by a varlen kernel, without asking whether it can.
+    """Make one tower use a varlen kernel, without a self-test.
 
     Args:
+        model: a loaded base (the top class).
         part: "language" or "vision".
-        name: of the kernel, one of its own.
-        kernel: None is sdpa per segment.
+        name: a name for the kernel; each kernel needs its own.
+        kernel: the kernel; None: sdpa per segment.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

@@ -1,7 +1,7 @@
-"""Stand-ins for the kernels of a GPU that are not torch's, for tensors without contents (`vlft.model.tracing`).
+"""Stand-ins for GPU kernels from outside torch, for tensors without contents (`vlft.model.tracing`).
 
-Each is one operation with the inputs and outputs of the real kernel. It refuses what the real one refuses, and keeps
-for the backward pass what the real one keeps.
+Each is one operation with the inputs and outputs of the real kernel. It refuses the inputs that the real kernel
+refuses, and saves the same tensors for the backward pass.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ HALF = (torch.bfloat16, torch.float16)
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, *, scale: float, causal: bool
 ) -> torch.Tensor:
-    """A flash kernel's stand-in, a `vlft.model.segments.Kernel`: refuses what flash kernels refuse, and keeps what they
-    keep for the backward pass: query, key, value, result, and a number for each head and token.
+    """Stand-in for a flash kernel, a `vlft.model.segments.Kernel`.
+
+    It refuses the inputs that flash kernels refuse, and saves the same tensors for the backward pass: query, key,
+    value, result, and one number for each head and token.
 
     Raises:
-        RuntimeError: another dtype than one of 16 bits in all three, another device, or a last dimension with gaps.
-        TypeError: lengths that are not int32 on the same device, or a longest one that is no Python int.
+        RuntimeError: the three do not share one 16-bit dtype and one device, or their last dimension is not contiguous.
+        TypeError: lengths are not int32, or the longest is not a Python int.
     """
     given = {"query": q, "key": k, "value": v}
     if len({x.dtype for x in given.values()}) > 1 or q.dtype not in HALF:
@@ -39,12 +41,12 @@ def attend(
 def attend_in_float32(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, *, scale: float, causal: bool
 ) -> torch.Tensor:
-    """torch's memory-efficient attention, which a GPU uses where a run computes in float32; it keeps as much."""
+    """Stand-in for torch's memory-efficient attention, which a GPU uses in float32. It saves as much as `attend`."""
     return _operations().attend(q, k, v, cu, longest)[0]
 
 
 def fused_functions() -> Functions:
-    """Stand-ins of Liger's RMSNorm and SwiGLU, which keep what those keep (0.8.5): the norm's input, gate and up."""
+    """Stand-ins for Liger's RMSNorm and SwiGLU. They save the same tensors (0.8.5): the norm's input, gate and up."""
     known = _operations()
     return Functions(
         rms_norm=lambda x, weight, eps: known.rms_norm(x, weight)[0],
@@ -61,7 +63,7 @@ class _Operations:
 
 @functools.cache
 def _operations() -> _Operations:
-    """Registered with torch once, when first needed."""
+    """Register the operations with torch, once, at the first use."""
     attend = _operation("attend", _attend, _attend_backward, keep=lambda inputs, out: (*inputs[:3], *out))
     rms_norm = _operation("rms_norm", _rms_norm, _rms_norm_backward, keep=lambda inputs, out: (*inputs, out[1]))
     swiglu = _operation("swiglu", _swiglu, _swiglu_backward, keep=lambda inputs, out: inputs)
@@ -69,11 +71,13 @@ def _operations() -> _Operations:
 
 
 def _operation(name: str, forward: Callable, backward: Callable, keep: Callable) -> Any:
-    """One torch operation without contents, whose backward is another.
+    """Register a torch operation on tensors without contents, and another one for its backward pass.
 
     Args:
-        forward, backward: make empty results. `backward` takes the gradient of the (first) result and what was kept.
-        keep: inputs and outputs -> what is kept.
+        name: of the operation.
+        forward: inputs -> empty results.
+        backward: the gradient of the (first) result and the saved tensors -> empty gradients.
+        keep: inputs and outputs -> the tensors to save.
     """
     made, back = (
         torch.library.custom_op(f"vlft_traced::{name}{word}", _refuse, mutates_args=(), schema=_schema(function))
@@ -99,7 +103,7 @@ def _schema(function: Callable) -> str:
 
 
 def _refuse(*_: Any) -> Any:
-    raise RuntimeError("a stand-in of a kernel computes nothing; it takes tensors without contents only")
+    raise RuntimeError("a stand-in of a kernel computes nothing; it accepts only tensors without contents")
 
 
 def _attend(

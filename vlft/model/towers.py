@@ -1,4 +1,4 @@
-"""Which towers train, and how: {vision, merger, language} x {full, lora, frozen}. Turns a loaded base into that.
+"""Which towers train, and how: {vision, merger, language} x {full, lora, frozen}. Prepares a loaded base for it.
 
 Language-only LoRA is frozen/frozen/lora, vision+language LoRA lora/lora/lora, full full/full/full.
 """
@@ -28,12 +28,14 @@ class Towers:
         vision: the ViT's patch embedding and blocks.
         merger: the two linears (and norm) between ViT and language model.
         language: the language model, its embedding and head.
-        lora_rank, lora_alpha, lora_dropout: of every LoRA matrix; the update is scaled by alpha / rank.
-        lora_target: "all" linears of a tower's blocks, or its "attention" linears (a merger has none of its own: both
-            its linears are adapted either way).
+        lora_rank: of every LoRA matrix.
+        lora_alpha: the LoRA update is scaled by alpha / rank.
+        lora_dropout: probability of dropout on LoRA's inputs.
+        lora_target: "all" linears of a tower's blocks, or its "attention" linears. A merger has no attention: both its
+            linears are adapted either way.
 
     Raises:
-        ConfigError: nothing would be trained, or a combination that cannot be held in one adapter.
+        ConfigError: nothing would be trained, or one adapter cannot store the combination.
     """
 
     vision: Mode = "frozen"
@@ -61,9 +63,7 @@ class Towers:
             if self.lora_rank < 1:
                 raise ConfigError(f"--lora_rank is {self.lora_rank}, must be at least 1")
             if self.lora_alpha <= 0:
-                raise ConfigError(
-                    f"--lora_alpha is {self.lora_alpha:g}, so LoRA would change nothing; give more than 0"
-                )
+                raise ConfigError(f"--lora_alpha is {self.lora_alpha:g}, so LoRA would change nothing; use more than 0")
             if not 0 <= self.lora_dropout < 1:
                 raise ConfigError(f"--lora_dropout is {self.lora_dropout}, must be in [0, 1)")
 
@@ -73,7 +73,7 @@ class Towers:
 
     @property
     def has_lora(self) -> bool:
-        """Whether the result is an adapter (else full weights)."""
+        """Whether the result is an adapter, and not full weights."""
         return "lora" in self.modes.values()
 
     def lora_settings(self) -> dict[str, Any] | None:
@@ -83,20 +83,20 @@ class Towers:
 
 
 def apply_towers(model: torch.nn.Module, family: Family, towers: Towers, *, masters: bool) -> torch.nn.Module:
-    """Freeze, adapt or free each tower of a loaded base, in place.
+    """Freeze, adapt or unfreeze each tower of a loaded base, in place.
 
     Args:
         model: top class of the family.
-        family: its names.
+        family: of the model.
         towers: what to train.
-        masters: bring everything that is trained to float32 (the rest keeps its dtype); for runs under bf16 autocast.
+        masters: convert trained parameters to float32 (others keep their dtype); for runs under bf16 autocast.
 
     Returns:
-        the model, wrapped by PEFT where a tower has LoRA.
+        the model, wrapped by PEFT if a tower has LoRA.
 
     Raises:
         ConfigError: the number of adapted modules is not what the configuration implies, a parameter belongs to no
-            tower, or one of a tower in full would not train.
+            tower, or a parameter of a tower in full would not train.
     """
     whole = set()
     for name, parameter in model.named_parameters():
@@ -134,12 +134,14 @@ def _add_lora(model: torch.nn.Module, family: Family, towers: Towers) -> torch.n
         if name.endswith(".lora_A"):
             found[family.tower_of(plain_name(name))] += 1
     if found != wanted:
-        raise ConfigError(f"LoRA matched {found} modules, want {wanted}: this base is not built as {family.label} is")
+        raise ConfigError(
+            f"LoRA matched {found} modules, expected {wanted}: this base is not built as {family.label} is"
+        )
     return wrapped
 
 
 def lora_counts(sizes: Sizes, towers: Towers) -> dict[str, int]:
-    """Linear layers that LoRA must adapt, per tower that has LoRA."""
+    """Number of linear layers that LoRA must adapt, for each tower with LoRA."""
     vision, text = sizes.vision, sizes.text
     linears = {
         "vision": vision.block * vision.depth,
@@ -152,12 +154,13 @@ def lora_counts(sizes: Sizes, towers: Towers) -> dict[str, int]:
 
 
 def full_modules(model: torch.nn.Module, family: Family, towers: Towers) -> list[str]:
-    """Modules that an adapter holds whole (PEFT's `modules_to_save`) for towers trained in full beside LoRA ones.
+    """Modules that an adapter stores completely (PEFT's `modules_to_save`): towers in full beside towers with LoRA.
 
-    The largest that lie in one such tower. PEFT cannot hold a list of modules, so a list is named entry by entry.
+    These are the largest modules that belong to one such tower. PEFT cannot save a list of modules, so each entry of a
+    list is named.
 
     Raises:
-        ConfigError: a parameter of a tower in full is held by no module that PEFT can save.
+        ConfigError: a parameter of a tower in full is in no module that PEFT can save.
     """
     names: list[str] = []
 
@@ -199,7 +202,7 @@ def _tower_of(parameter: str, family: Family) -> str:
 
 
 def _check_whole(wrapped: torch.nn.Module, whole: Collection[str], family: Family) -> None:
-    """Compare what trains beside LoRA matrices with the parameters of towers in full.
+    """Check that the parameters that train, except LoRA matrices, are those of towers in full.
 
     Raises:
         ConfigError: they differ.
@@ -212,29 +215,29 @@ def _check_whole(wrapped: torch.nn.Module, whole: Collection[str], family: Famil
     if lost := sorted(set(whole) - trained):
         raise ConfigError(_untrained(lost, family))
     if extra := sorted(trained - set(whole)):
-        raise ConfigError(f"{len(extra)} parameters would train that no tower asks for, e.g. {extra[0]}")
+        raise ConfigError(f"{len(extra)} parameters would train that belong to no trained tower, e.g. {extra[0]}")
 
 
 def _untrained(names: list[str], family: Family) -> str:
     return (
-        f"{len(names)} parameters of a tower that is to be trained in full would not train: {', '.join(names[:3])}"
-        f"{', ...' if len(names) > 3 else ''}. An adapter cannot hold them in {family.label}. "
+        f"{len(names)} parameters of a tower that trains in full would not train: {', '.join(names[:3])}"
+        f"{', ...' if len(names) > 3 else ''}. An adapter cannot store them in {family.label}. "
         "Set that tower to lora or frozen, or all three towers to full."
     )
 
 
 def plain_name(name: str) -> str:
-    """A parameter or module name as the unwrapped model has it, without PEFT's or DDP's prefixes."""
+    """The name of a parameter or module in the unwrapped model, without PEFT's or DDP's prefixes."""
     for prefix in ("module.", "base_model.model."):
         name = name.removeprefix(prefix)
     return name
 
 
 def checkpoint_activations(model: torch.nn.Module, parts: Collection[str]) -> None:
-    """Recompute each block's activations in the backward pass (gradient checkpointing), without reentrance.
+    """Recompute each block's activations in the backward pass (non-reentrant gradient checkpointing).
 
     Args:
-        model: prepared, or wrapped by PEFT.
+        model: prepared for training, with or without PEFT.
         parts: "vision", "language" or both.
     """
     once = functools.partial(checkpoint, use_reentrant=False)

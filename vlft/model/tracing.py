@@ -1,9 +1,9 @@
-"""A training step on tensors that have shapes and no contents, on a GPU that need not be there.
+"""Run a training step on tensors that have shapes and no contents, also for a GPU on a machine without one.
 
-torch's FakeTensorMode runs the same Python code as a real step: forward, recomputation, optimizer. Here is what it
-lacks: a GPU that autocast believes in, a backward pass without a device, and a view of each operation. Kernels that are
-not torch's have their stand-ins in `vlft.model.standins`. `vlft.model.activations` counts memory this way, and the
-tests look for what a GPU would refuse or wait for.
+torch's FakeTensorMode runs the same Python code as a real step: forward, recomputation, optimizer. This module adds
+what it lacks: autocast for a GPU that is absent, a backward pass without a device, and observers of each operation.
+`vlft.model.standins` has stand-ins for kernels from outside torch. `vlft.model.activations` counts memory this way, and
+the tests check what a GPU would refuse or wait for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from vlft.families import VisionSizes
 
-#: Operations whose result's shape or value the host has to know.
+#: Operations for which the host needs the shape or value of the result.
 READS = (
     *("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.is_nonzero", "aten.equal"),
     *("aten.unique_dim", "aten._unique", "aten._unique2", "aten.unique_consecutive"),
@@ -33,7 +33,8 @@ class Load:
     """The shapes of a micro-batch.
 
     Attributes:
-        lengths: tokens of each sample. vision_lengths: patches of each still or time step.
+        lengths: tokens of each sample.
+        vision_lengths: patches of each still or time step.
         supervised: rows of the head.
     """
 
@@ -52,10 +53,12 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """In which numbers a run computes.
+    """The dtypes of a run.
 
     Attributes:
-        stored: of frozen weights. trained: of those that train. autocast: what matmuls round to, or None.
+        stored: of frozen weights.
+        trained: of trained weights.
+        autocast: of matmuls under autocast; None without autocast.
     """
 
     stored: torch.dtype
@@ -64,16 +67,17 @@ class Numbers:
 
     @property
     def computing(self) -> torch.dtype:
-        """Of matmuls."""
+        """The dtype of matmuls."""
         return self.autocast or self.stored
 
 
 def numbers_of(stored: torch.dtype, half: torch.dtype | None, *, deepspeed: bool) -> Numbers:
-    """As training chooses them.
+    """The dtypes that training chooses.
 
     Args:
-        stored: dtype of the base's files. half: bf16, None for float32.
-        deepspeed: which keeps the float32 masters itself; else they are the weights, under autocast.
+        stored: dtype of the base's files.
+        half: bf16; None for float32.
+        deepspeed: DeepSpeed holds float32 masters itself. Without it, trained weights are float32, under autocast.
     """
     if half is None:
         return Numbers(stored=torch.float32, trained=torch.float32, autocast=None)
@@ -84,16 +88,16 @@ def numbers_of(stored: torch.dtype, half: torch.dtype | None, *, deepspeed: bool
 
 @contextlib.contextmanager
 def without_contents() -> Iterator[None]:
-    """Within, tensors have no contents, and CUDA is a device like any other, there or not.
+    """A context in which tensors have no contents, and CUDA is available as a device even without a GPU.
 
-    Real tensors may come in; what is made of them has no contents either.
+    Operations accept real tensors; their results have no contents either.
     """
     amp: Any = torch.cuda.amp.common
     with contextlib.ExitStack() as undo:
-        # torch.autocast switches itself off for a GPU that is not there.
+        # torch.autocast switches itself off without a GPU.
         undo.enter_context(_replaced(amp, "amp_definitely_not_available", lambda: False))
         undo.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True))
-        # The number of the backward pass, by which a checkpoint recomputes its block once in each; see `backward`.
+        # The id of the backward pass: a checkpoint recomputes its block once for each id. See `backward`.
         undo.enter_context(_replaced(torch._C, "_current_graph_task_id", lambda: 1))
         undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
@@ -110,14 +114,15 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def autocast(device: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
-    """torch.autocast, or nothing for a dtype of None."""
+    """torch.autocast, or a context without effect for a dtype of None."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
 
 
 def fill(model: torch.nn.Module, numbers: Numbers | None = None) -> None:
-    """Put tensors on the current device, without contents, in the place of those of the meta device.
+    """Replace tensors of the meta device by tensors without contents on the current device.
 
     Args:
+        model: on the meta device; changed in place.
         numbers: dtypes of the weights; None: each keeps its own.
     """
     made: dict[int, Any] = {}  # a tied head stays tied
@@ -130,7 +135,7 @@ def fill(model: torch.nn.Module, numbers: Numbers | None = None) -> None:
                         dtype = numbers.trained if parameter.requires_grad else numbers.stored
                     empty = torch.empty(parameter.shape, dtype=dtype)
                     made[id(parameter)] = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
-                    made[-id(parameter)] = parameter  # alive, so that its id is not given out again
+                    made[-id(parameter)] = parameter  # kept alive, so that its id is not used again
                 module._parameters[name] = made[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -138,9 +143,9 @@ def fill(model: torch.nn.Module, numbers: Numbers | None = None) -> None:
 
 
 def batch_of(vision: VisionSizes, load: Load) -> dict[str, Any]:
-    """What the flat forward takes (`vlft.model.forward.FORWARD_KEYS`), of the right shapes, on the current device."""
+    """The inputs of the flat forward (`vlft.model.forward.FORWARD_KEYS`) for a load, on the current device."""
     tokens, unit, side = load.tokens, vision.cell, vision.patch
-    patches = max(unit, -(-load.patches // unit) * unit)  # a share of a pack need not be whole pictures
+    patches = max(unit, -(-load.patches // unit) * unit)  # a share of a pack may end within a picture
     segments = load.vision_lengths if patches == load.patches else (patches,)
     merged = patches // unit if load.patches else 0
     return {
@@ -160,7 +165,7 @@ def batch_of(vision: VisionSizes, load: Load) -> dict[str, Any]:
     }
 
 
-# ---- what is done
+# ---- observers of operations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +173,10 @@ class Op:
     """One operation, after it ran.
 
     Attributes:
-        name: `aten.mm`. function: torch's object, which knows whether it is a view.
-        inputs, outputs: all tensors among its arguments and results, a tensor written in place in both.
+        name: for example `aten.mm`.
+        function: torch's object for it, which can tell whether it is a view.
+        inputs: all tensors among its arguments.
+        outputs: all tensors among its results. A tensor that is written in place is in both.
         options: its keyword arguments.
     """
 
@@ -181,7 +188,7 @@ class Op:
 
 
 class Watch(TorchDispatchMode):
-    """A context that shows each operation within to observers, forward, backward and optimizer alike."""
+    """A context that calls observers with each operation, in forward, backward and optimizer."""
 
     def __init__(self, *observers: Callable[[Op], object]) -> None:
         super().__init__()
@@ -210,12 +217,12 @@ class WaitsError(RuntimeError):
 
 
 def refuse_waits(op: Op) -> None:
-    """An observer that raises where a value on a GPU is read, or something crosses between host and GPU.
+    """An observer that raises if a value on a GPU is read, or a tensor is copied between host and GPU.
 
-    A copy to the GPU that does not block may pass.
+    Non-blocking copies to the GPU are allowed.
 
     Raises:
-        WaitsError: names the operation.
+        WaitsError: the operation waits; the message names it.
     """
     places = {t.device.type for t in (*op.inputs, *op.outputs)}
     if "cuda" not in places:
@@ -237,12 +244,12 @@ def refuse_waits(op: Op) -> None:
 
 
 def backward(loss: torch.Tensor) -> None:
-    """`loss.backward()` for tensors without contents: torch's own engine wants a device that is there.
+    """`loss.backward()` for tensors without contents: torch's own engine needs a device that exists.
 
-    Walks the graph in Python. Each gradient is summed, checked and cast to its tensor's dtype as the engine does it.
+    It walks the graph in Python. Like the engine it sums and checks each gradient, and casts it to its tensor's dtype.
 
     Raises:
-        RuntimeError: a gradient on another device than its tensor.
+        RuntimeError: a gradient is on a different device than its tensor.
     """
     root: Any = loss.grad_fn
     uses: collections.Counter[Any] = collections.Counter()
@@ -272,14 +279,14 @@ def backward(loss: torch.Tensor) -> None:
 
 
 def _step_back(node: Any, held: dict[int, torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
-    """The gradients that one node of the graph hands on."""
+    """The gradients that one node of the graph passes on."""
     if not held:
         return (None,) * len(node.next_functions)
     given = [_as_engine(held.get(i), meta, node) for i, meta in enumerate(node._input_metadata)]
     custom = isinstance(node, torch.autograd.function.BackwardCFunction)
     results = node.apply(*given) if custom else node(*given)
     results = results if isinstance(results, tuple) else (results,)
-    # A function in Python answers for arguments that are no tensors, too; ours have those last.
+    # A function in Python also returns gradients for arguments that are no tensors; ours have those last.
     many = len(node.next_functions)
     if any(result is not None for result in results[many:]):
         raise RuntimeError(f"{node.name()} has arguments that are no tensors before its tensors")

@@ -1,7 +1,8 @@
-"""What a run would do, before it runs: what trains at which rate, on how many rows, in how many steps, in which memory.
+"""Plan a run without running it: what trains at which rate, the number of rows and steps, and the memory.
 
-Loads no weights (the model is built on the meta device), but for `--measure`, and writes nothing. Refuses what training
-refuses up to its first step, short of the output folder; what only another machine has, where `--gpu` names its card.
+It writes nothing. It loads no weights, because the model is built on the meta device; only `--measure` loads them. It
+refuses everything that training refuses before its first step, except for the output folder. With `--gpu`, which names
+the card of another machine, this machine's device and kernels are not checked.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ from vlft.text import counted, printable
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run would do.
+    """The plan of a run.
 
     Attributes:
-        base: name of the base as the flags have it. towers: tower -> full, lora or frozen.
-        groups: what trains at which rate.
-        data, evaluation: rows after the pass over their headers; evaluation may be None.
+        base: name of the base, as the flags have it.
+        towers: tower -> full, lora or frozen.
+        groups: parameter groups with their learning rates.
+        data: measured rows for training.
+        evaluation: measured rows for evaluation; None without them.
         order: how rows become steps.
-        steps: optimizer steps in all; epochs: passes over the data.
-        remarks: what the user should look at.
-        outlook: memory and time, where a card is known.
+        steps: number of optimizer steps.
+        epochs: passes over the data.
+        remarks: notes for the user.
+        outlook: memory and time; None if the card is unknown.
     """
 
     base: str
@@ -80,7 +84,7 @@ class Plan:
         }
 
     def as_text(self) -> str:
-        """What a person reads."""
+        """The plan as text."""
         sample, cost = self.longest
         name = f" (id {sample.id})" if sample.id is not None else ""
         lines: list[str] = []
@@ -96,7 +100,7 @@ class Plan:
             f"steps: {self.order.steps:,} an epoch, {self.steps:,} in all ({counted(self.epochs, 'epoch')})",
             *(f"note: {remark}" for remark in self.remarks),
         ]
-        memory = self.outlook.as_lines() if self.outlook else ["memory: name a card (--gpu h100) to have it estimated"]
+        memory = self.outlook.as_lines() if self.outlook else ["memory: name a card (--gpu h100) to estimate it"]
         head = [f"base: {printable(self.base)}", "", groups.table(self.groups), ""]
         return "\n".join((*head, *map(printable, lines), *memory))
 
@@ -113,16 +117,16 @@ def plan(
 
     Args:
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
-        gpus: processes the run will have; None: those this one was started with.
-        gpu: the card it will run on, by name or GB; None: the one that is here.
-        measure: train one real step on the largest micro-batch, here.
-        tokens_per_s: of the whole run, for hours.
+        gpus: number of processes of the run; None: the number that this one was started with.
+        gpu: the card of the run, by name or GB; None: the card of this machine.
+        measure: train one real step on the largest micro-batch, on this machine.
+        tokens_per_s: rate of the whole run, to compute hours.
 
     Raises:
-        VlftError: training would refuse it, too.
+        VlftError: training would also refuse the run.
     """
     data, model_flags, args = parsed.flags
-    if gpu is None:  # else it runs elsewhere
+    if gpu is None:  # otherwise the run is for another machine
         check_device(args, model_flags.attn, launched=False)
         kernels.check(args.liger, args.device)
     if gpus is not None and gpus != args.world_size > 1:
@@ -134,7 +138,7 @@ def plan(
     model = empty_model(base.config, base.family)
     if measure and gpu is not None:
         raise ConfigError(
-            f"--measure runs on the device that is here, and --gpu {gpu} names another. Drop one of the two."
+            f"--measure runs on this machine's device, and --gpu {gpu} names another card. Drop one of the two."
         )
     wrapped = apply_towers(model, base.family, base.towers, masters=False)
     table = groups.parameter_groups(
@@ -176,7 +180,7 @@ def plan(
 
 
 def _files(measured: MeasuredRows) -> list[dict[str, Any]]:
-    """Rows read, taken, skipped and changed of each file."""
+    """For each file: the number of rows read, used, skipped and changed."""
     refused = [row.file for row in measured.rows.bad]
     changed, drawn = [sample.file for sample, _ in measured.changed], measured.drawn
     counts: Mapping[str, int] = measured.rows.counts

@@ -1,4 +1,4 @@
-"""Cards by name, and what they hold."""
+"""Cards by name, and their memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from vlft.errors import ConfigError
 
-#: GB (10^9 bytes) that a card offers to a process, about what torch reports as its total memory.
+#: GB (10^9 bytes) of a card that a process can use, about the total memory that torch reports.
 CARDS: dict[str, float] = {
     "b200": 191.0,
     "h200": 150.1,
@@ -24,16 +24,22 @@ CARDS: dict[str, float] = {
     "v100-32": 34.0,
     "t4": 15.6,
 }
-#: Taken by CUDA itself, cuBLAS's work spaces and the like, before any tensor; by NCCL's buffers where there are peers.
+#: Used by CUDA itself, cuBLAS's workspaces and similar, before any tensor; and by NCCL's buffers, with peers.
 CONTEXT_BYTES = int(0.7e9)
 NCCL_BYTES = int(0.6e9)
 
 
 def card_bytes(name: str | None) -> tuple[str, int] | None:
-    """A card's name and bytes: of a name in `CARDS`, a number of GB, or None for the one that is here, if there is one.
+    """The name and bytes of a card.
+
+    Args:
+        name: a name in `CARDS`, or a number of GB; None: the card of this machine.
+
+    Returns:
+        name and bytes; None if `name` is None and this machine has no card.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: `name` is neither.
     """
     if name is None:
         if not torch.cuda.is_available():

@@ -1,7 +1,8 @@
-"""Memory of a run on one card, part by part and under each way to share it; what to change where it does not fit.
+"""Estimate the memory of a run on one card: part by part, for each sharding strategy, and what to change if it is full.
 
-Weights, gradients and optimizer are counted exactly from the built model. Activations are foretold by
-`vlft.model.activations`. What surrounds them is set down as measured by others: not yet compared with a GPU.
+Weights, gradients and optimizer are counted exactly from the built model. `vlft.model.activations` estimates
+activations. The overhead of CUDA and NCCL is taken from measurements by others. The sum has not been compared with a
+GPU yet.
 """
 
 from __future__ import annotations
@@ -14,30 +15,32 @@ import torch
 
 from vlft.errors import ConfigError
 from vlft.families import Family
-from vlft.model import loss, memory
-from vlft.model.activations import Foretold, foretell
+from vlft.model import activations, loss, memory
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers, numbers_of
 from vlft.plan.cards import CONTEXT_BYTES, NCCL_BYTES
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-#: Bytes of a trained weight that an optimizer keeps on top of it; None: cannot be told by weights alone.
+#: Bytes of optimizer state per trained weight; 8 for an optimizer that is not listed.
 OPTIMIZERS = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "paged_adamw_32bit"), 8),
     **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), 2),
     **dict.fromkeys(("sgd", "adafactor"), 0),
 }
-BUCKET = 500_000_000  # weights in a bucket of ZeRO (DeepSpeed's default for reduce_bucket_size and its kin)
-LIVE_WEIGHTS = 10**9  # that ZeRO-3 keeps whole on a device at a time (its default)
+BUCKET = 500_000_000  # weights in a bucket of ZeRO (DeepSpeed's default for reduce_bucket_size and similar settings)
+LIVE_WEIGHTS = 10**9  # weights that ZeRO-3 gathers on a device at one time (its default)
 
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """Bytes of one process that are there in every step.
+    """Bytes that one process holds throughout training.
 
     Attributes:
-        host: in the machine's memory instead, where something is offloaded.
+        weights: on the card.
+        gradients: on the card.
+        optimizer: on the card.
+        host: offloaded to the machine's memory.
     """
 
     weights: int
@@ -48,10 +51,12 @@ class States:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterBytes:
-    """Weights of a model in the numbers it is trained in.
+    """Number of weights of a model.
 
     Attributes:
-        trained, frozen: scalars. tensors: that are trained.
+        trained: trained scalars.
+        frozen: frozen scalars.
+        tensors: trained tensors.
     """
 
     trained: int
@@ -70,15 +75,15 @@ class ParameterBytes:
 
 
 def states(sizes: ParameterBytes, numbers: Numbers, strategy: Strategy, *, world: int, optim: str) -> States:
-    """What weights, gradients and optimizer take of one of `world` processes.
+    """Memory for weights, gradients and optimizer in one of `world` processes.
 
-    Under DDP the gradients of several processes stand in buckets besides. Under DeepSpeed in 16 bits the masters are
-    the optimizer's, and gradients are added up in float32 (`vlft.config.deepspeed`).
+    Under DDP with several processes, buckets hold a second copy of the gradients. Under DeepSpeed in 16 bits, the
+    masters belong to the optimizer, and gradients are accumulated in float32 (`vlft.config.deepspeed`).
     """
-    width, kept = numbers.trained.itemsize, OPTIMIZERS.get(optim, 8)
+    width, state = numbers.trained.itemsize, OPTIMIZERS.get(optim, 8)
     weights = sizes.trained * width + sizes.frozen * numbers.stored.itemsize
-    # AdamW counts its steps in a scalar for each tensor.
-    optimizer = sizes.trained * kept + (4 * sizes.tensors if kept == 8 else 0)
+    # AdamW stores its step count in a scalar for each tensor.
+    optimizer = sizes.trained * state + (4 * sizes.tensors if state == 8 else 0)
     if strategy == "ddp":
         return States(weights=weights, gradients=sizes.trained * width * (2 if world > 1 else 1), optimizer=optimizer)
     masters = sizes.trained * 4 if width < 4 else 0
@@ -104,11 +109,20 @@ class Memory:
     """Bytes of one process on its card.
 
     Attributes:
-        strategy: ddp, or a DeepSpeed preset. checkpointing: towers that recompute.
-        weights .. optimizer: as in `States`. vision, merger, language: activations, kept from forward to backward;
-            of the head: what it keeps of its gradient. logits: a chunk of them. working: one block, made anew or
-            being differentiated. context: CUDA and NCCL. reserve: fragments, and what is not counted.
-        host: in the machine's memory. card: what there is.
+        strategy: ddp, or a DeepSpeed preset.
+        checkpointing: towers that recompute their activations.
+        weights: all weights.
+        gradients: of trained weights.
+        optimizer: optimizer state.
+        vision: activations of the vision tower, saved between forward and backward.
+        merger: activations of the mergers.
+        language: activations of the language model.
+        logits: one chunk of logits, and the gradients that the head saves.
+        working: the activations of one block during its recomputation or its backward pass.
+        context: used by CUDA and NCCL themselves.
+        reserve: fragmentation, and tensors that are not counted.
+        host: in the machine's memory.
+        card: memory of the card.
     """
 
     strategy: Strategy
@@ -135,7 +149,7 @@ class Memory:
         return self.total <= self.card
 
     def as_json(self) -> dict[str, Any]:
-        """Bytes, with the sum and the verdict."""
+        """All parts in bytes, their sum, and whether they fit."""
         return {**asdict(self), "checkpointing": list(self.checkpointing), "total": self.total, "fits": self.fits}
 
 
@@ -146,13 +160,22 @@ PARTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """All that a memory depends on.
+    """Everything that the memory of a run depends on.
 
     Attributes:
-        config, family: of the base. towers: what trains. sizes: of the built model.
-        stored: dtype of the base. half: bf16 or None. optim: the optimizer's name.
-        load: the largest micro-batch. world: processes. card: bytes. fused: fused kernels run. device: whose kernels.
+        config: transformers' config of the base.
+        family: of the base.
+        towers: what trains.
+        sizes: number of weights of the built model.
+        stored: dtype of the base's files.
+        half: bf16, or None for float32.
+        optim: name of the optimizer.
+        load: the largest micro-batch.
+        world: number of processes.
+        card: bytes of the card.
         checkpointing: `--gradient_checkpointing`.
+        fused: whether fused kernels run.
+        device: the device whose kernels are assumed.
     """
 
     config: Any
@@ -169,12 +192,12 @@ class Case:
     fused: bool = True
     device: Literal["cpu", "cuda"] = "cuda"
 
-    def foretold(self, strategy: Strategy, checkpointed: Sequence[str]) -> Foretold:
-        """What its activations take; found once for each way to compute."""
+    def activation_bytes(self, strategy: Strategy, checkpointed: Sequence[str]) -> activations.Estimate:
+        """The memory of activations; cached for each combination of settings."""
         numbers = numbers_of(self.stored, self.half, deepspeed=strategy != "ddp")
         key = (repr(self.towers), self.load, numbers, tuple(checkpointed), self.fused, self.device)
-        if key not in _FOUND:
-            _FOUND[key] = foretell(
+        if key not in _ESTIMATES:
+            _ESTIMATES[key] = activations.estimate(
                 self.config,
                 self.family,
                 self.towers,
@@ -184,19 +207,19 @@ class Case:
                 checkpointed=checkpointed,
                 fused=self.fused,
             )
-        return _FOUND[key]
+        return _ESTIMATES[key]
 
 
-_FOUND: dict[Any, Foretold] = {}  # for the length of a plan
+_ESTIMATES: dict[Any, activations.Estimate] = {}  # cached for the rest of the process
 
 
 def towers_that_may(case: Case) -> list[str]:
-    """Towers that keep something, and so can recompute."""
+    """Towers that save activations, so that recomputing them helps."""
     return ["vision", "language"] if case.towers.vision != "frozen" else ["language"]
 
 
 def estimate(case: Case, strategy: Strategy, *, checkpointing: memory.Choice | None = None) -> Memory:
-    """The memory of one process; with "auto" the fewest towers recompute that let it fit, as in training."""
+    """The memory of one process. With "auto", the fewest towers recompute that make it fit, as in training."""
     choice = checkpointing or case.checkpointing
     needs = towers_that_may(case)
     if choice == "false":
@@ -204,7 +227,7 @@ def estimate(case: Case, strategy: Strategy, *, checkpointing: memory.Choice | N
     whole = of_parts(case, strategy, tuple(needs))
     if choice == "true":
         return whole
-    order = sorted(needs, key=lambda part: -case.foretold(strategy, ()).kept[part])  # type: ignore[index]
+    order = sorted(needs, key=lambda part: -case.activation_bytes(strategy, ()).kept[part])  # type: ignore[index]
     for count in range(len(order) + 1):
         found = of_parts(case, strategy, tuple(order[:count]))
         if found.fits:
@@ -216,13 +239,13 @@ def of_parts(case: Case, strategy: Strategy, checkpointed: tuple[str, ...]) -> M
     """The memory of one process whose `checkpointed` towers recompute."""
     numbers = numbers_of(case.stored, case.half, deepspeed=strategy != "ddp")
     held = states(case.sizes, numbers, strategy, world=case.world, optim=case.optim)
-    foretold = case.foretold(strategy, checkpointed)
-    kept = foretold.kept
+    saved = case.activation_bytes(strategy, checkpointed)
+    kept = saved.kept
     vocabulary = case.family.sizes(case.config).text.vocab
     rows = min(max(1, case.load.supervised), loss.chunk_rows(vocabulary))
     logits = rows * vocabulary * (4 + numbers.computing.itemsize)
     context = 0 if case.device == "cpu" else CONTEXT_BYTES + (NCCL_BYTES if case.world > 1 else 0)
-    activations = sum(kept.values()) + foretold.block
+    activated = sum(kept.values()) + saved.block
     left = case.card - context - held.weights
     return Memory(
         strategy=strategy,
@@ -234,10 +257,10 @@ def of_parts(case: Case, strategy: Strategy, checkpointed: tuple[str, ...]) -> M
         merger=kept["merger"],
         language=kept["language"],
         logits=logits + kept["head"],
-        working=foretold.block,
+        working=saved.block,
         context=context,
-        # As `vlft.model.memory.fit` leaves it.
-        reserve=int(activations * (memory.MARGIN - 1) + max(0, left) * (1 - memory.USABLE))
+        # What `vlft.model.memory.fit` leaves free.
+        reserve=int(activated * (memory.MARGIN - 1) + max(0, left) * (1 - memory.USABLE))
         + max(0, memory.HEAD_BYTES - logits),
         host=held.host,
         card=case.card,
@@ -249,10 +272,11 @@ def of_parts(case: Case, strategy: Strategy, checkpointed: tuple[str, ...]) -> M
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Something that lets it fit.
+    """A change that makes the run fit.
 
     Attributes:
-        flags: to add. memory: with them.
+        flags: the flags to add.
+        memory: the memory with these flags.
     """
 
     flags: str
@@ -270,11 +294,14 @@ def first_change(
     packing: bool,
     smaller: Callable[[Towers], tuple[Towers, ParameterBytes] | None],
 ) -> Change | None:
-    """The mildest change that makes it fit; None where none of those known does.
+    """The mildest change that makes the run fit; None if no known change does.
 
     Args:
-        longest: the largest row alone, below which no micro-batch can go.
-        smaller: the same run with LoRA in place of full towers, or None where there is none.
+        case: the run.
+        strategy: its sharding strategy.
+        longest: the largest row alone; no micro-batch can be smaller.
+        packing: whether the run packs rows.
+        smaller: returns the same run with LoRA instead of full towers, or None if no tower is full.
     """
     ways: list[tuple[str, Case, Strategy]] = [("--gradient_checkpointing true", case, strategy)]
     share = 2
@@ -288,19 +315,19 @@ def first_change(
         ways.append((words, replace(case, load=load), strategy))
         share *= 2
     least = ways[-1][1]
-    told = ways[-1][0]
+    flagged = ways[-1][0]
     for other in STRATEGIES[1:4] if case.world > 1 else ():
         if strategy != other:
             ways.append((f"--gradient_checkpointing true --deepspeed {other}", case, other))
     if case.optim in OPTIMIZERS and OPTIMIZERS[case.optim] == 8 and strategy == "ddp":
-        ways.append((f"{told} --optim adamw_8bit", replace(least, optim="adamw_8bit"), strategy))
+        ways.append((f"{flagged} --optim adamw_8bit", replace(least, optim="adamw_8bit"), strategy))
     if (lora := smaller(case.towers)) is not None:
         towers, sizes = lora
         words = " ".join(f"--{tower} {mode}" for tower, mode in towers.modes.items())
         ways.append((words, replace(case, towers=towers, sizes=sizes), strategy))
-        ways.append((f"{told} {words}", replace(least, towers=towers, sizes=sizes), strategy))
+        ways.append((f"{flagged} {words}", replace(least, towers=towers, sizes=sizes), strategy))
     for other in ("zero2_offload", "zero3_offload"):
-        ways.append((f"{told} --deepspeed {other}", least, other))
+        ways.append((f"{flagged} --deepspeed {other}", least, other))
     for flags, changed, how in ways:
         asked: memory.Choice = "true" if "--gradient_checkpointing" in flags else changed.checkpointing
         found = estimate(changed, how, checkpointing=asked)
@@ -313,7 +340,7 @@ def strategy_of(zero: str | None, offloaded: bool = False) -> Strategy:
     """The strategy of a run's `--deepspeed`.
 
     Raises:
-        ConfigError: one that is not estimated.
+        ConfigError: the strategy cannot be estimated.
     """
     word = zero or "ddp"
     for strategy in STRATEGIES:
@@ -321,4 +348,4 @@ def strategy_of(zero: str | None, offloaded: bool = False) -> Strategy:
             return strategy
     if word == "zero1_offload":
         return "zero2_offload"
-    raise ConfigError(f"--deepspeed: {word} is not among what vlft plan estimates ({', '.join(STRATEGIES)})")
+    raise ConfigError(f"--deepspeed: vlft plan cannot estimate {word}, only {', '.join(STRATEGIES)}")

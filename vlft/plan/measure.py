@@ -1,6 +1,6 @@
-"""One real step on the largest micro-batch of a plan: what it takes, beside what was estimated.
+"""Measure one real step on the largest micro-batch of a plan, to compare it with the estimate.
 
-On a GPU the peak is CUDA's own; on a CPU, as in the tests, the same code counts tensors only.
+On a GPU the peak is that of CUDA's allocator. On a CPU, as in the tests, the same code counts only tensors.
 """
 
 from __future__ import annotations
@@ -26,10 +26,17 @@ class MeasuredStep:
     """Bytes of one process, and its speed.
 
     Attributes:
-        weights, gradients, optimizer: of all tensors of theirs.
-        vision, merger, language, head: kept from forward to backward.
-        peak: most that was allocated at once; None where there is no GPU to ask. reserved: with its fragments.
-        seconds: of a second step, with everything warm; tokens: of it.
+        weights: all weights.
+        gradients: all gradients.
+        optimizer: optimizer state.
+        vision: activations of the vision tower, saved between forward and backward.
+        merger: activations of the mergers.
+        language: activations of the language model.
+        head: saved by the head.
+        peak: most bytes allocated at one time; None without a GPU.
+        reserved: most bytes reserved by the allocator, with fragmentation; None without a GPU.
+        seconds: duration of a second step, after the first one has warmed up the device.
+        tokens: tokens of that step.
     """
 
     weights: int
@@ -55,10 +62,14 @@ class MeasuredStep:
 def measure(
     base: Base, args: TrainFlags, model_flags: ModelFlags, samples: Sequence[Sample], *, checkpointed: Sequence[str]
 ) -> MeasuredStep:
-    """Load the model, and train two steps on a micro-batch.
+    """Load the model and train two steps on a micro-batch.
 
     Args:
-        samples: of the micro-batch. checkpointed: towers that recompute.
+        base: the opened base.
+        args: flags of the run.
+        model_flags: flags of the run.
+        samples: rows of the micro-batch.
+        checkpointed: towers that recompute their activations.
 
     Raises:
         ConfigError: it does not fit on the device.
@@ -103,7 +114,7 @@ def measure(
 def _prepared(
     base: Base, args: TrainFlags, model_flags: ModelFlags, checkpointed: Sequence[str]
 ) -> tuple[Any, torch.dtype | None]:
-    """As training prepares it on one process: see `vlft.train.run.prepare_model`."""
+    """The model as `vlft.train.model_setup.prepare_model` prepares it in one process, and the dtype of autocast."""
     half = args.half
     computing = half or torch.float32
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
@@ -141,7 +152,7 @@ def _step(
 
 
 def _bytes(tensors: Any) -> int:
-    """Of all storages, each once."""
+    """Bytes of all storages; a shared storage counts once."""
     found = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for tensor in tensors

@@ -1,4 +1,4 @@
-"""What `vlft plan` says of memory and time: the estimate, who is largest, what helps; in JSON and for a person."""
+"""The memory and time report of `vlft plan`: the estimate, the largest rows, and what helps; as JSON and as text."""
 
 from __future__ import annotations
 
@@ -51,28 +51,34 @@ class Outlook:
     """Memory and time of a run.
 
     Attributes:
-        card: by name. world: processes.
-        load: of the largest micro-batch. rows: of the one that holds most, the largest row first, as (row, tokens,
-            patches).
-        asked: as the flags say. without, with_: no tower recomputes, and all do. auto: what `--gradient_checkpointing
-            auto` would choose. shared: under each way to share.
-        change: the mildest that lets it fit, where it does not.
-        measured: a real step, beside expected: the estimate for it.
-        hours: of all steps at so many tokens_per_s; None without a rate.
+        card: name of the card.
+        world: number of processes.
+        load: the largest micro-batch.
+        rows: rows of the micro-batch that needs the most memory, the largest first, as (row, tokens, patches).
+        memory: with the flags of the run.
+        without_checkpointing: no tower recomputes its activations.
+        with_checkpointing: all towers recompute their activations.
+        auto: towers that `--gradient_checkpointing auto` would choose.
+        strategies: under each sharding strategy.
+        change: the mildest change that makes the run fit; None if it fits, or if nothing known helps.
+        measured: a measured step; None without `--measure`.
+        measured_estimate: the estimate for the measured step.
+        hours: duration of all steps; None without a rate.
+        tokens_per_s: the rate, over all processes.
     """
 
     card: str
     world: int
     load: Load
     rows: tuple[tuple[str, int, int], ...]
-    asked: Memory
-    without: Memory
-    with_: Memory
+    memory: Memory
+    without_checkpointing: Memory
+    with_checkpointing: Memory
     auto: tuple[str, ...]
-    shared: tuple[Memory, ...]
+    strategies: tuple[Memory, ...]
     change: Change | None
     measured: MeasuredStep | None
-    expected: Memory | None
+    measured_estimate: Memory | None
     hours: float | None
     tokens_per_s: float | None
 
@@ -86,47 +92,49 @@ class Outlook:
                 "patches": self.load.patches,
                 "rows": [{"row": row, "tokens": tokens, "patches": patches} for row, tokens, patches in self.rows],
             },
-            **self.asked.as_json(),
+            **self.memory.as_json(),
             "auto": list(self.auto),
-            "without_checkpointing": self.without.as_json(),
-            "with_checkpointing": self.with_.as_json(),
-            "strategies": [one.as_json() for one in self.shared],
+            "without_checkpointing": self.without_checkpointing.as_json(),
+            "with_checkpointing": self.with_checkpointing.as_json(),
+            "strategies": [one.as_json() for one in self.strategies],
             "change": None if self.change is None else self.change.as_json(),
             "measured": None if self.measured is None else self.measured.as_json(),
-            "measured_estimate": None if self.expected is None else self.expected.as_json(),
+            "measured_estimate": None if self.measured_estimate is None else self.measured_estimate.as_json(),
             "hours": self.hours,
             "tokens_per_s": self.tokens_per_s,
         }
 
     def as_lines(self) -> list[str]:
-        """What a person reads."""
-        asked = self.asked
-        on = " and ".join(asked.checkpointing) or "off"
-        judged = "" if self.measured else "; estimated, not yet compared with a GPU"
+        """The report as lines of text."""
+        memory = self.memory
+        checkpointing = " and ".join(memory.checkpointing) or "off"
+        auto = " and ".join(self.auto) or "off"
+        status = "" if self.measured else "; estimated, not yet compared with a GPU"
         lines = [
             "",
-            f"memory of one process in GB, of {asked.card / 1e9:.1f} ({self.card}){judged}:",
-            f"  {asked.strategy}, gradient checkpointing: {on} (auto would choose: {' and '.join(self.auto) or 'off'})",
+            f"memory of one process in GB, of {memory.card / 1e9:.1f} ({self.card}){status}:",
+            f"  {memory.strategy}, gradient checkpointing: {checkpointing} (auto would choose: {auto})",
         ]
-        rows = [(_WORDS.get(part, part), _gb(size), "") for part in PARTS if (size := getattr(asked, part))]
-        rows.append(("in all", _gb(asked.total), _verdict(asked)))
+        rows = [(_WORDS.get(part, part), _gb(size), "") for part in PARTS if (size := getattr(memory, part))]
+        rows.append(("in all", _gb(memory.total), _verdict(memory)))
         lines.append(table(("", "", ""), rows, indent=4, last="left"))
-        named = ", ".join(
+        largest_rows = ", ".join(
             f"{printable(row)} ({tokens:,} tokens, {patches:,} patches)"
             for row, tokens, patches in self.rows[:SHOWN_ROWS]
         )
         more = f" and {len(self.rows) - SHOWN_ROWS:,} more rows" if len(self.rows) > SHOWN_ROWS else ""
         lines += [
-            f"  without gradient checkpointing {_gb(self.without.total)}, with it everywhere {_gb(self.with_.total)}",
+            f"  without gradient checkpointing {_gb(self.without_checkpointing.total)}, "
+            f"with it everywhere {_gb(self.with_checkpointing.total)}",
             f"  largest micro-batch: {self.load.tokens:,} tokens, {self.load.patches:,} patches",
-            f"    its rows: {named}{more}",
+            f"    its rows: {largest_rows}{more}",
         ]
-        if self.shared:
-            shared = table(_TITLES, [_strategy(one) for one in self.shared], indent=4, last="left")
-            lines += [f"  shared by {counted(self.world, 'process')}:", shared]
-        if not asked.fits:
+        if self.strategies:
+            strategies = table(_TITLES, [_strategy(one) for one in self.strategies], indent=4, last="left")
+            lines += [f"  each strategy on {counted(self.world, 'process')}:", strategies]
+        if not memory.fits:
             lines.append(
-                "  nothing known lets it fit: a larger card, more of them, or smaller pictures (--image_max_pixels)"
+                "  no known change makes it fit: use a larger card, more cards or smaller pictures (--image_max_pixels)"
                 if self.change is None
                 else f"  it fits with {self.change.flags}: {_gb(self.change.memory.total)}"
             )
@@ -136,15 +144,16 @@ class Outlook:
         return lines
 
     def _measured_lines(self) -> list[str]:
-        if self.measured is None or self.expected is None:
+        expected = self.measured_estimate
+        if self.measured is None or expected is None:
             return []
         rows = []
         for part in ("weights", "gradients", "optimizer", "vision", "merger", "language"):
-            real, told = getattr(self.measured, part), getattr(self.expected, part)
-            if real or told:
-                rows.append((_WORDS.get(part, part), _gb(real), _gb(told)))
+            real, estimated = getattr(self.measured, part), getattr(expected, part)
+            if real or estimated:
+                rows.append((_WORDS.get(part, part), _gb(real), _gb(estimated)))
         if self.measured.peak is not None:
-            tensors = self.expected.total - self.expected.reserve - self.expected.context
+            tensors = expected.total - expected.reserve - expected.context
             rows.append(("peak, tensors alone", _gb(self.measured.peak), _gb(tensors)))
         return [
             "  one real step on the largest micro-batch:",
@@ -153,7 +162,7 @@ class Outlook:
 
 
 def _strategy(memory: Memory) -> tuple[str, ...]:
-    """A row under `_TITLES`."""
+    """One row of the table with the header `_TITLES`."""
     activations = memory.vision + memory.merger + memory.language + memory.working
     sizes = (memory.weights, memory.gradients, memory.optimizer, activations, memory.total, memory.host)
     checkpointing = " and ".join(memory.checkpointing) or "off"
@@ -161,7 +170,7 @@ def _strategy(memory: Memory) -> tuple[str, ...]:
 
 
 def _gb(size: int) -> str:
-    """Of large models hundredths are enough."""
+    """Bytes as GB, with two decimals for 0.1 GB and more and with four below."""
     return f"{size / 1e9:.2f}" if size >= 1e8 or not size else f"{size / 1e9:.4f}"
 
 
@@ -184,15 +193,26 @@ def forecast(
     tokens_per_s: float | None,
     steps: int,
 ) -> Outlook | None:
-    """Estimate memory and time; None where neither is asked for and there is no card.
+    """Estimate memory and time.
 
     Args:
+        base: the opened base.
         model: built, with its towers; may be on the meta device.
-        given: flags the user set. gpu: `--gpu`. real: `--measure`. tokens_per_s: of the whole run.
-        steps: in all.
+        args: flags of the run.
+        model_flags: flags of the run.
+        rows: the measured rows.
+        order: how rows become steps.
+        given: names of the flags that the user set.
+        gpu: `--gpu`.
+        real: `--measure`.
+        tokens_per_s: rate of the whole run.
+        steps: number of steps of the run.
+
+    Returns:
+        the report; None without a card, `--gpu` and `--measure`.
 
     Raises:
-        ConfigError: an unknown card, or a measured step that does not fit.
+        ConfigError: the card is unknown, or a measured step does not fit.
     """
     cpu = args.device.type == "cpu" and gpu is None
     card = card_bytes(gpu)
@@ -203,7 +223,7 @@ def forecast(
     name, size = card
     half = args.half
     if gpu is not None and "bf16" not in given and name not in WITHOUT_BF16:
-        half = torch.bfloat16  # as it is by default there
+        half = torch.bfloat16  # the default on such a card
     tokens, patches = largest(order, rows.costs)
     worst = _worst(order, rows)
     supervised = sum(rows.costs[i].supervised for i in worst)
@@ -224,9 +244,9 @@ def forecast(
         device="cpu" if cpu else "cuda",
     )
     strategy = strategy_of(args.zero)
-    asked = estimate(case, strategy, checkpointing="false" if cpu and args.checkpointing == "auto" else None)
+    planned = estimate(case, strategy, checkpointing="false" if cpu and args.checkpointing == "auto" else None)
     change = None
-    if not asked.fits:
+    if not planned.fits:
         at = max(range(len(rows.costs)), key=lambda i: rows.costs[i].tokens)
         most = max(cost.patches for cost in rows.costs)
         longest = Load(
@@ -239,13 +259,13 @@ def forecast(
     found, expected = None, None
     if real:
         samples = [rows.rows.samples[i] for i in worst]
-        found = measure(base, args, model_flags, samples, checkpointed=asked.checkpointing)
+        found = measure(base, args, model_flags, samples, checkpointed=planned.checkpointing)
         mine = Load(
             lengths=tuple(rows.costs[i].tokens for i in worst),
             vision_lengths=tuple(p for i in worst if (p := rows.costs[i].patches)),
             supervised=supervised,
         )
-        expected = _expected(replace(case, load=mine, world=1), asked.checkpointing)
+        expected = _expected(replace(case, load=mine, world=1), planned.checkpointing)
     rate = tokens_per_s or (found.tokens_per_s * order.world if found else None)
     per_epoch = sum(cost.tokens for cost in rows.costs)
     hours = per_epoch * steps / order.steps / rate / 3600 if rate else None
@@ -254,26 +274,26 @@ def forecast(
         world=order.world,
         load=load,
         rows=tuple((_name(rows.rows.samples[i]), rows.costs[i].tokens, rows.costs[i].patches) for i in worst),
-        asked=asked,
-        without=estimate(case, strategy, checkpointing="false"),
-        with_=estimate(case, strategy, checkpointing="true"),
+        memory=planned,
+        without_checkpointing=estimate(case, strategy, checkpointing="false"),
+        with_checkpointing=estimate(case, strategy, checkpointing="true"),
         auto=() if cpu else estimate(case, strategy, checkpointing="auto").checkpointing,
-        shared=() if cpu else tuple(estimate(case, one) for one in STRATEGIES),
+        strategies=() if cpu else tuple(estimate(case, one) for one in STRATEGIES),
         change=change,
         measured=found,
-        expected=expected,
+        measured_estimate=expected,
         hours=hours,
         tokens_per_s=rate,
     )
 
 
 def _expected(case: Case, checkpointed: Sequence[str]) -> Memory:
-    """The estimate for a micro-batch whose towers recompute or not as they did when it was measured."""
+    """The estimate for a measured micro-batch, with the same towers recomputing."""
     return of_parts(case, "ddp", tuple(checkpointed))
 
 
 def _worst(order: Order, rows: MeasuredRows) -> list[int]:
-    """Rows of the largest micro-batch of the first epoch, the largest first; a patch weighs as in most towers."""
+    """Rows of the largest micro-batch of the first epoch, the largest first; a token counts as much as 4 patches."""
 
     def weight(tokens: int, patches: int) -> int:
         return 4 * tokens + patches
@@ -289,7 +309,7 @@ def _worst(order: Order, rows: MeasuredRows) -> list[int]:
 
 
 def _smaller(base: Base, towers: Towers) -> tuple[Towers, ParameterBytes] | None:
-    """The same run with LoRA where a tower trains in full."""
+    """The same run with LoRA instead of full towers; None if no tower is full."""
     modes = {tower: "lora" if mode == "full" else mode for tower, mode in towers.modes.items()}
     if modes == towers.modes:
         return None

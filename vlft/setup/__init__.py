@@ -1,6 +1,7 @@
-"""What every verb opens from the flags: the base's folder, config and processor, and the user's rows.
+"""Open what every verb needs from the flags: the base's folder, config and processor, and the user's rows.
 
-Above data/, model/ and checkpoint, which do not know each other; below the features, which do not either.
+This package uses data, model and checkpoint, which do not import each other. The verbs use it, and do not import each
+other either.
 """
 
 from vlft.setup.base import Base, open_base, stock_probe

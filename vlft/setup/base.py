@@ -1,4 +1,4 @@
-"""The base a run starts from: its folder, config and processor, and what the flags make of them."""
+"""Open the base that a run starts from: its folder, config and processor, with the settings of the flags."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from vlft.setup.schedule import pack_budget
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """An opened base model, weights still on disk.
+    """An opened base model. Its weights are not loaded.
 
     Attributes:
-        name: as the user gave it, a folder or a hub id.
-        folder: where it lies (a snapshot folder for a hub id).
+        name: as the user wrote it, a folder or a hub id.
+        folder: the folder on disk (a snapshot folder for a hub id).
         config: transformers' config.
-        family: names of its parts.
-        processor: its stock processor, with the run's pixel settings written into it.
+        family: of the config.
+        processor: its stock processor, with the run's pixel settings applied.
         encoder: rows -> tokens and pixels.
-        towers: what the flags ask to train.
+        towers: what trains, by the flags.
     """
 
     name: str
@@ -45,32 +45,38 @@ class Base:
 
     @property
     def recipe(self) -> Recipe:
-        """Everything that decides what becomes of a row."""
+        """All settings that determine how a row is encoded."""
         return self.encoder.recipe
 
     @property
     def tied(self) -> bool:
-        """Whether the head is the embedding, so that files hold it once."""
+        """Whether the head is the embedding, so that files store it once."""
         return self.sizes.text.tied
 
     @property
     def sizes(self) -> Sizes:
-        """Of the model, by its config."""
+        """The sizes of the model, from its config."""
         return self.family.sizes(self.config)
 
     def collator(self) -> Collator:
-        """Encoded rows -> a flat batch of this base."""
+        """A collator: encoded rows -> a flat batch for this base."""
         tokenizer, vision = self.processor.tokenizer, self.sizes.vision
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return Collator(patch_size=vision.patch, merge_size=vision.merge, filler_token=filler)
 
 
 def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> Base:
-    """Open the base the flags name and settle everything that decides what a row becomes.
+    """Open the base of the flags, and determine all settings for encoding rows.
+
+    Args:
+        data: flags of the data.
+        model: flags of the model.
+        given: names of the flags that the user set.
 
     Raises:
-        ConfigError: a flag is missing, cannot act, or cannot be carried out.
-        CheckpointError: the base is missing, not a Qwen-VL, quantised, not whole, or its processor is another model's.
+        ConfigError: a flag is missing, has no effect, or cannot be satisfied.
+        CheckpointError: the base is missing, not a Qwen-VL, quantised or incomplete, or its processor belongs to
+            another model.
     """
     if model.model_id is None:
         raise ConfigError("--model_id is missing: the base model, a folder or e.g. Qwen/Qwen2-VL-2B-Instruct")
@@ -103,10 +109,10 @@ def _recipe(processor: Any, data: DataFlags, *, longest: int | None) -> Recipe:
 
 
 def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
-    """What can look at media before a base is chosen: the flags over the published budgets of a family.
+    """A probe that inspects media without a base, with the flags and the published pixel limits of a family.
 
     Raises:
-        ConfigError: a flag cannot act or be carried out.
+        ConfigError: a flag has no effect, or cannot be satisfied.
     """
     image, video = media_processors(family, *family.pixels)
     stock = SimpleNamespace(image_processor=image, video_processor=video, tokenizer=None)

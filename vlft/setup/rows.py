@@ -1,4 +1,4 @@
-"""The user's rows, from flags: found, fetched, measured, refused or mixed."""
+"""Open the user's rows from flags: find them, fetch their media, measure, refuse or mix them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ SHOWN_BAD_ROWS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What a mix takes of a data file: so many of its rows, and so many draws in an epoch."""
+    """The part of a data file that a mix uses.
+
+    Attributes:
+        rows: number of different rows.
+        draws: number of draws in an epoch.
+    """
 
     rows: int
     draws: int
@@ -46,11 +51,11 @@ class MeasuredRows:
     """Rows after the pass over their headers.
 
     Attributes:
-        rows: `samples` are those that can be trained, read when asked for, under `--data_mix` each as often as an epoch
-            trains it; `bad` all that cannot, in file order; `counts` rows read.
+        rows: `samples` are the rows that can be trained, read lazily; with `--data_mix` each appears as often as an
+            epoch trains it. `bad` are all refused rows, in file order. `counts` are the rows of each file.
         costs: one per sample.
-        notes: for the user, on the cache of costs.
-        drawn: file -> what a mix takes of it; empty without a mix.
+        notes: for the user, about the cache of costs.
+        drawn: file -> the part that a mix uses; empty without a mix.
     """
 
     rows: Rows
@@ -60,20 +65,20 @@ class MeasuredRows:
 
     @property
     def changed(self) -> Iterator[tuple[Sample, str]]:
-        """Rows that `--over_length` changed, and how."""
+        """Rows that `--over_length` changed, and the change."""
         seen = set()
         for place, how in self.costs.changed.items():
             sample = self.rows.samples[place]
-            if (sample.file, sample.index) not in seen:  # a mix may hold it several times
+            if (sample.file, sample.index) not in seen:  # a mix may contain it several times
                 seen.add((sample.file, sample.index))
                 yield sample, how
 
 
 def training_rows(data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
-    """The rows that an epoch trains: those of `--data_path`, or of `--data_mix` as often as it says.
+    """The rows of an epoch: those of `--data_path`, or those of `--data_mix`, repeated by its weights.
 
     Raises:
-        ConfigError: as `trainable_rows`; a data set of a mix has no row left.
+        ConfigError: an error of `trainable_rows`, or a data set of a mix has no row left.
     """
     measured = trainable_rows(data.training_files, data, base, workers=workers)
     return _mixed(measured, data.training_sets) if data.data_mix is not None else measured
@@ -106,10 +111,10 @@ def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
 
 
 def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex:
-    """Find the rows of data files; no media are opened, those of `--allow_remote_media` are fetched.
+    """Find the rows of data files. Media are not opened; with `--allow_remote_media` remote media are fetched.
 
     Raises:
-        ConfigError: no file named, a file cannot be read, or what is fetched cannot be kept.
+        ConfigError: no file is named, a file cannot be read, or fetched media cannot be saved.
     """
     if not paths:
         raise ConfigError(
@@ -140,17 +145,17 @@ def _access(data: DataFlags) -> Access:
     if not data.allow_remote_media:
         return Access(outside=data.allow_outside_folder, embedded=embedded)
     if folder is None:
-        raise ConfigError("--allow_remote_media: nowhere to keep what is fetched. Set VLFT_MEDIA_CACHE to a folder")
+        raise ConfigError("--allow_remote_media: no folder to save fetched media in. Set VLFT_MEDIA_CACHE to a folder")
     return Access(outside=data.allow_outside_folder, remote=RemoteMedia(folder), embedded=embedded)
 
 
 def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
-    """Fetch all media that rows name by an address. A row is refused from now on if one of its media is unavailable."""
+    """Fetch all media that rows name by URL into files. Rows with media that cannot be fetched become bad rows."""
     wanted: dict[str, str] = {}
     for row in rows:
         files = () if isinstance(row, BadRow) else [path for part in row.media for _, path in part.files]
         wanted |= {path: remote.urls[path] for path in files if path in remote.urls and not os.path.isfile(path)}
-    # As in `measure_rows`.
+    # The bar's settings are those in `measure_rows`.
     with tqdm(total=len(wanted), desc="fetching media", unit="file", disable=None, delay=2) as bar:
         for path, why in fetch(wanted):
             bar.update()
@@ -159,10 +164,13 @@ def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
 
 
 def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family) -> RowIndex:
-    """These rows of a data file, as `open_rows`.
+    """Open some rows of a data file, like `open_rows`.
 
     Args:
-        places: of the rows, from 0.
+        path: the data file.
+        places: indices of the rows, counted from 0.
+        data: flags of the data.
+        family: of the model.
 
     Raises:
         ConfigError: the file cannot be read, or has no such row.
@@ -172,7 +180,7 @@ def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family)
     for place in places:
         if not 0 <= place < len(rows):
             raise ConfigError(
-                f"--index {place}: {path} has {len(rows):,} rows, counted from 0. Give 0 to {len(rows) - 1}."
+                f"--index {place}: {path} has {len(rows):,} rows, counted from 0. Use 0 to {len(rows) - 1}."
             )
     some = rows.take(places)
     if access.remote is not None:
@@ -181,13 +189,13 @@ def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family)
 
 
 def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
-    """The rows of data files that can be trained on as asked, with every refusal that file headers tell.
+    """The rows of data files that can be trained with the flags, and every refusal that file headers reveal.
 
-    Rows that an earlier run has measured and whose files are as they were are not measured again
+    Rows that an earlier run has measured, and whose files have not changed, are not measured again
     (`vlft.data.costs.cache`).
 
     Raises:
-        ConfigError: a row is refused and bad rows are not to be skipped, or no row is left.
+        ConfigError: a row is refused and `--on_bad_row` is error, or no row is left.
     """
     rows = open_rows(paths, data, base.family)
     cache = cost_folder(os.environ)
@@ -214,14 +222,14 @@ def measure_rows(
     budget: Budget | None = None,
     cache: Path | None = None,
 ) -> MeasuredRows:
-    """Find what each row costs and which cannot be trained, before anything is trained.
+    """Measure the cost of each row and find rows that cannot be trained, before training starts.
 
     Args:
         index: of the rows.
-        encoder: measures them.
-        workers: processes to share the work.
-        budget: of a pack, which a row must fit; None without packing.
-        cache: folder of costs kept between runs (`cost_folder`); None measures every row.
+        encoder: measures the rows.
+        workers: number of processes.
+        budget: of a pack; each row must fit into it. None without packing.
+        cache: folder with costs from earlier runs (`cost_folder`); None: measure every row.
     """
     notes: list[str] = []
     good = array("q")
@@ -241,7 +249,7 @@ def measure_rows(
                 good.append(place)
                 yield result
 
-    # Closed, so that measured costs are saved also if Ctrl-C or an error ends the loop.
+    # Closing saves the costs measured so far, also after Ctrl-C or an error.
     with contextlib.closing(scan_costs(index, encoder, workers=workers, folder=cache, note=notes.append)) as results:
         found = Costs.of(costs())
     samples = index.take(np.frombuffer(good, dtype=np.int64))

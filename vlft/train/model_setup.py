@@ -76,7 +76,7 @@ def _forecast(base: Base, args: TrainFlags, **load: Any) -> dict[memory.Part, me
     stored = getattr(base.config, "dtype", None) or torch.float32
     numbers = tracing.numbers_of(stored, args.half, deepspeed=args.zero is not None)
     try:
-        return memory.foretold(base.config, base.family, base.towers, numbers=numbers, **load)
+        return memory.estimate(base.config, base.family, base.towers, numbers=numbers, **load)
     except Exception as error:  # noqa: BLE001 - it runs the model on tensors without contents, a rare use of torch
         print(
             f"note: activations are estimated from their shapes, because counting them failed: {error!r}",
