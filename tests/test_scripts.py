@@ -134,7 +134,7 @@ def test_to_the_door_of_training(scripts, what, base, tmp_path, monkeypatch, cap
         main(argv)
     printed = capsys.readouterr().out
     assert "13 rows, 13 to train" in printed
-    assert "13 rows in the mean; 1 step an epoch" in printed
+    assert "13 rows on average; 1 step an epoch" in printed
     example = yaml.safe_load((ROOT / "examples" / EXAMPLE_OF.get(what, what)).read_text())
     assert seen == [{float(value) for name, value in example.items() if name in RATES}]
     assert (out / "config.yaml").exists()

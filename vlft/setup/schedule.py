@@ -113,6 +113,6 @@ def described(order: Order) -> str:
     step = f"{counted(order.packs_per_step, 'pack')} ({order.accumulation} accumulated x {counted(world, 'process')})"
     rows = len(order.costs) / order.steps
     return (
-        f"packs: {len(packs):,} of up to {most:,} tokens, {fill:.1%} full; global batch: {step}, {rows:,.4g} rows in "
-        f"the mean; {counted(order.steps, 'step')} an epoch"
+        f"packs: {len(packs):,} of up to {most:,} tokens, {fill:.1%} full; global batch: {step}, {rows:,.4g} rows "
+        f"on average; {counted(order.steps, 'step')} an epoch"
     )
