@@ -1,4 +1,4 @@
-"""The user's rows, from flags: found, fetched, measured, refused or mixed."""
+"""Find, fetch, measure, refuse and mix the rows of a run, as the flags say. `vlft.setup.schedule` orders them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ SHOWN_BAD_ROWS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What a mix takes of a data file: so many of its rows, and so many draws in an epoch."""
+    """What a mix takes from a data file.
+
+    Attributes:
+        rows: number of its rows that are drawn at least once.
+        draws: number of draws in an epoch.
+    """
 
     rows: int
     draws: int
@@ -46,11 +51,11 @@ class MeasuredRows:
     """Rows after the pass over their headers.
 
     Attributes:
-        rows: `samples` are those that can be trained, read when asked for, under `--data_mix` each as often as an epoch
-            trains it; `bad` all that cannot, in file order; `counts` rows read.
-        costs: one per sample.
-        notes: for the user, on the cache of costs.
-        drawn: file -> what a mix takes of it; empty without a mix.
+        rows: `samples` are the rows that can be trained, read on access; with `--data_mix` each is repeated as often as
+            an epoch trains it. `bad` are the refused rows, in file order. `counts` are the rows read.
+        costs: one cost per sample.
+        notes: notes to the user about the cache of costs.
+        drawn: file -> what a mix takes from it; empty without a mix.
     """
 
     rows: Rows
@@ -70,10 +75,10 @@ class MeasuredRows:
 
 
 def training_rows(data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
-    """The rows that an epoch trains: those of `--data_path`, or of `--data_mix` as often as it says.
+    """Return the rows that an epoch trains: the rows of `--data_path`, or of `--data_mix`, repeated as it says.
 
     Raises:
-        ConfigError: as `trainable_rows`; a data set of a mix has no row left.
+        ConfigError: a row is refused and bad rows are not skipped, or no row is left, also in one data set of a mix.
     """
     measured = trainable_rows(data.training_files, data, base, workers=workers)
     return _mixed(measured, data.training_sets) if data.data_mix is not None else measured
@@ -84,7 +89,7 @@ def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
     of_set = [np.flatnonzero(rows.file_of == place) for place in range(len(sets))]
     for one, found in zip(sets, of_set, strict=True):
         if not len(found):
-            raise ConfigError(f"{one.path}: no row of it is left to train. Drop it from --data_mix, or fix its rows.")
+            raise ConfigError(f"{one.path}: none of its rows can be trained. Drop it from --data_mix, or fix its rows.")
     shares = [
         Share(rows=len(found), weight=one.weight, repeat=one.repeat, cap=one.cap)
         for one, found in zip(sets, of_set, strict=True)
@@ -106,10 +111,10 @@ def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
 
 
 def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex:
-    """Find the rows of data files; no media are opened, those of `--allow_remote_media` are fetched.
+    """Find the rows of data files. No media are opened; with `--allow_remote_media` they are fetched.
 
     Raises:
-        ConfigError: no file named, a file cannot be read, or what is fetched cannot be kept.
+        ConfigError: no file is named, a file cannot be read, or fetched files cannot be saved.
     """
     if not paths:
         raise ConfigError(
@@ -140,7 +145,7 @@ def _access(data: DataFlags) -> Access:
     if not data.allow_remote_media:
         return Access(outside=data.allow_outside_folder, embedded=embedded)
     if folder is None:
-        raise ConfigError("--allow_remote_media: nowhere to keep what is fetched. Set VLFT_MEDIA_CACHE to a folder")
+        raise ConfigError("--allow_remote_media: no folder for fetched files. Set VLFT_MEDIA_CACHE to a folder")
     return Access(outside=data.allow_outside_folder, remote=RemoteMedia(folder), embedded=embedded)
 
 
@@ -150,7 +155,7 @@ def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
     for row in rows:
         files = () if isinstance(row, BadRow) else [path for part in row.media for _, path in part.files]
         wanted |= {path: remote.urls[path] for path in files if path in remote.urls and not os.path.isfile(path)}
-    # As in `measure_rows`.
+    # The bar is shown like the one in `measure_rows`.
     with tqdm(total=len(wanted), desc="fetching media", unit="file", disable=None, delay=2) as bar:
         for path, why in fetch(wanted):
             bar.update()
@@ -159,10 +164,13 @@ def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
 
 
 def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family) -> RowIndex:
-    """These rows of a data file, as `open_rows`.
+    """Find some rows of a data file. No media are opened; with `--allow_remote_media` they are fetched.
 
     Args:
-        places: of the rows, from 0.
+        path: the data file.
+        places: indices of the rows in the file, from 0.
+        data: flags of the data.
+        family: family whose boxes the rows hold.
 
     Raises:
         ConfigError: the file cannot be read, or has no such row.
@@ -181,13 +189,12 @@ def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family)
 
 
 def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
-    """The rows of data files that can be trained on as asked, with every refusal that file headers tell.
+    """Return the rows of data files that can be trained, and every refusal that file headers show.
 
-    Rows that an earlier run has measured and whose files are as they were are not measured again
-    (`vlft.data.costs.cache`).
+    A row that an earlier run measured is not measured again if its files have not changed (`vlft.data.costs.cache`).
 
     Raises:
-        ConfigError: a row is refused and bad rows are not to be skipped, or no row is left.
+        ConfigError: a row is refused and bad rows are not skipped, or no row is left.
     """
     rows = open_rows(paths, data, base.family)
     cache = cost_folder(os.environ)
@@ -214,14 +221,14 @@ def measure_rows(
     budget: Budget | None = None,
     cache: Path | None = None,
 ) -> MeasuredRows:
-    """Find what each row costs and which cannot be trained, before anything is trained.
+    """Measure the cost of each row and find the rows that cannot be trained, before training starts.
 
     Args:
-        index: of the rows.
-        encoder: measures them.
-        workers: processes to share the work.
-        budget: of a pack, which a row must fit; None without packing.
-        cache: folder of costs kept between runs (`cost_folder`); None measures every row.
+        index: the rows.
+        encoder: measures the rows.
+        workers: number of processes that share the work.
+        budget: budget of a pack, which a row must fit; None without packing.
+        cache: folder of costs saved between runs (`cost_folder`); None measures every row.
     """
     notes: list[str] = []
     good = array("q")
