@@ -152,7 +152,7 @@ def test_a_mix_beside_data_files(sets, base, capsys):
     assert main(["preview", pictures, "--data_mix", path, "--model_id", str(base), "--index", "2"]) == 0
     assert "Is it 2?" in capsys.readouterr().out
     assert main(["check-data", "--data_mix", path, "--fix", str(sets / "clean.jsonl")]) == 1
-    assert "those of the data sets start from several" in capsys.readouterr().err
+    assert "but the data sets use several" in capsys.readouterr().err
     write_json(sets / "words.json", [row("Say.", "")])
     assert main(["plan", "--data_mix", path, "--model_id", str(base), "--use_cpu", "true", "--on_bad_row", "skip"]) == 1
-    assert "no row of it is left to train" in capsys.readouterr().err
+    assert "none of its rows can be trained" in capsys.readouterr().err

@@ -318,7 +318,7 @@ def test_a_silent_server(site, tmp_path, monkeypatch):
 def test_a_cache_folder_that_cannot_be_written_ends_the_run(site, tmp_path, a_picture, monkeypatch, capsys):
     data = write_json(tmp_path / "train.json", [row("<image>?", image=site.plant("/a.jpg", a_picture))])
     (tmp_path / "file").write_text("")
-    for cache, why in ((tmp_path / "file", "cannot be saved there"), ("0", "no folder to save")):
+    for cache, why in ((tmp_path / "file", "cannot be saved there"), ("0", "no folder for fetched files")):
         monkeypatch.setenv("VLFT_MEDIA_CACHE", str(cache))
         assert main(["check-data", str(data), "--allow_remote_media"]) == 1
         printed = capsys.readouterr().err

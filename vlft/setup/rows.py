@@ -1,4 +1,4 @@
-"""Open the user's rows from flags: find them, fetch their media, measure, refuse or mix them."""
+"""Find, fetch, measure, refuse and mix the rows of a run, as the flags say. `vlft.setup.schedule` orders them."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ SHOWN_BAD_ROWS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """The part of a data file that a mix uses.
+    """What a mix takes from a data file.
 
     Attributes:
-        rows: number of different rows.
+        rows: number of its rows that are drawn at least once.
         draws: number of draws in an epoch.
     """
 
@@ -51,11 +51,11 @@ class MeasuredRows:
     """Rows after the pass over their headers.
 
     Attributes:
-        rows: `samples` are the rows that can be trained, read lazily; with `--data_mix` each appears as often as an
-            epoch trains it. `bad` are all refused rows, in file order. `counts` are the rows of each file.
-        costs: one per sample.
-        notes: for the user, about the cache of costs.
-        drawn: file -> the part that a mix uses; empty without a mix.
+        rows: `samples` are the rows that can be trained, read on access; with `--data_mix` each is repeated as often as
+            an epoch trains it. `bad` are the refused rows, in file order. `counts` are the rows read.
+        costs: one cost per sample.
+        notes: notes to the user about the cache of costs.
+        drawn: file -> what a mix takes from it; empty without a mix.
     """
 
     rows: Rows
@@ -65,20 +65,20 @@ class MeasuredRows:
 
     @property
     def changed(self) -> Iterator[tuple[Sample, str]]:
-        """Rows that `--over_length` changed, and the change."""
+        """Rows that `--over_length` changed, and how."""
         seen = set()
         for place, how in self.costs.changed.items():
             sample = self.rows.samples[place]
-            if (sample.file, sample.index) not in seen:  # a mix may contain it several times
+            if (sample.file, sample.index) not in seen:  # a mix may hold it several times
                 seen.add((sample.file, sample.index))
                 yield sample, how
 
 
 def training_rows(data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
-    """The rows of an epoch: those of `--data_path`, or those of `--data_mix`, repeated by its weights.
+    """Return the rows that an epoch trains: the rows of `--data_path`, or of `--data_mix`, repeated as it says.
 
     Raises:
-        ConfigError: an error of `trainable_rows`, or a data set of a mix has no row left.
+        ConfigError: a row is refused and bad rows are not skipped, or no row is left, also in one data set of a mix.
     """
     measured = trainable_rows(data.training_files, data, base, workers=workers)
     return _mixed(measured, data.training_sets) if data.data_mix is not None else measured
@@ -89,7 +89,7 @@ def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
     of_set = [np.flatnonzero(rows.file_of == place) for place in range(len(sets))]
     for one, found in zip(sets, of_set, strict=True):
         if not len(found):
-            raise ConfigError(f"{one.path}: no row of it is left to train. Drop it from --data_mix, or fix its rows.")
+            raise ConfigError(f"{one.path}: none of its rows can be trained. Drop it from --data_mix, or fix its rows.")
     shares = [
         Share(rows=len(found), weight=one.weight, repeat=one.repeat, cap=one.cap)
         for one, found in zip(sets, of_set, strict=True)
@@ -111,10 +111,10 @@ def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
 
 
 def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex:
-    """Find the rows of data files. Media are not opened; with `--allow_remote_media` remote media are fetched.
+    """Find the rows of data files. No media are opened; with `--allow_remote_media` they are fetched.
 
     Raises:
-        ConfigError: no file is named, a file cannot be read, or fetched media cannot be saved.
+        ConfigError: no file is named, a file cannot be read, or fetched files cannot be saved.
     """
     if not paths:
         raise ConfigError(
@@ -145,17 +145,17 @@ def _access(data: DataFlags) -> Access:
     if not data.allow_remote_media:
         return Access(outside=data.allow_outside_folder, embedded=embedded)
     if folder is None:
-        raise ConfigError("--allow_remote_media: no folder to save fetched media in. Set VLFT_MEDIA_CACHE to a folder")
+        raise ConfigError("--allow_remote_media: no folder for fetched files. Set VLFT_MEDIA_CACHE to a folder")
     return Access(outside=data.allow_outside_folder, remote=RemoteMedia(folder), embedded=embedded)
 
 
 def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
-    """Fetch all media that rows name by URL into files. Rows with media that cannot be fetched become bad rows."""
+    """Fetch all media that rows name by an address. A row is refused from now on if one of its media is unavailable."""
     wanted: dict[str, str] = {}
     for row in rows:
         files = () if isinstance(row, BadRow) else [path for part in row.media for _, path in part.files]
         wanted |= {path: remote.urls[path] for path in files if path in remote.urls and not os.path.isfile(path)}
-    # The bar's settings are those in `measure_rows`.
+    # The bar is shown like the one in `measure_rows`.
     with tqdm(total=len(wanted), desc="fetching media", unit="file", disable=None, delay=2) as bar:
         for path, why in fetch(wanted):
             bar.update()
@@ -164,13 +164,13 @@ def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
 
 
 def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family) -> RowIndex:
-    """Open some rows of a data file, like `open_rows`.
+    """Find some rows of a data file. No media are opened; with `--allow_remote_media` they are fetched.
 
     Args:
         path: the data file.
-        places: indices of the rows, counted from 0.
+        places: indices of the rows in the file, from 0.
         data: flags of the data.
-        family: of the model.
+        family: family whose boxes the rows hold.
 
     Raises:
         ConfigError: the file cannot be read, or has no such row.
@@ -180,7 +180,7 @@ def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family)
     for place in places:
         if not 0 <= place < len(rows):
             raise ConfigError(
-                f"--index {place}: {path} has {len(rows):,} rows, counted from 0. Use 0 to {len(rows) - 1}."
+                f"--index {place}: {path} has {len(rows):,} rows, counted from 0. Give 0 to {len(rows) - 1}."
             )
     some = rows.take(places)
     if access.remote is not None:
@@ -189,13 +189,12 @@ def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family)
 
 
 def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
-    """The rows of data files that can be trained with the flags, and every refusal that file headers reveal.
+    """Return the rows of data files that can be trained, and every refusal that file headers show.
 
-    Rows that an earlier run has measured, and whose files have not changed, are not measured again
-    (`vlft.data.costs.cache`).
+    A row that an earlier run measured is not measured again if its files have not changed (`vlft.data.costs.cache`).
 
     Raises:
-        ConfigError: a row is refused and `--on_bad_row` is error, or no row is left.
+        ConfigError: a row is refused and bad rows are not skipped, or no row is left.
     """
     rows = open_rows(paths, data, base.family)
     cache = cost_folder(os.environ)
@@ -222,14 +221,14 @@ def measure_rows(
     budget: Budget | None = None,
     cache: Path | None = None,
 ) -> MeasuredRows:
-    """Measure the cost of each row and find rows that cannot be trained, before training starts.
+    """Measure the cost of each row and find the rows that cannot be trained, before training starts.
 
     Args:
-        index: of the rows.
+        index: the rows.
         encoder: measures the rows.
-        workers: number of processes.
-        budget: of a pack; each row must fit into it. None without packing.
-        cache: folder with costs from earlier runs (`cost_folder`); None: measure every row.
+        workers: number of processes that share the work.
+        budget: budget of a pack, which a row must fit; None without packing.
+        cache: folder of costs saved between runs (`cost_folder`); None measures every row.
     """
     notes: list[str] = []
     good = array("q")
@@ -249,7 +248,7 @@ def measure_rows(
                 good.append(place)
                 yield result
 
-    # Closing saves the costs measured so far, also after Ctrl-C or an error.
+    # Closed, so that measured costs are saved also if Ctrl-C or an error ends the loop.
     with contextlib.closing(scan_costs(index, encoder, workers=workers, folder=cache, note=notes.append)) as results:
         found = Costs.of(costs())
     samples = index.take(np.frombuffer(good, dtype=np.int64))
