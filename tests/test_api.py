@@ -237,9 +237,13 @@ def test_a_row_that_breaks_after_it_was_measured(policy, opened, tmp_path, caplo
         (
             lambda base, rows: vlft.open_base("x", vision="lora"),
             UsageError,
-            r"open_base\(\): it does not take vision\. Give it to load_model\(\)",
+            r"open_base\(\) does not take vision\. Pass it to load_model\(\)",
         ),
-        (lambda base, rows: vlft.open_base("x", save_steps=5), UsageError, "save_steps. In a loop of your own it has"),
+        (
+            lambda base, rows: vlft.open_base("x", save_steps=5),
+            UsageError,
+            "save_steps. It has no effect in your own loop",
+        ),
         (lambda base, rows: vlft.load_rows(base), ConfigError, "--data_path is missing"),
         (lambda base, rows: vlft.load_rows(base, "no.json"), ConfigError, "--data_path no.json: no such file"),
         (lambda base, rows: vlft.load_model(base, vision="lorra"), UsageError, "--vision is lorra, must be one of"),
