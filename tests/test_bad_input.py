@@ -1,4 +1,4 @@
-"""What a user did wrong, and the one message they get: folders, flags, bases, rows."""
+"""Each user error leads to one message: errors in folders, flags, bases and rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vlft.cli.main import main
 
 @pytest.fixture
 def refused(base, mixed_json, media, tmp_path, capsys):
-    """Run `vlft train` with more flags; returns what it printed on stderr, which must be one message."""
+    """Run `vlft train` with more flags, and return what it printed on stderr, which must be one message."""
 
     def run(*more: str, status: int = 1, base: Path = base, data: Path = mixed_json, out: str = "run") -> str:
         argv = arguments(base, data, media, tmp_path / out)
@@ -240,7 +240,7 @@ def test_a_run_killed_while_it_writes_its_first_files_is_started_over(base, mixe
 
 @pytest.fixture
 def planted(tmp_path, media) -> Path:
-    """The mixed rows with three bad ones between: a missing file, a truncated picture, a tag too many."""
+    """The mixed rows and three bad rows: a missing file, a truncated picture, one tag too many."""
     whole = (media / "china.jpg").read_bytes()
     (media / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     rows = [
@@ -276,7 +276,7 @@ def test_bad_rows_are_skipped_listed_and_add_up(base, planted, media, tmp_path, 
 
 
 def test_a_picture_that_breaks_after_the_check_stops_the_run_with_its_row(refused, planted):
-    """Headers are read before the run; this one's pixels end early."""
+    """Headers are read before the run; the pixels of this picture end early."""
     rows = [r for r in json.loads(planted.read_text()) if r.get("id") not in ("gone", "tags")]
     planted.write_text(json.dumps(rows))
     printed = refused("--dataloader_num_workers", "2", data=planted)
@@ -300,7 +300,7 @@ def test_rows_skipped_before_a_kill_are_still_in_the_accounts(base, planted, med
     ]
     (killed,) = vlft_process(argv, out=tmp_path, kill_in_step=4)
     assert killed.status == -9
-    # The picture is mended meanwhile, so that what is left of the run does not meet the fault again.
+    # The picture is repaired meanwhile, so that the resumed run does not find it broken.
     shutil.copy(media / "china.jpg", media / "cut.jpg")
     assert main(argv) == 0
     (entry,) = json.loads((tmp_path / "run" / "vlft.json").read_text())["data"]

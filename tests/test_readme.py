@@ -1,5 +1,5 @@
-"""README.md, the guides and CONTRIBUTING.md: commands exist, links lead somewhere, tables agree with the code, examples
-parse, the README's first run does run. tests/test_commands.py runs the other commands, tests/test_api.py the Python."""
+"""README.md, the guides and CONTRIBUTING.md: commands exist, links have targets, tables agree with the code, examples
+parse, the README's first run works. tests/test_commands.py runs the other commands, tests/test_api.py the Python."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands(block: str) -> list[list[str]]:
-    """The words of each command of a bash block, without the variables before it."""
+    """Return the words of each command of a bash block, without leading variables."""
     found = []
     for line in block.replace("\\\n", " ").splitlines():
         command: list[str] = []
@@ -75,14 +75,14 @@ COMMANDS = [command for block in blocks("bash") for command in commands(block)]
 
 
 def table(page: str, header: str) -> list[list[str]]:
-    """Cells of the rows of a table, by the start of its first line."""
+    """Return the cells of each row of the table whose first line starts with `header`."""
     assert f"| {header} |" in page, header
     lines = page.partition(f"| {header} |")[2].partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines]
 
 
 def headings(page: str) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
+    """Return GitHub's anchors of the headings of a page."""
     text = re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S)
     titles = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
@@ -139,7 +139,7 @@ def test_flags_of_commands_are_known(verb):
 
 
 def finetune_commands() -> list[list[str]]:
-    """The flags of every command that trains: after a script, `vlft train` or a launcher."""
+    """Return the flags of every command that trains: after a script, `vlft train` or a launcher."""
     rest = [command[2:] for command in COMMANDS if re.search(r"vlft train|scripts/finetune", " ".join(command[:2]))]
     found = re.findall(r"`(?:torchrun|deepspeed) [^`]*? vlft train ([^`]*)`", GUIDES["gpus"])
     inline = [shlex.split(text) for text in found]
@@ -159,7 +159,7 @@ def test_flags_in_prose_are_known(page):
     known = {option[2:] for action in parser()._actions for option in action.option_strings}
     known |= {name.replace("-", "_") for verb in VERBS.values() for name in help.flags(verb)}
     prose = PAGES[page]
-    for other in ("## Qwen2-VL-Finetune", "## Serve with vLLM"):  # flags of others
+    for other in ("## Qwen2-VL-Finetune", "## Serve with vLLM"):  # sections on flags of other programs
         before, _, rest = prose.partition(other)
         prose = before + rest.partition("\n## ")[2]
     of_others = {"nproc_per_node", "num_gpus", "module", "bits", "disable_flash_attn2", "version"}
@@ -170,7 +170,7 @@ def test_flags_in_prose_are_known(page):
 
 
 def test_the_flags_are_those_of_the_code():
-    """Where it was meant to change: python -m vlft.cli.flags_page examples/guides/flags.md"""
+    """To store an intended change: python -m vlft.cli.flags_page examples/guides/flags.md"""
     assert flags_page.with_tables(GUIDES["flags"]) == GUIDES["flags"]
 
 
@@ -267,7 +267,7 @@ def test_the_commands_by_hand_are_those_of_the_demo():
 
 
 def test_the_commands_by_hand_do_what_the_demo_does(quick_demo, tmp_path, monkeypatch, capsys):
-    """In a few steps: the same adapter, the same merged weights, an answer, the same scores."""
+    """With few steps: the same adapter, the same merged weights, an answer, the same scores."""
     out, _ = quick_demo
     (tmp_path / "demo-out").symlink_to(out)
     monkeypatch.chdir(tmp_path)
@@ -289,7 +289,7 @@ def test_the_commands_by_hand_do_what_the_demo_does(quick_demo, tmp_path, monkey
 
 
 def test_shown_scores_are_a_table_of_the_demo():
-    """The figures are of a real run (see its date in the history); the form is that of this code."""
+    """The scores come from a real run (the history has its date); their table has the form that the code prints."""
     shown = next(text for text in blocks("text") if "exact match, held out" in text)
     rows = re.findall(r"^(\w[\w ]+?) \((\d+)\) +" + " +".join([r"([\d.]+)%"] * 4) + "$", shown, re.M)
     scores = [
