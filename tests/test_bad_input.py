@@ -66,7 +66,7 @@ def test_nothing_to_train(refused):
 
 
 def test_language_full_beside_a_lora_tower(refused):
-    assert "second time" in refused("--language", "full", "--vision", "lora")
+    assert "second copy" in refused("--language", "full", "--vision", "lora")
 
 
 def test_lora_flags_without_a_lora_tower(refused):
@@ -129,7 +129,7 @@ ZERO2 = {"zero_optimization": {"stage": 2}}
         ({"zero_optimization": [2]}, "zero_optimization holds a list, expected a JSON object"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4, expected 1, 2 or 3"),
         ({"zero_optimization": {"stage": "2"}}, 'zero_optimization.stage is "2", expected 1, 2 or 3'),
-        ({}, "zero_optimization.stage is 0, expected 1, 2 or 3. To share nothing, leave --deepspeed out"),
+        ({}, "zero_optimization.stage is 0, expected 1, 2 or 3. To train without sharding, drop --deepspeed"),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, "offload_optimizer holds a str"),
         ({"zero_optimization": {"stage": 2, "stag": 3}}, "zero_optimization.stag is 3"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "many"}}, "reduce_bucket_size is 'many'"),

@@ -203,7 +203,7 @@ def test_help_all_of_a_verb_with_one_tier_is_its_help(verb, stored, capsys, monk
         (["merge", "output/run"], "vlft merge: the following arguments are required: OUT"),
         (["merge", "a", "b", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["report"], "vlft report: the following arguments are required: RUN"),
-        (["import", "story-reasoning", "a", "b", "--limit", "0"], "vlft import: --limit 0: 1 row or more"),
+        (["import", "story-reasoning", "a", "b", "--limit", "0"], "vlft import: --limit 0: must be at least 1"),
         (["demo", "--fast"], "vlft demo: unrecognized arguments: --fast"),
     ],
 )

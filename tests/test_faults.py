@@ -170,7 +170,7 @@ def test_what_cannot_be_left_out_under_deepspeed_is_refused(base, mixed_json, me
     more = ("--deepspeed", "zero2", "--max_nonfinite_steps", "3")
     (rank,) = vlft_process(arguments(base, mixed_json, media, tmp_path / "run", *more), out=tmp_path)
     assert rank.status == 1
-    assert "--max_nonfinite_steps 3 has no effect under --deepspeed" in rank.output
+    assert "--max_nonfinite_steps 3 has no effect with --deepspeed" in rank.output
 
 
 # ---- memory
