@@ -1,5 +1,5 @@
-"""The public functions: their names and signatures, that `import vlft` is light, and that a loop of them trains what
-`vlft train` trains. Types are in tests/typed.py, which mypy reads."""
+"""The public functions: their names and signatures, the cost of `import vlft`, and a loop that trains exactly as
+`vlft train` does. Types are in tests/typed.py, which mypy reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlft.errors import CheckpointError, ConfigError, DataError, UsageError, Vlf
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "examples" / "guides" / "python.md").read_text(encoding="utf-8")
-#: The public names, frozen: a change here breaks somebody's script.
+#: The public names, frozen: a change here breaks users' scripts.
 PUBLIC = {
     "open_base": "(model_id, *, model_revision=None, **flags)",
     "load_rows": "(base, data_path=None, *, image_folder=None, **flags)",
@@ -100,7 +100,7 @@ def demo(opened) -> vlft.Rows:
     ids=["lora", "lora-and-full-bf16"],
 )
 def test_a_loop_trains_what_vlft_train_trains(choices, base, opened, demo, tmp_path, capsys):
-    """The same loss at each step, and in the end the same adapter to the byte."""
+    """The loss is the same at each step, and the adapters at the end are equal byte for byte."""
     loader = vlft.data_loader(opened, demo, global_batch=4, dataloader_num_workers=0)
     assert (loader.steps, loader.accumulation, len(loader)) == (4, 2, 8)
     model = vlft.load_model(opened, **choices)
@@ -208,7 +208,7 @@ def test_a_row_that_breaks_after_it_was_measured(policy, opened, tmp_path, caplo
     rows = [row("<image>What?", "A temple.", image=f"{name}.jpg") for name in ("a", "b")]
     measured = vlft.load_rows(opened, write_json(tmp_path / "two.json", rows), on_bad_row=policy)
     loader = vlft.data_loader(opened, measured, dataloader_num_workers=0, shuffle=False)
-    write_image(tmp_path / "b.jpg", 300, 300)  # other tokens than measured
+    write_image(tmp_path / "b.jpg", 300, 300)  # a different number of tokens than measured
     if policy == "error":
         with pytest.raises(DataError, match=r"two\.json\[1\]\.image.*changed since it was measured"):
             list(loader)
@@ -237,9 +237,13 @@ def test_a_row_that_breaks_after_it_was_measured(policy, opened, tmp_path, caplo
         (
             lambda base, rows: vlft.open_base("x", vision="lora"),
             UsageError,
-            r"open_base\(\): it does not take vision\. Give it to load_model\(\)",
+            r"open_base\(\) does not take vision\. Pass it to load_model\(\)",
         ),
-        (lambda base, rows: vlft.open_base("x", save_steps=5), UsageError, "save_steps. In a loop of your own it has"),
+        (
+            lambda base, rows: vlft.open_base("x", save_steps=5),
+            UsageError,
+            "save_steps. It has no effect in your own loop",
+        ),
         (lambda base, rows: vlft.load_rows(base), ConfigError, "--data_path is missing"),
         (lambda base, rows: vlft.load_rows(base, "no.json"), ConfigError, "--data_path no.json: no such file"),
         (lambda base, rows: vlft.load_model(base, vision="lorra"), UsageError, "--vision is lorra, must be one of"),
@@ -312,7 +316,7 @@ def test_the_code_of_the_guide_runs(here, capsys):
 
 
 def test_the_guide_names_every_function_and_its_flags():
-    """Of data and model it names the page that lists them, so that a new flag needs no line here."""
+    """For flags of data and model the guide links to the page that lists them, so a new flag needs no line in it."""
     listed = {"open_base": set(table.DATA) | {"load_rows"}, "load_model": set(table.MODEL)}
     listed["load_model"] -= {"model_id", "model_revision"}
     lines = re.findall(r"^\| `(\w+)` \|.*?\|(.*)\|$", GUIDE, re.M)

@@ -1,4 +1,4 @@
-"""What a user did wrong, and the one message they get: folders, flags, bases, rows."""
+"""Each user error leads to one message: errors in folders, flags, bases and rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vlft.cli.main import main
 
 @pytest.fixture
 def refused(base, mixed_json, media, tmp_path, capsys):
-    """Run `vlft train` with more flags; returns what it printed on stderr, which must be one message."""
+    """Run `vlft train` with more flags, and return what it printed on stderr, which must be one message."""
 
     def run(*more: str, status: int = 1, base: Path = base, data: Path = mixed_json, out: str = "run") -> str:
         argv = arguments(base, data, media, tmp_path / out)
@@ -66,7 +66,7 @@ def test_nothing_to_train(refused):
 
 
 def test_language_full_beside_a_lora_tower(refused):
-    assert "second time" in refused("--language", "full", "--vision", "lora")
+    assert "second copy" in refused("--language", "full", "--vision", "lora")
 
 
 def test_lora_flags_without_a_lora_tower(refused):
@@ -129,7 +129,7 @@ ZERO2 = {"zero_optimization": {"stage": 2}}
         ({"zero_optimization": [2]}, "zero_optimization holds a list, expected a JSON object"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage is 4, expected 1, 2 or 3"),
         ({"zero_optimization": {"stage": "2"}}, 'zero_optimization.stage is "2", expected 1, 2 or 3'),
-        ({}, "zero_optimization.stage is 0, expected 1, 2 or 3. To share nothing, leave --deepspeed out"),
+        ({}, "zero_optimization.stage is 0, expected 1, 2 or 3. To train without sharding, drop --deepspeed"),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, "offload_optimizer holds a str"),
         ({"zero_optimization": {"stage": 2, "stag": 3}}, "zero_optimization.stag is 3"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "many"}}, "reduce_bucket_size is 'many'"),
@@ -240,7 +240,7 @@ def test_a_run_killed_while_it_writes_its_first_files_is_started_over(base, mixe
 
 @pytest.fixture
 def planted(tmp_path, media) -> Path:
-    """The mixed rows with three bad ones between: a missing file, a truncated picture, a tag too many."""
+    """The mixed rows and three bad rows: a missing file, a truncated picture, one tag too many."""
     whole = (media / "china.jpg").read_bytes()
     (media / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     rows = [
@@ -276,7 +276,7 @@ def test_bad_rows_are_skipped_listed_and_add_up(base, planted, media, tmp_path, 
 
 
 def test_a_picture_that_breaks_after_the_check_stops_the_run_with_its_row(refused, planted):
-    """Headers are read before the run; this one's pixels end early."""
+    """Headers are read before the run; the pixels of this picture end early."""
     rows = [r for r in json.loads(planted.read_text()) if r.get("id") not in ("gone", "tags")]
     planted.write_text(json.dumps(rows))
     printed = refused("--dataloader_num_workers", "2", data=planted)
@@ -300,7 +300,7 @@ def test_rows_skipped_before_a_kill_are_still_in_the_accounts(base, planted, med
     ]
     (killed,) = vlft_process(argv, out=tmp_path, kill_in_step=4)
     assert killed.status == -9
-    # The picture is mended meanwhile, so that what is left of the run does not meet the fault again.
+    # The picture is repaired meanwhile, so that the resumed run does not find it broken.
     shutil.copy(media / "china.jpg", media / "cut.jpg")
     assert main(argv) == 0
     (entry,) = json.loads((tmp_path / "run" / "vlft.json").read_text())["data"]

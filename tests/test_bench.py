@@ -282,13 +282,13 @@ def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, caps
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["bench", "dta"], "say what to measure, first: data or train, not 'dta'"),
-        (["bench", "data", "--steps", "3"], "--steps is of bench train, and cannot act on bench data"),
-        (["bench", "train", "--rows", "3"], "--rows is of bench data"),
+        (["bench", "dta"], "the first word must be data or train, not 'dta'"),
+        (["bench", "data", "--steps", "3"], "--steps is a flag of bench train, and has no effect on bench data"),
+        (["bench", "train", "--rows", "3"], "--rows is a flag of bench data"),
         (["bench", "train", "--shape", "tiny", "--model_id", "x"], "--shape and --model_id exclude each other"),
         (["bench", "data", "--mix", "text", "--data_path", __file__], "--mix and --data_path exclude each other"),
-        (["bench", "train", "--preset", "lora", "--vision", "full"], "--preset lora says what --vision says"),
-        (["bench", "train", "--baseline_batch", "2"], "--baseline_batch cannot act without --baseline"),
+        (["bench", "train", "--preset", "lora", "--vision", "full"], "--preset lora and --vision both set what trains"),
+        (["bench", "train", "--baseline_batch", "2"], "--baseline_batch has no effect without --baseline"),
         (["bench", "train", "--steps", "3", "--skip_steps", "3"], "--skip_steps 3 leaves none of 3 steps"),
         (["bench", "train", "--steps", "0"], "--steps is 0, must be at least 1"),
         (["bench", "train", "--timeout", "0"], "--timeout is 0, must be more than 0"),

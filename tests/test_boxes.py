@@ -434,4 +434,4 @@ def test_chat_lists_boxes_in_pixels(base, folder, monkeypatch, capsys):
         "pixels": [350, 30, 700, 270],
     }
     assert main([*argv, "--json", "--boxes"]) == 2
-    assert "--boxes has no effect beside --json" in capsys.readouterr().err
+    assert "--boxes has no effect with --json" in capsys.readouterr().err

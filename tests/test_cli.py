@@ -1,4 +1,4 @@
-"""The command line's door: help, version, wrong usage, exit statuses, and what it costs to ask."""
+"""The entry point of the command line: help, version, wrong usage, exit statuses, and the time they take."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def verb(monkeypatch):
-    """Puts a function in the place of `vlft plan`, whose flags are checked before, and of `vlft merge`."""
+    """Replace `vlft plan`, whose flags are checked before it runs, and `vlft merge` by a function."""
 
     def put(run):
         for name in ("vlft.cli.plan", "vlft.cli.merge"):
@@ -143,7 +143,7 @@ with_stored_help = pytest.mark.skipif(
     ("file", "verb", "every"), [*help.texts()], ids=lambda value: str(getattr(value, "name", value))
 )
 def test_stored_help_is_what_the_parser_prints(file, verb, every, monkeypatch):
-    """The surface of the command line. Where it was meant to change: python -m vlft.cli.help"""
+    """Every change of the command line shows here. To store an intended change: python -m vlft.cli.help"""
     monkeypatch.setattr(help, "answer", lambda *_: None)
     monkeypatch.setenv("COLUMNS", str(help.WIDTH))
     text = help.printed(verb, every=every)
@@ -170,7 +170,7 @@ def test_help_all_lists_every_flag(verb, words, capsys):
 
 @with_stored_help
 def test_the_common_flags_are_enough_for_a_first_run(capsys):
-    """Those of the finetune scripts and of README's first commands, each with what it takes and its default."""
+    """The flags of the finetune scripts and of README's first commands, each with its values and its default."""
     assert main(["train", "--help"]) == 0
     common = capsys.readouterr().out
     first = {"config", "model_id", "data_path", "image_folder", "output_dir", "vision", "merger", "language"}
@@ -203,7 +203,7 @@ def test_help_all_of_a_verb_with_one_tier_is_its_help(verb, stored, capsys, monk
         (["merge", "output/run"], "vlft merge: the following arguments are required: OUT"),
         (["merge", "a", "b", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["report"], "vlft report: the following arguments are required: RUN"),
-        (["import", "story-reasoning", "a", "b", "--limit", "0"], "vlft import: --limit 0: 1 row or more"),
+        (["import", "story-reasoning", "a", "b", "--limit", "0"], "vlft import: --limit 0: must be at least 1"),
         (["demo", "--fast"], "vlft demo: unrecognized arguments: --fast"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The commands that README.md, data/README.md, examples and guides print work as printed; and files of bare names."""
+"""The commands printed in README.md, data/README.md, examples and guides work; and files named without a folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS = ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct")
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of each command of vlft that the bash blocks of a page hold."""
+    """Return the words of each command of vlft in the bash blocks of a page."""
     found = []
     text = (ROOT / page).read_text(encoding="utf-8")
     for block in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S):
@@ -41,7 +41,7 @@ ALL = [(page, words) for page, lines in PRINTED.items() for words in lines]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, base) -> Path:
-    """An empty working directory with the checkout's `examples` and `data`, and tiny bases under printed names."""
+    """An empty working directory with the checkout's `examples` and `data`, and tiny bases under the printed names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VLFT_MEDIA_CACHE", str(tmp_path / "cache"))
     for name in ("examples", "data"):
@@ -53,7 +53,7 @@ def here(tmp_path, monkeypatch, base) -> Path:
 
 
 def own_data() -> None:
-    """What the pages call the user's own: train.json and its pictures."""
+    """Write the files that the pages call the user's own: train.json and its pictures."""
     for i, name in enumerate(("shelf", "table")):
         write_image(Path("images") / f"{name}.jpg", 120 + i, 90)
     write_json(
@@ -63,7 +63,7 @@ def own_data() -> None:
 
 
 def own_tables() -> None:
-    """The tables that data/README.md reads by --columns."""
+    """Write the tables that data/README.md reads with --columns."""
     for name in ("left", "right"):
         write_image(Path(f"{name}.jpg"))
     Path("vqa.csv").write_text("picture,q,a\nleft.jpg,What?,A temple.\n")
@@ -79,7 +79,7 @@ def own_tables() -> None:
 
 
 class Reached(Exception):
-    """The parser let a command through to what it asks for."""
+    """The parser accepted a command and called the function that does its work."""
 
 
 DOORS = {
@@ -97,7 +97,7 @@ DOORS = {
 
 
 def test_every_command_is_parsed(here, monkeypatch):
-    """Up to the function that does the work, with the files that it names there."""
+    """Each command reaches the function that does its work, with the files that it names."""
     own_data()
     own_tables()
     named = (
@@ -128,12 +128,12 @@ def test_every_command_is_parsed(here, monkeypatch):
 
 
 def printed(page: str, *verbs: str) -> list[list[str]]:
-    """The commands of these verbs on the user's own data; no run is left out that needs only what `here` has."""
+    """Return the page's commands of these verbs, except the ones on the StoryReasoning data set."""
     return [words for words in PRINTED[page] if words[0] in verbs and "stories" not in " ".join(words)]
 
 
 def test_your_own_data_in_three_steps(here, capsys):
-    """The commands of README.md and its guides, on rows and a base of these names: checked, trained, merged, asked."""
+    """The commands of README.md and its guides run on rows and a base with these names: check, train, merge, chat."""
     own_data()
     wanted = ("check-data", "preview", "plan", "train", "merge", "chat", "report")
     guides = ("checking", "merging", "running", "memory")
@@ -163,7 +163,7 @@ def test_the_commands_of_the_data_format(here, capsys):
 
 
 def test_files_and_folders_of_bare_names(here, capsys):
-    """Each verb that writes, from the folder it writes to; and to that folder itself."""
+    """Each verb that writes runs in the folder it writes to, and writes to that folder itself."""
     own_data()
     model = ["--model_id", MODELS[0], "--image_folder", "images"]
     look = ["check-data", "train.json", "--workers", "0", "--headers_only", "--image_folder", "images"]

@@ -1,6 +1,7 @@
 """The contract: the JSON of each verb, the files of a run folder, the keys of vlft.json and metrics.jsonl.
 
-Others read these. A key may be added here; none may go or change its type. `vlft bench` is in `test_bench`.
+Other programs read these. A key may be added here, but no key may be removed or change its type. `test_bench` tests
+`vlft bench`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vlft.cli.main import main
 
 
 def lost(frozen, found, at: str = "") -> list[str]:
-    """Keys of a frozen shape that a JSON value lacks, or has with another type.
+    """Return the keys of a frozen shape that a JSON value lacks, or has with another type.
 
     A frozen shape is a type, a tuple of types, a list of one shape for every entry, or a mapping of key -> shape.
     """
@@ -65,13 +66,13 @@ METRICS = {
 }
 PROCESSOR = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vlft.json")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-#: The first line of answers.jsonl: the rows that are asked. The lines after it hold their answers.
+#: The first line of answers.jsonl: the rows that the model answers. The lines after it hold the answers.
 TURN = {"role": str, "text": str}
 ANSWERS = {"step": int, "rows": [{"file": str, "index": int, "id": (str, NULL), "right": str, "turns": [TURN]}]}
 
 
 def document(*argv: object, status: int = 0):
-    """What a verb prints for --json; the whole of stdout."""
+    """Return the document that a verb prints with --json, which must be all of stdout."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         assert main([*map(str, argv), "--json"]) == status, err.getvalue()
     return json.loads(out.getvalue())

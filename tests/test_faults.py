@@ -170,7 +170,7 @@ def test_what_cannot_be_left_out_under_deepspeed_is_refused(base, mixed_json, me
     more = ("--deepspeed", "zero2", "--max_nonfinite_steps", "3")
     (rank,) = vlft_process(arguments(base, mixed_json, media, tmp_path / "run", *more), out=tmp_path)
     assert rank.status == 1
-    assert "--max_nonfinite_steps 3 has no effect under --deepspeed" in rank.output
+    assert "--max_nonfinite_steps 3 has no effect with --deepspeed" in rank.output
 
 
 # ---- memory
@@ -378,7 +378,7 @@ def test_ctrl_c_in_check_data_keeps_what_was_checked(media, tmp_path):
     (check,) = vlft_process(argv, while_running=interrupt, **ended, env={"VLFT_COST_CACHE": str(tmp_path / "cache")})
     assert check.status == 130, check.output
     said = [line for line in check.output.splitlines() if line and not line.startswith("WORKER")]
-    assert said == ["stopped: Ctrl-C. What was checked is kept. Run the same command again to resume."]
+    assert said == ["stopped: Ctrl-C. The results so far are saved. Run the same command again to resume."]
     assert check.lingered < 2
     _assert_gone(re.findall(r"^WORKER (\d+)$", check.output, re.M), many=2)
     (kept,) = (tmp_path / "cache").glob("*.sqlite")

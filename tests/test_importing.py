@@ -140,7 +140,7 @@ def test_prompts_are_ten_one_empty_and_all_drawn():
 def test_again_is_the_same_and_says_so(imported, parquet, tmp_path, capsys):
     assert main(["import", "story-reasoning", str(parquet), str(imported)]) == 0
     printed = capsys.readouterr().out
-    assert "imported already" in printed
+    assert "already imported" in printed
     assert f"next: vlft check-data {imported}/train.jsonl {imported}/test.jsonl --config examples/" in printed
     import_stories(str(parquet), str(tmp_path / "again"))
     for file in ("train.jsonl", "test.jsonl"):

@@ -1,4 +1,4 @@
-"""What launchers leave in the environment and on the command line, in torchrun's words."""
+"""The variables and arguments of launchers are translated into the variables of torchrun."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from vlft.cli.launched import first_host, join, without_local_rank
 from vlft.errors import ConfigError
 
-#: Of a task on the second of two nodes (man srun).
+#: The environment of a task on the second of two nodes (man srun).
 SRUN = {
     "SLURM_JOB_ID": "104233",
     "SLURM_STEP_NUM_TASKS": "12",
@@ -28,7 +28,7 @@ WORDS = {
 
 
 def joined(environ: dict[str, str]) -> dict[str, str]:
-    """What `join` adds or changes."""
+    """Return the variables that `join` adds or changes."""
     after = dict(environ)
     join(after)
     return {name: value for name, value in after.items() if environ.get(name) != value}
@@ -50,7 +50,7 @@ def test_what_was_set_wins_over_srun():
 
 
 def test_a_job_script_is_alone():
-    """It has a rank and the job's number of tasks, but is no step of several."""
+    """A job script has a rank and the job's number of tasks, but it is not a step of several tasks."""
     assert joined({"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_LOCALID": "0"}) == {}
     assert joined({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) == {}
     assert joined({}) == {}

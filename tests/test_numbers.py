@@ -92,6 +92,6 @@ def test_a_wait_that_is_given(tmp_path, capsys):
     assert main(argv) == 1
     said = capsys.readouterr().err
     assert "--ddp_timeout 1800 would end" in said
-    assert "--stall_timeout 1800 can say which. Give it at least 2100" in said
+    assert "--stall_timeout 1800 can report which one. Set it to at least 2100" in said
     assert main([*argv, "--stall_timeout", "0", "--ddp_timeout", "0"]) == 1
     assert "would end" not in capsys.readouterr().err

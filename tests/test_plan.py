@@ -118,7 +118,7 @@ def test_refused_rows(capsys, tmp_path, flags):
     [
         (["--vision_lr", "1e-5"], 1, "--vision_lr 1e-05 has no effect: --vision is frozen"),
         (["--language", "frozen"], 1, "nothing would be trained"),
-        (["--language", "full", "--vision", "lora"], 1, "--language full beside --vision lora"),
+        (["--language", "full", "--vision", "lora"], 1, "--language full with --vision lora"),
         (["--eval_strategy", "epoch"], 1, "--eval_strategy epoch needs --eval_path"),
         (["--eval_path", "x.json"], 1, "--eval_strategy is no"),
         (["--pack_tokens", "200"], 1, "231 tokens fit no pack, --pack_tokens is 200"),
@@ -131,7 +131,7 @@ def test_refused_rows(capsys, tmp_path, flags):
         (
             ["--load_best_model_at_end", "true"],
             1,
-            "needs --eval_strategy and --save_strategy to be the same, not no and steps",
+            "needs --eval_strategy and --save_strategy to be equal, not no and steps",
         ),
         (["--per_device_train_batch_size", "0"], 1, "--per_device_train_batch_size is 0, must be at least 1"),
         (["--gradient_accumulation_steps", "0"], 1, "--gradient_accumulation_steps is 0"),

@@ -224,11 +224,11 @@ def test_one_refused_row_among_several(capsys, tmp_path, base, media, odd_rows):
 @pytest.mark.parametrize(
     ("index", "status", "message"),
     [
-        ("x", 2, "'x' is no row"),
-        ("3-", 2, "'3-' is no row"),
-        ("5-3", 2, "5-3 runs backwards"),
+        ("x", 2, "'x' is not a row number"),
+        ("3-", 2, "'3-' is not a row number"),
+        ("5-3", 2, "5-3 is reversed"),
         ("0-200", 2, "more than 200 rows"),
-        ("", 2, "'' is no row"),
+        ("", 2, "'' is not a row number"),
         ("1,99", 1, "has 7 rows, counted from 0"),
     ],
 )

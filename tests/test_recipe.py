@@ -1,4 +1,4 @@
-"""The recipe of a row: whatever is in it is noticed by the cost cache, the run record, resuming, chat and serving."""
+"""The recipe of a row: the cost cache, the run record, resuming, chat and serving notice a change of each field."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OTHER = {
 
 
 def changed(name: str) -> Recipe:
-    """`RECIPE` with one field changed."""
+    """Return `RECIPE` with one field changed."""
     now = getattr(RECIPE, name)
     made = OTHER.get(name, now + 2 if isinstance(now, int | float) else "0123")
     assert made != now
@@ -46,7 +46,7 @@ def changed(name: str) -> Recipe:
 
 
 def recorded(by: Recipe, folder: Path) -> RunRecord:
-    """The record of a run by a recipe, written and read."""
+    """Write the record of a run with a recipe, and read it back."""
     settings = by.as_json()
     media = {name: settings.pop(name) for name in MEDIA_KEYS}
     lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "target": "all"}
@@ -75,7 +75,7 @@ def test_every_field_is_recorded_compared_and_told(tmp_path, name):
     for one in (RECIPE, other):
         assert str(one.as_json()[name]) in str(caught.value)
     again = Recipe.of_run(tiny_processor(), theirs.settings)
-    if name in {one.name for one in flags_of(Recipe)}:  # the others are of its processor, or of its rows
+    if name in {one.name for one in flags_of(Recipe)}:  # other fields come from the processor or the data files
         assert getattr(again, name) == getattr(other, name)
     assert (other.print == RECIPE.print) == (name in COSTLESS)
 
@@ -93,7 +93,7 @@ def test_costs_are_measured_again_for_another_recipe_only(encoder, tmp_path):
 
 
 def test_what_is_served_is_what_was_trained():
-    """Written into the processor's own files, and read back by transformers' classes."""
+    """Settings are written into the processor's files, and transformers' classes read them back."""
     for name in SERVED:
         trained, processor = changed(name), tiny_processor()
         trained.serve(processor)
@@ -102,7 +102,7 @@ def test_what_is_served_is_what_was_trained():
             setattr(processor, part, type(made)(**made.to_dict()))
         served = Recipe.of_model(processor)
         for one in SERVED:
-            if not (one == "fps" and trained.nframes is not None):  # a processor has one of the two
+            if not (one == "fps" and trained.nframes is not None):  # a processor has only one of the two
                 assert getattr(served, one) == getattr(trained, one)
 
 
@@ -111,7 +111,7 @@ def test_another_tokenizer_or_template_is_another_recipe():
     processor.chat_template += " "
     assert Recipe.of(processor).chat_template != RECIPE.chat_template
     processor = tiny_processor()
-    processor.tokenizer("as it was", padding="max_length", max_length=20, truncation=True)  # leaves its mark
+    processor.tokenizer("as it was", padding="max_length", max_length=20, truncation=True)  # sets the tokenizer's state
     assert Recipe.of(processor).tokenizer == RECIPE.tokenizer
     processor.tokenizer.add_tokens("<new>")
     assert Recipe.of(processor).tokenizer != RECIPE.tokenizer
@@ -144,8 +144,8 @@ class PretendedRecipe(Recipe):
 
 
 def test_a_new_flag_reaches_all_that_have_to_notice(base, tmp_path, monkeypatch, capsys):
-    """Declared as a flag, in the recipe and in the table, and nowhere else."""
-    monkeypatch.setattr(help, "_holds", lambda: False)  # the stored texts, which are made by a command
+    """The flag is declared as a flag, in the recipe and in the table, and nowhere else."""
+    monkeypatch.setattr(help, "_holds", lambda: False)  # the stored texts lack the flag
     monkeypatch.setattr(flags, "DataFlags", PretendedFlags)
     monkeypatch.setattr(recipe, "RowFlags", PretendedRowFlags)
     for module in (base_of, chat):
@@ -163,7 +163,7 @@ def test_a_new_flag_reaches_all_that_have_to_notice(base, tmp_path, monkeypatch,
     assert len(list((tmp_path / "cache").glob("*.sqlite"))) == 2
 
 
-#: What vlft.json said before there was a recipe.
+#: The keys of vlft.json before there was a recipe.
 OLD = {
     "seed",
     "global_batch",
@@ -185,7 +185,7 @@ def test_a_run_of_an_older_version_resumes_and_chats(base, tmp_path, capsys):
     argv += ["--max_steps", "1", "--dataloader_num_workers", "0", "--report_to", "none", "--lora_rank", "2"]
     assert main([*argv, "--image_max_pixels", "12544"]) == 0
     record = json.loads((run / "vlft.json").read_text())
-    assert set(record["media"]) == set(MEDIA_KEYS)  # an older version takes no other
+    assert set(record["media"]) == set(MEDIA_KEYS)  # older versions accept no other keys
     assert set(record["training"]) >= OLD
     of_now = open_model(run, device="cpu").encoder.recipe
     older = OLD - {"over_length", "missing_tags", "box_format", "columns", "mix", "drawn", "deepspeed"}

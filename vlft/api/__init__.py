@@ -1,9 +1,9 @@
-"""The public functions of vlft, for a training loop or notebook of one's own: `from vlft import open_base, ...`.
+"""The public functions of vlft, for your own training loop or notebook: `from vlft import open_base, ...`.
 
-They call what `vlft train` calls: `setup` for base, rows and order, `data` for the loader, `train.model_setup` for the
-model. Options are the flags of `vlft train`, by the same names, checked by the same code. Each function takes the flags
-that it acts on, and what it returns carries them on, so that none has to be given twice. `vlft/__init__.py` imports
-this module when one of its names is first asked for.
+They call the same code as `vlft train`: `setup` for base, rows and order, `data` for the loader, `train.model_setup`
+for the model. Options are the flags of `vlft train`, with the same names and checks. Each function takes the flags that
+have an effect on it. Its result stores them for the functions that take it, so no flag is passed twice.
+`vlft/__init__.py` imports this module when one of its names is first used.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ if TYPE_CHECKING:
     Model = PreTrainedModel | PeftModel
 
 LOG = logging.getLogger("vlft")
-#: Flags of a loader that act on one kind of pass only.
+#: Flags of a loader that have an effect only in training, or only in evaluation.
 _OF_TRAINING = {"global_batch", "gradient_accumulation_steps", "per_device_train_batch_size", "seed"}
 _OF_EVALUATION = {"per_device_eval_batch_size"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """An opened base model, its weights still on disk: what `open_base` returns.
+    """An opened base model whose weights are not loaded yet. `open_base` returns it.
 
     Attributes:
         opened: folder, config, family, processor and encoder, as `vlft train` opens them.
-        flags: those given so far.
+        flags: the flags that were passed to `open_base`.
     """
 
     opened: setup.Base = field(repr=False)
@@ -66,22 +66,22 @@ class Base:
 
     @property
     def processor(self) -> Any:
-        """The stock processor, with the run's pixel and frame settings."""
+        """The stock processor of transformers, with the pixel and frame settings of the flags."""
         return self.opened.processor
 
     @property
     def config(self) -> Any:
-        """The config of transformers."""
+        """The base's config, a config object of transformers."""
         return self.opened.config
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows(Sequence[Sample]):
-    """Rows that can be trained: what `load_rows` returns. Indexing one parses it; no media are opened.
+    """Rows that can be trained. `load_rows` returns it. Indexing parses a row; no media are opened.
 
     Attributes:
-        measured: the rows, what each costs, and what was refused.
-        flags: those given so far.
+        measured: the rows, the cost of each row, and the refused rows.
+        flags: the flags that were passed to `open_base` and `load_rows`.
     """
 
     measured: setup.MeasuredRows = field(repr=False)
@@ -106,18 +106,21 @@ class Rows(Sequence[Sample]):
 
 
 def open_base(model_id: str | os.PathLike[str], *, model_revision: str | None = None, **flags: Flag) -> Base:
-    """Open a base model, and settle how many tokens and pixels a row becomes.
+    """Open a base model, and set how rows become tokens and pixels. Loads no weights.
 
     Args:
         model_id: a local folder, or a Hugging Face id, which is downloaded once.
-        model_revision: branch, tag or commit of an id.
+        model_revision: branch, tag or commit of a Hugging Face id.
         flags: `image_min_pixels`, `image_max_pixels`, `fps`, `max_length`, `packing`, `pack_tokens`, `use_cpu` and
-            others (`vlft.api.keywords.TAKES`), as `vlft train` takes them.
+            others (`vlft.api.keywords.TAKES`), with the values of `vlft train`.
+
+    Returns:
+        The base, for the other functions.
 
     Raises:
         UsageError: a flag is unknown, or belongs to another function.
-        ConfigError: a flag cannot act or be carried out.
-        CheckpointError: the base is missing, not a Qwen-VL, quantised or not whole.
+        ConfigError: a flag has no effect or cannot be carried out.
+        CheckpointError: the base is missing, not a Qwen-VL, quantised or incomplete.
     """
     given = {"model_id": model_id, "model_revision": model_revision, **flags}
     data, model, _ = parsed("open_base", given)
@@ -131,17 +134,20 @@ def load_rows(
     image_folder: str | os.PathLike[str] | None = None,
     **flags: Flag,
 ) -> Rows:
-    """Read data files and measure every row by the headers of its media.
+    """Read data files, and measure the tokens and patches of every row from the headers of its media.
 
     Args:
-        base: whose tokenizer and pixel settings count.
-        data_path: one or more data files or folders; None where `data_mix` names them.
-        image_folder: where relative media paths start; None: each data file's own folder.
+        base: from `open_base`. Its tokenizer and pixel settings are used.
+        data_path: one or more data files or folders; None if `data_mix` lists them.
+        image_folder: the folder that relative media paths start from; None: each data file's own folder.
         flags: `on_bad_row`, `columns`, `data_mix`, `missing_tags` and others (`vlft.api.keywords.TAKES`).
+
+    Returns:
+        The rows that can be trained.
 
     Raises:
         UsageError: a flag is unknown, or belongs to another function.
-        ConfigError: a row is refused (`on_bad_row="skip"` leaves it out), no row is left, or a file cannot be read.
+        ConfigError: a row is refused (`on_bad_row="skip"` skips it instead), no row is left, or a file cannot be read.
     """
     given = {"data_path": data_path, "image_folder": image_folder, **flags}
     data, _, args = parsed("load_rows", given, base.flags)
@@ -157,17 +163,21 @@ def load_rows(
 def data_loader(
     base: Base, rows: Rows, *, global_batch: int | None = None, shuffle: bool = True, **flags: Flag
 ) -> Loader:
-    """A loader of packed micro-batches, in the order in which `vlft train` would train the rows.
+    """Build a loader of packed micro-batches, in the order in which `vlft train` would train the rows.
 
     Args:
-        base: encodes the rows. rows: from `load_rows`.
-        global_batch: rows of a step, over all processes; None: one micro-batch a process.
-        shuffle: False keeps each row's place, for evaluation.
+        base: from `open_base`. It encodes the rows.
+        rows: from `load_rows`.
+        global_batch: rows of an optimizer step, over all processes; None: one micro-batch per process.
+        shuffle: True for training; False does not shuffle the rows, for evaluation.
         flags: `seed`, `dataloader_num_workers`, `gradient_accumulation_steps` and others (`vlft.api.keywords.TAKES`).
+
+    Returns:
+        The loader of this process.
 
     Raises:
         UsageError: a flag is unknown, or belongs to another function.
-        ConfigError: a flag cannot act, or `global_batch` cannot be made up.
+        ConfigError: a flag has no effect, or `global_batch` cannot be reached.
     """
     given = {"global_batch": global_batch, **flags}
     data, _, args = parsed("data_loader", given, rows.flags)
@@ -185,7 +195,7 @@ def data_loader(
         RowDataset(rows.measured.rows.samples, opened.encoder, costs),
         batch_sampler=batches,
         collate_fn=opened.collator(),
-        generator=torch.Generator().manual_seed(args.seed),  # else each pass would draw from the global one
+        generator=torch.Generator().manual_seed(args.seed),  # without it each pass would use the global generator
         prefetch_factor=args.dataloader_prefetch_factor,
         **loader_options(args.dataloader_num_workers, pin_memory=args.dataloader_pin_memory),
     )
@@ -195,34 +205,37 @@ def data_loader(
 def load_model(
     base: Base, *, vision: Mode = "frozen", merger: Mode = "frozen", language: Mode = "lora", **flags: Flag
 ) -> Model:
-    """Load the weights and make them ready to train, on this process's device.
+    """Load the weights and prepare them for training, on this process's device.
 
-    `model(**batch).loss` of a batch of `data_loader` is this micro-batch's share of the step's loss: the mean over the
-    trained tokens of the step. So gradients of a step's micro-batches add up, and DDP may average them. The forward
-    moves the batch to the device, and runs under bf16 autocast where `vlft train` would. Other calls, `generate` among
-    them, go to the model of transformers.
+    `model(**batch).loss` of a batch of `data_loader` is this micro-batch's share of the step's loss, which is the mean
+    over the trained tokens of the step. So the gradients of a step's micro-batches are summed, and DDP may average
+    them over processes. The forward moves the batch to the device, and uses bf16 autocast if `vlft train` would. Other
+    methods, such as `generate`, are the ones of transformers.
 
     Args:
         base: from `open_base`.
-        vision, merger, language: `full`, `lora` or `frozen`.
+        vision: how the vision tower trains: `full`, `lora` or `frozen`.
+        merger: how the merger trains: `full`, `lora` or `frozen`.
+        language: how the language model trains: `full`, `lora` or `frozen`.
         flags: `lora_rank`, `lora_alpha`, `lora_dropout`, `attn`, `bf16`, `gradient_checkpointing` and others
             (`vlft.api.keywords.TAKES`). `seed` (42) seeds the random generators, as at the start of a run.
 
     Returns:
-        the model in training mode: of transformers, wrapped by PEFT where a part is `lora`.
+        The model of transformers in training mode, wrapped by PEFT if a tower is `lora`.
 
     Raises:
         UsageError: a flag is unknown, or belongs to another function.
-        ConfigError: a flag cannot act or be carried out.
-        CheckpointError: weights are missing, left over or of another shape.
+        ConfigError: a flag has no effect or cannot be carried out.
+        CheckpointError: weights are missing, unexpected or of another shape.
     """
     own = {"vision": vision, "merger": merger, "language": language, **flags}
     data, model_flags, args = parsed("load_model", own, base.flags)
     check_device(args, model_flags.attn)
     kernels.check(args.liger, args.device)
-    opened = setup.open_base(data, model_flags, given=frozenset(said(own)))  # with the towers
+    # Opened again, because `base` was opened without the flags of the towers.
+    opened = setup.open_base(data, model_flags, given=frozenset(said(own)))
     budget = pack_budget(data)
-    # The most that a micro-batch may hold.
+    # The most tokens and patches of a micro-batch.
     tokens = opened.recipe.max_length if budget is None else budget.tokens
     patches = PATCHES_PER_TOKEN * tokens if budget is None else budget.patches
     set_seed(args.seed)
@@ -235,7 +248,7 @@ def load_model(
 
 
 def _take_batches(model: torch.nn.Module, args: TrainFlags) -> None:
-    """Bind a forward that takes what `data_loader` gives, and weights its loss."""
+    """Bind a forward that takes the batches of `data_loader` and weights their loss."""
     inner, half, world = model.forward, args.half, args.world_size
 
     @functools.wraps(inner)  # generate() reads the signature of `forward`
@@ -257,12 +270,16 @@ def _take_batches(model: torch.nn.Module, args: TrainFlags) -> None:
 def parameter_groups(
     base: Base, model: torch.nn.Module, *, learning_rate: float | None = None, **flags: Flag
 ) -> list[dict[str, Any]]:
-    """What trains, as groups for an optimizer of torch: each tower at its rate, no weight decay on norms and biases.
+    """Return parameter groups for an optimizer of torch: a rate for each tower, no weight decay on norms and biases.
 
     Args:
-        base: of the model. model: from `load_model`.
-        learning_rate: of the language model, and of the others unless given; None: the default of `vlft train`.
+        base: the base of `model`.
+        model: from `load_model`.
+        learning_rate: of the language model, and the default for the other towers; None: the default of `vlft train`.
         flags: `vision_lr`, `merger_lr`, `weight_decay`.
+
+    Returns:
+        Groups with the keys `params`, `lr`, `weight_decay` and `name`.
 
     Raises:
         UsageError: a flag is unknown, or belongs to another function.
@@ -286,28 +303,31 @@ def parameter_groups(
 
 
 def preview_row(base: Base, rows: Rows, index: int) -> str:
-    """A row as the model sees it, as text: trained tokens stand between ⟦ and ⟧, the pads of a picture are folded.
+    """Return a row as the model sees it, as text: trained tokens are between ⟦ and ⟧, the pads of a picture are folded.
 
     Args:
-        index: of the row in `rows`.
+        base: from `open_base`.
+        rows: from `load_rows`.
+        index: the row's index in `rows`.
 
     Raises:
-        DataError: its media cannot be decoded.
+        DataError: the row's media cannot be decoded.
     """
     return as_text(preview_sample(rows[index], base.opened), color=False)
 
 
 def save_model(base: Base, model: torch.nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Write an adapter, or a whole model in the dtypes of the base, with the processor that serves it as trained.
+    """Save an adapter, or a whole model in the dtypes of the base, and the processor with the settings of the training.
 
-    The folder is for `vlft merge`, `vlft chat`, plain peft (an adapter) or plain transformers (a whole model).
+    `vlft merge`, `vlft chat`, plain peft (an adapter) and plain transformers (a whole model) can load the folder.
 
     Args:
-        base: of the model. model: from `load_model`.
-        folder: is made where there is none.
+        base: the base of `model`.
+        model: from `load_model`.
+        folder: created if it does not exist.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
     live: Any = model
     out = Path(folder)
@@ -315,7 +335,7 @@ def save_model(base: Base, model: torch.nn.Module, folder: str | os.PathLike[str
     if hasattr(live, "peft_config"):
         card = out / "README.md"
         mine = card.exists()
-        live.save_pretrained(out, save_embedding_layers=False)  # else PEFT asks the hub whether the vocabulary grew
+        live.save_pretrained(out, save_embedding_layers=False)  # without it PEFT asks the hub for the vocabulary's size
         if not mine:
             card.unlink(missing_ok=True)  # PEFT's empty model card
     else:

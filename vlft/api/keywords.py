@@ -1,6 +1,6 @@
-"""Keyword arguments of the public functions -> flags, parsed and checked as `vlft train` does.
+"""Turn keyword arguments of the public functions into flags, parsed and checked as in `vlft train`.
 
-Which function takes which flag stands here; `vlft.config.table` says which flags there are.
+`TAKES` lists which function takes which flag; `vlft.config.table` lists all flags.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser
 from vlft.errors import ConfigError, UsageError
 
-#: The value of a flag: what YAML could hold. None is the flag's own default.
+#: The value of a flag, of any type that YAML has. None: the flag's default.
 Flag = str | int | float | bool | os.PathLike[str] | Sequence[str] | Sequence[os.PathLike[str]] | None
 
 _OF_ROWS = {
@@ -27,7 +27,7 @@ _OF_LOADER = {
 }
 _OF_MODEL = {"bf16", "gradient_checkpointing", "use_liger_kernel", "seed"}
 _BASE_ITSELF = {"model_id", "model_revision"}
-#: Function -> the flags it takes. A new flag of data goes to `open_base`, one of the model to `load_model`.
+#: Function -> the flags it takes. `open_base` takes new flags of data, `load_model` takes new flags of the model.
 TAKES: Mapping[str, frozenset[str]] = {
     "open_base": frozenset((set(table.DATA) - _OF_ROWS - {"eval_path"}) | _BASE_ITSELF | {"use_cpu"}),
     "load_rows": frozenset(_OF_ROWS),
@@ -38,30 +38,32 @@ TAKES: Mapping[str, frozenset[str]] = {
 
 
 def said(flags: Mapping[str, Flag]) -> dict[str, Flag]:
-    """Without the flags that are left at their defaults."""
+    """Return the flags without the ones that are None."""
     return {name: value for name, value in flags.items() if value is not None}
 
 
 def parsed(
     function: str, flags: Mapping[str, Flag], before: Mapping[str, Flag] | None = None
 ) -> tuple[DataFlags, ModelFlags, TrainFlags]:
-    """Flags as `vlft train` parses them.
+    """Parse keyword arguments as `vlft train` parses flags.
 
     Args:
-        function: that was called, for messages.
-        flags: its keyword arguments. before: flags of what it was handed.
+        function: the name of the called function, for messages.
+        flags: its keyword arguments.
+        before: the flags stored in its arguments (`Base.flags`, `Rows.flags`).
 
     Raises:
-        UsageError, ConfigError: as `FlagParser.parse`; or a flag belongs to another function.
+        UsageError: a flag is unknown, belongs to another function, or has a value of the wrong kind.
+        ConfigError: a value cannot be carried out, or flags contradict each other.
     """
     known = set().union(*TAKES.values())
     for name in said(flags):
         if name in TAKES[function] or name not in table.OF_TRAIN:
-            continue  # what nobody knows is refused below, with what may have been meant
+            continue  # the parser below refuses unknown flags, with a similar name
         others = [f"{other}()" for other in TAKES if name in TAKES[other]]
-        where = f"Give it to {' or '.join(others)}" if name in known else "In a loop of your own it has no effect"
-        raise UsageError(f"{function}(): it does not take {name}. {where}")
-    verb = "train" if function == "data_loader" else "preview"  # train compares the flags of batches, too
+        where = f"Pass it to {' or '.join(others)}" if name in known else "It has no effect in your own loop"
+        raise UsageError(f"{function}() does not take {name}. {where}")
+    verb = "train" if function == "data_loader" else "preview"  # train also compares the flags of batches
     argv = [word for name, value in said({**(before or {}), **flags}).items() for word in _words(function, name, value)]
     try:
         data, model, args = FlagParser(verb, (DataFlags, ModelFlags, TrainFlags)).parse(argv).flags
@@ -72,7 +74,7 @@ def parsed(
 
 
 def _words(function: str, name: str, value: Any) -> list[str]:
-    """A keyword argument as words of a command line."""
+    """Return a keyword argument as words of a command line."""
     if isinstance(value, bool):
         return [f"--{name}={str(value).lower()}"]
     if isinstance(value, str | int | float | os.PathLike):

@@ -1,4 +1,4 @@
-"""The loader that `data_loader` returns: micro-batches that know how many trained tokens their step has."""
+"""The loader that `data_loader` returns. Its micro-batches contain the number of trained tokens of their step."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ LOG = logging.getLogger("vlft")
 
 
 class Loader:
-    """Micro-batches of this process: what `data_loader` returns. Each pass is the next epoch, with another order.
+    """The micro-batches of this process. `data_loader` returns it. Each pass is the next epoch, with another order.
 
-    A step is `accumulation` micro-batches. Under torchrun each process gets its own, equally many in every process.
+    An optimizer step has `accumulation` micro-batches. Under torchrun each process gets its own micro-batches, the same
+    number in every process.
 
     Attributes:
         steps: optimizer steps of an epoch.
-        accumulation: micro-batches that a process runs for a step.
-        skipped: rows that could not be decoded, so far (`on_bad_row="skip"`).
+        accumulation: micro-batches of a step in one process.
+        skipped: rows that could not be decoded so far (`on_bad_row="skip"`).
     """
 
     def __init__(self, rows: DataLoader[Any], batches: RankBatches, *, on_bad_row: str) -> None:
@@ -42,14 +43,16 @@ class Loader:
         return self.steps * self.accumulation
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next pass this epoch, counted from 0."""
+        """Set the epoch of the next pass, counted from 0."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The keys of `vlft.data.collate.Batch`, and `num_items_in_batch`: trained tokens of the whole step.
+        """Yield micro-batches with the keys of `vlft.data.collate.Batch`, and `num_items_in_batch`.
+
+        `num_items_in_batch` is the number of trained tokens of the whole step.
 
         Raises:
-            DataError: a row cannot be decoded, unless such rows are skipped.
+            DataError: a row cannot be decoded, and `on_bad_row` is "error".
         """
         self._batches.set_epoch(self._epoch)
         self._epoch += 1

@@ -1,4 +1,4 @@
-"""`vlft bench`: how fast rows are prepared, and how fast a model trains on them."""
+"""`vlft bench`: measure how fast rows are prepared, and how fast a model trains on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _say = partial(print, flush=True)
 
 
 def parser() -> BenchParser:
-    """Its command line."""
+    """Build the command line of `vlft bench`."""
     quiet()
     from vlft.cli.bench_flags import BenchParser
 
@@ -25,7 +25,7 @@ def parser() -> BenchParser:
 
 @command(parser)
 def run(parsed: Parsed, write: Write) -> int:
-    """Measure, print a table (or one JSON document), keep both."""
+    """Measure, print a table or one JSON document, and save both."""
     import torch
 
     from vlft.bench import report
@@ -40,7 +40,7 @@ def run(parsed: Parsed, write: Write) -> int:
         write(document)
     else:
         print("\n" + report.table(extra.what, document))
-    print(f"kept: {report.save(extra.out, extra.what, document)}", flush=True)
+    print(f"saved: {report.save(extra.out, extra.what, document)}", flush=True)
     return 0
 
 

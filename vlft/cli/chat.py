@@ -18,12 +18,12 @@ from vlft.text import printable
 
 @command(parser)
 def run(flags: argparse.Namespace, write: Write) -> int:
-    """Answer one prompt, or talk until the user leaves."""
+    """Answer one prompt, or answer prompts in a loop until the user leaves."""
     from torch import manual_seed
 
     from vlft.chat import Sampling, open_model, question, require_file
 
-    for kind, path in flags.media:  # before minutes of loading
+    for kind, path in flags.media:  # checked before the model loads, which may take minutes
         require_file(kind, path)
     manual_seed(42 if flags.seed is None else flags.seed)
     sampling = Sampling(
@@ -52,11 +52,11 @@ def run(flags: argparse.Namespace, write: Write) -> int:
 def _talk(chat: Any, media: list[Any], sampling: Any) -> None:
     from vlft.chat.loop import HELP, converse
 
-    with contextlib.suppress(ImportError):  # not on Windows; there the console edits lines itself
-        importlib.import_module("readline")  # from here on input() edits lines and remembers them
+    with contextlib.suppress(ImportError):  # Windows has no readline; its console edits lines itself
+        importlib.import_module("readline")  # enables line editing and history in input()
 
     def read() -> str:
-        forget()  # the answer has ended: another Ctrl-C is not the second one
+        forget()  # the answer is complete, so the next Ctrl-C counts as the first one
         return input("> ")
 
     _say(f"{chat.name}\n{HELP}")
@@ -64,12 +64,12 @@ def _talk(chat: Any, media: list[Any], sampling: Any) -> None:
 
 
 def _boxes(boxes: Sequence[Any]) -> list[str]:
-    """A line for each box of an answer."""
+    """Return a line for each box of an answer."""
     lines = []
     for box in boxes:
         label = f"{box.label}: " if box.label else ""
         if box.pixels is None:
-            lines.append(f"box: {label}{_numbers(box.model)} as the model wrote it; which picture it is in is open")
+            lines.append(f"box: {label}{_numbers(box.model)} as the model wrote it; its picture is unknown")
         else:
             lines.append(f"box: {label}{_numbers(box.pixels)} in pixels of {box.picture}")
     return lines or ["no box in the answer"]
@@ -80,7 +80,7 @@ def _numbers(numbers: Sequence[float]) -> str:
 
 
 def _write(text: str) -> None:
-    """A piece of an answer, at once; a model's control characters must not steer a terminal."""
+    """Print a piece of an answer at once. On a terminal, control characters from the model are replaced."""
     print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The command line of `vlft chat`: a model, pictures and videos in the order given, and a prompt."""
+"""The command line of `vlft chat`: a model, pictures and videos in order, and a prompt."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ examples:
 
 
 class _Media(argparse.Action):
-    """Collects (kind, path) of --image and --video in the order they are given in.
+    """Collect (kind, path) of --image and --video in the order in which they are given.
 
-    Several paths may follow one flag, so a prompt that follows them looks like one more. It is told apart here: the
-    last of several words, where it is no file and does not end like one.
+    Several paths may follow one flag, so a prompt after them looks like another path. The last of several words is
+    taken as the prompt if no such file exists and it has no file ending.
     """
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -38,38 +38,41 @@ class _Media(argparse.Action):
 
 class _Parser(CommandParser):
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The flags, with `prompt` as one text, from the command line or from stdin; None asks for the loop.
+        """Parse the flags.
+
+        Returns:
+            The flags. `prompt` is one text, from the command line or from stdin; None starts the loop.
 
         Raises:
-            UsageError: the command line makes no sense, there are two prompts, or a flag has no effect.
+            UsageError: the command line cannot be parsed, there are two prompts, or a flag has no effect.
             ConfigError: stdin is not UTF-8.
         """
         self.answer_help(argv)
         flags = self.parse_intermixed_args(argv)
         prompts = [*flags.prompt, *flags.prompts]
         if len(prompts) > 1:
-            self.error(f"two prompts, {prompts[0]!r} and {prompts[1]!r}. Give one, in quotes")
+            self.error(f"two prompts, {prompts[0]!r} and {prompts[1]!r}. Use one, in quotes")
         flags.prompt = prompts[0] if prompts else None
         for name in ("top_p", "seed"):
             if not flags.temperature and getattr(flags, name) is not None:
-                self.error(f"--{name} has no effect without drawing. Give a --temperature above 0, or drop it")
+                self.error(f"--{name} has no effect without sampling. Set --temperature above 0, or drop it")
         if flags.prompt is None and not sys.stdin.isatty():
             flags.prompt = _from_stdin()
         if flags.prompt is None and flags.json:
-            self.error("--json answers one prompt: give it, as the last word or on stdin")
+            self.error("--json answers one prompt. Pass the prompt as the last word or on stdin")
         if flags.prompt is None and flags.boxes:
-            self.error("--boxes lists those of one answer: give its prompt, as the last word or on stdin")
+            self.error("--boxes lists the boxes of one answer. Pass the prompt as the last word or on stdin")
         if flags.json and flags.boxes:
-            self.error("--boxes has no effect beside --json, which always has them. Drop it")
+            self.error("--boxes has no effect with --json, which always lists boxes. Drop it")
         return flags
 
 
 def parser() -> CommandParser:
-    """Its command line."""
+    """Build the command line of `vlft chat`."""
     parser = _Parser(
         "chat",
         description="Ask a model about pictures and videos, with the pixel settings it was trained on. Without a "
-        "prompt it asks in a loop, or reads the prompt from stdin where that is no terminal.",
+        "prompt it asks for prompts in a loop, or reads one from stdin if stdin is not a terminal.",
         examples=EXAMPLES,
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, checkpoint-N, adapter, merged or base model")
@@ -77,17 +80,19 @@ def parser() -> CommandParser:
     for kind, what in (("image", "pictures"), ("video", "videos")):
         parser.add_argument(
             f"--{kind}", metavar="FILE", nargs="+", action=_Media, default=argparse.SUPPRESS,
-            help=f"{what} to show before the prompt, in the order given; may be repeated",
+            help=f"{what} to put before the prompt, in this order; may be repeated",
         )  # fmt: skip
     parser.add_argument("--max_new_tokens", type=int, metavar="N", default=512, help="longest answer (default: 512)")
     parser.add_argument(
-        "--temperature", type=float, metavar="T", default=0.0, help="0 (default): the likeliest answer; above: draw one"
+        "--temperature", type=float, metavar="T", default=0.0, help="0 (default): greedy decoding; above 0: sampling"
     )
-    parser.add_argument("--top_p", type=float, metavar="P", help="draw among the likeliest tokens of this probability")
-    parser.add_argument("--seed", type=int, help="of the draws (default: 42)")
+    parser.add_argument(
+        "--top_p", type=float, metavar="P", help="sample from the likeliest tokens up to this probability"
+    )
+    parser.add_argument("--seed", type=int, help="random seed of the sampling (default: 42)")
     parser.add_argument("--base_model", metavar="B", help="folder or hub id of an adapter's base, if it has moved")
     parser.add_argument(
-        "--boxes", action="store_true", help="list the boxes of the answer in pixels of the picture (in --json always)"
+        "--boxes", action="store_true", help="list the boxes of the answer in pixels of the picture (always in --json)"
     )
     add_json(parser)
     parser.set_defaults(media=[], prompts=[])
@@ -95,7 +100,7 @@ def parser() -> CommandParser:
 
 
 def _from_stdin() -> str:
-    """The whole of stdin as the prompt; an empty one is refused later."""
+    """Read the prompt from stdin. An empty prompt is refused later."""
     try:
         return sys.stdin.read().strip("\n")
     except UnicodeDecodeError as error:

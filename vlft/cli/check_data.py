@@ -1,4 +1,4 @@
-"""`vlft check-data`: every row that cannot be trained, and why."""
+"""`vlft check-data`: find every row that cannot be trained, and report why."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ examples:
 
 
 def parser() -> RowParser:
-    """Its command line."""
+    """Build the command line of `vlft check-data`."""
     from vlft.cli.parse_rows import RowParser
 
     parser = RowParser(
         "check-data",
-        description="Read every row and open every picture and video; say which rows cannot be trained, and why. "
-        "Takes all flags of vlft train; --model_id adds token counts and --max_length.",
+        description="Read every row, open every picture and video, and report which rows cannot be trained, and why. "
+        "Takes all flags of vlft train. --model_id adds token counts and the check of --max_length.",
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "--headers_only", "--headers-only", action="store_true", help="open media, but decode none: quick"
+        "--headers_only", "--headers-only", action="store_true", help="read only the headers of media: fast"
     )
-    parser.add_argument("--workers", type=int, default=4, help="processes that share the work")
+    parser.add_argument("--workers", type=int, default=4, help="processes that check rows")
     parser.add_argument("--fix", metavar="OUT", help="write the rows that can be trained to OUT.jsonl (or .json)")
     parser.add_argument(
-        "--report", metavar="DIR", help="write report.html, report.json and quarantine.jsonl into a folder"
+        "--report", metavar="DIR", help="write report.html, report.json and quarantine.jsonl into this folder"
     )
     return parser
 
 
 @command(parser)
 def run(parsed: Parsed, write: Write) -> int:
-    """Check the rows; 1 if any would be refused."""
+    """Check the rows. Return 1 if any row is refused."""
     from vlft.check import check
     from vlft.check.fix import refuse_target, write_clean
     from vlft.check.page import refuse_folder, write_report
@@ -65,7 +65,9 @@ def run(parsed: Parsed, write: Write) -> int:
 
     cache = cost_folder(os.environ)
     read = {"headers_only": extra.headers_only, "workers": extra.workers, "cache": cache, "before": before}
-    with explained("What was checked is kept. Run the same command again to resume." if cache else "Nothing was kept."):
+    with explained(
+        "The results so far are saved. Run the same command again to resume." if cache else "No results were saved."
+    ):
         checked = check(files, data, model, given=parsed.given, **read)
     found = checked.found
     if extra.json:

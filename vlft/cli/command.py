@@ -1,11 +1,11 @@
-"""What every verb begins with: its command line, stdout kept for one JSON document if asked for, quiet libraries.
+"""The common start of every verb: parse its command line, reserve stdout for JSON, silence other libraries.
 
-A verb's module decorates what it does with its parsed command line:
+A verb's module decorates the function that does its work:
 
     @command(parser)
     def run(flags, write): ...
 
-Neighbours: `vlft.cli.stdout` and `vlft.cli.quiet` do the parts, `vlft.cli.main` calls `run(argv)`.
+Neighbours: `vlft.cli.stdout` reserves stdout, `vlft.cli.quiet` silences libraries, `vlft.cli.main` calls `run(argv)`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ Write = Callable[[Any], None]
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The command line of a verb that takes no flags of train.
+    """The command line of a verb that does not take the flags of train.
 
     Args:
-        verb: its name.
-        examples: the end of its help.
+        verb: the verb's name.
+        description: the first part of its help.
+        examples: the last part of its help.
     """
 
     def __init__(self, verb: str, *, description: str, examples: str) -> None:
@@ -47,23 +48,23 @@ class CommandParser(argparse.ArgumentParser):
         raise wrong_usage(self._verb, message)
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The flags.
+        """Parse the flags.
 
         Raises:
-            UsageError: the command line makes no sense.
+            UsageError: the command line cannot be parsed.
         """
         self.answer_help(argv)
         return self.parse_args(argv)
 
     def answer_help(self, argv: Sequence[str]) -> None:
-        """Print the help and exit, if argv asks for it in any form."""
+        """Print the help and exit if argv asks for it in any form."""
         if help_asked(argv):
             self.print_help()
             self.exit()
 
 
 def train_parser(verb: str, **kwargs: Any) -> FlagParser:
-    """A parser of every flag of train. Imports transformers; refuses what `vlft.config.door` refuses."""
+    """Build a parser of every flag of train. Imports transformers. Its errors are the errors of `vlft.config.door`."""
     quiet()
     from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
     from vlft.config.parse import FlagParser
@@ -72,22 +73,26 @@ def train_parser(verb: str, **kwargs: Any) -> FlagParser:
 
 
 def add_json(parser: argparse.ArgumentParser, instead_of: str = "text") -> None:
-    """Add `--json`, which `command` acts on."""
+    """Add `--json`, which `command` reads.
+
+    Args:
+        instead_of: what the verb prints without `--json`, for the help.
+    """
     parser.add_argument("--json", action="store_true", help=f"print one JSON document instead of {instead_of}")
 
 
 def command(
     parser: Callable[[], Any], *, heavy: bool = True
 ) -> Callable[[Callable[[Any, Write], int]], Callable[[Sequence[str]], int]]:
-    """Make `run(argv) -> exit status` of a function of a parsed command line.
+    """Turn a function of a parsed command line into `run(argv) -> exit status`.
 
     Args:
-        parser: builds the verb's parser; called when the verb runs, so that it may import what it needs.
-        heavy: the verb loads torch; its libraries are asked to be quiet.
+        parser: builds the verb's parser. It is called when the verb runs, so it may import heavy modules.
+        heavy: the verb loads torch, so other libraries are silenced.
 
     Returns:
-        A decorator. What it decorates is called with the parsed command line and a function that writes the one JSON
-        document of `--json`; whatever else is printed goes to stderr then.
+        A decorator. The decorated function is called with the parsed command line and with a function that writes the
+        JSON document of `--json`. With `--json` all other output goes to stderr.
     """
 
     def decorate(work: Callable[[Any, Write], int]) -> Callable[[Sequence[str]], int]:

@@ -1,4 +1,4 @@
-"""Shell completion by argcomplete (`pip install argcomplete`) from the stored help texts: a TAB loads no library.
+"""Shell completion by argcomplete (`pip install argcomplete`) from the stored help texts, without heavy imports.
 
 In ~/.bashrc or ~/.zshrc:  eval "$(register-python-argcomplete vlft)"
 """
@@ -12,7 +12,7 @@ from vlft.cli.verbs import VERBS
 
 
 def complete() -> None:
-    """Answer the shell's question for the words that may follow; ends the process where argcomplete is installed."""
+    """Print the shell's completions. Ends the process if argcomplete is installed."""
     try:
         import argcomplete
     except ImportError:

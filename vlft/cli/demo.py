@@ -1,4 +1,4 @@
-"""`vlft demo`: a tiny model learns from pictures, on this machine, in a few minutes."""
+"""`vlft demo`: train a tiny model on pictures, on this machine, in a few minutes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ examples:
 
 
 def parser() -> CommandParser:
-    """Its command line."""
+    """Build the command line of `vlft demo`."""
     parser = CommandParser(
         "demo",
-        description="Draw pictures, check, train, merge, answer: a tiny Qwen2-VL learns what only the pictures tell. "
-        "Needs no GPU and no network. The same command again continues what was interrupted.",
+        description="Draw pictures, check them, train a tiny Qwen2-VL, merge it, and ask it questions that only the "
+        "pictures answer. Needs no GPU and no network. After an interruption, the same command resumes.",
         examples=EXAMPLES,
     )
     parser.add_argument("--out", metavar="DIR", help="folder for everything (default: demo-out, or demo-base-out)")
-    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs; it learns nothing")
     parser.add_argument(
-        "--rebuild-base", action="store_true", help="train the base that the demo starts from, from nothing"
+        "--quick", action="store_true", help="train a few steps to test that it runs; it learns nothing"
     )
+    parser.add_argument("--rebuild-base", action="store_true", help="train the base of the demo from random weights")
     return parser
 
 
 @command(parser)
 def run(flags: argparse.Namespace, write: Write) -> int:
-    """Run the demo, or rebuild its base; 1 if the model learned less than it should."""
+    """Run the demo, or rebuild its base. Return 1 if the model learned less than expected."""
     from vlft.cli.threads import share_cores
     from vlft.demo.run import GOAL, QUICK, Lesson, demo
     from vlft.interrupts import explained
@@ -44,7 +44,7 @@ def run(flags: argparse.Namespace, write: Write) -> int:
     with explained("Run the same command again to resume."):
         told = demo(Path(flags.out or "demo-out"), lesson=QUICK if flags.quick else Lesson())
     if not told.learned and not flags.quick:
-        print(f"It learned less than it should ({GOAL:.0%} on both): please report this with the lines above.")
+        print(f"It learned less than expected ({GOAL:.0%} on both). Please report this with the lines above.")
         return 1
     return 0
 

@@ -1,8 +1,8 @@
-"""The flags of vlft as tables of Markdown, from the dataclasses; examples/guides/flags.md shows them.
+"""Build Markdown tables of vlft's flags from the dataclasses, for examples/guides/flags.md.
 
-    python -m vlft.cli.flags_page examples/guides/flags.md        writes the tables there
+    python -m vlft.cli.flags_page examples/guides/flags.md        writes the tables into the page
 
-A test compares. Neighbour: `vlft.cli.help`, which stores the texts of `--help`.
+A test compares the page with the dataclasses. Neighbour: `vlft.cli.help` stores the texts of `--help`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vlft.config.table import OF_TRAIN
 
 BEGIN, END = "<!-- flags: begin -->", "<!-- flags: end -->"
 SECTIONS = {
-    "Data": (DataFlags, "Taken by `train`, `check-data`, `preview`, `plan` and `bench`."),
-    "Model": (ModelFlags, "Taken by the same verbs."),
-    "Training": (TrainFlags, "Flags that vlft adds to `TrainingArguments`, or to which it gives another default."),
+    "Data": (DataFlags, "Flags of `train`, `check-data`, `preview`, `plan` and `bench`."),
+    "Model": (ModelFlags, "Flags of the same verbs."),
+    "Training": (TrainFlags, "Flags that vlft adds to `TrainingArguments`, or whose default it changes."),
 }
 NEEDED = ("data_path", "model_id")
 MOST_WORDS = 8
 
 
 def tables() -> str:
-    """One section of Markdown for each dataclass of flags."""
+    """Return one section of Markdown for each dataclass of flags."""
     parts = []
     for title, (flags, intro) in SECTIONS.items():
         rows = [f"| {' | '.join(_row(field))} |" for field in _own(flags)]
@@ -40,7 +40,7 @@ def tables() -> str:
 
 
 def _own(flags: Any) -> Iterator[dataclasses.Field[Any]]:
-    """The fields that our dataclasses declare, in their order, without those that are refused."""
+    """Yield the fields that vlft's dataclasses declare, in their order, without refused flags."""
     fields = {field.name: field for field in dataclasses.fields(flags)}
     ours = [one for one in flags.__mro__ if one.__module__.startswith("vlft.")]
     for name in dict.fromkeys(name for one in ours for name in one.__annotations__):
@@ -69,7 +69,7 @@ def _takes(name: str) -> str:
 
 
 def _default(field: dataclasses.Field[Any], words: str) -> str:
-    """The default in words where the help has them, else its value."""
+    """Return the default as the help describes it, or else its value."""
     if field.name in NEEDED:
         return "needed"
     if words:
@@ -79,15 +79,15 @@ def _default(field: dataclasses.Field[Any], words: str) -> str:
 
 
 def _marked(text: str) -> str:
-    """Flags as code, and no cell that ends early."""
+    """Mark flags as code, and escape `|`, which would end the cell."""
     return re.sub(r"(?<![\w`])--[a-z]\w*", lambda found: f"`{found[0]}`", text).replace("|", "\\|")
 
 
 def with_tables(page: str) -> str:
-    """A page with the tables in it as they are today.
+    """Return a page with its tables replaced by the current ones.
 
     Raises:
-        ValueError: it does not say where.
+        ValueError: the page lacks the comments that mark where the tables are.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,9 +1,9 @@
-"""Help from stored texts: asking, or a wrong flag, must not cost the seconds that transformers takes to load.
+"""Help from stored texts, so that `--help` and wrong flags do not wait seconds for transformers to load.
 
-`help/VERB.txt` is what the verb's own parser prints for `--help`. A verb that takes the flags of train prints the
-common ones there, and every flag in `help/VERB-all.txt`, for `--help all`. So the surface of the command line is in
-files, where a change shows up; a test compares. Most flags come from transformers, so the texts are right beside the
-one version they were made with; beside another version the verbs answer for themselves.
+`help/VERB.txt` is the output of the verb's own parser for `--help`. For a verb with the flags of train it lists the
+common flags, and `help/VERB-all.txt` lists every flag, for `--help all`. The files show each change of the command line
+in a diff; a test compares them with the parsers. Most flags come from transformers, so the texts are valid only for the
+version they were written with. With another version the verbs' parsers answer.
 
     python -m vlft.cli.help         writes them again
 """
@@ -28,14 +28,14 @@ WIDTH = 100  # columns
 
 
 def answer(verb: Verb, argv: Sequence[str]) -> str | None:
-    """The verb's help if argv asks for it, else None.
+    """Return the verb's help if argv asks for it, else None.
 
     Raises:
-        UsageError, ConfigError: a flag in argv is unknown or wrong (see `vlft.config.door`), or argv is empty and the
-            verb needs data.
+        UsageError: a flag in argv is unknown, or argv is empty and the verb needs data.
+        ConfigError: the value of a flag in argv cannot be carried out.
     """
     asked = help_asked(argv)
-    if verb.name == "chat" and not asked:  # none of its flags is transformers'
+    if verb.name == "chat" and not asked:  # it has no flag of transformers, so its stored flags are always valid
         door.check(verb.name, argv, names(verb))
     if not _holds():
         return None
@@ -43,19 +43,19 @@ def answer(verb: Verb, argv: Sequence[str]) -> str | None:
         return _text(verb, every=asked == "all")
     if verb.train_flags:
         if not argv and verb.needs_data:
-            raise wrong_usage(verb.name, "no data file and no model are named. Examples are at the end of its help")
+            raise wrong_usage(verb.name, "no data file and no model are set. Examples are at the end of its help")
         door.check(verb.name, argv, names(verb))
     return None
 
 
 def names(verb: Verb) -> set[str]:
-    """Names of the flags a verb takes, `headers-only` as `headers_only`, and their `no_` forms."""
+    """Return the names of the verb's flags with `_` for `-`, and their `no_` forms."""
     known = {name.replace("-", "_") for name in flags(verb)}
     return known | ({f"no_{name}" for name in known} if verb.train_flags else set())
 
 
 def flags(verb: Verb) -> dict[str, list[str]]:
-    """Names of the flags a verb takes, each with the words it may be; none where it may be anything."""
+    """Return the names of the verb's flags, each with its valid words; an empty list if any value is valid."""
     found = {}
     for one in {verb.name, "train"} if verb.train_flags else {verb.name}:
         text = _text(VERBS[one], every=True)
@@ -65,14 +65,14 @@ def flags(verb: Verb) -> dict[str, list[str]]:
 
 
 def texts() -> Iterator[tuple[str, Verb, bool]]:
-    """Each stored text: the name of its file, its verb, whether it lists every flag."""
+    """Yield for each stored text the name of its file, its verb, and whether it lists every flag."""
     for verb in VERBS.values():
         for every in (False, True) if verb.train_flags else (False,):
             yield _name(verb, every), verb, every
 
 
 def printed(verb: Verb, *, every: bool) -> str:
-    """What the verb's own parser prints for `--help` or `--help all`, as wide as the environment's COLUMNS."""
+    """Return what the verb's own parser prints for `--help` or `--help all`. The variable COLUMNS sets its width."""
     run = importlib.import_module(verb.module).run
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         run(["--help", "all"] if every else ["--help"])
@@ -80,7 +80,7 @@ def printed(verb: Verb, *, every: bool) -> str:
 
 
 def write() -> None:
-    """Write all texts again, beside the transformers that is installed."""
+    """Write all texts again, for the installed version of transformers."""
     os.environ["COLUMNS"] = str(WIDTH)
     FOLDER.mkdir(exist_ok=True)
     for name, verb, every in texts():
@@ -89,7 +89,7 @@ def write() -> None:
 
 
 def _holds() -> bool:
-    """Whether the texts were made beside the transformers that is installed."""
+    """Whether the texts were written for the installed version of transformers."""
     try:
         return (FOLDER / "transformers.txt").read_text(encoding="utf-8").strip() == version("transformers")
     except (OSError, PackageNotFoundError):

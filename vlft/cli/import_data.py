@@ -1,4 +1,4 @@
-"""`vlft import`: a published data set as a data file and a folder of pictures."""
+"""`vlft import`: convert a published data set into data files and a folder of pictures."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ examples:
 
 
 def parser() -> CommandParser:
-    """Its command line."""
+    """Build the command line of `vlft import`."""
     parser = CommandParser(
         "import",
-        description="Turn a published data set into data files (OUT/train.jsonl, OUT/test.jsonl) and pictures\n"
-        "(OUT/images), byte for byte as they are. story-reasoning: the parquet files of\n"
+        description="Convert a published data set into data files (OUT/train.jsonl, OUT/test.jsonl) and pictures\n"
+        "(OUT/images), whose bytes are copied unchanged. story-reasoning: the parquet files of\n"
         "daniel3303/StoryReasoning.",
         examples=EXAMPLES,
     )
     parser.add_argument("set", metavar="SET", choices=("story-reasoning",), help="story-reasoning")
     parser.add_argument("source", metavar="PARQUET_DIR", help="folder with its train*.parquet and test*.parquet")
-    parser.add_argument("out", metavar="OUT", help="folder to write; new or empty, there whole or not at all")
+    parser.add_argument("out", metavar="OUT", help="folder to write; new or empty. It appears only when complete")
     parser.add_argument("--limit", type=int, metavar="N", help="rows of each split, from the first (default: all)")
     parser.add_argument(
         "--on_bad_row",
         choices=("error", "skip"),
         default="error",
-        help="a row or file that cannot be imported stops it (default), or is left out and listed",
+        help="a row or file that cannot be imported. error (default): stop; skip: leave it out and list it",
     )
     add_json(parser)
     return parser
@@ -43,9 +43,9 @@ def parser() -> CommandParser:
 
 @command(parser)
 def run(flags: argparse.Namespace, write: Write) -> int:
-    """Import the set, say what came of it and what to do next."""
+    """Import the data set, and print the result and the next command."""
     if flags.limit is not None and flags.limit < 1:
-        raise wrong_usage("import", f"--limit {flags.limit}: 1 row or more")
+        raise wrong_usage("import", f"--limit {flags.limit}: must be at least 1")
     from vlft.convert import import_stories
     from vlft.interrupts import explained
     from vlft.text import printable
@@ -57,7 +57,7 @@ def run(flags: argparse.Namespace, write: Write) -> int:
         write(asdict(found))
         return 0
     if found.before:
-        print(f"{found.out}: imported already, from the same files")
+        print(f"{found.out}: already imported from the same files")
     for split, rows in found.rows.items():
         counts = f"{found.stories[split]:,} of {rows:,} stories, {found.pictures[split]:,} pictures"
         print(f"{found.file(split)}: {counts}")

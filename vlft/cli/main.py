@@ -1,7 +1,7 @@
-"""The command line's door: find the verb, hand it the rest, turn what went wrong into one message and an exit status.
+"""The entry point of the command line: run a verb, and turn errors into one message and an exit status.
 
-Neighbours: `vlft.cli.verbs` lists the verbs. The module of a verb has `run(argv) -> int`, and is imported only when the
-verb runs, so that help and wrong usage answer at once.
+Neighbours: `vlft.cli.verbs` lists the verbs. A verb's module has `run(argv) -> int`. It is imported only when the verb
+runs, so that help and wrong usage answer at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ Fine-tune Qwen2-VL on your own pictures, videos and conversations, and get weigh
 
 {_LISTED}
 
-vlft VERB --help says more, vlft VERB --help all lists every flag. vlft --version prints the version ({__version__}).
+vlft VERB --help describes a verb, vlft VERB --help all lists every flag.
+vlft --version prints the version ({__version__}).
+
 A run, from data to weights:
 
   vlft check-data train.json --image_folder images
@@ -41,8 +43,8 @@ A run, from data to weights:
 """
 
 BROKEN_PIPE = 141  # as shells report SIGPIPE: 128 + 13
-#: Seconds in which a process that failed, or was interrupted, is gone. Python waits for threads and for what libraries
-#: registered to be called at exit, and a loader or a download may keep it waiting.
+#: Seconds until a process that failed, or was interrupted, is ended by force. Python waits for threads and for the exit
+#: handlers of libraries, and a loader or a download may block it.
 FAREWELL = 10.0
 QUICK_FAREWELL = 2.0
 
@@ -51,31 +53,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Args:
-        argv: what follows `vlft`; None takes it from the process, which is expected to end afterwards.
+        argv: the words after `vlft`; None: the process's own, which must end afterwards.
 
     Returns:
-        The exit status: 0 done, 1 the verb failed on the user's data, flags or folders, 2 wrong usage,
-        75 saved and stopped by a signal, 130 stopped by Ctrl-C.
+        The exit status: 0 success, 1 the verb failed because of the user's data, flags or folders, 2 wrong usage,
+        75 stopped by a signal after saving, 130 stopped by Ctrl-C.
 
     Raises:
-        SystemExit: from the `--help` of a verb whose text is not stored (see `vlft.cli.help`).
+        SystemExit: the parser of a verb printed `--help`, because its text is not stored (see `vlft.cli.help`).
     """
-    if argv is None:  # without leaving the context: a second Ctrl-C still ends the process while Python exits
+    if argv is None:  # the context is never left, so that a second Ctrl-C still ends the process while Python exits
         return _guarded(sys.argv[1:], Interrupts().__enter__(), _Farewell().begin)
     with Interrupts() as interrupts:
         return _guarded(argv, interrupts, lambda seconds, status: None)
 
 
 def _guarded(argv: Sequence[str], interrupts: Interrupts, end_within: Callable[[float, int], None]) -> int:
-    """As `main`.
+    """Run one verb and handle its errors. Arguments and result are the ones of `main`.
 
     Args:
-        end_within: is told of a failure: the seconds until the process must end, and its status. That is
-            within `except`: afterwards what the failure held is let go, and a loader waits for its processes.
+        end_within: called after a failure with the seconds until the process must end, and its status. It is called
+            inside `except`, because leaving `except` frees the objects of the failure, and a loader among them waits
+            for its processes.
     """
     try:
         status = _dispatch(without_local_rank(argv, os.environ))
-        sys.stdout.flush()  # a reader that went away shall show here, not at interpreter exit
+        sys.stdout.flush()  # raises BrokenPipeError here rather than when the interpreter exits
         return status
     except VlftError as error:
         if not error.said:
@@ -84,7 +87,7 @@ def _guarded(argv: Sequence[str], interrupts: Interrupts, end_within: Callable[[
         end_within(FAREWELL, error.exit_code)
         return error.exit_code
     except BrokenPipeError:
-        # What is still buffered would raise again when Python flushes at exit, so it goes nowhere.
+        # Python would raise again when it flushes the buffer at exit, so the buffer is sent to devnull.
         # https://docs.python.org/3/library/signal.html#note-on-sigpipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         end_within(FAREWELL, BROKEN_PIPE)
@@ -92,8 +95,8 @@ def _guarded(argv: Sequence[str], interrupts: Interrupts, end_within: Callable[[
     except (KeyboardInterrupt, Exception) as error:
         if not isinstance(error, KeyboardInterrupt) and not interrupts.raised:
             end_within(FAREWELL, 1)
-            raise  # a fault of ours
-        # An import that is interrupted may end in an error of the library's own.
+            raise  # a bug in vlft
+        # An interrupted import may raise another error of the library instead of KeyboardInterrupt.
         print("interrupted", file=sys.stderr)
         interrupts.answered()
         end_within(QUICK_FAREWELL, Interrupted.exit_code)
@@ -101,17 +104,17 @@ def _guarded(argv: Sequence[str], interrupts: Interrupts, end_within: Callable[[
 
 
 class _Farewell:
-    """A short end for a process that failed: what was registered with `atexit`, and no more.
+    """End a failed process quickly: after the handlers of `atexit`, skip the rest of Python's shutdown.
 
-    Python would then take every module apart, which takes seconds with torch loaded.
+    Python would then free every module, which takes seconds with torch loaded.
     """
 
     def __init__(self) -> None:
         self._status: int | None = None
-        atexit.register(self._leave)  # before all others, so it is called after them
+        atexit.register(self._leave)  # registered first, so it is called last
 
     def begin(self, seconds: float, status: int) -> None:
-        """The process ends with this status, and in so many seconds at the latest."""
+        """End the process with this status, after `seconds` at the latest."""
         self._status = status
         last = threading.Timer(seconds, os._exit, [status])
         last.daemon = True
@@ -125,7 +128,7 @@ class _Farewell:
             os._exit(self._status)
 
 
-#: Commands of other kits, and other words for ours -> what to type here. Behind a word of ours stands what it does.
+#: Commands of other kits and synonyms -> the command of vlft, with an explanation where it is needed.
 MEANT = {
     **dict.fromkeys(("sft", "finetune", "fine-tune", "tune", "fit", "run", "lora", "pt", "pretrain"), "vlft train"),
     **dict.fromkeys(("infer", "inference", "predict", "generate", "ask", "demo-chat", "cli"), "vlft chat"),
@@ -156,7 +159,7 @@ MEANT = {
 
 
 def _meant(verb: str) -> str:
-    """What someone who typed an unknown command may have meant: by its meaning, else by its spelling."""
+    """Return a hint for an unknown command: a synonym, else a similar spelling."""
     if (meant := MEANT.get(verb.lower().replace("_", "-"))) is not None:
         return f"Use: {meant}"
     near = difflib.get_close_matches(verb, [*VERBS, "--help", "--version"], n=1)

@@ -1,4 +1,4 @@
-"""`vlft merge`: a run's adapter into its base model's weights."""
+"""`vlft merge`: merge a run's adapter into its base model's weights."""
 
 from __future__ import annotations
 
@@ -18,22 +18,20 @@ examples:
 
 
 def parser() -> CommandParser:
-    """Its command line."""
+    """Build the command line of `vlft merge`."""
     parser = CommandParser(
         "merge",
-        description="Merge an adapter into its base model, and measure that both answer alike.",
+        description="Merge an adapter into its base model, and measure that the merged model gives the same answers.",
         examples=EXAMPLES,
     )
     parser.add_argument("run", metavar="RUN", help="run folder, checkpoint-N or adapter folder")
     parser.add_argument("out", metavar="OUT", help="folder for the merged model; new or empty")
-    parser.add_argument(
-        "--base_model", metavar="B", help="folder or hub id of the base, if it is not where the run says"
-    )
+    parser.add_argument("--base_model", metavar="B", help="folder or hub id of the base, if it has moved since the run")
     parser.add_argument(
         "--dtype",
         choices=("keep", "bf16", "fp16", "fp32"),
         default="keep",
-        help="of the written weights; keep (default): each tensor's own in the base",
+        help="dtype of the written weights; keep (default): the dtype of each tensor in the base",
     )
     add_json(parser)
     return parser
@@ -41,7 +39,7 @@ def parser() -> CommandParser:
 
 @command(parser)
 def run(flags: argparse.Namespace, write: Write) -> int:
-    """Merge, and say how far the answers differ."""
+    """Merge, and report how much the logits differ."""
     from vlft.interrupts import explained
     from vlft.merge import merge
 

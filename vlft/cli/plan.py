@@ -1,4 +1,4 @@
-"""`vlft plan`: what would be trained, at which rate, in how many steps."""
+"""`vlft plan`: show what a run would train, at which learning rates, in how many steps."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ examples:
 
 
 def parser() -> FlagParser:
-    """Its command line."""
+    """Build the command line of `vlft plan`."""
     parser = train_parser(
         "plan",
-        description="Say what vlft train would do with the same flags: what trains at which rate, on how many rows, "
-        "in how many steps, and in how much memory. Loads no weights (except with --measure), writes nothing, needs "
-        "no GPU.",
+        description="Show what vlft train would do with the same flags: what trains at which learning rate, on how "
+        "many rows, in how many steps, and with how much memory. Loads no weights (except with --measure), writes "
+        "nothing, needs no GPU.",
         epilog=EXAMPLES,
     )
     parser.add_argument("--gpus", type=int, metavar="N", help="processes the run will have (default: 1)")
     parser.add_argument(
-        "--gpu", metavar="CARD", help="card to estimate memory for, e.g. h100, a100-40, 4090, or GB (default: this one)"
+        "--gpu", metavar="CARD", help="GPU to estimate memory for, e.g. h100, a100-40, 4090, or GB (default: this one)"
     )
     parser.add_argument(
-        "--tokens_per_s", type=float, metavar="R", help="tokens a second of the whole run, to say how long it takes"
+        "--tokens_per_s", type=float, metavar="R", help="tokens a second of the whole run, to estimate its duration"
     )
     parser.add_argument(
-        "--measure", action="store_true", help="train one real step on the largest micro-batch here, and compare"
+        "--measure", action="store_true", help="train one step on the largest micro-batch here, and compare the memory"
     )
     add_json(parser)
     return parser
@@ -44,13 +44,13 @@ def parser() -> FlagParser:
 
 @command(parser)
 def run(parsed: Parsed, write: Write) -> int:
-    """Plan a run."""
+    """Plan a run and print the plan."""
     from vlft.plan import plan
 
     extra = parsed.extra
     planned = plan(parsed, gpus=extra.gpus, gpu=extra.gpu, measure=extra.measure, tokens_per_s=extra.tokens_per_s)
     if parsed.flags[2].process_index:
-        return 0  # under torchrun one process speaks for all
+        return 0  # under torchrun only rank 0 prints
     if extra.json:
         write(planned.as_json())
     else:

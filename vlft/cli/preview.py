@@ -1,4 +1,4 @@
-"""`vlft preview`: rows as the model sees them, trained tokens marked."""
+"""`vlft preview`: show rows as the model sees them, with trained tokens marked."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ examples:
 
 
 def parser() -> RowParser:
-    """Its command line."""
+    """Build the command line of `vlft preview`."""
     from vlft.cli.parse_rows import RowParser
 
     parser = RowParser(
         "preview",
-        description="Show rows as the model sees them: tokens that are trained are green on a terminal (NO_COLOR=1 or "
-        "a pipe: between ⟦ and ⟧), the pads of a picture are folded. Takes all flags of vlft train.",
+        description="Show rows as the model sees them. Trained tokens are green on a terminal; with NO_COLOR=1 or in a "
+        "pipe they are between ⟦ and ⟧. The pads of a picture are folded. Takes all flags of vlft train.",
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "--index", metavar="N", default="0", help="which row, from 0, as in messages; or several: 3,17,40-44"
+        "--index", metavar="N", default="0", help="number of the row, from 0, as in messages; or several: 3,17,40-44"
     )
-    parser.add_argument("--html", metavar="F", help="write a page with the pictures as the model sees them, too")
+    parser.add_argument("--html", metavar="F", help="also write a page with the pictures as the model sees them")
     return parser
 
 
 @command(parser)
 def run(parsed: Parsed, write: Write) -> int:
-    """Show the rows; 1 if any of them is refused."""
+    """Show the rows. Return 1 if any of them is refused."""
     from vlft.cli.parse_rows import data_files, rows_in
     from vlft.preview import Preview, Refused, preview_row, preview_rows
 
     (data, model), extra = parsed.flags, parsed.extra
     files = data_files("preview", parsed)
     if len(files) > 1:
-        one = f"{len(files)} data files, and a row is of one. Name the one: vlft preview {files[0]} ..."
+        one = f"{len(files)} data files, but --index counts the rows of one. Pass one: vlft preview {files[0]} ..."
         raise wrong_usage("preview", one)
     try:
         indices = rows_in(extra.index)
     except ValueError as error:
-        fix = "Give a row from 0, or several: 3,17,40-44"
+        fix = "Use a number from 0, or several: 3,17,40-44"
         raise wrong_usage("preview", f"--index {extra.index}: {error}. {fix}") from error
     if len(indices) == 1:
         rows: list[Preview | Refused] = [preview_row(files[0], indices[0], data, model, given=parsed.given)]

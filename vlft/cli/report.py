@@ -1,4 +1,4 @@
-"""`vlft report`: write the page of a run again, from what is in its folder."""
+"""`vlft report`: write the report page of a run again, from the files in its folder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ examples:
 
 
 def parser() -> CommandParser:
-    """Its command line."""
+    """Build the command line of `vlft report`."""
     parser = CommandParser(
         "report",
-        description="Write a run's report.html again: curves, where the time went, rows, answers, settings. vlft train "
-        "writes it too, while it runs; this needs no GPU and no model.",
+        description="Write a run's report.html again: curves, time per activity, rows, answers, settings. vlft train "
+        "also writes it during the run. Needs no GPU and no model.",
         examples=EXAMPLES,
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, finished or not")
@@ -28,7 +28,7 @@ def parser() -> CommandParser:
 
 @command(parser, heavy=False)
 def run(flags: argparse.Namespace, write: Write) -> int:
-    """Write the page, say where it is."""
+    """Write the page and print its path."""
     from vlft.report import make_report
 
     print(f"report: {make_report(flags.run, flags.html)}")

@@ -1,6 +1,6 @@
-"""Keep stdout for one JSON document. What libraries, subprocesses and C code print meanwhile goes to stderr.
+"""Reserve stdout for one JSON document. Output of libraries, subprocesses and C code goes to stderr.
 
-DeepSpeed's logger, for one, takes hold of stdout at import.
+DeepSpeed's logger, for example, opens stdout when it is imported.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def json_only(wanted: bool) -> Iterator[Callable[[Any], None]]:
-    """Send everything printed in the block to stderr, but for what the yielded function is given.
+    """Redirect everything printed in the block to stderr, except the document passed to the yielded function.
 
     Args:
-        wanted: whether `--json` was asked for; otherwise nothing is redirected.
+        wanted: whether `--json` is set; otherwise nothing is redirected.
 
     Yields:
         A function that writes its argument as the one JSON document on the real stdout.
@@ -40,14 +40,14 @@ def json_only(wanted: bool) -> Iterator[Callable[[Any], None]]:
 
 
 def _write(document: Any, stream: TextIO) -> None:
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)  # NaN is no JSON
-    # Half a surrogate pair, which JSON may hold and UTF-8 may not, goes out as the escape it came in as.
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)  # NaN is not valid JSON
+    # Half a surrogate pair is valid in JSON but not in UTF-8, so it is written as an escape.
     stream.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     stream.flush()
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    """The descriptor behind a stream; None for one that has none, as in tests and notebooks."""
+    """Return the file descriptor of a stream; None if it has none, as in tests and notebooks."""
     try:
         return stream.fileno()
     except (AttributeError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How many cores torch computes with, where training is on the CPU."""
+"""Set how many cores torch uses when it trains on the CPU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def share_cores() -> None:
-    """Leave half of the cores to the processes that load rows, unless OMP_NUM_THREADS says otherwise.
+    """Leave half of the cores to the loader processes, unless OMP_NUM_THREADS is set.
 
-    Training takes turns with them, and threads that wait for each other on a busy machine cost more than they bring.
+    On a busy machine torch's threads wait for each other, and more threads make training slower.
     """
     import torch
 

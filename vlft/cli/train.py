@@ -26,7 +26,7 @@ examples:
 
 
 def parser() -> FlagParser:
-    """Its command line."""
+    """Build the command line of `vlft train`."""
     return train_parser(
         "train",
         description="Fine-tune Qwen2-VL on LLaVA-style rows of text, pictures and videos.",
@@ -35,7 +35,7 @@ def parser() -> FlagParser:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Parse the flags, train, say where the weights are. A signal is noticed from the first second on."""
+    """Parse the flags and train. Signals are handled from the start, before heavy imports."""
     from vlft.train.signals import Notice
 
     join(os.environ)

@@ -1,7 +1,7 @@
 """The verbs of vlft, one row each. `main`, `help`, `complete`, the tests and the guides read this table.
 
-A verb's module has `parser()`, which builds its command line, and `run(argv) -> exit status` (see `vlft.cli.opening`).
-It is imported only when the verb runs. A new verb is a row here and a module.
+A verb's module has `parser()`, which builds its command line, and `run(argv) -> exit status` (see `vlft.cli.command`).
+It is imported only when the verb runs. To add a verb, add a row here and a module.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class Verb:
     Attributes:
         name: the word after `vlft`.
         text: its line in `vlft --help`.
-        module: where it is implemented.
-        train_flags: it takes the flags of `vlft train`. Its `--help` then lists the common ones, and `--help all`
+        module: the module that implements it.
+        train_flags: it takes the flags of `vlft train`. Its `--help` lists the common flags, and `--help all` lists
             every flag.
-        needs_data: it cannot do anything without a flag or a data file.
+        needs_data: it needs at least one flag or data file.
     """
 
     name: str
@@ -40,15 +40,15 @@ def _like_train(name: str, text: str, module: str = "") -> Verb:
 
 _ROWS = (
     _like_train("train", "fine-tune a Qwen2-VL on your data"),
-    _verb("merge", "merge what a run trained into its base model, and compare the two"),
-    _like_train("check-data", "name every row that cannot be trained, and why", "check_data"),
-    _verb("import", "turn a published data set into rows and pictures", "import_data"),
-    _like_train("preview", "show rows as the model sees them, trained tokens marked"),
-    _verb("demo", "see a tiny model learn from pictures, in minutes, on a CPU"),
-    _like_train("plan", "say what would be trained, at which rate, in how many steps"),
-    _verb("report", "write the page of a run again: curves, answers, where the time went"),
+    _verb("merge", "merge a run's adapter into its base model, and compare the logits"),
+    _like_train("check-data", "find every row that cannot be trained, and report why", "check_data"),
+    _verb("import", "convert a published data set into rows and pictures", "import_data"),
+    _like_train("preview", "show rows as the model sees them, with trained tokens marked"),
+    _verb("demo", "train a tiny model on pictures, in minutes, on a CPU"),
+    _like_train("plan", "show what a run would train, at which rates, in how many steps"),
+    _verb("report", "write the report page of a run again: curves, answers, times"),
     _verb("chat", "ask a model about pictures and videos"),
-    _verb("bench", "measure loading and training, beside stock transformers", train_flags=True),
+    _verb("bench", "measure loading and training, and compare with stock transformers", train_flags=True),
 )
 #: Name -> verb, in the order of `vlft --help`.
 VERBS = {verb.name: verb for verb in _ROWS}

@@ -95,8 +95,8 @@ def _towers(values: Values) -> Iterator[str]:
     lora = [tower for tower in TOWERS if modes[tower] == "lora"]
     if modes["language"] == "full" and lora:
         yield (
-            f"--language full beside --{lora[0]} lora is refused: the adapter would hold the language model a second "
-            f"time. Use --{lora[0]} full, or --language lora."
+            f"--language full with --{lora[0]} lora is refused: the adapter would contain a second copy of the "
+            f"language model. Use --{lora[0]} full, or --language lora."
         )
     if not lora:
         shown = ", ".join(f"{tower} {mode}" for tower, mode in modes.items())

@@ -175,7 +175,7 @@ class TrainFlags(TrainingArguments):
     )
     stall_timeout: float = flag(
         1800,
-        "seconds without progress after which the run ends with a report of which process stopped where; 0: never",
+        "seconds without progress after which the run ends and reports which process stopped, and where; 0: never",
     )
     ddp_timeout: int = flag(
         None,

@@ -158,7 +158,7 @@ class Word(Kind):
 
     Attributes:
         words: the valid words.
-        needs: word -> packages, at least one of which must be installed.
+        needs: word -> packages; at least one of them must be installed.
         on_gpu: words that also need a CUDA device.
         refused: word -> why vlft does not support it, and what to use instead.
         bools: the words of a bool are also valid, as `true` and `false`.

@@ -61,7 +61,7 @@ SCHEDULES: Mapping[str, Mapping[str, Kind]] = {
         "reset_start": _STEPS,
     },
 }
-#: `--lr_scheduler_type` -> arguments, exactly one of which must be set, and an example.
+#: `--lr_scheduler_type` -> arguments (exactly one of them must be set), and an example.
 NEEDED: Mapping[str, tuple[tuple[str, ...], str]] = {
     "cosine_with_min_lr": (("min_lr", "min_lr_rate"), '{"min_lr_rate": 0.1}'),
     "cosine_warmup_with_min_lr": (("min_lr", "min_lr_rate"), '{"min_lr_rate": 0.1}'),
