@@ -1,4 +1,4 @@
-"""The objective as a seam: others than SFT run through the real trainer, and what they count arrives in the log."""
+"""The objective as an interface: other objectives than SFT run in the real trainer, and their statistics are logged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vlft.train.run import train
 
 
 class Weighted(Sft):
-    """Every trained token counts a quarter, from a tensor of its own in the batch; and the log-probability of a row."""
+    """Every trained token counts a quarter, from an extra tensor in the batch; also logs log-probabilities of rows."""
 
     unit = "quarters"
     statistics = ("row_logp", "rows_seen", "never")
