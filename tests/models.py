@@ -45,7 +45,7 @@ def flat_inputs(rows) -> dict:
 
 
 def stock_inputs(row, processor) -> dict:
-    """What the stock model takes for one row, pixels by the stock scaling."""
+    """The stock model's inputs for one row, with stock scaling of pixels."""
     pixels = forward.PixelScale.of(processor)
     stills = [m for m in row.media if not m.is_video]
     videos = [m for m in row.media if m.is_video]
@@ -89,7 +89,7 @@ TWO_B = Qwen2VLConfig(
 
 
 def modules(width: int, inner: int):
-    """A norm and an MLP of the language model, without contents: their sizes and code are what counts."""
+    """A norm and an MLP of the language model, without contents; only sizes and code matter."""
     from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2MLP, Qwen2VLRMSNorm
 
     config = SimpleNamespace(hidden_size=width, intermediate_size=inner, hidden_act="silu")
@@ -98,7 +98,7 @@ def modules(width: int, inner: int):
 
 
 def torch_rms_norm(x, weight, eps):
-    """As Qwen2-VL does it: normalised in float32, weighted in x's dtype."""
+    """The RMSNorm of Qwen2-VL: normalised in float32, weighted in x's dtype."""
     exact = x.float()
     return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 

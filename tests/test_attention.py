@@ -34,7 +34,7 @@ def mixes_samples(q, k, v, cu, longest, *, scale, causal):
 
 
 def forgets_what_is_far(q, k, v, cu, longest, *, scale, causal):
-    """Right up to 128 tokens."""
+    """Correct for segments of up to 128 tokens."""
     lengths = [part for length in cu.diff().tolist() for part in (min(length, 128), max(length - 128, 0)) if part]
     return segments(q, k, v, lengths, scale, causal)
 
@@ -62,7 +62,7 @@ def nan_gradient(*args, **kwargs):
 @pytest.mark.parametrize("tower", TOWERS)
 def test_a_right_kernel_passes_its_self_test(tower, dtype):
     worst = attention.self_test(right, TOWERS[tower], dtype=dtype, device=CPU)
-    assert 1e-4 < worst < attention.TOLERANCE  # the first, or it would not be testing 16 bits
+    assert 1e-4 < worst < attention.TOLERANCE  # a smaller difference would mean that it does not run in 16 bits
 
 
 @pytest.mark.parametrize("kernel", [mixes_samples, forgets_what_is_far, nan_gradient])
@@ -88,7 +88,7 @@ def test_a_kernel_gets_one_dtype_whatever_the_rotary_embedding_returns(dtype):
 
 
 class CompilerError(Exception):
-    """As kernels' own compilers raise them."""
+    """An exception class like those of kernels' own compilers."""
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_without_a_gpu_or_16_bits_it_is_sdpa(device, dtype, why):
 
 
 def test_torchs_varlen_runs_flash_and_leaves_other_attention_as_it_was(monkeypatch):
-    """torch 2.15 would take cuDNN on Hopper, which builds a plan for each new set of lengths."""
+    """torch 2.15 would choose cuDNN on Hopper, which builds a plan for each new set of lengths."""
     varlen = pytest.importorskip("torch.nn.attention.varlen")
     seen = []
 

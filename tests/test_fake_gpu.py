@@ -1,8 +1,8 @@
 """A training step on CUDA tensors that have shapes and no contents: what a GPU would refuse or wait for, without one.
 
-The model is what `vlft train` prepares, the batch what its loader collates, inputs, loss and optimizer are its
-trainer's. Shown are tensors on another device, dtypes that a flash kernel refuses, values read back and copies that
-block; numbers are not. torch's autograd engine, DDP and the scheduler are left out.
+`vlft train` prepares the model, its loader collates the batch, and its trainer provides inputs, loss and optimizer. The
+tests find tensors on another device, dtypes that a flash kernel refuses, values that are read back and copies that
+block. They do not check numbers, torch's autograd engine, DDP or the scheduler.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ ROWS = {"pictures": ["still", "two-turns", "frames", "text"], "text": ["text", "
 
 
 def rows_of(encoded, load):
-    return [encoded[name] for name in ROWS[load] if name in encoded]  # videos need packages that may not be there
+    return [encoded[name] for name in ROWS[load] if name in encoded]  # videos need packages that may not be installed
 
 
 class OnAGpu(TrainFlags):
-    """Flags as they are on a machine with a GPU."""
+    """Flags on a machine with a GPU."""
 
     @property
     def device(self):
@@ -74,7 +74,7 @@ def opened(base):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Torch's varlen kernel and Liger are installed, and pass their self-tests; records what the kernel is handed."""
+    """Torch's varlen kernel and Liger are installed, and pass their self-tests; records the kernel's inputs."""
     seen = []
 
     def kernel(q, k, v, cu, longest, *, scale, causal):
@@ -135,7 +135,7 @@ def trainer_of(model, flags, objective=Sft) -> VlftTrainer:
 
 
 def run_step(opened, model, flags, rows, *, autocast, objective=Sft) -> None:
-    """An optimizer step, watched from the loader's batch on."""
+    """An optimizer step, observed from the loader's batch to the end."""
     trainer, batch = trainer_of(model, flags, objective), batch_of(opened, rows)
     with tracing.without_contents():
         optimizer = trainer.create_optimizer()
@@ -161,13 +161,13 @@ def run_step(opened, model, flags, rows, *, autocast, objective=Sft) -> None:
 
 
 def batch_of(opened, rows):
-    """As the loader hands it over."""
+    """A batch, as the loader returns it."""
     vision = opened.sizes.vision
     return Collator(patch_size=vision.patch, merge_size=vision.merge, filler_token=0)(rows)
 
 
 def known_from_the_first_step(opened):
-    """What the first step of a run takes to the device, which waits for it."""
+    """Copy to the device what the first step of a run copies, with a wait."""
     forward._constants(forward.PixelScale.of(opened.processor), torch.device("cuda", 0))
 
 
@@ -176,7 +176,7 @@ CELLS = [
         preset, stored, recompute, fused, load,
         id=f"{preset}-{str(stored).removeprefix('torch.')}-{'recompute' if recompute else 'keep'}"
         f"-{'fused' if fused else 'torch'}-{load}",
-        # In CI every preset with every dtype, kernels and recomputation by turns, and a batch without pictures.
+        # In CI: every preset with every dtype, either fused kernels or recomputation, and a batch without pictures.
         marks=[] if (recompute != fused and load == "pictures") or (recompute and fused and load != "pictures"
         and (preset, stored) in (("lora", BF16), ("full", FLOAT32))) else [pytest.mark.grid],
     )
@@ -199,7 +199,7 @@ def test_a_step_neither_waits_nor_mixes_dtypes_or_devices(
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_step_under_deepspeed_does_neither(monkeypatch, machine, opened, flags, encoded, preset):
-    """Its engine turns all weights to bf16 and keeps the masters, and there is no autocast."""
+    """DeepSpeed's engine converts all weights to bf16 and holds the masters, and there is no autocast."""
     one = opened(preset)
     monkeypatch.setattr(OnAGpu, "zero", property(lambda self: "zero2"))
     model = prepared(monkeypatch, one, flags, stored=FLOAT32, recompute=True, fused=True)
@@ -209,7 +209,7 @@ def test_a_step_under_deepspeed_does_neither(monkeypatch, machine, opened, flags
 
 
 class PerRow(Objective):
-    """A loss of the log-probabilities of whole answers, as preferences have it."""
+    """A loss on the log-probabilities of complete answers, as in preference training."""
 
     statistics = ("answer_logp",)
 
@@ -243,7 +243,7 @@ def test_an_evaluation_does_neither(monkeypatch, machine, opened, flags, encoded
 
 @pytest.mark.parametrize("stored", [BF16, FLOAT32], ids=["bfloat16", "float32"])
 def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(monkeypatch, machine, opened, flags, stored):
-    """Dtypes, strides and kinds of what the kernel is handed, in both towers, over as many tokens."""
+    """Dtypes, strides and kinds of the kernel's inputs, in both towers, over the same number of tokens."""
     one = opened("full")
     model = prepared(monkeypatch, one, flags, stored=stored, recompute=False, fused=False)
     lengths = attention.LENGTHS
@@ -285,7 +285,7 @@ WAITS = {
 
 
 class OnTheHost(torch.autograd.Function):
-    """Its gradient lies elsewhere than its input."""
+    """A function whose gradient is on a different device than its input."""
 
     @staticmethod
     def forward(ctx, x):

@@ -1,4 +1,4 @@
-"""Families: refused types, sizes, and a second family that goes through everything without a line of vlft for it."""
+"""Families: refused types, sizes, and a second family that works everywhere without any code in vlft."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ def _known():
 
 
 def _resampled(grid, **options):
-    """Where tensors have no contents, a sum over the grid has none either. A family that stays has to hand the tower
-    these along with the positions; this one is spared that."""
+    """Tensors without contents have no sum over the grid either.
+
+    A real family must pass these to the tower together with the positions; this one for tests does not.
+    """
     if not isinstance(grid, FakeTensor):
         return get_vision_interpolation_indices_and_weights(grid, **options)
     patches = options["kwargs"]["position_ids"].shape[0]
@@ -184,7 +186,7 @@ def _loose_in_a_list(model):
 
 @pytest.mark.parametrize("loosen", [_loose, _loose_in_a_list])
 def test_a_parameter_that_no_module_can_hold_stops_the_run(loosen, base):
-    """PEFT saves modules; what lies beside them would stay as it was, without a word."""
+    """PEFT saves modules. A parameter outside them would not train, without a warning."""
     model = load_base(base, SECOND)
     loosen(model)
     asked = towers.Towers(vision="full", language="lora", lora_rank=4)
@@ -192,7 +194,7 @@ def test_a_parameter_that_no_module_can_hold_stops_the_run(loosen, base):
         ConfigError, match=r"1 parameters of a tower .* would not train: model\.visual\.(class_tok|blocks\.s)"
     ):
         towers.apply_towers(model, SECOND, asked, masters=True)
-    towers.apply_towers(model, SECOND, FULL, masters=True)  # without an adapter it trains like all others
+    towers.apply_towers(model, SECOND, FULL, masters=True)  # without an adapter it trains like all other parameters
     assert {name.rpartition(".")[2] for name in trained(model)} & {"class_token", "scale"}
 
 
@@ -219,7 +221,7 @@ def test_a_flat_row_gives_the_stock_loss_and_gradients(base, encoded, preset):
     assert set(theirs) == set(mine)
     for name, gradient in theirs.items():
         assert_close(mine[name], gradient, name)
-    bound, _ = stock_loss(ours, rows[1], processor)  # without cu_seqlens it is the stock forward still
+    bound, _ = stock_loss(ours, rows[1], processor)  # without cu_seqlens it is still the stock forward
     assert_close(bound, stock_loss(stock, rows[1], processor)[0], "stock way")
 
 
@@ -305,7 +307,7 @@ def test_it_is_planned_trained_and_merged(base, data, media, tmp_path, capsys):
 
 
 def _of_one_family(source: str) -> list[str]:
-    """What only families/ may hold: a model type, a question for one, a config's parts, the towers of a live model."""
+    """Find what only families/ may use: a model type, a test for one, parts of a config, towers of a live model."""
     wrong = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and node.value in {*FAMILIES, *REFUSED, "vision_config", "text_config"}:

@@ -45,8 +45,10 @@ def test_a_step_does_the_required_operations(base, encoded, preset):
 
 @pytest.mark.parametrize("preset", ["language-lora", "lora-full-merger"])
 def test_checkpointing_adds_one_more_forward_of_the_language_layers_and_nothing_else(base, encoded, preset):
-    """Recomputation stops at the last tensor backward asks for, so each layer's last matmul, LoRA's B of down_proj,
-    does not run again."""
+    """Recomputation stops at the last tensor that backward needs, so each layer's last matmul does not run again.
+
+    That is LoRA's B of down_proj.
+    """
     batch = collate(list(encoded.values()))
     plain, checkpointed = (counted(build(base, preset, flat=True, checkpointing=on), batch) for on in (False, True))
     model = build(base, preset, flat=True)
@@ -88,7 +90,7 @@ def test_the_2b_by_hand():
     assert full["language"].forward == pytest.approx(2 * 1310.2e6 * 1000 + causal, rel=1e-4)
     assert full["language"].backward == pytest.approx(2 * full["language"].forward)
     assert lora["language"].forward == pytest.approx(full["language"].forward, rel=1e-3)
-    # Dense gradients of inputs alone, but for the first layer's q, k and v, whose input needs none; and a rank of 1.
+    # Only dense gradients of inputs, except for the first layer's q, k and v, whose input needs none; and a rank of 1.
     first = 2 * 1536 * (1536 + 2 * 256) * 1000
     assert lora["language"].backward == pytest.approx(2 * 1310.2e6 * 1000 + 2 * causal - first, rel=2e-3)
     assert full["head"].forward == 2 * 151936 * 1536 * 10

@@ -96,7 +96,7 @@ def test_features_and_their_places_must_be_equally_many(base, encoded):
 
 @pytest.mark.parametrize("padding", [False, True])
 def test_generate_goes_the_stock_way(base, encoder, encoded, padding):
-    """Bound and unbound model generate the same tokens; with a left-padded batch too."""
+    """Bound and unbound model generate the same tokens, also with a left-padded batch."""
     processor = copy.deepcopy(encoder.processor)
     processor.tokenizer.padding_side = "left"
     if padding:

@@ -39,7 +39,7 @@ def on_device(inputs: dict) -> dict:
 
 
 def ready(base, preset: str, *, stored: torch.dtype, liger: str = "false") -> torch.nn.Module:
-    """As a run prepares it under bf16 autocast, from a base of a stored dtype; the same weights as `build` has."""
+    """A model as a run prepares it under bf16 autocast, from a base of a stored dtype, with the weights of `build`."""
     torch.manual_seed(0)
     model = load_base(base, FAMILY, dtype=stored).to(DEVICE)
     attention.install(model, "auto", dtype=BF16)
@@ -55,7 +55,7 @@ def ready(base, preset: str, *, stored: torch.dtype, liger: str = "false") -> to
 
 
 def assert_near(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], *, tolerance: float) -> None:
-    """Gradients tower by tower: a single bias of a norm is the small sum of large terms, and 16 bits of it are few."""
+    """Compare gradients by tower: the bias of a norm is a small sum of large terms, and 16 bits are too few for it."""
     assert set(mine) == set(theirs)
     for tower in ("vision", "merger", "language"):
         names = [name for name in theirs if FAMILY.tower_of(towers.plain_name(name)) == tower]
@@ -86,7 +86,7 @@ def test_kernels_pass_their_self_test_at_the_published_shapes(backend, shape, dt
 
 
 def test_a_kernel_is_taken_on_this_device():
-    """Of those that are installed; where none is, all is sdpa, slower."""
+    """The fastest of the installed kernels; without one, sdpa."""
     backend, remarks = attention.choose_backend("auto", VIT, device=DEVICE, dtype=BF16)
     print(backend, remarks)
     assert backend != "sdpa"
@@ -154,7 +154,7 @@ RUNS = {"full": FULL, "language lora": (), "vision lora": VISION_LORA}
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("preset", RUNS)
 def test_a_run_on_the_device_is_near_one_on_the_host(base, mixed_json, media, tmp_path, preset, stored):
-    """Through the command line, packed, with and without float32 weights underneath."""
+    """Through the command line, packed, from float32 and from bf16 weights."""
     if stored == BF16:
         folder = tmp_path / "base"
         load_base(base, FAMILY, dtype=BF16).save_pretrained(folder)

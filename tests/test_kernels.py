@@ -1,4 +1,4 @@
-"""Fused kernels: when they are taken, when refused, and that one model's are no other's. Torch stands in for Liger."""
+"""Fused kernels: when they are used or refused, and that they change one model only. Torch replaces Liger."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def broken(**functions) -> kernels.Functions:
 
 
 def build(base, preset: str, functions: kernels.Functions | None) -> torch.nn.Module:
-    """As a run prepares it, in float32."""
+    """A model as a run prepares it, in float32."""
     torch.manual_seed(0)
     model = load_base(base, FAMILY, dtype=torch.float32)
     attention.install(model, "sdpa", dtype=torch.float32)
@@ -85,7 +85,7 @@ def test_patching_one_model_leaks_to_no_other(base, encoded):
 
 
 def test_another_dtype_than_the_weights_goes_torchs_way():
-    """Torch answers in the wider of the two, which a kernel would not."""
+    """Torch returns the wider of the two dtypes, and a kernel would not."""
     from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
 
     counting, norm = Counting(), Qwen2VLRMSNorm(8)
@@ -150,7 +150,7 @@ def test_what_fails_its_self_test_is_not_used(base, functions, reason):
 
 
 def _one_plus():
-    """A real RMSNorm that weighs by 1 + w, as Qwen3.5's does, under the names that a kernel asks for."""
+    """A real RMSNorm that multiplies by 1 + w (from Qwen3.5), with the attributes that a kernel needs."""
     from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNorm
 
     norm = Qwen3_5RMSNorm(64, eps=1e-6)
@@ -192,7 +192,7 @@ def _limits_the_gate(self, x):
     ids=["one-plus", "other-names", "one-of-five", "another-mlp", "another-activation", "no-mlp"],
 )
 def test_a_module_that_computes_something_else_keeps_its_own_forward(base, change, reason):
-    """Right kernels, but not for each module of this model."""
+    """The kernels are correct, but wrong for one module of this model."""
     model = load_base(base, FAMILY, dtype=torch.float32)
     change(model.model.language_model)
     said = kernels.install(model, "auto", dtype=torch.float32, functions=TORCH)
@@ -209,7 +209,7 @@ def test_torch_in_16_bits_passes_the_self_test(dtype):
     assert set(found) == {"RMSNorm", "SwiGLU"}
     assert max(found.values()) < kernels.TOLERANCE[dtype]
     if dtype != torch.float32:
-        assert min(found.values()) > 1e-4  # or it would not be testing 16 bits
+        assert min(found.values()) > 1e-4  # a smaller difference would mean that it does not run in 16 bits
 
 
 def test_a_kernel_without_its_package_says_so(monkeypatch):
@@ -222,7 +222,7 @@ def test_a_kernel_without_its_package_says_so(monkeypatch):
 
 
 def test_ligers_functions_are_where_we_look_for_them():
-    """Their module paths and arguments, as of liger-kernel 0.8.5; they run on CUDA only."""
+    """Module paths and arguments of liger-kernel 0.8.5; the functions run only on CUDA."""
     pytest.importorskip("liger_kernel")
     functions = kernels.liger_functions()
     assert callable(functions.rms_norm)

@@ -1,4 +1,4 @@
-"""The head's chunked losses against plain ones: value, every gradient, and what they never hold."""
+"""The head's chunked losses against plain ones: value, every gradient, and tensors that they never hold."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_value_and_gradients_are_those_of_plain_cross_entropy(chunks_of_32, coun
 def test_bf16_autocast_is_as_exact_as_the_plain_way(chunks_of_32, dtype):
     """Logits come from the same bf16 matmul, and all after it is float32: the loss agrees as in float32.
 
-    A gradient is rounded to bf16 (by at most 2**-9 of itself) before and after its matmul, here as there, though before
-    and after the upstream factor: four roundings lie between the two.
+    Both sides round a gradient to bf16 (by at most 2**-9 of itself) before and after its matmul, but one side does so
+    before the upstream factor and the other one after it. So they differ by up to four roundings.
     """
     theirs, ours = both(100, autocast=True, dtype=dtype)
     assert far(ours[0], theirs[0]) < 1e-6
@@ -136,7 +136,7 @@ def test_evaluation_makes_no_gradients(chunks_of_32):
         value = loss.linear_cross_entropy(hidden, linear.weight, targets)
     assert far(value, plain(linear, hidden, targets)) < 1e-6
     assert not value.requires_grad
-    assert watch.ran["aten.mm"] == 4  # one a chunk
+    assert watch.ran["aten.mm"] == 4  # one per chunk
 
 
 # ---- a log-probability per row
@@ -149,7 +149,7 @@ def plain_log_probs(linear, hidden, labels):
 def both_log_probs(count: int, *, trained: bool = True, autocast: bool = False, dtype=torch.float32):
     """(log-probabilities, gradient of hidden, gradient of the weight or None) of the plain way and of ours.
 
-    Each row has an upstream gradient of its own, as a loss of preferences gives it.
+    Each row has its own upstream gradient, as in preference training.
     """
     upstream = torch.randn(count, generator=torch.Generator().manual_seed(7))
     results = []
@@ -233,11 +233,11 @@ def test_sums_per_segment_are_those_of_each_alone():
     assert (nothing.tolist(), counts.tolist()) == ([0.0], [0])
 
 
-# ---- what is never held
+# ---- memory
 
 
 class Watch(TorchDispatchMode):
-    """Looks at every tensor that is made: the largest, most bytes alive at once, and how often each operator ran."""
+    """Records every new tensor: the largest one, the most bytes alive at one time, and the calls of each operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class Watch(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if torch.is_tensor(tensor):
                 self.largest = max(self.largest, tensor.numel())
-                if tensor.untyped_storage()._cdata not in there:  # else a view, or in place
+                if tensor.untyped_storage()._cdata not in there:  # otherwise a view, or written in place
                     self._count(tensor.untyped_storage())
         return result
 
@@ -350,7 +350,7 @@ def test_memory_grows_with_the_vocabulary_by_the_weights_gradient_alone(monkeypa
 
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
 def test_log_probs_keep_no_logits_for_the_backward_pass(monkeypatch, trained):
-    """Saved are hidden states, weight and labels; alive at once are the logits and softmax of one chunk."""
+    """It saves hidden states, weight and labels; only the logits and softmax of one chunk are alive at one time."""
     elements, channels, count, words = 2**18, 32, 512, 8_192
     monkeypatch.setattr(loss, "CHUNK_ELEMENTS", elements)
     weight = torch.randn(words, channels, requires_grad=trained)
@@ -372,7 +372,7 @@ def test_log_probs_keep_no_logits_for_the_backward_pass(monkeypatch, trained):
 
 
 def test_the_flat_forward_gives_log_probs_instead_of_the_loss(base, encoded):
-    """Of a packed row: their sum is the loss, and each sample's is what it has alone."""
+    """In a packed row their sum is the loss, and the sum of each sample is the one that it has alone."""
     from transformers import AutoModelForImageTextToText
 
     from vlft.model.load import load_processor

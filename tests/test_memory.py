@@ -1,4 +1,4 @@
-"""What activations take, and which tower recomputes its own."""
+"""Memory of activations, and which towers recompute them."""
 
 from __future__ import annotations
 

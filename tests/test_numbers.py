@@ -1,4 +1,4 @@
-"""In which numbers a run computes, on which card, and how long its processes wait for each other."""
+"""The dtypes of a run, the cards that it accepts, and how long its processes wait for each other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
         monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
-        monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)  # it would take up the device
+        monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)  # it would initialise the device
         monkeypatch.setattr(TrainFlags, "n_gpu", 1)
 
     return seen
@@ -87,7 +87,7 @@ def test_torch_waits_longer_than_a_report_takes_to_come(tmp_path, stall, wait):
 
 def test_a_wait_that_is_given(tmp_path, capsys):
     args = TrainFlags(output_dir=str(tmp_path), stall_timeout=1800, ddp_timeout=3600)
-    assert 1 < args.saving_patience < 2  # a report comes before torch ends it
+    assert 1 < args.saving_patience < 2  # the report is printed before torch ends the run
     argv = ["plan", "--model_id", "some/base", "--data_path", __file__, "--ddp_timeout", "1800"]
     assert main(argv) == 1
     said = capsys.readouterr().err

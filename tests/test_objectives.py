@@ -1,4 +1,4 @@
-"""The objective as a seam: others than SFT run through the real trainer, and what they count arrives in the log."""
+"""The objective as an interface: other objectives than SFT run in the real trainer, and their statistics are logged."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser
 from vlft.model.loss import sum_segments
 from vlft.objectives import Loss, Mean, Objective, Sft, Sums
-from vlft.setup import collator_of
 from vlft.train.metrics import Meter
 from vlft.train.run import train
 
 
 class Weighted(Sft):
-    """Every trained token counts a quarter, from a tensor of its own in the batch; and the log-probability of a row."""
+    """Every trained token counts a quarter, from an extra tensor in the batch; also logs log-probabilities of rows."""
 
     unit = "quarters"
     statistics = ("row_logp", "rows_seen", "never")
@@ -60,7 +59,7 @@ def run(base, mixed_json, media, tmp_path):
     def go(objective: type[Objective], *more: str, name: str):
         argv = arguments(base, mixed_json, media, tmp_path / name, *more, "--num_train_epochs", "1")
         parsed = FlagParser("train", (DataFlags, ModelFlags, TrainFlags), description="").parse(argv[1:])
-        make = lambda opened: objective(encoder=opened.encoder, collator=collator_of(opened))  # noqa: E731
+        make = lambda opened: objective(encoder=opened.encoder, collator=opened.collator())  # noqa: E731
         return train(parsed, objective=make)
 
     return go

@@ -1,4 +1,4 @@
-"""`vlft plan`: the table of a really built model, the steps of the real order, and what training would refuse."""
+"""`vlft plan`: the table of a real model, the steps of the real order, and what training would refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vlft plan` on memory: each part against a real step on the CPU, the table of cards, and what lets a run fit."""
+"""`vlft plan` on memory: each part against a real step on the CPU, the table of cards, changes that make a run fit."""
 
 from __future__ import annotations
 
@@ -81,26 +81,26 @@ def test_what_dropout_keeps_on_a_gpu():
     ]
     text = TWO_B.text_config
     width, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
-    # q, k, v of the first layer need no gradient of their input, and keep no mask.
+    # q, k, v of the first layer need no gradient of their input, and save no mask.
     masks = layers * (6 * width + inner) - 3 * width
     assert kept[0] - kept[1] == masks * load.tokens
 
 
 def test_auto_counts_what_shapes_do_not_show():
-    """LoRA's dropout and copies: 16k tokens of the 2B take half as much again as the rough count says."""
+    """LoRA's dropout and copies: 16k tokens of the 2B take 1.5 times the rough count."""
     rough = memory.activations(sizes_of(TWO_B), Towers(), tokens=16384, patches=4096, element_bytes=2)
     told = memory.estimate(TWO_B, FAMILY, Towers(), tokens=16384, patches=4096, numbers=BF16, fused=True)
     assert 1.3 < told["language"].whole / rough["language"].whole < 1.7
     assert told["language"].recomputed < 0.1 * told["language"].whole
     assert told["vision"].whole == 0
-    # The stand-ins leave nothing behind that a real forward would trip over.
+    # The stand-ins leave nothing behind that would break a real forward.
     from vlft.model import forward
 
     assert forward._constants.cache_info().currsize == 0
 
 
 def test_a_smaller_pack_is_a_change_too(capsys, flags):
-    """Where checkpointing is not enough; a share of the patches is rounded to whole pictures' tokens."""
+    """For a run that checkpointing alone does not make fit; a share of the patches is rounded to merged patches."""
     argv = [*flags, "--language", "lora", "--pack_tokens", 1000]
     case: list = []
     from vlft.plan import memory as outlook
@@ -129,7 +129,7 @@ def test_a_card_by_name_and_every_way_to_share(capsys, full):
     shared = {one["strategy"]: one for one in found["strategies"]}
     assert list(shared) == ["ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
     weights = shared["ddp"]["weights"]
-    assert shared["ddp"]["gradients"] == 2 * weights  # all train, and stand in DDP's buckets too
+    assert shared["ddp"]["gradients"] == 2 * weights  # all train, and DDP's buckets hold a copy
     assert shared["zero1"]["optimizer"] == shared["ddp"]["optimizer"] // 4
     assert shared["zero2_offload"]["optimizer"] == 0
     assert shared["zero2_offload"]["host"] == shared["zero1"]["optimizer"] + weights // 4
@@ -139,7 +139,7 @@ def test_a_card_by_name_and_every_way_to_share(capsys, full):
 
 
 def test_what_lets_it_fit_does(capsys, full):
-    """The change that is named, given as flags, is a plan that fits with the figure that was named."""
+    """A plan with the flags of the change fits, with the memory that the change stated."""
     roomy = plan(capsys, *full, "--gpu", "h100")["memory"]
     # Between what it takes with and without recomputing; the reserve grows with the card.
     smallest = [_smallest_card(roomy[name]) for name in ("with_checkpointing", "without_checkpointing")]
@@ -157,7 +157,7 @@ def test_what_lets_it_fit_does(capsys, full):
 
 
 def _smallest_card(found: dict) -> float:
-    """Bytes of the smallest card on which it fits: 8% of what weights and CUDA leave are kept in reserve."""
+    """Bytes of the smallest card on which it fits: 8% of what weights and CUDA leave free is held in reserve."""
     there = found["weights"] + found["context"]
     needs = found["total"] - 0.08 * (found["card"] - there)
     return (needs - 0.08 * there) / 0.92

@@ -1,4 +1,4 @@
-"""Rows -> answers, for the trainer, chat and the demo. Between data and model, which do not know each other.
+"""Answer rows with a model, for the trainer, chat and the demo. Uses data and model, which do not import each other.
 
 row  --question_of-->  conversation that ends in a user turn  --answers-->  Answer
 """
@@ -22,13 +22,13 @@ from vlft.model.generate import Prompt, Sampling, Speaker
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said to one question.
+    """A model's answer to one question.
 
     Attributes:
         text: without the token that ends it.
-        tokens: generated, the ending one included.
-        prompt_tokens: of the conversation before it.
-        cut: it has as many tokens as it may have, and has not ended.
+        tokens: number of generated tokens, including the one that ends it.
+        prompt_tokens: number of tokens in the conversation before it.
+        cut: whether it reached the limit of tokens before it ended.
     """
 
     text: str
@@ -47,15 +47,19 @@ def answers(
     limit: int | None = None,
     stream: Callable[[str], None] | None = None,
 ) -> Iterator[Answer]:
-    """Answer conversations in order, `batch` at a time; a greedy answer is the one it would be alone.
+    """Answer conversations in order, `batch` at a time. A greedy answer does not depend on the rest of its batch.
 
     Args:
-        questions: conversations that end in a user turn, e.g. of `question_of`; of any mixture of media.
-        encoder: turns them into tokens and pixels. speaker: the model.
-        sampling: of every answer, or one for each. Those of a batch may differ in `max_new_tokens` only.
-        batch: questions answered together, padded to the longest of them. 1: no padding, and the least memory.
-        limit: tokens of prompt and answer together that the model was made for.
-        stream: called with pieces of the text as they come; one question at a time only.
+        questions: conversations that end in a user turn, for example from `question_of`, with any media.
+        encoder: conversations -> tokens and pixels.
+        speaker: the model.
+        sampling: for all answers, or one for each. Within a batch only `max_new_tokens` may differ.
+        batch: number of questions answered together, padded to the longest. 1: no padding, and the least memory.
+        limit: most tokens of prompt and answer together that the model supports; None: no limit.
+        stream: called with each new piece of the text; only with one question at a time.
+
+    Yields:
+        an answer for each question.
 
     Raises:
         ConfigError: a conversation does not end in a user turn, or is too long.
@@ -85,22 +89,24 @@ def _check_length(tokens: int, sampling: Sampling, limit: int | None) -> None:
     if limit is not None and tokens + sampling.max_new_tokens > limit:
         raise ConfigError(
             f"the conversation is {tokens:,} tokens long and --max_new_tokens is {sampling.max_new_tokens:,}; "
-            f"together the model takes {limit:,}. Begin a new conversation, show less, or lower --max_new_tokens."
+            f"the model supports {limit:,} together. Start a new conversation, use fewer media, or lower "
+            "--max_new_tokens."
         )
 
 
 def question_of(sample: Sample) -> Sample:
-    """A row up to its last user turn with a trained answer: what a model is asked, to compare it with the row's own."""
+    """A row up to its last user turn with a trained answer. A model's answer to it can be compared with the row's."""
     answer = max(place for place, turn in enumerate(sample.turns) if turn.trained != "none")
     last = max(place for place, turn in enumerate(sample.turns[:answer]) if turn.role == "user")
     return replace(sample, turns=sample.turns[: last + 1])
 
 
 def as_tensors(prompt: EncodedPrompt, recipe: Recipe) -> Prompt:
-    """What `vlft.model.generate` takes.
+    """Convert an encoded prompt for `vlft.model.generate`.
 
     Args:
-        prompt: of an `Encoder`. recipe: its own.
+        prompt: from an `Encoder`.
+        recipe: that of the encoder.
     """
     side, pair = recipe.patch_size, recipe.temporal_patch_size
     stills = [medium for medium in prompt.media if not medium.is_video]
@@ -117,12 +123,12 @@ def as_tensors(prompt: EncodedPrompt, recipe: Recipe) -> Prompt:
 
 
 def _grids(media: Sequence[EncodedMedia]) -> torch.Tensor:
-    """int64 [M, 3], also for none."""
+    """int64 [M, 3], also without media."""
     return torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in media], dtype=torch.int64).view(-1, 3)
 
 
 def speaker(model: Any, processor: Any, family: Family) -> Speaker:
-    """A model (top class, LoRA layers in it where there are any) that answers, with the words of its processor."""
+    """Wrap a model (top class, possibly with LoRA layers) and its processor, to generate answers."""
     tokenizer = processor.tokenizer
     return Speaker(
         model=model,

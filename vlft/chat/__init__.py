@@ -1,6 +1,7 @@
-"""Ask a model: open what a run left behind (or any Qwen2-VL) and answer conversations with it. Prints nothing.
+"""Chat with a model: open the result of a run (or any Qwen2-VL) and answer conversations with it. Prints nothing.
 
-`open_model` finds and loads; a `Chat` answers; `question` makes a turn of what a person types; `loop` talks with one.
+`open_model` finds and loads a model, `Chat` answers, `question` makes a turn from what a user types, and `loop` holds a
+conversation.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Reply:
 
     Attributes:
         text: without the token that ends it.
-        tokens: generated, the ending one included.
-        prompt_tokens: of the conversation before it.
-        boxes: in the text, brought back to pixels of the pictures shown last.
+        tokens: number of generated tokens, including the one that ends it.
+        prompt_tokens: number of tokens in the conversation before it.
+        boxes: boxes in the text, in pixels of the pictures in the conversation's last turn with pictures.
     """
 
     text: str
@@ -61,14 +62,14 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """A loaded model, ready to answer with the pixels it was trained on.
+    """A loaded model that answers with the pixel settings of its training.
 
     Attributes:
-        name: what was opened, in words.
+        name: a description of what was opened.
         encoder: conversations -> tokens and pixels, with the run's settings.
         speaker: the model.
-        limit: tokens of prompt and answer together that the model was made for.
-        notes: what the user should know of how an adapter was read.
+        limit: most tokens of prompt and answer together that the model supports.
+        notes: for the user, about how an adapter was read.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Chat:
 
     @property
     def family(self) -> Family:
-        """Names of the model's parts."""
+        """The family of the model."""
         return self.encoder.family
 
     def reply(
@@ -93,12 +94,12 @@ class Chat:
 
         Args:
             asked: a row without its last answer (`question_of`), or turns (`question`).
-            sampling: None: greedy, up to 512 tokens.
-            stream: called with pieces of the text as they come.
+            sampling: how to choose tokens; None: greedy, up to 512 tokens.
+            stream: called with each new piece of the text.
 
         Raises:
-            ConfigError: the conversation cannot be answered: an unreadable picture, or too long.
-            DataError: the same of a row.
+            ConfigError: the conversation cannot be answered: a picture is unreadable, or it is too long.
+            DataError: a row cannot be answered, for the same reasons.
         """
         sampling = sampling or Sampling(max_new_tokens=MAX_NEW_TOKENS)
         sample = asked if isinstance(asked, Sample) else _conversation(asked)
@@ -113,10 +114,14 @@ class Chat:
         return Reply(text=said.text, tokens=said.tokens, prompt_tokens=said.prompt_tokens, boxes=boxes)
 
     def boxes(self, answer: str, asked: Sample | Sequence[Turn]) -> tuple[AnswerBox, ...]:
-        """The boxes in an answer, for a model that writes them as its family does: in `Family.box_unit`.
+        """The boxes in an answer, if the model writes them in the unit of its family, `Family.box_unit`.
+
+        Args:
+            answer: the text of the answer.
+            asked: the conversation before it.
 
         Raises:
-            ConfigError: a picture that was shown cannot be opened any more.
+            ConfigError: a picture of the conversation can no longer be opened.
         """
         sample = asked if isinstance(asked, Sample) else _conversation(asked)
         recipe = self.encoder.recipe
@@ -138,15 +143,16 @@ class Chat:
         return self.reply(asked, Sampling(max_new_tokens=max_new_tokens), stream=stream).text
 
     def answers(self, samples: Sequence[Sample], *, max_new_tokens: int = MAX_NEW_TOKENS, batch: int = 8) -> list[str]:
-        """Greedy answers to many prompts, `batch` at a time; each as it would be alone.
+        """Greedy answers to many prompts, `batch` at a time. An answer does not depend on the rest of its batch.
 
         Args:
-            samples: rows without their last answers (`question_of`), of any mixture.
-            max_new_tokens: of one answer.
-            batch: prompts generated together, padded to the longest of them.
+            samples: rows without their last answers (`question_of`), with any media.
+            max_new_tokens: most tokens of one answer.
+            batch: number of prompts generated together, padded to the longest.
 
         Raises:
-            ConfigError, DataError: as `reply`.
+            ConfigError: the errors of `reply`.
+            DataError: the errors of `reply`.
         """
         sampling = Sampling(max_new_tokens=max_new_tokens)
         with _enough_memory(self.speaker.model.device):
@@ -158,13 +164,13 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
     """Load a model to chat with, in bf16 on a GPU that has it and in float32 elsewhere.
 
     Args:
-        path: run folder, `checkpoint-N`, adapter, merged or base model, or the hub id of a whole model.
-        base_model: folder or hub id of an adapter's base, where it is not where the run says.
-        device: to answer on; None: the GPU if there is one.
+        path: run folder, `checkpoint-N`, adapter, merged or base model, or the hub id of a complete model.
+        base_model: folder or hub id of an adapter's base, if it is not the one that the run names.
+        device: where to run the model; None: the GPU if there is one.
 
     Raises:
-        CheckpointError: nothing there, not whole, not a Qwen-VL, or an adapter of another base.
-        ConfigError: `base_model` for a model that needs none; not enough memory.
+        CheckpointError: nothing is found, it is incomplete or not a Qwen-VL, or the adapter belongs to another base.
+        ConfigError: `base_model` is set for a model that needs none, or there is not enough memory.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     half = device.type == "cuda" and has_bf16()
@@ -175,7 +181,7 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
         check_lineage(path, found, base_id, folder)
         name = f"{path} (adapter on {base_id})"
     elif base_model is not None:
-        raise ConfigError(f"--base_model {base_model}: {path} is a whole model and needs no base. Drop it.")
+        raise ConfigError(f"--base_model {base_model}: {path} is a complete model and needs no base. Drop it.")
     else:
         name, folder = str(path), resolve_model(path)
     config, family = load_config(folder)
@@ -202,28 +208,28 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
 
 
 def question(text: str, media: Sequence[tuple[Kind, str]], *, family: Family) -> Turn:
-    """What a person asks as a user turn: pictures and videos in order, then the text.
+    """Make a user turn of a question: pictures and videos in order, then the text.
 
     Args:
-        text: as typed.
-        media: kind and path of each.
-        family: whose control tokens are refused, as in the rows it was trained on.
+        text: as the user typed it.
+        media: kind and path of each picture and video.
+        family: its control tokens are refused in the text, as in training rows.
 
     Raises:
-        ConfigError: no text, a text that forges turns or names pictures by tag, or a file that is not there.
+        ConfigError: the text is empty, or contains control tokens or picture tags, or a file does not exist.
     """
     if not text.strip():
         raise ConfigError('the prompt is empty. Ask something: vlft chat MODEL "What is this?"')
     forged = [token for token in (*family.control_tokens, "<image>", "<video>") if token in text]
     if forged:
         raise ConfigError(
-            f"the prompt holds {', '.join(forged)}, which stands for the end of a turn or for a picture. Take it out; "
-            "pictures and videos are named with --image and --video (in the loop: /image and /video)."
+            f"the prompt contains {', '.join(forged)}, which marks a turn or a picture. Remove it, and "
+            "add pictures and videos with --image and --video (in the loop: /image and /video)."
         )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ConfigError(f"character {error.start} of the prompt is no Unicode text. Write it in UTF-8.") from error
+        raise ConfigError(f"character {error.start} of the prompt is not valid Unicode. Write it in UTF-8.") from error
     for kind, path in media:
         require_file(kind, path)
     shown = [
@@ -234,10 +240,10 @@ def question(text: str, media: Sequence[tuple[Kind, str]], *, family: Family) ->
 
 
 def require_file(kind: Kind, path: str) -> None:
-    """Refuse a picture or video that is not there.
+    """Refuse a picture or video that does not exist.
 
     Raises:
-        ConfigError: says what is there instead.
+        ConfigError: the path is not a file; the message says what it is instead.
     """
     if not Path(path).is_file():
         what = "a folder, not a file" if Path(path).is_dir() else f"no such file (looked for {Path(path).absolute()})"
@@ -249,9 +255,9 @@ def _conversation(turns: Sequence[Turn]) -> Sample:
 
 
 def _recipe(record: RunRecord | None, processor: Any) -> Recipe:
-    """The run's recipe, without what is for rows only; where no run is known, that of the processor."""
+    """The run's recipe without the settings that apply only to rows; without a run, that of the processor."""
     recipe = Recipe.of_model(processor) if record is None else Recipe.of_run(processor, record.settings)
-    # `Chat` looks after lengths, which count the answer too; and boxes are typed as the model reads them.
+    # `Chat` checks lengths, which include the answer; and users type boxes in the model's own unit.
     return replace(recipe, max_length=sys.maxsize, fit=None, box_format="as_is")
 
 
@@ -262,6 +268,6 @@ def _enough_memory(device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         free = torch.cuda.mem_get_info(device)[0] / 2**30
         raise ConfigError(
-            f"not enough memory on {device} ({free:.1f} GiB free). Show less, free the GPU, or hide it: "
+            f"not enough memory on {device} ({free:.1f} GiB free). Use fewer media, free the GPU, or hide it: "
             "CUDA_VISIBLE_DEVICES= vlft chat ..."
         ) from error

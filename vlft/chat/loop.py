@@ -1,4 +1,4 @@
-"""A conversation with a person, line by line. Reads and writes through functions; knows no terminal."""
+"""Hold a conversation with a user, line by line. Reads and writes through functions, independent of a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlft.chat import Chat, Kind, Sampling, question, require_file
 from vlft.data.sample import Text, Turn
 from vlft.errors import VlftError
 
-HELP = "/image PATH and /video PATH go with the next question, /new begins again, /quit or Ctrl-D ends"
+HELP = "/image PATH and /video PATH add media to the next question, /new starts again, /quit or Ctrl-D ends"
 KINDS: dict[str, Kind] = {"/image": "image", "/video": "video"}
 
 
@@ -22,15 +22,15 @@ def converse(
     write: Callable[[str], None],
     say: Callable[[str], None],
 ) -> None:
-    """Talk until the person leaves; what goes wrong with one question is said, and the conversation goes on.
+    """Answer questions until the user leaves. An error in one question is printed, and the conversation continues.
 
     Args:
-        chat: who answers.
-        media: shown with the first question.
-        sampling: of every answer.
-        read: gives a line; raises EOFError at the end, KeyboardInterrupt to give up the line.
-        write: takes pieces of answers, each answer ending in a newline.
-        say: takes remarks, a line each.
+        chat: the model.
+        media: added to the first question.
+        sampling: for every answer.
+        read: returns a line; raises EOFError at the end, and KeyboardInterrupt to drop the line.
+        write: called with pieces of answers; each answer ends in a newline.
+        say: called with remarks, one line each.
     """
     turns: list[Turn] = []
     shown = list(media)
@@ -38,7 +38,7 @@ def converse(
         try:
             line = read().strip()
         except EOFError:
-            say("")  # the cursor stands behind the prompt, here and below
+            say("")  # the cursor is still after the prompt, here and below
             return
         except KeyboardInterrupt:
             say(f"\n({HELP})")
@@ -59,7 +59,7 @@ def converse(
             except VlftError as error:
                 say(f"error: {error}")
         elif line.startswith("/") and word == line and line.count("/") == 1:
-            say(f"({line} is no command: {HELP})")
+            say(f"({line} is not a command: {HELP})")
         else:
             turns, shown = _ask(chat, turns, shown, line, sampling, write, say)
 
@@ -73,7 +73,11 @@ def _ask(
     write: Callable[[str], None],
     say: Callable[[str], None],
 ) -> tuple[list[Turn], list[tuple[Kind, str]]]:
-    """The conversation after one question, and the media that still wait for one."""
+    """Answer one question.
+
+    Returns:
+        the conversation after it, and media for the next question.
+    """
     said: list[str] = []
 
     def stream(piece: str) -> None:
@@ -85,13 +89,13 @@ def _ask(
         answer = chat.reply([*turns, asked], sampling, stream=stream).text
         write("\n")
     except VlftError as error:
-        say(f"error: {error}\n(the question is taken back{', and what was shown with it' if shown else ''})")
+        say(f"error: {error}\n(the question is dropped{', with its media' if shown else ''})")
         return turns, []
     except KeyboardInterrupt:
         answer = "".join(said)
         if not answer.strip():
-            say("\n(stopped before a word was said: the question is taken back)")
+            say("\n(stopped before the answer began: the question is dropped)")
             return turns, shown
         write("\n")
-        say("(stopped; what was said so far counts as the answer)")
+        say("(stopped; the text so far counts as the answer)")
     return [*turns, asked, Turn(role="assistant", parts=(Text(text=answer),), field="answer")], []

@@ -1,19 +1,19 @@
-"""The model families vlft trains: names, feature words and sizes, without torch.
+"""The model families that vlft trains: names, features and sizes. Needs no torch.
 
-One file a family, one constant each; everything else asks `Family.of(config.model_type)` (rule: ask the config, not the
-name). A new family is its file, its import and its place in the tuple below.
+Each family is one file with one constant. All other code uses `Family.of(config.model_type)` and never the name of a
+model. A new family needs its file, an import here and an entry in the tuple below.
 """
 
 from vlft.families.family import FAMILIES, REFUSED, TOWERS, Family, Feature, Shape, sizes_of
 from vlft.families.qwen2_vl import QWEN2_VL
 from vlft.families.sizes import Layer, Linear, Sizes, TextSizes, VisionSizes, is_tied, untied
 
-#: Assumed where no base is named: by `vlft check-data` without --model_id, and by the demo.
+#: The family without a base: for `vlft check-data` without --model_id, and for the demo.
 DEFAULT = QWEN2_VL
 
 FAMILIES.update({family.model_type: family for family in (QWEN2_VL,)})
 
-_SPEECH = "it hears and speaks; vlft trains on text, pictures and videos"
+_SPEECH = "a model for speech; vlft trains on text, pictures and videos"
 _NO_PICTURES = "a text model, without a vision tower"
 REFUSED.update(
     {

@@ -1,6 +1,6 @@
-"""The record of one model family: names, words for what it does differently, and the sizes of its configs.
+"""The record of a model family: its names, its features, and how its configs spell sizes.
 
-Data only. What a feature word means for a live model is in `vlft.model.adapt`.
+It holds data only. `vlft.model.adapt` implements the features for a live model.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from vlft.families.sizes import Sizes, TextNames, VisionNames, attention_configs
 
 TOWERS = ("vision", "merger", "language")
 
-#: What a model does beside putting the vision tower's features into the embeddings. `deepstack`: features of earlier
+#: What a model does in addition to placing vision features among the embeddings. `deepstack`: features of earlier
 #: vision blocks are added to the hidden states of the first language layers.
 Feature = Literal["deepstack"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A config of one size, in the words of its family's config.json.
+    """A config of one size, with the keys of its family's config.json.
 
     Attributes:
-        text: its `text_config`; without `vocab_size` the vocabulary is as small as the tokenizer allows.
+        text: its `text_config`. Without `vocab_size` the vocabulary is as small as the tokenizer allows.
         vision: its `vision_config`.
         tied: whether the head is the embedding.
         dtype: of stored weights.
-        std: of random matrices.
+        std: standard deviation of random matrices.
     """
 
     text: Mapping[str, Any]
@@ -40,41 +40,49 @@ class Shape:
     def but(
         self, *, text: Mapping[str, Any] | None = None, vision: Mapping[str, Any] | None = None, **more: Any
     ) -> Shape:
-        """Another shape, with some entries of `text` and `vision`, or other attributes, replaced."""
+        """A copy with some entries of `text` and `vision`, or other attributes, replaced."""
         texts, visions = {**self.text, **(text or {})}, {**self.vision, **(vision or {})}
         return replace(self, text=texts, vision=visions, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One model family, as it stands in transformers' modules and in published files.
+    """One model family, with the names of transformers' modules and of published files.
 
     Attributes:
-        model_type: `config.json`'s own word.
-        label: how people call it.
-        model_class, config_class: in transformers.
-        processor_class, image_processor_class, video_processor_class: in transformers.
-        vision_names, text_names: how its configs spell their sizes.
-        tower_prefixes: (parameter-name prefix, tower) pairs; the first match wins.
+        model_type: its `model_type` in config.json.
+        label: its name in messages.
+        model_class: name of the class in transformers.
+        config_class: name of the class in transformers.
+        processor_class: name of the class in transformers.
+        image_processor_class: name of the class in transformers.
+        video_processor_class: name of the class in transformers.
+        vision_names: how its `vision_config` spells sizes.
+        text_names: how its `text_config` spells sizes.
+        tower_prefixes: (prefix of a parameter's name, tower) pairs; the first match wins.
         lora_targets: tower -> linear layers that LoRA may adapt, as a full-match regex over module names.
         attention_targets: the subset of `lora_targets` for `--lora_target attention`.
-        fused_norms, fused_mlps: modules of the language model that fused kernels may stand in for where they compute
-            the same, as full-match regexes over module names.
-        features: see `Feature`.
+        fused_norms: RMSNorms of the language model that a fused kernel may replace if it computes the same, as a
+            full-match regex over module names.
+        fused_mlps: gated MLPs of the language model, likewise.
+        features: the entries of `Feature` that apply.
         published: (prefix of a module name, prefix in published files) pairs; the first match wins.
-        embedding, head: parameters that map ids to channels and channels to ids.
-        image_pad, video_pad: token repeated once per merged patch.
-        vision_start, vision_end: tokens around a picture or video.
-        start_of_turn: token that opens a turn; the role and a line break follow.
-        end_of_turn: token that closes a turn, and is trained with an answer.
-        end_of_text: token that pads, and begins a text where a family has one for that.
+        embedding: name of the parameter that maps ids to channels.
+        head: name of the parameter that maps channels to ids.
+        image_pad: token that is repeated once per merged patch of a picture.
+        video_pad: token that is repeated once per merged patch of a video.
+        vision_start: token before a picture or video.
+        vision_end: token after a picture or video.
+        start_of_turn: token that starts a turn; the role and a line break follow.
+        end_of_turn: token that ends a turn, and is trained with an answer.
+        end_of_text: token for padding, and the first token of a text in families that have one.
         control_tokens: texts that become control ids; refused in user text because they would forge turns or media.
-        box_unit: in which numbers the family reads and writes boxes: shares of 1000, or pixels of the resized picture.
-        box_style: how: `<|box_start|>(x1,y1),(x2,y2)<|box_end|>` with `<|object_ref_start|>`, or JSON lists.
-        pixels: (least, most) of a picture and of a frame in the published preprocessor_config.json.
-        scaling: mean and deviation of each colour there, in units of 0..1.
+        box_unit: unit of boxes in text: thousandths of the picture, or pixels of the resized picture.
+        box_style: syntax: `<|box_start|>(x1,y1),(x2,y2)<|box_end|>` with `<|object_ref_start|>`, or JSON lists.
+        pixels: (fewest, most) pixels of a picture and of a frame, from the published preprocessor_config.json.
+        scaling: mean and deviation of each colour, in units of 0..1, from the same file.
         tiny: sizes of a model that trains on a laptop in seconds.
-        shapes: published sizes by short name.
+        shapes: short name -> published sizes.
     """
 
     model_type: str
@@ -115,7 +123,7 @@ class Family:
         """The family of a `config.model_type`.
 
         Raises:
-            CheckpointError: not one of ours, or none at all; names the type and what is supported.
+            CheckpointError: the type is missing or not supported; the message names it and the supported types.
         """
         family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
         if family is None:
@@ -128,35 +136,35 @@ class Family:
         return family
 
     def sizes(self, config: Any) -> Sizes:
-        """The sizes in transformers' config of a model of this family.
+        """The sizes of a model of this family, from transformers' config.
 
         Raises:
-            CheckpointError: one of them is no whole number of at least 1.
+            CheckpointError: a size is not a whole number of at least 1.
         """
         return read_sizes(config, self.vision_names, self.text_names)
 
     def with_depth(self, config: Any, blocks: int) -> Any:
-        """A copy of a config whose two towers have so many blocks."""
+        """A copy of a config with at most this number of blocks in each of the two towers."""
         return with_depth(config, blocks, self.vision_names, self.text_names)
 
     def attention_configs(self, config: Any, tower: str) -> tuple[Any, ...]:
-        """The parts of a config from which the modules of a tower ("vision" or "language") learn how to attend."""
+        """The parts of a config that set the attention function of a tower ("vision" or "language")."""
         return attention_configs(config, tower)
 
     @property
     def factor(self) -> int:
-        """Pixels of a merged patch's side; the sides of resized pictures are multiples of it."""
+        """Side of a merged patch in pixels. The sides of resized pictures are multiples of it."""
         vision, names = self.tiny.vision, self.vision_names
         return vision[names.patch] * vision[names.merge]
 
     @property
     def ends(self) -> tuple[str, str]:
-        """Embedding and head, which a tied model has once."""
+        """Names of embedding and head, which are one parameter in a tied model."""
         return self.embedding, self.head
 
     @property
     def config_tokens(self) -> dict[str, str]:
-        """Attribute of config.json -> the token whose id it is."""
+        """Key of config.json -> the token whose id it holds."""
         return {
             "image_token_id": self.image_pad,
             "video_token_id": self.video_pad,
@@ -168,7 +176,7 @@ class Family:
         """The tower (`vision`, `merger` or `language`) a parameter or module name of transformers belongs to.
 
         Raises:
-            KeyError: to none of them.
+            KeyError: it belongs to no tower.
         """
         for prefix, tower in self.tower_prefixes:
             if parameter.startswith(prefix):
@@ -183,15 +191,16 @@ class Family:
         return parameter
 
 
-#: model_type -> family, and model_type -> why it is not trained. `vlft.families` fills both.
+#: model_type -> family. `vlft.families` fills it.
 FAMILIES: dict[str, Family] = {}
+#: model_type -> why vlft does not train it. `vlft.families` fills it.
 REFUSED: dict[str, str] = {}
 
 
 def sizes_of(config: Any) -> Sizes:
-    """The sizes in transformers' config of a model, by its `model_type`.
+    """The sizes of a model, from transformers' config and its `model_type`.
 
     Raises:
-        CheckpointError: not a family of ours, or as `Family.sizes`.
+        CheckpointError: the family is not supported, or a size is not a whole number of at least 1.
     """
     return Family.of(config.model_type).sizes(config)

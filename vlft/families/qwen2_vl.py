@@ -1,4 +1,4 @@
-"""Qwen2-VL. Sizes are those of config.json of Qwen/Qwen2-VL-2B-Instruct and -7B-Instruct."""
+"""The family Qwen2-VL. Sizes are from config.json of Qwen/Qwen2-VL-2B-Instruct and Qwen2-VL-7B-Instruct."""
 
 from vlft.families.family import Family, Shape
 from vlft.families.sizes import TextNames, VisionNames
@@ -44,7 +44,7 @@ QWEN2_VL = Family(
     attention_targets={
         "language": _LAYER + r"self_attn\.(q|k|v|o)_proj",
         "vision": _BLOCK + r"attn\.(qkv|proj)",
-        "merger": _MERGER,  # it has no attention: its two linears are all there is
+        "merger": _MERGER,  # a merger has no attention, only these two linears
     },
     fused_norms=_LAYER + r"(input_layernorm|post_attention_layernorm)|model\.language_model\.norm",
     fused_mlps=_LAYER + "mlp",
@@ -71,7 +71,7 @@ QWEN2_VL = Family(
         vision=_VISION | {"embed_dim": 32, "depth": 2, "num_heads": 2, "hidden_size": 64},
         tied=True,
         dtype="float32",
-        std=0.1,  # at transformers' 0.02 so small a model answers much the same to everything
+        std=0.1,  # with transformers' 0.02 such a small model gives nearly the same answer to every prompt
     ),
     shapes={
         "2b": Shape(

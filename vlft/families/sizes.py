@@ -1,7 +1,7 @@
-"""Sizes of a model as plain numbers, whatever its family's config.json calls them.
+"""Sizes of a model as plain numbers, independent of the keys of its config.json.
 
-The only module that reads or writes sizes in a config: `VisionNames` and `TextNames` say how a family spells them, and
-everything else (LoRA counts, operations, memory, attention, plan, bench) asks `Sizes`.
+This is the only module that reads or writes sizes in a config. `VisionNames` and `TextNames` hold the keys of a family;
+all other code (LoRA counts, operations, memory, attention, plan, bench) uses `Sizes`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,20 @@ from typing import Any, Literal
 
 from vlft.errors import CheckpointError
 
-#: What a linear layer of a block does: `in` reads the block's input into attention (query, key, value), `out` projects
-#: attention's result, `mlp` is all else.
+#: Role of a linear layer in a block: `in` computes query, key and value from the block's input, `out` projects the
+#: result of attention, and `mlp` is any other layer.
 Role = Literal["in", "out", "mlp"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A linear layer of a block, by its number of inputs and outputs."""
+    """A linear layer of a block.
+
+    Attributes:
+        inputs: number of input channels.
+        outputs: number of output channels.
+        role: what it does in the block.
+    """
 
     inputs: int
     outputs: int
@@ -32,17 +38,17 @@ class VisionSizes:
     """The vision tower and its mergers.
 
     Attributes:
-        depth: blocks.
+        depth: number of blocks.
         width: channels of a patch between blocks.
         inner: channels inside a block's MLP.
-        mlp_linears: linear layers of that MLP, 3 where it is gated.
-        heads: of attention.
-        out: channels of a merged patch, as the language model takes it.
-        channels: colours of a pixel.
-        patch: pixels of a patch's side.
-        merge: patches of a merged patch's side.
+        mlp_linears: number of linear layers in that MLP, 3 if it is gated.
+        heads: number of attention heads.
+        out: channels of a merged patch, equal to those of a token.
+        channels: number of colours.
+        patch: side of a patch in pixels.
+        merge: side of a merged patch in patches.
         temporal: frames of a patch.
-        mergers: how many there are; each makes features of every merged patch.
+        mergers: number of mergers; each computes features of every merged patch.
     """
 
     depth: int
@@ -63,17 +69,17 @@ class VisionSizes:
 
     @property
     def pixels(self) -> int:
-        """Values of a patch."""
+        """Number of values in a patch."""
         return self.channels * self.temporal * self.patch**2
 
     @property
     def cell(self) -> int:
-        """Patches of a merged patch."""
+        """Number of patches in a merged patch."""
         return self.merge**2
 
     @property
     def block(self) -> tuple[Linear, ...]:
-        """Linear layers of one block; query, key and value are one."""
+        """Linear layers of one block. Query, key and value are one layer."""
         width, inner = self.width, self.inner
         into = Linear(inputs=width, outputs=inner, role="mlp")
         return (
@@ -110,12 +116,13 @@ class TextSizes:
 
     Attributes:
         width: channels of a token between layers.
-        layers: in order.
-        heads, kv_heads: of queries, and of keys and values.
-        head_dim: channels of a head, which need not be `width / heads`.
+        layers: its layers, in order.
+        heads: number of query heads.
+        kv_heads: number of key and value heads.
+        head_dim: channels of a head; may differ from `width / heads`.
         vocab: rows of the embedding and of the head.
         tied: whether the head is the embedding.
-        max_positions: tokens of the longest sample it is made for.
+        max_positions: tokens of the longest sample that it supports.
     """
 
     width: int
@@ -152,12 +159,12 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionNames:
-    """How `vision_config` spells `VisionSizes`; defaults are what Qwen's families have in common.
+    """The keys of `VisionSizes` in `vision_config`. Defaults are the keys that Qwen's families share.
 
     Attributes:
-        inner: None where the config has `inner_ratio` instead: inner channels for each one of the width.
-        mlp_linears: not a name, but the number itself, which no config says.
-        more_mergers: a list with one entry for each merger beside the first; None where there is one merger only.
+        inner: None if the config has `inner_ratio` instead, the ratio of inner channels to width.
+        mlp_linears: the number itself, since no config has a key for it.
+        more_mergers: key of a list with one entry for each merger after the first; None with a single merger.
     """
 
     width: str
@@ -176,11 +183,11 @@ class VisionNames:
 
 @dataclass(frozen=True, kw_only=True)
 class TextNames:
-    """How `text_config` spells `TextSizes`.
+    """The keys of `TextSizes` in `text_config`.
 
     Attributes:
-        head_dim: None where a head has width / heads channels.
-        layer_kinds: a list with one entry a layer, which has to follow when layers are taken away.
+        head_dim: None if a head has width / heads channels.
+        layer_kinds: key of a list with one entry per layer; it is shortened together with the layers.
     """
 
     width: str = "hidden_size"
@@ -195,10 +202,10 @@ class TextNames:
 
 
 def read_sizes(config: Any, vision_names: VisionNames, text_names: TextNames) -> Sizes:
-    """The sizes in transformers' config of a whole model.
+    """The sizes of a model, from transformers' config of the top class.
 
     Raises:
-        CheckpointError: one of them is no whole number of at least 1.
+        CheckpointError: a size is not a whole number of at least 1.
     """
     v, t = vision_names, text_names
     vision, text = _Reader(config, "vision_config"), _Reader(config, "text_config")
@@ -231,7 +238,7 @@ def read_sizes(config: Any, vision_names: VisionNames, text_names: TextNames) ->
 
 
 class _Reader:
-    """Reads one part of a config."""
+    """Reads and checks the values of one part of a config."""
 
     def __init__(self, config: Any, part: str) -> None:
         self._part, self._values = part, getattr(config, part)
@@ -251,7 +258,7 @@ class _Reader:
 
 
 def with_depth(config: Any, blocks: int, vision_names: VisionNames, text_names: TextNames) -> Any:
-    """A copy of a config whose two towers have so many blocks, at most."""
+    """A copy of a config with at most this number of blocks in each of the two towers."""
     small = copy.deepcopy(config)
     setattr(small.vision_config, vision_names.depth, blocks)
     setattr(small.text_config, text_names.depth, blocks)
@@ -261,21 +268,21 @@ def with_depth(config: Any, blocks: int, vision_names: VisionNames, text_names: 
 
 
 def attention_configs(config: Any, tower: str) -> tuple[Any, ...]:
-    """The parts of a config from which the modules of a tower ("vision" or "language") learn how to attend."""
+    """The parts of a config that set the attention function of a tower ("vision" or "language")."""
     return (config.vision_config,) if tower == "vision" else (config, config.text_config)
 
 
-# ---- config.json as a file has it
+# ---- config.json as a dict
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json ties the head to the embedding; flat and nested ones differ in where they say it."""
+    """Whether a config.json ties the head to the embedding. Flat and nested configs differ in where the key is."""
     text = config.get("text_config") or {}
     return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config.json for a model whose head is not its embedding."""
+    """A copy of a config.json for a model whose head is not its embedding."""
     changed = {**config, "tie_word_embeddings": False}
     if "tie_word_embeddings" in (text := config.get("text_config") or {}):
         changed["text_config"] = {**text, "tie_word_embeddings": False}

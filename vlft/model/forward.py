@@ -87,7 +87,7 @@ class PixelScale:
         """uint8 patches -> the ViT's input, on the patches' device.
 
         Args:
-            still_patches: uint8 [P_still, C, h, w]; the frame is stored once and stands twice here.
+            still_patches: uint8 [P_still, C, h, w]; the frame is stored once and repeated here.
             video_patches: uint8 [P_video, C, 2, h, w].
 
         Returns:

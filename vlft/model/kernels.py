@@ -113,7 +113,11 @@ def install(
 
 
 def fuse(model: torch.nn.Module, functions: Functions) -> str:
-    """Use fused functions in the language model, without a self-test. Returns a line that says on how many modules."""
+    """Use fused functions in the language model, without a self-test.
+
+    Returns:
+        which kernels are active on how many modules.
+    """
     norms, mlps = adapt.fused_norms(model), adapt.fused_mlps(model)
     for norm in norms:
         fuse_rms_norm(norm, functions.rms_norm)

@@ -57,7 +57,7 @@ def load_processor(folder: str | Path, *, where: str | Path | None = None) -> An
     except Exception as error:  # the tokenizers library raises plain Exception for a file it cannot read
         raise CheckpointError(
             f"{where}: its processor cannot be loaded ({error_text(error)}). It needs tokenizer.json, "
-            "preprocessor_config.json (or processor_config.json) and a chat template beside the weights."
+            "preprocessor_config.json (or processor_config.json) and a chat template next to the weights."
         ) from error
     prove(processor, config, family, where=where)
     return processor

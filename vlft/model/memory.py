@@ -95,9 +95,9 @@ def estimate(
         counting.estimate(config, family, towers, load, numbers, device="cuda", checkpointed=some, fused=fused)
         for some in ((), trains)
     )
-    beside = {"vision": 0, "language": whole.kept["merger"] + whole.kept["head"] + whole.block}
+    extra = {"vision": 0, "language": whole.kept["merger"] + whole.kept["head"] + whole.block}
     return {
-        part: Kept(whole=whole.kept[part] + beside[part], recomputed=less.kept[part] + beside[part]) for part in parts
+        part: Kept(whole=whole.kept[part] + extra[part], recomputed=less.kept[part] + extra[part]) for part in parts
     }
 
 
