@@ -297,7 +297,7 @@ def test_num_frames_of_lmms_finetune():
     assert frames(num_frames=[8, 10]) == [8, 10]
     assert frames() == [None, None]
     for keys, reason in (
-        ({"num_frames": [8]}, "1 in it, 2 videos"),
+        ({"num_frames": [8]}, "1 number, 2 videos"),
         ({"num_frames": [8, 7]}, "frames go in pairs"),
         ({"num_frames": 8, "nframes": 10}, "nframes is 10"),
     ):
@@ -319,7 +319,7 @@ def test_a_check_says_so_once(capsys, tmp_path):
     assert main(["check-data", str(path), "--headers_only", "--workers", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["warnings"]
     ((first,),) = [[one for one in found if one["field"] == "colour"]]
-    assert (first["index"], "in 3 rows" in first["reason"]) == (0, True)
+    assert (first["index"], "3 rows of the file have this key" in first["reason"]) == (0, True)
 
 
 # -------------------------------------------------------------------------------------------------------- addresses

@@ -180,7 +180,7 @@ def broken_picture(data: bytes) -> dict:
 BAD_STORIES = {
     "frames": (story(1, frame_count=4), "frame_count is 4, images holds 5"),
     "cut": (story(1, images=[broken_picture(photo(3)[:-900])], frame_count=1), r"images\[0\]: damaged or cut short"),
-    "text": (story(1, images=[broken_picture(b"<html>no")], frame_count=1), r"images\[0\]: begins with 3c 68 74 6d"),
+    "text": (story(1, images=[broken_picture(b"<html>no")], frame_count=1), r"images\[0\]: starts with 3c 68 74 6d"),
     "path": (
         story(1, images=[{"bytes": None, "path": "a.jpg"}], frame_count=1),
         r"images.0.: holds no bytes of a picture, only the path 'a.jpg'",

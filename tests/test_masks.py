@@ -259,7 +259,7 @@ def test_only_the_completion_of_a_prompt_is_trained():
     ("row", "says"),
     [
         ({"weight": 0, "messages": "x"}, "weight: is 0 on the whole row"),
-        ({"training": False, "messages": "x"}, "training: is False, on the whole row"),
+        ({"training": False, "messages": "x"}, "training: is False on the whole row"),
         ({"messages": [{"type": "text", "text": "x", "loss_weight": 0}]}, "loss_weight: is 0 on a part"),
     ],
 )

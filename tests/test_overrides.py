@@ -132,7 +132,7 @@ REFUSED = {
     "infinite": (row("<video>", video="v.mp4", fps=float("inf")), "fps", "is inf"),
     "true": (row("<video>", video="v.mp4", fps=True), "fps", "is true, where a number belongs"),
     "odd": (row("<video>", video="v.mp4", nframes=5), "nframes", "is 5: frames go in pairs"),
-    "both": (row("<video>", video="v.mp4", fps=1, nframes=6), "nframes", "fps and nframes both say how many"),
+    "both": (row("<video>", video="v.mp4", fps=1, nframes=6), "nframes", "fps and nframes both set how many"),
     "upside down": (row("<image>", image="a.png", min_pixels=9, max_pixels=8), "min_pixels", "9 is above max_pixels 8"),
     "backwards": (row("<video>", video="v.mp4", video_start=3, video_end=1), "video_start", "3.0 is above video_end 1"),
     "fps of a picture": (

@@ -125,7 +125,7 @@ def test_refused_rows(capsys, tmp_path, flags):
         (["--pack_patches", "200"], 1, "patches fit no pack, --pack_patches is 200"),
         (["--packing", "false", "--pack_tokens", "9999"], 1, "--pack_tokens 9999 has no effect: --packing is false"),
         (["--per_device_train_batch_size", "2"], 1, "--per_device_train_batch_size 2 has no effect: with packing"),
-        (["--global_batch", "4", "--gradient_accumulation_steps", "2"], 1, "both say how large a step is"),
+        (["--global_batch", "4", "--gradient_accumulation_steps", "2"], 1, "both set how large a step is"),
         (["--packing", "false", "--global_batch", "4", "--gpus", "3"], 1, "--global_batch 4 is not a multiple of 3"),
         (["--global_batch", "0"], 1, "--global_batch is 0"),
         (

@@ -101,7 +101,7 @@ def _one(file: str, place: int, raw: Any) -> MixedSet:
             raise ConfigError(f"{where}.{key}: is {value!r}, not {kind} above 0. To leave a set out, delete its entry.")
     if raw.get("weight") is not None and raw.get("repeat") is not None:
         raise ConfigError(
-            f"{where}: weight {raw['weight']} and repeat {raw['repeat']} both say how often its rows are trained. "
+            f"{where}: weight {raw['weight']} and repeat {raw['repeat']} both set how often its rows are trained. "
             "Keep one."
         )
     columns = raw.get("columns")

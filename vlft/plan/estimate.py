@@ -1,8 +1,7 @@
 """Estimate the memory of a run on one card: part by part, for each sharding strategy, and what to change if it is full.
 
 Weights, gradients and optimizer are counted exactly from the built model. `vlft.model.activations` estimates
-activations. The overhead of CUDA and NCCL is taken from measurements by others. The sum has not been compared with a
-GPU yet.
+activations. The overhead of CUDA and NCCL is from measurements by others. The sum is not yet compared with a GPU.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def training_order(
         if wanted is not None:
             if wanted % at_once:
                 raise ConfigError(
-                    f"--global_batch {wanted} is no multiple of {at_once} (--per_device_train_batch_size "
+                    f"--global_batch {wanted} is not a multiple of {at_once} (--per_device_train_batch_size "
                     f"{args.per_device_train_batch_size} x {world} processes). Change one of them."
                 )
             accumulation = wanted // at_once

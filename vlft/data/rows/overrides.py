@@ -118,8 +118,8 @@ def _checked(row: RowRef, values: dict[str, tuple[str, Any]], at: str) -> Overri
             raise row.bad(f"{at}{key}", f"is {value}: frames go in pairs. Use an even number")
         values[name] = (key, int(value) if whole else float(value))
     for one, other, why in (
-        ("fps", "nframes", "both say how many frames a video gets"),
-        ("nframes", "max_frames", "both say how many frames a video gets"),
+        ("fps", "nframes", "both set how many frames a video gets"),
+        ("nframes", "max_frames", "both set how many frames a video gets"),
     ):
         if one in values and other in values:
             raise row.bad(f"{at}{values[other][0]}", f"{one} and {other} {why}. Keep one of them")
