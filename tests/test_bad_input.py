@@ -66,7 +66,7 @@ def test_nothing_to_train(refused):
 
 
 def test_language_full_beside_a_lora_tower(refused):
-    assert "twice" in refused("--language", "full", "--vision", "lora")
+    assert "second time" in refused("--language", "full", "--vision", "lora")
 
 
 def test_lora_flags_without_a_lora_tower(refused):
