@@ -56,8 +56,8 @@ class Towers:
         if self.language == "full" and "lora" in modes.values():
             lora = [tower for tower, mode in modes.items() if mode == "lora"]
             raise ConfigError(
-                f"--language full beside --{lora[0]} lora is refused: the adapter would store the language model "
-                f"twice. Use --{lora[0]} full, or --language lora."
+                f"--language full beside --{lora[0]} lora is refused: the adapter would hold the language model a "
+                f"second time. Use --{lora[0]} full, or --language lora."
             )
         if self.has_lora:
             if self.lora_rank < 1:
