@@ -156,7 +156,7 @@ class TrainFlags(TrainingArguments):
         "rows of an optimizer step over all devices, with --packing on average; instead of "
         "--gradient_accumulation_steps",
     )
-    bf16: bool | None = flag(None, "bf16 autocast; trained weights are float32 (default: on if the GPU has bf16)")  # type: ignore[assignment]
+    bf16: bool | None = flag(None, "bf16 autocast over float32 weights (default: on if the GPU has bf16)")  # type: ignore[assignment]
     fp16: bool = flag(False, "not supported: Qwen-VL's activations overflow float16")
     gradient_checkpointing: Literal["auto", "true", "false"] = flag(  # type: ignore[assignment]
         "auto", "recompute activations in the backward pass: less memory, slower. auto: only in towers that need it"
