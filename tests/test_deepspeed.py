@@ -351,7 +351,7 @@ def test_another_number_of_processes_goes_on_from_a_converted_state(runs, strate
     _, [refused, *_] = runs.start(*more, *split(1, 2 // after), world=after, name=name)
     assert refused.status == 1
     assert f"state is of {before} processes, this run has {after}" in refused.output
-    command = refused.output.split("start this again:\n")[1].splitlines()[0].split()
+    command = refused.output.split("start the run again:\n")[1].splitlines()[0].split()
     assert command[:2] == ["python", "-m"]
     subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True, timeout=200)
     again = runs.done(*more, *split(1, 2 // after), world=after, name=name)

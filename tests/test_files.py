@@ -138,7 +138,9 @@ def test_a_run_is_refused_where_the_file_system_has_no_locks(tmp_path, monkeypat
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(CheckpointError, match=r"cannot be locked .* Choose a folder on a file system that has flock"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be locked .* Choose a folder on a file system that supports flock"
+    ):
         hold(tmp_path / "run")
 
 

@@ -203,7 +203,7 @@ def test_the_verb_remakes_the_page(evaluated, tmp_path, capsys):
     ours, theirs = (re.sub(r"Page of [^<]*", "", p.read_text()) for p in (page, run / "report.html"))
     assert ours == theirs
     assert main(["report", str(tmp_path)]) == 1
-    assert "no vlft.json there, so it is no run folder" in capsys.readouterr().err
+    assert "has no vlft.json, so it is no run folder" in capsys.readouterr().err
     assert main(["report", str(run), "--html", str(tmp_path / "no" / "page.html")]) == 1
     assert "cannot be written (No such file or directory)" in capsys.readouterr().err
 

@@ -180,7 +180,7 @@ def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family)
     for place in places:
         if not 0 <= place < len(rows):
             raise ConfigError(
-                f"--index {place}: {path} has {len(rows):,} rows, counted from 0. Give 0 to {len(rows) - 1}."
+                f"--index {place}: {path} has {len(rows):,} rows, counted from 0. Use 0 to {len(rows) - 1}."
             )
     some = rows.take(places)
     if access.remote is not None:

@@ -104,8 +104,8 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
     for name, ours in _identity(mine).items():
         if name in theirs and theirs[name] != ours:
             raise CheckpointError(
-                f"{where}: belongs to another run: its {CALLED.get(name, name.replace('_', ' '))} is {theirs[name]}, "
-                f"this run's is {ours}. "
+                f"{where}: belongs to another run: its {CALLED.get(name, name.replace('_', ' '))} is "
+                f"{_as_text(theirs[name])}, this run's is {_as_text(ours)}. "
                 + (_equal_batch(other, mine) if name == "global_batch" else "")
                 + "Choose another --output_dir, or pass the flags of that run (its config.yaml)."
             )
@@ -115,6 +115,15 @@ def _identity(record: RunRecord) -> dict[str, Any]:
     """The settings that identify a run, in the order in which they are compared."""
     whole = {name: getattr(record, name) for name in ("base_fingerprint", "towers", "lora", "media")}
     return whole | {name: value for name, value in record.training.items() if name not in PROGRESS}
+
+
+def _as_text(value: Any) -> str:
+    """A setting in a message: `tokens 400, patches 1600` instead of a dictionary."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_as_text(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_as_text, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def _equal_batch(other: RunRecord, mine: RunRecord) -> str:

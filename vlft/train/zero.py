@@ -135,7 +135,7 @@ def must_convert(checkpoint: Path, *, world: int, run: Path) -> bool:
     if not (universal / "zero").is_dir() or not (checkpoint / "latest_universal").is_file():
         raise CheckpointError(
             f"{checkpoint}: DeepSpeed's state is of {saved_by} processes, this run has {world}. Start {saved_by} "
-            f"processes, or convert the state once, then run the same command again:\n"
+            f"processes, or convert the state with this command, then start the run again:\n"
             f"  python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder {state} "
             f"--output_folder {universal}"
         )
