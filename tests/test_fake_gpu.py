@@ -22,7 +22,8 @@ from vlft.model import attention, forward, groups, kernels, segments, standins, 
 from vlft.model.load import empty_model, load_config, load_processor
 from vlft.model.loss import sum_segments
 from vlft.model.towers import Towers
-from vlft.objectives import Loss, Mean, Objective, Sft
+from vlft.objectives import Loss, Mean, Objective
+from vlft.objectives.sft import Sft
 from vlft.train import model_setup as prepare
 from vlft.train.metrics import Meter
 from vlft.train.step_guard import StepGuard

@@ -12,7 +12,8 @@ from runs import arguments, assert_same, lines, split
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser
 from vlft.model.loss import sum_segments
-from vlft.objectives import Loss, Mean, Objective, Sft, Sums
+from vlft.objectives import Loss, Mean, Objective, Sums
+from vlft.objectives.sft import Sft
 from vlft.train.metrics import Meter
 from vlft.train.run import train
 

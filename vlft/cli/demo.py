@@ -11,7 +11,7 @@ EXAMPLES = """\
 examples:
   vlft demo
   vlft demo --out somewhere/else
-  vlft demo --rebuild-base     trains the demo's base from random weights (10 to 30 minutes)
+  vlft demo --rebuild-base     trains the demo's base from random weights (six to seven minutes on two cores)
 """
 
 
