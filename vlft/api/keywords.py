@@ -62,7 +62,7 @@ def parsed(
         ConfigError: a value cannot be carried out, or flags contradict each other.
     """
     if strangers := {name: value for name, value in said(flags).items() if name not in TAKES[function]}:
-        raise UsageError(f"{function}(){'; '.join(_not_taken(function, strangers))}")
+        raise UsageError(f"{function}(): {'; '.join(_not_taken(function, strangers))}")
     verb = "train" if function == "data_loader" else "preview"  # train also compares the flags of batches
     argv = []
     for name, value in said({**(before or {}), **flags}).items():
@@ -88,17 +88,16 @@ def _not_taken(function: str, flags: Mapping[str, Flag]) -> Iterator[str]:
         outcome = change.outcome
         if isinstance(outcome, Becomes):
             note = f" ({outcome.note})" if outcome.note else ""
-            yield f": {names} is {', '.join(starmap(_spelled, outcome.flags.items()))} here{note}"
+            yield f"{names} is {', '.join(starmap(_spelled, outcome.flags.items()))} here{note}"
         else:
-            yield f": {names} is not supported or has no effect here: {outcome.why}"
+            yield f"{names} is not supported or has no effect here: {outcome.why}"
     explained = {one.name for change in (*told.changes, *told.refusals, *told.remarks) for one in change.said}
     for name in given:
         if name in table.OF_TRAIN:
             others = [f"{other}()" for other in TAKES if name in TAKES[other]]
-            where = f"Pass it to {' or '.join(others)}" if others else "It has no effect in your own loop"
-            yield f" does not take {name}. {where}"
+            yield f"{name} belongs to {' and '.join(others)}" if others else f"{name} has no effect in your own loop"
         elif name not in explained:
-            yield f": {unknown(name, known).replace('--', '')}"
+            yield unknown(name, known).replace("--", "")
 
 
 def _spelled(name: str, words: Sequence[str]) -> str:

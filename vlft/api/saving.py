@@ -44,10 +44,12 @@ def save(base: Base, model: torch.nn.Module, folder: str | os.PathLike[str]) -> 
         (out / MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")
         if adapter:
             card = out / "README.md"
-            mine = card.exists()
+            mine = card.read_bytes() if card.exists() else None
             live.save_pretrained(out, save_embedding_layers=False)  # else PEFT asks the hub for the vocabulary's size
-            if not mine:
+            if mine is None:
                 card.unlink(missing_ok=True)  # PEFT's empty model card
+            else:
+                card.write_bytes(mine)  # PEFT wrote its card into it
         else:
             dtypes = stored_dtypes(base.opened)
             tensors = {k: v.detach().to("cpu", dtypes.get(k, v.dtype)) for k, v in live.state_dict().items()}
