@@ -293,7 +293,7 @@ def test_a_row_that_breaks_after_it_was_measured(policy, opened, tmp_path, caplo
         (
             lambda base, rows: vlft.open_base("x", min_pixels=4, save_steps=5, fpss=1),
             UsageError,
-            r"image_min_pixels=4 here; save_steps has no effect in your own loop; unknown flag fpss; did you mean fps\?",
+            r"image_min_pixels=4 here; save_steps has no effect in .* loop; unknown flag fpss; did you mean fps\?",
         ),
         (lambda base, rows: vlft.data_loader(base, rows, shuffle=1), UsageError, "shuffle is 1, must be True or False"),
         (lambda base, rows: vlft.data_loader(base, rows[:0]), ConfigError, "rows is empty"),
