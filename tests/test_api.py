@@ -33,7 +33,7 @@ PUBLIC = {
     "preview_row": "(base, rows, index)",
     "save_model": "(base, model, folder)",
     "Base": "(*, opened, flags)",
-    "Rows": "(*, measured, flags)",
+    "Rows": "(*, measured, base, flags)",
     "Loader": "(rows, batches, *, on_bad_row)",
 }
 MOST = 256 * 28 * 28
@@ -140,7 +140,7 @@ def test_a_loop_trains_what_vlft_train_trains(choices, base, opened, demo, tmp_p
 
 
 def test_a_rate_of_a_frozen_tower_is_refused(opened):
-    with pytest.raises(ConfigError, match=r"--vision_lr 0\.1 has no effect: --vision is frozen"):
+    with pytest.raises(ConfigError, match=r"^parameter_groups\(\): vision_lr 0\.1 has no effect: vision is frozen"):
         vlft.parameter_groups(opened, vlft.load_model(opened), vision_lr=0.1)
 
 
@@ -222,31 +222,35 @@ def test_a_row_that_breaks_after_it_was_measured(policy, opened, tmp_path, caplo
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda base, rows: vlft.open_base(""), ConfigError, "--model_id is empty"),
+        (lambda base, rows: vlft.open_base(""), ConfigError, "model_id is empty"),
         (lambda base, rows: vlft.open_base("./nowhere"), ConfigError, "nowhere: no such model folder"),
         (
             lambda base, rows: vlft.open_base("x", image_max_pixles=1),
             UsageError,
-            r"open_base\(\): unknown flag --image_max_pixles; did you mean --image_max_pixels\?",
+            r"open_base\(\): unknown flag image_max_pixles; did you mean image_max_pixels\?",
         ),
-        (lambda base, rows: vlft.open_base("x", max_pixels=3), UsageError, "--image_max_pixels 3"),
-        (lambda base, rows: vlft.open_base("x", fps=-1), ConfigError, "--fps is -1, must be more than 0"),
-        (lambda base, rows: vlft.open_base("x", nframes=5), ConfigError, "--nframes is 5, must be even"),
+        (
+            lambda base, rows: vlft.open_base("x", max_pixels=3),
+            UsageError,
+            r"open_base\(\): max_pixels is image_max_pixels=3 here$",
+        ),
+        (lambda base, rows: vlft.open_base("x", fps=-1), ConfigError, "fps is -1, must be more than 0"),
+        (lambda base, rows: vlft.open_base("x", nframes=5), ConfigError, "nframes is 5, must be even"),
         (lambda base, rows: vlft.open_base("x", fps={}), UsageError, r"open_base\(\): fps is \{\}, must be a text"),
-        (lambda base, rows: vlft.open_base("x", fps=1, nframes=2), ConfigError, r"--fps 1(\.0)? and --nframes 2 both"),
+        (lambda base, rows: vlft.open_base("x", fps=1, nframes=2), ConfigError, r"fps 1(\.0)? and nframes 2 both"),
         (
             lambda base, rows: vlft.open_base("x", vision="lora"),
             UsageError,
-            r"open_base\(\) does not take vision\. Pass it to load_model\(\)",
+            r"open_base\(\): vision belongs to load_model\(\)$",
         ),
         (
             lambda base, rows: vlft.open_base("x", save_steps=5),
             UsageError,
-            "save_steps. It has no effect in your own loop",
+            "save_steps has no effect in your own loop",
         ),
-        (lambda base, rows: vlft.load_rows(base), ConfigError, "--data_path is missing"),
-        (lambda base, rows: vlft.load_rows(base, "no.json"), ConfigError, "--data_path no.json: no such file"),
-        (lambda base, rows: vlft.load_model(base, vision="lorra"), UsageError, "--vision is lorra, must be one of"),
+        (lambda base, rows: vlft.load_rows(base), ConfigError, "data_path is missing"),
+        (lambda base, rows: vlft.load_rows(base, "no.json"), ConfigError, "data_path no.json: no such file"),
+        (lambda base, rows: vlft.load_model(base, vision="lorra"), UsageError, "vision is lorra, must be one of"),
         (
             lambda base, rows: vlft.load_model(base, vision="frozen", language="frozen"),
             ConfigError,
@@ -255,7 +259,7 @@ def test_a_row_that_breaks_after_it_was_measured(policy, opened, tmp_path, caplo
         (
             lambda base, rows: vlft.load_model(base, language="full", lora_rank=4),
             ConfigError,
-            "--lora_rank is given, but no tower is lora",
+            "lora_rank is given, but no tower is lora",
         ),
         (lambda base, rows: vlft.load_model(base, attn="flash_attn"), VlftError, "flash_attn"),
         (
@@ -279,12 +283,136 @@ def test_a_row_that_breaks_after_it_was_measured(policy, opened, tmp_path, caplo
             "per_device_eval_batch_size has no effect with shuffle=True",
         ),
         (lambda base, rows: vlft.open_base(ROOT), CheckpointError, "config.json"),
+        (lambda base, rows: vlft.open_base("x", config="a.yaml"), UsageError, r"open_base\(\): unknown flag config$"),
+        (lambda base, rows: vlft.load_rows(base, "x", help=True), UsageError, r"load_rows\(\): unknown flag help$"),
+        (
+            lambda base, rows: vlft.load_model(base, no_bf16=True),
+            UsageError,
+            r"load_model\(\): unknown flag no_bf16$",
+        ),
+        (
+            lambda base, rows: vlft.open_base("x", min_pixels=4, save_steps=5, fpss=1),
+            UsageError,
+            r"image_min_pixels=4 here; save_steps has no effect in .* loop; unknown flag fpss; did you mean fps\?",
+        ),
+        (lambda base, rows: vlft.data_loader(base, rows, shuffle=1), UsageError, "shuffle is 1, must be True or False"),
+        (lambda base, rows: vlft.data_loader(base, rows[:0]), ConfigError, "rows is empty"),
     ],
 )
 def test_what_is_refused(call, error, says, opened, demo):
     with pytest.raises(error, match=says) as caught:
         call(opened, demo)
-    assert "vlft preview:" not in str(caught.value)
+    text = str(caught.value)
+    assert re.match(r"(open_base|load_rows|data_loader|load_model)\(\)", text)
+    assert not re.search(r"--[a-z]|vlft (preview|train)", text)
+
+
+@pytest.fixture(scope="module")
+def adapted(opened):
+    return vlft.load_model(opened, lora_rank=1)
+
+
+def test_arguments_of_the_wrong_type(opened, demo, adapted):
+    base, rows, model, plain = opened, demo, adapted, torch.nn.Linear(1, 1)
+    from_base, from_rows, from_model = (
+        f"pass what {name}() returns" for name in ("open_base", "load_rows", "load_model")
+    )
+    calls = [
+        (lambda: vlft.load_rows("train.json"), [f"load_rows(): base is 'train.json' (a str), {from_base}"]),
+        (lambda: vlft.load_model("x"), [f"load_model(): base is 'x' (a str), {from_base}"]),
+        (lambda: vlft.load_model(rows), [f"base is a Rows, {from_base}"]),
+        (lambda: vlft.load_model(None), [f"base is None, {from_base}"]),
+        (lambda: vlft.data_loader(base, "train.json"), [f"rows is 'train.json' (a str), {from_rows}"]),
+        (lambda: vlft.data_loader(base, [1]), [f"rows is [1] (a list), {from_rows}"]),
+        (lambda: vlft.data_loader(rows, base), [f"base is a Rows, {from_base}; rows is a Base, {from_rows}"]),
+        (lambda: vlft.preview_row(rows, base, 0), [f"preview_row(): base is a Rows, {from_base}", from_rows]),
+        (lambda: vlft.parameter_groups(model, base), ["parameter_groups(): base is a Peft", from_base, from_model]),
+        (lambda: vlft.parameter_groups(base, plain), [f"model is a Linear, {from_model}"]),
+        (lambda: vlft.save_model(model, base, "x"), ["save_model(): base is a Peft", f"model is a Base, {from_model}"]),
+        (lambda: vlft.save_model(base, torch.nn.Sequential(model), "x"), [f"{from_model} (its .0)"]),
+    ]
+    for call, says in calls:
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert all(part in str(caught.value) for part in says), str(caught.value)
+
+
+def test_rows_and_models_stay_with_their_base(base, opened, demo, adapted, tmp_path):
+    other = vlft.open_base(base, **LIGHT | {"image_max_pixels": 16 * 28 * 28})
+    for call in (lambda: vlft.data_loader(other, demo), lambda: vlft.preview_row(other, demo, 0)):
+        with pytest.raises(UsageError, match=r"^(data_loader|preview_row)\(\): the rows were loaded with another base"):
+            call()
+    assert len(vlft.data_loader(vlft.open_base(base, **LIGHT), demo, dataloader_num_workers=0)) > 0
+    (tmp_path / "copy").mkdir()
+    for file in base.iterdir():
+        (tmp_path / "copy" / file.name).symlink_to(file)
+    copy = vlft.open_base(tmp_path / "copy", **LIGHT)
+    with pytest.raises(UsageError, match="the model was loaded from another base"):
+        vlft.save_model(copy, adapted, tmp_path / "mine")
+
+
+def test_rows_are_cut_and_counted(opened, demo):
+    some = demo[3:12:4]
+    assert isinstance(some, vlft.Rows)
+    assert [one.index for one in some] == [demo[place].index for place in (3, 7, 11)]
+    loader = vlft.data_loader(opened, some, shuffle=False, dataloader_num_workers=0)
+    assert sorted(row for batch in loader for row in batch["rows"]) == sorted((one.file, one.index) for one in some)
+    assert loader.skipped == []
+    for call in (lambda: demo[99], lambda: demo[-14], lambda: vlft.preview_row(opened, demo, 99)):
+        with pytest.raises(IndexError, match="there are 13 rows"):
+            call()
+    for call in (lambda: demo["0"], lambda: demo[None], lambda: demo[1.0], lambda: vlft.preview_row(opened, demo, "0")):
+        with pytest.raises(TypeError, match="must be a whole number"):
+            call()
+    loader = vlft.data_loader(opened, some, dataloader_num_workers=0)
+    for epoch in (-1, 1.5, "2", None, True):
+        with pytest.raises(UsageError, match=r"set_epoch\(\): epoch is .*, must be a whole number of at least 0"):
+            loader.set_epoch(epoch)
+
+
+def test_a_batch_is_passed_as_keywords(opened, demo, adapted):
+    batch = next(iter(vlft.data_loader(opened, demo, dataloader_num_workers=0)))
+    for call in (lambda: adapted(batch), lambda: adapted()):
+        with pytest.raises(TypeError, match=r"call model\(\*\*batch\) with a batch of data_loader\(\)"):
+            call()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_save_model_spoils_no_other_model(base, opened, adapted, tmp_path):
+    whole = vlft.load_model(opened, language="full")
+    for name, model in (("adapter", adapted), ("whole", whole)):
+        for _ in range(2):  # saving again is allowed
+            vlft.save_model(opened, model, tmp_path / name)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "adapter_config.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "vlft.json").write_text("{}")
+    (tmp_path / "link").symlink_to(base)
+    (tmp_path / "file").write_text("mine")
+    for model, folder, says in [
+        (whole, base, "is the folder of the base model"),
+        (adapted, tmp_path / "link", "is the folder of the base model"),
+        (whole, tmp_path / "adapter", "holds an adapter of .*, and a whole model of .* would be saved into it"),
+        (adapted, tmp_path / "whole", "holds a whole model of .*, and an adapter of .* would be saved into it"),
+        (adapted, tmp_path / "foreign", r"holds a model that save_model\(\) did not write \(adapter_config.json\)"),
+        (adapted, tmp_path / "run", "holds a run"),
+        (adapted, tmp_path / "file", "file: is a file. Choose a new or empty folder"),
+        (adapted, tmp_path / "file" / "in", r"in: cannot be written \(Not a directory\). Choose a folder"),
+        (adapted, "", "folder is '', must be the path of a folder"),
+        (adapted, None, "folder is None, must be"),
+        (adapted, 3, "folder is 3, must be"),
+    ]:
+        there = contents(tmp_path) | contents(base)
+        with pytest.raises(ConfigError, match=rf"^save_model\(\): .*{says}"):
+            vlft.save_model(opened, model, folder)
+        assert there == contents(tmp_path) | contents(base)
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "README.md").write_text("notes of my own")
+    vlft.save_model(opened, adapted, tmp_path / "loop")
+    assert (tmp_path / "loop" / "README.md").read_text() == "notes of my own"
 
 
 # ---- the guide

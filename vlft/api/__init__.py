@@ -8,35 +8,31 @@ have an effect on it. Its result stores them for the functions that take it, so 
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-import types
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from vlft import setup
+from vlft.api import saving
+from vlft.api.door import check_arguments, mark_model, speaks_python
+from vlft.api.forward import take_batches
 from vlft.api.keywords import Flag, parsed, said
 from vlft.api.loader import Loader
-from vlft.config.flags import Mode, TrainFlags
+from vlft.api.objects import Base, Rows, row_index
+from vlft.config.flags import Mode
 from vlft.config.machine import check_device
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order, RankBatches
-from vlft.data.sample import Sample
 from vlft.data.workers import loader_options
-from vlft.errors import BadRow, ConfigError
+from vlft.errors import ConfigError, UsageError
 from vlft.model import groups, kernels
-from vlft.model.forward import FORWARD_KEYS
 from vlft.preview import preview_sample
 from vlft.preview.text import as_text
 from vlft.setup.schedule import PATCHES_PER_TOKEN, evaluation_order, pack_budget, training_order
-from vlft.train.folder import save_processor, stored_dtypes
 from vlft.train.model_setup import prepare_model
 from vlft.train.ranks import on_rank_zero
 
@@ -52,59 +48,7 @@ _OF_TRAINING = {"global_batch", "gradient_accumulation_steps", "per_device_train
 _OF_EVALUATION = {"per_device_eval_batch_size"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """An opened base model whose weights are not loaded yet. `open_base` returns it.
-
-    Attributes:
-        opened: folder, config, family, processor and encoder, as `vlft train` opens them.
-        flags: the flags that were passed to `open_base`.
-    """
-
-    opened: setup.Base = field(repr=False)
-    flags: Mapping[str, Flag]
-
-    @property
-    def processor(self) -> Any:
-        """The stock processor of transformers, with the pixel and frame settings of the flags."""
-        return self.opened.processor
-
-    @property
-    def config(self) -> Any:
-        """The base's config, a config object of transformers."""
-        return self.opened.config
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows(Sequence[Sample]):
-    """Rows that can be trained. `load_rows` returns it. Indexing parses a row; no media are opened.
-
-    Attributes:
-        measured: the rows, the cost of each row, and the refused rows.
-        flags: the flags that were passed to `open_base` and `load_rows`.
-    """
-
-    measured: setup.MeasuredRows = field(repr=False)
-    flags: Mapping[str, Flag]
-
-    def __len__(self) -> int:
-        return len(self.measured.rows.samples)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        return self.measured.rows.samples[index]
-
-    @property
-    def skipped(self) -> tuple[BadRow, ...]:
-        """Rows that are not trained, each with its reason (`on_bad_row="skip"`)."""
-        return self.measured.rows.bad
-
-
+@speaks_python
 def open_base(model_id: str | os.PathLike[str], *, model_revision: str | None = None, **flags: Flag) -> Base:
     """Open a base model, and set how rows become tokens and pixels. Loads no weights.
 
@@ -118,7 +62,7 @@ def open_base(model_id: str | os.PathLike[str], *, model_revision: str | None = 
         The base, for the other functions.
 
     Raises:
-        UsageError: a flag is unknown, or belongs to another function.
+        UsageError: a flag is unknown or belongs to another function, or an argument is of the wrong type.
         ConfigError: a flag has no effect or cannot be carried out.
         CheckpointError: the base is missing, not a Qwen-VL, quantised or incomplete.
     """
@@ -127,6 +71,7 @@ def open_base(model_id: str | os.PathLike[str], *, model_revision: str | None = 
     return Base(opened=setup.open_base(data, model, given=frozenset()), flags=said(given))
 
 
+@speaks_python
 def load_rows(
     base: Base,
     data_path: Flag = None,
@@ -146,9 +91,10 @@ def load_rows(
         The rows that can be trained.
 
     Raises:
-        UsageError: a flag is unknown, or belongs to another function.
+        UsageError: a flag is unknown or belongs to another function, or an argument is of the wrong type.
         ConfigError: a row is refused (`on_bad_row="skip"` skips it instead), no row is left, or a file cannot be read.
     """
+    check_arguments("load_rows", base=base)
     given = {"data_path": data_path, "image_folder": image_folder, **flags}
     data, _, args = parsed("load_rows", given, base.flags)
     workers = args.dataloader_num_workers
@@ -157,9 +103,10 @@ def load_rows(
         LOG.info(note)
     if bad := measured.rows.bad:
         LOG.warning("%d of %d rows are skipped, the first is %s", len(bad), sum(measured.rows.counts.values()), bad[0])
-    return Rows(measured=measured, flags={**base.flags, **said(given)})
+    return Rows(measured=measured, base=base, flags={**base.flags, **said(given)})
 
 
+@speaks_python
 def data_loader(
     base: Base, rows: Rows, *, global_batch: int | None = None, shuffle: bool = True, **flags: Flag
 ) -> Loader:
@@ -176,13 +123,18 @@ def data_loader(
         The loader of this process.
 
     Raises:
-        UsageError: a flag is unknown, or belongs to another function.
+        UsageError: a flag is unknown or belongs to another function, or an argument is of the wrong type.
         ConfigError: a flag has no effect, or `global_batch` cannot be reached.
     """
+    check_arguments("data_loader", base=base, rows=rows)
+    if not isinstance(shuffle, bool):
+        raise UsageError(f"shuffle is {shuffle!r}, must be True or False")
+    if not rows:
+        raise ConfigError("rows is empty: there is nothing to load")
     given = {"global_batch": global_batch, **flags}
     data, _, args = parsed("data_loader", given, rows.flags)
     if idle := sorted(said(given).keys() & (_OF_EVALUATION if shuffle else _OF_TRAINING)):
-        raise ConfigError(f"data_loader(): {idle[0]} has no effect with shuffle={shuffle}. Drop one of the two.")
+        raise ConfigError(f"{idle[0]} has no effect with shuffle={shuffle}. Drop one of the two.")
     costs = rows.measured.costs
     order: Order
     if shuffle:
@@ -202,6 +154,7 @@ def data_loader(
     return Loader(loader, batches, on_bad_row=data.on_bad_row)
 
 
+@speaks_python
 def load_model(
     base: Base, *, vision: Mode = "frozen", merger: Mode = "frozen", language: Mode = "lora", **flags: Flag
 ) -> Model:
@@ -224,10 +177,11 @@ def load_model(
         The model of transformers in training mode, wrapped by PEFT if a tower is `lora`.
 
     Raises:
-        UsageError: a flag is unknown, or belongs to another function.
+        UsageError: a flag is unknown or belongs to another function, or an argument is of the wrong type.
         ConfigError: a flag has no effect or cannot be carried out.
         CheckpointError: weights are missing, unexpected or of another shape.
     """
+    check_arguments("load_model", base=base)
     own = {"vision": vision, "merger": merger, "language": language, **flags}
     data, model_flags, args = parsed("load_model", own, base.flags)
     check_device(args, model_flags.attn)
@@ -242,31 +196,13 @@ def load_model(
     model, chosen = prepare_model(opened, args, choice=model_flags.attn, say=LOG.info, tokens=tokens, patches=patches)
     LOG.info("%s", chosen)
     model.train()
-    _take_batches(model, args)
+    take_batches(model, args)
+    mark_model(model, base)
     ready: Any = model
     return ready
 
 
-def _take_batches(model: torch.nn.Module, args: TrainFlags) -> None:
-    """Bind a forward that takes the batches of `data_loader` and weights their loss."""
-    inner, half, world = model.forward, args.half, args.world_size
-
-    @functools.wraps(inner)  # generate() reads the signature of `forward`
-    def forward(self: torch.nn.Module, *args: Any, **batch: Any) -> Any:
-        if batch.get("cu_seqlens") is None:
-            return inner(*args, **batch)
-        device = next(self.parameters()).device
-        taken = {key: batch[key] for key in FORWARD_KEYS}
-        taken |= {k: v.to(device, non_blocking=True) for k, v in taken.items() if isinstance(v, torch.Tensor)}
-        with torch.autocast(device.type, dtype=half, enabled=half is not None):
-            outputs = inner(**taken, return_logits=batch.get("return_logits", False))
-        tokens = batch.get("num_items_in_batch") or max(1, len(batch["targets"]))
-        outputs.loss = outputs.loss * (world / tokens)  # DDP averages gradients over processes
-        return outputs
-
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
-
-
+@speaks_python
 def parameter_groups(
     base: Base, model: torch.nn.Module, *, learning_rate: float | None = None, **flags: Flag
 ) -> list[dict[str, Any]]:
@@ -282,9 +218,10 @@ def parameter_groups(
         Groups with the keys `params`, `lr`, `weight_decay` and `name`.
 
     Raises:
-        UsageError: a flag is unknown, or belongs to another function.
+        UsageError: a flag is unknown or belongs to another function, or an argument is of the wrong type.
         ConfigError: a flag cannot be carried out.
     """
+    check_arguments("parameter_groups", base=base, model=model)
     _, _, args = parsed("parameter_groups", {"learning_rate": learning_rate, **flags}, base.flags)
     found = groups.parameter_groups(
         model, base.opened.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
@@ -302,6 +239,7 @@ def parameter_groups(
     ]
 
 
+@speaks_python
 def preview_row(base: Base, rows: Rows, index: int) -> str:
     """Return a row as the model sees it, as text: trained tokens are between ⟦ and ⟧, the pads of a picture are folded.
 
@@ -311,11 +249,15 @@ def preview_row(base: Base, rows: Rows, index: int) -> str:
         index: the row's index in `rows`.
 
     Raises:
+        UsageError: an argument is of the wrong type, or the rows were loaded with another base.
+        IndexError: there is no such row.
         DataError: the row's media cannot be decoded.
     """
-    return as_text(preview_sample(rows[index], base.opened), color=False)
+    check_arguments("preview_row", base=base, rows=rows)
+    return as_text(preview_sample(rows[row_index(index)], base.opened), color=False)
 
 
+@speaks_python
 def save_model(base: Base, model: torch.nn.Module, folder: str | os.PathLike[str]) -> None:
     """Save an adapter, or a whole model in the dtypes of the base, and the processor with the settings of the training.
 
@@ -324,22 +266,11 @@ def save_model(base: Base, model: torch.nn.Module, folder: str | os.PathLike[str
     Args:
         base: the base of `model`.
         model: from `load_model`.
-        folder: created if it does not exist.
+        folder: created if it does not exist. An earlier save of the same base and kind is overwritten.
 
     Raises:
-        OSError: the folder cannot be written.
+        UsageError: an argument is of the wrong type, or `model` was loaded from another base.
+        ConfigError: the folder is the base's own, holds a run or another model, or cannot be written.
     """
-    live: Any = model
-    out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    if hasattr(live, "peft_config"):
-        card = out / "README.md"
-        mine = card.exists()
-        live.save_pretrained(out, save_embedding_layers=False)  # without it PEFT asks the hub for the vocabulary's size
-        if not mine:
-            card.unlink(missing_ok=True)  # PEFT's empty model card
-    else:
-        dtypes = stored_dtypes(base.opened)
-        tensors = {k: v.detach().to("cpu", dtypes.get(k, v.dtype)) for k, v in live.state_dict().items()}
-        live.save_pretrained(out, state_dict=tensors)
-    save_processor(base.processor, out)
+    check_arguments("save_model", base=base, model=model)
+    saving.save(base, model, folder)

@@ -6,12 +6,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import starmap
 from typing import Any
 
 from vlft.config import table
 from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.kits.outcome import Becomes
+from vlft.config.names import unknown
 from vlft.config.parse import FlagParser
+from vlft.config.said import Said
+from vlft.config.translate import translate
 from vlft.errors import ConfigError, UsageError
 
 #: The value of a flag, of any type that YAML has. None: the flag's default.
@@ -56,29 +61,59 @@ def parsed(
         UsageError: a flag is unknown, belongs to another function, or has a value of the wrong kind.
         ConfigError: a value cannot be carried out, or flags contradict each other.
     """
-    known = set().union(*TAKES.values())
-    for name in said(flags):
-        if name in TAKES[function] or name not in table.OF_TRAIN:
-            continue  # the parser below refuses unknown flags, with a similar name
-        others = [f"{other}()" for other in TAKES if name in TAKES[other]]
-        where = f"Pass it to {' or '.join(others)}" if name in known else "It has no effect in your own loop"
-        raise UsageError(f"{function}() does not take {name}. {where}")
+    if strangers := {name: value for name, value in said(flags).items() if name not in TAKES[function]}:
+        raise UsageError(f"{function}(): {'; '.join(_not_taken(function, strangers))}")
     verb = "train" if function == "data_loader" else "preview"  # train also compares the flags of batches
-    argv = [word for name, value in said({**(before or {}), **flags}).items() for word in _words(function, name, value)]
+    argv = []
+    for name, value in said({**(before or {}), **flags}).items():
+        words = _words(function, name, value)
+        argv += [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
     try:
         data, model, args = FlagParser(verb, (DataFlags, ModelFlags, TrainFlags)).parse(argv).flags
     except (UsageError, ConfigError) as error:
-        text = str(error).replace(f"vlft {verb}: ", f"{function}(): ", 1).replace(f"vlft {verb}", "vlft train")
+        prefix, help_line = f"vlft {verb}: ", f"\n  All flags: vlft {verb} --help all"
+        text = str(error).removeprefix(prefix).removesuffix(help_line).replace(f"vlft {verb}", "vlft train")
         raise type(error)(text) from None
     return data, model, args
 
 
-def _words(function: str, name: str, value: Any) -> list[str]:
-    """Return a keyword argument as words of a command line."""
+def _not_taken(function: str, flags: Mapping[str, Flag]) -> Iterator[str]:
+    """Yield the reason for each keyword argument that the function does not take."""
+    known = set().union(*TAKES.values())
+    given = {name: Said(name=name, words=_words(function, name, value)) for name, value in flags.items()}
+    foreign = {name: one for name, one in given.items() if name not in table.OF_TRAIN}
+    told = translate(foreign, table.kinds("train"))
+    for change in (*told.changes, *told.refusals, *told.remarks):
+        names = " and ".join(one.name for one in change.said)
+        outcome = change.outcome
+        if isinstance(outcome, Becomes):
+            note = f" ({outcome.note})" if outcome.note else ""
+            yield f"{names} is {', '.join(starmap(_spelled, outcome.flags.items()))} here{note}"
+        else:
+            yield f"{names} is not supported or has no effect here: {outcome.why}"
+    explained = {one.name for change in (*told.changes, *told.refusals, *told.remarks) for one in change.said}
+    for name in given:
+        if name in table.OF_TRAIN:
+            others = [f"{other}()" for other in TAKES if name in TAKES[other]]
+            yield f"{name} belongs to {' and '.join(others)}" if others else f"{name} has no effect in your own loop"
+        elif name not in explained:
+            yield unknown(name, known).replace("--", "")
+
+
+def _spelled(name: str, words: Sequence[str]) -> str:
+    """Return a flag as a keyword argument."""
+    values = [{"true": True, "false": False}.get(word, word) for word in words]
+    value = values[0] if len(values) == 1 else values
+    number = isinstance(value, str) and value.replace(".", "", 1).isdigit()
+    return f"{name}={value if number else repr(value)}"
+
+
+def _words(function: str, name: str, value: Any) -> tuple[str, ...]:
+    """Return the value of a keyword argument as words of a command line."""
     if isinstance(value, bool):
-        return [f"--{name}={str(value).lower()}"]
+        return (str(value).lower(),)
     if isinstance(value, str | int | float | os.PathLike):
-        return [f"--{name}={os.fspath(value) if isinstance(value, os.PathLike) else value}"]
+        return (str(os.fspath(value) if isinstance(value, os.PathLike) else value),)
     if isinstance(value, Sequence) and value and all(isinstance(one, str | os.PathLike) for one in value):
-        return [f"--{name}", *map(os.fspath, value)]
+        return tuple(map(os.fspath, value))
     raise UsageError(f"{function}(): {name} is {value!r}, must be a text, a number, true or false, or a list of texts")

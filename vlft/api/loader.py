@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from vlft.data.collate import Batch
 from vlft.data.order import RankBatches
 from vlft.data.workers import workers_end_with_errors
-from vlft.errors import BadRow, DataError
+from vlft.errors import BadRow, DataError, UsageError
 from vlft.train.ranks import gather
 
 LOG = logging.getLogger("vlft")
@@ -43,7 +43,13 @@ class Loader:
         return self.steps * self.accumulation
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass, counted from 0."""
+        """Set the epoch of the next pass, counted from 0.
+
+        Raises:
+            UsageError: it is not a whole number of at least 0.
+        """
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise UsageError(f"set_epoch(): epoch is {epoch!r}, must be a whole number of at least 0")
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
