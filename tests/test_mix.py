@@ -109,7 +109,7 @@ def test_a_mix_is_trained_as_it_says(sets, base, monkeypatch, capsys):
     (sets / "gone.jpg").rename(sets / "pictures" / "img" / "0.jpg")
     mix(sets, MIX.replace("2.5", "1"))
     assert main(train) == 1
-    assert "its data mix (weight, repeat, cap) is [[None, None, 4], [None, 2.5, None]]" in capsys.readouterr().err
+    assert "its data mix (weight, repeat, cap) is (none, none, 4), (none, 2.5, none)" in capsys.readouterr().err
 
 
 BAD = {

@@ -122,7 +122,7 @@ def _as_text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_as_text(one)}" for name, one in value.items()) or "none"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_as_text, value)) or "none"
+        return ", ".join(f"({_as_text(one)})" if isinstance(one, list) else _as_text(one) for one in value) or "none"
     return "none" if value is None else str(value)
 
 
