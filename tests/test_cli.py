@@ -183,7 +183,7 @@ def _listed(text: str) -> set[str]:
     return set(re.findall(r"^  (?:-\w, )?--(\w+)", text, re.M))
 
 
-@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("stored", [pytest.param(True, marks=with_stored_help), False])
 @pytest.mark.parametrize("verb", [name for name in VERBS if name not in TWO_TIERS])
 def test_help_all_of_a_verb_with_one_tier_is_its_help(verb, stored, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(help.WIDTH))
