@@ -278,7 +278,8 @@ def test_folders_that_are_no_video(frames, capsys):
     (frames / "clip" / "times.txt").write_text("0 1 2")
     field, reason = first_reason(capsys, frames, ["clip"])
     assert field == "video[0]"
-    assert "holds pictures only, and times.txt does not have the ending of a picture. Move it elsewhere" in reason
+    assert "holds pictures only, and times.txt does not have the ending of a picture. " in reason
+    assert "Move it elsewhere, or list the frames" in reason
 
 
 def test_a_folder_stays_inside_as_files_do(frames, tmp_path_factory, capsys):
