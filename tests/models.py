@@ -108,3 +108,16 @@ def torch_swiglu(gate, up):
 
 
 TORCH = kernels.Functions(rms_norm=torch_rms_norm, swiglu=torch_swiglu)
+
+
+def assert_same_step(stock, ours, rows, processor, batch: dict) -> None:
+    """One flat forward and backward over rows gives the loss and gradients of the stock model on each alone."""
+    total = sum(stock_loss(stock, row, processor)[0] for row in rows)
+    total.backward()
+    loss = ours(**batch).loss
+    loss.backward()
+    assert_close(loss, total, "loss")
+    theirs, mine = gradients(stock), gradients(ours)
+    assert set(theirs) == set(mine)
+    for name, gradient in theirs.items():
+        assert_close(mine[name], gradient, name)

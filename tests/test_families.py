@@ -11,7 +11,7 @@ import pytest
 import rooms
 import torch
 from build import row, write_json
-from models import PRESETS, TORCH, assert_close, build, gradients, stock_loss
+from models import PRESETS, TORCH, assert_close, assert_same_step, build, gradients, stock_loss
 from second_family import SECOND
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -212,15 +212,7 @@ def test_a_parameter_of_no_tower_stops_the_run(base):
 def test_a_flat_row_gives_the_stock_loss_and_gradients(base, encoded, preset):
     stock, ours = (build(base, preset, flat=flat, family=SECOND) for flat in (False, True))
     processor, rows = load_processor(base), list(encoded.values())
-    total = sum(stock_loss(stock, one, processor)[0] for one in rows)
-    total.backward()
-    loss = ours(**inputs(rows)).loss
-    loss.backward()
-    assert_close(loss, total, "loss")
-    theirs, mine = gradients(stock), gradients(ours)
-    assert set(theirs) == set(mine)
-    for name, gradient in theirs.items():
-        assert_close(mine[name], gradient, name)
+    assert_same_step(stock, ours, rows, processor, inputs(rows))
     bound, _ = stock_loss(ours, rows[1], processor)  # without cu_seqlens it is still the stock forward
     assert_close(bound, stock_loss(stock, rows[1], processor)[0], "stock way")
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from models import PRESETS, assert_close, build, flat_inputs, gradients, stock_inputs, stock_loss
+from models import PRESETS, assert_close, assert_same_step, build, flat_inputs, gradients, stock_inputs, stock_loss
 
 
 @pytest.mark.parametrize("name", ["still", "two-turns", "clip", "text", "both", "frames"])
@@ -26,15 +26,7 @@ def test_a_flat_row_of_many_samples_gives_the_stock_loss_and_gradients_of_each_a
 ):
     rows = list(encoded.values())
     stock, ours = build(base, preset, flat=False), build(base, preset, flat=True, checkpointing=checkpointing)
-    total = sum(stock_loss(stock, row, encoder.processor)[0] for row in rows)
-    total.backward()
-    loss = ours(**flat_inputs(rows)).loss
-    loss.backward()
-    assert_close(loss, total, "loss")
-    theirs, mine = gradients(stock), gradients(ours)
-    assert set(theirs) == set(mine)
-    for name, gradient in theirs.items():
-        assert_close(mine[name], gradient, name)
+    assert_same_step(stock, ours, rows, encoder.processor, flat_inputs(rows))
 
 
 def test_a_batch_without_pictures_gives_the_vision_tower_zero_gradients(base, encoder, encoded):

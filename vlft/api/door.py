@@ -81,7 +81,7 @@ def check_arguments(function: str, **given: Any) -> None:
 
 
 def mark_model(model: torch.nn.Module, base: Base) -> None:
-    """Remember that `load_model` made the model, and of which base."""
+    """Remember that `load_model` made the model, and the base that it came from."""
     vars(model)[_OF_BASE] = _folder(base)
 
 

@@ -19,7 +19,7 @@ from vlft.errors import ConfigError
 from vlft.train.claim import holds
 from vlft.train.folder import save_processor, stored_dtypes
 
-#: The file that marks a folder of `save_model`: what kind of model it holds, and of which base.
+#: The file that marks a folder of `save_model`: the kind of the model in it, and its base.
 MARK = ".vlft-saved.json"
 #: Files of models: of whole models and adapters, pickled ones too.
 _MODELS = ("*.safetensors", "config.json", ADAPTER_CONFIG, "pytorch_model*.bin", "adapter_model.bin", "*.gguf")
