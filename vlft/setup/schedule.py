@@ -1,6 +1,6 @@
-"""How rows become optimizer steps: packs or rows a micro-batch, micro-batches a step. From flags and costs to `Order`.
+"""How rows become optimizer steps: rows or packs per micro-batch, micro-batches per step. Flags and costs -> `Order`.
 
-Above config and data; trains nothing and opens nothing.
+Opens no file, and trains nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PATCHES_PER_TOKEN = 4  # of a picture
 
 
 def pack_budget(data: DataFlags) -> Budget | None:
-    """What a pack may hold by the flags; None without packing."""
+    """The limits of a pack, from the flags; None without packing."""
     if not data.packing:
         return None
     tokens = data.pack_tokens or max(PACK_TOKENS, data.max_length or 0)
@@ -31,19 +31,21 @@ def pack_budget(data: DataFlags) -> Budget | None:
 def training_order(
     costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *, world: int, kept: Mapping[str, Any] | None = None
 ) -> Order:
-    """The order of a run; `--global_batch` is settled here, since how many rows a pack holds is known only now.
+    """The order of a run. `--global_batch` is resolved here, since the number of rows per pack is known only now.
 
-    With packing, packs hold no more than their share of `--global_batch` (as a mean), and so many of them make a step
-    that its rows come nearest to it.
+    With packing, the mean number of rows per pack is at most a process's share of `--global_batch`, and a step has the
+    number of packs whose rows come closest to it.
 
     Args:
-        costs: of the rows; each fits `pack_budget`.
-        world: processes.
-        kept: `settings_of` the run that this one goes on with, and what it `asked_for` under "asked"; None for a new
-            run. Where the same is asked for, its packs stay, however many processes they were made up for.
+        costs: of the rows; each fits into `pack_budget`.
+        data: flags of the data.
+        args: flags of the run.
+        world: number of processes.
+        kept: `settings_of` the run that this one resumes, with its `asked_for` under "asked"; None for a new run. If
+            the same is asked for, the run keeps its packs, on any number of processes.
 
     Raises:
-        ConfigError: `--global_batch` cannot be made up.
+        ConfigError: `--global_batch` cannot be reached.
     """
     budget, wanted = pack_budget(data), args.global_batch
     accumulation = args.gradient_accumulation_steps
@@ -69,13 +71,13 @@ def training_order(
 
 
 def asked_for(data: DataFlags, args: TrainFlags) -> dict[str, Any]:
-    """What the flags say of a step and of a pack, before `training_order` settles on its own."""
+    """The limits of a step and of a pack that the flags ask for, before `training_order` adjusts them."""
     budget = pack_budget(data)
     return {"rows": args.global_batch, **({} if budget is None else asdict(budget))}
 
 
 def evaluation_order(costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *, world: int) -> Order:
-    """The order of an evaluation: every row once, in a step's place one micro-batch of each process."""
+    """The order of an evaluation: every row once, and one micro-batch of each process in place of a step."""
     budget = pack_budget(data)
     if budget is None:
         rows = args.per_device_eval_batch_size * world
@@ -84,7 +86,7 @@ def evaluation_order(costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *
 
 
 def largest(order: Order, costs: Sequence[Cost]) -> tuple[int, int]:
-    """Most tokens, and most patches, of a micro-batch."""
+    """The most tokens and the most patches of a micro-batch."""
     if isinstance(order, PackOrder):
         return max(one.tokens for one in order.first), max(one.patches for one in order.first)
     rows = -(-order.rows_per_step // (order.world * order.accumulation))
@@ -93,14 +95,14 @@ def largest(order: Order, costs: Sequence[Cost]) -> tuple[int, int]:
 
 
 def settings_of(order: Order) -> dict[str, Any]:
-    """What a run has to keep to, to go on with the same steps: rows or packs a step, and what a pack may hold."""
+    """The settings that a resumed run must keep, to have the same steps: rows or packs per step, limits of a pack."""
     if isinstance(order, RowOrder):
         return {"global_batch": order.rows_per_step, "packing": None}
     return {"global_batch": order.packs_per_step, "packing": asdict(order.budget)}
 
 
 def described(order: Order) -> str:
-    """What a step holds, in one line."""
+    """The contents of a step, as one line of text."""
     world = order.world
     if isinstance(order, RowOrder):
         batch = order.rows_per_step // (world * order.accumulation)
@@ -113,6 +115,6 @@ def described(order: Order) -> str:
     step = f"{counted(order.packs_per_step, 'pack')} ({order.accumulation} accumulated x {counted(world, 'process')})"
     rows = len(order.costs) / order.steps
     return (
-        f"packs: {len(packs):,} of up to {most:,} tokens, {fill:.1%} full; global batch: {step}, {rows:,.4g} rows "
-        f"on average; {counted(order.steps, 'step')} an epoch"
+        f"packs: {len(packs):,} of up to {most:,} tokens, {fill:.1%} full; global batch: {step}, {rows:,.4g} rows on "
+        f"average; {counted(order.steps, 'step')} an epoch"
     )
