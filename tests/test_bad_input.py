@@ -180,7 +180,7 @@ def test_a_config_file_that_is_none(refused, tmp_path):
 
 
 def test_several_gpus_without_a_launcher(monkeypatch, refused):
-    from vlft.config.flags import TrainFlags
+    from vlft.config.training import TrainFlags
 
     monkeypatch.setattr(TrainFlags, "n_gpu", 4)
     assert "GPUS=4 scripts/finetune_lora.sh" in refused()

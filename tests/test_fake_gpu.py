@@ -16,7 +16,7 @@ from build import FAMILY
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from vlft.bench.train import PRESETS
-from vlft.config.flags import TrainFlags
+from vlft.config.training import TrainFlags
 from vlft.data.collate import Collator
 from vlft.model import attention, forward, groups, kernels, segments, standins, tracing
 from vlft.model.load import empty_model, load_config, load_processor

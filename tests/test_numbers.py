@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 from vlft.cli.main import main
 from vlft.config.checks import REPORTING
 from vlft.config.device import has_bf16, without_bf16
-from vlft.config.flags import TrainFlags
 from vlft.config.machine import check_device, remark_on_numbers
+from vlft.config.training import TrainFlags
 from vlft.errors import ConfigError
 
 SAID = "--fp16 true is not supported: Qwen's models are trained in bf16, and their activations overflow float16"

@@ -9,7 +9,6 @@ import torch
 from conftest import HAS_VIDEOS
 from runs import arguments, assert_same, lines, split
 
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser
 from vlft.model.loss import sum_segments
 from vlft.objectives import Loss, Mean, Objective, Sums
@@ -59,7 +58,7 @@ def run(base, mixed_json, media, tmp_path):
 
     def go(objective: type[Objective], *more: str, name: str):
         argv = arguments(base, mixed_json, media, tmp_path / name, *more, "--num_train_epochs", "1")
-        parsed = FlagParser("train", (DataFlags, ModelFlags, TrainFlags), description="").parse(argv[1:])
+        parsed = FlagParser("train", description="").parse(argv[1:])
         make = lambda opened: objective(encoder=opened.encoder, collator=opened.collator())  # noqa: E731
         return train(parsed, objective=make)
 

@@ -11,9 +11,10 @@ from plans import PRESETS, plan, towers
 
 from vlft.cli.main import main
 from vlft.demo.tiny import build_tiny
+from vlft.model.apply import apply_towers
 from vlft.model.groups import parameter_groups, table
 from vlft.model.load import load_base
-from vlft.model.towers import Towers, apply_towers
+from vlft.model.towers import Towers
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ from transformers import TrainingArguments
 from vlft.cli import flags_page, help
 from vlft.cli.main import main
 from vlft.cli.verbs import VERBS
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.two_u1 import KIT
 from vlft.config.parse import FlagParser, read_yaml
+from vlft.config.training import TrainFlags
 from vlft.data.rows.records import parse_record
 from vlft.demo.run import GOAL, Lesson, Score, train_arguments
 from vlft.demo.run import table as table_of_scores
@@ -93,7 +94,7 @@ def flags_in(text: str) -> list[str]:
 
 
 def parser() -> FlagParser:
-    return FlagParser("train", (DataFlags, ModelFlags, TrainFlags))
+    return FlagParser("train")
 
 
 # ---- commands, paths and links exist

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vlft.config.flags import TrainFlags
+from vlft.config.training import TrainFlags
 from vlft.model.forward import FORWARD_KEYS
 
 

@@ -11,11 +11,12 @@ from itertools import starmap
 from typing import Any
 
 from vlft.config import table
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.kits.outcome import Becomes
 from vlft.config.names import unknown
 from vlft.config.parse import FlagParser
 from vlft.config.said import Said
+from vlft.config.training import TrainFlags
 from vlft.config.translate import translate
 from vlft.errors import ConfigError, UsageError
 
@@ -69,7 +70,7 @@ def parsed(
         words = _words(function, name, value)
         argv += [f"--{name}={words[0]}"] if len(words) == 1 else [f"--{name}", *words]
     try:
-        data, model, args = FlagParser(verb, (DataFlags, ModelFlags, TrainFlags)).parse(argv).flags
+        data, model, args = FlagParser(verb).parse(argv).flags
     except (UsageError, ConfigError) as error:
         prefix, help_line = f"vlft {verb}: ", f"\n  All flags: vlft {verb} --help all"
         text = str(error).removeprefix(prefix).removesuffix(help_line).replace(f"vlft {verb}", "vlft train")

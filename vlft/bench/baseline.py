@@ -22,10 +22,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from vlft.bench.figures import Step
 from vlft.bench.stock import COUNTS, StockRows, stock_collator
 from vlft.bench.tune import Settings, fastest
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser
+from vlft.config.training import TrainFlags
+from vlft.model.apply import apply_towers
 from vlft.model.load import load_base
-from vlft.model.towers import apply_towers
 from vlft.setup import Base, open_base, trainable_rows
 from vlft.train.metrics import peak_gb
 
@@ -118,7 +118,7 @@ class _Clock(TrainerCallback):
 
 def main(spec: Spec) -> None:
     """Run the specification, and write its steps, settings and peak memory."""
-    parsed = FlagParser("train", (DataFlags, ModelFlags, TrainFlags)).parse(["--config", spec.flags])
+    parsed = FlagParser("train").parse(["--config", spec.flags])
     data, model_flags, args = parsed.flags
     set_seed(args.seed)
     base = open_base(data, model_flags, given=parsed.given)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser
 from vlft.train.folder import RunFolder
 from vlft.train.run import train
@@ -18,7 +17,7 @@ def run(argv: list[str]) -> None:
     """Train as the flags say."""
     unwritten: Any = _skip_writing
     RunFolder.finish = unwritten  # type: ignore[method-assign]
-    train(FlagParser("train", (DataFlags, ModelFlags, TrainFlags)).parse(argv))
+    train(FlagParser("train").parse(argv))
 
 
 def _skip_writing(folder: RunFolder, *args: Any, **kwargs: Any) -> None:

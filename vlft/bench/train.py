@@ -19,8 +19,9 @@ from vlft.bench.figures import Epoch, Step, epoch_of, summary
 from vlft.bench.mixes import Scale, draw_rows, mean_tokens
 from vlft.bench.sizes import SHAPES
 from vlft.bench.work import BuiltIn, Failed, Say, run_module, workplace
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.parse import Parsed, write_yaml
+from vlft.config.training import TrainFlags
 from vlft.setup import open_base, trainable_rows
 
 Preset = Literal["lora", "lora_vision", "full"]

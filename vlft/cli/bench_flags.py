@@ -12,7 +12,6 @@ from vlft.bench.mixes import MIXES
 from vlft.bench.sizes import SHAPE_NAMES
 from vlft.bench.train import ORDERS, PRESETS
 from vlft.cli.command import add_json
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.names import help_asked
 from vlft.config.parse import FlagParser, Parsed
 
@@ -39,7 +38,6 @@ class BenchParser(FlagParser):
     def __init__(self) -> None:
         super().__init__(
             "bench",
-            (DataFlags, ModelFlags, TrainFlags),
             usage="vlft bench {data,train} [--baseline] [--json] [any flag of vlft train]",
             description="data: measure how many pictures, rows and tokens a second the loader prepares. train: measure "
             "how many tokens a second a model trains on, and padding, waiting, memory and, on a known GPU, MFU. "

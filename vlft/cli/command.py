@@ -13,14 +13,11 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from vlft.cli.quiet import quiet
 from vlft.cli.stdout import json_only
 from vlft.config.names import help_asked, wrong_usage
-
-if TYPE_CHECKING:
-    from vlft.config.parse import FlagParser
 
 Write = Callable[[Any], None]
 
@@ -63,15 +60,6 @@ class CommandParser(argparse.ArgumentParser):
             self.exit()
 
 
-def train_parser(verb: str, **kwargs: Any) -> FlagParser:
-    """Build a parser of every flag of train. Imports transformers. Its errors are the errors of `vlft.config.door`."""
-    quiet()
-    from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
-    from vlft.config.parse import FlagParser
-
-    return FlagParser(verb, (DataFlags, ModelFlags, TrainFlags), **kwargs)
-
-
 def add_json(parser: argparse.ArgumentParser, instead_of: str = "text") -> None:
     """Add `--json`, which `command` reads.
 
@@ -99,11 +87,10 @@ def command(
         @functools.wraps(work)
         def run(argv: Sequence[str]) -> int:
             flags = argv[: argv.index("--")] if "--" in argv else argv
+            if heavy:
+                quiet()
             with json_only("--json" in flags) as write:
-                parsed = parser().parse(argv)
-                if heavy:
-                    quiet()
-                return work(parsed, write)
+                return work(parser().parse(argv), write)
 
         return run
 

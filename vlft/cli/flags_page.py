@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.kinds import Bool, Number, Place, Word
 from vlft.config.kits.common import REPLACED
 from vlft.config.table import OF_TRAIN
+from vlft.config.training import TrainFlags
 
 BEGIN, END = "<!-- flags: begin -->", "<!-- flags: end -->"
 SECTIONS = {

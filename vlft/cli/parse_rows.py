@@ -1,21 +1,23 @@
 """The command line of verbs that read rows: data files as plain words, and every flag of `vlft train`.
 
-`vlft.cli.check_data` and `vlft.cli.preview` use it. Imports transformers, so import it only inside their `parser`.
+`vlft.cli.check_data` and `vlft.cli.preview` use it.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from typing import Any
 
 from vlft.cli.command import add_json
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.names import wrong_usage
 from vlft.config.parse import FlagParser, Parsed
+from vlft.config.table import TRAIN
 
-_OF_TRAINING = frozenset(f.name for f in dataclasses.fields(TrainFlags) if f.init)
+
+def _row_types(extra: argparse.Namespace) -> tuple[type, ...]:
+    return DataFlags, ModelFlags
 
 
 class RowParser(FlagParser):
@@ -25,12 +27,7 @@ class RowParser(FlagParser):
     """
 
     def __init__(self, verb: str, **kwargs: Any) -> None:
-        super().__init__(verb, (DataFlags, ModelFlags, TrainFlags), **kwargs)
-        # TrainFlags is parsed but never built: TrainingArguments would look for devices and join processes.
-        self.dataclass_types = list(self.dataclass_types)[:2]
-        for action in self._actions:
-            if action.dest.removeprefix("no_") in _OF_TRAINING:
-                action.help = argparse.SUPPRESS
+        super().__init__(verb, _row_types, helped=(DataFlags, ModelFlags), **kwargs)
         self.add_argument(
             "data",
             metavar="DATA",
@@ -59,7 +56,7 @@ def data_files(verb: str, parsed: Parsed) -> list[str]:
         )
     if not (files := named or every):
         raise wrong_usage(verb, "no data file: pass a .json, .jsonl, .csv, .parquet or .tar, or a folder of a data set")
-    if idle := sorted(parsed.given & _OF_TRAINING):
+    if idle := sorted(parsed.given & set(TRAIN)):
         print(f"no effect here, training only: --{', --'.join(idle)}", file=sys.stderr)
     return files
 

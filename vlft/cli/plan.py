@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from vlft.cli.command import Write, add_json, command, train_parser
-
-if TYPE_CHECKING:
-    from vlft.config.parse import FlagParser, Parsed
+from vlft.cli.command import Write, add_json, command
+from vlft.config.parse import FlagParser, Parsed
 
 EXAMPLES = """\
 examples:
@@ -21,7 +17,7 @@ examples:
 
 def parser() -> FlagParser:
     """Build the command line of `vlft plan`."""
-    parser = train_parser(
+    parser = FlagParser(
         "plan",
         description="Show what vlft train would do with the same flags: what trains at which learning rate, on how "
         "many rows, in how many steps, and with how much memory. Loads no weights (except with --measure), writes "

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from vlft.cli.command import train_parser
 from vlft.cli.launched import join
-
-if TYPE_CHECKING:
-    from vlft.config.parse import FlagParser
+from vlft.cli.quiet import quiet
+from vlft.config.parse import FlagParser
 
 EXAMPLES = """\
 examples:
@@ -27,7 +24,7 @@ examples:
 
 def parser() -> FlagParser:
     """Build the command line of `vlft train`."""
-    return train_parser(
+    return FlagParser(
         "train",
         description="Fine-tune Qwen2-VL on LLaVA-style rows of text, pictures and videos.",
         epilog=EXAMPLES,
@@ -39,6 +36,7 @@ def run(argv: Sequence[str]) -> int:
     from vlft.train.signals import Notice
 
     join(os.environ)
+    quiet()
     with Notice(speaks=os.environ.get("RANK", "0") == "0") as notice:
         parsed = parser().parse(argv)
         from vlft.cli.threads import share_cores

@@ -1,6 +1,17 @@
-"""Whether the GPU of this process supports bf16. Needs torch, loads no model."""
+"""Whether this machine has a GPU, and whether the GPU of this process supports bf16. torch is imported where used."""
 
 from __future__ import annotations
+
+import os
+import sys
+
+#: Files of the drivers of NVIDIA (also under Windows' Linux), AMD and Intel.
+_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/dri")
+
+
+def may_have_gpu() -> bool:
+    """Whether there may be a GPU, without asking torch. False means that there is none."""
+    return not sys.platform.startswith("linux") or any(map(os.path.exists, _DRIVERS))
 
 
 def has_bf16() -> bool:

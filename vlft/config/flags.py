@@ -1,30 +1,21 @@
-"""Every flag of vlft, as dataclasses. `vlft.config.parse` turns argv and YAML into them.
+"""The flags of vlft, as dataclasses. `vlft.config.parse` turns argv and YAML into them. Imports nothing heavy.
 
 A flag has the name it has in 2U1/Qwen2-VL-Finetune or in TrainingArguments, if it exists there. Flags that decide what
-a row becomes are in `vlft.config.recipe`.
+a row becomes are in `vlft.config.recipe`. `vlft.config.training` adds TrainingArguments.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from transformers import TrainingArguments
-
-from vlft.config.checks import REPORTING, SAVING
 from vlft.config.columns import read_columns
-from vlft.config.deepspeed import be_a_world_of_one, deepspeed_settings, zero_word
-from vlft.config.device import has_bf16
 from vlft.config.mix import MixedSet, read_mix
 from vlft.config.recipe import RowFlags, flag
 from vlft.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
 
 Mode = Literal["full", "lora", "frozen"]
 
@@ -141,8 +132,8 @@ class ModelFlags:
 
 
 @dataclass
-class TrainFlags(TrainingArguments):
-    """How the model trains: TrainingArguments, with vlft's defaults and additional flags."""
+class RunFlags:
+    """The training flags that vlft adds to TrainingArguments, or whose default it changes."""
 
     _argument_group_name = "training (TrainingArguments of transformers, and vlft's learning rates per tower)"
 
@@ -156,12 +147,12 @@ class TrainFlags(TrainingArguments):
         "rows of an optimizer step over all devices, with --packing on average; instead of "
         "--gradient_accumulation_steps",
     )
-    bf16: bool | None = flag(None, "bf16 autocast over float32 weights (default: on if the GPU has bf16)")  # type: ignore[assignment]
+    bf16: bool | None = flag(None, "bf16 autocast over float32 weights (default: on if the GPU has bf16)")
     fp16: bool = flag(False, "not supported: Qwen-VL's activations overflow float16")
-    gradient_checkpointing: Literal["auto", "true", "false"] = flag(  # type: ignore[assignment]
+    gradient_checkpointing: Literal["auto", "true", "false"] = flag(
         "auto", "recompute activations in the backward pass: less memory, slower. auto: only in towers that need it"
     )
-    use_liger_kernel: Literal["auto", "true", "false"] = flag(  # type: ignore[assignment]
+    use_liger_kernel: Literal["auto", "true", "false"] = flag(
         "auto",
         "Liger's fused RMSNorm and SwiGLU. auto: on a GPU, if a test shows that they equal torch's; true: refuse to "
         "run without them",
@@ -182,7 +173,7 @@ class TrainFlags(TrainingArguments):
         "seconds that processes wait for each other before torch ends them without a report "
         "(default: longer than --stall_timeout)",
     )
-    deepspeed: str | None = flag(  # type: ignore[assignment]
+    deepspeed: str | None = flag(
         None, "zero1, zero2, zero3, zero2_offload, zero3_offload, or a path to a DeepSpeed JSON"
     )
     logging_steps: float = flag(1, "optimizer steps between log lines")
@@ -197,82 +188,6 @@ class TrainFlags(TrainingArguments):
     remove_unused_columns: bool = flag(False, "not used: rows have no columns")
     seed: int = flag(42, "random seed of new weights, dropout and the order of rows")
 
-    def __post_init__(self) -> None:
-        import torch
-
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # accelerate joins CPU processes into a group only with this flag
-        if self.bf16 is None:
-            gpu = torch.cuda.is_available() and not self.use_cpu
-            self.bf16 = bool(gpu and has_bf16())
-        if self.ddp_timeout is None:
-            # 1800 is the default of transformers.
-            self.ddp_timeout = max(1800, math.ceil(SAVING * self.stall_timeout) + REPORTING)
-        if self.dataloader_num_workers is None:
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            self.dataloader_num_workers = min(4, max(1, (os.cpu_count() or 1) // here))
-        if self.eval_steps is None:
-            self.eval_steps = self.save_steps  # transformers uses logging_steps, whose default is 1 here
-        # With these two flags the Trainer would change the model. `vlft.model` does it instead.
-        self.checkpointing = self.gradient_checkpointing
-        self.gradient_checkpointing = None  # type: ignore[assignment]
-        self.liger = self.use_liger_kernel
-        self.use_liger_kernel = False  # type: ignore[assignment]
-        if self.deepspeed is not None:
-            self.deepspeed = deepspeed_settings(self.deepspeed, vars(self))  # type: ignore[assignment]
-            be_a_world_of_one()
-        if self.ddp_broadcast_buffers is None:
-            self.ddp_broadcast_buffers = False  # all buffers are constants; True costs a broadcast per micro-batch
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # every trained module runs in every micro-batch
-        super().__post_init__()
-
-    def get_warmup_steps(self, num_training_steps: int) -> int:
-        """Return the number of warm-up steps. A share (`--warmup_steps` below 1) never includes the last step.
-
-        transformers rounds a share up: with 3% warm-up a run of one step would train that step at learning rate 0.
-        """
-        steps = super().get_warmup_steps(num_training_steps)
-        return min(steps, max(0, num_training_steps - 1)) if self.warmup_steps < 1 else steps
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Return the number of optimizer steps of the whole run."""
-        return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * steps_per_epoch)
-
-    def with_accumulation(self, micro_batches: int) -> TrainFlags:
-        """Return a copy of these flags with `micro_batches` gradient accumulation steps.
-
-        Also updates DeepSpeed's settings: the whole process shares one object (transformers'
-        `set_hf_deepspeed_config`), and its "auto" values are already filled in.
-        """
-        made = copy.copy(self)  # `replace` would initialise the process group again
-        made.gradient_accumulation_steps = micro_batches
-        if self.deepspeed:
-            settings = self.hf_deepspeed_config.config
-            settings["gradient_accumulation_steps"] = micro_batches
-            settings["train_batch_size"] = self.per_device_train_batch_size * micro_batches * self.world_size
-        return made
-
-    @property
-    def half(self) -> torch.dtype | None:
-        """The 16-bit dtype of matrix products under autocast; None if everything is float32."""
-        import torch
-
-        return torch.bfloat16 if self.bf16 else None
-
-    @property
-    def saving_patience(self) -> float:
-        """How long saving may take while other processes wait, as a multiple of `--stall_timeout`."""
-        if not self.stall_timeout:
-            return SAVING
-        return min(SAVING, (self.ddp_timeout - REPORTING) / self.stall_timeout)
-
-    @property
-    def zero(self) -> str | None:
-        """`zero1` to `zero3`, or with `_offload`, from the preset or the JSON file; None without DeepSpeed."""
-        settings: Any = self.deepspeed
-        return zero_word(settings)
-
     @property
     def learning_rates(self) -> dict[str, float]:
         """Tower -> peak learning rate."""
@@ -281,3 +196,55 @@ class TrainFlags(TrainingArguments):
             "vision": self.learning_rate if self.vision_lr is None else self.vision_lr,
             "merger": self.learning_rate if self.merger_lr is None else self.merger_lr,
         }
+
+
+class Steps:
+    """Numbers of steps. `PlanFlags` and `vlft.config.training.TrainFlags` inherit it."""
+
+    num_train_epochs: float
+    max_steps: int
+    warmup_steps: float
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of optimizer steps of the whole run."""
+        return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * steps_per_epoch)
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Return the number of warm-up steps. A share (`--warmup_steps` below 1) never includes the last step.
+
+        transformers rounds a share up: with 3% warm-up a run of one step would train that step at learning rate 0.
+        """
+        if self.warmup_steps >= 1:
+            return int(self.warmup_steps)
+        return min(math.ceil(num_training_steps * self.warmup_steps), max(0, num_training_steps - 1))
+
+
+@dataclass
+class PlanFlags(Steps, RunFlags):
+    """The training flags that decide the steps of a run. Their defaults are those of TrainingArguments."""
+
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    warmup_steps: float = 0
+    weight_decay: float = 0.0
+    gradient_accumulation_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = default_workers()
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that were started together."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @property
+    def process_index(self) -> int:
+        """Number of this process, from 0."""
+        return int(os.environ.get("RANK", "0"))
+
+
+def default_workers() -> int:
+    """Return the default of `--dataloader_num_workers`."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(4, max(1, (os.cpu_count() or 1) // here))

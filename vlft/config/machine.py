@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlft.config.device import without_bf16
-from vlft.config.flags import TrainFlags
+from vlft.config.training import TrainFlags
 from vlft.errors import ConfigError
 
 FEW_STEPS = 10

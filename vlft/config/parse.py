@@ -1,7 +1,7 @@
-"""Parse argv and YAML into flags.
+"""Parse argv and YAML into flags. Imports nothing heavy: the flags of transformers are imported when they are built.
 
-`vlft.config.door` checks the words, then argparse parses them. The flags of the YAML come first, so that the flags of
-the command line override them.
+`vlft.config.door` checks the words, then argparse separates a verb's own arguments from the flags. The flags of the
+YAML come first, so that the flags of the command line override them.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import argparse
 import dataclasses
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from transformers import HfArgumentParser
 
-from vlft.config import door, said
+from vlft.config import door, said, table
 from vlft.config.common_flags import COMMON, TEXTS
-from vlft.config.kits.common import REPLACED
+from vlft.config.flags import DataFlags, ModelFlags, RunFlags
+from vlft.config.kinds import Bool, Kind, Word
 from vlft.config.names import help_asked, wrong_usage
 from vlft.errors import ConfigError
 from vlft.files import write_text
+
+#: The dataclasses that declare vlft's own flags.
+OWN = (DataFlags, ModelFlags, RunFlags)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,22 +45,18 @@ class Parsed:
     effective: dict[str, Any]
 
 
+def train_types(extra: Namespace) -> tuple[type, ...]:
+    """Return the dataclasses of a training run. Imports transformers."""
+    from vlft.config.training import TrainFlags
+
+    return DataFlags, ModelFlags, TrainFlags
+
+
 class _Help(argparse.HelpFormatter):
-    """Print defaults, one spelling of each flag, and texts of several lines unchanged."""
+    """Print texts of several lines unchanged, and one spelling of each flag."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        switch = action.nargs == 0  # off by default
-        if (
-            action.help
-            and not switch
-            and action.default not in (None, argparse.SUPPRESS, [])
-            and "(default" not in action.help
-        ):
-            return action.help + " (default: %(default)s)"
-        return action.help
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -66,32 +65,43 @@ class _Help(argparse.HelpFormatter):
         return f"{action.option_strings[0]} {value}"
 
 
-class FlagParser(HfArgumentParser):
-    """HfArgumentParser that reports all wrong flags in one message and accepts no abbreviations.
+class FlagParser(argparse.ArgumentParser):
+    """Parser of a verb that takes the flags of train. It reports all wrong flags in one message.
 
     Args:
         verb: the verb's name, for messages and `--help`.
-        dataclass_types: the dataclasses whose fields are its flags.
+        types: returns the dataclasses to build, given the verb's own arguments.
+        helped: the dataclasses whose flags its help lists; with `RunFlags`, it lists all flags of TrainingArguments.
     """
 
-    def __init__(self, verb: str, dataclass_types: Sequence[Any], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        verb: str,
+        types: Callable[[Namespace], Sequence[type]] = train_types,
+        *,
+        helped: Sequence[type] = OWN,
+        **kwargs: Any,
+    ) -> None:
         kwargs = {"formatter_class": _Help, "usage": f"vlft {verb} [--config FILE.yaml] [--flag value ...]"} | kwargs
-        super().__init__(list(dataclass_types), prog=f"vlft {verb}", allow_abbrev=False, **kwargs)
+        super().__init__(prog=f"vlft {verb}", allow_abbrev=False, **kwargs)
         self.verb = verb
-        for action in self._actions:
-            action.help = TEXTS.get(action.dest, action.help)
-            if action.dest in REPLACED:
-                action.help = argparse.SUPPRESS  # `vlft.config.door` refuses it
-            elif action.nargs != 0 and action.choices is None and action.metavar is None:
-                action.metavar = "VALUE"
-            if {"true", "false"} <= set(action.choices or ()):  # bool flags of transformers to which vlft adds `auto`
-                action.type, action.nargs, action.const = _word_of_bool, "?", "true"
-            if action.dest == "help":
-                action.help = f"show the common flags (all: vlft {verb} --help all)"
+        self.types = types
+        self._helped = helped
+        self._flags: dict[str, argparse.Action] = {}
+        self._actions[0].help = f"show the common flags (all: vlft {verb} --help all)"
+        groups = {cls: self.add_argument_group(cls._argument_group_name) for cls in helped}  # type: ignore[attr-defined]
+        declared = {field.name: (groups[cls], field) for cls in helped for field in dataclasses.fields(cls)}
+        for name, kind in table.OF_TRAIN.items():
+            group, field = declared.get(name, (groups.get(RunFlags, self), None))
+            text = argparse.SUPPRESS if field is None else _described(field)
+            self._flags[name] = _add_flag(group, name, kind, text)
+            if isinstance(kind, Bool) and kind.many == "maybe":
+                group.add_argument(
+                    f"--no_{name}", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                )
         self.add_argument(
             "--config", metavar="FILE.yaml", help="flags as `name: value` lines; the command line overrides them"
         )
-        self._ours = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
 
     def error(self, message: str) -> NoReturn:
         raise wrong_usage(self.verb, message)
@@ -106,47 +116,77 @@ class FlagParser(HfArgumentParser):
                 contradict each other.
         """
         if asked := help_asked(argv):
-            if asked == "common":
-                self._keep_common()
-            self.print_help()
+            self._print_help(every=asked == "all")
             raise SystemExit(0)
-        options = {option.lstrip("-").replace("-", "_") for option in self._option_string_actions}
-        passed = door.check(self.verb, argv, {name for name in options if name.removeprefix("no_") not in REPLACED})
+        known = {option.lstrip("-").replace("-", "_") for option in self._option_string_actions}
+        passed = door.check(self.verb, argv, known)
         door.say_remarks(passed)
-        given = {name if name in self._ours else name.removeprefix("no_") for name in passed.given} & self._ours
-        namespace = self.parse_args(list(passed.argv))
-        values = vars(namespace)
+        namespace = vars(self.parse_args(list(passed.argv)))
+        values = {name: _value(table.OF_TRAIN[name], namespace.pop(name)) for name in self._flags if name in namespace}
+        for name in self._flags:
+            if namespace.pop(f"no_{name}", False):
+                values[name] = False
+        namespace.pop("config")
+        extra = Namespace(**namespace)
         flags = []
-        for cls in self.dataclass_types:
-            names = [f.name for f in dataclasses.fields(cls) if f.init]
+        for cls in self.types(extra):
+            names = {field.name for field in dataclasses.fields(cls) if field.init}
             try:
-                flags.append(cls(**{name: values[name] for name in names}))
+                flags.append(cls(**{name: value for name, value in values.items() if name in names}))
             except (ValueError, ImportError) as error:  # TrainingArguments raises them for flags it cannot carry out
                 raise ConfigError(f"vlft {self.verb}: {error}") from error
-        extra = Namespace(**{k: v for k, v in values.items() if k not in self._ours and k != "config"})
-        return Parsed(flags=tuple(flags), extra=extra, given=frozenset(given), effective=self._effective(values, given))
+        return Parsed(flags=tuple(flags), extra=extra, given=frozenset(values), effective=_effective(values))
 
-    def _keep_common(self) -> None:
-        """Keep only the common flags of train and the verb's own flags in the help."""
-        for action in self._actions:
-            if action.dest in self._ours and (action.dest not in COMMON.get(self.verb, ()) or action.nargs == 0):
-                action.help = argparse.SUPPRESS
-        self.epilog = f"{self.epilog or ''}\nMore flags: vlft {self.verb} --help all\n"
+    def _print_help(self, *, every: bool) -> None:
+        """Print the help: the verb's own flags and the common flags of train, or every flag."""
+        if RunFlags in self._helped:
+            self._describe_inherited()
+        if not every:
+            for name, action in self._flags.items():
+                if name not in COMMON.get(self.verb, ()):
+                    action.help = argparse.SUPPRESS
+            self.epilog = f"{self.epilog or ''}\nMore flags: vlft {self.verb} --help all\n"
+        self.print_help()
 
-    def _effective(self, values: dict[str, Any], given: set[str]) -> dict[str, Any]:
-        own = {
-            f.name
-            for cls in self.dataclass_types
-            for base in cls.__mro__
-            if base.__module__.startswith("vlft.")
-            for f in dataclasses.fields(base)
-            if f.name in base.__dict__.get("__annotations__", {})
-        } - set(REPLACED)
-        return {
-            name: _plain(values[name])
-            for name in sorted(own | given)
-            if values[name] is not None and values[name] != []
-        }
+    def _describe_inherited(self) -> None:
+        """Set the help of the flags that are declared by TrainingArguments. Imports transformers."""
+        from vlft.config.training import TrainFlags
+
+        for field in dataclasses.fields(TrainFlags):
+            if (action := self._flags.get(field.name)) is not None and action.help is argparse.SUPPRESS:
+                action.help = _described(field)
+
+
+def _add_flag(group: Any, name: str, kind: Kind, text: str) -> argparse.Action:
+    """Add a flag whose words `vlft.config.door` has checked. Its value is the words as text."""
+    metavar = f"{{{','.join(kind.words)}}}" if isinstance(kind, Word) else "VALUE"
+    many = {"one": {}, "maybe": {"nargs": "?", "const": "true"}, "some": {"nargs": "+"}}[kind.many]
+    spelled = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+    return group.add_argument(*spelled, metavar=metavar, default=argparse.SUPPRESS, help=text, **many)
+
+
+def _described(field: dataclasses.Field[Any]) -> str:
+    """Return the help of a flag, with its default."""
+    text = TEXTS.get(field.name) or " ".join(field.metadata.get("help", "").split())
+    default = getattr(field.default, "value", field.default)
+    if default in (None, dataclasses.MISSING) or "(default" in text:
+        return text
+    return f"{text} (default: {default})"
+
+
+def _value(kind: Kind, words: str | list[str]) -> Any:
+    return [kind.value(word) for word in words] if isinstance(words, list) else kind.value(words)
+
+
+def _effective(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags that were set, and vlft's own defaults, in alphabetical order."""
+    own = {field.name: field for cls in OWN for field in dataclasses.fields(cls)}
+    found = {name: _default(field) for name, field in own.items() if name in table.OF_TRAIN} | values
+    return {name: found[name] for name in sorted(found) if found[name] is not None and found[name] != []}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def read_yaml(path: str) -> list[str]:
@@ -172,18 +212,3 @@ def _absolute(value: Any) -> Any:
     if isinstance(value, list):
         return [_absolute(item) for item in value]
     return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
-
-
-def _word_of_bool(text: str) -> str:
-    """Return `true` or `false` for any word of a bool, and other words (`auto`) in lower case."""
-    word = text.lower()
-    return {"yes": "true", "y": "true", "t": "true", "1": "true", "no": "false", "n": "false", "f": "false"}.get(
-        word, "false" if word == "0" else word
-    )
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that YAML can hold: an enum becomes its value."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return getattr(value, "value", value)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
 from vlft.config.parse import FlagParser
 from vlft.demo.score import answers, right
 from vlft.demo.story import WORDS, chance, stories, write_rows
@@ -83,7 +82,7 @@ def run_train(argv: list[str]) -> Path:
     """
     from vlft.train.run import train
 
-    return train(FlagParser("train", (DataFlags, ModelFlags, TrainFlags)).parse(argv))
+    return train(FlagParser("train").parse(argv))
 
 
 def rebuild(out: Path, *, plan: Rebuild = REBUILD, say: Callable[[str], None] = print) -> Rebuilt:

@@ -18,8 +18,9 @@ import torch
 
 from vlft.families import Family
 from vlft.model import adapt, forward, kernels, segments, standins, tracing
+from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import empty_model
-from vlft.model.towers import Towers, apply_towers, checkpoint_activations
+from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers
 
 Part = Literal["vision", "merger", "language", "head"]

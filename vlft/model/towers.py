@@ -1,21 +1,16 @@
-"""Which towers train, and how: {vision, merger, language} x {full, lora, frozen}. Prepares a loaded base for it.
+"""Which towers train, and how: {vision, merger, language} x {full, lora, frozen}. Needs no torch.
 
-Language-only LoRA is frozen/frozen/lora, vision+language LoRA lora/lora/lora, full full/full/full.
+Language-only LoRA is frozen/frozen/lora, vision+language LoRA lora/lora/lora, full full/full/full. `vlft.model.apply`
+prepares a loaded base for it.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import torch
-from torch.utils.checkpoint import checkpoint
-
 from vlft.errors import ConfigError
-from vlft.families import TOWERS, Family, Sizes
-from vlft.model import adapt
+from vlft.families import TOWERS, Sizes
 
 Mode = Literal["full", "lora", "frozen"]
 
@@ -82,64 +77,6 @@ class Towers:
         return settings if self.has_lora else None
 
 
-def apply_towers(model: torch.nn.Module, family: Family, towers: Towers, *, masters: bool) -> torch.nn.Module:
-    """Freeze, adapt or unfreeze each tower of a loaded base, in place.
-
-    Args:
-        model: top class of the family.
-        family: of the model.
-        towers: what to train.
-        masters: convert trained parameters to float32 (others keep their dtype); for runs under bf16 autocast.
-
-    Returns:
-        the model, wrapped by PEFT if a tower has LoRA.
-
-    Raises:
-        ConfigError: the number of adapted modules is not what the configuration implies, a parameter belongs to no
-            tower, or a parameter of a tower in full would not train.
-    """
-    whole = set()
-    for name, parameter in model.named_parameters():
-        mode = towers.modes[_tower_of(name, family)]
-        parameter.requires_grad_(mode == "full")
-        if mode == "full":
-            whole.add(name)
-    if towers.has_lora:
-        model = _add_lora(model, family, towers)
-        _check_whole(model, whole, family)
-    if masters:
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    return model
-
-
-def _add_lora(model: torch.nn.Module, family: Family, towers: Towers) -> torch.nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    patterns = family.lora_targets if towers.lora_target == "all" else family.attention_targets
-    adapted = [tower for tower, mode in towers.modes.items() if mode == "lora"]
-    config = LoraConfig(
-        r=towers.lora_rank,
-        lora_alpha=towers.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=towers.lora_dropout,
-        target_modules="|".join(f"(?:{patterns[tower]})" for tower in adapted),
-        modules_to_save=full_modules(model, family, towers) or None,
-        task_type="CAUSAL_LM",
-    )
-    wanted = lora_counts(family.sizes(model.config), towers)
-    wrapped = get_peft_model(model, config)
-    found = dict.fromkeys(adapted, 0)
-    for name, _ in wrapped.named_modules():
-        if name.endswith(".lora_A"):
-            found[family.tower_of(plain_name(name))] += 1
-    if found != wanted:
-        raise ConfigError(
-            f"LoRA matched {found} modules, expected {wanted}: this base is not built as {family.label} is"
-        )
-    return wrapped
-
-
 def lora_counts(sizes: Sizes, towers: Towers) -> dict[str, int]:
     """Number of linear layers that LoRA must adapt, for each tower with LoRA."""
     vision, text = sizes.vision, sizes.text
@@ -153,94 +90,8 @@ def lora_counts(sizes: Sizes, towers: Towers) -> dict[str, int]:
     return {tower: counts[tower] for tower, mode in towers.modes.items() if mode == "lora"}
 
 
-def full_modules(model: torch.nn.Module, family: Family, towers: Towers) -> list[str]:
-    """Modules that an adapter stores completely (PEFT's `modules_to_save`): towers in full beside towers with LoRA.
-
-    These are the largest modules that belong to one such tower. PEFT cannot save a list of modules, so each entry of a
-    list is named.
-
-    Raises:
-        ConfigError: a parameter of a tower in full is in no module that PEFT can save.
-    """
-    names: list[str] = []
-
-    def walk(module: torch.nn.Module, name: str) -> None:
-        inside = [f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters()]
-        found = {_tower_of(key, family) for key in inside}
-        whole = {tower for tower in found if towers.modes[tower] == "full"}
-        if not whole:
-            return
-        if len(found) == 1 and name and not isinstance(module, _LISTS):
-            names.append(name)
-            return
-        for key, child in module.named_children():
-            walk(child, f"{name}.{key}".lstrip("."))
-
-    walk(model, "")
-    lost = [
-        name
-        for name, _ in model.named_parameters()
-        if towers.modes[_tower_of(name, family)] == "full" and not any(name.startswith(f"{one}.") for one in names)
-    ]
-    if lost:
-        raise ConfigError(_untrained(lost, family))
-    return names
-
-
-#: Modules without a forward of their own, which PEFT cannot wrap.
-_LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict)
-
-
-def _tower_of(parameter: str, family: Family) -> str:
-    try:
-        return family.tower_of(parameter)
-    except KeyError as error:
-        raise ConfigError(
-            f"the model has a parameter {parameter}, which belongs to no tower of {family.label}: this base is not "
-            f"built as {family.label} is"
-        ) from error
-
-
-def _check_whole(wrapped: torch.nn.Module, whole: Collection[str], family: Family) -> None:
-    """Check that the parameters that train, except LoRA matrices, are those of towers in full.
-
-    Raises:
-        ConfigError: they differ.
-    """
-    trained = {
-        plain_name(name).replace(".modules_to_save.default.", ".")
-        for name, parameter in wrapped.named_parameters()
-        if parameter.requires_grad and ".lora_" not in name
-    }
-    if lost := sorted(set(whole) - trained):
-        raise ConfigError(_untrained(lost, family))
-    if extra := sorted(trained - set(whole)):
-        raise ConfigError(f"{len(extra)} parameters would train that belong to no trained tower, e.g. {extra[0]}")
-
-
-def _untrained(names: list[str], family: Family) -> str:
-    return (
-        f"{len(names)} parameters of a tower that trains in full would not train: {', '.join(names[:3])}"
-        f"{', ...' if len(names) > 3 else ''}. An adapter cannot store them in {family.label}. "
-        "Set that tower to lora or frozen, or all three towers to full."
-    )
-
-
 def plain_name(name: str) -> str:
     """The name of a parameter or module in the unwrapped model, without PEFT's or DDP's prefixes."""
     for prefix in ("module.", "base_model.model."):
         name = name.removeprefix(prefix)
     return name
-
-
-def checkpoint_activations(model: torch.nn.Module, parts: Collection[str]) -> None:
-    """Recompute each block's activations in the backward pass (non-reentrant gradient checkpointing).
-
-    Args:
-        model: prepared for training, with or without PEFT.
-        parts: "vision", "language" or both.
-    """
-    once = functools.partial(checkpoint, use_reentrant=False)
-    for part in adapt.PARTS:
-        if part in parts:
-            adapt.recompute(model, part, once)

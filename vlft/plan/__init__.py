@@ -17,9 +17,9 @@ from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
 from vlft.errors import ConfigError
 from vlft.model import groups, kernels
+from vlft.model.apply import apply_towers
 from vlft.model.forward import PixelScale
 from vlft.model.load import check_fit, empty_model
-from vlft.model.towers import apply_towers
 from vlft.plan.memory import Outlook, forecast
 from vlft.setup import MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.schedule import described, settings_of, training_order

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from vlft.config.flags import ModelFlags, TrainFlags
+from vlft.config.flags import ModelFlags
+from vlft.config.training import TrainFlags
 from vlft.data.sample import EncodedSample, Sample
 from vlft.errors import ConfigError
 from vlft.model import attention, forward, kernels, towers

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from vlft.config.flags import ModelFlags, TrainFlags
+from vlft.config.flags import ModelFlags
+from vlft.config.training import TrainFlags
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Sample
+from vlft.model.apply import apply_towers
 from vlft.model.load import empty_model
-from vlft.model.towers import Towers, apply_towers
+from vlft.model.towers import Towers
 from vlft.model.tracing import Load
 from vlft.plan.cards import card_bytes
 from vlft.plan.estimate import (

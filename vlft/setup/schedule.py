@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vlft.config.flags import DataFlags, TrainFlags
+from vlft.config.flags import DataFlags
+from vlft.config.training import TrainFlags
 from vlft.data.costs.packing import Budget, pack
 from vlft.data.order import Order, PackOrder, RowOrder
 from vlft.data.sample import Cost, Costs

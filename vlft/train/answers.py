@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from vlft.answering import answers, question_of, speaker
-from vlft.config.flags import TrainFlags
+from vlft.config.training import TrainFlags
 from vlft.data.sample import Image, Sample, Text, Video
 from vlft.model.generate import Sampling
 from vlft.setup import Base

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlft.config.flags import TrainFlags
+from vlft.config.training import TrainFlags
 from vlft.model import attention, forward, kernels, memory, towers, tracing
 from vlft.model.load import load_base
 from vlft.setup import Base

@@ -16,9 +16,10 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft.checkpoint import read_json, read_record
-from vlft.config.flags import DataFlags, ModelFlags, TrainFlags
+from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.machine import check_device, remark_on_numbers, remarks_on_steps
 from vlft.config.parse import Parsed
+from vlft.config.training import TrainFlags
 from vlft.data.collate import Batch
 from vlft.data.costs.cache import cost_folder
 from vlft.data.dataset import RowDataset

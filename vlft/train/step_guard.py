@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from vlft.config.flags import TrainFlags
+from vlft.config.training import TrainFlags
 from vlft.data.collate import Batch
 from vlft.errors import BadRow, DataError, RunFault
 from vlft.train import faults

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from vlft.config.flags import TrainFlags
+from vlft.config.training import TrainFlags
 from vlft.data.collate import Batch
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order, RankBatches

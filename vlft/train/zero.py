@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer
 
-from vlft.config.flags import TrainFlags
+from vlft.config.training import TrainFlags
 from vlft.errors import CheckpointError
 from vlft.model.groups import Group
 
