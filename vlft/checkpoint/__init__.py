@@ -7,6 +7,7 @@ client are imported where used.
 """
 
 from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter
+from vlft.checkpoint.door import check_processor
 from vlft.checkpoint.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -15,6 +16,7 @@ from vlft.checkpoint.files import (
 )
 from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_model, snapshot_revision
 from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
+from vlft.checkpoint.plain import PlainProcessor, open_plain
 from vlft.checkpoint.record import FORMAT, RECORD, RunRecord, library_versions, read_record, write_record
 from vlft.checkpoint.weights import (
     attach_adapter,
@@ -36,10 +38,12 @@ __all__ = [
     "WEIGHTS",
     "Adapter",
     "Located",
+    "PlainProcessor",
     "RunRecord",
     "attach_adapter",
     "base_fingerprint",
     "check_lineage",
+    "check_processor",
     "family_of",
     "find_adapter_or_model",
     "find_base",
@@ -48,6 +52,7 @@ __all__ = [
     "load_adapter_strict",
     "load_weights_strict",
     "module_name",
+    "open_plain",
     "open_processor",
     "processor_files",
     "read_adapter",

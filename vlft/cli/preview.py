@@ -42,7 +42,7 @@ def parser() -> RowParser:
 def run(parsed: Parsed, write: Write) -> int:
     """Show the rows. Return 1 if any of them is refused."""
     from vlft.cli.parse_rows import data_files, rows_in
-    from vlft.preview import Preview, Refused, preview_row, preview_rows
+    from vlft.preview import Refused, preview_rows
 
     (data, model), extra = parsed.flags, parsed.extra
     files = data_files("preview", parsed)
@@ -54,10 +54,7 @@ def run(parsed: Parsed, write: Write) -> int:
     except ValueError as error:
         fix = "Use a number from 0, or several: 3,17,40-44"
         raise wrong_usage("preview", f"--index {extra.index}: {error}. {fix}") from error
-    if len(indices) == 1:
-        rows: list[Preview | Refused] = [preview_row(files[0], indices[0], data, model, given=parsed.given)]
-    else:
-        rows = list(preview_rows(files[0], indices, data, model, given=parsed.given))
+    rows = list(preview_rows(files[0], indices, data, model, given=parsed.given))
     if extra.html:
         from vlft.preview.page import write_html
 
@@ -69,7 +66,7 @@ def run(parsed: Parsed, write: Write) -> int:
         from vlft.preview.text import as_text
 
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print("\n\n".join(as_text(row, color=color) for row in rows if isinstance(row, Preview)))
+        print("\n\n".join(as_text(row, color=color) for row in rows))
     refused = [row.row for row in rows if isinstance(row, Refused)]
     for row in refused:
         print(f"refused: {row}", file=sys.stderr)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vlft.config.device import without_bf16
-from vlft.config.training import TrainFlags
 from vlft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlft.config.flags import PlanFlags
+    from vlft.config.training import TrainFlags
 
 FEW_STEPS = 10
 
 
-def remarks_on_steps(args: TrainFlags, steps: int) -> list[str]:
+def remarks_on_steps(args: TrainFlags | PlanFlags, steps: int) -> list[str]:
     """Return remarks on a run of `steps` optimizer steps: warm-up that never ends, and very few steps."""
     remarks = []
     warmup = args.get_warmup_steps(steps)

@@ -286,12 +286,18 @@ def _print(value: Any) -> str:
 
 
 def _tokenizer_print(tokenizer: Any) -> str | None:
-    """Return a short hash of the tokenizer; None if it is not a fast one."""
+    """Return a short hash of the tokens that the tokenizer makes; None if it is not a fast one.
+
+    What does not change them is left out, such as padding: transformers sets it, and `vlft.checkpoint.plain` does not.
+    """
     if not tokenizer.is_fast:
         return None
-    tokenizer("", add_special_tokens=False)  # resets padding and truncation from an earlier call or from its file
+    found = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, split = found["model"], found["pre_tokenizer"] or {}
+    parts = [{k: v for k, v in part.items() if k != "trim_offsets"} for part in split.get("pretokenizers", [split])]
     special = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if not isinstance(text, list)}
-    return _print([tokenizer.backend_tokenizer.to_str(), special])
+    words = [model["type"], model.get("vocab"), model.get("merges"), found["added_tokens"], found["normalizer"]]
+    return _print([*words, parts, special])
 
 
 def _check_frames(flags: RowFlags) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
+import numpy as np
 import torch
 
 from vlft.data.encode import KIND_IMAGE, KIND_VIDEO, UNTRAINED
@@ -99,7 +100,9 @@ class Collator:
             vision_grid=torch.tensor([[g.t, g.h, g.w] for g in grids]),
             vision_cu_seqlens=_cumulative(vision_lengths),
             vision_lengths=vision_lengths,
-            vision_positions=torch.cat([patch_positions(g, merge=self.merge_size) for g in grids]),
+            vision_positions=torch.from_numpy(
+                np.concatenate([patch_positions(g, merge=self.merge_size) for g in grids])
+            ),
             vision_rows=torch.cat([(kinds_T == kind).nonzero().squeeze(1) for kind in (KIND_IMAGE, KIND_VIDEO)]),
             supervised_rows=supervised_rows_K,
             targets=next_labels_T[supervised_rows_K],

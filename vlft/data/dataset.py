@@ -1,4 +1,4 @@
-"""Rows as a torch dataset, and one pass over all rows before a run. Combines records, encoding and worker processes."""
+"""Rows as a data set for torch's DataLoader, and one pass over all rows before a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
-
-from torch.utils.data import DataLoader, Dataset
 
 from vlft.config.recipe import Recipe
 from vlft.data.encode import UNTRAINED
@@ -34,7 +32,7 @@ class Encodes(Protocol):
         """Return the item of a row; raises DataError if the row is refused."""
 
 
-class RowDataset(Dataset):
+class RowDataset:
     """Parsed samples that are decoded and tokenised on access, in the loader's worker.
 
     If media cannot be read, reading is tried again after `PAUSES`. A row is returned as its `BadRow` if its media still
@@ -117,7 +115,7 @@ def _changed(sample: Sample, then: Cost, now: Cost) -> BadRow:
     return BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason)
 
 
-class _Scan(Dataset, Generic[T]):
+class _Scan(Generic[T]):
     def __init__(self, samples: Sequence[Sample], look: Callable[[Sample], T]) -> None:
         self.samples = samples
         self.look = look
@@ -180,14 +178,23 @@ def scan(
     """
     # More processes than cores only wait for each other, and starting any takes longer than a short scan.
     workers = min(workers, _cores()) if len(samples) >= 4 * chunk else 0
+    rows = _Scan(samples, look)
+    if not workers:
+        yield from map(_checked, (rows[place] for place in range(len(rows))))
+        return
+    from torch.utils.data import DataLoader
+
     chunks: Any = _Chunks(len(samples), chunk)  # it yields ranges, while torch's type hints ask for lists
-    loader = DataLoader(_Scan(samples, look), batch_sampler=chunks, collate_fn=list, **loader_options(workers))
+    loader: Any = DataLoader(rows, batch_sampler=chunks, collate_fn=list, **loader_options(workers))  # type: ignore[arg-type]
     with workers_end_with_errors():
         for results in loader:
-            for result in results:
-                if isinstance(result, ConfigError):
-                    raise result
-                yield result
+            yield from map(_checked, results)
+
+
+def _checked(result: T | BadRow | ConfigError) -> T | BadRow:
+    if isinstance(result, ConfigError):
+        raise result
+    return result
 
 
 class _Chunks:

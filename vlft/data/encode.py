@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from vlft.config.recipe import Recipe
 from vlft.data.boxes import has_boxes, in_model_space
@@ -21,7 +20,7 @@ from vlft.data.media.read import MediaError
 from vlft.data.over_length import TooLong, fitted
 from vlft.data.positions import mrope_positions
 from vlft.data.render import Rendered, refused, render
-from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, Grid, Image, Sample
+from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, EncodedTokens, Grid, Image, Sample
 from vlft.data.spans import NoSpans, trained_tokens
 from vlft.errors import ConfigError
 from vlft.families import Family
@@ -68,24 +67,35 @@ class Encoder:
             DataError: a medium cannot be opened or decoded, or the row is longer than `recipe.max_length`.
             ConfigError: media or answers cannot be found in the output of the chat template.
         """
+        import torch
+
         if self.recipe.fit is not None:
             sample = self.as_trained(sample)
         media = self._decode(sample)
         grids = [m.grid for m in media]
-        pieces = self._tokenised(self._with_boxes(sample, grids))
-        ids_T, labels_T, kinds_T, positions_3T, text = self._tokens(sample, pieces, grids)
+        tokens = self._tokens(sample, self._tokenised(self._with_boxes(sample, grids)), grids)
         return EncodedSample(
             file=sample.file,
             index=sample.index,
             id=sample.id,
-            input_ids_T=ids_T,
-            labels_T=labels_T,
-            kinds_T=kinds_T,
-            positions_3T=positions_3T,
+            input_ids_T=torch.from_numpy(tokens.input_ids_T),
+            labels_T=torch.from_numpy(tokens.labels_T),
+            kinds_T=torch.from_numpy(tokens.kinds_T),
+            positions_3T=torch.from_numpy(tokens.positions_3T),
             media=media,
-            text=text,
+            text=tokens.text,
             changed=sample.changed,
         )
+
+    def tokens(self, sample: Sample) -> EncodedTokens:
+        """Encode one row without its pixels, from file headers alone. The tokens are those of `encode`. Needs no torch.
+
+        Raises:
+            DataError, ConfigError: the errors of `measure`.
+        """
+        sample = self.as_trained(sample)
+        grids = self._grids(sample)
+        return self._tokens(sample, self._tokenised(self._with_boxes(sample, grids)), grids)
 
     def prompt(self, sample: Sample) -> EncodedPrompt:
         """Encode a conversation that waits for its next answer. `encode` begins the row of that conversation alike.
@@ -100,11 +110,17 @@ class Encoder:
                 f"{sample.file}[{sample.index}].{last.field}: a prompt ends with a user turn, this one ends with a "
                 f"turn of {last.role}. Remove that turn."
             )
+        import torch
+
         media = self._decode(sample)
         grids = [m.grid for m in media]
-        pieces = self._tokenised(self._with_boxes(sample, grids), unanswered=True)
-        ids_T, _, kinds_T, _, text = self._tokens(sample, pieces, grids)
-        return EncodedPrompt(input_ids_T=ids_T, kinds_T=kinds_T, media=media, text=text)
+        tokens = self._tokens(sample, self._tokenised(self._with_boxes(sample, grids), unanswered=True), grids)
+        return EncodedPrompt(
+            input_ids_T=torch.from_numpy(tokens.input_ids_T),
+            kinds_T=torch.from_numpy(tokens.kinds_T),
+            media=media,
+            text=tokens.text,
+        )
 
     def measure(self, sample: Sample) -> Cost:
         """Count the tokens and patches of a row from file headers alone. They equal those of `encode`.
@@ -196,10 +212,8 @@ class Encoder:
         except MediaError as error:
             raise refused(sample, error.field, error.reason) from error
 
-    def _tokens(
-        self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, str]:
-        """Return ids_T, labels_T, kinds_T, positions_3T and the rendered text of a row whose media have these grids."""
+    def _tokens(self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]) -> EncodedTokens:
+        """Return the tokens of a row whose media have these grids."""
         tokens = [grid.tokens(self.recipe.merge_size) for grid in grids]
         ids = np.array([token for piece in pieces for token in piece.ids])
         trained = np.array([flag for piece in pieces for flag in piece.trained])
@@ -213,12 +227,13 @@ class Encoder:
         labels = np.where(trained & (kinds == KIND_TEXT), ids, UNTRAINED)
         text_runs = (np.diff([-1, *stands, len(ids)]) - 1).tolist()
         segments = [*(part for pair in zip(text_runs[:-1], grids, strict=True) for part in pair), text_runs[-1]]
-        return (
-            torch.from_numpy(np.repeat(ids, counts)),
-            torch.from_numpy(np.repeat(labels, counts)),
-            torch.from_numpy(np.repeat(kinds, counts)),
-            mrope_positions(segments, merge=self.recipe.merge_size),
-            "".join(piece.text for piece in pieces),
+        return EncodedTokens(
+            input_ids_T=np.repeat(ids, counts),
+            labels_T=np.repeat(labels, counts),
+            kinds_T=np.repeat(kinds, counts),
+            positions_3T=mrope_positions(segments, merge=self.recipe.merge_size),
+            grids=tuple(grids),
+            text="".join(piece.text for piece in pieces),
         )
 
     def _tokenised(self, sample: Sample, *, unanswered: bool = False) -> list[_Piece]:

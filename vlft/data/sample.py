@@ -276,8 +276,29 @@ class EncodedMedia:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedTokens:
+    """The tokens of one row, as the model sees it.
+
+    Attributes:
+        input_ids_T: int64, media tags expanded to one pad token per merged patch.
+        labels_T: int64, aligned with `input_ids_T` (not shifted), -100 for untrained tokens.
+        kinds_T: uint8, 0 text, 1 picture, 2 video.
+        positions_3T: int64, M-RoPE positions: time, height, width.
+        grids: of the stills and videos, in the order of their tags.
+        text: the rendered conversation, one pad token per medium.
+    """
+
+    input_ids_T: np.ndarray
+    labels_T: np.ndarray
+    kinds_T: np.ndarray
+    positions_3T: np.ndarray
+    grids: tuple[Grid, ...]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedSample:
-    """One row as the model sees it.
+    """One row as the model sees it: tokens as in `EncodedTokens`, and pixels.
 
     Attributes:
         file: data file, spelled as the user named it.

@@ -21,8 +21,6 @@ from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch
-
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PATIENCE = 1.0  # seconds that all workers together have to end when told to
 
@@ -31,6 +29,8 @@ _started: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 def loader_options(workers: int, *, pin_memory: bool = False) -> dict[str, Any]:
     """Return the options of every DataLoader in vlft: `workers` processes that stay alive between epochs."""
+    import torch
+
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,

@@ -152,6 +152,11 @@ class Family:
         return attention_configs(config, tower)
 
     @property
+    def config_keys(self) -> dict[str, frozenset[str]]:
+        """Part of config.json -> the keys that `sizes` reads there."""
+        return {"vision_config": self.vision_names.keys, "text_config": self.text_names.keys}
+
+    @property
     def factor(self) -> int:
         """Side of a merged patch in pixels. The sides of resized pictures are multiples of it."""
         vision, names = self.tiny.vision, self.vision_names

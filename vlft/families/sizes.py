@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from vlft.errors import CheckpointError
@@ -180,6 +180,14 @@ class VisionNames:
     merge: str = "spatial_merge_size"
     temporal: str = "temporal_patch_size"
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every key that `read_sizes` reads."""
+        other = {"mlp_linears", "inner", "inner_ratio"}
+        return frozenset({getattr(self, f.name) for f in fields(self) if f.name not in other} - {None}) | {
+            self.inner or self.inner_ratio
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextNames:
@@ -199,6 +207,11 @@ class TextNames:
     vocab: str = "vocab_size"
     max_positions: str = "max_position_embeddings"
     layer_kinds: str = "layer_types"
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every key that `read_sizes` reads."""
+        return frozenset({getattr(self, f.name) for f in fields(self) if f.name != "layer_kinds"} - {None})
 
 
 def read_sizes(config: Any, vision_names: VisionNames, text_names: TextNames) -> Sizes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 
 from vlft.errors import CheckpointError
@@ -13,6 +13,9 @@ from vlft.families import Family
 from vlft.model.proof import prove
 from vlft.model_files import read_json, stored_slots
 from vlft.text import error_text
+
+if TYPE_CHECKING:
+    import torch
 
 
 def load_config(folder: str | Path) -> tuple[Any, Family]:
@@ -111,9 +114,25 @@ def check_fit(folder: str | Path, family: Family) -> None:
         CheckpointError: a tensor of the model is missing or has a different shape, or the files have an unexpected one.
     """
     config, _ = load_config(folder)
+    live = {name: tuple(tensor.shape) for name, tensor in empty_model(config, family).state_dict().items()}
+    check_shapes(folder, family, live, tied=family.sizes(config).text.tied)
+
+
+def check_shapes(folder: str | Path, family: Family, shapes: Mapping[str, tuple[int, ...]], *, tied: bool) -> None:
+    """Compare the tensors of a model with the headers of its weights.
+
+    Args:
+        folder: with the weights.
+        family: of the model.
+        shapes: name of each tensor in transformers -> its shape.
+        tied: whether the head is the embedding.
+
+    Raises:
+        CheckpointError: a tensor of the model is missing or has a different shape, or the files have an unexpected one.
+    """
+    live = {family.published_name(name): shape for name, shape in shapes.items()}
     stored = {family.published_name(name): slot.shape for name, slot in stored_slots(folder).items()}
-    live = {family.published_name(name): tuple(t.shape) for name, t in empty_model(config, family).state_dict().items()}
-    if family.sizes(config).text.tied:  # files may store the head once or twice
+    if tied:  # files may store the head once or twice
         live.pop(family.published_name(family.head), None)
         stored.pop(family.published_name(family.head), None)
     faults = {
@@ -139,6 +158,7 @@ def empty_model(config: Any, family: Family) -> torch.nn.Module:
     Raises:
         CheckpointError: sizes in the config contradict each other.
     """
+    import torch
     import transformers
 
     try:

@@ -1,26 +1,33 @@
 """Show rows as the model sees them: the tokens, which of them are trained, and the resized pictures.
 
-`preview_row` reads and encodes a row. `vlft.preview.text` shows it on a terminal, `vlft.preview.page` as a web page.
+`preview_rows` reads and encodes rows. `vlft.preview.text` shows them on a terminal, `vlft.preview.page` as a web page.
+Only the page needs pixels, and so torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.data.encode import KIND_TEXT, UNTRAINED
-from vlft.data.media.clips import Clip, open_clip
+from vlft.data.files.index import RowIndex
+from vlft.data.media import read as media_io
+from vlft.data.media.clips import open_clip
 from vlft.data.media.pictures import picture_size
-from vlft.data.media.read import depth_remarks, frames_taken, recipe_for
-from vlft.data.sample import EncodedMedia, EncodedSample, Image, Sample, Video
-from vlft.errors import BadRow, ConfigError, DataError
-from vlft.families import Family
-from vlft.setup import Base, open_base, open_some
+from vlft.data.media.read import MediaError, depth_remarks, frames_taken, recipe_for
+from vlft.data.render import refused
+from vlft.data.rows.source import BrokenLine
+from vlft.data.sample import EncodedMedia, EncodedTokens, Grid, Image, Media, Sample, Text, Video
+from vlft.errors import BadRow, DataError
+from vlft.families import DEFAULT, Family
+from vlft.setup import Base, open_base, open_some, stock_probe
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,34 +36,63 @@ class Medium:
 
     Attributes:
         name: `picture 1`, `video 2`: counted from 1 in the order of the tags.
-        field: the field of the row that names it.
-        path: path of the file; of a list of frames, the path of the first frame.
+        part: the still or video in the row.
         source: what the file holds, as text: `640x480`, `72 frames of 160x112 at 8 fps`.
-        tokens: number of tokens it takes in the language model.
-        encoded: its pixels and grid.
-        patch: side of a patch, in pixels.
-        merge: side of a merged patch, in patches.
-        times: time of each frame of a video file, in seconds; empty if the times are unknown.
+        grid: its patch counts.
+        recipe: pixel and frame settings.
     """
 
     name: str
-    field: str
-    path: str
+    part: Media
     source: str
-    tokens: int
-    encoded: EncodedMedia
-    patch: int
-    merge: int
-    times: tuple[float, ...] = ()
+    grid: Grid
+    recipe: Recipe
+
+    @property
+    def field(self) -> str:
+        """The field of the row that names it."""
+        return self.part.field
+
+    @property
+    def path(self) -> str:
+        """Path of the file; of a list of frames, the path of the first frame."""
+        return self.part.files[0][1]
+
+    @property
+    def is_video(self) -> bool:
+        return isinstance(self.part, Video)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens it takes in the language model."""
+        return self.grid.tokens(self.recipe.merge_size)
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that the model gets; 1 for a still."""
+        return self.grid.t * self.recipe.temporal_patch_size if self.is_video else 1
 
     @property
     def shown(self) -> str:
         """What the model gets, as text: size, patches, tokens."""
-        grid = self.encoded.grid
-        frames = f"{grid.t * self.encoded.patches.shape[2]} frames of " if self.encoded.is_video else ""
-        steps = f"{grid.t} x " if self.encoded.is_video else ""
-        size = f"{grid.w * self.patch}x{grid.h * self.patch}"
-        return f"{frames}{size}, {steps}{grid.w}x{grid.h} patches, {self.tokens:,} tokens"
+        grid, patch = self.grid, self.recipe.patch_size
+        frames = f"{self.frames} frames of " if self.is_video else ""
+        steps = f"{grid.t} x " if self.is_video else ""
+        return f"{frames}{grid.w * patch}x{grid.h * patch}, {steps}{grid.w}x{grid.h} patches, {self.tokens:,} tokens"
+
+    @cached_property
+    def encoded(self) -> EncodedMedia:
+        """Its pixels, decoded when they are first asked for. Raises MediaError if its file has changed."""
+        return media_io.decode(self.part, self.recipe)
+
+    @cached_property
+    def times(self) -> tuple[float, ...]:
+        """Time of each frame of a video file, in seconds from its first frame; empty for all other media."""
+        if not isinstance(self.part, Video) or self.part.path is None:
+            return ()
+        clip = open_clip(self.part.path)
+        indices = frames_taken(clip, self.part, recipe_for(self.part, self.recipe))
+        return tuple(float(clip.times[i]) if len(clip.times) else i / clip.fps for i in indices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +112,18 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A row as the model sees it: the result of `preview_row`.
+    """A row as the model sees it.
 
     Attributes:
         sample: the parsed row.
-        encoded: the row as tokens and pixels.
+        tokens: the row as tokens; None without a base.
         media: its pictures and videos, in the order of their tags.
         pieces: the whole row, in order.
         control_tokens: texts that the model reads as control tokens; the page shades them.
     """
 
     sample: Sample
-    encoded: EncodedSample
+    tokens: EncodedTokens | None
     media: tuple[Medium, ...]
     pieces: tuple[Piece, ...]
     control_tokens: tuple[str, ...]
@@ -99,73 +135,70 @@ class Preview:
 
     @property
     def trained(self) -> int:
-        """Number of trained tokens."""
-        return int((self.encoded.labels_T != UNTRAINED).sum())
+        """Number of trained tokens; 0 without a base."""
+        return 0 if self.tokens is None else int((self.tokens.labels_T != UNTRAINED).sum())
 
     @property
     def counts(self) -> str:
         """The numbers of tokens, as text."""
         vision = sum(medium.tokens for medium in self.media)
         of_media = f", {vision:,} of pictures and videos" if self.media else ""
-        return f"{len(self.encoded.input_ids_T):,} tokens: {self.trained:,} trained{of_media}"
+        if self.tokens is None:
+            return f"tokens are not counted without a base (--model_id){of_media}"
+        return f"{len(self.tokens.input_ids_T):,} tokens: {self.trained:,} trained{of_media}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the document of `vlft preview --json`. Labels are aligned with input_ids, -100 where untrained."""
-        row = self.encoded
+        """Return the document of `vlft preview --json`. Labels are aligned with input_ids, -100 where untrained.
+
+        Without a base the entries on tokens are null.
+        """
+        tokens = self.tokens
 
         def grids(*, videos: bool) -> list[list[int]]:
-            return [[m.grid.t, m.grid.h, m.grid.w] for m in row.media if m.is_video == videos]
+            return [[m.grid.t, m.grid.h, m.grid.w] for m in self.media if m.is_video == videos]
 
         return {
-            "file": row.file,
-            "index": row.index,
-            "id": row.id,
-            "tokens": len(row.input_ids_T),
-            "supervised": self.trained,
+            "file": self.sample.file,
+            "index": self.sample.index,
+            "id": self.sample.id,
+            "tokens": None if tokens is None else len(tokens.input_ids_T),
+            "supervised": None if tokens is None else self.trained,
             "warnings": [{"field": field, "reason": remark} for field, remark in self.sample.warnings],
             "media": [
                 {"field": m.field, "path": m.path, "source": m.source, "shown": m.shown, "tokens": m.tokens}
                 for m in self.media
             ],
-            "input_ids": row.input_ids_T.tolist(),
-            "labels": row.labels_T.tolist(),
-            "position_ids": row.positions_3T.tolist(),
+            "input_ids": None if tokens is None else tokens.input_ids_T.tolist(),
+            "labels": None if tokens is None else tokens.labels_T.tolist(),
+            "position_ids": None if tokens is None else tokens.positions_3T.tolist(),
             "image_grid_thw": grids(videos=False),
             "video_grid_thw": grids(videos=True),
-            "text": row.text,
+            "text": "".join(piece.text for piece in self.pieces) if tokens is None else tokens.text,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A refused row and the reason."""
+    """A refused row.
+
+    Attributes:
+        row: where it is, and the reason.
+        raw: the row as it is in its file; None if the file cannot be read there.
+    """
 
     row: BadRow
+    raw: object = None
+
+    @property
+    def title(self) -> str:
+        name = f" (id {self.row.id})" if self.row.id is not None else ""
+        return f"{self.row.file}[{self.row.index}]{name}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entry of this row in `vlft preview --json`."""
+        """Return the document of `vlft preview --json`."""
         row = self.row
-        return {"file": row.file, "index": row.index, "id": row.id, "field": row.field, "refused": row.reason}
-
-
-def preview_row(file: str, index: int, data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> Preview:
-    """Read one row and encode it as for training.
-
-    Args:
-        file: data file.
-        index: index of the row in the file, from 0.
-        data: flags of the data, as for training.
-        model: flags of the model, as for training. A base is needed for its tokenizer and chat template.
-        given: names of the flags that the user set.
-
-    Raises:
-        ConfigError: the row is refused (with its reason) or does not exist, or a flag cannot be applied.
-        CheckpointError: the base is missing, incomplete, or not a Qwen-VL.
-    """
-    (shown,) = preview_rows(file, (index,), data, model, given=given)
-    if isinstance(shown, Refused):
-        raise ConfigError(str(shown.row))
-    return shown
+        found = {"file": row.file, "index": row.index, "id": row.id, "field": row.field, "refused": row.reason}
+        return found | {"row": self.raw}
 
 
 def preview_rows(
@@ -177,7 +210,8 @@ def preview_rows(
         file: data file.
         indices: indices of the rows in the file, from 0, in the order of the result.
         data: flags of the data, as for training.
-        model: flags of the model, as for training.
+        model: flags of the model, as for training. Without a base the rows are shown as text, and tokens of pictures
+            are counted with the published pixel limits of Qwen2-VL.
         given: names of the flags that the user set.
 
     Yields:
@@ -187,75 +221,104 @@ def preview_rows(
         ConfigError: a row does not exist, or a flag cannot be applied.
         CheckpointError: the base is missing, incomplete, or not a Qwen-VL.
     """
-    base = open_base(data, model, given=given)
-    rows = open_some(file, indices, data, base.family)
+    base = open_base(data, model, given=given, plain=True) if model.model_id is not None else None
+    family = DEFAULT if base is None else base.family
+    probe = stock_probe(data, family) if base is None else None
+    rows = open_some(file, indices, data, family)
     for place in range(len(rows)):
         try:
-            yield preview_sample(rows[place], base)
+            row = rows[place]
+            yield sketch(row, probe.recipe, family) if probe is not None else preview_sample(row, cast("Base", base))
         except DataError as error:
-            yield Refused(row=error.row)
+            yield Refused(row=error.row, raw=_raw(rows, place))
+
+
+def _raw(rows: RowIndex, place: int) -> object:
+    raw = rows.raw(place)
+    return (raw.reason if raw.row is None else raw.row) if isinstance(raw, BrokenLine) else raw
 
 
 def preview_sample(row: Sample, base: Base) -> Preview:
-    """Encode a parsed row as tokens and pixels for `base`.
+    """Encode a parsed row for `base`, and check that its media can be decoded.
 
     Raises:
         DataError: its media cannot be decoded, or it is too long.
     """
     sample = base.encoder.as_trained(row)
-    encoded = base.encoder.encode(sample)
-    media = _media(sample, encoded, base.recipe)
-    remarks = [remark for part in sample.media for remark in depth_remarks(part)]
+    tokens = base.encoder.tokens(sample)
+    media = _media(sample, tokens.grids, base.recipe)
     return Preview(
-        sample=replace(sample, warnings=(*sample.warnings, *remarks)),
-        encoded=encoded,
+        sample=_remarked(sample),
+        tokens=tokens,
         media=media,
-        pieces=tuple(_pieces(encoded, media, base.processor.tokenizer, base.family)),
+        pieces=tuple(_pieces(tokens, media, base.processor.tokenizer, base.family)),
         control_tokens=base.family.control_tokens,
     )
 
 
-def _media(sample: Sample, encoded: EncodedSample, recipe: Recipe) -> tuple[Medium, ...]:
+def sketch(sample: Sample, recipe: Recipe, family: Family) -> Preview:
+    """Show a parsed row without a base: the text of its turns, and its media.
+
+    Raises:
+        DataError: its media cannot be decoded.
+    """
+    try:
+        grids = [media_io.measure(part, recipe) for part in sample.media]
+    except MediaError as error:
+        raise refused(sample, error.field, error.reason) from error
+    media = _media(sample, grids, recipe)
+    return Preview(
+        sample=_remarked(sample),
+        tokens=None,
+        media=media,
+        pieces=tuple(_turns(sample, iter(media), family)),
+        control_tokens=family.control_tokens,
+    )
+
+
+def _remarked(sample: Sample) -> Sample:
+    remarks = [remark for part in sample.media for remark in depth_remarks(part)]
+    return replace(sample, warnings=(*sample.warnings, *remarks))
+
+
+def _media(sample: Sample, grids: Sequence[Grid], recipe: Recipe) -> tuple[Medium, ...]:
     seen = {Image: 0, Video: 0}
     media = []
-    for part, pixels in zip(sample.media, encoded.media, strict=True):
+    for part, grid in zip(sample.media, grids, strict=True):
         seen[type(part)] += 1
         word = "picture" if isinstance(part, Image) else "video"
-        clip = open_clip(part.path) if isinstance(part, Video) and part.path is not None else None
-        media.append(
-            Medium(
-                name=f"{word} {seen[type(part)]}",
-                field=part.field,
-                path=_first_file(part),
-                source=_source(part, clip),
-                tokens=pixels.grid.tokens(recipe.merge_size),
-                encoded=pixels,
-                patch=recipe.patch_size,
-                merge=recipe.merge_size,
-                times=() if clip is None or isinstance(part, Image) else _times(part, clip, recipe),
+        try:
+            media_io.check(part, recipe)
+            media.append(
+                Medium(name=f"{word} {seen[type(part)]}", part=part, source=_source(part), grid=grid, recipe=recipe)
             )
-        )
+        except MediaError as error:
+            raise refused(sample, error.field, error.reason) from error
     return tuple(media)
 
 
-def _times(video: Video, clip: Clip, recipe: Recipe) -> tuple[float, ...]:
-    """Return the times of the frames taken from a video file, in seconds from its first frame."""
-    indices = frames_taken(clip, video, recipe_for(video, recipe))
-    return tuple(float(clip.times[i]) if len(clip.times) else i / clip.fps for i in indices)
-
-
-def _first_file(part: Image | Video) -> str:
-    return part.path if isinstance(part, Image) else part.path or part.frames[0]
-
-
-def _source(part: Image | Video, clip: Clip | None) -> str:
-    if clip is not None:
+def _source(part: Media) -> str:
+    if isinstance(part, Video) and part.path is not None:
+        clip = open_clip(part.path)
         return f"{clip.frames} frames of {clip.width}x{clip.height} at {clip.fps:.4g} fps"
-    height, width = picture_size(_first_file(part))
+    height, width = picture_size(part.files[0][1])
     return f"{width}x{height}" if isinstance(part, Image) else f"{len(part.frames)} frames of {width}x{height}"
 
 
-def _pieces(encoded: EncodedSample, media: tuple[Medium, ...], tokenizer: Any, family: Family) -> Iterator[Piece]:
+def _turns(sample: Sample, media: Iterator[Medium], family: Family) -> Iterator[Piece]:
+    """Split the row into its texts and media, each turn after its role."""
+    for turn in sample.turns:
+        yield Piece(text=f"{turn.role}: ", trained=False)
+        for part in turn.parts:
+            if isinstance(part, Text):
+                yield Piece(text=part.text, trained=part.trained and turn.role == "assistant")
+            else:
+                pad = family.video_pad if isinstance(part, Video) else family.image_pad
+                yield Piece(text=pad, trained=False, medium=next(media))
+        yield Piece(text="\n", trained=False)
+
+
+def _pieces(encoded: EncodedTokens, media: tuple[Medium, ...], tokenizer: Any, family: Family) -> Iterator[Piece]:
     """Split the row at its media and wherever training starts or stops."""
     ids, kinds = encoded.input_ids_T.tolist(), encoded.kinds_T.tolist()
     trained = (encoded.labels_T != UNTRAINED).tolist()
@@ -264,7 +327,7 @@ def _pieces(encoded: EncodedSample, media: tuple[Medium, ...], tokenizer: Any, f
     while start < len(ids):
         if kinds[start] != KIND_TEXT:
             medium = next(following)
-            pad = family.video_pad if medium.encoded.is_video else family.image_pad
+            pad = family.video_pad if medium.is_video else family.image_pad
             yield Piece(text=pad, trained=False, medium=medium)
             start += medium.tokens
             continue

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
 from vlft.errors import ConfigError
 from vlft.pages.web import picture_uri, render, write_page
 from vlft.preview import Medium, Piece, Preview, Refused, frames_of
+from vlft.preview.text import raw_text
 from vlft.text import printable
+
+if TYPE_CHECKING:
+    import torch
 
 PAGE_PIXELS = 8_000_000  # pixels of all pictures of a page: about 20 MB of PNG
 MOST_FRAMES = 32  # frames of a video: a page of several hundred would be too large to open
@@ -34,7 +37,7 @@ def context(rows: Sequence[Shown]) -> dict[str, Any]:
     pixels = sum(_pixels(medium) for row in rows if isinstance(row, Preview) for medium in row.media)
     scale = min(1.0, math.sqrt(PAGE_PIXELS / max(1, pixels)))
     first = rows[0]
-    title = first.title if isinstance(first, Preview) else f"{first.row.file}[{first.row.index}]"
+    title = first.title
     if len(rows) > 1:
         title = f"{len(rows)} rows of {first.sample.file if isinstance(first, Preview) else first.row.file}"
     return {"title": title, "scale": scale, "rows": [_row(row, scale) for row in rows]}
@@ -57,11 +60,11 @@ def write_html(rows: Sequence[Shown], path: str) -> None:
 def _row(row: Shown, scale: float) -> dict[str, Any]:
     if isinstance(row, Refused):
         bad = row.row
-        name = f" (id {bad.id})" if bad.id is not None else ""
         return {
             "index": bad.index,
-            "title": f"{bad.file}[{bad.index}]{name}",
+            "title": row.title,
             "refused": f"{bad.field}: {bad.reason}",
+            "raw": raw_text(row.raw),
         }
     known = "|".join(re.escape(token) for token in sorted(row.control_tokens))
     control = re.compile(f"({known})")
@@ -91,21 +94,20 @@ def _picked(count: int) -> list[int]:
 
 def _pixels(medium: Medium) -> int:
     """Return the number of pixels that the page shows of a medium, at full size."""
-    grid = medium.encoded.grid
-    frames = grid.t * medium.encoded.patches.shape[2] if medium.encoded.is_video else 1
-    return len(_picked(frames)) * grid.h * grid.w * medium.patch**2
+    return len(_picked(medium.frames)) * medium.grid.h * medium.grid.w * medium.recipe.patch_size**2
 
 
 def _medium(medium: Medium, scale: float) -> dict[str, Any]:
     """Return a picture, or frames of a video, with the grid of its tokens."""
-    frames_FHW3 = frames_of(medium.encoded, merge=medium.merge)
-    grid, least = medium.encoded.grid, medium.patch * medium.merge
+    merge = medium.recipe.merge_size
+    frames_FHW3 = frames_of(medium.encoded, merge=merge)
+    grid, least = medium.grid, medium.recipe.factor
     return {
         "name": medium.name,
         "tokens": medium.tokens,
         "count": len(frames_FHW3),
-        "columns": grid.w // medium.merge,
-        "rows": grid.h // medium.merge,
+        "columns": grid.w // merge,
+        "rows": grid.h // merge,
         "frames": [
             {"uri": _uri(frames_FHW3[i], scale, least), "stamp": _stamp(medium, i)} for i in _picked(len(frames_FHW3))
         ],
@@ -114,7 +116,7 @@ def _medium(medium: Medium, scale: float) -> dict[str, Any]:
 
 def _stamp(medium: Medium, frame: int) -> str:
     """Return the time of a frame of a video, or its number if the time is unknown (in a list of frames)."""
-    if not medium.encoded.is_video:
+    if not medium.is_video:
         return ""
     return f"{medium.times[frame]:.2f} s" if medium.times else f"frame {frame + 1}"
 

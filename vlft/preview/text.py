@@ -5,20 +5,29 @@ Trained tokens are green on a terminal, and between ⟦ and ⟧ elsewhere. The p
 
 from __future__ import annotations
 
-from vlft.preview import Piece, Preview
-from vlft.text import printable
+import json
+
+from vlft.preview import Piece, Preview, Refused
+from vlft.text import printable, short
 
 OPEN, CLOSE = "⟦", "⟧"
 GREEN, CYAN, YELLOW, RESET = "\x1b[1;32m", "\x1b[36m", "\x1b[33m", "\x1b[0m"
 
 
-def as_text(preview: Preview, *, color: bool) -> str:
+RAW_CHARACTERS = 4000  # of a refused row
+RAW_TEXT = 400  # characters of one text in it
+
+
+def as_text(preview: Preview | Refused, *, color: bool) -> str:
     """Return the row as text for a person.
 
     Args:
-        preview: the row, from `preview_row`.
+        preview: the row, from `preview_rows`.
         color: mark trained tokens by ANSI colours instead of `OPEN` and `CLOSE`.
     """
+    if isinstance(preview, Refused):
+        why = f"refused: {preview.row.field}: {preview.row.reason}"
+        return "\n".join([printable(preview.title), _painted(printable(why), YELLOW, color), "", raw_text(preview.raw)])
     lines = [printable(preview.title), preview.counts]
     for medium in preview.media:
         where = printable(f"{medium.field}: {medium.path}")
@@ -26,8 +35,23 @@ def as_text(preview: Preview, *, color: bool) -> str:
     for field, remark in preview.sample.warnings:
         lines.append(_painted(f"warning: {field}: {printable(remark)}", YELLOW, color))
     marks = _painted("in green", GREEN, color) if color else f"between {OPEN} and {CLOSE}"
-    lines += [f"trained tokens are {marks}", ""]
+    what = "tokens are" if preview.tokens is not None else "text is"
+    lines += [f"trained {what} {marks}", ""]
     return "\n".join(lines) + "\n" + "".join(_piece(piece, color) for piece in preview.pieces).rstrip("\n")
+
+
+def raw_text(raw: object) -> str:
+    """Return a row as it is in its file, indented. Long texts are cut, and so are rows of many."""
+    text = json.dumps(_cut(raw), ensure_ascii=False, indent=2, default=str)
+    return printable(short(text, RAW_CHARACTERS))
+
+
+def _cut(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _cut(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_cut(one) for one in value]
+    return short(value, RAW_TEXT) if isinstance(value, str) else value
 
 
 def _piece(piece: Piece, color: bool) -> str:

@@ -5,7 +5,6 @@ other either.
 """
 
 from vlft.setup.base import Base, open_base, stock_probe
-from vlft.setup.objective import objective_of
 from vlft.setup.rows import (
     SHOWN_BAD_ROWS,
     Drawn,
@@ -23,7 +22,6 @@ __all__ = [
     "Drawn",
     "MeasuredRows",
     "measure_rows",
-    "objective_of",
     "open_base",
     "open_rows",
     "open_some",

@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint import open_processor, resolve_model
+from vlft.checkpoint import check_processor, open_plain, open_processor, processor_files, resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
-from vlft.data.collate import Collator
 from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
 from vlft.errors import ConfigError
 from vlft.families import Family, Sizes
-from vlft.model.build import media_processors
 from vlft.model.load import load_config
+from vlft.model.proof import prove
 from vlft.model.towers import Towers
+from vlft.model_files import read_json
 from vlft.setup.schedule import pack_budget
+
+if TYPE_CHECKING:
+    from vlft.data.collate import Collator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +63,22 @@ class Base:
 
     def collator(self) -> Collator:
         """A collator: encoded rows -> a flat batch for this base."""
+        from vlft.data.collate import Collator
+
         tokenizer, vision = self.processor.tokenizer, self.sizes.vision
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return Collator(patch_size=vision.patch, merge_size=vision.merge, filler_token=filler)
 
 
-def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> Base:
+def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plain: bool = False) -> Base:
     """Open the base of the flags, and determine all settings for encoding rows.
 
     Args:
         data: flags of the data.
         model: flags of the model.
         given: names of the flags that the user set.
+        plain: do without transformers if the files allow it. Then `config` has only sizes and `processor` cannot make
+            pixels or be saved.
 
     Raises:
         ConfigError: a flag is missing, has no effect, or cannot be satisfied.
@@ -82,8 +89,7 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
         raise ConfigError("--model_id is missing: the base model, a folder or e.g. Qwen/Qwen2-VL-2B-Instruct")
     towers = _towers(model, given)
     folder = resolve_model(model.model_id, model.model_revision)
-    config, family = load_config(folder)
-    processor = open_processor(folder)
+    config, family, processor = _opened(folder, plain=plain)
     recipe = _recipe(processor, data, longest=family.sizes(config).text.max_positions)
     recipe.serve(processor)
     return Base(
@@ -95,6 +101,19 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str]) -> B
         encoder=Encoder(family=family, processor=processor, recipe=recipe),
         towers=towers,
     )
+
+
+def _opened(folder: Path, *, plain: bool) -> tuple[Any, Family, Any]:
+    """Open config and processor of a base: from their files alone if `plain`, else with transformers."""
+    if plain:
+        family = Family.of(read_json(folder / "config.json").get("model_type"), where=str(folder))
+        check_processor(folder, processor_files(folder, folder))
+        if (found := open_plain(folder, family)) is not None:
+            config, processor = found
+            prove(processor, config, family, where=folder)
+            return config, family, processor
+    config, family = load_config(folder)
+    return config, family, open_processor(folder)
 
 
 def _recipe(processor: Any, data: DataFlags, *, longest: int | None) -> Recipe:
@@ -114,7 +133,16 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
     Raises:
         ConfigError: a flag has no effect, or cannot be satisfied.
     """
-    image, video = media_processors(family, *family.pixels)
+    least, most = family.pixels
+    vision, names = family.tiny.vision, family.vision_names
+    settings = {
+        "size": {"shortest_edge": least, "longest_edge": most},
+        "patch_size": vision[names.patch],
+        "merge_size": vision[names.merge],
+        "temporal_patch_size": vision[names.temporal],
+    }
+    image = SimpleNamespace(**settings)
+    video = SimpleNamespace(**settings, fps=None, num_frames=None, max_frames=None)
     stock = SimpleNamespace(image_processor=image, video_processor=video, tokenizer=None)
     return MediaProbe(recipe=_recipe(stock, data, longest=None))
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlft.config.flags import DataFlags
-from vlft.config.training import TrainFlags
 from vlft.data.costs.packing import Budget, pack
 from vlft.data.order import Order, PackOrder, RowOrder
 from vlft.data.sample import Cost, Costs
 from vlft.errors import ConfigError
 from vlft.text import counted
+
+if TYPE_CHECKING:
+    from vlft.config.flags import PlanFlags
+    from vlft.config.training import TrainFlags
 
 PACK_TOKENS = 16384
 PATCHES_PER_TOKEN = 4  # of a picture
@@ -30,7 +33,12 @@ def pack_budget(data: DataFlags) -> Budget | None:
 
 
 def training_order(
-    costs: Sequence[Cost], data: DataFlags, args: TrainFlags, *, world: int, kept: Mapping[str, Any] | None = None
+    costs: Sequence[Cost],
+    data: DataFlags,
+    args: TrainFlags | PlanFlags,
+    *,
+    world: int,
+    kept: Mapping[str, Any] | None = None,
 ) -> Order:
     """The order of a run. `--global_batch` is resolved here, since the number of rows per pack is known only now.
 
@@ -71,7 +79,7 @@ def training_order(
     return PackOrder(costs=Costs.of(costs), budget=budget, packs_per_step=packs_per_step, world=world, seed=args.seed)
 
 
-def asked_for(data: DataFlags, args: TrainFlags) -> dict[str, Any]:
+def asked_for(data: DataFlags, args: TrainFlags | PlanFlags) -> dict[str, Any]:
     """The limits of a step and of a pack that the flags ask for, before `training_order` adjusts them."""
     budget = pack_budget(data)
     return {"rows": args.global_batch, **({} if budget is None else asdict(budget))}

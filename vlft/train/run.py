@@ -28,7 +28,8 @@ from vlft.data.workers import workers_end_with_errors
 from vlft.model import flops, groups, kernels
 from vlft.model.load import check_fit
 from vlft.objectives import Objective
-from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows, objective_of, open_base, trainable_rows, training_rows
+from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows, open_base, trainable_rows, training_rows
+from vlft.setup.objective import objective_of
 from vlft.setup.schedule import described, evaluation_order, largest, training_order
 from vlft.train import faults, zero
 from vlft.train.answers import Answers

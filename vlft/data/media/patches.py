@@ -5,11 +5,15 @@ Letters in shapes: P patches; H, W pixels after resizing; F frames.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 
 from vlft.config.recipe import Recipe
 from vlft.data.sample import EncodedMedia, Grid
+
+if TYPE_CHECKING:
+    import torch
 
 
 def grid_for(t: int, height: int, width: int, recipe: Recipe) -> Grid:
@@ -24,6 +28,8 @@ def still_patches(pixels_3HW: torch.Tensor, recipe: Recipe) -> EncodedMedia:
     copied at once. That takes a fifth of the time of permuting single bytes. The model separates the colours on its
     device.
     """
+    import torch
+
     _, height, width = pixels_3HW.shape
     p, m = recipe.patch_size, recipe.merge_size
     grid = grid_for(1, height, width, recipe)

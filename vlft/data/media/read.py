@@ -12,20 +12,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from vlft.config.recipe import FRAME_TOKENS, Recipe
 from vlft.data.media.clips import Clip, open_clip, read_frames
 from vlft.data.media.limits import VIDEO_TOKENS, overridden
 from vlft.data.media.patches import grid_for, still_patches, video_patches
 from vlft.data.media.pictures import Unreadable, depth_remark, open_picture, picture_header, read_pixels
+from vlft.data.media.sizes import frame_count, frame_range, frame_size, still_size
 from vlft.data.sample import EncodedMedia, Grid, Image, Media, Video
 from vlft.errors import ConfigError, VlftError
 
 __all__ = [
     "MediaError",
+    "check",
     "decode",
     "depth_remarks",
     "grid_of",
@@ -33,6 +35,9 @@ __all__ = [
     "read_headers",
     "recipe_for",
 ]
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_RATIO = 200
 
@@ -128,7 +133,8 @@ def grid_of(media: Media, seen: Headers, recipe: Recipe) -> Grid:
             height, width = _snapped_size(media, seen.sizes, recipe)
             frames = len(seen.sizes) + len(seen.sizes) % 2
         else:
-            frames, height, width = len(frames_taken(seen.clip, media, recipe)), seen.clip.height, seen.clip.width
+            _, _, frames = _taken(seen.clip, media, recipe)
+            height, width = seen.clip.height, seen.clip.width
         return grid_for(frames // 2, *_frame_size(frames, height, width, recipe), recipe)
     except Unreadable as error:
         raise _refused(media, error) from error
@@ -167,6 +173,30 @@ def decode(media: Media, recipe: Recipe) -> EncodedMedia:
         raise _refused(media, error) from error
 
 
+def check(media: Media, recipe: Recipe) -> None:
+    """Decode a medium, and discard its pixels: without torch, and without resizing them.
+
+    Of a video file the frames are read that `decode` takes, or their neighbours.
+
+    Raises:
+        MediaError: the errors of `decode`.
+    """
+    recipe = recipe_for(media, recipe)
+    try:
+        if isinstance(media, Image):
+            open_picture(media.path)
+        elif media.path is None:
+            for place in range(len(media.frames)):
+                _of_frame(media, place, open_picture)
+        else:
+            clip = open_clip(media.path)
+            taken = np.linspace(*_taken(clip, media, recipe)).round().astype(int).tolist()
+            for _ in read_frames(clip, taken):
+                pass
+    except Unreadable as error:
+        raise _refused(media, error) from error
+
+
 def _refused(media: Media, error: Unreadable) -> MediaError:
     path, reason = media.path, str(error)
     return MediaError(media.field, reason if path is None or path in reason else f"{path}: {reason}")
@@ -184,11 +214,8 @@ def _decode_still(image: Image, recipe: Recipe) -> torch.Tensor:
 
 def _still_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     """Return (H, W) to which the stock image processor resizes a still."""
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
     _check_ratio(height, width)
-    low, high = recipe.image_min_pixels, recipe.image_max_pixels
-    return smart_resize(height, width, factor=recipe.factor, min_pixels=low, max_pixels=high)
+    return still_size(height, width, factor=recipe.factor, low=recipe.image_min_pixels, high=recipe.image_max_pixels)
 
 
 def _decode_frames(video: Video, recipe: Recipe) -> torch.Tensor:
@@ -212,7 +239,7 @@ def _decode_frames(video: Video, recipe: Recipe) -> torch.Tensor:
         },
         image_patch_size=recipe.patch_size,
     )
-    return frames_F3HW.to(torch.uint8)  # it resizes in uint8 and returns integer values as floats
+    return frames_F3HW.byte()  # it resizes in uint8 and returns integer values as floats
 
 
 def _snapped_size(video: Video, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
@@ -241,6 +268,7 @@ def _of_frame(video: Video, i: int, read: Any) -> Any:
 
 
 def _decode_clip(video: Video, recipe: Recipe) -> torch.Tensor:
+    import torch
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resize  # not v2: qwen-vl-utils uses this one, which resizes in float
 
@@ -268,12 +296,18 @@ def frames_taken(clip: Clip, video: Video, recipe: Recipe) -> list[int]:
     Raises:
         Unreadable: the video has too few frames.
     """
+    import torch  # the stock path rounds the results of `torch.linspace`, which differ between CPUs where they tie
+
+    return torch.linspace(*_taken(clip, video, recipe)).round().long().tolist()
+
+
+def _taken(clip: Clip, video: Video, recipe: Recipe) -> tuple[int, int, int]:
+    """Return the first and the last frame to take from a video file, and their number. Raises as `frames_taken`."""
     first, last, there = _span(clip, video)
     if there < 2:
         raise Unreadable(f"{clip.path}: a video of {there} frame, 2 are needed. Use it as an image")
     if recipe.nframes is None:
-        asked = {"fps": recipe.fps, "max_frames": recipe.video_max_frames}
-        frames = _qwen_vl_utils().smart_nframes(asked, total_frames=there, video_fps=clip.fps)
+        frames = frame_count(there, clip.fps, fps=recipe.fps, most=recipe.video_max_frames)
     elif recipe.nframes > there:
         flag = "--nframes" if video.overrides.nframes is None else "nframes"
         raise Unreadable(
@@ -282,7 +316,7 @@ def frames_taken(clip: Clip, video: Video, recipe: Recipe) -> list[int]:
         )
     else:
         frames = recipe.nframes
-    return torch.linspace(first, last, frames).round().long().tolist()
+    return first, last, frames
 
 
 def _span(clip: Clip, video: Video) -> tuple[int, int, int]:
@@ -290,14 +324,13 @@ def _span(clip: Clip, video: Video) -> tuple[int, int, int]:
     start, end = video.overrides.video_start, video.overrides.video_end
     if (start is None and end is None) or clip.frames < 2:
         return 0, clip.frames - 1, clip.frames
-    asked = {"video_start": start, "video_end": end}
-    try:
-        return _qwen_vl_utils().calculate_video_frame_range(asked, clip.frames, clip.fps)
-    except ValueError as error:
+    found = frame_range(start, end, frames=clip.frames, rate=clip.fps)
+    if found is None:
         raise Unreadable(
             f"{clip.path}: video_start {start or 0:g} to video_end {'its end' if end is None else f'{end:g}'} leaves "
             f"less than 2 frames of its {clip.frames / clip.fps:.2f} s. Change them"
-        ) from error
+        )
+    return *found, found[1] - found[0] + 1
 
 
 def _frame_size(frames: int, height: int, width: int, recipe: Recipe) -> tuple[int, int]:
@@ -314,7 +347,7 @@ def _total_pixels(recipe: Recipe) -> float:
 
 def _resized(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
     _check_ratio(height, width)
-    high, wide = _qwen_vl_utils().smart_resize(height, width, factor, min_pixels=min_pixels, max_pixels=max_pixels)
+    high, wide = frame_size(height, width, factor=factor, low=min_pixels, high=max_pixels)
     if not high or not wide:
         raise Unreadable(
             f"a frame of {width}x{height} is so narrow that {int(max_pixels)} pixels reduce it to {wide}x{high}. "
