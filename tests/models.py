@@ -11,6 +11,7 @@ from transformers import Qwen2VLConfig
 from vlft.data.collate import Collator
 from vlft.model import attention, forward, kernels, towers
 from vlft.model.load import load_base, load_processor
+from vlft.model.scale import PixelScale
 
 PRESETS = {
     "full": towers.Towers(vision="full", merger="full", language="full"),
@@ -28,7 +29,7 @@ def build(base, preset: str, *, flat: bool, checkpointing: bool = False, family=
     model = load_base(base, family, dtype=torch.float32)
     if flat:
         attention.install(model, "sdpa", dtype=torch.float32)
-        forward.bind(model, forward.PixelScale.of(load_processor(base)))
+        forward.bind(model, PixelScale.of(load_processor(base)))
     model = towers.apply_towers(model, family, PRESETS[preset], masters=True)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -46,7 +47,7 @@ def flat_inputs(rows) -> dict:
 
 def stock_inputs(row, processor) -> dict:
     """The stock model's inputs for one row, with stock scaling of pixels."""
-    pixels = forward.PixelScale.of(processor)
+    pixels = PixelScale.of(processor)
     stills = [m for m in row.media if not m.is_video]
     videos = [m for m in row.media if m.is_video]
     inputs = {"input_ids": row.input_ids_T[None], "mm_token_type_ids": row.kinds_T[None].int(), "use_cache": False}

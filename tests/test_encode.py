@@ -13,8 +13,8 @@ from stock import NAMES, messages_of, stock
 from vlft.data.encode import UNTRAINED, Encoder
 from vlft.data.rows.records import parse_record
 from vlft.errors import ConfigError, DataError
-from vlft.model.forward import PixelScale
 from vlft.model.load import load_base
+from vlft.model.scale import PixelScale
 
 
 @pytest.mark.parametrize("name", NAMES)

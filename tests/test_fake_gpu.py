@@ -18,9 +18,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from vlft.bench.train import PRESETS
 from vlft.config.training import TrainFlags
 from vlft.data.collate import Collator
-from vlft.model import attention, forward, groups, kernels, segments, standins, tracing
+from vlft.model import attention, groups, kernels, segments, standins, tracing
 from vlft.model.load import empty_model, load_config, load_processor
 from vlft.model.loss import sum_segments
+from vlft.model.scale import PixelScale, constants
 from vlft.model.towers import Towers
 from vlft.objectives import Loss, Mean, Objective
 from vlft.objectives.sft import Sft
@@ -91,9 +92,9 @@ def machine(monkeypatch):
     monkeypatch.setattr(attention, "self_test", lambda *args, **kwargs: 0.0)
     monkeypatch.setattr(kernels, "liger_functions", standins.fused_functions)
     monkeypatch.setattr(kernels, "_differs", lambda *args: "")
-    forward._constants.cache_clear()
+    constants.cache_clear()
     yield seen
-    forward._constants.cache_clear()
+    constants.cache_clear()
 
 
 def described(value):
@@ -169,7 +170,7 @@ def batch_of(opened, rows):
 
 def known_from_the_first_step(opened):
     """Copy to the device what the first step of a run copies, with a wait."""
-    forward._constants(forward.PixelScale.of(opened.processor), torch.device("cuda", 0))
+    constants(PixelScale.of(opened.processor), torch.device("cuda", 0))
 
 
 CELLS = [

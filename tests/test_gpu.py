@@ -17,6 +17,7 @@ from runs import FULL, PACKED, VISION_LORA, arguments
 from vlft.cli.main import main
 from vlft.model import attention, forward, kernels, loss, towers
 from vlft.model.load import load_base, load_processor
+from vlft.model.scale import PixelScale
 from vlft.model.segments import Heads
 from vlft.train.trainer import VlftTrainer
 
@@ -45,7 +46,7 @@ def ready(base, preset: str, *, stored: torch.dtype, liger: str = "false") -> to
     attention.install(model, "auto", dtype=BF16)
     line = kernels.install(model, liger, dtype=BF16)
     assert line == ("off" if liger == "false" else "RMSNorm on 5 modules, SwiGLU on 2")
-    forward.bind(model, forward.PixelScale.of(load_processor(base)))
+    forward.bind(model, PixelScale.of(load_processor(base)))
     model = towers.apply_towers(model, FAMILY, PRESETS[preset], masters=True)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():

@@ -11,6 +11,7 @@ from models import FAMILY, PRESETS, TORCH, assert_close, flat_inputs, gradients,
 from vlft.errors import ConfigError
 from vlft.model import attention, forward, kernels, towers
 from vlft.model.load import load_base, load_processor
+from vlft.model.scale import PixelScale
 
 CPU = torch.device("cpu")
 EVERYWHERE = "RMSNorm on 5 modules, SwiGLU on 2"
@@ -45,7 +46,7 @@ def build(base, preset: str, functions: kernels.Functions | None) -> torch.nn.Mo
     attention.install(model, "sdpa", dtype=torch.float32)
     if functions is not None:
         assert kernels.install(model, "true", dtype=torch.float32, functions=functions) == EVERYWHERE
-    forward.bind(model, forward.PixelScale.of(load_processor(base)))
+    forward.bind(model, PixelScale.of(load_processor(base)))
     model = towers.apply_towers(model, FAMILY, PRESETS[preset], masters=True)
     towers.checkpoint_activations(model, ("vision", "language"))
     generator = torch.Generator().manual_seed(1)

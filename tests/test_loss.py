@@ -16,6 +16,7 @@ from vlft.data.sample import EncodedSample
 from vlft.demo.tiny import tiny_config, tiny_processor
 from vlft.families import DEFAULT
 from vlft.model import attention, forward, loss, towers
+from vlft.model.scale import PixelScale
 
 VOCABULARY, CHANNELS = 96, 24
 
@@ -310,7 +311,7 @@ def test_a_row_of_16k_tokens_and_152k_words_holds_no_tokens_by_vocabulary(langua
     config.text_config.vocab_size = words
     model = Qwen2VLForConditionalGeneration(config)
     attention.install(model, "sdpa", dtype=torch.float32)
-    forward.bind(model, forward.PixelScale.of(processor))
+    forward.bind(model, PixelScale.of(processor))
     model = towers.apply_towers(model, FAMILY, towers.Towers(language=language, lora_dropout=0.0), masters=True)
     inputs = long_row(tokens, supervised)
     assert loss.chunk_rows(words) < len(inputs["targets"]) == supervised
@@ -379,7 +380,7 @@ def test_the_flat_forward_gives_log_probs_instead_of_the_loss(base, encoded):
 
     model = AutoModelForImageTextToText.from_pretrained(base)
     attention.install(model, "sdpa", dtype=torch.float32)
-    forward.bind(model, forward.PixelScale.of(load_processor(base)))
+    forward.bind(model, PixelScale.of(load_processor(base)))
     items = [encoded[name] for name in ("still", "two-turns", "text")]
     inputs = flat_inputs(items)
     with torch.no_grad():

@@ -16,8 +16,8 @@ from vlft.data.encode import Encoder
 from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample
 from vlft.errors import ConfigError
 from vlft.families import Family
-from vlft.model.forward import PixelScale
 from vlft.model.generate import Prompt, Sampling, Speaker
+from vlft.model.scale import PixelScale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Open a base's config and processor from their files, without transformers, whose import takes seconds.
 
-`vlft preview`, `vlft check-data --headers_only` and `vlft plan` use it: they need tokens and sizes, but no pixels and no
+`vlft preview`, `vlft check-data --headers_only` and `vlft plan` use it: they need tokens and sizes, no pixels and no
 weights. Only files of the published forms are read. For all others `open_plain` returns None, and the caller asks
 transformers. Tests compare the results with the stock processor of the installed version.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from vlft.cli.command import add_json
@@ -16,7 +17,7 @@ from vlft.config.parse import FlagParser, Parsed
 from vlft.config.table import TRAIN
 
 
-def _row_types(extra: argparse.Namespace) -> tuple[type, ...]:
+def _row_types(values: Mapping[str, Any], extra: argparse.Namespace) -> tuple[type, ...]:
     return DataFlags, ModelFlags
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from vlft.cli.command import Write, add_json, command
-from vlft.config.parse import FlagParser, Parsed
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
 
+from vlft.cli.command import Write, add_json, command
+from vlft.config.device import may_have_gpu
+from vlft.config.flags import DataFlags, ModelFlags, PlanFlags
+from vlft.config.parse import FlagParser, Parsed, train_types
+
+#: Flags that only torch, DeepSpeed or a kernel can check.
+NEED_TORCH = {"attn", "deepspeed", "use_liger_kernel", "use_cpu"}
 EXAMPLES = """\
 examples:
   vlft plan --config examples/lora.yaml --model_id Qwen/Qwen2-VL-2B-Instruct --data_path train.json \\
@@ -15,10 +23,19 @@ examples:
 """
 
 
+def _types(values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:
+    """Return the flags of a run: without torch if no memory is estimated."""
+    memory = extra.gpu is not None or extra.measure or may_have_gpu()
+    if memory or values.keys() & NEED_TORCH:
+        return train_types(values, extra)
+    return DataFlags, ModelFlags, PlanFlags
+
+
 def parser() -> FlagParser:
     """Build the command line of `vlft plan`."""
     parser = FlagParser(
         "plan",
+        _types,
         description="Show what vlft train would do with the same flags: what trains at which learning rate, on how "
         "many rows, in how many steps, and with how much memory. Loads no weights (except with --measure), writes "
         "nothing, needs no GPU.",
@@ -41,10 +58,11 @@ def parser() -> FlagParser:
 @command(parser)
 def run(parsed: Parsed, write: Write) -> int:
     """Plan a run and print the plan."""
-    from vlft.plan import plan
+    from vlft.plan import Asked, plan
 
     extra = parsed.extra
-    planned = plan(parsed, gpus=extra.gpus, gpu=extra.gpu, measure=extra.measure, tokens_per_s=extra.tokens_per_s)
+    asked = Asked(gpus=extra.gpus, gpu=extra.gpu, measure=extra.measure, tokens_per_s=extra.tokens_per_s)
+    planned = plan(parsed, asked)
     if parsed.flags[2].process_index:
         return 0  # under torchrun only rank 0 prints
     if extra.json:

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import os
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,7 +45,7 @@ class Parsed:
     effective: dict[str, Any]
 
 
-def train_types(extra: Namespace) -> tuple[type, ...]:
+def train_types(values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:
     """Return the dataclasses of a training run. Imports transformers."""
     from vlft.config.training import TrainFlags
 
@@ -70,14 +70,14 @@ class FlagParser(argparse.ArgumentParser):
 
     Args:
         verb: the verb's name, for messages and `--help`.
-        types: returns the dataclasses to build, given the verb's own arguments.
+        types: returns the dataclasses to build, given the flags that were set and the verb's own arguments.
         helped: the dataclasses whose flags its help lists; with `RunFlags`, it lists all flags of TrainingArguments.
     """
 
     def __init__(
         self,
         verb: str,
-        types: Callable[[Namespace], Sequence[type]] = train_types,
+        types: Callable[[Mapping[str, Any], Namespace], Sequence[type]] = train_types,
         *,
         helped: Sequence[type] = OWN,
         **kwargs: Any,
@@ -129,7 +129,7 @@ class FlagParser(argparse.ArgumentParser):
         namespace.pop("config")
         extra = Namespace(**namespace)
         flags = []
-        for cls in self.types(extra):
+        for cls in self.types(values, extra):
             names = {field.name for field in dataclasses.fields(cls) if field.init}
             try:
                 flags.append(cls(**{name: value for name, value in values.items() if name in names}))

@@ -5,7 +5,7 @@ It holds data only. `vlft.model.adapt` implements the features for a live model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -81,6 +81,8 @@ class Family:
         box_style: syntax: `<|box_start|>(x1,y1),(x2,y2)<|box_end|>` with `<|object_ref_start|>`, or JSON lists.
         pixels: (fewest, most) pixels of a picture and of a frame, from the published preprocessor_config.json.
         scaling: mean and deviation of each colour, in units of 0..1, from the same file.
+        layout: sizes -> name and shape of each parameter in transformers, without a tied head. None: transformers must
+            build the model for them, which takes seconds.
         tiny: sizes of a model that trains on a laptop in seconds.
         shapes: short name -> published sizes.
     """
@@ -115,6 +117,7 @@ class Family:
     box_style: Literal["tokens", "json"]
     pixels: tuple[int, int]
     scaling: tuple[tuple[float, ...], tuple[float, ...]]
+    layout: Callable[[Sizes], dict[str, tuple[int, ...]]] | None = None
     tiny: Shape
     shapes: Mapping[str, Shape] = field(default_factory=dict)
 

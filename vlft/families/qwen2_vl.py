@@ -1,7 +1,7 @@
 """The family Qwen2-VL. Sizes are from config.json of Qwen/Qwen2-VL-2B-Instruct and Qwen2-VL-7B-Instruct."""
 
 from vlft.families.family import Family, Shape
-from vlft.families.sizes import TextNames, VisionNames
+from vlft.families.sizes import Sizes, TextNames, VisionNames
 
 _LAYER = r"model\.language_model\.layers\.\d+\."
 _BLOCK = r"model\.visual\.blocks\.\d+\."
@@ -18,6 +18,41 @@ def _text(width: int, inner: int, depth: int, heads: int, kv_heads: int, section
         "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": depth, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads, "max_position_embeddings": 32768, "rope_parameters": rope, **more,
     }  # fmt: skip
+
+
+def _layout(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Return the parameters of Qwen2VLForConditionalGeneration."""
+    vision, text = sizes.vision, sizes.text
+    width, inner, wide = vision.width, vision.inner, vision.width * vision.cell
+    queries, keys = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    found: dict[str, tuple[int, ...]] = {}
+
+    def add(prefix: str, *, bias: bool = True, **weights: tuple[int, ...]) -> None:
+        for name, shape in weights.items():
+            whole = f"{prefix}{name.replace('__', '.')}"
+            found[f"{whole}.weight"] = shape
+            if bias:
+                found[f"{whole}.bias"] = shape[:1]
+
+    pixels = (width, vision.channels, vision.temporal, vision.patch, vision.patch)
+    add("model.visual.patch_embed.", bias=False, proj=pixels)
+    for block in range(vision.depth):
+        add(
+            f"model.visual.blocks.{block}.", norm1=(width,), norm2=(width,), attn__qkv=(3 * width, width),
+            attn__proj=(width, width), mlp__fc1=(inner, width), mlp__fc2=(width, inner),
+        )  # fmt: skip
+    add("model.visual.merger.", ln_q=(width,), mlp__0=(wide, wide), mlp__2=(vision.out, wide))
+    add("model.language_model.", bias=False, embed_tokens=(text.vocab, text.width), norm=(text.width,))
+    for place, layer in enumerate(text.layers):
+        prefix, mlp = f"model.language_model.layers.{place}.", (layer.inner, text.width)
+        add(f"{prefix}self_attn.", q_proj=(queries, text.width), k_proj=(keys, text.width), v_proj=(keys, text.width))
+        add(
+            prefix, bias=False, self_attn__o_proj=(text.width, queries), mlp__gate_proj=mlp, mlp__up_proj=mlp,
+            mlp__down_proj=mlp[::-1], input_layernorm=(text.width,), post_attention_layernorm=(text.width,),
+        )  # fmt: skip
+    if not text.tied:
+        add("", bias=False, lm_head=(text.vocab, text.width))
+    return found
 
 
 QWEN2_VL = Family(
@@ -66,6 +101,7 @@ QWEN2_VL = Family(
     box_style="tokens",
     pixels=(4 * 28 * 28, 16384 * 28 * 28),
     scaling=((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    layout=_layout,
     tiny=Shape(
         text=_text(64, 128, 2, 4, 2, [2, 3, 3]),
         vision=_VISION | {"embed_dim": 32, "depth": 2, "num_heads": 2, "hidden_size": 64},

@@ -20,6 +20,7 @@ from vlft.families import Family
 from vlft.model import adapt, forward, kernels, segments, standins, tracing
 from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import empty_model
+from vlft.model.scale import PixelScale, constants
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers
 
@@ -168,9 +169,9 @@ def _run(
         segments.use_kernel(model, part, "traced" if kernel else "sdpa", kernel)
     if fused:
         kernels.fuse(model, standins.fused_functions())
-    forward.bind(model, forward.PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3))
+    forward.bind(model, PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3))
     # This cache outlives the call, so it must not hold tensors without contents.
-    forward._constants.cache_clear()
+    constants.cache_clear()
     try:
         with torch.random.fork_rng(devices=[]):
             model = apply_towers(model, family, towers, masters=False)
@@ -183,4 +184,4 @@ def _run(
                     model(**batch)
                 return ledger.kept
     finally:
-        forward._constants.cache_clear()
+        constants.cache_clear()

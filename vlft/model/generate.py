@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from vlft.model.forward import PixelScale
+from vlft.model.scale import PixelScale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from vlft import text
-from vlft.families import TOWERS, Family
-from vlft.model.towers import plain_name
+from vlft.errors import ConfigError
+from vlft.families import TOWERS, Family, Sizes
+from vlft.model.towers import Towers, lora_counts, plain_name
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +26,14 @@ class Group:
         parameters: number of scalars.
         lr: peak learning rate; None if frozen.
         weight_decay: None if frozen.
-        tensors: the parameters themselves.
+        tensors: the parameters themselves; empty if only their shapes are known.
     """
 
     name: str
     parameters: int
     lr: float | None
     weight_decay: float | None
-    tensors: tuple[torch.nn.Parameter, ...]
+    tensors: tuple[torch.nn.Parameter, ...] = ()
 
     @property
     def trainable(self) -> bool:
@@ -73,6 +78,62 @@ def parameter_groups(
                     )
                 )
     return groups
+
+
+def groups_of_shapes(
+    family: Family,
+    sizes: Sizes,
+    towers: Towers,
+    *,
+    learning_rates: Mapping[str, float],
+    weight_decay: float,
+) -> list[Group]:
+    """Return the groups of `parameter_groups` for a model that is not built. They have no tensors.
+
+    Args:
+        family: of the model, with a layout.
+        sizes: of the model.
+        towers: what trains.
+        learning_rates: tower -> peak learning rate.
+        weight_decay: for matrices.
+
+    Raises:
+        ConfigError: the number of adapted modules is not what the sizes imply.
+        ValueError: the family has no layout.
+    """
+    if family.layout is None:
+        raise ValueError(f"{family.label} has no layout")
+    patterns = family.lora_targets if towers.lora_target == "all" else family.attention_targets
+    counts: dict[tuple[str, str], int] = {}
+    adapted: dict[str, int] = {tower: 0 for tower, mode in towers.modes.items() if mode == "lora"}
+
+    def add(tower: str, suffix: str, size: int) -> None:
+        counts[tower, suffix] = counts.get((tower, suffix), 0) + size
+
+    for name, shape in family.layout(sizes).items():
+        tower = family.tower_of(name)
+        mode = towers.modes[tower]
+        suffix = "_frozen" if mode != "full" else "" if len(shape) > 1 else "_no_decay"
+        add(tower, suffix, math.prod(shape))
+        module, _, kind = name.rpartition(".")
+        if mode == "lora" and kind == "weight" and re.fullmatch(patterns[tower], module):
+            adapted[tower] += 1
+            add(tower, "", towers.lora_rank * sum(shape))
+    if adapted != (wanted := lora_counts(sizes, towers)):
+        raise ConfigError(
+            f"LoRA would match {adapted} modules, expected {wanted}: this base is not built as {family.label} is"
+        )
+    return [
+        Group(
+            name=tower + suffix,
+            parameters=counts[tower, suffix],
+            lr=learning_rates[tower] if decay is not None else None,
+            weight_decay=decay,
+        )
+        for tower in TOWERS
+        for suffix, decay in (("", weight_decay), ("_no_decay", 0.0), ("_frozen", None))
+        if (tower, suffix) in counts
+    ]
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

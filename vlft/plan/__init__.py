@@ -1,29 +1,33 @@
 """Plan a run without running it: what trains at which rate, the number of rows and steps, and the memory.
 
-It writes nothing. It loads no weights, because the model is built on the meta device; only `--measure` loads them. It
-refuses everything that training refuses before its first step, except for the output folder. With `--gpu`, which names
-the card of another machine, this machine's device and kernels are not checked.
+It writes nothing and loads no weights, except for `--measure`. It refuses everything that training refuses before its
+first step, except for the output folder. Without a card no memory is estimated, and torch is not imported.
+`vlft.plan.memory` estimates the memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from vlft.config.machine import check_device, remarks_on_steps
+from vlft.config.flags import PlanFlags
+from vlft.config.machine import remarks_on_steps
 from vlft.config.parse import Parsed
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
 from vlft.errors import ConfigError
-from vlft.model import groups, kernels
-from vlft.model.apply import apply_towers
-from vlft.model.forward import PixelScale
-from vlft.model.load import check_fit, empty_model
+from vlft.model import groups
+from vlft.model.load import check_shapes
+from vlft.model.scale import PixelScale
 from vlft.plan.memory import Outlook, forecast
-from vlft.setup import MeasuredRows, open_base, trainable_rows, training_rows
+from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.schedule import described, settings_of, training_order
 from vlft.text import counted, printable
+
+if TYPE_CHECKING:
+    from vlft.config.training import TrainFlags
+    from vlft.plan.memory import Outlook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,66 +109,97 @@ class Plan:
         return "\n".join((*head, *map(printable, lines), *memory))
 
 
-def plan(
-    parsed: Parsed,
-    *,
-    gpus: int | None,
-    gpu: str | None = None,
-    measure: bool = False,
-    tokens_per_s: float | None = None,
-) -> Plan:
-    """Plan a run.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The flags of `vlft plan` itself.
 
-    Args:
-        parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
+    Attributes:
         gpus: number of processes of the run; None: the number that this one was started with.
         gpu: the card of the run, by name or GB; None: the card of this machine.
         measure: train one real step on the largest micro-batch, on this machine.
         tokens_per_s: rate of the whole run, to compute hours.
+    """
+
+    gpus: int | None = None
+    gpu: str | None = None
+    measure: bool = False
+    tokens_per_s: float | None = None
+
+
+def plan(parsed: Parsed, asked: Asked = Asked()) -> Plan:
+    """Plan a run.
+
+    Args:
+        parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order. With `PlanFlags` in place of `TrainFlags` no
+            memory is estimated, and torch is imported only if the base needs it.
+        asked: the flags of `vlft plan`.
 
     Raises:
         VlftError: training would also refuse the run.
     """
     data, model_flags, args = parsed.flags
-    if gpu is None:  # otherwise the run is for another machine
-        check_device(args, model_flags.attn, launched=False)
-        kernels.check(args.liger, args.device)
-    if gpus is not None and gpus != args.world_size > 1:
-        raise ConfigError(f"--gpus {gpus}, but {args.world_size} processes were started. Drop --gpus.")
-    world = gpus or args.world_size
+    if isinstance(args, PlanFlags):
+        return _without_memory(parsed, asked)
+    from vlft.plan.memory import check_machine, model_of
+
+    if asked.gpu is None:  # otherwise the run is for another machine
+        check_machine(args, model_flags)
+    world = _world(args, asked)
     base = open_base(data, model_flags, given=parsed.given)
     PixelScale.of(base.processor)
-    check_fit(base.folder, base.family)
-    model = empty_model(base.config, base.family)
-    if measure and gpu is not None:
+    if asked.measure and asked.gpu is not None:
         raise ConfigError(
-            f"--measure runs on this machine's device, and --gpu {gpu} names another card. Drop one of the two."
+            f"--measure runs on this machine's device, and --gpu {asked.gpu} names another card. Drop one of the two."
         )
-    wrapped = apply_towers(model, base.family, base.towers, masters=False)
-    table = groups.parameter_groups(
-        wrapped,
-        base.family,
-        learning_rates=args.learning_rates,
-        weight_decay=args.weight_decay,
+    model, table = model_of(base, args)
+    planned = _plan(parsed, base, table, world=world)
+    outlook = forecast(
+        base,
+        model,
+        args,
+        model_flags,
+        planned.data,
+        planned.order,
+        given=parsed.given,
+        gpu=asked.gpu,
+        real=asked.measure,
+        tokens_per_s=asked.tokens_per_s,
+        steps=planned.steps,
     )
+    return replace(planned, outlook=outlook)
+
+
+def _without_memory(parsed: Parsed, asked: Asked) -> Plan:
+    data, model_flags, args = parsed.flags
+    world = _world(args, asked)
+    base = open_base(data, model_flags, given=parsed.given, plain=True)
+    PixelScale.of(base.processor)
+    if base.family.layout is None:
+        from vlft.plan.memory import model_of
+
+        _, table = model_of(base, args)
+    else:
+        shapes = base.family.layout(base.sizes)
+        check_shapes(base.folder, base.family, shapes, tied=base.tied)
+        rates = {"learning_rates": args.learning_rates, "weight_decay": args.weight_decay}
+        table = groups.groups_of_shapes(base.family, base.sizes, base.towers, **rates)
+    return _plan(parsed, base, table, world=world)
+
+
+def _world(args: TrainFlags | PlanFlags, asked: Asked) -> int:
+    if asked.gpus is not None and asked.gpus != args.world_size > 1:
+        raise ConfigError(f"--gpus {asked.gpus}, but {args.world_size} processes were started. Drop --gpus.")
+    return asked.gpus or args.world_size
+
+
+def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) -> Plan:
+    """Measure the rows and order them."""
+    data, model_flags, args = parsed.flags
     workers = args.dataloader_num_workers
     measured = training_rows(data, base, workers=workers)
     evaluation = trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None
     order = training_order(measured.costs, data, args, world=world)
     steps = args.total_steps(order.steps)
-    outlook = forecast(
-        base,
-        wrapped,
-        args,
-        model_flags,
-        measured,
-        order,
-        given=parsed.given,
-        gpu=gpu,
-        real=measure,
-        tokens_per_s=tokens_per_s,
-        steps=steps,
-    )
     return Plan(
         base=str(model_flags.model_id),
         towers=dict(base.towers.modes),
@@ -175,7 +210,6 @@ def plan(
         steps=steps,
         epochs=steps / order.steps if args.max_steps > 0 else args.num_train_epochs,
         remarks=(*measured.notes, *(evaluation.notes if evaluation else ()), *remarks_on_steps(args, steps)),
-        outlook=outlook,
     )
 
 

@@ -19,6 +19,7 @@ from vlft.errors import ConfigError
 from vlft.model import attention, forward, kernels, towers
 from vlft.model.activations import Ledger
 from vlft.model.load import load_base
+from vlft.model.scale import PixelScale
 from vlft.setup import Base
 
 
@@ -122,7 +123,7 @@ def _prepared(
     model.to(args.device)
     attention.install(model, model_flags.attn, dtype=computing, device=args.device)
     kernels.install(model, args.liger, dtype=computing, device=args.device)
-    forward.bind(model, forward.PixelScale.of(base.processor))
+    forward.bind(model, PixelScale.of(base.processor))
     model = towers.apply_towers(model, base.family, base.towers, masters=half is not None)
     towers.checkpoint_activations(model, checkpointed)
     return model, half

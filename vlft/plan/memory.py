@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from vlft.config.flags import ModelFlags
+from vlft.config.flags import ModelFlags, PlanFlags
+from vlft.config.machine import check_device
 from vlft.config.training import TrainFlags
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Sample
+from vlft.model import groups, kernels
 from vlft.model.apply import apply_towers
-from vlft.model.load import empty_model
+from vlft.model.load import check_fit, empty_model, load_config
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load
 from vlft.plan.cards import card_bytes
@@ -179,6 +181,30 @@ def _gb(size: int) -> str:
 def _verdict(memory: Memory) -> str:
     left = (memory.card - memory.total) / 1e9
     return f"fits, {left:.1f} to spare" if memory.fits else f"does not fit: {-left:.1f} too much"
+
+
+def check_machine(args: TrainFlags, model: ModelFlags) -> None:
+    """Refuse flags that this machine cannot carry out.
+
+    Raises:
+        ConfigError: a flag does not suit the device.
+    """
+    check_device(args, model.attn, launched=False)
+    kernels.check(args.liger, args.device)
+
+
+def model_of(base: Base, args: TrainFlags | PlanFlags) -> tuple[torch.nn.Module, list[groups.Group]]:
+    """Build the model on the meta device, with its towers; and its parameter groups.
+
+    Raises:
+        CheckpointError: config.json and the weights belong to different models.
+        ConfigError: a tower cannot be trained as asked.
+    """
+    check_fit(base.folder, base.family)
+    config, _ = load_config(base.folder)
+    model = apply_towers(empty_model(config, base.family), base.family, base.towers, masters=False)
+    rates = {"learning_rates": args.learning_rates, "weight_decay": args.weight_decay}
+    return model, groups.parameter_groups(model, base.family, **rates)
 
 
 def forecast(

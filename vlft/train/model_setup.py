@@ -11,6 +11,7 @@ import torch
 from vlft.config.training import TrainFlags
 from vlft.model import attention, forward, kernels, memory, towers, tracing
 from vlft.model.load import load_base
+from vlft.model.scale import PixelScale
 from vlft.setup import Base
 from vlft.train import zero
 
@@ -50,7 +51,7 @@ def prepare_model(
     dtype = half or torch.float32
     backends = attention.install(model, choice, dtype=dtype, device=args.device, say=say)
     fused = kernels.install(model, args.liger, dtype=dtype, device=args.device)
-    forward.bind(model, forward.PixelScale.of(base.processor))
+    forward.bind(model, PixelScale.of(base.processor))
     wrapped = towers.apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
     kept = memory.activations(base.sizes, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
     if args.checkpointing == "auto" and args.device.type == "cuda":
