@@ -12,6 +12,7 @@ from typing import Any
 
 from vlft.cli.chat_flags import parser
 from vlft.cli.command import Write, command
+from vlft.cli.early import check_model
 from vlft.interrupts import forget
 from vlft.text import printable
 
@@ -19,6 +20,7 @@ from vlft.text import printable
 @command(parser)
 def run(flags: argparse.Namespace, write: Write) -> int:
     """Answer one prompt, or answer prompts in a loop until the user leaves."""
+    check_model(flags.model, flags.base_model)
     from torch import manual_seed
 
     from vlft.chat import Sampling, open_model, question, require_file

@@ -20,7 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vlft.cli.verbs import VERBS, Verb
-from vlft.config import door
+from vlft.config import door, table
+from vlft.config.kinds import Bool
 from vlft.config.names import help_asked, wrong_usage
 
 FOLDER = Path(__file__).parent / "help"
@@ -35,23 +36,19 @@ def answer(verb: Verb, argv: Sequence[str]) -> str | None:
         ConfigError: the value of a flag in argv cannot be carried out.
     """
     asked = help_asked(argv)
-    if verb.name == "chat" and not asked:  # it has no flag of transformers, so its stored flags are always valid
-        door.check(verb.name, argv, names(verb))
-    if not _holds():
-        return None
     if asked:
-        return _text(verb, every=asked == "all")
-    if verb.train_flags:
-        if not argv and verb.needs_data:
-            raise wrong_usage(verb.name, "no data file and no model are set. Examples are at the end of its help")
+        return _text(verb, every=asked == "all") if _holds() else None
+    if not argv and verb.needs_data:
+        raise wrong_usage(verb.name, "no data file and no model are set. Examples are at the end of its help")
+    if verb.name in table.VERBS:
         door.check(verb.name, argv, names(verb))
     return None
 
 
 def names(verb: Verb) -> set[str]:
     """Return the names of the verb's flags with `_` for `-`, and their `no_` forms."""
-    known = {name.replace("-", "_") for name in flags(verb)}
-    return known | ({f"no_{name}" for name in known} if verb.train_flags else set())
+    kinds = table.kinds(verb.name)
+    return {*kinds, *(f"no_{name}" for name, kind in kinds.items() if isinstance(kind, Bool) and kind.many == "maybe")}
 
 
 def flags(verb: Verb) -> dict[str, list[str]]:

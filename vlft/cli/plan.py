@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlft.cli.command import Write, add_json, command
+from vlft.cli.early import check_run
 from vlft.config.device import may_have_gpu
 from vlft.config.flags import DataFlags, ModelFlags, PlanFlags
 from vlft.config.parse import FlagParser, Parsed, train_types
@@ -26,6 +27,7 @@ examples:
 def _types(values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:
     """Return the flags of a run: without torch if no memory is estimated."""
     memory = extra.gpu is not None or extra.measure or may_have_gpu()
+    check_run({name: value for name, value in values.items() if name != "output_dir"})
     if memory or values.keys() & NEED_TORCH:
         return train_types(values, extra)
     return DataFlags, ModelFlags, PlanFlags

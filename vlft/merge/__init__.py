@@ -25,14 +25,14 @@ from vlft.checkpoint import (
 from vlft.errors import CheckpointError
 from vlft.files import open_to_others, put_in_place, workshop
 from vlft.merge.match import MergePlan, plan_merge, towers_of_adapter
-from vlft.merge.verify import EXACT_SHARE, RowCheck, verify
-from vlft.merge.write import check_space, full_disk_is_a_user_error, write_settings, write_weights
 from vlft.model.load import check_fit
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MergeReport", "RowCheck", "merge", "towers_of_adapter"]
+    from vlft.merge.verify import RowCheck
+
+__all__ = ["MergeReport", "merge", "towers_of_adapter"]
 
 Dtype = Literal["keep", "bf16", "fp16", "fp32"]
 _TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -96,8 +96,6 @@ def merge(
             not empty, the disk is full, or merged and base + adapter disagree (promise 7 of the design). Nothing is
             left at `out` then.
     """
-    import torch
-
     found = find_adapter_or_model(run)
     if found.kind == "full":
         raise CheckpointError(
@@ -108,6 +106,12 @@ def merge(
         raise CheckpointError(f"{out}: already exists and is not empty. Use a new or empty folder, or remove it.")
     base_id, base = find_base(run, found, base_model)
     family = family_of(base)
+    # Imported after the folders were checked, because torch takes seconds.
+    import torch
+
+    from vlft.merge.verify import verify
+    from vlft.merge.write import check_space, full_disk_is_a_user_error, write_settings, write_weights
+
     open_processor(base, found.folder)  # fails here, before the long writing, instead of when the merged model is used
     check_fit(base, family)
     lineage = check_lineage(run, found, base_id, base)
@@ -177,6 +181,8 @@ def _judge(
     Raises:
         CheckpointError: a row disagrees.
     """
+    from vlft.merge.verify import EXACT_SHARE
+
     warnings = []
     for row in rows:
         figures = (

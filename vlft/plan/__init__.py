@@ -20,7 +20,6 @@ from vlft.errors import ConfigError
 from vlft.model import groups
 from vlft.model.load import check_shapes
 from vlft.model.scale import PixelScale
-from vlft.plan.memory import Outlook, forecast
 from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.schedule import described, settings_of, training_order
 from vlft.text import counted, printable
@@ -140,7 +139,7 @@ def plan(parsed: Parsed, asked: Asked = Asked()) -> Plan:
     data, model_flags, args = parsed.flags
     if isinstance(args, PlanFlags):
         return _without_memory(parsed, asked)
-    from vlft.plan.memory import check_machine, model_of
+    from vlft.plan.memory import check_machine, forecast, model_of
 
     if asked.gpu is None:  # otherwise the run is for another machine
         check_machine(args, model_flags)

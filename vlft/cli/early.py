@@ -1,0 +1,45 @@
+"""Refuse wrong folders before torch is imported. The verbs check them again when they open them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlft.checkpoint import find_adapter_or_model, find_base, resolve_model
+from vlft.errors import ConfigError
+from vlft.train.claim import refuse_other
+
+
+def check_run(values: Mapping[str, Any]) -> None:
+    """Check the base and the output folder of a run. Only the process of rank 0 does.
+
+    Args:
+        values: the flags that were set.
+
+    Raises:
+        CheckpointError: the base is missing or cannot be used, or the output folder holds something else than a run.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if "model_id" in values:
+        resolve_model(values["model_id"], values.get("model_revision"))
+    if "output_dir" in values:
+        refuse_other(Path(values["output_dir"]))
+
+
+def check_model(path: str, base_model: str | None) -> None:
+    """Check a run, an adapter or a model to chat with.
+
+    Raises:
+        CheckpointError: it is missing or incomplete, or its base cannot be opened.
+        ConfigError: `base_model` is set for a model that needs none.
+    """
+    found = find_adapter_or_model(path) if Path(path).expanduser().is_dir() else None
+    if found is not None and found.kind == "adapter":
+        find_base(path, found, base_model)
+    elif base_model is not None:
+        raise ConfigError(f"--base_model {base_model}: {path} is a complete model and needs no base. Drop it.")
+    else:
+        resolve_model(path)
