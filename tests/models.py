@@ -10,6 +10,7 @@ from transformers import Qwen2VLConfig
 
 from vlft.data.collate import Collator
 from vlft.model import attention, forward, kernels, towers
+from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import load_base, load_processor
 from vlft.model.scale import PixelScale
 
@@ -30,13 +31,13 @@ def build(base, preset: str, *, flat: bool, checkpointing: bool = False, family=
     if flat:
         attention.install(model, "sdpa", dtype=torch.float32)
         forward.bind(model, PixelScale.of(load_processor(base)))
-    model = towers.apply_towers(model, family, PRESETS[preset], masters=True)
+    model = apply_towers(model, family, PRESETS[preset], masters=True)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
             parameter.data.normal_(std=0.05, generator=generator)
     if checkpointing:
-        towers.checkpoint_activations(model, ("vision", "language"))
+        checkpoint_activations(model, ("vision", "language"))
     return model.train()
 
 

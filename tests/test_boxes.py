@@ -21,7 +21,7 @@ from vlft.data.rows.coordinates import BoxText, NotABox, PictureSizes, fault, sp
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Grid
 from vlft.errors import DataError
-from vlft.preview import frames_of
+from vlft.preview.page import frames_of
 
 #: How Qwen2.5-VL and Qwen3-VL want them.
 LATER = replace(FAMILY, box_unit="pixels", box_style="json")

@@ -16,9 +16,10 @@ from stills_and_clips import SETTINGS, pixels, turn, video
 
 from vlft.data.media import seeking
 from vlft.data.media.clips import open_clip, read_frames
+from vlft.data.media.decode import decode
 from vlft.data.media.frames import index_frames
 from vlft.data.media.pictures import Unreadable
-from vlft.data.media.read import MediaError, decode, measure
+from vlft.data.media.read import MediaError, measure
 from vlft.data.sample import Overrides
 
 EIGHT = replace(SETTINGS, nframes=8)

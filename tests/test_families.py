@@ -24,6 +24,7 @@ from vlft.demo.tiny import tiny_config, tiny_processor
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import DEFAULT, FAMILIES, REFUSED, Family
 from vlft.model import activations, adapt, attention, flops, forward, kernels, memory, segments, towers, tracing
+from vlft.model.apply import apply_towers
 from vlft.model.load import empty_model, load_base, load_config, load_processor
 
 FULL, LORA = PRESETS["full"], PRESETS["vision-lora"]
@@ -163,7 +164,7 @@ def test_a_tower_in_full_beside_lora_trains_all_of_it(base):
         plain = load_base(base, SECOND)
         whole = {name for name, _ in plain.named_parameters() if asked.modes[SECOND.tower_of(name)] == "full"}
         assert any("deepstack_merger_list" in name for name in whole) == ("merger" in modes)
-        model = towers.apply_towers(plain, SECOND, asked, masters=True)
+        model = apply_towers(plain, SECOND, asked, masters=True)
         assert {name for name in trained(model) if ".lora_" not in name} == whole
 
 
@@ -173,7 +174,7 @@ def test_lora_is_counted_in_every_merger(base):
     attention_only = dataclasses.replace(LORA, lora_target="attention")
     assert towers.lora_counts(sizes, attention_only) == {"vision": 4, "merger": 4, "language": 12}
     for asked in (LORA, attention_only):
-        towers.apply_towers(load_base(base, SECOND), SECOND, asked, masters=True)  # counts what PEFT made
+        apply_towers(load_base(base, SECOND), SECOND, asked, masters=True)  # counts what PEFT made
 
 
 def _loose(model):
@@ -193,8 +194,8 @@ def test_a_parameter_that_no_module_can_hold_stops_the_run(loosen, base):
     with pytest.raises(
         ConfigError, match=r"1 parameters of a tower .* would not train: model\.visual\.(class_tok|blocks\.s)"
     ):
-        towers.apply_towers(model, SECOND, asked, masters=True)
-    towers.apply_towers(model, SECOND, FULL, masters=True)  # without an adapter it trains like all other parameters
+        apply_towers(model, SECOND, asked, masters=True)
+    apply_towers(model, SECOND, FULL, masters=True)  # without an adapter it trains like all other parameters
     assert {name.rpartition(".")[2] for name in trained(model)} & {"class_token", "scale"}
 
 
@@ -202,7 +203,7 @@ def test_a_parameter_of_no_tower_stops_the_run(base):
     model = load_base(base, SECOND)
     model.model.register_parameter("ears", torch.nn.Parameter(torch.zeros(3)))
     with pytest.raises(ConfigError, match=r"a parameter model\.ears, which belongs to no tower of Second-VL"):
-        towers.apply_towers(model, SECOND, FULL, masters=True)
+        apply_towers(model, SECOND, FULL, masters=True)
 
 
 # ---- what it computes

@@ -16,6 +16,7 @@ from runs import FULL, PACKED, VISION_LORA, arguments
 
 from vlft.cli.main import main
 from vlft.model import attention, forward, kernels, loss, towers
+from vlft.model.apply import apply_towers
 from vlft.model.load import load_base, load_processor
 from vlft.model.scale import PixelScale
 from vlft.model.segments import Heads
@@ -47,7 +48,7 @@ def ready(base, preset: str, *, stored: torch.dtype, liger: str = "false") -> to
     line = kernels.install(model, liger, dtype=BF16)
     assert line == ("off" if liger == "false" else "RMSNorm on 5 modules, SwiGLU on 2")
     forward.bind(model, PixelScale.of(load_processor(base)))
-    model = towers.apply_towers(model, FAMILY, PRESETS[preset], masters=True)
+    model = apply_towers(model, FAMILY, PRESETS[preset], masters=True)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:

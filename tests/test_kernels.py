@@ -9,7 +9,8 @@ import torch
 from models import FAMILY, PRESETS, TORCH, assert_close, flat_inputs, gradients, modules, torch_rms_norm, torch_swiglu
 
 from vlft.errors import ConfigError
-from vlft.model import attention, forward, kernels, towers
+from vlft.model import attention, forward, kernels
+from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import load_base, load_processor
 from vlft.model.scale import PixelScale
 
@@ -47,8 +48,8 @@ def build(base, preset: str, functions: kernels.Functions | None) -> torch.nn.Mo
     if functions is not None:
         assert kernels.install(model, "true", dtype=torch.float32, functions=functions) == EVERYWHERE
     forward.bind(model, PixelScale.of(load_processor(base)))
-    model = towers.apply_towers(model, FAMILY, PRESETS[preset], masters=True)
-    towers.checkpoint_activations(model, ("vision", "language"))
+    model = apply_towers(model, FAMILY, PRESETS[preset], masters=True)
+    checkpoint_activations(model, ("vision", "language"))
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:

@@ -16,6 +16,7 @@ from vlft.data.sample import EncodedSample
 from vlft.demo.tiny import tiny_config, tiny_processor
 from vlft.families import DEFAULT
 from vlft.model import attention, forward, loss, towers
+from vlft.model.apply import apply_towers
 from vlft.model.scale import PixelScale
 
 VOCABULARY, CHANNELS = 96, 24
@@ -312,7 +313,7 @@ def test_a_row_of_16k_tokens_and_152k_words_holds_no_tokens_by_vocabulary(langua
     model = Qwen2VLForConditionalGeneration(config)
     attention.install(model, "sdpa", dtype=torch.float32)
     forward.bind(model, PixelScale.of(processor))
-    model = towers.apply_towers(model, FAMILY, towers.Towers(language=language, lora_dropout=0.0), masters=True)
+    model = apply_towers(model, FAMILY, towers.Towers(language=language, lora_dropout=0.0), masters=True)
     inputs = long_row(tokens, supervised)
     assert loss.chunk_rows(words) < len(inputs["targets"]) == supervised
     with Watch() as training:

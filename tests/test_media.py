@@ -17,9 +17,10 @@ from transformers import image_transforms
 
 from vlft.config.recipe import Recipe, RowFlags
 from vlft.data.media import clips
+from vlft.data.media.decode import decode
 from vlft.data.media.jpeg import fast_decoder
 from vlft.data.media.pictures import Unreadable, open_picture, read_pixels
-from vlft.data.media.read import MediaError, decode, measure
+from vlft.data.media.read import MediaError, measure
 from vlft.data.sample import Image, Video
 from vlft.errors import ConfigError
 

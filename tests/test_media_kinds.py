@@ -16,8 +16,9 @@ from PIL import Image as PIL
 from stills_and_clips import SETTINGS, image, video
 
 from vlft.cli.main import main
+from vlft.data.media.decode import decode
 from vlft.data.media.pictures import Header, depth_remark, open_picture, picture_header
-from vlft.data.media.read import MediaError, decode, measure
+from vlft.data.media.read import MediaError, measure
 from vlft.data.sample import Video
 
 

@@ -11,11 +11,12 @@ from qwen_vl_utils import fetch_image, fetch_video
 
 from vlft.config.recipe import Recipe
 from vlft.data.costs.cache import key_of
-from vlft.data.media.read import MediaError, decode, measure
+from vlft.data.media.decode import decode
+from vlft.data.media.read import MediaError, measure
 from vlft.data.rows.records import parse_record
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import DataError
-from vlft.preview import frames_of
+from vlft.preview.page import frames_of
 
 PROCESSOR = tiny_processor()
 SETTINGS = Recipe.of(PROCESSOR)

@@ -14,7 +14,7 @@ from PIL import Image
 from stock import NAMES, stock
 
 from vlft.cli.main import main
-from vlft.preview import frames_of
+from vlft.preview.page import frames_of
 
 INDEX = {raw["id"]: i for i, raw in enumerate(MIXED_ROWS)}
 

@@ -12,7 +12,8 @@ from refused_rows import REFUSED, turns
 
 from vlft.config.recipe import Recipe
 from vlft.data.files.index import index_rows, parsed
-from vlft.data.media.read import MediaError, decode, measure
+from vlft.data.media.decode import decode
+from vlft.data.media.read import MediaError, measure
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image, Text, Turn, Video
 from vlft.demo.tiny import tiny_processor

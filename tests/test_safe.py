@@ -28,9 +28,10 @@ from vlft.data.dataset import PAUSES, RowDataset
 from vlft.data.files import read as rows
 from vlft.data.files.index import index_rows, parsed
 from vlft.data.media.clips import FRAME_PIXELS
+from vlft.data.media.decode import decode
 from vlft.data.media.mp4 import samples_beyond
 from vlft.data.media.pictures import PICTURE_BYTES
-from vlft.data.media.read import MediaError, decode, measure
+from vlft.data.media.read import MediaError, measure
 from vlft.data.rows import fetch as remote
 from vlft.data.rows import media_refs as named
 from vlft.data.rows import records

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vlft.cli.verbs import VERBS, Verb
 from vlft.config import door, table
-from vlft.config.kinds import Bool
+from vlft.config.kinds import Bool, Word
 from vlft.config.names import help_asked, wrong_usage
 
 FOLDER = Path(__file__).parent / "help"
@@ -53,12 +53,11 @@ def names(verb: Verb) -> set[str]:
 
 def flags(verb: Verb) -> dict[str, list[str]]:
     """Return the names of the verb's flags, each with its valid words; an empty list if any value is valid."""
-    found = {}
-    for one in {verb.name, "train"} if verb.train_flags else {verb.name}:
-        text = _text(VERBS[one], every=True)
-        for name, words in re.findall(r"^  (?:-\w, )?--(\w[\w-]*)(?: \{([^}]*)\})?", text, re.M):
-            found[name] = words.split(",") if words else []
-    return found
+    if verb.name in table.VERBS:
+        kinds = table.kinds(verb.name).items()
+        return {name: list(kind.words) if isinstance(kind, Word) else [] for name, kind in kinds}
+    listed = re.findall(r"^  (?:-\w, )?--(\w[\w-]*)(?: \{([^}]*)\})?", _text(verb, every=True), re.M)
+    return {name: words.split(",") if words else [] for name, words in listed}
 
 
 def texts() -> Iterator[tuple[str, Verb, bool]]:

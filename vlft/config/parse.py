@@ -19,7 +19,7 @@ import yaml
 from vlft.config import door, said, table
 from vlft.config.common_flags import COMMON, TEXTS
 from vlft.config.flags import DataFlags, ModelFlags, RunFlags
-from vlft.config.kinds import Bool, Kind, Word
+from vlft.config.kinds import MOST_WORDS, Bool, Kind, Word
 from vlft.config.names import help_asked, wrong_usage
 from vlft.errors import ConfigError
 from vlft.files import write_text
@@ -53,10 +53,16 @@ def train_types(values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]
 
 
 class _Help(argparse.HelpFormatter):
-    """Print texts of several lines unchanged, and one spelling of each flag."""
+    """Print defaults, one spelling of each flag, and texts of several lines unchanged."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        switch = action.nargs == 0  # off by default
+        if not action.help or switch or action.default in (None, argparse.SUPPRESS, []) or "(default" in action.help:
+            return action.help
+        return action.help + " (default: %(default)s)"
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -91,7 +97,9 @@ class FlagParser(argparse.ArgumentParser):
         self._actions[0].help = f"show the common flags (all: vlft {verb} --help all)"
         groups = {cls: self.add_argument_group(cls._argument_group_name) for cls in helped}  # type: ignore[attr-defined]
         declared = {field.name: (groups[cls], field) for cls in helped for field in dataclasses.fields(cls)}
-        for name, kind in table.OF_TRAIN.items():
+        for name in dict.fromkeys((*COMMON.get(verb, ()), *declared, *table.OF_TRAIN)):
+            if (kind := table.OF_TRAIN.get(name)) is None:
+                continue  # declared by vlft, and refused by `vlft.config.door`
             group, field = declared.get(name, (groups.get(RunFlags, self), None))
             text = argparse.SUPPRESS if field is None else _described(field)
             self._flags[name] = _add_flag(group, name, kind, text)
@@ -159,7 +167,8 @@ class FlagParser(argparse.ArgumentParser):
 
 def _add_flag(group: Any, name: str, kind: Kind, text: str) -> argparse.Action:
     """Add a flag whose words `vlft.config.door` has checked. Its value is the words as text."""
-    metavar = f"{{{','.join(kind.words)}}}" if isinstance(kind, Word) else "VALUE"
+    few = isinstance(kind, Word) and len(kind.words) <= MOST_WORDS and kind.many != "some"
+    metavar = f"{{{','.join(kind.words)}}}" if few and isinstance(kind, Word) else "VALUE"
     many = {"one": {}, "maybe": {"nargs": "?", "const": "true"}, "some": {"nargs": "+"}}[kind.many]
     spelled = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
     return group.add_argument(*spelled, metavar=metavar, default=argparse.SUPPRESS, help=text, **many)
@@ -169,7 +178,7 @@ def _described(field: dataclasses.Field[Any]) -> str:
     """Return the help of a flag, with its default."""
     text = TEXTS.get(field.name) or " ".join(field.metadata.get("help", "").split())
     default = getattr(field.default, "value", field.default)
-    if default in (None, dataclasses.MISSING) or "(default" in text:
+    if default in (None, dataclasses.MISSING, "") or "(default" in text:
         return text
     return f"{text} (default: {default})"
 

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from vlft.config.recipe import Recipe
 from vlft.data.encode import UNTRAINED
+from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.jpeg import fast_decoder
 from vlft.data.media.read import MediaError
@@ -150,7 +151,7 @@ class MediaProbe:
         """
         try:
             if decode:
-                grids = [media_io.decode(part, self.recipe).grid for part in sample.media]
+                grids = [decoder.decode(part, self.recipe).grid for part in sample.media]
             else:
                 grids = [media_io.measure(part, self.recipe) for part in sample.media]
         except MediaError as error:

@@ -15,6 +15,7 @@ import numpy as np
 
 from vlft.config.recipe import Recipe
 from vlft.data.boxes import has_boxes, in_model_space
+from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.read import MediaError
 from vlft.data.over_length import TooLong, fitted
@@ -200,7 +201,7 @@ class Encoder:
 
     def _decode(self, sample: Sample) -> tuple[EncodedMedia, ...]:
         try:
-            return tuple(media_io.decode(part, self.recipe) for part in sample.media)
+            return tuple(decoder.decode(part, self.recipe) for part in sample.media)
         except MediaError as error:
             raise refused(sample, error.field, error.reason) from error
 

@@ -16,8 +16,9 @@ from vlft.config.flags import ModelFlags
 from vlft.config.training import TrainFlags
 from vlft.data.sample import EncodedSample, Sample
 from vlft.errors import ConfigError
-from vlft.model import attention, forward, kernels, towers
+from vlft.model import attention, forward, kernels
 from vlft.model.activations import Ledger
+from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import load_base
 from vlft.model.scale import PixelScale
 from vlft.setup import Base
@@ -124,8 +125,8 @@ def _prepared(
     attention.install(model, model_flags.attn, dtype=computing, device=args.device)
     kernels.install(model, args.liger, dtype=computing, device=args.device)
     forward.bind(model, PixelScale.of(base.processor))
-    model = towers.apply_towers(model, base.family, base.towers, masters=half is not None)
-    towers.checkpoint_activations(model, checkpointed)
+    model = apply_towers(model, base.family, base.towers, masters=half is not None)
+    checkpoint_activations(model, checkpointed)
     return model, half
 
 

@@ -184,11 +184,7 @@ def _verdict(memory: Memory) -> str:
 
 
 def check_machine(args: TrainFlags, model: ModelFlags) -> None:
-    """Refuse flags that this machine cannot carry out.
-
-    Raises:
-        ConfigError: a flag does not suit the device.
-    """
+    """Refuse flags that this machine's device cannot carry out. Raises ConfigError."""
     check_device(args, model.attn, launched=False)
     kernels.check(args.liger, args.device)
 

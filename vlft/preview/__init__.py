@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.data.encode import KIND_TEXT, UNTRAINED
 from vlft.data.files.index import RowIndex
+from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.clips import open_clip
 from vlft.data.media.pictures import picture_size
@@ -25,9 +26,6 @@ from vlft.data.sample import EncodedMedia, EncodedTokens, Grid, Image, Media, Sa
 from vlft.errors import BadRow, DataError
 from vlft.families import DEFAULT, Family
 from vlft.setup import Base, open_base, open_some, stock_probe
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ class Medium:
     @cached_property
     def encoded(self) -> EncodedMedia:
         """Its pixels, decoded when they are first asked for. Raises MediaError if its file has changed."""
-        return media_io.decode(self.part, self.recipe)
+        return decoder.decode(self.part, self.recipe)
 
     @cached_property
     def times(self) -> tuple[float, ...]:
@@ -288,7 +286,7 @@ def _media(sample: Sample, grids: Sequence[Grid], recipe: Recipe) -> tuple[Mediu
         seen[type(part)] += 1
         word = "picture" if isinstance(part, Image) else "video"
         try:
-            media_io.check(part, recipe)
+            decoder.check(part, recipe)
             media.append(
                 Medium(name=f"{word} {seen[type(part)]}", part=part, source=_source(part), grid=grid, recipe=recipe)
             )
@@ -337,21 +335,3 @@ def _pieces(encoded: EncodedTokens, media: tuple[Medium, ...], tokenizer: Any, f
         text = tokenizer.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         yield Piece(text=text, trained=trained[start])
         start = end
-
-
-def frames_of(media: EncodedMedia, *, merge: int) -> torch.Tensor:
-    """Reassemble the pixels that the model sees from the patches that `vlft.data.media.patches` cut.
-
-    Args:
-        media: an encoded still or video.
-        merge: side of a merged patch, in patches.
-
-    Returns:
-        uint8 [F, H, W, 3]: the single frame of a still, or all frames of a video.
-    """
-    grid, patches = media.grid, media.patches if media.is_video else media.patches[:, :, None]
-    pair, side = patches.shape[2], patches.shape[-1]
-    # time, block row, block column, row in block, column in block, channel, frame of pair, pixel row, pixel column
-    cut = patches.reshape(grid.t, grid.h // merge, grid.w // merge, merge, merge, 3, pair, side, side)
-    whole = cut.permute(0, 6, 1, 3, 7, 2, 4, 8, 5)
-    return whole.reshape(grid.t * pair, grid.h * side, grid.w * side, 3)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from vlft.data.sample import EncodedMedia
 from vlft.errors import ConfigError
 from vlft.pages.web import picture_uri, render, write_page
-from vlft.preview import Medium, Piece, Preview, Refused, frames_of
+from vlft.preview import Medium, Piece, Preview, Refused
 from vlft.preview.text import raw_text
 from vlft.text import printable
 
@@ -128,3 +129,21 @@ def _uri(frame_HW3: torch.Tensor, scale: float, smallest: int) -> str:
         size = (max(smallest, round(side * scale)) for side in picture.size)
         picture = picture.resize(tuple(size), Image.Resampling.BICUBIC)  # type: ignore[arg-type]
     return picture_uri(picture)
+
+
+def frames_of(media: EncodedMedia, *, merge: int) -> torch.Tensor:
+    """Reassemble the pixels that the model sees from the patches that `vlft.data.media.patches` cut.
+
+    Args:
+        media: an encoded still or video.
+        merge: side of a merged patch, in patches.
+
+    Returns:
+        uint8 [F, H, W, 3]: the single frame of a still, or all frames of a video.
+    """
+    grid, patches = media.grid, media.patches if media.is_video else media.patches[:, :, None]
+    pair, side = patches.shape[2], patches.shape[-1]
+    # time, block row, block column, row in block, column in block, channel, frame of pair, pixel row, pixel column
+    cut = patches.reshape(grid.t, grid.h // merge, grid.w // merge, merge, merge, 3, pair, side, side)
+    whole = cut.permute(0, 6, 1, 3, 7, 2, 4, 8, 5)
+    return whole.reshape(grid.t * pair, grid.h * side, grid.w * side, 3)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from vlft.config.training import TrainFlags
-from vlft.model import attention, forward, kernels, memory, towers, tracing
+from vlft.model import attention, forward, kernels, memory, tracing
+from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import load_base
 from vlft.model.scale import PixelScale
 from vlft.setup import Base
@@ -52,7 +53,7 @@ def prepare_model(
     backends = attention.install(model, choice, dtype=dtype, device=args.device, say=say)
     fused = kernels.install(model, args.liger, dtype=dtype, device=args.device)
     forward.bind(model, PixelScale.of(base.processor))
-    wrapped = towers.apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
+    wrapped = apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
     kept = memory.activations(base.sizes, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
     if args.checkpointing == "auto" and args.device.type == "cuda":
         kept = _forecast(base, args, tokens=tokens, patches=patches, fused=not fused.startswith("off")) or kept
@@ -64,7 +65,7 @@ def prepare_model(
         coming=zero.weights_to_come(wrapped, args),
         device=args.device,
     )
-    towers.checkpoint_activations(wrapped, parts)
+    checkpoint_activations(wrapped, parts)
     return wrapped, {
         "attention": ", ".join(f"{tower} {backend}" for tower, backend in backends.items()),
         "Liger kernels": fused,

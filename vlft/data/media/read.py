@@ -1,8 +1,8 @@
-"""Pictures and videos -> patches, and their number from headers alone. Independent of tokens and rows.
+"""The number of patches of pictures and videos, from their headers. Independent of tokens and rows. Needs no torch.
 
 The stock path is the reference: `Qwen2VLImageProcessor` (torchvision backend) for stills, and qwen-vl-utils 0.0.14
-followed by `Qwen2VLVideoProcessor(do_resize=False)` for videos. `vlft.data.media.pictures` and `vlft.data.media.clips`
-open the files.
+followed by `Qwen2VLVideoProcessor(do_resize=False)` for videos. `vlft.data.media.decode` decodes them,
+`vlft.data.media.pictures` and `vlft.data.media.clips` open the files.
 
 Letters in shapes: P patches; H, W pixels after resizing; F frames.
 """
@@ -12,32 +12,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from vlft.config.recipe import FRAME_TOKENS, Recipe
-from vlft.data.media.clips import Clip, open_clip, read_frames
+from vlft.data.media.clips import Clip, open_clip
 from vlft.data.media.limits import VIDEO_TOKENS, overridden
-from vlft.data.media.patches import grid_for, still_patches, video_patches
-from vlft.data.media.pictures import Unreadable, depth_remark, open_picture, picture_header, read_pixels
+from vlft.data.media.patches import grid_for
+from vlft.data.media.pictures import Unreadable, depth_remark, picture_header
 from vlft.data.media.sizes import frame_count, frame_range, frame_size, still_size
-from vlft.data.sample import EncodedMedia, Grid, Image, Media, Video
+from vlft.data.sample import Grid, Image, Media, Video
 from vlft.errors import ConfigError, VlftError
-
-__all__ = [
-    "MediaError",
-    "check",
-    "decode",
-    "depth_remarks",
-    "grid_of",
-    "measure",
-    "read_headers",
-    "recipe_for",
-]
-
-if TYPE_CHECKING:
-    import torch
 
 MAX_RATIO = 200
 
@@ -88,12 +72,12 @@ def read_headers(media: Media) -> Headers:
         if isinstance(media, Image):
             headers = [picture_header(media.path)]
         elif media.path is None:
-            headers = [_of_frame(media, i, picture_header) for i in range(len(media.frames))]
+            headers = [of_frame(media, i, picture_header) for i in range(len(media.frames))]
         else:
             return Headers(clip=open_clip(media.path))
         return Headers(sizes=tuple(one.size for one in headers), deep=tuple(one.deep for one in headers))
     except Unreadable as error:
-        raise _refused(media, error) from error
+        raise refused_medium(media, error) from error
 
 
 def depth_remarks(media: Media, seen: Headers | None = None) -> list[tuple[str, str]]:
@@ -128,16 +112,16 @@ def grid_of(media: Media, seen: Headers, recipe: Recipe) -> Grid:
     recipe = recipe_for(media, recipe)
     try:
         if isinstance(media, Image):
-            return grid_for(1, *_still_size(*seen.sizes[0], recipe), recipe)
+            return grid_for(1, *still_size_of(*seen.sizes[0], recipe), recipe)
         if seen.clip is None:
-            height, width = _snapped_size(media, seen.sizes, recipe)
+            height, width = snapped_size(media, seen.sizes, recipe)
             frames = len(seen.sizes) + len(seen.sizes) % 2
         else:
-            _, _, frames = _taken(seen.clip, media, recipe)
+            _, _, frames = taken(seen.clip, media, recipe)
             height, width = seen.clip.height, seen.clip.width
-        return grid_for(frames // 2, *_frame_size(frames, height, width, recipe), recipe)
+        return grid_for(frames // 2, *frame_size_of(frames, height, width, recipe), recipe)
     except Unreadable as error:
-        raise _refused(media, error) from error
+        raise refused_medium(media, error) from error
 
 
 def recipe_for(media: Media, recipe: Recipe) -> Recipe:
@@ -152,104 +136,25 @@ def recipe_for(media: Media, recipe: Recipe) -> Recipe:
         raise MediaError(media.field, str(error)) from error
 
 
-def decode(media: Media, recipe: Recipe) -> EncodedMedia:
-    """Decode a medium: the pixels of the stock path before it normalises them, in the ViT's patch order.
-
-    Returns:
-        `patches` uint8 [P, 3, 14, 14] for a still, in channels-last memory; the model repeats its single frame.
-        [P, 3, 2, 14, 14] for a video.
-
-    Raises:
-        MediaError: the file is missing, damaged, truncated, or of a kind that is refused.
-    """
-    recipe = recipe_for(media, recipe)
-    try:
-        if isinstance(media, Image):
-            return still_patches(_decode_still(media, recipe), recipe)
-        if media.path is None:
-            return video_patches(_decode_frames(media, recipe), recipe)
-        return video_patches(_decode_clip(media, recipe), recipe)
-    except Unreadable as error:
-        raise _refused(media, error) from error
-
-
-def check(media: Media, recipe: Recipe) -> None:
-    """Decode a medium, and discard its pixels: without torch, and without resizing them.
-
-    Of a video file the frames are read that `decode` takes, or their neighbours.
-
-    Raises:
-        MediaError: the errors of `decode`.
-    """
-    recipe = recipe_for(media, recipe)
-    try:
-        if isinstance(media, Image):
-            open_picture(media.path)
-        elif media.path is None:
-            for place in range(len(media.frames)):
-                _of_frame(media, place, open_picture)
-        else:
-            clip = open_clip(media.path)
-            taken = np.linspace(*_taken(clip, media, recipe)).round().astype(int).tolist()
-            for _ in read_frames(clip, taken):
-                pass
-    except Unreadable as error:
-        raise _refused(media, error) from error
-
-
-def _refused(media: Media, error: Unreadable) -> MediaError:
+def refused_medium(media: Media, error: Unreadable) -> MediaError:
     path, reason = media.path, str(error)
     return MediaError(media.field, reason if path is None or path in reason else f"{path}: {reason}")
 
 
-def _decode_still(image: Image, recipe: Recipe) -> torch.Tensor:
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2.functional import resize
-
-    pixels_3HW = read_pixels(image.path)
-    _, height, width = pixels_3HW.shape
-    size = _still_size(height, width, recipe)
-    return resize(pixels_3HW, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
-
-
-def _still_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
+def still_size_of(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     """Return (H, W) to which the stock image processor resizes a still."""
     _check_ratio(height, width)
     return still_size(height, width, factor=recipe.factor, low=recipe.image_min_pixels, high=recipe.image_max_pixels)
 
 
-def _decode_frames(video: Video, recipe: Recipe) -> torch.Tensor:
-    low, high = recipe.video_min_pixels, recipe.video_max_pixels
-    height, width = _snapped_size(video, read_headers(video).sizes, recipe)
-    # `fetch_video` first resizes all pictures together, and a hundred photographs take 3.6 GB. So they are resized here
-    # one by one, unless `fetch_video` would resize the result again: then it needs the pictures in their own size.
-    early = _resized(height, width, 2 * recipe.factor, low, high) == (height, width)
-
-    def small(path: str) -> Any:
-        picture = open_picture(path)
-        return picture.resize((width, height)) if early else picture
-
-    pictures = [_of_frame(video, i, small) for i in range(len(video.frames))]
-    frames_F3HW = _qwen_vl_utils().fetch_video(
-        {
-            "video": pictures,
-            "min_pixels": recipe.video_min_pixels,
-            "max_pixels": recipe.video_max_pixels,
-            "total_pixels": _total_pixels(recipe),
-        },
-        image_patch_size=recipe.patch_size,
-    )
-    return frames_F3HW.byte()  # it resizes in uint8 and returns integer values as floats
-
-
-def _snapped_size(video: Video, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
+def snapped_size(video: Video, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
     """Return (H, W) to which qwen-vl-utils first resizes all pictures of a list.
 
     Both are multiples of twice our factor: its `fetch_video` passes the side of a merged patch to `fetch_image`, which
     expects the side of a patch.
     """
     low, high = recipe.video_min_pixels, recipe.video_max_pixels
-    snapped = [_resized(height, width, 2 * recipe.factor, low, high) for height, width in sizes]
+    snapped = [resized(height, width, 2 * recipe.factor, low, high) for height, width in sizes]
     for i, (height, width) in enumerate(snapped):
         if (height, width) != snapped[0]:
             raise MediaError(
@@ -260,31 +165,11 @@ def _snapped_size(video: Video, sizes: Sequence[tuple[int, int]], recipe: Recipe
     return snapped[0]
 
 
-def _of_frame(video: Video, i: int, read: Any) -> Any:
+def of_frame(video: Video, i: int, read: Any) -> Any:
     try:
         return read(video.frames[i])
     except Unreadable as error:
         raise MediaError(f"{video.field}[{i}]", str(error)) from error
-
-
-def _decode_clip(video: Video, recipe: Recipe) -> torch.Tensor:
-    import torch
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize  # not v2: qwen-vl-utils uses this one, which resizes in float
-
-    clip = open_clip(str(video.path))
-    indices = frames_taken(clip, video, recipe)
-    frames = len(indices)
-    size = _frame_size(frames, clip.height, clip.width, recipe)
-    frames_F3HW = torch.empty((frames, 3, *size), dtype=torch.uint8)
-    done = 0
-    for some in read_frames(clip, indices):
-        some_K3HW = torch.from_numpy(some).permute(0, 3, 1, 2)
-        frames_F3HW[done : done + len(some)] = resize(
-            some_K3HW, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
-        )
-        done += len(some)
-    return frames_F3HW
 
 
 def frames_taken(clip: Clip, video: Video, recipe: Recipe) -> list[int]:
@@ -298,10 +183,10 @@ def frames_taken(clip: Clip, video: Video, recipe: Recipe) -> list[int]:
     """
     import torch  # the stock path rounds the results of `torch.linspace`, which differ between CPUs where they tie
 
-    return torch.linspace(*_taken(clip, video, recipe)).round().long().tolist()
+    return torch.linspace(*taken(clip, video, recipe)).round().long().tolist()
 
 
-def _taken(clip: Clip, video: Video, recipe: Recipe) -> tuple[int, int, int]:
+def taken(clip: Clip, video: Video, recipe: Recipe) -> tuple[int, int, int]:
     """Return the first and the last frame to take from a video file, and their number. Raises as `frames_taken`."""
     first, last, there = _span(clip, video)
     if there < 2:
@@ -333,19 +218,19 @@ def _span(clip: Clip, video: Video) -> tuple[int, int, int]:
     return *found, found[1] - found[0] + 1
 
 
-def _frame_size(frames: int, height: int, width: int, recipe: Recipe) -> tuple[int, int]:
+def frame_size_of(frames: int, height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     """Return (H, W) to which qwen-vl-utils resizes the frames of a video with this many frames."""
     low = recipe.video_min_pixels
-    high = max(min(FRAME_TOKENS * recipe.factor**2, _total_pixels(recipe) / frames * 2), int(low * 1.05))
-    return _resized(height, width, recipe.factor, low, min(recipe.video_max_pixels, high))
+    high = max(min(FRAME_TOKENS * recipe.factor**2, total_pixels(recipe) / frames * 2), int(low * 1.05))
+    return resized(height, width, recipe.factor, low, min(recipe.video_max_pixels, high))
 
 
-def _total_pixels(recipe: Recipe) -> float:
+def total_pixels(recipe: Recipe) -> float:
     # Always passed: qwen-vl-utils' own default depends on an environment variable (MODEL_SEQ_LEN).
     return VIDEO_TOKENS * recipe.factor * recipe.factor * 0.9
 
 
-def _resized(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
+def resized(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
     _check_ratio(height, width)
     high, wide = frame_size(height, width, factor=factor, low=min_pixels, high=max_pixels)
     if not high or not wide:
@@ -364,7 +249,7 @@ def _check_ratio(height: int, width: int) -> None:
         )
 
 
-def _qwen_vl_utils() -> Any:
+def qwen_vl_utils() -> Any:
     try:
         from qwen_vl_utils import vision_process
     except ImportError as error:
