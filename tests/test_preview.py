@@ -131,11 +131,16 @@ def test_what_a_row_says_stays_text(capsys, tmp_path, base, media, odd_rows):
 def test_a_refused_row_is_its_reason(capsys, base, media, odd_rows):
     assert preview(odd_rows, "--image_folder", media, "--model_id", base, "--index", 0, "--json") == 1
     out, err = capsys.readouterr()
-    assert out == ""
-    assert (
-        err
-        == f"error: {odd_rows}[0].conversations[1].value (id empty): the answer is empty. Write one, or drop the turn\n"
-    )
+    shown = json.loads(out)
+    assert (shown["index"], shown["field"]) == (0, "conversations[1].value")
+    assert shown["refused"] == "the answer is empty. Write one, or drop the turn"
+    assert shown["row"] == json.loads(odd_rows.read_text(encoding="utf-8").splitlines()[0])
+    where = f"{odd_rows}[0].conversations[1].value (id empty)"
+    assert err == f"refused: {where}: the answer is empty. Write one, or drop the turn\n"
+    assert preview(odd_rows, "--image_folder", media, "--model_id", base, "--index", 0) == 1
+    text = capsys.readouterr().out
+    assert text.startswith(f"{odd_rows}[0] (id empty)\nrefused: conversations[1].value: the answer is empty. ")
+    assert '"from": "gpt"' in text
 
 
 def test_a_picture_that_is_missing(capsys, base, tmp_path):
@@ -159,14 +164,31 @@ def test_pixel_flags_act(capsys, flags):
 
 
 def test_wrong_commands(capsys, flags, tmp_path, mixed_json):
-    assert preview(mixed_json) == 1
-    assert "--model_id is missing" in capsys.readouterr().err
     assert preview(mixed_json, __file__, "--model_id", "x") == 2
     assert "2 data files" in capsys.readouterr().err
     assert preview(*flags, "--html", tmp_path / "no" / "where.html") == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert "cannot be written (No such file or directory)" in err
+
+
+def test_a_row_without_a_base(capsys, flags, encoded, tmp_path):
+    """The turns and the pictures are shown, and tokens of pictures by the published pixel limits."""
+    file, _, media = flags[:3]
+    page = tmp_path / "row.html"
+    index = INDEX["both"]
+    assert preview(file, "--image_folder", media, "--index", index, "--html", page) == 0
+    out = capsys.readouterr().out
+    still, clip = (medium.grid for medium in encoded["both"].media)
+    assert "tokens are not counted without a base (--model_id)" in out
+    assert f"user: <|image_pad|> x{still.tokens(2)}and <|video_pad|> x" in out
+    assert "assistant: ⟦The coffee.⟧" in out
+    assert page.read_text(encoding="utf-8").count("<img ") == 1 + clip.t * 2
+    assert preview(file, "--image_folder", media, "--index", index, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["input_ids"] is None
+    assert shown["tokens"] is None
+    assert shown["image_grid_thw"] == [[still.t, still.h, still.w]]
 
 
 # ---- several rows

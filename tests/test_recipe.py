@@ -16,7 +16,7 @@ from vlft.checkpoint import RunRecord, read_record, write_record
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.cli import help
 from vlft.cli.main import main
-from vlft.config import flags, recipe, table
+from vlft.config import flags, parse, recipe, table
 from vlft.config.kinds import Number
 from vlft.config.recipe import COSTLESS, SERVED, Fit, Recipe, RowFlags, flag, flags_of
 from vlft.data.costs.cache import scan_costs
@@ -148,7 +148,8 @@ class PretendedRecipe(Recipe):
 def test_a_new_flag_reaches_all_that_have_to_notice(base, tmp_path, monkeypatch, capsys):
     """The flag is declared as a flag, in the recipe and in the table, and nowhere else."""
     monkeypatch.setattr(help, "_holds", lambda: False)  # the stored texts lack the flag
-    monkeypatch.setattr(flags, "DataFlags", PretendedFlags)
+    monkeypatch.setattr(parse, "DataFlags", PretendedFlags)
+    monkeypatch.setattr(parse, "OWN", (PretendedFlags, *parse.OWN[1:]))
     monkeypatch.setattr(recipe, "RowFlags", PretendedRowFlags)
     for module in (base_of, chat):
         monkeypatch.setattr(module, "Recipe", PretendedRecipe)

@@ -101,15 +101,17 @@ def _config(folder: Path, family: Family) -> SimpleNamespace | None:
     parts = {"text_config": text, "vision_config": vision}
     if not all(wanted <= {*parts[part], *_CONFIG[part]} for part, wanted in family.config_keys.items()):
         return None
-    if not _sound(folder):
+    numbers = [values[name] for part, values in parts.items() for name in family.config_keys[part] & set(values)]
+    if not all(isinstance(one, int | float | list) for one in numbers) or not _sound(folder):
         return None
-    return SimpleNamespace(
+    config = SimpleNamespace(
         _name_or_path=str(folder),
         model_type=family.model_type,
         tie_word_embeddings=found["tie_word_embeddings"],
         **{part: SimpleNamespace(**{**_CONFIG[part], **values}) for part, values in parts.items()},
         **{name: found.get(name) for name in family.config_tokens},
     )
+    return config if family.sizes(config).consistent else None
 
 
 #: Keys of generation_config.json -> the types of their values.

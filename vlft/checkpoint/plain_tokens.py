@@ -166,6 +166,8 @@ def read_tokenizer(folder: Path) -> PlainTokenizer | None:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception:  # noqa: BLE001 - the package raises plain Exception; transformers then says what is wrong
         return None
+    if any(backend.token_to_id(text) != one.get("id") for text, one in added.items()):
+        return None  # the package numbers added tokens in their order, and transformers by their ids
     backend.no_truncation()
     backend.no_padding()
     return PlainTokenizer(

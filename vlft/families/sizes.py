@@ -156,6 +156,12 @@ class Sizes:
     vision: VisionSizes
     text: TextSizes
 
+    @property
+    def consistent(self) -> bool:
+        """Whether channels divide into heads, and heads into groups."""
+        vision, text = self.vision, self.text
+        return vision.width % vision.heads == 0 and text.width % text.heads == 0 and text.heads % text.kv_heads == 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionNames:

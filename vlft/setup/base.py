@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint import check_processor, open_plain, open_processor, processor_files, resolve_model
+from vlft.checkpoint import PlainProcessor, check_processor, open_plain, open_processor, processor_files, resolve_model
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.data.dataset import MediaProbe
@@ -36,6 +36,7 @@ class Base:
         processor: its stock processor, with the run's pixel settings applied.
         encoder: rows -> tokens and pixels.
         towers: what trains, by the flags.
+        plain: whether it was opened without transformers: `config` has only sizes, and `processor` makes no pixels.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Base:
     processor: Any
     encoder: Encoder
     towers: Towers
+    plain: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -77,8 +79,7 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plai
         data: flags of the data.
         model: flags of the model.
         given: names of the flags that the user set.
-        plain: do without transformers if the files allow it. Then `config` has only sizes and `processor` cannot make
-            pixels or be saved.
+        plain: do without transformers, if the files allow it (`Base.plain`).
 
     Raises:
         ConfigError: a flag is missing, has no effect, or cannot be satisfied.
@@ -100,6 +101,7 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plai
         processor=processor,
         encoder=Encoder(family=family, processor=processor, recipe=recipe),
         towers=towers,
+        plain=isinstance(processor, PlainProcessor),
     )
 
 
