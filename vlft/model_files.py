@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,3 +176,17 @@ def some_of(names: Iterable[str], count: int = 3) -> str:
     names = list(names)
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return (", ".join(names[:count]) or "none") + more
+
+
+def tokenizer_settings(text: str) -> tuple[dict[str, Any], str]:
+    """Split a tokenizer.json into its settings, parsed, and the text of its vocabulary and what follows.
+
+    A vocabulary of 150,000 tokens takes half a second to parse.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    head, *words = re.split(r'"vocab"\s*:', text, maxsplit=1)
+    if not words:
+        raise ValueError("no vocabulary")
+    return json.loads(head + '"vocab": null}}'), words[0]

@@ -7,7 +7,7 @@ that the tokenizer, the chat template and the weights work.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,13 @@ def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     )
 
 
-def check_processor(folder: Path, files: Sequence[Path]) -> None:
+def check_processor(folder: Path, files: Sequence[Path], *, read: Collection[str] = ()) -> None:
     """Refuse a tokenizer or picture processor with files that are missing or broken.
 
     Args:
         folder: for messages.
         files: of tokenizer, picture processor and chat template, from any folders.
+        read: names of files that were already read.
 
     Raises:
         CheckpointError: names what is missing, or the file that is not JSON.
@@ -78,5 +79,5 @@ def check_processor(folder: Path, files: Sequence[Path]) -> None:
             "Copy it from the model you started from."
         )
     for file in files:
-        if file.suffix == ".json":
+        if file.suffix == ".json" and file.name not in read:
             read_json(file)

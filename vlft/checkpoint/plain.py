@@ -62,7 +62,7 @@ def open_plain(folder: Path, family: Family) -> tuple[SimpleNamespace, PlainProc
     """Open the config and the processor of a model folder.
 
     Args:
-        folder: with config.json, whose files were checked by `vlft.checkpoint.door`.
+        folder: with config.json, which `check_base` has checked.
         family: of its config.
 
     Returns:

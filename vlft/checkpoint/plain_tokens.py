@@ -20,7 +20,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from vlft.model_files import read_json
+from vlft.model_files import read_json, tokenizer_settings
 
 CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 _SPLIT = (
@@ -147,10 +147,18 @@ def read_tokenizer(folder: Path) -> PlainTokenizer | None:
     """
     if not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
-    config, found = read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json")
+    config = read_json(folder / "tokenizer_config.json")
     if config.get("tokenizer_class") not in CLASSES or any(config.get(name) for name in _NOT_READ):
         return None
-    if not _as_set(found) or not isinstance(config.get("chat_template"), str | None):
+    if not isinstance(config.get("chat_template"), str | None):
+        return None
+    try:
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        found, _ = tokenizer_settings(text)
+        backend = Tokenizer.from_str(text)
+    except Exception:  # noqa: BLE001 - the package raises plain Exception; transformers then says what is wrong
+        return None
+    if not _as_set(found):
         return None
     named = {name: _content(config[name]) for name in NAMED if config.get(name) is not None}
     if "unk_token" not in config:
@@ -161,10 +169,6 @@ def read_tokenizer(folder: Path) -> PlainTokenizer | None:
     if not all(token in added for token in (*named.values(), *_more_tokens(config, folder))):
         return None
     if not _listed_equally(added, config.get("added_tokens_decoder") or {}):
-        return None
-    try:
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # noqa: BLE001 - the package raises plain Exception; transformers then says what is wrong
         return None
     if any(backend.token_to_id(text) != one.get("id") for text, one in added.items()):
         return None  # the package numbers added tokens in their order, and transformers by their ids

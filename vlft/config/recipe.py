@@ -18,6 +18,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from vlft.errors import ConfigError
+from vlft.model_files import tokenizer_settings
 
 BoxFormat = Literal["as_is", "pixels", "0-1000", "0-1"]
 MissingTags = Literal["error", "first"]
@@ -292,12 +293,11 @@ def _tokenizer_print(tokenizer: Any) -> str | None:
     """
     if not tokenizer.is_fast:
         return None
-    found = json.loads(tokenizer.backend_tokenizer.to_str())
-    model, split = found["model"], found["pre_tokenizer"] or {}
+    found, words = tokenizer_settings(tokenizer.backend_tokenizer.to_str())
+    split = found["pre_tokenizer"] or {}
     parts = [{k: v for k, v in part.items() if k != "trim_offsets"} for part in split.get("pretokenizers", [split])]
     special = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if not isinstance(text, list)}
-    words = [model["type"], model.get("vocab"), model.get("merges"), found["added_tokens"], found["normalizer"]]
-    return _print([*words, parts, special])
+    return _print([found["model"]["type"], words, found["added_tokens"], found["normalizer"], parts, special])
 
 
 def _check_frames(flags: RowFlags) -> None:

@@ -109,9 +109,9 @@ def _opened(folder: Path, *, plain: bool) -> tuple[Any, Family, Any]:
     """Open config and processor of a base: from their files alone if `plain`, else with transformers."""
     if plain:
         family = Family.of(read_json(folder / "config.json").get("model_type"), where=str(folder))
-        check_processor(folder, processor_files(folder, folder))
         if (found := open_plain(folder, family)) is not None:
             config, processor = found
+            check_processor(folder, processor_files(folder, folder), read=("tokenizer.json",))
             prove(processor, config, family, where=folder)
             return config, family, processor
     config, family = load_config(folder)
