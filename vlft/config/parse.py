@@ -88,8 +88,8 @@ class FlagParser(argparse.ArgumentParser):
         helped: Sequence[type] = OWN,
         **kwargs: Any,
     ) -> None:
-        kwargs = {"formatter_class": _Help, "usage": f"vlft {verb} [--config FILE.yaml] [--flag value ...]"} | kwargs
-        super().__init__(prog=f"vlft {verb}", allow_abbrev=False, **kwargs)
+        kwargs.setdefault("usage", f"vlft {verb} [--config FILE.yaml] [--flag value ...]")
+        super().__init__(prog=f"vlft {verb}", allow_abbrev=False, formatter_class=_Help, **kwargs)
         self.verb = verb
         self.types = types
         self._helped = helped

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vlft.config.recipe import Recipe
 from vlft.data.encode import UNTRAINED
@@ -17,6 +17,11 @@ from vlft.data.media.read import MediaError
 from vlft.data.sample import Cost, EncodedSample, Sample
 from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import BadRow, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset as _Dataset
+else:
+    _Dataset = object  # a DataLoader takes any object with these methods, and torch takes seconds to import
 
 T = TypeVar("T")
 
@@ -33,7 +38,7 @@ class Encodes(Protocol):
         """Return the item of a row; raises DataError if the row is refused."""
 
 
-class RowDataset:
+class RowDataset(_Dataset):
     """Parsed samples that are decoded and tokenised on access, in the loader's worker.
 
     If media cannot be read, reading is tried again after `PAUSES`. A row is returned as its `BadRow` if its media still
@@ -181,7 +186,8 @@ def scan(
     workers = min(workers, _cores()) if len(samples) >= 4 * chunk else 0
     rows = _Scan(samples, look)
     if not workers:
-        yield from map(_checked, (rows[place] for place in range(len(rows))))
+        for place in range(len(rows)):
+            yield _checked(rows[place])
         return
     from torch.utils.data import DataLoader
 
@@ -189,7 +195,8 @@ def scan(
     loader: Any = DataLoader(rows, batch_sampler=chunks, collate_fn=list, **loader_options(workers))  # type: ignore[arg-type]
     with workers_end_with_errors():
         for results in loader:
-            yield from map(_checked, results)
+            for result in results:
+                yield _checked(result)
 
 
 def _checked(result: T | BadRow | ConfigError) -> T | BadRow:

@@ -180,8 +180,13 @@ def _without_memory(parsed: Parsed, asked: Asked) -> Plan:
     else:
         shapes = base.family.layout(base.sizes)
         check_shapes(base.folder, base.family, shapes, tied=base.tied)
-        rates = {"learning_rates": args.learning_rates, "weight_decay": args.weight_decay}
-        table = groups.groups_of_shapes(base.family, base.sizes, base.towers, **rates)
+        table = groups.groups_of_shapes(
+            base.family,
+            base.sizes,
+            base.towers,
+            learning_rates=args.learning_rates,
+            weight_decay=args.weight_decay,
+        )
     return _plan(parsed, base, table, world=world)
 
 

@@ -199,8 +199,10 @@ def model_of(base: Base, args: TrainFlags | PlanFlags) -> tuple[torch.nn.Module,
     check_fit(base.folder, base.family)
     config, _ = load_config(base.folder)
     model = apply_towers(empty_model(config, base.family), base.family, base.towers, masters=False)
-    rates = {"learning_rates": args.learning_rates, "weight_decay": args.weight_decay}
-    return model, groups.parameter_groups(model, base.family, **rates)
+    table = groups.parameter_groups(
+        model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
+    )
+    return model, table
 
 
 def forecast(
