@@ -86,7 +86,7 @@ DOORS = {
     "train": ("vlft.train.run.train",),
     "merge": ("vlft.merge.merge",),
     "check-data": ("vlft.check.check",),
-    "preview": ("vlft.preview.preview_row", "vlft.preview.preview_rows"),
+    "preview": ("vlft.preview.preview_rows",),
     "plan": ("vlft.plan.plan",),
     "chat": ("vlft.chat.open_model",),
     "report": ("vlft.report.make_report",),
@@ -116,6 +116,8 @@ def test_every_command_is_parsed(here, monkeypatch):
     def stop(*args, **kwargs):
         raise Reached
 
+    for early in ("vlft.cli.train.check_run", "vlft.cli.plan.check_run", "vlft.cli.chat.check_model"):
+        monkeypatch.setattr(early, lambda *args: None)  # the folders of bases are empty here
     for door in (door for doors in DOORS.values() for door in doors):
         monkeypatch.setattr(door, stop)
     assert {words[0] for _, words in ALL} == set(DOORS)

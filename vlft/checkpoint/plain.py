@@ -37,8 +37,6 @@ _EVERY_MEDIUM: Mapping[str, Any] = {
     "temporal_patch_size": 2,
     "merge_size": 2,
 }
-#: The same for the parts of a config.
-_CONFIG: Mapping[str, Mapping[str, Any]] = {"vision_config": {"in_channels": 3}, "text_config": {}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,7 @@ def open_plain(folder: Path, family: Family) -> tuple[SimpleNamespace, PlainProc
     Raises:
         CheckpointError: a file cannot be read.
     """
-    config = _config(folder, family)
+    config = family.plain_config(read_json(folder / "config.json"), where=str(folder)) if _sound(folder) else None
     image, video = _media(folder, family)
     if config is None or image is None or video is None:
         return None
@@ -89,29 +87,6 @@ def open_plain(folder: Path, family: Family) -> tuple[SimpleNamespace, PlainProc
 
 def _json(folder: Path, name: str) -> dict[str, Any] | None:
     return read_json(folder / name) if (folder / name).is_file() else None
-
-
-def _config(folder: Path, family: Family) -> SimpleNamespace | None:
-    """Return the config; None if it lacks a value that transformers would fill in."""
-    found = read_json(folder / "config.json")
-    text = found.get("text_config", found)  # older files have the keys of the language model at the top
-    vision = found.get("vision_config")
-    if not isinstance(text, dict) or not isinstance(vision, dict) or "tie_word_embeddings" not in found:
-        return None
-    parts = {"text_config": text, "vision_config": vision}
-    if not all(wanted <= {*parts[part], *_CONFIG[part]} for part, wanted in family.config_keys.items()):
-        return None
-    numbers = [values[name] for part, values in parts.items() for name in family.config_keys[part] & set(values)]
-    if not all(isinstance(one, int | float | list) for one in numbers) or not _sound(folder):
-        return None
-    config = SimpleNamespace(
-        _name_or_path=str(folder),
-        model_type=family.model_type,
-        tie_word_embeddings=found["tie_word_embeddings"],
-        **{part: SimpleNamespace(**{**_CONFIG[part], **values}) for part, values in parts.items()},
-        **{name: found.get(name) for name in family.config_tokens},
-    )
-    return config if family.sizes(config).consistent else None
 
 
 #: Keys of generation_config.json -> the types of their values.

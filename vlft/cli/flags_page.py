@@ -43,7 +43,7 @@ def tables() -> str:
 def _own(flags: Any) -> Iterator[dataclasses.Field[Any]]:
     """Yield the fields that vlft's dataclasses declare, in their order, without refused flags."""
     fields = {field.name: field for field in dataclasses.fields(flags)}
-    ours = [one for one in flags.__mro__ if one.__module__.startswith("vlft.")]
+    ours = [one for one in flags.__mro__ if one.__module__.startswith("vlft.") and dataclasses.is_dataclass(one)]
     for name in dict.fromkeys(name for one in ours for name in one.__annotations__):
         if name in fields and name not in REPLACED:
             yield fields[name]

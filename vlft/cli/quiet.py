@@ -20,4 +20,6 @@ def quiet() -> None:
     if not may_have_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it guessed it
     if not sys.stderr.isatty():  # a progress bar is useful on a terminal, but noise in a log file
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers reads it as well
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers reads it too, when it is imported
+        if (imported := sys.modules.get("transformers.utils.logging")) is not None:
+            imported.disable_progress_bar()

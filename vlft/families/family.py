@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from vlft.errors import CheckpointError
-from vlft.families.sizes import Sizes, TextNames, VisionNames, attention_configs, read_sizes, with_depth
+from vlft.families.sizes import (
+    Sizes,
+    TextNames,
+    VisionNames,
+    attention_configs,
+    plain_config,
+    read_sizes,
+    with_depth,
+)
 
 TOWERS = ("vision", "merger", "language")
 
@@ -146,6 +155,23 @@ class Family:
         """
         return read_sizes(config, self.vision_names, self.text_names)
 
+    def plain_config(self, found: Mapping[str, Any], *, where: str) -> SimpleNamespace | None:
+        """A config.json as an object with the attributes that `sizes` reads, and the ids of `config_tokens`.
+
+        Args:
+            found: the content of config.json.
+            where: its folder, for messages.
+
+        Returns:
+            None if it lacks a size that transformers would fill in, or if its sizes contradict each other.
+        """
+        config = plain_config(found, self.vision_names, self.text_names, where=where)
+        if config is None or not self.sizes(config).consistent:
+            return None
+        for name in self.config_tokens:
+            setattr(config, name, found.get(name))
+        return config
+
     def with_depth(self, config: Any, blocks: int) -> Any:
         """A copy of a config with at most this number of blocks in each of the two towers."""
         return with_depth(config, blocks, self.vision_names, self.text_names)
@@ -153,11 +179,6 @@ class Family:
     def attention_configs(self, config: Any, tower: str) -> tuple[Any, ...]:
         """The parts of a config that set the attention function of a tower ("vision" or "language")."""
         return attention_configs(config, tower)
-
-    @property
-    def config_keys(self) -> dict[str, frozenset[str]]:
-        """Part of config.json -> the keys that `sizes` reads there."""
-        return {"vision_config": self.vision_names.keys, "text_config": self.text_names.keys}
 
     @property
     def factor(self) -> int:

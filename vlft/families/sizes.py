@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from vlft.errors import CheckpointError
@@ -306,3 +307,24 @@ def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     if "tie_word_embeddings" in (text := config.get("text_config") or {}):
         changed["text_config"] = {**text, "tie_word_embeddings": False}
     return changed
+
+
+#: Key of a part -> the value that transformers gives it if a file leaves it out.
+_LEFT_OUT: Mapping[str, Mapping[str, Any]] = {"vision_config": {"in_channels": 3}, "text_config": {}}
+
+
+def plain_config(
+    found: Mapping[str, Any], vision_names: VisionNames, text_names: TextNames, *, where: str
+) -> SimpleNamespace | None:
+    """A config.json as an object that `read_sizes` reads; None if it lacks a size, or a size is not a number."""
+    text, vision = found.get("text_config", found), found.get("vision_config")  # older files are flat
+    if not isinstance(text, dict) or not isinstance(vision, dict) or "tie_word_embeddings" not in found:
+        return None
+    parts = {"vision_config": (vision, vision_names.keys), "text_config": (text, text_names.keys)}
+    made = {}
+    for part, (values, keys) in parts.items():
+        whole = {**_LEFT_OUT[part], **values}
+        if not all(isinstance(whole.get(key), int | float | list) for key in keys):
+            return None
+        made[part] = SimpleNamespace(**whole)
+    return SimpleNamespace(_name_or_path=where, tie_word_embeddings=found["tie_word_embeddings"], **made)
