@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from vlft.cli import flags_page, help
 from vlft.cli.main import main
 from vlft.cli.verbs import VERBS
-from vlft.config.flags import DataFlags, ModelFlags
+from vlft.config.flags import DataFlags, ModelFlags, RunFlags
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.two_u1 import KIT
 from vlft.config.parse import FlagParser, read_yaml
@@ -49,7 +49,7 @@ FIELDS = {
     field.name: field
     for cls in (DataFlags, ModelFlags, TrainFlags)
     for field in dataclasses.fields(cls)
-    if field.name not in {one.name for one in dataclasses.fields(TrainingArguments)} - set(TrainFlags.__annotations__)
+    if field.name not in {one.name for one in dataclasses.fields(TrainingArguments)} - set(RunFlags.__annotations__)
     and field.name not in REPLACED
 }
 
