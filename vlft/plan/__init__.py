@@ -22,6 +22,7 @@ from vlft.model.load import check_fit, empty_model
 from vlft.model.towers import apply_towers
 from vlft.plan.memory import Outlook, forecast
 from vlft.setup import MeasuredRows, open_base, trainable_rows, training_rows
+from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, settings_of, training_order
 from vlft.text import counted, printable
 
@@ -174,7 +175,12 @@ def plan(
         order=order,
         steps=steps,
         epochs=steps / order.steps if args.max_steps > 0 else args.num_train_epochs,
-        remarks=(*measured.notes, *(evaluation.notes if evaluation else ()), *remarks_on_steps(args, steps)),
+        remarks=(
+            *measured.notes,
+            *(evaluation.notes if evaluation else ()),
+            *(overlap(measured.marked, evaluation.marked) if evaluation else ()),
+            *remarks_on_steps(args, steps),
+        ),
         outlook=outlook,
     )
 
