@@ -62,6 +62,7 @@ class Image:
     path: str
     field: str  # path in the row, for messages: "image[1]"
     overrides: Overrides = Overrides()
+    folder: str | None = None  # where relative paths of the row start, for messages
 
     @property
     def files(self) -> tuple[tuple[str, str], ...]:
@@ -77,6 +78,7 @@ class Video:
     frames: tuple[str, ...] = ()
     field: str
     overrides: Overrides = Overrides()
+    folder: str | None = None
 
     @property
     def files(self) -> tuple[tuple[str, str], ...]:

@@ -19,8 +19,9 @@ import torch
 from vlft.config.recipe import FRAME_TOKENS, Recipe
 from vlft.data.media.clips import Clip, open_clip, read_frames
 from vlft.data.media.limits import VIDEO_TOKENS, overridden
+from vlft.data.media.missing import missing
 from vlft.data.media.patches import grid_for, still_patches, video_patches
-from vlft.data.media.pictures import Unreadable, depth_remark, open_picture, picture_header, read_pixels
+from vlft.data.media.pictures import MissingFile, Unreadable, depth_remark, open_picture, picture_header, read_pixels
 from vlft.data.sample import EncodedMedia, Grid, Image, Media, Video
 from vlft.errors import ConfigError, VlftError
 
@@ -88,7 +89,7 @@ def read_headers(media: Media) -> Headers:
             return Headers(clip=open_clip(media.path))
         return Headers(sizes=tuple(one.size for one in headers), deep=tuple(one.deep for one in headers))
     except Unreadable as error:
-        raise _refused(media, error) from error
+        raise refused(media, error) from error
 
 
 def depth_remarks(media: Media, seen: Headers | None = None) -> list[tuple[str, str]]:
@@ -108,7 +109,7 @@ def depth_remarks(media: Media, seen: Headers | None = None) -> list[tuple[str, 
         try:
             remark = depth_remark(path) if deep else None
         except Unreadable as error:
-            raise MediaError(field, str(error)) from error
+            raise refused(media, error, field=field) from error
         if remark:
             remarks.append((field, remark))
     return remarks
@@ -131,7 +132,7 @@ def grid_of(media: Media, seen: Headers, recipe: Recipe) -> Grid:
             frames, height, width = len(frames_taken(seen.clip, media, recipe)), seen.clip.height, seen.clip.width
         return grid_for(frames // 2, *_frame_size(frames, height, width, recipe), recipe)
     except Unreadable as error:
-        raise _refused(media, error) from error
+        raise refused(media, error) from error
 
 
 def recipe_for(media: Media, recipe: Recipe) -> Recipe:
@@ -164,12 +165,17 @@ def decode(media: Media, recipe: Recipe) -> EncodedMedia:
             return video_patches(_decode_frames(media, recipe), recipe)
         return video_patches(_decode_clip(media, recipe), recipe)
     except Unreadable as error:
-        raise _refused(media, error) from error
+        raise refused(media, error) from error
 
 
-def _refused(media: Media, error: Unreadable) -> MediaError:
+def refused(media: Media, error: Unreadable, *, field: str | None = None) -> MediaError:
+    """Return the error for a medium that cannot be read; `field` names a part of it, such as a frame."""
     path, reason = media.path, str(error)
-    return MediaError(media.field, reason if path is None or path in reason else f"{path}: {reason}")
+    if isinstance(error, MissingFile):
+        reason = missing(error.path, media.folder)
+    elif path is not None and path not in reason:
+        reason = f"{path}: {reason}"
+    return MediaError(field or media.field, reason)
 
 
 def _decode_still(image: Image, recipe: Recipe) -> torch.Tensor:
@@ -237,7 +243,7 @@ def _of_frame(video: Video, i: int, read: Any) -> Any:
     try:
         return read(video.frames[i])
     except Unreadable as error:
-        raise MediaError(f"{video.field}[{i}]", str(error)) from error
+        raise refused(video, error, field=f"{video.field}[{i}]") from error
 
 
 def _decode_clip(video: Video, recipe: Recipe) -> torch.Tensor:
