@@ -226,7 +226,12 @@ def check(
     tally.warn_of_keys()
     good = np.frombuffer(tally.good, dtype=np.int64)
     compared = Compared.of(tally.digests, index.take(good), by_content=not headers_only)
-    repeats = {int(good[row]): _repeat(compared.index, row, first) for row, first in compared.repeats()}
+    repeats = {
+        int(good[row]): _row(
+            index, int(good[row]), "row", f"the same turns and pictures as {compared.marked.name_of(first)}"
+        )
+        for row, first in compared.repeats()
+    }
     for place, row in repeats.items():
         tally.warn(place, row)
     limit = base.recipe.max_length if base is not None else None
@@ -273,11 +278,6 @@ def _with_evaluation(files: Sequence[str], data: DataFlags) -> list[str]:
 def _row(index: RowIndex, place: int, where: str, reason: str) -> BadRow:
     sample = index[place]
     return BadRow(file=sample.file, index=sample.index, id=sample.id, field=where, reason=reason)
-
-
-def _repeat(good: RowIndex, row: int, first: int) -> BadRow:
-    before = f"{good.files[good.file_of[first]].name}[{good.row_of[first]}]"
-    return _row(good, row, "row", f"the same turns and pictures as {before}")
 
 
 def _overlap(compared: Compared, files: Sequence[str], data: DataFlags) -> tuple[str, ...]:

@@ -32,13 +32,13 @@ class Written:
     Attributes:
         rows: file -> number of its rows.
         quarantine: path of the file with the rows that are left out.
-        repeats: how many of these repeat an earlier row.
+        repeats: how many of these repeat an earlier row; None without `--dedup`.
         remarks: what the user should know about the division.
     """
 
     rows: dict[str, int]
     quarantine: Path
-    repeats: int
+    repeats: int | None
     remarks: tuple[str, ...]
 
 
@@ -119,7 +119,7 @@ def write_clean(
             f"--fix {out}: cannot be written ({error.strerror}). Use a file in another folder."
         ) from error
     counts = {path: int((part_of == part).sum()) for path, part in files.items()}
-    return Written(rows=counts, quarantine=quarantine, repeats=len(repeats), remarks=remarks)
+    return Written(rows=counts, quarantine=quarantine, repeats=len(repeats) if dedup else None, remarks=remarks)
 
 
 def _divided(
@@ -133,7 +133,7 @@ def _divided(
     largest, why = int(sizes.max(initial=0)), ""
     if largest > 1:
         bond = compared.bond(rows[groups == names[sizes.argmax()]].tolist())
-        why = f"rows that share a picture or video stay together, and the largest group, around {bond}, has {largest:,}"
+        why = f"rows that share a picture or video stay together, and {largest:,} rows share {bond}"
     if len(names) < len(shares):
         raise ConfigError(
             f"--split {asked}: {there} cannot be divided into {len(shares)} files{': ' if why else ''}{why}. Use fewer "

@@ -19,6 +19,7 @@ from vlft.check.row import RowFacts
 from vlft.data.files.index import RowIndex
 from vlft.data.identity import FILE_BYTES, ROW_BYTES, Marked, content_digest, each_slice, files_of, row_digest
 from vlft.errors import DataError
+from vlft.text import short_path
 
 
 @dataclass(kw_only=True)
@@ -129,7 +130,7 @@ class Compared:
         return np.array([root(place) for place in range(len(rows))], dtype=np.int64)
 
     def bond(self, rows: Sequence[int]) -> str:
-        """Name what a group of rows has in common: the file that most of its rows name, or their questions.
+        """Name what a group of rows has in common: the file that most of its rows name, or its question.
 
         Args:
             rows: positions of the rows.
@@ -139,9 +140,11 @@ class Compared:
         for row in rows:
             held.update(set(self.files[slices[row]].tolist()))
         if not held:
-            return "their questions"
+            return f"the question of {self.marked.name_of(rows[0])}"
         most = held.most_common(1)[0][0]
-        return os.path.normpath(self.marked.path_of(int((self.files == most).argmax())))
+        file = int((self.files == most).argmax())
+        named = self.marked.name_of(self.marked.row_of(file))
+        return f"{short_path(os.path.normpath(self.marked.path_of(file)))} of {named}"
 
 
 def _row_digests(turns: bytearray, files: np.ndarray, ends: np.ndarray) -> np.ndarray:

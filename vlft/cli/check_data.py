@@ -28,6 +28,7 @@ examples:
 """
 
 DEFAULT_SEED = 42  # of --split, as of training
+WRITTEN = {"data_path", "eval_path", "data_mix", "columns", "missing_tags"}  # flags that the written files replace
 
 
 def parser() -> RowParser:
@@ -108,15 +109,24 @@ def _said(done: Written, refused: int) -> str:
         f"{counted(rows, 'row')}{f' ({rows / total:.1%})' if len(done.rows) > 1 else ''}: {path}"
         for path, rows in done.rows.items()
     ]
-    repeated = f", {counted(done.repeats, 'row')} repeated" if done.repeats else ""
-    lines.append(f"{refused:,} refused{repeated}: {done.quarantine}")
+    repeated = "" if done.repeats is None else f", {done.repeats:,} repeated"
+    lines.append(f"{counted(refused, 'row')} refused{repeated}: {done.quarantine}")
     return "\n".join((*lines, *(f"note: {remark}" for remark in done.remarks)))
 
 
 def train_command(parsed: Parsed, files: Sequence[str]) -> str:
-    """Return the command that trains on the first file of a division and evaluates on the second."""
-    data, model = parsed.flags
-    words = ["vlft", "train", "--model_id", model.model_id or "MODEL"]
-    words += ["--data_path", files[0], "--eval_path", files[1], "--eval_strategy", "epoch"]
-    words += ["--image_folder", data.image_folder] if data.image_folder else []
-    return shlex.join([*words, "--output_dir", "output/run"])
+    """Return the command that trains on the first file of a division and evaluates on the second, with the same flags.
+
+    Flags whose effect is already in the written rows are left out.
+    """
+    own = {"data_path": files[0], "eval_path": files[1], "eval_strategy": "epoch", "output_dir": "output/run"}
+    own |= {} if parsed.flags[1].model_id else {"model_id": "MODEL"}
+    same = {name: parsed.effective[name] for name in sorted(parsed.given - WRITTEN) if name in parsed.effective}
+    words: list[str] = []
+    for name, value in (own | same).items():
+        words += [f"--{name}", *map(_word, value if isinstance(value, list) else [value])]
+    return shlex.join(["vlft", "train", *words])
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

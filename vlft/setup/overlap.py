@@ -13,7 +13,7 @@ import numpy as np
 
 from vlft.data.identity import Marked
 from vlft.errors import DataError
-from vlft.text import counted
+from vlft.text import counted, short_path
 
 
 def overlap(training: Marked | None, evaluation: Marked | None) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def _remarks(training: Marked, evaluation: Marked) -> Iterator[str]:
         one = int((training.rows == evaluation.rows[other]).argmax())
         yield (
             f"{rows:,} of {counted(total, 'evaluation row')} {'is' if rows == 1 else 'are'} also trained, so their "
-            f"evaluation says nothing about new rows: {_name(training, one)} and {_name(evaluation, other)} are the "
+            f"evaluation says nothing about new rows: {training.name_of(one)} and {evaluation.name_of(other)} are the "
             "same row"
         )
     shared_F = np.isin(evaluation.files, training.files)
@@ -52,18 +52,13 @@ def _remarks(training: Marked, evaluation: Marked) -> Iterator[str]:
         more = "more " if same_R.any() else ""
         yield (
             f"{rows:,} {more}of {counted(total, 'evaluation row')} {'shares' if rows == 1 else 'share'} pictures or "
-            f"videos with trained rows: {_name(training, one)} and {_name(evaluation, other)} share "
+            f"videos with trained rows: {training.name_of(one)} and {evaluation.name_of(other)} share "
             f"{_path(evaluation, file)}. vlft check-data --split keeps such rows on one side"
         )
 
 
-def _name(marked: Marked, row: int) -> str:
-    index = marked.index
-    return f"{index.files[index.file_of[row]].name}[{index.row_of[row]}]"
-
-
 def _path(marked: Marked, file: int) -> str:
     try:
-        return os.path.normpath(marked.path_of(file))
+        return short_path(os.path.normpath(marked.path_of(file)))
     except DataError:  # the data file was changed in the meantime
         return "a file"
