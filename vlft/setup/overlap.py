@@ -33,7 +33,7 @@ def overlap(training: Marked | None, evaluation: Marked | None) -> tuple[str, ..
 
 def _remarks(training: Marked, evaluation: Marked) -> Iterator[str]:
     total = len(evaluation.rows)
-    same_R = np.isin(evaluation.rows, training.rows)
+    same_R = _among(evaluation.rows, training.rows)
     if rows := int(same_R.sum()):
         other = int(same_R.argmax())
         one = int((training.rows == evaluation.rows[other]).argmax())
@@ -42,7 +42,7 @@ def _remarks(training: Marked, evaluation: Marked) -> Iterator[str]:
             f"evaluation says nothing about new rows: {training.name_of(one)} and {evaluation.name_of(other)} are the "
             "same row"
         )
-    shared_F = np.isin(evaluation.files, training.files)
+    shared_F = _among(evaluation.files, training.files)
     owners_F = np.searchsorted(evaluation.ends, np.arange(len(shared_F)), side="right")
     shared_F &= ~same_R[owners_F]
     if rows := len(np.unique(owners_F[shared_F])):
@@ -55,6 +55,16 @@ def _remarks(training: Marked, evaluation: Marked) -> Iterator[str]:
             f"videos with trained rows: {training.name_of(one)} and {evaluation.name_of(other)} share "
             f"{_path(evaluation, file)}. vlft check-data --split keeps such rows on one side"
         )
+
+
+def _among(few: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Return for each of a few digests whether it is among many. Unlike `np.isin`, it does not sort the many."""
+    known, place_of = np.unique(few, return_inverse=True)
+    found = np.zeros(len(known), dtype=bool)
+    if len(known):
+        places = np.minimum(np.searchsorted(known, many), len(known) - 1)
+        found[places[known[places] == many]] = True
+    return found[place_of]
 
 
 def _path(marked: Marked, file: int) -> str:

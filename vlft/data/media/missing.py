@@ -83,7 +83,8 @@ def _shorter(value: str, folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _above(folder: str) -> list[str]:
-    above, here = [], os.path.abspath(folder or ".")
+    above: list[str] = []
+    here = os.path.abspath(folder or ".")
     while len(above) < ABOVE and os.path.dirname(here) not in (here, "/"):
         here = os.path.dirname(here)
         above.append(here)
