@@ -187,3 +187,19 @@ def test_histogram_holds_every_value_once(values):
     assert all(one.end + 1 == two.start for one, two in pairwise(buckets))
     assert buckets[0].rows
     assert buckets[-1].rows
+
+
+def test_faults_of_a_kind_are_printed_once_with_their_first_rows(capsys, tmp_path):
+    rows = [row("A.", "<image>Q?", image=f"{i}.jpg") for i in range(40)]
+    rows += [row("A.", "Q?", id=i, **{f"key{i}": "x.jpg"}) for i in range(3)] + [row("", "Q?"), row("A.", "<video>Q?")]
+    (tmp_path / "x.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert main(["check-data", str(tmp_path / "x.json"), "--headers_only", "--workers", "0"]) == 1
+    out = capsys.readouterr().out
+    assert "cannot be trained (42):\n  40 rows: " in out
+    assert f"{tmp_path}/x.json[4].image: {tmp_path}/4.jpg: no such file" in out
+    assert "x.json[5].image" not in out
+    assert "\n    and 35 more\n" in out
+    assert "x.json[43]" in out
+    assert "x.json[44]" in out
+    assert main(["check-data", str(tmp_path / "x.json"), "--headers_only", "--workers", "0", "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["bad"]) == 42

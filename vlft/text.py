@@ -40,6 +40,11 @@ def short(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def short_path(path: str, most: int = 80) -> str:
+    """Cut the start of a path that has more than `most` characters: its end says the most."""
+    return path if len(path) <= most else f"...{path[-most:]}"
+
+
 def error_text(error: BaseException, *, most: int = 300) -> str:
     """Return a library error's message on one line, or the name of its type if the message is empty."""
     return short(" ".join(str(error).split()).rstrip(".") or type(error).__name__, most)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from vlft.check.result import Checked, histogram, kind_of_reason, tokens_of
 from vlft.check.row import RowCheck, RowFacts
+from vlft.check.twins import Compared, Digests
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.data.costs.cache import scan_kept
 from vlft.data.files.index import RowIndex
@@ -29,6 +30,7 @@ from vlft.data.rows.keys import UNREAD
 from vlft.errors import BadRow
 from vlft.families import DEFAULT
 from vlft.setup import open_base, open_rows, stock_probe
+from vlft.setup.overlap import overlap
 from vlft.setup.schedule import pack_budget
 
 __all__ = ["Checked", "Notable", "check"]
@@ -83,7 +85,7 @@ class _Tally:
     media: array = field(default_factory=lambda: array("i"))
     kilopixels: array = field(default_factory=lambda: array("i"))
     good: array = field(default_factory=lambda: array("q"))
-    digests: bytearray = field(default_factory=bytearray)
+    digests: Digests = field(default_factory=Digests)
     images: int = 0
     videos: int = 0
     unlisted: int = 0
@@ -123,7 +125,7 @@ class _Tally:
     def take(self, place: int, seen: RowFacts) -> None:
         cost = seen.cost
         self.good.append(place)
-        self.digests += bytes.fromhex(seen.digest)
+        self.digests.take(seen)
         self.tokens.append(cost.tokens)
         self.supervised.append(cost.supervised)
         self.media.append(len(seen.pictures) + seen.videos)
@@ -146,6 +148,8 @@ class Check:
         index: all rows; the rows to train on come first.
         training: number of rows to train on.
         good: positions of the rows that can be trained, int64 [R].
+        compared: the rows at these positions.
+        repeats: positions of rows that repeat an earlier row -> the reason why they are not needed.
         notable: suspicious rows, for a person to inspect.
     """
 
@@ -153,6 +157,8 @@ class Check:
     index: RowIndex
     training: int
     good: np.ndarray
+    compared: Compared
+    repeats: dict[int, BadRow]
     notable: Notable
 
 
@@ -219,7 +225,15 @@ def check(
                     (tally.unread if remark.startswith(UNREAD) else tally.warn)(place, row)
     tally.warn_of_keys()
     good = np.frombuffer(tally.good, dtype=np.int64)
-    _warn_of_twins(tally, good, index)
+    compared = Compared.of(tally.digests, index.take(good), by_content=not headers_only)
+    repeats = {
+        int(good[row]): _row(
+            index, int(good[row]), "row", f"the same turns and pictures as {compared.marked.name_of(first)}"
+        )
+        for row, first in compared.repeats()
+    }
+    for place, row in repeats.items():
+        tally.warn(place, row)
     limit = base.recipe.max_length if base is not None else None
     if limit is not None and budget is not None:
         limit = min(limit, budget.tokens)
@@ -241,9 +255,18 @@ def check(
         else None,
         based=base is not None,
         notes=tuple(notes),
+        overlap=_overlap(compared, files, data),
     )
     training = sum(found.counts[file] for file in files)
-    return Check(found=found, index=index, training=training, good=good, notable=tally.notable)
+    return Check(
+        found=found,
+        index=index,
+        training=training,
+        good=good,
+        compared=compared,
+        repeats=repeats,
+        notable=tally.notable,
+    )
 
 
 def _with_evaluation(files: Sequence[str], data: DataFlags) -> list[str]:
@@ -257,19 +280,14 @@ def _row(index: RowIndex, place: int, where: str, reason: str) -> BadRow:
     return BadRow(file=sample.file, index=sample.index, id=sample.id, field=where, reason=reason)
 
 
-def _warn_of_twins(tally: _Tally, good: np.ndarray, index: RowIndex) -> None:
-    """Add a warning for every row with the same turns and files as an earlier row."""
-    digests = np.frombuffer(bytes(tally.digests), dtype="V16")
-    order = np.argsort(digests, kind="stable")
-    same = digests[order][1:] == digests[order][:-1]
-    first = 0
-    for position, twin in enumerate(same.tolist(), start=1):
-        if not twin:
-            first = position
-            continue
-        place, other = int(good[order[position]]), int(good[order[first]])
-        before = f"{index.files[index.file_of[other]].name}[{index.row_of[other]}]"
-        tally.warn(place, _row(index, place, "row", f"the same turns and pictures as {before}"))
+def _overlap(compared: Compared, files: Sequence[str], data: DataFlags) -> tuple[str, ...]:
+    """Compare the rows of the data files with those of `--eval_path`; a file may be both."""
+    if not data.eval_path:
+        return ()
+    evaluated = {os.path.realpath(file) for file in data.eval_path}
+    both = np.array([os.path.realpath(file.name) in evaluated for file in compared.index.files])
+    file_of = compared.index.file_of
+    return overlap(compared.marked.take(file_of < len(files)), compared.marked.take(both[file_of]))
 
 
 def _place(index: RowIndex) -> Callable[[BadRow], tuple[int, int]]:

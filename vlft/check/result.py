@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from vlft.check.kinds import by_kind
 from vlft.errors import BadRow
 from vlft.text import counted, printable, table, terminal_width
 
 BAR = 40  # characters of the histogram's longest bar
 BUCKETS = 12
-SHOWN = 30  # most warnings of a kind that are printed
+KINDS = 12  # kinds of faults that are printed with some of their rows
+FIRST = 5  # rows of a kind that are printed
 KIND = 100  # characters of a kind's name
 
 
@@ -71,6 +73,7 @@ class Checked:
         tokens: None without a base, or if no row can be trained.
         based: whether a base was named.
         notes: notes to the user about cached results.
+        overlap: remarks on rows, pictures and videos that are in both the training and the evaluation data.
     """
 
     counts: dict[str, int]
@@ -87,6 +90,7 @@ class Checked:
     tokens: Tokens | None
     based: bool
     notes: tuple[str, ...]
+    overlap: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -104,6 +108,7 @@ class Checked:
             "warnings": [asdict(row) for row in self.warnings],
             "warnings_unlisted": self.unlisted,
             "left_out": self.left_out,
+            "overlap": list(self.overlap),
             "files": dict(self.counts),
             "images": self.images,
             "videos": self.videos,
@@ -117,9 +122,10 @@ class Checked:
         """Return the text for a person: refused rows, warnings, counts, histogram, and what to do."""
         parts = [*(f"note: {note}" for note in self.notes)]
         if self.bad:
-            parts.append(_listed("cannot be trained", self.bad, most=None))
+            parts.append(_listed("cannot be trained", self.bad))
         if self.warnings:
-            parts.append(_listed("possible problems in rows that are trained", self.warnings, most=SHOWN))
+            parts.append(_listed("possible problems in rows that are trained", self.warnings))
+        parts += [printable(f"warning: {remark}") for remark in self.overlap]
         parts.append(self._counted())
         if self.tokens is not None:
             parts.append(_drawn(self.tokens))
@@ -246,16 +252,19 @@ def _bar(share: float, wide: int) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def _listed(title: str, rows: Sequence[BadRow], *, most: int | None) -> str:
-    """Return a list of rows, with at most `most` rows of each kind."""
+def _listed(title: str, rows: Sequence[BadRow]) -> str:
+    """Return the kinds of faults with their counts, the first rows of each, and the number of the other kinds."""
+    kinds = by_kind(rows)
     lines = [f"{title} ({len(rows):,}):"]
-    seen: Counter[str] = Counter()
-    for row in rows:
-        kind = kind_of_reason(row.reason)
-        seen[kind] += 1
-        if most is None or seen[kind] <= most:
-            lines.append(f"  {printable(str(row))}")
-    if most is not None:
-        over = sum(count - most for count in seen.values() if count > most)
-        lines += [f"  and {over:,} more of these kinds: --json or --report lists them"] if over else []
+    for kind, some in kinds[:KINDS]:
+        if len(some) == 1:
+            lines.append(f"  {printable(str(some[0]))}")
+            continue
+        lines.append(f"  {counted(len(some), 'row')}: {printable(kind)}")
+        lines += [f"    {printable(str(row))}" for row in some[:FIRST]]
+        if len(some) > FIRST:
+            lines.append(f"    and {len(some) - FIRST:,} more")
+    if others := kinds[KINDS:]:
+        rest = sum(len(some) for _, some in others)
+        lines.append(f"  {counted(rest, 'row')} of {counted(len(others), 'other kind')}: --json or --report lists them")
     return "\n".join(lines)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from vlft.data.boxes import remarks
 from vlft.data.costs.cache import Costing
 from vlft.data.dataset import MediaProbe, cost_of
 from vlft.data.encode import Encoder
+from vlft.data.identity import FILE_BYTES, PathDigest, content_digest, files_of, question_digest, turns_digest
 from vlft.data.media import read as media_io
 from vlft.data.media.read import MediaError
-from vlft.data.sample import Cost, Image, Sample, Text, Video
+from vlft.data.sample import Cost, Image, Sample, Video
 from vlft.errors import BadRow, DataError
 from vlft.families import Family
 
@@ -23,6 +23,7 @@ SHRUNK = 4.0  # factor by which a side becomes shorter
 SUPERVISED = 0.002  # share of a row's tokens
 ALONE = 500  # tokens; in a shorter row the share of trained tokens means little
 HASHES = 100_000  # digests of files that a process remembers
+HEAD = 4096  # bytes at the start of a file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,14 +34,21 @@ class RowFacts:
         cost: cost of the row; without a base its tokens are 0.
         pictures: of each still, width and height as displayed, then width and height that the model gets.
         videos: number of videos.
-        digest: the same for rows with the same turns and the same files.
+        turns: digest of the turns without the files, in hexadecimal (`vlft.data.identity.turns_digest`).
+        asked: of a row without media, digest of its human turns; else "".
+        files: digests of the row's files, in hexadecimal, without separators: of their content if it is read anyway,
+            else of their resolved paths.
+        alike: of each file, a digest of its size and its first bytes. It is the same for equal files.
         warnings: (field, remark) for each possible problem.
     """
 
     cost: Cost
     pictures: tuple[tuple[int, int, int, int], ...]
     videos: int
-    digest: str
+    turns: str
+    asked: str
+    files: str
+    alike: str
     warnings: tuple[tuple[str, str], ...]
 
 
@@ -57,12 +65,13 @@ class RowCheck:
         self.encoder = encoder
         self.family = family
         self.decode = decode
-        self._hashes: dict[str, str] = {}
+        self._digest = content_digest if decode else PathDigest()
+        self._digests: dict[str, tuple[bytes, bytes]] = {}
 
     @property
     def name(self) -> str:
         """Name under which results are cached."""
-        return f"looked at, {'decoded' if self.decode else 'by headers'}"
+        return f"looked at and compared, {'decoded' if self.decode else 'by headers'}"
 
     def __call__(self, sample: Sample) -> RowFacts:
         """Check one row.
@@ -92,11 +101,15 @@ class RowCheck:
         if cost.tokens >= ALONE and cost.supervised < SUPERVISED * cost.tokens:
             share = f"{cost.supervised:,} of {cost.tokens:,} tokens are trained ({cost.supervised / cost.tokens:.2%})"
             warnings.append(("conversations", f"{share}: a step learns little from so long a row"))
+        digests = [self._of_file(path) for path in files_of(sample)]
         return RowFacts(
             cost=cost,
             pictures=tuple(pictures),
             videos=videos,
-            digest=self._digest(sample),
+            turns=turns_digest(sample).hex(),
+            asked="" if digests else question_digest(sample).hex(),
+            files=b"".join(whole for whole, _ in digests).hex(),
+            alike=b"".join(head for _, head in digests).hex(),
             warnings=tuple(warnings),
         )
 
@@ -125,30 +138,21 @@ class RowCheck:
         side = self.encoder.recipe.patch_size
         return (width, height, grid.w * side, grid.h * side), remarks_on_it
 
-    def _digest(self, sample: Sample) -> str:
-        turns = [[turn.role, [self._plain(part) for part in turn.parts]] for turn in sample.turns]
-        row = [turns, None if sample.objects is None else asdict(sample.objects)]
-        return hashlib.blake2b(json.dumps(row).encode(), digest_size=16).hexdigest()
-
-    def _plain(self, part: Any) -> Any:
-        if isinstance(part, Text):
-            return part.text if part.trained else ["masked", part.text]
-        return [type(part).__name__, astuple(part.overrides), *(self._file(path) for _, path in part.files)]
-
-    def _file(self, path: str) -> str:
-        """Return what identifies a file: a digest of its bytes if they are read anyway, else its path."""
-        if not self.decode:
-            return os.path.realpath(path)
-        if path not in self._hashes:
-            if len(self._hashes) >= HASHES:
-                self._hashes.clear()
+    def _of_file(self, path: str) -> tuple[bytes, bytes]:
+        """Return what `RowFacts` holds in `files` and `alike` for a file."""
+        if path not in self._digests:
+            if len(self._digests) >= HASHES:
+                self._digests.clear()
             with open(path, "rb") as file:
-                self._hashes[path] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        return self._hashes[path]
+                size = os.fstat(file.fileno()).st_size
+                head = hashlib.blake2b(size.to_bytes(8, "little") + file.read(HEAD), digest_size=FILE_BYTES).digest()
+            self._digests[path] = (self._digest(path), head)
+        return self._digests[path]
 
     def dump(self, seen: RowFacts) -> list[Any]:
         """Return a value that JSON can hold, for `vlft.data.costs.cache.scan_kept`."""
-        return [Costing.dump(seen.cost), seen.pictures, seen.videos, seen.digest, seen.warnings]
+        digests = [seen.turns, seen.asked, seen.files, seen.alike]
+        return [Costing.dump(seen.cost), seen.pictures, seen.videos, digests, seen.warnings]
 
     def load(self, value: Any) -> RowFacts:
         """Return the facts that `dump` wrote.
@@ -156,12 +160,16 @@ class RowCheck:
         Raises:
             TypeError, ValueError: `dump` did not write this value.
         """
-        cost, pictures, videos, digest, warnings = value
+        cost, pictures, videos, digests, warnings = value
+        turns, asked, files, alike = map(str, digests)
         return RowFacts(
             cost=Costing.load(cost),
             pictures=tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in pictures),
             videos=int(videos),
-            digest=str(digest),
+            turns=turns,
+            asked=asked,
+            files=files,
+            alike=alike,
             warnings=tuple((str(field), str(remark)) for field, remark in warnings),
         )
 

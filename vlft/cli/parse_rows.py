@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vlft.cli.command import add_json
@@ -42,8 +42,13 @@ class RowParser(FlagParser):
         return self.parse_intermixed_args(args, namespace)
 
 
-def data_files(verb: str, parsed: Parsed) -> list[str]:
+def data_files(verb: str, parsed: Parsed, *, acting: Collection[str] = ()) -> list[str]:
     """Return the data files of a command line. Prints on stderr which flags act in training only.
+
+    Args:
+        verb: the verb's name.
+        parsed: its command line.
+        acting: flags of training that the verb uses too.
 
     Raises:
         UsageError: there is no data file, or a file is not in `--data_mix`.
@@ -57,7 +62,7 @@ def data_files(verb: str, parsed: Parsed) -> list[str]:
         )
     if not (files := named or every):
         raise wrong_usage(verb, "no data file: pass a .json, .jsonl, .csv, .parquet or .tar, or a folder of a data set")
-    if idle := sorted(parsed.given & set(TRAIN)):
+    if idle := sorted((parsed.given & set(TRAIN)) - set(acting)):
         print(f"no effect here, training only: --{', --'.join(idle)}", file=sys.stderr)
     return files
 

@@ -29,6 +29,8 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
     checks: list[Callable[[Values], Iterator[str]]] = [_pixels, _packs, _columns, _base, _deepspeed]
     if verb != "bench":
         checks.append(_towers)
+    if verb == "check-data":
+        checks.append(_fixes)
     if verb in ("train", "plan"):
         checks += [_needed, _rates, _batches, _steps, _evaluation, _best, _loader, scheduler_problems]
     for check in checks:
@@ -77,6 +79,12 @@ def _columns(values: Values) -> Iterator[str]:
             read_columns(values.of("columns"))
         except ConfigError as error:
             yield str(error)
+
+
+def _fixes(values: Values) -> Iterator[str]:
+    for flag in ("dedup", "split"):
+        if values.given(flag) and not values.given("fix"):
+            yield f"--{flag} has no effect without --fix, which writes the rows. Add --fix OUT.jsonl, or drop it."
 
 
 def _packs(values: Values) -> Iterator[str]:

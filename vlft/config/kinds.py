@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 #: The words of a bool, the same as in transformers' HfArgumentParser.
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
+ROUNDED = 0.002  # how far the sum of shares may be from 1, such as 0.333,0.333,0.333
 MOST_WORDS = 12  # most choices that a message lists; the help lists all
 
 
@@ -137,6 +138,31 @@ class Number(Kind):
         if self.low == 0:
             return "must be more than 0" if self.open_low else "must not be negative"
         return f"must be {'more than' if self.open_low else 'at least'} {_plain(self.low)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares(Kind):
+    """Two or three shares of a whole, as `0.9,0.05,0.05`."""
+
+    def value(self, word: str) -> tuple[float, ...]:
+        shares = [float(one) for one in word.split(",")]
+        return tuple(share / sum(shares) for share in shares)
+
+    def problem(self, word: str) -> Problem | None:
+        try:
+            shares = [float(one) for one in word.split(",")]
+        except ValueError:
+            return Problem(text="must be two or three shares, e.g. 0.9,0.05,0.05", usage=True)
+        if len(shares) not in (2, 3):
+            return Problem(
+                text=f"must be two shares (train, eval) or three (train, eval, test), not {len(shares)}", usage=True
+            )
+        if not all(math.isfinite(share) and share > 0 for share in shares):
+            return Problem(text="must be shares above 0; for no test file give two shares", usage=self.usage)
+        if abs(sum(shares) - 1) > ROUNDED:
+            whole = ",".join(f"{share / sum(shares):.3g}" for share in shares)
+            return Problem(text=f"must sum to 1, not {sum(shares):g}. Did you mean {whole}?", usage=self.usage)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

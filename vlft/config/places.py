@@ -6,8 +6,10 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 from vlft.config.kinds import Place
 
@@ -38,16 +40,58 @@ def problem(place: Place, path: str) -> str:
     return f"no such {place.of if place.of == 'folder' else 'file'}{hint}"
 
 
-def near_miss(path: str) -> str:
-    """Return a hint for a path that does not exist, to append to a message; "" if there is none.
+def near_miss(path: str, *, few: int = FEW) -> str:
+    """Return a hint for a path that does not exist, to append to a message; "" if there is none. `similar` uses `few`.
 
-    Tries another letter case, another ending, a doubled or missing folder, and typing errors.
+    Tries other spellings (`spellings`), a doubled or missing folder, the end of a path of another machine, another
+    letter case, another ending, and typing errors.
     """
-    for found in (_other_folder(path), _in_folder(path)):
+    for found in (_spelled(path), _other_folder(path), _tail(path), similar(path, few=few)):
         if found and found != path:
             return f". Did you mean {found}?"
     missing = _first_missing(path)
     return f" ({missing} does not exist)" if missing not in (path, "") else ""
+
+
+def spellings(path: str) -> Iterator[tuple[str, str]]:
+    """Yield other spellings of a path, and what is unusual about this one, in words that follow "the path"."""
+    if path.startswith("~"):
+        yield os.path.expanduser(path), "starts with ~, which only a shell replaces"
+    if path != path.strip():
+        yield path.strip(), "has blanks around it"
+    for form in ("NFC", "NFD"):
+        if (composed := unicodedata.normalize(form, path)) != path:
+            yield composed, f"writes accents in another Unicode form than the file name ({form})"
+    plain = unquote(path) if "%" in path else path
+    if plain != path:
+        yield plain, f'is URL-encoded, such as "{_encoded(path)}" for "{unquote(_encoded(path))}"'
+    if "\\" in plain:
+        yield re.sub(r"^[A-Za-z]:(?=/)", "", plain.replace("\\", "/")), 'has "\\" for "/", as on Windows'
+
+
+def _encoded(path: str) -> str:
+    found = re.search(r"(?:%[0-9A-Fa-f]{2})+", path)
+    return found[0] if found else "%"
+
+
+def tails(path: str) -> Iterator[tuple[str, str]]:
+    """Yield (the folders that are left out, the rest) for every shorter end of a path, the longest first."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    for start in range(0 if path.startswith("/") else 1, len(parts)):
+        rest = "/".join(parts[start:])
+        yield path[: path.rindex(rest)], rest
+
+
+def _spelled(path: str) -> str:
+    return next((other for other, _ in spellings(path) if os.path.exists(other)), "")
+
+
+def _tail(path: str) -> str:
+    """Return the longest end of a path of another machine that exists in the working directory, with a folder in it."""
+    for other in (path, *(other for other, _ in spellings(path))):
+        if other.startswith("/"):
+            return next((rest for _, rest in tails(other) if "/" in rest and os.path.exists(rest)), "")
+    return ""
 
 
 def _other_folder(path: str) -> str:
@@ -63,18 +107,25 @@ def _other_folder(path: str) -> str:
     return ""
 
 
-def _in_folder(path: str) -> str:
-    """Return the path with its first missing part replaced by the most similar name, if that exists; else ""."""
-    missing = _first_missing(path)
-    if not missing:
-        return ""
-    folder, name = os.path.split(missing)
-    names, by_case, by_stem = _listed(os.path.abspath(folder))
-    like = [*by_case.get(name.lower(), ()), *by_stem.get(os.path.splitext(name.lower())[0], ())]
-    if len(names) <= FEW:
-        like += difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.8)
-    rest = path[len(missing) :]
-    return next((meant for other in like if os.path.exists(meant := os.path.join(folder, other) + rest)), "")
+def similar(path: str, *, few: int = FEW) -> str:
+    """Return the existing path that is most similar to a path, part by part; "" if there is none.
+
+    Args:
+        few: folders with more entries are searched for another letter case or ending only, not for typing errors.
+    """
+    for _ in range(len(Path(path).parts)):
+        if not (missing := _first_missing(path)):
+            return path
+        folder, name = os.path.split(missing)
+        names, by_case, by_stem = _listed(os.path.abspath(folder))
+        like = [*by_case.get(name.lower(), ()), *by_stem.get(os.path.splitext(name.lower())[0], ())]
+        if len(names) <= few:
+            like += difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.8)
+        rest = path[len(missing) :]
+        found = [os.path.join(folder, other) + rest for other in like]
+        # Without a match, the next part may be misspelled too.
+        path = next((one for one in found if os.path.exists(one)), found[0] if found and rest else "")
+    return path if path and os.path.exists(path) else ""
 
 
 @functools.lru_cache(maxsize=64)

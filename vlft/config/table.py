@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlft.config.kinds import Bool, Kind, Named, Number, Place, Word
+from vlft.config.kinds import Bool, Kind, Named, Number, Place, Shares, Word
 
 BILLION = 10**9
 TEXT, NAMED, SWITCH = Kind(), Named(), Kind(many="none")
@@ -232,6 +232,8 @@ _OWN: Mapping[str, dict[str, Kind]] = {
         "headers_only": SWITCH,
         "workers": _number(whole=True, low=0, high=1024),
         "fix": NAMED,
+        "dedup": SWITCH,
+        "split": Shares(usage=True),
         "report": NAMED,
         "json": SWITCH,
     },

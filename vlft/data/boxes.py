@@ -15,7 +15,7 @@ from typing import Literal
 
 from vlft.config.recipe import BoxFormat
 from vlft.data.media.pictures import Unreadable, picture_size
-from vlft.data.media.read import MediaError
+from vlft.data.media.read import refused
 from vlft.data.rows.coordinates import (
     BoxText,
     Given,
@@ -166,7 +166,7 @@ def _original(sample: Sample, place: int) -> tuple[int, int]:
     try:
         return picture_size(str(part.path))
     except Unreadable as error:
-        raise MediaError(part.field, str(error)) from error
+        raise refused(part, error) from error
 
 
 def _texts(sample: Sample, family: Family, box_format: BoxFormat) -> Iterator[list[str | _Placed]]:
@@ -285,7 +285,7 @@ def boxes_in_answer(
         try:
             original = picture_size(part.path)
         except Unreadable as error:
-            raise MediaError(part.field, str(error)) from error
+            raise refused(part, error) from error
         ways[part.path] = PictureSizes(original=original, shown=(grid.h * patch_size, grid.w * patch_size))
     path, sizes = next(iter(ways.items())) if len(ways) == 1 else (None, None)
     found = []

@@ -7,6 +7,7 @@ K supervised tokens, S samples in a batch.
 from __future__ import annotations
 
 import array
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
@@ -62,6 +63,7 @@ class Image:
     path: str
     field: str  # path in the row, for messages: "image[1]"
     overrides: Overrides = Overrides()
+    folder: str | None = dataclasses.field(default=None, compare=False, repr=False)  # of relative paths, for messages
 
     @property
     def files(self) -> tuple[tuple[str, str], ...]:
@@ -77,6 +79,7 @@ class Video:
     frames: tuple[str, ...] = ()
     field: str
     overrides: Overrides = Overrides()
+    folder: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def files(self) -> tuple[tuple[str, str], ...]:

@@ -21,6 +21,7 @@ from vlft.model import groups
 from vlft.model.load import check_shapes
 from vlft.model.scale import PixelScale
 from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
+from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, settings_of, training_order
 from vlft.text import counted, printable
 
@@ -213,7 +214,12 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
         order=order,
         steps=steps,
         epochs=steps / order.steps if args.max_steps > 0 else args.num_train_epochs,
-        remarks=(*measured.notes, *(evaluation.notes if evaluation else ()), *remarks_on_steps(args, steps)),
+        remarks=(
+            *measured.notes,
+            *(evaluation.notes if evaluation else ()),
+            *(overlap(measured.marked, evaluation.marked) if evaluation else ()),
+            *remarks_on_steps(args, steps),
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from vlft.data.costs.mix import Share, draws, places
 from vlft.data.costs.packing import Budget
 from vlft.data.encode import Encoder
 from vlft.data.files.index import RowIndex, Rows, each, index_rows
+from vlft.data.identity import Marked, Marks
 from vlft.data.rows.access import Access
 from vlft.data.rows.embedded import Embedded
 from vlft.data.rows.fetch import RemoteMedia, fetch
@@ -56,12 +57,14 @@ class MeasuredRows:
         costs: one cost per sample.
         notes: notes to the user about the cache of costs.
         drawn: file -> what a mix takes from it; empty without a mix.
+        marked: the rows that can be trained, each once, with their digests; None if there is no evaluation data.
     """
 
     rows: Rows
     costs: Costs
     notes: tuple[str, ...] = ()
     drawn: Mapping[str, Drawn] = field(default_factory=dict)
+    marked: Marked | None = None
 
     @property
     def changed(self) -> Iterator[tuple[Sample, str]]:
@@ -198,7 +201,8 @@ def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers
     """
     rows = open_rows(paths, data, base.family)
     cache = cost_folder(os.environ)
-    measured = measure_rows(rows, base.encoder, workers=workers, budget=pack_budget(data), cache=cache)
+    marks = Marks() if data.eval_path else None
+    measured = measure_rows(rows, base.encoder, workers=workers, budget=pack_budget(data), cache=cache, marks=marks)
     bad = measured.rows.bad
     stops = [row for row in bad if not (row.too_long and data.over_length == "skip")]
     if stops and data.on_bad_row == "error":
@@ -220,6 +224,7 @@ def measure_rows(
     workers: int,
     budget: Budget | None = None,
     cache: Path | None = None,
+    marks: Marks | None = None,
 ) -> MeasuredRows:
     """Measure the cost of each row and find the rows that cannot be trained, before training starts.
 
@@ -229,6 +234,7 @@ def measure_rows(
         workers: number of processes that share the work.
         budget: budget of a pack, which a row must fit; None without packing.
         cache: folder of costs saved between runs (`cost_folder`); None measures every row.
+        marks: collects the digests of the rows; None: they are not computed.
     """
     notes: list[str] = []
     good = array("q")
@@ -249,9 +255,14 @@ def measure_rows(
                 yield result
 
     # Closed, so that measured costs are saved also if Ctrl-C or an error ends the loop.
-    with contextlib.closing(scan_costs(index, encoder, workers=workers, folder=cache, note=notes.append)) as results:
+    with contextlib.closing(
+        scan_costs(index, encoder, workers=workers, folder=cache, note=notes.append, marks=marks)
+    ) as results:
         found = Costs.of(costs())
-    samples = index.take(np.frombuffer(good, dtype=np.int64))
+    places = np.frombuffer(good, dtype=np.int64)
     return MeasuredRows(
-        rows=Rows(samples=samples, bad=tuple(bad), counts=index.counts), costs=found, notes=tuple(notes)
+        rows=Rows(samples=index.take(places), bad=tuple(bad), counts=index.counts),
+        costs=found,
+        notes=tuple(notes),
+        marked=None if marks is None else marks.of(index, places),
     )

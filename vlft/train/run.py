@@ -30,6 +30,7 @@ from vlft.model.load import check_fit
 from vlft.objectives import Objective
 from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.objective import objective_of
+from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, evaluation_order, largest, training_order
 from vlft.train import faults, zero
 from vlft.train.answers import Answers
@@ -124,6 +125,8 @@ def train(
     _report_rows(rows, say)
     if evaluated is not None:
         _report_rows(evaluated, say, word="evaluate on")
+        for remark in overlap(rows.marked, evaluated.marked):
+            say(f"warning: {remark}")
 
     kept = on_rank_zero(lambda: settings_there(args.output_dir, args.resume_from_checkpoint))
     order = training_order(rows.costs, data, args, world=args.world_size, kept=kept)

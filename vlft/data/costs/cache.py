@@ -21,6 +21,7 @@ from vlft.data.costs.store import FORMAT, Store
 from vlft.data.dataset import SCAN_CHUNK, MediaProbe, scan
 from vlft.data.encode import Encoder
 from vlft.data.files.index import RowIndex
+from vlft.data.identity import Marks
 from vlft.data.sample import Cost, Overrides, Sample, Text
 from vlft.errors import BadRow
 from vlft.files import cache_folder
@@ -42,7 +43,13 @@ def cost_folder(environ: Mapping[str, str]) -> Path | None:
 
 
 def scan_costs(
-    samples: RowIndex, encoder: Encoder, *, workers: int, folder: Path | None, note: Callable[[str], None]
+    samples: RowIndex,
+    encoder: Encoder,
+    *,
+    workers: int,
+    folder: Path | None,
+    note: Callable[[str], None],
+    marks: Marks | None = None,
 ) -> Generator[Cost | BadRow, None, None]:
     """Measure the cost of each row from the headers of its files, or take it from the cache.
 
@@ -52,12 +59,14 @@ def scan_costs(
         workers: worker processes, as in `scan`.
         folder: folder of the cache; None caches nothing.
         note: receives a line for the user if the cache cannot be read or written.
+        marks: collects the digests of all rows that can be read; None: they are not computed.
 
     Raises:
         ConfigError: the errors of `scan`.
     """
+    what = "costs of rows"
     return scan_kept(
-        samples, encoder.measure, encoder, Costing, workers=workers, folder=folder, note=note, what="costs of rows"
+        samples, encoder.measure, encoder, Costing, workers=workers, folder=folder, note=note, what=what, marks=marks
     )
 
 
@@ -89,6 +98,7 @@ def scan_kept(
     note: Callable[[str], None],
     what: str,
     chunk: int = SCAN_CHUNK,
+    marks: Marks | None = None,
 ) -> Generator[T | BadRow, None, None]:
     """Apply a function to each row as `scan` does, except for rows whose result is in the cache.
 
@@ -102,6 +112,7 @@ def scan_kept(
         note: receives a line for the user if the cache cannot be read or written.
         what: name of the cached results, for these lines.
         chunk: rows that a worker returns at once.
+        marks: collects the digests of all rows that can be read; None: they are not computed.
 
     Yields:
         one result per sample, or its `BadRow` if the row is refused.
@@ -111,10 +122,10 @@ def scan_kept(
     """
     settings = None if folder is None else _settings_print(encoder, form.name)
     if folder is None or settings is None:
-        yield from scan(samples, look, workers=workers, chunk=chunk)
+        yield from _scan(samples, look, marks, workers=workers, chunk=chunk)
         return
     stores = {file.name: Store(folder / _name(file.name, settings), note=note, what=what) for file in samples.files}
-    results = scan(samples, _Remembering(look, stores, form), workers=workers, chunk=chunk)
+    results = _scan(samples, _Remembering(look, stores, form), marks, workers=workers, chunk=chunk)
     whole = False
     try:
         for place, result in enumerate(results):
@@ -131,6 +142,31 @@ def scan_kept(
     finally:
         for store in stores.values():
             store.close(whole=whole)
+
+
+def _scan(
+    samples: RowIndex, look: Callable[[Sample], T], marks: Marks | None, *, workers: int, chunk: int
+) -> Generator[T | BadRow, None, None]:
+    """Do what `scan` does, and hand the digest of each row to `marks`."""
+    if marks is None:
+        yield from scan(samples, look, workers=workers, chunk=chunk)
+        return
+    for place, result in enumerate(scan(samples, _Marking(look, marks), workers=workers, chunk=chunk)):
+        if isinstance(result, BadRow):
+            yield result
+        else:
+            value, mark = result
+            marks.take(place, mark)
+            yield value
+
+
+@dataclass(frozen=True, slots=True)
+class _Marking(Generic[T]):
+    look: Callable[[Sample], T]
+    marks: Marks
+
+    def __call__(self, sample: Sample) -> tuple[T, bytes]:
+        return self.look(sample), self.marks.mark(sample)
 
 
 @dataclass(frozen=True, slots=True)

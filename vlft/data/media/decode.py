@@ -20,7 +20,7 @@ from vlft.data.media.read import (
     qwen_vl_utils,
     read_headers,
     recipe_for,
-    refused_medium,
+    refused,
     resized,
     snapped_size,
     still_size_of,
@@ -51,7 +51,7 @@ def decode(media: Media, recipe: Recipe) -> EncodedMedia:
             return video_patches(_decode_frames(media, recipe), recipe)
         return video_patches(_decode_clip(media, recipe), recipe)
     except Unreadable as error:
-        raise refused_medium(media, error) from error
+        raise refused(media, error) from error
 
 
 def check(media: Media, recipe: Recipe) -> None:
@@ -75,7 +75,7 @@ def check(media: Media, recipe: Recipe) -> None:
             for _ in read_frames(clip, near):
                 pass
     except Unreadable as error:
-        raise refused_medium(media, error) from error
+        raise refused(media, error) from error
 
 
 def _decode_still(image: Image, recipe: Recipe) -> torch.Tensor:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from vlft.config.places import near_miss
 from vlft.data.media.depth import grey_bits, grey_to_8_bits, is_deep, is_grey, remark_on
 from vlft.data.media.jpeg import read_jpeg
 from vlft.data.media.kinds import HEAD, kind_of_file, mistaken
+from vlft.data.media.missing import missing
 
 # Exceptions that Pillow's decoders are known to raise on damaged files, besides their own classes (which are OSErrors).
 BROKEN_PICTURE = (
@@ -50,6 +50,17 @@ if TYPE_CHECKING:
 
 class Unreadable(Exception):
     """A file that cannot be trained on. The message says why and what to do, and does not name the row."""
+
+
+class MissingFile(Unreadable):
+    """A file that does not exist (`.path`)."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return missing(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,24 +300,19 @@ def require_file(path: str, *, most: int | None = None) -> None:
     Raises:
         Unreadable: the file does not exist, cannot be accessed, is not a regular file, or is larger.
     """
-    what = "no such file"
     try:
         found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a lone surrogate, a null character
-        pass
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a lone surrogate, a null
+        raise MissingFile(path) from error
     except OSError as error:
         raise Unreadable(f"{path}: cannot be read ({error.strerror}). Check its disk and permissions") from error
-    else:
-        if stat.S_ISREG(found.st_mode):
-            if most is not None and found.st_size > most:
-                raise Unreadable(f"{path}: {found.st_size:,} bytes, a picture has {most:,} at most. Make it smaller")
-            return
-        if not stat.S_ISDIR(found.st_mode):
-            raise Unreadable(f"{path}: is {_odd(found.st_mode)}, not a regular file. Name a picture or video file")
-        what = "is a folder, not a file"
-    hint = near_miss(path) if what == "no such file" else ""
-    end = "" if hint.endswith("?") else "."
-    raise Unreadable(f"{path}: {what}{hint}{end} Put it there, or correct the path or --image_folder")
+    if stat.S_ISREG(found.st_mode):
+        if most is not None and found.st_size > most:
+            raise Unreadable(f"{path}: {found.st_size:,} bytes, a picture has {most:,} at most. Make it smaller")
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        raise Unreadable(f"{path}: is {_odd(found.st_mode)}, not a regular file. Name a picture or video file")
+    raise Unreadable(f"{path}: is a folder, not a file. Put it there, or correct the path or --image_folder")
 
 
 def _odd(mode: int) -> str:

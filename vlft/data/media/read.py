@@ -17,8 +17,9 @@ from typing import Any
 from vlft.config.recipe import FRAME_TOKENS, Recipe
 from vlft.data.media.clips import Clip, open_clip
 from vlft.data.media.limits import VIDEO_TOKENS, overridden
+from vlft.data.media.missing import missing
 from vlft.data.media.patches import grid_for
-from vlft.data.media.pictures import Unreadable, depth_remark, picture_header
+from vlft.data.media.pictures import MissingFile, Unreadable, depth_remark, picture_header
 from vlft.data.media.sizes import frame_count, frame_range, frame_size, still_size
 from vlft.data.sample import Grid, Image, Media, Video
 from vlft.errors import ConfigError, VlftError
@@ -77,7 +78,7 @@ def read_headers(media: Media) -> Headers:
             return Headers(clip=open_clip(media.path))
         return Headers(sizes=tuple(one.size for one in headers), deep=tuple(one.deep for one in headers))
     except Unreadable as error:
-        raise refused_medium(media, error) from error
+        raise refused(media, error) from error
 
 
 def depth_remarks(media: Media, seen: Headers | None = None) -> list[tuple[str, str]]:
@@ -97,7 +98,7 @@ def depth_remarks(media: Media, seen: Headers | None = None) -> list[tuple[str, 
         try:
             remark = depth_remark(path) if deep else None
         except Unreadable as error:
-            raise MediaError(field, str(error)) from error
+            raise refused(media, error, field=field) from error
         if remark:
             remarks.append((field, remark))
     return remarks
@@ -121,7 +122,7 @@ def grid_of(media: Media, seen: Headers, recipe: Recipe) -> Grid:
             height, width = seen.clip.height, seen.clip.width
         return grid_for(frames // 2, *frame_size_of(frames, height, width, recipe), recipe)
     except Unreadable as error:
-        raise refused_medium(media, error) from error
+        raise refused(media, error) from error
 
 
 def recipe_for(media: Media, recipe: Recipe) -> Recipe:
@@ -136,9 +137,14 @@ def recipe_for(media: Media, recipe: Recipe) -> Recipe:
         raise MediaError(media.field, str(error)) from error
 
 
-def refused_medium(media: Media, error: Unreadable) -> MediaError:
+def refused(media: Media, error: Unreadable, *, field: str | None = None) -> MediaError:
+    """Return the error for a medium that cannot be read; `field` names a part of it, such as a frame."""
     path, reason = media.path, str(error)
-    return MediaError(media.field, reason if path is None or path in reason else f"{path}: {reason}")
+    if isinstance(error, MissingFile):
+        reason = missing(error.path, media.folder)
+    elif path is not None and path not in reason:
+        reason = f"{path}: {reason}"
+    return MediaError(field or media.field, reason)
 
 
 def still_size_of(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
@@ -169,7 +175,7 @@ def of_frame(video: Video, i: int, read: Any) -> Any:
     try:
         return read(video.frames[i])
     except Unreadable as error:
-        raise MediaError(f"{video.field}[{i}]", str(error)) from error
+        raise refused(video, error, field=f"{video.field}[{i}]") from error
 
 
 def frames_taken(clip: Clip, video: Video, recipe: Recipe) -> list[int]:

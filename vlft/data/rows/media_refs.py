@@ -83,7 +83,7 @@ def picture(row: RowRef, value: object, field: str, places: Places, overrides: O
     Raises:
         DataError: the value is not a path, or the path is not followed.
     """
-    return Image(path=_path(row, value, field, places), field=field, overrides=overrides)
+    return Image(path=_path(row, value, field, places), field=field, overrides=overrides, folder=places.folder)
 
 
 def videos(row: RowRef, value: object, places: Places, *, tags: int, key: str, overrides: Overrides) -> list[Video]:
@@ -122,10 +122,10 @@ def clip(row: RowRef, value: object, field: str, places: Places, overrides: Over
     else:
         path = _path(row, value, field, places)
         if not os.path.isdir(path):
-            return Video(path=path, field=field, overrides=overrides)
+            return Video(path=path, field=field, overrides=overrides, folder=places.folder)
         frames = _frames(row, _in_folder(row, value, path, field), field, places)
     size = Overrides(min_pixels=overrides.min_pixels, max_pixels=overrides.max_pixels)
-    return Video(frames=frames, field=field, overrides=size)
+    return Video(frames=frames, field=field, overrides=size, folder=places.folder)
 
 
 def is_one_video(value: object) -> bool:
