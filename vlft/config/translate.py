@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlft.config.kinds import FALSE, Kind
@@ -15,10 +15,12 @@ from vlft.config.kits import ANYWHERE, KITS
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit, Outcome
 from vlft.config.kits.swift import ENVIRONMENT
-from vlft.config.said import Said, quoted
+from vlft.config.said import Said, placeholders, quoted
 
 #: A command line with at least this many flags of one kit is read as that kit's, with its defaults and meanings.
 WHOSE = 3
+#: No kit: the flags are those of vlft.
+OURS = Kit(name="", rules={})
 WIDTH = 110
 
 
@@ -72,7 +74,12 @@ class Translation:
 
 
 def translate(
-    said: Mapping[str, Said], kinds: Mapping[str, Kind], environ: Mapping[str, str] | None = None
+    said: Mapping[str, Said],
+    kinds: Mapping[str, Kind],
+    environ: Mapping[str, str] | None = None,
+    *,
+    kit: Kit | None = None,
+    processes: int | None = None,
 ) -> Translation:
     """Translate each flag of a command line.
 
@@ -80,31 +87,42 @@ def translate(
         said: name -> the flag as it was given last.
         kinds: the flags of the verb in vlft.
         environ: the environment, from which ms-swift reads some settings.
+        kit: the kit that the flags belong to; `OURS` if it is vlft; None: the one that has the most of them.
+        processes: the number of processes of the run, for the size of a step; None if it is not known.
     """
-    kit = _kit_of(said, kinds)
+    whole = kit is not None  # the flags are a whole run, so the kit's defaults count
+    kit = kit_of(said, kinds) if kit is None else None if kit is OURS else kit
     order = [*([kit] if kit else []), *ANYWHERE, *(other for other in KITS if other is not kit)]
     settled: dict[str, Change] = {}
     values = {name: one.words for name, one in said.items() if name not in kinds or (kit and name in kit.names)}
     for one in [kit, *(other for other in KITS if other is not kit)] if kit else KITS:
+        here = {_meant(name, one, values) if one is kit else name: name for name in values}
         for rule in one.together:
-            left = {name: words for name, words in values.items() if name not in settled}
+            left = {name: values[written] for name, written in here.items() if written not in settled}
             found = rule(left)
             if found is not None:
-                change = Change(said=tuple(said[name] for name in found[0]), outcome=_idle_if_given(found[1], said))
-                settled |= dict.fromkeys(found[0], change)
+                names = [here[name] for name in found[0]]
+                change = Change(said=tuple(said[name] for name in names), outcome=_idle_if_given(found[1], said))
+                settled |= dict.fromkeys(names, change)
     for name, flag in said.items():
         if name not in settled and (outcome := _outcome_of(flag, kinds, kit, order)) is not None:
             settled[name] = Change(said=(flag,), outcome=outcome)
-    if (batch := _batch(said, settled, kit)) is not None:
+    if (batch := _batch(said, settled, kit, processes, whole=whole)) is not None:
         settled |= {one.name: batch for one in batch.said}
     return _gathered(said, kinds, kit, settled, environ or {})
 
 
-def _kit_of(said: Mapping[str, Said], kinds: Mapping[str, Kind]) -> Kit | None:
-    """Return the kit that has the most of the flags that vlft lacks; None if no kit has at least `WHOSE` of them."""
+def kit_of(said: Collection[str], kinds: Collection[str], least: int = WHOSE) -> Kit | None:
+    """Return the kit that has the most of the flags that vlft lacks; None if no kit has at least `least` of them."""
     shared = set(kinds).union(*(one.names for one in ANYWHERE))
     counts = [len((set(said) & kit.names) - shared) for kit in KITS]
-    return KITS[counts.index(max(counts))] if max(counts) >= WHOSE else None
+    return KITS[counts.index(max(counts))] if max(counts) >= least else None
+
+
+def _meant(name: str, kit: Kit, given: Collection[str]) -> str:
+    """Return the kit's own flag for a flag of another kit with the same meaning, unless that is given, too."""
+    own = kit.synonyms.get(name, name)
+    return name if name in kit.names or own in given else own
 
 
 def _outcome_of(flag: Said, kinds: Mapping[str, Kind], kit: Kit | None, order: Sequence[Kit]) -> Outcome | None:
@@ -143,27 +161,46 @@ def _idle_if_given(outcome: Outcome, said: Mapping[str, Said]) -> Outcome:
     return outcome
 
 
-def _batch(said: Mapping[str, Said], settled: Mapping[str, Change], kit: Kit | None) -> Change | None:
+def _batch(
+    said: Mapping[str, Said], settled: Mapping[str, Change], kit: Kit | None, processes: int | None, *, whole: bool
+) -> Change | None:
     """Translate rows of a micro-batch x accumulation into `--global_batch`, because in vlft a micro-batch is a pack."""
     sizes = ("per_device_train_batch_size", "micro_batch_size")
     names = [name for name in (*sizes, "gradient_accumulation_steps") if name in said]
     unpacked = "packing" in said and "packing" not in settled and said["packing"].word.lower() in FALSE
     foreign = any(not isinstance(change.outcome, Idle) for change in settled.values())
-    if not names or unpacked or not foreign or "global_batch" in said:
+    others = [name for name in ("per_device_eval_batch_size",) if name in said and (names or kit)]
+    if unpacked or not foreign or "global_batch" in said or not names + others:
         return None
-    try:
-        product = 1
-        for name in names:
-            product *= int(said[name].word)
-    except ValueError:
-        return None
+    if not names and not whole:
+        return Change(said=tuple(said[name] for name in others), outcome=Idle(why="evaluation is packed as training is"))
     if kit is None and all(said[name].word == "1" for name in names if name in sizes):
         return None
-    names += [name for name in ("per_device_eval_batch_size",) if name in said]
-    return Change(
-        said=tuple(said[name] for name in names),
-        outcome=Becomes(flags={"global_batch": (str(product),)}, note="for one GPU: multiply it by the number of GPUs"),
-    )
+    given = {name: said[name].word for name in names}
+    if not all(word.isdigit() or placeholders(word) for word in given.values()):
+        return None
+    rows = next((given[name] for name in sizes if name in given), str(kit.batch[0]) if kit and whole else "1")
+    outcome = step_rows(rows, given.get("gradient_accumulation_steps"), kit if whole else None, processes)
+    return Change(said=tuple(said[name] for name in (*names, *others)), outcome=outcome)
+
+
+def step_rows(rows: str, accumulation: str | None, kit: Kit | None, processes: int | None) -> Becomes:
+    """Return `--global_batch` for the rows of a step.
+
+    Args:
+        rows: rows of a micro-batch on one device. It may be a placeholder.
+        accumulation: micro-batches of a step; None: the kit's default.
+        kit: the kit whose defaults count; None: 1.
+        processes: number of processes; None: unknown.
+    """
+    if accumulation is None:
+        own = kit.batch[1] if kit else 1
+        accumulation = "1" if not rows.isdigit() else str(own or max(1, -(-16 // (int(rows) * (processes or 1)))))
+    if not (rows.isdigit() and accumulation.isdigit()):
+        names = "_x_".join(word.strip("<>") for word in (rows, accumulation, "GPUS"))
+        return Becomes(flags={"global_batch": (f"<{names}>",)}, note="rows of an optimizer step over all GPUs")
+    note = "" if processes else "for one GPU: multiply it by the number of GPUs"
+    return Becomes(flags={"global_batch": (str(int(rows) * int(accumulation) * (processes or 1)),)}, note=note)
 
 
 def _gathered(
@@ -180,7 +217,8 @@ def _gathered(
             outcome = settled[name].outcome
             if isinstance(outcome, Becomes):
                 for new, words in outcome.flags.items():
-                    if new not in said or new in settled:  # a flag of vlft in the command line wins
+                    # A flag of vlft in the command line wins. Of two kits the one that the line was written for wins.
+                    if (new not in said or new in settled) and not (new in flags and _foreign(settled[name], kit)):
                         flags[new] = words
         elif name in kinds or (name.removeprefix("no_") in kinds and name not in kinds):
             flags[name] = one.words
@@ -202,6 +240,10 @@ def _gathered(
         refusals=tuple(one for one in changes if isinstance(one.outcome, Cannot)),
         unknown=tuple(unknown),
     )
+
+
+def _foreign(change: Change, kit: Kit | None) -> bool:
+    return kit is not None and not any(one.name in kit.names for one in change.said)
 
 
 def _flags(flags: Mapping[str, tuple[str, ...]]) -> str:

@@ -53,6 +53,20 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     )
 
 
+def defaults(
+    said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """Return axolotl's defaults. A qLoRA becomes a LoRA on the base in its own dtype."""
+    found: dict[str, tuple[str, ...]] = {}
+    if "".join(said.get("adapter", ())).lower() == "qlora":
+        names = {name: words for name, words in said.items() if name in ("lora_target_modules", "freeze_mm_modules")}
+        lora = towers(names | {"adapter": ("lora",)})
+        found |= dict(lora[1].flags) if lora and isinstance(lora[1], Becomes) else {}
+    steps = {} if "warmup_steps" in flags else {"warmup_steps": ("0.03",)}
+    epochs = {} if "max_steps" in flags else {"num_train_epochs": ("1",)}
+    return found | steps | epochs | {"lr_scheduler_type": ("cosine",), "lora_dropout": ("0.0",)}
+
+
 def datasets(words: tuple[str, ...], *, to: str = "data_path") -> Outcome:
     """Translate a list of mappings, each with a `path`."""
     paths = []
@@ -82,6 +96,7 @@ _PREPARED = idle("rows are prepared in the workers")
 KIT = Kit(
     name="axolotl",
     together=(towers,),
+    defaults=defaults,
     marks=frozenset(("adapter", "lora_target_linear", "lora_target_modules", "freeze_mm_modules")),
     rules={
         "base_model": renamed("model_id"),

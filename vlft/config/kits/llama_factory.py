@@ -18,6 +18,7 @@ from vlft.config.kits.outcome import (
     by_word,
     cannot,
     data,
+    filled_in,
     flag,
     held_out,
     idle,
@@ -49,6 +50,25 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     if how == "lora":
         merger = "frozen"
     return names, Becomes(flags={"vision": (vision,), "merger": (merger,), "language": (language,)})
+
+
+def defaults(
+    said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """Return LLaMA-Factory's defaults: of TrainingArguments, of LoRA, and of its picture and video sizes."""
+    found = dict(_MODES) if said.get("finetuning_type", ("lora",)) == ("lora",) else {}
+    rank = flags.get("lora_rank", ("8",))
+    alpha = (str(2 * int(rank[0])),) if rank[0].isdigit() else (filled_in("2 x lora_rank"),)
+    lora = {"lora_rank": ("8",), "lora_alpha": alpha, "lora_dropout": ("0.0",)}
+    sizes = {
+        "image_max_pixels": (str(768 * 768),),
+        "video_max_pixels": (str(256 * 256),),
+        **({} if "nframes" in flags else {"video_max_frames": ("128",)}),
+    }
+    return found | {"learning_rate": ("5e-5",)} | lora | sizes
+
+
+_MODES = {"vision": ("frozen",), "merger": ("frozen",), "language": ("lora",)}
 
 
 def datasets(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
@@ -85,6 +105,16 @@ _QUANTISED = lambda words: Idle(why="off") if is_false(words) else QUANTISED(wor
 KIT = Kit(
     name="LLaMA-Factory",
     together=(towers, datasets),
+    defaults=defaults,
+    batch=(8, 1),
+    synonyms={
+        "freeze_vit": "freeze_vision_tower",
+        "freeze_aligner": "freeze_multi_modal_projector",
+        "freeze_merger": "freeze_multi_modal_projector",
+        "freeze_llm": "freeze_language_model",
+        "tuner_type": "finetuning_type",
+        "train_type": "finetuning_type",
+    },
     marks=frozenset(("finetuning_type", "freeze_multi_modal_projector", "freeze_language_model", "dataset_dir")),
     rules={
         "model_name_or_path": renamed("model_id"),

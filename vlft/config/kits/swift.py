@@ -48,11 +48,24 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     if not set(names) & {*_HOW, "freeze_vit", "freeze_aligner"}:
         return None  # freeze_llm alone is a flag of 2U1
     how = "".join(next((said[name] for name in _HOW if name in said), ("lora",))).lower()
+    if how == "lora_llm":  # a plugin of its examples, and megatron-swift: LoRA on the language model only
+        return names, Becomes(flags={"vision": ("full",), "merger": ("full",), "language": ("lora",)})
     if how not in ("lora", "full"):
         return names, Cannot(why=f"{how} is not supported. --vision, --merger and --language take full, lora or frozen")
     frozen = {name: is_true(said[name]) if name in said else name != "freeze_llm" for name in _TOWERS}
     vision, merger, language = ("frozen" if frozen[name] else how for name in _TOWERS)
     return names, Becomes(flags={"vision": (vision,), "merger": (merger,), "language": (language,)})
+
+
+def defaults(
+    said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """Return ms-swift's defaults. Its learning rate depends on the tuner."""
+    how = "".join(next((said[name] for name in _HOW if name in said), ("lora",))).lower()
+    found = {"vision": ("frozen",), "merger": ("frozen",), "language": ("lora",)} if how == "lora" else {}
+    rate = {"learning_rate": ("1e-5",)} if how == "full" else {}
+    lora = {"lora_rank": ("8",), "lora_alpha": ("32",)}
+    return found | rate | lora | {"lr_scheduler_type": ("cosine",), "weight_decay": ("0.1",), "adam_beta2": ("0.95",)}
 
 
 def _fold(words: tuple[str, ...]) -> Outcome:
@@ -71,6 +84,15 @@ _OTHER = off("not supported")
 KIT = Kit(
     name="ms-swift",
     together=(towers,),
+    defaults=defaults,
+    batch=(1, None),
+    synonyms={
+        "freeze_vision_tower": "freeze_vit",
+        "freeze_multi_modal_projector": "freeze_aligner",
+        "freeze_merger": "freeze_aligner",
+        "freeze_language_model": "freeze_llm",
+        "finetuning_type": "tuner_type",
+    },
     marks=frozenset((*_HOW, "freeze_vit", "freeze_aligner")),
     rules={
         "model": renamed("model_id"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from vlft.config.kits.outcome import (
     QUANTISED,
+    Becomes,
     Idle,
     Kit,
     Outcome,
@@ -26,13 +27,24 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     """Translate `use_peft`: LoRA or full."""
     if "use_peft" not in said:
         return None
-    full = flag("language", "full", note="TRL also trains vision tower and merger in full: --vision full")
+    full = Becomes(flags=dict.fromkeys(("vision", "merger", "language"), ("full",)))
     return ("use_peft",), flag("language", "lora") if is_true(said["use_peft"]) else full
+
+
+def defaults(
+    said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """Return the defaults of SFTConfig and ModelConfig. Without `use_peft` the whole model trains."""
+    full = {} if "use_peft" in said else dict.fromkeys(("vision", "merger", "language"), ("full",))
+    return full | {"learning_rate": ("2e-5",), "lora_rank": ("16",), "lora_alpha": ("32",)}
 
 
 KIT = Kit(
     name="TRL",
     together=(towers,),
+    defaults=defaults,
+    batch=(8, 1),
+    remark="TRL trains every token of a conversation unless assistant_only_loss is set; vlft trains the assistant turns",
     marks=frozenset(("use_peft",)),
     rules={
         "dataset_name": data,

@@ -362,7 +362,5 @@ def _first_brace(parts: tuple[Part, ...]) -> list[tuple[Part, ...]]:
             step = 1 if first <= last else -1
             items = [str(number) for number in range(first, last + step, step)[: LONGEST + 1]]
         texts = (part.text[: match.start()] + item + part.text[match.end() :] for item in items)
-        return [
-            (*parts[:place], Part(kind="text", text=text, quoted=False), *parts[place + 1 :]) for text in texts
-        ]
+        return [(*parts[:place], Part(kind="text", text=text, quoted=False), *parts[place + 1 :]) for text in texts]
     return [parts]

@@ -94,7 +94,9 @@ def parse(text: str) -> Body:
     parser = _Parser(tokens_of(text))
     body = parser.body(())
     if (left := parser.peek()) is not None:
-        raise ConfigError(f"line {left.line}: {left.operator or left.plain} is out of place, so this is no shell script")
+        raise ConfigError(
+            f"line {left.line}: {left.operator or left.plain} is out of place, so this is no shell script"
+        )
     return body
 
 
@@ -151,7 +153,9 @@ class _Parser:
             operators.append(self._next("").operator)
             self._skip("\n")
             parts.append(self._pipeline())
-        return parts[0] if len(parts) == 1 else Chain(line=parts[0].line, parts=tuple(parts), operators=tuple(operators))
+        return (
+            parts[0] if len(parts) == 1 else Chain(line=parts[0].line, parts=tuple(parts), operators=tuple(operators))
+        )
 
     def _pipeline(self) -> Statement:
         line = self._tokens[self._at].line if self.peek() else 0

@@ -64,11 +64,12 @@ class Script:
     passes_arguments: bool = False
 
 
-def follow(text: str, path: str = "") -> Script:
+def follow(text: str, path: str = "", recorded: frozenset[str] = frozenset()) -> Script:
     """Return the commands of a script.
 
     Args:
         text: its text.
+        recorded: functions that are recorded as commands, and not followed.
         path: its file; "" if it has none. Scripts that it calls or reads are found from the working directory, or
             beside this file.
 
@@ -76,14 +77,15 @@ def follow(text: str, path: str = "") -> Script:
         ConfigError: the text is no valid script, or it would take too long to follow.
     """
     script = Script()
-    walker = _Walker(script, path)
+    walker = _Walker(script, path, recorded)
     walker.run(parse(text))
     return script
 
 
 class _Walker:
-    def __init__(self, script: Script, path: str, arguments: Values | None = None) -> None:
-        self.script, self.path, self.arguments = script, path, arguments
+    def __init__(self, script: Script, path: str, recorded: frozenset[str]) -> None:
+        self.script, self.path, self.recorded = script, path, recorded
+        self.arguments: Values | None = None
         self.variables: dict[str, Values] = {
             name: (Text(text=os.environ[name]),) for name in KNOWN_ANYWHERE if name in os.environ
         }
@@ -266,7 +268,7 @@ class _Walker:
             return self._nested(" ".join(word.text for word in words[1:]), self.path, self.arguments, own)
         if name in ("source", "."):
             return self._other_script(words[1:], own, line, same=True)
-        if name in self.functions:
+        if name in self.functions and name not in self.recorded:
             return self._call(self.functions[name], tuple(words[1:]), own)
         if name in _SHELLS and len(words) > 1:
             return self._shell(words, own, line)
@@ -334,7 +336,9 @@ class _Walker:
             return True
         changed = name.rstrip("+-*/% ").strip("+- ")
         if changed.isidentifier() and (changed != name or "++" in name or "--" in name):
-            self._set(changed, (unknown(changed, f"line {token.line}: ${changed} is changed by (({expression.text}))"),))
+            self._set(
+                changed, (unknown(changed, f"line {token.line}: ${changed} is changed by (({expression.text}))"),)
+            )
             return True
         result = self._expander().arithmetic(expression.text, token.line)
         return None if result.missing else result.text != "0"
@@ -360,9 +364,7 @@ class _Walker:
         self.arguments, self.path = before, before_path
         return None
 
-    def _nested(
-        self, text: str, path: str, arguments: Values | None, own: list[tuple[str, Values]]
-    ) -> bool | None:
+    def _nested(self, text: str, path: str, arguments: Values | None, own: list[tuple[str, Values]]) -> bool | None:
         body = parse(text)
         return self._with(lambda: self.run(body), arguments, path, own)
 
@@ -374,9 +376,7 @@ class _Walker:
             return self._nested(rest[1].text, self.path, tuple(rest[3:]), own) if len(rest) > 1 else True
         return self._other_script(rest, own, line, same=False)
 
-    def _other_script(
-        self, words: list[Text], own: list[tuple[str, Values]], line: int, *, same: bool
-    ) -> bool | None:
+    def _other_script(self, words: list[Text], own: list[tuple[str, Values]], line: int, *, same: bool) -> bool | None:
         """Follow another script: `bash other.sh`, or `source other.sh` in the `same` shell."""
         if not words or words[0].missing:
             return None
