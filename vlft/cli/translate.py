@@ -1,7 +1,7 @@
 """`vlft plan --translate OLD`: translate a script, a command line or a YAML of another kit into flags of vlft.
 
-It is a part of `vlft plan`, but needs none of its flags, no base, no data, and neither torch nor transformers, so it has
-a command line of its own. Neighbour: `vlft.config.migrate` does the work.
+It is a part of `vlft plan`, but needs none of its flags, no base, no data, and neither torch nor transformers. So it
+has a command line of its own. Neighbour: `vlft.config.migrate` does the work.
 """
 
 from __future__ import annotations

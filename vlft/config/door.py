@@ -199,10 +199,10 @@ def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], 
     if told.changes:
         bad = {one.flag for one in wrong}
         right = replace(told, flags={name: words for name, words in told.flags.items() if name not in bad})
+        if line.config:
+            lines += [f"as a YAML: vlft plan --translate {quoted(line.config)} --out NEW.yaml"]
         left_out = ", without the flags that are not supported or wrong" if texts else ""
         lines += [f"the command for vlft{left_out}:", f"  {right.command(verb, line.others)}"]
-        if line.config:
-            lines += [f"as a YAML, with the defaults of that kit: vlft plan --translate {quoted(line.config)} --out NEW.yaml"]
     return "\n  ".join(lines)
 
 

@@ -38,6 +38,8 @@ class Said:
         return " ".join(self.words)
 
     def __str__(self) -> str:
+        if self.name.isupper():  # a variable of the environment
+            return f"{self.name}={self.shown}"
         return f"--{self.name} {self.shown}".rstrip()
 
     @property

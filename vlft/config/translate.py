@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from vlft.config.kinds import FALSE, Kind
 from vlft.config.kits import ANYWHERE, KITS
 from vlft.config.kits.common import REPLACED
+from vlft.config.kits.features import by_feature
 from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit, Outcome
-from vlft.config.kits.swift import ENVIRONMENT
+from vlft.config.kits.swift import from_environment
+from vlft.config.names import mistyped
 from vlft.config.said import Said, placeholders, quoted
 
 #: A command line with at least this many flags of one kit is read as that kit's, with its defaults and meanings.
@@ -128,6 +130,8 @@ def _meant(name: str, kit: Kit, given: Collection[str]) -> str:
 def _outcome_of(flag: Said, kinds: Mapping[str, Kind], kit: Kit | None, order: Sequence[Kit]) -> Outcome | None:
     """Translate a single flag. None if it is a flag of vlft that needs no change, or if it is unknown."""
     if flag.name == "deepspeed" and (preset := _preset(flag.word)):
+        if preset == "zero0":
+            return Idle(why="without ZeRO every process holds the whole state, as without --deepspeed")
         return Becomes(flags={"deepspeed": (preset,)})
     name, words = flag.name, flag.words
     if name in kinds and not (kit and name in kit.rules):
@@ -140,15 +144,18 @@ def _outcome_of(flag: Said, kinds: Mapping[str, Kind], kit: Kit | None, order: S
             outcome = one.rules[name](words)
             same = isinstance(outcome, Becomes) and dict(outcome.flags) == {name: words}
             return None if same else outcome
-    return None
+    rule = None if name in kinds or mistyped(name, kinds) else by_feature(name)
+    return None if rule is None else rule(words)
 
 
 def _preset(path: str) -> str:
     """Return the preset for a kit's DeepSpeed file that does not exist: `scripts/zero3.json` -> `zero3`; else ""."""
+    if path.lower() in ("zero0", "z0"):
+        return "zero0"
     if os.path.exists(path) or not path.endswith(".json"):
         return ""
-    stage = re.search(r"z(?:ero)?_?([123])", os.path.basename(path).lower())
-    offload = "_offload" if "offload" in path.lower() and stage and stage[1] != "1" else ""
+    stage = re.search(r"z(?:ero)?_?([0123])", os.path.basename(path).lower())
+    offload = "_offload" if "offload" in path.lower() and stage and stage[1] in "23" else ""
     return f"zero{stage[1]}{offload}" if stage else ""
 
 
@@ -173,7 +180,9 @@ def _batch(
     if unpacked or not foreign or "global_batch" in said or not names + others:
         return None
     if not names and not whole:
-        return Change(said=tuple(said[name] for name in others), outcome=Idle(why="evaluation is packed as training is"))
+        return Change(
+            said=tuple(said[name] for name in others), outcome=Idle(why="evaluation is packed as training is")
+        )
     if kit is None and all(said[name].word == "1" for name in names if name in sizes):
         return None
     given = {name: said[name].word for name in names}
@@ -226,12 +235,11 @@ def _gathered(
             unknown.append(one)
     changes = list({id(change): change for change in settled.values()}.values())
     if kit is not None and kit.name == "ms-swift":
-        for variable, flag in ENVIRONMENT.items():
-            if variable in environ and flag not in flags:
-                words = (environ[variable],)
-                flags[flag] = words
-                one = Said(name=variable, words=words)
-                changes.append(Change(said=(one,), outcome=Becomes(flags={flag: words}, note="from the environment")))
+        for variable, value, outcome in from_environment(environ, "".join(flags.get("model_id", ()))):
+            new = {name: words for name, words in outcome.flags.items() if name not in flags}
+            flags |= new
+            said_there = (Said(name=variable, words=(value,)),)
+            changes += [Change(said=said_there, outcome=Becomes(flags=new, note=outcome.note))] if new else []
     return Translation(
         kit=kit.name if kit else "",
         flags=flags,

@@ -98,6 +98,19 @@ def _registry(folder: str) -> dict[str, str]:
     }
 
 
+def _peft(words: tuple[str, ...]) -> Outcome:
+    """Translate the nested settings of an adapter in a YAML of LLaMA-Factory's version 1."""
+    try:
+        content = json.loads(" ".join(words))
+        names = {"r": "lora_rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+        flags = {names[name]: (str(value),) for name, value in content.items() if name in names}
+    except (ValueError, AttributeError):
+        return Cannot(why="no settings of a LoRA")
+    if content.get("name", "lora") != "lora":
+        return Cannot(why=f"{content['name']} is not supported. --vision, --merger and --language take full or lora")
+    return Becomes(flags=_MODES | flags)
+
+
 _STAGES = cannot("only supervised fine-tuning is supported: stage sft")
 _OTHER = off("not supported")
 _QUANTISED = lambda words: Idle(why="off") if is_false(words) else QUANTISED(words)  # noqa: E731
@@ -119,6 +132,25 @@ KIT = Kit(
     rules={
         "model_name_or_path": renamed("model_id"),
         "adapter_name_or_path": off("training starts from merged weights: vlft merge RUN OUT, then --model_id OUT"),
+        "model": renamed("model_id"),
+        "model_class": idle("the base's config.json sets it"),
+        "peft_config": _peft,
+        "kernel_config": idle("--use_liger_kernel auto uses the kernels that it tests as equal"),
+        "dist_config": cannot("use torchrun, and --deepspeed zero2 or zero3"),
+        "quant_config": _QUANTISED,
+        "train_dataset": data,
+        "sample_backend": idle("it belongs to answering"),
+        "init_config": idle("weights are read tensor by tensor"),
+        "enable_activation_checkpointing": renamed("gradient_checkpointing"),
+        "buffer_size": idle("it belongs to streaming"),
+        "use_v1_kernels": idle("--use_liger_kernel auto uses the kernels that it tests as equal"),
+        "split_special_tokens": off("the base's own tokenizer is used"),
+        "use_kv_cache": idle("training keeps no cache"),
+        "freeze_extra_modules": cannot("--vision, --merger and --language set what trains"),
+        "lr_scheduler_config": cannot("--lr_scheduler_type and --lr_scheduler_kwargs set the schedule"),
+        "optim_config": cannot("--optim and --optim_args set the optimizer"),
+        "master_addr": idle("the launcher sets it"),
+        "master_port": idle("the launcher sets it"),
         "stage": by_word({"sft": Idle(why="always so")}, _STAGES),
         "lora_target": lora_target,
         "additional_target": off("no modules are saved besides LoRA. --merger full trains the merger in full"),

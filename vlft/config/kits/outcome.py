@@ -145,11 +145,11 @@ QUANTISED = cannot(
 def dtype(words: tuple[str, ...]) -> Outcome:
     """Translate `torch_dtype` and similar flags. In vlft bf16 and fp16 are autocast over the base's own dtype."""
     word = words[0].lower() if words else ""
-    if word in ("bfloat16", "bf16"):
+    if word in ("bfloat16", "bf16", "bf16-mixed", "bf16-true"):
         return flag("bf16", "true")
-    if word in ("float16", "fp16"):
+    if word in ("float16", "fp16", "16-mixed"):
         return flag("fp16", "true")
-    if word in ("float32", "fp32"):
+    if word in ("float32", "fp32", "no", "32-true"):
         return flag("bf16", "false")
     return Idle(why="the dtype follows the base and --bf16")
 
@@ -194,7 +194,7 @@ def data(words: tuple[str, ...], *, to: str = "data_path") -> Becomes:
     notes = ["#N takes N rows: use --data_mix with cap"] if plain != names else []
     if unknown := [name for name in plain if not (name.endswith(_FILES) or os.path.exists(name))]:
         plain = [filled_in(name) if name in unknown else name for name in plain]
-        notes.append(f"{unknown[0]} is a data set's name in that kit: use its file or folder")
+        notes.append("the name of a data set: write its file or folder instead")
     note = "; ".join(notes)
     extra = {"eval_strategy": ("epoch",)} if to == "eval_path" else {}
     return Becomes(flags={to: tuple(plain), **extra}, note=note)

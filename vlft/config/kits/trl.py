@@ -19,6 +19,7 @@ from vlft.config.kits.outcome import (
     lora_target,
     off,
     on,
+    renamed,
     switch,
 )
 
@@ -44,7 +45,7 @@ KIT = Kit(
     together=(towers,),
     defaults=defaults,
     batch=(8, 1),
-    remark="TRL trains every token of a conversation unless assistant_only_loss is set; vlft trains the assistant turns",
+    remark="without assistant_only_loss TRL trains every token of a conversation; vlft trains the assistant turns",
     marks=frozenset(("use_peft",)),
     rules={
         "dataset_name": data,
@@ -70,6 +71,16 @@ KIT = Kit(
         "eos_token": idle("the base's own is used"),
         "chat_template_path": off("the base's own chat template is used"),
         "activation_offloading": off("not supported. Use --gradient_checkpointing true"),
+        "dataset_kwargs": idle("rows are prepared in the workers"),
+        "shuffle_dataset": idle("rows are always shuffled, by --seed"),
+        "truncation_mode": cannot("no row is cut: --over_length takes error, skip, shrink or drop_media"),
+        "model_init_kwargs": cannot("the base's config.json is used"),
+        "gradient_checkpointing_use_reentrant": idle("checkpointing is always non-reentrant"),
+        "use_flash_attention_2": idle("--attn auto picks the fastest kernel that is installed"),
+        "base_model_revision": renamed("model_revision"),
+        "model_code_revision": idle("code of a base is never run"),
+        "dataset_batch_size": idle("rows are prepared in the workers"),
+        "num_of_sequences": idle("packs are always filled as far as possible"),
         "streaming": switch(true=Idle(why="rows are read one by one"), false=Idle(why="off")),
     },
 )

@@ -131,7 +131,9 @@ def _settings(text: str, name: str) -> list[dict[Any, Any]] | None:
         loaded = [json.loads(text)] if text.lstrip().startswith("{") else list(yaml.safe_load_all(text))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if is_yaml:
-            raise ConfigError(f"--translate {name}: not valid {'JSON' if '{' in text[:9] else 'YAML'} ({error})") from None
+            raise ConfigError(
+                f"--translate {name}: not valid {'JSON' if '{' in text[:9] else 'YAML'} ({error})"
+            ) from None
         return None
     found = [one for one in loaded if one is not None]
     plain = all(isinstance(one, dict) and all(_PLAIN_KEY.fullmatch(str(key)) for key in one) for one in found)
@@ -146,15 +148,20 @@ def _settings(text: str, name: str) -> list[dict[Any, Any]] | None:
 def _of_settings(content: Mapping[Any, Any], where: str, name: str) -> Run:
     for mark, what in (
         ({"zero_optimization"}, "settings of DeepSpeed: name them with --deepspeed"),
-        ({"compute_environment", "distributed_type"}, "settings of accelerate: use torchrun to start several processes"),
+        (
+            {"compute_environment", "distributed_type"},
+            "settings of accelerate: use torchrun to start several processes",
+        ),
         ({"file_name"}, "a list of data sets"),
     ):
         inner = next((one for one in content.values() if isinstance(one, dict)), {})
         if mark <= set(content) or (mark == {"file_name"} and "file_name" in inner):
             raise ConfigError(f"--translate {name}: holds {what}, and no flags of a training")
-    environment = {str(key): str(value) for key, value in (content.get("env") or {}).items()} if isinstance(
-        content.get("env"), dict
-    ) else {}
+    environment = (
+        {str(key): str(value) for key, value in (content.get("env") or {}).items()}
+        if isinstance(content.get("env"), dict)
+        else {}
+    )
     flags = [Said(name=key, words=words) for key, words in flags_of(content) if key != "env" or not environment]
     written = {one.name: one for one in flags}
     return Run(
@@ -222,8 +229,8 @@ def _stray_flags(script: Script, found: Sequence[Launched]) -> list[str]:
     """Return a remark for flags that begin a line of their own, as after a comment between continued lines."""
     read_lines = {one.command.line for one in found}
     return [
-        f"line {command.line}: {' '.join(word.text for word in command.words[:2])} ... belongs to no command, because a "
-        "comment, or a line without a backslash, ends the command before it. These flags are left out"
+        f"line {command.line}: {' '.join(word.text for word in command.words[:2])} ... belongs to no command. A comment, "
+        "or a line without a backslash, ends the command before it. These flags are left out"
         for command in script.commands
         if command.words[0].text.startswith("-") and command.line not in read_lines
     ]
@@ -286,10 +293,10 @@ def _named_settings(config: Text, script: Script, path: str, remarks: list[str],
         places = (name, os.path.join(os.path.dirname(path), name))
         place = next((one for one in places if os.path.isfile(one)), None)
         if place is None or config.missing:
-            remarks.append(f"line {line}: {name} is not there, so its settings are missing. Then: vlft plan --translate {name}")
+            remarks.append(
+                f"line {line}: {name} is not there, so its settings are missing. Then: vlft plan --translate {name}"
+            )
             return None
         text = _text(place)[0]
     content = _settings(text, name if name.endswith((".yaml", ".yml", ".json")) else f"{name}.yaml")
     return _of_settings(content[0], name, name) if content else None
-
-

@@ -86,8 +86,10 @@ OTHER_TRAINING = {
 }
 #: Variables in which scripts keep the number of GPUs, in lower case.
 _GPU_COUNTS = frozenset(
-    ("num_devices", "num_gpus", "n_gpus", "ngpus", "gpus", "num_gpu", "gpu_num", "gpu_count", "nproc", "n_gpu")
-    + ("nproc_per_node", "gpus_per_node", "num_processes")
+    (
+        *("num_devices", "num_gpus", "n_gpus", "ngpus", "gpus", "num_gpu", "gpu_num", "gpu_count", "nproc", "n_gpu"),
+        *("nproc_per_node", "gpus_per_node", "num_processes"),
+    )
 )
 
 

@@ -152,7 +152,9 @@ def _drop_wrong(
             left_out.append((_shown(name, words), problem.text or "empty"))
             del flags[name]
         elif name == "fp16" and words and kind.value(words[0]):
-            left_out.append((_shown(name, words), "Qwen-VL's activations overflow float16: bf16 is used where it can be"))
+            left_out.append(
+                (_shown(name, words), "Qwen-VL's activations overflow float16: bf16 is used where it can be")
+            )
             del flags[name]
 
 
@@ -233,8 +235,12 @@ def _to_fill(flags: Flags, known: Mapping[str, Kind], run: Run, told: Translatio
                 if not os.path.exists(word) and not any(sign in word for sign in "*?["):
                     why = "does not exist here" if name != "eval_path" else notes.get(name) or "does not exist here"
                     yield ToFill(flag=name, value=word, why=why)
-            elif name == "model_id" and word.startswith(("/", ".", "~")) and not os.path.exists(os.path.expanduser(word)):
-                yield ToFill(flag=name, value=word, why="no such model folder here; a hub id such as Qwen/... also works")
+            elif (
+                name == "model_id" and word.startswith(("/", ".", "~")) and not os.path.exists(os.path.expanduser(word))
+            ):
+                yield ToFill(
+                    flag=name, value=word, why="no such model folder here; a hub id such as Qwen/... also works"
+                )
             elif kind is not None and (problem := kind.problem(word)) is not None:
                 yield ToFill(flag=name, value=word, why=problem.text)
 
@@ -263,5 +269,3 @@ def changes(settled: Settled) -> Iterator[tuple[str, str, str]]:
             kept = {name: settled.flags[name] for name in outcome.flags if name in settled.flags}
             if kept:
                 yield change.before, " ".join(_shown(*one) for one in kept.items()), outcome.note
-
-

@@ -72,7 +72,9 @@ def as_yaml(one: Settled) -> str:
         comment = "fill in: " + open_values[name] if name in open_values else ""
         comment = comment or (f"default of {one.kit}" if name in one.own_defaults else "")
         lines.append(f"{name}: {value}" + (f"  # {' '.join(comment.split())}" if comment else ""))
-    lines += [f"# fill in {item.flag}: {' '.join(item.why.split())}" for item in one.fill_in if item.flag not in one.flags]
+    lines += [
+        f"# fill in {item.flag}: {' '.join(item.why.split())}" for item in one.fill_in if item.flag not in one.flags
+    ]
     lines += [f"# no counterpart: {' '.join(f'{before}: {why}'.split())}" for before, why in one.left_out]
     return "\n".join(lines) + "\n"
 

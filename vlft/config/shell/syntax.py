@@ -1,4 +1,7 @@
-"""Group the tokens of a shell script into statements. Neighbours: `words` has the tokens, `walk` follows the statements."""
+"""Group the tokens of a shell script into statements.
+
+Neighbours: `words` has the tokens, `walk` follows the statements.
+"""
 
 from __future__ import annotations
 
