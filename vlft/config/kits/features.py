@@ -28,8 +28,8 @@ _FEATURES: tuple[tuple[Rule, str], ...] = (
     ),
     (
         idle("belongs to answering or sampling, not to this training"),
-        r"(vllm|sglang|lmdeploy|infer|sampling|rollout|use_vllm|offload_model)(_\w+)? num_beams top_[kp] min_p do_sample "
-        r"(repetition|length)_penalty max_new_tokens stop_words stream n_shot",
+        r"(vllm|sglang|lmdeploy|infer|sampling|rollout|use_vllm|offload_model)(_\w+)? num_beams top_[kp] min_p "
+        r"do_sample (repetition|length)_penalty max_new_tokens stop_words stream n_shot",
     ),
     (
         cannot("preference training is not supported yet"),
@@ -39,7 +39,8 @@ _FEATURES: tuple[tuple[Rule, str], ...] = (
     ),
     (
         idle("--report_to names the service, which reads its settings from the environment"),
-        r"(wandb|swanlab|mlflow|comet|trackio|neptune|clearml|otel|tensorboard)_\w+ use_(mlflow|comet|trackio|otel_\w+)",
+        r"(wandb|swanlab|mlflow|comet|trackio|neptune|clearml|otel|tensorboard)_\w+ "
+        r"use_(mlflow|comet|trackio|otel_\w+)",
     ),
     (
         idle("vlft merge writes the weights after the run"),
@@ -78,7 +79,8 @@ _FEATURES: tuple[tuple[Rule, str], ...] = (
     ),
     (
         off("not supported. --data_mix mixes data sets by weight, repeat or cap"),
-        r"dataset_(shards|streaming|exact_\w+|download_\w+) download_mode interleave_\w+ stopping_strategy data_shared_\w+",
+        r"dataset_(shards|streaming|exact_\w+|download_\w+) download_mode interleave_\w+ stopping_strategy "
+        r"data_shared_\w+",
     ),
     (
         off("the base's own tokens are used"),

@@ -73,6 +73,19 @@ def from_environment(environ: Mapping[str, str], model: str) -> Iterator[tuple[s
         yield variable, value, Becomes(flags={name: (word,)}, note="; ".join(notes))
 
 
+def _columns(words: tuple[str, ...]) -> Outcome:
+    """Translate a JSON object, name of a column -> part of a row, into `part=name`."""
+    parts = {"query": "question", "response": "answer", "images": "image", "image": "image", "videos": "video"}
+    try:
+        content = json.loads(" ".join(words))
+        named = {parts[part]: str(column) for column, part in content.items() if part in parts}
+    except (ValueError, AttributeError, TypeError):
+        return Cannot(why="--columns takes question=NAME,answer=NAME,image=NAME")
+    if not {"question", "answer"} <= set(named):
+        return Cannot(why="--columns takes question=NAME,answer=NAME,image=NAME; question and answer are both needed")
+    return flag("columns", ",".join(f"{part}={column}" for part, column in named.items()))
+
+
 def _model_kwargs(words: tuple[str, ...]) -> Outcome:
     """Translate a JSON object with the settings of the environment, in small letters."""
     try:
@@ -143,6 +156,7 @@ KIT = Kit(
         "dataset": data,
         "val_dataset": lambda words: data(words, to="eval_path"),
         "split_dataset_ratio": held_out,
+        "columns": _columns,
         "model_kwargs": _model_kwargs,
         "cached_val_dataset": cannot("rows are prepared while training. Set their files with --eval_path"),
         "val_dataset_sample": cannot("write the rows into a file of their own: --eval_path FILE"),

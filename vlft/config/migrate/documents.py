@@ -229,8 +229,8 @@ def _stray_flags(script: Script, found: Sequence[Launched]) -> list[str]:
     """Return a remark for flags that begin a line of their own, as after a comment between continued lines."""
     read_lines = {one.command.line for one in found}
     return [
-        f"line {command.line}: {' '.join(word.text for word in command.words[:2])} ... belongs to no command. A comment, "
-        "or a line without a backslash, ends the command before it. These flags are left out"
+        f"line {command.line}: {' '.join(word.text for word in command.words[:2])} ... belongs to no command. A "
+        "comment, or a line without a backslash, ends the command before it. These flags are left out"
         for command in script.commands
         if command.words[0].text.startswith("-") and command.line not in read_lines
     ]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vlft.config.checks import contradictions
-from vlft.config.kinds import Kind, Place
+from vlft.config.kinds import Bool, Kind, Place
 from vlft.config.kits import ANYWHERE, KITS
 from vlft.config.kits.outcome import Becomes, Kit
 from vlft.config.migrate.documents import Run
@@ -100,7 +100,7 @@ def settle(run: Run, gpus: int | None) -> Settled:
         notes.insert(0, run.refused)
     if kit is not None and kit.remark and sure:
         notes.append(kit.remark)
-    notes += _evaluation(flags)
+    _complete_evaluation(flags)
     if not gpus and run.counted and "global_batch" in flags and (run.processes or 1) > 1:
         notes.append(f"global_batch counts {run.processes} processes ({run.counted})")
     fill_in = list(_to_fill(flags, known, run, told))
@@ -143,6 +143,8 @@ def _drop_wrong(
         kind = known.get(name)
         if kind is None:
             continue
+        if isinstance(kind, Bool) and not words:
+            flags[name] = words = ("true",)
         if kind.many == "one" and len(words) > 1:
             left_out.append((_shown(name, words[1:]), f"--{name} takes one value; the first one is kept"))
             words = flags[name] = words[:1]
@@ -186,6 +188,10 @@ def _without_effect(flags: Flags) -> Iterator[tuple[str, str]]:
         for name in ("load_best_model_at_end", "eval_on_start", "metric_for_best_model", "greater_is_better"):
             if name in flags:
                 yield name, "it needs evaluation rows: --eval_path FILE"
+    if not evaluates and word("save_strategy") == "best":
+        yield "save_strategy", "it needs evaluation rows: --eval_path FILE"
+    if "optim_args" in flags and "optim" not in flags:
+        yield "optim_args", "it belongs to another optimizer"
     if "logging_nan_inf_filter" in flags:
         yield "logging_nan_inf_filter", "no loss is hidden"
     if word("dataloader_num_workers") == "0" and "dataloader_prefetch_factor" in flags:
@@ -197,11 +203,14 @@ def _without_effect(flags: Flags) -> Iterator[tuple[str, str]]:
         yield "max_nonfinite_steps", "DeepSpeed updates the weights before the gradient can be checked"
 
 
-def _evaluation(flags: Flags) -> list[str]:
-    """Set when to evaluate, where rows are held out and the file says how often."""
-    if flags.get("eval_path") and flags.get("eval_steps") and flags.get("eval_strategy") == ("epoch",):
+def _complete_evaluation(flags: Flags) -> None:
+    """Set when to evaluate and by what to compare, where the file says how often but not what."""
+    if "eval_path" not in flags:
+        return
+    if "eval_steps" in flags and flags.get("eval_strategy") == ("epoch",):
         flags["eval_strategy"] = ("steps",)
-    return []
+    if flags.get("save_strategy") == ("best",):
+        flags.setdefault("metric_for_best_model", ("eval_loss",))
 
 
 def _clashes(told: Translation) -> list[str]:
