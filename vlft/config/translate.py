@@ -97,8 +97,10 @@ def translate(
     order = [*([kit] if kit else []), *ANYWHERE, *(other for other in KITS if other is not kit)]
     settled: dict[str, Change] = {}
     values = {name: one.words for name, one in said.items() if name not in kinds or (kit and name in kit.names)}
+    if kit is not None:
+        settled |= _said_twice(said, kit)
     for one in [kit, *(other for other in KITS if other is not kit)] if kit else KITS:
-        here = {_meant(name, one, values) if one is kit else name: name for name in values}
+        here = {_meant(name, one, values) if one is kit else name: name for name in values if name not in settled}
         for rule in one.together:
             left = {name: values[written] for name, written in here.items() if written not in settled}
             found = rule(left)
@@ -119,6 +121,17 @@ def kit_of(said: Collection[str], kinds: Collection[str], least: int = WHOSE) ->
     shared = set(kinds).union(*(one.names for one in ANYWHERE))
     counts = [len((set(said) & kit.names) - shared) for kit in KITS]
     return KITS[counts.index(max(counts))] if max(counts) >= least else None
+
+
+def _said_twice(said: Mapping[str, Said], kit: Kit) -> dict[str, Change]:
+    """Return the flags of another kit that repeat, or contradict, a flag of this kit with the same meaning."""
+    found = {}
+    for name, own in kit.synonyms.items():
+        if name in said and own in said and name not in kit.names:
+            same = said[name].words == said[own].words
+            why = f"{said[own]} " + ("says the same" if same else "says otherwise, and is used")
+            found[name] = Change(said=(said[name],), outcome=Idle(why=why) if same else Cannot(why=why))
+    return found
 
 
 def _meant(name: str, kit: Kit, given: Collection[str]) -> str:
@@ -175,7 +188,7 @@ def _batch(
     sizes = ("per_device_train_batch_size", "micro_batch_size")
     names = [name for name in (*sizes, "gradient_accumulation_steps") if name in said]
     unpacked = "packing" in said and "packing" not in settled and said["packing"].word.lower() in FALSE
-    foreign = any(not isinstance(change.outcome, Idle) for change in settled.values())
+    foreign = bool(whole and kit) or any(not isinstance(change.outcome, Idle) for change in settled.values())
     others = [name for name in ("per_device_eval_batch_size",) if name in said and (names or kit)]
     if unpacked or not foreign or "global_batch" in said or not names + others:
         return None

@@ -128,7 +128,9 @@ KIT = Kit(
         "tuner_type": "finetuning_type",
         "train_type": "finetuning_type",
     },
-    marks=frozenset(("finetuning_type", "freeze_multi_modal_projector", "freeze_language_model", "dataset_dir")),
+    marks=frozenset(
+        ("finetuning_type", "freeze_multi_modal_projector", "freeze_language_model", "dataset", "dataset_dir")
+    ),
     rules={
         "model_name_or_path": renamed("model_id"),
         "adapter_name_or_path": off("training starts from merged weights: vlft merge RUN OUT, then --model_id OUT"),

@@ -47,6 +47,7 @@ class Run:
         environment: the variables that its command sees.
         processes: its number of processes; None if that is not known.
         counted: what says so.
+        nodes: on how many nodes they run.
         why: placeholder -> why the value is not known.
         notes: what the user must know about its place in the script.
         refused: what kind of training it is, if vlft does not have it; else "".
@@ -58,6 +59,7 @@ class Run:
     environment: Mapping[str, str]
     processes: int | None
     counted: str
+    nodes: int
     why: Mapping[str, str]
     notes: tuple[str, ...]
     refused: str
@@ -171,6 +173,7 @@ def _of_settings(content: Mapping[Any, Any], where: str, name: str) -> Run:
         environment=environment,
         processes=None,
         counted="",
+        nodes=1,
         why={},
         notes=(),
         refused="",
@@ -274,6 +277,7 @@ def _of_command(one: Launched, script: Script, path: str, remarks: list[str]) ->
         environment=environment,
         processes=one.processes,
         counted=one.counted,
+        nodes=one.nodes,
         why={key: reason for key, reason in why.items() if key in _used(said, environment)},
         notes=tuple(notes),
         refused=launchers.OTHER_TRAINING.get(one.verb, "") if one.kit != "vlft" else "",

@@ -105,6 +105,7 @@ class Launched:
         config: the YAML or JSON file that it names; None without one.
         processes: how many processes it starts; None if that is not known.
         counted: what says so.
+        nodes: on how many nodes they run.
         command: its source.
     """
 
@@ -116,13 +117,14 @@ class Launched:
     processes: int | None
     counted: str
     command: Command
+    nodes: int = 1
 
 
 @dataclass(kw_only=True)
 class _Start:
     """What was found on the way from the first word to the program."""
 
-    counts: list[tuple[int | None, str]] = field(default_factory=list)
+    counts: list[tuple[int | None, str, int]] = field(default_factory=list)
     single: bool = False
 
 
@@ -140,7 +142,7 @@ def read(command: Command) -> Launched | str | None:
     if place is None:
         return None
     if any(os.path.basename(word.text) in ("srun", "mpirun", "mpiexec") for word in words[:place]):
-        start.counts.append((None, ""))
+        start.counts.append((None, "", 1))
     return _program(words[place:], command, start)
 
 
@@ -199,21 +201,22 @@ def _options(words: list[Text], switches: set[str]) -> tuple[dict[str, Text], li
     return found, words[at:], module
 
 
-def _count(launcher: str, options: Mapping[str, Text]) -> tuple[int | None, str]:
-    """Return the number of processes that a launcher's options set, and which option says so."""
+def _count(launcher: str, options: Mapping[str, Text]) -> tuple[int | None, str, int]:
+    """Return the number of processes that a launcher's options set, which option says so, and the number of nodes."""
     if launcher == "accelerate":
-        return _number(options.get("num_processes")), "--num_processes"
+        machines = _number(options.get("num_machines")) or 1
+        return _number(options.get("num_processes")), "--num_processes", machines
     if launcher == "deepspeed":
         if "include" in options and not options["include"].missing:
             hosts = options["include"].text.split("@")
             slots = [host.partition(":")[2].split(",") for host in hosts if ":" in host]
-            return (sum(map(len, slots)) if len(slots) == len(hosts) else None), "--include"
+            return (sum(map(len, slots)) if len(slots) == len(hosts) else None), "--include", len(hosts)
         each = _number(options.get("num_gpus"))
         nodes = _number(options["num_nodes"]) if "num_nodes" in options else 1
-        return (each * nodes if each and nodes else None), "--num_gpus"
+        return (each * nodes if each and nodes else None), "--num_gpus", nodes or 1
     each = _number(options.get("nproc_per_node")) if "nproc_per_node" in options else 1
     nodes = _number(options["nnodes"]) if "nnodes" in options else 1
-    return (each * nodes if each and nodes else None), "--nproc_per_node"
+    return (each * nodes if each and nodes else None), "--nproc_per_node", nodes or 1
 
 
 def _number(text: Text | None) -> int | None:
@@ -255,7 +258,7 @@ def _launched(kit: str, verb: str, words: list[Text], command: Command, start: _
         start.counts.append(_count("torchrun", _options(flags[at + 1 :], _SWITCHES["torchrun"])[0]))
         flags = flags[:at]
     flags = [part for word in flags for part in _pair(word, flags)]
-    processes, counted = _processes(kit, command, start, flags)
+    processes, counted, nodes = _processes(kit, command, start, flags)
     return Launched(
         line=command.line,
         kit=kit,
@@ -265,6 +268,7 @@ def _launched(kit: str, verb: str, words: list[Text], command: Command, start: _
         processes=processes,
         counted=counted,
         command=command,
+        nodes=nodes,
     )
 
 
@@ -288,33 +292,34 @@ def _pair(word: Text, flags: Sequence[Text]) -> list[Text]:
     return [Text(text=f"--{match[1]}"), Text(text=match[2], missing=word.missing)]
 
 
-def _processes(kit: str, command: Command, start: _Start, flags: Sequence[Text]) -> tuple[int | None, str]:
-    """Return the number of processes and what says so, or (None, "")."""
-    for number, why in reversed(start.counts):
+def _processes(kit: str, command: Command, start: _Start, flags: Sequence[Text]) -> tuple[int | None, str, int]:
+    """Return the number of processes, what says so, and the number of nodes; or (None, "", 1)."""
+    for number, why, nodes in reversed(start.counts):
         if number is not None:
-            return number, why
+            return number, why, nodes
     seen = command.environment
     if kit in ("ms-swift", "LLaMA-Factory") and not start.counts:
         each = _number(seen.get("NPROC_PER_NODE"))
         if each is None and kit == "ms-swift" and "NPROC_PER_NODE" not in seen:
-            return 1, "one process without NPROC_PER_NODE"
-        nodes = _number(seen["NNODES"]) if "NNODES" in seen else 1
+            return 1, "one process without NPROC_PER_NODE", 1
+        nodes = _number(seen["NNODES"]) or 0 if "NNODES" in seen else 1
         if each and nodes:
-            return each * nodes, "NPROC_PER_NODE"
+            return each * nodes, "NPROC_PER_NODE", nodes
     if kit == "TRL":
         at = next((at for at, word in enumerate(flags) if word.text == "--num_processes"), None)
         if at is not None and at + 1 < len(flags) and (number := _number(flags[at + 1])):
-            return number, "--num_processes"
+            return number, "--num_processes", 1
     if start.single and not start.counts:
-        return 1, "one process without a launcher"
+        return 1, "one process without a launcher", 1
     visible = seen.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.text and not visible.missing and not any(number for number, _ in start.counts):
-        return len(visible.text.split(",")), "CUDA_VISIBLE_DEVICES"
+    if visible is not None and visible.text and not visible.missing:
+        return len(visible.text.split(",")), "CUDA_VISIBLE_DEVICES", 1
     for name, values in command.variables.items():
         if name.lower() in _GPU_COUNTS and len(values) == 1 and (number := _number(values[0])):
             nodes = _number(command.variables.get("NNODES", (Text(text="1"),))[0]) or 1
-            return number * (nodes if "per_node" in name.lower() else 1), f"${name} in the script"
-    return None, ""
+            each = nodes if "per_node" in name.lower() else 1
+            return number * each, f"${name} in the script", each
+    return None, "", 1
 
 
 def own_script(commands: Sequence[Command]) -> Launched | None:

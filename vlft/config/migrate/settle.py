@@ -47,6 +47,7 @@ class Settled:
     Attributes:
         run: the run.
         kit: its kit's name; "" if that is not clear, `vlft` for our own.
+        processes: its number of processes; None if that is not known.
         told: the translation of its flags.
         flags: the flags of vlft for it, name -> words.
         own_defaults: those of `flags` that are defaults of the kit, and are not in the file.
@@ -59,6 +60,7 @@ class Settled:
 
     run: Run
     kit: str
+    processes: int | None
     told: Translation
     flags: Mapping[str, tuple[str, ...]]
     own_defaults: Mapping[str, tuple[str, ...]]
@@ -103,6 +105,8 @@ def settle(run: Run, gpus: int | None) -> Settled:
     _complete_evaluation(flags)
     if not gpus and run.counted and "global_batch" in flags and (run.processes or 1) > 1:
         notes.append(f"global_batch counts {run.processes} processes ({run.counted})")
+    if run.nodes > 1 and not gpus:
+        notes.append(f"start it on each of the {run.nodes} nodes, with --node_rank, --master_addr and --master_port")
     fill_in = list(_to_fill(flags, known, run, told))
     # What contradicts something is left to the user, unless a flag is missing.
     sound = {
@@ -120,6 +124,7 @@ def settle(run: Run, gpus: int | None) -> Settled:
     return Settled(
         run=run,
         kit="vlft" if run.kit is OURS or (kit is None and not told.changes) else kit.name if kit else "",
+        processes=processes,
         told=told,
         flags=flags,
         own_defaults=own_defaults,

@@ -13,13 +13,15 @@ WIDTH = 110
 COLUMN = 52  # widest column of flags before the arrows
 
 
-def as_text(one: Settled, config: str = "") -> str:
+def as_text(one: Settled, config: str = "", told: set[str] | None = None) -> str:
     """Return the command for vlft, and everything that the user must know about it.
 
     Args:
         one: the run.
         config: the YAML that holds its flags; "" without one.
+        told: what was already said about earlier runs of the file, and is not said again. Adds to it.
     """
+    told = set() if told is None else told
     whose = {"vlft": "already for vlft", "": "the kit is not clear"}.get(one.kit, f"for {one.kit}")
     lines = [f"# {one.run.where}: {whose}"]
     if one.mixed:
@@ -30,7 +32,7 @@ def as_text(one: Settled, config: str = "") -> str:
     changed = [(before, f"{after}   ({note})" if note else after) for before, after, note in changes(one)]
     own = [f"--{name} {' '.join(map(quoted, words))}".rstrip() for name, words in one.own_defaults.items()]
     parts: list[tuple[str, Iterable[str]]] = [
-        ("fill in:", (f"--{item.flag} {item.value}: {item.why}".replace(" :", ":") for item in one.fill_in)),
+        ("fill in:", (f"--{item.flag} {item.value}: {item.why}" if item.value else item.why for item in one.fill_in)),
         ("written differently here:", _arrows(changed)),
         (f"defaults of {one.kit} that differ from vlft's, so they are set:", own),
         ("no counterpart:", (f"{before}: {why}" for before, why in one.left_out)),
@@ -38,7 +40,8 @@ def as_text(one: Settled, config: str = "") -> str:
         ("note:", [note for note in one.notes if note != one.run.refused]),
     ]
     for head, texts in parts:
-        if texts := list(texts):
+        if texts := [text for text in texts if f"{head} {text}" not in told]:
+            told |= {f"{head} {text}" for text in texts}
             lines += [head, *(f"  {text}" for text in texts)]
     return "\n".join(lines)
 
@@ -50,8 +53,10 @@ def _arrows(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 def command(one: Settled, config: str = "") -> str:
     """Return the command line that starts the run, wrapped into lines of about `WIDTH` characters."""
-    processes = one.run.processes or 1
-    start = "vlft train" if processes == 1 else f"torchrun --nproc_per_node {processes} -m vlft train"
+    processes = one.processes or 1
+    nodes = one.run.nodes if processes == one.run.processes and processes % one.run.nodes == 0 else 1
+    launcher = f"torchrun {f'--nnodes {nodes} ' if nodes > 1 else ''}--nproc_per_node {processes // nodes} -m "
+    start = f"{launcher if processes > 1 else ''}vlft train"
     flags = {"config": (config,)} if config else one.flags
     lines = [start]
     for name, words in flags.items():
@@ -86,7 +91,7 @@ def as_json(one: Settled, out: str = "") -> dict[str, Any]:
         "kit": one.kit,
         "flags": {name: _plain(words) for name, words in one.flags.items()},
         "command": command(one, out),
-        "processes": one.run.processes,
+        "processes": one.processes,
         "changes": [{"from": before, "to": after, "note": note} for before, after, note in changes(one)],
         "defaults": {name: _plain(words) for name, words in one.own_defaults.items()},
         "fill_in": [{"flag": item.flag, "value": item.value, "why": item.why} for item in one.fill_in],
@@ -156,9 +161,10 @@ def summary(runs: Sequence[Settled], remarks: Sequence[str], files: Mapping[int,
         remarks: what else was found in the file.
         files: index of a run -> the YAML that was written for it.
     """
-    blocks = [as_text(one, files.get(place, "")) for place, one in enumerate(runs)]
+    told: set[str] = set()
+    blocks = [as_text(one, files.get(place, ""), told) for place, one in enumerate(runs)]
     if len(runs) > 1:
-        blocks.insert(0, f"# {counted(len(runs), 'run')} in this file")
+        blocks.insert(0, f"# {counted(len(runs), 'run')} in this file. What holds for several is said once")
     if remarks:
         blocks.append("\n".join(["not translated:", *(f"  {remark}" for remark in remarks)]))
     for path in files.values():

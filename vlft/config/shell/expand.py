@@ -176,7 +176,7 @@ class Expander:
         if not empty:
             return values or ()
         if operator[-1] == "?":
-            return (unknown(name, why),)
+            return (unknown(f"argument_{name}" if name.isdigit() else name, why),)
         found = self.one(word_parts(default, line), line)
         if operator[-1] == "=":
             self.variables[name] = (found,)

@@ -190,10 +190,19 @@ class _Walker:
         self.variables = {name: self._joined(name, [end.get(name) for end in ends], line) for name in names}
         return None
 
-    @staticmethod
-    def _joined(name: str, values: Sequence[Values | None], line: int) -> Values:
+    def _joined(self, name: str, values: Sequence[Values | None], line: int) -> Values:
+        """Return the value of a variable after branches that leave it with these values (None: not set)."""
         if all(value == values[0] for value in values) and values[0] is not None:
             return values[0]
+        known = [value for value in values if value is not None]
+        base = min(known, key=_length)
+        added = [rest for value in known if (rest := _added(base, value)) is not None]
+        if len(known) == len(values) and len(added) == len(values) and _length(base):
+            for rest in filter(None, added):
+                self.script.remarks.append(
+                    f"line {line}: ${name} also gets {rest} if a condition holds that is not known. It is left out"
+                )
+            return base
         return (unknown(name, f"line {line}: ${name} depends on a condition that is not known"),)
 
     def _loop(self, loop: Loop) -> bool | None:
@@ -409,6 +418,19 @@ class _Walker:
         targets += [word for word in words[1:] if words[0].text == "tee" and not word.text.startswith("-")]
         for target in targets:
             self.script.files[target.text] = expander.one(command.documents[-1].document, command.line)
+
+
+def _length(values: Values) -> int:
+    return sum(len(value.text) for value in values)
+
+
+def _added(base: Values, values: Values) -> str | None:
+    """Return what values have more than a base, for an array or a list of words; None if they differ from it."""
+    if values[: len(base)] == base:
+        return " ".join(value.text for value in values[len(base) :])
+    if len(base) == len(values) == 1 and values[0].text.startswith(f"{base[0].text} "):
+        return values[0].text.removeprefix(base[0].text).strip()
+    return None
 
 
 class _Ended:
