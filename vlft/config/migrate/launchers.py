@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vlft.config.kits.verbs import MEANT
+from vlft.config.migrate.processes import SWITCHES, Start, count_of, number_of, options_of, processes_of
 from vlft.config.shell.expand import Text, Values, unknown
 from vlft.config.shell.walk import Command
 
 #: Commands whose words are never a training, although they may name one.
 _PRINTERS = frozenset(("echo", "printf", "cat", "grep", "ls", "which", "type", "man", "pip", "pip3", "ps", "pkill"))
 _PYTHON = re.compile(r"(python|pypy)[\d.]*|<[^<>]*python[^<>]*>", re.I)
-#: Options of the launchers that take no value.
-_SWITCHES = {
-    "torchrun": {"standalone", "no_python", "run_path", "m", "module", "use_env"},
-    "deepspeed": {"no_local_rank", "no_python", "module", "save_pid", "force_multi", "bind_cores_to_rank"},
-    "accelerate": {
-        *("multi_gpu", "cpu", "mps", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm", "use_xpu", "quiet", "q"),
-        *("same_network", "debug", "m", "module", "no_python", "enable_cpu_affinity", "use_parallelism_config"),
-    },
-}
 _MODULES = {
     "torch.distributed.run": "torchrun",
     "torch.distributed.launch": "torchrun",
@@ -84,13 +76,6 @@ OTHER_TRAINING = {
     "pt": "pre-training computes the loss on the whole text; vlft trains the assistant turns of conversations",
     "classification": "classification heads are not trained here; what follows is supervised fine-tuning",
 }
-#: Variables in which scripts keep the number of GPUs, in lower case.
-_GPU_COUNTS = frozenset(
-    (
-        *("num_devices", "num_gpus", "n_gpus", "ngpus", "gpus", "num_gpu", "gpu_num", "gpu_count", "nproc", "n_gpu"),
-        *("nproc_per_node", "gpus_per_node", "num_processes"),
-    )
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +105,6 @@ class Launched:
     nodes: int = 1
 
 
-@dataclass(kw_only=True)
-class _Start:
-    """What was found on the way from the first word to the program."""
-
-    counts: list[tuple[int | None, str, int]] = field(default_factory=list)
-    single: bool = False
-
-
 def read(command: Command) -> Launched | str | None:
     """Read a command.
 
@@ -137,7 +114,7 @@ def read(command: Command) -> Launched | str | None:
     words = list(command.words)
     if not words or os.path.basename(words[0].text) in _PRINTERS:
         return None
-    start = _Start()
+    start = Start()
     place = next((at for at, word in enumerate(words) if _is_program(words, at)), None)
     if place is None:
         return None
@@ -150,23 +127,23 @@ def _is_program(words: Sequence[Text], at: int) -> bool:
     name = os.path.basename(words[at].text)
     return (
         name in _COMMANDS
-        or name in _SWITCHES
+        or name in SWITCHES
         or _PYTHON.fullmatch(name) is not None
         or (name.endswith(".py") and not any(word.text.startswith("-") for word in words[:at]))
     )
 
 
-def _program(words: list[Text], command: Command, start: _Start) -> Launched | str | None:
+def _program(words: list[Text], command: Command, start: Start) -> Launched | str | None:
     name, rest = os.path.basename(words[0].text), words[1:]
     if name in _COMMANDS:
         return _verb(_COMMANDS[name], rest, command, start)
-    if name in _SWITCHES:
+    if name in SWITCHES:
         if name == "accelerate":
             if not rest or rest[0].text != "launch":
                 return None
             rest = rest[1:]
-        options, rest, module = _options(rest, _SWITCHES[name])
-        start.counts.append(_count(name, options))
+        options, rest, module = options_of(rest, SWITCHES[name])
+        start.counts.append(count_of(name, options))
         return _script(rest, command, start, module=module)
     if name.endswith(".py"):
         return _script(words, command, start, module=False)
@@ -184,46 +161,7 @@ def _program(words: list[Text], command: Command, start: _Start) -> Launched | s
     return _script(rest, command, start, module=module)
 
 
-def _options(words: list[Text], switches: set[str]) -> tuple[dict[str, Text], list[Text], bool]:
-    """Split the options of a launcher from what it starts. The last value is whether that is a module."""
-    found: dict[str, Text] = {}
-    at, module = 0, False
-    while at < len(words) and words[at].text.startswith("-"):
-        name, equals, value = words[at].text.lstrip("-").partition("=")
-        name = name.replace("-", "_")
-        module |= name in ("m", "module")
-        at += 1
-        if equals:
-            found[name] = Text(text=value, missing=words[at - 1].missing)
-        elif name not in switches and at < len(words):
-            found[name] = words[at]
-            at += 1
-    return found, words[at:], module
-
-
-def _count(launcher: str, options: Mapping[str, Text]) -> tuple[int | None, str, int]:
-    """Return the number of processes that a launcher's options set, which option says so, and the number of nodes."""
-    if launcher == "accelerate":
-        machines = _number(options.get("num_machines")) or 1
-        return _number(options.get("num_processes")), "--num_processes", machines
-    if launcher == "deepspeed":
-        if "include" in options and not options["include"].missing:
-            hosts = options["include"].text.split("@")
-            slots = [host.partition(":")[2].split(",") for host in hosts if ":" in host]
-            return (sum(map(len, slots)) if len(slots) == len(hosts) else None), "--include", len(hosts)
-        each = _number(options.get("num_gpus"))
-        nodes = _number(options["num_nodes"]) if "num_nodes" in options else 1
-        return (each * nodes if each and nodes else None), "--num_gpus", nodes or 1
-    each = _number(options.get("nproc_per_node")) if "nproc_per_node" in options else 1
-    nodes = _number(options["nnodes"]) if "nnodes" in options else 1
-    return (each * nodes if each and nodes else None), "--nproc_per_node", nodes or 1
-
-
-def _number(text: Text | None) -> int | None:
-    return int(text.text) if text is not None and text.text.isdigit() and int(text.text) else None
-
-
-def _script(words: list[Text], command: Command, start: _Start, *, module: bool) -> Launched | str | None:
+def _script(words: list[Text], command: Command, start: Start, *, module: bool) -> Launched | str | None:
     if not words:
         return None
     name = words[0].text
@@ -236,7 +174,7 @@ def _script(words: list[Text], command: Command, start: _Start, *, module: bool)
     return _launched("", "train", words[1:], command, start)
 
 
-def _verb(kit: str, words: list[Text], command: Command, start: _Start) -> Launched | str | None:
+def _verb(kit: str, words: list[Text], command: Command, start: Start) -> Launched | str | None:
     verb = words[0].text if words else ""
     if verb in _TRAINS or verb in OTHER_TRAINING:
         return _launched(kit, verb, words[1:], command, start)
@@ -246,7 +184,7 @@ def _verb(kit: str, words: list[Text], command: Command, start: _Start) -> Launc
     return f"line {command.line}: {verb} of {kit} does not train" + (f". Use: {meant}" if meant else "")
 
 
-def _launched(kit: str, verb: str, words: list[Text], command: Command, start: _Start) -> Launched:
+def _launched(kit: str, verb: str, words: list[Text], command: Command, start: Start) -> Launched:
     config = _config(words)
     flags = [word for word in words if word is not config]
     if config is not None:
@@ -255,10 +193,10 @@ def _launched(kit: str, verb: str, words: list[Text], command: Command, start: _
         flags = [word for word in flags if word.text not in (f"--config={config.text}",)]
     if "--" in [word.text for word in flags]:  # axolotl passes what follows to its launcher
         at = [word.text for word in flags].index("--")
-        start.counts.append(_count("torchrun", _options(flags[at + 1 :], _SWITCHES["torchrun"])[0]))
+        start.counts.append(count_of("torchrun", options_of(flags[at + 1 :], SWITCHES["torchrun"])[0]))
         flags = flags[:at]
     flags = [part for word in flags for part in _pair(word, flags)]
-    processes, counted, nodes = _processes(kit, command, start, flags)
+    processes, counted, nodes = processes_of(kit, command, start, flags)
     return Launched(
         line=command.line,
         kit=kit,
@@ -292,36 +230,6 @@ def _pair(word: Text, flags: Sequence[Text]) -> list[Text]:
     return [Text(text=f"--{match[1]}"), Text(text=match[2], missing=word.missing)]
 
 
-def _processes(kit: str, command: Command, start: _Start, flags: Sequence[Text]) -> tuple[int | None, str, int]:
-    """Return the number of processes, what says so, and the number of nodes; or (None, "", 1)."""
-    for number, why, nodes in reversed(start.counts):
-        if number is not None:
-            return number, why, nodes
-    seen = command.environment
-    if kit in ("ms-swift", "LLaMA-Factory") and not start.counts:
-        each = _number(seen.get("NPROC_PER_NODE"))
-        if each is None and kit == "ms-swift" and "NPROC_PER_NODE" not in seen:
-            return 1, "one process without NPROC_PER_NODE", 1
-        nodes = _number(seen["NNODES"]) or 0 if "NNODES" in seen else 1
-        if each and nodes:
-            return each * nodes, "NPROC_PER_NODE", nodes
-    if kit == "TRL":
-        at = next((at for at, word in enumerate(flags) if word.text == "--num_processes"), None)
-        if at is not None and at + 1 < len(flags) and (number := _number(flags[at + 1])):
-            return number, "--num_processes", 1
-    if start.single and not start.counts:
-        return 1, "one process without a launcher", 1
-    visible = seen.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.text and not visible.missing:
-        return len(visible.text.split(",")), "CUDA_VISIBLE_DEVICES", 1
-    for name, values in command.variables.items():
-        if name.lower() in _GPU_COUNTS and len(values) == 1 and (number := _number(values[0])):
-            nodes = _number(command.variables.get("NNODES", (Text(text="1"),))[0]) or 1
-            each = nodes if "per_node" in name.lower() else 1
-            return number * each, f"${name} in the script", each
-    return None, "", 1
-
-
 def own_script(commands: Sequence[Command]) -> Launched | None:
     """Read a script of vlft (scripts/finetune.sh and others): its function `finetune` runs the flags of `preset`."""
     last = next((one for one in reversed(commands) if one.words and one.words[0].text == "finetune"), None)
@@ -343,7 +251,7 @@ def own_script(commands: Sequence[Command]) -> Launched | None:
             at = max((place for place, word in enumerate(own) if word == f"--{tower}"), default=-1)
             if own[at + 1 : at + 2] != ["frozen"]:
                 words += [Text(text=f"--{tower}_lr"), rate]
-    gpus = _number(given["GPUS"][0]) if "GPUS" in given else None
+    gpus = number_of(given["GPUS"][0]) if "GPUS" in given else None
     return Launched(
         line=last.line,
         kit="vlft",
