@@ -18,7 +18,7 @@ from vlft.config.checks import contradictions
 from vlft.config.kinds import Kind, Place, Problem
 from vlft.config.names import unknown, wrong_usage
 from vlft.config.said import Line, Said, placeholders, quoted, read_line
-from vlft.config.translate import Change, Translation, shown, translate
+from vlft.config.translate import Change, Translation, overridden, shown, translate
 from vlft.config.values import Values
 from vlft.errors import ConfigError
 
@@ -186,6 +186,11 @@ def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], 
     if told.changes:
         width = min(COLUMN, max(len(change.before) for change in told.changes))
         lines += ["written differently here:", *(f"  {one.before:<{width}}  ->  {shown(one)}" for one in told.changes)]
+        lines += [
+            f"  {one.before} is overridden: another flag sets {others}"
+            for one in told.changes
+            if (others := overridden(told, one))
+        ]
     if told.refusals:
         lines += ["not supported here:", *(f"  {text}" for text in texts[: len(told.refusals)])]
     if wrong:

@@ -100,7 +100,12 @@ def translate(
     if kit is not None:
         settled |= _said_twice(said, kit)
     for one in [kit, *(other for other in KITS if other is not kit)] if kit else KITS:
-        here = {_meant(name, one, values) if one is kit else name: name for name in values if name not in settled}
+        theirs = kit.names if kit is not None and one is not kit else frozenset()
+        here = {
+            _meant(name, one, values) if one is kit else name: name
+            for name in values
+            if name not in settled and name not in theirs
+        }
         for rule in one.together:
             left = {name: values[written] for name, written in here.items() if written not in settled}
             found = rule(left)
@@ -219,7 +224,7 @@ def step_rows(rows: str, accumulation: str | None, kit: Kit | None, processes: i
         own = kit.batch[1] if kit else 1
         accumulation = "1" if not rows.isdigit() else str(own or max(1, -(-16 // (int(rows) * (processes or 1)))))
     if not (rows.isdigit() and accumulation.isdigit()):
-        names = "_x_".join(word.strip("<>") for word in (rows, accumulation, "GPUS"))
+        names = "_x_".join(word.strip("<>") for word in (rows, accumulation, str(processes or "GPUS")))
         return Becomes(flags={"global_batch": (f"<{names}>",)}, note="rows of an optimizer step over all GPUs")
     note = "" if processes else "for one GPU: multiply it by the number of GPUs"
     return Becomes(flags={"global_batch": (str(int(rows) * int(accumulation) * (processes or 1)),)}, note=note)
@@ -249,10 +254,10 @@ def _gathered(
     changes = list({id(change): change for change in settled.values()}.values())
     if kit is not None and kit.name == "ms-swift":
         for variable, value, outcome in from_environment(environ, "".join(flags.get("model_id", ()))):
-            new = {name: words for name, words in outcome.flags.items() if name not in flags}
-            flags |= new
-            said_there = (Said(name=variable, words=(value,)),)
-            changes += [Change(said=said_there, outcome=Becomes(flags=new, note=outcome.note))] if new else []
+            added = {name: words for name, words in outcome.flags.items() if name not in flags}
+            flags |= added
+            there = (Said(name=variable, words=(value,)),)
+            changes += [Change(said=there, outcome=Becomes(flags=added, note=outcome.note))] if added else []
     return Translation(
         kit=kit.name if kit else "",
         flags=flags,
@@ -265,6 +270,18 @@ def _gathered(
 
 def _foreign(change: Change, kit: Kit | None) -> bool:
     return kit is not None and not any(one.name in kit.names for one in change.said)
+
+
+def overridden(told: Translation, change: Change) -> str:
+    """Return the flags whose value in a translation comes from another flag of the file than this one; "" if none."""
+    if not isinstance(change.outcome, Becomes):
+        return ""
+    others = {
+        name: told.flags[name]
+        for name, words in change.outcome.flags.items()
+        if name in told.flags and told.flags[name] != words and name != "eval_strategy"
+    }
+    return _flags(others)
 
 
 def _flags(flags: Mapping[str, tuple[str, ...]]) -> str:

@@ -130,12 +130,10 @@ def _settings(text: str, name: str) -> list[dict[Any, Any]] | None:
     if re.search(r"^\s*(import |from \S+ import |subprocess\.|!pip )", text, re.M) and not is_yaml:
         raise ConfigError(_unreadable(name, "Python"))
     try:
-        loaded = [json.loads(text)] if text.lstrip().startswith("{") else list(yaml.safe_load_all(text))
+        loaded = list(yaml.safe_load_all(text)) if not name.lower().endswith(".json") else [json.loads(text)]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if is_yaml:
-            raise ConfigError(
-                f"--translate {name}: not valid {'JSON' if '{' in text[:9] else 'YAML'} ({error})"
-            ) from None
+            raise ConfigError(f"--translate {name}: not valid {name.rpartition('.')[2].upper()} ({error})") from None
         return None
     found = [one for one in loaded if one is not None]
     plain = all(isinstance(one, dict) and all(_PLAIN_KEY.fullmatch(str(key)) for key in one) for one in found)

@@ -17,7 +17,7 @@ from vlft.config.kits.outcome import Becomes, Kit
 from vlft.config.migrate.documents import Run
 from vlft.config.said import Said, placeholders, quoted
 from vlft.config.table import kinds
-from vlft.config.translate import OURS, Translation, kit_of, step_rows, translate
+from vlft.config.translate import OURS, Translation, kit_of, overridden, step_rows, translate
 from vlft.config.values import DEFAULTS, Values
 
 Flags = dict[str, tuple[str, ...]]
@@ -103,7 +103,7 @@ def settle(run: Run, gpus: int | None) -> Settled:
     if kit is not None and kit.remark and sure:
         notes.append(kit.remark)
     _complete_evaluation(flags)
-    if not gpus and run.counted and "global_batch" in flags and (run.processes or 1) > 1:
+    if not gpus and run.counted and flags.get("global_batch", ("",))[0].isdigit() and (run.processes or 1) > 1:
         notes.append(f"global_batch counts {run.processes} processes ({run.counted})")
     if run.nodes > 1 and not gpus:
         notes.append(f"start it on each of the {run.nodes} nodes, with --node_rank, --master_addr and --master_port")
@@ -148,7 +148,7 @@ def _drop_wrong(
         kind = known.get(name)
         if kind is None:
             continue
-        if isinstance(kind, Bool) and not words:
+        if (isinstance(kind, Bool) or kind.many == "maybe") and not words:
             flags[name] = words = ("true",)
         if kind.many == "one" and len(words) > 1:
             left_out.append((_shown(name, words[1:]), f"--{name} takes one value; the first one is kept"))
@@ -220,16 +220,11 @@ def _complete_evaluation(flags: Flags) -> None:
 
 def _clashes(told: Translation) -> list[str]:
     """Return a note for each flag whose value another flag of the file overrides."""
-    found = []
-    for change in told.changes:
-        if isinstance(change.outcome, Becomes):
-            for name, words in change.outcome.flags.items():
-                if name in told.flags and told.flags[name] != words and name != "eval_strategy":
-                    found.append(
-                        f"{change.before} means {_shown(name, words)}, but another flag of the file sets "
-                        f"{_shown(name, told.flags[name])}, which is used"
-                    )
-    return found
+    return [
+        f"{change.before} is overridden: another flag of the file sets {others}"
+        for change in told.changes
+        if (others := overridden(told, change))
+    ]
 
 
 def _to_fill(flags: Flags, known: Mapping[str, Kind], run: Run, told: Translation) -> Iterator[ToFill]:

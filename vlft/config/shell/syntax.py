@@ -9,11 +9,12 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from vlft.config.shell.words import Token, tokens_of
+from vlft.config.shell.words import Part, Token, tokens_of
 from vlft.errors import ConfigError
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\[[^\]]*\])?\+?=")
 _REDIRECTS = frozenset(("<", ">", ">>", ">|", "<<", "<<-", "<<<", "<>", ">&", "<&", "&>", "&>>"))
+_MISPLACED = frozenset(("then", "elif", "else", "fi", "do", "done", "esac", "}", ")", ";;"))
 _DEEPEST = 60
 
 
@@ -195,6 +196,8 @@ class _Parser:
             body = self.body((end,))
             self._expect(end)
             return self._redirected(Group(line=token.line, body=body, subshell=word == "("))
+        if word in _MISPLACED:
+            raise ConfigError(f"line {token.line}: {word} is out of place, so this is no shell script")
         after = self.peek(1)
         if word == "function" or (after is not None and after.operator == "(" and self._closes(2)):
             return self._function(keyword=word == "function")
@@ -288,7 +291,10 @@ class _Parser:
         if first.operator == "((":
             return Simple(line=first.line, arithmetic=first)
         self._at -= 1
-        assignments, words, documents, outputs = [], [], [], []
+        assignments: list[Token] = []
+        words: list[Token] = []
+        documents: list[Token] = []
+        outputs: list[Token] = []
         testing = False
         while (token := self.peek()) is not None:
             if token.operator in _REDIRECTS:
@@ -303,6 +309,8 @@ class _Parser:
             self._at += 1
             if not words and _is_assignment(token):
                 assignments.append(token)
+            elif token.operator:  # inside of [[ ]], where && and || are words
+                words.append(Token(line=token.line, parts=(Part(kind="text", text=token.operator, quoted=True),)))
             else:
                 words.append(token)
             testing = (testing or token.plain == "[[") and token.plain != "]]"

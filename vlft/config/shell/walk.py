@@ -7,6 +7,7 @@ Neighbours: `commands` has the simple commands, `syntax` the statements. `vlft.c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from vlft.config.shell import conditions
 from vlft.config.shell.commands import ENDED, Command, Commands, Script
@@ -65,6 +66,9 @@ class _Walker(Commands):
             case Chain():
                 return self._chain(one)
 
+    def _goes_on(self, one: Statement) -> bool:
+        return self._statement(one) is not ENDED
+
     def _chain(self, chain: Chain) -> bool | None:
         result = self._statement(chain.parts[0])
         for operator, part in zip(chain.operators, chain.parts[1:], strict=True):
@@ -75,7 +79,7 @@ class _Walker(Commands):
                 continue
             wanted = operator == "&&"
             if result is None:
-                self._branches([lambda part=part: self._statement(part) is not ENDED], chain.line, certain=False)
+                self._branches([partial(self._goes_on, part)], chain.line, certain=False)
             elif result is wanted:
                 result = self._statement(part)
         return (None if result is None else not result) if chain.negated and result is not ENDED else result
@@ -89,7 +93,7 @@ class _Walker(Commands):
                 holds = self._statement(one)
             if holds is False:
                 continue
-            branches.append(lambda body=body: self.run(body))
+            branches.append(partial(self.run, body))
             if holds is True:
                 certain = True
                 break
@@ -107,7 +111,7 @@ class _Walker(Commands):
             )
             if not holds and not value.missing:
                 continue
-            branches.append(lambda body=body: self.run(body))
+            branches.append(partial(self.run, body))
             if holds:
                 certain = True
                 break
@@ -152,7 +156,7 @@ class _Walker(Commands):
                     return ENDED
             if loop.name:
                 self.variables[loop.name] = (unknown(loop.name, f"line {loop.line}: ${loop.name} is set by a loop"),)
-            self._branches([lambda: self.run(loop.body)], loop.line, certain=False)
+            self._branches([partial(self.run, loop.body)], loop.line, certain=False)
             return True
         expander = self.expander()
         items = [text for word in loop.items for text in expander.word(word)]
