@@ -1,5 +1,6 @@
 """`vlft plan --translate`: public examples of the kits, shell scripts, mixed files; one round to a running plan."""
 
+import io
 import json
 import re
 import subprocess
@@ -62,7 +63,7 @@ _TWO_U1 = (
     "MODEL_NAME=Qwen/Qwen2.5-VL-3B-Instruct\nGLOBAL_BATCH_SIZE=128\nBATCH_PER_DEVICE=4\nNUM_DEVICES=8\n"
     "GRAD_ACCUM_STEPS=$((GLOBAL_BATCH_SIZE / (BATCH_PER_DEVICE * NUM_DEVICES)))\nexport PYTHONPATH=src:$PYTHONPATH\n"
     "deepspeed src/train/{script}.py --use_liger True {more} --model_id $MODEL_NAME \\\n  --data_path /path/data.json "
-    "--image_folder /path/images --remove_unused_columns False --bf16 True --fp16 False --disable_flash_attn2 False \\\n"
+    "--image_folder /path/images --remove_unused_columns False --bf16 True --fp16 False --disable_flash_attn2 False "
     "  --output_dir output/x --num_train_epochs 1 --per_device_train_batch_size $BATCH_PER_DEVICE --tf32 True \\\n"
     "  --gradient_accumulation_steps $GRAD_ACCUM_STEPS --weight_decay 0.1 --warmup_ratio 0.03 --logging_steps 1 \\\n"
     '  --lr_scheduler_type "cosine" --gradient_checkpointing True --report_to tensorboard --lazy_preprocess True \\\n'
@@ -176,12 +177,12 @@ EXAMPLES = [
      {"video_max_pixels": "50176", "video_max_frames": "12", "global_batch": "16", "deepspeed": "zero2"}, []),
     ("ms-swift multimodal/vit_gradient_checkpointing.sh", "NPROC_PER_NODE=4 \\\n" + _of_swift("--dataset "
      "swift/VideoChatGPT:all --tuner_type full --learning_rate 1e-5 --freeze_vit false --freeze_aligner false "
-     "--gradient_accumulation_steps 1 --gradient_checkpointing true --vit_gradient_checkpointing true --use_liger_kernel "
-     "true --attn_impl flash_attn --padding_free true --save_only_model true --deepspeed zero3", rows=4),
+     "--gradient_accumulation_steps 1 --gradient_checkpointing true --vit_gradient_checkpointing true "
+     "--use_liger_kernel true --attn_impl flash_attn --padding_free true --save_only_model true --deepspeed zero3", rows=4),
      _towers("full", "full", "full") | {"global_batch": "16", "gradient_checkpointing": "true"}, []),
     ("ms-swift multimodal/lora_llm_full_vit/sft.sh", "NPROC_PER_NODE=4 MAX_PIXELS=1003520 " + _of_swift("--dataset "
-     "'AI-ModelScope/coco#20000' --tuner_type lora_llm --learning_rate 1e-4 --vit_lr 1e-5 --aligner_lr 1e-5 --lora_rank "
-     "16 --lora_alpha 32 --gradient_accumulation_steps 4 --dataset_num_proc 4 --deepspeed zero2"),
+     "'AI-ModelScope/coco#20000' --tuner_type lora_llm --learning_rate 1e-4 --vit_lr 1e-5 --aligner_lr 1e-5 "
+     "--lora_rank 16 --lora_alpha 32 --gradient_accumulation_steps 4 --dataset_num_proc 4 --deepspeed zero2"),
      _towers("full", "full", "lora") | {"vision_lr": "1e-5", "merger_lr": "1e-5", "global_batch": "16"}, []),
     ("ms-swift models/qwen3_vl/mixed.sh", "IMAGE_MAX_TOKEN_NUM=1024 VIDEO_MAX_TOKEN_NUM=128 FPS_MAX_FRAMES=16 "
      "NPROC_PER_NODE=2 " + _of_swift(_SWIFT_LORA + "--dataset 'a/b#10000' \\\n 'c/d:e#5000' --attn_impl flash_attn "
@@ -204,7 +205,7 @@ EXAMPLES = [
      _towers("frozen", "frozen", "full") | {"global_batch": "32"}, ["--system"]),
     ("ms-swift yaml/deepspeed/sft.yaml", "model: Qwen/Qwen2.5-7B-Instruct, torch_dtype: bfloat16, tuner_type: lora, "
      "lora_rank: 8, lora_alpha: 32, target_modules: all-linear, dataset: ['a/b#500', 'c/d#500'], split_dataset_ratio: "
-     "0.0, max_length: 2048, system: Help., model_author: swift, model_name: swift-bot, per_device_train_batch_size: 1, "
+     "0.0, max_length: 2048, system: Hi, model_author: swift, model_name: swift-bot, per_device_train_batch_size: 1, "
      "gradient_accumulation_steps: 8, eval_steps: 50, warmup_ratio: 0.05, dataset_num_proc: 4, deepspeed: zero2",
      _FROZEN_LORA | {"global_batch": "8", "data_path": "<a/b> <c/d>"}, ["--system", "--model_author", "--model_name"]),
     ("axolotl examples/qwen2-vl/lora-7b.yaml", _AXOLOTL + "adapter: lora, lora_model_dir: null, sequence_len: 8192, "
@@ -259,7 +260,7 @@ def test_a_yaml_that_is_written_is_taken_by_the_door(folder, capsys):
     )
     for verb in ("plan", "train"):
         passed = door.check(verb, ["--config", "new.yaml"], {*table.kinds(verb)})
-        assert ["--global_batch", "8"] == list(passed.argv)[passed.argv.index("--global_batch") :][:2]
+        assert passed.argv[passed.argv.index("--global_batch") + 1] == "8"
     assert main(["plan", "--translate", "old.yaml", "--out", "new.yaml"]) == 1
     assert "new.yaml already exists" in capsys.readouterr().err
     assert main(["plan", "--translate", "new.yaml", "--json"]) == 0
@@ -310,7 +311,8 @@ def commands(text: str) -> list[str]:
         ("case b in a) run 1;; b|c) run 2;; *) run 3;; esac", ["run 2"]),
         ("f() { local x=$1; run $x \"$@\"; }\nf 1 '2 3'; function g { run g; }; g", ["run 1 1 2 3", "run g"]),
         ("export X=1\nY=2 run | tee log && (cd d; run2) || run3", ["run", "tee log", "cd d", "run2"]),
-        ("bash -c 'run a'; eval run b; exec run c; nohup run d > log 2>&1 &", ["run a", "run b", "run c", "nohup run d"]),
+        ("bash -c 'run a'; eval run b; exec run c; nohup run d > log 2>&1 &", ["run a", "run b", "run c",
+         "nohup run d"]),
         ("((i = 2 + 3)); run $i; i=$((i+1)); run $i", ["run 5", "run 6"]),
         ("cat > f.yaml <<EOF\na: $A\nEOF\nrun f.yaml <<'E'\n'\nE\n", ["cat", "run f.yaml"]),
         ("if [ $# -lt 1 ]; then echo usage; exit 1; fi\nrun\nexit 0\nrun no", ["echo usage", "run"]),
@@ -367,10 +369,10 @@ def test_no_script_is_no_traceback(text):
 
 def test_a_script_that_grows_without_end_is_refused():
     nine = "for x in 1 2 3 4 5 6 7 8 9; do "
-    with pytest.raises(ConfigError, match=r"more than 20,000 commands"):
+    with pytest.raises(ConfigError, match=r"more than 5,000 commands"):
         follow(f"{nine * 6} run $x; {'done; ' * 6}")
     with pytest.raises(ConfigError, match="grows to more than"):
-        follow(f"A=xx; for i in {{1..99}}; do A=$A$A; done")
+        follow("A=xx; for i in {1..99}; do A=$A$A; done")
     assert len(commands("f() { f; }; f; run " + "{a,b}" * 40)) == 1
 
 
@@ -419,8 +421,8 @@ def test_the_runs_of_a_loop(capsys):
 
 def test_a_script_that_writes_the_yaml_and_overrides_it():
     (one,) = settled(
-        "OUT=saves/run\ncat > cfg.yaml <<EOF\nmodel_name_or_path: m\nstage: sft\nfinetuning_type: full\ndataset: d.json\n"
-        "output_dir: $OUT\nlearning_rate: 1e-5\nEOF\nNNODES=2 NPROC_PER_NODE=4 llamafactory-cli train cfg.yaml "
+        "OUT=saves/run\ncat > cfg.yaml <<EOF\nmodel_name_or_path: m\nstage: sft\nfinetuning_type: full\n"
+        "dataset: d.json\noutput_dir: $OUT\nlearning_rate: 1e-5\nEOF\nNNODES=2 NPROC_PER_NODE=4 llamafactory-cli train cfg.yaml "
         "learning_rate=2e-5 logging_steps=1\n"
     )
     assert values(one) | {"learning_rate": "2e-5", "output_dir": "saves/run", "global_batch": "64"} == values(one)
@@ -440,7 +442,7 @@ def test_scripts_and_yaml_of_vlft_become_themselves():
     assert values(one)["video_max_pixels"] == "151200"
     for path in sorted((ROOT / "examples").glob("*.yaml")):
         (run,) = documents.read(str(path)).runs
-        given = {name: words for name, words in settle.settle(run, None).flags.items()}
+        given = settle.settle(run, None).flags
         assert given == {flag.name: flag.words for flag in run.flags}, path
 
 
@@ -463,7 +465,8 @@ def test_a_yaml_of_two_kits():
 
 def test_nested_data_sets_of_axolotl():
     (one,) = settled(
-        "base_model: m\nadapter: lora\nlora_r: 4\nnum_epochs: 3\nsaves_per_epoch: 2\nval_set_size: 0.1\nevals_per_epoch: 4\n"
+        "base_model: m\nadapter: lora\nlora_r: 4\nnum_epochs: 3\nsaves_per_epoch: 2\nval_set_size: 0.1\n"
+        "evals_per_epoch: 4\n"
         "d: &d {type: chat_template}\ndatasets:\n  - <<: *d\n    path: json\n    data_files: [d.json, b.json]\n"
         "  - {path: c/d, split: 'train[:9]'}\n",
         "ax.yml",
@@ -513,7 +516,7 @@ def test_wrong_words_beside_translate(capsys, monkeypatch):
     ):
         assert main(["plan", *argv]) == status, argv
         assert says in capsys.readouterr().err
-    monkeypatch.setattr("sys.stdin", Path("a.txt").open())
+    monkeypatch.setattr("sys.stdin", io.StringIO(Path("a.txt").read_text()))
     assert main(["plan", "--translate", "-", "--json", "--gpus", "2"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["flags"]["global_batch"] == 16
     assert main(["plan", "--translate", Path("a.txt").read_text()]) == 0
@@ -535,16 +538,19 @@ def test_the_refusal_of_a_yaml_names_the_translation(folder):
 # ---- hints
 
 #: Flags of the kits' argument classes that look like flags of vlft, and are not.
-_LIKE_OURS = """galore_rank apollo_rank vera_rank oft_target galore_target apollo_target ppo_target ld_alpha orpo_alpha
-    boft_dropout vera_dropout adalora_beta1 adalora_target_r adam_beta3 adam_epsilon2 save_epochs dist_timeout fp8_backend
-    profiler_output_dir profiler_warmup_steps kt_config merge_lora output_file eval_output_dir init_strategy dion_lr
-    stopping_strategy lora_ga_max_length ref_model_revision teacher_model_revision weight_dtype pad_token eot_tokens
-    format length mlflow_run_name dpo_use_liger_kernel max_prompt_length max_new_tokens top_p truncation_mode val_size
-    stage template colour_depth image_size""".split()
+_LIKE_OURS = (
+    "galore_rank apollo_rank vera_rank oft_target galore_target apollo_target ppo_target ld_alpha "
+    "orpo_alpha boft_dropout vera_dropout adalora_beta1 adalora_target_r adam_beta3 adam_epsilon2 "
+    "save_epochs dist_timeout fp8_backend profiler_output_dir profiler_warmup_steps kt_config merge_lora "
+    "output_file eval_output_dir init_strategy dion_lr stopping_strategy lora_ga_max_length "
+    "ref_model_revision teacher_model_revision weight_dtype pad_token eot_tokens format length "
+    "mlflow_run_name dpo_use_liger_kernel max_prompt_length max_new_tokens top_p truncation_mode val_size "
+    "stage template colour_depth image_size"
+)
 
 
 def test_no_flag_of_a_kit_gets_a_hint_by_spelling():
-    assert [name for name in _LIKE_OURS if "did you mean" in unknown(name, KNOWN)] == []
+    assert [name for name in _LIKE_OURS.split() if "did you mean" in unknown(name, KNOWN)] == []
     for typed, meant in {"learnin_rate": "learning_rate", "lora_renk": "lora_rank", "max_lenght": "max_length",
                          "imagefolder": "image_folder", "sed": "seed", "data-path": "data_path"}.items():  # fmt: skip
         assert unknown(typed.replace("-", "_") + ("s" if typed == "data-path" else ""), KNOWN).endswith(f"--{meant}?")

@@ -14,10 +14,10 @@ from vlft.config.kinds import FALSE, Kind
 from vlft.config.kits import ANYWHERE, KITS
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.features import by_feature
-from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit, Outcome
+from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit, Outcome, filled_in
 from vlft.config.kits.swift import from_environment
 from vlft.config.names import mistyped
-from vlft.config.said import Said, placeholders, quoted
+from vlft.config.said import Said, quoted
 
 #: A command line with at least this many flags of one kit is read as that kit's, with its defaults and meanings.
 WHOSE = 3
@@ -190,13 +190,20 @@ def _batch(
     said: Mapping[str, Said], settled: Mapping[str, Change], kit: Kit | None, processes: int | None, *, whole: bool
 ) -> Change | None:
     """Translate rows of a micro-batch x accumulation into `--global_batch`, because in vlft a micro-batch is a pack."""
-    sizes = ("per_device_train_batch_size", "micro_batch_size")
+    sizes = ["per_device_train_batch_size", "micro_batch_size", "per_device_batch_size"]
+    if "gradient_accumulation_steps" in said and not set(sizes) & set(said):
+        sizes.append("batch_size")  # beside accumulation it means a micro-batch
     names = [name for name in (*sizes, "gradient_accumulation_steps") if name in said]
     unpacked = "packing" in said and "packing" not in settled and said["packing"].word.lower() in FALSE
     foreign = bool(whole and kit) or any(not isinstance(change.outcome, Idle) for change in settled.values())
     others = [name for name in ("per_device_eval_batch_size",) if name in said and (names or kit)]
-    if unpacked or not foreign or "global_batch" in said or not names + others:
+    if unpacked or not foreign or not names + others:
         return None
+    if "global_batch" in said or any(
+        _sets(change, "global_batch") for name, change in settled.items() if name not in names
+    ):
+        why = "--global_batch sets the rows of a step"
+        return Change(said=tuple(said[name] for name in (*names, *others)), outcome=Idle(why=why)) if whole else None
     if not names and not whole:
         return Change(
             said=tuple(said[name] for name in others), outcome=Idle(why="evaluation is packed as training is")
@@ -204,11 +211,15 @@ def _batch(
     if kit is None and all(said[name].word == "1" for name in names if name in sizes):
         return None
     given = {name: said[name].word for name in names}
-    if not all(word.isdigit() or placeholders(word) for word in given.values()):
+    if not whole and not all(word.isdigit() for word in given.values()):
         return None
     rows = next((given[name] for name in sizes if name in given), str(kit.batch[0]) if kit and whole else "1")
     outcome = step_rows(rows, given.get("gradient_accumulation_steps"), kit if whole else None, processes)
     return Change(said=tuple(said[name] for name in (*names, *others)), outcome=outcome)
+
+
+def _sets(change: Change, name: str) -> bool:
+    return isinstance(change.outcome, Becomes) and name in change.outcome.flags
 
 
 def step_rows(rows: str, accumulation: str | None, kit: Kit | None, processes: int | None) -> Becomes:
@@ -224,8 +235,8 @@ def step_rows(rows: str, accumulation: str | None, kit: Kit | None, processes: i
         own = kit.batch[1] if kit else 1
         accumulation = "1" if not rows.isdigit() else str(own or max(1, -(-16 // (int(rows) * (processes or 1)))))
     if not (rows.isdigit() and accumulation.isdigit()):
-        names = "_x_".join(word.strip("<>") for word in (rows, accumulation, str(processes or "GPUS")))
-        return Becomes(flags={"global_batch": (f"<{names}>",)}, note="rows of an optimizer step over all GPUs")
+        names = "_x_".join(word.strip("<>") or "?" for word in (rows, accumulation, str(processes or "GPUS")))
+        return Becomes(flags={"global_batch": (filled_in(names),)}, note="rows of an optimizer step over all GPUs")
     note = "" if processes else "for one GPU: multiply it by the number of GPUs"
     return Becomes(flags={"global_batch": (str(int(rows) * int(accumulation) * (processes or 1)),)}, note=note)
 

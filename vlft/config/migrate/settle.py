@@ -117,7 +117,10 @@ def settle(run: Run, gpus: int | None) -> Settled:
     needed = {one.flag for one in fill_in}
     for text in contradictions(Values(sound), "train"):
         name = text.removeprefix("--").partition(" ")[0]
-        if "is missing" in text and name not in flags:
+        if name == "deepspeed" and "deepspeed" in flags:
+            value = " ".join(flags["deepspeed"])
+            fill_in.append(ToFill(flag=name, value=value, why=text.partition(": ")[2]))
+        elif "is missing" in text and name not in flags:
             fill_in.append(ToFill(flag=name, value="", why=text))
         elif name not in needed and "no such model folder" not in text:
             notes.append(f"still to settle: {text}")
@@ -150,7 +153,11 @@ def _drop_wrong(
             continue
         if (isinstance(kind, Bool) or kind.many == "maybe") and not words:
             flags[name] = words = ("true",)
-        if kind.many == "one" and len(words) > 1:
+        if not words and kind.many in ("one", "some"):
+            left_out.append((f"--{name}", "its value is missing"))
+            del flags[name]
+            continue
+        if kind.many in ("one", "maybe") and len(words) > 1:
             left_out.append((_shown(name, words[1:]), f"--{name} takes one value; the first one is kept"))
             words = flags[name] = words[:1]
         problems = [kind.problem(word) for word in words if not placeholders(word)]
@@ -197,6 +204,10 @@ def _without_effect(flags: Flags) -> Iterator[tuple[str, str]]:
         yield "save_strategy", "it needs evaluation rows: --eval_path FILE"
     if "optim_args" in flags and "optim" not in flags:
         yield "optim_args", "it belongs to another optimizer"
+    if evaluates and word("eval_strategy", "no") == "no":
+        yield "eval_path", "--eval_strategy is no"
+    if "global_batch" in flags:
+        yield from ((name, "--global_batch sets the rows of a step") for name in _SIZES[1:] if name in flags)
     if "logging_nan_inf_filter" in flags:
         yield "logging_nan_inf_filter", "no loss is hidden"
     if word("dataloader_num_workers") == "0" and "dataloader_prefetch_factor" in flags:
@@ -245,7 +256,9 @@ def _to_fill(flags: Flags, known: Mapping[str, Kind], run: Run, told: Translatio
                     why = "does not exist here" if name != "eval_path" else notes.get(name) or "does not exist here"
                     yield ToFill(flag=name, value=word, why=why)
             elif (
-                name == "model_id" and word.startswith(("/", ".", "~")) and not os.path.exists(os.path.expanduser(word))
+                name == "model_id"
+                and (word.startswith(("/", ".", "~")) or word.count("/") > 1)
+                and not os.path.exists(os.path.expanduser(word))
             ):
                 yield ToFill(
                     flag=name, value=word, why="no such model folder here; a hub id such as Qwen/... also works"

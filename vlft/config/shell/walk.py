@@ -15,7 +15,7 @@ from vlft.config.shell.expand import Text, Values, unknown
 from vlft.config.shell.syntax import Body, Chain, Choice, Function, Group, Loop, Simple, Statement, parse
 from vlft.errors import ConfigError
 
-MOST_STEPS = 20_000  # commands that are followed
+MOST_STEPS = 5_000  # commands that are followed
 __all__ = ["Command", "Script", "follow"]
 
 
