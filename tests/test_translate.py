@@ -178,7 +178,8 @@ EXAMPLES = [
     ("ms-swift multimodal/vit_gradient_checkpointing.sh", "NPROC_PER_NODE=4 \\\n" + _of_swift("--dataset "
      "swift/VideoChatGPT:all --tuner_type full --learning_rate 1e-5 --freeze_vit false --freeze_aligner false "
      "--gradient_accumulation_steps 1 --gradient_checkpointing true --vit_gradient_checkpointing true "
-     "--use_liger_kernel true --attn_impl flash_attn --padding_free true --save_only_model true --deepspeed zero3", rows=4),
+     "--use_liger_kernel true --attn_impl "
+     "flash_attn --padding_free true --save_only_model true --deepspeed zero3", rows=4),
      _towers("full", "full", "full") | {"global_batch": "16", "gradient_checkpointing": "true"}, []),
     ("ms-swift multimodal/lora_llm_full_vit/sft.sh", "NPROC_PER_NODE=4 MAX_PIXELS=1003520 " + _of_swift("--dataset "
      "'AI-ModelScope/coco#20000' --tuner_type lora_llm --learning_rate 1e-4 --vit_lr 1e-5 --aligner_lr 1e-5 "
@@ -422,7 +423,8 @@ def test_the_runs_of_a_loop(capsys):
 def test_a_script_that_writes_the_yaml_and_overrides_it():
     (one,) = settled(
         "OUT=saves/run\ncat > cfg.yaml <<EOF\nmodel_name_or_path: m\nstage: sft\nfinetuning_type: full\n"
-        "dataset: d.json\noutput_dir: $OUT\nlearning_rate: 1e-5\nEOF\nNNODES=2 NPROC_PER_NODE=4 llamafactory-cli train cfg.yaml "
+        "dataset: d.json\noutput_dir: $OUT\nlearning_rate: 1e-5\nEOF\n"
+        "NNODES=2 NPROC_PER_NODE=4 llamafactory-cli train cfg.yaml "
         "learning_rate=2e-5 logging_steps=1\n"
     )
     assert values(one) | {"learning_rate": "2e-5", "output_dir": "saves/run", "global_batch": "64"} == values(one)
