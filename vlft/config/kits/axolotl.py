@@ -48,6 +48,8 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     flags = {"vision": (rest,), "merger": (rest,), "language": (mode,)}
     target = lora_target(modules) if modules and not any("." in word for word in modules) else None
     note = target.note if isinstance(target, Becomes) else ""
+    if not names:  # without an adapter the base alone decides
+        flags = {"model_id": said["base_model"]} | flags
     return names or ("base_model",), Becomes(
         flags=flags | (dict(target.flags) if isinstance(target, Becomes) else {}), note=note
     )

@@ -129,7 +129,14 @@ KIT = Kit(
         "train_type": "finetuning_type",
     },
     marks=frozenset(
-        ("finetuning_type", "freeze_multi_modal_projector", "freeze_language_model", "dataset", "dataset_dir")
+        (
+            "finetuning_type",
+            "freeze_vision_tower",
+            "freeze_multi_modal_projector",
+            "freeze_language_model",
+            "dataset",
+            "dataset_dir",
+        )
     ),
     rules={
         "model_name_or_path": renamed("model_id"),
@@ -212,6 +219,8 @@ KIT = Kit(
         "low_cpu_mem_usage": idle("weights are read tensor by tensor"),
         "image_do_pan_and_scan": off("not supported by Qwen-VL"),
         "crop_to_patches": off("not supported by Qwen-VL"),
+        "image_resolution": renamed("image_max_pixels"),
+        "video_resolution": renamed("video_max_pixels"),
         "video_fps": renamed("fps"),
         "video_maxlen": renamed("video_max_frames"),
         "print_param_status": idle("the table at the start lists what trains"),

@@ -147,7 +147,7 @@ KIT = Kit(
         "freeze_language_model": "freeze_llm",
         "finetuning_type": "tuner_type",
     },
-    marks=frozenset((*_HOW, "freeze_vit", "freeze_aligner")),
+    marks=frozenset((*_HOW, *_TOWERS)),
     rules={
         "model": renamed("model_id"),
         "model_type": idle("the base's config.json sets it"),

@@ -71,6 +71,8 @@ KIT = Kit(
         "eos_token": idle("the base's own is used"),
         "chat_template_path": off("the base's own chat template is used"),
         "activation_offloading": off("not supported. Use --gradient_checkpointing true"),
+        "num_processes": idle("the launcher sets it"),
+        "accelerate_config": idle("torchrun starts several processes"),
         "dataset_kwargs": idle("rows are prepared in the workers"),
         "shuffle_dataset": idle("rows are always shuffled, by --seed"),
         "truncation_mode": cannot("no row is cut: --over_length takes error, skip, shrink or drop_media"),

@@ -118,7 +118,8 @@ def read(command: Command) -> Launched | str | None:
     place = next((at for at, word in enumerate(words) if _is_program(words, at)), None)
     if place is None:
         return None
-    if any(os.path.basename(word.text) in ("srun", "mpirun", "mpiexec") for word in words[:place]):
+    before = {os.path.basename(word.text) for word in words[:place]} | set(command.wrappers)
+    if before & {"srun", "mpirun", "mpiexec"}:
         start.counts.append((None, "", 1))
     return _program(words[place:], command, start)
 

@@ -66,7 +66,7 @@ def count_of(launcher: str, options: Mapping[str, Text]) -> tuple[int | None, st
         return (each * nodes if each and nodes else None), "--num_gpus", nodes or 1
     each = number_of(options.get("nproc_per_node")) if "nproc_per_node" in options else 1
     nodes = number_of(options["nnodes"]) if "nnodes" in options else 1
-    return (each * nodes if each and nodes else None), "--nproc_per_node", nodes or 1
+    return (each * nodes if each and nodes else None), "--nproc_per_node", nodes or 0
 
 
 def number_of(text: Text | None) -> int | None:
@@ -78,6 +78,8 @@ def processes_of(kit: str, command: Command, start: Start, flags: Sequence[Text]
     for number, why, nodes in reversed(start.counts):
         if number is not None:
             return number, why, nodes
+        if not nodes:  # the number of nodes is not known
+            return None, "", 1
     seen = command.environment
     if kit in ("ms-swift", "LLaMA-Factory") and not start.counts:
         each = number_of(seen.get("NPROC_PER_NODE"))
@@ -97,7 +99,9 @@ def processes_of(kit: str, command: Command, start: Start, flags: Sequence[Text]
         return len(visible.text.split(",")), "CUDA_VISIBLE_DEVICES", 1
     for name, values in command.variables.items():
         if name.lower() in _GPU_COUNTS and len(values) == 1 and (number := number_of(values[0])):
-            nodes = number_of(command.variables.get("NNODES", (Text(text="1"),))[0]) or 1
-            each = nodes if "per_node" in name.lower() else 1
+            each = number_of(command.variables.get("NNODES", (Text(text="1"),))[0])
+            each = each if "per_node" in name.lower() else 1
+            if each is None:
+                return None, "", 1
             return number * each, f"${name} in the script", each
     return None, "", 1

@@ -15,6 +15,7 @@ from vlft.config.kinds import Bool, Kind, Place
 from vlft.config.kits import ANYWHERE, KITS
 from vlft.config.kits.outcome import Becomes, Kit
 from vlft.config.migrate.documents import Run
+from vlft.config.names import mistyped
 from vlft.config.said import Said, placeholders, quoted
 from vlft.config.table import kinds
 from vlft.config.translate import OURS, Translation, kit_of, overridden, step_rows, translate
@@ -85,7 +86,7 @@ def settle(run: Run, gpus: int | None) -> Settled:
     told = translate(said, known, run.environment, kit=kit or OURS, processes=processes)
     flags: Flags = dict(told.flags)
     left_out = [(change.before, change.outcome.why) for change in told.refusals if hasattr(change.outcome, "why")]
-    left_out += [(str(one), "vlft has no such flag") for one in told.unknown]
+    left_out += [(str(one), _unknown(one.name, known)) for one in told.unknown]
     idle = [(change.before, getattr(change.outcome, "why", "")) for change in told.remarks]
     _drop_wrong(flags, known, said, left_out)
     sure = run.kit is not None and run.kit is not OURS
@@ -137,6 +138,11 @@ def settle(run: Run, gpus: int | None) -> Settled:
         mixed=_mixed(said, kit, known),
         notes=tuple(notes),
     )
+
+
+def _unknown(name: str, known: Mapping[str, Kind]) -> str:
+    meant = mistyped(name, known)
+    return "vlft has no such flag" + (f". If --{meant} is meant, correct the name in the file" if meant else "")
 
 
 def _shown(name: str, words: tuple[str, ...]) -> str:

@@ -21,6 +21,13 @@ LARGEST = 200_000  # characters of a variable
 KNOWN_ANYWHERE = ("HOME", "USER", "PWD")
 _DECLARE = frozenset(("export", "declare", "typeset", "local", "readonly"))
 _SHELLS = frozenset(("bash", "sh", "zsh", "dash"))
+#: Commands that start another command.
+WRAPPERS = frozenset(
+    (
+        *("srun", "mpirun", "mpiexec", "nohup", "env", "sudo", "timeout", "numactl", "nice", "stdbuf", "setsid"),
+        *("singularity", "apptainer", "docker", "conda", "uv", "poetry", "ssh"),
+    )
+)
 _BRACKETS = {"[": "]", "[[": "]]"}
 
 
@@ -34,6 +41,7 @@ class Command:
         environment: variable -> value, for the variables that the command sees.
         variables: every variable of the script at this place.
         loops: variable of a loop around it -> its value.
+        wrappers: commands around it that start it in another way, such as `srun`.
         maybe: the line of a condition around it that is not known; None without one.
     """
 
@@ -43,6 +51,7 @@ class Command:
     variables: Mapping[str, Values]
     loops: Mapping[str, str]
     maybe: int | None
+    wrappers: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -60,6 +69,12 @@ class Script:
     files: dict[str, Text] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     passes_arguments: bool = False
+
+
+def _shell_at(words: list[Text]) -> int | None:
+    """Return the place of a shell with a script among the words of another command; None without one."""
+    names = [os.path.basename(word.text) for word in words]
+    return next((at for at, name in enumerate(names[:-1]) if at and name in _SHELLS), None)
 
 
 class _Ended:
@@ -84,6 +99,8 @@ class Commands:
         self.functions: dict[str, Body] = {}
         self.loops: dict[str, str] = {}
         self.maybe: int | None = None
+        self.wrappers: tuple[str, ...] = ()
+        self.outer: int | None = None  # the line of an `eval` or `bash -c` around it
         self.depth = 0
         self.steps = 0
 
@@ -137,7 +154,12 @@ class Commands:
         if name in ("exec", "command", "builtin", "time") and len(words) > 1 and not words[1].text.startswith("-"):
             return self._named(words[1].text, words[1:], own, line)
         if name == "eval":
-            return self._nested(" ".join(word.text for word in words[1:]), self.path, self.arguments, own)
+            return self._inline(words[1:], self.arguments, own, line)
+        if name in WRAPPERS and (at := _shell_at(words)) is not None:
+            before, self.wrappers = self.wrappers, (*self.wrappers, name)
+            self._shell(words[at:], own, line)
+            self.wrappers = before
+            return True
         if name in ("source", "."):
             return self._other_script(words[1:], own, line, same=True)
         if name in self.functions and name not in self.recorded:
@@ -155,12 +177,13 @@ class Commands:
         environment |= {name: values[0] for name, values in own if values}
         self.script.commands.append(
             Command(
-                line=line,
+                line=self.outer or line,
                 words=tuple(words),
                 environment=environment,
                 variables=dict(self.variables),
                 loops=dict(self.loops),
                 maybe=self.maybe,
+                wrappers=self.wrappers,
             )
         )
 
@@ -238,12 +261,30 @@ class Commands:
         body = parse(text)
         return self._with(lambda: self.run(body), arguments, path, own)
 
+    def _inline(
+        self, words: list[Text], arguments: Values | None, own: list[tuple[str, Values]], line: int
+    ) -> bool | None:
+        """Follow a script that is given as words."""
+        before, self.outer = self.outer, self.outer or line
+        result = self._nested(self._source(words), self.path, arguments, own)
+        self.outer = before
+        return result
+
+    def _source(self, words: list[Text]) -> str:
+        """Return words as the text of a script. A placeholder becomes a variable, because `<` would redirect there."""
+        text = " ".join(word.text for word in words)
+        for placeholder, why in {one for word in words for one in word.missing}:
+            name = f"__unknown_{len(self.variables)}"
+            self.variables[name] = (Text(text=placeholder, missing=((placeholder, why),)),)
+            text = text.replace(placeholder, f"${{{name}}}")
+        return text
+
     def _shell(self, words: list[Text], own: list[tuple[str, Values]], line: int) -> bool | None:
         rest = words[1:]
         while rest and rest[0].text.startswith("-") and "c" not in rest[0].text:
             rest = rest[1:]
         if rest and rest[0].text.startswith("-"):  # bash -c "text"
-            return self._nested(rest[1].text, self.path, tuple(rest[3:]), own) if len(rest) > 1 else True
+            return self._inline(rest[1:2], tuple(rest[3:]), own, line)
         return self._other_script(rest, own, line, same=False)
 
     def _other_script(self, words: list[Text], own: list[tuple[str, Values]], line: int, *, same: bool) -> bool | None:

@@ -71,6 +71,8 @@ def tokens_of(text: str) -> list[Token]:
         ConfigError: quotes, brackets or a here-document are never closed.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    # In a notebook a cell starts with %%bash, or a line with !
+    text = re.sub(r"^%%.*$|^!(?=\w)", "", text, flags=re.M)
     # bash does not continue a line if spaces follow the backslash, but that is what was meant.
     return _Lexer(re.sub(r"\\[ \t]+\n", "\\\n", text)).run()
 
