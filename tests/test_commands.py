@@ -112,6 +112,10 @@ def test_every_command_is_parsed(here, monkeypatch):
         Path(file).write_text("\n")
     for folder in ("StoryReasoning", "tiny-model", "demo-out/base"):
         Path(folder).mkdir()
+    Path("finetune_lora.sh").write_text("deepspeed src/train/train_sft.py --model_id Qwen/x --data_path train.json")
+    Path("qwen2vl_lora_sft.yaml").write_text(
+        "{model_name_or_path: Qwen/x, stage: sft, cutoff_len: 9, dataset: train.json}"
+    )
 
     def stop(*args, **kwargs):
         raise Reached
@@ -125,6 +129,8 @@ def test_every_command_is_parsed(here, monkeypatch):
         try:
             status = main(words)
         except Reached:
+            continue
+        if "--translate" in words and status == 0:
             continue
         pytest.fail(f"{page}: vlft {shlex.join(words)}: ended with {status}")
 

@@ -292,7 +292,7 @@ def test_values_that_change_nothing_are_taken_with_a_remark(tmp_path, capsys):
         ("--base_model m --sequence_len 10 --num_epochs 3 --lora_r 8 --adapter lora --lora_target_linear true",
          "--model_id m --max_length 10 --num_train_epochs 3 --lora_rank 8 --vision lora --merger lora --language lora"),
         ("--base_model m --sequence_len 10 --optimizer adamw_torch",
-         "--vision full --merger full --language full --max_length 10 --optim adamw_torch"),
+         "--model_id m --vision full --merger full --language full --max_length 10 --optim adamw_torch"),
         ("--model_name_or_path m --dataset_name a.json --use_peft true --lora_r 8",
          "--model_id m --data_path a.json --language lora --lora_rank 8"),
         ("--deepspeed examples/ds_z2_offload_config.json", "--deepspeed zero2_offload"),

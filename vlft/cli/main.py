@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from vlft import __version__
-from vlft.cli import help
+from vlft.cli import help, translate
 from vlft.cli.launched import without_local_rank
 from vlft.cli.verbs import VERBS
 from vlft.errors import Interrupted, Preempted, UsageError, VlftError
@@ -128,38 +128,10 @@ class _Farewell:
             os._exit(self._status)
 
 
-#: Commands of other kits and synonyms -> the command of vlft, with an explanation where it is needed.
-MEANT = {
-    **dict.fromkeys(("sft", "finetune", "fine-tune", "tune", "fit", "run", "lora", "pt", "pretrain"), "vlft train"),
-    **dict.fromkeys(("infer", "inference", "predict", "generate", "ask", "demo-chat", "cli"), "vlft chat"),
-    **dict.fromkeys(
-        ("export", "merge-lora", "save", "convert-weights"), "vlft merge RUN OUT (weights anyone can load)"
-    ),
-    **dict.fromkeys(("check", "validate", "verify", "lint", "data", "preprocess"), "vlft check-data"),
-    **dict.fromkeys(("show", "view", "inspect", "visualize"), "vlft preview"),
-    **dict.fromkeys(("estimate", "memory", "dry-run", "params", "plan-memory"), "vlft plan"),
-    **dict.fromkeys(("benchmark", "profile"), "vlft bench"),
-    **dict.fromkeys(("convert", "download"), "vlft import"),
-    **dict.fromkeys(("plot", "logs", "curves"), "vlft report"),
-    **dict.fromkeys(("version", "env"), "vlft --version"),
-    **dict.fromkeys(
-        ("eval", "evaluate", "test"),
-        "vlft train --eval_path FILE --eval_strategy epoch for the loss, vlft chat for answers",
-    ),
-    **dict.fromkeys(
-        ("api", "serve", "deploy", "rollout"), "vlft merge RUN OUT, and serve OUT with vLLM or transformers"
-    ),
-    **dict.fromkeys(
-        ("webui", "web-ui", "ui", "webchat", "app"), "vlft chat in the terminal; there are no web pages to start"
-    ),
-    **dict.fromkeys(
-        ("rlhf", "dpo", "grpo", "rm"), "vlft train (supervised only; preference training is not supported)"
-    ),
-}
-
-
 def _meant(verb: str) -> str:
     """Return a hint for an unknown command: a synonym, else a similar spelling."""
+    from vlft.config.kits.verbs import MEANT
+
     if (meant := MEANT.get(verb.lower().replace("_", "-"))) is not None:
         return f"Use: {meant}"
     near = difflib.get_close_matches(verb, [*VERBS, "--help", "--version"], n=1)
@@ -183,6 +155,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UsageError(f"unknown command {verb!r}. The commands are {', '.join(VERBS)}.\n  {_meant(verb)}")
+    if verb == "plan" and translate.wanted(rest):
+        return translate.run(rest)
     if (text := help.answer(VERBS[verb], rest)) is not None:
         print(text, end="")
         return 0

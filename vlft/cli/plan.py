@@ -21,6 +21,7 @@ examples:
   vlft plan --config examples/full.yaml --model_id Qwen/Qwen2-VL-7B-Instruct --data_path train.json \\
       --image_folder images --gpus 4 --gpu a100-80 --tokens_per_s 20000
   vlft plan --config output/run/config.yaml --json
+  vlft plan --translate old.sh --out new.yaml         a script or YAML of another kit becomes a YAML for vlft
 """
 
 
@@ -50,6 +51,13 @@ def parser() -> FlagParser:
     parser.add_argument(
         "--tokens_per_s", type=float, metavar="R", help="tokens a second of the whole run, to estimate its duration"
     )
+    parser.add_argument(
+        "--translate",
+        metavar="OLD",
+        help="translate a script, a command line or a YAML of another kit into flags of vlft, and show what has no "
+        "counterpart; -: standard input. Alone or with --out, --gpus and --json",
+    )
+    parser.add_argument("--out", metavar="NEW.yaml", help="with --translate: also write the flags as a YAML")
     parser.add_argument(
         "--measure", action="store_true", help="train one step on the largest micro-batch here, and compare the memory"
     )

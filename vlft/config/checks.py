@@ -33,8 +33,15 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
         checks.append(_fixes)
     if verb in ("train", "plan"):
         checks += [_needed, _rates, _batches, _steps, _evaluation, _best, _loader, scheduler_problems]
+    if verb == "plan":
+        checks.append(_out)
     for check in checks:
         yield from check(values)
+
+
+def _out(values: Values) -> Iterator[str]:
+    if values.given("out"):
+        yield f"--out {values.of('out')} has no effect without --translate OLD"
 
 
 def _needed(values: Values) -> Iterator[str]:

@@ -17,8 +17,8 @@ from vlft.config import places, table
 from vlft.config.checks import contradictions
 from vlft.config.kinds import Kind, Place, Problem
 from vlft.config.names import unknown, wrong_usage
-from vlft.config.said import Line, Said, read_line
-from vlft.config.translate import Change, Translation, shown, translate
+from vlft.config.said import Line, Said, placeholders, quoted, read_line
+from vlft.config.translate import Change, Translation, overridden, shown, translate
 from vlft.config.values import Values
 from vlft.errors import ConfigError
 
@@ -111,7 +111,7 @@ def _bad_values(said: Mapping[str, Said], told: Translation, kinds: Mapping[str,
         elif words and kind.many == "none":
             yield _Wrong(flag=name, text=f"{flag} takes no value, not {_few(words)}", usage=True)
         else:
-            found = ((word, kind.problem(word)) for word in words)
+            found = ((word, kind.problem(word)) for word in words if not placeholders(word))
             yield from (
                 _Wrong(flag=name, text=_problem(flag, word, problem), usage=problem.usage)
                 for word, problem in found
@@ -138,9 +138,12 @@ def _unclaimed_words(verb: str, line: Line) -> Iterator[_Wrong]:
 
 
 def _places(verb: str, line: Line, told: Translation, kinds: Mapping[str, Kind]) -> Iterator[str]:
-    """Yield a message for each path that does not exist or cannot be used."""
+    """Yield a message for each placeholder, and for each path that does not exist or cannot be used."""
     for name, words in told.flags.items():
         kind = kinds.get(name)
+        empty = [word for word in words if placeholders(word)]
+        yield from (f"--{name} {word}: replace {' and '.join(placeholders(word))} by a value" for word in empty)
+        words = tuple(word for word in words if word not in empty)
         if isinstance(kind, Place) and (kind.of != "out" or verb == "train"):
             for word in filter(str.strip, words):
                 if problem := places.problem(kind, word):
@@ -183,6 +186,11 @@ def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], 
     if told.changes:
         width = min(COLUMN, max(len(change.before) for change in told.changes))
         lines += ["written differently here:", *(f"  {one.before:<{width}}  ->  {shown(one)}" for one in told.changes)]
+        lines += [
+            f"  {one.before} is overridden: another flag sets {others}"
+            for one in told.changes
+            if (others := overridden(told, one))
+        ]
     if told.refusals:
         lines += ["not supported here:", *(f"  {text}" for text in texts[: len(told.refusals)])]
     if wrong:
@@ -196,6 +204,8 @@ def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], 
     if told.changes:
         bad = {one.flag for one in wrong}
         right = replace(told, flags={name: words for name, words in told.flags.items() if name not in bad})
+        if line.config:
+            lines += [f"as a YAML: vlft plan --translate {quoted(line.config)} --out NEW.yaml"]
         left_out = ", without the flags that are not supported or wrong" if texts else ""
         lines += [f"the command for vlft{left_out}:", f"  {right.command(verb, line.others)}"]
     return "\n  ".join(lines)

@@ -6,6 +6,7 @@ Neighbours: `vlft.config.door` checks them, `vlft.config.parse` passes them to a
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Said:
         return " ".join(self.words)
 
     def __str__(self) -> str:
+        if self.name.isupper():  # a variable of the environment
+            return f"{self.name}={self.shown}"
         return f"--{self.name} {self.shown}".rstrip()
 
     @property
@@ -123,7 +126,7 @@ def read_yaml(path: str) -> list[tuple[str, tuple[str, ...]]]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         from vlft.config.places import near_miss
 
@@ -134,14 +137,27 @@ def read_yaml(path: str) -> list[tuple[str, tuple[str, ...]]]:
         return []
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: expected `flag: value` lines, found a {type(content).__name__}")
+    if "config" in content:
+        raise ConfigError(f"--config {path}: a config file cannot name another (config: {content['config']})")
+    return flags_of(content)
+
+
+def flags_of(content: Mapping[Any, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return (name, words) of each flag in the content of a YAML or JSON file, as `read_yaml` does."""
     found = []
     for name, value in content.items():
-        if name == "config":
-            raise ConfigError(f"--config {path}: a config file cannot name another (config: {value})")
         if value is not None and value != []:
             values = value if isinstance(value, list) else [value]
             found.append((str(name).replace("-", "_"), tuple(_word(item) for item in values)))
     return found
+
+
+_PLACEHOLDER = re.compile(r"<[^<>\s]+>")
+
+
+def placeholders(word: str) -> list[str]:
+    """Return the placeholders in a word, such as `<MODEL>`. The user must replace them by values."""
+    return _PLACEHOLDER.findall(word)
 
 
 def quoted(word: str) -> str:

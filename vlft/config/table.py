@@ -226,6 +226,8 @@ _OWN: Mapping[str, dict[str, Kind]] = {
         "gpu": NAMED,
         "tokens_per_s": _number(low=0, open_low=True),
         "measure": SWITCH,
+        "translate": NAMED,
+        "out": NAMED,
         "json": SWITCH,
     },
     "check-data": {

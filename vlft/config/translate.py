@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlft.config.kinds import FALSE, Kind
 from vlft.config.kits import ANYWHERE, KITS
 from vlft.config.kits.common import REPLACED
-from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit, Outcome
-from vlft.config.kits.swift import ENVIRONMENT
+from vlft.config.kits.features import by_feature
+from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit, Outcome, filled_in
+from vlft.config.kits.swift import from_environment
+from vlft.config.names import mistyped
 from vlft.config.said import Said, quoted
 
 #: A command line with at least this many flags of one kit is read as that kit's, with its defaults and meanings.
 WHOSE = 3
+#: No kit: the flags are those of vlft.
+OURS = Kit(name="", rules={})
 WIDTH = 110
 
 
@@ -72,7 +76,12 @@ class Translation:
 
 
 def translate(
-    said: Mapping[str, Said], kinds: Mapping[str, Kind], environ: Mapping[str, str] | None = None
+    said: Mapping[str, Said],
+    kinds: Mapping[str, Kind],
+    environ: Mapping[str, str] | None = None,
+    *,
+    kit: Kit | None = None,
+    processes: int | None = None,
 ) -> Translation:
     """Translate each flag of a command line.
 
@@ -80,36 +89,67 @@ def translate(
         said: name -> the flag as it was given last.
         kinds: the flags of the verb in vlft.
         environ: the environment, from which ms-swift reads some settings.
+        kit: the kit that the flags belong to; `OURS` if it is vlft; None: the one that has the most of them.
+        processes: the number of processes of the run, for the size of a step; None if it is not known.
     """
-    kit = _kit_of(said, kinds)
+    whole = kit is not None  # the flags are a whole run, so the kit's defaults count
+    kit = kit_of(said, kinds) if kit is None else None if kit is OURS else kit
     order = [*([kit] if kit else []), *ANYWHERE, *(other for other in KITS if other is not kit)]
     settled: dict[str, Change] = {}
     values = {name: one.words for name, one in said.items() if name not in kinds or (kit and name in kit.names)}
+    if kit is not None:
+        settled |= _said_twice(said, kit)
     for one in [kit, *(other for other in KITS if other is not kit)] if kit else KITS:
+        theirs = kit.names if kit is not None and one is not kit else frozenset()
+        here = {
+            _meant(name, one, values) if one is kit else name: name
+            for name in values
+            if name not in settled and name not in theirs
+        }
         for rule in one.together:
-            left = {name: words for name, words in values.items() if name not in settled}
+            left = {name: values[written] for name, written in here.items() if written not in settled}
             found = rule(left)
             if found is not None:
-                change = Change(said=tuple(said[name] for name in found[0]), outcome=_idle_if_given(found[1], said))
-                settled |= dict.fromkeys(found[0], change)
+                names = [here[name] for name in found[0]]
+                change = Change(said=tuple(said[name] for name in names), outcome=_idle_if_given(found[1], said))
+                settled |= dict.fromkeys(names, change)
     for name, flag in said.items():
         if name not in settled and (outcome := _outcome_of(flag, kinds, kit, order)) is not None:
             settled[name] = Change(said=(flag,), outcome=outcome)
-    if (batch := _batch(said, settled, kit)) is not None:
+    if (batch := _batch(said, settled, kit, processes, whole=whole)) is not None:
         settled |= {one.name: batch for one in batch.said}
     return _gathered(said, kinds, kit, settled, environ or {})
 
 
-def _kit_of(said: Mapping[str, Said], kinds: Mapping[str, Kind]) -> Kit | None:
-    """Return the kit that has the most of the flags that vlft lacks; None if no kit has at least `WHOSE` of them."""
+def kit_of(said: Collection[str], kinds: Collection[str], least: int = WHOSE) -> Kit | None:
+    """Return the kit that has the most of the flags that vlft lacks; None if no kit has at least `least` of them."""
     shared = set(kinds).union(*(one.names for one in ANYWHERE))
     counts = [len((set(said) & kit.names) - shared) for kit in KITS]
-    return KITS[counts.index(max(counts))] if max(counts) >= WHOSE else None
+    return KITS[counts.index(max(counts))] if max(counts) >= least else None
+
+
+def _said_twice(said: Mapping[str, Said], kit: Kit) -> dict[str, Change]:
+    """Return the flags of another kit that repeat, or contradict, a flag of this kit with the same meaning."""
+    found = {}
+    for name, own in kit.synonyms.items():
+        if name in said and own in said and name not in kit.names:
+            same = said[name].words == said[own].words
+            why = f"{said[own]} " + ("says the same" if same else "says otherwise, and is used")
+            found[name] = Change(said=(said[name],), outcome=Idle(why=why) if same else Cannot(why=why))
+    return found
+
+
+def _meant(name: str, kit: Kit, given: Collection[str]) -> str:
+    """Return the kit's own flag for a flag of another kit with the same meaning, unless that is given, too."""
+    own = kit.synonyms.get(name, name)
+    return name if name in kit.names or own in given else own
 
 
 def _outcome_of(flag: Said, kinds: Mapping[str, Kind], kit: Kit | None, order: Sequence[Kit]) -> Outcome | None:
     """Translate a single flag. None if it is a flag of vlft that needs no change, or if it is unknown."""
     if flag.name == "deepspeed" and (preset := _preset(flag.word)):
+        if preset == "zero0":
+            return Idle(why="without ZeRO every process holds the whole state, as without --deepspeed")
         return Becomes(flags={"deepspeed": (preset,)})
     name, words = flag.name, flag.words
     if name in kinds and not (kit and name in kit.rules):
@@ -122,15 +162,18 @@ def _outcome_of(flag: Said, kinds: Mapping[str, Kind], kit: Kit | None, order: S
             outcome = one.rules[name](words)
             same = isinstance(outcome, Becomes) and dict(outcome.flags) == {name: words}
             return None if same else outcome
-    return None
+    rule = None if name in kinds or mistyped(name, kinds) else by_feature(name)
+    return None if rule is None else rule(words)
 
 
 def _preset(path: str) -> str:
     """Return the preset for a kit's DeepSpeed file that does not exist: `scripts/zero3.json` -> `zero3`; else ""."""
+    if path.lower() in ("zero0", "z0"):
+        return "zero0"
     if os.path.exists(path) or not path.endswith(".json"):
         return ""
-    stage = re.search(r"z(?:ero)?_?([123])", os.path.basename(path).lower())
-    offload = "_offload" if "offload" in path.lower() and stage and stage[1] != "1" else ""
+    stage = re.search(r"z(?:ero)?_?([0123])", os.path.basename(path).lower())
+    offload = "_offload" if "offload" in path.lower() and stage and stage[1] in "23" else ""
     return f"zero{stage[1]}{offload}" if stage else ""
 
 
@@ -143,27 +186,59 @@ def _idle_if_given(outcome: Outcome, said: Mapping[str, Said]) -> Outcome:
     return outcome
 
 
-def _batch(said: Mapping[str, Said], settled: Mapping[str, Change], kit: Kit | None) -> Change | None:
+def _batch(
+    said: Mapping[str, Said], settled: Mapping[str, Change], kit: Kit | None, processes: int | None, *, whole: bool
+) -> Change | None:
     """Translate rows of a micro-batch x accumulation into `--global_batch`, because in vlft a micro-batch is a pack."""
-    sizes = ("per_device_train_batch_size", "micro_batch_size")
+    sizes = ["per_device_train_batch_size", "micro_batch_size", "per_device_batch_size"]
+    if "gradient_accumulation_steps" in said and not set(sizes) & set(said):
+        sizes.append("batch_size")  # beside accumulation it means a micro-batch
     names = [name for name in (*sizes, "gradient_accumulation_steps") if name in said]
     unpacked = "packing" in said and "packing" not in settled and said["packing"].word.lower() in FALSE
-    foreign = any(not isinstance(change.outcome, Idle) for change in settled.values())
-    if not names or unpacked or not foreign or "global_batch" in said:
+    foreign = bool(whole and kit) or any(not isinstance(change.outcome, Idle) for change in settled.values())
+    others = [name for name in ("per_device_eval_batch_size",) if name in said and (names or kit)]
+    if unpacked or not foreign or not names + others:
         return None
-    try:
-        product = 1
-        for name in names:
-            product *= int(said[name].word)
-    except ValueError:
-        return None
+    if "global_batch" in said or any(
+        _sets(change, "global_batch") for name, change in settled.items() if name not in names
+    ):
+        why = "--global_batch sets the rows of a step"
+        return Change(said=tuple(said[name] for name in (*names, *others)), outcome=Idle(why=why)) if whole else None
+    if not names and not whole:
+        return Change(
+            said=tuple(said[name] for name in others), outcome=Idle(why="evaluation is packed as training is")
+        )
     if kit is None and all(said[name].word == "1" for name in names if name in sizes):
         return None
-    names += [name for name in ("per_device_eval_batch_size",) if name in said]
-    return Change(
-        said=tuple(said[name] for name in names),
-        outcome=Becomes(flags={"global_batch": (str(product),)}, note="for one GPU: multiply it by the number of GPUs"),
-    )
+    given = {name: said[name].word for name in names}
+    if not whole and not all(word.isdigit() for word in given.values()):
+        return None
+    rows = next((given[name] for name in sizes if name in given), str(kit.batch[0]) if kit and whole else "1")
+    outcome = step_rows(rows, given.get("gradient_accumulation_steps"), kit if whole else None, processes)
+    return Change(said=tuple(said[name] for name in (*names, *others)), outcome=outcome)
+
+
+def _sets(change: Change, name: str) -> bool:
+    return isinstance(change.outcome, Becomes) and name in change.outcome.flags
+
+
+def step_rows(rows: str, accumulation: str | None, kit: Kit | None, processes: int | None) -> Becomes:
+    """Return `--global_batch` for the rows of a step.
+
+    Args:
+        rows: rows of a micro-batch on one device. It may be a placeholder.
+        accumulation: micro-batches of a step; None: the kit's default.
+        kit: the kit whose defaults count; None: 1.
+        processes: number of processes; None: unknown.
+    """
+    if accumulation is None:
+        own = kit.batch[1] if kit else 1
+        accumulation = "1" if not rows.isdigit() else str(own or max(1, -(-16 // (int(rows) * (processes or 1)))))
+    if not (rows.isdigit() and accumulation.isdigit()):
+        names = "_x_".join(word.strip("<>") or "?" for word in (rows, accumulation, str(processes or "GPUS")))
+        return Becomes(flags={"global_batch": (filled_in(names),)}, note="rows of an optimizer step over all GPUs")
+    note = "" if processes else "for one GPU: multiply it by the number of GPUs"
+    return Becomes(flags={"global_batch": (str(int(rows) * int(accumulation) * (processes or 1)),)}, note=note)
 
 
 def _gathered(
@@ -180,7 +255,8 @@ def _gathered(
             outcome = settled[name].outcome
             if isinstance(outcome, Becomes):
                 for new, words in outcome.flags.items():
-                    if new not in said or new in settled:  # a flag of vlft in the command line wins
+                    # A flag of vlft in the command line wins. Of two kits the one that the line was written for wins.
+                    if (new not in said or new in settled) and not (new in flags and _foreign(settled[name], kit)):
                         flags[new] = words
         elif name in kinds or (name.removeprefix("no_") in kinds and name not in kinds):
             flags[name] = one.words
@@ -188,12 +264,11 @@ def _gathered(
             unknown.append(one)
     changes = list({id(change): change for change in settled.values()}.values())
     if kit is not None and kit.name == "ms-swift":
-        for variable, flag in ENVIRONMENT.items():
-            if variable in environ and flag not in flags:
-                words = (environ[variable],)
-                flags[flag] = words
-                one = Said(name=variable, words=words)
-                changes.append(Change(said=(one,), outcome=Becomes(flags={flag: words}, note="from the environment")))
+        for variable, value, outcome in from_environment(environ, "".join(flags.get("model_id", ()))):
+            added = {name: words for name, words in outcome.flags.items() if name not in flags}
+            flags |= added
+            there = (Said(name=variable, words=(value,)),)
+            changes += [Change(said=there, outcome=Becomes(flags=added, note=outcome.note))] if added else []
     return Translation(
         kit=kit.name if kit else "",
         flags=flags,
@@ -202,6 +277,22 @@ def _gathered(
         refusals=tuple(one for one in changes if isinstance(one.outcome, Cannot)),
         unknown=tuple(unknown),
     )
+
+
+def _foreign(change: Change, kit: Kit | None) -> bool:
+    return kit is not None and not any(one.name in kit.names for one in change.said)
+
+
+def overridden(told: Translation, change: Change) -> str:
+    """Return the flags whose value in a translation comes from another flag of the file than this one; "" if none."""
+    if not isinstance(change.outcome, Becomes):
+        return ""
+    others = {
+        name: told.flags[name]
+        for name, words in change.outcome.flags.items()
+        if name in told.flags and told.flags[name] != words and name != "eval_strategy"
+    }
+    return _flags(others)
 
 
 def _flags(flags: Mapping[str, tuple[str, ...]]) -> str:

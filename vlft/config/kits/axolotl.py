@@ -48,22 +48,74 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     flags = {"vision": (rest,), "merger": (rest,), "language": (mode,)}
     target = lora_target(modules) if modules and not any("." in word for word in modules) else None
     note = target.note if isinstance(target, Becomes) else ""
+    if not names:  # without an adapter the base alone decides
+        flags = {"model_id": said["base_model"]} | flags
     return names or ("base_model",), Becomes(
         flags=flags | (dict(target.flags) if isinstance(target, Becomes) else {}), note=note
     )
 
 
+def defaults(
+    said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """Return axolotl's defaults. A qLoRA becomes a LoRA on the base in its own dtype."""
+    found: dict[str, tuple[str, ...]] = {}
+    if "".join(said.get("adapter", ())).lower() == "qlora":
+        names = {name: words for name, words in said.items() if name in ("lora_target_modules", "freeze_mm_modules")}
+        lora = towers(names | {"adapter": ("lora",)})
+        found |= dict(lora[1].flags) if lora and isinstance(lora[1], Becomes) else {}
+    steps = {} if "warmup_steps" in flags else {"warmup_steps": ("0.03",)}
+    epochs = {} if "max_steps" in flags else {"num_train_epochs": ("1",)}
+    return found | steps | epochs | {"lr_scheduler_type": ("cosine",), "lora_dropout": ("0.0",)}
+
+
 def datasets(words: tuple[str, ...], *, to: str = "data_path") -> Outcome:
     """Translate a list of mappings, each with a `path`."""
-    paths = []
+    paths: list[str] = []
+    lost: dict[str, None] = {}
     for word in words:
         try:
             entry = json.loads(word)
         except ValueError:
             entry = {"path": word}
-        found = (entry.get("data_files") or entry.get("path")) if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            continue
+        found = entry.get("data_files") or entry.get("path")
         paths += [str(path) for path in (found if isinstance(found, list) else [found]) if path]
-    return data(tuple(paths), to=to)
+        split = str(entry.get("split", "train"))
+        lost |= {f"split {split} takes a part of the rows: use --data_mix with cap": None} if "[" in split else {}
+        if {"field_messages", "message_property_mappings", "field_instruction", "field"} & set(entry):
+            lost["names of columns are set with --columns, where data/README.md does not list them"] = None
+        if "roles_to_train" in entry and entry["roles_to_train"] not in (["assistant"], ["gpt"]):
+            lost["the trained tokens are the assistant turns"] = None
+    if not paths:
+        return Cannot(why="no entry has a path or data_files")
+    outcome = data(tuple(paths), to=to)
+    return Becomes(flags=outcome.flags, note="; ".join(filter(None, (outcome.note, *lost))))
+
+
+def per_epoch(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
+    """Translate `saves_per_epoch` and `evals_per_epoch`. A number below 1 in vlft is a share of all steps."""
+    names = tuple(name for name in ("saves_per_epoch", "evals_per_epoch") if name in said)
+    if not names:
+        return None
+    flags: dict[str, tuple[str, ...]] = {}
+    evaluates = "test_datasets" in said or "".join(said.get("val_set_size", ("0",))).strip("0.") != ""
+    for name, kind in (("saves_per_epoch", "save"), ("evals_per_epoch", "eval")):
+        if name not in said or (kind == "eval" and not evaluates):
+            continue
+        times = "".join(said[name])
+        try:
+            share = 1 / (float(times) * float("".join(said.get("num_epochs", ("1",)))))
+        except (ValueError, ZeroDivisionError):
+            return names, Cannot(why="use --save_steps and --eval_steps")
+        if times == "1":
+            flags[f"{kind}_strategy"] = ("epoch",)
+        else:
+            flags |= {f"{kind}_strategy": ("steps",), f"{kind}_steps": (f"{share:.6g}",)}
+    if not flags:
+        return names, Idle(why="no evaluation rows are set: --eval_path FILE --eval_strategy epoch")
+    return names, Becomes(flags=flags)
 
 
 def _auto(name: str) -> dict[str, Outcome]:
@@ -81,8 +133,18 @@ _PREPARED = idle("rows are prepared in the workers")
 
 KIT = Kit(
     name="axolotl",
-    together=(towers,),
-    marks=frozenset(("adapter", "lora_target_linear", "lora_target_modules", "freeze_mm_modules")),
+    together=(towers, per_epoch),
+    defaults=defaults,
+    marks=frozenset(
+        (
+            "saves_per_epoch",
+            "evals_per_epoch",
+            "adapter",
+            "lora_target_linear",
+            "lora_target_modules",
+            "freeze_mm_modules",
+        )
+    ),
     rules={
         "base_model": renamed("model_id"),
         "base_model_config": idle("the base's config.json is used"),
@@ -90,6 +152,30 @@ KIT = Kit(
         "tokenizer_type": idle("the base's own is used"),
         "processor_type": idle("the base's own is used"),
         "tokenizer_config": idle("the base's own is used"),
+        "type_of_model": idle("the base's config.json sets it"),
+        "is_qwen_derived_model": idle("the base's config.json sets it"),
+        "overrides_of_model_config": cannot("the base's config.json is used"),
+        "processor_kwargs": cannot("--image_max_pixels, --video_max_pixels and --fps set the sizes"),
+        "image_size": cannot("a picture keeps its aspect ratio. Set its size with --image_max_pixels"),
+        "image_resize_algorithm": idle("the base's own processor resizes pictures"),
+        "chat_template_jinja": off("the base's own chat template is used"),
+        "chat_template_kwargs": cannot("the base's own chat template is used"),
+        "default_system_message": cannot("write the system turn into the rows"),
+        "roles_to_train": by_word({"assistant": Idle(why="always so")}, cannot("the assistant turns are trained")),
+        "train_on_eos": by_word({"turn": Idle(why="always so")}, cannot("the end of every assistant turn is trained")),
+        "lora_on_cpu": idle("weights are read tensor by tensor"),
+        "gc_steps": idle("not needed"),
+        "trainer_cls": off("plugins are not supported"),
+        "device": idle("the launcher sets it"),
+        "ddp": idle("the launcher sets it"),
+        "world_size": idle("the launcher sets it"),
+        "lr_groups": cannot("--vision_lr and --merger_lr set the rates of towers"),
+        "embedding_lr": cannot("--learning_rate applies to the whole language model"),
+        "float16": renamed("fp16"),
+        "min_sample_len": cannot("short rows are trained, too"),
+        "pretraining_dataset": cannot("only conversations are trained. Set their files with --data_path"),
+        "batch_flattening": idle("there is no padding"),
+        "flex_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
         "chat_template": idle("the base's own chat template is used"),
         "revision_of_model": renamed("model_revision"),
         "load_in_8bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
@@ -139,14 +225,6 @@ KIT = Kit(
         "sdp_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
         "xformers_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
         "eager_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
-        "evals_per_epoch": lambda words: Idle(
-            why="evaluation needs its own rows: --eval_path FILE --eval_strategy epoch"
-        ),
-        "saves_per_epoch": lambda words: (
-            flag("save_strategy", "epoch")
-            if words == ("1",)
-            else Cannot(why="use --save_steps, or --save_strategy epoch")
-        ),
         "save_first_step": off("not supported"),
         "early_stopping_patience": off("not supported. --load_best_model_at_end true keeps the best"),
         "use_tensorboard": switch(true=flag("report_to", "tensorboard"), false=Idle(why="off")),

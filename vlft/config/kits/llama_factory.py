@@ -18,6 +18,7 @@ from vlft.config.kits.outcome import (
     by_word,
     cannot,
     data,
+    filled_in,
     flag,
     held_out,
     idle,
@@ -51,6 +52,25 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     return names, Becomes(flags={"vision": (vision,), "merger": (merger,), "language": (language,)})
 
 
+def defaults(
+    said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """Return LLaMA-Factory's defaults: of TrainingArguments, of LoRA, and of its picture and video sizes."""
+    found = dict(_MODES) if said.get("finetuning_type", ("lora",)) == ("lora",) else {}
+    rank = flags.get("lora_rank", ("8",))
+    alpha = (str(2 * int(rank[0])),) if rank[0].isdigit() else (filled_in("2 x lora_rank"),)
+    lora = {"lora_rank": ("8",), "lora_alpha": alpha, "lora_dropout": ("0.0",)}
+    sizes = {
+        "image_max_pixels": (str(768 * 768),),
+        "video_max_pixels": (str(256 * 256),),
+        **({} if "nframes" in flags else {"video_max_frames": ("128",)}),
+    }
+    return found | {"learning_rate": ("5e-5",)} | lora | sizes
+
+
+_MODES = {"vision": ("frozen",), "merger": ("frozen",), "language": ("lora",)}
+
+
 def datasets(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
     """Translate `dataset`, which names entries of `dataset_dir`/dataset_info.json. Reads that file if it exists."""
     names = tuple(name for name in ("dataset", "dataset_dir") if name in said)
@@ -78,6 +98,19 @@ def _registry(folder: str) -> dict[str, str]:
     }
 
 
+def _peft(words: tuple[str, ...]) -> Outcome:
+    """Translate the nested settings of an adapter in a YAML of LLaMA-Factory's version 1."""
+    try:
+        content = json.loads(" ".join(words))
+        names = {"r": "lora_rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+        flags = {names[name]: (str(value),) for name, value in content.items() if name in names}
+    except (ValueError, AttributeError):
+        return Cannot(why="no settings of a LoRA")
+    if content.get("name", "lora") != "lora":
+        return Cannot(why=f"{content['name']} is not supported. --vision, --merger and --language take full or lora")
+    return Becomes(flags=_MODES | flags)
+
+
 _STAGES = cannot("only supervised fine-tuning is supported: stage sft")
 _OTHER = off("not supported")
 _QUANTISED = lambda words: Idle(why="off") if is_false(words) else QUANTISED(words)  # noqa: E731
@@ -85,10 +118,48 @@ _QUANTISED = lambda words: Idle(why="off") if is_false(words) else QUANTISED(wor
 KIT = Kit(
     name="LLaMA-Factory",
     together=(towers, datasets),
-    marks=frozenset(("finetuning_type", "freeze_multi_modal_projector", "freeze_language_model", "dataset_dir")),
+    defaults=defaults,
+    batch=(8, 1),
+    synonyms={
+        "freeze_vit": "freeze_vision_tower",
+        "freeze_aligner": "freeze_multi_modal_projector",
+        "freeze_merger": "freeze_multi_modal_projector",
+        "freeze_llm": "freeze_language_model",
+        "tuner_type": "finetuning_type",
+        "train_type": "finetuning_type",
+    },
+    marks=frozenset(
+        (
+            "finetuning_type",
+            "freeze_vision_tower",
+            "freeze_multi_modal_projector",
+            "freeze_language_model",
+            "dataset",
+            "dataset_dir",
+        )
+    ),
     rules={
         "model_name_or_path": renamed("model_id"),
         "adapter_name_or_path": off("training starts from merged weights: vlft merge RUN OUT, then --model_id OUT"),
+        "model": renamed("model_id"),
+        "model_class": idle("the base's config.json sets it"),
+        "peft_config": _peft,
+        "kernel_config": idle("--use_liger_kernel auto uses the kernels that it tests as equal"),
+        "dist_config": cannot("use torchrun, and --deepspeed zero2 or zero3"),
+        "quant_config": _QUANTISED,
+        "train_dataset": data,
+        "sample_backend": idle("it belongs to answering"),
+        "init_config": idle("weights are read tensor by tensor"),
+        "enable_activation_checkpointing": renamed("gradient_checkpointing"),
+        "buffer_size": idle("it belongs to streaming"),
+        "use_v1_kernels": idle("--use_liger_kernel auto uses the kernels that it tests as equal"),
+        "split_special_tokens": off("the base's own tokenizer is used"),
+        "use_kv_cache": idle("training keeps no cache"),
+        "freeze_extra_modules": cannot("--vision, --merger and --language set what trains"),
+        "lr_scheduler_config": cannot("--lr_scheduler_type and --lr_scheduler_kwargs set the schedule"),
+        "optim_config": cannot("--optim and --optim_args set the optimizer"),
+        "master_addr": idle("the launcher sets it"),
+        "master_port": idle("the launcher sets it"),
         "stage": by_word({"sft": Idle(why="always so")}, _STAGES),
         "lora_target": lora_target,
         "additional_target": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
@@ -148,6 +219,8 @@ KIT = Kit(
         "low_cpu_mem_usage": idle("weights are read tensor by tensor"),
         "image_do_pan_and_scan": off("not supported by Qwen-VL"),
         "crop_to_patches": off("not supported by Qwen-VL"),
+        "image_resolution": renamed("image_max_pixels"),
+        "video_resolution": renamed("video_max_pixels"),
         "video_fps": renamed("fps"),
         "video_maxlen": renamed("video_max_frames"),
         "print_param_status": idle("the table at the start lists what trains"),

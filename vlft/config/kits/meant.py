@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlft.config.kits.outcome import Kit, Rule, cannot, data, renamed
+from vlft.config.kits.outcome import Kit, Rule, attention, cannot, data, dtype, held_out, renamed
 
 #: Flag of vlft -> its synonyms.
 _WORDS = {
@@ -11,7 +11,7 @@ _WORDS = {
     "merger_lr": "mm_projector_lr lr_merger connector_lr",
     "num_train_epochs": "epochs epoch num_epoch train_epochs",
     "max_steps": "steps num_steps max_train_steps",
-    "global_batch": "batch_size bs train_batch_size global_batch_size",
+    "global_batch": "batch_size bs train_batch_size global_batch_size per_device_batch_size batch",
     "gradient_accumulation_steps": "grad_accum gradient_accumulation accumulation_steps",
     "warmup_steps": "warmup num_warmup_steps",
     "lr_scheduler_type": "scheduler lr_schedule",
@@ -20,6 +20,7 @@ _WORDS = {
     "lora_rank": "rank r lora_dim",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
+    "model_revision": "revision branch",
     "model_id": "model_path model_dir base pretrained pretrained_model_name_or_path model_name",
     "image_folder": "image_dir images image_root image_path media_folder media_root data_root video_folder",
     "output_dir": "output out out_dir save_dir output_path",
@@ -38,12 +39,39 @@ _WORDS = {
 }
 _GPUS = "the launcher sets the number of GPUs: torchrun --nproc_per_node N -m vlft train, or GPUS=N for the scripts"
 _RULES: dict[str, Rule] = {word: renamed(flag) for flag, words in _WORDS.items() for word in words.split()}
-_RULES |= dict.fromkeys(["data", "train_data", "train_file", "data_file", "data_files", "train_path", "json"], data)
 _RULES |= dict.fromkeys(
-    ["eval_data", "val_data", "val_path", "validation_file", "eval_file", "test_data"],
+    [
+        "train_dataset",
+        "training_data",
+        "data",
+        "train_data",
+        "train_file",
+        "data_file",
+        "data_files",
+        "train_path",
+        "json",
+    ],
+    data,
+)
+_RULES |= dict.fromkeys(
+    [
+        "val_dataset",
+        "validation_data",
+        "test_dataset",
+        "eval_data",
+        "val_data",
+        "val_path",
+        "validation_file",
+        "eval_file",
+        "test_data",
+    ],
     lambda words: data(words, to="eval_path"),
 )
 _RULES |= dict.fromkeys(["num_gpus", "n_gpu", "nproc_per_node", "devices"], cannot(_GPUS))
+_RULES |= dict.fromkeys(["mixed_precision", "precision", "torch_dtype", "dtype"], dtype)
+_RULES |= dict.fromkeys(["attn_implementation", "attn_impl", "attention_implementation"], attention)
+_RULES |= dict.fromkeys(["val_split", "validation_split", "test_split_size", "eval_split"], held_out)
+_RULES["translate"] = cannot("vlft plan --translate OLD does that")
 _RULES["compile"] = cannot("torch.compile is not supported yet")
 
 KIT = Kit(name="", rules=_RULES)

@@ -47,6 +47,8 @@ Outcome = Becomes | Idle | Cannot
 Rule = Callable[[tuple[str, ...]], Outcome]
 #: Flags that were given -> (names of the flags that the rule translates, their common outcome).
 Together = Callable[[Mapping[str, tuple[str, ...]]], tuple[tuple[str, ...], Outcome] | None]
+#: (flags that were given, their translation so far) -> flags of vlft for the kit's defaults.
+Defaults = Callable[[Mapping[str, tuple[str, ...]], Mapping[str, tuple[str, ...]]], Mapping[str, tuple[str, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +60,20 @@ class Kit:
         rules: flag -> the rule that translates its value.
         together: rules for flags that have a meaning only in combination. They act before `rules`.
         marks: flags that only this kit has and that `rules` lacks. They identify its command lines.
+        synonyms: flags of another kit -> the flag of `together` with the same meaning, for a file that mixes kits.
+        defaults: its defaults that change what is trained and differ from vlft's.
+        batch: its defaults of rows of a micro-batch on one device, and of accumulation; None: as many as 16 rows need.
+        remark: what it does in another way whatever the flags say; "" if nothing.
     """
 
     name: str
     rules: Mapping[str, Rule]
     together: tuple[Together, ...] = ()
     marks: frozenset[str] = field(default_factory=frozenset)
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    defaults: Defaults = lambda said, flags: {}
+    batch: tuple[int, int | None] = (1, 1)
+    remark: str = ""
 
     @property
     def names(self) -> frozenset[str]:
@@ -135,11 +145,11 @@ QUANTISED = cannot(
 def dtype(words: tuple[str, ...]) -> Outcome:
     """Translate `torch_dtype` and similar flags. In vlft bf16 and fp16 are autocast over the base's own dtype."""
     word = words[0].lower() if words else ""
-    if word in ("bfloat16", "bf16"):
+    if word in ("bfloat16", "bf16", "bf16-mixed", "bf16-true"):
         return flag("bf16", "true")
-    if word in ("float16", "fp16"):
+    if word in ("float16", "fp16", "16-mixed"):
         return flag("fp16", "true")
-    if word in ("float32", "fp32"):
+    if word in ("float32", "fp32", "no", "32-true"):
         return flag("bf16", "false")
     return Idle(why="the dtype follows the base and --bf16")
 
@@ -170,18 +180,22 @@ def lora_target(words: tuple[str, ...]) -> Outcome:
 _FILES = (".json", ".jsonl", ".parquet", ".csv", ".tar")
 
 
+def filled_in(name: str) -> str:
+    """Return a placeholder for a value that the user must fill in: `<name>`, without blanks."""
+    return name if name.startswith("<") else f"<{'_'.join(name.replace('<', '').replace('>', '').split())}>"
+
+
 def data(words: tuple[str, ...], *, to: str = "data_path") -> Becomes:
-    """Translate names of data sets. Files and folders are kept; a registry's name is replaced by a file name."""
+    """Translate names of data sets. Files and folders are kept; a registry's name becomes a placeholder."""
     import os
 
     names = [name.strip() for word in words for name in word.split(",") if name.strip()]
     plain = [name.rpartition("#")[0] if name.rpartition("#")[2].isdigit() else name for name in names]
-    note = ""
-    if plain != names:
-        note = "#N takes N rows: use --data_mix with cap"
+    notes = ["#N takes N rows: use --data_mix with cap"] if plain != names else []
     if unknown := [name for name in plain if not (name.endswith(_FILES) or os.path.exists(name))]:
-        plain = [f"{name}.json" if name in unknown else name for name in plain]
-        note = f"{unknown[0]} is a data set's name in that kit: use its file or folder"
+        plain = [filled_in(name) if name in unknown else name for name in plain]
+        notes.append("the name of a data set: write its file or folder instead")
+    note = "; ".join(notes)
     extra = {"eval_strategy": ("epoch",)} if to == "eval_path" else {}
     return Becomes(flags={to: tuple(plain), **extra}, note=note)
 

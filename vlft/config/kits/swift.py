@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 
 from vlft.config.kits.outcome import (
     QUANTISED,
@@ -16,6 +17,7 @@ from vlft.config.kits.outcome import (
     cannot,
     data,
     dtype,
+    filled_in,
     flag,
     held_out,
     idle,
@@ -31,7 +33,7 @@ from vlft.config.kits.outcome import (
 _TOWERS = ("freeze_vit", "freeze_aligner", "freeze_llm")
 _HOW = ("train_type", "tuner_type", "sft_type")
 #: Environment variables that hold settings of the media -> our flags.
-ENVIRONMENT = {
+_ENVIRONMENT = {
     "MAX_PIXELS": "image_max_pixels",
     "MIN_PIXELS": "image_min_pixels",
     "VIDEO_MAX_PIXELS": "video_max_pixels",
@@ -40,6 +42,58 @@ ENVIRONMENT = {
     "NFRAMES": "nframes",
     "FPS_MAX_FRAMES": "video_max_frames",
 }
+#: The same in tokens: squares of 28 pixels (Qwen2-VL, Qwen2.5-VL) or 32 pixels (Qwen3-VL, Qwen3.5).
+_TOKENS = {
+    "IMAGE_MAX_TOKEN_NUM": "image_max_pixels",
+    "IMAGE_MIN_TOKEN_NUM": "image_min_pixels",
+    "VIDEO_MAX_TOKEN_NUM": "video_max_pixels",
+    "VIDEO_MIN_TOKEN_NUM": "video_min_pixels",
+}
+_PER_FRAME = "ms-swift counts one frame; --{} of a Qwen3-VL counts the whole clip"
+
+
+def from_environment(environ: Mapping[str, str], model: str) -> Iterator[tuple[str, str, Becomes]]:
+    """Yield (variable, value, outcome) for each setting of the media in the environment.
+
+    Args:
+        environ: the environment.
+        model: name of the base. Its generation decides the pixels of a token, and no config is read here.
+    """
+    third = "qwen3" in model.lower()
+    for variable, name in (_ENVIRONMENT | _TOKENS).items():
+        if not (value := environ.get(variable, "")):
+            continue
+        word, notes = value, ["from the environment"]
+        if variable in _TOKENS:
+            side = 32 if third else 28
+            word = str(int(value) * side * side) if value.isdigit() else filled_in(f"{value} x {side} x {side}")
+            notes.append(f"x {side} x {side} pixels")
+        if third and name in ("video_max_pixels", "video_min_pixels"):
+            notes.append(_PER_FRAME.format(name))
+        yield variable, value, Becomes(flags={name: (word,)}, note="; ".join(notes))
+
+
+def _columns(words: tuple[str, ...]) -> Outcome:
+    """Translate a JSON object, name of a column -> part of a row, into `part=name`."""
+    parts = {"query": "question", "response": "answer", "images": "image", "image": "image", "videos": "video"}
+    try:
+        content = json.loads(" ".join(words))
+        named = {parts[part]: str(column) for column, part in content.items() if part in parts}
+    except (ValueError, AttributeError, TypeError):
+        return Cannot(why="--columns takes question=NAME,answer=NAME,image=NAME")
+    if not {"question", "answer"} <= set(named):
+        return Cannot(why="--columns takes question=NAME,answer=NAME,image=NAME; question and answer are both needed")
+    return flag("columns", ",".join(f"{part}={column}" for part, column in named.items()))
+
+
+def _model_kwargs(words: tuple[str, ...]) -> Outcome:
+    """Translate a JSON object with the settings of the environment, in small letters."""
+    try:
+        content = json.loads(" ".join(words))
+        flags = {_ENVIRONMENT[name.upper()]: (str(value),) for name, value in content.items()}
+    except (ValueError, AttributeError, KeyError):
+        return Cannot(why="only the sizes of pictures and videos can be set: --image_max_pixels, --fps and others")
+    return Becomes(flags=flags)
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
@@ -48,11 +102,24 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     if not set(names) & {*_HOW, "freeze_vit", "freeze_aligner"}:
         return None  # freeze_llm alone is a flag of 2U1
     how = "".join(next((said[name] for name in _HOW if name in said), ("lora",))).lower()
+    if how == "lora_llm":  # a plugin of its examples, and megatron-swift: LoRA on the language model only
+        return names, Becomes(flags={"vision": ("full",), "merger": ("full",), "language": ("lora",)})
     if how not in ("lora", "full"):
         return names, Cannot(why=f"{how} is not supported. --vision, --merger and --language take full, lora or frozen")
     frozen = {name: is_true(said[name]) if name in said else name != "freeze_llm" for name in _TOWERS}
     vision, merger, language = ("frozen" if frozen[name] else how for name in _TOWERS)
     return names, Becomes(flags={"vision": (vision,), "merger": (merger,), "language": (language,)})
+
+
+def defaults(
+    said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """Return ms-swift's defaults. Its learning rate depends on the tuner."""
+    how = "".join(next((said[name] for name in _HOW if name in said), ("lora",))).lower()
+    found = {"vision": ("frozen",), "merger": ("frozen",), "language": ("lora",)} if how == "lora" else {}
+    rate = {"learning_rate": ("1e-5",)} if how == "full" else {}
+    lora = {"lora_rank": ("8",), "lora_alpha": ("32",)}
+    return found | rate | lora | {"lr_scheduler_type": ("cosine",), "weight_decay": ("0.1",), "adam_beta2": ("0.95",)}
 
 
 def _fold(words: tuple[str, ...]) -> Outcome:
@@ -71,7 +138,16 @@ _OTHER = off("not supported")
 KIT = Kit(
     name="ms-swift",
     together=(towers,),
-    marks=frozenset((*_HOW, "freeze_vit", "freeze_aligner")),
+    defaults=defaults,
+    batch=(1, None),
+    synonyms={
+        "freeze_vision_tower": "freeze_vit",
+        "freeze_multi_modal_projector": "freeze_aligner",
+        "freeze_merger": "freeze_aligner",
+        "freeze_language_model": "freeze_llm",
+        "finetuning_type": "tuner_type",
+    },
+    marks=frozenset((*_HOW, *_TOWERS)),
     rules={
         "model": renamed("model_id"),
         "model_type": idle("the base's config.json sets it"),
@@ -80,6 +156,26 @@ KIT = Kit(
         "dataset": data,
         "val_dataset": lambda words: data(words, to="eval_path"),
         "split_dataset_ratio": held_out,
+        "columns": _columns,
+        "model_kwargs": _model_kwargs,
+        "cached_val_dataset": cannot("rows are prepared while training. Set their files with --eval_path"),
+        "val_dataset_sample": cannot("write the rows into a file of their own: --eval_path FILE"),
+        "custom_register_path": cannot("rows are read in the forms of data/README.md, or by --columns"),
+        "external_plugins": cannot("plugins are not supported"),
+        "callbacks": cannot("plugins are not supported"),
+        "optimizer": cannot("plugins are not supported. --optim sets the optimizer"),
+        "agent_template": _TEMPLATE,
+        "template_backend": _TEMPLATE,
+        "use_chat_template": on("the base's own chat template is used"),
+        "response_prefix": cannot("write it into the rows"),
+        "padding_side": idle("there is no padding"),
+        "use_logits_to_keep": idle("logits are computed for the trained tokens only"),
+        "load_args": off("a run repeats with vlft train --config RUN/config.yaml"),
+        "use_flash_ckpt": off("not supported"),
+        "zero_hpz_partition_size": cannot("write it into a DeepSpeed JSON: --deepspeed FILE"),
+        "target_parameters": cannot("LoRA is set for each tower: --vision, --merger and --language"),
+        "freeze_parameters_regex": cannot("--vision, --merger and --language set what trains"),
+        "trainable_parameters_regex": cannot("--vision, --merger and --language set what trains"),
         "cached_dataset": cannot("rows are prepared while training. Set their files with --data_path"),
         "torch_dtype": dtype,
         "target_modules": lora_target,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from vlft.config.kits.outcome import (
     QUANTISED,
+    Becomes,
     Idle,
     Kit,
     Outcome,
@@ -18,6 +19,7 @@ from vlft.config.kits.outcome import (
     lora_target,
     off,
     on,
+    renamed,
     switch,
 )
 
@@ -26,13 +28,24 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     """Translate `use_peft`: LoRA or full."""
     if "use_peft" not in said:
         return None
-    full = flag("language", "full", note="TRL also trains vision tower and merger in full: --vision full")
+    full = Becomes(flags=dict.fromkeys(("vision", "merger", "language"), ("full",)))
     return ("use_peft",), flag("language", "lora") if is_true(said["use_peft"]) else full
+
+
+def defaults(
+    said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """Return the defaults of SFTConfig and ModelConfig. Without `use_peft` the whole model trains."""
+    full = {} if "use_peft" in said else dict.fromkeys(("vision", "merger", "language"), ("full",))
+    return full | {"learning_rate": ("2e-5",), "lora_rank": ("16",), "lora_alpha": ("32",)}
 
 
 KIT = Kit(
     name="TRL",
     together=(towers,),
+    defaults=defaults,
+    batch=(8, 1),
+    remark="without assistant_only_loss TRL trains every token of a conversation; vlft trains the assistant turns",
     marks=frozenset(("use_peft",)),
     rules={
         "dataset_name": data,
@@ -58,6 +71,18 @@ KIT = Kit(
         "eos_token": idle("the base's own is used"),
         "chat_template_path": off("the base's own chat template is used"),
         "activation_offloading": off("not supported. Use --gradient_checkpointing true"),
+        "num_processes": idle("the launcher sets it"),
+        "accelerate_config": idle("torchrun starts several processes"),
+        "dataset_kwargs": idle("rows are prepared in the workers"),
+        "shuffle_dataset": idle("rows are always shuffled, by --seed"),
+        "truncation_mode": cannot("no row is cut: --over_length takes error, skip, shrink or drop_media"),
+        "model_init_kwargs": cannot("the base's config.json is used"),
+        "gradient_checkpointing_use_reentrant": idle("checkpointing is always non-reentrant"),
+        "use_flash_attention_2": idle("--attn auto picks the fastest kernel that is installed"),
+        "base_model_revision": renamed("model_revision"),
+        "model_code_revision": idle("code of a base is never run"),
+        "dataset_batch_size": idle("rows are prepared in the workers"),
+        "num_of_sequences": idle("packs are always filled as far as possible"),
         "streaming": switch(true=Idle(why="rows are read one by one"), false=Idle(why="off")),
     },
 )

@@ -67,6 +67,14 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     return names, Becomes(flags={tower: (mode,) for tower, mode in chosen.items()}, note=note)
 
 
+def defaults(
+    said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """Return the defaults of 2U1's kit: every tower that is not frozen trains in full; TrainingArguments; LoRA."""
+    full = dict.fromkeys(_TOWERS, ("full",))
+    return full | {"learning_rate": ("5e-5",), "lora_rank": ("64",), "lora_alpha": ("16",)}
+
+
 def _excludes(said: Mapping[str, tuple[str, ...]], part: str) -> bool:
     return any(part in word for word in said.get("lora_namespan_exclude", ()))
 
@@ -90,6 +98,14 @@ _LIGER = switch(true=flag("use_liger_kernel", "auto"), false=flag("use_liger_ker
 KIT = Kit(
     name="Qwen2-VL-Finetune",
     together=(towers,),
+    defaults=defaults,
+    batch=(8, 1),
+    synonyms={
+        "freeze_vit": "freeze_vision_tower",
+        "freeze_aligner": "freeze_merger",
+        "freeze_multi_modal_projector": "freeze_merger",
+        "freeze_language_model": "freeze_llm",
+    },
     marks=frozenset(_NAMES),
     rules={
         "use_liger": _LIGER,

@@ -1,0 +1,299 @@
+"""Translate a run into flags that `vlft.config.door` accepts, and list what has no counterpart.
+
+To the translation of the flags (`vlft.config.translate`) it adds the kit's own defaults where they differ from vlft's,
+and it leaves out flags that could not act here. Neighbours: `documents` has the runs, `written` prints the result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from vlft.config.checks import contradictions
+from vlft.config.kinds import Bool, Kind, Place
+from vlft.config.kits import ANYWHERE, KITS
+from vlft.config.kits.outcome import Becomes, Kit
+from vlft.config.migrate.documents import Run
+from vlft.config.names import mistyped
+from vlft.config.said import Said, placeholders, quoted
+from vlft.config.table import kinds
+from vlft.config.translate import OURS, Translation, kit_of, overridden, step_rows, translate
+from vlft.config.values import DEFAULTS, Values
+
+Flags = dict[str, tuple[str, ...]]
+_LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
+_SIZES = ("global_batch", "gradient_accumulation_steps", "per_device_train_batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToFill:
+    """A value that the user must still set.
+
+    Attributes:
+        flag: the flag.
+        value: the value as it is: a placeholder, or a path that does not exist here.
+        why: why it is not known, or what is missing.
+    """
+
+    flag: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A translated run.
+
+    Attributes:
+        run: the run.
+        kit: its kit's name; "" if that is not clear, `vlft` for our own.
+        processes: its number of processes; None if that is not known.
+        told: the translation of its flags.
+        flags: the flags of vlft for it, name -> words.
+        own_defaults: those of `flags` that are defaults of the kit, and are not in the file.
+        left_out: (flag as written, why): flags that have no counterpart.
+        idle: (flag as written, why): flags without an effect.
+        fill_in: what the user must still set.
+        mixed: kit -> its flags, if the file mixes flags of several kits.
+        notes: everything else that the user must know.
+    """
+
+    run: Run
+    kit: str
+    processes: int | None
+    told: Translation
+    flags: Mapping[str, tuple[str, ...]]
+    own_defaults: Mapping[str, tuple[str, ...]]
+    left_out: tuple[tuple[str, str], ...]
+    idle: tuple[tuple[str, str], ...]
+    fill_in: tuple[ToFill, ...]
+    mixed: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+
+def settle(run: Run, gpus: int | None) -> Settled:
+    """Translate a run.
+
+    Args:
+        run: the run.
+        gpus: the number of processes that the user names; None: the one that the file names, if it does.
+    """
+    known = kinds("train")
+    said = {one.name: one for one in run.flags}
+    kit = run.kit if run.kit is not None else kit_of(said, known, least=1)
+    processes = gpus or run.processes
+    told = translate(said, known, run.environment, kit=kit or OURS, processes=processes)
+    flags: Flags = dict(told.flags)
+    left_out = [(change.before, change.outcome.why) for change in told.refusals if hasattr(change.outcome, "why")]
+    left_out += [(str(one), _unknown(one.name, known)) for one in told.unknown]
+    idle = [(change.before, getattr(change.outcome, "why", "")) for change in told.remarks]
+    _drop_wrong(flags, known, said, left_out)
+    sure = run.kit is not None and run.kit is not OURS
+    own_defaults = _defaults(run.kit, said, flags, processes) if sure and run.kit is not None else {}
+    flags |= own_defaults
+    for name, why in _without_effect(flags):
+        if name in own_defaults:
+            del own_defaults[name]
+        else:
+            idle.append((_shown(name, flags[name]), why))
+        del flags[name]
+    notes = [*run.notes, *_clashes(told)]
+    if run.refused:
+        notes.insert(0, run.refused)
+    if kit is not None and kit.remark and sure:
+        notes.append(kit.remark)
+    _complete_evaluation(flags)
+    if not gpus and run.counted and flags.get("global_batch", ("",))[0].isdigit() and (run.processes or 1) > 1:
+        notes.append(f"global_batch counts {run.processes} processes ({run.counted})")
+    if run.nodes > 1 and not gpus:
+        notes.append(f"start it on each of the {run.nodes} nodes, with --node_rank, --master_addr and --master_port")
+    fill_in = list(_to_fill(flags, known, run, told))
+    # What contradicts something is left to the user, unless a flag is missing.
+    sound = {
+        name: tuple(known[name].value(word) for word in words)
+        for name, words in flags.items()
+        if name in known and not any(known[name].problem(word) for word in words)
+    }
+    needed = {one.flag for one in fill_in}
+    for text in contradictions(Values(sound), "train"):
+        name = text.removeprefix("--").partition(" ")[0]
+        if name == "deepspeed" and "deepspeed" in flags:
+            value = " ".join(flags["deepspeed"])
+            fill_in.append(ToFill(flag=name, value=value, why=text.partition(": ")[2]))
+        elif "is missing" in text and name not in flags:
+            fill_in.append(ToFill(flag=name, value="", why=text))
+        elif name not in needed and "no such model folder" not in text:
+            notes.append(f"still to settle: {text}")
+    return Settled(
+        run=run,
+        kit="vlft" if run.kit is OURS or (kit is None and not told.changes) else kit.name if kit else "",
+        processes=processes,
+        told=told,
+        flags=flags,
+        own_defaults=own_defaults,
+        left_out=tuple(left_out),
+        idle=tuple(idle),
+        fill_in=tuple(fill_in),
+        mixed=_mixed(said, kit, known),
+        notes=tuple(notes),
+    )
+
+
+def _unknown(name: str, known: Mapping[str, Kind]) -> str:
+    meant = mistyped(name, known)
+    return "vlft has no such flag" + (f". If --{meant} is meant, correct the name in the file" if meant else "")
+
+
+def _shown(name: str, words: tuple[str, ...]) -> str:
+    return " ".join([f"--{name}", *map(quoted, words)])
+
+
+def _drop_wrong(
+    flags: Flags, known: Mapping[str, Kind], said: Mapping[str, Said], left_out: list[tuple[str, str]]
+) -> None:
+    """Leave out values that vlft does not take, such as an optimizer that it does not have."""
+    for name, words in list(flags.items()):
+        kind = known.get(name)
+        if kind is None:
+            continue
+        if (isinstance(kind, Bool) or kind.many == "maybe") and not words:
+            flags[name] = words = ("true",)
+        if not words and kind.many in ("one", "some"):
+            left_out.append((f"--{name}", "its value is missing"))
+            del flags[name]
+            continue
+        if kind.many in ("one", "maybe") and len(words) > 1:
+            left_out.append((_shown(name, words[1:]), f"--{name} takes one value; the first one is kept"))
+            words = flags[name] = words[:1]
+        problems = [kind.problem(word) for word in words if not placeholders(word)]
+        problem = next((one for one in problems if one is not None and "is not installed" not in one.text), None)
+        if problem is not None:
+            left_out.append((_shown(name, words), problem.text or "empty"))
+            del flags[name]
+        elif name == "fp16" and words and kind.value(words[0]):
+            left_out.append(
+                (_shown(name, words), "Qwen-VL's activations overflow float16: bf16 is used where it can be")
+            )
+            del flags[name]
+
+
+def _defaults(kit: Kit, said: Mapping[str, Said], flags: Flags, processes: int | None) -> Flags:
+    """Return the kit's defaults that change what is trained, for flags that are not set."""
+    given = {name: one.words for name, one in said.items()}
+    found = {name: words for name, words in kit.defaults(given, flags).items() if name not in flags}
+    if not any(name in flags for name in _SIZES):
+        found |= step_rows(str(kit.batch[0]), None, kit, processes).flags
+    return {name: words for name, words in found.items() if name not in DEFAULTS or str(DEFAULTS[name]) != words[0]}
+
+
+def _without_effect(flags: Flags) -> Iterator[tuple[str, str]]:
+    """Yield (flag, why) for flags that the door would refuse, because they could not act."""
+
+    def word(name: str, default: str = "") -> str:
+        return flags[name][-1].lower() if flags.get(name) else default
+
+    modes = {tower: word(tower, str(DEFAULTS[tower])) for tower in ("vision", "merger", "language")}
+    for tower in ("vision", "merger"):
+        if f"{tower}_lr" in flags and modes[tower] == "frozen":
+            yield f"{tower}_lr", f"--{tower} is frozen"
+    if "lora" not in modes.values():
+        yield from ((name, "no tower is trained by LoRA") for name in _LORA if name in flags)
+    evaluates = "eval_path" in flags
+    if not evaluates and word("eval_strategy", "no") != "no":
+        yield "eval_strategy", "no evaluation rows are set: --eval_path FILE"
+    if not evaluates:
+        for name in ("load_best_model_at_end", "eval_on_start", "metric_for_best_model", "greater_is_better"):
+            if name in flags:
+                yield name, "it needs evaluation rows: --eval_path FILE"
+    if not evaluates and word("save_strategy") == "best":
+        yield "save_strategy", "it needs evaluation rows: --eval_path FILE"
+    if "optim_args" in flags and "optim" not in flags:
+        yield "optim_args", "it belongs to another optimizer"
+    if evaluates and word("eval_strategy", "no") == "no":
+        yield "eval_path", "--eval_strategy is no"
+    if "global_batch" in flags:
+        yield from ((name, "--global_batch sets the rows of a step") for name in _SIZES[1:] if name in flags)
+    if "logging_nan_inf_filter" in flags:
+        yield "logging_nan_inf_filter", "no loss is hidden"
+    if word("dataloader_num_workers") == "0" and "dataloader_prefetch_factor" in flags:
+        yield "dataloader_prefetch_factor", "there are no loader processes"
+    timeout = word("ddp_timeout")
+    if timeout.isdigit() and int(timeout) < DEFAULTS["stall_timeout"] + 300 and "stall_timeout" not in flags:
+        yield "ddp_timeout", "a process that stops is reported after --stall_timeout seconds"
+    if word("deepspeed") and "max_nonfinite_steps" in flags:
+        yield "max_nonfinite_steps", "DeepSpeed updates the weights before the gradient can be checked"
+
+
+def _complete_evaluation(flags: Flags) -> None:
+    """Set when to evaluate and by what to compare, where the file says how often but not what."""
+    if "eval_path" not in flags:
+        return
+    if "eval_steps" in flags and flags.get("eval_strategy") == ("epoch",):
+        flags["eval_strategy"] = ("steps",)
+    if flags.get("save_strategy") == ("best",):
+        flags.setdefault("metric_for_best_model", ("eval_loss",))
+
+
+def _clashes(told: Translation) -> list[str]:
+    """Return a note for each flag whose value another flag of the file overrides."""
+    return [
+        f"{change.before} is overridden: another flag of the file sets {others}"
+        for change in told.changes
+        if (others := overridden(told, change))
+    ]
+
+
+def _to_fill(flags: Flags, known: Mapping[str, Kind], run: Run, told: Translation) -> Iterator[ToFill]:
+    notes = {
+        name: change.outcome.note
+        for change in told.changes
+        if isinstance(change.outcome, Becomes)
+        for name in change.outcome.flags
+    }
+    for name, words in flags.items():
+        kind = known.get(name)
+        for word in words:
+            if empty := placeholders(word):
+                why = next((run.why[one] for one in empty if one in run.why), notes.get(name) or "not known")
+                yield ToFill(flag=name, value=word, why=why)
+            elif isinstance(kind, Place) and kind.of in ("file", "folder", "either") and word not in kind.words:
+                if not os.path.exists(word) and not any(sign in word for sign in "*?["):
+                    why = "does not exist here" if name != "eval_path" else notes.get(name) or "does not exist here"
+                    yield ToFill(flag=name, value=word, why=why)
+            elif (
+                name == "model_id"
+                and (word.startswith(("/", ".", "~")) or word.count("/") > 1)
+                and not os.path.exists(os.path.expanduser(word))
+            ):
+                yield ToFill(
+                    flag=name, value=word, why="no such model folder here; a hub id such as Qwen/... also works"
+                )
+            elif kind is not None and (problem := kind.problem(word)) is not None:
+                yield ToFill(flag=name, value=word, why=problem.text)
+
+
+def _mixed(said: Mapping[str, Said], kit: Kit | None, known: Mapping[str, Kind]) -> dict[str, tuple[str, ...]]:
+    """Return kit -> flags if the flags are of several kits. One stray flag without a mark of its kit does not count."""
+    if kit is None:
+        return {}
+    shared = set(known).union(*(one.names for one in ANYWHERE))
+    own = [name for name in said if name in kit.names - shared]
+    left = set(said) - shared - kit.names
+    found = {}
+    for other in KITS:
+        names = tuple(name for name in said if name in left & other.names)
+        if other is not kit and (len(names) > 1 or set(names) & other.marks):
+            found[other.name] = names
+            left -= set(names)
+    return {kit.name: tuple(own), **found} if found else {}
+
+
+def changes(settled: Settled) -> Iterator[tuple[str, str, str]]:
+    """Yield (flags as written, flags of vlft, note) for each flag that is written differently in vlft."""
+    for change in settled.told.changes:
+        outcome = change.outcome
+        if isinstance(outcome, Becomes):
+            kept = {name: settled.flags[name] for name in outcome.flags if name in settled.flags}
+            if kept:
+                yield change.before, " ".join(_shown(*one) for one in kept.items()), outcome.note
