@@ -120,7 +120,7 @@ def test_every_command_is_parsed(here, monkeypatch):
     def stop(*args, **kwargs):
         raise Reached
 
-    for early in ("vlft.cli.train.check_run", "vlft.cli.plan.check_run", "vlft.cli.chat.check_model"):
+    for early in ("vlft.cli.early.check_run", "vlft.cli.plan.check_run", "vlft.cli.chat.check_model"):
         monkeypatch.setattr(early, lambda *args: None)  # the folders of bases are empty here
     for door in (door for doors in DOORS.values() for door in doors):
         monkeypatch.setattr(door, stop)

@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from vlft.bench.baseline import Spec
+from vlft.bench.choices import PRESETS, Preset
 from vlft.bench.figures import Epoch, Step, epoch_of, summary
 from vlft.bench.mixes import Scale, draw_rows, mean_tokens
 from vlft.bench.sizes import SHAPES
@@ -24,13 +25,6 @@ from vlft.config.parse import Parsed, write_yaml
 from vlft.config.training import TrainFlags
 from vlft.setup import open_base, trainable_rows
 
-Preset = Literal["lora", "lora_vision", "full"]
-PRESETS: dict[Preset, dict[str, str]] = {
-    "lora": {"vision": "frozen", "merger": "frozen", "language": "lora"},
-    "lora_vision": {"vision": "lora", "merger": "lora", "language": "lora"},
-    "full": {"vision": "full", "merger": "full", "language": "full"},
-}
-ORDERS = ("random", "grouped")
 #: Flags of a user's config that the benchmark sets itself, or that have no effect on a step.
 NOT_MEASURED = (
     "output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "logging_steps", "logging_strategy",

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vlft.cli.bench_flags import STEPS, BenchParser
 from vlft.cli.command import Write, command
-from vlft.cli.quiet import quiet
 
 if TYPE_CHECKING:
-    from vlft.cli.bench_flags import BenchParser
     from vlft.config.parse import Parsed
 
 _say = partial(print, flush=True)
@@ -17,9 +16,6 @@ _say = partial(print, flush=True)
 
 def parser() -> BenchParser:
     """Build the command line of `vlft bench`."""
-    quiet()
-    from vlft.cli.bench_flags import BenchParser
-
     return BenchParser()
 
 
@@ -60,8 +56,8 @@ def _data(parsed: Parsed, built_in: Any) -> dict[str, Any]:
 
 
 def _train(parsed: Parsed, built_in: Any) -> dict[str, Any]:
-    from vlft.bench.train import ORDERS, TrainBench, bench_train
-    from vlft.cli.bench_flags import STEPS
+    from vlft.bench.choices import ORDERS
+    from vlft.bench.train import TrainBench, bench_train
 
     extra = parsed.extra
     steps = extra.steps or STEPS

@@ -1,17 +1,15 @@
-"""The command line of `vlft bench`: data or train, its own flags, and every flag of `vlft train`.
-
-Imports transformers, so import it only inside `vlft.cli.bench.parser`.
-"""
+"""The command line of `vlft bench`: data or train, its own flags, and every flag of `vlft train`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from vlft.bench.choices import ORDERS, PRESETS
 from vlft.bench.mixes import MIXES
 from vlft.bench.sizes import SHAPE_NAMES
-from vlft.bench.train import ORDERS, PRESETS
 from vlft.cli.command import add_json
+from vlft.cli.early import checked_types
 from vlft.config.names import help_asked
 from vlft.config.parse import FlagParser, Parsed
 
@@ -38,6 +36,7 @@ class BenchParser(FlagParser):
     def __init__(self) -> None:
         super().__init__(
             "bench",
+            checked_types,
             usage="vlft bench {data,train} [--baseline] [--json] [any flag of vlft train]",
             description="data: measure how many pictures, rows and tokens a second the loader prepares. train: measure "
             "how many tokens a second a model trains on, and padding, waiting, memory and, on a known GPU, MFU. "

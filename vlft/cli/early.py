@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint import find_adapter_or_model, find_base, resolve_model
+from vlft.config.parse import train_types
 from vlft.errors import ConfigError
 from vlft.train.claim import refuse_other
 
@@ -27,6 +29,12 @@ def check_run(values: Mapping[str, Any]) -> None:
         resolve_model(values["model_id"], values.get("model_revision"))
     if "output_dir" in values:
         refuse_other(Path(values["output_dir"]))
+
+
+def checked_types(values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:
+    """Check the folders, then return the dataclasses of a training run. Raises the errors of `check_run`."""
+    check_run(values)
+    return train_types(values, extra)
 
 
 def check_model(path: str, base_model: str | None) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from vlft.cli.early import check_run
+from vlft.cli.early import checked_types
 from vlft.cli.launched import join
 from vlft.cli.quiet import quiet
-from vlft.config.parse import FlagParser, train_types
+from vlft.config.parse import FlagParser
 
 EXAMPLES = """\
 examples:
@@ -25,17 +23,11 @@ examples:
 """
 
 
-def _types(values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:
-    """Check the folders, then import transformers."""
-    check_run(values)
-    return train_types(values, extra)
-
-
 def parser() -> FlagParser:
     """Build the command line of `vlft train`."""
     return FlagParser(
         "train",
-        _types,
+        checked_types,
         description="Fine-tune Qwen2-VL on LLaVA-style rows of text, pictures and videos.",
         epilog=EXAMPLES,
     )
