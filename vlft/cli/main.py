@@ -1,6 +1,6 @@
 """The entry point of the command line: run a verb, and turn errors into one message and an exit status.
 
-Neighbours: `vlft.cli.verbs` lists the verbs. A verb's module has `run(argv) -> int`. It is imported only when the verb
+Neighbours: `vlft.cli.verbs` lists the verbs. `vlft --help` imports only this module and that table. A verb's module has `run(argv) -> int`. It is imported only when the verb
 runs, so that help and wrong usage answer at once.
 """
 
@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Sequence
 
 from vlft import __version__
-from vlft.cli import help, translate
 from vlft.cli.launched import without_local_rank
 from vlft.cli.verbs import VERBS
 from vlft.errors import Interrupted, Preempted, UsageError, VlftError
@@ -155,6 +154,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UsageError(f"unknown command {verb!r}. The commands are {', '.join(VERBS)}.\n  {_meant(verb)}")
+    from vlft.cli import help, translate
+
     if verb == "plan" and translate.wanted(rest):
         return translate.run(rest)
     if (text := help.answer(VERBS[verb], rest)) is not None:
