@@ -31,8 +31,8 @@ _VALUE = re.compile(
     """,
     re.VERBOSE,
 )
-_HEAD = re.compile(r"(?:(?!: )[^\n\"'])+(?=: )")  # a path before ": " may have blanks in it
-_PATH = re.compile(r"/|\.[A-Za-z]\w{0,5}$")
+# A file name before ": " may have blanks in it, so it is recognised by its ending, which no other name in it has.
+_FILE = re.compile(r"""(?:(?!:[ ]|\.[A-Za-z]\w{0,5}[ ,;])[^\n"'])+\.[A-Za-z]\w{0,5}(?=:[ ])""")
 _BETWEEN = (", ", " and ", " or ")  # between the names of a list
 
 
@@ -76,24 +76,35 @@ def kind_key(reason: str) -> str:
 
 def _parts(reason: str) -> list[_Part]:
     """Split a reason into texts and values. A list of names is one value."""
+    reason = reason.replace("\0", "\ufffd")  # keys are joined by it
+    if (file := _FILE.match(reason)) is None:
+        return _values(reason)
+    parts = [_Part(sort="name", text=file[0])]
+    base = re.split(r"[/\\]", file[0])[-1]
+    rest = reason[file.end() :]
+    while " " in base and base in rest:  # a message may repeat it without its folder
+        before, _, rest = rest.partition(base)
+        parts += [*_values(before), _Part(sort="name", text=base)]
+    return [*parts, *_values(rest)]
+
+
+def _values(text: str) -> list[_Part]:
     parts: list[_Part] = []
     end = 0
-    if (head := _HEAD.match(reason)) and _PATH.search(head[0]):
-        parts, end = [_Part(sort="name", text=head[0])], head.end()
-    for found in _VALUE.finditer(reason, end):
-        between = reason[end : found.start()]
+    for found in _VALUE.finditer(text):
+        between = text[end : found.start()]
         sort = str(found.lastgroup)
         if sort == "name" and between in _BETWEEN and parts and parts[-1].sort == "name":
             parts[-1] = _Part(sort="name", text=parts[-1].text + between + found[0])
         else:
             parts += [_Part(sort="text", text=between), _Part(sort=sort, text=found[0])]
         end = found.end()
-    return [*parts, _Part(sort="text", text=reason[end:])]
+    return [*parts, _Part(sort="text", text=text[end:])]
 
 
 def _key(parts: Sequence[_Part]) -> str:
     """Join the parts, with a placeholder for each value. Without the final s of words, as in 1 tag and 2 tags."""
-    return "".join(re.sub(r"(?<=\w)s\b", "", part.text) if part.sort == "text" else f"\0{part.sort}" for part in parts)
+    return "\0".join(re.sub(r"(?<=\w)s\b", "", part.text) if part.sort == "text" else part.sort for part in parts)
 
 
 def _text(kind: _Kind) -> str:
@@ -108,7 +119,8 @@ def _shown(sort: str, values: list[str]) -> str:
     if sort == "number":
         return f"{min(values, key=_number)} to {max(values, key=_number)}"
     more = f" and {len(values) - VALUES:,} more" if len(values) > VALUES else ""
-    return ", ".join(_short(value) for value in values[:VALUES]) + more
+    joint = "; " if any(between in value for value in values for between in _BETWEEN) else ", "
+    return joint.join(_short(value) for value in values[:VALUES]) + more
 
 
 def _number(text: str) -> float:

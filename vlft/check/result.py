@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from vlft.check.kinds import kind_key
 from vlft.errors import BadRow
 from vlft.text import counted, printable, table, terminal_width
 
 BAR = 40  # characters of the histogram's longest bar
 BUCKETS = 12
 SHOWN = 30  # most warnings of a kind that are printed
-KIND = 100  # characters of a kind's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +150,6 @@ class Checked:
         )
 
 
-def kind_of_reason(reason: str) -> str:
-    """Return a reason without its file names and numbers, so that rows with the same fault have the same text."""
-    plain = re.sub(r"(?:[^\s:]*/)?[^\s:/]+\.\w{1,5}(?=[:\s]|$)", "FILE", reason)
-    general = re.sub(r"\d[\d,]*(?:\.\d+)?", "N", plain)
-    return general if len(general) <= KIND else f"{general[:KIND].rsplit(' ', 1)[0]} …"
-
-
 def tokens_of(tokens: np.ndarray, supervised: np.ndarray, limit: int) -> Tokens:
     """Return the figures of rows.
 
@@ -251,7 +243,7 @@ def _listed(title: str, rows: Sequence[BadRow], *, most: int | None) -> str:
     lines = [f"{title} ({len(rows):,}):"]
     seen: Counter[str] = Counter()
     for row in rows:
-        kind = kind_of_reason(row.reason)
+        kind = kind_key(row.reason)
         seen[kind] += 1
         if most is None or seen[kind] <= most:
             lines.append(f"  {printable(str(row))}")
