@@ -26,12 +26,12 @@ ONE_KIND = {
         f"b.tar.gz: no such file (b.tar.gz does not exist). {HINT}",
         f"C:/my photos/a 1.jpg, b.tar.gz: no such file (a 1.jpg, b.tar.gz does not exist). {HINT}",
     ),
-    "quoted texts": ("unknown role 'bot'. Use gpt", "unknown role 'x y'. Use gpt", "unknown role 'bot', 'x y'. Use gpt"),
+    "quotes": ("unknown role 'bot'. Use gpt", "unknown role 'x y'. Use gpt", "unknown role 'bot', 'x y'. Use gpt"),
     "sizes": ("4x4 pixels: tiny, to 28x28", "6x9 pixels: tiny, to 28x28", "4x4, 6x9 pixels: tiny, to 28x28"),
     "one and many": ("1 tag, 2 paths. Drop 1", "2 tags, 1 path. Drop 1", "1 to 2 tags, 1 to 2 paths. Drop 1"),
     "lists of names": ("holds a.jpg and b.jpg, not c", "holds a.jpg, not c", "holds a.jpg and b.jpg; a.jpg, not c"),
     "addresses": ("http://x.y/a?b=1 is remote", "s3://y/c.jpg is remote", "http://x.y/a?b=1, s3://y/c.jpg is remote"),
-    "versions": ("Qwen2.5-VL reads H.264, not 3", "Qwen2.5-VL reads H.264, not 4", "Qwen2.5-VL reads H.264, not 3 to 4"),
+    "dots": ("Qwen2.5-VL reads H.264, not 3", "Qwen2.5-VL reads H.264, not 4", "Qwen2.5-VL reads H.264, not 3 to 4"),
     "null characters": ("a\0text\0 of 1", "a\0text\0 of 2", "a\ufffdtext\ufffd of 1 to 2"),
 }  # fmt: skip
 
