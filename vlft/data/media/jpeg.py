@@ -11,13 +11,15 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import get_worker_info
 
 from vlft.text import error_text
+
+if TYPE_CHECKING:
+    import torch
 
 # EXIF orientation -> (swap rows and columns first, then mirror these axes), as in `ImageOps.exif_transpose`.
 _TURNS = {
@@ -49,6 +51,8 @@ def read_jpeg(path: str, picture: Image.Image, orientation: int | None) -> torch
     decode = fast_decoder()
     if decode is None or picture.format not in ("JPEG", "MPO") or picture.mode not in ("RGB", "L"):
         return None
+    import torch
+
     try:
         pixels_3HW = decode(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), mode="RGB")
     except RuntimeError:
@@ -69,6 +73,9 @@ def fast_decoder() -> Callable[..., torch.Tensor] | None:
     that some builds lack. This is called before loader workers start, so that there is one note instead of one per
     worker.
     """
+    import torch
+    from torch.utils.data import get_worker_info
+
     try:
         from torchvision.io import decode_jpeg
 

@@ -13,9 +13,9 @@ import sys
 import warnings
 import zlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vlft.config.places import near_miss
@@ -42,6 +42,10 @@ PICTURE_BYTES = 1 << 30
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Formats that Pillow knows and cannot decode.
 UNDECODED = ("MPEG",)
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Unreadable(Exception):
@@ -120,6 +124,8 @@ def read_pixels(path: str) -> torch.Tensor:
     Raises:
         Unreadable: the errors of `open_picture`.
     """
+    import torch
+
     with _opened(path) as picture:
         promised = _size(picture, path)
         try:
