@@ -124,7 +124,9 @@ def _as_text(value: Any) -> str:
 
 def _key(name: str, place: int, differing: Mapping[str, tuple[str, ...]]) -> str:
     """Return the text of a run in the key of a chart: its name, and the first settings that differ, each in its way."""
-    telling = {values: setting for setting, values in reversed(differing.items())}  # the first setting of equal ones
+    telling = {
+        values: setting for setting, values in reversed(list(differing.items()))
+    }  # the first setting of equal ones
     words = [
         f"{setting} {short(os.path.basename(values[place]), KEYED_TEXT)}"
         for setting, values in differing.items()
@@ -135,7 +137,11 @@ def _key(name: str, place: int, differing: Mapping[str, tuple[str, ...]]) -> str
 
 def _result(name: str, run: Run, now: float) -> dict[str, Any]:
     losses = run.lines["loss"]
-    found = {"name": name, "folder": str(run.folder), "state": state_of(run, ended=False, now=now).progress}
+    found: dict[str, Any] = {
+        "name": name,
+        "folder": str(run.folder),
+        "state": state_of(run, ended=False, now=now).progress,
+    }
     found |= {"missing": run.missing, "broken": run.broken, "lowest": "-", "evaluated": "-", "best": "-"}
     if np.isfinite(losses).any():
         lowest = int(np.nanargmin(losses))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vlft.checkpoint import RunRecord, read_record
+from vlft.checkpoint import RECORD, RunRecord, read_record
 from vlft.errors import CheckpointError
 
 #: Numbers of a metrics line that become columns. A line that lacks one (from an older version) has NaN in its place.
@@ -57,7 +57,7 @@ class Run:
         notes: reasons why answers are missing.
         broken: number of lines that could not be read.
         missing: names of files of a run that the folder lacks.
-        logged: when `metrics.jsonl` was last written, in seconds since the epoch; None if it is missing.
+        logged: when its last line was written, or its record if there is no line, in seconds since the epoch.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class Run:
     notes: list[str]
     broken: int
     missing: tuple[str, ...]
-    logged: float | None
+    logged: float
 
     @property
     def seconds(self) -> np.ndarray:
@@ -129,7 +129,7 @@ def read_run(folder: str | Path) -> Run:
         notes=notes,
         broken=broken + unread,
         missing=tuple(name for name in (METRICS, CONFIG) if not (folder / name).is_file()),
-        logged=os.stat(folder / METRICS).st_mtime if (folder / METRICS).is_file() else None,
+        logged=os.stat(folder / (METRICS if (folder / METRICS).is_file() else RECORD)).st_mtime,
     )
 
 

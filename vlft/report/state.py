@@ -27,7 +27,7 @@ class State:
         step: the last logged step; None before the first.
         of: number of steps, if known.
         left: seconds that the remaining steps take at the rate of the last ones; NaN if unknown.
-        quiet: seconds since the run wrote its last line; NaN if it wrote none.
+        quiet: seconds since the run wrote its last line, or its record if it wrote no line.
         patience: seconds without a new line after which the run is stale.
     """
 
@@ -60,7 +60,7 @@ def state_of(run: Run, *, ended: bool, now: float) -> State:
     step, most = (int(steps[-1]), run.lines["max_steps"][-1]) if len(steps) else (None, math.nan)
     gaps = np.diff(times[np.isfinite(times)])
     patience = min(max(QUIET, GAPS * float(gaps.max(initial=0.0))), QUIET_MOST)
-    quiet = now - run.logged if run.logged is not None else math.nan
+    quiet = now - run.logged
     word: Word = "stale" if quiet > patience else "running"
     if run.record.training.get("finished"):
         word = "finished"
