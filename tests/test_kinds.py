@@ -27,6 +27,8 @@ ONE_KIND = {
         f"C:/my photos/a 1.jpg, b.tar.gz: no such file (a 1.jpg, b.tar.gz does not exist). {HINT}",
     ),
     "quotes": ("unknown role 'bot'. Use gpt", "unknown role 'x y'. Use gpt", "unknown role 'bot', 'x y'. Use gpt"),
+    "one folder": ("/a b/c.png: is empty", "/a b/d.png: is empty", "/a b/c.png, d.png: is empty"),
+    "other folders": ("a/c.png: is empty", "a/b/c.png: is empty", "a/c.png, a/b/c.png: is empty"),
     "sizes": ("4x4 pixels: tiny, to 28x28", "6x9 pixels: tiny, to 28x28", "4x4, 6x9 pixels: tiny, to 28x28"),
     "one and many": ("1 tag, 2 paths. Drop 1", "2 tags, 1 path. Drop 1", "1 to 2 tags, 1 to 2 paths. Drop 1"),
     "lists of names": ("holds a.jpg and b.jpg, not c", "holds a.jpg, not c", "holds a.jpg and b.jpg; a.jpg, not c"),
@@ -54,7 +56,7 @@ def test_many_values_are_counted_and_a_kind_of_one_row_is_its_reason():
     rows = bad("is empty", *(f"{'long/' * 40}{i}.jpg: no such file" for i in range(12)), "is blank")
     (text, most), *others = by_kind(rows)
     assert most == rows[1:13]
-    assert re.fullmatch(r"long/long/\S*…\S*/0\.jpg, \S+/1\.jpg, \S+/2\.jpg and 9 more: no such file", text)
+    assert re.fullmatch(r"long/long/\S*…\S*/0\.jpg, 1\.jpg, 2\.jpg and 9 more: no such file", text)
     assert others == [("is empty", rows[:1]), ("is blank", rows[13:])]
 
 
