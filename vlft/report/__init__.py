@@ -28,7 +28,7 @@ def write_report(folder: str | Path, html: str | Path | None = None, *, ended: b
     Args:
         folder: folder of the run, which may still be running.
         html: path of the page; None writes `report.html` in the run folder, and the page reloads itself while the run
-            goes on.
+            continues.
         ended: the run itself says that it ends now.
 
     Returns:

@@ -29,7 +29,7 @@ def as_html(run: Run, *, ended: bool = False, rewritten: bool = False) -> str:
     Args:
         run: the run.
         ended: the run itself says that it ends now.
-        rewritten: a run that goes on writes this file again, so that the page can reload itself.
+        rewritten: the run writes this file again while it continues, so that the page can reload itself.
     """
     return render("report.html.j2", script="report.js", **context(run, ended=ended, rewritten=rewritten))
 

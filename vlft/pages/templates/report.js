@@ -16,7 +16,7 @@ try {
   }
 } catch { /* nothing was kept */ }
 
-// Reloads the page of a run that goes on, but not while somebody selects text, or while the page is hidden.
+// Reloads the page of a run that continues, but not while somebody selects text, or while the page is hidden.
 const live = document.getElementById('live');
 if (live) {
   const loaded = Date.now(), {written, patience} = live.dataset;
