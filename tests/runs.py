@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,43 @@ def split(batch: int, accumulation: int) -> tuple[str, ...]:
 
 #: The seven rows of text, pictures and videos make three packs.
 PACKED = ("--packing", "true", "--pack_tokens", "400")
+
+
+def record_of(
+    folder: Path,
+    *,
+    steps: int,
+    of: int,
+    finished: bool = False,
+    config: str = "seed: 42\n",
+    loss: float = 2.0,
+    **training,
+) -> Path:
+    """Write a run folder without training: record, config and one line for each step. A folder is written again."""
+    from vlft.checkpoint import RunRecord, write_record
+    from vlft.checkpoint.record import MEDIA_KEYS
+
+    folder.mkdir(exist_ok=True)
+    record = RunRecord(
+        kind="adapter",
+        base_model="base",
+        base_revision=None,
+        base_fingerprint="0123",
+        model_type="qwen2_vl",
+        towers={"vision": "frozen", "merger": "frozen", "language": "lora"},
+        lora={"rank": 4, "alpha": 8, "dropout": 0.0, "target": "all"},
+        media=dict.fromkeys(MEDIA_KEYS, 4),
+        versions={"vlft": "1"},
+        training={"finished": finished, "seed": 42, **training},
+        data=[{"file": "train.json", "rows": 1, "trained": 1, "skipped": []}],
+    )
+    write_record(folder, record)
+    (folder / "config.yaml").write_text(config)
+    now = time.time()
+    logged = (
+        {"step": step, "loss": loss / step, "tokens": 100, "tokens_per_s": 50.0, "step_s": 2.0, "max_steps": of,
+         "time": now - 2 * (steps - step), "lr": {"language": 1e-4}}
+        for step in range(1, steps + 1)
+    )  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged))
+    return folder

@@ -279,7 +279,7 @@ def test_a_conversation_at_a_terminal(capsys, monkeypatch, made, media, chats):
         part for answer in (one, two, three) for part in answer.split("\n") if part
     ]
     assert "/nonsense is not a command" in err
-    assert "--video nowhere.mp4: no such file" in err
+    assert "/video nowhere.mp4: no such file" in err
     assert "<image>" in err
     assert "adapter on" in err
 
@@ -316,7 +316,7 @@ def test_ctrl_c_stops_an_answer_not_the_conversation(chats, said):
     )
     assert [len(turns) for turns in asked] == [1, 3 if said else 1]
     assert remarks[0].strip().startswith("(stopped")
-    assert "/quit" in remarks[1]
+    assert "/help" in remarks[1]
 
 
 def cut(media: Path, folder: Path) -> Path:

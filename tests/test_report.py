@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from html import unescape
 from pathlib import Path
@@ -13,11 +15,13 @@ from pathlib import Path
 import pytest
 from build import FAMILY
 from conftest import MIXED_ROWS, row
-from runs import arguments, assert_same, lines
+from runs import arguments, assert_same, lines, record_of
 
 from vlft.chat import open_model, question_of
 from vlft.cli.main import main
 from vlft.data.encode import Encoder
+from vlft.report import write_report
+from vlft.train.reporting import Reporter
 
 EVALUATED = ("--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "4", "--report_tokens", "8")
 
@@ -200,7 +204,7 @@ def test_the_verb_remakes_the_page(evaluated, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["report", str(run), "--html", str(page)]) == 0
     assert capsys.readouterr().out == f"report: {page}\n"
-    ours, theirs = (re.sub(r"Page of [^<]*", "", p.read_text()) for p in (page, run / "report.html"))
+    ours, theirs = (re.sub(r"Written [^<]*", "", p.read_text()) for p in (page, run / "report.html"))
     assert ours == theirs
     assert main(["report", str(tmp_path)]) == 1
     assert "has no vlft.json, so it is no run folder" in capsys.readouterr().err
@@ -266,3 +270,129 @@ def test_rows_that_are_made_to_fit_are_asked_as_they_are_trained(train, mixed_js
     assert "no more answers" not in capsys.readouterr().err
     assert set(texts(run)) == {2, 4}
     assert all(len(said) == 7 for said in texts(run).values())
+
+
+# ---- runs that are not over, and several runs
+
+
+def test_a_page_needs_neither_torch_nor_transformers():
+    code = "import sys, vlft.report; print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_run_that_is_being_written(tmp_path):
+    run = record_of(tmp_path / "run", steps=3, of=9)
+    with (run / "metrics.jsonl").open("a") as out:
+        out.write('{"step": 4, "lo')
+    (run / "config.yaml").unlink()
+    html = write_report(run).read_text()
+    assert "not finished: step 3 of 9, 12 s left" in html
+    assert "Missing in the folder: config.yaml." in html
+    assert "could not be read" not in html
+    assert 'id="live"' in html
+    assert 'id="live"' not in write_report(run, tmp_path / "copy.html").read_text()  # nobody writes the copy again
+    ended = write_report(run, ended=True).read_text()
+    assert "step 3 of 9. The run has ended. The same command resumes it." in ended
+    assert 'id="live"' not in ended
+
+
+def test_a_run_that_was_killed_long_ago(tmp_path):
+    run = record_of(tmp_path / "run", steps=3, of=9)
+    os.utime(run / "metrics.jsonl", (0, time.time() - 3 * 3600))
+    html = write_report(run).read_text()
+    assert "The run has written nothing for 3 h 00 min." in html
+    assert 'id="live"' not in html
+
+
+def test_the_last_page_of_a_run_that_fails_says_so(tmp_path):
+    run = record_of(tmp_path / "run", steps=3, of=9)
+    with pytest.raises(OSError, match="disk"), Reporter(write_report, run):
+        raise OSError("the disk is gone")
+    assert "The run has ended." in (run / "report.html").read_text()
+
+
+FOLDERS = {
+    "no folder": (lambda tmp: tmp / "none", "none: no such folder"),
+    "a file": (lambda tmp: tmp / "a.txt", "a.txt: is a file"),
+    "a folder of something else": (lambda tmp: tmp / "empty", "empty: has no vlft.json, so it is no run folder"),
+    "a checkpoint": (lambda tmp: tmp / "run" / "checkpoint-3", "is a checkpoint. Name the run: "),
+    "a merged model": (lambda tmp: tmp / "merged", "merged: is a model that was merged from output/x"),
+}
+
+
+def test_each_folder_that_is_no_run_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record_of(tmp_path / "run", steps=3, of=9)
+    record_of(tmp_path / "merged", steps=1, of=1, merged_from="output/x")
+    (tmp_path / "run" / "checkpoint-3").mkdir()
+    shutil.copy("run/vlft.json", "run/checkpoint-3")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").touch()
+    for wrong, says in FOLDERS.values():
+        assert main(["report", "run", str(wrong(tmp_path))]) == 1
+        assert says in (err := capsys.readouterr().err)
+        assert err.count("error: ") == 1
+    assert main(["report", *(str(wrong(tmp_path)) for wrong, _ in FOLDERS.values())]) == 1
+    err = capsys.readouterr().err
+    assert all(says in err for _, says in FOLDERS.values())
+    assert main(["report", "run", "./run"]) == 1
+    assert "./run: is the same run as run" in capsys.readouterr().err
+    assert not Path("compare.html").exists()
+
+
+def test_several_runs_in_one_page(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = {
+        "file": "a/rows.json",
+        "index": 3,
+        "id": None,
+        "turns": [{"role": "user", "text": "Which?"}],
+        "right": "<b>",
+    }
+    said = {"file": "a/rows.json", "index": 3, "cut": False}
+    for place, name in enumerate(("one/run", "two/run", "three/run")):
+        run = tmp_path / name
+        run.parent.mkdir()
+        config = f"vision: {['lora', 'frozen', 'frozen'][place]}\nlearning_rate: {place + 1.0}\noutput_dir: {name}\n"
+        record_of(
+            run, steps=3 + place, of=5, finished=place == 2, config=config, loss=6.0 - place, seed=[1, 2, 2][place]
+        )
+        (run / "answers.jsonl").write_text(
+            "".join(
+                json.dumps(one) + "\n"
+                for one in (
+                    {"step": 1, "rows": [{**asked, "file": f"{name}/rows.json"}]},
+                    {"step": 1, "answers": [{**said, "file": f"{name}/rows.json", "answer": "early"}]},
+                    {"step": 2, "answers": [{**said, "file": f"{name}/rows.json", "answer": f"answer of {name}"}]},
+                )[: 3 if place else 1]
+            )
+        )
+    assert main(["report", "one/run", "two/run", "three/run"]) == 0
+    assert capsys.readouterr().out == "report: compare.html\n"
+    html = Path("compare.html").read_text()
+    plain = unescape(re.sub(r"<[^>]+>", "|", html))
+    charts = [json.loads(unescape(text))["series"] for text in re.findall(r'data-points="([^"]+)"', html)]
+    keys = ["one/run: vision lora, learning_rate 1, seed 1", "two/run: vision frozen, learning_rate 2, seed 2"]
+    assert [line["name"] for line in charts[0]][:2] == keys
+    assert [line["y"] for line in charts[0]] == [[6, 3, 2], [5, 2.5, 1.6667, 1.25], [4, 2, 1.3333, 1, 0.8]]
+    rows = [[cell for cell in re.split(r"\|+", unescape(re.sub(r"<[^>]+>", "|", row))) if cell]
+            for row in re.findall(r"<tr>(.*?)</tr>", html, re.S)]  # fmt: skip
+    assert ["one/run", "running: step 3 of 5", "2", "2 (step 3)", "-", "-", "300", "50", "6.0 s"] in rows
+    assert ["three/run", "finished after 5 steps", "0.8", "0.8 (step 5)", "-", "-", "500", "50", "10 s"] in rows
+    assert ["vision", "lora", "frozen", "frozen"] in rows
+    assert ["learning_rate", "1", "2", "3"] in rows
+    assert ["seed", "1", "2", "2"] in rows
+    assert "output_dir" not in plain
+    assert "lora rank" not in plain  # the same in all of them
+    assert ["two/run", ", step 2", "answer of two/run"] in rows
+    assert ["three/run", ", step 2", "answer of three/run"] in rows
+    assert ["answer in the row", "<b>"] in rows
+    assert "early" not in plain
+    assert len(charts) == 4
+
+
+def test_lines_that_no_run_writes(tmp_path):
+    run = record_of(tmp_path / "run", steps=2, of=9)
+    with (run / "metrics.jsonl").open("a") as out:
+        out.write("[" * 100_000 + "\n" + '{"step": 3, "loss": 1' + "0" * 400 + "}\n")
+    assert "1 lines of its files could not be read" in write_report(run).read_text()

@@ -1,273 +1,33 @@
-"""Chat with a model: open the result of a run (or any Qwen2-VL) and answer conversations with it. Prints nothing.
+"""Chat with a model: open the result of a run (or any Qwen-VL) and answer conversations with it.
 
-`open_model` finds and loads a model, `Chat` answers, `question` makes a turn from what a user types, and `loop` holds a
-conversation.
+`model` opens and answers, `turns` makes turns from what a user types, `loop` holds a conversation, `commands` reads its
+commands, and `saved` writes it to a file. The names below are imported when they are first asked for (PEP 562): the
+commands and file names of a user are checked without torch.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from vlft.answering import question_of
+    from vlft.chat.model import Chat, Reply, open_model
+    from vlft.chat.turns import Kind, question, require_file, system_turn
+    from vlft.model.generate import Sampling
 
-from vlft.answering import answers, question_of, speaker
-from vlft.checkpoint import (
-    RunRecord,
-    attach_adapter,
-    check_lineage,
-    find_adapter_or_model,
-    find_base,
-    open_processor,
-    read_adapter,
-    resolve_model,
-)
-from vlft.config.device import has_bf16
-from vlft.config.recipe import Recipe
-from vlft.data.boxes import AnswerBox, boxes_in_answer
-from vlft.data.encode import Encoder
-from vlft.data.media.read import MediaError, measure
-from vlft.data.sample import Image, Sample, Text, Turn, Video
-from vlft.errors import ConfigError, DataError
-from vlft.families import Family
-from vlft.model.generate import Sampling, Speaker
-from vlft.model.load import load_base, load_config
+__all__ = ["Chat", "Kind", "Reply", "Sampling", "open_model", "question", "question_of", "require_file", "system_turn"]
 
-__all__ = ["Chat", "Reply", "Sampling", "open_model", "question", "question_of"]
-
-MAX_NEW_TOKENS = 512
-Kind = Literal["image", "video"]
+_MODULES = {
+    **dict.fromkeys(("Chat", "Reply", "open_model"), "vlft.chat.model"),
+    **dict.fromkeys(("Kind", "question", "require_file", "system_turn"), "vlft.chat.turns"),
+    "Sampling": "vlft.model.generate",
+    "question_of": "vlft.answering",
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """An answer.
-
-    Attributes:
-        text: without the token that ends it.
-        tokens: number of generated tokens, including the one that ends it.
-        prompt_tokens: number of tokens in the conversation before it.
-        boxes: boxes in the text, in pixels of the pictures in the conversation's last turn with pictures.
-    """
-
-    text: str
-    tokens: int
-    prompt_tokens: int
-    boxes: tuple[AnswerBox, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chat:
-    """A loaded model that answers with the pixel settings of its training.
-
-    Attributes:
-        name: a description of what was opened.
-        encoder: conversations -> tokens and pixels, with the run's settings.
-        speaker: the model.
-        limit: most tokens of prompt and answer together that the model supports.
-        notes: for the user, about how an adapter was read.
-    """
-
-    name: str
-    encoder: Encoder
-    speaker: Speaker
-    limit: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def family(self) -> Family:
-        """The family of the model."""
-        return self.encoder.family
-
-    def reply(
-        self,
-        asked: Sample | Sequence[Turn],
-        sampling: Sampling | None = None,
-        *,
-        stream: Callable[[str], None] | None = None,
-    ) -> Reply:
-        """Answer a conversation that ends in a user turn.
-
-        Args:
-            asked: a row without its last answer (`question_of`), or turns (`question`).
-            sampling: how to choose tokens; None: greedy, up to 512 tokens.
-            stream: called with each new piece of the text.
-
-        Raises:
-            ConfigError: the conversation cannot be answered: a picture is unreadable, or it is too long.
-            DataError: a row cannot be answered, for the same reasons.
-        """
-        sampling = sampling or Sampling(max_new_tokens=MAX_NEW_TOKENS)
-        sample = asked if isinstance(asked, Sample) else _conversation(asked)
-        try:
-            with _enough_memory(self.speaker.model.device):
-                (said,) = answers([sample], self.encoder, self.speaker, sampling, limit=self.limit, stream=stream)
-        except DataError as error:
-            if sample is asked:
-                raise
-            raise ConfigError(error.row.reason) from error  # its advice is for rows of a file
-        boxes = self.boxes(said.text, sample)
-        return Reply(text=said.text, tokens=said.tokens, prompt_tokens=said.prompt_tokens, boxes=boxes)
-
-    def boxes(self, answer: str, asked: Sample | Sequence[Turn]) -> tuple[AnswerBox, ...]:
-        """The boxes in an answer, if the model writes them in the unit of its family, `Family.box_unit`.
-
-        Args:
-            answer: the text of the answer.
-            asked: the conversation before it.
-
-        Raises:
-            ConfigError: a picture of the conversation can no longer be opened.
-        """
-        sample = asked if isinstance(asked, Sample) else _conversation(asked)
-        recipe = self.encoder.recipe
-        try:
-            return boxes_in_answer(
-                answer, sample, lambda part: measure(part, recipe), family=self.family, patch_size=recipe.patch_size
-            )
-        except MediaError as error:
-            raise ConfigError(f"{error.field}: {error.reason}") from error
-
-    def answer(
-        self,
-        asked: Sample | Sequence[Turn],
-        *,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        stream: Callable[[str], None] | None = None,
-    ) -> str:
-        """The text of a greedy `reply`."""
-        return self.reply(asked, Sampling(max_new_tokens=max_new_tokens), stream=stream).text
-
-    def answers(self, samples: Sequence[Sample], *, max_new_tokens: int = MAX_NEW_TOKENS, batch: int = 8) -> list[str]:
-        """Greedy answers to many prompts, `batch` at a time. An answer does not depend on the rest of its batch.
-
-        Args:
-            samples: rows without their last answers (`question_of`), with any media.
-            max_new_tokens: most tokens of one answer.
-            batch: number of prompts generated together, padded to the longest.
-
-        Raises:
-            ConfigError: the errors of `reply`.
-            DataError: the errors of `reply`.
-        """
-        sampling = Sampling(max_new_tokens=max_new_tokens)
-        with _enough_memory(self.speaker.model.device):
-            said = answers(samples, self.encoder, self.speaker, sampling, batch=batch, limit=self.limit)
-            return [answer.text for answer in said]
-
-
-def open_model(path: str | Path, *, base_model: str | None = None, device: torch.device | str | None = None) -> Chat:
-    """Load a model to chat with, in bf16 on a GPU that has it and in float32 elsewhere.
-
-    Args:
-        path: run folder, `checkpoint-N`, adapter, merged or base model, or the hub id of a complete model.
-        base_model: folder or hub id of an adapter's base, if it is not the one that the run names.
-        device: where to run the model; None: the GPU if there is one.
-
-    Raises:
-        CheckpointError: nothing is found, it is incomplete or not a Qwen-VL, or the adapter belongs to another base.
-        ConfigError: `base_model` is set for a model that needs none, or there is not enough memory.
-    """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    half = device.type == "cuda" and has_bf16()
-    dtype = torch.bfloat16 if half else torch.float32
-    found = find_adapter_or_model(path) if Path(path).expanduser().is_dir() else None
-    if found is not None and found.kind == "adapter":
-        base_id, folder = find_base(path, found, base_model)
-        check_lineage(path, found, base_id, folder)
-        name = f"{path} (adapter on {base_id})"
-    elif base_model is not None:
-        raise ConfigError(f"--base_model {base_model}: {path} is a complete model and needs no base. Drop it.")
-    else:
-        name, folder = str(path), resolve_model(path)
-    config, family = load_config(folder)
-    adapter = read_adapter(found.folder, folder, family) if found is not None and found.kind == "adapter" else None
-    processor = open_processor(folder, adapter.folder if adapter else None)
-    with _enough_memory(device):
-        model: Any = load_base(folder, family, dtype=dtype)
-        if adapter is not None:
-            model = attach_adapter(model, adapter, family).get_base_model()
-        for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
-            parameter.data = parameter.data.to(device, dtype)
-        model.to(device).eval()
-    return Chat(
-        name=f"{name}, {str(dtype).removeprefix('torch.')} on {device}",
-        encoder=Encoder(
-            family=family,
-            processor=processor,
-            recipe=_recipe(found.record if found else None, processor),
-        ),
-        speaker=speaker(model, processor, family),
-        limit=family.sizes(config).text.max_positions,
-        notes=adapter.notes if adapter is not None else (),
-    )
-
-
-def question(text: str, media: Sequence[tuple[Kind, str]], *, family: Family) -> Turn:
-    """Make a user turn of a question: pictures and videos in order, then the text.
-
-    Args:
-        text: as the user typed it.
-        media: kind and path of each picture and video.
-        family: its control tokens are refused in the text, as in training rows.
-
-    Raises:
-        ConfigError: the text is empty, or contains control tokens or picture tags, or a file does not exist.
-    """
-    if not text.strip():
-        raise ConfigError('the prompt is empty. Ask something: vlft chat MODEL "What is this?"')
-    forged = [token for token in (*family.control_tokens, "<image>", "<video>") if token in text]
-    if forged:
-        raise ConfigError(
-            f"the prompt contains {', '.join(forged)}, which marks a turn or a picture. Remove it, and "
-            "add pictures and videos with --image and --video (in the loop: /image and /video)."
-        )
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"character {error.start} of the prompt is not valid Unicode. Write it in UTF-8.") from error
-    for kind, path in media:
-        require_file(kind, path)
-    shown = [
-        Image(path=path, field="prompt") if kind == "image" else Video(path=path, field="prompt")
-        for kind, path in media
-    ]
-    return Turn(role="user", parts=(*shown, Text(text=text)), field="prompt")
-
-
-def require_file(kind: Kind, path: str) -> None:
-    """Refuse a picture or video that does not exist.
-
-    Raises:
-        ConfigError: the path is not a file; the message says what it is instead.
-    """
-    if not Path(path).is_file():
-        what = "a folder, not a file" if Path(path).is_dir() else f"no such file (looked for {Path(path).absolute()})"
-        raise ConfigError(f"--{kind} {path}: {what}. Correct the path.")
-
-
-def _conversation(turns: Sequence[Turn]) -> Sample:
-    return Sample(file="chat", index=0, id=None, turns=tuple(turns))
-
-
-def _recipe(record: RunRecord | None, processor: Any) -> Recipe:
-    """The run's recipe without the settings that apply only to rows; without a run, that of the processor."""
-    recipe = Recipe.of_model(processor) if record is None else Recipe.of_run(processor, record.settings)
-    # `Chat` checks lengths, which include the answer; and users type boxes in the model's own unit.
-    return replace(recipe, max_length=sys.maxsize, fit=None, box_format="as_is")
-
-
-@contextlib.contextmanager
-def _enough_memory(device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        free = torch.cuda.mem_get_info(device)[0] / 2**30
-        raise ConfigError(
-            f"not enough memory on {device} ({free:.1f} GiB free). Use fewer media, free the GPU, or hide it: "
-            "CUDA_VISIBLE_DEVICES= vlft chat ..."
-        ) from error
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vlft.check.result import Checked, histogram, kind_of_reason, tokens_of
+from vlft.check.kinds import kind_key
+from vlft.check.result import Checked, histogram, tokens_of
 from vlft.check.row import RowCheck, RowFacts
 from vlft.check.twins import Compared, Digests
 from vlft.config.flags import DataFlags, ModelFlags
@@ -38,7 +39,8 @@ __all__ = ["Checked", "Notable", "check"]
 DECODE_CHUNK = 4  # rows that a process returns at once if every frame is decoded
 LISTED = 100_000  # warnings that are listed; a data set with more repeats the same warning in every row
 REFUSED = "refused: "  # prefix of the name of a kind of refused rows
-NOTABLE = 6  # rows of a kind in the gallery
+NOTABLE = 6  # rows of a kind that the page shows with pictures
+WORST = ("longest", "most pictures and videos")  # kinds of rows that are shown although nothing is wrong with them
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -50,7 +52,7 @@ class _Ranked:
 
 @dataclass(kw_only=True)
 class Notable:
-    """Suspicious rows, a few of each kind."""
+    """Rows for a person to look at, a few of each kind: of a fault (`kind_key`), or one of `WORST`."""
 
     _firsts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     _heaps: dict[str, list[_Ranked]] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class _Tally:
 
     def refuse(self, place: int, row: BadRow) -> None:
         self.bad.append(row)
-        self.notable.first(REFUSED + kind_of_reason(row.reason), place, str(row))
+        self.notable.first(REFUSED + kind_key(row.reason), place, str(row))
 
     def leave_out(self, place: int, row: BadRow) -> None:
         self.left_out += 1
@@ -108,7 +110,7 @@ class _Tally:
             self.warnings.append(row)
         else:
             self.unlisted += 1
-        self.notable.first(kind_of_reason(row.reason), place, str(row))
+        self.notable.first(kind_key(row.reason), place, str(row))
 
     def unread(self, place: int, row: BadRow) -> None:
         """Count a key that is not read. Most likely every row has it, so it gets one warning per key and file."""
@@ -134,9 +136,9 @@ class _Tally:
         for width, height, *_ in seen.pictures:
             self.kilopixels.append(max(1, width * height // 1000))
         if cost.tokens:
-            self.notable.worst("longest", cost.tokens, place, f"{cost.tokens:,} tokens")
+            self.notable.worst(WORST[0], cost.tokens, place, f"{cost.tokens:,} tokens")
         if self.media[-1]:
-            self.notable.worst("most pictures and videos", self.media[-1], place, f"{self.media[-1]:,} of them")
+            self.notable.worst(WORST[1], self.media[-1], place, f"{self.media[-1]:,} of them")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,8 +119,16 @@ def _shown(sort: str, values: list[str]) -> str:
     if sort == "number":
         return f"{min(values, key=_number)} to {max(values, key=_number)}"
     more = f" and {len(values) - VALUES:,} more" if len(values) > VALUES else ""
+    values = [values[0], *(_beside(values[0], value) for value in values[1:])]
     joint = "; " if any(between in value for value in values for between in _BETWEEN) else ", "
     return joint.join(_short(value) for value in values[:VALUES]) + more
+
+
+def _beside(first: str, path: str) -> str:
+    """Return a path without its folder if that is the folder of the first path, which is shown in full."""
+    folder = first[: first.rfind("/") + 1]
+    name = path.removeprefix(folder)
+    return name if folder and "/" not in name else path
 
 
 def _number(text: str) -> float:

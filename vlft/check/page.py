@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import ImageOps
 
-from vlft.check import REFUSED, Check
+from vlft.check import REFUSED, WORST, Check
 from vlft.check.fix import QUARANTINE, write_quarantine
-from vlft.check.result import Checked, kind_of_reason
+from vlft.check.kinds import by_kind, kind_key
+from vlft.check.result import Checked
 from vlft.data.files.index import RowIndex
 from vlft.data.media.pictures import Unreadable, open_picture
 from vlft.data.sample import Image, Sample, Text
@@ -24,8 +24,10 @@ from vlft.pages.web import picture_uri, render, write_page
 THUMB = 150  # pixels of a thumbnail's longer side
 THUMBS = 6  # thumbnails of a row
 WORDS = 260  # characters of a row's text
-KINDS = 40  # kinds of rows in the gallery
-FIRST = 8  # kinds of faults that are shown without a click
+KINDS = 200  # kinds that are listed, of refused rows and of warnings each
+PICTURED = 40  # kinds of these whose first rows are shown with pictures
+ROWS = 200  # rows of a kind that are listed
+FIRST = 8  # kinds that the tables show without a click
 
 
 def refuse_folder(folder: str) -> None:
@@ -72,15 +74,14 @@ def write_report(checked: Check, folder: str) -> Path:
 
 
 def as_html(checked: Check) -> str:
-    """Return the page: figures, histograms, and a few suspicious rows of each kind."""
+    """Return the page: figures, histograms, and the rows of each kind of fault."""
     return render("check.html.j2", **context(checked))
 
 
 def context(checked: Check) -> dict[str, Any]:
     """Return the variables of the template `check.html.j2`."""
-    found = checked.found
+    found, notable = checked.found, checked.notable.rows
     names = ", ".join(os.path.basename(file) for file in found.counts)
-    kinds = sorted(checked.notable.rows.items(), key=lambda kind: kind[0].startswith(REFUSED))
     return {
         "title": f"check of {names}",
         "names": names,
@@ -92,17 +93,54 @@ def context(checked: Check) -> dict[str, Any]:
             ("Thousand pixels of a picture", found.kilopixels),
         ],
         "first": FIRST,
-        "refused": _reasons(found.bad),
-        "warned": _reasons(found.warnings),
-        "kinds": [
-            {
-                "name": kind,
-                "refused": kind.startswith(REFUSED),
-                "rows": [_row(place, what, checked.index) for place, what in rows],
-            }
-            for kind, rows in kinds[:KINDS]
+        "faults": [
+            _faults("Refused", "bad", found.bad, checked, before=REFUSED),
+            _faults("Possible problems", "warn", found.warnings, checked, unlisted=found.unlisted),
         ],
-        "more_kinds": max(0, len(kinds) - KINDS),
+        "remarkable": [
+            {"name": kind, "rows": [_row(place, what, checked.index) for place, what in notable[kind]]}
+            for kind in WORST
+            if kind in notable
+        ],
+    }
+
+
+def _faults(
+    title: str, style: str, rows: Sequence[BadRow], checked: Check, *, before: str = "", unlisted: int = 0
+) -> dict[str, Any]:
+    """Return the kinds of faults, the most frequent first, each with its rows.
+
+    Args:
+        title: title of the list.
+        style: CSS class of the title, and the beginning of the anchors.
+        rows: the rows with these faults.
+        checked: the check that found them.
+        before: prefix of these kinds in `checked.notable`.
+        unlisted: number of further rows of any kind.
+    """
+    kinds = by_kind(rows)
+    shown = []
+    for number, (name, of_kind) in enumerate(kinds[:KINDS], start=1):
+        pictured = checked.notable.rows.get(before + kind_key(of_kind[0].reason), []) if number <= PICTURED else []
+        heads = {what for _, what in pictured}
+        rest = [text for row in of_kind if (text := str(row)) not in heads]
+        shown.append(
+            {
+                "anchor": f"{style}-{number}",
+                "name": name,
+                "count": len(of_kind),
+                "rows": [_row(place, what, checked.index) for place, what in pictured],
+                "rest": rest[:ROWS],
+                "more": max(0, len(rest) - ROWS),
+            }
+        )
+    return {
+        "title": title,
+        "style": style,
+        "total": len(rows) + unlisted,
+        "unlisted": unlisted,
+        "kinds": shown,
+        "more": {"kinds": len(kinds) - len(shown), "rows": sum(len(some) for _, some in kinds[KINDS:])},
     }
 
 
@@ -119,11 +157,6 @@ def _facts(found: Checked) -> list[tuple[str, str, str]]:
     if found.tokens is not None:
         facts += [("tokens", f"{found.tokens.total:,}", ""), ("of them trained", f"{found.tokens.supervised:,}", "")]
     return facts
-
-
-def _reasons(rows: Sequence[BadRow]) -> dict[str, Any]:
-    """Count the rows of each fault, the most frequent fault first."""
-    return {"total": len(rows), "kinds": Counter(kind_of_reason(row.reason) for row in rows).most_common()}
 
 
 def _row(place: int, what: str, index: RowIndex) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -155,13 +154,6 @@ class Checked:
             f"{counted(len(self.bad), 'row')} of {self.rows:,} would stop a run. Fix them, or train on the rest with "
             "--on_bad_row skip; --fix OUT.jsonl writes the rest."
         )
-
-
-def kind_of_reason(reason: str) -> str:
-    """Return a reason without its file names and numbers, so that rows with the same fault have the same text."""
-    plain = re.sub(r"(?:[^\s:]*/)?[^\s:/]+\.\w{1,5}(?=[:\s]|$)", "FILE", reason)
-    general = re.sub(r"\d[\d,]*(?:\.\d+)?", "N", plain)
-    return general if len(general) <= KIND else f"{general[:KIND].rsplit(' ', 1)[0]} …"
 
 
 def tokens_of(tokens: np.ndarray, supervised: np.ndarray, limit: int) -> Tokens:

@@ -14,7 +14,7 @@ from vlft.checkpoint.files import (
     family_of,
     module_name,
 )
-from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_model, snapshot_revision
+from vlft.checkpoint.folders import Located, find_adapter_or_model, refuse_missing, resolve_model, snapshot_revision
 from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
 from vlft.checkpoint.plain import PlainProcessor, open_plain
 from vlft.checkpoint.record import FORMAT, RECORD, RunRecord, library_versions, read_record, write_record
@@ -58,6 +58,7 @@ __all__ = [
     "read_adapter",
     "read_json",
     "read_record",
+    "refuse_missing",
     "resolve_model",
     "snapshot_revision",
     "some_of",

@@ -37,12 +37,7 @@ def resolve_model(model_id: str | Path, revision: str | None = None) -> Path:
     """
     folder = Path(model_id).expanduser()
     if not folder.is_dir():
-        if not _HUB_ID.fullmatch(str(model_id)) or folder.exists():
-            what = "a file, not a model folder" if folder.exists() else "no such model folder"
-            raise CheckpointError(
-                f"{model_id}: {what} (looked for {folder.absolute()}). "
-                "Give a folder with config.json and *.safetensors, or a hub id such as Qwen/Qwen2-VL-2B-Instruct."
-            )
+        refuse_missing(model_id)
         folder = _download(str(model_id), revision)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{model_id}: {_no_model(folder)}")
@@ -52,6 +47,21 @@ def resolve_model(model_id: str | Path, revision: str | None = None) -> Path:
         )
     check_base(folder)
     return folder
+
+
+def refuse_missing(model_id: str | Path) -> None:
+    """Refuse what is neither a folder nor the form of a hub id. Asks no hub.
+
+    Raises:
+        CheckpointError: the message says what it is instead.
+    """
+    folder = Path(model_id).expanduser()
+    if not folder.is_dir() and (folder.exists() or not _HUB_ID.fullmatch(str(model_id))):
+        what = "a file, not a model folder" if folder.exists() else "no such model folder"
+        raise CheckpointError(
+            f"{model_id}: {what} (looked for {folder.absolute()}). "
+            "Give a folder with config.json and *.safetensors, or a hub id such as Qwen/Qwen2-VL-2B-Instruct."
+        )
 
 
 def _no_model(folder: Path) -> str:

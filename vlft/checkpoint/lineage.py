@@ -11,7 +11,6 @@ from vlft.checkpoint.files import ADAPTER_CONFIG
 from vlft.checkpoint.folders import Located, resolve_model
 from vlft.checkpoint.weights import base_fingerprint
 from vlft.errors import CheckpointError
-from vlft.model.load import load_processor
 from vlft.model_files import read_json
 
 # Each group comes whole from the run, else from the base: a tokenizer with files of both would be neither.
@@ -102,6 +101,8 @@ def open_processor(base: Path, adapter: Path | None = None) -> Any:
     Raises:
         CheckpointError: files are missing or broken, or belong to another model.
     """
+    from vlft.model.load import load_processor  # imports torch, which readers of a run's record do not need
+
     files = processor_files(base if adapter is None else adapter, base)
     if adapter is None or not any(file.parent == adapter for file in files):
         check_processor(base, files)

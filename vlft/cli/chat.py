@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,13 +19,15 @@ from vlft.text import printable
 @command(parser)
 def run(flags: argparse.Namespace, write: Write) -> int:
     """Answer one prompt, or answer prompts in a loop until the user leaves."""
+    from vlft.chat.turns import require_file
+
+    for kind, path in flags.media:  # checked before torch is imported and the model loads, which may take minutes
+        require_file(kind, path)
     check_model(flags.model, flags.base_model)
     from torch import manual_seed
 
-    from vlft.chat import Sampling, open_model, question, require_file
+    from vlft.chat import Sampling, open_model, question, system_turn
 
-    for kind, path in flags.media:  # checked before the model loads, which may take minutes
-        require_file(kind, path)
     manual_seed(42 if flags.seed is None else flags.seed)
     sampling = Sampling(
         max_new_tokens=flags.max_new_tokens,
@@ -36,11 +37,12 @@ def run(flags: argparse.Namespace, write: Write) -> int:
     chat = open_model(flags.model, base_model=flags.base_model)
     for note in chat.notes:
         _say(f"note: {note}.")
+    system = [] if flags.system is None else [system_turn(flags.system, family=chat.family)]
     if flags.prompt is None:
-        _talk(chat, flags.media, sampling)
+        _talk(chat, flags.media, sampling, system=system[0] if system else None)
         return 0
     asked = question(flags.prompt, flags.media, family=chat.family)
-    reply = chat.reply([asked], sampling, stream=None if flags.json else _write)
+    reply = chat.reply([*system, asked], sampling, stream=None if flags.json else _write)
     if flags.json:
         tokens = {"tokens": reply.tokens, "prompt_tokens": reply.prompt_tokens}
         write({"answer": reply.text, "model": flags.model, **tokens, "boxes": list(map(asdict, reply.boxes))})
@@ -51,18 +53,18 @@ def run(flags: argparse.Namespace, write: Write) -> int:
     return 0
 
 
-def _talk(chat: Any, media: list[Any], sampling: Any) -> None:
+def _talk(chat: Any, media: list[Any], sampling: Any, *, system: Any) -> None:
     from vlft.chat.loop import HELP, converse
+    from vlft.cli.chat_line import edit_lines
 
-    with contextlib.suppress(ImportError):  # Windows has no readline; its console edits lines itself
-        importlib.import_module("readline")  # enables line editing and history in input()
+    edit_lines(os.environ)
 
     def read() -> str:
         forget()  # the answer is complete, so the next Ctrl-C counts as the first one
         return input("> ")
 
     _say(f"{chat.name}\n{HELP}")
-    converse(chat, media, sampling, read=read, write=_write, say=_say)
+    converse(chat, media, sampling, system=system, read=read, write=_write, say=_say)
 
 
 def _boxes(boxes: Sequence[Any]) -> list[str]:

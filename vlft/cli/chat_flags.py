@@ -58,6 +58,8 @@ class _Parser(CommandParser):
                 self.error(f"--{name} has no effect without sampling. Set --temperature above 0, or drop it")
         if flags.prompt is None and not sys.stdin.isatty():
             flags.prompt = _from_stdin()
+        if flags.system is not None and not flags.system.strip():
+            self.error("the text of --system is empty. Drop it, or write the system turn")
         if flags.prompt is None and flags.json:
             self.error("--json answers one prompt. Pass the prompt as the last word or on stdin")
         if flags.prompt is None and flags.boxes:
@@ -82,6 +84,7 @@ def parser() -> CommandParser:
             f"--{kind}", metavar="FILE", nargs="+", action=_Media, default=argparse.SUPPRESS,
             help=f"{what} to put before the prompt, in this order; may be repeated",
         )  # fmt: skip
+    parser.add_argument("--system", metavar="TEXT", help="the system turn, rendered as that of a training row")
     parser.add_argument("--max_new_tokens", type=int, metavar="N", default=512, help="longest answer (default: 512)")
     parser.add_argument(
         "--temperature", type=float, metavar="T", default=0.0, help="0 (default): greedy decoding; above 0: sampling"

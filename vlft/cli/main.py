@@ -1,7 +1,7 @@
 """The entry point of the command line: run a verb, and turn errors into one message and an exit status.
 
-Neighbours: `vlft.cli.verbs` lists the verbs. `vlft --help` imports only this module and that table. A verb's module has `run(argv) -> int`. It is imported only when the verb
-runs, so that help and wrong usage answer at once.
+Neighbours: `vlft.cli.verbs` lists the verbs. `vlft --help` imports only this module and that table. A verb's module has
+`run(argv) -> int`, and is imported only when the verb runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`vlft report`: write the report page of a run again, from the files in its folder."""
+"""`vlft report`: write the report page of a run again, or one page about several runs, from their folders."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ EXAMPLES = """\
 examples:
   vlft report output/run
   vlft report output/run --html run.html
+  vlft report output/small output/large --html both.html
 """
 
 
@@ -18,11 +19,13 @@ def parser() -> CommandParser:
     parser = CommandParser(
         "report",
         description="Write a run's report.html again: curves, time per activity, rows, answers, settings. vlft train "
-        "also writes it during the run. Needs no GPU and no model.",
+        "also writes it during the run. Several runs are compared in one page. Needs no GPU and no model.",
         examples=EXAMPLES,
     )
-    parser.add_argument("run", metavar="RUN", help="a run folder, finished or not")
-    parser.add_argument("--html", metavar="F", help="the page to write (default: RUN/report.html)")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, finished or not; several are compared")
+    parser.add_argument(
+        "--html", metavar="F", help="the page to write (default: RUN/report.html, of several runs compare.html)"
+    )
     return parser
 
 
@@ -31,5 +34,5 @@ def run(flags: argparse.Namespace, write: Write) -> int:
     """Write the page and print its path."""
     from vlft.report import make_report
 
-    print(f"report: {make_report(flags.run, flags.html)}")
+    print(f"report: {make_report(flags.runs, flags.html)}")
     return 0

@@ -256,6 +256,7 @@ _OWN: Mapping[str, dict[str, Kind]] = {
     "chat": {
         "image": Kind(many="some"),
         "video": Kind(many="some"),
+        "system": TEXT,
         "max_new_tokens": _number(whole=True, low=1, high=10**6),
         "temperature": _number(low=0, high=1000),
         "top_p": _number(low=0, open_low=True, high=1),

@@ -28,12 +28,14 @@ class Series:
         x: steps, float64 [L].
         y: values, float64 [L]. There is no point where y is not finite.
         dots: whether points are also drawn as dots; for lines of few points.
+        place: decides the colour; None: the place among the lines of the chart.
     """
 
     name: str
     x: np.ndarray
     y: np.ndarray
     dots: bool = False
+    place: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class Line:
     """A line as it is drawn.
 
     Attributes:
-        place: index in the chart, from 0; it decides the colour.
+        place: from 0; it decides the colour, and how the line is dashed if there are more lines than colours.
         name: name in the key.
         last: its last value, as text.
         paths: (kind, SVG path) in a box of 1000 x 1000. Kinds are `band`, "" (the line itself) and `dots`.
@@ -155,7 +157,8 @@ def chart(
         paths.append(("", f"M{_path(middle)}"))
         if one.dots or len(middle) == 1:
             paths.append(("dots", "".join(f"M{x:.1f} {y:.1f}h0" for x, y in middle)))
-        lines.append(Line(place=place, name=one.name, last=shown(float(points.y[-1])), paths=tuple(paths)))
+        colour = place if one.place is None else one.place
+        lines.append(Line(place=colour, name=one.name, last=shown(float(points.y[-1])), paths=tuple(paths)))
         rounded = [float(f"{y:.5g}") for y in points.y]
         data.append({"name": one.name, "x": [int(x) for x in points.x], "y": rounded})
     span = {"from": left, "to": right, "slack": max(1.0, (right - left) / MOST), "series": data}

@@ -13,7 +13,9 @@ from vlft.pages.web import render
 from vlft.report import charts
 from vlft.report.answers import asked_row, title_of
 from vlft.report.charts import Chart, Series, chart
+from vlft.report.figures import best_evaluation, last, number, rate, spent
 from vlft.report.read import Run
+from vlft.report.state import state_of
 from vlft.text import duration, scaled
 
 SHOWN_SKIPPED = 50
@@ -21,14 +23,22 @@ SHOWN_TEXT = 4000  # characters of a question or an answer
 NOT_SETTINGS = ("left_out_steps", "unlogged")  # keys of `training` in a record that are not settings
 
 
-def as_html(run: Run) -> str:
-    """Return the page. All texts are escaped, and a browser runs only the script of vlft."""
-    return render("report.html.j2", script="charts.js", **context(run))
+def as_html(run: Run, *, ended: bool = False, rewritten: bool = False) -> str:
+    """Return the page. All texts are escaped, and a browser runs only the script of vlft.
+
+    Args:
+        run: the run.
+        ended: the run itself says that it ends now.
+        rewritten: the run writes this file again while it continues, so that the page can reload itself.
+    """
+    return render("report.html.j2", script="report.js", **context(run, ended=ended, rewritten=rewritten))
 
 
-def context(run: Run) -> dict[str, Any]:
+def context(run: Run, *, ended: bool = False, rewritten: bool = False) -> dict[str, Any]:
     """Return the variables of the template `report.html.j2`."""
     record, lines = run.record, run.lines
+    now = time.time()
+    state = state_of(run, ended=ended, now=now)
     name = f"{run.folder.absolute().name}: {record.base_model}"
     logged = len(lines["step"])
     settings = {**record.media, **{k: v for k, v in record.training.items() if k not in NOT_SETTINGS}}
@@ -37,8 +47,13 @@ def context(run: Run) -> dict[str, Any]:
         "title": f"vlft: {name}",
         "name": name,
         "trains": ", ".join(f"{tower} {how}" for tower, how in record.towers.items()),
-        "now": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "state": _state(run),
+        "now": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now)),
+        "written": round(now * 1000),
+        "state": state,
+        "left": duration(state.left) if math.isfinite(state.left) else "",
+        "live": rewritten and state.word == "running",
+        "broken": run.broken,
+        "missing": run.missing,
         "facts": [(fact, value, "") for fact, value in _facts(run)] if logged else [],
         "charts": _charts(run),
         "thinned_from": logged if logged > charts.MOST else 0,
@@ -62,42 +77,21 @@ def context(run: Run) -> dict[str, Any]:
     }
 
 
-def _state(run: Run) -> dict[str, Any]:
-    """Return the progress: last step, number of steps, and remaining time. `step` is None before the first step."""
-    steps = run.lines["step"]
-    if not len(steps):
-        return {"step": None}
-    last, most = int(steps[-1]), run.lines["max_steps"][-1]
-    counts = np.diff(steps, prepend=0)
-    per_step = run.seconds[-100:].sum() / max(1, counts[-100:].sum())
-    known = np.isfinite(most) and np.isfinite(per_step)
-    return {
-        "step": last,
-        "of": int(most) if np.isfinite(most) else None,
-        "left": duration(float(per_step * (most - last))) if known else "",
-        "finished": bool(run.record.training.get("finished")),
-        "broken": run.broken,
-    }
-
-
 def _facts(run: Run) -> list[tuple[str, str]]:
     lines = run.lines
-    total = float(np.nansum(run.seconds))
     tokens, trained = (float(np.nansum(lines[name])) for name in ("tokens", "supervised_tokens"))
     padding = lines["padding_fraction"]
     weighted = float(np.nansum(padding * lines["tokens"]) / tokens) if tokens else 0.0
-    facts = [("loss, last line", _number(_last(lines["loss"])))]
-    losses = run.evaluations["eval_loss"]
-    if np.isfinite(losses).any():
-        best = int(np.nanargmin(losses))
-        facts.append((f"best evaluation, step {int(run.evaluations['step'][best]):,}", _number(losses[best])))
+    facts = [("loss, last line", number(last(lines["loss"])))]
+    if (best := best_evaluation(run)) is not None:
+        facts.append((f"best evaluation, step {best[0]:,}", number(best[1])))
     facts += [
         ("tokens", scaled(tokens)),
         ("trained tokens", f"{scaled(trained)} ({trained / tokens:.0%})" if tokens else "0"),
         ("rows trained on", scaled(float(np.nansum(lines["samples"])))),
         ("pictures, videos", " + ".join(scaled(float(np.nansum(lines[name]))) for name in ("images", "videos"))),
-        ("tokens per second", scaled(tokens / total) if total else "-"),
-        ("peak memory", f"{_number(_last(lines['peak_gb']))} GB"),
+        ("tokens per second", scaled(rate(run))),
+        ("peak memory", f"{number(last(lines['peak_gb']))} GB"),
         ("padding", f"{weighted:.1%}"),
     ]
     mfu = lines["mfu"]
@@ -134,20 +128,10 @@ def _charts(run: Run) -> list[Chart]:
 
 
 def _spent(run: Run) -> list[dict[str, Any]]:
-    """Return how the seconds of the run were spent. Where ranks differ, the figures are those of rank 0."""
-    lines = run.lines
-    wait = float(np.nansum(lines["data_wait_s"]))
-    unlogged = run.record.training.get("unlogged") or {}
-    spent = {
-        "steps": max(0.0, float(np.nansum(run.seconds)) - wait),
-        "waiting for data": wait,
-        "evaluation": float(np.nansum(run.evaluations["eval_runtime"])),
-        "answers for this page": float(np.nansum(run.evaluations["eval_answers_s"])),
-        "saving checkpoints": float(np.nansum(lines["save_s"])) + float(unlogged.get("save_s", 0)),
-        "writing this page": float(np.nansum(lines["report_s"])) + float(unlogged.get("report_s", 0)),
-    }
-    total = sum(spent.values()) or 1.0
-    return [{"name": name, "seconds": seconds, "share": seconds / total} for name, seconds in spent.items()]
+    """Return how the seconds of the run were spent."""
+    seconds = spent(run)
+    total = sum(seconds.values()) or 1.0
+    return [{"name": name, "seconds": part, "share": part / total} for name, part in seconds.items()]
 
 
 def _rows(run: Run) -> dict[str, Any]:
@@ -184,12 +168,3 @@ def _also(entry: dict[str, Any]) -> list[str]:
         "lost_media": "lost media to fit",
     }
     return [f"{entry[key]:,} {word}" for key, word in words.items() if entry.get(key)]
-
-
-def _last(column: np.ndarray) -> float:
-    good = column[np.isfinite(column)]
-    return float(good[-1]) if len(good) else math.nan
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "-"

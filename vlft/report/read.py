@@ -6,6 +6,9 @@ Letters in shapes: L is the number of logged lines.
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from vlft.checkpoint import RunRecord, read_record
+from vlft.checkpoint import RECORD, RunRecord, read_record
+from vlft.errors import CheckpointError
 
 #: Numbers of a metrics line that become columns. A line that lacks one (from an older version) has NaN in its place.
 COLUMNS = (
     *("step", "loss", "grad_norm", "step_s", "data_wait_s", "tokens_per_s", "padding_fraction", "peak_gb", "mfu"),
     *("tokens", "supervised_tokens", "images", "videos", "samples", "time", "save_s", "report_s", "max_steps"),
 )
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 EVALUATED = ("step", "eval_loss", "eval_runtime", "eval_answers_s")
 
 
@@ -51,6 +56,8 @@ class Run:
         answered: rows and their answers.
         notes: reasons why answers are missing.
         broken: number of lines that could not be read.
+        missing: names of files of a run that the folder lacks.
+        logged: when its last line was written, or its record if there is no line, in seconds since the epoch.
     """
 
     folder: Path
@@ -62,6 +69,8 @@ class Run:
     answered: list[Answered]
     notes: list[str]
     broken: int
+    missing: tuple[str, ...]
+    logged: float
 
     @property
     def seconds(self) -> np.ndarray:
@@ -79,17 +88,19 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """Read a run folder.
 
+    A run may be writing it: an incomplete last line is left out, and files that do not exist yet are named.
+
     Raises:
-        CheckpointError: its `vlft.json` is missing or incomplete.
+        CheckpointError: it is no run folder, or its `vlft.json` is incomplete.
         OSError: one of its files cannot be read.
     """
     folder = Path(folder)
-    record = read_record(folder)
+    record = _record(folder)
     lines = {name: array("d") for name in COLUMNS}
     rates: dict[str, array] = {}
     evaluations = {name: array("d") for name in EVALUATED}
     broken = 0
-    for line in _objects(folder / "metrics.jsonl"):
+    for line in _objects(folder / METRICS):
         if line is None or not isinstance(line.get("step"), int):
             broken += 1
         elif "eval_loss" in line:
@@ -100,13 +111,13 @@ def read_run(folder: str | Path) -> Run:
             given = line.get("lr")
             for name, rate in (given if isinstance(given, dict) else {}).items():
                 column = rates.setdefault(name, array("d"))
-                column.extend([float("nan")] * (before - len(column)))
+                column.extend([math.nan] * (before - len(column)))
                 column.append(_number(rate))
     count = len(lines["step"])
     for column in rates.values():
-        column.extend([float("nan")] * (count - len(column)))
+        column.extend([math.nan] * (count - len(column)))
     answered, notes, unread = _answers(folder / "answers.jsonl")
-    config = folder / "config.yaml"
+    config = folder / CONFIG
     return Run(
         folder=folder,
         record=record,
@@ -117,7 +128,26 @@ def read_run(folder: str | Path) -> Run:
         answered=answered,
         notes=notes,
         broken=broken + unread,
+        missing=tuple(name for name in (METRICS, CONFIG) if not (folder / name).is_file()),
+        logged=os.stat(folder / (METRICS if (folder / METRICS).is_file() else RECORD)).st_mtime,
     )
+
+
+def _record(folder: Path) -> RunRecord:
+    """Read the record of a run folder, and refuse other folders that have one.
+
+    Raises:
+        CheckpointError: the folder does not exist, has no record, or is a checkpoint or a merged model.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such folder"
+        raise CheckpointError(f"{folder}: {what}. Name the --output_dir of a run.")
+    record = read_record(folder)
+    if (merged := record.training.get("merged_from")) is not None:
+        raise CheckpointError(f"{folder}: is a model that was merged from {merged}. Name that run.")
+    if re.fullmatch(r"checkpoint-\d+", folder.absolute().name) and not (folder / METRICS).exists():
+        raise CheckpointError(f"{folder}: is a checkpoint. Name the run: {folder.parent}")
+    return record
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any] | None]:
@@ -133,7 +163,7 @@ def _objects(path: Path) -> Iterator[dict[str, Any] | None]:
                 return
             try:
                 value = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 value = None
             yield value if isinstance(value, dict) else None
 
@@ -144,7 +174,10 @@ def _append(columns: dict[str, array], line: dict[str, Any]) -> None:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # an integer of 300 digits
+        return math.nan
 
 
 def _answers(path: Path) -> tuple[list[Answered], list[str], int]:

@@ -18,11 +18,12 @@ class Reporter(TrainerCallback):
     """A context around a run. Its end writes the last page, also if the run fails.
 
     Args:
-        write: writes the page of a run folder; None on ranks that do not write, or if no page is wanted.
+        write: writes the page of a run folder, with `ended=True` for the last one; None on ranks that do not write, or
+            if no page is wanted.
         path: the run folder.
     """
 
-    def __init__(self, write: Callable[[Path], object] | None, path: Path) -> None:
+    def __init__(self, write: Callable[..., object] | None, path: Path) -> None:
         self.write = write
         self.path = path
         self._due = 0.0
@@ -39,7 +40,7 @@ class Reporter(TrainerCallback):
 
     def __exit__(self, *_: object) -> None:
         self._exclude = lambda seconds: None
-        self._page()
+        self._page(ended=True)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if time.monotonic() >= self._due:
@@ -48,12 +49,12 @@ class Reporter(TrainerCallback):
     on_evaluate = on_log
     on_save = on_log
 
-    def _page(self) -> None:
+    def _page(self, *, ended: bool = False) -> None:
         if self.write is None:
             return
         start = time.monotonic()
         try:
-            self.write(self.path)
+            self.write(self.path, ended=ended)
         except Exception as error:  # noqa: BLE001 - no error of a page may end the run
             self.write = None
             print(

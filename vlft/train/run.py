@@ -79,7 +79,7 @@ class _Run:
     order: Order
     folder: RunFolder
     notice: Notice
-    report: Callable[[Path], object] | None
+    report: Callable[..., object] | None
     say: Callable[[str], None]
 
 
@@ -87,7 +87,7 @@ def train(
     parsed: Parsed,
     notice: Notice | None = None,
     *,
-    report: Callable[[Path], object] | None = None,
+    report: Callable[..., object] | None = None,
     objective: Callable[[Base], Objective] = objective_of,
 ) -> Path:
     """Train as the flags state.
@@ -95,7 +95,7 @@ def train(
     Args:
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
         notice: of a signal that ends the run; None: signals have their usual effect.
-        report: called with the run folder from time to time, and at the end, to write a page about it.
+        report: called with the run folder from time to time, and at the end with `ended=True`, to write a page.
         objective: makes the objective, given the opened base.
 
     Returns:
