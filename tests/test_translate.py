@@ -431,6 +431,33 @@ def test_a_script_that_writes_the_yaml_and_overrides_it():
     assert written.command(one).startswith("torchrun --nnodes 2 --nproc_per_node 4 -m vlft train ")
 
 
+def test_a_script_inside_of_a_script():
+    """srun with bash -c, a launcher in a variable, nodes that only SLURM knows: the number of processes is unknown."""
+    (one,) = settled(
+        'GPUS_PER_NODE=8\nNNODES=$SLURM_NNODES\nL="torchrun --nproc_per_node $GPUS_PER_NODE --nnodes $NNODES"\n'
+        'srun --label bash -c "$L src/train.py --stage sft --model_name_or_path $BASE --finetuning_type full \\\n'
+        '  --freeze_vision_tower false --dataset d.json --cutoff_len 9"\n'
+    )
+    assert (one.kit, one.mixed, one.processes) == ("LLaMA-Factory", {}, None)
+    assert values(one) | _towers("full", "frozen", "full") | {"model_id": "<BASE>"} == values(one)
+    assert [(item.value, item.why) for item in one.fill_in] == [("<BASE>", "line 4: $BASE is not set in the script")]
+
+
+def test_a_notebook_cell_and_wrong_values_in_it():
+    (one,) = settled(
+        "%%bash\n!MAX_PIXELS=602112 swift sft --model m --dataset d.json --train_type lora --lora_rank "
+        "--learnin_rate 1 "
+        "--optim muon --report_to wandb tensorboard --per_device_train_batch_size many --deepspeed ds.json\n"
+    )
+    found = values(one)
+    assert (found["image_max_pixels"], found["report_to"]) == ("602112", "wandb")
+    left_out = dict(one.left_out)
+    assert left_out["--lora_rank"] == "its value is missing"
+    assert "If --learning_rate is meant" in left_out["--learnin_rate 1"]
+    assert "is unknown" in left_out["--optim muon"]
+    assert [item.flag for item in one.fill_in] == ["global_batch", "deepspeed"]
+
+
 # ---- files
 
 

@@ -45,7 +45,7 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     if mode == "lora" and modules and not any("visual" in word for word in modules):
         frozen = True
     rest = "frozen" if frozen else mode
-    flags = {"vision": (rest,), "merger": (rest,), "language": (mode,)}
+    flags: dict[str, tuple[str, ...]] = {"vision": (rest,), "merger": (rest,), "language": (mode,)}
     target = lora_target(modules) if modules and not any("." in word for word in modules) else None
     note = target.note if isinstance(target, Becomes) else ""
     if not names:  # without an adapter the base alone decides

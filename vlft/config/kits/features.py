@@ -5,6 +5,7 @@ The argument classes of the kits have hundreds of such flags. `vlft.config.trans
 
 from __future__ import annotations
 
+import functools
 import re
 
 from vlft.config.kits.outcome import Rule, cannot, idle, off
@@ -91,9 +92,13 @@ _FEATURES: tuple[tuple[Rule, str], ...] = (
         r"(preprocessing|dataset|packing|map|tokenize|prepare)_\w*(num_proc|workers|batch_size|size|keep_in_memory)",
     ),
 )
-_COMPILED = [(re.compile("|".join(patterns.split())), rule) for rule, patterns in _FEATURES]
+
+
+@functools.cache
+def _compiled() -> list[tuple[re.Pattern[str], Rule]]:
+    return [(re.compile("|".join(patterns.split())), rule) for rule, patterns in _FEATURES]
 
 
 def by_feature(name: str) -> Rule | None:
     """Return the rule for a flag that no table lists; None if its name tells nothing."""
-    return next((rule for pattern, rule in _COMPILED if pattern.fullmatch(name)), None)
+    return next((rule for pattern, rule in _compiled() if pattern.fullmatch(name)), None)
