@@ -58,7 +58,10 @@ def own_data() -> None:
         write_image(Path("images") / f"{name}.jpg", 120 + i, 90)
     write_json(
         Path("train.json"),
-        [row("<image><image>What was moved?", "The bowl.", image=["shelf.jpg", "table.jpg"]), row("Hi.", "Hello.")],
+        [
+            row("<image><image>What was moved?", "The bowl.", image=["shelf.jpg", "table.jpg"]),
+            *(row(text, "Hello.") for text in ("Hi.", "Good morning.", "Good evening.")),
+        ],
     )
 
 
@@ -149,7 +152,7 @@ def test_your_own_data_in_three_steps(here, capsys):
     steps = [words for page in pages for words in printed(page, *wanted) if "lesson" not in " ".join(words)]
     assert [words[0] for words in steps] == [
         *("check-data", "preview", "plan", "train", "merge", "chat"),  # README.md
-        *("preview", "chat", "report", "plan"),  # one guide each
+        *("check-data", "preview", "chat", "report", "plan"),  # the guides
     ]
     for words in steps:
         quick = ["--max_new_tokens", "2"] if words[0] == "chat" else []

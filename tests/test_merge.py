@@ -413,7 +413,7 @@ def test_a_killed_merge_leaves_no_half_out_and_its_leftovers_go(shelf, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(vlft.merge, "verify", look)
+        patch.setattr("vlft.merge.verify.verify", look)
         with pytest.raises(KeyboardInterrupt):
             merge(shelf.adapter("fp32", "language"), tmp_path / "out")
     assert seen == [False]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from vlft.bench.choices import ORDERS, PRESETS
@@ -36,7 +37,7 @@ class BenchParser(FlagParser):
     def __init__(self) -> None:
         super().__init__(
             "bench",
-            checked_types,
+            self._types,
             usage="vlft bench {data,train} [--baseline] [--json] [any flag of vlft train]",
             description="data: measure how many pictures, rows and tokens a second the loader prepares. train: measure "
             "how many tokens a second a model trains on, and padding, waiting, memory and, on a known GPU, MFU. "
@@ -83,13 +84,18 @@ class BenchParser(FlagParser):
             self.error(
                 f"the first word must be data or train, not {argv[0]!r}" if argv else "write data or train after bench"
             )
+        self._what = argv[0]
         parsed = super().parse(argv[1:])
-        parsed.extra.what = argv[0]
-        self._check(parsed)
+        if self._what == "train" and parsed.flags[2].world_size > 1:
+            self.error("only one process can measure. Start it without torchrun")
         return parsed
 
-    def _check(self, parsed: Parsed) -> None:
-        extra, given = parsed.extra, parsed.given
+    def _types(self, values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:
+        extra.what = self._what
+        self._check(extra, values.keys())
+        return checked_types(values, extra)
+
+    def _check(self, extra: Namespace, given: Set[str]) -> None:
         [other] = set(ONLY) - {extra.what}
         for name in ONLY[other]:
             if getattr(extra, name) is not None:
@@ -107,5 +113,3 @@ class BenchParser(FlagParser):
             steps = extra.steps or STEPS
             if extra.skip_steps is not None and extra.skip_steps >= steps:
                 self.error(f"--skip_steps {extra.skip_steps} leaves none of {steps} steps. Raise --steps")
-            if parsed.flags[2].world_size > 1:
-                self.error("only one process can measure. Start it without torchrun")
