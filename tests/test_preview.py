@@ -123,6 +123,7 @@ def test_what_a_row_says_stays_text(capsys, tmp_path, base, media, odd_rows):
     assert "\U0001f600 é?" in out  # the tokenizer's normal form, as the model reads it
     assert "<script>" not in html
     assert "&lt;/div&gt;&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;" in html
+    assert "&#34;from&#34;: &#34;gpt&#34;" in html
     assert "(id &lt;b&gt;)" in html
     assert "warning: conversations[2]: a human turn comes last" in out
     assert "warning: conversations[2]: a human turn comes last" in html
@@ -240,6 +241,7 @@ def test_one_refused_row_among_several(capsys, tmp_path, base, media, odd_rows):
     assert f"refused: {odd_rows}[0].conversations[1].value (id empty): the answer is empty" in err
     html = page.read_text(encoding="utf-8")
     assert "refused: conversations[1].value: the answer is empty" in html
+    assert "&#34;from&#34;: &#34;gpt&#34;" in html
     assert "(id &lt;b&gt;)" in html
 
 
