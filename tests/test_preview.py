@@ -123,7 +123,6 @@ def test_what_a_row_says_stays_text(capsys, tmp_path, base, media, odd_rows):
     assert "\U0001f600 é?" in out  # the tokenizer's normal form, as the model reads it
     assert "<script>" not in html
     assert "&lt;/div&gt;&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;" in html
-    assert "&#34;from&#34;: &#34;gpt&#34;" in html
     assert "(id &lt;b&gt;)" in html
     assert "warning: conversations[2]: a human turn comes last" in out
     assert "warning: conversations[2]: a human turn comes last" in html
