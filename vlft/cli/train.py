@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlft import screen
 from vlft.cli.command import train_parser
 from vlft.cli.launched import join
 
@@ -40,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
 
     join(os.environ)
     with Notice(speaks=os.environ.get("RANK", "0") == "0") as notice:
+        screen.stage("importing torch and transformers")
         parsed = parser().parse(argv)
         from vlft.cli.threads import share_cores
         from vlft.report import write_report
