@@ -39,7 +39,8 @@ def starting(verb: Verb, argv: Sequence[str]) -> Iterator[None]:
         return
     said, others = _read(verb, argv)
     if verb.name in LONG or "measure" in said:
-        print(_described(verb, said, others), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # stderr may be closed; the results go to stdout
+            print(_described(verb, said, others), file=sys.stderr, flush=True)
     with screen.live(draw=not (said.get("disable_tqdm") and _is_true(said["disable_tqdm"]))):
         screen.stage("starting")
         yield

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 GAP = 2  # columns between two parts
 NARROW, WIDE = 6, 40  # least and most columns of a bar
+MARGIN = 3  # columns at the end of the line for the ^C of a terminal; without them it would begin a new line
 USUAL = 80  # columns of a terminal that does not tell its size
 
 
@@ -88,10 +89,7 @@ class Writer:
         self._console: Any = None
 
     def text(self, row: Row) -> str:
-        """Return the row with its control sequences: one line, at most one column narrower than the terminal.
-
-        A text in the last column would make some terminals begin a new line.
-        """
+        """Return the row with its control sequences: one line, `MARGIN` columns narrower than the terminal."""
         from rich.console import Console
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -99,7 +97,7 @@ class Writer:
 
         if self._console is None:
             self._console = Console(file=self.stream, force_terminal=True, force_jupyter=False, legacy_windows=False)
-        width = max(1, columns(self.stream) - 1)
+        width = max(1, columns(self.stream) - MARGIN)
         parts, bar = fitting(row.parts, width)
         grid, cells, used = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False), [], 0
         for part in parts:

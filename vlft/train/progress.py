@@ -141,11 +141,14 @@ def as_text(line: Mapping[str, Any], *, left: float | None) -> str:
         line: of `metrics.jsonl`.
         left: seconds until the run ends; None if unknown.
     """
-    step, last = line["step"], line["max_steps"]
     norm = f"grad {line['grad_norm']:.3g}" if line["grad_norm"] is not None else ""
     loss, rates, speed = facts(line)
     eta = f"ETA {UNKNOWN if left is None else clock(left)}"
-    return "  ".join(filter(None, [f"step {step:>{len(str(last))}}/{last}", loss, norm, rates, speed, eta]))
+    return "  ".join(filter(None, [_place(line["step"], line["max_steps"]), loss, norm, rates, speed, eta]))
+
+
+def _place(step: int, last: int) -> str:
+    return f"step {step:>{len(str(last))}}/{last}"
 
 
 class Progress(TrainerCallback):
@@ -184,9 +187,8 @@ class Progress(TrainerCallback):
         if self._told is None and self._lines and not control.should_log:
             # With sparse log lines, the first one may come hours later.
             self._told = time.monotonic()
-            self.say(
-                f"step {self._step}/{state.max_steps}  done after {duration(time.perf_counter() - self.pace.began)}"
-            )
+            seconds = duration(time.perf_counter() - self.pace.began)
+            self.say(f"{_place(self._step, state.max_steps)}  done after {seconds}")
 
     def close(self) -> None:
         """Leave the bar on the terminal as it is. Call it when training ends, for whatever reason."""
