@@ -17,7 +17,7 @@ _PIECES = re.compile(r"\x1b\[(\d*)([A-Za-z])|\x1b\[[\d;?]*[A-Za-z]|[^\x1b]")
 
 
 class Seen:
-    """The lines of a terminal that wraps at its last column. Reads carriage returns, newlines and erasing."""
+    """The lines of a terminal that wraps at its last column. Reads newlines, erasing and returns to a line's start."""
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
@@ -34,7 +34,7 @@ class Seen:
         word, line = piece[0], self.lines[-1]
         if piece[2] == "K":
             del line[0 if piece[1] == "2" else self.column :]
-        elif word == "\r":
+        elif word == "\r" or piece[2] == "G":
             self.states.append("".join(line))
             self.column = 0
         elif word == "\n":

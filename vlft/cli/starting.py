@@ -38,18 +38,19 @@ def starting(verb: Verb, argv: Sequence[str]) -> Iterator[None]:
         yield
         return
     said, others = _read(verb, argv)
-    if verb.name in LONG or "measure" in said:
-        with contextlib.suppress(OSError):  # stderr may be closed; the results go to stdout
-            print(_described(verb, said, others), file=sys.stderr, flush=True)
-    with screen.live(draw=not (said.get("disable_tqdm") and _is_true(said["disable_tqdm"]))):
-        screen.stage("starting")
+    # The document of --json is written to the terminal directly.
+    hidden = _is_true(said.get("disable_tqdm")) or ("json" in said and sys.stdout.isatty())
+    about = _described(verb, said, others) if verb.name in LONG or "measure" in said else ""
+    with screen.live(about=about, draw=not hidden):
+        screen.stage(verb.doing)
         yield
 
 
 def _read(verb: Verb, argv: Sequence[str]) -> tuple[Mapping[str, Said], Sequence[str]]:
     """Return the flags by name, and the other words. The verb reports flags that cannot be read."""
     if verb.name not in table.VERBS:
-        return {}, [word for word in argv if not word.startswith("-")]
+        said = {name: Said(name=name, words=()) for name in ("json",) if f"--{name}" in argv}
+        return said, [word for word in argv if not word.startswith("-")]
     try:
         line = read_line(argv, table.kinds(verb.name), others=verb.name in table.WITH_WORDS)
     except VlftError:
@@ -57,8 +58,8 @@ def _read(verb: Verb, argv: Sequence[str]) -> tuple[Mapping[str, Said], Sequence
     return line.values(), line.others
 
 
-def _is_true(said: Said) -> bool:
-    return said.word.lower() in ("", *TRUE)
+def _is_true(said: Said | None) -> bool:
+    return said is not None and said.word.lower() in ("", *TRUE)
 
 
 def _described(verb: Verb, said: Mapping[str, Said], others: Sequence[str]) -> str:

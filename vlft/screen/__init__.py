@@ -18,9 +18,9 @@ from vlft.screen.row import Bar, Part, Row, Writer, clock
 
 T = TypeVar("T")
 PERIOD = 0.2  # seconds between two drawings
-DELAY = 0.4  # seconds until a line is drawn for the first time: quick commands draw none
+DELAY = 0.4  # seconds until anything is shown: quick commands, and those with a wrong flag, show nothing
 MINUTE = 60.0  # seconds between lines of a log
-ERASE = "\r\x1b[2K"
+ERASE = "\x1b[2K\x1b[G"  # without "\\r", at which Python flushes half of a line
 FRAMES, PLAIN_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 
 
@@ -47,10 +47,12 @@ class Live:
 
     Args:
         stream: where to draw; None draws nothing, and `count` prints a line every minute instead.
+        about: what the command works on, printed on stderr before anything is drawn; "" for nothing.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, about: str) -> None:
         self.stream = stream
+        self._about = about
         self.lock = threading.RLock()
         self._process = os.getpid()
         self._source: Callable[[], Row] | None = None
@@ -92,19 +94,26 @@ class Live:
     # ---- drawing
 
     def start(self) -> None:
-        if self.stream is not None:
-            self._thread.start()
+        """Begin to draw. `stop` ends it."""
+        self._thread.start()
 
     def stop(self) -> None:
+        """Erase the line, and draw no more."""
         self._over.set()
+        self._thread.join()
         self.show(None)
 
     def _refresh(self) -> None:
-        wait = DELAY
-        while not self._over.wait(wait):
-            wait = PERIOD
+        if self._over.wait(DELAY):
+            return
+        if self._about:
+            with contextlib.suppress(OSError, ValueError):  # stderr may be closed; results go to stdout
+                print(self._about, file=sys.stderr, flush=True)
+        while self.stream is not None:
             with self.lock:
                 self._draw(fresh=True)
+            if self._over.wait(PERIOD):
+                return
 
     def _draw(self, *, fresh: bool) -> None:
         source, stream, writer = self._source, self.stream, self._writer
@@ -171,17 +180,18 @@ _guarded = False  # whether `_guard_forks` was called
 
 
 @contextlib.contextmanager
-def live(*, draw: bool = True) -> Iterator[Live]:
+def live(*, about: str = "", draw: bool = True) -> Iterator[Live]:
     """A context in which the terminal has a line. Inside another such context it has no effect.
 
     Args:
+        about: what the command works on, printed on stderr if it is not quick; "" for nothing.
         draw: False never draws, even on a terminal.
     """
     global _active
     if _active is not None:
         yield _active
         return
-    here = Live(terminal() if draw else None)
+    here = Live(terminal() if draw else None, about)
     out, err = sys.stdout, sys.stderr
     proxies = {}
     if here.stream is not None:

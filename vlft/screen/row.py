@@ -99,7 +99,8 @@ class Writer:
             self._console = Console(file=self.stream, force_terminal=True, force_jupyter=False, legacy_windows=False)
         width = max(1, columns(self.stream) - MARGIN)
         parts, bar = fitting(row.parts, width)
-        grid, cells, used = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False), [], 0
+        grid, used = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False), 0
+        cells: list[Text | ProgressBar] = []
         for part in parts:
             wide = bar if isinstance(part, Bar) else min(_columns(part.text), max(1, width - used))
             used += wide + GAP
