@@ -436,18 +436,24 @@ def test_a_run_that_is_all_warm_up_says_so(train, capsys):
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("more", "said"),
     [
-        *(("--learning_rate", "0.5"), ("--weight_decay", "0.3"), ("--optim", "sgd"), ("--box_format", "pixels")),
-        ("--missing_tags", "first"),
+        # Towers that do not train have no rate.
+        (("--learning_rate", "0.5"), "its learning rates are language 0.001, this run's are language 0.5."),
+        (("--weight_decay", "0.3"), "its weight decay is 0.0, this run's is 0.3."),
+        (("--optim", "sgd"), "its optim is adamw_torch_fused, this run's is sgd."),
+        (("--box_format", "pixels"), "its box format is as_is, this run's is pixels."),
+        (("--missing_tags", "first"), "its missing_tags is error, this run's is first."),
+        (("--merger", "full"), "its towers are vision frozen, merger frozen, language lora, this run's are vision "),
+        (("--packing", "true"), "its packing is none, this run's is tokens 16384, patches 65536."),
     ],
-    ids=lambda more: more[0],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_a_checkpoint_is_not_resumed_at_other_rates(train, base, mixed_json, media, tmp_path, capsys, more):
+def test_a_checkpoint_is_not_resumed_at_other_rates(train, base, mixed_json, media, tmp_path, capsys, more, said):
     """The optimizer's state would silently restore the old rates."""
     train("--max_steps", "1")
     assert main([*arguments(base, mixed_json, media, tmp_path / "run", "--max_steps", "1"), *more]) == 1
-    assert "belongs to another run" in capsys.readouterr().err
+    assert f"belongs to another run: {said}" in capsys.readouterr().err
 
 
 def test_every_trained_step_is_in_the_metrics_whatever_the_interval(train):

@@ -1,7 +1,7 @@
 """What a command shows before its heavy imports: what it works on, and on a terminal a line with its stages.
 
 `vlft.cli.main` enters `starting` once the flags are checked. Neighbour: `vlft.screen` draws the line. Only the process
-of rank 0 shows anything, on stderr, so that stdout holds results only.
+of rank 0 shows anything.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from vlft.errors import VlftError
 FEW = 2  # data files that are named
 #: Verbs that load weights or train, which takes long. `plan` does with --measure.
 LONG = ("train", "merge", "chat", "bench", "demo")
+ON_STDERR = ("chat",)  # its stdout holds the answer only
 
 
 @contextlib.contextmanager
@@ -40,7 +41,13 @@ def starting(verb: Verb, argv: Sequence[str]) -> Iterator[None]:
     said, others = _read(verb, argv)
     # The document of --json is written to the terminal directly.
     hidden = _is_true(said.get("disable_tqdm")) or ("json" in said and sys.stdout.isatty())
-    about = _described(verb, said, others) if verb.name in LONG or "measure" in said else ""
+
+    def about() -> None:
+        if verb.name in LONG or "measure" in said:
+            stream = sys.stderr if verb.name in ON_STDERR or "json" in said else sys.stdout
+            stream.write(_described(verb, said, others) + "\n")
+            stream.flush()
+
     with screen.live(about=about, draw=not hidden):
         screen.stage(verb.doing)
         yield

@@ -47,10 +47,10 @@ class Live:
 
     Args:
         stream: where to draw; None draws nothing, and `count` prints a line every minute instead.
-        about: what the command works on, printed on stderr before anything is drawn; "" for nothing.
+        about: prints what the command works on, before anything is drawn.
     """
 
-    def __init__(self, stream: TextIO | None, about: str) -> None:
+    def __init__(self, stream: TextIO | None, about: Callable[[], object]) -> None:
         self.stream = stream
         self._about = about
         self.lock = threading.RLock()
@@ -106,9 +106,8 @@ class Live:
     def _refresh(self) -> None:
         if self._over.wait(DELAY):
             return
-        if self._about:
-            with contextlib.suppress(OSError, ValueError):  # stderr may be closed; results go to stdout
-                print(self._about, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # of a closed stream; the command itself reports it
+            self._about()
         while self.stream is not None:
             with self.lock:
                 self._draw(fresh=True)
@@ -180,11 +179,11 @@ _guarded = False  # whether `_guard_forks` was called
 
 
 @contextlib.contextmanager
-def live(*, about: str = "", draw: bool = True) -> Iterator[Live]:
+def live(*, about: Callable[[], object] = lambda: None, draw: bool = True) -> Iterator[Live]:
     """A context in which the terminal has a line. Inside another such context it has no effect.
 
     Args:
-        about: what the command works on, printed on stderr if it is not quick; "" for nothing.
+        about: prints what the command works on; called by a thread unless the command ends at once.
         draw: False never draws, even on a terminal.
     """
     global _active

@@ -30,8 +30,8 @@ CALLED = {
     "lora": "LoRA",
     "media": "pixel and frame settings",
     "mix": "data mix (weight, repeat, cap)",
-    "missing_tags": "--missing_tags",
-    "over_length": "--over_length",
+    "missing_tags": "missing_tags",
+    "over_length": "over_length",
     "rows": "number of rows",
     "columns": "columns of data files",
     "drawn": "fingerprint of the rows it trains",
@@ -126,7 +126,7 @@ def _identity(record: RunRecord) -> dict[str, Any]:
 
 def _is_plural(called: str) -> bool:
     head = called.partition(" (")[0].partition(" of ")[0]
-    return head.endswith("s") and not head.startswith("--")
+    return head.endswith("s") and "_" not in head  # the name of a flag is singular
 
 
 def _as_text(value: Any) -> str:
