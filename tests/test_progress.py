@@ -172,6 +172,25 @@ def test_what_is_printed_appears_above_the_line(monkeypatch):
     assert seen.states.count("the line") > 5, "it was drawn while the program worked"
 
 
+def test_a_program_that_shows_stdout_on_the_terminal_finds_an_empty_line(monkeypatch):
+    """As with `vlft train | tee log`."""
+    monkeypatch.setattr(screen, "DELAY", 0.0)
+    monkeypatch.setattr(screen, "PERIOD", 0.01)
+    read, write = os.pipe()
+    with on_terminal(monkeypatch, 40, stdout=False) as terminal, os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with screen.live() as live:
+            live.show(lambda: Row(parts=(Part(text="the line"),)))
+            for number in range(3):
+                time.sleep(0.05 + screen.LATER)
+                print(f"row {number}")
+                os.write(terminal.stream.fileno(), os.read(read, 100))  # what tee does
+    os.close(read)
+    seen = terminal.seen()
+    assert seen.text == "row 0\nrow 1\nrow 2"
+    assert seen.states.count("the line") > 3
+
+
 def test_stages_and_counts(monkeypatch, capsys):
     monkeypatch.setattr(screen, "DELAY", 0.0)
     monkeypatch.setattr(screen, "PERIOD", 0.01)

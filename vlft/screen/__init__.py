@@ -19,6 +19,7 @@ from vlft.screen.row import Bar, Part, Row, Writer, clock
 T = TypeVar("T")
 PERIOD = 0.2  # seconds between two drawings
 DELAY = 0.4  # seconds until anything is shown: quick commands, and those with a wrong flag, show nothing
+LATER = 0.1  # seconds in which another program (`vlft train | tee log`) shows on the terminal what it was sent
 MINUTE = 60.0  # seconds between lines of a log
 ERASE = "\x1b[2K\x1b[G"  # without "\\r", at which Python flushes half of a line
 FRAMES, PLAIN_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
@@ -60,6 +61,7 @@ class Live:
         self._text = ""  # as it was last drawn
         self._drawn = False
         self._clean = True  # whether the cursor is at the start of a line
+        self._not_before = 0.0  # when the line may be drawn again
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="vlft-screen", daemon=True)
 
@@ -110,7 +112,8 @@ class Live:
             self._about()
         while self.stream is not None:
             with self.lock:
-                self._draw(fresh=True)
+                if time.monotonic() >= self._not_before:
+                    self._draw(fresh=True)
             if self._over.wait(PERIOD):
                 return
 
@@ -147,7 +150,9 @@ class Live:
             self._see(text)
             if drew or self._source is not None:
                 stream.flush()
-            if self._text:
+            if not _is_terminal(stream):
+                self._not_before = time.monotonic() + LATER
+            elif self._text:
                 self._draw(fresh=False)
         return written
 
@@ -157,7 +162,7 @@ class Live:
 
 
 class _Above:
-    """A stream of a terminal, whose text appears above the line."""
+    """A stream whose text appears above the line, directly or through another program."""
 
     def __init__(self, stream: TextIO, live: Live) -> None:
         self._stream = stream
@@ -195,7 +200,7 @@ def live(*, about: Callable[[], object] = lambda: None, draw: bool = True) -> It
     proxies = {}
     if here.stream is not None:
         _guard_forks()
-        proxies = {name: _Above(one, here) for name, one in (("stdout", out), ("stderr", err)) if _is_terminal(one)}
+        proxies = {"stdout": _Above(out, here)} | ({"stderr": _Above(err, here)} if _is_terminal(err) else {})
         for name, proxy in proxies.items():
             setattr(sys, name, proxy)
     _active = here
