@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 #: Room -> its floor. `vlft` itself holds the version and the public names, `vlft.__main__` calls cli.
 FLOORS: dict[str, float] = {
     "errors": 0,
+    "screen": 0,
     "files": 0.5,
     "model_files": 0.5,
     "text": 0.5,
@@ -52,7 +53,7 @@ FLOORS: dict[str, float] = {
     "__main__": 8,
 }
 #: Every room may import these; families and config are strangers to each other.
-FOR_ALL = ("", "errors", "files", "model_files", "text", "interrupts", "families")
+FOR_ALL = ("", "errors", "files", "model_files", "text", "interrupts", "screen", "families")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,7 +197,7 @@ def test_an_output_folder_of_something_else(refused, tmp_path):
     ("flags", "says"),
     [
         (("--seed", "7"), "its seed is 42, this run's is 7"),
-        (("--vision", "lora"), "is vision frozen, "),
+        (("--vision", "lora"), "its towers are vision frozen, "),
         (("--gradient_accumulation_steps", "3"), "its global batch is 1, this run's is 3"),
         (("--image_max_pixels", "12544"), "pixel and frame settings"),
         (("--lora_rank", "8"), "LoRA"),
@@ -316,7 +316,7 @@ def test_rows_mended_since_make_it_another_run(base, planted, media, tmp_path, c
         assert main(argv) == 1
     finally:
         (media / "gone.jpg").unlink()
-    assert "its rows is 8, this run's is 9" in capsys.readouterr().err
+    assert "its number of rows is 8, this run's is 9" in capsys.readouterr().err
 
 
 def test_a_skipped_row_with_half_a_character_in_its_id(base, media, tmp_path, capsys):

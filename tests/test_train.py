@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from launch import vlft as vlft_process
 from mishaps import before_each_loss
 from runs import FULL, VISION_LORA, ZERO2, arguments, assert_same, lines, losses, split, weights
 from safetensors.torch import load_file
 
 from vlft.cli.main import main
+from vlft.config.repeat import write_yaml
 
 TWO_PROCESSES = [
     pytest.param(FULL, (), id="full-ddp"),
@@ -196,22 +199,68 @@ def test_evaluation_loss_is_the_token_mean_at_any_batch_size(train, mixed_json, 
 # ---- what is on disk and on the screen
 
 
-@pytest.mark.parametrize("towers", [FULL, VISION_LORA], ids=["full", "vision-lora"])
-def test_the_config_repeats_the_run_from_any_directory(train, base, mixed_json, media, tmp_path, monkeypatch, towers):
-    monkeypatch.chdir(mixed_json.parent)
-    here = (
-        "--data_path",
-        mixed_json.name,
-        "--image_folder",
-        os.path.relpath(media),
-        "--model_id",
-        os.path.relpath(base),
-    )
-    run = train(*towers, *here, "--vision_lr", "5e-4")
-    again = tmp_path / "again"
+@pytest.mark.parametrize(
+    ("towers", "data"),
+    [
+        pytest.param(FULL, ("--data_mix", "mix.yaml"), id="full-mix"),
+        pytest.param(VISION_LORA, ("--data_path", "one-{a,b}.csv", "two.json"), id="vision-lora-pattern"),
+    ],
+)
+def test_the_config_repeats_the_run_from_any_directory(base, mixed_json, media, tmp_path, monkeypatch, towers, data):
+    home, away = tmp_path / "a [home]", tmp_path / "away"  # the first looks like a pattern
+    home.mkdir()
+    away.mkdir()
+    (home / "model").symlink_to(base)
+    for name in ("one-a.csv", "one-b.csv"):
+        (home / name).write_text("question,answer\nWhat is this?,A row.\n")
+    for name in ("two.json", "held.json"):
+        shutil.copy(mixed_json, home / name)
+    folder = os.path.relpath(media, home)
+    (home / "mix.yaml").write_text(f"- one-*.csv\n- path: two.json\n  image_folder: {folder}\n  repeat: 2\n")
+    argv = [
+        *("train", "--model_id", "~/model", "--image_folder", folder, "--eval_path", "held.json", *towers, *data),
+        *("--eval_strategy", "epoch", "--packing", "false", "--dataloader_num_workers", "0", "--report_rows", "0"),
+        *("--save_strategy", "no", "--vision_lr", "5e-4", "--max_steps", "2", "--output_dir", "~/run"),
+    ]
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    assert main(argv) == 0
+    (home / "mix.yaml").unlink()  # the run has its own copy
+    monkeypatch.chdir(away)
+    monkeypatch.setenv("HOME", str(away))
+    again = ["train", "--config", str(home / "run" / "config.yaml")]
+    assert main([*again, "--output_dir", "again"]) == 0
+    mine, theirs = weights(away / "again"), weights(home / "run")
+    assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
+    assert main(again) == 0, "the finished run is found where it is"
+    assert not (away / "run").exists()
+
+
+def test_every_path_of_a_config_is_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--config", str(run / "config.yaml"), "--output_dir", str(again)]) == 0
-    assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(again).values(), strict=True))
+    monkeypatch.setenv("HOME", "/home/someone")
+    for name in ("zero2", "ds.json", "auto"):
+        (tmp_path / name).touch()
+    flags = {
+        "data_path": ["a.json", "parts/*.csv", "~/b.json", "/c.json"],
+        "resume_from_checkpoint": "old/checkpoint-2",
+        "model_id": "Qwen/Qwen2-VL-2B-Instruct",
+        "output_dir": "../out",
+        "deepspeed": "ds.json",
+        "run_name": "ds.json",
+    }
+    write_yaml(tmp_path / "config.yaml", flags)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {
+        "data_path": [f"{tmp_path}/a.json", f"{tmp_path}/parts/*.csv", "/home/someone/b.json", "/c.json"],
+        "resume_from_checkpoint": f"{tmp_path}/old/checkpoint-2",
+        "model_id": "Qwen/Qwen2-VL-2B-Instruct",
+        "output_dir": str(tmp_path.parent / "out"),
+        "deepspeed": f"{tmp_path}/ds.json",
+        "run_name": "ds.json",
+    }
+    words = {"resume_from_checkpoint": "auto", "deepspeed": "zero2"}
+    write_yaml(tmp_path / "config.yaml", words)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == words
 
 
 def test_a_finished_run_says_so_and_stays(train, capsys):
@@ -226,7 +275,8 @@ def test_a_finished_run_says_so_and_stays(train, capsys):
 def test_what_a_run_prints(train, capsys):
     run = train("--max_steps", "3")
     out = capsys.readouterr().out
-    assert re.search(r"^step 2/3  loss \d+\.\d{4}  grad .*ETA \d:\d\d:\d\d$", out, re.M)
+    steps = re.findall(r"^step (\d)/3  loss \d+\.\d{4}  grad .*ETA \d:\d\d:\d\d$", out, re.M)
+    assert steps == ["1", "3"], "the first and the last: the steps take less than a minute"
     assert "vision_frozen" in out
     assert re.search(
         r"; Liger kernels: (off \(needs CUDA\)|RMSNorm on 5 modules, SwiGLU on 2); gradient checkpointing: off",
@@ -386,18 +436,24 @@ def test_a_run_that_is_all_warm_up_says_so(train, capsys):
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("more", "said"),
     [
-        *(("--learning_rate", "0.5"), ("--weight_decay", "0.3"), ("--optim", "sgd"), ("--box_format", "pixels")),
-        ("--missing_tags", "first"),
+        # Towers that do not train have no rate.
+        (("--learning_rate", "0.5"), "its learning rates are language 0.001, this run's are language 0.5."),
+        (("--weight_decay", "0.3"), "its weight decay is 0.0, this run's is 0.3."),
+        (("--optim", "sgd"), "its optim is adamw_torch_fused, this run's is sgd."),
+        (("--box_format", "pixels"), "its box format is as_is, this run's is pixels."),
+        (("--missing_tags", "first"), "its missing_tags is error, this run's is first."),
+        (("--merger", "full"), "its towers are vision frozen, merger frozen, language lora, this run's are vision "),
+        (("--packing", "true"), "its packing is none, this run's is tokens 16384, patches 65536."),
     ],
-    ids=lambda more: more[0],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_a_checkpoint_is_not_resumed_at_other_rates(train, base, mixed_json, media, tmp_path, capsys, more):
+def test_a_checkpoint_is_not_resumed_at_other_rates(train, base, mixed_json, media, tmp_path, capsys, more, said):
     """The optimizer's state would silently restore the old rates."""
     train("--max_steps", "1")
     assert main([*arguments(base, mixed_json, media, tmp_path / "run", "--max_steps", "1"), *more]) == 1
-    assert "belongs to another run" in capsys.readouterr().err
+    assert f"belongs to another run: {said}" in capsys.readouterr().err
 
 
 def test_every_trained_step_is_in_the_metrics_whatever_the_interval(train):

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from vlft.errors import Interrupted
+from vlft.screen import line_start
 
 #: Seconds in which a second signal counts as the first: the terminal signals all processes, and the launcher forwards
 #: the signal to them as well.
@@ -171,6 +172,5 @@ def explained(what: str) -> Iterator[None]:
 def _say(line: str) -> None:
     """Write a line to the terminal without Python's streams: the main thread may be in the middle of a print."""
     if line:
-        start = "\n" if os.isatty(2) else ""  # after ^C or a progress bar
         with contextlib.suppress(OSError):
-            os.write(2, f"{start}{line}\n".encode())
+            os.write(2, f"{line_start()}{line}\n".encode())

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Collection, Sequence
 
 PLAIN_WIDTH = 10_000  # columns of output to a file or a pipe
+WRAPPED = 16  # least columns of wrapped text in a table
 
 _TABLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}  # Unicode's control pictures
 _TABLE |= {0x7F: 0x2421}
@@ -92,20 +93,26 @@ def table(
         indent: spaces before each line.
         last: "left" also left-aligns the last column.
     """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(heads), header_style="bold")
+    needed = indent
     for place, head in enumerate(heads):
         left = place == 0 or (last == "left" and place == len(heads) - 1)
         # Numbers are never wrapped.
         drawn.add_column(Text(printable(head)), justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        longest = max(cell_len(cells[place]) for cells in [heads, *rows])
+        needed += 2 + (min(WRAPPED, longest) if left else longest)
     for place, cells in enumerate(rows):
         drawn.add_row(*(Text(printable(cell)) for cell in cells), style="dim" if place in soft else None)
     styled = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    console = Console(file=io.StringIO(), force_terminal=styled, force_jupyter=False, width=terminal_width())
+    console = Console(file=io.StringIO(), force_terminal=styled, force_jupyter=False)
+    # On a terminal that is narrower, the terminal wraps the lines. rich would leave out columns.
+    console.width = max(terminal_width(), needed)
     with console.capture() as captured:
         console.print(Padding(drawn, (0, 0, 0, indent), expand=False))
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

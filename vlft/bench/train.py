@@ -21,7 +21,8 @@ from vlft.bench.mixes import Scale, draw_rows, mean_tokens
 from vlft.bench.sizes import SHAPES
 from vlft.bench.work import BuiltIn, Failed, Say, run_module, workplace
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.config.parse import Parsed, write_yaml
+from vlft.config.parse import Parsed
+from vlft.config.repeat import write_yaml
 from vlft.config.training import TrainFlags
 from vlft.setup import open_base, trainable_rows
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from vlft import screen
 from vlft.cli.chat_flags import parser
 from vlft.cli.command import Write, command
 from vlft.cli.early import check_model
@@ -35,6 +36,7 @@ def run(flags: argparse.Namespace, write: Write) -> int:
         top_p=1.0 if flags.top_p is None else flags.top_p,
     )
     chat = open_model(flags.model, base_model=flags.base_model)
+    screen.stage("")
     for note in chat.notes:
         _say(f"note: {note}.")
     system = [] if flags.system is None else [system_turn(flags.system, family=chat.family)]

@@ -20,6 +20,12 @@ def without_local_rank(argv: Sequence[str], environ: Mapping[str, str]) -> list[
     return list(argv[1:] if started else argv)
 
 
+def rank(environ: Mapping[str, str]) -> str:
+    """Return the rank of this process, also before `join`; "0" if it runs alone."""
+    several = environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    return environ.get("RANK") or (environ.get("SLURM_PROCID", "0") if several else "0")
+
+
 def join(environ: MutableMapping[str, str]) -> None:
     """Add torchrun's variables to the environment of a launched process. Call before torch or DeepSpeed read it.
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from vlft import __version__
 from vlft.cli.launched import without_local_rank
+from vlft.cli.starting import starting
 from vlft.cli.verbs import VERBS
 from vlft.errors import Interrupted, Preempted, UsageError, VlftError
 from vlft.interrupts import Interrupts
@@ -161,4 +162,5 @@ def _dispatch(argv: list[str]) -> int:
     if (text := help.answer(VERBS[verb], rest)) is not None:
         print(text, end="")
         return 0
-    return importlib.import_module(VERBS[verb].module).run(rest)
+    with starting(VERBS[verb], rest):
+        return importlib.import_module(VERBS[verb].module).run(rest)

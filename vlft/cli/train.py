@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from vlft import screen
 from vlft.cli.early import checked_types
 from vlft.cli.launched import join
 from vlft.cli.quiet import quiet
@@ -40,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
     join(os.environ)
     quiet()
     with Notice(speaks=os.environ.get("RANK", "0") == "0") as notice:
+        screen.stage("importing torch and transformers")
         parsed = parser().parse(argv)
         from vlft.cli.threads import share_cores
         from vlft.report import write_report

@@ -176,7 +176,9 @@ class RunFlags:
     deepspeed: str | None = flag(
         None, "zero1, zero2, zero3, zero2_offload, zero3_offload, or a path to a DeepSpeed JSON"
     )
-    logging_steps: float = flag(1, "optimizer steps between log lines")
+    logging_steps: float = flag(
+        1, "optimizer steps between lines of metrics.jsonl; a log shows at most one of them a minute"
+    )
     report_rows: int = flag(
         4, "evaluation rows that the model answers at each evaluation, for OUT/report.html; 0: none"
     )

@@ -40,7 +40,7 @@ def read_mix(path: str) -> tuple[MixedSet, ...]:
     Raises:
         ConfigError: the file cannot be read, or has an invalid entry.
     """
-    sets = tuple(_one(path, place, raw) for place, raw in enumerate(_listed(path)))
+    sets = tuple(_one(path, place, raw) for place, raw in enumerate(raw_entries(path)))
     if not sets:
         raise ConfigError(f"--data_mix {path}: lists no data set. Write each data set as - path: train.json")
     seen: dict[str, int] = {}
@@ -61,7 +61,12 @@ def read_mix(path: str) -> tuple[MixedSet, ...]:
     return sets
 
 
-def _listed(path: str) -> list[Any]:
+def raw_entries(path: str) -> list[Any]:
+    """Return the entries of a mix file as they are written; `read_mix` checks them.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no list.
+    """
     import yaml
 
     try:

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
-
-import yaml
 
 from vlft.config import door, said, table
 from vlft.config.common_flags import COMMON, TEXTS
@@ -22,7 +18,6 @@ from vlft.config.flags import DataFlags, ModelFlags, RunFlags
 from vlft.config.kinds import MOST_WORDS, Bool, Kind, Word
 from vlft.config.names import help_asked, wrong_usage
 from vlft.errors import ConfigError
-from vlft.files import write_text
 
 #: The dataclasses that declare vlft's own flags.
 OWN = (DataFlags, ModelFlags, RunFlags)
@@ -205,19 +200,3 @@ def read_yaml(path: str) -> list[str]:
         ConfigError: the file is missing, not YAML, or not a flat mapping.
     """
     return [word for name, words in said.read_yaml(path) for word in (f"--{name}", *words)]
-
-
-#: Flags whose value may be a path. A value that does not exist on disk is a hub id or another word.
-PATHS = ("data_path", "data_mix", "eval_path", "image_folder", "model_id", "output_dir", "deepspeed")
-
-
-def write_yaml(path: str | Path, effective: dict[str, Any]) -> None:
-    """Write flags so that `--config` reads them back from any directory: paths that exist are made absolute."""
-    flags = {name: _absolute(value) if name in PATHS else value for name, value in effective.items()}
-    write_text(path, yaml.safe_dump(flags, sort_keys=True, allow_unicode=True))
-
-
-def _absolute(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_absolute(item) for item in value]
-    return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value

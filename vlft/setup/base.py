@@ -154,5 +154,6 @@ def _towers(model: ModelFlags, given: frozenset[str]) -> Towers:
     towers = Towers(**{name: getattr(model, name) for name in names})
     idle = sorted(name for name in given if name.startswith("lora_"))
     if idle and not towers.has_lora:
-        raise ConfigError(f"--{idle[0]} is given, but no tower is lora ({towers.modes}), so it has no effect. Drop it.")
+        modes = ", ".join(f"{tower} {mode}" for tower, mode in towers.modes.items())
+        raise ConfigError(f"--{idle[0]} is set, but no tower is lora ({modes}), so it has no effect. Drop it.")
     return towers

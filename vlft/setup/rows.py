@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vlft.config.flags import DataFlags
 from vlft.config.mix import MixedSet
@@ -28,6 +27,7 @@ from vlft.data.sample import Cost, Costs, Sample
 from vlft.errors import BadRow, ConfigError
 from vlft.families import Family
 from vlft.files import cache_folder
+from vlft.screen import count
 from vlft.setup.base import Base
 from vlft.setup.schedule import pack_budget
 
@@ -158,12 +158,9 @@ def _fetch(rows: Iterable[Sample | BadRow], remote: RemoteMedia) -> None:
     for row in rows:
         files = () if isinstance(row, BadRow) else [path for part in row.media for _, path in part.files]
         wanted |= {path: remote.urls[path] for path in files if path in remote.urls and not os.path.isfile(path)}
-    # The bar is shown like the one in `measure_rows`.
-    with tqdm(total=len(wanted), desc="fetching media", unit="file", disable=None, delay=2) as bar:
-        for path, why in fetch(wanted):
-            bar.update()
-            if why is not None:
-                remote.failed[path] = why
+    for path, why in count(fetch(wanted), total=len(wanted), what="fetching media"):
+        if why is not None:
+            remote.failed[path] = why
 
 
 def open_some(path: str, places: Sequence[int], data: DataFlags, family: Family) -> RowIndex:
@@ -241,9 +238,7 @@ def measure_rows(
     bad: list[BadRow] = []
 
     def costs() -> Iterator[Cost]:
-        # disable=None: tqdm shows its bar and ETA on a terminal only; delay keeps short passes silent.
-        bar = tqdm(results, total=len(index), desc="measuring rows", unit="row", disable=None, delay=2)
-        for place, result in enumerate(bar):
+        for place, result in enumerate(count(results, total=len(index), what="measuring rows")):
             if isinstance(result, BadRow):
                 bad.append(result)
             elif budget is not None and (why := budget.over(result)):

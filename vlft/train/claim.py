@@ -10,11 +10,12 @@ import re
 from pathlib import Path
 
 from vlft.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, RunRecord, read_record
+from vlft.config.repeat import MIX
 from vlft.errors import CheckpointError
 from vlft.model_files import has_weights
 
 #: Files that a run writes beside its checkpoints before it ends.
-STARTED = ("config.yaml", "metrics.jsonl", "answers.jsonl", "report.html", RECORD)
+STARTED = ("config.yaml", MIX, "metrics.jsonl", "answers.jsonl", "report.html", RECORD)
 _CHOOSE_ANOTHER = "Choose a new or empty folder."
 
 

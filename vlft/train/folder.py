@@ -18,7 +18,7 @@ import torch
 from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights_strict, read_record, write_record
 from vlft.checkpoint.files import module_name
 from vlft.checkpoint.weights import stored_tensors
-from vlft.config.parse import write_yaml
+from vlft.config.repeat import write_yaml
 from vlft.errors import BadRow, CheckpointError
 from vlft.files import Lock, open_to_others, sync, sync_tree
 from vlft.model_files import tensor_index

@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,19 +117,6 @@ class Meter:
         found = {"save_s": self.beside["saving"], "report_s": self.beside["report"]}
         self.beside = dict.fromkeys(self.beside, 0.0)
         return found
-
-
-def progress(line: Mapping[str, Any], *, seconds_a_step: float) -> str:
-    """A line of metrics as text for the user, with the remaining time."""
-    step, last = line["step"], line["max_steps"]
-    left = int(seconds_a_step * (last - step))
-    lrs = "/".join(f"{lr:.2g}" for lr in dict.fromkeys(line["lr"].values()))
-    norm = f"  grad {line['grad_norm']:.3g}" if line["grad_norm"] is not None else ""
-    loss = "left out" if line["loss"] is None else f"{line['loss']:.4f}"
-    return (
-        f"step {step:>{len(str(last))}}/{last}  loss {loss}{norm}  lr {lrs}  "
-        f"{line['tokens_per_s']:,.0f} tok/s  ETA {left // 3600}:{left % 3600 // 60:02}:{left % 60:02}"
-    )
 
 
 def peak_gb() -> float:

@@ -33,6 +33,7 @@ CALLED = {
     "mix": "data mix (weight, repeat, cap)",
     "missing_tags": "missing_tags",
     "over_length": "over_length",
+    "rows": "number of rows",
     "columns": "columns of data files",
     "drawn": "fingerprint of the rows it trains",
     "chat_template": "fingerprint of the chat template",
@@ -104,9 +105,11 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
         theirs.pop("tokenizer", None)
     for name, ours in _identity(mine).items():
         if name in theirs and theirs[name] != ours:
+            called = CALLED.get(name, name.replace("_", " "))
+            verb = "are" if _is_plural(called) else "is"
             raise CheckpointError(
-                f"{where}: belongs to another run: its {CALLED.get(name, name.replace('_', ' '))} is "
-                f"{_as_text(theirs[name])}, this run's is {_as_text(ours)}. "
+                f"{where}: belongs to another run: its {called} {verb} {_as_text(theirs[name])}, this run's {verb} "
+                f"{_as_text(ours)}. "
                 + (_equal_batch(other, mine) if name == "global_batch" else "")
                 + "Choose another --output_dir, or pass the flags of that run (its config.yaml)."
             )
@@ -115,11 +118,22 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
 def _identity(record: RunRecord) -> dict[str, Any]:
     """The settings that identify a run, in the order in which they are compared."""
     whole = {name: getattr(record, name) for name in ("base_fingerprint", "towers", "lora", "media")}
-    return whole | {name: value for name, value in record.training.items() if name not in PROGRESS}
+    whole |= {name: value for name, value in record.training.items() if name not in PROGRESS}
+    if isinstance(rates := whole.get("learning_rates"), dict):  # a frozen tower has none, whatever the flags say
+        trained = {tower: rate for tower, rate in rates.items() if record.towers.get(tower) != "frozen"}
+        whole["learning_rates"] = trained
+    return whole
+
+
+def _is_plural(called: str) -> bool:
+    head = called.partition(" (")[0].partition(" of ")[0]
+    return head.endswith("s") and "_" not in head  # the name of a flag is singular
 
 
 def _as_text(value: Any) -> str:
     """A setting in a message: `tokens 400, patches 1600` instead of a dictionary."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, dict):
         return ", ".join(f"{name} {_as_text(one)}" for name, one in value.items()) or "none"
     if isinstance(value, list | tuple):

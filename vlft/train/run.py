@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from vlft import screen
 from vlft.checkpoint import read_json, read_record
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.machine import check_device, remark_on_numbers, remarks_on_steps
@@ -39,9 +41,11 @@ from vlft.train.claim import refuse_other
 from vlft.train.folder import RunFolder, settings_there
 from vlft.train.metrics import Meter, MetricsFile
 from vlft.train.model_setup import prepare_model
+from vlft.train.progress import Progress
 from vlft.train.ranks import barrier, on_rank_zero, peer_lost
 from vlft.train.record import run_record
 from vlft.train.reporting import Reporter
+from vlft.train.result import read_result
 from vlft.train.signals import Notice
 from vlft.train.step_guard import StepGuard
 from vlft.train.trainer import VlftTrainer
@@ -108,15 +112,17 @@ def train(
     notice = notice or Notice()
     if cost_folder(os.environ) is not None:
         notice.kept = lambda: "The rows measured so far are cached. Run the same command again."
-    say = print if args.process_index == 0 else _silent
+    say: Callable[[str], None] = partial(print, flush=True) if args.process_index == 0 else _silent
     check_device(args, model.attn)
     if (remark := remark_on_numbers(args)) is not None:
         say(f"note: {remark}")
     kernels.check(args.liger, args.device)
     on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
+    screen.stage("opening the base")
     base = open_base(data, model, given=parsed.given)
     with zero.loaded_whole(args):
         check_fit(base.folder, base.family)  # before the pass over the rows
+    screen.stage("reading the data files")
     workers = args.dataloader_num_workers
     rows = on_rank_zero(lambda: training_rows(data, base, workers=workers))
     evaluated = None
@@ -155,7 +161,9 @@ def train(
             say(f"{run.folder.path}: this run is finished. Nothing to do.")
         else:
             _carry_out(run, checkpoint)
-        _say_result(run)
+        if args.process_index == 0:
+            for line in read_result(run.folder.path).as_lines(best_is_final=args.load_best_model_at_end):
+                say(line)
     return run.folder.path
 
 
@@ -201,6 +209,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         folder.begin_run({k: v for k, v in run.effective.items() if lora or not k.startswith("lora_")})
     tokens, patches = largest(order, run.rows.costs)
     set_seed(args.seed)  # not earlier: measuring rows draws random numbers, but only if their costs are not cached
+    screen.stage("loading the weights")
     with zero.loaded_whole(args):
         model, chosen = prepare_model(base, args, choice=run.model.attn, say=say, tokens=tokens, patches=patches)
     table = groups.parameter_groups(
@@ -221,6 +230,9 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             trainer.evaluate_due()
             if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
+        finally:
+            trainer.progress.close()
+        screen.stage("saving the trained weights")
         watchdog.at("saving the trained weights", patience=args.saving_patience)
         with run.notice.planning("training is done, and the trained weights are being saved"):
             _finish(trainer, folder)
@@ -261,7 +273,7 @@ def _trainer(
         notice=run.notice,
         meter=_meter(base, args, objective.statistics),
         metrics=MetricsFile(folder.path, resume_step=step, evaluation_due=due) if args.process_index == 0 else None,
-        say=run.say,
+        progress=Progress(say=run.say, bar=not args.disable_tqdm, steps_per_epoch=run.order.steps),
         on_bad_row=data.on_bad_row,
     )
     if evaluated is not None:
@@ -335,15 +347,6 @@ def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:
         folder.account_steps(unlogged=trainer.meter.spent())
         folder.finish(trainer.model, state, steps=trainer.state.global_step)
     barrier()
-
-
-def _say_result(run: _Run) -> None:
-    path, say = run.folder.path, run.say
-    say(f"output: {path}")
-    if run.folder.record.kind == "adapter":
-        say(f"merge:  vlft merge {path} {str(path).rstrip(os.sep)}-merged")
-    else:
-        say("merge:  not needed, the folder holds the whole model")
 
 
 def _silent(*_: Any) -> None:

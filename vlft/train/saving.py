@@ -19,6 +19,7 @@ from vlft.errors import BadRow
 from vlft.train.callbacks import MakeRoom
 from vlft.train.folder import RunFolder
 from vlft.train.metrics import Meter
+from vlft.train.progress import Progress
 from vlft.train.ranks import barrier, gather
 from vlft.train.step_guard import StepGuard
 from vlft.train.zero import ZeroTrainer
@@ -30,6 +31,7 @@ class SavingTrainer(ZeroTrainer):
     folder: RunFolder
     guard: StepGuard
     meter: Meter
+    progress: Progress
     room: MakeRoom
     save_total_limit: int | None
     skipped: dict[tuple[str, int], BadRow]
@@ -42,8 +44,13 @@ class SavingTrainer(ZeroTrainer):
         """Write the stock checkpoint to the staging folder, and rename it into place when every rank is done."""
         if self.state.global_step > self._last_logged:
             self.log({"loss": 0.0})  # writes the counts up to the checkpoint, which a resumed run would otherwise miss
+        name = f"checkpoint-{self.state.global_step}"
+        with self.progress.aside("checkpoint", self.state.global_step, doing=f"saving {name}"):
+            self._write_checkpoint(name, model, trial)
+
+    def _write_checkpoint(self, name: str, model: torch.nn.Module, trial: Any) -> None:
         start = time.perf_counter()
-        self.guard.watchdog.at(f"saving checkpoint-{self.state.global_step}", patience=self.guard.args.saving_patience)
+        self.guard.watchdog.at(f"saving {name}", patience=self.guard.args.saving_patience)
         self.folder.begin_checkpoint(writer=self.args.should_save)
         try:
             with self.room.notice.planning("stopping once this checkpoint is saved"):
@@ -51,7 +58,6 @@ class SavingTrainer(ZeroTrainer):
         finally:
             self.folder.saving = False
         self._name_best()
-        name = f"checkpoint-{self.state.global_step}"
         barrier()
         if self.args.local_process_index == 0 and self.args.process_index != 0:
             self.folder.sync(name)  # a node flushes its own files, which may still be in its memory

@@ -16,6 +16,7 @@ from typing import Any
 
 from vlft.errors import Interrupted, Preempted
 from vlft.interrupts import Taker, taking
+from vlft.screen import line_start
 
 NOTICES = (signal.SIGTERM, signal.SIGUSR1)
 CTRL_C = "Ctrl-C"
@@ -95,7 +96,7 @@ class Notice:
         name = signal.Signals(number).name
         if self.name is None and self._postponed and self._speaks:
             # print() is not safe here: the handler may have interrupted another print().
-            os.write(2, f"{name}: {self._plan}\n".encode())
+            os.write(2, f"{line_start()}{name}: {self._plan}\n".encode())
         self._received(name)
 
     def _received(self, name: str) -> None:

@@ -36,7 +36,8 @@ from vlft.objectives import Objective, Sums
 from vlft.train.answers import Answers
 from vlft.train.callbacks import EvaluationPutOff, KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
-from vlft.train.metrics import Meter, MetricsFile, progress
+from vlft.train.metrics import Meter, MetricsFile
+from vlft.train.progress import Progress
 from vlft.train.saving import SavingTrainer
 from vlft.train.signals import Notice
 from vlft.train.step_guard import StepGuard
@@ -59,7 +60,7 @@ class VlftTrainer(SavingTrainer):
         notice: of a signal that ends the run.
         meter: counts what is trained.
         metrics: `metrics.jsonl`, or None on ranks that do not write.
-        say: prints a line for the user (rank 0 only).
+        progress: shows how far the run is, and measures evaluations and checkpoints.
         on_bad_row: whether a row whose media cannot be decoded ends the run or is skipped.
     """
 
@@ -83,7 +84,7 @@ class VlftTrainer(SavingTrainer):
         notice: Notice,
         meter: Meter,
         metrics: MetricsFile | None,
-        say: Callable[[str], None],
+        progress: Progress,
         on_bad_row: Literal["error", "skip"],
     ) -> None:
         stock: Any = super().__init__  # its hints want a PreTrainedModel and a tensor-only collator
@@ -99,19 +100,19 @@ class VlftTrainer(SavingTrainer):
         self.folder = folder
         self.guard = guard
         self.metrics = metrics
-        self.say = say
+        self.progress = progress
         self.on_bad_row = on_bad_row
         self.meter = meter
         self.skipped: dict[tuple[str, int], BadRow] = {}
         self._last_logged = 0
         self._rates: dict[str, float] = {}
         self._norm: Any = None
-        self._started: tuple[float, int] | None = None
+        self._started = False
         self.answers: Answers | None = None
         # transformers deletes in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         self.room = MakeRoom(notice, folder, steps=order.steps)
-        for callback in (KeepToFlags(), self.room, StopAtTheEnd()):
+        for callback in (KeepToFlags(), self.room, StopAtTheEnd(), self.progress):
             self.add_callback(callback)
 
     # ---- data
@@ -199,8 +200,8 @@ class VlftTrainer(SavingTrainer):
         return self.optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self._started is None:
-            self._started = time.perf_counter(), self.state.global_step
+        if not self._started:
+            self._started = True
             self._last_logged = self.state.global_step
         # Read here, because the scheduler has already changed the rates when a step is logged.
         optimizer: Any = self.optimizer
@@ -240,6 +241,7 @@ class VlftTrainer(SavingTrainer):
                     raise EvaluationPutOff
                 if (row := self._account(batch_on_cpu["skipped"])) is not None:
                     raise DataError(row)
+                self.progress.doing(f"evaluating {place:,}/{len(loader):,}")
                 with self.guard.evaluation(batch_on_cpu, place=place, of=len(loader), step=self.state.global_step):
                     sums = sums.plus(self.objective.evaluate(model, self._prepare_inputs(batch_on_cpu)))
         totals = self.accelerator.reduce(sums.as_vector(self.args.device), reduction="sum").tolist()
@@ -248,6 +250,7 @@ class VlftTrainer(SavingTrainer):
         metrics[f"{metric_key_prefix}_{self.objective.unit}"] = int(weight) if weight.is_integer() else weight
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         if self.answers is not None:
+            self.progress.doing("answering rows for the report")
             seconds = self.answers.ask(model, self.state.global_step, self.guard.watchdog, self.accelerator.autocast)
             metrics[f"{metric_key_prefix}_answers_s"] = seconds
         self.meter.exclude(time.perf_counter() - start)  # the callbacks below measure their own time
@@ -257,9 +260,10 @@ class VlftTrainer(SavingTrainer):
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
-            return super()._evaluate(*args, **kwargs)
+            with self.progress.aside("evaluation", self.state.global_step, doing="evaluating"):
+                return super()._evaluate(*args, **kwargs)
         except EvaluationPutOff:
-            if self._started is None:  # no step since the checkpoint, which already records the evaluation as due
+            if not self._started:  # no step since the checkpoint, which already records the evaluation as due
                 self.room.end(self.args, self.state)
             self.folder.evaluation_due = True
             self.args.save_only_model = False
@@ -277,7 +281,7 @@ class VlftTrainer(SavingTrainer):
     # ---- log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Print one line and write one object to metrics.jsonl for each logged step and each evaluation."""
+        """Write one object to metrics.jsonl for each logged step and each evaluation, and show it."""
         line: dict[str, Any] = {"step": self.state.global_step, "epoch": self.state.epoch}
         unlogged = self.state.global_step > self._last_logged
         if "loss" in logs or ("train_runtime" in logs and unlogged and self._started):
@@ -286,14 +290,12 @@ class VlftTrainer(SavingTrainer):
             self._last_logged = self.state.global_step
             line["grad_norm"] = None if self._norm is None else float(self._norm)
             line["lr"] = self._rates
-            began, first = self._started or (time.perf_counter(), self.state.global_step)
-            rate = (time.perf_counter() - began) / max(1, self.state.global_step - first)
-            self.say(progress(line, seconds_a_step=rate))
+            self.progress.logged(line)
             logs = {k: v for k, v in line.items() if isinstance(v, int | float) and k not in ("step", "epoch")}
             logs |= {f"lr/{name}": rate for name, rate in self._rates.items()}
         elif "eval_loss" in logs:
             line |= logs
-            self.say(f"  evaluation after step {line['step']:,}: loss {logs['eval_loss']:.4f}")
+            self.progress.say(f"  evaluation after step {line['step']:,}: loss {logs['eval_loss']:.4f}")
         else:
             return  # the stock summary at the end of training, with nothing left to count; `run` prints ours
         if self.metrics is not None:

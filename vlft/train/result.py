@@ -1,0 +1,119 @@
+"""What a finished run has done, read from its folder, and the commands for its weights.
+
+`vlft.train.run` prints it, also when a finished run is started again. `vlft.train.metrics` writes what is read here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlft.checkpoint import read_record
+from vlft.text import counted, duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The evaluation with the lowest loss.
+
+    Attributes:
+        step: after which it ran.
+        loss: of the evaluation rows.
+        checkpoint: the checkpoint of that step, or None if there is none.
+    """
+
+    step: int
+    loss: float
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        adapter: whether it holds an adapter, else the whole model.
+        steps: optimizer steps, over all resumed parts of the run; 0 if `metrics.jsonl` cannot be read.
+        seconds: that they took, with evaluations, checkpoints and reports.
+        rows: trained rows; a row counts once for each epoch.
+        tokens: of these rows.
+        supervised: tokens with a loss.
+        best: the best evaluation; None without evaluations.
+    """
+
+    folder: Path
+    adapter: bool
+    steps: int
+    seconds: float
+    rows: int
+    tokens: int
+    supervised: int
+    best: Best | None
+
+    def as_lines(self, *, best_is_final: bool) -> list[str]:
+        """Return the last lines of a run.
+
+        Args:
+            best_is_final: the final weights are those of the best checkpoint (--load_best_model_at_end).
+        """
+        path = str(self.folder)
+        run = shlex.quote(path)
+        merged = shlex.quote(path.rstrip(os.sep) + "-merged")
+        trained = f"{counted(self.rows, 'row')}, {counted(self.tokens, 'token')} ({self.supervised:,} with a loss)"
+        lines = [f"done:   {counted(self.steps, 'step')} in {duration(self.seconds)}; {trained}"] if self.steps else []
+        if self.best is not None:
+            where = "its checkpoint is not kept" if self.best.checkpoint is None else str(self.best.checkpoint)
+            final = "; the output folder has its weights" if best_is_final and self.best.checkpoint is not None else ""
+            lines.append(f"best:   step {self.best.step:,}, evaluation loss {self.best.loss:.4f}; {where}{final}")
+        if (self.folder / "report.html").is_file():
+            lines.append(f"report: {self.folder / 'report.html'}")
+        lines += [f"chat:   vlft chat {run}", f"output: {path}"]
+        whole = "not needed, the folder holds the whole model"
+        return [*lines, f"merge:  {f'vlft merge {run} {merged}' if self.adapter else whole}"]
+
+
+def read_result(folder: Path) -> Result:
+    """Read the result of a finished run from its folder."""
+    record = read_record(folder)
+    counts = dict.fromkeys(("samples", "tokens", "supervised_tokens"), 0)
+    seconds, before, evaluated = sum(record.training.get("unlogged", {}).values()), 0, []
+    for line in _metrics(folder / "metrics.jsonl"):
+        if "eval_loss" in line:
+            if math.isfinite(line["eval_loss"]):
+                evaluated.append((line["eval_loss"], line["step"]))
+            seconds += line["eval_runtime"] + line.get("eval_answers_s", 0.0)
+            continue
+        counts = {name: count + line[name] for name, count in counts.items()}
+        seconds += line["step_s"] * (line["step"] - before) + line.get("save_s", 0.0) + line.get("report_s", 0.0)
+        before = line["step"]
+    best = None
+    if evaluated:
+        loss, step = min(evaluated)
+        checkpoint = folder / f"checkpoint-{step}"
+        best = Best(step=step, loss=loss, checkpoint=checkpoint if checkpoint.is_dir() else None)
+    return Result(
+        folder=folder,
+        adapter=record.kind == "adapter",
+        steps=before,
+        seconds=seconds,
+        rows=counts["samples"],
+        tokens=counts["tokens"],
+        supervised=counts["supervised_tokens"],
+        best=best,
+    )
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a `metrics.jsonl`; none if a user has removed or changed the file."""
+    try:
+        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+    needed = {"step", "samples", "tokens", "supervised_tokens", "step_s"}, {"step", "eval_loss", "eval_runtime"}
+    return lines if all(any(keys <= line.keys() for keys in needed) for line in lines) else []
