@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 
 from vlft import __version__
 from vlft.cli.launched import without_local_rank
-from vlft.cli.starting import starting
 from vlft.cli.verbs import VERBS
 from vlft.errors import Interrupted, Preempted, UsageError, VlftError
 from vlft.interrupts import Interrupts
@@ -156,6 +155,7 @@ def _dispatch(argv: list[str]) -> int:
     if verb not in VERBS:
         raise UsageError(f"unknown command {verb!r}. The commands are {', '.join(VERBS)}.\n  {_meant(verb)}")
     from vlft.cli import help, translate
+    from vlft.cli.starting import starting
 
     if verb == "plan" and translate.wanted(rest):
         return translate.run(rest)

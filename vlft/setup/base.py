@@ -155,5 +155,5 @@ def _towers(model: ModelFlags, given: frozenset[str]) -> Towers:
     idle = sorted(name for name in given if name.startswith("lora_"))
     if idle and not towers.has_lora:
         modes = ", ".join(f"{tower} {mode}" for tower, mode in towers.modes.items())
-        raise ConfigError(f"--{idle[0]} is set, but no tower is lora ({modes}), so it has no effect. Drop it.")
+        raise ConfigError(f"--{idle[0]} is given, but no tower is lora ({modes}), so it has no effect. Drop it.")
     return towers

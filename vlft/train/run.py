@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import set_seed
@@ -30,7 +29,7 @@ from vlft.data.workers import workers_end_with_errors
 from vlft.model import flops, groups, kernels
 from vlft.model.load import check_fit
 from vlft.objectives import Objective
-from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows, open_base, trainable_rows, training_rows
+from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.objective import objective_of
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, evaluation_order, largest, training_order
@@ -46,6 +45,7 @@ from vlft.train.ranks import barrier, on_rank_zero, peer_lost
 from vlft.train.record import run_record
 from vlft.train.reporting import Reporter
 from vlft.train.result import read_result
+from vlft.train.row_lines import row_lines
 from vlft.train.signals import Notice
 from vlft.train.step_guard import StepGuard
 from vlft.train.trainer import VlftTrainer
@@ -128,9 +128,11 @@ def train(
     evaluated = None
     if data.eval_path:
         evaluated = on_rank_zero(lambda: trainable_rows(data.eval_path, data, base, workers=workers))
-    _report_rows(rows, say)
+    for line in row_lines(rows):
+        say(line)
     if evaluated is not None:
-        _report_rows(evaluated, say, word="evaluate on")
+        for line in row_lines(evaluated, word="evaluate on"):
+            say(line)
         for remark in overlap(rows.marked, evaluated.marked):
             say(f"warning: {remark}")
 
@@ -305,37 +307,6 @@ def _meter(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter:
     name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else None
     peak = flops.peak_tflops(name)
     return Meter(work, peak=None if peak is None else peak * 1e12, statistics=statistics)
-
-
-def _report_rows(measured: MeasuredRows, say: Callable[[str], None], *, word: str = "train") -> None:
-    rows, costs = measured.rows, measured.costs
-    for note in measured.notes:
-        say(f"note: {note}")
-    tokens = np.sort(costs.tokens)
-    changed: dict[str, list[str]] = {}
-    for sample, change in measured.changed:
-        changed.setdefault(sample.file, []).append(change)
-    for file, count in rows.counts.items():
-        skipped = [row for row in rows.bad if row.file == file]
-        say(
-            f"{file}: {count:,} rows, {count - len(skipped):,} to {word}"
-            + (f", {len(skipped)} skipped" if skipped else "")
-        )
-        if (drawn := measured.drawn.get(file)) is not None:
-            say(f"  --data_mix: {drawn.draws:,} draws an epoch, from {drawn.rows:,} of them")
-        changes = changed.get(file, [])
-        if changes:
-            shrunk = sum(change.startswith("shrunk") for change in changes)
-            what = f"{shrunk:,} shrunk" if shrunk else f"{len(changes):,} lost media"
-            say(f'  {what} to fit (--over_length); see "changed" in vlft.json or the warnings of vlft check-data')
-        for row in skipped[:SHOWN_BAD_ROWS]:
-            say(f"  skipped {row}")
-        if len(skipped) > SHOWN_BAD_ROWS:
-            say(f"  and {len(skipped) - SHOWN_BAD_ROWS} more, all in vlft.json")
-    say(
-        f"tokens: {tokens.sum():,} in total ({costs.supervised.sum():,} trained); a row has {tokens[0]:,} to "
-        f"{tokens[-1]:,}, median {tokens[len(tokens) // 2]:,}"
-    )
 
 
 def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:

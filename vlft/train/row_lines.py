@@ -1,0 +1,46 @@
+"""What a run prints about its rows before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from vlft.setup import SHOWN_BAD_ROWS, MeasuredRows
+
+
+def row_lines(measured: MeasuredRows, *, word: str = "train") -> Iterator[str]:
+    """Yield the lines about the rows of a run: how many of each file are used, skipped and changed, and their tokens.
+
+    Args:
+        measured: the rows.
+        word: what is done with them.
+    """
+    rows, costs = measured.rows, measured.costs
+    for note in measured.notes:
+        yield (f"note: {note}")
+    tokens = np.sort(costs.tokens)
+    changed: dict[str, list[str]] = {}
+    for sample, change in measured.changed:
+        changed.setdefault(sample.file, []).append(change)
+    for file, count in rows.counts.items():
+        skipped = [row for row in rows.bad if row.file == file]
+        yield (
+            f"{file}: {count:,} rows, {count - len(skipped):,} to {word}"
+            + (f", {len(skipped)} skipped" if skipped else "")
+        )
+        if (drawn := measured.drawn.get(file)) is not None:
+            yield (f"  --data_mix: {drawn.draws:,} draws an epoch, from {drawn.rows:,} of them")
+        changes = changed.get(file, [])
+        if changes:
+            shrunk = sum(change.startswith("shrunk") for change in changes)
+            what = f"{shrunk:,} shrunk" if shrunk else f"{len(changes):,} lost media"
+            yield (f'  {what} to fit (--over_length); see "changed" in vlft.json or the warnings of vlft check-data')
+        for row in skipped[:SHOWN_BAD_ROWS]:
+            yield (f"  skipped {row}")
+        if len(skipped) > SHOWN_BAD_ROWS:
+            yield (f"  and {len(skipped) - SHOWN_BAD_ROWS} more, all in vlft.json")
+    yield (
+        f"tokens: {tokens.sum():,} in total ({costs.supervised.sum():,} trained); a row has {tokens[0]:,} to "
+        f"{tokens[-1]:,}, median {tokens[len(tokens) // 2]:,}"
+    )
