@@ -13,6 +13,7 @@ from build import row, write_image
 
 from vlft.check.split import split, wanted_rows
 from vlft.cli.main import main
+from vlft.text import short_path
 
 
 def asked(i: int, image: str | list[str] | None = None, answer: str | None = None) -> dict:
@@ -133,7 +134,7 @@ def test_shares_that_cannot_be_met(folder, capsys):
     err = fixed(capsys, large, *flags, "--fix", folder / "l.json", "--split", "0.5,0.5")
     assert "8 rows (80.0%): " in err
     assert "cannot be met exactly" in err
-    assert f"8 rows share {folder}/images/3.png of {large}[0]" in err
+    assert f"8 rows share {short_path(str(folder / 'images/3.png'))} of {large}[0]" in err
     (folder / "quarantine.jsonl").unlink()
     few = write(folder / "few.json", [asked(i, f"{i}.png") for i in range(4)])
     err = fixed(capsys, few, *flags, "--fix", folder / "f.json", "--split", "0.9,0.05,0.05")
@@ -143,7 +144,7 @@ def test_shares_that_cannot_be_met(folder, capsys):
     one = write(folder / "one.json", [asked(i, "3.png") for i in range(8)])
     err = fixed(capsys, one, *flags, "--fix", folder / "o.json", "--split", "0.9,0.1", status=1)
     assert "8 rows cannot be divided into 2 files" in err
-    assert f"8 rows share {folder}/images/3.png of {one}[0]" in err
+    assert f"8 rows share {short_path(str(folder / 'images/3.png'))} of {one}[0]" in err
     assert not list(folder.glob("o-*"))
 
 
@@ -206,7 +207,7 @@ def test_what_training_and_evaluation_share_is_said(folder, base, capsys):
     assert main(["check-data", str(train), *map(str, flags), "--headers_only", "--workers", "0", "--json"]) == 0
     remarks = json.loads(capsys.readouterr().out)["overlap"]
     assert remarks[0] == same
-    assert remarks[1].startswith(f"{pictures} {folder}/images/3.png")
+    assert remarks[1].startswith(f"{pictures} {short_path(str(folder / 'images/3.png'))}")
     run = ["plan", "--data_path", train, *flags, "--model_id", base, "--output_dir", folder / "run"]
     run += ["--eval_strategy", "epoch", "--dataloader_num_workers", 0, "--json"]
     for _ in range(2):  # the second time costs are cached

@@ -617,7 +617,7 @@ def test_a_mix_has_columns_of_its_own_and_a_run_remembers_them(tmp_path, photos,
     capsys.readouterr()
     assert main(["train", *flags, "--lora_rank", "2", "--report_to", "none"]) == 1
     said = capsys.readouterr().err
-    assert "its columns of data files is question=q,answer=a,image=pic, none" in said
+    assert "its columns of data files are question=q,answer=a,image=pic, none" in said
     assert "question=q,answer=b,image=pic" in said
 
 

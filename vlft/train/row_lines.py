@@ -18,7 +18,7 @@ def row_lines(measured: MeasuredRows, *, word: str = "train") -> Iterator[str]:
     """
     rows, costs = measured.rows, measured.costs
     for note in measured.notes:
-        yield (f"note: {note}")
+        yield f"note: {note}"
     tokens = np.sort(costs.tokens)
     changed: dict[str, list[str]] = {}
     for sample, change in measured.changed:
@@ -30,16 +30,16 @@ def row_lines(measured: MeasuredRows, *, word: str = "train") -> Iterator[str]:
             + (f", {len(skipped)} skipped" if skipped else "")
         )
         if (drawn := measured.drawn.get(file)) is not None:
-            yield (f"  --data_mix: {drawn.draws:,} draws an epoch, from {drawn.rows:,} of them")
+            yield f"  --data_mix: {drawn.draws:,} draws an epoch, from {drawn.rows:,} of them"
         changes = changed.get(file, [])
         if changes:
             shrunk = sum(change.startswith("shrunk") for change in changes)
             what = f"{shrunk:,} shrunk" if shrunk else f"{len(changes):,} lost media"
-            yield (f'  {what} to fit (--over_length); see "changed" in vlft.json or the warnings of vlft check-data')
+            yield f'  {what} to fit (--over_length); see "changed" in vlft.json or the warnings of vlft check-data'
         for row in skipped[:SHOWN_BAD_ROWS]:
-            yield (f"  skipped {row}")
+            yield f"  skipped {row}"
         if len(skipped) > SHOWN_BAD_ROWS:
-            yield (f"  and {len(skipped) - SHOWN_BAD_ROWS} more, all in vlft.json")
+            yield f"  and {len(skipped) - SHOWN_BAD_ROWS} more, all in vlft.json"
     yield (
         f"tokens: {tokens.sum():,} in total ({costs.supervised.sum():,} trained); a row has {tokens[0]:,} to "
         f"{tokens[-1]:,}, median {tokens[len(tokens) // 2]:,}"

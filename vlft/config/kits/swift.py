@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 
 from vlft.config.kits.outcome import (
@@ -49,6 +50,8 @@ _TOKENS = {
     "VIDEO_MAX_TOKEN_NUM": "video_max_pixels",
     "VIDEO_MIN_TOKEN_NUM": "video_min_pixels",
 }
+#: A name is all that a script has of its model.
+_THIRD = re.compile(r"qwen-?3", re.IGNORECASE)
 _PER_FRAME = "ms-swift counts one frame; --{} of a Qwen3-VL counts the whole clip"
 
 
@@ -59,7 +62,7 @@ def from_environment(environ: Mapping[str, str], model: str) -> Iterator[tuple[s
         environ: the environment.
         model: name of the base. Its generation decides the pixels of a token, and no config is read here.
     """
-    third = "qwen3" in model.lower()
+    third = _THIRD.search(model) is not None
     for variable, name in (_ENVIRONMENT | _TOKENS).items():
         if not (value := environ.get(variable, "")):
             continue
