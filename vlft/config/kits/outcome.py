@@ -204,7 +204,12 @@ def held_out(words: tuple[str, ...]) -> Outcome:
     """Translate a share of the training rows that is held out for evaluation."""
     if words and words[0].strip("0.") == "":
         return Idle(why="no rows are held out")
+    try:
+        share = float(words[0]) if words else 0.1
+    except ValueError:
+        share = 0.1
+    shares = f"{1 - share:g},{share:g}" if 0 < share < 1 else "0.9,0.1"
     return Becomes(
         flags={"eval_path": ("held_out.json",), "eval_strategy": ("epoch",)},
-        note="vlft does not split rows: put held-out rows into a separate file",
+        note=f"held-out rows are a separate file: vlft check-data TRAIN.json --fix rows.jsonl --split {shares}",
     )
