@@ -7,10 +7,12 @@ import random
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from build import picture
+from packaging.version import Version
 from published import rewrite_as_published
 
 from vlft.checkpoint import open_plain, open_processor
@@ -70,6 +72,8 @@ FORMS = ("transformers 5", "published", "published, with a file for videos", "pu
 
 @pytest.mark.parametrize("form", FORMS)
 def test_it_is_what_transformers_opens(folders, form):
+    if form == FORMS[-1] and Version(version("transformers")) < Version("5.23"):
+        pytest.skip("5.17 writes the limits of one processor into the class, so a later one has them")
     folder = folders[form]
     family = check_base(folder)
     found = open_plain(folder, family)
