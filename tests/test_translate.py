@@ -12,7 +12,7 @@ import yaml
 
 from vlft.cli.main import main
 from vlft.config import door, table
-from vlft.config.migrate import documents, settle, written
+from vlft.config.migrate import documents, launchers, settle, written
 from vlft.config.names import unknown
 from vlft.config.shell.walk import follow
 from vlft.config.translate import translate
@@ -431,6 +431,14 @@ def test_a_script_that_writes_the_yaml_and_overrides_it():
     )
     assert values(one) | {"learning_rate": "2e-5", "output_dir": "saves/run", "global_batch": "64"} == values(one)
     assert written.command(one).startswith("torchrun --nnodes 2 --nproc_per_node 4 -m vlft train ")
+
+
+def test_a_long_loop_is_read_once(monkeypatch):
+    """Each command was read again for every run."""
+    read, seen = launchers.read, []
+    monkeypatch.setattr(launchers, "read", lambda command: seen.append(command) or read(command))
+    assert len(settled("for i in {1..50}; do swift sft --model m --dataset d.json --seed $i; done")) == 50
+    assert len(seen) == 50
 
 
 def test_a_script_inside_of_a_script():

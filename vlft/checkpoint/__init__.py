@@ -17,7 +17,7 @@ from vlft.checkpoint.files import (
 from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_complete, resolve_model, snapshot_revision
 from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
 from vlft.checkpoint.plain import PlainProcessor, open_plain
-from vlft.checkpoint.record import FORMAT, RECORD, RunRecord, library_versions, read_record, write_record
+from vlft.checkpoint.record import RECORD, RunRecord, library_versions, read_record, write_record
 from vlft.checkpoint.weights import (
     attach_adapter,
     base_fingerprint,
@@ -25,17 +25,15 @@ from vlft.checkpoint.weights import (
     load_weights_strict,
 )
 from vlft.families import is_tied
-from vlft.model_files import INDEX, WEIGHTS, read_json, some_of, tensor_index
+from vlft.model_files import INDEX, read_json, some_of, tensor_index
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
-    "FORMAT",
     "INDEX",
     "PICTURE_FILES",
     "PREFIX",
     "RECORD",
-    "WEIGHTS",
     "Adapter",
     "Located",
     "PlainProcessor",
