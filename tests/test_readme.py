@@ -20,7 +20,8 @@ from vlft.cli.verbs import VERBS
 from vlft.config.flags import DataFlags, ModelFlags, RunFlags
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.two_u1 import KIT
-from vlft.config.parse import FlagParser, read_yaml
+from vlft.config.parse import FlagParser
+from vlft.config.said import read_yaml
 from vlft.config.training import TrainFlags
 from vlft.data.rows.records import parse_record
 from vlft.demo.run import GOAL, Lesson, Score, train_arguments
@@ -243,7 +244,8 @@ def test_yaml_parses(tmp_path):
     assert blocks("yaml")
     for block in blocks("yaml"):
         (tmp_path / "my.yaml").write_text(block)
-        parsed = parser().parse_args(read_yaml(str(tmp_path / "my.yaml")))
+        flags = read_yaml(str(tmp_path / "my.yaml"))
+        parsed = parser().parse_args([word for name, words in flags for word in (f"--{name}", *words)])
         assert parsed.model_id
 
 

@@ -13,6 +13,8 @@ from build import row, write_image
 
 from vlft.check.split import split, wanted_rows
 from vlft.cli.main import main
+from vlft.data.identity import Marked
+from vlft.data.sample import Sample
 from vlft.text import short_path
 
 
@@ -216,3 +218,9 @@ def test_what_training_and_evaluation_share_is_said(folder, base, capsys):
     flags[-1] = write(folder / "eval.json", [asked(9, "10.png")])
     assert main(["check-data", str(train), *map(str, flags), "--workers", "0"]) == 0
     assert "warning" not in capsys.readouterr().out
+
+
+def test_a_message_survives_a_row_that_was_changed_during_the_check():
+    changed = [Sample(file="a.json", index=0, id=None, turns=())]  # it named a picture when it was read first
+    marked = Marked(index=changed, rows=np.zeros(1), files=np.ones(1), ends=np.ones(1, dtype=np.int64))
+    assert marked.shown_path(0) == "a file"

@@ -12,7 +12,7 @@ import yaml
 
 from vlft.cli.main import main
 from vlft.config import door, table
-from vlft.config.migrate import documents, settle, written
+from vlft.config.migrate import documents, launchers, settle, written
 from vlft.config.names import unknown
 from vlft.config.shell.walk import follow
 from vlft.config.translate import translate
@@ -299,10 +299,10 @@ def commands(text: str) -> list[str]:
     [
         ("A=1 B='x y'\nrun $A \"$B\" $B", ["run 1 x y x y"]),
         ("run ${A:-d} ${A-e} ${A:=f} $A ${B:+no} ${A:+g}", ["run d e f f g"]),
-        ("A=dir/name.tar.gz; run ${A##*/} ${A%.*} ${A%%.*} ${A/dir/x} ${A:0:3} ${#A}", ["run name.tar.gz dir/name.tar "
-         "dir/name x/name.tar.gz dir 15"]),
-        ("N=8; run $((256 * 28 * 28)) $((128 / (4*N))) $((7 / 2 - -3 % 2)) $(expr 16 / $N) `expr 3 + 4`",
-         ["run 200704 4 4 2 7"]),
+        ("A=dir/name.tar.gz; run ${A##*/} ${A%.*} ${A%%.*} ${A/dir/x} ${#A}", ["run name.tar.gz dir/name.tar "
+         "dir/name x/name.tar.gz 15"]),
+        ("N=8; run $((256 * 28 * 28)) $((128 / (4*N))) $((7 / 2 - -3 % 2)) $(expr 16 / $N) `basename a/b.c .c`",
+         ["run 200704 4 4 2 b"]),
         ("A=(--x 1 # why\n  --y '2 3'\n)\nA+=(--z)\nrun \"${A[@]}\" ${#A[@]} ${A[0]}", ["run --x 1 --y 2 3 --z 5 --x"]),
         ("run --a \\\r\n  --b 'c' \\  \n --d # no --e\n", ["run --a --b c --d"]),
         ("for i in {1..3}; do run $i; done; for j in $(seq 2); do run $j$i; done",
@@ -314,7 +314,7 @@ def commands(text: str) -> list[str]:
         ("export X=1\nY=2 run | tee log && (cd d; run2) || run3", ["run", "tee log", "cd d", "run2"]),
         ("bash -c 'run a'; eval run b; exec run c; nohup run d > log 2>&1 &", ["run a", "run b", "run c",
          "nohup run d"]),
-        ("((i = 2 + 3)); run $i; i=$((i+1)); run $i", ["run 5", "run 6"]),
+        ("i=5; if (( i > 4 )); then run $i; fi; i=$((i+1)); run $i", ["run 5", "run 6"]),
         ("cat > f.yaml <<EOF\na: $A\nEOF\nrun f.yaml <<'E'\n'\nE\n", ["cat", "run f.yaml"]),
         ("if [ $# -lt 1 ]; then echo usage; exit 1; fi\nrun\nexit 0\nrun no", ["echo usage", "run"]),
         ("run '{\"a\": 1}' \"it's $A\" --k=\"v w\" ~x a#b", ['run {"a": 1} it\'s <A> --k=v w ~x a#b']),
@@ -333,6 +333,8 @@ def test_a_script_is_followed(text, runs):
         ("if [ $B = 1 ]; then A=x; else A=y; fi\nrun $A", "line 1: $A depends on a condition that is not known"),
         ("while read A; do run $A; done < f", "line 1: $A is read as input"),
         ("run $((N * 2))", "line 1: $N is not set in the script"),
+        ("i=1; (( i++ )); run $i", "line 1: $i is changed by (( i++ ))"),
+        ("A=main; run ${A:0:3}", "line 1: the operation :0:3 cannot be resolved"),
         ("A=${B:?needed}; run $A", "line 1: $B is not set in the script"),
         ("for a in \"$@\"; do run $a; done", "line 1: $a is set by a loop over arguments"),
     ],
@@ -429,6 +431,14 @@ def test_a_script_that_writes_the_yaml_and_overrides_it():
     )
     assert values(one) | {"learning_rate": "2e-5", "output_dir": "saves/run", "global_batch": "64"} == values(one)
     assert written.command(one).startswith("torchrun --nnodes 2 --nproc_per_node 4 -m vlft train ")
+
+
+def test_a_long_loop_is_read_once(monkeypatch):
+    """Each command was read again for every run."""
+    read, seen = launchers.read, []
+    monkeypatch.setattr(launchers, "read", lambda command: seen.append(command) or read(command))
+    assert len(settled("for i in {1..50}; do swift sft --model m --dataset d.json --seed $i; done")) == 50
+    assert len(seen) == 50
 
 
 def test_a_script_inside_of_a_script():

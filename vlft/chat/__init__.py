@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlft.answering import question_of
     from vlft.chat.model import Chat, Reply, open_model
-    from vlft.chat.turns import Kind, question, require_file, system_turn
+    from vlft.chat.turns import question, system_turn
     from vlft.model.generate import Sampling
 
-__all__ = ["Chat", "Kind", "Reply", "Sampling", "open_model", "question", "question_of", "require_file", "system_turn"]
+__all__ = ["Chat", "Reply", "Sampling", "open_model", "question", "question_of", "system_turn"]
 
 _MODULES = {
     **dict.fromkeys(("Chat", "Reply", "open_model"), "vlft.chat.model"),
-    **dict.fromkeys(("Kind", "question", "require_file", "system_turn"), "vlft.chat.turns"),
+    **dict.fromkeys(("question", "system_turn"), "vlft.chat.turns"),
     "Sampling": "vlft.model.generate",
     "question_of": "vlft.answering",
 }

@@ -21,7 +21,7 @@ from vlft.checkpoint import (
     find_base,
     open_processor,
     read_adapter,
-    resolve_model,
+    resolve_complete,
 )
 from vlft.config.device import has_bf16
 from vlft.config.recipe import Recipe
@@ -174,10 +174,8 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
         base_id, folder = find_base(path, found, base_model)
         check_lineage(path, found, base_id, folder)
         name = f"{path} (adapter on {base_id})"
-    elif base_model is not None:
-        raise ConfigError(f"--base_model {base_model}: {path} is a complete model and needs no base. Drop it.")
     else:
-        name, folder = str(path), resolve_model(path)
+        name, folder = str(path), resolve_complete(path, base_model)
     config, family = load_config(folder)
     adapter = read_adapter(found.folder, folder, family) if found is not None and found.kind == "adapter" else None
     processor = open_processor(folder, adapter.folder if adapter else None)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from vlft.check.kinds import kind_key
 from vlft.check.result import Checked, histogram, tokens_of
@@ -30,11 +29,10 @@ from vlft.data.files.index import RowIndex
 from vlft.data.rows.keys import UNREAD
 from vlft.errors import BadRow
 from vlft.families import DEFAULT
+from vlft.screen import count
 from vlft.setup import open_base, open_rows, stock_probe
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import pack_budget
-
-__all__ = ["Checked", "Notable", "check"]
 
 DECODE_CHUNK = 4  # rows that a process returns at once if every frame is decoded
 LISTED = 100_000  # warnings that are listed; a data set with more repeats the same warning in every row
@@ -52,7 +50,7 @@ class _Ranked:
 
 @dataclass(kw_only=True)
 class Notable:
-    """Rows for a person to look at, a few of each kind: of a fault (`kind_key`), or one of `WORST`."""
+    """Rows for a person to inspect, a few of each kind: of a fault (`kind_key`), or one of `WORST`."""
 
     _firsts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     _heaps: dict[str, list[_Ranked]] = field(default_factory=dict)
@@ -213,7 +211,7 @@ def check(
     tally = _Tally()
     word = "reading headers of rows" if headers_only else "decoding rows"
     with contextlib.closing(results):  # so that results are saved also if Ctrl-C or an error ends the loop
-        for place, result in enumerate(tqdm(results, total=len(index), desc=word, unit="row", disable=None, delay=2)):
+        for place, result in enumerate(count(results, total=len(index), what=word)):
             if not isinstance(result, BadRow) and budget is not None and (why := budget.over(result.cost)):
                 result = replace(_row(index, place, "conversations", why), too_long=True)
             if isinstance(result, BadRow) and result.too_long and data.over_length == "skip":

@@ -14,7 +14,7 @@ import numpy as np
 from vlft.check import Check
 from vlft.check.split import split, wanted_rows
 from vlft.data.files.index import RowIndex
-from vlft.data.rows.source import BrokenLine, home_of
+from vlft.data.rows.source import as_found, home_of
 from vlft.data.rows.write_back import written
 from vlft.errors import BadRow, ConfigError
 from vlft.files import appearing
@@ -185,14 +185,13 @@ def _as_trained(index: RowIndex, place: int) -> object:
 def _entries(index: RowIndex, rows: Sequence[BadRow]) -> Iterator[dict[str, Any]]:
     places = {file.name: place for place, file in enumerate(index.files)}
     for row in sorted(rows, key=lambda row: (places[row.file], row.index)):
-        raw = index.files[places[row.file]].raw(row.index)
         yield {
             "file": row.file,
             "index": row.index,
             "id": row.id,
             "field": row.field,
             "reason": row.reason,
-            "row": (raw.reason if raw.row is None else raw.row) if isinstance(raw, BrokenLine) else raw,
+            "row": as_found(index.files[places[row.file]].raw(row.index)),
         }
 
 

@@ -18,7 +18,6 @@ BAR = 40  # characters of the histogram's longest bar
 BUCKETS = 12
 KINDS = 12  # kinds of faults that are printed with some of their rows
 FIRST = 5  # rows of a kind that are printed
-KIND = 100  # characters of a kind's name
 
 
 @dataclass(frozen=True, kw_only=True)

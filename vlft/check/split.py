@@ -1,4 +1,4 @@
-"""Divide rows into files for training, evaluation and test. Integers in, integers out; knows nothing of files.
+"""Divide rows into files for training, evaluation and test. Integers in, integers out; opens no file.
 
 Groups of rows stay whole. Which group goes where depends only on the seed, on the shares and on what the rows hold.
 """
@@ -21,7 +21,9 @@ def wanted_rows(total: int, shares: Sequence[float]) -> list[int]:
     """
     exact = [total * share for share in shares]
     counts = [max(1, int(one)) for one in exact]
-    order = sorted(range(len(shares)), key=lambda part: counts[part] - exact[part])  # the most wanting first
+    order = sorted(
+        range(len(shares)), key=lambda part: counts[part] - exact[part]
+    )  # the part that lacks the most first
     for part in itertools.cycle(order):
         if sum(counts) >= total:
             break

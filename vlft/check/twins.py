@@ -7,7 +7,6 @@ Letters in shapes: R rows that can be trained, F files of these rows.
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,8 @@ import numpy as np
 
 from vlft.check.row import RowFacts
 from vlft.data.files.index import RowIndex
-from vlft.data.identity import FILE_BYTES, ROW_BYTES, Marked, content_digest, each_slice, files_of, row_digest
+from vlft.data.identity import FILE_BYTES, ROW_BYTES, Marked, content_digest, each_slice, row_digest
 from vlft.errors import DataError
-from vlft.text import short_path
 
 
 @dataclass(kw_only=True)
@@ -75,7 +73,8 @@ class Compared:
         files = np.array(digests.files, dtype=np.uint64)
         alike = np.array(digests.alike, dtype=np.uint64)
         if not by_content:
-            files = _with_equal_content(files, alike, ends, index)
+            every = Marked(index=index, rows=np.zeros(len(ends), dtype=np.uint64), files=files, ends=ends)
+            files = _with_equal_content(every, alike)
         return cls(
             index=index,
             rows=_row_digests(digests.turns, files, ends),
@@ -143,8 +142,7 @@ class Compared:
             return f"the question of {self.marked.name_of(rows[0])}"
         most = held.most_common(1)[0][0]
         file = int((self.files == most).argmax())
-        named = self.marked.name_of(self.marked.row_of(file))
-        return f"{short_path(os.path.normpath(self.marked.path_of(file)))} of {named}"
+        return f"{self.marked.shown_path(file)} of {self.marked.name_of(self.marked.row_of(file))}"
 
 
 def _row_digests(turns: bytearray, files: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -156,24 +154,23 @@ def _row_digests(turns: bytearray, files: np.ndarray, ends: np.ndarray) -> np.nd
     return np.frombuffer(bytes(found), dtype=f"V{ROW_BYTES}")
 
 
-def _with_equal_content(files: np.ndarray, alike: np.ndarray, ends: np.ndarray, index: RowIndex) -> np.ndarray:
+def _with_equal_content(marked: Marked, alike: np.ndarray) -> np.ndarray:
     """Give files with equal bytes the same digest. Reads files only if another one may be equal."""
-    names, first = np.unique(files, return_index=True)  # each file once
+    names, first = np.unique(marked.files, return_index=True)  # each file once
     _, which, counts = np.unique(alike[first], return_inverse=True, return_counts=True)
     several = np.flatnonzero(counts[which] > 1)
     contents: dict[bytes, int] = {}
     same: dict[int, int] = {}
     for one in several[np.argsort(first[several])].tolist():  # in the order of the rows, so that the first name stays
-        content = _content(int(first[one]), ends, index)
+        content = _content(marked, int(first[one]))
         if content is not None:
             same[int(names[one])] = contents.setdefault(content, int(names[one]))
-    return _replaced(files, same)
+    return _replaced(marked.files, same)
 
 
-def _content(file: int, ends: np.ndarray, index: RowIndex) -> bytes | None:
-    row = int(np.searchsorted(ends, file, side="right"))
+def _content(marked: Marked, file: int) -> bytes | None:
     try:
-        return content_digest(files_of(index[row])[file - int(ends[row])])
+        return content_digest(marked.path_of(file))
     except (OSError, DataError, IndexError):  # changed since the row was checked
         return None
 

@@ -2,8 +2,8 @@
 
 `record` reads and writes vlft.json. `files` holds file names and maps tensor names, `adapter` reads adapter folders.
 `folders` finds models, runs and adapters, and `door` refuses bases that cannot be used. `lineage` finds the base of an
-adapter. `weights` computes fingerprints and loads strictly. Nothing here trains or merges. torch, peft and the hub
-client are imported where used.
+adapter. `plain` opens a base without transformers. `weights` computes fingerprints and loads strictly. Nothing here
+trains or merges. torch, peft and the hub client are imported where used.
 """
 
 from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter
@@ -14,10 +14,10 @@ from vlft.checkpoint.files import (
     family_of,
     module_name,
 )
-from vlft.checkpoint.folders import Located, find_adapter_or_model, refuse_missing, resolve_model, snapshot_revision
+from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_complete, resolve_model, snapshot_revision
 from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
 from vlft.checkpoint.plain import PlainProcessor, open_plain
-from vlft.checkpoint.record import FORMAT, RECORD, RunRecord, library_versions, read_record, write_record
+from vlft.checkpoint.record import RECORD, RunRecord, library_versions, read_record, write_record
 from vlft.checkpoint.weights import (
     attach_adapter,
     base_fingerprint,
@@ -25,17 +25,15 @@ from vlft.checkpoint.weights import (
     load_weights_strict,
 )
 from vlft.families import is_tied
-from vlft.model_files import INDEX, WEIGHTS, read_json, some_of, tensor_index
+from vlft.model_files import INDEX, read_json, some_of, tensor_index
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
-    "FORMAT",
     "INDEX",
     "PICTURE_FILES",
     "PREFIX",
     "RECORD",
-    "WEIGHTS",
     "Adapter",
     "Located",
     "PlainProcessor",
@@ -58,7 +56,7 @@ __all__ = [
     "read_adapter",
     "read_json",
     "read_record",
-    "refuse_missing",
+    "resolve_complete",
     "resolve_model",
     "snapshot_revision",
     "some_of",

@@ -11,7 +11,7 @@ from vlft.checkpoint.adapter import convert
 from vlft.checkpoint.door import check_base
 from vlft.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlft.checkpoint.record import RECORD, RunRecord, read_record
-from vlft.errors import CheckpointError
+from vlft.errors import CheckpointError, ConfigError
 from vlft.model_files import INDEX, WEIGHTS, absent, has_weights, read_json, weights_advice
 
 # Weights only as safetensors: .bin files are pickles, which run code when they are opened.
@@ -47,6 +47,22 @@ def resolve_model(model_id: str | Path, revision: str | None = None) -> Path:
         )
     check_base(folder)
     return folder
+
+
+def resolve_complete(path: str | Path, base_model: str | None) -> Path:
+    """Return the folder of a model that is no adapter.
+
+    Args:
+        path: folder or hub id.
+        base_model: the base that the user names for it, which only an adapter needs.
+
+    Raises:
+        CheckpointError: the errors of `resolve_model`.
+        ConfigError: `base_model` is set.
+    """
+    if base_model is not None:
+        raise ConfigError(f"--base_model {base_model}: {path} is a complete model and needs no base. Drop it.")
+    return resolve_model(path)
 
 
 def refuse_missing(model_id: str | Path) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlft.checkpoint import find_adapter_or_model, find_base, resolve_model
+from vlft.checkpoint import find_adapter_or_model, find_base, resolve_complete, resolve_model
 from vlft.config.parse import train_types
-from vlft.errors import ConfigError
 from vlft.train.claim import refuse_other
 
 
@@ -47,7 +46,5 @@ def check_model(path: str, base_model: str | None) -> None:
     found = find_adapter_or_model(path) if Path(path).expanduser().is_dir() else None
     if found is not None and found.kind == "adapter":
         find_base(path, found, base_model)
-    elif base_model is not None:
-        raise ConfigError(f"--base_model {base_model}: {path} is a complete model and needs no base. Drop it.")
     else:
-        resolve_model(path)
+        resolve_complete(path, base_model)

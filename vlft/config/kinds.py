@@ -9,7 +9,7 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 #: The words of a bool, the same as in transformers' HfArgumentParser.
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
@@ -41,7 +41,6 @@ class Kind:
 
     many: Literal["one", "some", "maybe", "none"] = "one"
     usage: bool = False
-    type_name: ClassVar[str] = "str"
 
     def problem(self, word: str) -> Problem | None:
         """Return what is wrong with a word, or None."""
@@ -100,10 +99,6 @@ class Number(Kind):
     share: bool = False
     even: bool = False
     also: tuple[float, ...] = ()
-
-    @property
-    def type_name(self) -> str:  # type: ignore[override]
-        return "int" if self.whole else "float"
 
     def value(self, word: str) -> Any:
         return int(word) if self.whole else float(word)
@@ -169,8 +164,6 @@ class Shares(Kind):
 class Bool(Kind):
     """True or false, in any of the words that transformers accepts."""
 
-    type_name: ClassVar[str] = "string_to_bool"
-
     def value(self, word: str) -> Any:
         return word.lower() in TRUE
 
@@ -195,7 +188,6 @@ class Word(Kind):
     on_gpu: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     bools: bool = False
-    type_name: ClassVar[str] = "word"
 
     def value(self, word: str) -> Any:
         lower = word.lower()

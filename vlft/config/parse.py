@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from vlft.config import door, said, table
+from vlft.config import door, table
 from vlft.config.common_flags import COMMON, TEXTS
 from vlft.config.flags import DataFlags, ModelFlags, RunFlags
 from vlft.config.kinds import MOST_WORDS, Bool, Kind, Word
@@ -191,12 +191,3 @@ def _effective(values: dict[str, Any]) -> dict[str, Any]:
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def read_yaml(path: str) -> list[str]:
-    """Read a flat YAML file as words of argv.
-
-    Raises:
-        ConfigError: the file is missing, not YAML, or not a flat mapping.
-    """
-    return [word for name, words in said.read_yaml(path) for word in (f"--{name}", *words)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from vlft.config.kinds import Kind
 from vlft.errors import ConfigError, UsageError
 from vlft.text import short
+
+WIDTH = 110  # characters of a line of a command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,28 @@ def quoted(word: str) -> str:
     """Return a word quoted for a shell, with double quotes if it contains single ones."""
     plain_inside = "'" in word and not set(word) & set('"$`\\!')
     return f'"{word}"' if plain_inside else shlex.quote(word)
+
+
+def as_written(name: str, words: Iterable[str]) -> str:
+    """Return a flag as a user writes it: `--name word word`."""
+    return " ".join([f"--{name}", *map(quoted, words)])
+
+
+def wrapped(start: str, flags: Mapping[str, Sequence[str]], *, indent: int) -> str:
+    """Return a command line, wrapped between flags into lines of about `WIDTH` characters.
+
+    Args:
+        start: the words before the flags.
+        flags: name -> words.
+        indent: spaces before every line except the first.
+    """
+    lines = [start]
+    for part in (as_written(name, words) for name, words in flags.items()):
+        if len(lines[-1]) + len(part) > WIDTH:
+            lines.append(part)
+        else:
+            lines[-1] += f" {part}"
+    return f" \\\n{' ' * indent}".join(lines)
 
 
 def _word(value: Any) -> str:

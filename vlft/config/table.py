@@ -14,7 +14,6 @@ BILLION = 10**9
 TEXT, NAMED, SWITCH = Kind(), Named(), Kind(many="none")
 FLAG, YES_NO = Bool(many="maybe"), Bool()
 RATE = Number(low=0, high=1000)
-POSITIVE = Number(low=0, high=BILLION, open_low=True)
 COUNT = Number(whole=True, low=0, high=BILLION)
 FROM_ONE = Number(whole=True, low=1, high=BILLION)
 PIXELS = Number(whole=True, low=1, high=BILLION)

@@ -17,13 +17,12 @@ from vlft.config.kits.features import by_feature
 from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit, Outcome, filled_in
 from vlft.config.kits.swift import from_environment
 from vlft.config.names import mistyped
-from vlft.config.said import Said, quoted
+from vlft.config.said import Said, as_written, quoted, wrapped
 
 #: A command line with at least this many flags of one kit is read as that kit's, with its defaults and meanings.
 WHOSE = 3
 #: No kit: the flags are those of vlft.
 OURS = Kit(name="", rules={})
-WIDTH = 110
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +63,8 @@ class Translation:
     unknown: tuple[Said, ...]
 
     def command(self, verb: str, words: Sequence[str] = ()) -> str:
-        """Return the command line for vlft, wrapped into lines of about `WIDTH` characters."""
-        parts = [" ".join([f"--{name}", *map(quoted, said)]) for name, said in self.flags.items()]
-        lines = [" ".join(["vlft", verb, *map(quoted, words)])]
-        for part in parts:
-            if len(lines[-1]) + len(part) > WIDTH:
-                lines.append(part)
-            else:
-                lines[-1] += f" {part}"
-        return " \\\n      ".join(lines)
+        """Return the command line for vlft, in several lines if it is long."""
+        return wrapped(" ".join(["vlft", verb, *map(quoted, words)]), self.flags, indent=6)
 
 
 def translate(
@@ -140,7 +132,7 @@ def _said_twice(said: Mapping[str, Said], kit: Kit) -> dict[str, Change]:
 
 
 def _meant(name: str, kit: Kit, given: Collection[str]) -> str:
-    """Return the kit's own flag for a flag of another kit with the same meaning, unless that is given, too."""
+    """Return the kit's own flag for a flag of another kit with the same meaning, unless that is also given."""
     own = kit.synonyms.get(name, name)
     return name if name in kit.names or own in given else own
 
@@ -296,7 +288,7 @@ def overridden(told: Translation, change: Change) -> str:
 
 
 def _flags(flags: Mapping[str, tuple[str, ...]]) -> str:
-    return " ".join(" ".join([f"--{name}", *map(quoted, words)]) for name, words in flags.items())
+    return " ".join(as_written(name, words) for name, words in flags.items())
 
 
 def shown(change: Change) -> str:

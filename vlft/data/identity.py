@@ -20,6 +20,8 @@ import numpy as np
 
 from vlft.data.files.index import RowIndex
 from vlft.data.sample import Sample, Text
+from vlft.errors import DataError
+from vlft.text import short_path
 
 ROW_BYTES = 16
 FILE_BYTES = 8
@@ -119,6 +121,13 @@ class Marked:
         row = self.row_of(file)
         paths = files_of(self.index[row])
         return paths[file - int(self.ends[row])]  # counted from the end of the row's files
+
+    def shown_path(self, file: int) -> str:
+        """Return the path of a file for a message, given its position in `files`."""
+        try:
+            return short_path(os.path.normpath(self.path_of(file)))
+        except (DataError, IndexError):  # the data file was changed in the meantime
+            return "a file"
 
     def take(self, chosen_R: np.ndarray) -> Marked:
         """Return the rows for which a bool array [R] is true."""

@@ -37,7 +37,6 @@ class MeasuredStep:
         language: activations of the language model.
         head: saved by the head.
         peak: most bytes allocated at one time; None without a GPU.
-        reserved: most bytes reserved by the allocator, with fragmentation; None without a GPU.
         seconds: duration of a second step, after the first one has warmed up the device.
         tokens: tokens of that step.
     """
@@ -50,7 +49,6 @@ class MeasuredStep:
     language: int
     head: int
     peak: int | None
-    reserved: int | None
     seconds: float
     tokens: int
 
@@ -107,7 +105,6 @@ def measure(
         gradients=gradients,
         optimizer=_bytes(value for state in optimizer.state.values() for value in state.values()),
         peak=torch.cuda.max_memory_allocated(device) if gpu else None,
-        reserved=torch.cuda.max_memory_reserved(device) if gpu else None,
         seconds=seconds,
         tokens=int(batch["input_ids"].numel()),
         **ledger.kept,

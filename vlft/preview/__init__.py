@@ -14,14 +14,13 @@ from typing import Any, cast
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.data.encode import KIND_TEXT, UNTRAINED
-from vlft.data.files.index import RowIndex
 from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.clips import open_clip
 from vlft.data.media.pictures import picture_size
 from vlft.data.media.read import MediaError, depth_remarks, frames_taken, recipe_for
 from vlft.data.render import refused
-from vlft.data.rows.source import BrokenLine
+from vlft.data.rows.source import as_found
 from vlft.data.sample import EncodedMedia, EncodedTokens, Grid, Image, Media, Sample, Text, Video
 from vlft.errors import BadRow, DataError
 from vlft.families import DEFAULT, Family
@@ -228,12 +227,7 @@ def preview_rows(
             row = rows[place]
             yield sketch(row, probe.recipe, family) if probe is not None else preview_sample(row, cast("Base", base))
         except DataError as error:
-            yield Refused(row=error.row, raw=_raw(rows, place))
-
-
-def _raw(rows: RowIndex, place: int) -> object:
-    raw = rows.raw(place)
-    return (raw.reason if raw.row is None else raw.row) if isinstance(raw, BrokenLine) else raw
+            yield Refused(row=error.row, raw=as_found(rows.raw(place)))
 
 
 def preview_sample(row: Sample, base: Base) -> Preview:

@@ -62,7 +62,7 @@ def context(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that tell them apart, of equally many parts."""
+    """Return the shortest ends of the paths that are all different, of equally many parts."""
     parts = [folder.absolute().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(some[-count:]) for some in parts]

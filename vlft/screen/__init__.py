@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO, TypeVar
 
-from vlft.screen.row import Bar, Part, Row, Writer, clock
+from vlft.screen.row import Bar, Part, Row, Writer, clock, eta
 
 T = TypeVar("T")
 PERIOD = 0.2  # seconds between two drawings
@@ -284,14 +284,14 @@ def count(things: Iterable[T], *, total: int, what: str) -> Iterator[T]:
 
     def row() -> Row:
         seconds = time.monotonic() - started
-        eta = f"ETA {clock(seconds / done * (total - done))}" if done else ""
+        left = eta(seconds / done * (total - done)) if done else ""
         return Row(
             parts=(
                 Part(text=what, rank=1),
                 Bar(share=done / max(1, total), rank=2),
                 Part(text=f"{done:,}/{total:,}"),
                 Part(text=clock(seconds), rank=4),
-                Part(text=eta, rank=3),
+                Part(text=left, rank=3),
             )
         )
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 GAP = 2  # columns between two parts
 NARROW, WIDE = 6, 40  # least and most columns of a bar
 MARGIN = 3  # columns at the end of the line for the ^C of a terminal; without them it would begin a new line
-USUAL = 80  # columns of a terminal that does not tell its size
+USUAL = 80  # columns of a terminal whose size is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,11 @@ def clock(seconds: float) -> str:
     """Format seconds as `h:mm:ss`."""
     whole = max(0, int(seconds))
     return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+
+
+def eta(seconds: float | None) -> str:
+    """Return the text for the seconds that work still takes; None: unknown."""
+    return f"ETA {'-:--:--' if seconds is None else clock(seconds)}"
 
 
 def fitting(parts: Sequence[Part | Bar], width: int) -> tuple[list[Part | Bar], int]:

@@ -6,14 +6,12 @@ digests are compared (`vlft.data.identity`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
 
 from vlft.data.identity import Marked
-from vlft.errors import DataError
-from vlft.text import counted, short_path
+from vlft.text import counted
 
 
 def overlap(training: Marked | None, evaluation: Marked | None) -> tuple[str, ...]:
@@ -53,7 +51,7 @@ def _remarks(training: Marked, evaluation: Marked) -> Iterator[str]:
         yield (
             f"{rows:,} {more}of {counted(total, 'evaluation row')} {'shares' if rows == 1 else 'share'} pictures or "
             f"videos with trained rows: {training.name_of(one)} and {evaluation.name_of(other)} share "
-            f"{_path(evaluation, file)}. vlft check-data --split keeps such rows on one side"
+            f"{evaluation.shown_path(file)}. vlft check-data --split keeps such rows on one side"
         )
 
 
@@ -65,10 +63,3 @@ def _among(few: np.ndarray, many: np.ndarray) -> np.ndarray:
         places = np.minimum(np.searchsorted(known, many), len(known) - 1)
         found[places[known[places] == many]] = True
     return found[place_of]
-
-
-def _path(marked: Marked, file: int) -> str:
-    try:
-        return short_path(os.path.normpath(marked.path_of(file)))
-    except DataError:  # the data file was changed in the meantime
-        return "a file"

@@ -17,12 +17,11 @@ from typing import Any, Literal
 from transformers import TrainerCallback
 
 from vlft import screen
-from vlft.screen.row import Bar, Part, Row, clock
+from vlft.screen.row import Bar, Part, Row, clock, eta
 from vlft.text import duration
 
 #: Work between steps, which takes time of its own.
 Aside = Literal["evaluation", "checkpoint"]
-UNKNOWN = "-:--:--"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +142,7 @@ def as_text(line: Mapping[str, Any], *, left: float | None) -> str:
     """
     norm = f"grad {line['grad_norm']:.3g}" if line["grad_norm"] is not None else ""
     loss, rates, speed = facts(line)
-    eta = f"ETA {UNKNOWN if left is None else clock(left)}"
-    return "  ".join(filter(None, [_place(line["step"], line["max_steps"]), loss, norm, rates, speed, eta]))
+    return "  ".join(filter(None, [_place(line["step"], line["max_steps"]), loss, norm, rates, speed, eta(left)]))
 
 
 def _place(step: int, last: int) -> str:
@@ -238,7 +236,6 @@ class Progress(TrainerCallback):
         if pace is None:
             return Row(parts=())
         loss, rates, speed = ("", "", "") if self._line is None else facts(self._line)
-        left = pace.left()
         return Row(
             parts=(
                 Part(text=f"{self._step}/{pace.last}"),
@@ -248,6 +245,6 @@ class Progress(TrainerCallback):
                 Part(text=rates, rank=7),
                 Part(text=speed, rank=5),
                 Part(text=clock(time.perf_counter() - pace.began), rank=6),
-                Part(text=f"ETA {UNKNOWN if left is None else clock(left)}", rank=1),
+                Part(text=eta(pace.left()), rank=1),
             )
         )

@@ -172,7 +172,7 @@ KIT = Kit(
         "lr_groups": cannot("--vision_lr and --merger_lr set the rates of towers"),
         "embedding_lr": cannot("--learning_rate applies to the whole language model"),
         "float16": renamed("fp16"),
-        "min_sample_len": cannot("short rows are trained, too"),
+        "min_sample_len": cannot("short rows are also trained"),
         "pretraining_dataset": cannot("only conversations are trained. Set their files with --data_path"),
         "batch_flattening": idle("there is no padding"),
         "flex_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),

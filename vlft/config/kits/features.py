@@ -100,5 +100,5 @@ def _compiled() -> list[tuple[re.Pattern[str], Rule]]:
 
 
 def by_feature(name: str) -> Rule | None:
-    """Return the rule for a flag that no table lists; None if its name tells nothing."""
+    """Return the rule for a flag that no table lists; None if no pattern has its name."""
     return next((rule for pattern, rule in _compiled() if pattern.fullmatch(name)), None)

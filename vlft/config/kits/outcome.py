@@ -63,7 +63,7 @@ class Kit:
         synonyms: flags of another kit -> the flag of `together` with the same meaning, for a file that mixes kits.
         defaults: its defaults that change what is trained and differ from vlft's.
         batch: its defaults of rows of a micro-batch on one device, and of accumulation; None: as many as 16 rows need.
-        remark: what it does in another way whatever the flags say; "" if nothing.
+        remark: what it does in another way with any flags; "" if nothing.
     """
 
     name: str

@@ -42,7 +42,7 @@ class Run:
 
     Attributes:
         where: its place: the file, with the line of a command.
-        kit: the kit that it was written for; `OURS` for vlft; None if nothing but its flags can tell.
+        kit: the kit that it was written for; `OURS` for vlft; None if only its flags can decide.
         flags: its flags.
         environment: the variables that its command sees.
         processes: its number of processes; None if that is not known.
@@ -182,12 +182,12 @@ def _of_script(text: str, path: str) -> Document:
     name = path or "the text"
     script = follow(text, path, recorded=frozenset(("finetune", "tower_rate")))
     remarks = list(script.remarks)
+    every = [launchers.read(command) for command in script.commands]
     found: list[Launched] = []
     if (own := launchers.own_script(script.commands)) is not None:
         found = [own]
     else:
-        for command in script.commands:
-            read_as = launchers.read(command)
+        for read_as in every:
             if isinstance(read_as, str):
                 remarks.append(read_as)
             elif read_as is not None:
@@ -196,7 +196,7 @@ def _of_script(text: str, path: str) -> Document:
         remarks += _stray_flags(script, found)
     runs = []
     for one in found:
-        run = _of_command(one, script, path, remarks)
+        run = _of_command(one, script, path, remarks, many=sum(map(bool, every)) > 1)
         if run is not None:
             runs.append(run)
     if not runs:
@@ -237,7 +237,7 @@ def _stray_flags(script: Script, found: Sequence[Launched]) -> list[str]:
     ]
 
 
-def _of_command(one: Launched, script: Script, path: str, remarks: list[str]) -> Run | None:
+def _of_command(one: Launched, script: Script, path: str, remarks: list[str], *, many: bool) -> Run | None:
     name = path or "the text"
     flags = read_line([word.text for word in one.flags], kinds("train"), others=False)
     said = {flag.name: flag for flag in flags.flags}
@@ -267,7 +267,6 @@ def _of_command(one: Launched, script: Script, path: str, remarks: list[str]) ->
         environment = {key: value for key, value in environment.items() if value}
     if script.passes_arguments and not path.endswith("common.sh"):
         notes.append('it passes the arguments of the script on ("$@"): add yours')
-    many = len([command for command in script.commands if launchers.read(command)]) > 1
     return Run(
         where=f"{name}, line {one.line}" if many or path else name,
         kit=kit,

@@ -84,7 +84,7 @@ class Launched:
 
     Attributes:
         line: its line in the script.
-        kit: the kit whose command it is; "" if the command does not tell; `vlft` for our own.
+        kit: the kit whose command it is; "" if that is not known; `vlft` for our own.
         verb: its verb, e.g. `sft`.
         flags: the words after it that are flags and values.
         config: the YAML or JSON file that it names; None without one.

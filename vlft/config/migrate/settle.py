@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from vlft.config.checks import contradictions
 from vlft.config.kinds import Bool, Kind, Place
 from vlft.config.kits import ANYWHERE, KITS
-from vlft.config.kits.outcome import Becomes, Kit
+from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit
 from vlft.config.migrate.documents import Run
 from vlft.config.names import mistyped
-from vlft.config.said import Said, placeholders, quoted
+from vlft.config.said import Said, as_written, placeholders
 from vlft.config.table import kinds
 from vlft.config.translate import OURS, Translation, kit_of, overridden, step_rows, translate
 from vlft.config.values import DEFAULTS, Values
@@ -85,9 +85,9 @@ def settle(run: Run, gpus: int | None) -> Settled:
     processes = gpus or run.processes
     told = translate(said, known, run.environment, kit=kit or OURS, processes=processes)
     flags: Flags = dict(told.flags)
-    left_out = [(change.before, change.outcome.why) for change in told.refusals if hasattr(change.outcome, "why")]
+    left_out = [(change.before, change.outcome.why) for change in told.refusals if isinstance(change.outcome, Cannot)]
     left_out += [(str(one), _unknown(one.name, known)) for one in told.unknown]
-    idle = [(change.before, getattr(change.outcome, "why", "")) for change in told.remarks]
+    idle = [(change.before, change.outcome.why) for change in told.remarks if isinstance(change.outcome, Idle)]
     _drop_wrong(flags, known, said, left_out)
     sure = run.kit is not None and run.kit is not OURS
     own_defaults = _defaults(run.kit, said, flags, processes) if sure and run.kit is not None else {}
@@ -96,7 +96,7 @@ def settle(run: Run, gpus: int | None) -> Settled:
         if name in own_defaults:
             del own_defaults[name]
         else:
-            idle.append((_shown(name, flags[name]), why))
+            idle.append((as_written(name, flags[name]), why))
         del flags[name]
     notes = [*run.notes, *_clashes(told)]
     if run.refused:
@@ -145,10 +145,6 @@ def _unknown(name: str, known: Mapping[str, Kind]) -> str:
     return "vlft has no such flag" + (f". If --{meant} is meant, correct the name in the file" if meant else "")
 
 
-def _shown(name: str, words: tuple[str, ...]) -> str:
-    return " ".join([f"--{name}", *map(quoted, words)])
-
-
 def _drop_wrong(
     flags: Flags, known: Mapping[str, Kind], said: Mapping[str, Said], left_out: list[tuple[str, str]]
 ) -> None:
@@ -164,16 +160,16 @@ def _drop_wrong(
             del flags[name]
             continue
         if kind.many in ("one", "maybe") and len(words) > 1:
-            left_out.append((_shown(name, words[1:]), f"--{name} takes one value; the first one is kept"))
+            left_out.append((as_written(name, words[1:]), f"--{name} takes one value; the first one is kept"))
             words = flags[name] = words[:1]
         problems = [kind.problem(word) for word in words if not placeholders(word)]
         problem = next((one for one in problems if one is not None and "is not installed" not in one.text), None)
         if problem is not None:
-            left_out.append((_shown(name, words), problem.text or "empty"))
+            left_out.append((as_written(name, words), problem.text or "empty"))
             del flags[name]
         elif name == "fp16" and words and kind.value(words[0]):
             left_out.append(
-                (_shown(name, words), "Qwen-VL's activations overflow float16: bf16 is used where it can be")
+                (as_written(name, words), "Qwen-VL's activations overflow float16: bf16 is used where it can be")
             )
             del flags[name]
 
@@ -296,4 +292,4 @@ def changes(settled: Settled) -> Iterator[tuple[str, str, str]]:
         if isinstance(outcome, Becomes):
             kept = {name: settled.flags[name] for name in outcome.flags if name in settled.flags}
             if kept:
-                yield change.before, " ".join(_shown(*one) for one in kept.items()), outcome.note
+                yield change.before, " ".join(as_written(*one) for one in kept.items()), outcome.note

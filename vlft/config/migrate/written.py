@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vlft.config.migrate.settle import Settled, changes
-from vlft.config.said import quoted
+from vlft.config.said import as_written, quoted, wrapped
 from vlft.text import counted
 
-WIDTH = 110
 COLUMN = 52  # widest column of flags before the arrows
 
 
@@ -30,7 +29,7 @@ def as_text(one: Settled, config: str = "", told: set[str] | None = None) -> str
     lines += [f"# {line}" for line in one.notes[:1] if line == one.run.refused]
     lines.append(command(one, config))
     changed = [(before, f"{after}   ({note})" if note else after) for before, after, note in changes(one)]
-    own = [f"--{name} {' '.join(map(quoted, words))}".rstrip() for name, words in one.own_defaults.items()]
+    own = [as_written(name, words) for name, words in one.own_defaults.items()]
     parts: list[tuple[str, Iterable[str]]] = [
         ("fill in:", (f"--{item.flag} {item.value}: {item.why}" if item.value else item.why for item in one.fill_in)),
         ("written differently here:", _arrows(changed)),
@@ -52,20 +51,12 @@ def _arrows(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def command(one: Settled, config: str = "") -> str:
-    """Return the command line that starts the run, wrapped into lines of about `WIDTH` characters."""
+    """Return the command line that starts the run, in several lines if it is long."""
     processes = one.processes or 1
     nodes = one.run.nodes if processes == one.run.processes and processes % one.run.nodes == 0 else 1
     launcher = f"torchrun {f'--nnodes {nodes} ' if nodes > 1 else ''}--nproc_per_node {processes // nodes} -m "
     start = f"{launcher if processes > 1 else ''}vlft train"
-    flags = {"config": (config,)} if config else one.flags
-    lines = [start]
-    for name, words in flags.items():
-        part = " ".join([f"--{name}", *map(quoted, words)])
-        if len(lines[-1]) + len(part) > WIDTH:
-            lines.append(part)
-        else:
-            lines[-1] += f" {part}"
-    return " \\\n    ".join(lines)
+    return wrapped(start, {"config": (config,)} if config else one.flags, indent=4)
 
 
 def as_yaml(one: Settled) -> str:

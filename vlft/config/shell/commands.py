@@ -6,6 +6,7 @@ Neighbours: `walk` follows loops and conditions around them, `expand` replaces v
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ WRAPPERS = frozenset(
         *("singularity", "apptainer", "docker", "conda", "uv", "poetry", "ssh"),
     )
 )
+#: The variables that `((...))` sets.
+_SET = re.compile(r"([A-Za-z_]\w*)\s*(?:[-+*/%]?=(?!=)|\+\+|--)|(?:\+\+|--)([A-Za-z_]\w*)")
 _BRACKETS = {"[": "]", "[[": "]]"}
 
 
@@ -113,7 +116,8 @@ class Commands:
 
     def simple(self, command: Simple) -> bool | None:
         if command.arithmetic is not None:
-            return self._arithmetic(command.arithmetic)
+            self._arithmetic(command.arithmetic)
+            return None
         expander = self.expander()
         own = [self._assignment(one, expander) for one in command.assignments]
         words = [text for word in command.words for text in expander.word(word)]
@@ -220,21 +224,11 @@ class Commands:
                 self.exported.add(name)
         return True
 
-    def _arithmetic(self, token: Token) -> bool | None:
-        expression = self.expander().one(token.parts, token.line)
-        name, equals, value = expression.text.partition("=")
-        name = name.strip()
-        if equals and name.isidentifier() and not value.startswith("="):
-            self._set(name, (self.expander().arithmetic(value, token.line),))
-            return True
-        changed = name.rstrip("+-*/% ").strip("+- ")
-        if changed.isidentifier() and (changed != name or "++" in name or "--" in name):
-            self._set(
-                changed, (unknown(changed, f"line {token.line}: ${changed} is changed by (({expression.text}))"),)
-            )
-            return True
-        result = self.expander().arithmetic(expression.text, token.line)
-        return None if result.missing else result.text != "0"
+    def _arithmetic(self, token: Token) -> None:
+        """Follow `((...))`: it is not computed, so what it sets or tests is not known."""
+        text = self.expander().one(token.parts, token.line).text
+        for name in filter(None, (name for found in _SET.findall(text) for name in found)):
+            self.variables[name] = (unknown(name, f"line {token.line}: ${name} is changed by (({text}))"),)
 
     # ---- functions, other scripts, files
 

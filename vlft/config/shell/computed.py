@@ -1,22 +1,19 @@
-"""Compute what needs no shell: expressions with whole numbers, and the commands expr, seq, echo, basename, dirname."""
+"""Compute what needs no shell: expressions with whole numbers, and the commands expr, seq, basename, dirname."""
 
 from __future__ import annotations
 
 import ast
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 LONGEST = 200  # items of a range
 
 
 def compute(expression: str) -> str | None:
-    """Compute an expression with whole numbers, as C does. None if it is not such an expression."""
-    c_like = expression.replace("&&", " and ").replace("||", " or ")
+    """Compute a sum or product of whole numbers, as C does. None if it is not such an expression."""
     try:
-        tree = ast.parse(re.sub(r"!(?!=)", " not ", c_like).strip(), mode="eval")
-        return str(_number(tree.body))
-    except (SyntaxError, ValueError, ZeroDivisionError, OverflowError, RecursionError, MemoryError):
+        return str(_number(ast.parse(expression.strip(), mode="eval").body))
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return None
 
 
@@ -24,14 +21,8 @@ def _number(node: ast.expr) -> int:
     match node:
         case ast.Constant(value=int(value)):
             return int(value)
-        case ast.UnaryOp(op=op, operand=operand):
-            value = _number(operand)
-            return -value if isinstance(op, ast.USub) else int(not value) if isinstance(op, ast.Not) else value
-        case ast.BoolOp(op=op, values=values):
-            every = [_number(value) for value in values]
-            return int(all(every) if isinstance(op, ast.And) else any(every))
-        case ast.Compare(left=left, ops=[op], comparators=[right]):
-            return int(_COMPARE[type(op)](_number(left), _number(right)))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_number(operand)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
             result = _ARITHMETIC[type(op)](_number(left), _number(right))
             if abs(result) < 2**63:
@@ -44,27 +35,12 @@ def _divide(left: int, right: int) -> int:
     return quotient if (left < 0) == (right < 0) else -quotient
 
 
-def _power(base: int, exponent: int) -> int:
-    if not 0 <= exponent < 64:
-        raise ValueError("an exponent out of range")
-    return base**exponent
-
-
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: lambda left, right: left + right,
     ast.Sub: lambda left, right: left - right,
     ast.Mult: lambda left, right: left * right,
     ast.Div: _divide,
     ast.Mod: lambda left, right: left - right * _divide(left, right),
-    ast.Pow: _power,
-}
-_COMPARE: Mapping[type[ast.cmpop], Callable[[int, int], bool]] = {
-    ast.Eq: lambda left, right: left == right,
-    ast.NotEq: lambda left, right: left != right,
-    ast.Lt: lambda left, right: left < right,
-    ast.LtE: lambda left, right: left <= right,
-    ast.Gt: lambda left, right: left > right,
-    ast.GtE: lambda left, right: left >= right,
 }
 
 
@@ -86,7 +62,6 @@ def _seq(words: Sequence[str]) -> str | None:
 COMPUTED: Mapping[str, Callable[[Sequence[str]], str | None]] = {
     "expr": _expr,
     "seq": _seq,
-    "echo": lambda words: " ".join(words) if not words or not words[0].startswith("-") else None,
     "basename": lambda words: (
         os.path.basename(words[0].rstrip("/")).removesuffix(words[1] if len(words) > 1 else "") if words else None
     ),

@@ -22,7 +22,7 @@ def decide(words: Sequence[Text]) -> bool | None:
     """Return whether a test holds; None if that is not known.
 
     Args:
-        words: the words of the test, without its brackets. Operators such as `&&` are words, too.
+        words: the words of the test, without its brackets. Operators such as `&&` are also words.
     """
     for joiner, combine in ((("||", "-o"), either), (("&&", "-a"), both)):
         for place, word in enumerate(words):
@@ -35,7 +35,7 @@ def decide(words: Sequence[Text]) -> bool | None:
         return None if words[0].missing else bool(words[0].text)
     if len(words) == 2 and words[0].text in ("-z", "-n"):
         if words[1].missing:
-            # A text with a placeholder in the middle is not empty, whatever its value is.
+            # A text around a placeholder is not empty for any value of it.
             certain = re.sub(r"<[^<>]*>", "", words[1].text)
             return words[0].text == "-n" if certain else None
         return bool(words[1].text) == (words[0].text == "-n")

@@ -224,11 +224,6 @@ def _changed(value: Text, rest: str, line: int) -> Text:
         every = rest.startswith("//")
         old, _, new = rest.lstrip("/").partition("/")
         return Text(text=re.sub(_pattern(old), lambda _: new, text, count=0 if every else 1))
-    if rest in (",,", "^^"):
-        return Text(text=text.lower() if rest == ",," else text.upper())
-    if match := re.fullmatch(r":(\d+)(?::(\d+))?", rest):
-        end = None if match[2] is None else int(match[1]) + int(match[2])
-        return Text(text=text[int(match[1]) : end])
     return unknown(text + rest, f"line {line}: the operation {rest} cannot be resolved")
 
 

@@ -1,6 +1,6 @@
 """Follow the statements of a shell script, and collect the commands that it would run. Nothing is executed.
 
-A branch whose condition is not known is followed, too; a variable whose value depends on it is not known afterwards.
+A branch whose condition is not known is also followed; a variable whose value depends on it is not known afterwards.
 Neighbours: `commands` has the simple commands, `syntax` the statements. `vlft.config.migrate` reads the result.
 """
 
@@ -118,7 +118,7 @@ class _Walker(Commands):
         return self._branches(branches, choice.line, certain=certain)
 
     def _branches(self, branches: Sequence[Callable[[], bool]], line: int, *, certain: bool) -> bool | None:
-        """Follow branches of which one is taken, or, if not `certain`, at most one."""
+        """Follow branches. One of them is taken or, if not `certain`, at most one."""
         if certain and len(branches) == 1:
             return True if branches[0]() else ENDED
         before, maybe = dict(self.variables), self.maybe

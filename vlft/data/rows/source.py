@@ -35,6 +35,13 @@ class BrokenLine:
     row: object = None
 
 
+def as_found(raw: object) -> object:
+    """Return a row as it is in its file, for a report: of a `BrokenLine` the parts that are known, or its reason."""
+    if isinstance(raw, BrokenLine):
+        return raw.reason if raw.row is None else raw.row
+    return raw
+
+
 class Keep(Protocol):
     """Where a reader saves media and reports progress."""
 
