@@ -378,7 +378,7 @@ def test_wrong_yaml_and_paths_are_told_at_once_and_load_nothing(tmp_path):
     assert statuses == ["2", "1"] * 3
     assert float(seconds) < 1, "all six together"
     assert not set(modules.split()) & {"torch", "transformers", "peft", "numpy", "PIL"}
-    for says in ("learning_rate (in ", "is abc, must be a number", "unknown flag --sed; did you mean --seed?"):
+    for says in ("learning_rate (in ", "is abc, must be a number", "yaml); did you mean --seed?"):
         assert done.stderr.count(says) >= 3
     assert done.stderr.count("nope.json: no such file") == 6
 
