@@ -181,7 +181,7 @@ def test_near_misses_of_paths(tmp_path, monkeypatch):
         "train", "--image_folder", f"{tmp_path.name}/data"
     )
     assert "is not a folder" in refused("train", "--image_folder", "data/Train.json")
-    assert "(nowhere does not exist)" in refused("preview", "nowhere/at/all.json")
+    assert f"(nowhere does not exist in {tmp_path})" in refused("preview", "nowhere/at/all.json")
 
 
 # ---- flags of other kits
@@ -378,9 +378,62 @@ def test_wrong_yaml_and_paths_are_told_at_once_and_load_nothing(tmp_path):
     assert statuses == ["2", "1"] * 3
     assert float(seconds) < 1, "all six together"
     assert not set(modules.split()) & {"torch", "transformers", "peft", "numpy", "PIL"}
-    for says in ("learning_rate (in ", "is abc, must be a number", "unknown flag --sed; did you mean --seed?"):
+    for says in ("learning_rate (in ", "is abc, must be a number", "yaml); did you mean --seed?"):
         assert done.stderr.count(says) >= 3
     assert done.stderr.count("nope.json: no such file") == 6
+
+
+@pytest.mark.parametrize(
+    ("yaml", "says"),
+    [
+        ("vision: lora\n  merger: lora\n", ", line 2: 'merger: lora' is not indented as the lines around it"),
+        ("  vision: lora\nmerger: lora\n", ", line 1: 'vision: lora' is not indented as the lines around it"),
+        ("vision: lora\n\tmerger: lora\n", ", line 2: 'merger: lora' contains a tab. Use spaces"),
+        ("seed: 1\nlora_rank:8\nvision: lora\n", ", line 2: 'lora_rank:8' is not `name: value`"),
+        ("seed: 1\nlora_rank = 8\nvision: lora\n", ", line 2: 'lora_rank = 8' is not `name: value`"),
+        ("run_name: a: b\n", ", line 1: 'run_name: a: b' is not valid YAML (mapping values"),
+        ("lora_rank: 8\nseed: 1\nlora-rank: 16\n", ": lora-rank is given twice, in lines 1 and 3: 8 and 16. Keep one"),
+        ("seed: # later\n", "--seed (in my.yaml) is empty, must be a whole number"),
+        ("sed: 3\n", "unknown flag --sed (in my.yaml); did you mean --seed?"),
+        ("training:\n  seed: 1\n", "unknown flag --training (in my.yaml). Flags are not nested"),
+        ("vision: no\n", "--vision (in my.yaml) is no, must be one of full, lora, frozen"),
+        ("data_path: gone/a.json\n", "gone/a.json: no such file (gone does not exist in {here})"),
+        ("data_path: a.json b.json\n", "For several write a list in YAML, [a.json, b.json]"),
+        ("data_path: $HOME/a.json\n", "Only a shell replaces variables. Did you mean {here}/a.json?"),
+    ],
+)
+def test_mistakes_in_a_yaml(tmp_path, monkeypatch, yaml, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("[]")
+    Path("my.yaml").write_text(yaml)
+    assert says.format(here=tmp_path) in refused("plan", "--config", "my.yaml")
+
+
+def test_paths_and_words_of_a_yaml(tmp_path, monkeypatch):
+    """`~` is the home folder, `no` is a word, `null` is the default, and a path beside the YAML is named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("home", "settings"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.json").write_text("[]")
+    Path("my.yaml").write_text(
+        "model_id: m\ndata_path: ~/home.json\nsave_strategy: no\nseed: null\noutput_dir: ~/run\n"
+    )
+    passed = door.check("train", ["--config", "my.yaml"], table.kinds("train"))
+    words = dict(zip(passed.argv[::2], passed.argv[1::2], strict=True))
+    assert words == {
+        "--model_id": "m",
+        "--data_path": str(tmp_path / "home" / "home.json"),
+        "--save_strategy": "no",
+        "--output_dir": str(tmp_path / "home" / "run"),
+    }
+    Path("settings/a.yaml").write_text("data_path: settings.json\n")
+    message = refused("plan", "--config", "settings/a.yaml")
+    assert (
+        "Paths are relative to the working directory, also in a YAML. Did you mean settings/settings.json?" in message
+    )
 
 
 def test_near_misses_of_the_files_that_rows_name(tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ BAD = {
     "nothing": ("", "found nothing, not a list"),
     "a mapping": ("path: a.json", "found dict, not a list"),
     "an empty list": ("[]", "lists no data set"),
-    "no YAML": ("- path: [", "not YAML"),
+    "no YAML": ("- path: [", "not valid YAML"),
     "no path": ("- weight: 2", "[0].path: is None, not a path"),
     "a number": ("- 7", "[0]: 7 is not a data set"),
     "an unknown key": ("- path: a.json\n  wieght: 2", "unknown key 'wieght'"),

@@ -79,3 +79,16 @@ def test_a_table_on_a_terminal_fits_it(monkeypatch):
         assert max(map(len, plain.splitlines())) <= columns
         assert "12,345,678" in plain  # a number is never broken, a name is
         assert "longer-than/the/terminal" in "".join(line[: columns - 12].strip() for line in plain.splitlines()[1:])
+
+
+def test_a_table_wider_than_the_terminal_becomes_sentences(monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "36")
+    rows = [("language", "12,345,678", "0.0002", "0.1"), ("vision_frozen", "9", "frozen", "-")]
+    assert table((*HEADS, "weight decay"), rows).splitlines() == [
+        "language: parameters 12,345,678,",
+        "  learning rate 0.0002, weight decay",
+        "  0.1",
+        "vision_frozen: parameters 9,",
+        "  learning rate frozen",
+    ]

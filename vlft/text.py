@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Collection, Sequence
 
 PLAIN_WIDTH = 10_000  # columns of output to a file or a pipe
@@ -84,7 +85,8 @@ def table(
     """Format a table for the terminal. The first column is left-aligned, the others are right-aligned.
 
     If stdout is no terminal, the table is plain text and its lines are never wrapped. On a terminal the heads are bold,
-    cells that are too wide are wrapped, and NO_COLOR is honoured.
+    cells that are too wide are wrapped, and NO_COLOR is honoured. If its numbers do not fit into the terminal, each row
+    becomes a sentence with the heads in it.
 
     Args:
         heads: one for each column. If all are empty, the line of heads is left out.
@@ -109,13 +111,30 @@ def table(
         needed += 2 + (min(WRAPPED, longest) if left else longest)
     for place, cells in enumerate(rows):
         drawn.add_row(*(Text(printable(cell)) for cell in cells), style="dim" if place in soft else None)
+    if terminal_width() < needed and all(heads):
+        return "\n".join(line for cells in rows for line in _in_words(heads, cells, indent))
     styled = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     console = Console(file=io.StringIO(), force_terminal=styled, force_jupyter=False)
-    # On a terminal that is narrower, the terminal wraps the lines. rich would leave out columns.
+    # Without heads, a narrower terminal wraps the lines. rich would leave out columns.
     console.width = max(terminal_width(), needed)
     with console.capture() as captured:
         console.print(Padding(drawn, (0, 0, 0, indent), expand=False))
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _in_words(heads: Sequence[str], cells: Sequence[str], indent: int) -> list[str]:
+    """Return a row of a table as a sentence, in lines that fit into the terminal. Cells that hold `-` are left out."""
+    facts = [f"{head} {printable(cell)}" for head, cell in zip(heads[1:], cells[1:], strict=True) if cell != "-"]
+    start, width = " " * indent, max(indent + WRAPPED, terminal_width())
+    whole = f"{printable(cells[0])}: {', '.join(facts)}"
+    return textwrap.wrap(
+        whole,
+        width,
+        initial_indent=start,
+        subsequent_indent=f"{start}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def terminal_width() -> int:

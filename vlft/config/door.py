@@ -74,7 +74,7 @@ def check(verb: str, argv: Sequence[str], known: Collection[str]) -> Passed:
     line = read_line(argv, kinds, others=verb in table.WITH_WORDS)
     said = line.values()
     told = translate(said, kinds, os.environ)
-    wrong = [_Wrong(flag=one.name, text=unknown(one.name, known), usage=True) for one in told.unknown]
+    wrong = [_Wrong(flag=one.name, text=_unknown(one, known), usage=True) for one in told.unknown]
     wrong += [*_bad_values(said, told, kinds), *_unclaimed_words(verb, line)]
     later = [*_places(verb, line, told, kinds)]
     if not told.unknown:  # an unknown flag may be the one that is missing
@@ -88,6 +88,15 @@ def check(verb: str, argv: Sequence[str], known: Collection[str]) -> Passed:
     words = [*line.others, *(word for one in flags for word in (f"--{one.name}", *one.words))]
     given = frozenset(one.name for one in flags)
     return Passed(argv=tuple(words), given=given, remarks="; ".join(map(_remark, told.remarks)))
+
+
+def _unknown(one: Said, known: Collection[str]) -> str:
+    """Return the message for an unknown flag: the YAML that sets it, and the flag that was meant."""
+    text = unknown(one.name, known, file=one.file)
+    inner = one.file is not None and one.word.startswith("{")
+    return text + (
+        f". Flags are not nested: write the lines below {one.name} without it, not indented" if inner else ""
+    )
 
 
 def say_remarks(passed: Passed) -> None:
@@ -146,7 +155,8 @@ def _places(verb: str, line: Line, told: Translation, kinds: Mapping[str, Kind])
         words = tuple(word for word in words if word not in empty)
         if isinstance(kind, Place) and (kind.of != "out" or verb == "train"):
             for word in filter(str.strip, words):
-                if problem := places.problem(kind, word):
+                file = line.values()[name].file if name in line.values() else None
+                if problem := places.problem(kind, word, file=file):
                     yield f"--{name} {word}: {problem}"
     if verb in ("check-data", "preview"):
         for word in line.others:

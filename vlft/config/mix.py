@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vlft.config.columns import Columns, read_columns
+from vlft.config.yaml_file import read_text
 from vlft.errors import ConfigError
 
 _NUMBERS = ("weight", "repeat", "cap")
@@ -67,15 +68,14 @@ def raw_entries(path: str) -> list[Any]:
     Raises:
         ConfigError: the file cannot be read, or holds no list.
     """
-    import yaml
-
     try:
-        with open(path, encoding="utf-8") as file:
-            found = yaml.safe_load(file)
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
     except OSError as error:
         raise ConfigError(f"--data_mix {path}: cannot be read: {error.strerror}. Name a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--data_mix {path}: not YAML in UTF-8: {error}. Fix the file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--data_mix {path}: not in UTF-8: {error}. Save it as UTF-8") from error
+    found = read_text(f"--data_mix {path}", text)
     if not isinstance(found, list):
         what = "nothing" if found is None else type(found).__name__
         raise ConfigError(f"--data_mix {path}: found {what}, not a list. Write each data set as - path: train.json")

@@ -8,10 +8,18 @@ from typing import Literal
 from vlft.errors import UsageError
 
 
-def unknown(name: str, known: Collection[str]) -> str:
-    """Return the message for an unknown flag, with the known flag that was mistyped. `kits.meant` lists synonyms."""
+def unknown(name: str, known: Collection[str], *, file: str | None = None) -> str:
+    """Return the message for an unknown flag, with the known flag that was mistyped. `kits.meant` lists synonyms.
+
+    Args:
+        name: without leading dashes.
+        known: names of flags.
+        file: the YAML that sets it; None for the command line.
+    """
     meant = mistyped(name, known)
-    return f"unknown flag --{name}" + (f"; did you mean --{meant}?" if meant else "")
+    return (
+        f"unknown flag --{name}" + (f" (in {file})" if file else "") + (f"; did you mean --{meant}?" if meant else "")
+    )
 
 
 def mistyped(name: str, known: Collection[str]) -> str:

@@ -19,8 +19,14 @@ SHOWN = 3
 FEW = 2000  # larger folders are not searched for similar names, because that is slow
 
 
-def problem(place: Place, path: str) -> str:
-    """Return what is wrong with the path in a flag, or ""."""
+def problem(place: Place, path: str, *, file: str | None = None) -> str:
+    """Return what is wrong with the path in a flag, or "".
+
+    Args:
+        place: what the flag takes.
+        path: relative to the working directory.
+        file: the YAML that sets the flag. A path that exists beside it only is named.
+    """
     if path in place.words:
         return ""
     if place.of == "out":
@@ -34,7 +40,7 @@ def problem(place: Place, path: str) -> str:
         return f"is not a {place.of}"
     if place.rows and PATTERN.search(path):
         return ""  # `vlft.data` expands it
-    hint = near_miss(path)
+    hint = _beside(file, path) or _several(place, path) or _variable(path) or near_miss(path) or _here(path)
     if place.rows and HUB_ID.fullmatch(path) and not os.path.isdir(os.path.dirname(path)):
         hint += f". For a data set of the Hugging Face hub: hf download {path} --repo-type dataset --local-dir DIR"
     return f"no such {place.of if place.of == 'folder' else 'file'}{hint}"
@@ -50,7 +56,33 @@ def near_miss(path: str, *, few: int = FEW) -> str:
         if found and found != path:
             return f". Did you mean {found}?"
     missing = _first_missing(path)
-    return f" ({missing} does not exist)" if missing not in (path, "") else ""
+    return f" ({missing} does not exist{_here(missing)})" if missing not in (path, "") else ""
+
+
+def _here(path: str) -> str:
+    """Return where a name without a folder was looked for; "" for other paths."""
+    return "" if os.path.dirname(path) or path == os.sep else f" in {os.getcwd()}"
+
+
+def _beside(file: str | None, path: str) -> str:
+    other = os.path.join(os.path.dirname(file or ""), path)
+    if os.path.isabs(path) or not os.path.exists(other):
+        return ""
+    return f". Paths are relative to the working directory, also in a YAML. Did you mean {other}?"
+
+
+def _variable(path: str) -> str:
+    full = os.path.expandvars(path)
+    if full == path:
+        return ""
+    return f". Only a shell replaces variables. Did you mean {full}?"
+
+
+def _several(place: Place, path: str) -> str:
+    words = path.split()
+    if place.many != "some" or len(words) < 2 or not all(map(os.path.exists, words)):
+        return ""
+    return f". For several write a list in YAML, [{', '.join(words)}], and no quotes around all of them in a shell"
 
 
 def spellings(path: str) -> Iterator[tuple[str, str]]:

@@ -6,14 +6,16 @@ Neighbours: `vlft.config.door` checks them, `vlft.config.parse` passes them to a
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlft.config.kinds import Kind
+from vlft.config.kinds import Kind, Place
+from vlft.config.yaml_file import read_text
 from vlft.errors import ConfigError, UsageError
 from vlft.text import short
 
@@ -111,7 +113,10 @@ def read_line(argv: Sequence[str], kinds: Mapping[str, Kind], *, others: bool) -
     config = files[0].word if files and files[0].words else None
     flags = [one for one in flags if one.name != "config" or not one.words]
     if config is not None:
-        flags = [*(Said(name=name, words=words, file=config) for name, words in read_yaml(config)), *flags]
+        written = [Said(name=name, words=words, file=config) for name, words in read_yaml(config)]
+        # a flag of another kit without a value has its default there
+        flags = [*(one for one in written if one.word or one.name in kinds), *flags]
+    flags = [_at_home(one) if isinstance(kinds.get(one.name), Place) else one for one in flags]
     return Line(flags=tuple(flags), others=tuple(rest + after), config=config)
 
 
@@ -119,22 +124,21 @@ def read_yaml(path: str) -> list[tuple[str, tuple[str, ...]]]:
     """Read the flags of a flat YAML file.
 
     Returns:
-        (name, words) of each flag. A list becomes several words, a mapping becomes JSON. A flag without a value is
-        left out.
+        (name, words) of each flag. A list becomes several words, a mapping becomes JSON. A flag without a value has
+        an empty word; with `null` or an empty list it is left out.
 
     Raises:
-        ConfigError: the file is missing, not YAML, or not a flat mapping.
+        ConfigError: the file is missing, not YAML, not a flat mapping, or gives a flag twice.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         from vlft.config.places import near_miss
 
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}){near_miss(path)}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {path}: not valid YAML in UTF-8 ({error})") from error
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: not in UTF-8 ({error}). Save it as UTF-8") from error
+    content = read_text(f"--config {path}", text, empty="")
     if content is None:
         return []
     if not isinstance(content, dict):
@@ -152,6 +156,12 @@ def flags_of(content: Mapping[Any, Any]) -> list[tuple[str, tuple[str, ...]]]:
             values = value if isinstance(value, list) else [value]
             found.append((str(name).replace("-", "_"), tuple(_word(item) for item in values)))
     return found
+
+
+def _at_home(one: Said) -> Said:
+    """Return a flag of paths with `~` replaced by the home folder. A shell replaces it only at the start of a word."""
+    kept = (word if os.path.lexists(word) else os.path.expanduser(word) for word in one.words)
+    return replace(one, words=tuple(kept))
 
 
 _PLACEHOLDER = re.compile(r"<[^<>\s]+>")
