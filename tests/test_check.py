@@ -11,6 +11,7 @@ from conftest import MIXED_ROWS, row
 
 from vlft.check.result import histogram
 from vlft.cli.main import main
+from vlft.data import dataset
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,8 @@ def test_max_length_refuses_as_training_does(capsys, base, mixed_json, media):
     assert all("--max_length is 200" in bad["reason"] for bad in found["bad"])
 
 
-def test_workers_find_the_same(capsys, tmp_path, media):
+def test_workers_find_the_same(capsys, tmp_path, media, monkeypatch):
+    monkeypatch.setattr(dataset, "SHORT", 0)
     rows = [row("A.", "<image>Q?", image=name) for name in ["china.jpg", "gone.jpg", "flower.jpg"] * 8]
     (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     found = [

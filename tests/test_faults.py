@@ -35,6 +35,7 @@ from torch.utils.data import get_worker_info
 
 from vlft.check.row import RowCheck
 from vlft.cli.main import main
+from vlft.data import dataset
 from vlft.data.dataset import RowDataset
 from vlft.data.order import RowOrder
 from vlft.objectives import Objective
@@ -387,6 +388,7 @@ def test_ctrl_c_in_check_data_keeps_what_was_checked(media, tmp_path):
 
 
 def _looks_that_take_long() -> None:
+    dataset.SHORT = 0
     RowCheck.__call__ = partialmethod(_look, RowCheck.__call__)
 
 

@@ -16,6 +16,7 @@ from PIL import Image as PIL
 from stills_and_clips import SETTINGS, image, video
 
 from vlft.cli.main import main
+from vlft.data import dataset
 from vlft.data.media.decode import decode
 from vlft.data.media.pictures import Header, depth_remark, open_picture, picture_header
 from vlft.data.media.read import MediaError, measure
@@ -320,6 +321,7 @@ def noisy(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_libraries_say_nothing_on_stderr(tmp_path, capfd, monkeypatch, workers):
     rows = noisy(tmp_path) * (1 if workers == 0 else 3)  # fewer rows are scanned without processes
+    monkeypatch.setattr(dataset, "SHORT", 0)
     data = write_json(tmp_path / "rows.json", rows)
     monkeypatch.setattr(PIL, "MAX_IMAGE_PIXELS", 90 * 60 - 1)  # above it, Pillow warns
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: os.write(2, f"{message}\n".encode()))

@@ -29,11 +29,13 @@ OTHER = "in the rows"
     ("value", "folder", "found", "change"),
     [
         # the folder of the flag or of the data file is not the one where the paths start
-        ("images/Cat.JPG", "data/images", "data/images/Cat.JPG", "pass --image_folder data"),
+        ("images/Cat.JPG", "data/images", "data/images/Cat.JPG", "pass --image_folder data or, if only some paths have "
+         '"images/", remove it there'),
         ("data/images/Cat.JPG", "data/images", "data/images/Cat.JPG", "pass --image_folder ."),
         ("train/ab.jpg", None, "data/images/train/ab.jpg", "pass --image_folder data/images"),
         ("ab.jpg", None, "data/images/train/ab.jpg", "pass --image_folder data/images/train"),
-        ("ab.jpg", "data/images", "data/images/train/ab.jpg", "pass --image_folder data/images/train"),
+        ("ab.jpg", "data/images", "data/images/train/ab.jpg", "pass --image_folder data/images/train or, if only some "
+         'files are there, add "train/" to their paths'),
         ("images/Cat.JPG", "data/images/train", "data/images/Cat.JPG", "pass --image_folder data"),
         ("top.png", "data", "top.png", "pass --image_folder ."),
         ("pics/Cat.JPG", "data/images", "data/images/Cat.JPG", f'remove "pics/" from the paths {OTHER}'),
@@ -44,7 +46,7 @@ OTHER = "in the rows"
         ("/home/x/data/images/Cat.JPG", "data/images", "data/images/Cat.JPG", 'remove "/home/x/data/images/" from'),
         ("/mnt/a/train/ab.jpg", None, "data/images/train/ab.jpg", f'remove "/mnt/a/" from the paths {OTHER} and pass '
          "--image_folder data/images"),
-        (r"D:\data\images\Cat.JPG", "data/images", "data/images/Cat.JPG", 'remove "/data/images/" from the paths'),
+        (r"D:\data\images\Cat.JPG", "data/images", "data/images/Cat.JPG", r'remove "D:\data\images\" from the paths'),
         # another spelling
         ("cat.jpg", "data/images", "data/images/Cat.JPG", "the letter case differs"),
         ("Images/TRAIN/ab.jpg", "data", "data/images/train/ab.jpg", "the letter case differs"),
@@ -53,7 +55,8 @@ OTHER = "in the rows"
         ("train/a%20b.jpg", "data/images", "data/images/train/a b.jpg", 'is URL-encoded, such as "%20" for " "'),
         ("caf%C3%A9.png", "data/images", "data/images/café.png", 'is URL-encoded, such as "%C3%A9" for "é"'),
         (r"train\ab.jpg", "data/images", "data/images/train/ab.jpg", r'has "\" for "/", as on Windows'),
-        (r"images\train\ab.jpg", "data/images", "data/images/train/ab.jpg", "pass --image_folder data, and the"),
+        (r"images\train\ab.jpg", "data/images", "data/images/train/ab.jpg", "pass --image_folder data or, if only some "
+         'paths have "images/", remove it there, and the path has'),
         (unicodedata.normalize("NFD", "café.png"), "data/images", "data/images/café.png", "writes accents in another"),
         ("Cat.JPG ", "data/images", "data/images/Cat.JPG", "has blanks around it"),
     ],
@@ -77,15 +80,28 @@ def test_the_change_finds_the_file(home, capsys):
         command = ["check-data", "data/rows.json", "--headers_only", "--workers", "0"]
         assert main([*command, "--image_folder", folder, "--json"]) == 1
         (bad,) = json.loads(capsys.readouterr().out)["bad"]
-        assert main([*command, "--image_folder", bad["reason"].rpartition("--image_folder ")[2]]) == 0
+        assert main([*command, "--image_folder", bad["reason"].rpartition("--image_folder ")[2].split()[0]]) == 0
         capsys.readouterr()
 
 
-def test_a_file_that_is_nowhere(home, capsys):
-    Path("data/rows.json").write_text(json.dumps([row("<image>What?", "This.", image=["gone.jpg"])]))
+def test_the_page_of_a_check_gives_one_reason(home, capsys):
+    Path("data/rows.json").write_text(json.dumps([row("<image>What?", "This.", image="/x/data/images/Cat.JPG")]))
+    assert main(["check-data", "data/rows.json", "--headers_only", "--report", "look", "--workers", "0"]) == 1
+    page = Path("look/report.html").read_text()
+    assert "Found as data/images/Cat.JPG" in page
+    assert "Did you mean" not in page
+
+
+@pytest.mark.parametrize("value", ["gone.jpg", "./gone.jpg", "x//../gone.jpg", "pic_0007.jpg"])
+def test_a_file_that_is_nowhere(home, capsys, value):
+    write_image(home / "data" / "pic_0001.jpg")  # another picture: it is not suggested
+    Path("data/rows.json").write_text(json.dumps([row("<image>What?", "This.", image=[value])]))
     assert main(["check-data", "data/rows.json", "--headers_only", "--json", "--workers", "0"]) == 1
     (bad,) = json.loads(capsys.readouterr().out)["bad"]
-    assert bad["reason"] == ("data/gone.jpg: no such file. Put it there, or correct the path or --image_folder")
+    reason, _, hint = bad["reason"].partition(": no such file")
+    assert reason == f"data/{value}"
+    assert hint.endswith(". Put it there, or correct the path or --image_folder")
+    assert "mean" not in hint
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,8 @@ for wanted, argv in (
     (1, ["preview", data, *rows, *model, "--index", "1"]),
     (1, ["check-data", data, *rows, "--headers_only"]),
     (1, ["check-data", data, *rows, *model, "--headers_only", "--json"]),
+    (1, ["check-data", data, *rows]),
+    (1, ["check-data", data, *rows, *model, "--fix", out + "/clean.jsonl"]),
     (0, ["plan", "--data_path", data, *rows, *model, "--on_bad_row", "skip"]),
     (2, ["train", "--config", out + "/wrong.yaml"]),
     (2, ["plan", "--fps", "fast"]),
@@ -229,7 +231,7 @@ def test_verbs_without_pixels_and_wrong_commands_import_no_torch(base, tmp_path)
     picture(90, 60).save(tmp_path / "a.jpg")
     turns = [{"from": "human", "value": "<image>Q?"}, {"from": "gpt", "value": "A."}]
     rows = [{"image": "a.jpg", "conversations": turns}, {"image": "gone.jpg", "conversations": turns}]
-    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "rows.json").write_text(json.dumps(rows * 10), encoding="utf-8")
     (tmp_path / "wrong.yaml").write_text("fps: fast\nlr: 1e-4\n", encoding="utf-8")
     argv = [sys.executable, "-c", LIGHT, str(base), str(tmp_path / "rows.json"), str(tmp_path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)

@@ -189,7 +189,7 @@ def check(
         ConfigError: a file cannot be read at all, or a flag cannot be applied.
         CheckpointError: the base is missing, incomplete, or not a Qwen-VL.
     """
-    base = open_base(data, model, given=given, plain=headers_only) if model.model_id is not None else None
+    base = open_base(data, model, given=given, plain=True) if model.model_id is not None else None
     family = DEFAULT if base is None else base.family
     probe = stock_probe(data, family) if base is None else base.encoder
     index = open_rows(_with_evaluation(files, data), data, family)

@@ -170,18 +170,19 @@ def _row(place: int, what: str, index: RowIndex) -> dict[str, Any]:
         text = str(index.raw(place))
     else:
         text = _text(sample)
-        shown |= _pictures(sample)
+        shown |= _pictures(sample, what)
     return shown | {"words": text[:WORDS], "cut": len(text) > WORDS}
 
 
-def _pictures(sample: Sample) -> dict[str, Any]:
+def _pictures(sample: Sample, what: str) -> dict[str, Any]:
+    """Return thumbnails, and why the other pictures cannot be read, unless `what` says so."""
     parts = [part for part in sample.media if isinstance(part, Image)]
     pictures, unreadable = [], []
     for part in parts[:THUMBS]:
         try:
             picture = ImageOps.contain(open_picture(part.path), (THUMB, THUMB))
         except Unreadable as error:
-            unreadable.append((part.field, error))
+            unreadable += [] if part.path in what else [(part.field, error)]
             continue
         pictures.append({"alt": part.field, "title": part.path, "uri": picture_uri(picture, "JPEG")})
     return {"pictures": pictures, "unreadable": unreadable, "more": max(0, len(parts) - THUMBS)}

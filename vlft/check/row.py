@@ -9,9 +9,10 @@ from typing import Any
 
 from vlft.data.boxes import remarks
 from vlft.data.costs.cache import Costing
-from vlft.data.dataset import MediaProbe, cost_of
+from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
 from vlft.data.identity import FILE_BYTES, PathDigest, content_digest, files_of, question_digest, turns_digest
+from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.read import MediaError
 from vlft.data.sample import Cost, Image, Sample, Video
@@ -122,7 +123,12 @@ class RowCheck:
     def _measured(self, sample: Sample) -> Cost:
         if not isinstance(self.encoder, Encoder):
             return self.encoder.cost(sample, decode=self.decode)
-        return cost_of(self.encoder.encode(sample)) if self.decode else self.encoder.measure(sample)
+        try:
+            for part in sample.media if self.decode else ():
+                decoder.check(part, self.encoder.recipe, exact=True)
+        except MediaError as error:
+            raise _refused(sample, error) from error
+        return self.encoder.measure(sample)
 
     def _inspect(
         self, sample: Sample, medium: Image | Video

@@ -16,6 +16,7 @@ from vlft.config.kinds import Place
 PATTERN = re.compile(r"[*?\[]|\{.*\}")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHOWN = 3
+_DIGITS = re.compile(r"\d+")
 FEW = 2000  # larger folders are not searched for similar names, because that is slow
 
 
@@ -46,13 +47,15 @@ def problem(place: Place, path: str, *, file: str | None = None) -> str:
     return f"no such {place.of if place.of == 'folder' else 'file'}{hint}"
 
 
-def near_miss(path: str, *, few: int = FEW) -> str:
-    """Return a hint for a path that does not exist, to append to a message; "" if there is none. `similar` uses `few`.
+def near_miss(path: str, *, few: int = FEW, numbers: bool = True) -> str:
+    """Return a hint for a path that does not exist, to append to a message; "" if there is none.
+
+    `similar` uses `few` and `numbers`.
 
     Tries other spellings (`spellings`), a doubled or missing folder, the end of a path of another machine, another
     letter case, another ending, and typing errors.
     """
-    for found in (_spelled(path), _other_folder(path), _tail(path), similar(path, few=few)):
+    for found in (_spelled(path), _other_folder(path), _tail(path), similar(path, few=few, numbers=numbers)):
         if found and found != path:
             return f". Did you mean {found}?"
     missing = _first_missing(path)
@@ -108,10 +111,9 @@ def _encoded(path: str) -> str:
 
 def tails(path: str) -> Iterator[tuple[str, str]]:
     """Yield (the folders that are left out, the rest) for every shorter end of a path, the longest first."""
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    for start in range(0 if path.startswith("/") else 1, len(parts)):
-        rest = "/".join(parts[start:])
-        yield path[: path.rindex(rest)], rest
+    starts = [part.start() for part in re.finditer(r"[^/]+", path) if part[0] != "."]
+    for start in starts[0 if path.startswith("/") else 1 :]:
+        yield path[:start], path[start:]
 
 
 def _spelled(path: str) -> str:
@@ -139,11 +141,12 @@ def _other_folder(path: str) -> str:
     return ""
 
 
-def similar(path: str, *, few: int = FEW) -> str:
+def similar(path: str, *, few: int = FEW, numbers: bool = True) -> str:
     """Return the existing path that is most similar to a path, part by part; "" if there is none.
 
     Args:
         few: folders with more entries are searched for another letter case or ending only, not for typing errors.
+        numbers: accept names that differ in their numbers. Pictures with such names are different pictures.
     """
     for _ in range(len(Path(path).parts)):
         if not (missing := _first_missing(path)):
@@ -152,7 +155,8 @@ def similar(path: str, *, few: int = FEW) -> str:
         names, by_case, by_stem = _listed(os.path.abspath(folder))
         like = [*by_case.get(name.lower(), ()), *by_stem.get(os.path.splitext(name.lower())[0], ())]
         if len(names) <= few:
-            like += difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.8)
+            close = difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.8)
+            like += [other for other in close if numbers or _DIGITS.findall(other) == _DIGITS.findall(name)]
         rest = path[len(missing) :]
         found = [os.path.join(folder, other) + rest for other in like]
         # Without a match, the next part may be misspelled too.

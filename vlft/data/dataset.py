@@ -26,6 +26,7 @@ else:
 T = TypeVar("T")
 
 SCAN_CHUNK = 16  # rows that a worker returns at once
+SHORT = 2.0  # seconds of a scan in this process: starting workers, with torch, takes longer
 # Seconds before each further attempt at media that cannot be read: a network disk recovers, or a file is moved there.
 PAUSES = (0.2, 0.8, 2.0)
 PATIENCE = 20  # failed rows of one process after which it pauses only once per row: the fault is not temporary then
@@ -155,10 +156,9 @@ class MediaProbe:
             DataError: a medium cannot be opened or, with `decode`, decoded.
         """
         try:
-            if decode:
-                grids = [decoder.decode(part, self.recipe).grid for part in sample.media]
-            else:
-                grids = [media_io.measure(part, self.recipe) for part in sample.media]
+            for part in sample.media if decode else ():
+                decoder.check(part, self.recipe, exact=True)
+            grids = [media_io.measure(part, self.recipe) for part in sample.media]
         except MediaError as error:
             row = BadRow(file=sample.file, index=sample.index, id=sample.id, field=error.field, reason=error.reason)
             raise DataError(row) from error
@@ -173,7 +173,7 @@ def scan(
     Args:
         samples: rows; indexing one may raise `DataError`.
         look: function of a row, e.g. `Encoder.measure`; called in the worker processes.
-        workers: worker processes, at most one per core; 0 calls `look` in this process.
+        workers: worker processes, at most one per core, for what is left after `SHORT`; 0 calls `look` in this process.
         chunk: rows that a worker returns at once.
 
     Yields:
@@ -182,16 +182,18 @@ def scan(
     Raises:
         ConfigError: the settings fit no row, e.g. the chat template leaves out pictures.
     """
-    # More processes than cores only wait for each other, and starting any takes longer than a short scan.
-    workers = min(workers, _cores()) if len(samples) >= 4 * chunk else 0
+    workers = min(workers, _cores())  # more processes than cores only wait for each other
     rows = _Scan(samples, look)
-    if not workers:
-        for place in range(len(rows)):
-            yield _checked(rows[place])
+    until = time.monotonic() + SHORT
+    done = 0
+    while done < len(rows) and (not workers or time.monotonic() < until or len(rows) - done < 4 * chunk):
+        yield _checked(rows[done])
+        done += 1
+    if done == len(rows):
         return
     from torch.utils.data import DataLoader
 
-    chunks: Any = _Chunks(len(samples), chunk)  # it yields ranges, while torch's type hints ask for lists
+    chunks: Any = _Chunks(done, len(rows), chunk)  # it yields ranges, while torch's type hints ask for lists
     loader: Any = DataLoader(rows, batch_sampler=chunks, collate_fn=list, **loader_options(workers))  # type: ignore[arg-type]
     with workers_end_with_errors():
         for results in loader:
@@ -208,16 +210,17 @@ def _checked(result: T | BadRow | ConfigError) -> T | BadRow:
 class _Chunks:
     """A batch sampler that yields runs of neighbouring rows."""
 
-    def __init__(self, rows: int, size: int) -> None:
+    def __init__(self, first: int, rows: int, size: int) -> None:
+        self.first = first
         self.rows = rows
         self.size = size
 
     def __iter__(self) -> Iterator[range]:
-        for start in range(0, self.rows, self.size):
+        for start in range(self.first, self.rows, self.size):
             yield range(start, min(start + self.size, self.rows))
 
     def __len__(self) -> int:
-        return -(-self.rows // self.size)
+        return -(-(self.rows - self.first) // self.size)
 
 
 def _cores() -> int:

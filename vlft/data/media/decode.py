@@ -54,10 +54,14 @@ def decode(media: Media, recipe: Recipe) -> EncodedMedia:
         raise refused(media, error) from error
 
 
-def check(media: Media, recipe: Recipe) -> None:
-    """Decode a medium, and discard its pixels: without torch, and without resizing them.
+def check(media: Media, recipe: Recipe, *, exact: bool = False) -> None:
+    """Decode a medium, and discard its pixels, without resizing them.
 
-    Of a video file the frames are read that `decode` takes, or their neighbours.
+    Args:
+        media: the medium.
+        recipe: pixel and frame settings.
+        exact: of a video file, read exactly the frames that `decode` takes, which needs torch; if False, these or
+            their neighbours.
 
     Raises:
         MediaError: the errors of `decode`.
@@ -71,8 +75,11 @@ def check(media: Media, recipe: Recipe) -> None:
                 of_frame(media, place, open_picture)
         else:
             clip = open_clip(media.path)
-            near = np.linspace(*taken(clip, media, recipe)).round().astype(int).tolist()
-            for _ in read_frames(clip, near):
+            if exact:
+                indices = frames_taken(clip, media, recipe)
+            else:
+                indices = np.linspace(*taken(clip, media, recipe)).round().astype(int).tolist()
+            for _ in read_frames(clip, indices):
                 pass
     except Unreadable as error:
         raise refused(media, error) from error

@@ -26,7 +26,7 @@ def missing(path: str, folder: str | None = None) -> str:
     found = None if folder is None else _found(path, _in_row(path, folder), folder)
     if found is not None:
         return f"{path}: no such file. Found as {_shown(found[0])}: {found[1]}"
-    hint = near_miss(path, few=FEW)
+    hint = near_miss(path, few=FEW, numbers=False)
     end = "" if hint.endswith("?") else "."
     return f"{path}: no such file{hint}{end} Put it there, or correct the path or --image_folder"
 
@@ -38,7 +38,7 @@ def _found(path: str, value: str, folder: str) -> tuple[str, str] | None:
         if os.path.exists(found := os.path.join(folder, other)):
             return found, f"the path {why}. Correct the rows"
     written = [(value, ""), *((other, f", and the path {why}") for other, why in others)]
-    for places in (_other_folder, _renamed, _shorter):
+    for places in (_other_folder, _renamed, functools.partial(_shorter, value)):
         for one, why in written:
             for found, change in places(one, folder):
                 if os.path.exists(found):
@@ -59,9 +59,14 @@ def _other_folder(value: str, folder: str) -> Iterator[tuple[str, str]]:
     here = os.path.abspath(folder)
     for left_out, rest in tails(value):
         if f"{here}/".endswith(f"/{left_out}"):
-            yield os.path.join(folder, rest), f"pass --image_folder {_shown(here[: -len(left_out)])}"
-    for other in (*_above(folder), ".", *_below(folder or ".")):
+            flag = f"pass --image_folder {_shown(here[: -len(left_out)])}"
+            yield os.path.join(folder, rest), f'{flag} or, if only some paths have "{left_out}", remove it there'
+    for other in (*_above(folder), "."):
         yield os.path.join(other, value), f"pass --image_folder {_shown(other)}"
+    for other in _below(folder or "."):
+        added = f"{os.path.relpath(other, folder or '.')}/"
+        flag = f"pass --image_folder {_shown(other)}"
+        yield os.path.join(other, value), f'{flag} or, if only some files are there, add "{added}" to their paths'
 
 
 def _renamed(value: str, folder: str) -> Iterator[tuple[str, str]]:
@@ -72,13 +77,19 @@ def _renamed(value: str, folder: str) -> Iterator[tuple[str, str]]:
         yield like, f"{how} differs. Rename the files, or correct the rows"
 
 
-def _shorter(value: str, folder: str) -> Iterator[tuple[str, str]]:
-    """Yield the places of a path without its first folders, such as a path of another machine."""
+def _shorter(own: str, value: str, folder: str) -> Iterator[tuple[str, str]]:
+    """Yield the places of a path without its first folders, such as a path of another machine.
+
+    Args:
+        own: the path as its row has it; `value` may be another spelling.
+    """
     for other in (folder, *_above(folder), ".", *_below(folder or ".")):
         for left_out, rest in tails(value):
             if other != folder and "/" not in rest and other not in _below(folder or "."):
                 continue  # a file of this name, in a folder that has nothing to do with the row
             flag = "" if other == folder else f" and pass --image_folder {_shown(other)}"
+            if own.replace("\\", "/").endswith(rest):
+                left_out = own[: -len(rest)]
             yield os.path.join(other, rest), f'remove "{left_out}" from the paths in the rows{flag}'
 
 
