@@ -1,6 +1,7 @@
 """DeepSpeed's ZeRO in a run: partition a loaded model, collect the trained weights, resume from DeepSpeed's state.
 
-`vlft.model.load.loaded_whole` loads it before. Every function must be called on every rank. deepspeed is imported where used.
+`vlft.model.load.loaded_whole` is for loading it before. Every function must be called on every rank. deepspeed is
+imported where used.
 """
 
 from __future__ import annotations
