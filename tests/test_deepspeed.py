@@ -389,3 +389,21 @@ def test_a_checkpoint_holds_what_was_trained_only(runs):
     assert ranks[0].status == 1
     assert "not of this run's own --output_dir" in ranks[0].output
     assert "pickle" in ranks[0].output
+
+
+def test_a_base_is_described_on_meta_under_zero3(base):
+    """transformers 5.23 fills partitioned weights with numbers even on meta; `vlft plan` only needs their shapes."""
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
+
+    from vlft.errors import CheckpointError
+    from vlft.model.load import empty_model, load_config, loaded_whole
+
+    config, family = load_config(base)
+    settings = HfTrainerDeepSpeedConfig({"zero_optimization": {"stage": 3}})  # transformers keeps a weak reference
+    try:
+        with pytest.raises(CheckpointError):  # here: it sees ZeRO-3, and asks for the rows of a micro-batch
+            empty_model(config, family)
+        with loaded_whole(SimpleNamespace(deepspeed=True, hf_deepspeed_config=settings)):
+            assert next(empty_model(config, family).parameters()).is_meta
+    finally:
+        unset_hf_deepspeed_config()

@@ -176,3 +176,11 @@ def test_a_base_that_lacks_a_tensor(capsys, tmp_path, base, flags):
     said = capsys.readouterr().err
     assert "1 tensors are missing" in said
     assert "e.g. model.layers.0.self_attn.q_proj.weight. config.json and the weights" in said
+
+
+def test_flags_for_a_gpu_are_planned_without_torch(capsys, monkeypatch, flags):
+    """A YAML of another kit has them, and is planned on a machine without GPU first."""
+    monkeypatch.setattr("vlft.cli.plan.may_have_gpu", lambda: False)
+    monkeypatch.setattr("vlft.cli.plan.train_types", None)
+    asked = ("--tf32", "true", "--deepspeed", "zero3", "--use_liger_kernel", "auto", "--use_cpu", "true")
+    assert plan(capsys, *flags, *asked)["steps"] == plan(capsys, *flags)["steps"]

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -568,9 +569,44 @@ def test_placeholders_are_refused_until_they_are_filled_in():
         assert f"{word}: replace {word} by a value" in str(caught.value)
 
 
+def test_rows_that_a_kit_holds_out_are_files_that_the_named_command_writes(folder, capsys):
+    rows = [{"conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": "A."}]} for n in range(8)]
+    Path("mine.json").write_text(json.dumps(rows))
+    Path("old.yml").write_text("base_model: m\nadapter: lora\nval_set_size: 0.25\ndatasets: [{path: mine.json}]\n")
+    assert main(["plan", "--translate", "old.yml", "--out", "new.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("fill in:") < said.index("written differently here:")
+    line = next(line for line in said.splitlines() if "--data_path mine-train.jsonl: write it with" in line)
+    assert main(shlex.split(line.partition("vlft ")[2])) == 0
+    config = yaml.safe_load(Path("new.yaml").read_text())
+    assert {name: Path(config[name]).read_text().count("\n") for name in ("data_path", "eval_path")} == {
+        "data_path": 6,
+        "eval_path": 2,
+    }
+    assert not settled(Path("old.yml").read_text(), "again.yml")[0].fill_in
+
+
+def test_a_function_shifts_its_arguments():
+    text = (
+        'go() { local lr=$1; shift; swift sft --model m --dataset d.json --learning_rate $lr "$@"; }\ngo 1e-5 --seed 7'
+    )
+    (one,) = settled(text)
+    assert (values(one)["learning_rate"], values(one)["seed"]) == ("1e-5", "7")
+    assert not one.left_out
+
+
+@pytest.mark.parametrize(
+    "argv", [["train", "run.sh"], ["train", "--config", "run.sh"], ["run.sh"], ["llamafactory-cli", "train", "a.yaml"]]
+)
+def test_a_script_given_to_train_names_the_translation(folder, capsys, argv):
+    Path("run.sh").write_text("swift sft \\\n    --model m\n")
+    assert main(argv) in (1, 2)
+    assert "vlft plan --translate " in capsys.readouterr().err
+
+
 def test_the_refusal_of_a_yaml_names_the_translation(folder):
     (folder / "old.yaml").write_text(f"{{{_LF} finetuning_type: lora, dataset: d.json}}")
-    with pytest.raises(Exception, match=r"as a YAML: vlft plan --translate old\.yaml --out NEW\.yaml"):
+    with pytest.raises(Exception, match=r"as a YAML, with .*: vlft plan --translate old\.yaml --out NEW\.yaml"):
         door.check("train", ["--config", "old.yaml"], KNOWN)
 
 

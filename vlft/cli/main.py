@@ -133,6 +133,10 @@ def _meant(verb: str) -> str:
 
     if (meant := MEANT.get(verb.lower().replace("_", "-"))) is not None:
         return f"Use: {meant}"
+    if verb.endswith((".sh", ".yaml", ".yml")):
+        return (
+            f"Use: vlft plan --translate {verb} for a file of another kit, vlft train --config FILE.yaml for your own"
+        )
     near = difflib.get_close_matches(verb, [*VERBS, "--help", "--version"], n=1)
     return f"Did you mean: vlft {near[0]}" if near else "See: vlft --help"
 

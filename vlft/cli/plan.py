@@ -8,12 +8,13 @@ from typing import Any
 
 from vlft.cli.command import Write, add_json, command
 from vlft.cli.early import check_run
+from vlft.config.deepspeed import PRESETS
 from vlft.config.device import may_have_gpu
 from vlft.config.flags import DataFlags, ModelFlags, PlanFlags
 from vlft.config.parse import FlagParser, Parsed, train_types
 
-#: Flags that only torch, DeepSpeed or a kernel can check.
-NEED_TORCH = {"attn", "deepspeed", "use_liger_kernel", "use_cpu"}
+#: Flags that only torch, DeepSpeed or a kernel can check, with the values that need no check on a machine without GPU.
+NEED_TORCH = {"attn": ("auto", "sdpa"), "use_liger_kernel": ("auto", "false"), "deepspeed": tuple(PRESETS)}
 EXAMPLES = """\
 examples:
   vlft plan --config examples/lora.yaml --model_id Qwen/Qwen2-VL-2B-Instruct --data_path train.json \\
@@ -29,7 +30,7 @@ def _types(values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:
     """Return the flags of a run: without torch if no memory is estimated."""
     memory = extra.gpu is not None or extra.measure or may_have_gpu()
     check_run({name: value for name, value in values.items() if name != "output_dir"})
-    if memory or values.keys() & NEED_TORCH:
+    if memory or any(name in values and values[name] not in sound for name, sound in NEED_TORCH.items()):
         return train_types(values, extra)
     return DataFlags, ModelFlags, PlanFlags
 

@@ -142,7 +142,10 @@ def _unclaimed_words(verb: str, line: Line) -> Iterator[_Wrong]:
         yield _Wrong(flag="data_path", text=text, usage=True)
     if line.others and verb not in table.WITH_WORDS:
         yaml = next((word for word in line.others if word.endswith((".yaml", ".yml"))), "")
+        script = next((word for word in line.others if word.endswith(".sh")), "")
         hint = f"; did you mean --config {yaml}?" if yaml else ". A value follows its flag: --flag value"
+        if script:
+            hint = f". To make a YAML of a script: vlft plan --translate {quoted(script)} --out NEW.yaml"
         yield _Wrong(flag="", text=f"{_few(line.others)} belongs to no flag{hint}", usage=True)
 
 
@@ -193,6 +196,9 @@ def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], 
     number = len(foreign) + len(wrong)
     many = "1 flag cannot" if number == 1 else f"{number} of {len(said)} flags cannot"
     lines = [f"{many} be used as written." + (f" They are flags of {told.kit}." if told.kit else "")]
+    if line.config and any(one.file for change in told.changes for one in change.said):
+        own = f", with the defaults of {told.kit}" if told.kit else ""
+        lines += [f"as a YAML{own}: vlft plan --translate {quoted(line.config)} --out NEW.yaml"]
     if told.changes:
         width = min(COLUMN, max(len(change.before) for change in told.changes))
         lines += ["written differently here:", *(f"  {one.before:<{width}}  ->  {shown(one)}" for one in told.changes)]
@@ -214,8 +220,6 @@ def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], 
     if told.changes:
         bad = {one.flag for one in wrong}
         right = replace(told, flags={name: words for name, words in told.flags.items() if name not in bad})
-        if line.config:
-            lines += [f"as a YAML: vlft plan --translate {quoted(line.config)} --out NEW.yaml"]
         left_out = ", without the flags that are not supported or wrong" if texts else ""
         lines += [f"the command for vlft{left_out}:", f"  {right.command(verb, line.others)}"]
     return "\n  ".join(lines)

@@ -32,7 +32,9 @@ def remarks_on_steps(args: TrainFlags | PlanFlags, steps: int) -> list[str]:
 
 
 def remark_on_numbers(args: TrainFlags) -> str | None:
-    """Return a remark on a run on a GPU without bf16, which computes in float32; None for other runs."""
+    """Return a remark on a GPU without bf16, whose run computes in float32, or on TF32 without a GPU; else None."""
+    if args.tf32_of_no_use:
+        return "--tf32 true has no effect on this run: TF32 is a mode of NVIDIA GPUs, and it runs on the CPU."
     card = None if args.use_cpu or args.bf16 else without_bf16()
     if card is None:
         return None

@@ -120,6 +120,9 @@ def read_line(argv: Sequence[str], kinds: Mapping[str, Kind], *, others: bool) -
     return Line(flags=tuple(flags), others=tuple(rest + after), config=config)
 
 
+_SCRIPT = "takes a YAML, and this is none. To make one of a script: vlft plan --translate {} --out NEW.yaml"
+
+
 def read_yaml(path: str) -> list[tuple[str, tuple[str, ...]]]:
     """Read the flags of a flat YAML file.
 
@@ -138,10 +141,17 @@ def read_yaml(path: str) -> list[tuple[str, tuple[str, ...]]]:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}){near_miss(path)}") from error
     except ValueError as error:
         raise ConfigError(f"--config {path}: not in UTF-8 ({error}). Save it as UTF-8") from error
-    content = read_text(f"--config {path}", text, empty="")
+    try:
+        content = read_text(f"--config {path}", text, empty="")
+    except ConfigError as error:
+        if path.endswith((".sh", ".txt")):
+            raise ConfigError(f"--config {path}: {_SCRIPT.format(quoted(path))}") from error
+        raise
     if content is None:
         return []
     if not isinstance(content, dict):
+        if path.endswith((".sh", ".txt")):
+            raise ConfigError(f"--config {path}: {_SCRIPT.format(quoted(path))}")
         raise ConfigError(f"--config {path}: expected `flag: value` lines, found a {type(content).__name__}")
     if "config" in content:
         raise ConfigError(f"--config {path}: a config file cannot name another (config: {content['config']})")

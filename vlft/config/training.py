@@ -30,6 +30,9 @@ class TrainFlags(Steps, RunFlags, TrainingArguments):  # type: ignore[misc]
 
         if not torch.accelerator.is_available():
             self.use_cpu = True  # accelerate joins CPU processes into a group only with this flag
+        self.tf32_of_no_use = bool(self.tf32 and self.use_cpu)
+        if self.tf32_of_no_use:
+            self.tf32 = None  # transformers would refuse it, and a YAML for a GPU is also planned and tried without one
         if self.bf16 is None:
             gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = bool(gpu and has_bf16())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from vlft.text import error_text
 
 if TYPE_CHECKING:
     import torch
+
+    from vlft.config.training import TrainFlags
 
 
 def load_config(folder: str | Path) -> tuple[Any, Family]:
@@ -150,6 +153,26 @@ def check_shapes(folder: str | Path, family: Family, shapes: Mapping[str, tuple[
                 f"{folder}: {len(names)} tensors are {kind} for {family.model_class}, e.g. {names[0]}. "
                 "config.json and the weights belong to different models. Download the model again."
             )
+
+
+@contextlib.contextmanager
+def loaded_whole(args: TrainFlags) -> Iterator[None]:
+    """Within this context transformers and PEFT see no ZeRO-3, and make whole tensors on the host or on meta.
+
+    Otherwise transformers builds the model in partitions: it neither reports missing tensors nor lets towers have their
+    own dtypes, and cannot build it on meta. The price: until the weights are partitioned, each process holds the whole
+    model in the host's memory (2 bytes per weight: 8 x 17 GB on a node of 8 for a 7B model). A device never holds it.
+    """
+    if not args.deepspeed:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(args.hf_deepspeed_config)
 
 
 def empty_model(config: Any, family: Family) -> torch.nn.Module:

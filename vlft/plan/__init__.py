@@ -18,7 +18,7 @@ from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
 from vlft.errors import ConfigError
 from vlft.model import groups
-from vlft.model.load import check_shapes
+from vlft.model.load import check_shapes, loaded_whole
 from vlft.model.scale import PixelScale
 from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.overlap import overlap
@@ -151,21 +151,22 @@ def plan(parsed: Parsed, asked: Asked = Asked()) -> Plan:
         raise ConfigError(
             f"--measure runs on this machine's device, and --gpu {asked.gpu} names another card. Drop one of the two."
         )
-    model, table = model_of(base, args)
-    planned = _plan(parsed, base, table, world=world)
-    outlook = forecast(
-        base,
-        model,
-        args,
-        model_flags,
-        planned.data,
-        planned.order,
-        given=parsed.given,
-        gpu=asked.gpu,
-        real=asked.measure,
-        tokens_per_s=asked.tokens_per_s,
-        steps=planned.steps,
-    )
+    with loaded_whole(args):
+        model, table = model_of(base, args)
+        planned = _plan(parsed, base, table, world=world)
+        outlook = forecast(
+            base,
+            model,
+            args,
+            model_flags,
+            planned.data,
+            planned.order,
+            given=parsed.given,
+            gpu=asked.gpu,
+            real=asked.measure,
+            tokens_per_s=asked.tokens_per_s,
+            steps=planned.steps,
+        )
     return replace(planned, outlook=outlook)
 
 

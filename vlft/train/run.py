@@ -27,7 +27,7 @@ from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
 from vlft.model import flops, groups, kernels
-from vlft.model.load import check_fit
+from vlft.model.load import check_fit, loaded_whole
 from vlft.objectives import Objective
 from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.objective import objective_of
@@ -120,7 +120,7 @@ def train(
     on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
     screen.stage("opening the base")
     base = open_base(data, model, given=parsed.given)
-    with zero.loaded_whole(args):
+    with loaded_whole(args):
         check_fit(base.folder, base.family)  # before the pass over the rows
     screen.stage("reading the data files")
     workers = args.dataloader_num_workers
@@ -212,7 +212,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     tokens, patches = largest(order, run.rows.costs)
     set_seed(args.seed)  # not earlier: measuring rows draws random numbers, but only if their costs are not cached
     screen.stage("loading the weights")
-    with zero.loaded_whole(args):
+    with loaded_whole(args):
         model, chosen = prepare_model(base, args, choice=run.model.attn, say=say, tokens=tokens, patches=patches)
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay

@@ -1,12 +1,12 @@
 """DeepSpeed's ZeRO in a run: partition a loaded model, collect the trained weights, resume from DeepSpeed's state.
 
-Every function must be called on every rank. deepspeed is imported where used.
+`vlft.model.load.loaded_whole` is for loading it before. Every function must be called on every rank. deepspeed is
+imported where used.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,6 @@ LIVE_WEIGHTS = 10**9
 def shares_weights(args: TrainFlags) -> bool:
     """Whether the weights themselves are partitioned over the ranks (ZeRO-3)."""
     return args.zero is not None and args.zero.startswith("zero3")
-
-
-@contextlib.contextmanager
-def loaded_whole(args: TrainFlags) -> Iterator[None]:
-    """Within this context `from_pretrained` and PEFT see no ZeRO-3 and make whole tensors on the host.
-
-    Otherwise transformers builds the model in partitions, and then neither reports missing tensors nor lets towers
-    have their own dtypes. The price: until `share_out`, each process holds the whole model in the host's memory
-    (2 bytes per weight: 8 x 17 GB on a node of 8 for a 7B model). A device never holds it.
-    """
-    if not args.deepspeed:
-        yield
-        return
-    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        set_hf_deepspeed_config(args.hf_deepspeed_config)
 
 
 def weights_to_come(model: torch.nn.Module, args: TrainFlags) -> int:

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from vlft.config.kits.outcome import Kit, Rule, attention, cannot, data, dtype, held_out, renamed
+from vlft.config.kits.outcome import (
+    QUANTISED,
+    Idle,
+    Kit,
+    Rule,
+    attention,
+    by_word,
+    cannot,
+    data,
+    dtype,
+    flag,
+    held_out,
+    renamed,
+    switch,
+)
 
 #: Flag of vlft -> its synonyms.
 _WORDS = {
@@ -26,7 +40,7 @@ _WORDS = {
     "output_dir": "output out out_dir save_dir output_path",
     "dataloader_num_workers": "workers num_workers num_proc",
     "max_length": "max_len context_length max_tokens max_seq_len seq_length seq_len sequence_length",
-    "resume_from_checkpoint": "resume resume_from load_checkpoint",
+    "resume_from_checkpoint": "resume_from load_checkpoint",
     "save_steps": "save_every save_freq save_interval checkpoint_every",
     "eval_steps": "eval_every eval_freq eval_interval",
     "logging_steps": "log_every log_freq log_interval",
@@ -38,6 +52,8 @@ _WORDS = {
     "attn": "attention attn_type attn_backend",
 }
 _GPUS = "the launcher sets the number of GPUs: torchrun --nproc_per_node N -m vlft train, or GPUS=N for the scripts"
+_ONE_GPU = "CUDA_VISIBLE_DEVICES in the environment picks a GPU: CUDA_VISIBLE_DEVICES=0 vlft train"
+_RESUMES = dict.fromkeys(["", "true"], Idle(why="the same command resumes the run in its --output_dir"))
 _RULES: dict[str, Rule] = {word: renamed(flag) for flag, words in _WORDS.items() for word in words.split()}
 _RULES |= dict.fromkeys(
     [
@@ -67,7 +83,11 @@ _RULES |= dict.fromkeys(
     ],
     lambda words: data(words, to="eval_path"),
 )
-_RULES |= dict.fromkeys(["num_gpus", "n_gpu", "nproc_per_node", "devices"], cannot(_GPUS))
+_RULES |= dict.fromkeys(["num_gpus", "n_gpu", "nproc_per_node", "devices", "num_devices"], cannot(_GPUS))
+_RULES |= dict.fromkeys(["gpu", "gpu_id", "gpu_ids", "cuda", "cuda_visible_devices"], cannot(_ONE_GPU))
+_RULES |= dict.fromkeys(["resume", "resume_training"], by_word(_RESUMES, renamed("resume_from_checkpoint")))
+_RULES["fp32"] = switch(true=flag("bf16", "false"), false=Idle())
+_RULES["qlora"] = switch(true=QUANTISED(()), false=Idle())
 _RULES |= dict.fromkeys(["mixed_precision", "precision", "torch_dtype", "dtype"], dtype)
 _RULES |= dict.fromkeys(["attn_implementation", "attn_impl", "attention_implementation"], attention)
 _RULES |= dict.fromkeys(["val_split", "validation_split", "test_split_size", "eval_split"], held_out)

@@ -22,6 +22,10 @@ MEANT: Mapping[str, str] = {
         ("translate", "migrate", "port", "convert-config", "from-yaml"), "vlft plan --translate OLD [--out new.yaml]"
     ),
     **dict.fromkeys(
+        ("llamafactory-cli", "llamafactory", "swift", "axolotl", "trl", "torchrun", "deepspeed", "accelerate"),
+        "vlft plan --translate OLD, where OLD is a file with the command, or the YAML that it names",
+    ),
+    **dict.fromkeys(
         ("check", "validate", "verify", "lint", "data", "preprocess", "prepare", "tokenize"), "vlft check-data"
     ),
     **dict.fromkeys(("show", "view", "inspect", "visualize"), "vlft preview"),

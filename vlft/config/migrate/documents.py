@@ -105,7 +105,9 @@ def _text(old: str) -> tuple[str, str]:
     if path.suffix.lower() in _NOT_READ:
         raise ConfigError(_unreadable(old, _NOT_READ[path.suffix.lower()]))
     if path.stat().st_size > LARGEST:
-        raise ConfigError(f"--translate {old}: {path.stat().st_size:,} bytes are too much for a script or a YAML")
+        raise ConfigError(
+            f"--translate {old}: {path.stat().st_size:,} bytes, at most {LARGEST:,}: name a script or a YAML"
+        )
     try:
         return path.read_text(encoding="utf-8-sig"), old
     except (OSError, UnicodeDecodeError) as error:

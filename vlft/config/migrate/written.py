@@ -28,15 +28,16 @@ def as_text(one: Settled, config: str = "", told: set[str] | None = None) -> str
         lines.append(f"# flags of several kits are mixed. Each one is translated by its own kit. {mixed}")
     lines += [f"# {line}" for line in one.notes[:1] if line == one.run.refused]
     lines.append(command(one, config))
-    changed = [(before, f"{after}   ({note})" if note else after) for before, after, note in changes(one)]
+    known = {"", *(item.why for item in one.fill_in)}
+    changed = [(before, after if note in known else f"{after}   ({note})") for before, after, note in changes(one)]
     own = [as_written(name, words) for name, words in one.own_defaults.items()]
     parts: list[tuple[str, Iterable[str]]] = [
         ("fill in:", (f"--{item.flag} {item.value}: {item.why}" if item.value else item.why for item in one.fill_in)),
-        ("written differently here:", _arrows(changed)),
-        (f"defaults of {one.kit} that differ from vlft's, so they are set:", own),
         ("no counterpart:", (f"{before}: {why}" for before, why in one.left_out)),
-        ("no effect here:", (f"{before} ({why})" if why else before for before, why in one.idle)),
         ("note:", [note for note in one.notes if note != one.run.refused]),
+        (f"defaults of {one.kit} that differ from vlft's, so they are set:", [" ".join(own)] if own else []),
+        ("written differently here:", _arrows(changed)),
+        ("no effect here:", (f"{before} ({why})" if why else before for before, why in one.idle)),
     ]
     for head, texts in parts:
         if texts := [text for text in texts if f"{head} {text}" not in told]:
@@ -46,8 +47,13 @@ def as_text(one: Settled, config: str = "", told: set[str] | None = None) -> str
 
 
 def _arrows(rows: Sequence[tuple[str, str]]) -> list[str]:
-    width = min(COLUMN, max((len(before) for before, _ in rows), default=0))
-    return [f"{before:<{width}}  ->  {after}" for before, after in rows]
+    width = max((len(before) for before, _ in rows if len(before) <= COLUMN), default=0)
+    lines = []
+    for before, after in rows:
+        lines += (
+            [f"{before:<{width}}  ->  {after}"] if len(before) <= width else [before, f"{'':<{width}}  ->  {after}"]
+        )
+    return lines
 
 
 def command(one: Settled, config: str = "") -> str:
@@ -158,6 +164,7 @@ def summary(runs: Sequence[Settled], remarks: Sequence[str], files: Mapping[int,
         blocks.insert(0, f"# {counted(len(runs), 'run')} in this file. What holds for several is said once")
     if remarks:
         blocks.append("\n".join(["not translated:", *(f"  {remark}" for remark in remarks)]))
-    for path in files.values():
-        blocks.append(f"written: {path}. Next: vlft plan --config {quoted(path)}")
+    for place, path in files.items():
+        then = "Fill in what is listed above, then" if runs[place].fill_in else "Next"
+        blocks.append(f"written: {path}. {then}: vlft plan --config {quoted(path)}")
     return "\n\n".join(blocks)

@@ -141,8 +141,10 @@ class Commands:
             return name != "false"
         if name in ("exit", "return"):
             return ENDED
-        if name in ("break", "continue", "shift", "getopts", "wait", "trap", "shopt", "alias", "ulimit", "umask"):
+        if name in ("break", "continue", "getopts", "wait", "trap", "shopt", "alias", "ulimit", "umask"):
             return True
+        if name == "shift":
+            return self._shift(words[1].text if words[1:] else "1")
         if name == "set":
             self.export_all |= any("a" in word.text for word in words[1:] if word.text.startswith("-"))
             return True
@@ -231,6 +233,15 @@ class Commands:
             self.variables[name] = (unknown(name, f"line {token.line}: ${name} is changed by (({text}))"),)
 
     # ---- functions, other scripts, files
+
+    def _shift(self, number: str) -> bool:
+        """Drop the first arguments, as bash does: none if there are fewer. Those of the script are not known."""
+        if self.arguments is None or not number.isdecimal():
+            return True
+        enough = int(number) <= len(self.arguments)
+        if enough:
+            self.arguments = self.arguments[int(number) :]
+        return enough
 
     def _call(self, body: Body, arguments: Values, own: list[tuple[str, Values]]) -> bool | None:
         return self._with(lambda: self.run(body), arguments, self.path, own)
