@@ -55,6 +55,10 @@ def run(parsed: Parsed, write: Write) -> int:
         fix = "Use a number from 0, or several: 3,17,40-44"
         raise wrong_usage("preview", f"--index {extra.index}: {error}. {fix}") from error
     rows = list(preview_rows(files[0], indices, data, model, given=parsed.given))
+    if extra.html:
+        from vlft.preview.page import write_html
+
+        write_html(rows, extra.html)
     if extra.json:
         found = [row.as_json() for row in rows]
         write(found[0] if len(indices) == 1 else {"rows": found})
@@ -62,13 +66,10 @@ def run(parsed: Parsed, write: Write) -> int:
         from vlft.preview.text import as_text
 
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print("\n\n".join(as_text(row, color=color) for row in rows), flush=True)
+        print("\n\n".join(as_text(row, color=color) for row in rows))
     refused = [row.row for row in rows if isinstance(row, Refused)]
     for row in refused:
         print(f"refused: {row}", file=sys.stderr)
     if extra.html:
-        from vlft.preview.page import write_html  # last: pixels need torch, which takes seconds to import
-
-        write_html(rows, extra.html)
         print(f"page: {extra.html}", file=sys.stderr)
     return 1 if refused else 0
