@@ -69,10 +69,19 @@ class BadRow:
     reason: str
     too_long: bool = False
 
-    def __str__(self) -> str:
+    @property
+    def where(self) -> str:
+        """The row and its field, as messages begin."""
         name = f" (id {self.id})" if self.id is not None else ""
-        text = f"{self.file}[{self.index}].{self.field}{name}: {self.reason}"
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON may hold half a character, UTF-8 not
+        return _encodable(f"{self.file}[{self.index}].{self.field}{name}")
+
+    def __str__(self) -> str:
+        return f"{self.where}: {_encodable(self.reason)}"
+
+
+def _encodable(text: str) -> str:
+    """Escape halves of characters, which JSON may hold and UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class DataError(VlftError):

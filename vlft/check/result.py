@@ -252,7 +252,8 @@ def _listed(title: str, rows: Sequence[BadRow]) -> str:
             lines.append(f"  {printable(str(some[0]))}")
             continue
         lines.append(f"  {counted(len(some), 'row')}: {printable(kind)}")
-        lines += [f"    {printable(str(row))}" for row in some[:FIRST]]
+        differ = len({row.reason for row in some}) > 1  # else the kind says it for all of them
+        lines += [f"    {printable(str(row) if differ else row.where)}" for row in some[:FIRST]]
         if len(some) > FIRST:
             lines.append(f"    and {len(some) - FIRST:,} more")
     if others := kinds[KINDS:]:
