@@ -81,7 +81,7 @@ def test_files_with_equal_beginnings_are_not_equal(folder, capsys):
 
 
 def groups_of(folder: Path) -> list[dict]:
-    """60 rows: 40 with pictures, of which several rows share one, also through a third row; 20 with text only."""
+    """60 rows: 40 with pictures that several rows share, also through a third row; 20 with text only."""
     rows = [asked(i, f"{2 + i % 18}.png") for i in range(36)]
     rows += [asked(36, ["0.png", "1.png"]), asked(37, "copy.png"), asked(38, "1.png"), asked(39, "0.png")]
     return rows + [asked(40 + i % 15, answer=f"Text {i}.") for i in range(20)]
