@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ class _Ended:
 ENDED: bool = _Ended()  # type: ignore[assignment]
 
 
-class Commands:
+class Commands(ABC):
     """The state of a script while it is followed, and its simple commands. `walk` adds the others."""
 
     def __init__(self, script: Script, path: str, recorded: frozenset[str]) -> None:
@@ -107,9 +108,9 @@ class Commands:
         self.depth = 0
         self.steps = 0
 
+    @abstractmethod
     def run(self, body: Body) -> bool:
         """Follow statements. Returns False if the script, or the function, ends among them."""
-        raise NotImplementedError
 
     def expander(self) -> Expander:
         return Expander(self.variables, self.arguments, self.path)
