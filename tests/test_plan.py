@@ -10,6 +10,7 @@ from conftest import row
 from plans import PRESETS, plan, towers
 
 from vlft.cli.main import main
+from vlft.config import device
 from vlft.demo.tiny import build_tiny
 from vlft.model.apply import apply_towers
 from vlft.model.groups import parameter_groups, table
@@ -180,7 +181,24 @@ def test_a_base_that_lacks_a_tensor(capsys, tmp_path, base, flags):
 
 def test_flags_for_a_gpu_are_planned_without_torch(capsys, monkeypatch, flags):
     """A YAML of another kit has them, and is planned on a machine without GPU first."""
-    monkeypatch.setattr("vlft.cli.plan.may_have_gpu", lambda: False)
+    monkeypatch.setattr("vlft.cli.plan.may_have_cuda", lambda: False)
     monkeypatch.setattr("vlft.cli.plan.train_types", None)
     asked = ("--tf32", "true", "--deepspeed", "zero3", "--use_liger_kernel", "auto", "--use_cpu", "true")
     assert plan(capsys, *flags, *asked)["steps"] == plan(capsys, *flags)["steps"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "there", "gpu", "cuda"),
+    [
+        ("linux", (), False, False),
+        ("linux", ("/dev/dri",), True, False),  # a display
+        ("linux", ("/dev/dri", "/dev/nvidiactl"), True, True),
+        ("linux", ("/dev/kfd",), True, True),
+        ("darwin", (), True, False),
+        ("win32", (), True, True),
+    ],
+)
+def test_only_a_driver_for_cuda_makes_a_plan_ask_torch(monkeypatch, platform, there, gpu, cuda):
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr("os.path.exists", lambda path: path in there)
+    assert (device.may_have_gpu(), device.may_have_cuda()) == (gpu, cuda)

@@ -9,7 +9,7 @@ from typing import Any
 from vlft.cli.command import Write, add_json, command
 from vlft.cli.early import check_run
 from vlft.config.deepspeed import PRESETS
-from vlft.config.device import may_have_gpu
+from vlft.config.device import may_have_cuda
 from vlft.config.flags import DataFlags, ModelFlags, PlanFlags
 from vlft.config.parse import FlagParser, Parsed, train_types
 
@@ -28,7 +28,7 @@ examples:
 
 def _types(values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:
     """Return the flags of a run: without torch if no memory is estimated."""
-    memory = extra.gpu is not None or extra.measure or may_have_gpu()
+    memory = extra.gpu is not None or extra.measure or may_have_cuda()
     check_run({name: value for name, value in values.items() if name != "output_dir"})
     if memory or any(name in values and values[name] not in sound for name, sound in NEED_TORCH.items()):
         return train_types(values, extra)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 import sys
 
-#: Files of the drivers of NVIDIA (also under Windows' Linux), AMD and Intel.
-_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/dri")
+#: Files of the drivers for `torch.cuda`: NVIDIA (also under Windows' Linux) and AMD.
+_CUDA = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+#: Files of other drivers. Most desktops have them for their display alone.
+_OTHERS = ("/dev/dri",)
 
 
 def may_have_gpu() -> bool:
-    """Whether there may be a GPU, without asking torch. False means that there is none."""
-    return not sys.platform.startswith("linux") or any(map(os.path.exists, _DRIVERS))
+    """Whether there may be a GPU of any kind, without asking torch. False means that there is none."""
+    return not sys.platform.startswith("linux") or any(map(os.path.exists, (*_CUDA, *_OTHERS)))
+
+
+def may_have_cuda() -> bool:
+    """Whether there may be a GPU for `torch.cuda`, without asking torch. False means that there is none."""
+    if sys.platform.startswith("linux"):
+        return any(map(os.path.exists, _CUDA))
+    return sys.platform != "darwin"
 
 
 def has_bf16() -> bool:
