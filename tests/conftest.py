@@ -56,6 +56,16 @@ def base(tmp_path_factory, base_family) -> Path:
 
 
 @pytest.fixture(scope="session")
+def base_of(tmp_path_factory):
+    """A function: family -> its tiny base, float32. Each is built once per session."""
+    import functools
+
+    from vlft.demo.tiny import build_tiny
+
+    return functools.cache(lambda family: build_tiny(tmp_path_factory.mktemp(family.model_type), family))
+
+
+@pytest.fixture(scope="session")
 def media(tmp_path_factory) -> Path:
     """A folder of real photographs (china, flower, astronaut, coffee: .jpg) and, with PyAV, a 3-second clip.mp4."""
     import numpy as np

@@ -11,8 +11,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from vlft.errors import CheckpointError
-from vlft.families.sizes import (
-    Sizes,
+from vlft.families.configs import (
     TextNames,
     VisionNames,
     attention_configs,
@@ -20,12 +19,23 @@ from vlft.families.sizes import (
     read_sizes,
     with_depth,
 )
+from vlft.families.sizes import Sizes
 
 TOWERS = ("vision", "merger", "language")
 
-#: What a model does in addition to placing vision features among the embeddings. `deepstack`: features of earlier
-#: vision blocks are added to the hidden states of the first language layers.
-Feature = Literal["deepstack"]
+#: What a model does in addition to placing vision features among the embeddings.
+#: `windows`: most vision blocks attend within windows of a picture.
+#: `interpolation`: a learnt grid of positions is interpolated to the size of each picture.
+#: `deepstack`: features of earlier vision blocks are added to the hidden states of the first language layers.
+#: `recurrent`: most language layers are gated delta nets, which carry a state along the sample.
+#: `experts`: the MLPs of language layers are experts that a router chooses from. They and the router stay frozen.
+Feature = Literal["windows", "interpolation", "deepstack", "recurrent", "experts"]
+
+LAYER = r"model\.language_model\.layers\.\d+\."
+BLOCK = r"model\.visual\.blocks\.\d+\."
+#: Linear layers of a language layer with softmax attention and one gated MLP.
+DENSE_LAYER = LAYER + r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+ATTENTION = LAYER + r"self_attn\.(q|k|v|o)_proj"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +79,19 @@ class Family:
         vision_names: how its `vision_config` spells sizes.
         text_names: how its `text_config` spells sizes.
         tower_prefixes: (prefix of a parameter's name, tower) pairs; the first match wins.
+        carried: prefixes of tensors in published files that transformers does not load, such as the heads that predict
+            several tokens. They are copied into the weights that vlft writes.
         lora_targets: tower -> linear layers that LoRA may adapt, as a full-match regex over module names.
         attention_targets: the subset of `lora_targets` for `--lora_target attention`.
         fused_norms: RMSNorms of the language model that a fused kernel may replace if it computes the same, as a
             full-match regex over module names.
         fused_mlps: gated MLPs of the language model, likewise.
         features: the entries of `Feature` that apply.
+        norm: what RMSNorms of the language model multiply by: `w`, or `1 + w`.
+        video_time: how the model knows the time of a video's steps. index: positions count steps; seconds: positions
+            count time; text: the time is written before each step, which has its own run of pad tokens.
+        video_rule: who chooses the frames of a video and their size: qwen-vl-utils, with pixel limits per frame, or the
+            model's own video processor, with pixel limits per clip.
         published: (prefix of a module name, prefix in published files) pairs; the first match wins.
         embedding: name of the parameter that maps ids to channels.
         head: name of the parameter that maps channels to ids.
@@ -105,30 +122,43 @@ class Family:
     video_processor_class: str
     vision_names: VisionNames
     text_names: TextNames
-    tower_prefixes: tuple[tuple[str, str], ...]
     lora_targets: Mapping[str, str]
     attention_targets: Mapping[str, str]
-    fused_norms: str
-    fused_mlps: str
+    fused_norms: str = LAYER + r"(input_layernorm|post_attention_layernorm)|model\.language_model\.norm"
+    fused_mlps: str = LAYER + "mlp"
     features: frozenset[Feature] = frozenset()
-    published: tuple[tuple[str, str], ...]
-    embedding: str
-    head: str
-    image_pad: str
-    video_pad: str
-    vision_start: str
-    vision_end: str
-    start_of_turn: str
-    end_of_turn: str
-    end_of_text: str
-    control_tokens: tuple[str, ...]
+    norm: Literal["w", "1 + w"] = "w"
+    video_time: Literal["index", "seconds", "text"]
+    video_rule: Literal["qwen-vl-utils", "processor"]
     box_unit: Literal["0-1000", "pixels"]
     box_style: Literal["tokens", "json"]
     pixels: tuple[int, int]
     scaling: tuple[tuple[float, ...], tuple[float, ...]]
-    layout: Callable[[Sizes], dict[str, tuple[int, ...]]] | None = None
     tiny: Shape
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    layout: Callable[[Sizes], dict[str, tuple[int, ...]]] | None = None
+    carried: tuple[str, ...] = ()
+    published: tuple[tuple[str, str], ...] = ()
+    tower_prefixes: tuple[tuple[str, str], ...] = (
+        ("model.visual.merger.", "merger"),
+        ("model.visual.deepstack_merger_list.", "merger"),
+        ("model.visual.", "vision"),
+        ("model.language_model.", "language"),
+        ("lm_head.", "language"),
+    )
+    embedding: str = "model.language_model.embed_tokens.weight"
+    head: str = "lm_head.weight"
+    image_pad: str = "<|image_pad|>"
+    video_pad: str = "<|video_pad|>"
+    vision_start: str = "<|vision_start|>"
+    vision_end: str = "<|vision_end|>"
+    start_of_turn: str = "<|im_start|>"
+    end_of_turn: str = "<|im_end|>"
+    end_of_text: str = "<|endoftext|>"
+    control_tokens: tuple[str, ...] = (
+        "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+        "<|image_pad|>", "<|video_pad|>",
+    )  # fmt: skip
 
     @staticmethod
     def of(model_type: object, *, where: str = "the model") -> Family:

@@ -1,10 +1,9 @@
 """The family Qwen2-VL. Sizes are from config.json of Qwen/Qwen2-VL-2B-Instruct and Qwen2-VL-7B-Instruct."""
 
-from vlft.families.family import Family, Shape
-from vlft.families.sizes import Sizes, TextNames, VisionNames
+from vlft.families.configs import TextNames, VisionNames
+from vlft.families.family import ATTENTION, BLOCK, DENSE_LAYER, Family, Shape
+from vlft.families.sizes import Sizes
 
-_LAYER = r"model\.language_model\.layers\.\d+\."
-_BLOCK = r"model\.visual\.blocks\.\d+\."
 _MERGER = r"model\.visual\.merger\.mlp\.(0|2)"
 _VISION = {
     "embed_dim": 1280, "depth": 32, "num_heads": 16, "mlp_ratio": 4,
@@ -65,38 +64,19 @@ QWEN2_VL = Family(
     video_processor_class="Qwen2VLVideoProcessor",
     vision_names=VisionNames(width="embed_dim", out="hidden_size"),
     text_names=TextNames(),
-    tower_prefixes=(
-        ("model.visual.merger.", "merger"),
-        ("model.visual.", "vision"),
-        ("model.language_model.", "language"),
-        ("lm_head.", "language"),
-    ),
     lora_targets={
-        "language": _LAYER + r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)",
-        "vision": _BLOCK + r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))",
+        "language": DENSE_LAYER,
+        "vision": BLOCK + r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))",
         "merger": _MERGER,
     },
     attention_targets={
-        "language": _LAYER + r"self_attn\.(q|k|v|o)_proj",
-        "vision": _BLOCK + r"attn\.(qkv|proj)",
+        "language": ATTENTION,
+        "vision": BLOCK + r"attn\.(qkv|proj)",
         "merger": _MERGER,  # a merger has no attention, only these two linears
     },
-    fused_norms=_LAYER + r"(input_layernorm|post_attention_layernorm)|model\.language_model\.norm",
-    fused_mlps=_LAYER + "mlp",
     published=(("model.visual.", "visual."), ("model.language_model.", "model.")),
-    embedding="model.language_model.embed_tokens.weight",
-    head="lm_head.weight",
-    image_pad="<|image_pad|>",
-    video_pad="<|video_pad|>",
-    vision_start="<|vision_start|>",
-    vision_end="<|vision_end|>",
-    start_of_turn="<|im_start|>",
-    end_of_turn="<|im_end|>",
-    end_of_text="<|endoftext|>",
-    control_tokens=(
-        "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-        "<|image_pad|>", "<|video_pad|>",
-    ),
+    video_time="index",
+    video_rule="qwen-vl-utils",
     box_unit="0-1000",
     box_style="tokens",
     pixels=(4 * 28 * 28, 16384 * 28 * 28),
