@@ -9,7 +9,7 @@ usage() { # what is wrong
     local script=${0##*/}
     cat >&2 <<TEXT
 $script: $1
-  MODEL=Qwen/Qwen2-VL-2B-Instruct DATA=train.json IMAGE_FOLDER=images OUTPUT=output/run bash scripts/$script [flags]
+  MODEL=Qwen/Qwen3-VL-4B-Instruct DATA=train.json IMAGE_FOLDER=images OUTPUT=output/run bash scripts/$script [flags]
   DATA may be several files, separated by spaces. GPUS=4 uses four GPUs. GLOBAL_BATCH (128) rows make an optimizer step
   on any number of GPUs; for a few hundred rows use GLOBAL_BATCH=8 or 16.
   Several nodes: run it on each, with NNODES=2 NODE_RANK=0 (1 on the next node) MASTER_ADDR=first-node GPUS=8.
@@ -38,6 +38,32 @@ tower_rate() { # vision or merger, rate, the command line...
     local tower=$1 rate=$2
     shift 2
     [[ $(given "--$tower" "$@") == frozen ]] || preset+=("--${tower}_lr" "$rate")
+}
+
+# How the base counts pixels: `28 frame`, or e.g. `32 clip` for Qwen3-VL. Its config.json decides. If it cannot be read,
+# vlft train says why.
+base_pixels() { # the command line...
+    local model found
+    model=$(given --model_id "$@") || model=${MODEL:-}
+    found=$("$python" -m vlft.cli.base_pixels "$model" 2>/dev/null) || true
+    [[ $found =~ ^[1-9][0-9]*\ (clip|frame)$ ]] || found="28 frame"
+    printf '%s' "$found"
+}
+
+# The smallest and the largest picture, in tokens. A token is 28 x 28 pixels, or 32 x 32 from Qwen3-VL on.
+picture_tokens() { # fewest, most, the command line...
+    local least=$1 most=$2 side
+    shift 2
+    side=$(base_pixels "$@")
+    side=${side% *}
+    preset+=(--image_min_pixels $((least * side * side)) --image_max_pixels $((most * side * side)))
+}
+
+# The largest frame in pixels, for bases that limit each frame. Others limit a whole clip, and keep their own limit.
+frame_pixels() { # most, the command line...
+    local most=$1
+    shift
+    [[ $(base_pixels "$@") == *clip ]] || preset+=(--video_max_pixels "$most")
 }
 
 whole_number() { # name, value

@@ -8,7 +8,6 @@ preset+=(
     --vision frozen --merger frozen --language lora
     --lora_rank 32 --lora_alpha 64 --lora_dropout 0.05
     --learning_rate 1e-4
-    --image_min_pixels $((256 * 28 * 28))
-    --image_max_pixels $((1280 * 28 * 28))
 )
+picture_tokens 256 1280 "$@"
 finetune "$@"

@@ -6,7 +6,6 @@ preset+=(
     --vision lora --merger lora --language lora
     --lora_rank 32 --lora_alpha 64 --lora_dropout 0.05
     --learning_rate 2e-4
-    --image_min_pixels $((256 * 28 * 28))
-    --image_max_pixels $((1280 * 28 * 28))
 )
+picture_tokens 256 1280 "$@"
 finetune "$@"

@@ -8,8 +8,8 @@ preset+=(
     --vision full --merger full --language full
     --learning_rate 1e-5
     --fps 1
-    --video_max_pixels $((360 * 420)) # of one frame
 )
+frame_pixels $((360 * 420)) "$@"
 tower_rate vision 2e-6 "$@"
 tower_rate merger 1e-5 "$@"
 finetune "$@"

@@ -58,11 +58,17 @@ def base(tmp_path_factory, base_family) -> Path:
 @pytest.fixture(scope="session")
 def base_of(tmp_path_factory):
     """A function: family -> its tiny base, float32. Each is built once per session."""
-    import functools
-
     from vlft.demo.tiny import build_tiny
 
-    return functools.cache(lambda family: build_tiny(tmp_path_factory.mktemp(family.model_type), family))
+    built: dict[str, Path] = {}
+
+    def get(family) -> Path:
+        name = family.model_type
+        if name not in built:
+            built[name] = build_tiny(tmp_path_factory.mktemp(name), family)
+        return built[name]
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -161,6 +161,28 @@ def test_a_flag_wins_over_preset_and_environment(scripts, script):
     assert {name: flags[name] for name in mine} == {name: [value] for name, value in mine.items()}
 
 
+def test_the_base_decides_how_many_pixels_a_token_has(base_of, tmp_path):
+    """With the real Python of this test, up to the call of `vlft train`."""
+    from vlft.cli.base_pixels import base_pixels
+    from vlft.families import FAMILIES
+
+    assert base_pixels(str(base_of(FAMILIES["qwen2_5_vl"]))) == (28, "frame")
+    third = str(base_of(FAMILIES["qwen3_5"]))
+    assert base_pixels(third) == (32, "clip")
+    scripts = Scripts(tmp_path)
+    stub = scripts.path / "python"
+    stub.write_text(stub.read_text().replace("import json, os, sys\n", (
+        "import json, os, sys\n"
+        "if sys.argv[2:3] == ['vlft.cli.base_pixels']:\n"
+        f"    os.execve({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]], {{**os.environ, "
+        f"'PYTHONPATH': {str(ROOT)!r}}})\n"
+    )))  # fmt: skip
+    flags = _flags(scripts.argv("finetune_lora_vision.sh", **{**COMMON, "MODEL": third})[3:])
+    assert flags["image_min_pixels"] == [str(256 * 32 * 32)]
+    assert flags["image_max_pixels"] == [str(1280 * 32 * 32)]
+    assert "video_max_pixels" not in _flags(scripts.argv("finetune_video.sh", "--model_id", third, **COMMON)[3:])
+
+
 def test_flags_stand_in_for_the_environment(scripts):
     argv = scripts.argv("finetune_lora.sh", "--model_id", "m", "--data_path=a.json", "--output_dir", "o")
     assert argv[-5:] == ["--model_id", "m", "--data_path=a.json", "--output_dir", "o"]
@@ -292,7 +314,7 @@ def test_wrong_usage(scripts, changed, flags, message):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"finetune_video.sh: {message}")
-    assert "MODEL=Qwen/Qwen2-VL-2B-Instruct" in done.stderr
+    assert "MODEL=Qwen/Qwen3-VL-4B-Instruct" in done.stderr
 
 
 def test_merge(scripts):

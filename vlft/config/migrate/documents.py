@@ -182,7 +182,7 @@ def _of_settings(content: Mapping[Any, Any], where: str, name: str) -> Run:
 
 def _of_script(text: str, path: str) -> Document:
     name = path or "the text"
-    script = follow(text, path, recorded=frozenset(("finetune", "tower_rate")))
+    script = follow(text, path, recorded=launchers.OWN_FUNCTIONS)
     remarks = list(script.remarks)
     every = [launchers.read(command) for command in script.commands]
     found: list[Launched] = []

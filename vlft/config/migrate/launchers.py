@@ -231,6 +231,12 @@ def _pair(word: Text, flags: Sequence[Text]) -> list[Text]:
     return [Text(text=f"--{match[1]}"), Text(text=match[2], missing=word.missing)]
 
 
+#: Functions of vlft's scripts that `own_script` reads. They are not followed.
+OWN_FUNCTIONS = frozenset(("finetune", "tower_rate", "picture_tokens", "frame_pixels"))
+#: Pixels of a token in a base whose config.json the script has not read yet.
+_TOKEN = 28 * 28
+
+
 def own_script(commands: Sequence[Command]) -> Launched | None:
     """Read a script of vlft (scripts/finetune.sh and others): its function `finetune` runs the flags of `preset`."""
     last = next((one for one in reversed(commands) if one.words and one.words[0].text == "finetune"), None)
@@ -244,9 +250,15 @@ def own_script(commands: Sequence[Command]) -> Launched | None:
             words += [Text(text=f"--{flag}"), *(given.get(variable) or (unknown(variable, why),))]
     if "IMAGE_FOLDER" in given:
         words += [Text(text="--image_folder"), *given["IMAGE_FOLDER"]]
-    words += [Text(text="--global_batch"), *given.get("GLOBAL_BATCH", (Text(text="128"),)), *given["preset"]]
+    words += [Text(text="--global_batch"), *given.get("GLOBAL_BATCH", (Text(text="128"),))]
+    words += given["preset"]
     own = [word.text for word in (*words, *last.words)]
     for one in commands:
+        if one.words and one.words[0].text == "picture_tokens" and len(one.words) > 2:
+            for name, tokens in zip(("min", "max"), one.words[1:], strict=False):
+                words += [Text(text=f"--image_{name}_pixels"), Text(text=str(int(tokens.text) * _TOKEN))]
+        if one.words and one.words[0].text == "frame_pixels" and len(one.words) > 1:
+            words += [Text(text="--video_max_pixels"), one.words[1]]
         if one.words and one.words[0].text == "tower_rate" and len(one.words) > 2:
             tower, rate = one.words[1].text, one.words[2]
             at = max((place for place, word in enumerate(own) if word == f"--{tower}"), default=-1)
