@@ -100,7 +100,8 @@ class Segments:
 # ---- the layer
 
 #: `rule(q_TGD, k_TGD, v_TJE, decay_TJ, beta_TJ, segments)` -> out_TJE in the dtype of the queries.
-#: Queries and keys are not normalised yet. The decay is float32, the logarithm of the factor on the state.
+#: Queries and keys are not normalised yet. The decay is float32, the logarithm of the factor by which a token shrinks
+#: the state, so it is never positive.
 Rule = Callable[..., torch.Tensor]
 
 
@@ -120,12 +121,34 @@ def bind(layer: torch.nn.Module, rule: Rule) -> None:
         projected_TZ = self.in_proj_qkv(hidden_states)[0]
         gate_TV = self.in_proj_z(hidden_states)[0]
         b_TJ, a_TJ = self.in_proj_b(hidden_states)[0], self.in_proj_a(hidden_states)[0]
-        mixed_TZ = convolve(projected_TZ, self.conv1d.weight, segments)
-        out_TJE = rule(*heads(self, mixed_TZ), log_decay(self, a_TJ), b_TJ.sigmoid(), segments)
+        out_TJE = mix(self, projected_TZ, b_TJ, a_TJ, rule, segments)
         normed = self.norm(out_TJE.reshape(-1, self.head_v_dim), gate_TV.reshape(-1, self.head_v_dim))
         return self.out_proj(normed.reshape(1, segments.tokens, -1))
 
     layer.forward = types.MethodType(forward, layer)
+
+
+def mix(
+    layer: Any, projected_TZ: torch.Tensor, b_TJ: torch.Tensor, a_TJ: torch.Tensor, rule: Rule, segments: Segments
+) -> torch.Tensor:
+    """What a layer computes between its linear layers, where tokens of a sample read earlier ones.
+
+    Args:
+        layer: has the sizes and small weights of a gated delta net.
+        projected_TZ: result of `in_proj_qkv`.
+        b_TJ: result of `in_proj_b`, how much of a value is written.
+        a_TJ: result of `in_proj_a`, how fast the state shrinks.
+        rule: computes the delta rule.
+        segments: the samples of the row.
+
+    Returns:
+        out_TJE: not yet normalised, in the dtype of `projected_TZ`.
+    """
+    mixed_TZ = convolve(projected_TZ, layer.conv1d.weight, segments)
+    q_TZ, k_TZ, v_TZ = mixed_TZ.split([layer.key_dim, layer.key_dim, layer.value_dim], dim=1)
+    q_TGD, k_TGD = (x.unflatten(1, (-1, layer.head_k_dim)) for x in (q_TZ, k_TZ))
+    decay_TJ = -layer.A_log.float().exp() * F.softplus(a_TJ.float() + layer.dt_bias)
+    return rule(q_TGD, k_TGD, v_TZ.unflatten(1, (-1, layer.head_v_dim)), decay_TJ, b_TJ.sigmoid(), segments)
 
 
 def convolve(x_TZ: torch.Tensor, weight_Z1W: torch.Tensor, segments: Segments) -> torch.Tensor:
@@ -136,21 +159,6 @@ def convolve(x_TZ: torch.Tensor, weight_Z1W: torch.Tensor, segments: Segments) -
     spread = spread.index_copy(0, places, x_TZ)
     out = F.conv1d(spread.T[None], weight_Z1W.to(x_TZ.dtype), groups=x_TZ.shape[1])[0].T
     return F.silu(out.index_select(0, places - (taps - 1)).to(x_TZ.dtype))
-
-
-def heads(layer: Any, mixed_TZ: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries and keys [T, G, D] and values [T, J, E]: views of the convolution's result."""
-    q, k, v = mixed_TZ.split([layer.key_dim, layer.key_dim, layer.value_dim], dim=1)
-    return (
-        q.unflatten(1, (-1, layer.head_k_dim)),
-        k.unflatten(1, (-1, layer.head_k_dim)),
-        v.unflatten(1, (-1, layer.head_v_dim)),
-    )
-
-
-def log_decay(layer: Any, a_TJ: torch.Tensor) -> torch.Tensor:
-    """The logarithm of the factor by which a token shrinks the state, float32 [T, J], never positive."""
-    return -layer.A_log.float().exp() * F.softplus(a_TJ.float() + layer.dt_bias)
 
 
 # ---- the delta rule in torch
@@ -168,9 +176,9 @@ def torch_rule(
 
     With a state S of [D, E] for each head, zero at the start of a sample, a token computes
     `S = exp(decay) S; S = S + beta k (v - k S); out = q S`, with q and k normalised. As in "Gated Delta Networks"
-    (Yang, Kautz, Hatamizadeh 2024) this is done by chunks: within a chunk all tokens at once, by the inverse of a
-    triangular matrix, and from chunk to chunk by the state. The chunks of all samples are one batch, and the k-th chunks
-    of all samples are one step of the loop, so it has as many steps as the longest sample has chunks.
+    (Yang, Kautz, Hatamizadeh 2024) this is done by chunks: within a chunk all tokens at once, by solving a triangular
+    system, and from chunk to chunk by the state. The chunks of all samples are one batch, and the k-th chunks of all
+    samples are one step of the loop, so it has as many steps as the longest sample has chunks.
     """
     with torch.autocast(q_TGD.device.type, enabled=False):
         share = v_TJE.shape[1] // k_TGD.shape[1]  # R: value heads for each key head
