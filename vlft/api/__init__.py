@@ -184,7 +184,7 @@ def load_model(
     check_arguments("load_model", base=base)
     own = {"vision": vision, "merger": merger, "language": language, **flags}
     data, model_flags, args = parsed("load_model", own, base.flags)
-    check_device(args, model_flags.attn)
+    check_device(args, model_flags.attn, model_flags.linear_attn)
     kernels.check(args.liger, args.device)
     # Opened again, because `base` was opened without the flags of the towers.
     opened = setup.open_base(data, model_flags, given=frozenset(said(own)))
@@ -193,7 +193,15 @@ def load_model(
     tokens = opened.recipe.max_length if budget is None else budget.tokens
     patches = PATCHES_PER_TOKEN * tokens if budget is None else budget.patches
     set_seed(args.seed)
-    model, chosen = prepare_model(opened, args, choice=model_flags.attn, say=LOG.info, tokens=tokens, patches=patches)
+    model, chosen = prepare_model(
+        opened,
+        args,
+        choice=model_flags.attn,
+        linear=model_flags.linear_attn,
+        say=LOG.info,
+        tokens=tokens,
+        patches=patches,
+    )
     LOG.info("%s", chosen)
     model.train()
     take_batches(model, args)

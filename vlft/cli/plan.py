@@ -14,7 +14,12 @@ from vlft.config.flags import DataFlags, ModelFlags, PlanFlags
 from vlft.config.parse import FlagParser, Parsed, train_types
 
 #: Flags that only torch, DeepSpeed or a kernel can check, with the values that need no check on a machine without GPU.
-NEED_TORCH = {"attn": ("auto", "sdpa"), "use_liger_kernel": ("auto", "false"), "deepspeed": tuple(PRESETS)}
+NEED_TORCH = {
+    "attn": ("auto", "sdpa"),
+    "linear_attn": ("auto", "torch"),
+    "use_liger_kernel": ("auto", "false"),
+    "deepspeed": tuple(PRESETS),
+}
 EXAMPLES = """\
 examples:
   vlft plan --config examples/lora.yaml --model_id Qwen/Qwen2-VL-2B-Instruct --data_path train.json \\

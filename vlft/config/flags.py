@@ -129,6 +129,11 @@ class ModelFlags:
     attn: Literal["auto", "fa4", "flash_attn", "varlen", "sdpa"] = flag(
         "auto", "attention kernel; auto: the fastest that works"
     )
+    linear_attn: Literal["auto", "fla", "torch"] = flag(
+        "auto",
+        "gated delta nets of Qwen3.5: flash-linear-attention, or plain torch; auto: fla on a GPU, if a test shows that "
+        "it equals torch",
+    )
 
 
 @dataclass

@@ -44,12 +44,13 @@ def remark_on_numbers(args: TrainFlags) -> str | None:
     )
 
 
-def check_device(args: TrainFlags, attn: str, *, launched: bool = True) -> None:
+def check_device(args: TrainFlags, attn: str, linear_attn: str = "auto", *, launched: bool = True) -> None:
     """Refuse flags that this machine's device cannot carry out.
 
     Args:
         args: the parsed flags.
         attn: the value of `--attn`.
+        linear_attn: the value of `--linear_attn`.
         launched: True if this process trains; False if it only plans a run that is launched later.
 
     Raises:
@@ -63,6 +64,10 @@ def check_device(args: TrainFlags, attn: str, *, launched: bool = True) -> None:
     if attn not in ("auto", "sdpa") and args.device.type == "cpu":
         raise ConfigError(
             f"--attn {attn}: needs a CUDA device, this is cpu. Use --attn auto, which picks the fastest that works."
+        )
+    if linear_attn == "fla" and args.device.type == "cpu":
+        raise ConfigError(
+            "--linear_attn fla: needs a CUDA device, this is cpu. Use --linear_attn auto, which uses plain torch here."
         )
     if launched and args.bf16 and not args.use_cpu and (card := without_bf16()):
         raise ConfigError(

@@ -122,6 +122,7 @@ MODEL: dict[str, Kind] = {
         needs={"fa4": ("flash_attn.cute (flash-attn-4)",), "flash_attn": ("flash_attn (flash-attn)",)},
         on_gpu=("fa4", "flash_attn"),
     ),
+    "linear_attn": Word(words=("auto", "fla", "torch"), needs={"fla": ("fla ('fla-core>=0.6')",)}, on_gpu=("fla",)),
 }
 TRAIN: dict[str, Kind] = {
     "output_dir": Place(of="out"),

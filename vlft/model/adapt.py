@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from vlft.families import Family, Sizes
+from vlft.model import recurrent
 
 Part = Literal["vision", "language"]
 PARTS: tuple[Part, ...] = ("vision", "language")
@@ -63,6 +64,12 @@ def mergers(model: Any) -> list[torch.nn.Module]:
             module = bare(model).get_submodule(prefix.rstrip("."))
             found += module if isinstance(module, torch.nn.ModuleList) else [module]
     return found
+
+
+def recurrent_layers(model: Any) -> list[torch.nn.Module]:
+    """The gated delta nets of the language model, one for each layer that has one."""
+    layers = zip(blocks(model, "language"), sizes_of(model).text.layers, strict=True)
+    return [layer.get_submodule("linear_attn") for layer, sizes in layers if sizes.recurrent is not None]
 
 
 def fused_norms(model: Any) -> list[torch.nn.Module]:
@@ -131,6 +138,8 @@ def install(model: Any) -> None:
     if "deepstack" in family_of(model).features:
         language = tower(model, "language")
         language._deepstack_process = types.MethodType(_add_at_places, language)
+    for layer in recurrent_layers(model):
+        recurrent.bind(layer, recurrent.torch_rule)
 
 
 def vision_features(
@@ -194,6 +203,8 @@ def hidden_states(
     more: dict[str, Any] = {}
     if features.layers_NH:
         more = {"visual_pos_masks": rows, "deepstack_visual_embeds": list(features.layers_NH)}
+    if "recurrent" in family_of(model).features:
+        more["segments"] = recurrent.Segments(lengths=tuple(lengths), device=embeds_TH.device)
     output = tower(model, "language")(
         inputs_embeds=embeds_TH[None],
         position_ids=position_ids[1:],

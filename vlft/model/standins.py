@@ -54,9 +54,36 @@ def fused_functions() -> Functions:
     )
 
 
+def delta_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    use_qk_l2norm_in_kernel: bool,
+    cu_seqlens: torch.Tensor,
+    chunk_indices: torch.Tensor,
+) -> tuple[torch.Tensor, None]:
+    """Stand-in for flash-linear-attention's `chunk_gated_delta_rule`.
+
+    It saves the same tensors for the backward pass (fla-core 0.6.0): normalised queries and keys with one number for
+    each head and token, a dense copy of the values, summed decays, beta, and 64 numbers for each value head and token,
+    of the solved triangular systems. It computes the states again in the backward pass.
+
+    Raises:
+        RuntimeError: query, key and value do not share one 16-bit dtype, or a tensor is on another device.
+        TypeError: decays are not float32, or samples or chunks are not int64.
+    """
+    if len({x.dtype for x in (q, k, v)}) > 1 or q.dtype not in HALF or not use_qk_l2norm_in_kernel:
+        raise RuntimeError(f"the delta rule takes one 16-bit dtype, not {q.dtype}, {k.dtype}, {v.dtype}")
+    return _operations().delta_rule(q, k, v, g, beta, cu_seqlens, chunk_indices)[0], None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Operations:
     attend: Any
+    delta_rule: Any
     rms_norm: Any
     swiglu: Any
 
@@ -67,7 +94,13 @@ def _operations() -> _Operations:
     attend = _operation("attend", _attend, _attend_backward, keep=lambda inputs, out: (*inputs[:3], *out))
     rms_norm = _operation("rms_norm", _rms_norm, _rms_norm_backward, keep=lambda inputs, out: (*inputs, out[1]))
     swiglu = _operation("swiglu", _swiglu, _swiglu_backward, keep=lambda inputs, out: inputs)
-    return _Operations(attend=attend, rms_norm=rms_norm, swiglu=swiglu)
+    delta_rule = _operation(
+        "delta_rule",
+        _delta_rule,
+        _delta_rule_backward,
+        keep=lambda inputs, out: (*out[1:], *inputs[4:]),
+    )
+    return _Operations(attend=attend, delta_rule=delta_rule, rms_norm=rms_norm, swiglu=swiglu)
 
 
 def _operation(name: str, forward: Callable, backward: Callable, keep: Callable) -> Any:
@@ -123,6 +156,42 @@ def _attend_backward(
     if grad.dtype != q.dtype:
         raise RuntimeError(f"a flash kernel's backward takes a gradient in {q.dtype}, not {grad.dtype}")
     return _like(q), _like(k), _like(v)
+
+
+def _delta_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    decay: torch.Tensor,
+    beta: torch.Tensor,
+    cu: torch.Tensor,
+    chunks: torch.Tensor,
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]:
+    if any(x.device != q.device for x in (k, v, decay, beta, cu, chunks)):
+        raise RuntimeError("the delta rule takes tensors of one device")
+    if decay.dtype != torch.float32 or cu.dtype != torch.int64 or chunks.dtype != torch.int64:
+        raise TypeError(f"decays are {decay.dtype}, samples {cu.dtype} and chunks {chunks.dtype}")
+    sums = q.new_empty(q.shape[:-1], dtype=torch.float32)
+    solved = k.new_empty(*v.shape[:-1], 64)
+    return _like(v), _like(q), sums, _like(k), torch.empty_like(sums), _like(v), _like(decay), solved
+
+
+def _delta_rule_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    q_sums: torch.Tensor,
+    k: torch.Tensor,
+    k_sums: torch.Tensor,
+    v: torch.Tensor,
+    decay: torch.Tensor,
+    solved: torch.Tensor,
+    beta: torch.Tensor,
+    cu: torch.Tensor,
+    chunks: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _like(q), _like(k), _like(v), _like(decay), _like(beta)
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from vlft.config.flags import ModelFlags
 from vlft.config.training import TrainFlags
 from vlft.data.sample import EncodedSample, Sample
 from vlft.errors import ConfigError
-from vlft.model import attention, forward, kernels
+from vlft.model import attention, forward, kernels, linear_attention
 from vlft.model.activations import Ledger
 from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import load_base
@@ -122,6 +122,7 @@ def _prepared(
     attention.install(model, model_flags.attn, dtype=computing, device=args.device)
     kernels.install(model, args.liger, dtype=computing, device=args.device)
     forward.bind(model, PixelScale.of(base.processor))
+    linear_attention.install(model, model_flags.linear_attn, dtype=computing, device=args.device)
     model = apply_towers(model, base.family, base.towers, masters=half is not None)
     checkpoint_activations(model, checkpointed)
     return model, half

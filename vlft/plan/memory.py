@@ -185,7 +185,7 @@ def _verdict(memory: Memory) -> str:
 
 def check_machine(args: TrainFlags, model: ModelFlags) -> None:
     """Refuse flags that this machine's device cannot carry out. Raises ConfigError."""
-    check_device(args, model.attn, launched=False)
+    check_device(args, model.attn, model.linear_attn, launched=False)
     kernels.check(args.liger, args.device)
 
 

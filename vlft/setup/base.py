@@ -91,6 +91,11 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plai
     towers = _towers(model, given)
     folder = resolve_model(model.model_id, model.model_revision)
     config, family, processor = _opened(folder, plain=plain)
+    if model.linear_attn != "auto" and "recurrent" not in family.features:
+        raise ConfigError(
+            f"--linear_attn {model.linear_attn} has no effect: {family.label} has no gated delta nets, as Qwen3.5 has. "
+            "Drop it."
+        )
     recipe = _recipe(processor, data, longest=family.sizes(config).text.max_positions)
     recipe.serve(processor)
     return Base(

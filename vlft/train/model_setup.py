@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlft.config.training import TrainFlags
-from vlft.model import attention, forward, kernels, memory, tracing
+from vlft.model import attention, forward, kernels, linear_attention, memory, tracing
 from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import load_base
 from vlft.model.scale import PixelScale
@@ -22,6 +22,7 @@ def prepare_model(
     args: TrainFlags,
     *,
     choice: attention.Choice,
+    linear: linear_attention.Choice = "auto",
     say: Callable[[str], None],
     tokens: int = 0,
     patches: int = 0,
@@ -37,6 +38,7 @@ def prepare_model(
         base: the opened base.
         args: the training flags.
         choice: `--attn`.
+        linear: `--linear_attn`.
         say: prints a line for the user.
         tokens: of the largest micro-batch.
         patches: of the largest micro-batch.
@@ -53,6 +55,7 @@ def prepare_model(
     backends = attention.install(model, choice, dtype=dtype, device=args.device, say=say)
     fused = kernels.install(model, args.liger, dtype=dtype, device=args.device)
     forward.bind(model, PixelScale.of(base.processor))
+    delta = linear_attention.install(model, linear, dtype=dtype, device=args.device, say=say)
     wrapped = apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
     kept = memory.activations(base.sizes, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
     if args.checkpointing == "auto" and args.device.type == "cuda":
@@ -68,6 +71,7 @@ def prepare_model(
     checkpoint_activations(wrapped, parts)
     return wrapped, {
         "attention": ", ".join(f"{tower} {backend}" for tower, backend in backends.items()),
+        **({"gated delta nets": delta} if delta else {}),
         "Liger kernels": fused,
         "gradient checkpointing": checkpointed,
     }

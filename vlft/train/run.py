@@ -113,7 +113,7 @@ def train(
     if cost_folder(os.environ) is not None:
         notice.kept = lambda: "The rows measured so far are cached. Run the same command again."
     say: Callable[[str], None] = partial(print, flush=True) if args.process_index == 0 else _silent
-    check_device(args, model.attn)
+    check_device(args, model.attn, model.linear_attn)
     if (remark := remark_on_numbers(args)) is not None:
         say(f"note: {remark}")
     kernels.check(args.liger, args.device)
@@ -213,7 +213,15 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     set_seed(args.seed)  # not earlier: measuring rows draws random numbers, but only if their costs are not cached
     screen.stage("loading the weights")
     with loaded_whole(args):
-        model, chosen = prepare_model(base, args, choice=run.model.attn, say=say, tokens=tokens, patches=patches)
+        model, chosen = prepare_model(
+            base,
+            args,
+            choice=run.model.attn,
+            linear=run.model.linear_attn,
+            say=say,
+            tokens=tokens,
+            patches=patches,
+        )
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
     )
