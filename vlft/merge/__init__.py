@@ -23,6 +23,7 @@ from vlft.checkpoint import (
     write_record,
 )
 from vlft.errors import CheckpointError
+from vlft.families.stored import parameter_of
 from vlft.files import open_to_others, put_in_place, workshop
 from vlft.merge.match import MergePlan, plan_merge, towers_of_adapter
 from vlft.model.load import check_fit
@@ -123,7 +124,7 @@ def merge(
         check_space(target, plan, wanted)
         write_settings(base, found.folder, folder, wanted, untied=plan.untied)
         written = write_weights(plan, base, folder, wanted, progress)
-        rounded = {family.published_name(name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
+        rounded = {parameter_of(family, name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
         rounded_to = max(rounded.values(), key=lambda kind: torch.finfo(kind).eps, default=None)
         rows = verify(
             base=base,
