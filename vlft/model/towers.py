@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from vlft.errors import ConfigError
-from vlft.families import TOWERS, Sizes
+from vlft.families import TOWERS, Family, Sizes
 
 Mode = Literal["full", "lora", "frozen"]
 
@@ -75,6 +75,34 @@ class Towers:
         """The LoRA settings for the run record, or None."""
         settings = {k.removeprefix("lora_"): v for k, v in asdict(self).items() if k.startswith("lora_")}
         return settings if self.has_lora else None
+
+
+def check_experts(family: Family, *, language: str | None = None, zero3: str | None = None) -> None:
+    """Refuse settings that a model with experts cannot be trained with.
+
+    Args:
+        family: of the model.
+        language: how the language model trains.
+        zero3: `--deepspeed`, if it shares the weights themselves over the processes.
+
+    Raises:
+        ConfigError: the family has experts, and one of the settings would train or share them.
+    """
+    if "experts" not in family.features:
+        return
+    if language == "full":
+        raise ConfigError(
+            f"--language full: the language model of {family.label} chooses among experts for each token. Experts and "
+            "their router stay frozen in vlft: they are nearly all of the weights, and training them needs them spread "
+            "over many GPUs. Use --language lora, which trains the other linear layers of the language model, or "
+            "--language frozen."
+        )
+    if zero3 is not None:
+        raise ConfigError(
+            f"--deepspeed {zero3}: ZeRO-3 splits the weights over the processes, and would collect every expert of every "
+            f"layer of {family.label} on each GPU for each micro-batch, although each token uses few of them: a step "
+            "takes minutes. Use --deepspeed zero2, or no --deepspeed; each GPU then holds the whole model."
+        )
 
 
 def lora_counts(sizes: Sizes, towers: Towers) -> dict[str, int]:

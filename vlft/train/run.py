@@ -28,6 +28,7 @@ from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
 from vlft.model import flops, groups, kernels
 from vlft.model.load import check_fit, loaded_whole
+from vlft.model.towers import check_experts
 from vlft.objectives import Objective
 from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.objective import objective_of
@@ -120,6 +121,7 @@ def train(
     on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
     screen.stage("opening the base")
     base = open_base(data, model, given=parsed.given)
+    check_experts(base.family, zero3=str(args.deepspeed) if zero.shares_weights(args) else None)
     with loaded_whole(args):
         check_fit(base.folder, base.family)  # before the pass over the rows
     screen.stage("reading the data files")
