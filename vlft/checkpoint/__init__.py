@@ -19,7 +19,7 @@ from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_comp
 from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
 from vlft.checkpoint.plain import PlainProcessor, open_plain
 from vlft.checkpoint.record import RECORD, RunRecord, library_versions, read_record, write_record
-from vlft.checkpoint.rewrite import copy_configs, rewrite, write_trained
+from vlft.checkpoint.rewrite import copy_configs, remark_on_carried, rewrite, write_trained
 from vlft.checkpoint.weights import (
     attach_adapter,
     base_fingerprint,
@@ -59,6 +59,7 @@ __all__ = [
     "read_adapter",
     "read_json",
     "read_record",
+    "remark_on_carried",
     "resolve_complete",
     "resolve_model",
     "rewrite",

@@ -48,8 +48,8 @@ def _refuse_blind(folder: Path, config: dict[str, Any], family: Family) -> None:
         return
     raise CheckpointError(
         f"{folder}: config.json has the model_type {family.model_type!r} and no vision_config: it is the language "
-        f"model of a {family.label} alone, and vlft trains models with a vision tower. Use the {family.label} that it was "
-        "taken from."
+        f"model of a {family.label} alone, and vlft trains models with a vision tower. Use the {family.label} that it "
+        "was taken from."
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vlft.errors import CheckpointError
 from vlft.families import Family
-from vlft.families.stored import Source, match
+from vlft.families.stored import Source, is_carried, match
 from vlft.model_files import INDEX, read_json, some_of, stored_slots, tensor_index
 
 if TYPE_CHECKING:
@@ -114,6 +114,17 @@ def write_trained(
         return [(name, tensor)]
 
     rewrite(base, out, change)
+
+
+def remark_on_carried(base: Path, family: Family) -> str | None:
+    """What to know about the tensors of a model that are copied and not trained; None if it has none."""
+    count = sum(is_carried(family, name) for name in tensor_index(base))
+    if not count:
+        return None
+    return (
+        f"{count} tensors of the base under {', '.join(family.carried)} (heads for further tokens) are copied "
+        "unchanged. They fit the language model of the base, so speculative decoding with them may accept fewer tokens."
+    )
 
 
 def copy_configs(base: Path, out: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint import family_of, find_adapter_or_model, find_base, resolve_complete, resolve_model
-from vlft.config.deepspeed import shares_weights
 from vlft.config.parse import train_types
 from vlft.model.towers import check_experts
 from vlft.train.claim import refuse_other
@@ -31,9 +30,7 @@ def check_run(values: Mapping[str, Any]) -> None:
     family = None
     if "model_id" in values:
         family = family_of(resolve_model(values["model_id"], values.get("model_revision")))
-        deepspeed = values.get("deepspeed")
-        zero3 = deepspeed if shares_weights(deepspeed) else None
-        check_experts(family, language=values.get("language"), zero3=zero3)
+        check_experts(family, language=values.get("language"), deepspeed=values.get("deepspeed"))
     if "output_dir" in values:
         refuse_other(Path(values["output_dir"]), family=family)
 

@@ -40,6 +40,6 @@ def reasons(families: Iterable[Family]) -> Iterator[tuple[str, str]]:
     for family in families:
         yield (
             f"{family.model_type}_text",
-            f"only the language model of a {family.label} model, without its vision tower",
+            f"only the language model of a {family.label}, without its vision tower",
         )
-        yield f"{family.model_type}_vision", f"only the vision tower of a {family.label} model"
+        yield f"{family.model_type}_vision", f"only the vision tower of a {family.label}"

@@ -20,6 +20,7 @@ from vlft.checkpoint import (
     find_base,
     open_processor,
     read_adapter,
+    remark_on_carried,
     write_record,
 )
 from vlft.errors import CheckpointError
@@ -142,6 +143,7 @@ def merge(
             write_record(folder, replace(found.record, kind="full", training=found.record.training | merged_from))
         open_to_others(folder)
         put_in_place(folder, target, last="config.json")  # without it the folder is no model
+    carried = remark_on_carried(base, family) if towers["language"] != "frozen" else None
     return MergeReport(
         dtype=" + ".join(sorted({_word(tensor.dtype) for tensor in written.values()})),
         towers=towers,
@@ -153,7 +155,7 @@ def merge(
         lineage=lineage,
         rows=tuple(rows),
         warnings=warnings,
-        notes=(*adapter.notes, *([_UNTIED] if plan.untied else [])),
+        notes=(*adapter.notes, *([_UNTIED] if plan.untied else []), *([carried] if carried else [])),
     )
 
 

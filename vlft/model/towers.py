@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from vlft.config.deepspeed import shares_weights
 from vlft.errors import ConfigError
 from vlft.families import TOWERS, Family, Sizes
 
@@ -77,13 +78,13 @@ class Towers:
         return settings if self.has_lora else None
 
 
-def check_experts(family: Family, *, language: str | None = None, zero3: str | None = None) -> None:
+def check_experts(family: Family, *, language: str | None = None, deepspeed: str | None = None) -> None:
     """Refuse settings that a model with experts cannot be trained with.
 
     Args:
         family: of the model.
         language: how the language model trains.
-        zero3: `--deepspeed`, if it shares the weights themselves over the processes.
+        deepspeed: `--deepspeed`, a preset or a file.
 
     Raises:
         ConfigError: the family has experts, and one of the settings would train or share them.
@@ -97,11 +98,11 @@ def check_experts(family: Family, *, language: str | None = None, zero3: str | N
             "over many GPUs. Use --language lora, which trains the other linear layers of the language model, or "
             "--language frozen."
         )
-    if zero3 is not None:
+    if shares_weights(deepspeed):
         raise ConfigError(
-            f"--deepspeed {zero3}: ZeRO-3 splits the weights over the processes, and would collect every expert of every "
-            f"layer of {family.label} on each GPU for each micro-batch, although each token uses few of them: a step "
-            "takes minutes. Use --deepspeed zero2, or no --deepspeed; each GPU then holds the whole model."
+            f"--deepspeed {deepspeed}: ZeRO-3 splits the weights over the processes, and would collect every expert of "
+            f"every layer of {family.label} on each GPU for each micro-batch, although each token uses few of them: a "
+            "step takes minutes. Use --deepspeed zero2, or no --deepspeed; each GPU then holds the whole model."
         )
 
 

@@ -27,6 +27,7 @@ OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 PROGRESS = ("finished", "asked", "processes")
 #: Key -> its name in a message. Other keys are named by themselves, with spaces for underscores.
 CALLED = {
+    "model_type": "model type of the base",
     "base_fingerprint": "base model (fingerprint)",
     "lora": "LoRA",
     "media": "pixel and frame settings",
