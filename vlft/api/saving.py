@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError
 
 from vlft.api.objects import Base
-from vlft.checkpoint import ADAPTER_CONFIG, RECORD
+from vlft.checkpoint import ADAPTER_CONFIG, RECORD, copy_configs, write_trained
 from vlft.errors import ConfigError
 from vlft.train.claim import holds
-from vlft.train.folder import save_processor, stored_dtypes
+from vlft.train.folder import save_processor
 
 #: The file that marks a folder of `save_model`: the kind of the model in it, and its base.
 MARK = ".vlft-saved.json"
@@ -51,9 +51,10 @@ def save(base: Base, model: torch.nn.Module, folder: str | os.PathLike[str]) -> 
             else:
                 card.write_bytes(mine)  # PEFT wrote its card into it
         else:
-            dtypes = stored_dtypes(base.opened)
-            tensors = {k: v.detach().to("cpu", dtypes.get(k, v.dtype)) for k, v in live.state_dict().items()}
-            live.save_pretrained(out, state_dict=tensors)
+            opened = base.opened
+            whole = dict(live.named_parameters())
+            write_trained(opened.folder, out, whole, opened.family, tied=opened.tied, as_stored=True)
+            copy_configs(opened.folder, out)
         save_processor(base.processor, out)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error

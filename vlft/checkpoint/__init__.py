@@ -2,8 +2,9 @@
 
 `record` reads and writes vlft.json. `files` holds file names and maps tensor names, `adapter` reads adapter folders.
 `folders` finds models, runs and adapters, and `door` refuses bases that cannot be used. `lineage` finds the base of an
-adapter. `plain` opens a base without transformers. `weights` computes fingerprints and loads strictly. Nothing here
-trains or merges. torch, peft and the hub client are imported where used.
+adapter. `plain` opens a base without transformers. `weights` computes fingerprints and loads strictly, and `rewrite`
+writes a model with some tensors changed. Nothing here trains or merges. torch, peft and the hub client are imported
+where used.
 """
 
 from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter
@@ -18,6 +19,7 @@ from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_comp
 from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
 from vlft.checkpoint.plain import PlainProcessor, open_plain
 from vlft.checkpoint.record import RECORD, RunRecord, library_versions, read_record, write_record
+from vlft.checkpoint.rewrite import copy_configs, remark_on_carried, rewrite, write_trained
 from vlft.checkpoint.weights import (
     attach_adapter,
     base_fingerprint,
@@ -42,6 +44,7 @@ __all__ = [
     "base_fingerprint",
     "check_lineage",
     "check_processor",
+    "copy_configs",
     "family_of",
     "find_adapter_or_model",
     "find_base",
@@ -56,10 +59,13 @@ __all__ = [
     "read_adapter",
     "read_json",
     "read_record",
+    "remark_on_carried",
     "resolve_complete",
     "resolve_model",
+    "rewrite",
     "snapshot_revision",
     "some_of",
     "tensor_index",
     "write_record",
+    "write_trained",
 ]

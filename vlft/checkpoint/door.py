@@ -7,14 +7,16 @@ that the tokenizer, the chat template and the weights work.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlft.errors import CheckpointError
-from vlft.families import Family
+from vlft.families import FAMILIES, Family
 from vlft.model_files import absent, read_json, tensor_index
 
+#: Settings of picture and video processor. The first with a setting has precedence.
+MEDIA_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 #: Endings of the names under which quantised copies of a model are published.
 _QUANTISED_NAME = re.compile(r"-(unsloth-)?(bnb-)?(awq|gptq|fp8|nf4|4bit|8bit|int[48]|w[48]a\d+)\b.*$", re.IGNORECASE)
 
@@ -32,10 +34,23 @@ def check_base(folder: Path) -> Family:
     config = read_json(folder / "config.json")
     family = Family.of(config.get("model_type"), where=str(folder))
     _refuse_quantised(folder, config)
+    _refuse_blind(folder, config, family)
     if (folder / "generation_config.json").is_file():
         read_json(folder / "generation_config.json")  # it is copied into trained and merged folders
     tensor_index(folder)
+    check_media(folder, {name: folder / name for name in MEDIA_FILES if (folder / name).is_file()}, config, family)
     return family
+
+
+def _refuse_blind(folder: Path, config: dict[str, Any], family: Family) -> None:
+    """Refuse a text-only copy of a model, for which transformers would build a vision tower of its default size."""
+    if isinstance(config.get("vision_config"), dict):
+        return
+    raise CheckpointError(
+        f"{folder}: config.json has the model_type {family.model_type!r} and no vision_config: it is the language "
+        f"model of a {family.label} alone, and vlft trains models with a vision tower. Use the {family.label} that it "
+        "was taken from."
+    )
 
 
 def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
@@ -54,16 +69,17 @@ def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     )
 
 
-def check_processor(folder: Path, files: Sequence[Path], *, read: Collection[str] = ()) -> None:
-    """Refuse a tokenizer or picture processor with files that are missing or broken.
+def check_processor(folder: Path, files: Sequence[Path], *, base: Path, read: Collection[str] = ()) -> None:
+    """Refuse a tokenizer or picture processor with files that are missing, broken or of another model.
 
     Args:
         folder: for messages.
         files: of tokenizer, picture processor and chat template, from any folders.
+        base: folder of the model.
         read: names of files that were already read.
 
     Raises:
-        CheckpointError: names what is missing, or the file that is not JSON.
+        CheckpointError: names what is missing, the file that is not JSON, or the two values that differ.
     """
     names = {file.name for file in files}
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
@@ -81,3 +97,58 @@ def check_processor(folder: Path, files: Sequence[Path], *, read: Collection[str
     for file in files:
         if file.suffix == ".json" and file.name not in read:
             read_json(file)
+    config = read_json(base / "config.json")
+    family = Family.of(config.get("model_type"), where=str(base))
+    check_media(folder, {file.name: file for file in files if file.name in MEDIA_FILES}, config, family)
+
+
+def check_media(folder: Path, files: Mapping[str, Path], config: Mapping[str, Any], family: Family) -> None:
+    """Compare the settings of picture and video processor with the model, as far as the files have them.
+
+    Args:
+        folder: for messages.
+        files: name -> path, of `MEDIA_FILES`.
+        config: content of the model's config.json.
+        family: of the model.
+
+    Raises:
+        CheckpointError: a patch size or a class belongs to another model; names both values and the file.
+    """
+    found = {name: read_json(path) for name, path in files.items()}
+    advice = f"Copy {', '.join(MEDIA_FILES)} from the model you started from, those that it has."
+    classes: dict[str, tuple[str, str]] = {}
+    for name, content in found.items():
+        classes.setdefault("processor_class", (str(content.get("processor_class")), name))
+    for part, key in (("image_processor", "image_processor_type"), ("video_processor", "video_processor_type")):
+        name, settings = _settings_of(part, found)
+        for size, ours in (("patch", "patch_size"), ("temporal", "temporal_patch_size"), ("merge", "merge_size")):
+            there, here = settings.get(ours), config["vision_config"].get(getattr(family.vision_names, size))
+            if None not in (there, here) and there != here:
+                raise CheckpointError(
+                    f"{folder}: {ours} of its {part.replace('_', ' ')} is {there}, by {name}; the vision_config in "
+                    f"config.json has {here}: they belong to different models{_owners(size, there, family)}. {advice}"
+                )
+        classes[f"{part}_class"] = (str(settings.get(key)).removesuffix("Fast"), f"{key} in {name}")
+    for attribute, (there, where) in classes.items():
+        known = {getattr(one, attribute): one for one in reversed(FAMILIES.values())}
+        if there in known and there != (here := getattr(family, attribute)):
+            raise CheckpointError(
+                f"{folder}: the {attribute.removesuffix('_class').replace('_', ' ')} of {where} is {there}, that of "
+                f"{known[there].label}; {family.label} has {here}. {advice}"
+            )
+
+
+def _settings_of(part: str, found: Mapping[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The file with the settings of one part, and the settings; in transformers' order of precedence (5.17, 5.23)."""
+    nested = found.get("processor_config.json", {}).get(part)
+    if isinstance(nested, dict):
+        return "processor_config.json", nested
+    own = ("video_preprocessor_config.json",) if part == "video_processor" else ()
+    name = next((name for name in (*own, "preprocessor_config.json") if name in found), "")
+    return name, found.get(name, {})
+
+
+def _owners(size: str, value: Any, family: Family) -> str:
+    """The families that have such a size, as a remark; "" if there are none."""
+    owners = [one.label for one in FAMILIES.values() if one.tiny.vision.get(getattr(one.vision_names, size)) == value]
+    return f" ({value} is that of {', '.join(owners)})" if owners and family.label not in owners else ""

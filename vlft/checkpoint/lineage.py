@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint.door import check_processor
-from vlft.checkpoint.files import ADAPTER_CONFIG
+from vlft.checkpoint.files import ADAPTER_CONFIG, family_of
 from vlft.checkpoint.folders import Located, resolve_model
 from vlft.checkpoint.weights import base_fingerprint
 from vlft.errors import CheckpointError
+from vlft.families import FAMILIES
 from vlft.model_files import read_json
 
 # Each group comes whole from the run, else from the base: a tokenizer with files of both would be neither.
@@ -35,16 +36,37 @@ def find_base(run: str | Path, found: Located, base_model: str | None) -> tuple[
         base_model: `--base_model`, a folder or hub id.
 
     Raises:
-        CheckpointError: nothing names the base, or it cannot be opened.
+        CheckpointError: nothing names the base, it cannot be opened, or it is of another family than the adapter.
     """
     if base_model is not None:
-        return base_model, resolve_model(base_model)
+        folder = resolve_model(base_model)
+        _refuse_other_family(run, found, base_model, folder)
+        return base_model, folder
     if not found.base_model:
         raise CheckpointError(f"{run}: neither vlft.json nor adapter_config.json names its base. Set --base_model.")
     try:
-        return found.base_model, resolve_model(found.base_model, found.base_revision)
+        folder = resolve_model(found.base_model, found.base_revision)
     except CheckpointError as error:
         raise CheckpointError(f"{run}: its base cannot be opened. {error} Or set --base_model.") from None
+    _refuse_other_family(run, found, found.base_model, folder)
+    return found.base_model, folder
+
+
+def _refuse_other_family(run: str | Path, found: Located, base_id: str, base: Path) -> None:
+    """Refuse a base of another family than the one the adapter was trained on, as far as the files name that one."""
+    here, there = family_of(base), None
+    named = Path(found.base_model or "").expanduser() / "config.json"
+    if found.record is not None:
+        there = found.record.model_type
+    elif found.base_model and named.is_file():
+        there = read_json(named).get("model_type")
+    if there in (None, here.model_type):
+        return
+    theirs = f"{FAMILIES[there].label} ({there})" if there in FAMILIES else f"model of the type {there!r}"
+    raise CheckpointError(
+        f"{run}: its adapter was trained on {found.base_model}, a {theirs}; {base_id} is a {here.label} "
+        f"({here.model_type}). An adapter fits only the model it was trained on. Pass that one as --base_model."
+    )
 
 
 def check_lineage(run: str | Path, found: Located, base_id: str, base: Path) -> str:
@@ -105,9 +127,9 @@ def open_processor(base: Path, adapter: Path | None = None) -> Any:
 
     files = processor_files(base if adapter is None else adapter, base)
     if adapter is None or not any(file.parent == adapter for file in files):
-        check_processor(base, files)
+        check_processor(base, files, base=base)
         return load_processor(base)
-    check_processor(adapter, files)
+    check_processor(adapter, files, base=base)
     with tempfile.TemporaryDirectory(prefix="vlft-") as joined:
         # transformers chooses the class of the processor by config.json.
         for file in (base / "config.json", *files):

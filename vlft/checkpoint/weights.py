@@ -7,20 +7,18 @@ The stock Trainer resumes a full Qwen2-VL with `strict=False` under names that n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoint.adapter import PREFIX, Adapter
-from vlft.checkpoint.files import (
-    ADAPTER_WEIGHTS,
-    family_of,
-    module_name,
-)
+from vlft.checkpoint.files import ADAPTER_WEIGHTS, family_of
+from vlft.checkpoint.rewrite import parts
 from vlft.errors import CheckpointError
 from vlft.families import Family, is_tied
-from vlft.model_files import read_json, slots_in, some_of, tensor_index
+from vlft.families.stored import is_carried, match
+from vlft.model_files import read_json, slots_in, some_of, stored_slots, tensor_index
 
 if TYPE_CHECKING:
     import torch
@@ -63,23 +61,6 @@ def _open_all(stack: ExitStack, files: Iterable[Path]) -> dict[Path, Any]:
     return {file: stack.enter_context(safe_open(file, framework="pt")) for file in set(files)}
 
 
-def stored_tensors(folder: Path | str, family: Family, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Some of a model's tensors, as stored in its files.
-
-    Args:
-        folder: the model folder.
-        family: of the model.
-        names: of parameters, as the live model spells them; names that the files lack are ignored.
-
-    Raises:
-        CheckpointError: the errors of `tensor_index`.
-    """
-    with ExitStack() as stack:
-        index = {module_name(family, tensor): (tensor, file) for tensor, file in tensor_index(folder).items()}
-        files = _open_all(stack, (index[name][1] for name in names if name in index))
-        return {name: files[index[name][1]].get_tensor(index[name][0]) for name in names if name in index}
-
-
 def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Family) -> int:
     """Copy every tensor of a full checkpoint into a live model, in place, each cast to its parameter's dtype.
 
@@ -98,35 +79,37 @@ def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Fami
     import torch
 
     folder = Path(folder)
-    live = {family.published_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    live = model.state_dict(keep_vars=True)
+    twin = _twin_of(family.head, live)
     index = tensor_index(folder)
-    stored = {family.published_name(name): name for name in index}
-    head = family.published_name(family.head)
-    twin = _twin_of(head, live)
-    missing = sorted(live.keys() - stored.keys() - ({head} if twin else set()))
-    unexpected = sorted(stored.keys() - live.keys())
-    if len(stored) != len(index):
+    slots = {name: slot.shape for name, slot in stored_slots(folder).items() if not is_carried(family, name)}
+    spelt = {family.published_name(name): name for name in slots}
+    if len(spelt) != len(slots):
         raise CheckpointError(f"{folder}: holds the same tensor under its published and its module name.")
+    found = match(family, {name: tuple(tensor.shape) for name, tensor in live.items()}, slots)
+    head = family.published_name(family.head)
+    missing = [name for name in found.missing if name != head or twin is None]
+    _refuse(folder, "the model", missing, list(found.unexpected), found.mismatched)
     with ExitStack() as stack, torch.no_grad():
         files = _open_all(stack, index.values())
 
-        def slice_of(name: str):
-            return files[index[stored[name]]].get_slice(stored[name])
+        def read(name: str) -> torch.Tensor:
+            return files[index[name]].get_tensor(name)
 
-        shapes = {name: tuple(slice_of(name).get_shape()) for name in stored}
-        wrong = {name: tuple(live[name].shape) for name in sorted(stored.keys() & live.keys())}
-        wrong = {name: shape for name, shape in wrong.items() if shape != shapes[name]}
-        _refuse(folder, "the model", missing, unexpected, {name: (shapes[name], wrong[name]) for name in wrong})
-        if twin and head in stored and not torch.equal(slice_of(head)[:], slice_of(twin)[:]):
+        if twin and head in spelt and not torch.equal(read(spelt[head]), read(spelt[family.published_name(twin)])):
             raise CheckpointError(
-                f"{folder}: {head} differs from {twin}, but the model ties them. "
+                f"{folder}: {head} differs from {family.published_name(twin)}, but the model ties them. "
                 "Was it trained with tie_word_embeddings off? Set it to false in config.json, or use the right "
                 "checkpoint."
             )
-        by_file = sorted(stored, key=lambda name: (index[stored[name]], name))
-        for name in by_file:
-            live[name].copy_(slice_of(name)[:])
-    return len(by_file)
+        copies = [
+            (name, part)
+            for parameter, source in found.sources.items()
+            for name, part in zip(source.names, parts(live[parameter], source), strict=True)
+        ]
+        for name, part in sorted(copies, key=lambda copy: (index[copy[0]], copy[0])):
+            part.copy_(read(name))
+    return len(copies)
 
 
 def _twin_of(head: str, live: dict[str, torch.Tensor]) -> str | None:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlft.checkpoint import find_adapter_or_model, find_base, resolve_complete, resolve_model
+from vlft.checkpoint import family_of, find_adapter_or_model, find_base, resolve_complete, resolve_model
 from vlft.config.parse import train_types
+from vlft.model.towers import check_experts
 from vlft.train.claim import refuse_other
 
 
@@ -20,14 +21,18 @@ def check_run(values: Mapping[str, Any]) -> None:
         values: the flags that were set.
 
     Raises:
-        CheckpointError: the base is missing or cannot be used, or the output folder holds something else than a run.
+        CheckpointError: the base is missing or cannot be used, or the output folder holds something else than a run
+            on a base of this family.
+        ConfigError: the base has experts, which the flags would train or share.
     """
     if os.environ.get("RANK", "0") != "0":
         return
+    family = None
     if "model_id" in values:
-        resolve_model(values["model_id"], values.get("model_revision"))
+        family = family_of(resolve_model(values["model_id"], values.get("model_revision")))
+        check_experts(family, language=values.get("language"), deepspeed=values.get("deepspeed"))
     if "output_dir" in values:
-        refuse_other(Path(values["output_dir"]))
+        refuse_other(Path(values["output_dir"]), family=family)
 
 
 def checked_types(values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:

@@ -203,6 +203,17 @@ def zero_word(settings: Mapping[str, Any] | None) -> str | None:
     return f"zero{zero['stage']}" + ("_offload" if offloaded else "")
 
 
+def shares_weights(name: str | None) -> bool:
+    """Whether `--deepspeed` names ZeRO-3, by preset or JSON file. A file that cannot be read is refused elsewhere."""
+    if name is None or name in PRESETS:
+        return name is not None and PRESETS[name][0] == 3
+    try:
+        found = json.loads(Path(name).read_text(encoding="utf-8"))
+        return found["zero_optimization"]["stage"] == 3
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return False
+
+
 def be_a_world_of_one() -> None:
     """Set what torchrun would set, if no launcher started this process. Without it DeepSpeed asks for MPI."""
     if "WORLD_SIZE" not in os.environ:

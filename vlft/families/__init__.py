@@ -10,6 +10,7 @@ from vlft.families.qwen2_5_vl import QWEN2_5_VL
 from vlft.families.qwen2_vl import QWEN2_VL
 from vlft.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from vlft.families.qwen3_vl import QWEN3_VL, QWEN3_VL_MOE
+from vlft.families.refused import reasons
 from vlft.families.sizes import Experts, Layer, Linear, Recurrent, Sizes, TextSizes, VisionSizes
 
 #: The family without a base: for `vlft check-data` without --model_id, and for the demo.
@@ -18,18 +19,7 @@ DEFAULT = QWEN2_VL
 _ALL = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_5, QWEN3_VL_MOE, QWEN3_5_MOE)
 FAMILIES.update({family.model_type: family for family in _ALL})
 
-_SPEECH = "a model for speech; vlft trains on text, pictures and videos"
-_NO_PICTURES = "a text model, without a vision tower"
-REFUSED.update(
-    {
-        "qwen2_5_omni": _SPEECH,
-        "qwen3_omni_moe": _SPEECH,
-        "qwen2_audio": _SPEECH,
-        "qwen2": _NO_PICTURES,
-        "qwen3": _NO_PICTURES,
-        "qwen4_exp": "its n-gram embeddings alone take some 90 GB; it is not planned",
-    }
-)
+REFUSED.update(reasons(_ALL))
 
 __all__ = [
     "DEFAULT",

@@ -31,6 +31,10 @@ TOWERS = ("vision", "merger", "language")
 #: `experts`: the MLPs of language layers are experts that a router chooses from. They and the router stay frozen.
 Feature = Literal["windows", "interpolation", "deepstack", "recurrent", "experts"]
 
+#: How files may store the experts of a layer. `fused`: as transformers holds them, one tensor [E, out, in] per matrix,
+#: gate and up in one. `transposed`: the same as [E, in, out]. `each`: a tensor [out, in] per expert and matrix.
+ExpertLayout = Literal["fused", "transposed", "each"]
+
 LAYER = r"model\.language_model\.layers\.\d+\."
 BLOCK = r"model\.visual\.blocks\.\d+\."
 #: Linear layers of a language layer with softmax attention and one gated MLP.
@@ -81,6 +85,7 @@ class Family:
         tower_prefixes: (prefix of a parameter's name, tower) pairs; the first match wins.
         carried: prefixes of tensors in published files that transformers does not load, such as the heads that predict
             several tokens. They are copied into the weights that vlft writes.
+        stored_experts: the layouts of experts that transformers reads for this family.
         lora_targets: tower -> linear layers that LoRA may adapt, as a full-match regex over module names.
         attention_targets: the subset of `lora_targets` for `--lora_target attention`.
         fused_norms: RMSNorms of the language model that a fused kernel may replace if it computes the same, as a
@@ -138,6 +143,7 @@ class Family:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     layout: Callable[[Sizes], dict[str, tuple[int, ...]]] | None = None
     carried: tuple[str, ...] = ()
+    stored_experts: frozenset[ExpertLayout] = frozenset()
     published: tuple[tuple[str, str], ...] = ()
     tower_prefixes: tuple[tuple[str, str], ...] = (
         ("model.visual.merger.", "merger"),

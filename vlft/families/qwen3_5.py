@@ -106,6 +106,7 @@ QWEN3_5_MOE = replace(
     },
     fused_mlps=LAYER + r"mlp\.shared_expert",
     features=QWEN3_5.features | {"experts"},
+    stored_experts=frozenset({"fused", "each"}),
     tiny=Shape(
         text=_text(
             64, 4, 4, 2, 32, [2, 1, 1], moe_intermediate_size=24, shared_expert_intermediate_size=32, num_experts=4,

@@ -88,6 +88,7 @@ QWEN3_VL_MOE = replace(
     config_class="Qwen3VLMoeConfig",
     text_names=TextNames(head_dim="head_dim", experts="num_experts", dense_layers="mlp_only_layers"),
     features=QWEN3_VL.features | {"experts"},
+    stored_experts=frozenset({"fused", "transposed"}),  # the hub's files are transposed, save_pretrained writes fused
     tiny=Shape(
         text=_text(
             64, 3, 4, 2, 32, [6, 5, 5], intermediate_size=128, moe_intermediate_size=24, num_experts=4,

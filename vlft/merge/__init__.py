@@ -20,9 +20,11 @@ from vlft.checkpoint import (
     find_base,
     open_processor,
     read_adapter,
+    remark_on_carried,
     write_record,
 )
 from vlft.errors import CheckpointError
+from vlft.families.stored import parameter_of
 from vlft.files import open_to_others, put_in_place, workshop
 from vlft.merge.match import MergePlan, plan_merge, towers_of_adapter
 from vlft.model.load import check_fit
@@ -123,7 +125,7 @@ def merge(
         check_space(target, plan, wanted)
         write_settings(base, found.folder, folder, wanted, untied=plan.untied)
         written = write_weights(plan, base, folder, wanted, progress)
-        rounded = {family.published_name(name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
+        rounded = {parameter_of(family, name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
         rounded_to = max(rounded.values(), key=lambda kind: torch.finfo(kind).eps, default=None)
         rows = verify(
             base=base,
@@ -141,6 +143,7 @@ def merge(
             write_record(folder, replace(found.record, kind="full", training=found.record.training | merged_from))
         open_to_others(folder)
         put_in_place(folder, target, last="config.json")  # without it the folder is no model
+    carried = remark_on_carried(base, family) if towers["language"] != "frozen" else None
     return MergeReport(
         dtype=" + ".join(sorted({_word(tensor.dtype) for tensor in written.values()})),
         towers=towers,
@@ -152,7 +155,7 @@ def merge(
         lineage=lineage,
         rows=tuple(rows),
         warnings=warnings,
-        notes=(*adapter.notes, *([_UNTIED] if plan.untied else [])),
+        notes=(*adapter.notes, *([_UNTIED] if plan.untied else []), *([carried] if carried else [])),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint import INDEX, PICTURE_FILES, processor_files, read_json
+from vlft.checkpoint import PICTURE_FILES, processor_files, read_json, rewrite
 from vlft.errors import CheckpointError
 from vlft.families import untied as untied_config
 from vlft.merge.match import MergePlan, Update, shapes_in
@@ -100,36 +100,20 @@ def write_weights(
     """
     import torch
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     written: dict[str, WrittenTensor] = {}
-    files = sorted(set(plan.index.values()))
     changed = {update.file for update in (*plan.updates.values(), plan.head) if update is not None}
     with ExitStack() as stack:
         adapter = {file: stack.enter_context(safe_open(file, framework="pt")) for file in changed}
-        for number, file in enumerate(files, start=1):
-            progress(f"merge: {file.name} ({number} of {len(files)})")
-            shard: dict[str, torch.Tensor] = {}
-            with safe_open(file, framework="pt") as stored:
-                for source in stored.keys():  # noqa: SIM118
-                    weight = stored.get_tensor(source)
-                    wanted = dtype if dtype is not None and weight.is_floating_point() else weight.dtype
-                    for name, update in _made_of(source, plan):
-                        merged = weight if update is None else merged_weight(weight, update, adapter[update.file])
-                        shard[name] = _cast(name, merged, wanted)
-                        written[name] = WrittenTensor(dtype=wanted, rounded=wanted not in (merged.dtype, torch.float32))
-                save_file(shard, out / file.name, metadata=stored.metadata() or {"format": "pt"})
-    if (base / INDEX).is_file():
-        index = read_json(base / INDEX)
-        if plan.head is not None:
-            embedding, head = plan.ends
-            index["weight_map"][head] = plan.index[embedding].name
-        if dtype is not None or plan.head is not None:
-            size = sum(file.stat().st_size - _header(file) for file in (out / f.name for f in files))
-            index.setdefault("metadata", {})["total_size"] = size
-            (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        else:
-            shutil.copyfile(base / INDEX, out / INDEX)
+
+        def change(source: str, weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+            wanted = dtype if dtype is not None and weight.is_floating_point() else weight.dtype
+            for name, update in _made_of(source, plan):
+                merged = weight if update is None else merged_weight(weight, update, adapter[update.file])
+                written[name] = WrittenTensor(dtype=wanted, rounded=wanted not in (merged.dtype, torch.float32))
+                yield name, _cast(name, merged, wanted)
+
+        rewrite(base, out, change, progress=progress, doing="merge")
     return written
 
 
@@ -138,12 +122,6 @@ def _made_of(source: str, plan: MergePlan) -> list[tuple[str, Update | None]]:
     made = [(source, plan.updates.get(source))]
     embedding, head = plan.ends
     return [*made, (head, plan.head)] if plan.head is not None and source == embedding else made
-
-
-def _header(file: Path) -> int:
-    """Bytes of a safetensors file before its data."""
-    with open(file, "rb") as raw:
-        return 8 + int.from_bytes(raw.read(8), "little")
 
 
 def merged_weight(weight_OI: torch.Tensor, update: Update, adapter: Any) -> torch.Tensor:

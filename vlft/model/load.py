@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from vlft.errors import CheckpointError
 from vlft.families import Family
+from vlft.families.stored import match
 from vlft.model.proof import prove
 from vlft.model_files import read_json, stored_slots
 from vlft.text import error_text
@@ -133,18 +134,18 @@ def check_shapes(folder: str | Path, family: Family, shapes: Mapping[str, tuple[
     Raises:
         CheckpointError: a tensor of the model is missing or has a different shape, or the files have an unexpected one.
     """
-    live = {family.published_name(name): shape for name, shape in shapes.items()}
-    stored = {family.published_name(name): slot.shape for name, slot in stored_slots(folder).items()}
+    head = family.published_name(family.head)
+    files = {name: slot.shape for name, slot in stored_slots(folder).items()}
     if tied:  # files may store the head once or twice
-        live.pop(family.published_name(family.head), None)
-        stored.pop(family.published_name(family.head), None)
+        shapes = {name: shape for name, shape in shapes.items() if name != family.head}
+        files = {name: shape for name, shape in files.items() if family.published_name(name) != head}
+    found = match(family, shapes, files)
     faults = {
-        "missing": [name for name in sorted(live) if name not in stored],
-        "unexpected": [name for name in sorted(stored) if name not in live],
+        "missing": found.missing,
+        "unexpected": found.unexpected,
         "mismatched": [
-            f"{name} ({list(stored[name])} in the files, {list(live[name])} by config.json)"
-            for name in sorted(live)
-            if name in stored and stored[name] != live[name]
+            f"{name} ({list(theirs)} in the files, {list(ours)} by config.json)"
+            for name, (theirs, ours) in found.mismatched.items()
         ],
     }
     for kind, names in faults.items():
@@ -153,6 +154,12 @@ def check_shapes(folder: str | Path, family: Family, shapes: Mapping[str, tuple[
                 f"{folder}: {len(names)} tensors are {kind} for {family.model_class}, e.g. {names[0]}. "
                 "config.json and the weights belong to different models. Download the model again."
             )
+    if found.square:
+        raise CheckpointError(
+            f"{folder}: its experts are stored transposed, and {len(found.square)} of them are square, e.g. "
+            f"{found.square[0]}. transformers transposes experts by their shape, so it reads these wrongly. Load the "
+            "model with the program that wrote it, and save it with each expert as [out, in]."
+        )
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.errors import CheckpointError
-from vlft.families import Family, VisionSizes
+from vlft.families import FAMILIES, Family, VisionSizes
 
 #: Words, digits, punctuation, line breaks, and letters of two, three and four bytes (all in Unicode's form NFC, to
 #: which Qwen's tokenizer normalises).
@@ -38,9 +38,22 @@ def prove(processor: Any, config: Any, family: Family, *, where: str | Path) -> 
             f"{where}: {type(processor).__name__} has no {missing[0].replace('_', ' ')}, so it is not a processor of "
             f"{family.label}. Copy preprocessor_config.json and processor_config.json from the model you started from."
         )
+    _prove_classes(processor, family, where)
     _prove_tokens(processor.tokenizer, config, family, where)
     _prove_patches(processor, family.sizes(config).vision, where)
     _prove_template(processor, family, where)
+
+
+def _prove_classes(processor: Any, family: Family, where: str | Path) -> None:
+    """Refuse the processor of another family. It would make other tokens of a video than the model was trained on."""
+    for attribute, part in (("processor_class", processor), ("video_processor_class", processor.video_processor)):
+        found, wanted = type(part).__name__, getattr(family, attribute)
+        if found != wanted and found in {getattr(one, attribute) for one in FAMILIES.values()}:
+            raise CheckpointError(
+                f"{where}: its {attribute.removesuffix('_class').replace('_', ' ')} is a {found}, {family.label} has a "
+                f"{wanted}. Copy preprocessor_config.json, processor_config.json and video_preprocessor_config.json "
+                "from the model you started from."
+            )
 
 
 def _prove_tokens(tokenizer: Any, config: Any, family: Family, where: str | Path) -> None:

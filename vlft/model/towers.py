@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from vlft.config.deepspeed import shares_weights
 from vlft.errors import ConfigError
-from vlft.families import TOWERS, Sizes
+from vlft.families import TOWERS, Family, Sizes
 
 Mode = Literal["full", "lora", "frozen"]
 
@@ -75,6 +76,34 @@ class Towers:
         """The LoRA settings for the run record, or None."""
         settings = {k.removeprefix("lora_"): v for k, v in asdict(self).items() if k.startswith("lora_")}
         return settings if self.has_lora else None
+
+
+def check_experts(family: Family, *, language: str | None = None, deepspeed: str | None = None) -> None:
+    """Refuse settings that a model with experts cannot be trained with.
+
+    Args:
+        family: of the model.
+        language: how the language model trains.
+        deepspeed: `--deepspeed`, a preset or a file.
+
+    Raises:
+        ConfigError: the family has experts, and one of the settings would train or share them.
+    """
+    if "experts" not in family.features:
+        return
+    if language == "full":
+        raise ConfigError(
+            f"--language full: the language model of {family.label} chooses among experts for each token. Experts and "
+            "their router stay frozen in vlft: they are nearly all of the weights, and training them needs them spread "
+            "over many GPUs. Use --language lora, which trains the other linear layers of the language model, or "
+            "--language frozen."
+        )
+    if shares_weights(deepspeed):
+        raise ConfigError(
+            f"--deepspeed {deepspeed}: ZeRO-3 splits the weights over the processes, and would collect every expert of "
+            f"every layer of {family.label} on each GPU for each micro-batch, although each token uses few of them: a "
+            "step takes minutes. Use --deepspeed zero2, or no --deepspeed; each GPU then holds the whole model."
+        )
 
 
 def lora_counts(sizes: Sizes, towers: Towers) -> dict[str, int]:

@@ -20,6 +20,7 @@ from vlft.errors import ConfigError
 from vlft.model import groups
 from vlft.model.load import check_shapes, loaded_whole
 from vlft.model.scale import PixelScale
+from vlft.model.towers import check_experts
 from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, settings_of, training_order
@@ -146,6 +147,7 @@ def plan(parsed: Parsed, asked: Asked = Asked()) -> Plan:
         check_machine(args, model_flags)
     world = _world(args, asked)
     base = open_base(data, model_flags, given=parsed.given)
+    check_experts(base.family, deepspeed=args.zero)
     PixelScale.of(base.processor)
     if asked.measure and asked.gpu is not None:
         raise ConfigError(
@@ -174,6 +176,7 @@ def _without_memory(parsed: Parsed, asked: Asked) -> Plan:
     data, model_flags, args = parsed.flags
     world = _world(args, asked)
     base = open_base(data, model_flags, given=parsed.given, plain=True)
+    check_experts(base.family, deepspeed=args.deepspeed if isinstance(args, PlanFlags) else args.zero)
     PixelScale.of(base.processor)
     if not base.plain or base.family.layout is None:
         from vlft.plan.memory import model_of

@@ -7,7 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint import PlainProcessor, check_processor, open_plain, open_processor, processor_files, resolve_model
+from vlft.checkpoint import (
+    PlainProcessor,
+    check_processor,
+    family_of,
+    open_plain,
+    open_processor,
+    processor_files,
+    resolve_model,
+)
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.data.dataset import MediaProbe
@@ -16,7 +24,7 @@ from vlft.errors import ConfigError
 from vlft.families import Family, Sizes
 from vlft.model.load import load_config
 from vlft.model.proof import prove
-from vlft.model.towers import Towers
+from vlft.model.towers import Towers, check_experts
 from vlft.model_files import read_json
 from vlft.setup.schedule import pack_budget
 
@@ -90,6 +98,7 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plai
         raise ConfigError("--model_id is missing: the base model, a folder or e.g. Qwen/Qwen2-VL-2B-Instruct")
     towers = _towers(model, given)
     folder = resolve_model(model.model_id, model.model_revision)
+    check_experts(family_of(folder), language=towers.language)
     config, family, processor = _opened(folder, plain=plain)
     if model.linear_attn != "auto" and "recurrent" not in family.features:
         raise ConfigError(
@@ -116,7 +125,7 @@ def _opened(folder: Path, *, plain: bool) -> tuple[Any, Family, Any]:
         family = Family.of(read_json(folder / "config.json").get("model_type"), where=str(folder))
         if (found := open_plain(folder, family)) is not None:
             config, processor = found
-            check_processor(folder, processor_files(folder, folder), read=("tokenizer.json",))
+            check_processor(folder, processor_files(folder, folder), base=folder, read=("tokenizer.json",))
             prove(processor, config, family, where=folder)
             return config, family, processor
     config, family = load_config(folder)

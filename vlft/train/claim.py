@@ -12,6 +12,7 @@ from pathlib import Path
 from vlft.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, RunRecord, read_record
 from vlft.config.repeat import MIX
 from vlft.errors import CheckpointError
+from vlft.families import Family
 from vlft.model_files import has_weights
 
 #: Files that a run writes beside its checkpoints before it ends.
@@ -24,15 +25,16 @@ def holds(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
 
 
-def refuse_other(path: Path) -> None:
+def refuse_other(path: Path, *, family: Family | None = None) -> None:
     """Refuse an output folder that holds anything other than a run.
 
     Args:
         path: `--output_dir`, which may be missing.
+        family: of the base; None if it is unknown.
 
     Raises:
         CheckpointError: the path is a file or a checkpoint of a run, or the folder holds merged weights, a model, an
-            adapter or other files.
+            adapter or other files, or a run on a base of another family.
     """
     if (path / "trainer_state.json").is_file() or _is_checkpoint_of(path):
         raise CheckpointError(
@@ -45,7 +47,13 @@ def refuse_other(path: Path) -> None:
     if not path.is_dir() or not (found := holds(path)):
         return
     if RECORD in found:
-        if (merged := read_record(path).training.get("merged_from")) is not None:
+        record = read_record(path)
+        if family is not None and record.model_type != family.model_type and not left_nothing(path, record):
+            raise CheckpointError(
+                f"--output_dir {path}: holds a run on {record.base_model}, a model of the type {record.model_type!r}; "
+                f"--model_id is of the type {family.model_type!r}. {_CHOOSE_ANOTHER}"
+            )
+        if (merged := record.training.get("merged_from")) is not None:
             raise CheckpointError(
                 f"--output_dir {path}: holds weights that were merged from {merged}. {_CHOOSE_ANOTHER}"
             )

@@ -15,21 +15,25 @@ from typing import Any, Literal
 
 import torch
 
-from vlft.checkpoint import RECORD, RunRecord, load_adapter_strict, load_weights_strict, read_record, write_record
-from vlft.checkpoint.files import module_name
-from vlft.checkpoint.weights import stored_tensors
+from vlft.checkpoint import (
+    RECORD,
+    RunRecord,
+    copy_configs,
+    load_adapter_strict,
+    load_weights_strict,
+    read_record,
+    write_record,
+    write_trained,
+)
 from vlft.config.repeat import write_yaml
 from vlft.errors import BadRow, CheckpointError
 from vlft.files import Lock, open_to_others, sync, sync_tree
-from vlft.model_files import tensor_index
 from vlft.setup import Base
 from vlft.train.claim import complete_checkpoints, left_nothing, refuse_other, start_over
 from vlft.train.lock import hold
 from vlft.train.ranks import barrier
 from vlft.train.record import refuse_other_run, with_skipped
 
-#: safetensors' names of the dtypes of a model's weights -> torch's.
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STAGING = ".saving"
 
 
@@ -183,19 +187,32 @@ class RunFolder:
         self.record = replace(self.record, training=training)
 
     def write_weights(self, out: Path, model: Any, *, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Write the trained weights and the processor to `out`: an adapter, or full float32 masters."""
+        """Write the trained weights and the processor to `out`: an adapter, or a full model with float32 masters.
+
+        Args:
+            out: folder to write to.
+            model: the trained model.
+            state_dict: the trained weights that DeepSpeed collected; None: those of the model.
+        """
+        self._write(out, model, state_dict, as_stored=False)
+
+    def _write(self, out: Path, model: Any, state_dict: dict[str, torch.Tensor] | None, *, as_stored: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        if self.record.kind == "full" and state_dict is not None:
-            # DeepSpeed returns only trained weights; a tied head is in the files once.
-            frozen = model.state_dict().keys() - state_dict.keys()
-            state_dict = state_dict | stored_tensors(self.base.folder, self.base.family, frozen)
-            if self.base.tied:
-                state_dict.pop(self.base.family.head, None)
-        # Otherwise PEFT asks the hub whether the vocabulary has grown.
-        options = {"save_embedding_layers": False} if self.record.kind == "adapter" else {}
-        model.save_pretrained(out, state_dict=state_dict, **options)
         if self.record.kind == "adapter":
+            # Otherwise PEFT asks the hub whether the vocabulary has grown.
+            model.save_pretrained(out, state_dict=state_dict, save_embedding_layers=False)
             (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        else:
+            base = self.base
+            if state_dict is None:
+                state_dict = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+            write_trained(base.folder, out, state_dict, base.family, tied=base.tied, as_stored=as_stored)
+            if as_stored:
+                copy_configs(base.folder, out)
+            else:
+                model.config.dtype = model.dtype  # that of the masters, as transformers writes it
+                model.config.save_pretrained(out)
+                model.generation_config.save_pretrained(out)
         save_processor(self.base.processor, out)
         open_to_others(out)
 
@@ -216,18 +233,8 @@ class RunFolder:
         """Write the final weights and mark the run as finished; rank 0 only."""
         shutil.rmtree(self.staging, ignore_errors=True)
         out = self.staging / "final"
-        if self.record.kind == "full":
-            # The final weights have the base's dtypes; float32 masters are for training only.
-            dtypes = stored_dtypes(self.base)
-            tensors = model.state_dict() if state_dict is None else state_dict
-            state_dict = {
-                name: tensor.detach().to("cpu", dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()
-            }
-        self.write_weights(out, model, state_dict=state_dict)
-        if self.record.kind == "full":
-            for name in ("config.json", "generation_config.json"):
-                if (self.base.folder / name).is_file():
-                    shutil.copyfile(self.base.folder / name, out / name)
+        # The final weights have the base's dtypes; float32 masters are for training only.
+        self._write(out, model, state_dict, as_stored=True)
         self.account_steps(finished=True, steps=steps)
         write_record(out, self.record)
         sync_tree(out)
@@ -263,20 +270,6 @@ def save_processor(processor: Any, out: Path) -> None:
     processor.save_pretrained(out)
     processor.image_processor.save_pretrained(out)
     processor.video_processor.save_pretrained(out)
-
-
-def stored_dtypes(base: Base) -> dict[str, torch.dtype]:
-    """Module parameter name -> dtype in the base's files; a tied head has the dtype of its embedding."""
-    from safetensors import safe_open
-
-    found: dict[str, torch.dtype] = {}
-    index = tensor_index(base.folder)
-    for file in sorted(set(index.values())):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                found[module_name(base.family, name)] = getattr(torch, _DTYPES[tensors.get_slice(name).get_dtype()])
-    found.setdefault(base.family.head, found[base.family.embedding])
-    return found
 
 
 def _step(checkpoint: Path) -> int:

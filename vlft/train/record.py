@@ -27,6 +27,7 @@ OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 PROGRESS = ("finished", "asked", "processes")
 #: Key -> its name in a message. Other keys are named by themselves, with spaces for underscores.
 CALLED = {
+    "model_type": "model type of the base",
     "base_fingerprint": "base model (fingerprint)",
     "lora": "LoRA",
     "media": "pixel and frame settings",
@@ -117,7 +118,7 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
 
 def _identity(record: RunRecord) -> dict[str, Any]:
     """The settings that identify a run, in the order in which they are compared."""
-    whole = {name: getattr(record, name) for name in ("base_fingerprint", "towers", "lora", "media")}
+    whole = {name: getattr(record, name) for name in ("model_type", "base_fingerprint", "towers", "lora", "media")}
     whole |= {name: value for name, value in record.training.items() if name not in PROGRESS}
     if isinstance(rates := whole.get("learning_rates"), dict):  # a frozen tower has none, whatever the flags say
         trained = {tower: rate for tower, rate in rates.items() if record.towers.get(tower) != "frozen"}

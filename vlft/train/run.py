@@ -16,7 +16,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft import screen
-from vlft.checkpoint import read_json, read_record
+from vlft.checkpoint import read_json, read_record, remark_on_carried
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.machine import check_device, remark_on_numbers, remarks_on_steps
 from vlft.config.parse import Parsed
@@ -28,6 +28,7 @@ from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
 from vlft.model import flops, groups, kernels
 from vlft.model.load import check_fit, loaded_whole
+from vlft.model.towers import check_experts
 from vlft.objectives import Objective
 from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
 from vlft.setup.objective import objective_of
@@ -120,6 +121,7 @@ def train(
     on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
     screen.stage("opening the base")
     base = open_base(data, model, given=parsed.given)
+    check_experts(base.family, deepspeed=args.zero)
     with loaded_whole(args):
         check_fit(base.folder, base.family)  # before the pass over the rows
     screen.stage("reading the data files")
@@ -210,6 +212,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         lora = base.towers.has_lora
         folder.begin_run({k: v for k, v in run.effective.items() if lora or not k.startswith("lora_")})
     tokens, patches = largest(order, run.rows.costs)
+    if folder.record.kind == "full" and (remark := remark_on_carried(base.folder, base.family)) is not None:
+        say(f"note: {remark}")
     set_seed(args.seed)  # not earlier: measuring rows draws random numbers, but only if their costs are not cached
     screen.stage("loading the weights")
     with loaded_whole(args):
