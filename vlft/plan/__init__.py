@@ -175,7 +175,7 @@ def _without_memory(parsed: Parsed, asked: Asked) -> Plan:
     world = _world(args, asked)
     base = open_base(data, model_flags, given=parsed.given, plain=True)
     PixelScale.of(base.processor)
-    if not base.plain or base.family.layout is None:
+    if not base.plain:
         from vlft.plan.memory import model_of
 
         _, table = model_of(base, args)
