@@ -22,11 +22,9 @@ from vlft.bench.sizes import SHAPES
 from vlft.bench.stock import COUNTS, IGNORED, StockRows, stock_collator
 from vlft.bench.work import Failed, run_module
 from vlft.cli.main import main
-from vlft.demo.tiny import tiny_processor
 from vlft.errors import ConfigError
-from vlft.model.build import build_config, sizes_of_shape
+from vlft.model.build import sizes_of_shape
 from vlft.model.flops import peak_tflops, required_flops, total
-from vlft.model.load import empty_model
 from vlft.model.towers import Towers
 
 DATA_KEYS = {"pictures_per_s", "samples_per_s", "tokens_per_s", "bytes_per_picture", "workers"}
@@ -69,13 +67,6 @@ def test_written_rows_are_equal_byte_by_byte(tmp_path):
     assert len(names[0]) > 3
     for name in names[0]:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
-
-
-@pytest.mark.parametrize(("name", "billions"), [("2b", 2.209), ("7b", 8.291)])
-def test_shapes_are_as_large_as_published(name, billions):
-    """Qwen2-VL-2B has 2.209 B parameters and the 7B 8.291 B (the safetensors of the hub, tied heads once)."""
-    model = empty_model(build_config(*SHAPES[name], tiny_processor().tokenizer), SHAPES[name][0])
-    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.001)
 
 
 # ---- the stock side sees what we see

@@ -21,8 +21,7 @@ from vlft.config.recipe import Recipe, RowFlags
 from vlft.data.media.sizes import frame_count, frame_range, frame_size, still_size
 from vlft.demo.tiny import build_tiny
 from vlft.families import DEFAULT
-from vlft.model.build import build_config
-from vlft.model.load import empty_model, load_config
+from vlft.model.load import load_config
 
 TEXTS = (
     "Don't panic: 42% of Zürich's 北京 \u0301e\u0301 naïve 🙂!\n\n\tOk?  <|im_end|><|image_pad|>x",
@@ -141,15 +140,6 @@ def test_a_template_of_another_kind_is_left_to_transformers(base, tmp_path):
     marked = template.read_text().replace("{% for", "{% generation %}{% endgeneration %}{% for", 1)
     template.write_text(marked)
     assert open_plain(made, DEFAULT) is None
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("shape", ["tiny", "2b", "7b"])
-def test_the_layout_is_that_of_the_model(shape, tied, base):
-    sized = DEFAULT.tiny if shape == "tiny" else DEFAULT.shapes[shape]
-    config = build_config(DEFAULT, sized.but(tied=tied), open_processor(base).tokenizer)
-    theirs = {name: tuple(one.shape) for name, one in empty_model(config, DEFAULT).named_parameters()}
-    assert DEFAULT.layout(DEFAULT.sizes(config)) == theirs
 
 
 # ---- sizes

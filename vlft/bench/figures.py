@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlft.data.media import read as media_io
-from vlft.data.sample import Sample
+from vlft.data.sample import Grid, Sample
+from vlft.data.vision_meta import vision_meta
 from vlft.errors import ConfigError
 from vlft.model.flops import peak_tflops, required_flops, total
 from vlft.setup import Base, MeasuredRows
@@ -58,21 +59,23 @@ def epoch_of(base: Base, measured: MeasuredRows) -> Epoch:
     tokens = sum(cost.tokens for cost in costs)
     every = max(1, -(-len(costs) // FLOPS_ROWS))
     picked = range(0, len(costs), every)
+    sizes = base.sizes
+    grids = [grid for i in picked for grid in _grids(measured.rows.samples[i], base)]
     part = required_flops(
-        base.sizes,
+        sizes,
         base.towers,
         lengths=[costs[i].tokens for i in picked],
-        vision_lengths=[n for i in picked for n in _segments(measured.rows.samples[i], base)],
+        vision_lengths=[grid.h * grid.w for grid in grids for _ in range(grid.t)],
+        window_lengths=vision_meta(grids, sizes.vision).get("window_lengths") if grids else (),
         supervised=sum(costs[i].supervised for i in picked),
     )
     seen = sum(costs[i].tokens for i in picked)
     return Epoch(tokens=tokens, tflops=total(part) / 1e12 * tokens / seen)
 
 
-def _segments(sample: Sample, base: Base) -> list[int]:
-    """Return the patches of each ViT attention segment of a row."""
-    grids = [media_io.measure(part, base.recipe) for part in sample.media]
-    return [grid.h * grid.w for grid in grids for _ in range(grid.t)]
+def _grids(sample: Sample, base: Base) -> list[Grid]:
+    """Return the grid of each medium of a row."""
+    return [media_io.measure(part, base.recipe) for part in sample.media]
 
 
 def summary(steps: Sequence[Step], *, skip: int, epoch: Epoch, device: str | None, peak_gb: float) -> dict[str, Any]:

@@ -16,14 +16,22 @@ from vlft.families import DEFAULT, FAMILIES, Family, Shape
 from vlft.files import write_json
 from vlft.model.build import build_config
 
-#: Name -> family and shape. "tiny" is the tiny shape of the default family.
-SHAPES: dict[str, tuple[Family, Shape]] = {
+#: Name of the tiny shape of each family -> family and shape, such as "tiny-qwen3-vl". "tiny" is of the default family.
+TINY: dict[str, tuple[Family, Shape]] = {
     "tiny": (DEFAULT, DEFAULT.tiny),
-    **{name: (family, shape) for family in FAMILIES.values() for name, shape in family.shapes.items()},
+    **{f"tiny-{family.label.lower()}": (family, family.tiny) for family in FAMILIES.values()},
+}
+_PUBLISHED = {name: (family, shape) for family in FAMILIES.values() for name, shape in family.shapes.items()}
+#: Name -> family and shape; "2b" and "7b" are short for sizes of Qwen2-VL.
+SHAPES: dict[str, tuple[Family, Shape]] = {
+    **TINY,
+    **{size: _PUBLISHED[f"qwen2-vl-{size}"] for size in ("2b", "7b")},
+    **_PUBLISHED,
 }
 SHAPE_NAMES = tuple(SHAPES)
 INDEX = "model.safetensors.index.json"  # written last
 SHARD_BYTES = 2 * 2**30
+DECAYS = (0.01, 16.0)  # range of decay rates of a new gated delta net (transformers 5.23, Qwen3_5PreTrainedModel)
 
 
 def is_whole(folder: Path) -> bool:
@@ -75,10 +83,14 @@ def write_weights(folder: Path, name: str, *, seed: int = 0) -> int:
     for parameter, tensor in empty_model(config, family).state_dict().items():
         if parameter == family.head and shape.tied:
             continue
-        if tensor.ndim > 1:
-            made = torch.empty(tensor.shape, device=device, dtype=kind).normal_(0, std, generator=generator)
-        else:  # weights of norms are ones, and biases are zeros, as in a new model
-            made = torch.full(tensor.shape, float(parameter.endswith("weight")), dtype=kind)
+        made = torch.empty(tensor.shape, device=device, dtype=kind)
+        value = _constant(parameter, family) if tensor.ndim == 1 else None
+        if value is not None:
+            made.fill_(value)
+        elif tensor.ndim == 1:
+            made.uniform_(*DECAYS, generator=generator).log_()
+        else:
+            made.normal_(0, std, generator=generator)
         shard[family.published_name(parameter)] = made.cpu()
         held += made.nbytes
         total += made.nbytes
@@ -88,6 +100,18 @@ def write_weights(folder: Path, name: str, *, seed: int = 0) -> int:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_json(folder / INDEX, index)  # last: the weights count as complete once it exists
     return total
+
+
+def _constant(parameter: str, family: Family) -> float | None:
+    """The value of a vector in a new model of transformers; None for decay rates, whose logarithm is drawn."""
+    module, _, kind = parameter.rpartition(".")
+    if kind == "A_log":
+        return None
+    if kind == "bias":
+        return 0.0
+    # Norms that multiply by 1 + w start at 0. The norm of a gated delta net is plain in all families.
+    centred = family.norm == "1 + w" and family.tower_of(parameter) == "language" and kind == "weight"
+    return 0.0 if centred and not module.endswith("linear_attn.norm") else 1.0
 
 
 if __name__ == "__main__":

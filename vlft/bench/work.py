@@ -22,7 +22,7 @@ import torch
 
 import vlft
 from vlft.bench.mixes import Mix, Scale, Unit, write_mix
-from vlft.bench.sizes import SHAPES, is_whole, write_shape, write_weights
+from vlft.bench.sizes import SHAPES, TINY, is_whole, write_shape, write_weights
 from vlft.errors import ConfigError, VlftError
 
 TAIL = 25  # last lines of a failed process in its error message
@@ -65,8 +65,8 @@ class BuiltIn:
         return folder
 
     def scale(self, *, own_base: bool) -> Scale:
-        """Return the scale of rows to train on: `real`, unless the base is the built-in tiny one."""
-        return "tiny" if self.shape == "tiny" and not own_base else "real"
+        """Return the scale of rows to train on: `real`, unless the base is a built-in tiny one."""
+        return "tiny" if self.shape in TINY and not own_base else "real"
 
     def rows(self, work: Path, count: int, say: Say, *, own_base: bool, scale: Scale) -> Path:
         """Return the data file of the built-in rows. It is written if it does not exist.

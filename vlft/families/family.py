@@ -5,7 +5,7 @@ It holds data only. `vlft.model.adapt` implements the features for a live model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from vlft.families.configs import (
     read_sizes,
     with_depth,
 )
+from vlft.families.layout import ParameterNames, layout
 from vlft.families.sizes import Sizes
 
 TOWERS = ("vision", "merger", "language")
@@ -82,6 +83,7 @@ class Family:
         video_processor_class: name of the class in transformers.
         vision_names: how its `vision_config` spells sizes.
         text_names: how its `text_config` spells sizes.
+        parameter_names: how it names the modules that differ between families.
         tower_prefixes: (prefix of a parameter's name, tower) pairs; the first match wins.
         carried: prefixes of tensors in published files that transformers does not load, such as the heads that predict
             several tokens. They are copied into the weights that vlft writes.
@@ -112,8 +114,6 @@ class Family:
         box_style: syntax: `<|box_start|>(x1,y1),(x2,y2)<|box_end|>` with `<|object_ref_start|>`, or JSON lists.
         pixels: (fewest, most) pixels of a picture and of a frame, from the published preprocessor_config.json.
         scaling: mean and deviation of each colour, in units of 0..1, from the same file.
-        layout: sizes -> name and shape of each parameter in transformers, without a tied head. None: transformers must
-            build the model for them, which takes seconds.
         tiny: sizes of a model that trains on a laptop in seconds.
         shapes: short name -> published sizes.
     """
@@ -127,6 +127,7 @@ class Family:
     video_processor_class: str
     vision_names: VisionNames
     text_names: TextNames
+    parameter_names: ParameterNames
     lora_targets: Mapping[str, str]
     attention_targets: Mapping[str, str]
     fused_norms: str = LAYER + r"(input_layernorm|post_attention_layernorm)|model\.language_model\.norm"
@@ -141,7 +142,6 @@ class Family:
     scaling: tuple[tuple[float, ...], tuple[float, ...]]
     tiny: Shape
     shapes: Mapping[str, Shape] = field(default_factory=dict)
-    layout: Callable[[Sizes], dict[str, tuple[int, ...]]] | None = None
     carried: tuple[str, ...] = ()
     stored_experts: frozenset[ExpertLayout] = frozenset()
     published: tuple[tuple[str, str], ...] = ()
@@ -207,6 +207,10 @@ class Family:
         for name in self.config_tokens:
             setattr(config, name, found.get(name))
         return config
+
+    def layout(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each parameter of `model_class`, without a tied head. Builds no model."""
+        return layout(sizes, self.parameter_names)
 
     def with_depth(self, config: Any, blocks: int) -> Any:
         """A copy of a config with at most this number of blocks in each of the two towers."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from vlft.families.configs import TextNames, VisionNames
 from vlft.families.family import ATTENTION, BLOCK, DENSE_LAYER, Family, Shape
+from vlft.families.layout import ParameterNames
 
 _MERGER = r"model\.visual\.merger\.mlp\.(0|2)"
 _VISION = {
@@ -39,6 +40,10 @@ QWEN2_5_VL = Family(
         tokens_per_second="tokens_per_second",
     ),
     text_names=TextNames(),
+    parameter_names=ParameterNames(
+        mlp=("gate_proj", "up_proj", "down_proj"), merger=("ln_q", "mlp.0", "mlp.2"), vision_norm_bias=False,
+        attention_bias=True,
+    ),
     lora_targets={
         "language": DENSE_LAYER,
         "vision": BLOCK + r"(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",

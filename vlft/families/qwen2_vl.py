@@ -2,7 +2,7 @@
 
 from vlft.families.configs import TextNames, VisionNames
 from vlft.families.family import ATTENTION, BLOCK, DENSE_LAYER, Family, Shape
-from vlft.families.sizes import Sizes
+from vlft.families.layout import ParameterNames
 
 _MERGER = r"model\.visual\.merger\.mlp\.(0|2)"
 _VISION = {
@@ -19,41 +19,6 @@ def _text(width: int, inner: int, depth: int, heads: int, kv_heads: int, section
     }  # fmt: skip
 
 
-def _layout(sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """Return the parameters of Qwen2VLForConditionalGeneration."""
-    vision, text = sizes.vision, sizes.text
-    width, inner, wide = vision.width, vision.inner, vision.width * vision.cell
-    queries, keys = text.heads * text.head_dim, text.kv_heads * text.head_dim
-    found: dict[str, tuple[int, ...]] = {}
-
-    def add(prefix: str, *, bias: bool = True, **weights: tuple[int, ...]) -> None:
-        for name, shape in weights.items():
-            whole = f"{prefix}{name.replace('__', '.')}"
-            found[f"{whole}.weight"] = shape
-            if bias:
-                found[f"{whole}.bias"] = shape[:1]
-
-    pixels = (width, vision.channels, vision.temporal, vision.patch, vision.patch)
-    add("model.visual.patch_embed.", bias=False, proj=pixels)
-    for block in range(vision.depth):
-        add(
-            f"model.visual.blocks.{block}.", norm1=(width,), norm2=(width,), attn__qkv=(3 * width, width),
-            attn__proj=(width, width), mlp__fc1=(inner, width), mlp__fc2=(width, inner),
-        )  # fmt: skip
-    add("model.visual.merger.", ln_q=(width,), mlp__0=(wide, wide), mlp__2=(vision.out, wide))
-    add("model.language_model.", bias=False, embed_tokens=(text.vocab, text.width), norm=(text.width,))
-    for place, layer in enumerate(text.layers):
-        prefix, mlp = f"model.language_model.layers.{place}.", (layer.inner, text.width)
-        add(f"{prefix}self_attn.", q_proj=(queries, text.width), k_proj=(keys, text.width), v_proj=(keys, text.width))
-        add(
-            prefix, bias=False, self_attn__o_proj=(text.width, queries), mlp__gate_proj=mlp, mlp__up_proj=mlp,
-            mlp__down_proj=mlp[::-1], input_layernorm=(text.width,), post_attention_layernorm=(text.width,),
-        )  # fmt: skip
-    if not text.tied:
-        add("", bias=False, lm_head=(text.vocab, text.width))
-    return found
-
-
 QWEN2_VL = Family(
     model_type="qwen2_vl",
     label="Qwen2-VL",
@@ -64,6 +29,7 @@ QWEN2_VL = Family(
     video_processor_class="Qwen2VLVideoProcessor",
     vision_names=VisionNames(width="embed_dim", out="hidden_size"),
     text_names=TextNames(),
+    parameter_names=ParameterNames(mlp=("fc1", "fc2"), merger=("ln_q", "mlp.0", "mlp.2"), attention_bias=True),
     lora_targets={
         "language": DENSE_LAYER,
         "vision": BLOCK + r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))",
@@ -81,7 +47,6 @@ QWEN2_VL = Family(
     box_style="tokens",
     pixels=(4 * 28 * 28, 16384 * 28 * 28),
     scaling=((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    layout=_layout,
     tiny=Shape(
         text=_text(64, 128, 2, 4, 2, [2, 3, 3]),
         vision=_VISION | {"embed_dim": 32, "depth": 2, "num_heads": 2, "hidden_size": 64},
@@ -90,12 +55,12 @@ QWEN2_VL = Family(
         std=0.1,  # with transformers' 0.02 such a small model gives nearly the same answer to every prompt
     ),
     shapes={
-        "2b": Shape(
+        "qwen2-vl-2b": Shape(
             text=_text(1536, 8960, 28, 12, 2, [16, 24, 24], vocab_size=151936),
             vision=_VISION | {"hidden_size": 1536},
             tied=True,
         ),
-        "7b": Shape(
+        "qwen2-vl-7b": Shape(
             text=_text(3584, 18944, 28, 28, 4, [16, 24, 24], vocab_size=152064),
             vision=_VISION | {"hidden_size": 3584},
             tied=False,

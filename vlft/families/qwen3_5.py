@@ -55,6 +55,7 @@ QWEN3_5 = Family(
         width="hidden_size", out="out_hidden_size", inner="intermediate_size", positions="num_position_embeddings"
     ),
     text_names=TextNames(head_dim="head_dim", recurrent=True, query_gate=True),
+    parameter_names=QWEN3_VL.parameter_names,
     lora_targets={
         "language": LAYER + _MIXER + r"|mlp\.(gate|up|down)_proj)",
         "vision": QWEN3_VL.lora_targets["vision"],

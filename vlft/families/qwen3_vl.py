@@ -5,6 +5,7 @@ from typing import Any
 
 from vlft.families.configs import TextNames, VisionNames
 from vlft.families.family import ATTENTION, BLOCK, DENSE_LAYER, Family, Shape
+from vlft.families.layout import ParameterNames
 
 _MERGER = r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"
 #: Of 8B and larger models. 2B and 4B have a smaller tower.
@@ -48,6 +49,9 @@ QWEN3_VL = Family(
         positions="num_position_embeddings",
     ),
     text_names=TextNames(head_dim="head_dim"),
+    parameter_names=ParameterNames(
+        mlp=("linear_fc1", "linear_fc2"), merger=("norm", "linear_fc1", "linear_fc2"), patch_bias=True, head_norms=True,
+    ),
     lora_targets={
         "language": DENSE_LAYER,
         "vision": BLOCK + r"(attn\.(qkv|proj)|mlp\.linear_fc[12])",

@@ -1,8 +1,10 @@
 """Floating-point operations of a training step: its matmuls, forward and backward, computed from config and lengths.
 
 Only required work counts, as MFU needs it: neither recomputation under gradient checkpointing nor attention scores
-that the causal mask removes. A multiply-add counts as two operations. Norms, activations and rotations are ignored, as
-is usual.
+that the causal mask removes. Of experts, only those that compute a token count. A gated delta net counts as its
+definition has it, token by token: three products of a vector and the state. Kernels do more, because they work on
+chunks of tokens. A multiply-add counts as two operations. Norms, activations, rotations and interpolated positions are
+ignored, as is usual.
 
 Letters: T tokens, S tokens of one sample or patches of one ViT segment, P patches, N merged patches, K supervised rows.
 """
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vlft.families import Linear, Sizes
+from vlft.families import Layer, Linear, Recurrent, Sizes, VisionSizes
 from vlft.model.towers import Mode, Towers
 
 Attention = Literal["causal", "full"]
@@ -61,6 +63,7 @@ def required_flops(
     *,
     lengths: Sequence[int],
     vision_lengths: Sequence[int],
+    window_lengths: Sequence[int] | None = None,
     supervised: int,
     attention: Attention = "causal",
 ) -> dict[str, Flops]:
@@ -71,6 +74,8 @@ def required_flops(
         towers: what trains; the backward pass stops below the lowest trained parameter.
         lengths: tokens of each sample.
         vision_lengths: patches of each ViT segment (one per still, one per time step of a video); empty for none.
+        window_lengths: patches of each window, for a ViT with windows. None: not known, and assumed to be full except
+            for one per segment, which is an upper bound: at the edges of a picture windows are smaller.
         supervised: K.
         attention: "causal" counts half of a sample's S x S scores, and each once; "full" counts them all, and once more
             in backward, where flash kernels recompute them. torch's FlopCounterMode counts "full" (2.15).
@@ -100,13 +105,15 @@ def required_flops(
         return found
 
     again = attention == "full"
+    windows = _full_windows(vision, vision_lengths) if window_lengths is None else window_lengths
     mode = towers.vision
     parts = {"vision": linear(patches, (vision.pixels, vision.width), mode, gradient=False, adapted=False)}
     for place in range(vision.depth):
         # LoRA's lowest input is pixels through frozen weights. A full tower trains the norm before it.
         entry = mode == "full" or (mode == "lora" and place > 0)
         parts["vision"] += block(patches, vision.block, mode, entry=entry, within=below_merger)
-        parts["vision"] += _attention(vision_lengths, vision.width, below_merger, causal=False, again=again)
+        segments = vision_lengths if vision.window is None or place in vision.full_blocks else windows
+        parts["vision"] += _attention(segments, vision.width, below_merger, causal=False, again=again)
 
     mode = towers.merger
     parts["merger"] = Flops()
@@ -121,7 +128,12 @@ def required_flops(
     for place, layer in enumerate(text.layers):
         entry = below_language or place > 0
         parts["language"] += block(tokens, text.linears(layer), mode, entry=entry, within=True)
-        parts["language"] += _attention(lengths, width, True, causal=attention == "causal", again=again)
+        for rows, size in _of_experts(layer, tokens, text.width):
+            parts["language"] += linear(rows, size, mode, gradient=True, adapted=False)
+        if layer.recurrent is None:
+            parts["language"] += _attention(lengths, width, True, causal=attention == "causal", again=again)
+        else:
+            parts["language"] += _delta_rule(layer.recurrent, tokens, trained=mode == "full")
     parts["head"] = linear(supervised, (text.width, text.vocab), mode, gradient=True, adapted=False)
     return parts
 
@@ -151,6 +163,33 @@ def _attention(lengths: Sequence[int], width: int, backward: bool, *, causal: bo
     """Attention over all heads in each segment: two matmuls forward, four backward (five if `again`)."""
     matmul = sum(2 * length**2 for length in lengths) * width / (2 if causal else 1)
     return Flops(forward=2 * matmul, backward=(5 if again else 4) * matmul * backward)
+
+
+def _full_windows(vision: VisionSizes, lengths: Sequence[int]) -> list[int]:
+    """Patches of each window, if every segment consists of full windows and one with the rest."""
+    full = (vision.window or 0) ** 2 * vision.cell
+    return [min(full, length - start) for length in lengths for start in range(0, length, full)] if full else []
+
+
+def _of_experts(layer: Layer, tokens: int, width: int) -> list[tuple[int, tuple[int, int]]]:
+    """Rows and size of the matmuls of router and experts, without the linear layers of the shared expert."""
+    experts = layer.experts
+    if experts is None:
+        return []
+    chosen = tokens * experts.active
+    found = [(tokens, (width, experts.count)), (chosen, (width, 2 * experts.inner)), (chosen, (experts.inner, width))]
+    return [*found, (tokens, (width, 1))] if experts.shared else found
+
+
+def _delta_rule(net: Recurrent, tokens: int, *, trained: bool) -> Flops:
+    """The convolution and the state of a gated delta net, without its linear layers. The state is never trained.
+
+    For each token and value head, the state is read by the key, written by key and value, and read by the query. Each
+    of these products needs two more in backward, and the convolution one, or two if it trains.
+    """
+    convolved = 2 * tokens * net.taps * (2 * net.keys + net.values)
+    products = 3 * 2 * tokens * net.value_heads * net.key_dim * net.value_dim
+    return Flops(forward=convolved + products, backward=convolved * (1 + trained) + 2 * products)
 
 
 def peak_tflops(device: str | None) -> float | None:

@@ -91,7 +91,7 @@ def groups_of_shapes(
     """Return the groups of `parameter_groups` for a model that is not built. They have no tensors.
 
     Args:
-        family: of the model, with a layout.
+        family: of the model.
         sizes: of the model.
         towers: what trains.
         learning_rates: tower -> peak learning rate.
@@ -99,10 +99,7 @@ def groups_of_shapes(
 
     Raises:
         ConfigError: the number of adapted modules is not what the sizes imply.
-        ValueError: the family has no layout.
     """
-    if family.layout is None:
-        raise ValueError(f"{family.label} has no layout")
     patterns = family.lora_targets if towers.lora_target == "all" else family.attention_targets
     counts: dict[tuple[str, str], int] = {}
     adapted: dict[str, int] = {tower: 0 for tower, mode in towers.modes.items() if mode == "lora"}

@@ -178,7 +178,7 @@ def _without_memory(parsed: Parsed, asked: Asked) -> Plan:
     base = open_base(data, model_flags, given=parsed.given, plain=True)
     check_experts(base.family, deepspeed=args.deepspeed if isinstance(args, PlanFlags) else args.zero)
     PixelScale.of(base.processor)
-    if not base.plain or base.family.layout is None:
+    if not base.plain:
         from vlft.plan.memory import model_of
 
         _, table = model_of(base, args)

@@ -306,12 +306,14 @@ def _meter(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter:
     sizes = base.sizes
 
     def work(batch: Batch) -> float:
+        pictures = len(batch["vision_rows"]) > 0
         return flops.total(
             flops.required_flops(
                 sizes,
                 base.towers,
                 lengths=batch["lengths"] if batch["rows"] else (),
-                vision_lengths=batch["vision_lengths"] if len(batch["vision_rows"]) else (),
+                vision_lengths=batch["vision_lengths"] if pictures else (),
+                window_lengths=batch["vision_meta"].get("window_lengths") if pictures else (),
                 supervised=batch["counts"]["supervised_tokens"],
             )
         )
