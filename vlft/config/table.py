@@ -102,6 +102,8 @@ DATA: dict[str, Kind] = {
     "max_length": FROM_ONE,
     "over_length": Word(words=("error", "skip", "shrink", "drop_media")),
     "box_format": Word(words=("as_is", "pixels", "0-1000", "0-1")),
+    "thinking": Word(words=("auto", "on", "off")),
+    "turns": Word(words=("auto", "split", "last")),
     "on_bad_row": Word(words=("error", "skip")),
     "packing": FLAG,
     "pack_tokens": FROM_ONE,

@@ -140,6 +140,10 @@ class Sample:
         objects: names and boxes for the placeholders in its text, or None.
         changed: how `--over_length` changed the row; "" if it is unchanged.
         added: (field of a text, tags) pairs: the tags that `--missing_tags first` put before that text.
+        answer: place of the only trained turn, the last one, if this is a part of a row (`vlft.data.rows.parts`); None
+            for a whole row.
+        thinking: in a question, whether the model thinks before it answers; None: as the chat template decides. A row
+            with an answer shows it by the answer.
     """
 
     file: str
@@ -150,6 +154,8 @@ class Sample:
     objects: Objects | None = None
     changed: str = ""
     added: tuple[tuple[str, str], ...] = ()
+    answer: int | None = None
+    thinking: bool | None = None
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -176,19 +182,23 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """The cost of a row, known without decoding.
+    """The cost of a sample, which is a row or a part of it, known without decoding.
 
     Attributes:
         tokens: tokens in the language model.
         supervised: trained tokens.
         patches: patches in the ViT.
         changed: how `--over_length` changes the row (`Sample.changed`). The cost is that of the changed row.
+        answer: `Sample.answer`.
+        thinking: whether the model thinks before the answer; None: the chat template has no switch for it.
     """
 
     tokens: int
     supervised: int
     patches: int
     changed: str = ""
+    answer: int | None = dataclasses.field(default=None, compare=False)
+    thinking: bool | None = dataclasses.field(default=None, compare=False)
 
 
 class Costs(Sequence[Cost]):
