@@ -263,6 +263,7 @@ _OWN: Mapping[str, dict[str, Kind]] = {
         "top_p": _number(low=0, open_low=True, high=1),
         "seed": Number(whole=True, low=0, high=2**32 - 1, usage=True),
         "base_model": NAMED,
+        "thinking": Word(words=("auto", "on", "off"), usage=True),
         "boxes": SWITCH,
         "json": SWITCH,
     },

@@ -127,29 +127,28 @@ class Encoder:
     def measure(self, sample: Sample) -> Cost:
         """Count the tokens and patches of a row from file headers alone. They equal those of `encode`.
 
+        A row that is split into samples (`samples`) has the costs of all of them. It is refused if one of them is.
+
         Raises:
             DataError: the errors of `encode`, except those that only decoding finds.
             ConfigError: the errors of `encode`.
         """
+        if self.recipe.turns == "auto":
+            try:
+                return self._measured(sample)  # a row that stays whole is rendered only once
+            except NotFlat:
+                if len(self.samples(sample)) == 1:
+                    raise
+        parts = [self._measured(part) for part in self.samples(sample)]
+        return Cost.of_parts(parts) if sample.answer is None and parts[0].answer is not None else parts[0]
+
+    def _measured(self, sample: Sample) -> Cost:
         grids = self._grids(sample)
         cost = self._cost(sample, self._tokenised(self._with_boxes(sample, grids)), grids)
         if self._over(sample, cost):
-            return self.measure(self._fitted(sample))
+            return self._measured(self._fitted(sample))
         self._refuse_long(sample, cost.tokens, vision=sum(grid.tokens(self.recipe.merge_size) for grid in grids))
         return cost
-
-    def costs(self, sample: Sample) -> tuple[Cost, ...]:
-        """Measure the samples of a row (`samples`), in their order.
-
-        Raises:
-            DataError, ConfigError: the errors of `measure`; the row is refused if one of its samples is.
-        """
-        if len(trained_answers(sample)) > 1 and self.recipe.turns == "auto":
-            try:
-                return (self.measure(sample),)  # renders the row only once if it stays whole
-            except NotFlat:
-                pass
-        return tuple(self.measure(one) for one in self.samples(sample))
 
     def samples(self, sample: Sample) -> tuple[Sample, ...]:
         """Return what a row is trained as, by `recipe.turns`: the row itself, or the turns up to each of its answers.

@@ -123,7 +123,7 @@ class _Dialogue:
             end = upto.rfind(self.end_of_turn) + len(self.end_of_turn)
             start = len(prompt)
             if not (whole.startswith(upto) and upto.startswith(prompt) and done <= start < end):
-                raise NotFlat(self._unfound(turns[k], prompt))
+                raise self._not_flat(turns[k])
             if turns[k].trained != "none" and not unanswered:
                 self._check(turns[k], prompt, whole[start:end], alone=False)
             pieces += [Rendered(text=whole[done:start]), Rendered(text=whole[start:end], turn=turns[k])]
@@ -190,7 +190,7 @@ class _Dialogue:
         """
         if self._misfits(turn, prompt):
             if self.chosen == "auto" and not alone:
-                raise NotFlat(self._unfound(turn, prompt))
+                raise self._not_flat(turn)
             raise refused(self.sample, turn.field, self._misfit(turn))
         said = _text(turn) + self.end_of_turn
         if answer == said or not all(isinstance(part, Text) for part in turn.parts):
@@ -220,6 +220,13 @@ class _Dialogue:
             "the answer has no thoughts (<think>...</think>), but the chat template of this base begins every answer "
             "with <think>, so the model would learn to stop thinking. Write thoughts before the answer, or start from "
             "a base that answers without thoughts, such as an Instruct model"
+        )
+
+    def _not_flat(self, turn: Turn) -> NotFlat:
+        return NotFlat(
+            f"{turn.field} of {self.sample.file}[{self.sample.index}]: in the text of the whole row, the chat template "
+            "does not render this answer as a model writes it, so the answers of the row must be encoded one by one "
+            "(Encoder.samples)."
         )
 
     def _unfound(self, turn: Turn, prompt: str) -> str:

@@ -51,8 +51,8 @@ def trained_tokens(turn: Turn, rendered: str, tokenizer: Any) -> list[bool]:
 def _aligned(said: str, flags: list[bool], rendered: str) -> list[bool]:
     """Return whether each character of a rendered answer is trained, up to the last character of the answer.
 
-    Templates put other blanks around thoughts, and the generation prompt may have their beginning. Each blank of the
-    rendered text is as the character before it.
+    Templates put other blanks around thoughts, and the generation prompt may have their beginning. A blank is
+    trained if the characters before and after it are.
 
     Raises:
         NoSpans: the texts differ in more than blanks and in the beginning of the answer.
@@ -68,13 +68,11 @@ def _aligned(said: str, flags: list[bool], rendered: str) -> list[bool]:
             "the chat template changes the text of the answer, so the trained spans cannot be found in it. "
             "Use the base model's own chat template"
         )
-    found, following = [], iter(tail)
+    found, done = [], 0
     for one in rendered[: places[count - 1] + 1]:
-        if not one.isspace():
-            flag = next(following)[1]
-        elif not found:
-            flag = tail[0][1]
-        found.append(flag)
+        around = tail[max(0, done - 1) : done + 1]  # of a blank: the characters before and after it
+        found.append(all(flag for _, flag in around) if one.isspace() else tail[done][1])
+        done += not one.isspace()
     return found
 
 

@@ -22,6 +22,7 @@ from vlft.checkpoint import (
     read_adapter,
     write_record,
 )
+from vlft.config.thinking import serving_hint
 from vlft.errors import CheckpointError
 from vlft.files import open_to_others, put_in_place, workshop
 from vlft.merge.match import MergePlan, plan_merge, towers_of_adapter
@@ -59,6 +60,7 @@ class MergeReport:
         rows: figures per row.
         warnings: what the user should know about the merge, which was still written.
         notes: how the adapter's folder was read.
+        serving: how to serve the model so that it sees prompts as in training; None: nothing is to be set.
     """
 
     dtype: str
@@ -72,6 +74,7 @@ class MergeReport:
     rows: tuple[RowCheck, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    serving: str | None = None
 
 
 def merge(
@@ -153,6 +156,7 @@ def merge(
         rows=tuple(rows),
         warnings=warnings,
         notes=(*adapter.notes, *([_UNTIED] if plan.untied else [])),
+        serving=None if found.record is None else serving_hint(found.record.settings),
     )
 
 
