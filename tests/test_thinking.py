@@ -229,7 +229,7 @@ def test_a_span_of_an_answer_with_thoughts():
     tokenizer = encoder.processor.tokenizer
     said = tokenizer.decode([label for label in one.labels_T.tolist() if label != UNTRAINED])
     assert said == "it is red.So red.<|im_end|>"
-    assert one.text.endswith("<think>\nWell, it is red.\n</think>\n\nSo red.<|im_end|>")
+    assert one.text.endswith("<think>\nWell, it is red.\n</think>\n\n  So red.<|im_end|>\n")
 
 
 def test_what_a_template_refuses_is_a_refused_row():

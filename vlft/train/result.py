@@ -78,8 +78,8 @@ class Result:
             lines.append(f"best:   step {self.best.step:,}, evaluation loss {self.best.loss:.4f}; {where}{final}")
         if (self.folder / "report.html").is_file():
             lines.append(f"report: {self.folder / 'report.html'}")
-        lines += [f"chat:   vlft chat {run}", f"output: {path}"]
         lines += [f"serve:  {self.serving}"] if self.serving is not None else []
+        lines += [f"chat:   vlft chat {run}", f"output: {path}"]
         whole = "not needed, the folder holds the whole model"
         return [*lines, f"merge:  {f'vlft merge {run} {merged}' if self.adapter else whole}"]
 
