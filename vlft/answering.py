@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from vlft.config.recipe import Recipe
+from vlft.config.thinking import thinks
 from vlft.data.encode import Encoder
-from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample
+from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample, Text
 from vlft.errors import ConfigError
 from vlft.families import Family
 from vlft.model.generate import Prompt, Sampling, Speaker
@@ -98,7 +99,8 @@ def question_of(sample: Sample) -> Sample:
     """A row up to its last user turn with a trained answer. A model's answer to it can be compared with the row's."""
     answer = max(place for place, turn in enumerate(sample.turns) if turn.trained != "none")
     last = max(place for place, turn in enumerate(sample.turns[:answer]) if turn.role == "user")
-    return replace(sample, turns=sample.turns[: last + 1])
+    said = "".join(part.text for part in sample.turns[answer].parts if isinstance(part, Text))
+    return replace(sample, turns=sample.turns[: last + 1], thinking=thinks(said))
 
 
 def as_tensors(prompt: EncodedPrompt, recipe: Recipe) -> Prompt:

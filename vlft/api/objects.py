@@ -42,6 +42,8 @@ class Base:
 class Rows(Sequence[Sample]):
     """Rows that can be trained. `load_rows` returns it. Indexing parses a row; no media are opened.
 
+    A row that is split into samples (`turns`) has an entry for each: the turns up to an answer, which alone is trained.
+
     A slice is `Rows` again, with the costs of its rows and all of `skipped`.
 
     Attributes:

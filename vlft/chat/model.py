@@ -25,6 +25,7 @@ from vlft.checkpoint import (
 )
 from vlft.config.device import has_bf16
 from vlft.config.recipe import Recipe
+from vlft.config.thinking import ENABLE, Thinking, thinking_of_run
 from vlft.data.boxes import AnswerBox, boxes_in_answer
 from vlft.data.encode import Encoder
 from vlft.data.media.read import MediaError, measure
@@ -154,17 +155,26 @@ class Chat:
             return [answer.text for answer in said]
 
 
-def open_model(path: str | Path, *, base_model: str | None = None, device: torch.device | str | None = None) -> Chat:
+def open_model(
+    path: str | Path,
+    *,
+    base_model: str | None = None,
+    device: torch.device | str | None = None,
+    thinking: Thinking = "auto",
+) -> Chat:
     """Load a model to chat with, in bf16 on a GPU that has it and in float32 elsewhere.
 
     Args:
         path: run folder, `checkpoint-N`, adapter, merged or base model, or the hub id of a complete model.
         base_model: folder or hub id of an adapter's base, if it is not the one that the run names.
         device: where to run the model; None: the GPU if there is one.
+        thinking: whether the model thinks before its answers. auto: as it was trained, else as its chat template
+            decides.
 
     Raises:
         CheckpointError: nothing is found, it is incomplete or not a Qwen-VL, or the adapter belongs to another base.
-        ConfigError: `base_model` is set for a model that needs none, or there is not enough memory.
+        ConfigError: `base_model` is set for a model that needs none, its chat template takes no `thinking`, or there is
+            not enough memory.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     half = device.type == "cuda" and has_bf16()
@@ -179,6 +189,11 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
     config, family = load_config(folder)
     adapter = read_adapter(found.folder, folder, family) if found is not None and found.kind == "adapter" else None
     processor = open_processor(folder, adapter.folder if adapter else None)
+    record = found.record if found else None
+    recipe = _recipe(record, processor, thinking)
+    notes = adapter.notes if adapter is not None else ()
+    if record is not None and thinking == "auto" and ENABLE in recipe.switches and recipe.thinking == "auto":
+        notes = (*notes, "it was trained with and without thoughts, and its chat template decides; --thinking chooses")
     with _enough_memory(device):
         model: Any = load_base(folder, family, dtype=dtype)
         if adapter is not None:
@@ -191,17 +206,30 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
         encoder=Encoder(
             family=family,
             processor=processor,
-            recipe=_recipe(found.record if found else None, processor),
+            recipe=recipe,
         ),
         speaker=speaker(model, processor, family),
         limit=family.sizes(config).text.max_positions,
-        notes=adapter.notes if adapter is not None else (),
+        notes=notes,
     )
 
 
-def _recipe(record: RunRecord | None, processor: Any) -> Recipe:
-    """The run's recipe without the settings that apply only to rows; without a run, that of the processor."""
+def _recipe(record: RunRecord | None, processor: Any, thinking: Thinking) -> Recipe:
+    """The run's recipe without the settings that apply only to rows; without a run, that of the processor.
+
+    Raises:
+        ConfigError: the chat template takes no `thinking`.
+    """
     recipe = Recipe.of_model(processor) if record is None else Recipe.of_run(processor, record.settings)
+    if thinking != "auto" and ENABLE not in recipe.switches:
+        raise ConfigError(
+            f"--thinking {thinking}: the chat template of this model does not take {ENABLE}, so the flag has no effect. "
+            "Drop it."
+        )
+    if thinking == "auto" and record is not None:
+        trained = thinking_of_run(record.settings)
+        thinking = "auto" if trained is None else "on" if trained else "off"
+    recipe = replace(recipe, thinking=thinking)
     # `Chat` checks lengths, which include the answer; and users type boxes in the model's own unit.
     return replace(recipe, max_length=sys.maxsize, fit=None, box_format="as_is")
 

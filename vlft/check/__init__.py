@@ -123,11 +123,12 @@ class _Tally:
             self.warn(place, replace(row, reason=f"{row.reason}{count}"))
 
     def take(self, place: int, seen: RowFacts) -> None:
-        cost = seen.cost
+        cost = max(seen.cost.samples, key=lambda one: one.tokens)
         self.good.append(place)
         self.digests.take(seen)
-        self.tokens.append(cost.tokens)
-        self.supervised.append(cost.supervised)
+        for one in seen.cost.samples:
+            self.tokens.append(one.tokens)
+            self.supervised.append(one.supervised)
         self.media.append(len(seen.pictures) + seen.videos)
         self.images += len(seen.pictures)
         self.videos += seen.videos
@@ -212,7 +213,7 @@ def check(
     word = "reading headers of rows" if headers_only else "decoding rows"
     with contextlib.closing(results):  # so that results are saved also if Ctrl-C or an error ends the loop
         for place, result in enumerate(count(results, total=len(index), what=word)):
-            if not isinstance(result, BadRow) and budget is not None and (why := budget.over(result.cost)):
+            if not isinstance(result, BadRow) and budget is not None and (why := budget.over_any(result.cost)):
                 result = replace(_row(index, place, "conversations", why), too_long=True)
             if isinstance(result, BadRow) and result.too_long and data.over_length == "skip":
                 tally.leave_out(place, result)
@@ -241,6 +242,7 @@ def check(
     found = Checked(
         counts=index.counts,
         ok=len(good),
+        samples=len(tally.tokens),
         bad=tuple(tally.bad),
         warnings=tuple(sorted(tally.warnings, key=_place(index))),
         unlisted=tally.unlisted,

@@ -88,7 +88,7 @@ def context(checked: Check) -> dict[str, Any]:
         "facts": _facts(found),
         "decoded": found.decoded,
         "charts": [
-            ("Tokens of a row", found.tokens.histogram if found.tokens else ()),
+            (f"Tokens of a {'row' if found.samples == found.ok else 'sample'}", found.tokens.histogram if found.tokens else ()),
             ("Pictures and videos of a row", found.pictures_per_row),
             ("Thousand pixels of a picture", found.kilopixels),
         ],
@@ -155,6 +155,7 @@ def _facts(found: Checked) -> list[tuple[str, str, str]]:
         ("videos", f"{found.videos:,}", ""),
     ]
     if found.tokens is not None:
+        facts += [("samples", f"{found.samples:,}", "")] if found.samples != found.ok else []
         facts += [("tokens", f"{found.tokens.total:,}", ""), ("of them trained", f"{found.tokens.supervised:,}", "")]
     return facts
 

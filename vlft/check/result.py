@@ -31,15 +31,15 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Tokens of the rows that can be trained.
+    """Tokens of the rows that can be trained, or of the samples that they are split into.
 
     Attributes:
-        total: tokens of all rows.
-        supervised: tokens of all rows that are trained.
-        min: tokens of the shortest row.
-        median: median of the tokens of a row.
-        max: tokens of the longest row.
-        limit: tokens that a row may have: `--max_length` or the limit of the model, and no more than fit into a pack.
+        total: tokens of all of them.
+        supervised: tokens of all of them that are trained.
+        min: tokens of the shortest.
+        median: median of their tokens.
+        max: tokens of the longest.
+        limit: tokens that one may have: `--max_length` or the limit of the model, and no more than fit into a pack.
         histogram: buckets without gaps.
     """
 
@@ -59,6 +59,7 @@ class Checked:
     Attributes:
         counts: file -> number of rows read.
         ok: number of rows that can be trained.
+        samples: number of samples that they are trained as: more than `ok` if rows are split at their answers (--turns).
         bad: the refused rows, in file order.
         warnings: remarks on rows that are trained, in the same form as `bad`.
         unlisted: number of further warnings, which are not listed.
@@ -76,6 +77,7 @@ class Checked:
 
     counts: dict[str, int]
     ok: int
+    samples: int
     bad: tuple[BadRow, ...]
     warnings: tuple[BadRow, ...]
     unlisted: int
@@ -102,6 +104,7 @@ class Checked:
         return {
             "rows": self.rows,
             "ok": self.ok,
+            "samples": self.samples,
             "bad": [asdict(row) for row in self.bad],
             "warnings": [asdict(row) for row in self.warnings],
             "warnings_unlisted": self.unlisted,
@@ -126,7 +129,7 @@ class Checked:
         parts += [printable(f"warning: {remark}") for remark in self.overlap]
         parts.append(self._counted())
         if self.tokens is not None:
-            parts.append(_drawn(self.tokens))
+            parts.append(_drawn(self.tokens, one="row" if self.samples == self.ok else "sample"))
         elif not self.based:
             parts.append("tokens are not counted: pass --model_id to count them and to check --max_length")
         parts.append(self._verdict())
@@ -142,6 +145,11 @@ class Checked:
             lines.append(line + (f", {warned[file]:,} with a warning" if warned[file] else ""))
         how = "every frame decoded" if self.decoded else "headers read; without --headers_only every frame is decoded"
         lines.append(f"{counted(self.images, 'picture')} and {counted(self.videos, 'video')} in them ({how})")
+        if self.samples != self.ok:
+            lines.append(
+                f"{counted(self.ok, 'row')} with {self.samples / self.ok:.2g} trained answers on average -> "
+                f"{counted(self.samples, 'sample')}, one for each answer with the turns before it (--turns)"
+            )
         if self.unlisted:
             lines.append(f"{self.unlisted:,} more warnings are not listed")
         return "\n".join(lines)
@@ -215,11 +223,15 @@ def _as_json(buckets: Sequence[Bucket]) -> list[dict[str, int]]:
     return [{"from": b.start, "to": b.end, "rows": b.rows} for b in buckets]
 
 
-def _drawn(tokens: Tokens) -> str:
-    """Return the histogram as lines of block characters, followed by its figures."""
+def _drawn(tokens: Tokens, *, one: str) -> str:
+    """Return the histogram as lines of block characters, followed by its figures.
+
+    Args:
+        one: what is counted: rows, or the samples that they are split into.
+    """
     most = max(bucket.rows for bucket in tokens.histogram)
     digits = len(f"{tokens.histogram[-1].end:,}")
-    heads = ("tokens".rjust(2 * digits + 1), "rows")
+    heads = ("tokens".rjust(2 * digits + 1), f"{one}s")
     wide = max(1, min(BAR, terminal_width() - len(heads[0]) - len(f"{most:,}") - 4))
     rows = [
         (
@@ -231,7 +243,7 @@ def _drawn(tokens: Tokens) -> str:
     lines = [table(heads, rows, last="left")]
     share = tokens.supervised / tokens.total
     lines.append(
-        f"{tokens.total:,} tokens in all, {tokens.supervised:,} of them trained ({share:.1%}); a row has "
+        f"{tokens.total:,} tokens in all, {tokens.supervised:,} of them trained ({share:.1%}); a {one} has "
         f"{tokens.min:,} to {tokens.max:,}, half have up to {tokens.median:,}; at most {tokens.limit:,} are allowed"
     )
     return "\n".join(lines)

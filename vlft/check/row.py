@@ -81,11 +81,15 @@ class RowCheck:
             DataError: the row is refused.
             ConfigError: the row cannot be encoded with these flags.
         """
+        warnings = list(sample.warnings)
         if isinstance(self.encoder, Encoder) and self.encoder.recipe.fit is not None:
-            sample = self.encoder.as_trained(sample)  # adds a warning that says what was changed
+            parts = [self.encoder.as_trained(part) for part in self.encoder.samples(sample)]
+            if parts[0].answer is None:
+                (sample,) = parts
+            # Each adds a warning that says what was changed.
+            warnings = list(dict.fromkeys(remark for part in parts for remark in part.warnings))
         cost = self._measured(sample)
         pictures: list[tuple[int, int, int, int]] = []
-        warnings = list(sample.warnings)
         videos = 0
         for part in sample.media:
             if isinstance(part, Video):

@@ -93,8 +93,12 @@ class PlainTokenizer:
         chat_template: str,
         tokenize: bool,
         add_generation_prompt: bool = False,
+        **arguments: Any,
     ) -> list[str]:
         """Render conversations as text.
+
+        Args:
+            arguments: of the template, such as `enable_thinking`.
 
         Raises:
             TemplateError: the template is wrong, or refuses a conversation.
@@ -107,6 +111,7 @@ class PlainTokenizer:
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens_map,
+                **arguments,
             )
             for messages in conversations
         ]

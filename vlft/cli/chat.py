@@ -35,7 +35,7 @@ def run(flags: argparse.Namespace, write: Write) -> int:
         temperature=flags.temperature,
         top_p=1.0 if flags.top_p is None else flags.top_p,
     )
-    chat = open_model(flags.model, base_model=flags.base_model)
+    chat = open_model(flags.model, base_model=flags.base_model, thinking=flags.thinking)
     screen.stage("")
     for note in chat.notes:
         _say(f"note: {note}.")

@@ -95,6 +95,11 @@ def parser() -> CommandParser:
     parser.add_argument("--seed", type=int, help="random seed of the sampling (default: 42)")
     parser.add_argument("--base_model", metavar="B", help="folder or hub id of an adapter's base, if it has moved")
     parser.add_argument(
+        "--thinking", choices=("auto", "on", "off"), default="auto",
+        help="whether the model thinks before it answers, where its chat template takes enable_thinking; auto "
+        "(default): as it was trained, else as the template decides",
+    )  # fmt: skip
+    parser.add_argument(
         "--boxes", action="store_true", help="list the boxes of the answer in pixels of the picture (always in --json)"
     )
     add_json(parser)

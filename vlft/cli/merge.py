@@ -66,4 +66,6 @@ def run(flags: argparse.Namespace, write: Write) -> int:
     for row in report.rows:
         print(f"{row.row:<8} logits differ by at most {row.difference:.3g}; the adapter moves them by {row.moved:.3g}")
     print(f"out      {report.out}")
+    if report.serving is not None:
+        print(f"serve    {report.serving}")
     return 0

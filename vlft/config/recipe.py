@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
+from vlft.config.thinking import ENABLE, Thinking, Turns, switches_of, template_arguments
 from vlft.errors import ConfigError
 from vlft.model_files import tokenizer_settings
 
@@ -83,6 +84,16 @@ class RowFlags:
         "a row whose pictures or videos have no tag in its text. error: refuse it; first: put all of them at the start "
         "of its first human turn",
     )
+    thinking: Thinking = flag(
+        "auto",
+        "for bases whose chat template takes enable_thinking. on: answers have <think> blocks, which are trained; off: "
+        "answers have none, and the prompt ends with an empty block; auto: as each answer shows",
+    )
+    turns: Turns = flag(
+        "auto",
+        "rows with several answers. auto: one sample, or one for each answer if the chat template drops earlier "
+        "thoughts; split: one for each answer; last: only the last answer is trained",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +152,7 @@ class Recipe(RowFlags):
         temporal_patch_size: frames of a patch.
         chat_template: hash of the chat template; None without a tokenizer.
         tokenizer: hash of the tokenizer; None without a tokenizer, or if it is not a fast one.
+        switches: arguments on thinking that the chat template takes.
     """
 
     image_min_pixels: int = _settled("image_min_pixels")
@@ -157,6 +169,7 @@ class Recipe(RowFlags):
     temporal_patch_size: int = 2
     chat_template: str | None = None
     tokenizer: str | None = None
+    switches: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -193,6 +206,7 @@ class Recipe(RowFlags):
         if not 0 < length <= limit:
             raise ConfigError(f"--max_length is {length:,}; the model's max_position_embeddings allow 1 to {limit:,}")
         image, tokenizer = processor.image_processor, processor.tokenizer
+        template = None if tokenizer is None else processor.chat_template or tokenizer.chat_template
         recipe = cls(
             **values,
             fit=_fit(flags.over_length, length, pack),
@@ -200,9 +214,15 @@ class Recipe(RowFlags):
             patch_size=image.patch_size,
             merge_size=image.merge_size,
             temporal_patch_size=image.temporal_patch_size,
-            chat_template=None if tokenizer is None else _print(processor.chat_template or tokenizer.chat_template),
+            chat_template=None if tokenizer is None else _print(template),
             tokenizer=None if tokenizer is None else _tokenizer_print(tokenizer),
+            switches=switches_of(template),
         )
+        if flags.thinking != "auto" and tokenizer is not None and ENABLE not in recipe.switches:
+            raise ConfigError(
+                f"--thinking {flags.thinking}: the base's chat template does not take {ENABLE}, so the flag has no "
+                "effect. Drop it."
+            )
         _check_pixels(recipe, given=flags.video_max_pixels, processor=processor)
         sizes = (recipe.merge_size, recipe.temporal_patch_size)
         if sizes != (2, 2):
@@ -236,6 +256,14 @@ class Recipe(RowFlags):
     def factor(self) -> int:
         """Side of a merged patch, in pixels. Heights and widths are multiples of it."""
         return self.patch_size * self.merge_size
+
+    def template_arguments(self, thinking: bool | None) -> dict[str, bool]:
+        """Return the arguments of the chat template.
+
+        Args:
+            thinking: whether the model thinks before its next answer; None: the template's default.
+        """
+        return template_arguments(self.switches, self.turns, thinking)
 
     @property
     def print(self) -> str:

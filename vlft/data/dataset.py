@@ -75,9 +75,9 @@ class RowDataset(_Dataset):
             return error.row
         row = self._encoded(index, sample)
         if isinstance(row, BadRow):
-            return row
+            return _of_part(sample, row)
         if self.costs is not None and (now := cost_of(row)) != self.costs[index]:
-            return _changed(sample, self.costs[index], now)
+            return _of_part(sample, _changed(sample, self.costs[index], now))
         return row
 
     def _encoded(self, index: int, sample: Sample) -> EncodedSample | BadRow:
@@ -106,6 +106,13 @@ def cost_of(row: EncodedSample) -> Cost:
         patches=sum(medium.grid.patches for medium in row.media),
         changed=row.changed,
     )
+
+
+def _of_part(sample: Sample, bad: BadRow) -> BadRow:
+    """Say which sample of a row is refused, if the row is split: the others may be trained."""
+    if sample.answer is None:
+        return bad
+    return replace(bad, reason=f"the sample that ends with {sample.turns[-1].field}: {bad.reason}")
 
 
 def _changed(sample: Sample, then: Cost, now: Cost) -> BadRow:

@@ -20,7 +20,8 @@ from vlft.data.media import read as media_io
 from vlft.data.media.read import MediaError
 from vlft.data.over_length import TooLong, fitted
 from vlft.data.positions import mrope_positions
-from vlft.data.render import Rendered, refused, render
+from vlft.data.render import NotFlat, Rendered, refused, render, thinking_of
+from vlft.data.rows.parts import trained_answers, up_to
 from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, EncodedTokens, Grid, Image, Sample
 from vlft.data.spans import NoSpans, trained_tokens
 from vlft.errors import ConfigError
@@ -126,16 +127,48 @@ class Encoder:
     def measure(self, sample: Sample) -> Cost:
         """Count the tokens and patches of a row from file headers alone. They equal those of `encode`.
 
+        A row that is split into samples (`samples`) has the costs of all of them. It is refused if one of them is.
+
         Raises:
             DataError: the errors of `encode`, except those that only decoding finds.
             ConfigError: the errors of `encode`.
         """
+        if self.recipe.turns == "auto":
+            try:
+                return self._measured(sample)  # a row that stays whole is rendered only once
+            except NotFlat:
+                if len(self.samples(sample)) == 1:
+                    raise
+        parts = [self._measured(part) for part in self.samples(sample)]
+        return Cost.of_parts(parts) if sample.answer is None and parts[0].answer is not None else parts[0]
+
+    def _measured(self, sample: Sample) -> Cost:
         grids = self._grids(sample)
         cost = self._cost(sample, self._tokenised(self._with_boxes(sample, grids)), grids)
         if self._over(sample, cost):
-            return self.measure(self._fitted(sample))
+            return self._measured(self._fitted(sample))
         self._refuse_long(sample, cost.tokens, vision=sum(grid.tokens(self.recipe.merge_size) for grid in grids))
         return cost
+
+    def samples(self, sample: Sample) -> tuple[Sample, ...]:
+        """Return what a row is trained as, by `recipe.turns`: the row itself, or the turns up to each of its answers.
+
+        Raises:
+            DataError: the chat template refuses the row.
+        """
+        answers = trained_answers(sample)
+        if sample.answer is not None or len(answers) < 2:
+            return (sample,)
+        if self.recipe.turns == "last":
+            return (up_to(sample, answers[-1]),)
+        if self.recipe.turns == "auto":
+            try:
+                render(sample, self.processor, self.family, self.recipe, unanswered=False)
+            except NotFlat:
+                pass
+            else:
+                return (sample,)
+        return tuple(up_to(sample, answer) for answer in answers)
 
     def as_trained(self, sample: Sample) -> Sample:
         """Return the row that `encode` encodes: the row itself, or the row as `recipe.fit` changes it, with a warning.
@@ -170,6 +203,8 @@ class Encoder:
             supervised=sum(sum(piece.trained) for piece in pieces),
             patches=sum(grid.patches for grid in grids),
             changed=sample.changed,
+            answer=sample.answer,
+            thinking=thinking_of(sample, self.recipe),
         )
 
     def _over(self, sample: Sample, cost: Cost) -> bool:
@@ -245,7 +280,7 @@ class Encoder:
         Answers are tokenised separately from the prompt before them, as when served: a newline at the start of an
         answer must not merge with the newline of "<|im_start|>assistant\\n".
         """
-        rendered = render(sample, self.processor, self.family, unanswered=unanswered)
+        rendered = render(sample, self.processor, self.family, self.recipe, unanswered=unanswered)
         piece_ids = self.processor.tokenizer([one.text for one in rendered], add_special_tokens=False).input_ids
         wanted = [KIND_IMAGE if isinstance(part, Image) else KIND_VIDEO for part in sample.media]
         found = [[self._pads[token] for token in ids if token in self._pads] for ids in piece_ids]
@@ -288,10 +323,11 @@ class Encoder:
     def _refuse_long(self, sample: Sample, tokens: int, *, vision: int) -> None:
         limit = self.recipe.max_length
         if tokens > limit:
+            what = "row" if sample.answer is None else f"row up to {sample.turns[-1].field}"
             raise refused(
                 sample,
                 "conversations",
-                f"the row is {tokens:,} tokens long ({vision:,} of them pictures and videos), --max_length is "
+                f"the {what} is {tokens:,} tokens long ({vision:,} of them pictures and videos), --max_length is "
                 f"{limit:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, split the row, or let "
                 "--over_length handle such rows.",
                 too_long=True,

@@ -140,6 +140,10 @@ class Sample:
         objects: names and boxes for the placeholders in its text, or None.
         changed: how `--over_length` changed the row; "" if it is unchanged.
         added: (field of a text, tags) pairs: the tags that `--missing_tags first` put before that text.
+        answer: place of the only trained turn, the last one, if this is a part of a row (`vlft.data.rows.parts`); None
+            for a whole row.
+        thinking: in a question, whether the model thinks before it answers; None: as the chat template decides. A row
+            with an answer shows it by the answer.
     """
 
     file: str
@@ -150,6 +154,8 @@ class Sample:
     objects: Objects | None = None
     changed: str = ""
     added: tuple[tuple[str, str], ...] = ()
+    answer: int | None = None
+    thinking: bool | None = None
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -183,20 +189,42 @@ class Cost:
         supervised: trained tokens.
         patches: patches in the ViT.
         changed: how `--over_length` changes the row (`Sample.changed`). The cost is that of the changed row.
+        parts: costs of the samples that the row is split into, whose sums the cost has; empty for a whole row.
+        answer: `Sample.answer`.
+        thinking: whether the model thinks before the answer; None: the chat template has no switch for it.
     """
 
     tokens: int
     supervised: int
     patches: int
     changed: str = ""
+    parts: tuple[Cost, ...] = ()
+    answer: int | None = dataclasses.field(default=None, compare=False)
+    thinking: bool | None = dataclasses.field(default=None, compare=False)
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Cost]) -> Cost:
+        """Return the cost of a row that is split into samples with these costs."""
+        tokens, supervised, patches = (sum(column) for column in zip(*((p.tokens, p.supervised, p.patches) for p in parts)))
+        changed = "; ".join(dict.fromkeys(part.changed for part in parts if part.changed))
+        return cls(tokens=tokens, supervised=supervised, patches=patches, changed=changed, parts=tuple(parts))
+
+    @property
+    def samples(self) -> tuple[Cost, ...]:
+        """The costs of what the row is trained as: its parts, or the row itself."""
+        return self.parts or (self,)
+
+
+#: Fields of `Cost` that are None for most samples.
+_RARE = ("answer", "thinking")
 
 
 class Costs(Sequence[Cost]):
-    """Costs of many rows, in one column per field: 4 bytes per row and field, while a `Cost` object takes a hundred.
+    """Costs of many samples, in one column per field: 4 bytes per entry, while a `Cost` object takes a hundred.
 
     Attributes:
-        columns: field -> int32 [R].
-        changed: row index -> how `--over_length` changed the row; only for changed rows.
+        columns: field -> int32 [R]. `answer` and `thinking` are there only if a sample has them; -1 is None.
+        changed: index of a sample -> how `--over_length` changed it; only for changed samples.
     """
 
     def __init__(self, columns: Mapping[str, np.ndarray], changed: Mapping[int, str] | None = None) -> None:
@@ -208,14 +236,16 @@ class Costs(Sequence[Cost]):
         """Convert costs to columns. A `Costs` object is returned unchanged."""
         if isinstance(costs, Costs):
             return costs
-        found = {name: array.array("i") for name in ("tokens", "supervised", "patches")}
+        found = {name: array.array("i") for name in ("tokens", "supervised", "patches", *_RARE)}
         changed = {}
         for place, cost in enumerate(costs):
             for name, column in found.items():
-                column.append(getattr(cost, name))
+                value = getattr(cost, name)
+                column.append(-1 if value is None else value)
             if cost.changed:
                 changed[place] = cost.changed
-        return cls({name: np.array(column, dtype=np.int32) for name, column in found.items()}, changed)
+        columns = {name: np.array(column, dtype=np.int32) for name, column in found.items()}
+        return cls({k: v for k, v in columns.items() if k not in _RARE or (v >= 0).any()}, changed)
 
     def take(self, places: np.ndarray) -> Costs:
         """Return the costs of the rows at these indices, in the order of the indices."""
@@ -253,12 +283,19 @@ class Costs(Sequence[Cost]):
             supervised=int(self.supervised[place]),
             patches=int(self.patches[place]),
             changed=self.changed.get(place, ""),
+            answer=self._rare("answer", place),
+            thinking=None if (thinking := self._rare("thinking", place)) is None else bool(thinking),
         )
+
+    def _rare(self, name: str, place: int) -> int | None:
+        value = int(self.columns[name][place]) if name in self.columns else -1
+        return None if value < 0 else value
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Costs)
             and self.changed == other.changed
+            and self.columns.keys() == other.columns.keys()
             and all(np.array_equal(column, other.columns[name]) for name, column in self.columns.items())
         )
 

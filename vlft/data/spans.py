@@ -7,6 +7,9 @@ from typing import Any
 from vlft.data.sample import Text, Turn
 
 
+IN_PROMPT = 32  # characters of an answer, without blanks, that a generation prompt may have: `<think></think>`
+
+
 class NoSpans(Exception):
     """The trained spans cannot be found in a rendered answer. The message does not name the row."""
 
@@ -31,12 +34,10 @@ def trained_tokens(turn: Turn, rendered: str, tokenizer: Any) -> list[bool]:
     start = rendered.rfind(said)
     if start < 0:  # some templates strip an answer
         lead, kept = len(said) - len(said.lstrip()), said.strip()
-        flags, start = flags[lead : lead + len(kept)], rendered.rfind(kept)
-    if start < 0:
-        raise NoSpans(
-            "the chat template changes the text of the answer, so the trained spans cannot be found in it. "
-            "Use the base model's own chat template"
-        )
+        if (start := rendered.rfind(kept)) >= 0:
+            flags = flags[lead : lead + len(kept)]
+        else:
+            flags, start = _aligned(said, flags, rendered), 0
     behind = len(rendered) - start - len(flags)
     of_text = [flags[0]] * start + flags + [flags[-1]] * behind
     trained, done = [], 0
@@ -45,6 +46,34 @@ def trained_tokens(turn: Turn, rendered: str, tokenizer: Any) -> list[bool]:
         trained.append(all(of_text[first:last]))
         done = max(done, last)
     return trained
+
+
+def _aligned(said: str, flags: list[bool], rendered: str) -> list[bool]:
+    """Return whether each character of a rendered answer is trained, up to the last character of the answer.
+
+    Templates put other blanks around thoughts, and the generation prompt may have their beginning. A blank is
+    trained if the characters before and after it are.
+
+    Raises:
+        NoSpans: the texts differ in more than blanks and in the beginning of the answer.
+    """
+    ours = [(one, flag) for one, flag in zip(said, flags, strict=True) if not one.isspace()]
+    places = [place for place, one in enumerate(rendered) if not one.isspace()]
+    for count in range(min(len(ours), len(places)), max(0, len(ours) - IN_PROMPT), -1):
+        tail = ours[len(ours) - count :]
+        if [one for one, _ in tail] == [rendered[place] for place in places[:count]]:
+            break
+    else:
+        raise NoSpans(
+            "the chat template changes the text of the answer, so the trained spans cannot be found in it. "
+            "Use the base model's own chat template"
+        )
+    found, done = [], 0
+    for one in rendered[: places[count - 1] + 1]:
+        around = tail[max(0, done - 1) : done + 1]  # of a blank: the characters before and after it
+        found.append(all(flag for _, flag in around) if one.isspace() else tail[done][1])
+        done += not one.isspace()
+    return found
 
 
 def _offsets(text: str, tokenizer: Any) -> list[tuple[int, int]]:

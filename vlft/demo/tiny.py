@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from vlft.demo.templates import OF_CHAT
 from vlft.families import DEFAULT, Family, Shape
 from vlft.model.build import build_config, media_processors
 
@@ -35,23 +36,8 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# Renders as Qwen/Qwen2-VL-*-Instruct: a default system turn, pictures and videos in place, no newline around them.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+#: Tokens of families whose answers may have thoughts. They are ordinary text to the tokenizer, with one id each.
+THOUGHT_TOKENS = ("<think>", "</think>")
 
 
 def byte_vocabulary() -> dict[str, int]:
@@ -113,11 +99,13 @@ def tiny_processor(
         model_max_length=32768,
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
+    if family.chat != "system":
+        tokenizer.add_tokens(list(THOUGHT_TOKENS))
     token = family.factor**2
     least, most = 4 * token if min_pixels is None else min_pixels, 64 * token if max_pixels is None else max_pixels
     image, video = media_processors(family, least, most)
     return getattr(transformers, family.processor_class)(
-        image_processor=image, tokenizer=tokenizer, video_processor=video, chat_template=CHAT_TEMPLATE
+        image_processor=image, tokenizer=tokenizer, video_processor=video, chat_template=OF_CHAT[family.chat]
     )
 
 

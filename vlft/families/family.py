@@ -99,6 +99,8 @@ class Family:
             count time; text: the time is written before each step, which has its own run of pad tokens.
         video_rule: who chooses the frames of a video and their size: qwen-vl-utils, with pixel limits per frame, or the
             model's own video processor, with pixel limits per clip.
+        chat: how the published chat templates render a conversation. system: with a default system turn; bare: without
+            one; thoughts: without one, answers have thoughts, and those of earlier answers are dropped.
         published: (prefix of a module name, prefix in published files) pairs; the first match wins.
         embedding: name of the parameter that maps ids to channels.
         head: name of the parameter that maps channels to ids.
@@ -136,6 +138,7 @@ class Family:
     norm: Literal["w", "1 + w"] = "w"
     video_time: Literal["index", "seconds", "text"]
     video_rule: Literal["qwen-vl-utils", "processor"]
+    chat: Literal["system", "bare", "thoughts"] = "system"
     box_unit: Literal["0-1000", "pixels"]
     box_style: Literal["tokens", "json"]
     pixels: tuple[int, int]

@@ -71,6 +71,7 @@ QWEN3_5 = Family(
     carried=("mtp.",),
     video_time="text",
     video_rule="processor",
+    chat="thoughts",
     box_unit="0-1000",
     box_style="json",
     pixels=QWEN3_VL.pixels,

@@ -65,6 +65,7 @@ QWEN3_VL = Family(
     features=frozenset({"deepstack", "interpolation"}),
     video_time="text",
     video_rule="processor",
+    chat="bare",
     box_unit="0-1000",
     box_style="json",
     pixels=(64 * 32 * 32, 16384 * 32 * 32),

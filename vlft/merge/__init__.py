@@ -23,6 +23,7 @@ from vlft.checkpoint import (
     remark_on_carried,
     write_record,
 )
+from vlft.config.thinking import serving_hint
 from vlft.errors import CheckpointError
 from vlft.families.stored import parameter_of
 from vlft.files import open_to_others, put_in_place, workshop
@@ -61,6 +62,7 @@ class MergeReport:
         rows: figures per row.
         warnings: what the user should know about the merge, which was still written.
         notes: how the adapter's folder was read.
+        serving: how to serve the model so that it sees prompts as in training; None: nothing is to be set.
     """
 
     dtype: str
@@ -74,6 +76,7 @@ class MergeReport:
     rows: tuple[RowCheck, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    serving: str | None = None
 
 
 def merge(
@@ -156,6 +159,7 @@ def merge(
         rows=tuple(rows),
         warnings=warnings,
         notes=(*adapter.notes, *([_UNTIED] if plan.untied else []), *([carried] if carried else [])),
+        serving=None if found.record is None else serving_hint(found.record.settings),
     )
 
 

@@ -21,7 +21,7 @@ from vlft.model import groups
 from vlft.model.load import check_shapes, loaded_whole
 from vlft.model.scale import PixelScale
 from vlft.model.towers import check_experts
-from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
+from vlft.setup import Base, MeasuredRows, open_base, samples_line, trainable_rows, training_rows
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, settings_of, training_order
 from vlft.text import counted, printable
@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def longest(self) -> tuple[Sample, Cost]:
-        """The row with the most tokens."""
+        """The row with the most tokens, or the sample that it is split into."""
         place = int(self.data.costs.tokens.argmax())
         return self.data.rows.samples[place], self.data.costs[place]
 
@@ -72,7 +72,8 @@ class Plan:
             "base": self.base,
             "towers": self.towers,
             "groups": [group.as_json() for group in self.groups],
-            "rows": len(self.data.costs),
+            "rows": len(self.data.starts),
+            "samples": len(self.data.costs),
             "files": _files(self.data),
             "eval_files": _files(self.evaluation) if self.evaluation else [],
             **settings_of(self.order),
@@ -92,6 +93,7 @@ class Plan:
         """The plan as text."""
         sample, cost = self.longest
         name = f" (id {sample.id})" if sample.id is not None else ""
+        one = "sample" if self.data.split else "row"
         lines: list[str] = []
         for title, measured in (("train", self.data), ("evaluate", self.evaluation)):
             for file in _files(measured) if measured else []:
@@ -100,8 +102,9 @@ class Plan:
                 skipped += f", {file['draws_an_epoch']:,} draws an epoch" if "draws_an_epoch" in file else ""
                 lines.append(f"{title}: {file['file']}: {file['rows']:,} rows, {file['trained']:,} taken{skipped}")
         lines += [
-            f"longest row: {sample.file}[{sample.index}]{name}: {cost.tokens:,} tokens, {cost.patches:,} patches",
-            described(self.order),
+            *([samples_line(self.data)] if self.data.split else []),
+            f"longest {one}: {sample.file}[{sample.index}]{name}: {cost.tokens:,} tokens, {cost.patches:,} patches",
+            described(self.order, one=one),
             f"steps: {self.order.steps:,} an epoch, {self.steps:,} in all ({counted(self.epochs, 'epoch')})",
             *(f"note: {remark}" for remark in self.remarks),
         ]

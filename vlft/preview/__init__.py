@@ -6,6 +6,7 @@ Only the page needs pixels, and so torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from vlft.data.sample import EncodedMedia, EncodedTokens, Grid, Image, Media, Sa
 from vlft.errors import BadRow, DataError
 from vlft.families import DEFAULT, Family
 from vlft.setup import Base, open_base, open_some, stock_probe
+from vlft.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +129,8 @@ class Preview:
 
     @property
     def title(self) -> str:
-        name = f" (id {self.sample.id})" if self.sample.id is not None else ""
-        return f"{self.sample.file}[{self.sample.index}]{name}"
+        upto = "" if self.sample.answer is None else f", the sample that ends with {self.sample.turns[-1].field}"
+        return _title(self.sample) + upto
 
     @property
     def trained(self) -> int:
@@ -175,6 +177,38 @@ class Preview:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Split:
+    """A row that is trained as several samples, one for each answer with the turns before it (`--turns`).
+
+    Attributes:
+        sample: the parsed row.
+        samples: its samples, in the order of the answers.
+    """
+
+    sample: Sample
+    samples: tuple[Preview, ...]
+
+    @property
+    def title(self) -> str:
+        """The row, and how many samples it has."""
+        return f"{_title(self.sample)}: {counted(len(self.samples), 'sample')} (--turns)"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the document of `vlft preview --json`: counts of the row, and each sample with its tokens.
+
+        The entries on tokens are null, because the row has no single list of them.
+        """
+        most = self.samples[-1].as_json()
+        entries = [
+            {"answer": one.sample.turns[-1].field, **one.as_json()} for one in self.samples
+        ]
+        whole = {name: sum(entry[name] for entry in entries) for name in ("tokens", "supervised")}
+        no_tokens = dict.fromkeys(("input_ids", "labels", "position_ids", "text"))
+        warnings = [json.loads(one) for one in dict.fromkeys(json.dumps(w) for e in entries for w in e["warnings"])]
+        return most | whole | no_tokens | {"warnings": warnings, "samples": entries}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Refused:
     """A refused row.
 
@@ -200,7 +234,7 @@ class Refused:
 
 def preview_rows(
     file: str, indices: Sequence[int], data: DataFlags, model: ModelFlags, *, given: frozenset[str]
-) -> Iterator[Preview | Refused]:
+) -> Iterator[Preview | Split | Refused]:
     """Read several rows and encode them as for training. The base is opened once.
 
     Args:
@@ -225,13 +259,29 @@ def preview_rows(
     for place in range(len(rows)):
         try:
             row = rows[place]
-            yield sketch(row, probe.recipe, family) if probe is not None else preview_sample(row, cast("Base", base))
+            yield sketch(row, probe.recipe, family) if probe is not None else preview_row(row, cast("Base", base))
         except DataError as error:
             yield Refused(row=error.row, raw=as_found(rows.raw(place)))
 
 
+def preview_row(row: Sample, base: Base) -> Preview | Split:
+    """Encode a parsed row for `base` as it is trained, whole or split into samples.
+
+    Raises:
+        DataError: its media cannot be decoded, or it is too long.
+    """
+    samples = base.encoder.samples(row)
+    previews = tuple(preview_sample(sample, base) for sample in samples)
+    return previews[0] if samples[0].answer is None else Split(sample=row, samples=previews)
+
+
+def _title(sample: Sample) -> str:
+    name = f" (id {sample.id})" if sample.id is not None else ""
+    return f"{sample.file}[{sample.index}]{name}"
+
+
 def preview_sample(row: Sample, base: Base) -> Preview:
-    """Encode a parsed row for `base`, and check that its media can be decoded.
+    """Encode a row or a sample of a split row for `base`, and check that its media can be decoded.
 
     Raises:
         DataError: its media cannot be decoded, or it is too long.

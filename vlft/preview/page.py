@@ -12,7 +12,7 @@ from PIL import Image
 from vlft.data.sample import EncodedMedia
 from vlft.errors import ConfigError
 from vlft.pages.web import picture_uri, render, write_page
-from vlft.preview import Medium, Piece, Preview, Refused
+from vlft.preview import Medium, Piece, Preview, Refused, Split
 from vlft.preview.text import raw_text
 from vlft.text import printable
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PAGE_PIXELS = 8_000_000  # pixels of all pictures of a page: about 20 MB of PNG
 MOST_FRAMES = 32  # frames of a video: a page of several hundred would be too large to open
 
-Shown = Preview | Refused
+Shown = Preview | Split | Refused
 
 
 def as_html(rows: Sequence[Shown]) -> str:
@@ -35,13 +35,14 @@ def context(rows: Sequence[Shown]) -> dict[str, Any]:
 
     Pictures have the size that the model sees, unless all of them together have more than `PAGE_PIXELS` pixels.
     """
-    pixels = sum(_pixels(medium) for row in rows if isinstance(row, Preview) for medium in row.media)
+    parts = [part for row in rows for part in (row.samples if isinstance(row, Split) else [row])]
+    pixels = sum(_pixels(medium) for part in parts if isinstance(part, Preview) for medium in part.media)
     scale = min(1.0, math.sqrt(PAGE_PIXELS / max(1, pixels)))
     first = rows[0]
     title = first.title
     if len(rows) > 1:
-        title = f"{len(rows)} rows of {first.sample.file if isinstance(first, Preview) else first.row.file}"
-    return {"title": title, "scale": scale, "rows": [_row(row, scale) for row in rows]}
+        title = f"{len(rows)} rows of {first.row.file if isinstance(first, Refused) else first.sample.file}"
+    return {"title": title, "scale": scale, "rows": [_row(part, scale) for part in parts]}
 
 
 def write_html(rows: Sequence[Shown], path: str) -> None:
@@ -58,7 +59,7 @@ def write_html(rows: Sequence[Shown], path: str) -> None:
         ) from error
 
 
-def _row(row: Shown, scale: float) -> dict[str, Any]:
+def _row(row: Preview | Refused, scale: float) -> dict[str, Any]:
     if isinstance(row, Refused):
         bad = row.row
         return {

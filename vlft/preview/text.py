@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from vlft.preview import Piece, Preview, Refused
+from vlft.preview import Piece, Preview, Refused, Split
 from vlft.text import printable, short
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -18,7 +18,7 @@ RAW_CHARACTERS = 4000  # of a refused row
 RAW_TEXT = 400  # characters of one text in it
 
 
-def as_text(preview: Preview | Refused, *, color: bool) -> str:
+def as_text(preview: Preview | Split | Refused, *, color: bool) -> str:
     """Return the row as text for a person.
 
     Args:
@@ -28,6 +28,9 @@ def as_text(preview: Preview | Refused, *, color: bool) -> str:
     if isinstance(preview, Refused):
         why = f"refused: {preview.row.field}: {preview.row.reason}"
         return "\n".join([printable(preview.title), _painted(printable(why), YELLOW, color), "", raw_text(preview.raw)])
+    if isinstance(preview, Split):
+        shown = [as_text(sample, color=color) for sample in preview.samples]
+        return "\n\n".join([printable(preview.title), *shown])
     lines = [printable(preview.title), preview.counts]
     for medium in preview.media:
         where = printable(f"{medium.field}: {medium.path}")

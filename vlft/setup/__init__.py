@@ -12,6 +12,7 @@ from vlft.setup.rows import (
     measure_rows,
     open_rows,
     open_some,
+    samples_line,
     trainable_rows,
     training_rows,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "open_base",
     "open_rows",
     "open_some",
+    "samples_line",
     "stock_probe",
     "trainable_rows",
     "training_rows",

@@ -30,6 +30,7 @@ from vlft.files import cache_folder
 from vlft.screen import count
 from vlft.setup.base import Base
 from vlft.setup.schedule import pack_budget
+from vlft.text import counted
 
 SHOWN_BAD_ROWS = 10
 
@@ -52,8 +53,9 @@ class MeasuredRows:
     """Rows after the pass over their headers.
 
     Attributes:
-        rows: `samples` are the rows that can be trained, read on access; with `--data_mix` each is repeated as often as
-            an epoch trains it. `bad` are the refused rows, in file order. `counts` are the rows read.
+        rows: `samples` are the rows that can be trained, read on access, or the samples that they are split into; with
+            `--data_mix` each is repeated as often as an epoch trains it. `bad` are the refused rows, in file order.
+            `counts` are the rows read.
         costs: one cost per sample.
         notes: notes to the user about the cache of costs.
         drawn: file -> what a mix takes from it; empty without a mix.
@@ -67,6 +69,26 @@ class MeasuredRows:
     marked: Marked | None = None
 
     @property
+    def starts(self) -> np.ndarray:
+        """Index of the first sample of each row, int64 [R]; a row that a mix repeats counts each time."""
+        rows: Any = self.rows.samples  # a RowIndex
+        return rows.starts
+
+    @property
+    def split(self) -> dict[str, int]:
+        """File -> number of samples, if a row is split into samples (`--turns`); else empty."""
+        rows: Any = self.rows.samples  # a RowIndex
+        if rows.answer_of is None:
+            return {}
+        return {file.name: int((rows.file_of == place).sum()) for place, file in enumerate(rows.files)}
+
+    @property
+    def thought(self) -> dict[str, int]:
+        """How many samples have answers with thoughts ("on") and without ("off"); empty if the template has no switch."""
+        found = self.costs.columns.get("thinking")
+        return {} if found is None else {"on": int((found == 1).sum()), "off": int((found == 0).sum())}
+
+    @property
     def changed(self) -> Iterator[tuple[Sample, str]]:
         """Rows that `--over_length` changed, and how."""
         seen = set()
@@ -75,6 +97,17 @@ class MeasuredRows:
             if (sample.file, sample.index) not in seen:  # a mix may hold it several times
                 seen.add((sample.file, sample.index))
                 yield sample, how
+
+
+def samples_line(measured: MeasuredRows) -> str:
+    """Say how many samples rows become that are split into samples."""
+    rows, samples = len(measured.starts), len(measured.costs)
+    if rows == samples:
+        return f"samples: of {counted(rows, 'row')} only the last answer is trained (--turns last)"
+    return (
+        f"samples: {counted(rows, 'row')} with {samples / rows:.2g} trained answers on average -> "
+        f"{counted(samples, 'sample')}, one for each answer with the turns before it (--turns)"
+    )
 
 
 def training_rows(data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
@@ -89,7 +122,8 @@ def training_rows(data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
 
 def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
     rows: Any = measured.rows.samples  # a RowIndex
-    of_set = [np.flatnonzero(rows.file_of == place) for place in range(len(sets))]
+    starts = measured.starts
+    of_set = [np.flatnonzero(rows.file_of[starts] == place) for place in range(len(sets))]
     for one, found in zip(sets, of_set, strict=True):
         if not len(found):
             raise ConfigError(f"{one.path}: none of its rows can be trained. Drop it from --data_mix, or fix its rows.")
@@ -102,7 +136,7 @@ def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
         found[places(share, count, seed=f"{place}/{share.rows}")]
         for place, (found, share, count) in enumerate(zip(of_set, shares, counts, strict=True))
     ]
-    chosen = np.concatenate(drawn)
+    chosen = _samples_of(np.concatenate(drawn), starts, len(rows))
     return replace(
         measured,
         rows=replace(measured.rows, samples=rows.take(chosen)),
@@ -111,6 +145,20 @@ def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
             one.path: Drawn(rows=len(np.unique(some)), draws=len(some)) for one, some in zip(sets, drawn, strict=True)
         },
     )
+
+
+def _samples_of(rows_R: np.ndarray, starts: np.ndarray, total: int) -> np.ndarray:
+    """Return the indices of the samples of some rows, in the order of the rows.
+
+    Args:
+        rows_R: the rows, as indices in `starts`.
+        starts: index of the first sample of each row.
+        total: number of all samples.
+    """
+    counts_R = np.diff(starts, append=total)[rows_R]
+    ends_R = np.cumsum(counts_R)
+    within = np.arange(ends_R[-1]) - np.repeat(ends_R - counts_R, counts_R)
+    return np.repeat(starts[rows_R], counts_R) + within
 
 
 def open_rows(paths: Sequence[str], data: DataFlags, family: Family) -> RowIndex:
@@ -241,13 +289,14 @@ def measure_rows(
         for place, result in enumerate(count(results, total=len(index), what="measuring rows")):
             if isinstance(result, BadRow):
                 bad.append(result)
-            elif budget is not None and (why := budget.over(result)):
+            elif budget is not None and (why := budget.over_any(result)):
                 row = index[place]
                 name = {"file": row.file, "index": row.index, "id": row.id}
                 bad.append(BadRow(**name, field="conversations", reason=why, too_long=True))  # type: ignore[arg-type]
             else:
-                good.append(place)
-                yield result
+                for sample in result.samples:
+                    good.append(place)
+                    yield sample
 
     # Closed, so that measured costs are saved also if Ctrl-C or an error ends the loop.
     with contextlib.closing(
@@ -255,8 +304,11 @@ def measure_rows(
     ) as results:
         found = Costs.of(costs())
     places = np.frombuffer(good, dtype=np.int64)
+    samples = index.take(places)
+    if (answers := found.columns.get("answer")) is not None:
+        samples = samples.split(answers)
     return MeasuredRows(
-        rows=Rows(samples=index.take(places), bad=tuple(bad), counts=index.counts),
+        rows=Rows(samples=samples, bad=tuple(bad), counts=index.counts),
         costs=found,
         notes=tuple(notes),
         marked=None if marks is None else marks.of(index, places),

@@ -110,13 +110,17 @@ def settings_of(order: Order) -> dict[str, Any]:
     return {"global_batch": order.packs_per_step, "packing": asdict(order.budget)}
 
 
-def described(order: Order) -> str:
-    """The contents of a step, as one line of text."""
+def described(order: Order, *, one: str = "row") -> str:
+    """The contents of a step, as one line of text.
+
+    Args:
+        one: what is ordered: rows, or the samples that they are split into.
+    """
     world = order.world
     if isinstance(order, RowOrder):
         batch = order.rows_per_step // (world * order.accumulation)
         return (
-            f"global batch: {counted(order.rows_per_step, 'row')} ({batch} a micro-batch x {order.accumulation} "
+            f"global batch: {counted(order.rows_per_step, one)} ({batch} a micro-batch x {order.accumulation} "
             f"accumulated x {counted(world, 'process')}); {counted(order.steps, 'step')} an epoch"
         )
     packs, most = order.first, order.budget.tokens
@@ -124,6 +128,6 @@ def described(order: Order) -> str:
     step = f"{counted(order.packs_per_step, 'pack')} ({order.accumulation} accumulated x {counted(world, 'process')})"
     rows = len(order.costs) / order.steps
     return (
-        f"packs: {len(packs):,} of up to {most:,} tokens, {fill:.1%} full; global batch: {step}, {rows:,.4g} rows on "
+        f"packs: {len(packs):,} of up to {most:,} tokens, {fill:.1%} full; global batch: {step}, {rows:,.4g} {one}s on "
         f"average; {counted(order.steps, 'step')} an epoch"
     )

@@ -20,7 +20,7 @@ from vlft.answering import answers, question_of, speaker
 from vlft.config.training import TrainFlags
 from vlft.data.sample import Image, Sample, Text, Video
 from vlft.model.generate import Sampling
-from vlft.setup import Base
+from vlft.setup import Base, MeasuredRows
 from vlft.train.metrics import MetricsFile
 from vlft.train.ranks import barrier
 from vlft.train.watchdog import Watchdog
@@ -51,7 +51,7 @@ class Answers:
     @classmethod
     def of_run(
         cls,
-        samples: Sequence[Sample],
+        evaluated: MeasuredRows,
         base: Base,
         args: TrainFlags,
         folder: Path,
@@ -63,7 +63,7 @@ class Answers:
         """The `Answers` that the flags ask for; None if they ask for none, or if no process can answer.
 
         Args:
-            samples: the evaluation data; the rows to ask are spread evenly over it.
+            evaluated: the evaluation data; the rows to ask are spread evenly over it, each up to its last answer.
             base: encodes the rows.
             args: `--report_rows` and `--report_tokens`.
             folder: the run folder.
@@ -72,7 +72,8 @@ class Answers:
             say: prints a line for the user.
         """
         file = None
-        count = min(args.report_rows, len(samples))
+        last = [*(evaluated.starts[1:] - 1).tolist(), len(evaluated.costs) - 1]
+        count = min(args.report_rows, len(last))
         if args.process_index == 0 and (count or (folder / FILE).exists()):
             file = MetricsFile(folder, resume_step=resume_step, evaluation_due=evaluation_due, name=FILE)
         if not count:
@@ -83,7 +84,8 @@ class Answers:
             if file is not None:
                 file.write({"step": resume_step, "note": why})
             return None
-        rows = [base.encoder.as_trained(samples[i * len(samples) // count]) for i in range(count)]
+        samples = [evaluated.rows.samples[last[i * len(last) // count]] for i in range(count)]
+        rows = [base.encoder.as_trained(sample) for sample in samples]
         return cls(rows, base, most=args.report_tokens, file=file)
 
     def ask(

@@ -72,7 +72,8 @@ def run_record(
             "mix": [[one.weight, one.repeat, one.cap] for one in data.training_sets] if data.data_mix else [],
             "data": _data_print(measured),
             # A skipped row that has been repaired since then would shift the order of all others.
-            "rows": len(measured.costs),
+            "rows": len(measured.starts),
+            "thought": measured.thought,
             "seed": args.seed,
             **settings_of(order),
             # A checkpoint's optimizer and schedule restore these, whatever the flags are when the run resumes.
@@ -160,9 +161,10 @@ def _plain(value: Any) -> str:
 
 
 def _rows_print(measured: MeasuredRows) -> str:
-    """A short fingerprint of the rows that are trained, and how often."""
+    """A short fingerprint of the samples that are trained, and how often."""
     rows: Any = measured.rows.samples  # a RowIndex
-    return hashlib.sha256(rows.file_of.tobytes() + rows.row_of.tobytes()).hexdigest()[:16]
+    answers = b"" if rows.answer_of is None else rows.answer_of.tobytes()
+    return hashlib.sha256(rows.file_of.tobytes() + rows.row_of.tobytes() + answers).hexdigest()[:16]
 
 
 def _data_print(measured: MeasuredRows) -> str:
@@ -180,7 +182,8 @@ def _data_print(measured: MeasuredRows) -> str:
 def data_entries(measured: MeasuredRows) -> list[dict[str, Any]]:
     """The "data" of a run record: per file the rows read, trained and skipped, and the rows that --over_length changed.
 
-    A mix also has the rows that are not drawn, and the draws of an epoch: rows = trained + skipped + not_drawn.
+    A mix also has the rows that are not drawn, and the draws of an epoch: rows = trained + skipped + not_drawn. If rows
+    are split into samples, `samples` is how many an epoch trains.
     """
     counts, bad = measured.rows.counts, measured.rows.bad
     rows: dict[str, list[dict[str, Any]]] = {file: [] for file in counts}
@@ -195,6 +198,8 @@ def data_entries(measured: MeasuredRows) -> list[dict[str, Any]]:
         if (drawn := measured.drawn.get(entry["file"])) is not None:
             left = entry["rows"] - refused[entry["file"]] - drawn.rows
             entry |= {"draws_an_epoch": drawn.draws, "not_drawn": left}
+        if measured.split:
+            entry["samples"] = measured.split[entry["file"]]
     return with_skipped(empty, list(bad))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint import read_record
+from vlft.config.thinking import serving_hint
 from vlft.text import counted, duration
 
 
@@ -45,6 +46,8 @@ class Result:
         tokens: of these rows.
         supervised: tokens with a loss.
         best: the best evaluation; None without evaluations.
+        split: whether rows were split into samples, so that `rows` counts samples.
+        serving: how to serve the model so that it sees prompts as in training; None: nothing is to be set.
     """
 
     folder: Path
@@ -55,6 +58,8 @@ class Result:
     tokens: int
     supervised: int
     best: Best | None
+    split: bool = False
+    serving: str | None = None
 
     def as_lines(self, *, best_is_final: bool) -> list[str]:
         """Return the last lines of a run.
@@ -65,7 +70,7 @@ class Result:
         path = str(self.folder)
         run = shlex.quote(path)
         merged = shlex.quote(path.rstrip(os.sep) + "-merged")
-        trained = f"{counted(self.rows, 'row')}, {counted(self.tokens, 'token')} ({self.supervised:,} with a loss)"
+        trained = f"{counted(self.rows, 'sample' if self.split else 'row')}, {counted(self.tokens, 'token')} ({self.supervised:,} with a loss)"
         lines = [f"done:   {counted(self.steps, 'step')} in {duration(self.seconds)}; {trained}"] if self.steps else []
         if self.best is not None:
             where = "its checkpoint is not kept" if self.best.checkpoint is None else str(self.best.checkpoint)
@@ -73,6 +78,7 @@ class Result:
             lines.append(f"best:   step {self.best.step:,}, evaluation loss {self.best.loss:.4f}; {where}{final}")
         if (self.folder / "report.html").is_file():
             lines.append(f"report: {self.folder / 'report.html'}")
+        lines += [f"serve:  {self.serving}"] if self.serving is not None else []
         lines += [f"chat:   vlft chat {run}", f"output: {path}"]
         whole = "not needed, the folder holds the whole model"
         return [*lines, f"merge:  {f'vlft merge {run} {merged}' if self.adapter else whole}"]
@@ -106,6 +112,8 @@ def read_result(folder: Path) -> Result:
         tokens=counts["tokens"],
         supervised=counts["supervised_tokens"],
         best=best,
+        split=any("samples" in entry for entry in record.data),
+        serving=serving_hint(record.settings),
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vlft.setup import SHOWN_BAD_ROWS, MeasuredRows
+from vlft.setup import SHOWN_BAD_ROWS, MeasuredRows, samples_line
+from vlft.text import counted
 
 
 def row_lines(measured: MeasuredRows, *, word: str = "train") -> Iterator[str]:
@@ -40,7 +41,13 @@ def row_lines(measured: MeasuredRows, *, word: str = "train") -> Iterator[str]:
             yield f"  skipped {row}"
         if len(skipped) > SHOWN_BAD_ROWS:
             yield f"  and {len(skipped) - SHOWN_BAD_ROWS} more, all in vlft.json"
+    if measured.split:
+        yield samples_line(measured)
+    one = "sample" if measured.split else "row"
+    if all(measured.thought.get(name) for name in ("on", "off")):
+        on, off = counted(measured.thought["on"], one), f"{measured.thought['off']:,}"
+        yield f"thoughts: {on} with <think>...</think> in the answer, {off} without (--thinking)"
     yield (
-        f"tokens: {tokens.sum():,} in total ({costs.supervised.sum():,} trained); a row has {tokens[0]:,} to "
+        f"tokens: {tokens.sum():,} in total ({costs.supervised.sum():,} trained); a {one} has {tokens[0]:,} to "
         f"{tokens[-1]:,}, median {tokens[len(tokens) // 2]:,}"
     )

@@ -235,7 +235,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     with Reporter(run.report, folder.path) as pages, _watchdog(run) as watchdog:
         trainer = _trainer(run, model, table, watchdog, checkpoint)
         pages.watch(trainer)
-        say(described(order))
+        say(described(order, one="sample" if run.rows.split else "row"))
         for remark in remarks_on_steps(args, args.total_steps(order.steps)):
             say(f"note: {remark}")
         try:
@@ -291,9 +291,8 @@ def _trainer(
         on_bad_row=data.on_bad_row,
     )
     if evaluated is not None:
-        samples = evaluated.rows.samples
         trainer.answers = Answers.of_run(
-            samples, base, args, folder.path, resume_step=step, evaluation_due=due, say=run.say
+            evaluated, base, args, folder.path, resume_step=step, evaluation_due=due, say=run.say
         )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)

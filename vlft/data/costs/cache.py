@@ -75,16 +75,25 @@ class Costing:
 
     name = "cost"
 
-    @staticmethod
-    def dump(cost: Cost) -> list[Any]:
-        return [cost.tokens, cost.supervised, cost.patches, *([cost.changed] if cost.changed else [])]
+    @classmethod
+    def dump(cls, cost: Cost) -> list[Any]:
+        rare = [cost.changed, cost.answer, cost.thinking, [cls.dump(part) for part in cost.parts]]
+        return [cost.tokens, cost.supervised, cost.patches, *(rare if rare != ["", None, None, []] else [])]
 
-    @staticmethod
-    def load(value: Any) -> Cost:
+    @classmethod
+    def load(cls, value: Any) -> Cost:
         """Convert a value back; raises `TypeError` or `ValueError` if it is not a cost."""
-        tokens, supervised, patches, *changed = value
-        (text,) = changed or [""]
-        return Cost(tokens=int(tokens), supervised=int(supervised), patches=int(patches), changed=str(text))
+        tokens, supervised, patches, *rare = value
+        changed, answer, thinking, parts = rare or ("", None, None, ())
+        return Cost(
+            tokens=int(tokens),
+            supervised=int(supervised),
+            patches=int(patches),
+            changed=str(changed),
+            answer=None if answer is None else int(answer),
+            thinking=None if thinking is None else bool(thinking),
+            parts=tuple(map(cls.load, parts)),
+        )
 
 
 def scan_kept(

@@ -44,6 +44,13 @@ class Budget:
                 )
         return None
 
+    def over_any(self, cost: Cost) -> str | None:
+        """Say why a sample of a row fits no pack; None if all of them fit."""
+        for part in cost.samples:
+            if why := self.over(part):
+                return why if part is cost else f"the row up to turn {part.answer} (counted from 0): {why}"
+        return None
+
     def for_rows(self, rows: float, costs: Sequence[Cost]) -> Budget:
         """Return a budget, no larger than this one, for packs of about `rows` rows. Any single row fits it."""
         each = Costs.of(costs).tokens

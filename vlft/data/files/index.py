@@ -21,6 +21,7 @@ from vlft.data.files.mapping import mapped, missing, refuse_missing
 from vlft.data.files.read import LINE_BYTES, BrokenLine, files_of, opened, row_of, row_spans
 from vlft.data.files.unpack import restored
 from vlft.data.rows.access import Access
+from vlft.data.rows.parts import up_to
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Sample
 from vlft.errors import BadRow, ConfigError, DataError
@@ -122,7 +123,7 @@ class DataFile:
 
 
 class RowIndex(Sequence[Sample]):
-    """Rows of data files, in any order. A row may occur several times.
+    """Rows of data files, or samples that they are split into, in any order. A row may occur several times.
 
     Indexing with an integer raises `DataError` if the row cannot be trained (`records.parse_record`).
 
@@ -133,6 +134,8 @@ class RowIndex(Sequence[Sample]):
         family: its control tokens are refused.
         access: which files rows may name.
         flags: how rows are read. None: the defaults.
+        answer_of: for each entry, the place of the turn that it ends with (`vlft.data.rows.parts`), -1 for a whole row;
+            int32 [N]. None: all rows are whole.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class RowIndex(Sequence[Sample]):
         family: Family,
         access: Access,
         flags: RowFlags | None = None,
+        answer_of: np.ndarray | None = None,
     ) -> None:
         self.files = tuple(files)
         self.file_of = file_of
@@ -151,6 +155,7 @@ class RowIndex(Sequence[Sample]):
         self.family = family
         self.access = access
         self.flags = flags or RowFlags()
+        self.answer_of = answer_of
 
     def __len__(self) -> int:
         return len(self.row_of)
@@ -165,7 +170,7 @@ class RowIndex(Sequence[Sample]):
         if isinstance(place, slice):
             return self.take(np.arange(len(self))[place])
         file, row = self.files[self.file_of[place]], int(self.row_of[place])
-        return parse_record(
+        sample = parse_record(
             file.raw(row),
             file=file.name,
             index=row,
@@ -174,6 +179,8 @@ class RowIndex(Sequence[Sample]):
             access=self.access,
             flags=self.flags,
         )
+        answer = -1 if self.answer_of is None else int(self.answer_of[place])
+        return sample if answer < 0 else up_to(sample, answer)
 
     def raw(self, place: int) -> object:
         """Return a row as its file has it, or a `BrokenLine`; columns are mapped."""
@@ -189,7 +196,30 @@ class RowIndex(Sequence[Sample]):
             family=self.family,
             access=self.access,
             flags=self.flags,
+            answer_of=None if self.answer_of is None else self.answer_of[chosen],
         )
+
+    def split(self, answer_of: np.ndarray) -> RowIndex:
+        """Return the entries with the turns that they end with; int32 [N], -1 for a whole row."""
+        return RowIndex(
+            self.files,
+            self.file_of,
+            self.row_of,
+            family=self.family,
+            access=self.access,
+            flags=self.flags,
+            answer_of=answer_of,
+        )
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Index of the first sample of each row, int64: all entries if no row is split. A row that is there twice counts
+        twice."""
+        first = np.ones(len(self), dtype=bool)
+        if self.answer_of is not None and len(self) > 1:
+            same = (self.file_of[1:] == self.file_of[:-1]) & (self.row_of[1:] == self.row_of[:-1])
+            first[1:] = ~(same & (self.answer_of[1:] > self.answer_of[:-1]))
+        return np.flatnonzero(first)
 
     @property
     def counts(self) -> dict[str, int]:
