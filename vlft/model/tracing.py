@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,10 +159,27 @@ def batch_of(vision: VisionSizes, load: Load) -> dict[str, Any]:
         "vision_cu_seqlens": torch.zeros(len(segments) + 1, dtype=torch.int32),
         "vision_lengths": tuple(segments),
         "vision_positions": torch.zeros(patches, 2, dtype=torch.int64),
+        "vision_meta": _vision_meta(vision, segments),
         "vision_rows": torch.zeros(merged, dtype=torch.int64),
         "supervised_rows": torch.zeros(load.supervised, dtype=torch.int64),
         "targets": torch.zeros(load.supervised, dtype=torch.int64),
     }
+
+
+def _vision_meta(vision: VisionSizes, segments: Sequence[int]) -> dict[str, Any]:
+    """`vision_meta` of a batch for time steps of these numbers of patches. All windows are full, except the last."""
+    found: dict[str, Any] = {}
+    if vision.window is not None:
+        full = vision.window**2 * vision.cell
+        lengths = [min(full, patches - start) for patches in segments for start in range(0, patches, full)]
+        found["window_index"] = torch.zeros(sum(segments) // vision.cell, dtype=torch.int64)
+        found["window_cu_seqlens"] = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        found["window_lengths"] = tuple(lengths)
+    if vision.positions is not None:
+        found["axis_starts"] = torch.zeros(len(segments), 2, dtype=torch.int64)
+        found["axis_taps"] = torch.zeros(2, 2, dtype=torch.int64)  # one line serves all rows, another all columns
+        found["axis_weights"] = torch.zeros(2, 2)
+    return found
 
 
 # ---- observers of operations
