@@ -126,10 +126,11 @@ def modules(width: int, inner: int):
         return [Qwen2VLRMSNorm(width)], [Qwen2MLP(config)]
 
 
-def torch_rms_norm(x, weight, eps):
-    """The RMSNorm of Qwen2-VL: normalised in float32, weighted in x's dtype."""
+def torch_rms_norm(x, weight, eps, offset=0.0):
+    """RMSNorm, normalised in float32. Without an offset it is weighted in x's dtype, as in Qwen2-VL."""
     exact = x.float()
-    return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+    return (exact * (offset + weight.float())).to(x.dtype) if offset else weight * exact.to(x.dtype)
 
 
 def torch_swiglu(gate, up):

@@ -6,12 +6,13 @@ Nothing here uses vlft's encoder. The pixels of a flat row are the processor's o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from build import picture
-from models import assert_close
 
 from vlft.data.sample import EncodedMedia, EncodedSample, Grid
 from vlft.families import Family
@@ -32,6 +33,35 @@ class Row:
 
     flat: EncodedSample
     stock: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A base as transformers opens it.
+
+    Attributes:
+        base: its folder.
+        family: of the base.
+        model: the stock model, in float32.
+        processor: its stock processor.
+        rows: a row of each kind, by the name of the kind.
+    """
+
+    base: Path
+    family: Family
+    model: Any
+    processor: Any
+    rows: dict[str, Row]
+
+
+def opened(base: Path, family: Family) -> Opened:
+    model = getattr(transformers, family.model_class).from_pretrained(
+        base, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    processor = transformers.AutoProcessor.from_pretrained(base)
+    return Opened(
+        base=base, family=family, model=model, processor=processor, rows=rows_of(family, model, processor)
+    )
 
 
 def conversation(*parts: str) -> list[dict]:
@@ -157,5 +187,3 @@ def changed(row: Row) -> Row:
     media = tuple(replace(medium, patches=255 - medium.patches) for medium in flat.media)
     return replace(row, flat=replace(flat, input_ids_T=ids, media=media))
 
-
-__all__ = ["Row", "assert_close", "changed", "rows_of", "stock_loss"]

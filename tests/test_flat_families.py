@@ -5,54 +5,35 @@ Of Qwen3.5 these tests have the layers with softmax attention; its gated delta n
 
 from __future__ import annotations
 
-import functools
-from types import SimpleNamespace
-
 import pytest
 import torch
-import transformers
-from models import assert_close, build, flat_inputs, gradients
-from stock_rows import changed, rows_of, stock_loss
+from models import TORCH, assert_close, build, flat_inputs, gradients
+from stock_rows import changed, stock_loss
 
-from vlft.demo.tiny import build_tiny
 from vlft.families import FAMILIES
-from vlft.model.load import load_processor
+from vlft.model import kernels
 
 KINDS = ("text", "picture", "pictures", "video", "frames", "mixed")
 LORA = ("language-lora", "vision-lora")
 
 
-@pytest.fixture(scope="module")
-def opened(base_of, tmp_path_factory):
-    """A function: model type -> its tiny base with full attention everywhere, and rows of every kind."""
+class Models:
+    """Models and inputs of one family."""
 
-    def folder(family):
-        if "recurrent" not in family.features:
-            return base_of(family)
-        kinds = ["full_attention"] * len(family.tiny.text["layer_types"])
-        shape = family.tiny.but(text={"layer_types": kinds})
-        return build_tiny(tmp_path_factory.mktemp(family.model_type), family, shape=shape)
+    def __init__(self, opened) -> None:
+        self.family, self.rows, self.opened = opened.family, opened.rows, opened
+        self.sizes = opened.family.sizes(opened.model.config)
 
-    @functools.cache
-    def one(model_type):
-        family = FAMILIES[model_type]
-        base = folder(family)
-        loaded, processor = _loaded(base, family), load_processor(base)
-        rows = rows_of(family, loaded, processor)
-        model = functools.partial(build, base, family=family, loaded=loaded)
-        inputs = functools.partial(flat_inputs, family=family)
-        return SimpleNamespace(family=family, rows=rows, model=model, inputs=lambda rows: inputs([r.flat for r in rows]))
+    def model(self, preset, **how):
+        return build(self.opened.base, preset, family=self.family, loaded=self.opened.model, **how)
 
-    return one
-
-
-def _loaded(base, family):
-    return getattr(transformers, family.model_class).from_pretrained(base, dtype="float32", attn_implementation="sdpa")
+    def inputs(self, rows):
+        return flat_inputs([row.flat for row in rows], self.family)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
-def family(request, opened):
-    return opened(request.param)
+def family(request, stock_of):
+    return Models(stock_of(request.param))
 
 
 def presets(family):
@@ -114,3 +95,13 @@ def test_without_pictures_every_trained_module_runs(family, kinds):
             if parameter.requires_grad:
                 assert parameter.grad is not None, (preset, name)
                 assert kinds and ".visual." not in name or not parameter.grad.any(), (preset, name)
+
+
+def test_fused_kernels_replace_the_norms_and_dense_mlps_of_a_family(family):
+    model, inputs = family.model("language-lora", flat=True), family.inputs(list(family.rows.values()))
+    before = model(**inputs).loss
+    layers = family.sizes.text.layers
+    mlps = sum(bool(layer.experts.shared if layer.experts else layer.inner) for layer in layers)
+    said = kernels.install(model, "true", dtype=torch.float32, functions=TORCH)
+    assert said == f"RMSNorm on {2 * len(layers) + 1} modules" + (f", SwiGLU on {mlps}" if mlps else "")
+    assert_close(model(**inputs).loss, before, "loss")

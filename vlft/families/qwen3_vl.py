@@ -87,6 +87,7 @@ QWEN3_VL_MOE = replace(
     model_class="Qwen3VLMoeForConditionalGeneration",
     config_class="Qwen3VLMoeConfig",
     text_names=TextNames(head_dim="head_dim", experts="num_experts", dense_layers="mlp_only_layers"),
+    fused_mlps=None,
     features=QWEN3_VL.features | {"experts"},
     tiny=Shape(
         text=_text(

@@ -72,7 +72,8 @@ def fused_norms(model: Any) -> list[torch.nn.Module]:
 
 def fused_mlps(model: Any) -> list[torch.nn.Module]:
     """Gated MLPs whose activation and product a fused kernel may compute."""
-    return list(_matching(model, family_of(model).fused_mlps))
+    pattern = family_of(model).fused_mlps
+    return list(_matching(model, pattern)) if pattern else []
 
 
 def _matching(model: Any, pattern: str) -> Iterator[torch.nn.Module]:

@@ -97,6 +97,8 @@ def without_contents() -> Iterator[None]:
         # torch.autocast switches itself off without a GPU.
         undo.enter_context(_replaced(amp, "amp_definitely_not_available", lambda: False))
         undo.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True))
+        # transformers asks for the generation of a GPU before it computes experts; grouped matmuls need 8.0.
+        undo.enter_context(_replaced(torch.cuda, "get_device_capability", lambda device=None: (9, 0)))
         # The id of the backward pass: a checkpoint recomputes its block once for each id. See `backward`.
         undo.enter_context(_replaced(torch._C, "_current_graph_task_id", lambda: 1))
         undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
