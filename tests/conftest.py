@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 # Helpers with assertions of their own: as good messages as in a test.
-pytest.register_assert_rewrite("runs", "models", "adapters", "kit_rows")
+pytest.register_assert_rewrite("runs", "models", "adapters", "kit_rows", "stock_rows")
 
 # Tests, and the processes they start, keep costs of rows in a folder of their own, never in the user's.
 _CACHE = tempfile.TemporaryDirectory(prefix="vlft-cache-")
@@ -62,13 +62,37 @@ def base_of(tmp_path_factory):
 
     built: dict[str, Path] = {}
 
-    def get(family) -> Path:
-        name = family.model_type
-        if name not in built:
-            built[name] = build_tiny(tmp_path_factory.mktemp(name), family)
-        return built[name]
+    def of(family) -> Path:
+        if family.model_type not in built:
+            built[family.model_type] = build_tiny(tmp_path_factory.mktemp(family.model_type), family)
+        return built[family.model_type]
 
-    return get
+    return of
+
+
+@pytest.fixture(scope="session")
+def stock_of(tmp_path_factory, base_of):
+    """A function: model type -> its tiny base with softmax attention everywhere, opened by transformers alone.
+
+    Layers with a gated delta net have tests of their own.
+    """
+    import functools
+
+    from stock_rows import opened
+
+    from vlft.demo.tiny import build_tiny
+    from vlft.families import FAMILIES
+
+    @functools.cache
+    def of(model_type):
+        family = FAMILIES[model_type]
+        if "recurrent" not in family.features:
+            return opened(base_of(family), family)
+        kinds = ["full_attention"] * len(family.tiny.text["layer_types"])
+        shape = family.tiny.but(text={"layer_types": kinds})
+        return opened(build_tiny(tmp_path_factory.mktemp(model_type), family, shape=shape), family)
+
+    return of
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from types import SimpleNamespace
 
 import torch
@@ -9,6 +11,8 @@ from build import FAMILY
 from transformers import Qwen2VLConfig
 
 from vlft.data.collate import Collator
+from vlft.demo.tiny import tiny_config, tiny_processor
+from vlft.families import Family, Sizes
 from vlft.model import attention, forward, kernels, towers
 from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import load_base, load_processor
@@ -21,13 +25,36 @@ PRESETS = {
     "lora-full-merger": towers.Towers(merger="full", language="lora", lora_dropout=0.0, lora_rank=4),
 }
 
-collate = Collator(patch_size=14, merge_size=2, filler_token=0)
+
+@functools.cache
+def tiny_sizes(model_type: str = FAMILY.model_type) -> Sizes:
+    """The sizes of a family's tiny base."""
+    family = Family.of(model_type)
+    return family.sizes(tiny_config(tiny_processor(family), family))
 
 
-def build(base, preset: str, *, flat: bool, checkpointing: bool = False, family=FAMILY) -> torch.nn.Module:
-    """A tiny model under a preset; LoRA's B is filled, so that adapters matter. Equal weights each time."""
+def collator(family: Family = FAMILY) -> Collator:
+    return Collator(vision=tiny_sizes(family.model_type).vision, filler_token=0)
+
+
+collate = collator()
+
+
+def build(
+    base, preset: str, *, flat: bool, checkpointing: bool = False, family: Family = FAMILY, loaded=None
+) -> torch.nn.Module:
+    """A tiny model under a preset; LoRA's B is filled, so that adapters matter. Equal weights each time.
+
+    Args:
+        base: its folder.
+        preset: of `PRESETS`.
+        flat: with the flat forward, or stock.
+        checkpointing: whether both towers recompute activations.
+        family: of the base.
+        loaded: the stock model of the base; a copy of it is faster than to load the base again.
+    """
     torch.manual_seed(0)
-    model = load_base(base, family, dtype=torch.float32)
+    model = copy.deepcopy(loaded) if loaded is not None else load_base(base, family, dtype=torch.float32)
     if flat:
         attention.install(model, "sdpa", dtype=torch.float32)
         forward.bind(model, PixelScale.of(load_processor(base)))
@@ -41,8 +68,8 @@ def build(base, preset: str, *, flat: bool, checkpointing: bool = False, family=
     return model.train()
 
 
-def flat_inputs(rows) -> dict:
-    batch = collate(rows)
+def flat_inputs(rows, family: Family = FAMILY) -> dict:
+    batch = collator(family)(rows)
     return {key: batch[key] for key in forward.FORWARD_KEYS}
 
 
@@ -99,10 +126,11 @@ def modules(width: int, inner: int):
         return [Qwen2VLRMSNorm(width)], [Qwen2MLP(config)]
 
 
-def torch_rms_norm(x, weight, eps):
-    """The RMSNorm of Qwen2-VL: normalised in float32, weighted in x's dtype."""
+def torch_rms_norm(x, weight, eps, offset=0.0):
+    """RMSNorm, normalised in float32. Without an offset it is weighted in x's dtype, as in Qwen2-VL."""
     exact = x.float()
-    return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+    return (exact * (offset + weight.float())).to(x.dtype) if offset else weight * exact.to(x.dtype)
 
 
 def torch_swiglu(gate, up):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import rooms
 import yaml
+from models import collator
 
 from vlft.data import collate, sample
-from vlft.data.collate import Collator
 from vlft.model import forward
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ def test_records_of_the_drawing_have_their_fields(name, fields):
 def test_shapes_of_the_drawing_are_those_of_a_batch(encoded):
     """Each letter has one value in all shapes of a batch of three rows."""
     rows = [encoded[name] for name in ("still", "two-turns", "text")]
-    batch = Collator(patch_size=14, merge_size=2, filler_token=0)(rows)
+    batch = collator()(rows)
     values: dict[str, int] = {}
     shapes = re.findall(r"(\w+) \[([\w +,]+)\]", DRAWING)
     checked = []

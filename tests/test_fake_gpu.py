@@ -164,8 +164,7 @@ def run_step(opened, model, flags, rows, *, autocast, objective=Sft) -> None:
 
 def batch_of(opened, rows):
     """A batch, as the loader returns it."""
-    vision = opened.sizes.vision
-    return Collator(patch_size=vision.patch, merge_size=vision.merge, filler_token=0)(rows)
+    return Collator(vision=opened.sizes.vision, filler_token=0)(rows)
 
 
 def known_from_the_first_step(opened):

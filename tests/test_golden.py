@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from build import FAMILY, row, write_image
+from models import collator
 
-from vlft.data.collate import Collator
 from vlft.data.costs.packing import Budget
 from vlft.data.files.index import index_rows, parsed
 from vlft.data.order import PackOrder, RowOrder
@@ -77,7 +77,7 @@ def found(tmp_path_factory, encoder) -> dict[str, object]:
         }
         for one, cost in zip(encoded, costs, strict=True)
     }
-    batch = Collator(patch_size=14, merge_size=2, filler_token=0)(encoded)
+    batch = collator()(encoded)
     many = costs * 20
     packed = PackOrder(costs=many, budget=Budget(tokens=1500, patches=6000), packs_per_step=4, world=2)
     dealt = RowOrder(rows=len(many), rows_per_step=8, world=2, accumulation=2)

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from models import FAMILY, PRESETS, TORCH, assert_close, flat_inputs, gradients, modules, torch_rms_norm, torch_swiglu
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNorm
 
 from vlft.errors import ConfigError
 from vlft.model import attention, forward, kernels
@@ -131,8 +132,8 @@ class _NanGradient(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("functions", "reason"),
     [
-        (broken(rms_norm=lambda x, w, eps: torch_rms_norm(x, w + 0.01, eps)), "the self-test of RMSNorm"),
-        (broken(rms_norm=lambda x, w, eps: torch_rms_norm(x, w.detach() + 0 * w, eps)), "RMSNorm"),
+        (broken(rms_norm=lambda x, w, eps, _: torch_rms_norm(x, w + 0.01, eps)), "the self-test of RMSNorm"),
+        (broken(rms_norm=lambda x, w, eps, _: torch_rms_norm(x, w.detach() + 0 * w, eps)), "RMSNorm"),
         (broken(swiglu=lambda gate, up: torch.nn.functional.gelu(gate) * up), "the self-test of SwiGLU in float32"),
         (broken(swiglu=lambda gate, up: gate * up * float("nan")), "differs from the model's own by nan"),
         (broken(swiglu=lambda gate, up: _NanGradient.apply(torch_swiglu(gate, up))), "own by nan"),
@@ -153,8 +154,6 @@ def test_what_fails_its_self_test_is_not_used(base, functions, reason):
 
 def _one_plus():
     """A real RMSNorm that multiplies by 1 + w (from Qwen3.5), with the attributes that a kernel needs."""
-    from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNorm
-
     norm = Qwen3_5RMSNorm(64, eps=1e-6)
     norm.variance_epsilon = norm.eps
     return norm
@@ -205,9 +204,13 @@ def test_a_module_that_computes_something_else_keeps_its_own_forward(base, chang
         kernels.install(model, "true", dtype=torch.float32, functions=TORCH)
 
 
+@pytest.mark.parametrize("factor", ["w", "1 + w"])
 @pytest.mark.parametrize("dtype", list(kernels.TOLERANCE))
-def test_torch_in_16_bits_passes_the_self_test(dtype):
-    found = kernels.self_test(TORCH, *modules(96, 160), dtype=dtype, device=CPU)
+def test_torch_in_16_bits_passes_the_self_test(dtype, factor):
+    norms, mlps = modules(96, 160)
+    if factor != "w":
+        norms = [Qwen3_5RMSNorm(96)]
+    found = kernels.self_test(TORCH, norms, mlps, dtype=dtype, device=CPU, factor=factor)
     assert set(found) == {"RMSNorm", "SwiGLU"}
     assert max(found.values()) < kernels.TOLERANCE[dtype]
     if dtype != torch.float32:

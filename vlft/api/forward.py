@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vlft.config.training import TrainFlags
+from vlft.data.ipc import moved
 from vlft.model.forward import FORWARD_KEYS
 
 
@@ -24,8 +25,7 @@ def take_batches(model: torch.nn.Module, args: TrainFlags) -> None:
         if batch.get("cu_seqlens") is None:
             return inner(*args, **batch)
         device = next(self.parameters()).device
-        taken = {key: batch[key] for key in FORWARD_KEYS}
-        taken |= {k: v.to(device, non_blocking=True) for k, v in taken.items() if isinstance(v, torch.Tensor)}
+        taken = {key: moved(batch[key], device) for key in FORWARD_KEYS}
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
             outputs = inner(**taken, return_logits=batch.get("return_logits", False))
         tokens = batch.get("num_items_in_batch") or max(1, len(batch["targets"]))

@@ -16,7 +16,9 @@ from vlft.data.encode import KIND_IMAGE, KIND_VIDEO, UNTRAINED
 from vlft.data.ipc import sent
 from vlft.data.positions import patch_positions
 from vlft.data.sample import EncodedSample, Grid
+from vlft.data.vision_meta import vision_meta
 from vlft.errors import BadRow
+from vlft.families import VisionSizes
 
 
 class Batch(TypedDict):
@@ -33,6 +35,7 @@ class Batch(TypedDict):
     vision_cu_seqlens: torch.Tensor  # int32 [F + 1]
     vision_lengths: tuple[int, ...]  # [F]
     vision_positions: torch.Tensor  # int64 [P, 2], row and column of each patch
+    vision_meta: dict[str, torch.Tensor | tuple[int, ...]]  # as `vlft.data.vision_meta` says; empty for Qwen2-VL
     vision_rows: torch.Tensor  # int64 [N], row positions that the ViT's features replace, in the ViT's order
     supervised_rows: torch.Tensor  # int64 [K], row positions whose next token is trained
     targets: torch.Tensor  # int64 [K], the next tokens at those positions
@@ -45,14 +48,12 @@ class Collator:
     """Callable for a DataLoader.
 
     Args:
-        patch_size: side of the ViT's patches in pixels, for the placeholder picture of a batch without pictures.
-        merge_size: side of the ViT's merge blocks in patches, for the same picture.
+        vision: sizes of the ViT, for its metadata and for the placeholder picture of a batch without pictures.
         filler_token: id of the single, untrained token of an empty batch.
     """
 
-    def __init__(self, *, patch_size: int, merge_size: int, filler_token: int) -> None:
-        self.patch_size = patch_size
-        self.merge_size = merge_size
+    def __init__(self, *, vision: VisionSizes, filler_token: int) -> None:
+        self.vision = vision
         self.filler_token = filler_token
 
     def __call__(self, items: Sequence[EncodedSample | BadRow]) -> Batch:
@@ -80,14 +81,14 @@ class Collator:
 
         stills = [m for s in samples for m in s.media if not m.is_video]
         videos = [m for s in samples for m in s.media if m.is_video]
-        patch = self.patch_size
+        patch, merge = self.vision.patch, self.vision.merge
         still_patches = [m.patches for m in stills]
         grids = [m.grid for m in (*stills, *videos)]
         if not grids:
             # The ViT runs in every micro-batch: in DDP and ZeRO the other ranks would wait for one without pictures.
             # The features of this picture are not used.
-            grids = [Grid(t=1, h=self.merge_size, w=self.merge_size)]
-            still_patches = [torch.zeros(self.merge_size**2, 3, patch, patch, dtype=torch.uint8)]
+            grids = [Grid(t=1, h=merge, w=merge)]
+            still_patches = [torch.zeros(self.vision.cell, 3, patch, patch, dtype=torch.uint8)]
         vision_lengths = tuple(grid.h * grid.w for grid in grids for _ in range(grid.t))
         batch = Batch(
             input_ids=ids_T[None],
@@ -100,9 +101,11 @@ class Collator:
             vision_grid=torch.tensor([[g.t, g.h, g.w] for g in grids]),
             vision_cu_seqlens=_cumulative(vision_lengths),
             vision_lengths=vision_lengths,
-            vision_positions=torch.from_numpy(
-                np.concatenate([patch_positions(g, merge=self.merge_size) for g in grids])
-            ),
+            vision_positions=torch.from_numpy(np.concatenate([patch_positions(g, merge=merge) for g in grids])),
+            vision_meta={
+                key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+                for key, value in vision_meta(grids, self.vision).items()
+            },
             vision_rows=torch.cat([(kinds_T == kind).nonzero().squeeze(1) for kind in (KIND_IMAGE, KIND_VIDEO)]),
             supervised_rows=supervised_rows_K,
             targets=next_labels_T[supervised_rows_K],

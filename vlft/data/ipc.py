@@ -1,4 +1,4 @@
-"""Sends batches from a loader's worker to the trainer. Depends on torch's loader, not on the content of a batch."""
+"""Sends batches from a loader's worker to the trainer and to its device, whatever their content is."""
 
 from __future__ import annotations
 
@@ -22,16 +22,33 @@ class Parcel:
         self.batch = batch
 
     def __reduce__(self) -> tuple[Any, ...]:
-        small = {
-            key: value.numpy()
-            for key, value in self.batch.items()
-            if isinstance(value, torch.Tensor) and value.nbytes < SMALL
-        }
-        return _opened, ({**self.batch, **small}, tuple(small))
+        return _opened, (_packed(self.batch),)
 
 
-def _opened(batch: dict[str, Any], small: tuple[str, ...]) -> dict[str, Any]:
-    return batch | {key: torch.from_numpy(batch[key]) for key in small}
+class _Small:
+    """A tensor inside the message."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.array = tensor.numpy()
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _packed(inner) for key, inner in value.items()}
+    return _Small(value) if isinstance(value, torch.Tensor) and value.nbytes < SMALL else value
+
+
+def _opened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _opened(inner) for key, inner in value.items()}
+    return torch.from_numpy(value.array) if isinstance(value, _Small) else value
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A value of a batch with its tensors, also those inside a mapping, on a device. The copies are only queued."""
+    if isinstance(value, Mapping):
+        return {key: moved(inner, device) for key, inner in value.items()}
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
 
 def sent(batch: Any) -> Any:

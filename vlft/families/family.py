@@ -35,6 +35,8 @@ Feature = Literal["windows", "interpolation", "deepstack", "recurrent", "experts
 #: How files may store the experts of a layer. `fused`: as transformers holds them, one tensor [E, out, in] per matrix,
 #: gate and up in one. `transposed`: the same as [E, in, out]. `each`: a tensor [out, in] per expert and matrix.
 ExpertLayout = Literal["fused", "transposed", "each"]
+#: What RMSNorms of a language model multiply by.
+Norm = Literal["w", "1 + w"]
 
 LAYER = r"model\.language_model\.layers\.\d+\."
 BLOCK = r"model\.visual\.blocks\.\d+\."
@@ -92,9 +94,9 @@ class Family:
         attention_targets: the subset of `lora_targets` for `--lora_target attention`.
         fused_norms: RMSNorms of the language model that a fused kernel may replace if it computes the same, as a
             full-match regex over module names.
-        fused_mlps: gated MLPs of the language model, likewise.
+        fused_mlps: gated MLPs of the language model, likewise; None without such MLPs.
         features: the entries of `Feature` that apply.
-        norm: what RMSNorms of the language model multiply by: `w`, or `1 + w`.
+        norm: what RMSNorms of the language model multiply by.
         video_time: how the model knows the time of a video's steps. index: positions count steps; seconds: positions
             count time; text: the time is written before each step, which has its own run of pad tokens.
         video_rule: who chooses the frames of a video and their size: qwen-vl-utils, with pixel limits per frame, or the
@@ -133,9 +135,9 @@ class Family:
     lora_targets: Mapping[str, str]
     attention_targets: Mapping[str, str]
     fused_norms: str = LAYER + r"(input_layernorm|post_attention_layernorm)|model\.language_model\.norm"
-    fused_mlps: str = LAYER + "mlp"
+    fused_mlps: str | None = LAYER + "mlp"
     features: frozenset[Feature] = frozenset()
-    norm: Literal["w", "1 + w"] = "w"
+    norm: Norm = "w"
     video_time: Literal["index", "seconds", "text"]
     video_rule: Literal["qwen-vl-utils", "processor"]
     chat: Literal["system", "bare", "thoughts"] = "system"

@@ -92,6 +92,7 @@ QWEN3_VL_MOE = replace(
     model_class="Qwen3VLMoeForConditionalGeneration",
     config_class="Qwen3VLMoeConfig",
     text_names=TextNames(head_dim="head_dim", experts="num_experts", dense_layers="mlp_only_layers"),
+    fused_mlps=None,
     features=QWEN3_VL.features | {"experts"},
     stored_experts=frozenset({"fused", "transposed"}),  # the hub's files are transposed, save_pretrained writes fused
     tiny=Shape(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from vlft.families import Family
 from vlft.model import adapt, forward, kernels, segments, standins, tracing
@@ -33,7 +34,7 @@ class Ledger:
 
     Args:
         model: prepared for training, with or without PEFT.
-        given: tensors of the batch; they are not counted.
+        given: values of the batch; their tensors are not counted.
 
     Attributes:
         kept: part -> bytes of all storages saved for the backward pass, except weights and batch. Checkpointed blocks
@@ -43,7 +44,7 @@ class Ledger:
     def __init__(self, model: Any, given: Collection[Any] = ()) -> None:
         self.kept: dict[Part, int] = dict.fromkeys(PARTS, 0)
         self._counted = {_storage(t) for t in (*model.parameters(), *model.buffers())}
-        self._counted |= {_storage(t) for t in given if isinstance(t, torch.Tensor)}
+        self._counted |= {_storage(t) for t in tree_leaves(list(given)) if isinstance(t, torch.Tensor)}
         self._alive: list[torch.Tensor] = []  # so that no address is used twice
         self._entered: list[Part] = ["language"]
         self._modules: list[tuple[torch.nn.Module, Part]] = [

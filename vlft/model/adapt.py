@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,7 +79,8 @@ def fused_norms(model: Any) -> list[torch.nn.Module]:
 
 def fused_mlps(model: Any) -> list[torch.nn.Module]:
     """Gated MLPs whose activation and product a fused kernel may compute."""
-    return list(_matching(model, family_of(model).fused_mlps))
+    pattern = family_of(model).fused_mlps
+    return list(_matching(model, pattern)) if pattern else []
 
 
 def _matching(model: Any, pattern: str) -> Iterator[torch.nn.Module]:
@@ -135,9 +136,15 @@ class Features:
 
 def install(model: Any) -> None:
     """Prepare a loaded model for the flat forward, as far as the features of its family require it."""
-    if "deepstack" in family_of(model).features:
+    features = family_of(model).features
+    if "deepstack" in features:
         language = tower(model, "language")
         language._deepstack_process = types.MethodType(_add_at_places, language)
+    if "windows" in features:
+        full = sizes_of(model).vision.full_blocks
+        for place, block in enumerate(blocks(model, "vision")):
+            # Called again at each recomputation, and copied with the block by PEFT.
+            block.register_forward_pre_hook(_over_steps if place in full else _over_windows, with_kwargs=True)
     for layer in recurrent_layers(model):
         recurrent.bind(layer, recurrent.torch_rule)
 
@@ -149,18 +156,28 @@ def vision_features(
     grid: torch.Tensor,
     positions: torch.Tensor,
     cu_seqlens: torch.Tensor,
-    lengths: tuple[int, ...],
+    lengths: Sequence[int],
+    meta: Mapping[str, Any],
 ) -> Features:
-    """The one vision call of a batch.
+    """The one vision call of a batch. With its arguments the tower reads nothing back from the device.
 
     Args:
         pixels_PX: float32, scaled.
         grid: `vision_grid` of the batch.
         positions: `vision_positions` of the batch.
         cu_seqlens: `vision_cu_seqlens` of the batch.
-        lengths: `vision_lengths` of the batch. With these four the tower reads nothing back from the device.
+        lengths: `vision_lengths` of the batch.
+        meta: `vision_meta` of the batch.
     """
-    visual = tower(model, "vision")
+    visual, features = tower(model, "vision"), family_of(model).features
+    more: dict[str, Any] = {}
+    if "windows" in features:
+        more["window_index"], more["cu_window_seqlens"] = meta["window_index"], meta["window_cu_seqlens"]
+        more["window_lengths"] = meta["window_lengths"]
+        more["max_window_seqlen"] = max(meta["window_lengths"])
+    if "interpolation" in features:
+        side = sizes_of(model).vision.positions
+        more["interp_indices"], more["interp_weights"] = interpolation(meta, positions, cu_seqlens, side=side)
     out = visual(
         pixels_PX.to(visual.dtype),
         grid_thw=grid,
@@ -168,9 +185,47 @@ def vision_features(
         cu_seqlens=cu_seqlens,
         max_seqlen=max(lengths),
         segment_lengths=lengths,
+        **more,
     )
-    later = out.deepstack_features if "deepstack" in family_of(model).features else ()
+    later = out.deepstack_features if "deepstack" in features else ()
     return Features(embeds_NH=out.pooler_output, layers_NH=tuple(later))
+
+
+def interpolation(
+    meta: Mapping[str, torch.Tensor], positions_P2: torch.Tensor, cu_seqlens: torch.Tensor, *, side: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which learnt positions each patch lies between, and their weights, bit-equal to transformers' own.
+
+    Args:
+        meta: `vision_meta` of the batch: lines of the axes (`vlft.data.vision_meta.axes`).
+        positions_P2: row and column of each patch.
+        cu_seqlens: where time steps begin and end.
+        side: rows and columns of the learnt grid.
+
+    Returns:
+        indices_P4: int64, places in the flattened grid.
+        weights_P4: float32.
+    """
+    # Without output_size the host would wait for the sum of the lengths.
+    starts_P2 = meta["axis_starts"].repeat_interleave(cu_seqlens.diff(), dim=0, output_size=len(positions_P2))
+    lines_P2 = positions_P2 + starts_P2
+    rows_P2, columns_P2 = meta["axis_taps"][lines_P2].unbind(1)
+    of_rows_P2, of_columns_P2 = meta["axis_weights"][lines_P2].unbind(1)
+    indices_P22 = rows_P2[:, :, None] * side + columns_P2[:, None]
+    return indices_P22.flatten(1), (of_rows_P2[:, :, None] * of_columns_P2[:, None]).flatten(1)
+
+
+def _over_windows(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Hook before a block that attends within windows: its segments are the windows."""
+    if "window_lengths" not in kwargs:  # transformers' own forward
+        return args, kwargs
+    rest = {name: value for name, value in kwargs.items() if name != "window_lengths"}
+    return args, rest | {"segment_lengths": kwargs["window_lengths"]}
+
+
+def _over_steps(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Hook before a block that attends within a whole time step."""
+    return args, {name: value for name, value in kwargs.items() if name != "window_lengths"}
 
 
 def embeddings(model: Any, input_ids: torch.Tensor) -> torch.Tensor:

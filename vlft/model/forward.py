@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ FORWARD_KEYS = (
     "vision_cu_seqlens",
     "vision_lengths",
     "vision_positions",
+    "vision_meta",
     "vision_rows",
     "supervised_rows",
     "targets",
@@ -92,6 +94,7 @@ def _flat_forward(
     vision_cu_seqlens: torch.Tensor,
     vision_lengths: tuple[int, ...],
     vision_positions: torch.Tensor,
+    vision_meta: Mapping[str, Any],
     vision_rows: torch.Tensor,
     supervised_rows: torch.Tensor,
     targets: torch.Tensor,
@@ -109,6 +112,7 @@ def _flat_forward(
             positions=vision_positions,
             cu_seqlens=vision_cu_seqlens,
             lengths=vision_lengths,
+            meta=vision_meta,
         )
     embeds_TH = adapt.embeddings(self, input_ids)[0]
     places, found = vision_rows.shape[0], features.embeds_NH.shape[0]

@@ -1,5 +1,7 @@
 """Liger's fused kernels in one model: RMSNorm and SwiGLU of the language model, if a self-test finds them equal.
 
+Experts are not fused: transformers computes them in one call for all experts (`vlft.families` says which MLPs are).
+
 Only Liger's functions are used. Its `apply_*` functions patch classes, so they would change every other model of
 the process, and they fail on transformers 5.23 (liger-kernel 0.8.5). Rotary embedding is not replaced: transformers
 calls it as a function of the Python module, so there is no instance to change. Nor is the ViT's LayerNorm: it is
@@ -19,6 +21,7 @@ from typing import Any, Literal
 import torch
 
 from vlft.errors import ConfigError
+from vlft.families import Norm
 from vlft.model import adapt
 
 Choice = Literal["auto", "true", "false"]
@@ -37,7 +40,8 @@ class Functions:
     """The fused functions.
 
     Attributes:
-        rms_norm: `rms_norm(x, weight, eps)`, with x [..., C].
+        rms_norm: `rms_norm(x, weight, eps, offset)`, with x [..., C]; multiplies by offset + weight. With an offset the
+            product is rounded to x's dtype, without one the normalised x, as transformers does it.
         swiglu: `swiglu(gate, up)`, with gate and up [..., C].
     """
 
@@ -54,9 +58,9 @@ def liger_functions() -> Functions:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
-    def rms_norm(x, weight, eps):
+    def rms_norm(x, weight, eps, offset):
         # Not in place: that would overwrite the incoming gradient, which other functions may still read.
-        return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)
+        return LigerRMSNormFunction.apply(x, weight, eps, offset, "gemma" if offset else "llama", False)
 
     return Functions(rms_norm=rms_norm, swiglu=LigerSiLUMulFunction.apply)
 
@@ -120,10 +124,10 @@ def fuse(model: torch.nn.Module, functions: Functions) -> str:
     """
     norms, mlps = adapt.fused_norms(model), adapt.fused_mlps(model)
     for norm in norms:
-        fuse_rms_norm(norm, functions.rms_norm)
+        fuse_rms_norm(norm, functions.rms_norm, adapt.family_of(model).norm)
     for mlp in mlps:
         fuse_swiglu(mlp, functions.swiglu)
-    return f"RMSNorm on {len(norms)} modules, SwiGLU on {len(mlps)}"
+    return f"RMSNorm on {len(norms)} modules" + (f", SwiGLU on {len(mlps)}" if mlps else "")
 
 
 def _problem(device: torch.device) -> str:
@@ -154,13 +158,20 @@ def _refusal(problem: str) -> ConfigError:
     )
 
 
-def fuse_rms_norm(norm: torch.nn.Module, function: Function) -> None:
-    """Make one RMSNorm (with `weight` and `variance_epsilon`) compute with a function."""
+def fuse_rms_norm(norm: torch.nn.Module, function: Function, factor: Norm = "w") -> None:
+    """Make one RMSNorm compute with a function.
+
+    Args:
+        norm: with `weight`, and an attribute for epsilon that transformers spells differently for each factor.
+        function: as in `Functions`.
+        factor: what the norm multiplies by.
+    """
+    epsilon, offset = {"w": ("variance_epsilon", 0.0), "1 + w": ("eps", 1.0)}[factor]
 
     def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
         if hidden_states.dtype != self.weight.dtype:  # torch returns the wider dtype, a kernel that of its input
             return type(self).forward(self, hidden_states)
-        return function(hidden_states, self.weight, self.variance_epsilon)
+        return function(hidden_states, self.weight, getattr(self, epsilon), offset)
 
     norm.forward = types.MethodType(forward, norm)
 
@@ -181,12 +192,13 @@ def self_test(
     *,
     dtype: torch.dtype,
     device: Any,
+    factor: Norm = "w",
 ) -> dict[str, float]:
     """Compare fused functions with the modules that they replace.
 
     The modules' own forward runs in float32 and the functions run in `dtype`, both on random weights and inputs. All
     rows of the result and of the gradient of every input are compared. This finds modules that have the right
-    attributes and compute something else, such as an RMSNorm that multiplies by 1 + w.
+    attributes and compute something else, such as an MLP that limits its gate.
 
     Args:
         functions: the functions to test.
@@ -194,6 +206,7 @@ def self_test(
         mlps: gated MLPs of a model, likewise.
         dtype: of the functions' inputs.
         device: of the functions' inputs.
+        factor: what the norms multiply by.
 
     Returns:
         kernel -> largest difference, as a share of its row's largest value.
@@ -206,10 +219,11 @@ def self_test(
     worst: dict[str, float] = {}
     for norm in _kinds(norms):
         width = norm.get_parameter("weight").shape[0]
-        # An RMSNorm must be as exact on large activations as on small ones, and its weights are around 1.
+        # An RMSNorm must be as exact on large activations as on small ones. What it multiplies by is around 1.
         x_RC = draw(ROWS, width) * torch.logspace(-1, 2, ROWS, device=device)[:, None].to(dtype)
-        fuse = functools.partial(fuse_rms_norm, function=functions.rms_norm)
-        found = _difference(norm, fuse, (x_RC, 1 + 0.3 * draw(width)), draw(ROWS, width), _with_weight)
+        fuse = functools.partial(fuse_rms_norm, function=functions.rms_norm, factor=factor)
+        weight = 0.3 * draw(width) + (1 if factor == "w" else 0)
+        found = _difference(norm, fuse, (x_RC, weight), draw(ROWS, width), _with_weight)
         worst["RMSNorm"] = _larger(worst.get("RMSNorm"), found)
     for mlp in _kinds(mlps):
         inner = mlp.get_parameter("gate_proj.weight").shape[0]
@@ -311,11 +325,11 @@ def _differs(functions: Functions, model: torch.nn.Module, dtype: torch.dtype, d
     Returns:
         what differs; empty if nothing does.
     """
-    norms, mlps = adapt.fused_norms(model), adapt.fused_mlps(model)
-    if not norms or not mlps:
-        return "the language model has no RMSNorm or gated MLP for them"
+    norms, mlps, factor = adapt.fused_norms(model), adapt.fused_mlps(model), adapt.family_of(model).norm
+    if not norms:
+        return "the language model has no RMSNorm for them"
     for kind in dict.fromkeys((dtype, torch.float32)):
-        for name, worst in self_test(functions, norms, mlps, dtype=kind, device=device).items():
+        for name, worst in self_test(functions, norms, mlps, dtype=kind, device=device, factor=factor).items():
             if not worst < TOLERANCE[kind]:  # also if it is NaN
                 return (
                     f"the self-test of {name} in {kind} differs from the model's own by {worst:.3g} of a row's largest "

@@ -49,7 +49,7 @@ def fused_functions() -> Functions:
     """Stand-ins for Liger's RMSNorm and SwiGLU. They save the same tensors (0.8.5): the norm's input, gate and up."""
     known = _operations()
     return Functions(
-        rms_norm=lambda x, weight, eps: known.rms_norm(x, weight)[0],
+        rms_norm=lambda x, weight, eps, offset: known.rms_norm(x, weight)[0],
         swiglu=known.swiglu,
     )
 

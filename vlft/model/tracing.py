@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,8 @@ def without_contents() -> Iterator[None]:
         # torch.autocast switches itself off without a GPU.
         undo.enter_context(_replaced(amp, "amp_definitely_not_available", lambda: False))
         undo.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True))
+        # transformers asks for the generation of a GPU before it computes experts; grouped matmuls need 8.0.
+        undo.enter_context(_replaced(torch.cuda, "get_device_capability", lambda device=None: (9, 0)))
         # The id of the backward pass: a checkpoint recomputes its block once for each id. See `backward`.
         undo.enter_context(_replaced(torch._C, "_current_graph_task_id", lambda: 1))
         undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -159,10 +161,27 @@ def batch_of(vision: VisionSizes, load: Load) -> dict[str, Any]:
         "vision_cu_seqlens": torch.zeros(len(segments) + 1, dtype=torch.int32),
         "vision_lengths": tuple(segments),
         "vision_positions": torch.zeros(patches, 2, dtype=torch.int64),
+        "vision_meta": _vision_meta(vision, segments),
         "vision_rows": torch.zeros(merged, dtype=torch.int64),
         "supervised_rows": torch.zeros(load.supervised, dtype=torch.int64),
         "targets": torch.zeros(load.supervised, dtype=torch.int64),
     }
+
+
+def _vision_meta(vision: VisionSizes, segments: Sequence[int]) -> dict[str, Any]:
+    """`vision_meta` of a batch for time steps of these numbers of patches. All windows are full, except the last."""
+    found: dict[str, Any] = {}
+    if vision.window is not None:
+        full = vision.window**2 * vision.cell
+        lengths = [min(full, patches - start) for patches in segments for start in range(0, patches, full)]
+        found["window_index"] = torch.zeros(sum(segments) // vision.cell, dtype=torch.int64)
+        found["window_cu_seqlens"] = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        found["window_lengths"] = tuple(lengths)
+    if vision.positions is not None:
+        found["axis_starts"] = torch.zeros(len(segments), 2, dtype=torch.int64)
+        found["axis_taps"] = torch.zeros(2, 2, dtype=torch.int64)  # one line serves all rows, another all columns
+        found["axis_weights"] = torch.zeros(2, 2)
+    return found
 
 
 # ---- observers of operations

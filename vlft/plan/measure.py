@@ -14,6 +14,7 @@ import torch
 
 from vlft.config.flags import ModelFlags
 from vlft.config.training import TrainFlags
+from vlft.data.ipc import moved
 from vlft.data.sample import EncodedSample, Sample
 from vlft.errors import ConfigError
 from vlft.model import attention, forward, kernels, linear_attention
@@ -131,10 +132,7 @@ def _prepared(
 def _batch(base: Base, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
     rows: list[EncodedSample] = [base.encoder.encode(sample) for sample in samples]
     batch: dict[str, Any] = dict(base.collator()(rows))
-    return {
-        name: batch[name].to(device) if isinstance(batch[name], torch.Tensor) else batch[name]
-        for name in forward.FORWARD_KEYS
-    }
+    return {name: moved(batch[name], device) for name in forward.FORWARD_KEYS}
 
 
 def _step(

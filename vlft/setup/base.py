@@ -75,9 +75,9 @@ class Base:
         """A collator: encoded rows -> a flat batch for this base."""
         from vlft.data.collate import Collator
 
-        tokenizer, vision = self.processor.tokenizer, self.sizes.vision
+        tokenizer = self.processor.tokenizer
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return Collator(patch_size=vision.patch, merge_size=vision.merge, filler_token=filler)
+        return Collator(vision=self.sizes.vision, filler_token=filler)
 
 
 def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plain: bool = False) -> Base:

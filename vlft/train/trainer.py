@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from vlft.config.training import TrainFlags
 from vlft.data.collate import Batch
 from vlft.data.dataset import RowDataset
+from vlft.data.ipc import moved
 from vlft.data.order import Order, RankBatches
 from vlft.data.workers import loader_options
 from vlft.errors import BadRow, ConfigError, DataError
@@ -165,8 +166,7 @@ class VlftTrainer(SavingTrainer):
 
         The copies are queued. The stock method waits for the device at each copy (transformers 5.17 to 5.23).
         """
-        taken = {key: inputs[key] for key in self.objective.tensors if isinstance(inputs[key], torch.Tensor)}
-        return {**inputs, **{key: value.to(self.args.device, non_blocking=True) for key, value in taken.items()}}
+        return {**inputs, **{key: moved(inputs[key], self.args.device) for key in self.objective.tensors}}
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
