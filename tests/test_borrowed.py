@@ -60,6 +60,25 @@ BORROWED = [
         ("hidden_states", "visual_pos_masks", "visual_embeds"),
         "model/adapt",
     ),
+    (
+        "transformers.models.qwen3_5.modeling_qwen3_5",
+        "Qwen3_5GatedDeltaNet.forward",
+        ("hidden_states", "cache_params", "attention_mask"),
+        "model/recurrent",
+    ),
+    (
+        "transformers.models.qwen3_5_moe.modeling_qwen3_5_moe",
+        "Qwen3_5MoeGatedDeltaNet.forward",
+        ("hidden_states", "cache_params", "attention_mask"),
+        "model/recurrent",
+    ),
+    ("transformers.models.qwen3_5.modeling_qwen3_5", "Qwen3_5RMSNormGated.forward", ("gate",), "model/recurrent"),
+    (
+        "fla.ops.gated_delta_rule",
+        "chunk_gated_delta_rule",
+        ("q", "k", "v", "g", "beta", "use_qk_l2norm_in_kernel", "cu_seqlens", "chunk_indices"),
+        "model/linear_attention",
+    ),
     ("peft.utils.other", "get_pattern_key", ("pattern_keys", "key_to_match"), "merge/plan"),
     ("torch._subclasses.fake_tensor", "FakeTensorMode", ("allow_non_fake_inputs",), "model"),
     (

@@ -290,6 +290,8 @@ def backward(loss: torch.Tensor) -> None:
                 if following is None:
                     continue
                 if gradient is not None:
+                    # Before the sum: functions of several inputs return gradients that are not reduced yet.
+                    gradient = _as_engine(gradient, following._input_metadata[place], following)
                     held = gradients.setdefault(following, {})
                     held[place] = held[place] + gradient if place in held else gradient
                 uses[following] -= 1
@@ -301,7 +303,7 @@ def _step_back(node: Any, held: dict[int, torch.Tensor]) -> tuple[torch.Tensor |
     """The gradients that one node of the graph passes on."""
     if not held:
         return (None,) * len(node.next_functions)
-    given = [_as_engine(held.get(i), meta, node) for i, meta in enumerate(node._input_metadata)]
+    given = [held.get(i) for i in range(len(node._input_metadata))]
     custom = isinstance(node, torch.autograd.function.BackwardCFunction)
     results = node.apply(*given) if custom else node(*given)
     results = results if isinstance(results, tuple) else (results,)
@@ -312,9 +314,8 @@ def _step_back(node: Any, held: dict[int, torch.Tensor]) -> tuple[torch.Tensor |
     return results[:many]
 
 
-def _as_engine(gradient: torch.Tensor | None, meta: Any, node: Any) -> torch.Tensor | None:
-    if gradient is None:
-        return None
+def _as_engine(gradient: torch.Tensor, meta: Any, node: Any) -> torch.Tensor:
+    """A gradient with the shape and dtype of the tensor that it belongs to."""
     if gradient.device != meta.device:
         raise RuntimeError(f"{node.name()}: a gradient on {gradient.device} for a tensor on {meta.device}")
     if tuple(gradient.shape) != tuple(meta.shape):
