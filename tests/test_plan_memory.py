@@ -77,7 +77,11 @@ def test_what_dropout_keeps_on_a_gpu():
     """A byte for each input of each adapted linear (torch's mask is bool there), counted by hand."""
     load = Load(lengths=(1000, 24), vision_lengths=(400,), supervised=100)
     kept = [
-        activations.estimate(TWO_B, FAMILY, Towers(lora_dropout=p), load, BF16, device="cuda").kept["language"]
+        activations.Saved(
+            config=TWO_B, family=FAMILY, towers=Towers(lora_dropout=p), load=load, numbers=BF16, device="cuda"
+        )
+        .estimate()
+        .kept["language"]
         for p in (0.05, 0)
     ]
     text = TWO_B.text_config

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -203,13 +203,23 @@ class _Reader:
         )
 
 
-def with_depth(config: Any, blocks: int, vision_names: VisionNames, text_names: TextNames) -> Any:
-    """A copy of a config with at most this number of blocks in each of the two towers."""
+def with_blocks(
+    config: Any, vision: Sequence[int], language: Sequence[int], vision_names: VisionNames, text_names: TextNames
+) -> Any:
+    """A copy of a config whose two towers have only the blocks at these places. Each block keeps its kind."""
     small = copy.deepcopy(config)
-    setattr(small.vision_config, vision_names.depth, blocks)
-    setattr(small.text_config, text_names.depth, blocks)
-    if (kinds := getattr(small.text_config, text_names.layer_kinds, None)) is not None:
-        setattr(small.text_config, text_names.layer_kinds, kinds[:blocks])
+    visual, text = small.vision_config, small.text_config
+    places = {vision_names.deepstack, vision_names.full_blocks if vision_names.window else None}
+    for part, key, kept in (
+        *((visual, key, vision) for key in places if key),
+        *((text, key, language) for key in (text_names.dense_layers,) if key),
+    ):
+        there = getattr(part, key) or ()
+        setattr(part, key, [new for new, old in enumerate(kept) if old in there])
+    setattr(visual, vision_names.depth, len(vision))
+    setattr(text, text_names.depth, len(language))
+    if (kinds := getattr(text, text_names.layer_kinds, None)) is not None:
+        setattr(text, text_names.layer_kinds, [kinds[place] for place in language])
     return small
 
 

@@ -5,7 +5,7 @@ It holds data only. `vlft.model.adapt` implements the features for a live model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from vlft.families.configs import (
     attention_configs,
     plain_config,
     read_sizes,
-    with_depth,
+    with_blocks,
 )
 from vlft.families.layout import ParameterNames, layout
 from vlft.families.sizes import Sizes
@@ -217,9 +217,9 @@ class Family:
         """Name and shape of each parameter of `model_class`, without a tied head. Builds no model."""
         return layout(sizes, self.parameter_names)
 
-    def with_depth(self, config: Any, blocks: int) -> Any:
-        """A copy of a config with at most this number of blocks in each of the two towers."""
-        return with_depth(config, blocks, self.vision_names, self.text_names)
+    def with_blocks(self, config: Any, *, vision: Sequence[int], language: Sequence[int]) -> Any:
+        """A copy of a config whose two towers have only the blocks at these places. Each block keeps its kind."""
+        return with_blocks(config, vision, language, self.vision_names, self.text_names)
 
     def attention_configs(self, config: Any, tower: str) -> tuple[Any, ...]:
         """The parts of a config that set the attention function of a tower ("vision" or "language")."""

@@ -1,8 +1,8 @@
 """Memory that autograd saves between forward and backward, tower by tower: counted in a real pass, or estimated.
 
-`Ledger` counts while a model runs, on any device. `estimate` runs the same code on tensors that have shapes and no
-contents (`vlft.model.tracing`), on towers of one or two blocks. It takes seconds for a model of any size, needs no
-weights, and estimates the memory of a GPU on a machine without one.
+`Ledger` counts while a model runs, on any device. `Saved` runs the same code on tensors that have shapes and no contents
+(`vlft.model.tracing`), on towers of two or three blocks. It takes seconds for a model of any size, needs no weights, and
+estimates the memory of a GPU on a machine without one.
 
 Letters: T tokens and P patches of a micro-batch, K its supervised rows.
 """
@@ -10,15 +10,17 @@ Letters: T tokens and P patches of a micro-batch, K its supervised rows.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+import functools
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-from vlft.families import Family
-from vlft.model import adapt, forward, kernels, segments, standins, tracing
+from vlft.families import Family, Sizes
+from vlft.model import adapt, forward, kernels, recurrent, segments, standins, tracing
 from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import empty_model
 from vlft.model.scale import PixelScale, constants
@@ -110,77 +112,147 @@ class Estimate:
     block: int
 
 
-def estimate(
-    config: Any,
-    family: Family,
-    towers: Towers,
-    load: Load,
-    numbers: Numbers,
-    *,
-    device: Literal["cpu", "cuda"],
-    checkpointed: Collection[str] = (),
-    fused: bool = False,
-) -> Estimate:
-    """Estimate what one micro-batch saves for the backward pass.
+Delta = Literal["fla", "torch"]
 
-    Args:
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What one micro-batch saves for the backward pass, for any choice of towers that recompute.
+
+    Attributes:
         config: transformers' config of the top class.
         family: of the config.
         towers: what trains.
         load: the shapes of the micro-batch.
         numbers: the dtypes it computes in.
         device: the device whose kernels are assumed; on "cuda" this includes flash attention.
-        checkpointed: towers (vision, language) whose blocks are recomputed.
         fused: whether RMSNorm and SwiGLU are fused (`vlft.model.kernels`).
+        delta: what computes the delta rule of gated delta nets on "cuda", in 16 bits.
     """
-    sizes = family.sizes(config)
-    depths: dict[Part, int] = {"vision": sizes.vision.depth, "language": len(sizes.text.layers)}
 
-    def run(blocks: int, recomputing: Collection[str]) -> dict[Part, int]:
-        return _run(config, family, towers, load, numbers, blocks, recomputing, device=device, fused=fused)
+    config: Any
+    family: Family
+    towers: Towers
+    load: Load
+    numbers: Numbers
+    device: Literal["cpu", "cuda"]
+    fused: bool = False
+    delta: Delta = "fla"
 
-    one, two = run(1, checkpointed), run(2, checkpointed)
-    # In a model of one block, the first block is also the last, so mergers that read either would share their input.
-    kept = {
-        part: one[part] + (depths[part] - 1) * (two[part] - one[part]) if part in depths else two[part]
-        for part in PARTS
+    def estimate(self, checkpointed: Collection[str] = ()) -> Estimate:
+        """Estimate the bytes, with these towers (vision, language) recomputing their blocks."""
+        whole = self._whole
+        kept = {part: (self._recomputed if part in checkpointed else whole).kept[part] for part in PARTS}
+        return Estimate(kept=kept, block=whole.block)
+
+    @functools.cached_property
+    def _whole(self) -> Estimate:
+        return self._extrapolated(())
+
+    @functools.cached_property
+    def _recomputed(self) -> Estimate:
+        return self._extrapolated(adapt.PARTS)
+
+    def _extrapolated(self, checkpointed: Collection[str]) -> Estimate:
+        """The whole model from small ones: the first and last block of each tower, and one of each kind between them.
+
+        A tower's first block may save less than the others, and its last block shares its output with a merger.
+        """
+        kinds = _kinds(self.family.sizes(self.config))
+        ends = {part: (0, len(found) - 1)[: len(found)] for part, found in kinds.items()}
+
+        def run(**between: int) -> dict[Part, int]:
+            places = {part: sorted({*ends[part], *([between[part]] if part in between else [])}) for part in kinds}
+            return _run(self, places["vision"], places["language"], checkpointed)
+
+        base = run()
+        kept, block = dict(base), 0
+        for more in _additions(kinds):
+            found = run(**more.places)
+            for part in PARTS:
+                # A block with a merger of its own also adds to the merger's and to the language model's memory.
+                added, times = found[part] - base[part], more.times.get(part, more.times.get("vision", 0))
+                kept[part] += times * added
+                if part in more.places:
+                    block = max(block, added)
+        return Estimate(kept=kept, block=block or max(base[part] // len(ends[part]) for part in adapt.PARTS))
+
+
+#: What decides the memory of a block, other than its width.
+Kind = tuple[Any, ...]
+
+
+def _kinds(sizes: Sizes) -> dict[adapt.Part, list[Kind]]:
+    """Tower -> the kind of each block. The second entry says whether a block of the ViT has a merger of its own."""
+    vision = sizes.vision
+    windowed = [vision.window is not None and place not in vision.full_blocks for place in range(vision.depth)]
+    return {
+        "vision": [(windows, place in vision.deepstack) for place, windows in enumerate(windowed)],
+        "language": [(layer, False) for layer in sizes.text.layers],
     }
-    whole = [run(blocks, ()) for blocks in (1, 2)] if checkpointed else [one, two]
-    return Estimate(kept=kept, block=max(whole[1][part] - whole[0][part] for part in depths))
 
 
-def _run(
-    config: Any,
-    family: Family,
-    towers: Towers,
-    load: Load,
-    numbers: Numbers,
-    blocks: int,
-    checkpointed: Collection[str],
-    *,
-    device: str,
-    fused: bool,
-) -> dict[Part, int]:
-    """Part -> bytes saved by a model whose towers have this number of blocks."""
-    small = family.with_depth(config, blocks)
+@dataclass(frozen=True, kw_only=True)
+class _Addition:
+    """Blocks to add between the first and the last.
+
+    Attributes:
+        places: tower -> a block of the kind.
+        times: tower -> number of such blocks.
+    """
+
+    places: dict[adapt.Part, int]
+    times: dict[adapt.Part, int]
+
+
+def _additions(kinds: dict[adapt.Part, list[Kind]]) -> list[_Addition]:
+    """The fewest models that show each kind of block. Blocks with a merger change both towers, so they come alone."""
+    found: dict[adapt.Part, list[_Addition]] = {"vision": [], "language": []}
+    alone = []
+    for part, all_kinds in kinds.items():
+        middle = all_kinds[1:-1]
+        for kind in dict.fromkeys(middle):
+            one = _Addition(places={part: 1 + middle.index(kind)}, times={part: middle.count(kind)})
+            (alone if kind[1] else found[part]).append(one)
+    pairs = itertools.zip_longest(found["vision"], found["language"])
+    both = [[one for one in pair if one is not None] for pair in pairs]
+    return [
+        *(
+            _Addition(
+                places={part: place for one in ones for part, place in one.places.items()},
+                times={part: times for one in ones for part, times in one.times.items()},
+            )
+            for ones in both
+        ),
+        *alone,
+    ]
+
+
+def _run(case: Saved, vision: Sequence[int], language: Sequence[int], checkpointed: Collection[str]) -> dict[Part, int]:
+    """Part -> bytes saved by a model whose towers have only the blocks at these places."""
+    family, numbers, device = case.family, case.numbers, case.device
+    small = family.with_blocks(case.config, vision=vision, language=language)
     model: Any = empty_model(small, family)
     half = numbers.computing in standins.HALF
     kernel = None if device == "cpu" else standins.attend if half else standins.attend_in_float32
     for part in adapt.PARTS:
         segments.use_kernel(model, part, "traced" if kernel else "sdpa", kernel)
-    if fused:
+    if case.fused:
         kernels.fuse(model, standins.fused_functions())
     forward.bind(model, PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3))
+    if device == "cuda" and half and case.delta == "fla":
+        for layer in adapt.recurrent_layers(model):
+            recurrent.bind(layer, recurrent.kernel_rule(standins.delta_rule))
     # This cache outlives the call, so it must not hold tensors without contents.
     constants.cache_clear()
     try:
         with torch.random.fork_rng(devices=[]):
-            model = apply_towers(model, family, towers, masters=False)
+            model = apply_towers(model, family, case.towers, masters=False)
             with tracing.without_contents(), torch.device(device):
                 tracing.fill(model, numbers)
                 checkpoint_activations(model, checkpointed)
                 model.train()
-                batch = tracing.batch_of(family.sizes(small).vision, load)
+                batch = tracing.batch_of(family.sizes(small).vision, case.load)
                 with tracing.autocast(device, numbers.autocast), Ledger(model, batch.values()) as ledger:
                     model(**batch)
                 return ledger.kept

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from vlft.families import Family, Layer, Sizes, TextSizes
-from vlft.model import activations as counting
+from vlft.model.activations import Delta, Saved
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers
 
@@ -69,13 +69,31 @@ def activations(sizes: Sizes, towers: Towers, *, tokens: int, patches: int, elem
 def _language_block(text: TextSizes, layer: Layer) -> int:
     """Values saved per token in one layer.
 
-    Two norms (input and output) and the residual; q and attention's output; k and v; gate, up and their product.
+    Two norms (input and output) and the residual. Attention: q, its gate and the result; k and v. A gated delta net:
+    queries, keys and values before and after the convolution; the gate and the result. MLP: gate, up and their product,
+    for each expert that computes a token; experts also save their inputs and results.
     """
-    return 4 * text.width + 2 * text.heads * text.head_dim + 2 * text.kv_heads * text.head_dim + 3 * layer.inner
+    if (net := layer.recurrent) is not None:
+        mixer = 2 * (2 * net.keys + net.values) + 3 * net.values
+    else:
+        queries = text.heads * text.head_dim
+        mixer = (3 if text.query_gate else 2) * queries + 2 * text.kv_heads * text.head_dim
+    mlp = 3 * layer.inner
+    if (experts := layer.experts) is not None:
+        mlp = 3 * (experts.active * experts.inner + experts.shared) + 2 * experts.active * text.width
+    return 4 * text.width + mixer + mlp
 
 
 def estimate(
-    config: Any, family: Family, towers: Towers, *, tokens: int, patches: int, numbers: Numbers, fused: bool
+    config: Any,
+    family: Family,
+    towers: Towers,
+    *,
+    tokens: int,
+    patches: int,
+    numbers: Numbers,
+    fused: bool,
+    delta: Delta = "fla",
 ) -> dict[Part, Kept]:
     """Bytes that each tower saves on a GPU. The language model's include merger, head and one recomputed block.
 
@@ -87,14 +105,15 @@ def estimate(
         patches: P.
         numbers: the dtypes it computes in.
         fused: whether RMSNorm and SwiGLU are fused.
+        delta: what computes the delta rule of gated delta nets.
     """
     load = Load(lengths=(max(1, tokens),), vision_lengths=(patches,) if patches else (), supervised=max(1, tokens // 4))
     parts: tuple[Part, ...] = ("vision", "language")
     trains = [part for part in parts if part == "language" or towers.vision != "frozen"]
-    whole, less = (
-        counting.estimate(config, family, towers, load, numbers, device="cuda", checkpointed=some, fused=fused)
-        for some in ((), trains)
+    saved = Saved(
+        config=config, family=family, towers=towers, load=load, numbers=numbers, device="cuda", fused=fused, delta=delta
     )
+    whole, less = saved.estimate(), saved.estimate(trains)
     extra = {"vision": 0, "language": whole.kept["merger"] + whole.kept["head"] + whole.block}
     return {
         part: Kept(whole=whole.kept[part] + extra[part], recomputed=less.kept[part] + extra[part]) for part in parts

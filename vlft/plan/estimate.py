@@ -174,6 +174,7 @@ class Case:
         card: bytes of the card.
         checkpointing: `--gradient_checkpointing`.
         fused: whether fused kernels run.
+        delta: what computes the delta rule of gated delta nets.
         device: the device whose kernels are assumed.
     """
 
@@ -189,27 +190,21 @@ class Case:
     card: int
     checkpointing: memory.Choice
     fused: bool = True
+    delta: activations.Delta = "fla"
     device: Literal["cpu", "cuda"] = "cuda"
 
     def activation_bytes(self, strategy: Strategy, checkpointed: Sequence[str]) -> activations.Estimate:
-        """The memory of activations; cached for each combination of settings."""
+        """The memory of activations; what was traced for it is kept."""
         numbers = numbers_of(self.stored, self.half, deepspeed=strategy != "ddp")
-        key = (repr(self.towers), self.load, numbers, tuple(checkpointed), self.fused, self.device)
-        if key not in _ESTIMATES:
-            _ESTIMATES[key] = activations.estimate(
-                self.config,
-                self.family,
-                self.towers,
-                self.load,
-                numbers,
-                device=self.device,
-                checkpointed=checkpointed,
-                fused=self.fused,
-            )
-        return _ESTIMATES[key]
+        choices = {"numbers": numbers, "fused": self.fused, "delta": self.delta, "device": self.device}
+        key = (self.family.sizes(self.config), repr(self.towers), self.load, *choices.values())
+        if key not in _SAVED:
+            base = {"config": self.config, "family": self.family, "towers": self.towers, "load": self.load}
+            _SAVED[key] = activations.Saved(**base, **choices)
+        return _SAVED[key].estimate(checkpointed)
 
 
-_ESTIMATES: dict[Any, activations.Estimate] = {}  # cached for the rest of the process
+_SAVED: dict[Any, activations.Saved] = {}  # kept for the rest of the process
 
 
 def towers_that_may(case: Case) -> list[str]:

@@ -267,6 +267,7 @@ def forecast(
         card=size,
         checkpointing=args.checkpointing,
         fused=args.liger != "false" and not cpu,
+        delta="torch" if model_flags.linear_attn == "torch" else "fla",
         device="cpu" if cpu else "cuda",
     )
     strategy = strategy_of(args.zero)
