@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from vlft.cli.main import main
+from vlft.families import FAMILIES
 from vlft.train.trainer import VlftTrainer
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,13 @@ EXAMPLE_OF = {
     "finetune_video.sh": "video.yaml",
 }
 NO_SCRIPT = ("story_reasoning.yaml",)  # it has its own guide: see tests/test_importing.py
+#: Example -> the model type that it is for.
+OF_FAMILY = {
+    "qwen2_5_vl.yaml": "qwen2_5_vl",
+    "qwen3_vl.yaml": "qwen3_vl",
+    "qwen3_5.yaml": "qwen3_5",
+    "moe.yaml": "qwen3_vl_moe",
+}
 RATES = ("learning_rate", "vision_lr", "merger_lr")
 COMMON = {"MODEL": "m", "DATA": "d.json", "IMAGE_FOLDER": "pics", "OUTPUT": "out"}
 
@@ -112,10 +120,10 @@ class Door(Exception):
     """Raised instead of the first step."""
 
 
-@pytest.mark.parametrize("what", [*EXAMPLE_OF, *EXAMPLE_OF.values(), *NO_SCRIPT])
-def test_to_the_door_of_training(scripts, what, base, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("what", [*EXAMPLE_OF, *EXAMPLE_OF.values(), *NO_SCRIPT, *OF_FAMILY])
+def test_to_the_door_of_training(scripts, what, base_of, tmp_path, monkeypatch, capsys):
     """Everything before the first step: flags, rows, folder, towers, optimizer groups."""
-    seen = []
+    seen, base = [], base_of(FAMILIES[OF_FAMILY.get(what, "qwen2_vl")])
 
     def stop(trainer, **_):
         trainer.create_optimizer_and_scheduler(num_training_steps=10)
@@ -141,7 +149,7 @@ def test_to_the_door_of_training(scripts, what, base, tmp_path, monkeypatch, cap
 
 
 def test_every_example_has_its_script():
-    assert {file.name for file in (ROOT / "examples").glob("*.yaml")} == {*EXAMPLE_OF.values(), *NO_SCRIPT}
+    assert {file.name for file in (ROOT / "examples").glob("*.yaml")} == {*EXAMPLE_OF.values(), *NO_SCRIPT, *OF_FAMILY}
 
 
 def test_presets(scripts):
@@ -164,7 +172,6 @@ def test_a_flag_wins_over_preset_and_environment(scripts, script):
 def test_the_base_decides_how_many_pixels_a_token_has(base_of, tmp_path):
     """With the real Python of this test, up to the call of `vlft train`."""
     from vlft.cli.base_pixels import base_pixels
-    from vlft.families import FAMILIES
 
     assert base_pixels(str(base_of(FAMILIES["qwen2_5_vl"]))) == (28, "frame")
     third = str(base_of(FAMILIES["qwen3_5"]))
