@@ -30,7 +30,7 @@ from vlft.data.encode import Encoder
 from vlft.data.media.read import MediaError, measure
 from vlft.data.sample import Sample, Turn
 from vlft.errors import ConfigError, DataError
-from vlft.families import Family
+from vlft.families import Family, Sizes
 from vlft.model.generate import Sampling, Speaker
 from vlft.model.load import load_base, load_config
 
@@ -186,22 +186,27 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
         for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
             parameter.data = parameter.data.to(device, dtype)
         model.to(device).eval()
+    sizes = family.sizes(config)
     return Chat(
         name=f"{name}, {str(dtype).removeprefix('torch.')} on {device}",
         encoder=Encoder(
             family=family,
             processor=processor,
-            recipe=_recipe(found.record if found else None, processor),
+            recipe=_recipe(found.record if found else None, processor, family, sizes),
         ),
         speaker=speaker(model, processor, family),
-        limit=family.sizes(config).text.max_positions,
+        limit=sizes.text.max_positions,
         notes=adapter.notes if adapter is not None else (),
     )
 
 
-def _recipe(record: RunRecord | None, processor: Any) -> Recipe:
+def _recipe(record: RunRecord | None, processor: Any, family: Family, sizes: Sizes) -> Recipe:
     """The run's recipe without the settings that apply only to rows; without a run, that of the processor."""
-    recipe = Recipe.of_model(processor) if record is None else Recipe.of_run(processor, record.settings)
+    model: dict[str, Any] = {"family": family, "tokens_per_second": sizes.vision.tokens_per_second}
+    if record is None:
+        recipe = Recipe.of_model(processor, **model)
+    else:
+        recipe = Recipe.of_run(processor, record.settings, **model)
     # `Chat` checks lengths, which include the answer; and users type boxes in the model's own unit.
     return replace(recipe, max_length=sys.maxsize, fit=None, box_format="as_is")
 

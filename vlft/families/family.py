@@ -31,6 +31,11 @@ TOWERS = ("vision", "merger", "language")
 #: `experts`: the MLPs of language layers are experts that a router chooses from. They and the router stay frozen.
 Feature = Literal["windows", "interpolation", "deepstack", "recurrent", "experts"]
 
+#: How a model knows the time of a video's steps. See `Family.video_time`.
+VideoTime = Literal["index", "seconds", "text"]
+#: Who chooses the frames of a video and their size. See `Family.video_rule`.
+VideoRule = Literal["qwen-vl-utils", "processor"]
+
 LAYER = r"model\.language_model\.layers\.\d+\."
 BLOCK = r"model\.visual\.blocks\.\d+\."
 #: Linear layers of a language layer with softmax attention and one gated MLP.
@@ -128,8 +133,8 @@ class Family:
     fused_mlps: str = LAYER + "mlp"
     features: frozenset[Feature] = frozenset()
     norm: Literal["w", "1 + w"] = "w"
-    video_time: Literal["index", "seconds", "text"]
-    video_rule: Literal["qwen-vl-utils", "processor"]
+    video_time: VideoTime
+    video_rule: VideoRule
     box_unit: Literal["0-1000", "pixels"]
     box_style: Literal["tokens", "json"]
     pixels: tuple[int, int]
