@@ -121,6 +121,9 @@ def as_tensors(prompt: EncodedPrompt, recipe: Recipe) -> Prompt:
         video_patches=torch.cat([no_video, *(medium.patches for medium in videos)]),
         still_grids_M3=_grids(stills),
         video_grids_M3=_grids(videos),
+        video_paces_M=torch.tensor([medium.grid.pace for medium in videos], dtype=torch.float32)
+        if recipe.video_time == "seconds"
+        else None,
     )
 
 

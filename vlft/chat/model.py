@@ -31,7 +31,7 @@ from vlft.data.encode import Encoder
 from vlft.data.media.read import MediaError, measure
 from vlft.data.sample import Sample, Turn
 from vlft.errors import ConfigError, DataError
-from vlft.families import Family
+from vlft.families import Family, Sizes
 from vlft.model.generate import Sampling, Speaker
 from vlft.model.load import load_base, load_config
 
@@ -190,7 +190,8 @@ def open_model(
     adapter = read_adapter(found.folder, folder, family) if found is not None and found.kind == "adapter" else None
     processor = open_processor(folder, adapter.folder if adapter else None)
     record = found.record if found else None
-    recipe = _recipe(record, processor, thinking)
+    sizes = family.sizes(config)
+    recipe = _recipe(record, processor, family, sizes, thinking=thinking)
     notes = adapter.notes if adapter is not None else ()
     if record is not None and thinking == "auto" and ENABLE in recipe.switches and recipe.thinking == "auto":
         notes = (*notes, "it was trained with and without thoughts, and its chat template decides; --thinking chooses")
@@ -209,22 +210,28 @@ def open_model(
             recipe=recipe,
         ),
         speaker=speaker(model, processor, family),
-        limit=family.sizes(config).text.max_positions,
+        limit=sizes.text.max_positions,
         notes=notes,
     )
 
 
-def _recipe(record: RunRecord | None, processor: Any, thinking: Thinking) -> Recipe:
+def _recipe(
+    record: RunRecord | None, processor: Any, family: Family, sizes: Sizes, *, thinking: Thinking
+) -> Recipe:
     """The run's recipe without the settings that apply only to rows; without a run, that of the processor.
 
     Raises:
         ConfigError: the chat template takes no `thinking`.
     """
-    recipe = Recipe.of_model(processor) if record is None else Recipe.of_run(processor, record.settings)
+    model: dict[str, Any] = {"family": family, "tokens_per_second": sizes.vision.tokens_per_second}
+    if record is None:
+        recipe = Recipe.of_model(processor, **model)
+    else:
+        recipe = Recipe.of_run(processor, record.settings, **model)
     if thinking != "auto" and ENABLE not in recipe.switches:
         raise ConfigError(
-            f"--thinking {thinking}: the chat template of this model does not take {ENABLE}, so the flag has no effect. "
-            "Drop it."
+            f"--thinking {thinking}: the chat template of this model does not take {ENABLE}, so the flag has no "
+            "effect. Drop it."
         )
     if thinking == "auto" and record is not None:
         trained = thinking_of_run(record.settings)

@@ -19,14 +19,17 @@ from typing import Any, Literal, Self
 
 from vlft.config.thinking import ENABLE, Thinking, Turns, switches_of, template_arguments
 from vlft.errors import ConfigError
+from vlft.families import DEFAULT, Family, VideoRule, VideoTime
 from vlft.model_files import tokenizer_settings
 
 BoxFormat = Literal["as_is", "pixels", "0-1000", "0-1"]
 MissingTags = Literal["error", "first"]
 OverLength = Literal["error", "skip", "shrink", "drop_media"]
 
-# The most tokens of a frame in qwen-vl-utils 0.0.14.
-FRAME_TOKENS = 768
+# The most tokens of a frame and the fewest frames of a video with a frame rate, in qwen-vl-utils 0.0.14.
+FRAME_TOKENS, LEAST_FRAMES = 768, 4
+# Frames per second of a list of frames, in qwen-vl-utils 0.0.14.
+LIST_FPS = 2.0
 # The defaults of qwen-vl-utils for settings that a processor lacks.
 UNSAID = {"fps": 2.0, "video_max_frames": 768}
 #: Setting -> the attribute of a stock processor that it is read from and written to.
@@ -60,11 +63,19 @@ class RowFlags:
 
     image_min_pixels: int | None = flag(None, "least pixels of a picture (default: the base processor's)")
     image_max_pixels: int | None = flag(None, "most pixels of a picture (default: the base processor's)")
-    video_min_pixels: int | None = flag(None, "least pixels of a video frame (default: the base processor's)")
-    video_max_pixels: int | None = flag(None, "most pixels of a video frame (default: the base processor's)")
+    video_min_pixels: int | None = flag(
+        None, "least pixels of a video frame; of a whole video for Qwen3-VL and later (default: the base processor's)"
+    )
+    video_max_pixels: int | None = flag(
+        None, "most pixels of a video frame; of a whole video for Qwen3-VL and later (default: the base processor's)"
+    )
     fps: float | None = flag(None, "video frames per second (default: the base processor's, else 2)")
     nframes: int | None = flag(None, "frames of every video, an even number; instead of --fps")
     video_max_frames: int | None = flag(None, "most frames of a video with --fps (default: 768)")
+    frames_fps: float | None = flag(
+        None,
+        "frames per second of videos that are lists of frames, for models that use the time of a frame (default: 2)",
+    )
     max_length: int | None = flag(
         None,
         "most tokens of a row; --over_length decides about longer rows (default: the model's max_position_embeddings)",
@@ -137,19 +148,25 @@ class Recipe(RowFlags):
     Attributes:
         image_min_pixels: least pixels of a still after resizing.
         image_max_pixels: most pixels of a still after resizing.
-        video_min_pixels: least pixels of a frame after resizing. A list of frames is resized twice, as in
-            qwen-vl-utils.
-        video_max_pixels: most pixels of a frame after resizing. Frames of long videos get fewer
-            (`limits.VIDEO_TOKENS` for all frames together).
+        video_min_pixels: least pixels after resizing: of a frame, or under the rule `processor` of all frames of a
+            clip together. Under the other rule a list of frames is resized twice, as in qwen-vl-utils.
+        video_max_pixels: most pixels after resizing, of a frame or a clip likewise. Under the rule of qwen-vl-utils
+            frames of long videos get fewer (`limits.VIDEO_TOKENS` for all frames together).
         fps: frames per second, if `nframes` is None.
         nframes: frames of a video file of any length; None: `fps` decides.
         video_max_frames: most frames of a video file with `fps`.
+        frames_fps: frames per second of a list of frames; None if the model does not use the time of frames.
         max_length: most tokens of a row.
         fit: the size that rows over the limit are made to fit; None: they are refused or skipped.
         columns: for each training file, the columns its rows are read by; "none" if rows are used unchanged.
         patch_size: side of a patch, in pixels.
         merge_size: side of a merged patch, in patches.
         temporal_patch_size: frames of a patch.
+        video_rule: who chooses frames and their size (`Family.video_rule`).
+        video_time: how the model knows the time of a video's steps (`Family.video_time`).
+        tokens_per_second: positions of one second, if `video_time` is `seconds`.
+        min_frames: fewest frames of a video file with `fps`, if it has as many.
+        frame_tokens: most tokens of a frame; None: only the pixels of the clip are limited.
         chat_template: hash of the chat template; None without a tokenizer.
         tokenizer: hash of the tokenizer; None without a tokenizer, or if it is not a fast one.
         switches: arguments on thinking that the chat template takes.
@@ -167,6 +184,11 @@ class Recipe(RowFlags):
     patch_size: int = 14
     merge_size: int = 2
     temporal_patch_size: int = 2
+    video_rule: VideoRule = "qwen-vl-utils"
+    video_time: VideoTime = "index"
+    tokens_per_second: int | None = None
+    min_frames: int = LEAST_FRAMES
+    frame_tokens: int | None = FRAME_TOKENS
     chat_template: str | None = None
     tokenizer: str | None = None
     switches: tuple[str, ...] = ()
@@ -177,6 +199,8 @@ class Recipe(RowFlags):
         processor: Any,
         flags: RowFlags | None = None,
         *,
+        family: Family = DEFAULT,
+        tokens_per_second: int | None = None,
         longest: int | None = None,
         pack: tuple[int, int] | None = None,
         columns: tuple[str, ...] = (),
@@ -186,6 +210,8 @@ class Recipe(RowFlags):
         Args:
             processor: the base's processor. Its tokenizer may be None if nothing is tokenised.
             flags: the flags of the user; None: all defaults.
+            family: of the base.
+            tokens_per_second: of the base (`VisionSizes`), for a family whose positions count seconds.
             longest: most tokens of a row that the model allows; None: no limit.
             pack: tokens and patches of a pack, which rows must also fit; None without packing.
             columns: for each training file, the columns its rows are read by.
@@ -201,6 +227,13 @@ class Recipe(RowFlags):
             if values[one.name] is None and one.name in SERVED and one.name != "nframes":
                 own = _read(processor, SERVED[one.name])
                 values[one.name] = own or UNSAID.get(one.name, own)
+        if family.video_time != "index":
+            values["frames_fps"] = flags.frames_fps or LIST_FPS
+        elif flags.frames_fps is not None:
+            raise ConfigError(
+                f"--frames_fps {flags.frames_fps:g} has no effect: {family.label} does not use the time of frames. "
+                "Drop it, or set --model_id to a model that does."
+            )
         limit = sys.maxsize if longest is None else longest
         length = values["max_length"] = limit if flags.max_length is None else flags.max_length
         if not 0 < length <= limit:
@@ -214,6 +247,10 @@ class Recipe(RowFlags):
             patch_size=image.patch_size,
             merge_size=image.merge_size,
             temporal_patch_size=image.temporal_patch_size,
+            video_rule=family.video_rule,
+            video_time=family.video_time,
+            tokens_per_second=tokens_per_second,
+            **(_own_limits(processor.video_processor) if family.video_rule == "processor" else {}),
             chat_template=None if tokenizer is None else _print(template),
             tokenizer=None if tokenizer is None else _tokenizer_print(tokenizer),
             switches=switches_of(template),
@@ -230,27 +267,42 @@ class Recipe(RowFlags):
         return recipe
 
     @classmethod
-    def of_model(cls, processor: Any) -> Self:
+    def of_model(cls, processor: Any, *, family: Family = DEFAULT, tokens_per_second: int | None = None) -> Self:
         """Build the recipe of a model without a run record, from the settings of its processor.
+
+        Args:
+            processor: of the model.
+            family: of the model.
+            tokens_per_second: of the model, as for `of`.
 
         Raises:
             ConfigError: vlft does not support the processor's settings.
         """
-        return cls.of(processor, RowFlags(nframes=processor.video_processor.num_frames))
+        flags = RowFlags(nframes=processor.video_processor.num_frames)
+        return cls.of(processor, flags, family=family, tokens_per_second=tokens_per_second)
 
     @classmethod
-    def of_run(cls, processor: Any, saved: Mapping[str, Any]) -> Self:
+    def of_run(
+        cls,
+        processor: Any,
+        saved: Mapping[str, Any],
+        *,
+        family: Family = DEFAULT,
+        tokens_per_second: int | None = None,
+    ) -> Self:
         """Build the recipe of a run from its record.
 
         Args:
             processor: the processor that was saved with its weights.
             saved: the result of `as_json` of that run. Flags that an older version lacks get their defaults.
+            family: of the model.
+            tokens_per_second: of the model, as for `of`.
 
         Raises:
             ConfigError: vlft does not support the processor's settings.
         """
         known = {one.name: saved[one.name] for one in flags_of(cls) if one.name in saved}
-        return replace(cls.of(processor), **known)
+        return replace(cls.of(processor, family=family, tokens_per_second=tokens_per_second), **known)
 
     @property
     def factor(self) -> int:
@@ -286,6 +338,10 @@ class Recipe(RowFlags):
                 found.setdefault((part, attribute), {})[key[0]] = value
             else:
                 found[part, attribute] = value
+        if self.video_rule == "processor":
+            # Said in full: without it transformers 5.23 applies no limit per frame, and a later version is to apply it.
+            found["video_processor", "cap_pixels_per_frame"] = self.frame_tokens is not None
+            found["video_processor", "do_sample_frames"] = True
         for (part, attribute), value in found.items():
             setattr(getattr(processor, part), attribute, value)
 
@@ -299,6 +355,16 @@ def _read(processor: Any, served: str) -> Any:
     part, attribute, *key = served.split(".")
     value = getattr(getattr(processor, part), attribute)
     return value[key[0]] if key else value
+
+
+def _own_limits(video: Any) -> dict[str, Any]:
+    """Return the limits of a processor that chooses frames itself; without a cap it limits pixels per clip only.
+
+    transformers before 5.23 does not have the cap. It is applied with every version, if the base's files set it.
+    """
+    capped = getattr(video, "cap_pixels_per_frame", None)
+    tokens = getattr(video, "max_video_tokens", None) or FRAME_TOKENS
+    return {"min_frames": getattr(video, "min_frames", LEAST_FRAMES), "frame_tokens": tokens if capped else None}
 
 
 def _fit(over_length: OverLength, length: int, pack: tuple[int, int] | None) -> Fit | None:
@@ -334,6 +400,8 @@ def _check_frames(flags: RowFlags) -> None:
         raise ConfigError(f"--fps {fps} and --nframes {nframes} both set how many frames a video gets. Keep one.")
     if fps is not None and fps <= 0:
         raise ConfigError(f"--fps {fps}: takes no frame. Use a number above 0.")
+    if flags.frames_fps is not None and flags.frames_fps <= 0:
+        raise ConfigError(f"--frames_fps {flags.frames_fps}: no time would pass. Use a number above 0.")
     for name, frames in (("--nframes", nframes), ("--video_max_frames", most)):
         if frames is not None and (frames < 2 or frames % 2):
             raise ConfigError(f"{name} {frames}: frames go in pairs. Use an even number, 2 or more.")
@@ -353,6 +421,8 @@ def _check_pixels(recipe: Recipe, *, given: int | None, processor: Any) -> None:
             raise ConfigError(f"--{kind}_min_pixels {low} is above --{kind}_max_pixels {high}. Change one of them.")
         if high < side**2:
             raise ConfigError(f"--{kind}_max_pixels {high} is less than one token ({side}x{side} pixels). Use more.")
+    if recipe.video_rule == "processor":
+        return
     most = max(FRAME_TOKENS * side**2, int(recipe.video_min_pixels * 1.05))
     if given is not None and given > most and given != processor.video_processor.size["longest_edge"]:
         raise ConfigError(

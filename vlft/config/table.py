@@ -99,6 +99,7 @@ DATA: dict[str, Kind] = {
     "fps": Number(low=0, open_low=True, high=1000),
     "nframes": FRAMES,
     "video_max_frames": FRAMES,
+    "frames_fps": Number(low=0, open_low=True, high=1000),
     "max_length": FROM_ONE,
     "over_length": Word(words=("error", "skip", "shrink", "drop_media")),
     "box_format": Word(words=("as_is", "pixels", "0-1000", "0-1")),

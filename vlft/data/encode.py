@@ -24,6 +24,7 @@ from vlft.data.render import NotFlat, Rendered, refused, render, thinking_of
 from vlft.data.rows.parts import trained_answers, up_to
 from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, EncodedTokens, Grid, Image, Sample
 from vlft.data.spans import NoSpans, trained_tokens
+from vlft.data.video_text import with_times
 from vlft.errors import ConfigError
 from vlft.families import Family
 
@@ -38,8 +39,8 @@ class _Piece:
     Attributes:
         text: text of the piece.
         trained: whether each token is trained.
-        ids: tokens of the piece, with one token per medium.
-        media: how many of the tokens stand for media.
+        ids: tokens of the piece, with one token per run of vision tokens (`Grid.runs`).
+        media: how many of the tokens stand for such a run.
     """
 
     text: str
@@ -75,7 +76,7 @@ class Encoder:
             sample = self.as_trained(sample)
         media = self._decode(sample)
         grids = [m.grid for m in media]
-        tokens = self._tokens(sample, self._tokenised(self._with_boxes(sample, grids)), grids)
+        tokens = self._tokens(sample, self._tokenised(self._with_boxes(sample, grids), grids), grids)
         return EncodedSample(
             file=sample.file,
             index=sample.index,
@@ -97,7 +98,7 @@ class Encoder:
         """
         sample = self.as_trained(sample)
         grids = self._grids(sample)
-        return self._tokens(sample, self._tokenised(self._with_boxes(sample, grids)), grids)
+        return self._tokens(sample, self._tokenised(self._with_boxes(sample, grids), grids), grids)
 
     def prompt(self, sample: Sample) -> EncodedPrompt:
         """Encode a conversation that waits for its next answer. `encode` begins the row of that conversation alike.
@@ -116,7 +117,7 @@ class Encoder:
 
         media = self._decode(sample)
         grids = [m.grid for m in media]
-        tokens = self._tokens(sample, self._tokenised(self._with_boxes(sample, grids), unanswered=True), grids)
+        tokens = self._tokens(sample, self._tokenised(self._with_boxes(sample, grids), grids, unanswered=True), grids)
         return EncodedPrompt(
             input_ids_T=torch.from_numpy(tokens.input_ids_T),
             kinds_T=torch.from_numpy(tokens.kinds_T),
@@ -144,7 +145,7 @@ class Encoder:
 
     def _measured(self, sample: Sample) -> Cost:
         grids = self._grids(sample)
-        cost = self._cost(sample, self._tokenised(self._with_boxes(sample, grids)), grids)
+        cost = self._cost(sample, self._tokenised(self._with_boxes(sample, grids), grids), grids)
         if self._over(sample, cost):
             return self._measured(self._fitted(sample))
         self._refuse_long(sample, cost.tokens, vision=sum(grid.tokens(self.recipe.merge_size) for grid in grids))
@@ -177,7 +178,7 @@ class Encoder:
             DataError, ConfigError: the errors of `measure`.
         """
         grids = self._grids(sample)
-        if not self._over(sample, self._cost(sample, self._tokenised(self._with_boxes(sample, grids)), grids)):
+        if not self._over(sample, self._cost(sample, self._tokenised(self._with_boxes(sample, grids), grids), grids)):
             return sample
         made = self._fitted(sample)
         return replace(made, warnings=(*made.warnings, ("row", made.changed)))
@@ -214,14 +215,16 @@ class Encoder:
 
     def _fitted(self, sample: Sample) -> Sample:
         def text_tokens(some: Sample) -> int:
-            pieces = self._tokenised(self._with_boxes(some, self._grids(some)))
+            grids = self._grids(some)
+            pieces = self._tokenised(self._with_boxes(some, grids), grids)
             return sum(len(piece.ids) - piece.media for piece in pieces)
 
         fit = self.recipe.fit
         if fit is None:
             return sample
         if fit.how == "drop_media" and has_boxes(sample, self.recipe.box_format):
-            cost = self._cost(sample, self._tokenised(self.as_written(sample)), self._grids(sample))
+            grids = self._grids(sample)
+            cost = self._cost(sample, self._tokenised(self._with_boxes(sample, grids), grids), grids)
             why = (
                 f"the row has {cost.tokens:,} tokens and {cost.patches:,} patches; {fit.limit}, and no picture is "
                 "dropped from a row with boxes in its pictures"
@@ -250,7 +253,8 @@ class Encoder:
 
     def _tokens(self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]) -> EncodedTokens:
         """Return the tokens of a row whose media have these grids."""
-        tokens = [grid.tokens(self.recipe.merge_size) for grid in grids]
+        runs = [run for grid in grids for run in grid.runs]
+        tokens = [run.tokens(self.recipe.merge_size) for run in runs]
         ids = np.array([token for piece in pieces for token in piece.ids])
         trained = np.array([flag for piece in pieces for flag in piece.trained])
         kinds = np.zeros(len(ids), dtype=np.uint8)
@@ -262,18 +266,20 @@ class Encoder:
         self._refuse_long(sample, int(counts.sum()), vision=sum(tokens))
         labels = np.where(trained & (kinds == KIND_TEXT), ids, UNTRAINED)
         text_runs = (np.diff([-1, *stands, len(ids)]) - 1).tolist()
-        segments = [*(part for pair in zip(text_runs[:-1], grids, strict=True) for part in pair), text_runs[-1]]
+        segments = [*(part for pair in zip(text_runs[:-1], runs, strict=True) for part in pair), text_runs[-1]]
         return EncodedTokens(
             input_ids_T=np.repeat(ids, counts),
             labels_T=np.repeat(labels, counts),
             kinds_T=np.repeat(kinds, counts),
-            positions_3T=mrope_positions(segments, merge=self.recipe.merge_size),
+            positions_3T=mrope_positions(
+                segments, merge=self.recipe.merge_size, tokens_per_second=self.recipe.tokens_per_second
+            ),
             grids=tuple(grids),
             text="".join(piece.text for piece in pieces),
         )
 
-    def _tokenised(self, sample: Sample, *, unanswered: bool = False) -> list[_Piece]:
-        """Render the conversation and tokenise its pieces, with a single pad token per medium.
+    def _tokenised(self, sample: Sample, grids: Sequence[Grid], *, unanswered: bool = False) -> list[_Piece]:
+        """Render the conversation and tokenise its pieces, with a single pad token per run of vision tokens.
 
         With `unanswered`, the text ends with the template's generation prompt, and no answer follows.
 
@@ -281,8 +287,13 @@ class Encoder:
         answer must not merge with the newline of "<|im_start|>assistant\\n".
         """
         rendered = render(sample, self.processor, self.family, self.recipe, unanswered=unanswered)
+        rendered = with_times(rendered, grids, self.family)
         piece_ids = self.processor.tokenizer([one.text for one in rendered], add_special_tokens=False).input_ids
-        wanted = [KIND_IMAGE if isinstance(part, Image) else KIND_VIDEO for part in sample.media]
+        wanted = [
+            KIND_IMAGE if isinstance(part, Image) else KIND_VIDEO
+            for part, grid in zip(sample.media, grids, strict=True)
+            for _ in grid.runs
+        ]
         found = [[self._pads[token] for token in ids if token in self._pads] for ids in piece_ids]
         kinds = [kind for some in found for kind in some]
         if kinds != wanted:

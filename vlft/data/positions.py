@@ -1,7 +1,8 @@
-"""M-RoPE positions of a row and the ViT's own patch positions, from grids alone. Integers in, arrays out.
+"""M-RoPE positions of a row and the ViT's own patch positions, from grids alone. Numbers in, arrays out.
 
 Both are computed in the loader's workers: transformers' `get_rope_index` loops in Python and syncs with the device
-several times per picture. Tests compare them with transformers' functions (5.17 and 5.23 agree).
+several times per picture. Tests compare them with transformers' functions. 5.17 and 5.23 agree, except for videos of
+Qwen2.5-VL: 5.17 truncates the seconds between two time steps to a whole number. vlft does as 5.23.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import numpy as np
 from vlft.data.sample import Grid
 
 
-def mrope_positions(segments: Sequence[int | Grid], *, merge: int) -> np.ndarray:
+def mrope_positions(segments: Sequence[int | Grid], *, merge: int, tokens_per_second: int | None = None) -> np.ndarray:
     """Compute the time, height and width positions of a row made of text runs and media.
 
     In text, all three count up by one. A medium starts where the text before it ends and counts along its merged grid.
     The text after it continues from the larger of its height and width (Qwen2-VL paper, section 2.1; `get_rope_index`).
 
     Args:
-        segments: in order, the length of each text run or the `Grid` of each still or video.
+        segments: in order, the length of each text run or the `Grid` of each run of vision tokens.
         merge: patches merged into one token along each side (2).
+        tokens_per_second: time positions of one second, for grids with a pace.
 
     Returns:
         positions_3T: int64 [3, T].
@@ -34,9 +36,29 @@ def mrope_positions(segments: Sequence[int | Grid], *, merge: int) -> np.ndarray
             start += segment
         else:
             t, h, w = segment.t, segment.h // merge, segment.w // merge
-            pieces.append(np.indices((t, h, w)).reshape(3, -1) + start)
+            positions = np.indices((t, h, w))
+            if segment.pace is not None and tokens_per_second is not None:
+                positions[0] = time_positions(t, segment.pace, tokens_per_second)[:, None, None]
+            pieces.append(positions.reshape(3, -1) + start)
             start += max(h, w)
     return np.concatenate(pieces, axis=1)
+
+
+def time_positions(steps: int, pace: float, tokens_per_second: int) -> np.ndarray:
+    """Compute the time position of each step of a video whose positions count seconds (Qwen2.5-VL).
+
+    The stock processor returns the pace as a float32 tensor, and the stock model multiplies in float32 and rounds down.
+
+    Args:
+        steps: number of time steps.
+        pace: seconds from one step to the next.
+        tokens_per_second: positions of one second.
+
+    Returns:
+        int64 [steps], from 0.
+    """
+    interval = np.float32(tokens_per_second) * np.float32(pace)
+    return (np.arange(steps).astype(np.float32) * interval).astype(np.int64)
 
 
 def patch_positions(grid: Grid, *, merge: int) -> np.ndarray:

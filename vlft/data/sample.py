@@ -38,9 +38,9 @@ class Overrides:
     """Budgets that a row sets for one picture or video. None means that the run's setting applies.
 
     Attributes:
-        min_pixels: minimum pixels of a still or of a video frame, after resizing.
-        max_pixels: maximum pixels of a still or of a video frame, after resizing.
-        fps: frames per second taken from a video file, as the flag of this name.
+        min_pixels: minimum pixels of a still, and of a video as the flag `--video_min_pixels` says.
+        max_pixels: maximum pixels, likewise.
+        fps: frames per second taken from a video file, as the flag of this name; frames per second of a list of frames.
         nframes: number of frames taken from a video file, as the flag of this name.
         max_frames: maximum number of frames taken from a video file.
         video_start: start of the part that frames are taken from, in seconds.
@@ -165,11 +165,21 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """Patch counts of one still or video: `t` time steps (2 frames each) of `h` x `w` patches of 14 x 14 pixels."""
+    """Patch counts of one still or video: `t` time steps (2 frames each) of `h` x `w` patches.
+
+    Attributes:
+        t: time steps.
+        h: rows of patches.
+        w: columns of patches.
+        pace: of a video, seconds from one time step to the next, for a model whose positions count them; else None.
+        times: of a video, the time of each step in seconds, for a model that reads them as text; else empty.
+    """
 
     t: int
     h: int
     w: int
+    pace: float | None = None
+    times: tuple[float, ...] = ()
 
     @property
     def patches(self) -> int:
@@ -178,6 +188,11 @@ class Grid:
     def tokens(self, merge: int) -> int:
         """Return its tokens in the language model, where `merge` x `merge` patches become one token."""
         return self.patches // merge**2
+
+    @property
+    def runs(self) -> tuple[Grid, ...]:
+        """The grid of each run of consecutive tokens: one run, or with times as text one per step."""
+        return (Grid(t=1, h=self.h, w=self.w),) * self.t if self.times else (self,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -306,7 +321,8 @@ class EncodedMedia:
 
     Attributes:
         grid: its patch counts.
-        patches: uint8 [P, 3, 14, 14] for a still (its frame is stored once), [P, 3, 2, 14, 14] for a video.
+        patches: uint8 [P, 3, p, p] for a still (its frame is stored once), [P, 3, 2, p, p] for a video; p is the side
+            of a patch in pixels.
         is_video: true for a video, false for a still.
     """
 
@@ -325,7 +341,7 @@ class EncodedTokens:
         kinds_T: uint8, 0 text, 1 picture, 2 video.
         positions_3T: int64, M-RoPE positions: time, height, width.
         grids: of the stills and videos, in the order of their tags.
-        text: the rendered conversation, one pad token per medium.
+        text: the rendered conversation, one pad token per picture, and per video or time step of a video.
     """
 
     input_ids_T: np.ndarray
@@ -349,7 +365,7 @@ class EncodedSample:
         kinds_T: uint8, 0 text, 1 picture, 2 video.
         positions_3T: int64, M-RoPE positions: time, height, width.
         media: stills and videos in the order of their tags.
-        text: the rendered conversation, one pad token per medium.
+        text: the rendered conversation, one pad token per picture, and per video or time step of a video.
         changed: how `--over_length` changed the row; "" if it is unchanged.
     """
 
@@ -373,7 +389,7 @@ class EncodedPrompt:
         input_ids_T: int64, as in `EncodedSample`; ends with the chat template's generation prompt.
         kinds_T: uint8, 0 text, 1 picture, 2 video.
         media: stills and videos in the order of their tags.
-        text: the rendered conversation, one pad token per medium.
+        text: the rendered conversation, one pad token per picture, and per video or time step of a video.
     """
 
     input_ids_T: torch.Tensor

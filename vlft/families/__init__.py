@@ -5,7 +5,18 @@ model. A new family needs its file, an import here and an entry in the tuple bel
 """
 
 from vlft.families.configs import is_tied, untied
-from vlft.families.family import FAMILIES, REFUSED, TOWERS, Family, Feature, Norm, Shape, sizes_of
+from vlft.families.family import (
+    FAMILIES,
+    REFUSED,
+    TOWERS,
+    Family,
+    Feature,
+    Norm,
+    Shape,
+    VideoRule,
+    VideoTime,
+    sizes_of,
+)
 from vlft.families.qwen2_5_vl import QWEN2_5_VL
 from vlft.families.qwen2_vl import QWEN2_VL
 from vlft.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE
@@ -36,6 +47,8 @@ __all__ = [
     "Shape",
     "Sizes",
     "TextSizes",
+    "VideoRule",
+    "VideoTime",
     "VisionSizes",
     "is_tied",
     "sizes_of",

@@ -37,6 +37,10 @@ Feature = Literal["windows", "interpolation", "deepstack", "recurrent", "experts
 ExpertLayout = Literal["fused", "transposed", "each"]
 #: What RMSNorms of a language model multiply by.
 Norm = Literal["w", "1 + w"]
+#: How a model knows the time of a video's steps. See `Family.video_time`.
+VideoTime = Literal["index", "seconds", "text"]
+#: Who chooses the frames of a video and their size. See `Family.video_rule`.
+VideoRule = Literal["qwen-vl-utils", "processor"]
 
 LAYER = r"model\.language_model\.layers\.\d+\."
 BLOCK = r"model\.visual\.blocks\.\d+\."
@@ -138,8 +142,8 @@ class Family:
     fused_mlps: str | None = LAYER + "mlp"
     features: frozenset[Feature] = frozenset()
     norm: Norm = "w"
-    video_time: Literal["index", "seconds", "text"]
-    video_rule: Literal["qwen-vl-utils", "processor"]
+    video_time: VideoTime
+    video_rule: VideoRule
     chat: Literal["system", "bare", "thoughts"] = "system"
     box_unit: Literal["0-1000", "pixels"]
     box_style: Literal["tokens", "json"]

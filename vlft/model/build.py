@@ -12,8 +12,8 @@ def media_processors(family: Family, least: int, most: int) -> tuple[Any, Any]:
 
     Args:
         family: of the model.
-        least: fewest pixels of a picture and of a video frame.
-        most: most pixels of a picture and of a video frame.
+        least: fewest pixels of a picture and of a video frame, or of a clip.
+        most: most pixels of a picture and of a video frame. A clip may have 8 times as many, if limits apply to clips.
     """
     import transformers
 
@@ -26,9 +26,10 @@ def media_processors(family: Family, least: int, most: int) -> tuple[Any, Any]:
         "merge_size": family.tiny.vision[vision.merge],
         "temporal_patch_size": family.tiny.vision[vision.temporal],
     }
+    clip = 8 * most if family.video_rule == "processor" else most
     image, video = (
-        getattr(transformers, name)(size={"shortest_edge": least, "longest_edge": most}, **fixed)
-        for name in (family.image_processor_class, family.video_processor_class)
+        getattr(transformers, name)(size={"shortest_edge": least, "longest_edge": highest}, **fixed)
+        for name, highest in ((family.image_processor_class, most), (family.video_processor_class, clip))
     )
     return image, video
 

@@ -3,7 +3,8 @@
 The model runs its stock forward here (no flat rows), so an answer equals that of any server of the same weights.
 `vlft.answering` turns conversations into prompts.
 
-Letters in shapes: T tokens of a prompt, P patches, M pictures or videos; B prompts of a batch, L tokens of the longest.
+Letters in shapes: T tokens of a prompt, P patches, p pixels of a side of a patch, M pictures or videos; B prompts of a
+batch, L tokens of the longest.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ class Prompt:
     Attributes:
         ids_T: int64, ending in the generation prompt.
         kinds_T: uint8, 0 text, 1 picture, 2 video.
-        still_patches: uint8 [P, 3, 14, 14] of all pictures, in order; [0, ...] without pictures.
-        video_patches: uint8 [P, 3, 2, 14, 14] of all videos, in order; [0, ...] without videos.
+        still_patches: uint8 [P, 3, p, p] of all pictures, in order; [0, ...] without pictures.
+        video_patches: uint8 [P, 3, 2, p, p] of all videos, in order; [0, ...] without videos.
         still_grids_M3: int64, patches of each picture in time, height and width.
         video_grids_M3: int64, patches of each video in time, height and width.
+        video_paces_M: float32, seconds between time steps of each video, for a model whose positions count them; else
+            None.
     """
 
     ids_T: torch.Tensor
@@ -37,6 +40,7 @@ class Prompt:
     video_patches: torch.Tensor
     still_grids_M3: torch.Tensor
     video_grids_M3: torch.Tensor
+    video_paces_M: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +147,9 @@ class Speaker:
         if len(videos):
             inputs["pixel_values_videos"] = pixels_PX[len(stills) :]
             inputs["video_grid_thw"] = torch.cat([prompt.video_grids_M3 for prompt in prompts])
+            paces = [prompt.video_paces_M for prompt in prompts if prompt.video_paces_M is not None]
+            if paces:  # without them the stock model takes one second for each
+                inputs["second_per_grid_ts"] = torch.cat(paces)
         return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 

@@ -86,11 +86,15 @@ class Medium:
 
     @cached_property
     def times(self) -> tuple[float, ...]:
-        """Time of each frame of a video file, in seconds from its first frame; empty for all other media."""
+        """Time of each frame of a video file, in seconds from its first frame; empty for all other media.
+
+        If the number of frames is odd, the model gets the last one twice.
+        """
         if not isinstance(self.part, Video) or self.part.path is None:
             return ()
         clip = open_clip(self.part.path)
         indices = frames_taken(clip, self.part, recipe_for(self.part, self.recipe))
+        indices += indices[-1:] * (self.frames - len(indices))
         return tuple(float(clip.times[i]) if len(clip.times) else i / clip.fps for i in indices)
 
 
@@ -102,11 +106,20 @@ class Piece:
         text: the tokens as text; for a medium, its pad once.
         trained: whether the tokens are trained.
         medium: the medium that the pads stand for; None for text.
+        step: the time step of the medium that they stand for; None: the whole medium.
     """
 
     text: str
     trained: bool
     medium: Medium | None = None
+    step: int | None = None
+
+    @property
+    def pads(self) -> int:
+        """Number of pads; 0 for text."""
+        if self.medium is None:
+            return 0
+        return self.medium.tokens if self.step is None else self.medium.tokens // self.medium.grid.t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +255,7 @@ def preview_rows(
         indices: indices of the rows in the file, from 0, in the order of the result.
         data: flags of the data, as for training.
         model: flags of the model, as for training. Without a base the rows are shown as text, and tokens of pictures
-            are counted with the published pixel limits of Qwen2-VL.
+            are counted with the published pixel limits of the default family.
         given: names of the flags that the user set.
 
     Yields:
@@ -364,14 +377,15 @@ def _pieces(encoded: EncodedTokens, media: tuple[Medium, ...], tokenizer: Any, f
     """Split the row at its media and wherever training starts or stops."""
     ids, kinds = encoded.input_ids_T.tolist(), encoded.kinds_T.tolist()
     trained = (encoded.labels_T != UNTRAINED).tolist()
-    following = iter(media)
+    following = iter([(medium, step) for medium in media for step, _ in enumerate(medium.grid.runs)])
     start = 0
     while start < len(ids):
         if kinds[start] != KIND_TEXT:
-            medium = next(following)
+            medium, step = next(following)
             pad = family.video_pad if medium.is_video else family.image_pad
-            yield Piece(text=pad, trained=False, medium=medium)
-            start += medium.tokens
+            piece = Piece(text=pad, trained=False, medium=medium, step=step if medium.grid.times else None)
+            yield piece
+            start += piece.pads
             continue
         end = start
         while end < len(ids) and kinds[end] == KIND_TEXT and trained[end] == trained[start]:

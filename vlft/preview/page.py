@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -84,7 +85,7 @@ def _row(row: Preview | Refused, scale: float) -> dict[str, Any]:
 def _piece(piece: Piece, control: re.Pattern[str], scale: float) -> dict[str, Any]:
     """Return a piece for the template. Every second entry of `parts` is a control token."""
     if piece.medium is not None:
-        return {"text": piece.text, "medium": _medium(piece.medium, scale)}
+        return {"text": piece.text, "medium": _medium(piece.medium, piece.step, scale) | {"tokens": piece.pads}}
     return {"medium": None, "trained": piece.trained, "parts": control.split(printable(piece.text))}
 
 
@@ -99,20 +100,23 @@ def _pixels(medium: Medium) -> int:
     return len(_picked(medium.frames)) * medium.grid.h * medium.grid.w * medium.recipe.patch_size**2
 
 
-def _medium(medium: Medium, scale: float) -> dict[str, Any]:
-    """Return a picture, or frames of a video, with the grid of its tokens."""
-    merge = medium.recipe.merge_size
-    frames_FHW3 = frames_of(medium.encoded, merge=merge)
-    grid, least = medium.grid, medium.recipe.factor
+def _medium(medium: Medium, step: int | None, scale: float) -> dict[str, Any]:
+    """Return a picture, or frames of a video or of one of its time steps, with the grid of its tokens."""
+    merge, pair = medium.recipe.merge_size, medium.recipe.temporal_patch_size
+    grid, least, encoded = medium.grid, medium.recipe.factor, medium.encoded
+    picked, first = _picked(medium.frames), 0
+    if step is not None:
+        a_step = encoded.patches.unflatten(0, (grid.t, grid.h * grid.w))
+        encoded = replace(encoded, grid=grid.runs[step], patches=a_step[step])
+        first = step * pair
+        picked = [i for i in picked if i // pair == step]
+    frames_FHW3 = frames_of(encoded, merge=merge)
     return {
         "name": medium.name,
-        "tokens": medium.tokens,
         "count": len(frames_FHW3),
         "columns": grid.w // merge,
         "rows": grid.h // merge,
-        "frames": [
-            {"uri": _uri(frames_FHW3[i], scale, least), "stamp": _stamp(medium, i)} for i in _picked(len(frames_FHW3))
-        ],
+        "frames": [{"uri": _uri(frames_FHW3[i - first], scale, least), "stamp": _stamp(medium, i)} for i in picked],
     }
 
 

@@ -59,7 +59,7 @@ def _cut(value: object) -> object:
 
 def _piece(piece: Piece, color: bool) -> str:
     if piece.medium is not None:
-        return _painted(f"{piece.text} x{piece.medium.tokens}", CYAN, color)
+        return _painted(f"{piece.text} x{piece.pads}", CYAN, color)
     text = printable(piece.text)
     if not piece.trained:
         return text

@@ -105,7 +105,14 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plai
             f"--linear_attn {model.linear_attn} has no effect: {family.label} has no gated delta nets, as Qwen3.5 has. "
             "Drop it."
         )
-    recipe = _recipe(processor, data, longest=family.sizes(config).text.max_positions)
+    sizes = family.sizes(config)
+    recipe = _recipe(
+        processor,
+        data,
+        family=family,
+        tokens_per_second=sizes.vision.tokens_per_second,
+        longest=sizes.text.max_positions,
+    )
     recipe.serve(processor)
     return Base(
         name=model.model_id,
@@ -132,11 +139,15 @@ def _opened(folder: Path, *, plain: bool) -> tuple[Any, Family, Any]:
     return config, family, open_processor(folder)
 
 
-def _recipe(processor: Any, data: DataFlags, *, longest: int | None) -> Recipe:
+def _recipe(
+    processor: Any, data: DataFlags, *, family: Family, tokens_per_second: int | None, longest: int | None
+) -> Recipe:
     budget = pack_budget(data)
     return Recipe.of(
         processor,
         data,
+        family=family,
+        tokens_per_second=tokens_per_second,
         longest=longest,
         pack=None if budget is None else (budget.tokens, budget.patches),
         columns=tuple(str(one.columns or "none") for one in data.training_sets),
@@ -160,7 +171,8 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
     image = SimpleNamespace(**settings)
     video = SimpleNamespace(**settings, fps=None, num_frames=None, max_frames=None)
     stock = SimpleNamespace(image_processor=image, video_processor=video, tokenizer=None)
-    return MediaProbe(recipe=_recipe(stock, data, longest=None))
+    pace = vision[names.tokens_per_second] if names.tokens_per_second else None
+    return MediaProbe(recipe=_recipe(stock, data, family=family, tokens_per_second=pace, longest=None))
 
 
 def _towers(model: ModelFlags, given: frozenset[str]) -> Towers:

@@ -1,21 +1,28 @@
 """Decode pictures and videos into patches, as the stock path does. `vlft.data.media.read` reads their headers.
 
-torch is imported where used. Letters in shapes: P patches; H, W pixels after resizing; F frames.
+torch is imported where used. Letters in shapes: P patches; H, W pixels after resizing; F frames; p pixels of a side of
+a patch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlft.config.recipe import Recipe
-from vlft.data.media.clips import open_clip, read_frames
+from vlft.data.media.clips import FRAMES_AT_A_TIME, Clip, open_clip, read_frames
 from vlft.data.media.patches import still_patches, video_patches
 from vlft.data.media.pictures import Unreadable, open_picture, read_pixels
 from vlft.data.media.read import (
-    frame_size_of,
+    Headers,
+    chosen,
     frames_taken,
+    grid_of,
+    listed_size,
     of_frame,
     qwen_vl_utils,
     read_headers,
@@ -24,8 +31,8 @@ from vlft.data.media.read import (
     resized,
     snapped_size,
     still_size_of,
-    taken,
     total_pixels,
+    video_size_of,
 )
 from vlft.data.sample import EncodedMedia, Image, Media, Video
 
@@ -37,19 +44,24 @@ def decode(media: Media, recipe: Recipe) -> EncodedMedia:
     """Decode a medium: the pixels of the stock path before it normalises them, in the ViT's patch order.
 
     Returns:
-        `patches` uint8 [P, 3, 14, 14] for a still, in channels-last memory; the model repeats its single frame.
-        [P, 3, 2, 14, 14] for a video.
+        `patches` uint8 [P, 3, p, p] for a still, in channels-last memory; the model repeats its single frame.
+        [P, 3, 2, p, p] for a video.
 
     Raises:
         MediaError: the file is missing, damaged, truncated, or of a kind that is refused.
     """
-    recipe = recipe_for(media, recipe)
+    own = recipe_for(media, recipe)
     try:
         if isinstance(media, Image):
-            return still_patches(_decode_still(media, recipe), recipe)
+            return still_patches(_decode_still(media, own), own)
         if media.path is None:
-            return video_patches(_decode_frames(media, recipe), recipe)
-        return video_patches(_decode_clip(media, recipe), recipe)
+            seen = read_headers(media)
+            frames_F3HW = _decode_frames(media, seen, own)
+        else:
+            clip = open_clip(media.path)
+            seen = Headers(clip=clip)
+            frames_F3HW = _decode_clip(media, clip, own)
+        return replace(video_patches(frames_F3HW, own), grid=grid_of(media, seen, recipe))
     except Unreadable as error:
         raise refused(media, error) from error
 
@@ -75,10 +87,7 @@ def check(media: Media, recipe: Recipe, *, exact: bool = False) -> None:
                 of_frame(media, place, open_picture)
         else:
             clip = open_clip(media.path)
-            if exact:
-                indices = frames_taken(clip, media, recipe)
-            else:
-                indices = np.linspace(*taken(clip, media, recipe)).round().astype(int).tolist()
+            indices = (frames_taken if exact else chosen)(clip, media, recipe)
             for _ in read_frames(clip, indices):
                 pass
     except Unreadable as error:
@@ -95,9 +104,13 @@ def _decode_still(image: Image, recipe: Recipe) -> torch.Tensor:
     return resize(pixels_3HW, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
-def _decode_frames(video: Video, recipe: Recipe) -> torch.Tensor:
+def _decode_frames(video: Video, seen: Headers, recipe: Recipe) -> torch.Tensor:
+    if recipe.video_rule == "processor":
+        size = video_size_of(len(seen.sizes), *listed_size(video, seen.sizes, recipe), recipe)
+        pictures = (np.asarray(of_frame(video, i, open_picture)) for i in range(len(video.frames)))
+        return _resized_clip(_stacked(pictures), len(video.frames), size, recipe)
     low, high = recipe.video_min_pixels, recipe.video_max_pixels
-    height, width = snapped_size(video, read_headers(video).sizes, recipe)
+    height, width = snapped_size(video, seen.sizes, recipe)
     # `fetch_video` first resizes all pictures together, and a hundred photographs take 3.6 GB. So they are resized here
     # one by one, unless `fetch_video` would resize the result again: then it needs the pictures in their own size.
     early = resized(height, width, 2 * recipe.factor, low, high) == (height, width)
@@ -119,21 +132,46 @@ def _decode_frames(video: Video, recipe: Recipe) -> torch.Tensor:
     return frames_F3HW.byte()  # it resizes in uint8 and returns integer values as floats
 
 
-def _decode_clip(video: Video, recipe: Recipe) -> torch.Tensor:
+def _decode_clip(video: Video, clip: Clip, recipe: Recipe) -> torch.Tensor:
+    indices = frames_taken(clip, video, recipe)
+    size = video_size_of(len(indices), clip.height, clip.width, recipe)
+    return _resized_clip(read_frames(clip, indices), len(indices), size, recipe)
+
+
+def _stacked(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Stack pictures [H, W, 3], a few at a time."""
+    following = iter(pictures)
+    while some := list(islice(following, FRAMES_AT_A_TIME)):
+        yield np.stack(some)
+
+
+def _resized_clip(stacks: Iterable[np.ndarray], frames: int, size: tuple[int, int], recipe: Recipe) -> torch.Tensor:
+    """Resize frames as the stock path does, and repeat the last one if their number is odd.
+
+    Args:
+        stacks: uint8 [K, H, W, 3], in order.
+        frames: number of frames in all of them.
+        size: (H, W) of the result.
+        recipe: says which stock path.
+
+    Returns:
+        uint8 [F, 3, H, W].
+    """
     import torch
     from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize  # not v2: qwen-vl-utils uses this one, which resizes in float
 
-    clip = open_clip(str(video.path))
-    indices = frames_taken(clip, video, recipe)
-    frames = len(indices)
-    size = frame_size_of(frames, clip.height, clip.width, recipe)
-    frames_F3HW = torch.empty((frames, 3, *size), dtype=torch.uint8)
+    if recipe.video_rule == "processor":
+        from torchvision.transforms.v2.functional import resize
+    else:
+        from torchvision.transforms.functional import resize  # of qwen-vl-utils; it resizes in float
+
+    made_F3HW = torch.empty((frames + frames % 2, 3, *size), dtype=torch.uint8)
     done = 0
-    for some in read_frames(clip, indices):
+    for some in stacks:
         some_K3HW = torch.from_numpy(some).permute(0, 3, 1, 2)
-        frames_F3HW[done : done + len(some)] = resize(
+        made_F3HW[done : done + len(some)] = resize(
             some_K3HW, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
         )
         done += len(some)
-    return frames_F3HW
+    made_F3HW[done:] = made_F3HW[done - 1]
+    return made_F3HW

@@ -32,7 +32,7 @@ def overridden(recipe: Recipe, own: Overrides, *, video: bool) -> Recipe:
     if most < recipe.factor**2:
         raise ConfigError(f"max_pixels {most} is less than one token ({recipe.factor}x{recipe.factor} pixels)")
     frame = max(FRAME_TOKENS * recipe.factor**2, int(least * 1.05))
-    if video and own.max_pixels is not None and most > frame:
+    if video and recipe.video_rule == "qwen-vl-utils" and own.max_pixels is not None and most > frame:
         raise ConfigError(f"max_pixels {most}: no frame gets more than {frame} pixels. Use {frame} or less")
     values: dict[str, Any] = {f"{kind}_min_pixels": least, f"{kind}_max_pixels": most}
     if own.nframes is not None or own.fps is not None:

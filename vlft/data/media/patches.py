@@ -1,6 +1,6 @@
 """Pixels -> the ViT's patches, in its order. `vlft.data.media.read` opens and decodes files.
 
-Letters in shapes: P patches; H, W pixels after resizing; F frames.
+Letters in shapes: P patches; H, W pixels after resizing; F frames; p pixels of a side of a patch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def grid_for(t: int, height: int, width: int, recipe: Recipe) -> Grid:
 def still_patches(pixels_3HW: torch.Tensor, recipe: Recipe) -> EncodedMedia:
     """Split a still into patches, ordered by row and column of merged patches, then by row and column within one.
 
-    The three colours of a pixel stay adjacent, as decoders and the resizer store them, so that runs of 3 * 14 bytes are
+    The three colours of a pixel stay adjacent, as decoders and the resizer store them, so that runs of 3 * p bytes are
     copied at once. That takes a fifth of the time of permuting single bytes. The model separates the colours on its
     device.
     """

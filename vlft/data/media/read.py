@@ -1,8 +1,9 @@
 """The number of patches of pictures and videos, from their headers. Independent of tokens and rows. Needs no torch.
 
-The stock path is the reference: `Qwen2VLImageProcessor` (torchvision backend) for stills, and qwen-vl-utils 0.0.14
-followed by `Qwen2VLVideoProcessor(do_resize=False)` for videos. `vlft.data.media.decode` decodes them,
-`vlft.data.media.pictures` and `vlft.data.media.clips` open the files.
+The stock path is the reference: `Qwen2VLImageProcessor` (torchvision backend) for stills. For videos it is
+qwen-vl-utils 0.0.14 followed by `Qwen2VLVideoProcessor(do_resize=False)`, or `Qwen3VLVideoProcessor`, which samples and
+resizes itself (`Recipe.video_rule`). `vlft.data.media.decode` decodes them, `vlft.data.media.pictures` and
+`vlft.data.media.clips` open the files.
 
 Letters in shapes: P patches; H, W pixels after resizing; F frames.
 """
@@ -11,16 +12,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vlft.config.recipe import FRAME_TOKENS, Recipe
+import numpy as np
+
+from vlft.config.recipe import FRAME_TOKENS, LIST_FPS, Recipe
 from vlft.data.media.clips import Clip, open_clip
 from vlft.data.media.limits import VIDEO_TOKENS, overridden
 from vlft.data.media.missing import missing
 from vlft.data.media.patches import grid_for
 from vlft.data.media.pictures import MissingFile, Unreadable, depth_remark, picture_header
-from vlft.data.media.sizes import frame_count, frame_range, frame_size, still_size
+from vlft.data.media.sizes import clip_count, clip_size, frame_count, frame_range, frame_size, still_size
 from vlft.data.sample import Grid, Image, Media, Video
 from vlft.errors import ConfigError, VlftError
 
@@ -115,14 +118,36 @@ def grid_of(media: Media, seen: Headers, recipe: Recipe) -> Grid:
         if isinstance(media, Image):
             return grid_for(1, *still_size_of(*seen.sizes[0], recipe), recipe)
         if seen.clip is None:
-            height, width = snapped_size(media, seen.sizes, recipe)
-            frames = len(seen.sizes) + len(seen.sizes) % 2
+            height, width = listed_size(media, seen.sizes, recipe)
+            frames = len(seen.sizes) + (len(seen.sizes) % 2 if recipe.video_rule == "qwen-vl-utils" else 0)
         else:
             _, _, frames = taken(seen.clip, media, recipe)
             height, width = seen.clip.height, seen.clip.width
-        return grid_for(frames // 2, *frame_size_of(frames, height, width, recipe), recipe)
+        grid = grid_for(-(-frames // 2), *video_size_of(frames, height, width, recipe), recipe)
+        return _timed(grid, media, seen, frames, recipe)
     except Unreadable as error:
         raise refused(media, error) from error
+
+
+def _timed(grid: Grid, video: Video, seen: Headers, frames: int, recipe: Recipe) -> Grid:
+    """Return the grid of a video with the times that the model uses.
+
+    The arithmetic, with its order of operations, is that of `VideoMetadata.sampled_fps` and of `_calculate_timestamps`
+    in transformers 5.17 to 5.23.
+    """
+    if recipe.video_time == "index":
+        return grid
+    if seen.clip is None:
+        rate = video.overrides.fps or recipe.frames_fps or LIST_FPS
+        there: float = frames / rate * rate
+        indices = list(range(frames))
+    else:
+        rate, there = seen.clip.fps, _span(seen.clip, video)[2]
+        indices = chosen(seen.clip, video, recipe) if recipe.video_time == "text" else []
+    if recipe.video_time == "seconds":
+        return replace(grid, pace=recipe.temporal_patch_size / (frames / there * rate))
+    seconds = [index / rate for index in [*indices, *indices[len(indices) - len(indices) % 2 :]]]
+    return replace(grid, times=tuple((a + b) / 2 for a, b in zip(seconds[::2], seconds[1::2], strict=True)))
 
 
 def recipe_for(media: Media, recipe: Recipe) -> Recipe:
@@ -151,6 +176,27 @@ def still_size_of(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     """Return (H, W) to which the stock image processor resizes a still."""
     _check_ratio(height, width)
     return still_size(height, width, factor=recipe.factor, low=recipe.image_min_pixels, high=recipe.image_max_pixels)
+
+
+def listed_size(video: Video, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
+    """Return (H, W) of the pictures of a list before they are resized as a video.
+
+    Raises:
+        MediaError: the pictures have different sizes.
+        Unreadable: there are too few.
+    """
+    if recipe.video_rule == "qwen-vl-utils":
+        return snapped_size(video, sizes, recipe)
+    if len(sizes) < 2:
+        raise Unreadable("a video of 1 frame, 2 are needed. Use it as an image")
+    for i, (height, width) in enumerate(sizes):
+        if (height, width) != sizes[0]:
+            raise MediaError(
+                f"{video.field}[{i}]",
+                f"{video.frames[i]} is {width}x{height}, the first frame {sizes[0][1]}x{sizes[0][0]}. Resize all "
+                "frames to one size",
+            )
+    return sizes[0]
 
 
 def snapped_size(video: Video, sizes: Sequence[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
@@ -187,9 +233,19 @@ def frames_taken(clip: Clip, video: Video, recipe: Recipe) -> list[int]:
     Raises:
         Unreadable: the video has too few frames.
     """
-    import torch  # the stock path rounds the results of `torch.linspace`, which differ between CPUs where they tie
+    if recipe.video_rule == "processor":
+        return chosen(clip, video, recipe)
+    import torch  # qwen-vl-utils rounds the results of `torch.linspace`, which differ between CPUs where they tie
 
     return torch.linspace(*taken(clip, video, recipe)).round().long().tolist()
+
+
+def chosen(clip: Clip, video: Video, recipe: Recipe) -> list[int]:
+    """Choose frames as `Qwen3VLVideoProcessor` does, or nearly as qwen-vl-utils does. Needs no torch.
+
+    Indices count from the start of the file, also if the row asks for a part of it.
+    """
+    return np.linspace(*taken(clip, video, recipe)).round().astype(int).tolist()
 
 
 def taken(clip: Clip, video: Video, recipe: Recipe) -> tuple[int, int, int]:
@@ -197,7 +253,10 @@ def taken(clip: Clip, video: Video, recipe: Recipe) -> tuple[int, int, int]:
     first, last, there = _span(clip, video)
     if there < 2:
         raise Unreadable(f"{clip.path}: a video of {there} frame, 2 are needed. Use it as an image")
-    if recipe.nframes is None:
+    if recipe.nframes is None and recipe.video_rule == "processor":
+        limits = {"least": recipe.min_frames, "most": recipe.video_max_frames}
+        frames = clip_count(there, clip.fps, fps=recipe.fps, **limits)
+    elif recipe.nframes is None:
         frames = frame_count(there, clip.fps, fps=recipe.fps, most=recipe.video_max_frames)
     elif recipe.nframes > there:
         flag = "--nframes" if video.overrides.nframes is None else "nframes"
@@ -222,6 +281,16 @@ def _span(clip: Clip, video: Video) -> tuple[int, int, int]:
             f"less than 2 frames of its {clip.frames / clip.fps:.2f} s. Change them"
         )
     return *found, found[1] - found[0] + 1
+
+
+def video_size_of(frames: int, height: int, width: int, recipe: Recipe) -> tuple[int, int]:
+    """Return (H, W) to which the frames of a video with this many frames are resized."""
+    if recipe.video_rule == "qwen-vl-utils":
+        return frame_size_of(frames, height, width, recipe)
+    _check_ratio(height, width)
+    low, high = recipe.video_min_pixels, recipe.video_max_pixels
+    limits = {"factor": recipe.factor, "low": low, "high": high}
+    return clip_size(frames, height, width, **limits, frame_tokens=recipe.frame_tokens)
 
 
 def frame_size_of(frames: int, height: int, width: int, recipe: Recipe) -> tuple[int, int]:
@@ -251,7 +320,7 @@ def _check_ratio(height: int, width: int) -> None:
     if max(height, width) / min(height, width) > MAX_RATIO:
         raise Unreadable(
             f"{width}x{height}: the longer side is {max(height, width) / min(height, width):.1f} times the shorter, "
-            f"and Qwen2-VL accepts at most {MAX_RATIO}. Crop it"
+            f"and at most {MAX_RATIO} times is supported. Crop it"
         )
 
 

@@ -1,8 +1,9 @@
-"""Sizes of resized pictures, and the number of frames taken of a video: the arithmetic of the stock path.
+"""Sizes of resized pictures, and the number of frames taken of a video: the arithmetic of the stock paths.
 
-A still is resized as by `smart_resize` of transformers' Qwen2-VL, a frame as by `smart_resize` of qwen-vl-utils. Frames
-are counted as by its `smart_nframes` and `calculate_video_frame_range`. Importing those functions imports torch, which
-takes seconds. Tests compare the results with them.
+A still is resized as by `smart_resize` of transformers' Qwen2-VL. By the rule of qwen-vl-utils, a frame is resized as
+by its `smart_resize`, and frames are counted as by its `smart_nframes` and `calculate_video_frame_range`. By the rule
+of the processor, a clip is resized and its frames are counted as by transformers' `Qwen3VLVideoProcessor`. Importing
+those functions imports torch, which takes seconds. Tests compare the results with them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-LEAST_FRAMES = 4  # of a video with a frame rate, in qwen-vl-utils 0.0.14
+from vlft.config.recipe import LEAST_FRAMES
 
 
 def still_size(height: int, width: int, *, factor: int, low: float, high: float) -> tuple[int, int]:
@@ -35,6 +36,37 @@ def frame_size(height: int, width: int, *, factor: int, low: float, high: float)
     """
     nearest = max(factor, _multiple(round, height, factor)), max(factor, _multiple(round, width, factor))
     return _bounded(nearest, height, width, factor, low, high)
+
+
+def clip_size(
+    frames: int, height: int, width: int, *, factor: int, low: int, high: int, frame_tokens: int | None
+) -> tuple[int, int]:
+    """Return (H, W) to which the processor of Qwen3-VL resizes the frames of a clip.
+
+    Args:
+        frames: of the clip, at least 2.
+        height: of a frame, in pixels.
+        width: of a frame, in pixels.
+        factor: side of a merged patch, in pixels.
+        low: fewest pixels of all frames together.
+        high: most pixels of all frames together.
+        frame_tokens: most tokens of a frame, with which `high` is shared equally among frames; None: no such limit.
+    """
+    if frame_tokens is not None:
+        high = max(min(frame_tokens * factor**2, high // frames), int(low * 1.05)) * frames
+    if height < factor or width < factor:
+        grow = max(factor / height, factor / width)
+        height, width = int(height * grow), int(width * grow)
+    nearest = _multiple(round, height, factor), _multiple(round, width, factor)
+    counted = round(frames / 2) * 2  # half a step is rounded to the even number of steps
+    if counted * _pixels(nearest) > high:
+        shrink = math.sqrt((frames * height * width) / high)
+        small = (max(factor, _multiple(math.floor, side / shrink, factor)) for side in (height, width))
+        return next(small), next(small)
+    if counted * _pixels(nearest) < low:
+        grow = math.sqrt(low / (frames * height * width))
+        return _multiple(math.ceil, height * grow, factor), _multiple(math.ceil, width * grow, factor)
+    return nearest
 
 
 def _bounded(
@@ -69,6 +101,19 @@ def frame_count(frames: int, rate: float, *, fps: float, most: int) -> int:
     """
     wanted = min(max(frames / rate * fps, LEAST_FRAMES), most - most % 2, frames)
     return _multiple(math.floor, wanted, 2)
+
+
+def clip_count(frames: int, rate: float, *, fps: float, least: int, most: int) -> int:
+    """Return the number of frames that the processor of Qwen3-VL takes. It may be odd.
+
+    Args:
+        frames: of the video.
+        rate: frames per second of the video.
+        fps: frames per second to take.
+        least: fewest frames to take, if the video has as many.
+        most: most frames to take.
+    """
+    return min(max(int(frames / rate * fps), least), most, frames)
 
 
 def frame_range(start: float | None, end: float | None, *, frames: int, rate: float) -> tuple[int, int] | None:
