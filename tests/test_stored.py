@@ -196,11 +196,11 @@ def data(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("name", "towers"),
     [
-        ("qwen2_5_vl", FULL),
+        pytest.param("qwen2_5_vl", FULL, marks=pytest.mark.grid),
         ("qwen3_vl", MERGER),
         pytest.param("qwen3_5-mtp", FULL, marks=RECURRENT),
-        ("qwen3_vl_moe-transposed", TOWERS),
-        pytest.param("qwen3_5_moe-each-mtp", MERGER, marks=RECURRENT),
+        pytest.param("qwen3_vl_moe-transposed", TOWERS, marks=pytest.mark.grid),
+        pytest.param("qwen3_5_moe-each-mtp", MERGER, marks=[RECURRENT, pytest.mark.grid]),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits_and_others_load_its_weights(
