@@ -221,6 +221,7 @@ IN_FAMILIES = {
     "qwen3_vl_moe": ("merger",),
     "qwen3_5_moe": ("vision-lora",),
 }
+IN_FAMILIES_QUICK = ("qwen3_vl", "zero3", "merger")
 
 
 @pytest.mark.parametrize(
