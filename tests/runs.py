@@ -16,7 +16,8 @@ def arguments(base, mixed_json, media, out, *more: str) -> list[str]:
 
     An evaluation also asks rows for answers (`--report_rows`): two tokens each, which takes most of its time.
     """
-    lora = () if FULL[-2:] == tuple(more[4:6]) else ("--lora_dropout", "0", "--lora_rank", "4")
+    towers = more[1:6:2] if more[4:5] == ("--language",) else ("lora",)
+    lora = ("--lora_dropout", "0", "--lora_rank", "4") if "lora" in towers else ()
     return [
         "train",
         *("--model_id", str(base), "--data_path", str(mixed_json), "--image_folder", str(media)),

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,8 @@ from conftest import row
 from launch import call
 from launch import vlft as vlft_process
 from runs import FULL, VISION_LORA, arguments, assert_same, lines, losses, split, weights
+
+from vlft.families import FAMILIES
 
 pytestmark = pytest.mark.distributed
 
@@ -208,6 +211,46 @@ def test_no_mixture_of_modalities_hangs(runs, strategy, towers, rows):
     assert_same(two, whole)
     assert losses(two) == pytest.approx(losses(whole), rel=1e-4)
     assert [line["samples"] for line in lines(two)] == [4] * (len(MIXTURES[rows]) // 4)
+
+
+#: Where experts are, they stay whole and frozen.
+IN_FAMILIES = {
+    "qwen2_5_vl": ("full", "vision-lora"),
+    "qwen3_vl": ("full", "merger", "vision-lora"),
+    "qwen3_5": ("full", "vision-lora"),
+    "qwen3_vl_moe": ("merger",),
+    "qwen3_5_moe": ("vision-lora",),
+}
+IN_FAMILIES_QUICK = ("qwen3_vl", "zero3", "merger")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "strategy", "towers"),
+    [
+        pytest.param(
+            *cell, id="-".join(cell), marks=() if cell == ("qwen3_vl", "zero3", "merger") else pytest.mark.grid
+        )
+        for model_type, every in IN_FAMILIES.items()
+        for strategy in ("ddp", "zero2", "zero3")
+        for towers in every
+        if (cell := (model_type, strategy, towers)) and not (strategy == "zero3" and model_type.endswith("moe"))
+    ],
+)
+def test_no_mixture_hangs_in_any_family(tmp_path_factory, base_of, media, mixed_json, model_type, strategy, towers):
+    """Steps in which one process has text alone and the other pictures; the same weights as of one process."""
+    if model_type.startswith("qwen3_5") and find_spec("vlft.model.recurrent") is None:
+        pytest.skip("needs vlft.model.recurrent")
+    runs = Runs(tmp_path_factory.mktemp(f"{model_type}-{strategy}"), base_of(FAMILIES[model_type]), media, mixed_json)
+    rows = runs.folder / "rows.json"
+    rows.write_text(
+        json.dumps([one for one in MIXTURES["apart"] if model_type == "qwen2_5_vl" or "video" not in one][:8])
+    )
+    flags = (*TOWERS[towers], "--num_train_epochs", "1")
+    how = {"rows": rows, "inside": _in_file_order}
+    whole = runs.alone(*flags, *split(4, 1), **how)
+    two = runs.done(*flags, *split(1, 2), *strategy_flags(strategy), world=2, name="two", timeout=100, **how)
+    assert_same(two, whole)
+    assert torch.allclose(loaded_logits(two), loaded_logits(whole), atol=1e-4)
 
 
 @pytest.mark.parametrize(("strategy", "towers"), [("ddp", "full"), ("zero3", "lora")])

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from adapters import logits
+from build import row, write_json
+from mishaps import before_each_loss
 from peft import LoraConfig, get_peft_model
+from runs import FULL, arguments, losses, split
 from stored import fused, rewritten, transposed, weights, with_mtp
 from transformers import AutoProcessor
 
-from vlft.checkpoint import load_weights_strict, write_trained
+from vlft.checkpoint import load_weights_strict, module_name, write_trained
+from vlft.cli.main import main
 from vlft.errors import CheckpointError
 from vlft.families import FAMILIES, Family
 from vlft.merge import merge
@@ -163,9 +168,83 @@ def test_square_experts_that_transformers_would_misread_are_refused(tmp_path):
     base = build_tiny(tmp_path / "base", family, shape=square)
     load_base(base, family)
     other = rewritten(base, tmp_path / "transposed", transposed)
-    read = stock(family, other).state_dict()["model.language_model.layers.0.mlp.experts.gate_up_proj"]
-    assert not torch.equal(
-        read, load_base(base, family).state_dict()["model.language_model.layers.0.mlp.experts.gate_up_proj"]
-    )
+    name = "model.language_model.layers.0.mlp.experts.gate_up_proj"
+    assert not torch.equal(*(stock(family, one).get_parameter(name) for one in (base, other)))
     with pytest.raises(CheckpointError, match=r"stored transposed, and 3 of them are square.*reads these wrongly"):
         load_base(other, family)
+
+
+# ---- runs
+
+ROWS = [
+    row("<image>\nWhat is it?", "A temple.", id="still", image="china.jpg"),
+    row("<image><image>\nCompare.", "A flower and a face.", id="two", image=["flower.jpg", "astronaut.jpg"]),
+    row("2+2?", "4", id="text"),
+    row("Hi.", "Hello.", id="text-2"),
+]
+MERGER = ("--merger", "full")
+#: transformers 5.23 refuses flat rows in gated delta nets; `vlft.model.recurrent` replaces them.
+RECURRENT = pytest.mark.skipif(find_spec("vlft.model.recurrent") is None, reason="needs vlft.model.recurrent")
+TOWERS = ("--vision", "full", "--merger", "full", "--language", "frozen")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    return write_json(tmp_path_factory.mktemp("rows") / "rows.json", ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "towers"),
+    [
+        pytest.param("qwen2_5_vl", FULL, marks=pytest.mark.grid),
+        ("qwen3_vl", MERGER),
+        pytest.param("qwen3_5-mtp", FULL, marks=RECURRENT),
+        pytest.param("qwen3_vl_moe-transposed", TOWERS, marks=pytest.mark.grid),
+        pytest.param("qwen3_5_moe-each-mtp", MERGER, marks=[RECURRENT, pytest.mark.grid]),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_bits_and_others_load_its_weights(
+    form_of, name, towers, data, media, tmp_path, monkeypatch, capsys
+):
+    family, folder = form_of(name)
+    more = (*towers, *split(1, 2), "--save_strategy", "steps", "--save_steps", "1", "--num_train_epochs", "1")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert main(arguments(folder, data, media, whole, *more)) == 0
+    argv = arguments(folder, data, media, run, *more)
+    with monkeypatch.context() as patch:
+        before_each_loss(patch, _die_in_the_second_step)
+        with pytest.raises(KeyError, match="killed"):
+            main(argv)
+    assert not list(run.glob("*.safetensors"))
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert f"resuming from {run / 'checkpoint-1'}" in said
+    one, two = weights(run), weights(whole)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in two)
+    assert losses(run) == losses(whole)
+
+    before = weights(folder)
+    merger = tuple(prefix for prefix, tower in family.tower_prefixes if tower == "merger")
+    mergers = {key for key in before if module_name(family, key).startswith(merger)}
+    if towers == MERGER:
+        stored_whole = {key.removeprefix("base_model.model.") for key in one if ".lora_" not in key}
+        assert mergers == stored_whole
+        assert main(["merge", str(run), str(tmp_path / "merged")]) == 0
+        run = tmp_path / "merged"
+    else:
+        assert ("copied unchanged" in said) == ("mtp" in name)
+        masters = weights(run / "checkpoint-1")
+        assert masters.keys() == before.keys()
+        assert all(torch.equal(masters[key], before[key]) for key in before if key.startswith("mtp."))
+    after = weights(run)
+    assert {n: (t.dtype, t.shape) for n, t in after.items()} == {n: (t.dtype, t.shape) for n, t in before.items()}
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert {key for key in before if key.startswith("mtp.") or ".experts." in key} <= same
+    assert same.isdisjoint(mergers)
+    stock(family, run)
+
+
+def _die_in_the_second_step(trainer, batch) -> None:
+    if trainer.state.global_step == 1:
+        raise KeyError("killed")

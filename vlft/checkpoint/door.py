@@ -44,7 +44,7 @@ def check_base(folder: Path) -> Family:
 
 def _refuse_blind(folder: Path, config: dict[str, Any], family: Family) -> None:
     """Refuse a text-only copy of a model, for which transformers would build a vision tower of its default size."""
-    if isinstance(config.get("vision_config"), dict):
+    if family.plain_patches(config) is not None:
         return
     raise CheckpointError(
         f"{folder}: config.json has the model_type {family.model_type!r} and no vision_config: it is the language "
@@ -121,12 +121,11 @@ def check_media(folder: Path, files: Mapping[str, Path], config: Mapping[str, An
         classes.setdefault("processor_class", (str(content.get("processor_class")), name))
     for part, key in (("image_processor", "image_processor_type"), ("video_processor", "video_processor_type")):
         name, settings = _settings_of(part, found)
-        for size, ours in (("patch", "patch_size"), ("temporal", "temporal_patch_size"), ("merge", "merge_size")):
-            there, here = settings.get(ours), config["vision_config"].get(getattr(family.vision_names, size))
-            if None not in (there, here) and there != here:
+        for size, here in (family.plain_patches(config) or {}).items():
+            if (there := settings.get(size)) not in (None, here):
                 raise CheckpointError(
-                    f"{folder}: {ours} of its {part.replace('_', ' ')} is {there}, by {name}; the vision_config in "
-                    f"config.json has {here}: they belong to different models{_owners(size, there, family)}. {advice}"
+                    f"{folder}: {size} of its {part.replace('_', ' ')} is {there}, by {name}; config.json has {here} for "
+                    f"the vision tower: they belong to different models{_owners(size, there, family)}. {advice}"
                 )
         classes[f"{part}_class"] = (str(settings.get(key)).removesuffix("Fast"), f"{key} in {name}")
     for attribute, (there, where) in classes.items():
@@ -150,5 +149,5 @@ def _settings_of(part: str, found: Mapping[str, dict[str, Any]]) -> tuple[str, d
 
 def _owners(size: str, value: Any, family: Family) -> str:
     """The families that have such a size, as a remark; "" if there are none."""
-    owners = [one.label for one in FAMILIES.values() if one.tiny.vision.get(getattr(one.vision_names, size)) == value]
+    owners = [one.label for one in FAMILIES.values() if one.patch_sizes.get(size) == value]
     return f" ({value} is that of {', '.join(owners)})" if owners and family.label not in owners else ""

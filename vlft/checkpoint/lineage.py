@@ -60,7 +60,7 @@ def _refuse_other_family(run: str | Path, found: Located, base_id: str, base: Pa
         there = found.record.model_type
     elif found.base_model and named.is_file():
         there = read_json(named).get("model_type")
-    if there in (None, here.model_type):
+    if there is None or here.is_of(there):
         return
     theirs = f"{FAMILIES[there].label} ({there})" if there in FAMILIES else f"model of the type {there!r}"
     raise CheckpointError(

@@ -245,6 +245,18 @@ def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
+def patch_sizes(vision: Mapping[str, Any], names: VisionNames) -> dict[str, Any]:
+    """The sizes of patches in a `vision_config`, by their keys in the files of processors."""
+    keys = {"patch_size": names.patch, "temporal_patch_size": names.temporal, "merge_size": names.merge}
+    return {ours: vision[theirs] for ours, theirs in keys.items() if theirs in vision}
+
+
+def plain_vision(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The `vision_config` of a config.json; None if it has none, as that of a text model."""
+    vision = found.get("vision_config")
+    return vision if isinstance(vision, dict) else None
+
+
 #: Key of a part -> the value that transformers gives it if a file leaves it out.
 _LEFT_OUT: Mapping[str, Mapping[str, Any]] = {"vision_config": {"in_channels": 3}, "text_config": {}}
 

@@ -15,7 +15,9 @@ from vlft.families.configs import (
     TextNames,
     VisionNames,
     attention_configs,
+    patch_sizes,
     plain_config,
+    plain_vision,
     read_sizes,
     with_blocks,
 )
@@ -224,6 +226,20 @@ class Family:
     def with_blocks(self, config: Any, *, vision: Sequence[int], language: Sequence[int]) -> Any:
         """A copy of a config whose two towers have only the blocks at these places. Each block keeps its kind."""
         return with_blocks(config, vision, language, self.vision_names, self.text_names)
+
+    def plain_patches(self, found: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The sizes of patches in a config.json, by their keys in processors' files; None without a vision tower."""
+        vision = plain_vision(found)
+        return None if vision is None else patch_sizes(vision, self.vision_names)
+
+    @property
+    def patch_sizes(self) -> dict[str, Any]:
+        """The sizes of patches of all models of the family, by their keys in processors' files."""
+        return patch_sizes(self.tiny.vision, self.vision_names)
+
+    def is_of(self, model_type: object) -> bool:
+        """Whether a `model_type` is that of this family."""
+        return model_type == self.model_type
 
     def attention_configs(self, config: Any, tower: str) -> tuple[Any, ...]:
         """The parts of a config that set the attention function of a tower ("vision" or "language")."""

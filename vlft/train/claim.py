@@ -48,7 +48,7 @@ def refuse_other(path: Path, *, family: Family | None = None) -> None:
         return
     if RECORD in found:
         record = read_record(path)
-        if family is not None and record.model_type != family.model_type and not left_nothing(path, record):
+        if family is not None and not family.is_of(record.model_type) and not left_nothing(path, record):
             raise CheckpointError(
                 f"--output_dir {path}: holds a run on {record.base_model}, a model of the type {record.model_type!r}; "
                 f"--model_id is of the type {family.model_type!r}. {_CHOOSE_ANOTHER}"
