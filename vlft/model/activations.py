@@ -1,8 +1,8 @@
 """Memory that autograd saves between forward and backward, tower by tower: counted in a real pass, or estimated.
 
-`Ledger` counts while a model runs, on any device. `Saved` runs the same code on tensors that have shapes and no contents
-(`vlft.model.tracing`), on towers of two or three blocks. It takes seconds for a model of any size, needs no weights, and
-estimates the memory of a GPU on a machine without one.
+`Ledger` counts while a model runs, on any device. `Saved` runs the same code on tensors that have shapes and no
+contents (`vlft.model.tracing`), on towers of two or three blocks. It takes seconds for a model of any size, needs no
+weights, and estimates the memory of a GPU on a machine without one.
 
 Letters: T tokens and P patches of a micro-batch, K its supervised rows.
 """
