@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import launch
 import pytest
@@ -23,7 +22,6 @@ from vlft.bench.stock import COUNTS, IGNORED, StockRows, stock_collator
 from vlft.bench.work import Failed, run_module
 from vlft.cli.main import main
 from vlft.errors import ConfigError
-from vlft.model.build import sizes_of_shape
 from vlft.model.flops import peak_tflops, required_flops, total
 from vlft.model.towers import Towers
 
@@ -141,8 +139,9 @@ def test_peaks(device, peak):
 
 def test_operations_of_a_photo_on_the_2b():
     """One 1036x756 picture, 200 text tokens, 100 of them trained, language LoRA: 14.5 TFLOP by hand."""
-    opened = SimpleNamespace(sizes=sizes_of_shape(*SHAPES["2b"]), towers=Towers())
-    parts = required_flops(opened.sizes, opened.towers, lengths=[999 + 200], vision_lengths=[54 * 74], supervised=100)
+    family, shape = SHAPES["2b"]
+    sizes = family.sizes_of_shape(shape)
+    parts = required_flops(sizes, Towers(), lengths=[999 + 200], vision_lengths=[54 * 74], supervised=100)
     found = total(parts) / 1e12
     assert found == pytest.approx(14.5, rel=0.05)
 

@@ -146,8 +146,7 @@ def test_windows_that_are_not_known_are_assumed_to_be_full(base_of, batch_of):
 def test_a_token_is_multiplied_once_with_each_weight_that_computes_it(name):
     """Language LoRA of rank 1, whose own work is below 0.3%. Without a sample's length, since states do not grow."""
     family, shape = SHAPES[name]
-    config = {"text_config": shape.text, "vision_config": shape.vision, "tie_word_embeddings": shape.tied}
-    sizes = family.sizes(family.plain_config(config, where=name))
+    sizes = family.sizes_of_shape(shape)
     weights, states = 0.0, 0
     for layer in sizes.text.layers:
         if layer.recurrent is not None:

@@ -8,7 +8,7 @@ import pytest
 
 from vlft.bench.sizes import SHAPES
 from vlft.demo.tiny import tiny_processor
-from vlft.families import FAMILIES, TOWERS, Family, Shape
+from vlft.families import FAMILIES, TOWERS
 from vlft.model.build import build_config
 from vlft.model.load import empty_model
 
@@ -35,14 +35,6 @@ MILLIONS: dict[str, tuple[float, tuple[float, float, float] | None]] = {
 }
 
 
-def of_shape(family: Family, shape: Shape) -> dict[str, tuple[int, ...]]:
-    """The layout of a published shape, without transformers."""
-    found = {"text_config": dict(shape.text), "vision_config": dict(shape.vision), "tie_word_embeddings": shape.tied}
-    config = family.plain_config(found, where="a shape")
-    assert config is not None
-    return family.layout(family.sizes(config))
-
-
 def test_each_published_shape_is_in_the_table():
     assert set(MILLIONS) == {name for family in FAMILIES.values() for name in family.shapes}
     assert set(MILLIONS) < set(SHAPES)
@@ -52,7 +44,7 @@ def test_each_published_shape_is_in_the_table():
 def test_published_shapes_have_their_parameters(name):
     family, shape = SHAPES[name]
     parts = dict.fromkeys(TOWERS, 0)
-    for parameter, size in of_shape(family, shape).items():
+    for parameter, size in family.layout(family.sizes_of_shape(shape)).items():
         parts[family.tower_of(parameter)] += math.prod(size)
     whole, by_tower = MILLIONS[name]
     assert round(sum(parts.values()) / 1e6, 1) == whole

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from vlft.bench.sizes import SHAPES
 from vlft.families import Sizes
 from vlft.model import attention
-from vlft.model.build import sizes_of_shape
 from vlft.model.segments import Heads, Kernel, attend_segments, heads_of
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "triton", "liger-kernel", "flash-attn", "deepspeed", "av")
@@ -80,7 +79,8 @@ def _patch_embedding(device: torch.device, quick: bool) -> Iterator[str]:
 
 
 def _sizes() -> Sizes:
-    return sizes_of_shape(*SHAPES[SHAPE])
+    family, shape = SHAPES[SHAPE]
+    return family.sizes_of_shape(shape)
 
 
 def _attention(device: torch.device, quick: bool) -> Iterator[str]:

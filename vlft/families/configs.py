@@ -259,6 +259,8 @@ def plain_vision(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 #: Key of a part -> the value that transformers gives it if a file leaves it out.
 _LEFT_OUT: Mapping[str, Mapping[str, Any]] = {"vision_config": {"in_channels": 3}, "text_config": {}}
+#: One of so many layers has softmax attention if a file does not list the kinds of layers (transformers 5.17 to 5.23).
+_INTERVAL = 4
 
 
 def plain_config(
@@ -268,7 +270,12 @@ def plain_config(
     text, vision = found.get("text_config", found), found.get("vision_config")  # older files are flat
     if not isinstance(text, dict) or not isinstance(vision, dict) or "tie_word_embeddings" not in found:
         return None
-    parts = {"vision_config": (vision, vision_names.keys), "text_config": (text, text_names.keys)}
+    if text.get("tie_word_embeddings") and not found["tie_word_embeddings"]:
+        return None  # which of the two counts differs between families (transformers 5.17 to 5.23)
+    parts = {
+        "vision_config": (vision, vision_names.keys),
+        "text_config": (_with_kinds(text, text_names), text_names.keys),
+    }
     made = {}
     for part, (values, keys) in parts.items():
         whole = {**_LEFT_OUT[part], **values}
@@ -276,3 +283,19 @@ def plain_config(
             return None
         made[part] = SimpleNamespace(**whole)
     return SimpleNamespace(_name_or_path=where, tie_word_embeddings=found["tie_word_embeddings"], **made)
+
+
+def _with_kinds(text: Mapping[str, Any], names: TextNames) -> dict[str, Any]:
+    """The text config with the lists that transformers derives if a file leaves them out or has null."""
+    whole, depth, interval = dict(text), text.get(names.depth), text.get("full_attention_interval", _INTERVAL)
+    if (
+        names.recurrent
+        and whole.get(names.layer_kinds) is None
+        and isinstance(depth, int)
+        and isinstance(interval, int)
+    ):
+        full = set(range(interval - 1, depth, interval)) if interval > 0 else set()
+        whole[names.layer_kinds] = ["full_attention" if n in full else "linear_attention" for n in range(depth)]
+    if names.dense_layers and whole.get(names.dense_layers) is None:
+        whole[names.dense_layers] = []
+    return whole

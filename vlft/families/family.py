@@ -202,6 +202,18 @@ class Family:
         """
         return read_sizes(config, self.vision_names, self.text_names)
 
+    def sizes_of_shape(self, shape: Shape) -> Sizes:
+        """The sizes of a shape with a vocabulary. Needs no transformers.
+
+        Raises:
+            ValueError: the shape lacks a size.
+        """
+        found = {"text_config": shape.text, "vision_config": shape.vision, "tie_word_embeddings": shape.tied}
+        config = plain_config(found, self.vision_names, self.text_names, where=self.label)
+        if config is None:
+            raise ValueError(f"a shape of {self.label} lacks a size")
+        return self.sizes(config)
+
     def plain_config(self, found: Mapping[str, Any], *, where: str) -> SimpleNamespace | None:
         """A config.json as an object with the attributes that `sizes` reads, and the ids of `config_tokens`.
 
@@ -210,13 +222,15 @@ class Family:
             where: its folder, for messages.
 
         Returns:
-            None if it lacks a size that transformers would fill in, or if its sizes contradict each other.
+            None if it lacks a size or an id that transformers would fill in, or if its sizes contradict each other.
         """
         config = plain_config(found, self.vision_names, self.text_names, where=where)
         if config is None or not self.sizes(config).consistent:
             return None
         for name in self.config_tokens:
-            setattr(config, name, found.get(name))
+            if found.get(name) is None:
+                return None
+            setattr(config, name, found[name])
         return config
 
     def layout(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,8 @@
 """Memory that autograd saves between forward and backward, tower by tower: counted in a real pass, or estimated.
 
-`Ledger` counts while a model runs, on any device. `Saved` runs the same code on tensors that have shapes and no contents
-(`vlft.model.tracing`), on towers of two or three blocks. It takes seconds for a model of any size, needs no weights, and
-estimates the memory of a GPU on a machine without one.
+`Ledger` counts while a model runs, on any device. `Saved` runs the same code on tensors that have shapes and no
+contents (`vlft.model.tracing`), on towers of two or three blocks. It takes seconds for a model of any size, needs no
+weights, and estimates the memory of a GPU on a machine without one.
 
 Letters: T tokens and P patches of a micro-batch, K its supervised rows.
 """
@@ -13,7 +13,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -113,6 +113,7 @@ class Estimate:
 
 
 Delta = Literal["fla", "torch"]
+STEPS = 8  # of the delta rule in torch, in a model that is only traced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +241,9 @@ def _run(case: Saved, vision: Sequence[int], language: Sequence[int], checkpoint
     if case.fused:
         kernels.fuse(model, standins.fused_functions())
     forward.bind(model, PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3))
-    if device == "cuda" and half and case.delta == "fla":
+    chunked = device == "cuda" and bool(adapt.recurrent_layers(model))
+    if chunked and half and case.delta == "fla":
+        chunked = False
         for layer in adapt.recurrent_layers(model):
             recurrent.bind(layer, recurrent.kernel_rule(standins.delta_rule))
     # This cache outlives the call, so it must not hold tensors without contents.
@@ -252,9 +255,16 @@ def _run(case: Saved, vision: Sequence[int], language: Sequence[int], checkpoint
                 tracing.fill(model, numbers)
                 checkpoint_activations(model, checkpointed)
                 model.train()
-                batch = tracing.batch_of(family.sizes(small).vision, case.load)
+                batch = tracing.batch_of(family.sizes(small).vision, _short(case.load) if chunked else case.load)
                 with tracing.autocast(device, numbers.autocast), Ledger(model, batch.values()) as ledger:
                     model(**batch)
                 return ledger.kept
     finally:
         constants.cache_clear()
+
+
+def _short(load: Load) -> Load:
+    """The same tokens in samples of a few chunks. The delta rule in torch then takes a few steps, and saves as much."""
+    most = STEPS * recurrent.CHUNK
+    lengths = [min(most, length - start) for length in load.lengths for start in range(0, length, most)]
+    return replace(load, lengths=tuple(lengths))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlft.families import Family, Shape, Sizes
+from vlft.families import Family, Shape
 
 
 def media_processors(family: Family, least: int, most: int) -> tuple[Any, Any]:
@@ -32,16 +32,6 @@ def media_processors(family: Family, least: int, most: int) -> tuple[Any, Any]:
         for name, highest in ((family.image_processor_class, most), (family.video_processor_class, clip))
     )
     return image, video
-
-
-def sizes_of_shape(family: Family, shape: Shape) -> Sizes:
-    """The sizes of a shape. A shape without a vocabulary has that of transformers' config class."""
-    import transformers
-
-    config = getattr(transformers, family.config_class)(
-        text_config=dict(shape.text), vision_config=dict(shape.vision), tie_word_embeddings=shape.tied
-    )
-    return family.sizes(config)
 
 
 def build_config(family: Family, shape: Shape, tokenizer: Any) -> Any:
