@@ -223,8 +223,8 @@ def _recipe(record: RunRecord | None, processor: Any, thinking: Thinking) -> Rec
     recipe = Recipe.of_model(processor) if record is None else Recipe.of_run(processor, record.settings)
     if thinking != "auto" and ENABLE not in recipe.switches:
         raise ConfigError(
-            f"--thinking {thinking}: the chat template of this model does not take {ENABLE}, so the flag has no effect. "
-            "Drop it."
+            f"--thinking {thinking}: the chat template of this model does not take {ENABLE}, so the flag has no "
+            "effect. Drop it."
         )
     if thinking == "auto" and record is not None:
         trained = thinking_of_run(record.settings)
