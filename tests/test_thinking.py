@@ -260,7 +260,9 @@ def test_pictures_of_a_split_row(tmp_path):
     for one, place in zip(rows, (1, 3), strict=True):
         messages = []
         for turn in sample.turns[:place]:
-            parts_ = [{"type": "image"} if isinstance(p, Image) else {"type": "text", "text": p.text} for p in turn.parts]
+            parts_ = [
+                {"type": "image"} if isinstance(p, Image) else {"type": "text", "text": p.text} for p in turn.parts
+            ]
             messages.append({"role": turn.role, "content": parts_})
         given = {"add_generation_prompt": True, "enable_thinking": False, "tokenize": False}
         text = encoder.processor.apply_chat_template(messages, **given)

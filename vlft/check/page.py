@@ -81,6 +81,7 @@ def as_html(checked: Check) -> str:
 def context(checked: Check) -> dict[str, Any]:
     """Return the variables of the template `check.html.j2`."""
     found, notable = checked.found, checked.notable.rows
+    one = "row" if found.samples == found.ok else "sample"
     names = ", ".join(os.path.basename(file) for file in found.counts)
     return {
         "title": f"check of {names}",
@@ -88,7 +89,7 @@ def context(checked: Check) -> dict[str, Any]:
         "facts": _facts(found),
         "decoded": found.decoded,
         "charts": [
-            (f"Tokens of a {'row' if found.samples == found.ok else 'sample'}", found.tokens.histogram if found.tokens else ()),
+            (f"Tokens of a {one}", found.tokens.histogram if found.tokens else ()),
             ("Pictures and videos of a row", found.pictures_per_row),
             ("Thousand pixels of a picture", found.kilopixels),
         ],

@@ -59,7 +59,7 @@ class Checked:
     Attributes:
         counts: file -> number of rows read.
         ok: number of rows that can be trained.
-        samples: number of samples that they are trained as: more than `ok` if rows are split at their answers (--turns).
+        samples: number of samples that they are trained as; more than `ok` if rows are split (--turns).
         bad: the refused rows, in file order.
         warnings: remarks on rows that are trained, in the same form as `bad`.
         unlisted: number of further warnings, which are not listed.

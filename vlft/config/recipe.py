@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
+from vlft.config.fit import Fit, OverLength, fit_of
 from vlft.config.thinking import ENABLE, Thinking, Turns, switches_of, template_arguments
 from vlft.errors import ConfigError
 from vlft.families import DEFAULT, Family, VideoRule, VideoTime
@@ -24,7 +25,6 @@ from vlft.model_files import tokenizer_settings
 
 BoxFormat = Literal["as_is", "pixels", "0-1000", "0-1"]
 MissingTags = Literal["error", "first"]
-OverLength = Literal["error", "skip", "shrink", "drop_media"]
 
 # The most tokens of a frame and the fewest frames of a video with a frame rate, in qwen-vl-utils 0.0.14.
 FRAME_TOKENS, LEAST_FRAMES = 768, 4
@@ -105,35 +105,6 @@ class RowFlags:
         "rows with several answers. auto: one sample, or one for each answer if the chat template drops earlier "
         "thoughts; split: one for each answer; last: only the last answer is trained",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """The size that a row must fit, and how it is made to fit.
-
-    Attributes:
-        how: `shrink` lowers the pixel budgets of its media, `drop_media` drops the last of them.
-        tokens: most tokens of a row, from `--max_length` and `--pack_tokens`.
-        patches: most patches of a row, from `--pack_patches`; None without packing.
-    """
-
-    how: Literal["shrink", "drop_media"]
-    tokens: int
-    patches: int | None
-
-    def over(self, tokens: int, patches: int) -> bool:
-        """Whether a row with `tokens` tokens and `patches` patches is too large."""
-        return tokens > self.tokens or (self.patches is not None and patches > self.patches)
-
-    @property
-    def limit(self) -> str:
-        """The limit as text, with the flags that set it."""
-        if self.patches is None:
-            return f"{self.tokens:,} tokens are allowed (--max_length)"
-        return (
-            f"{self.tokens:,} tokens and {self.patches:,} patches are allowed (--max_length, --pack_tokens, "
-            "--pack_patches)"
-        )
 
 
 def _settled(name: str) -> Any:
@@ -242,7 +213,7 @@ class Recipe(RowFlags):
         template = None if tokenizer is None else processor.chat_template or tokenizer.chat_template
         recipe = cls(
             **values,
-            fit=_fit(flags.over_length, length, pack),
+            fit=fit_of(flags.over_length, length, pack),
             columns=columns,
             patch_size=image.patch_size,
             merge_size=image.merge_size,
@@ -365,15 +336,6 @@ def _own_limits(video: Any) -> dict[str, Any]:
     capped = getattr(video, "cap_pixels_per_frame", None)
     tokens = getattr(video, "max_video_tokens", None) or FRAME_TOKENS
     return {"min_frames": getattr(video, "min_frames", LEAST_FRAMES), "frame_tokens": tokens if capped else None}
-
-
-def _fit(over_length: OverLength, length: int, pack: tuple[int, int] | None) -> Fit | None:
-    """Return the size that `--over_length` makes rows fit; None if it changes no row."""
-    if over_length == "error" or over_length == "skip":
-        return None
-    if pack is None:
-        return Fit(how=over_length, tokens=length, patches=None)
-    return Fit(how=over_length, tokens=min(length, pack[0]), patches=pack[1])
 
 
 def _print(value: Any) -> str:

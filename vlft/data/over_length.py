@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from vlft.config.recipe import Fit, Recipe
+from vlft.config.fit import Fit
+from vlft.config.recipe import Recipe
 from vlft.data.media.read import Headers, MediaError, grid_of, read_headers, recipe_for
 from vlft.data.sample import Grid, Image, Media, Part, Sample, Text, Video
 

@@ -165,7 +165,9 @@ class _Dialogue:
                 **self.arguments,
             )
         except TemplateError as error:
-            reason = f"the base's chat template refuses this conversation: {error}. Change its turns, or remove the row."
+            reason = (
+                f"the base's chat template refuses this conversation: {error}. Change its turns, or remove the row."
+            )
             raise refused(self.sample, "conversations", reason) from error
 
     @property

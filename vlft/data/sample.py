@@ -6,11 +6,10 @@ K supervised tokens, S samples in a batch.
 
 from __future__ import annotations
 
-import array
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -220,99 +219,18 @@ class Cost:
     @classmethod
     def of_parts(cls, parts: Sequence[Cost]) -> Cost:
         """Return the cost of a row that is split into samples with these costs."""
-        tokens, supervised, patches = (sum(column) for column in zip(*((p.tokens, p.supervised, p.patches) for p in parts)))
-        changed = "; ".join(dict.fromkeys(part.changed for part in parts if part.changed))
-        return cls(tokens=tokens, supervised=supervised, patches=patches, changed=changed, parts=tuple(parts))
+        return cls(
+            tokens=sum(part.tokens for part in parts),
+            supervised=sum(part.supervised for part in parts),
+            patches=sum(part.patches for part in parts),
+            changed="; ".join(dict.fromkeys(part.changed for part in parts if part.changed)),
+            parts=tuple(parts),
+        )
 
     @property
     def samples(self) -> tuple[Cost, ...]:
         """The costs of what the row is trained as: its parts, or the row itself."""
         return self.parts or (self,)
-
-
-#: Fields of `Cost` that are None for most samples.
-_RARE = ("answer", "thinking")
-
-
-class Costs(Sequence[Cost]):
-    """Costs of many samples, in one column per field: 4 bytes per entry, while a `Cost` object takes a hundred.
-
-    Attributes:
-        columns: field -> int32 [R]. `answer` and `thinking` are there only if a sample has them; -1 is None.
-        changed: index of a sample -> how `--over_length` changed it; only for changed samples.
-    """
-
-    def __init__(self, columns: Mapping[str, np.ndarray], changed: Mapping[int, str] | None = None) -> None:
-        self.columns = dict(columns)
-        self.changed = dict(changed or {})
-
-    @classmethod
-    def of(cls, costs: Iterable[Cost]) -> Costs:
-        """Convert costs to columns. A `Costs` object is returned unchanged."""
-        if isinstance(costs, Costs):
-            return costs
-        found = {name: array.array("i") for name in ("tokens", "supervised", "patches", *_RARE)}
-        changed = {}
-        for place, cost in enumerate(costs):
-            for name, column in found.items():
-                value = getattr(cost, name)
-                column.append(-1 if value is None else value)
-            if cost.changed:
-                changed[place] = cost.changed
-        columns = {name: np.array(column, dtype=np.int32) for name, column in found.items()}
-        return cls({k: v for k, v in columns.items() if k not in _RARE or (v >= 0).any()}, changed)
-
-    def take(self, places: np.ndarray) -> Costs:
-        """Return the costs of the rows at these indices, in the order of the indices."""
-        changed = {}
-        if self.changed:
-            changed = {new: self.changed[old] for new, old in enumerate(places.tolist()) if old in self.changed}
-        return Costs({name: column[places] for name, column in self.columns.items()}, changed)
-
-    @property
-    def tokens(self) -> np.ndarray:
-        return self.columns["tokens"]
-
-    @property
-    def supervised(self) -> np.ndarray:
-        return self.columns["supervised"]
-
-    @property
-    def patches(self) -> np.ndarray:
-        return self.columns["patches"]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @overload
-    def __getitem__(self, place: int) -> Cost: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Costs: ...
-
-    def __getitem__(self, place: int | slice) -> Cost | Costs:
-        if isinstance(place, slice):
-            return self.take(np.arange(len(self))[place])
-        return Cost(
-            tokens=int(self.tokens[place]),
-            supervised=int(self.supervised[place]),
-            patches=int(self.patches[place]),
-            changed=self.changed.get(place, ""),
-            answer=self._rare("answer", place),
-            thinking=None if (thinking := self._rare("thinking", place)) is None else bool(thinking),
-        )
-
-    def _rare(self, name: str, place: int) -> int | None:
-        value = int(self.columns[name][place]) if name in self.columns else -1
-        return None if value < 0 else value
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Costs)
-            and self.changed == other.changed
-            and self.columns.keys() == other.columns.keys()
-            and all(np.array_equal(column, other.columns[name]) for name, column in self.columns.items())
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

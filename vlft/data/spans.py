@@ -6,7 +6,6 @@ from typing import Any
 
 from vlft.data.sample import Text, Turn
 
-
 IN_PROMPT = 32  # characters of an answer, without blanks, that a generation prompt may have: `<think></think>`
 
 

@@ -102,8 +102,12 @@ def _thoughts(*, find: str, shown: str, clean: str, head: str = "", prompt: str)
 _FIND = "{% else %}" + _IN_TEXT
 _LATER = "loop.index0 > found.question"
 _EMPTY, _BEGUN = "<think>\n\n</think>\n\n", "<think>\n"
-_ON = "{% if enable_thinking is defined and enable_thinking is false %}" + _EMPTY + "{% else %}" + _BEGUN + "{% endif %}"
-_OFF = "{% if enable_thinking is defined and enable_thinking is true %}" + _BEGUN + "{% else %}" + _EMPTY + "{% endif %}"
+_ON = (
+    "{% if enable_thinking is defined and enable_thinking is false %}" + _EMPTY + "{% else %}" + _BEGUN + "{% endif %}"
+)
+_OFF = (
+    "{% if enable_thinking is defined and enable_thinking is true %}" + _BEGUN + "{% else %}" + _EMPTY + "{% endif %}"
+)
 _KEPT = "(preserve_thinking is defined and preserve_thinking is true) or "
 _KEPT_BY_DEFAULT = "preserve_thinking is undefined or preserve_thinking is true or "
 _EFFORT = (

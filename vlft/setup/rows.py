@@ -15,6 +15,7 @@ import numpy as np
 from vlft.config.flags import DataFlags
 from vlft.config.mix import MixedSet
 from vlft.data.costs.cache import cost_folder, scan_costs
+from vlft.data.costs.columns import Costs
 from vlft.data.costs.mix import Share, draws, places
 from vlft.data.costs.packing import Budget
 from vlft.data.encode import Encoder
@@ -23,7 +24,7 @@ from vlft.data.identity import Marked, Marks
 from vlft.data.rows.access import Access
 from vlft.data.rows.embedded import Embedded
 from vlft.data.rows.fetch import RemoteMedia, fetch
-from vlft.data.sample import Cost, Costs, Sample
+from vlft.data.sample import Cost, Sample
 from vlft.errors import BadRow, ConfigError
 from vlft.families import Family
 from vlft.files import cache_folder
@@ -84,7 +85,7 @@ class MeasuredRows:
 
     @property
     def thought(self) -> dict[str, int]:
-        """How many samples have answers with thoughts ("on") and without ("off"); empty if the template has no switch."""
+        """How many samples have thoughts ("on") and have none ("off"); empty if the chat template has no switch."""
         found = self.costs.columns.get("thinking")
         return {} if found is None else {"on": int((found == 1).sum()), "off": int((found == 0).sum())}
 

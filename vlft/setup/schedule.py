@@ -10,9 +10,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vlft.config.flags import DataFlags
+from vlft.data.costs.columns import Costs
 from vlft.data.costs.packing import Budget, pack
 from vlft.data.order import Order, PackOrder, RowOrder
-from vlft.data.sample import Cost, Costs
+from vlft.data.sample import Cost
 from vlft.errors import ConfigError
 from vlft.text import counted
 

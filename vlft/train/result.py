@@ -70,7 +70,8 @@ class Result:
         path = str(self.folder)
         run = shlex.quote(path)
         merged = shlex.quote(path.rstrip(os.sep) + "-merged")
-        trained = f"{counted(self.rows, 'sample' if self.split else 'row')}, {counted(self.tokens, 'token')} ({self.supervised:,} with a loss)"
+        one = "sample" if self.split else "row"
+        trained = f"{counted(self.rows, one)}, {counted(self.tokens, 'token')} ({self.supervised:,} with a loss)"
         lines = [f"done:   {counted(self.steps, 'step')} in {duration(self.seconds)}; {trained}"] if self.steps else []
         if self.best is not None:
             where = "its checkpoint is not kept" if self.best.checkpoint is None else str(self.best.checkpoint)

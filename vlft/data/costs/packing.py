@@ -15,7 +15,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vlft.data.sample import Cost, Costs
+from vlft.data.costs.columns import Costs
+from vlft.data.sample import Cost
 
 BLOCK = 2048  # rows packed together; larger blocks do not fill packs better
 BLUR = 0.3  # random variation of sizes before sorting; else a few hundred rows share the same packs in every epoch

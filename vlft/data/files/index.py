@@ -213,8 +213,10 @@ class RowIndex(Sequence[Sample]):
 
     @property
     def starts(self) -> np.ndarray:
-        """Index of the first sample of each row, int64: all entries if no row is split. A row that is there twice counts
-        twice."""
+        """Index of the first sample of each row, int64: all entries if no row is split.
+
+        A row that is there twice counts twice.
+        """
         first = np.ones(len(self), dtype=bool)
         if self.answer_of is not None and len(self) > 1:
             same = (self.file_of[1:] == self.file_of[:-1]) & (self.row_of[1:] == self.row_of[:-1])
