@@ -275,10 +275,17 @@ def test_an_evaluation_does_neither(monkeypatch, machine, opened, flags, encoded
     assert (loss.sum.dtype, loss.sum.device) == (FLOAT32, torch.device("cuda", 0))
 
 
-@pytest.mark.parametrize("stored", [BF16, FLOAT32], ids=["bfloat16", "float32"])
-def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(monkeypatch, machine, opened, flags, stored):
+@pytest.mark.parametrize(
+    ("model_type", "stored"),
+    [("qwen2_vl", BF16), ("qwen2_vl", FLOAT32), ("qwen3_vl", FLOAT32), ("qwen3_5", BF16), ("qwen3_5", FLOAT32)],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(
+    monkeypatch, machine, stock_of, flags, model_type, stored
+):
     """Dtypes, strides and kinds of the kernel's inputs, in both towers, over the same number of tokens."""
-    one = opened("full")
+    stock = stock_of(model_type)
+    one = as_a_base(stock.base, stock.family, stock.model.config, stock.processor, "full")
     model = prepared(monkeypatch, one, flags, stored=stored, recompute=False, fused=False)
     lengths = attention.LENGTHS
     with tracing.without_contents(), torch.device("cuda"):
