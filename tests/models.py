@@ -104,6 +104,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
+    ours, theirs = ours.detach(), theirs.detach()
     scale = theirs.abs().max().clamp(min=1e-6)
     assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(scale)), what
 

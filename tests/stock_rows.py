@@ -59,9 +59,7 @@ def opened(base: Path, family: Family) -> Opened:
         base, dtype=torch.float32, attn_implementation="sdpa"
     )
     processor = transformers.AutoProcessor.from_pretrained(base)
-    return Opened(
-        base=base, family=family, model=model, processor=processor, rows=rows_of(family, model, processor)
-    )
+    return Opened(base=base, family=family, model=model, processor=processor, rows=rows_of(family, model, processor))
 
 
 def conversation(*parts: str) -> list[dict]:
@@ -80,7 +78,7 @@ def clip(frames: int, width: int, height: int, *, name: str) -> np.ndarray:
 
 
 def rows_of(family: Family, model: Any, processor: Any) -> dict[str, Row]:
-    """Rows of every kind. Sizes are in merged patches: windows of 4 have edges, and the grids of learnt positions differ.
+    """Rows of every kind. Their sizes in merged patches leave edge windows, and differ in both directions.
 
     Args:
         family: of the model.
@@ -186,4 +184,3 @@ def changed(row: Row) -> Row:
     ids = torch.where(flat.kinds_T == 0, (flat.input_ids_T + 7) % 200, flat.input_ids_T)
     media = tuple(replace(medium, patches=255 - medium.patches) for medium in flat.media)
     return replace(row, flat=replace(flat, input_ids_T=ids, media=media))
-

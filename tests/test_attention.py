@@ -12,6 +12,8 @@ from vlft.model.segments import Heads, attend_segments, run_kernel
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TOWERS = {
     "language": Heads(heads=4, kv_heads=2, head_dim=16, causal=True, joined=False),
+    "partial rotary": Heads(heads=4, kv_heads=2, head_dim=16, causal=True, joined=False, partial_rotary=True),
+    "vision of 72": Heads(heads=2, kv_heads=2, head_dim=72, causal=False, joined=True),
     "vision": Heads(heads=2, kv_heads=2, head_dim=16, causal=False, joined=True),
 }
 
@@ -39,9 +41,16 @@ def forgets_what_is_far(q, k, v, cu, longest, *, scale, causal):
     return segments(q, k, v, lengths, scale, causal)
 
 
-def ignores_strides(q, k, v, cu, longest, *, scale, causal):
-    dense = torch.as_strided(v, v.shape, (v.shape[1] * v.shape[2], v.shape[2], 1))
-    return right(q, k, dense, cu, longest, scale=scale, causal=causal)
+def _dense(x):
+    return torch.as_strided(x, x.shape, (x.shape[1] * x.shape[2], x.shape[2], 1))
+
+
+def takes_values_for_dense(q, k, v, cu, longest, *, scale, causal):
+    return right(q, k, _dense(v), cu, longest, scale=scale, causal=causal)
+
+
+def takes_queries_for_dense(q, k, v, cu, longest, *, scale, causal):
+    return right(_dense(q), k, v, cu, longest, scale=scale, causal=causal)
 
 
 class NanGradient(torch.autograd.Function):
@@ -71,9 +80,14 @@ def test_a_wrong_one_does_not(tower, kernel):
     assert not attention.self_test(kernel, TOWERS[tower], dtype=torch.bfloat16, device=CPU) < attention.TOLERANCE
 
 
-def test_nor_does_one_that_takes_the_vits_value_for_dense():
-    worst = [attention.self_test(ignores_strides, TOWERS[t], dtype=torch.bfloat16, device=CPU) for t in TOWERS]
-    assert worst[0] < attention.TOLERANCE < worst[1]
+@pytest.mark.parametrize(
+    ("kernel", "wrong"),
+    [(takes_values_for_dense, {"vision", "vision of 72"}), (takes_queries_for_dense, {"partial rotary"})],
+)
+def test_nor_does_one_that_takes_for_dense_what_is_not(kernel, wrong):
+    """The ViT's value is a slice of one projection; a partial rotary embedding stores queries head after head."""
+    worst = {t: attention.self_test(kernel, TOWERS[t], dtype=torch.bfloat16, device=CPU) for t in TOWERS}
+    assert {tower for tower, found in worst.items() if not found < attention.TOLERANCE} == wrong
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

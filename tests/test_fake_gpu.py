@@ -8,6 +8,7 @@ block. They do not check numbers, torch's autograd engine, DDP or the scheduler.
 from __future__ import annotations
 
 import copy
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from vlft.bench.train import PRESETS
 from vlft.config.training import TrainFlags
 from vlft.data.collate import Collator
+from vlft.families import FAMILIES
 from vlft.model import attention, groups, kernels, segments, standins, tracing
 from vlft.model.load import empty_model, load_config, load_processor
 from vlft.model.loss import sum_segments
@@ -53,25 +55,23 @@ def flags(tmp_path_factory):
     return OnAGpu(output_dir=str(tmp_path_factory.mktemp("run")), use_cpu=True, bf16=True, report_to="none")
 
 
+def as_a_base(folder, family, config, processor, preset):
+    """What `vlft train` opens, to train as a preset says."""
+    return SimpleNamespace(
+        folder=folder,
+        name="tiny",
+        config=config,
+        family=family,
+        sizes=family.sizes(config),
+        towers=Towers(**PRESETS[preset]),
+        processor=processor,
+    )
+
+
 @pytest.fixture(scope="module")
 def opened(base):
-    """A tiny base, opened to train as a preset says."""
     config, _ = load_config(base)
-    processor = load_processor(base)
-
-    def one(preset):
-        towers = Towers(**PRESETS[preset])
-        return SimpleNamespace(
-            folder=base,
-            name="tiny",
-            config=config,
-            family=FAMILY,
-            sizes=FAMILY.sizes(config),
-            towers=towers,
-            processor=processor,
-        )
-
-    return one
+    return functools.partial(as_a_base, base, FAMILY, config, load_processor(base))
 
 
 @pytest.fixture
@@ -92,6 +92,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(attention, "self_test", lambda *args, **kwargs: 0.0)
     monkeypatch.setattr(kernels, "liger_functions", standins.fused_functions)
     monkeypatch.setattr(kernels, "_differs", lambda *args: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     constants.cache_clear()
     yield seen
     constants.cache_clear()
@@ -118,16 +119,18 @@ def prepared(monkeypatch, opened, flags, *, stored, recompute, fused):
     with tracing.without_contents(), torch.device("cuda"):
         tracing.fill(model)
     assert chosen["attention"] == "language varlen, vision varlen"
-    assert chosen["Liger kernels"].startswith("RMSNorm on 5" if fused else "off")
+    norms = 2 * len(opened.sizes.text.layers) + 1
+    assert chosen["Liger kernels"].startswith(f"RMSNorm on {norms} " if fused else "off")
     assert (chosen["gradient checkpointing"] != "off") == recompute
+    assert chosen.get("experts") == ("grouped_mm" if "experts" in opened.family.features else None)
     return model
 
 
-def trainer_of(model, flags, objective=Sft) -> VlftTrainer:
+def trainer_of(opened, model, flags, objective=Sft) -> VlftTrainer:
     """The trainer, as far as a step needs it."""
     trainer = object.__new__(VlftTrainer)
     trainer.args, trainer.model, trainer.optimizer = flags, model, None
-    table = groups.parameter_groups(model, FAMILY, learning_rates=flags.learning_rates, weight_decay=0.1)
+    table = groups.parameter_groups(model, opened.family, learning_rates=flags.learning_rates, weight_decay=0.1)
     trainer.groups = [group for group in table if group.trainable]
     trainer.objective = objective(encoder=None, collator=None)
     trainer.meter = Meter(lambda batch: 0.0, peak=None, statistics=objective.statistics)
@@ -138,7 +141,7 @@ def trainer_of(model, flags, objective=Sft) -> VlftTrainer:
 
 def run_step(opened, model, flags, rows, *, autocast, objective=Sft) -> None:
     """An optimizer step, observed from the loader's batch to the end."""
-    trainer, batch = trainer_of(model, flags, objective), batch_of(opened, rows)
+    trainer, batch = trainer_of(opened, model, flags, objective), batch_of(opened, rows)
     with tracing.without_contents():
         optimizer = trainer.create_optimizer()
         known_from_the_first_step(opened)
@@ -198,6 +201,36 @@ def test_a_step_neither_waits_nor_mixes_dtypes_or_devices(
     assert {dtype for _, *parts in machine for dtype, *_ in parts[:3]} == {BF16}
 
 
+#: In CI: each feature of a family once, with LoRA and recomputation or with all weights in float32.
+FAMILY_CELLS = [
+    pytest.param(
+        model_type, preset, recompute,
+        id=f"{model_type}-{preset}-{'recompute' if recompute else 'keep'}",
+        marks=[] if (model_type, preset, recompute) in (
+            ("qwen2_5_vl", "lora_vision", True), ("qwen3_vl", "full", False), ("qwen3_5", "full", False),
+            ("qwen3_vl_moe", "lora_vision", True),
+        ) else [pytest.mark.grid],
+    )
+    for model_type in FAMILIES if model_type != FAMILY.model_type
+    for preset in PRESETS if preset != "full" or "experts" not in FAMILIES[model_type].features
+    for recompute in (False, True)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "preset", "recompute"), FAMILY_CELLS)
+def test_a_step_of_each_family_does_neither(monkeypatch, machine, stock_of, flags, model_type, preset, recompute):
+    stock = stock_of(model_type)
+    one = as_a_base(stock.base, stock.family, stock.model.config, stock.processor, preset)
+    model = prepared(monkeypatch, one, flags, stored=BF16, recompute=recompute, fused=recompute)
+    rows = [row.flat for row in stock.rows.values()]
+    run_step(one, model, flags, rows, autocast=BF16)
+    assert {dtype for _, *parts in machine for dtype, *_ in parts[:3]} == {BF16}
+    segments_seen = {cu[1][0] - 1 for causal, *_, cu, _ in machine if not causal}
+    batch = batch_of(one, rows)
+    several = [batch["vision_lengths"], batch["vision_meta"].get("window_lengths", batch["vision_lengths"])]
+    assert segments_seen == {len(lengths) for lengths in several}
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_step_under_deepspeed_does_neither(monkeypatch, machine, opened, flags, encoded, preset):
     """DeepSpeed's engine converts all weights to bf16 and holds the masters, and there is no autocast."""
@@ -233,7 +266,7 @@ def test_a_step_of_log_probabilities_does_neither(monkeypatch, machine, opened, 
 def test_an_evaluation_does_neither(monkeypatch, machine, opened, flags, encoded):
     one = opened("full")
     model = prepared(monkeypatch, one, flags, stored=BF16, recompute=False, fused=True).eval()
-    trainer, batch = trainer_of(model, flags), batch_of(one, rows_of(encoded, "pictures"))
+    trainer, batch = trainer_of(one, model, flags), batch_of(one, rows_of(encoded, "pictures"))
     with tracing.without_contents():
         known_from_the_first_step(one)
         with tracing.Watch(tracing.refuse_waits), torch.no_grad(), tracing.autocast("cuda", BF16):
@@ -242,10 +275,17 @@ def test_an_evaluation_does_neither(monkeypatch, machine, opened, flags, encoded
     assert (loss.sum.dtype, loss.sum.device) == (FLOAT32, torch.device("cuda", 0))
 
 
-@pytest.mark.parametrize("stored", [BF16, FLOAT32], ids=["bfloat16", "float32"])
-def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(monkeypatch, machine, opened, flags, stored):
+@pytest.mark.parametrize(
+    ("model_type", "stored"),
+    [("qwen2_vl", BF16), ("qwen2_vl", FLOAT32), ("qwen3_vl", FLOAT32), ("qwen3_5", BF16), ("qwen3_5", FLOAT32)],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(
+    monkeypatch, machine, stock_of, flags, model_type, stored
+):
     """Dtypes, strides and kinds of the kernel's inputs, in both towers, over the same number of tokens."""
-    one = opened("full")
+    stock = stock_of(model_type)
+    one = as_a_base(stock.base, stock.family, stock.model.config, stock.processor, "full")
     model = prepared(monkeypatch, one, flags, stored=stored, recompute=False, fused=False)
     lengths = attention.LENGTHS
     with tracing.without_contents(), torch.device("cuda"):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import TORCH, assert_close, build, flat_inputs, gradients
+from models import PRESETS, TORCH, assert_close, build, flat_inputs, gradients
 from stock_rows import changed, stock_loss
 
 from vlft.families import FAMILIES
 from vlft.model import kernels
+from vlft.model.towers import Towers
 
 KINDS = ("text", "picture", "pictures", "video", "frames", "mixed")
 LORA = ("language-lora", "vision-lora")
@@ -94,7 +95,24 @@ def test_without_pictures_every_trained_module_runs(family, kinds):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 assert parameter.grad is not None, (preset, name)
-                assert kinds and ".visual." not in name or not parameter.grad.any(), (preset, name)
+                assert (kinds and ".visual." not in name) or not parameter.grad.any(), (preset, name)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("merger", ["full", "frozen"])
+def test_a_vision_tower_in_full_beside_lora_keeps_its_windows_and_positions(monkeypatch, stock_of, model_type, merger):
+    """PEFT copies the tower, or with a frozen merger each block, and what vlft installed in it."""
+    towers = Towers(vision="full", merger=merger, language="lora", lora_dropout=0.0, lora_rank=4)
+    monkeypatch.setitem(PRESETS, "here", towers)
+    of = Models(stock_of(model_type))
+    rows = [of.rows[kind] for kind in ("pictures", "video")]
+    stock, ours = of.model("here", flat=False), of.model("here", flat=True, checkpointing=True)
+    sum(stock_loss(stock, row)[0] for row in rows).backward()
+    ours(**of.inputs(rows)).loss.backward()
+    theirs, mine = gradients(stock), gradients(ours)
+    assert set(mine) == set(theirs)
+    for name, gradient in theirs.items():
+        assert_close(mine[name], gradient, name)
 
 
 def test_fused_kernels_replace_the_norms_and_dense_mlps_of_a_family(family):

@@ -66,6 +66,7 @@ class TextNames:
         layer_kinds: key of a list with one entry per layer; it is shortened together with the layers.
         recurrent: whether the layers that this list calls `linear_attention` are gated delta nets.
         query_gate: whether the query's linear layer also computes a gate, since no config has a key for it.
+        partial_rotary: whether rotary embedding leaves some channels of a head as they are.
         experts: key of the number of experts; None without experts.
         shared_expert: key of the channels of the shared expert; None without one.
         dense_layers: key of the list of layers without experts; None: all layers have them.
@@ -82,6 +83,7 @@ class TextNames:
     layer_kinds: str = "layer_types"
     recurrent: bool = False
     query_gate: bool = False
+    partial_rotary: bool = False
     experts: str | None = None
     shared_expert: str | None = None
     dense_layers: str | None = None
@@ -89,7 +91,7 @@ class TextNames:
     @property
     def keys(self) -> frozenset[str]:
         """Every key that `read_sizes` reads."""
-        other = {"recurrent", "query_gate", *(() if self.recurrent else ("layer_kinds",))}
+        other = {"recurrent", "query_gate", "partial_rotary", *(() if self.recurrent else ("layer_kinds",))}
         found = {getattr(self, f.name) for f in fields(self) if f.name not in other} - {None}
         return frozenset(found | ({*_RECURRENT.values()} if self.recurrent else set()) | self._of_experts)
 
@@ -144,6 +146,7 @@ def read_sizes(config: Any, vision_names: VisionNames, text_names: TextNames) ->
             kv_heads=text[t.kv_heads],
             head_dim=text[t.head_dim] if t.head_dim else width // heads,
             query_gate=t.query_gate,
+            partial_rotary=t.partial_rotary,
             vocab=text[t.vocab],
             tied=bool(config.tie_word_embeddings),
             max_positions=text[t.max_positions],

@@ -54,7 +54,7 @@ QWEN3_5 = Family(
     vision_names=VisionNames(
         width="hidden_size", out="out_hidden_size", inner="intermediate_size", positions="num_position_embeddings"
     ),
-    text_names=TextNames(head_dim="head_dim", recurrent=True, query_gate=True),
+    text_names=TextNames(head_dim="head_dim", recurrent=True, query_gate=True, partial_rotary=True),
     parameter_names=QWEN3_VL.parameter_names,
     lora_targets={
         "language": LAYER + _MIXER + r"|mlp\.(gate|up|down)_proj)",
@@ -99,7 +99,7 @@ QWEN3_5_MOE = replace(
     model_class="Qwen3_5MoeForConditionalGeneration",
     config_class="Qwen3_5MoeConfig",
     text_names=TextNames(
-        inner=None, head_dim="head_dim", recurrent=True, query_gate=True, experts="num_experts",
+        inner=None, head_dim="head_dim", recurrent=True, query_gate=True, partial_rotary=True, experts="num_experts",
         shared_expert="shared_expert_intermediate_size",
     ),
     lora_targets={

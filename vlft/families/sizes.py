@@ -180,6 +180,7 @@ class TextSizes:
         kv_heads: number of key and value heads.
         head_dim: channels of a head; may differ from `width / heads`.
         query_gate: whether the query's linear layer also computes a gate for the result of attention.
+        partial_rotary: whether rotary embedding leaves some channels of a head as they are.
         vocab: rows of the embedding and of the head.
         tied: whether the head is the embedding.
         max_positions: tokens of the longest sample that it supports.
@@ -191,6 +192,7 @@ class TextSizes:
     kv_heads: int
     head_dim: int
     query_gate: bool = False
+    partial_rotary: bool = False
     vocab: int
     tied: bool
     max_positions: int

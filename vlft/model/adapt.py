@@ -84,6 +84,13 @@ def fused_mlps(model: Any) -> list[torch.nn.Module]:
     return list(_matching(model, pattern)) if pattern else []
 
 
+def experts(model: Any) -> tuple[str, torch.dtype]:
+    """The name of transformers' function for experts, and the dtype of their weights."""
+    live = bare(model)
+    dtype = next(p.dtype for name, p in live.named_parameters() if ".mlp.experts." in name)
+    return live.get_experts_implementation()[""], dtype
+
+
 def _matching(model: Any, pattern: str) -> Iterator[torch.nn.Module]:
     fits = re.compile(pattern).fullmatch
     return (module for name, module in bare(model).named_modules() if fits(name))

@@ -129,6 +129,9 @@ def _as_in_a_layer(projected: Sequence[torch.Tensor], tower: Heads) -> tuple[tor
     one = torch.ones(len(parts[0]), 1, tower.head_dim, device=parts[0].device)  # a rotation by zero
     for i, part in enumerate(parts[:2]):
         turned = part.float() * one
+        if tower.partial_rotary:
+            heads_first = turned.transpose(0, 1)
+            turned = torch.cat(heads_first.chunk(2, dim=-1), dim=-1).transpose(0, 1)
         parts[i] = turned.to(part.dtype) if tower.joined else turned
     q, k, v = (part.transpose(0, 1)[None] for part in parts)
     return q, k, v

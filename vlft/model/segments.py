@@ -33,6 +33,8 @@ class Heads:
         head_dim: D.
         causal: whether a token attends only to earlier tokens and itself.
         joined: whether query, key and value are slices of one projection's output, as in the ViT.
+        partial_rotary: whether rotary embedding leaves some channels as they are. Query and key are then concatenated
+            from two parts, which stores them head after head instead of token after token.
     """
 
     heads: int
@@ -40,6 +42,7 @@ class Heads:
     head_dim: int
     causal: bool
     joined: bool
+    partial_rotary: bool = False
 
     @property
     def scale(self) -> float:
@@ -146,10 +149,17 @@ def run_kernel(
 
 
 def heads_of(sizes: Sizes) -> dict[adapt.Part, Heads]:
-    """Tower -> its attention."""
+    """Tower -> its softmax attention; gated delta nets have heads of their own."""
     text, vision = sizes.text, sizes.vision
     return {
-        "language": Heads(heads=text.heads, kv_heads=text.kv_heads, head_dim=text.head_dim, causal=True, joined=False),
+        "language": Heads(
+            heads=text.heads,
+            kv_heads=text.kv_heads,
+            head_dim=text.head_dim,
+            causal=True,
+            joined=False,
+            partial_rotary=text.partial_rotary,
+        ),
         "vision": Heads(heads=vision.heads, kv_heads=vision.heads, head_dim=vision.head_dim, causal=False, joined=True),
     }
 

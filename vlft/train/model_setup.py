@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlft.config.training import TrainFlags
-from vlft.model import attention, forward, kernels, linear_attention, memory, tracing
+from vlft.model import attention, experts, forward, kernels, linear_attention, memory, tracing
 from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import load_base
 from vlft.model.scale import PixelScale
@@ -69,10 +69,12 @@ def prepare_model(
         device=args.device,
     )
     checkpoint_activations(wrapped, parts)
+    computed = {"experts": experts.described(wrapped, args.device)} if "experts" in base.family.features else {}
     return wrapped, {
         "attention": ", ".join(f"{tower} {backend}" for tower, backend in backends.items()),
         **({"gated delta nets": delta} if delta else {}),
         "Liger kernels": fused,
+        **computed,
         "gradient checkpointing": checkpointed,
     }
 
