@@ -188,7 +188,7 @@ KIT = Kit(
         "packing": switch(true=flag("packing", "true"), false=Idle(why="a pack trains as its rows would alone")),
         "tool_format": cannot("the base's own chat template is used. Drop it"),
         "default_system": cannot("write the system turn into the rows"),
-        "enable_thinking": off("not supported"),
+        "enable_thinking": switch(true=flag("thinking", "auto"), false=flag("thinking", "off")),
         "tokenized_path": cannot("rows are prepared while training. Drop it, and set the files with --data_path"),
         "plot_loss": idle("report.html in the run folder has the curves"),
         "compute_accuracy": off("evaluation computes the loss only"),

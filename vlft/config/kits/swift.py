@@ -234,7 +234,7 @@ KIT = Kit(
         "resume_only_model": off("a resumed run always restores its optimizer"),
         "acc_strategy": by_word({"token": Idle(why="always so")}, cannot("the loss is averaged over tokens")),
         "max_epochs": renamed("num_train_epochs"),
-        "enable_thinking": off("not supported"),
+        "enable_thinking": switch(true=flag("thinking", "auto"), false=flag("thinking", "off")),
         "enable_channel_loss": _OTHER,
         "enable_dft_loss": _OTHER,
         "sequence_parallel_size": by_word({"1": Idle(why="always so")}, cannot("not supported")),
