@@ -119,7 +119,7 @@ def _towers(vision, merger, language):
 
 
 _FROZEN_LORA = _towers("frozen", "frozen", "lora")
-_DEMO = {"data_path": "<mllm_demo> <identity>", "image_max_pixels": "262144", "video_max_pixels": "16384"}
+_DEMO = {"data_path": "<mllm_demo> <identity>", "image_max_pixels": "262144", "video_max_pixels": str(16384 * 128)}
 #: (source, its text, flags that it must become, parts of what has no counterpart)
 EXAMPLES = [
     ("2U1 scripts/finetune.sh", _of_2u1(more=_FULL),
@@ -190,7 +190,7 @@ EXAMPLES = [
      "NPROC_PER_NODE=2 " + _of_swift(_SWIFT_LORA + "--dataset 'a/b#10000' \\\n 'c/d:e#5000' --attn_impl flash_attn "
      "--padding_free true --packing true --vit_gradient_checkpointing false --gradient_accumulation_steps 2",
      model="Qwen/Qwen3-VL-4B-Instruct"),
-     {"image_max_pixels": "1048576", "video_max_pixels": "131072", "packing": "true", "global_batch": "4",
+     {"image_max_pixels": "1048576", "video_max_pixels": str(131072 * 16), "packing": "true", "global_batch": "4",
      "data_path": "<a/b> <c/d:e>"}, []),
     ("ms-swift models/qwen3_vl/zero3.sh", "IMAGE_MAX_TOKEN_NUM=1024 NPROC_PER_NODE=2 " + _of_swift(_SWIFT_LORA +
      "--dataset 'a/b#2' --router_aux_loss_coef 1e-3 --experts_impl grouped_mm --gradient_accumulation_steps 1 "

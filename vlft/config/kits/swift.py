@@ -52,7 +52,6 @@ _TOKENS = {
 }
 #: A name is all that a script has of its model.
 _THIRD = re.compile(r"qwen-?3", re.IGNORECASE)
-_PER_FRAME = "ms-swift counts one frame; --{} of a Qwen3-VL counts the whole clip"
 
 
 def from_environment(environ: Mapping[str, str], model: str) -> Iterator[tuple[str, str, Becomes]]:
@@ -71,8 +70,6 @@ def from_environment(environ: Mapping[str, str], model: str) -> Iterator[tuple[s
             side = 32 if third else 28
             word = str(int(value) * side * side) if value.isdigit() else filled_in(f"{value} x {side} x {side}")
             notes.append(f"x {side} x {side} pixels")
-        if third and name in ("video_max_pixels", "video_min_pixels"):
-            notes.append(_PER_FRAME.format(name))
         yield variable, value, Becomes(flags={name: (word,)}, note="; ".join(notes))
 
 

@@ -14,6 +14,7 @@ from vlft.config.checks import contradictions
 from vlft.config.kinds import Bool, Kind, Place
 from vlft.config.kits import ANYWHERE, KITS
 from vlft.config.kits.outcome import HELD_OUT, Becomes, Cannot, Idle, Kit, held_out_shares
+from vlft.config.migrate.clips import as_limits_of_clips
 from vlft.config.migrate.documents import Run
 from vlft.config.names import mistyped
 from vlft.config.said import Said, as_written, placeholders, quoted
@@ -98,7 +99,8 @@ def settle(run: Run, gpus: int | None) -> Settled:
         else:
             idle.append((as_written(name, flags[name]), why))
         del flags[name]
-    notes = [*run.notes, *_clashes(told)]
+    notes = [*run.notes, *_clashes(told), *(as_limits_of_clips(flags) if kit is not None else [])]
+    own_defaults = {name: flags[name] for name in own_defaults if name in flags}
     if run.refused:
         notes.insert(0, run.refused)
     if kit is not None and kit.remark and sure:
