@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 from models import assert_close
-from test_recurrent import FAMILY, LENGTHS, build, config_of, flat_batch, text_rows
+from recurrent_models import FAMILY, LENGTHS, build, config_of, flat_batch, text_rows
 
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.errors import ConfigError

@@ -74,7 +74,8 @@ def self_test(rule: recurrent.Rule, sizes: Recurrent, *, dtype: torch.dtype, dev
     results = []
     for exact in (False, True):
         leaves = [(x.float() if exact else x.clone()).requires_grad_() for x in drawn]
-        out = recurrent.mix(layer, *leaves, recurrent.torch_rule if exact else rule, segments)
+        projected, b, a = leaves
+        out = recurrent.mix(layer, projected, b, a, recurrent.torch_rule if exact else rule, segments)
         gradients = torch.autograd.grad(out, leaves, upstream.to(out.dtype))
         results.append([x.detach().float().flatten(1) for x in (out, *gradients)])
     shares = [
