@@ -124,8 +124,8 @@ def check_media(folder: Path, files: Mapping[str, Path], config: Mapping[str, An
         for size, here in (family.plain_patches(config) or {}).items():
             if (there := settings.get(size)) not in (None, here):
                 raise CheckpointError(
-                    f"{folder}: {size} of its {part.replace('_', ' ')} is {there}, by {name}; config.json has {here} for "
-                    f"the vision tower: they belong to different models{_owners(size, there, family)}. {advice}"
+                    f"{folder}: {size} of its {part.replace('_', ' ')} is {there}, by {name}; config.json has {here} "
+                    f"for the vision tower: they belong to different models{_owners(size, there, family)}. {advice}"
                 )
         classes[f"{part}_class"] = (str(settings.get(key)).removesuffix("Fast"), f"{key} in {name}")
     for attribute, (there, where) in classes.items():
