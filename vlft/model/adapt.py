@@ -177,15 +177,16 @@ def vision_features(
         lengths: `vision_lengths` of the batch.
         meta: `vision_meta` of the batch.
     """
-    visual, features = tower(model, "vision"), family_of(model).features
+    visual, sizes = tower(model, "vision"), sizes_of(model).vision
     more: dict[str, Any] = {}
-    if "windows" in features:
+    if sizes.window is not None:
         more["window_index"], more["cu_window_seqlens"] = meta["window_index"], meta["window_cu_seqlens"]
         more["window_lengths"] = meta["window_lengths"]
         more["max_window_seqlen"] = max(meta["window_lengths"])
-    if "interpolation" in features:
-        side = sizes_of(model).vision.positions
-        more["interp_indices"], more["interp_weights"] = interpolation(meta, positions, cu_seqlens, side=side)
+    if sizes.positions is not None:
+        more["interp_indices"], more["interp_weights"] = interpolation(
+            meta, positions, cu_seqlens, side=sizes.positions
+        )
     out = visual(
         pixels_PX.to(visual.dtype),
         grid_thw=grid,
@@ -195,7 +196,7 @@ def vision_features(
         segment_lengths=lengths,
         **more,
     )
-    later = out.deepstack_features if "deepstack" in features else ()
+    later = out.deepstack_features if sizes.deepstack else ()
     return Features(embeds_NH=out.pooler_output, layers_NH=tuple(later))
 
 
