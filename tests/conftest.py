@@ -58,11 +58,16 @@ def base(tmp_path_factory, base_family) -> Path:
 @pytest.fixture(scope="session")
 def base_of(tmp_path_factory):
     """A function: family -> its tiny base, float32. Each is built once per session."""
-    import functools
-
     from vlft.demo.tiny import build_tiny
 
-    return functools.cache(lambda family: build_tiny(tmp_path_factory.mktemp(family.model_type), family))
+    built: dict[str, Path] = {}
+
+    def of(family) -> Path:
+        if family.model_type not in built:
+            built[family.model_type] = build_tiny(tmp_path_factory.mktemp(family.model_type), family)
+        return built[family.model_type]
+
+    return of
 
 
 @pytest.fixture(scope="session")
