@@ -38,11 +38,11 @@ def messages_of(sample, settings) -> list[dict]:
     return [{"role": turn.role, "content": [part(p) for p in turn.parts]} for turn in sample.turns]
 
 
-def stock(sample, encoder):
+def stock(sample, encoder, *, unanswered=False):
     """The stock processor's whole answer for a row, with videos as plain serving hands them over."""
     processor, recipe = encoder.processor, encoder.recipe
     messages = messages_of(sample, recipe)
-    text = processor.apply_chat_template(messages, tokenize=False)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=unanswered)
     videos = [m for message in messages for m in message["content"] if m["type"] == "video"]
     pictures = [m["image"] for message in messages for m in message["content"] if m["type"] == "image"]
     asked = {"text": [text], "return_tensors": "pt"}

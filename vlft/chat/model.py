@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vlft.answering import answers, speaker
+from vlft.answering import answers, seconds_remark, speaker
 from vlft.chat.turns import conversation
 from vlft.checkpoint import (
     RunRecord,
@@ -187,16 +187,14 @@ def open_model(path: str | Path, *, base_model: str | None = None, device: torch
             parameter.data = parameter.data.to(device, dtype)
         model.to(device).eval()
     sizes = family.sizes(config)
+    recipe = _recipe(found.record if found else None, processor, family, sizes)
+    remark = seconds_remark(model, recipe)
     return Chat(
         name=f"{name}, {str(dtype).removeprefix('torch.')} on {device}",
-        encoder=Encoder(
-            family=family,
-            processor=processor,
-            recipe=_recipe(found.record if found else None, processor, family, sizes),
-        ),
+        encoder=Encoder(family=family, processor=processor, recipe=recipe),
         speaker=speaker(model, processor, family),
         limit=sizes.text.max_positions,
-        notes=adapter.notes if adapter is not None else (),
+        notes=(*(adapter.notes if adapter is not None else ()), *([remark] if remark else [])),
     )
 
 

@@ -1,9 +1,9 @@
 """Find every row that the loader would refuse, measure the other rows, and collect warnings about them, in one pass.
 
 With a base (`--model_id`) rows are measured exactly as for training. Without one their structure and media are checked
-against the stock budgets of the default family, and tokens are not counted. Rows are read one at a time. Results are cached, so
-that an interrupted check resumes where it stopped. `vlft.check.row` inspects one row, `vlft.check.result` holds the
-result, `vlft.check.page` and `vlft.check.fix` write it to files.
+against the stock budgets of the default family, and tokens are not counted. Rows are read one at a time. Results are
+cached, so that an interrupted check resumes where it stopped. `vlft.check.row` inspects one row, `vlft.check.result`
+holds the result, `vlft.check.page` and `vlft.check.fix` write it to files.
 """
 
 from __future__ import annotations

@@ -100,10 +100,8 @@ class RowCheck:
                 if part.path is None and self.decode:
                     warnings += self._inspect(sample, part)[1]
                 if part.path is None and self._asks_rate and part.overrides.fps is None:
-                    rate = (
-                        f"{self.encoder.recipe.frames_fps:g} are assumed, which decides the times that the model sees"
-                    )
-                    warnings.append((part.field, f"{NO_RATE}; {rate}"))
+                    rate = f"{self.encoder.recipe.frames_fps:g} are assumed, and decide the times that the model sees"
+                    warnings.append((part.field, f"{NO_RATE}. {rate}"))
                 continue
             (width, height, new_width, new_height), remarks_on_it = self._inspect(sample, part)
             warnings += remarks_on_it

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from packaging.version import Version
 from tokenizers import Tokenizer
 
 from vlft.model_files import read_json, tokenizer_settings
@@ -35,8 +33,9 @@ _SPLITS = {
         r"|\s+(?!\S)|\s+"
     ),
 }
-#: The version of transformers that is known to take the family's class, whatever class the files name.
-_CLASS_OF_FAMILY = Version("5.23")
+#: The class that the files of later families may name instead of their own. transformers 5.23 then takes their own; for
+#: 5.17 `vlft.model.load` does.
+_NAMED = "Qwen2Tokenizer"
 #: Settings of the model in tokenizer.json that transformers leaves at these values.
 _MODEL = {"type": ("BPE",), "dropout": (None,), "byte_fallback": (False, None), "ignore_merges": (False, None)}
 _NOT_READ = ("add_prefix_space", "split_special_tokens", "auto_map")
@@ -153,10 +152,8 @@ def read_tokenizer(folder: Path, wanted: str) -> PlainTokenizer | None:
         return None
     config = read_json(folder / "tokenizer_config.json")
     named_class = str(config.get("tokenizer_class")).removesuffix("Fast")
-    if named_class not in _SPLITS or any(config.get(name) for name in _NOT_READ):
+    if named_class not in (wanted, _NAMED) or any(config.get(name) for name in _NOT_READ):
         return None
-    if named_class != wanted and Version(version("transformers")) < _CLASS_OF_FAMILY:
-        return None  # 5.17 takes the class that the files name; it is not known when that changed
     if not isinstance(config.get("chat_template"), str | None):
         return None
     try:
