@@ -20,12 +20,14 @@ from vlft.checkpoint.door import check_base
 from vlft.config.recipe import Recipe, RowFlags
 from vlft.data.media.sizes import frame_count, frame_range, frame_size, still_size
 from vlft.demo.tiny import build_tiny
-from vlft.families import DEFAULT
-from vlft.model.load import load_config
+from vlft.families import DEFAULT, FAMILIES
+from vlft.model.build import build_config
+from vlft.model.load import empty_model, load_config
 
 TEXTS = (
     "Don't panic: 42% of Zürich's 北京 \u0301e\u0301 naïve 🙂!\n\n\tOk?  <|im_end|><|image_pad|>x",
     "", " ", "\n", "a  b\r\n\r\n c", "<|vision_start|><|image_pad|><|vision_end|>", "é vs e\u0301", "١٢٣ 12345",
+    "नमस्ते दुनिया, สวัสดีชาวโลก",
 )  # fmt: skip
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -73,7 +75,31 @@ FORMS = ("transformers 5", "published", "published, with a file for videos", "pu
 def test_it_is_what_transformers_opens(folders, form):
     if form == FORMS[-1] and Version(version("transformers")) < Version("5.23"):
         pytest.skip("5.17 writes the limits of one processor into the class, so a later one has them")
-    folder = folders[form]
+    assert_same_plainly(folders[form])
+
+
+def with_files_of_their_own(folder: Path, out: Path, family) -> Path:
+    """The processors in the two files of the hub's Qwen3-VL and Qwen3.5, and the tokenizer class that they name."""
+    made = changed(folder, out, "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    whole = json.loads((made / "processor_config.json").read_text())
+    (made / "processor_config.json").unlink()
+    keys = ("size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
+    for part, file in (("image", "preprocessor_config.json"), ("video", "video_preprocessor_config.json")):
+        found = {key: whole[f"{part}_processor"][key] for key in keys}
+        name = whole[f"{part}_processor"][f"{part}_processor_type"]
+        found |= {f"{part}_processor_type": f"{name}Fast" if part == "image" else name}
+        (made / file).write_text(json.dumps(found | {"processor_class": family.processor_class}))
+    return made
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_later_families_are_what_transformers_opens(base_of, model_type, tmp_path):
+    family = FAMILIES[model_type]
+    assert_same_plainly(base_of(family))
+    assert_same_plainly(with_files_of_their_own(base_of(family), tmp_path / "hub", family))
+
+
+def assert_same_plainly(folder: Path) -> None:
     family = check_base(folder)
     found = open_plain(folder, family)
     assert found is not None
@@ -97,8 +123,8 @@ def test_it_is_what_transformers_opens(folders, form):
         chat = {"chat_template": template, "tokenize": False, "add_generation_prompt": prompted}
         theirs = stock.tokenizer.apply_chat_template([CHAT, CHAT[1:]], **chat)
         assert plain.tokenizer.apply_chat_template([CHAT, CHAT[1:]], **chat) == theirs
-    for flags in (RowFlags(), RowFlags(image_max_pixels=28 * 28 * 9, nframes=4), RowFlags(fps=0.5)):
-        assert Recipe.of(plain, flags) == Recipe.of(stock, flags)
+    for flags in (RowFlags(), RowFlags(image_max_pixels=32 * 32 * 9, nframes=4), RowFlags(fps=0.5)):
+        assert Recipe.of(plain, flags, family=family) == Recipe.of(stock, flags, family=family)
     names = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")
     for part in ("image_processor", "video_processor"):
         ours, theirs = getattr(plain, part), getattr(stock, part)

@@ -14,6 +14,7 @@ import torch
 from vlft.config.recipe import Recipe
 from vlft.config.thinking import thinks
 from vlft.data.encode import Encoder
+from vlft.data.positions import time_positions
 from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample, Text
 from vlft.errors import ConfigError
 from vlft.families import Family
@@ -130,6 +131,31 @@ def as_tensors(prompt: EncodedPrompt, recipe: Recipe) -> Prompt:
 def _grids(media: Sequence[EncodedMedia]) -> torch.Tensor:
     """int64 [M, 3], also without media."""
     return torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in media], dtype=torch.int64).view(-1, 3)
+
+
+def seconds_remark(model: Any, recipe: Recipe) -> str | None:
+    """Warn if the model's stock forward does not place videos at the seconds that rows are trained with.
+
+    transformers 5.17 truncates the seconds between two time steps to a whole number; 5.23 does not.
+    """
+    rate = recipe.tokens_per_second
+    if recipe.video_time != "seconds" or rate is None:
+        return None
+    pace, steps = 1.9 / rate, 3
+    side = recipe.merge_size
+    kinds_1T = torch.full((1, steps), 2, device=model.device)
+    positions_31T, _ = model.model.get_rope_index(
+        input_ids=torch.zeros_like(kinds_1T),
+        mm_token_type_ids=kinds_1T,
+        video_grid_thw=torch.tensor([[steps, side, side]], device=model.device),
+        second_per_grid_ts=torch.tensor([pace], device=model.device),
+    )
+    if positions_31T[0, 0].tolist() == time_positions(steps, pace, rate).tolist():
+        return None
+    return (
+        "this version of transformers truncates the seconds between frames, so answers about videos differ from those "
+        "of later versions, which count them as in training. Update transformers to 5.23"
+    )
 
 
 def speaker(model: Any, processor: Any, family: Family) -> Speaker:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vlft.answering import answers, speaker
+from vlft.answering import answers, seconds_remark, speaker
 from vlft.chat.turns import conversation
 from vlft.checkpoint import (
     RunRecord,
@@ -202,16 +202,13 @@ def open_model(
         for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
             parameter.data = parameter.data.to(device, dtype)
         model.to(device).eval()
+    remark = seconds_remark(model, recipe)
     return Chat(
         name=f"{name}, {str(dtype).removeprefix('torch.')} on {device}",
-        encoder=Encoder(
-            family=family,
-            processor=processor,
-            recipe=recipe,
-        ),
+        encoder=Encoder(family=family, processor=processor, recipe=recipe),
         speaker=speaker(model, processor, family),
         limit=sizes.text.max_positions,
-        notes=notes,
+        notes=(*notes, *([remark] if remark else [])),
     )
 
 

@@ -1,9 +1,9 @@
 """Find every row that the loader would refuse, measure the other rows, and collect warnings about them, in one pass.
 
 With a base (`--model_id`) rows are measured exactly as for training. Without one their structure and media are checked
-against the stock budgets of Qwen2-VL, and tokens are not counted. Rows are read one at a time. Results are cached, so
-that an interrupted check resumes where it stopped. `vlft.check.row` inspects one row, `vlft.check.result` holds the
-result, `vlft.check.page` and `vlft.check.fix` write it to files.
+against the stock budgets of the default family, and tokens are not counted. Rows are read one at a time. Results are
+cached, so that an interrupted check resumes where it stopped. `vlft.check.row` inspects one row, `vlft.check.result`
+holds the result, `vlft.check.page` and `vlft.check.fix` write it to files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from vlft.check.kinds import kind_key
 from vlft.check.result import Checked, histogram, tokens_of
-from vlft.check.row import RowCheck, RowFacts
+from vlft.check.row import NO_RATE, RowCheck, RowFacts
 from vlft.check.twins import Compared, Digests
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.data.costs.cache import scan_kept
@@ -110,16 +110,17 @@ class _Tally:
             self.unlisted += 1
         self.notable.first(kind_key(row.reason), place, str(row))
 
-    def unread(self, place: int, row: BadRow) -> None:
-        """Count a key that is not read. Most likely every row has it, so it gets one warning per key and file."""
+    def once(self, place: int, row: BadRow) -> None:
+        """Count a remark that most likely applies to every row, such as on a key: one warning per key and file."""
         key = row.file, re.sub(r"\[\d+\]", "[]", row.field)
         first = self.keys.setdefault(key, (place, row, set()))
         first[2].add(row.index)
 
-    def warn_of_keys(self) -> None:
-        """Add the warnings that `unread` has counted."""
+    def warn_once(self) -> None:
+        """Add the warnings that `once` has counted."""
         for place, row, rows in self.keys.values():
-            count = f". {len(rows):,} rows of the file have this key" if len(rows) > 1 else ""
+            what = "this key" if row.reason.startswith(UNREAD) else "such a list"
+            count = f". {len(rows):,} rows of the file have {what}" if len(rows) > 1 else ""
             self.warn(place, replace(row, reason=f"{row.reason}{count}"))
 
     def take(self, place: int, seen: RowFacts) -> None:
@@ -197,7 +198,7 @@ def check(
     budget = pack_budget(data) if base is not None else None  # tokens are counted with a base only
     before(index)
     notes: list[str] = []
-    look = RowCheck(probe, family=family, decode=not headers_only)
+    look = RowCheck(probe, family=family, decode=not headers_only, rate_given=data.frames_fps is not None)
     results = scan_kept(
         index,
         look,
@@ -223,8 +224,8 @@ def check(
                 tally.take(place, result)
                 for where, remark in result.warnings:
                     row = _row(index, place, where, remark)
-                    (tally.unread if remark.startswith(UNREAD) else tally.warn)(place, row)
-    tally.warn_of_keys()
+                    (tally.once if remark.startswith((UNREAD, NO_RATE)) else tally.warn)(place, row)
+    tally.warn_once()
     good = np.frombuffer(tally.good, dtype=np.int64)
     compared = Compared.of(tally.digests, index.take(good), by_content=not headers_only)
     repeats = {

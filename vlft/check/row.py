@@ -25,6 +25,8 @@ SUPERVISED = 0.002  # share of a row's tokens
 ALONE = 500  # tokens; in a shorter row the share of trained tokens means little
 HASHES = 100_000  # digests of files that a process remembers
 HEAD = 4096  # bytes at the start of a file
+#: Start of the remark on a list of frames whose rate nobody gave. One is reported for all rows of a file.
+NO_RATE = "a list of frames, and neither --frames_fps nor the row (fps) says how many frames per second it has"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,19 +62,24 @@ class RowCheck:
         encoder: encoder of the base, or a `MediaProbe` if no base is named.
         family: family whose boxes the rows hold.
         decode: decode every picture and frame; if False, read headers only.
+        rate_given: whether the user set `--frames_fps`.
     """
 
-    def __init__(self, encoder: Encoder | MediaProbe, *, family: Family, decode: bool) -> None:
+    def __init__(
+        self, encoder: Encoder | MediaProbe, *, family: Family, decode: bool, rate_given: bool = False
+    ) -> None:
         self.encoder = encoder
         self.family = family
         self.decode = decode
+        self._asks_rate = encoder.recipe.video_time != "index" and not rate_given
         self._digest = content_digest if decode else PathDigest()
         self._digests: dict[str, tuple[bytes, bytes]] = {}
 
     @property
     def name(self) -> str:
         """Name under which results are cached."""
-        return f"looked at and compared, {'decoded' if self.decode else 'by headers'}"
+        asked = ", rates of lists" if self._asks_rate else ""
+        return f"looked at and compared, {'decoded' if self.decode else 'by headers'}{asked}"
 
     def __call__(self, sample: Sample) -> RowFacts:
         """Check one row.
@@ -96,6 +103,9 @@ class RowCheck:
                 videos += 1
                 if part.path is None and self.decode:
                     warnings += self._inspect(sample, part)[1]
+                if part.path is None and self._asks_rate and part.overrides.fps is None:
+                    rate = f"{self.encoder.recipe.frames_fps:g} are assumed, and decide the times that the model sees"
+                    warnings.append((part.field, f"{NO_RATE}. {rate}"))
                 continue
             (width, height, new_width, new_height), remarks_on_it = self._inspect(sample, part)
             warnings += remarks_on_it

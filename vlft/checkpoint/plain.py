@@ -28,6 +28,16 @@ _MEDIA: Mapping[str, Mapping[str, Any]] = {
         "num_frames": None,
         "max_frames": 768,
     },
+    "Qwen3VLVideoProcessor": {
+        "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768},
+        "patch_size": 16,
+        "fps": 2,
+        "num_frames": None,
+        "min_frames": 4,
+        "max_frames": 768,
+        "cap_pixels_per_frame": None,
+        "max_video_tokens": 768,
+    },
 }
 _EVERY_MEDIUM: Mapping[str, Any] = {
     "do_rescale": True,
@@ -74,7 +84,7 @@ def open_plain(folder: Path, family: Family) -> tuple[SimpleNamespace, PlainProc
     image, video = _media(folder, family)
     if config is None or image is None or video is None:
         return None
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder, family.tokenizer_class)
     if tokenizer is None:
         return None
     template, ours = read_template(folder, tokenizer.chat_template)

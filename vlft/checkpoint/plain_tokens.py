@@ -22,21 +22,20 @@ from tokenizers import Tokenizer
 
 from vlft.model_files import read_json, tokenizer_settings
 
-CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-#: The values that transformers sets (Qwen2Tokenizer), as tokenizer.json spells them.
-_SET: Mapping[str, Any] = {
-    "normalizer": {"type": "NFC"},
-    "pre_tokenizer": {
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": _SPLIT}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ],
-    },
+#: Class in transformers -> the expression by which it splits a text into words.
+_SPLITS = {
+    "Qwen2Tokenizer": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)"
+        r"|\s+"
+    ),
+    "Qwen3_5Tokenizer": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    ),
 }
+#: The class that the files of later families may name instead of their own. transformers 5.23 then takes their own; for
+#: 5.17 `vlft.model.load` does.
+_NAMED = "Qwen2Tokenizer"
 #: Settings of the model in tokenizer.json that transformers leaves at these values.
 _MODEL = {"type": ("BPE",), "dropout": (None,), "byte_fallback": (False, None), "ignore_merges": (False, None)}
 _NOT_READ = ("add_prefix_space", "split_special_tokens", "auto_map")
@@ -144,8 +143,12 @@ def read_template(folder: Path, of_tokenizer: str | None) -> tuple[str | None, b
     return template, ours and not (folder / "additional_chat_templates").exists()
 
 
-def read_tokenizer(folder: Path) -> PlainTokenizer | None:
+def read_tokenizer(folder: Path, wanted: str) -> PlainTokenizer | None:
     """Read a Qwen tokenizer; None if its files have a form that only transformers can read.
+
+    Args:
+        folder: of the model.
+        wanted: the class of its family in transformers.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -153,7 +156,8 @@ def read_tokenizer(folder: Path) -> PlainTokenizer | None:
     if not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
     config = read_json(folder / "tokenizer_config.json")
-    if config.get("tokenizer_class") not in CLASSES or any(config.get(name) for name in _NOT_READ):
+    named_class = str(config.get("tokenizer_class")).removesuffix("Fast")
+    if named_class not in (wanted, _NAMED) or any(config.get(name) for name in _NOT_READ):
         return None
     if not isinstance(config.get("chat_template"), str | None):
         return None
@@ -163,7 +167,7 @@ def read_tokenizer(folder: Path) -> PlainTokenizer | None:
         backend = Tokenizer.from_str(text)
     except Exception:  # noqa: BLE001 - the package raises plain Exception; transformers then says what is wrong
         return None
-    if not _as_set(found):
+    if not _as_set(found, _SPLITS[wanted]):
         return None
     named = {name: _content(config[name]) for name in NAMED if config.get(name) is not None}
     if "unk_token" not in config:
@@ -188,15 +192,20 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _as_set(found: Mapping[str, Any]) -> bool:
+def _as_set(found: Mapping[str, Any], split: str) -> bool:
     """Whether a tokenizer.json states what transformers sets."""
     model = found.get("model")
     if not isinstance(model, dict) or not isinstance(found.get("pre_tokenizer"), dict):
         return False
     parts = found["pre_tokenizer"].get("pretokenizers", [])
     plain = [{key: value for key, value in part.items() if key != "trim_offsets"} for part in parts]
-    split = {**found["pre_tokenizer"], "pretokenizers": plain}
-    same = found.get("normalizer") == _SET["normalizer"] and split == _SET["pre_tokenizer"]
+    same = found.get("normalizer") == {"type": "NFC"} and {**found["pre_tokenizer"], "pretokenizers": plain} == {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ],
+    }
     return same and all(model.get(name) in allowed for name, allowed in _MODEL.items() if name in model)
 
 

@@ -55,7 +55,7 @@ def _patches(grids: Sequence[Grid]) -> int:
 def _shrunk(
     sample: Sample, seen: Sequence[Headers], grids: Sequence[Grid], said: int, fit: Fit, recipe: Recipe
 ) -> tuple[Sample, int]:
-    """Lower the maximum pixels of stills and of frames by one factor, starting at the largest still and frame."""
+    """Lower the maximum pixels of stills and of videos by one factor, starting at the largest still and video."""
     media = sample.media
     largest = {kind: _largest(kind, media, grids, recipe) for kind in (Image, Video)}
 
@@ -90,7 +90,7 @@ def _shrunk(
     made = at(low)
     caps = [
         f"{name} to at most {max(m.overrides.max_pixels or 0 for m in made if isinstance(m, kind)):,} pixels"
-        for name, kind in (("pictures", Image), ("video frames", Video))
+        for name, kind in (("pictures", Image), ("videos" if _per_clip(recipe) else "video frames", Video))
         if any(isinstance(m, kind) for m in made)
     ]
     now = said + _tokens(measured(low) or (), recipe)
@@ -98,9 +98,16 @@ def _shrunk(
 
 
 def _largest(kind: type, media: Sequence[Media], grids: Sequence[Grid], recipe: Recipe) -> int:
-    """Return the pixels of the largest still, or frame, as it would be trained."""
+    """Return the pixels of the largest still, or of the largest frame or clip, as it would be trained."""
     side = recipe.patch_size**2
-    return max((g.h * g.w * side for m, g in zip(media, grids, strict=True) if isinstance(m, kind)), default=0)
+    frames = recipe.temporal_patch_size if kind is Video and _per_clip(recipe) else 0
+    sizes = (g.h * g.w * side * (g.t * frames or 1) for m, g in zip(media, grids, strict=True) if isinstance(m, kind))
+    return max(sizes, default=0)
+
+
+def _per_clip(recipe: Recipe) -> bool:
+    """Whether the pixel limits of a video are those of all its frames together."""
+    return recipe.video_rule == "processor"
 
 
 def _capped(medium: Media, most: int, recipe: Recipe) -> Media:

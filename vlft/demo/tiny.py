@@ -83,16 +83,15 @@ def tiny_processor(
         words: words of one token each; other words have one token per byte, or share parts of these.
     """
     import transformers
-    from transformers import Qwen2Tokenizer
 
     merges = word_merges(words)
     vocabulary = byte_vocabulary()
     for left, right in merges:
         vocabulary.setdefault(left + right, len(vocabulary))
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = getattr(transformers, family.tokenizer_class)(
         vocab=vocabulary,
-        merges=merges,  # type: ignore[arg-type]
-        unk_token=None,  # type: ignore[arg-type]
+        merges=merges,
+        unk_token=None,
         bos_token=None,
         eos_token=family.end_of_turn,
         pad_token=family.end_of_text,

@@ -87,6 +87,7 @@ class Family:
         model_class: name of the class in transformers.
         config_class: name of the class in transformers.
         processor_class: name of the class in transformers.
+        tokenizer_class: name of the class in transformers.
         image_processor_class: name of the class in transformers.
         video_processor_class: name of the class in transformers.
         vision_names: how its `vision_config` spells sizes.
@@ -133,6 +134,7 @@ class Family:
     model_class: str
     config_class: str
     processor_class: str
+    tokenizer_class: str = "Qwen2Tokenizer"
     image_processor_class: str
     video_processor_class: str
     vision_names: VisionNames

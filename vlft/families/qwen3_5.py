@@ -49,6 +49,7 @@ QWEN3_5 = Family(
     model_class="Qwen3_5ForConditionalGeneration",
     config_class="Qwen3_5Config",
     processor_class="Qwen3VLProcessor",
+    tokenizer_class="Qwen3_5Tokenizer",
     image_processor_class="Qwen2VLImageProcessor",
     video_processor_class="Qwen3VLVideoProcessor",
     vision_names=VisionNames(

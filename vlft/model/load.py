@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from vlft.errors import CheckpointError
-from vlft.families import Family
+from vlft.families import DEFAULT, Family
 from vlft.families.stored import match
 from vlft.model.proof import prove
 from vlft.model_files import read_json, stored_slots
@@ -55,17 +55,21 @@ def load_processor(folder: str | Path, *, where: str | Path | None = None) -> An
     Raises:
         CheckpointError: processor files are missing or broken, or the processor does not fit the model.
     """
-    from transformers import AutoProcessor
+    import transformers
 
     where = where or folder
     config, family = load_config(folder)
     try:
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = transformers.AutoProcessor.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises plain Exception for a file it cannot read
         raise CheckpointError(
             f"{where}: its processor cannot be loaded ({error_text(error)}). It needs tokenizer.json, "
             "preprocessor_config.json (or processor_config.json) and a chat template next to the weights."
         ) from error
+    if type(processor.tokenizer).__name__ == DEFAULT.tokenizer_class != family.tokenizer_class:
+        # The files of Qwen3.5 name the class of Qwen2, which splits words at combining marks. transformers 5.23 takes
+        # the class of the model type instead, 5.17 does not.
+        processor.tokenizer = getattr(transformers, family.tokenizer_class).from_pretrained(folder)
     prove(processor, config, family, where=where)
     return processor
 

@@ -112,7 +112,8 @@ def videos(row: RowRef, value: object, places: Places, *, tags: int, key: str, o
 def clip(row: RowRef, value: object, field: str, places: Places, overrides: Overrides) -> Video:
     """Return one video: a file, a list of frames, or a folder of frames.
 
-    All frames of a list or a folder are used; `fps` and the other frame budgets of the row have no effect on them.
+    All frames of a list or a folder are used, and `fps` is their rate. The other frame budgets of the row have no
+    effect on them.
 
     Raises:
         DataError: a value of another type, a path that is not followed, or a folder that holds other files.
@@ -124,8 +125,8 @@ def clip(row: RowRef, value: object, field: str, places: Places, overrides: Over
         if not os.path.isdir(path):
             return Video(path=path, field=field, overrides=overrides, folder=places.folder)
         frames = _frames(row, _in_folder(row, value, path, field), field, places)
-    size = Overrides(min_pixels=overrides.min_pixels, max_pixels=overrides.max_pixels)
-    return Video(frames=frames, field=field, overrides=size, folder=places.folder)
+    kept = Overrides(min_pixels=overrides.min_pixels, max_pixels=overrides.max_pixels, fps=overrides.fps)
+    return Video(frames=frames, field=field, overrides=kept, folder=places.folder)
 
 
 def is_one_video(value: object) -> bool:

@@ -19,7 +19,7 @@ SPAN = ("video_start", "video_end")
 NOT_TAKEN = {
     "resized_height": "min_pixels and max_pixels",
     "resized_width": "min_pixels and max_pixels",
-    "total_pixels": "max_pixels, which limits one frame",
+    "total_pixels": "max_pixels",
     "min_frames": "nframes",
 }
 # Kind of media -> row keys for that kind -> the budget that they set.
@@ -30,9 +30,10 @@ OF_ROW: dict[Literal["image", "video"], dict[str, str]] = {
         "video_max_pixels": "max_pixels",
         "video_max_frames": "max_frames",
         "num_frames": "nframes",  # lmms-finetune
+        "sample_fps": "fps",  # qwen-vl-utils, for lists of frames
     },
 }
-ROW_KEYS = (*PIXELS, *FRAMES, *SPAN, *NOT_TAKEN, *(key for keys in OF_ROW.values() for key in keys))
+ROW_KEYS = (*PIXELS, *FRAMES, *SPAN, *NOT_TAKEN, "raw_fps", *(key for keys in OF_ROW.values() for key in keys))
 
 
 def of_row(row: RowRef, raw: dict) -> dict[Literal["image", "video"], Overrides]:
@@ -50,8 +51,9 @@ def of_row(row: RowRef, raw: dict) -> dict[Literal["image", "video"], Overrides]
             for key, ours in keys.items()
             if raw.get(key) is not None and not isinstance(raw[key], list if key == "num_frames" else ())
         }
-        if "nframes" in given and "num_frames" in given and raw["nframes"] != raw["num_frames"]:
-            raise row.bad("num_frames", f"is {raw['num_frames']}, and nframes is {raw['nframes']}. Keep one of them")
+        for other, key in (("num_frames", "nframes"), ("sample_fps", "fps")):
+            if {key, other} <= given.keys() and raw[key] != raw[other]:
+                raise row.bad(other, f"is {raw[other]}, and {key} is {raw[key]}. Keep one of them")
         # "image_min_pixels" wins over "min_pixels": it is more specific.
         values = {ours: (key, value) for key, (ours, value) in given.items()}
         found[kind] = _checked(row, values, "")
@@ -81,10 +83,14 @@ def of_part(row: RowRef, part: dict, field: str, kind: Literal["image", "video"]
         DataError: an invalid value, or a key that is not supported or has no effect on this kind.
     """
     _refuse_others(row, part, f"{field}.")
-    for key in (*FRAMES, *SPAN):
+    for key in (*FRAMES, *SPAN, "sample_fps"):
         if kind == "image" and part.get(key) is not None:
             raise row.bad(f"{field}.{key}", "is for videos, but this is a picture. Drop it")
     values = {key: (key, part[key]) for key in _taken(kind) if part.get(key) is not None}
+    if kind == "video" and part.get("sample_fps") is not None:
+        if part.get("fps") not in (None, part["sample_fps"]):
+            raise row.bad(f"{field}.sample_fps", f"is {part['sample_fps']}, and fps is {part['fps']}. Keep one of them")
+        values["fps"] = ("sample_fps", part["sample_fps"])
     return _checked(row, values, f"{field}.")
 
 
@@ -104,6 +110,10 @@ def _refuse_others(row: RowRef, values: dict, at: str) -> None:
     for key, instead in NOT_TAKEN.items():
         if values.get(key) is not None:
             raise row.bad(f"{at}{key}", f"is not supported. Use {instead}")
+    # qwen-vl-utils knows it as the rate of the video that a list of frames was taken from. The time of a frame follows
+    # from `sample_fps` alone.
+    if values.get("raw_fps") is not None and values.get("sample_fps") is None and values.get("fps") is None:
+        raise row.bad(f"{at}raw_fps", "does not say how many frames per second the list has. Use sample_fps")
 
 
 def _checked(row: RowRef, values: dict[str, tuple[str, Any]], at: str) -> Overrides:

@@ -101,7 +101,7 @@ def _parsed(row: RowRef, raw: object, family: Family, places: Places, flags: Row
     parts = {kind: iter(some) for kind, some in media.items()}
     turns = tuple(Turn(role=entry.role, parts=parts_of(entry, parts), field=entry.field) for entry in entries)
     shown = [part for turn in turns for part in turn.parts if not isinstance(part, Text)]
-    warnings += _budgets_without_effect(shape, shown)
+    warnings += _budgets_without_effect(shape, shown, family)
     if not shown:
         warnings += _unread_media(raw)
     objects = objects_of(row, raw, [entry.text for entry in entries], len(media["image"]), family)
@@ -135,13 +135,19 @@ def _unread_media(raw: dict) -> list[tuple[str, str]]:
     return []
 
 
-def _budgets_without_effect(shape: PlainRow, media: list[Image | Video]) -> list[tuple[str, str]]:
-    """Warn about budgets of the row that have no effect on its media, such as fps on a list of frames."""
+def _budgets_without_effect(shape: PlainRow, media: list[Image | Video], family: Family) -> list[tuple[str, str]]:
+    """Warn about budgets of the row that have no effect on its media, such as nframes on a list of frames."""
+
+    def acts(name: str, medium: Image | Video) -> bool:
+        rate_of_list = name == "fps" and isinstance(medium, Video) and medium.frames
+        used = not rate_of_list or family.video_time != "index"
+        return used and getattr(medium.overrides, name) is not None
+
     said = {f.name for one in shape.overrides.values() for f in fields(one) if getattr(one, f.name) is not None}
     return [
         (name, "has no effect on any picture or video of the row")
         for name in sorted(said)
-        if all(getattr(medium.overrides, name) is None for medium in media)
+        if not any(acts(name, medium) for medium in media)
     ]
 
 

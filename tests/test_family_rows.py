@@ -1,0 +1,317 @@
+"""Rows of every family: ids, grids, positions and pixels equal those of its stock processor and model."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+from build import picture, row, write_image
+from packaging.version import Version
+from stock import stock, stock_positions
+
+from vlft.answering import as_tensors, question_of, seconds_remark
+from vlft.chat import open_model
+from vlft.cli.main import main
+from vlft.config.recipe import Recipe, RowFlags
+from vlft.data.encode import Encoder
+from vlft.data.media.sizes import clip_count, clip_size
+from vlft.data.positions import mrope_positions
+from vlft.data.rows.records import parse_record
+from vlft.data.sample import Grid
+from vlft.errors import ConfigError, DataError
+from vlft.families import FAMILIES
+from vlft.model.generate import Sampling
+from vlft.model.load import load_base, load_config, load_processor
+from vlft.model.scale import PixelScale
+
+NTSC = Fraction(30000, 1001)
+DENSE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two clips of 29.97 frames per second, of 77 and 120 frames, and photographs."""
+    import av
+
+    folder = tmp_path_factory.mktemp("clips")
+    wide = np.asarray(picture(300, 120, name="coffee"))
+    for name, frames in (("short", 77), ("long", 120)):
+        with av.open(str(folder / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=NTSC)
+            stream.width, stream.height, stream.pix_fmt = 180, 120, "yuv420p"
+            for i in range(frames):
+                view = np.ascontiguousarray(wide[:, i : i + 180])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
+            container.mux(stream.encode())
+    write_image(folder / "wide.png", 400, 90)
+    write_image(folder / "tall.png", 101, 307, name="flower")
+    return folder
+
+
+ROWS = {
+    "text": row("2+2?", "4"),
+    "picture": row("<image>What?", "A temple.", image="wide.png"),
+    "pictures": row("<image>and<image>\nCompare.", "Both.", image=["wide.png", "tall.png"]),
+    "video, odd": row("<video>What?", "It slides.", video="short.mp4"),
+    "video, even": row("<video>\nWhat?", "It slides.", video="long.mp4"),
+    "part": row("<video>What?", "It slides.", video="long.mp4", video_start=1.1, video_end=3.45),
+    "two videos": row("<video>5<video> 6", "Both.", video=["short.mp4", "long.mp4"]),
+    "frames": row("<video>Who?", "Her.", video=[["tall.png"] * 3]),
+    "frames with a rate": row("<video>Who?", "Her.", video=[["tall.png"] * 4], fps=0.7),
+    "mixed": row("<image>3 <video><image> <video>?", "All.", image=["wide.png", "tall.png"],
+                 video=["short.mp4", ["wide.png"] * 5]),
+    "turns": {
+        "image": "tall.png", "video": "short.mp4",
+        "conversations": [
+            {"from": "human", "value": "<video>1?"}, {"from": "gpt", "value": "One."},
+            {"from": "human", "value": "<image>Sûr ? 写"}, {"from": "gpt", "value": "Yes."},
+        ],
+    },
+}  # fmt: skip
+
+
+def parsed(raw, folder, family):
+    return parse_record(raw, file="t.json", index=0, image_folder=str(folder), family=family)
+
+
+def encoder_of(folder, family, flags=None) -> Encoder:
+    sizes = family.sizes(load_config(folder)[0])
+    processor = load_processor(folder)
+    flags = flags or RowFlags(max_length=32768)
+    recipe = Recipe.of(processor, flags, family=family, tokens_per_second=sizes.vision.tokens_per_second)
+    recipe.serve(processor)
+    return Encoder(family=family, processor=processor, recipe=recipe)
+
+
+@pytest.fixture(scope="module", params=DENSE)
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def encoder(base_of, family):
+    return encoder_of(base_of(family), family)
+
+
+@pytest.fixture(scope="module")
+def model(base_of, family):
+    return load_base(base_of(family), family)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_is_the_stock_row(encoder, model, folder, family, name, monkeypatch):
+    monkeypatch.setenv("FORCE_QWENVL_VIDEO_READER", "decord")
+    sample = parsed(ROWS[name], folder, family)
+    ours, theirs = encoder.encode(sample), stock(sample, encoder)
+    assert ours.input_ids_T.tolist() == theirs["input_ids"][0].tolist()
+    assert ours.kinds_T.tolist() == theirs["mm_token_type_ids"][0].tolist()
+    for key, is_video in (("image_grid_thw", False), ("video_grid_thw", True)):
+        grids = [[m.grid.t, m.grid.h, m.grid.w] for m in ours.media if m.is_video == is_video]
+        assert grids == theirs.get(key, torch.zeros(0, 3)).tolist()
+    paces = [m.grid.pace for m in ours.media if m.grid.pace is not None]
+    assert torch.equal(torch.tensor(paces), torch.as_tensor(theirs.get("second_per_grid_ts", [])))
+    if not paces or not seconds_remark(model, encoder.recipe):  # transformers 5.17 truncates seconds
+        assert torch.equal(ours.positions_3T, stock_positions(theirs, model))
+    side = encoder.recipe.patch_size
+    for key, is_video in (("pixel_values", False), ("pixel_values_videos", True)):
+        patches = [m.patches for m in ours.media if m.is_video == is_video]
+        none = torch.zeros(0, 3, *(() if is_video else (2,)), side, side, dtype=torch.uint8)
+        if patches:
+            pair = (none, torch.cat(patches)) if is_video else (torch.cat(patches), none)
+            made = PixelScale.of(encoder.processor).patches(*pair)
+            torch.testing.assert_close(made, theirs[key], atol=2e-6, rtol=0)  # one step of a uint8 is above 0.007
+    tokens = encoder.tokens(sample)
+    assert tokens.input_ids_T.tolist() == ours.input_ids_T.tolist()
+    assert tokens.grids == tuple(medium.grid for medium in ours.media)
+    cost = encoder.measure(sample)
+    assert (cost.tokens, cost.supervised) == (len(ours.input_ids_T), int((ours.labels_T != -100).sum()))
+
+
+# ---- positions
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl"])
+def test_positions_of_random_rows_are_those_of_the_model(base_of, model_type):
+    family = FAMILIES[model_type]
+    model, draw = load_base(base_of(family), family), np.random.default_rng(0)
+    if seconds_remark(model, encoder_of(base_of(family), family).recipe):
+        assert Version(version("transformers")) < Version("5.23")
+        pytest.skip("transformers 5.17 truncates the seconds between time steps; vlft does as 5.23")
+    rate = family.sizes(model.config).vision.tokens_per_second
+    for _ in range(200):
+        segments, kinds, grids, paces = [], [], {1: [], 2: []}, []
+        for _ in range(draw.integers(1, 6)):
+            text, kind = int(draw.integers(1, 9)), int(draw.integers(1, 3))
+            t, h, w = (int(draw.integers(1, 7)) if kind == 2 else 1, *(2 * int(n) for n in draw.integers(1, 6, 2)))
+            pace = float(draw.choice([0.5, 1.0, 2 / 3, 2 / (29.97 / 15), draw.uniform(0.05, 9)]))
+            timed = kind == 2 and family.video_time == "seconds"
+            grid = Grid(t=t, h=h, w=w, pace=pace if timed else None)
+            if kind == 2 and family.video_time == "text":
+                grid = Grid(t=t, h=h, w=w, times=tuple(range(t)))
+            grids[kind].append([t, h, w])
+            paces += [pace] if timed else []
+            for run in grid.runs:
+                segments += [text, run]
+                kinds += [0] * text + [kind] * run.tokens(2)
+        answer = {"input_ids": torch.ones(1, len(kinds), dtype=torch.int64), "mm_token_type_ids": torch.tensor([kinds])}
+        names = {1: "image_grid_thw", 2: "video_grid_thw"}
+        answer |= {names[kind]: torch.tensor(some) for kind, some in grids.items() if some}
+        answer |= {"second_per_grid_ts": torch.tensor(paces)} if paces else {}
+        ours = mrope_positions(segments, merge=2, tokens_per_second=rate)
+        assert np.array_equal(ours, stock_positions(answer, model).numpy())
+
+
+# ---- the rule of the processor
+
+
+def test_clips_are_sampled_and_resized_as_by_the_processor():
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor, smart_resize
+    from transformers.video_utils import VideoMetadata
+
+    draw = np.random.default_rng(1)
+    for _ in range(3000):
+        frames, height, width = (int(2 ** draw.uniform(low, high)) for low, high in ((1, 10), (0, 12), (0, 12)))
+        if max(height, width) / min(height, width) > 190:
+            continue
+        low = int(2 ** draw.uniform(8, 20))
+        high = low + int(2 ** draw.uniform(8, 25))
+        limits = {"min_pixels": low, "max_pixels": high}
+        theirs = smart_resize(frames, height, width, temporal_factor=2, factor=32, **limits)
+        assert clip_size(frames, height, width, factor=32, low=low, high=high, frame_tokens=None) == theirs
+        rate, fps = float(draw.choice([8, 23.976, 29.97, draw.uniform(0.5, 120)])), float(draw.choice([0.5, 1, 2, 7]))
+        sampler = Qwen3VLVideoProcessor(min_frames=int(draw.integers(1, 8)), max_frames=int(draw.integers(8, 800)))
+        indices = sampler.sample_frames(VideoMetadata(total_num_frames=frames, fps=rate), fps=fps)
+        least, most = sampler.min_frames, sampler.max_frames
+        assert clip_count(frames, rate, fps=fps, least=least, most=most) == len(indices)
+
+
+def test_a_cap_of_the_base_is_applied_and_served(base_of, folder):
+    """transformers 5.23 has `cap_pixels_per_frame`, which limits each frame as qwen-vl-utils does."""
+    from transformers import AutoProcessor
+
+    family = FAMILIES["qwen3_vl"]
+    processor = load_processor(base_of(family))
+    processor.video_processor.cap_pixels_per_frame = True
+    processor.video_processor.max_video_tokens = 3
+    recipe = Recipe.of(processor, RowFlags(max_length=32768), family=family)
+    assert recipe.frame_tokens == 3
+    encoder = Encoder(family=family, processor=processor, recipe=recipe)
+    sample = parsed(ROWS["video, odd"], folder, family)
+    (grid,) = encoder.tokens(sample).grids
+    assert (grid.h, grid.w) != (8, 12)
+    if hasattr(type(processor.video_processor), "cap_pixels_per_frame"):
+        assert [[grid.t, grid.h, grid.w]] == stock(sample, encoder)["video_grid_thw"].tolist()
+    assert AutoProcessor.from_pretrained(base_of(family)).video_processor.to_dict().get("cap_pixels_per_frame") is None
+
+
+@pytest.mark.parametrize("flags", [
+    {"fps": 1.0}, {"nframes": 6}, {"video_max_frames": 4}, {"video_max_pixels": 40_000}, {"video_min_pixels": 450_000},
+    {"image_max_pixels": 9000}, {},
+], ids=str)  # fmt: skip
+def test_what_is_saved_serves_what_was_trained(base_of, folder, tmp_path, flags):
+    """Flags act as the processor's settings do, and the saved processor has them, for plain serving."""
+    from transformers import AutoProcessor
+
+    family = FAMILIES["qwen3_vl"]
+    trained = encoder_of(base_of(family), family, RowFlags(max_length=32768, **flags))
+    trained.processor.save_pretrained(tmp_path)
+    trained.processor.video_processor.save_pretrained(tmp_path)
+    served = AutoProcessor.from_pretrained(tmp_path)
+    assert served.video_processor.cap_pixels_per_frame is False  # said, so that a later default does not change it
+    plain = Encoder(family=family, processor=served, recipe=trained.recipe)
+    for name in ("video, odd", "picture", "two videos"):
+        sample = parsed(ROWS[name], folder, family)
+        assert trained.encode(sample).input_ids_T.tolist() == stock(sample, plain)["input_ids"][0].tolist(), name
+    if flags:
+        usual = encoder_of(base_of(family), family)
+        rows = [parsed(ROWS[name], folder, family) for name in ("video, even", "picture")]
+        assert any(trained.measure(sample) != usual.measure(sample) for sample in rows)
+    assert Recipe.of_model(served, family=family) == Recipe.of_model(trained.processor, family=family)
+
+
+def test_budgets_of_a_row_are_those_of_a_clip(base_of, folder):
+    family = FAMILIES["qwen3_vl"]
+    encoder = encoder_of(base_of(family), family)
+    raw = ROWS["video, even"] | {"max_pixels": 60_000}
+    (grid,) = encoder.tokens(parsed(raw, folder, family)).grids
+    assert (grid.t, grid.h, grid.w) == (4, 4, 6)
+    assert grid.patches * 16 * 16 * 2 <= 60_000
+    fit = RowFlags(max_length=150, over_length="shrink")
+    (cost,) = [encoder_of(base_of(family), family, fit).measure(parsed(ROWS["video, even"], folder, family))]
+    assert cost.tokens <= 150
+    assert cost.changed.startswith("shrunk videos to at most ")
+
+
+def test_frames_of_one_size_and_two_of_them(base_of, folder):
+    family = FAMILIES["qwen3_vl"]
+    encoder = encoder_of(base_of(family), family)
+    for frames, reason in ((["tall.png", "wide.png"], r"video\[0\]\[1\].*400x90, the first frame 101x307"),
+                           (["tall.png"], "a video of 1 frame, 2 are needed")):  # fmt: skip
+        with pytest.raises(DataError, match=reason):
+            encoder.measure(parsed(row("<video>", "x", video=[frames]), folder, family))
+
+
+# ---- the rate of lists of frames
+
+
+def test_the_rate_of_lists_of_frames(base_of, folder, tmp_path, capsys):
+    import json
+
+    listed = row("<video>Who?", "Her.", video=[["tall.png"] * 4])
+    texts = {}
+    for name, flags, keys in (
+        ("default", {}, {}), ("flag", {"frames_fps": 4.0}, {}), ("row", {"frames_fps": 4.0}, {"fps": 0.5}),
+        ("utils", {}, {"sample_fps": 0.5, "raw_fps": 24}),
+    ):  # fmt: skip
+        family = FAMILIES["qwen3_vl"]
+        encoder = encoder_of(base_of(family), family, RowFlags(max_length=32768, **flags))
+        texts[name] = encoder.tokens(parsed(listed | keys, folder, family)).grids[0].times
+    assert texts == {"default": (0.25, 1.25), "flag": (0.125, 0.625), "row": (1.0, 5.0), "utils": (1.0, 5.0)}
+    with pytest.raises(DataError, match=r"raw_fps.*Use sample_fps"):
+        parsed(listed | {"raw_fps": 24}, folder, family)
+    with pytest.raises(ConfigError, match=r"--frames_fps 3 has no effect: Qwen2-VL does not use the time of frames"):
+        encoder_of(base_of(FAMILIES["qwen2_vl"]), FAMILIES["qwen2_vl"], RowFlags(frames_fps=3.0))
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps([listed, listed, listed | {"fps": 1}]))
+    argv = ["check-data", str(data), "--image_folder", str(folder), "--headers_only", "--json"]
+    for model_type, more, expected in (
+        ("qwen3_vl", [], 1), ("qwen2_5_vl", [], 1), ("qwen3_vl", ["--frames_fps", "2"], 0), ("qwen2_vl", [], 0),
+    ):  # fmt: skip
+        assert main([*argv, "--model_id", str(base_of(FAMILIES[model_type])), *more]) == 0
+        reasons = [one["reason"] for one in json.loads(capsys.readouterr().out)["warnings"]]
+        rates = [reason for reason in reasons if "how many frames per second" in reason]
+        assert len(rates) == expected
+        assert all("2 are assumed" in one and one.endswith("2 rows of the file have such a list") for one in rates)
+
+
+# ---- answers
+
+
+def test_answers_are_those_of_stock_serving(base_of, folder, family, monkeypatch):
+    monkeypatch.setenv("FORCE_QWENVL_VIDEO_READER", "decord")
+    chat = open_model(base_of(family), device="cpu")
+    model = load_base(base_of(family), family).eval()
+    for name in ("text", "picture", "video, odd", "frames with a rate", "mixed"):
+        asked = question_of(parsed(ROWS[name], folder, family))
+        prompt = as_tensors(chat.encoder.prompt(asked), chat.encoder.recipe)
+        (ours,) = chat.speaker.generate([prompt], Sampling(max_new_tokens=5))
+        theirs = stock(asked, chat.encoder, unanswered=True)
+        with torch.inference_mode():
+            out = model.generate(**theirs, max_new_tokens=5, do_sample=False)
+        assert ours == out[0, theirs["input_ids"].shape[1] :].tolist(), name
+
+
+def test_a_preview_shows_the_times(base_of, folder, tmp_path, capsys):
+    import json
+
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps([ROWS["video, odd"]]))
+    argv = ["preview", str(data), "--image_folder", str(folder), "--model_id", str(base_of(FAMILIES["qwen3_vl"]))]
+    assert main([*argv, "--html", str(tmp_path / "row.html")]) == 0
+    shown = capsys.readouterr().out
+    assert "<|vision_start|><0.3 seconds><|vision_start|><|video_pad|> x" in shown
+    page = (tmp_path / "row.html").read_text()
+    assert page.count("data:image/png") == 6  # five frames, the last one twice
