@@ -21,8 +21,7 @@ from vlft.config.recipe import Recipe, RowFlags
 from vlft.data.media.sizes import frame_count, frame_range, frame_size, still_size
 from vlft.demo.tiny import build_tiny
 from vlft.families import DEFAULT, FAMILIES
-from vlft.model.build import build_config
-from vlft.model.load import empty_model, load_config
+from vlft.model.load import load_config
 
 TEXTS = (
     "Don't panic: 42% of Zürich's 北京 \u0301e\u0301 naïve 🙂!\n\n\tOk?  <|im_end|><|image_pad|>x",

@@ -212,9 +212,7 @@ def open_model(
     )
 
 
-def _recipe(
-    record: RunRecord | None, processor: Any, family: Family, sizes: Sizes, *, thinking: Thinking
-) -> Recipe:
+def _recipe(record: RunRecord | None, processor: Any, family: Family, sizes: Sizes, *, thinking: Thinking) -> Recipe:
     """The run's recipe without the settings that apply only to rows; without a run, that of the processor.
 
     Raises:
