@@ -58,9 +58,9 @@ def blocks(model: Any, part: Part) -> Sequence[torch.nn.Module]:
 def mergers(model: Any) -> list[torch.nn.Module]:
     """The modules between ViT and language model. Their output enters the language model."""
     found: list[torch.nn.Module] = []
-    for prefix, name in family_of(model).tower_prefixes:
-        if name == "merger":
-            module = bare(model).get_submodule(prefix.rstrip("."))
+    prefixes = {prefix.rstrip(".") for prefix, name in family_of(model).tower_prefixes if name == "merger"}
+    for name, module in bare(model).named_modules():
+        if name in prefixes:  # a family need not have each of them
             found += module if isinstance(module, torch.nn.ModuleList) else [module]
     return found
 
