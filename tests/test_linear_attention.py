@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import sys
 import types
@@ -9,7 +10,7 @@ import types
 import pytest
 import torch
 from models import assert_close
-from recurrent_models import FAMILY, LENGTHS, build, config_of, flat_batch, text_rows
+from recurrent_models import EXPERTS, FAMILY, LENGTHS, build, config_of, flat_batch, text_rows
 
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.errors import ConfigError
@@ -106,6 +107,8 @@ def fla(monkeypatch):
         calls.append((kwargs["cu_seqlens"].tolist(), kwargs["chunk_indices"].tolist()))
         return right(*args, **kwargs)
 
+    for family in (FAMILY, EXPERTS):  # transformers' own layers would keep the package that they find when imported
+        importlib.import_module(f"transformers.models.{family.model_type}.modeling_{family.model_type}")
     modules = {name: types.ModuleType(name) for name in ("fla", "fla.ops", "fla.ops.gated_delta_rule")}
     modules["fla.ops.gated_delta_rule"].chunk_gated_delta_rule = chunk_gated_delta_rule
     for name, module in modules.items():
@@ -227,7 +230,7 @@ def _language_step(model, lengths):
 
 @pytest.mark.parametrize(
     ("backend", "language", "recompute"),
-    [("fla", "lora", True), ("fla", "full", False), ("torch", "lora", False), ("torch", "full", True)],
+    [("fla", "lora", True), ("fla", "full", False), ("torch", "full", True)],
 )
 def test_a_step_neither_waits_nor_mixes_devices(backend, language, recompute):
     seen = []
