@@ -250,7 +250,8 @@ def test_no_mixture_hangs_in_any_family(tmp_path_factory, base_of, media, mixed_
     whole = runs.alone(*flags, *split(4, 1), **how)
     two = runs.done(*flags, *split(1, 2), *strategy_flags(strategy), world=2, name="two", timeout=100, **how)
     assert_same(two, whole)
-    assert torch.allclose(loaded_logits(two), loaded_logits(whole), atol=1e-4)
+    # Adam divides by the size of a gradient, so single weights with a gradient of almost 0 move by its rounding.
+    assert torch.allclose(loaded_logits(two), loaded_logits(whole), atol=1e-3)
 
 
 @pytest.mark.parametrize(("strategy", "towers"), [("ddp", "full"), ("zero3", "lora")])

@@ -14,7 +14,7 @@ _REASONS: dict[str, tuple[str, ...]] = {
     _SPEECH: (
         "qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen2_audio", "qwen3_asr",
     ),
-    _TEXT: ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "llama", "mistral", "gemma", "gemma2"),
+    _TEXT: ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"),
     _OTHER: (
         "aria", "aya_vision", "cohere2_vision", "cosmos3_edge", "cosmos3_omni", "deepseek_vl", "deepseek_vl_v2",
         "ernie4_5_vl_moe", "gemma3", "gemma3n", "gemma4", "glm4v", "glm4v_moe", "glm46v", "got_ocr2", "idefics2",
@@ -25,7 +25,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
     "its n-gram embeddings alone take some 90 GB; it is not planned": ("qwen4_exp",),
     "only the language model of a Qwen4 model": ("qwen4_exp_text",),
     "a model that turns pages into vectors for search": ("colqwen2",),
-    "the first Qwen and Qwen-VL, which need code from their repository": ("qwen",),
 }  # fmt: skip
 
 
