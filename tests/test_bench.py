@@ -227,6 +227,16 @@ def test_bench_train(trained):
     )
 
 
+def test_bench_train_with_the_tiny_base_of_another_family(tmp_path, capsys, monkeypatch):
+    """Gated delta nets, experts and interpolated positions, on rows whose sizes fit a tiny base."""
+    monkeypatch.setattr("vlft.bench.train.run_module", forked)
+    argv = ["bench", "train", "--shape", "tiny-qwen3.5-moe", "--steps", "2", "--skip_steps", "0", "--json"]
+    assert main([*argv, "--dataloader_num_workers", "0", "--out", str(tmp_path)]) == 0
+    found = _json(capsys)
+    assert found["base"] == "tiny-qwen3.5-moe (random weights)"
+    assert found["run_tokens"] == found["epoch_tokens"] > 1000
+
+
 def test_both_sides_train_on_every_row_once(trained):
     assert trained["run_tokens"] == trained["baseline"]["run_tokens"] == trained["epoch_tokens"]
     assert trained["run_samples"] == trained["baseline"]["run_samples"] > 8

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 import transformers
+from build import row, write_json
 
 from vlft.bench.sizes import DECAYS, SHAPES, TINY, is_whole, write_shape, write_weights
+from vlft.cli.main import main
 from vlft.demo.tiny import tiny_processor
 from vlft.families import FAMILIES
 from vlft.model.load import load_base
@@ -46,3 +49,27 @@ def test_a_written_base_has_the_values_of_a_new_model(name, tmp_path):
     with torch.no_grad():
         loss = model(input_ids=ids, labels=ids).loss.item()
     assert loss == pytest.approx(math.log(model.config.text_config.vocab_size), abs=1.0)
+
+
+def test_experts_are_planned_as_frozen_and_without_zero_3(tmp_path, media, capsys):
+    """The plan through its command line, without a card and with one: both count the same parameters."""
+    name = "tiny-qwen3-vl-moe"
+    family, _ = SHAPES[name]
+    write_shape(tmp_path, name, tiny_processor(family))
+    write_weights(tmp_path, name)
+    rows = write_json(tmp_path / "rows.json", [row("<image>\nWhat?", "A temple.", id="a", image="china.jpg")])
+    flags = ["plan", "--model_id", str(tmp_path), "--data_path", str(rows), "--image_folder", str(media), "--json"]
+    found = []
+    for card in ([], ["--gpu", "h100"]):
+        assert main([*flags, "--dataloader_num_workers", "0", *card]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["groups"] == found[1]["groups"]
+    groups = {group["name"]: group for group in found[0]["groups"]}
+    weights = dict(load_base(tmp_path, family).named_parameters())
+    assert groups["language_frozen"]["parameters"] == sum(
+        tensor.numel() for parameter, tensor in weights.items() if family.tower_of(parameter) == "language"
+    )
+    assert not groups["language_frozen"]["trainable"]
+    strategies = [one["strategy"] for one in found[1]["memory"]["strategies"]]
+    assert strategies == ["ddp", "zero1", "zero2", "zero2_offload"]
+    assert found[1]["memory"]["weights"] >= 4 * sum(tensor.numel() for tensor in weights.values())

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
-from vlft.errors import ConfigError
 from vlft.families import Family
 from vlft.model import activations, loss, memory
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, Numbers, numbers_of
 from vlft.plan.cards import CONTEXT_BYTES, NCCL_BYTES
+from vlft.plan.strategies import Strategy, strategies_for
 
-Strategy = Literal["ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 #: Bytes of optimizer state per trained weight; 8 for an optimizer that is not listed.
 OPTIMIZERS = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "paged_adamw_32bit"), 8),
@@ -310,8 +308,9 @@ def first_change(
         share *= 2
     least = ways[-1][1]
     flagged = ways[-1][0]
-    for other in STRATEGIES[1:4] if case.world > 1 else ():
-        if strategy != other:
+    possible = strategies_for(case.family)
+    for other in possible[1:] if case.world > 1 else ():
+        if strategy != other and not other.endswith("offload"):
             ways.append((f"--gradient_checkpointing true --deepspeed {other}", case, other))
     if case.optim in OPTIMIZERS and OPTIMIZERS[case.optim] == 8 and strategy == "ddp":
         ways.append((f"{flagged} --optim adamw_8bit", replace(least, optim="adamw_8bit"), strategy))
@@ -320,26 +319,12 @@ def first_change(
         words = " ".join(f"--{tower} {mode}" for tower, mode in towers.modes.items())
         ways.append((words, replace(case, towers=towers, sizes=sizes), strategy))
         ways.append((f"{flagged} {words}", replace(least, towers=towers, sizes=sizes), strategy))
-    for other in ("zero2_offload", "zero3_offload"):
-        ways.append((f"{flagged} --deepspeed {other}", least, other))
+    for other in possible:
+        if other.endswith("offload"):
+            ways.append((f"{flagged} --deepspeed {other}", least, other))
     for flags, changed, how in ways:
         asked: memory.Choice = "true" if "--gradient_checkpointing" in flags else changed.checkpointing
         found = estimate(changed, how, checkpointing=asked)
         if found.fits:
             return Change(flags=flags, memory=found)
     return None
-
-
-def strategy_of(zero: str | None, offloaded: bool = False) -> Strategy:
-    """The strategy of a run's `--deepspeed`.
-
-    Raises:
-        ConfigError: the strategy cannot be estimated.
-    """
-    word = zero or "ddp"
-    for strategy in STRATEGIES:
-        if word == strategy:
-            return strategy
-    if word == "zero1_offload":
-        return "zero2_offload"
-    raise ConfigError(f"--deepspeed: vlft plan cannot estimate {word}, only {', '.join(STRATEGIES)}")

@@ -22,7 +22,6 @@ from vlft.model.tracing import Load
 from vlft.plan.cards import card_bytes
 from vlft.plan.estimate import (
     PARTS,
-    STRATEGIES,
     Case,
     Change,
     Memory,
@@ -30,9 +29,9 @@ from vlft.plan.estimate import (
     estimate,
     first_change,
     of_parts,
-    strategy_of,
 )
 from vlft.plan.measure import MeasuredStep, measure
+from vlft.plan.strategies import strategies_for, strategy_of
 from vlft.setup import Base, MeasuredRows
 from vlft.setup.schedule import largest
 from vlft.text import counted, printable, table
@@ -305,7 +304,7 @@ def forecast(
         without_checkpointing=estimate(case, strategy, checkpointing="false"),
         with_checkpointing=estimate(case, strategy, checkpointing="true"),
         auto=() if cpu else estimate(case, strategy, checkpointing="auto").checkpointing,
-        strategies=() if cpu else tuple(estimate(case, one) for one in STRATEGIES),
+        strategies=() if cpu else tuple(estimate(case, one) for one in strategies_for(base.family)),
         change=change,
         measured=found,
         measured_estimate=expected,
