@@ -10,20 +10,18 @@ To add a flag that decides rows: add a field to `RowFlags`, a line to `vlft.conf
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
+from vlft.config.fit import Fit, OverLength, fit_of
+from vlft.config.prints import print_of, tokenizer_print
 from vlft.errors import ConfigError
 from vlft.families import DEFAULT, Family, VideoRule, VideoTime
-from vlft.model_files import tokenizer_settings
 
 BoxFormat = Literal["as_is", "pixels", "0-1000", "0-1"]
 MissingTags = Literal["error", "first"]
-OverLength = Literal["error", "skip", "shrink", "drop_media"]
 
 # The most tokens of a frame and the fewest frames of a video with a frame rate, in qwen-vl-utils 0.0.14.
 FRAME_TOKENS, LEAST_FRAMES = 768, 4
@@ -94,35 +92,6 @@ class RowFlags:
         "a row whose pictures or videos have no tag in its text. error: refuse it; first: put all of them at the start "
         "of its first human turn",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """The size that a row must fit, and how it is made to fit.
-
-    Attributes:
-        how: `shrink` lowers the pixel budgets of its media, `drop_media` drops the last of them.
-        tokens: most tokens of a row, from `--max_length` and `--pack_tokens`.
-        patches: most patches of a row, from `--pack_patches`; None without packing.
-    """
-
-    how: Literal["shrink", "drop_media"]
-    tokens: int
-    patches: int | None
-
-    def over(self, tokens: int, patches: int) -> bool:
-        """Whether a row with `tokens` tokens and `patches` patches is too large."""
-        return tokens > self.tokens or (self.patches is not None and patches > self.patches)
-
-    @property
-    def limit(self) -> str:
-        """The limit as text, with the flags that set it."""
-        if self.patches is None:
-            return f"{self.tokens:,} tokens are allowed (--max_length)"
-        return (
-            f"{self.tokens:,} tokens and {self.patches:,} patches are allowed (--max_length, --pack_tokens, "
-            "--pack_patches)"
-        )
 
 
 def _settled(name: str) -> Any:
@@ -228,7 +197,7 @@ class Recipe(RowFlags):
         image, tokenizer = processor.image_processor, processor.tokenizer
         recipe = cls(
             **values,
-            fit=_fit(flags.over_length, length, pack),
+            fit=fit_of(flags.over_length, length, pack),
             columns=columns,
             patch_size=image.patch_size,
             merge_size=image.merge_size,
@@ -237,8 +206,8 @@ class Recipe(RowFlags):
             video_time=family.video_time,
             tokens_per_second=tokens_per_second,
             **(_own_limits(processor.video_processor) if family.video_rule == "processor" else {}),
-            chat_template=None if tokenizer is None else _print(processor.chat_template or tokenizer.chat_template),
-            tokenizer=None if tokenizer is None else _tokenizer_print(tokenizer),
+            chat_template=None if tokenizer is None else print_of(processor.chat_template or tokenizer.chat_template),
+            tokenizer=None if tokenizer is None else tokenizer_print(tokenizer),
         )
         _check_pixels(recipe, given=flags.video_max_pixels, processor=processor)
         sizes = (recipe.merge_size, recipe.temporal_patch_size)
@@ -292,7 +261,7 @@ class Recipe(RowFlags):
     @property
     def print(self) -> str:
         """Short hash of all settings that decide what a parsed row becomes, and so what it costs."""
-        return _print([(name, value) for name, value in self.as_json().items() if name not in COSTLESS])
+        return print_of([(name, value) for name, value in self.as_json().items() if name not in COSTLESS])
 
     def as_json(self) -> dict[str, Any]:
         """Return every field as JSON would load it (lists for tuples)."""
@@ -337,33 +306,6 @@ def _own_limits(video: Any) -> dict[str, Any]:
     capped = getattr(video, "cap_pixels_per_frame", None)
     tokens = getattr(video, "max_video_tokens", None) or FRAME_TOKENS
     return {"min_frames": getattr(video, "min_frames", LEAST_FRAMES), "frame_tokens": tokens if capped else None}
-
-
-def _fit(over_length: OverLength, length: int, pack: tuple[int, int] | None) -> Fit | None:
-    """Return the size that `--over_length` makes rows fit; None if it changes no row."""
-    if over_length == "error" or over_length == "skip":
-        return None
-    if pack is None:
-        return Fit(how=over_length, tokens=length, patches=None)
-    return Fit(how=over_length, tokens=min(length, pack[0]), patches=pack[1])
-
-
-def _print(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _tokenizer_print(tokenizer: Any) -> str | None:
-    """Return a short hash of the tokens that the tokenizer makes; None if it is not a fast one.
-
-    What does not change them is left out, such as padding: transformers sets it, and `vlft.checkpoint.plain` does not.
-    """
-    if not tokenizer.is_fast:
-        return None
-    found, words = tokenizer_settings(tokenizer.backend_tokenizer.to_str())
-    split = found["pre_tokenizer"] or {}
-    parts = [{k: v for k, v in part.items() if k != "trim_offsets"} for part in split.get("pretokenizers", [split])]
-    special = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if not isinstance(text, list)}
-    return _print([found["model"]["type"], words, found["added_tokens"], found["normalizer"], parts, special])
 
 
 def _check_frames(flags: RowFlags) -> None:
