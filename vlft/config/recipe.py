@@ -10,18 +10,16 @@ To add a flag that decides rows: add a field to `RowFlags`, a line to `vlft.conf
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from vlft.config.fit import Fit, OverLength, fit_of
+from vlft.config.prints import print_of, tokenizer_print
 from vlft.config.thinking import ENABLE, Thinking, Turns, switches_of, template_arguments
 from vlft.errors import ConfigError
 from vlft.families import DEFAULT, Family, VideoRule, VideoTime
-from vlft.model_files import tokenizer_settings
 
 BoxFormat = Literal["as_is", "pixels", "0-1000", "0-1"]
 MissingTags = Literal["error", "first"]
@@ -222,8 +220,8 @@ class Recipe(RowFlags):
             video_time=family.video_time,
             tokens_per_second=tokens_per_second,
             **(_own_limits(processor.video_processor) if family.video_rule == "processor" else {}),
-            chat_template=None if tokenizer is None else _print(template),
-            tokenizer=None if tokenizer is None else _tokenizer_print(tokenizer),
+            chat_template=None if tokenizer is None else print_of(template),
+            tokenizer=None if tokenizer is None else tokenizer_print(tokenizer),
             switches=switches_of(template),
         )
         if flags.thinking != "auto" and tokenizer is not None and ENABLE not in recipe.switches:
@@ -291,7 +289,7 @@ class Recipe(RowFlags):
     @property
     def print(self) -> str:
         """Short hash of all settings that decide what a parsed row becomes, and so what it costs."""
-        return _print([(name, value) for name, value in self.as_json().items() if name not in COSTLESS])
+        return print_of([(name, value) for name, value in self.as_json().items() if name not in COSTLESS])
 
     def as_json(self) -> dict[str, Any]:
         """Return every field as JSON would load it (lists for tuples)."""
@@ -336,24 +334,6 @@ def _own_limits(video: Any) -> dict[str, Any]:
     capped = getattr(video, "cap_pixels_per_frame", None)
     tokens = getattr(video, "max_video_tokens", None) or FRAME_TOKENS
     return {"min_frames": getattr(video, "min_frames", LEAST_FRAMES), "frame_tokens": tokens if capped else None}
-
-
-def _print(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _tokenizer_print(tokenizer: Any) -> str | None:
-    """Return a short hash of the tokens that the tokenizer makes; None if it is not a fast one.
-
-    What does not change them is left out, such as padding: transformers sets it, and `vlft.checkpoint.plain` does not.
-    """
-    if not tokenizer.is_fast:
-        return None
-    found, words = tokenizer_settings(tokenizer.backend_tokenizer.to_str())
-    split = found["pre_tokenizer"] or {}
-    parts = [{k: v for k, v in part.items() if k != "trim_offsets"} for part in split.get("pretokenizers", [split])]
-    special = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if not isinstance(text, list)}
-    return _print([found["model"]["type"], words, found["added_tokens"], found["normalizer"], parts, special])
 
 
 def _check_frames(flags: RowFlags) -> None:

@@ -167,9 +167,6 @@ class Grid:
     """Patch counts of one still or video: `t` time steps (2 frames each) of `h` x `w` patches.
 
     Attributes:
-        t: time steps.
-        h: rows of patches.
-        w: columns of patches.
         pace: of a video, seconds from one time step to the next, for a model whose positions count them; else None.
         times: of a video, the time of each step in seconds, for a model that reads them as text; else empty.
     """
@@ -272,18 +269,10 @@ class EncodedTokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedSample:
-    """One row as the model sees it: tokens as in `EncodedTokens`, and pixels.
+    """One row as the model sees it: its name as in `Sample`, tokens and text as in `EncodedTokens`, and pixels.
 
     Attributes:
-        file: data file, spelled as the user named it.
-        index: position in that file, from 0.
-        id: the row's own `id` as text, or None.
-        input_ids_T: int64, media tags expanded to one pad token per merged patch.
-        labels_T: int64, aligned with `input_ids_T` (not shifted), -100 for untrained tokens.
-        kinds_T: uint8, 0 text, 1 picture, 2 video.
-        positions_3T: int64, M-RoPE positions: time, height, width.
         media: stills and videos in the order of their tags.
-        text: the rendered conversation, one pad token per picture, and per video or time step of a video.
         changed: how `--over_length` changed the row; "" if it is unchanged.
     """
 

@@ -107,8 +107,8 @@ def _decode_still(image: Image, recipe: Recipe) -> torch.Tensor:
 def _decode_frames(video: Video, seen: Headers, recipe: Recipe) -> torch.Tensor:
     if recipe.video_rule == "processor":
         size = video_size_of(len(seen.sizes), *listed_size(video, seen.sizes, recipe), recipe)
-        pictures = (np.asarray(of_frame(video, i, open_picture)) for i in range(len(video.frames)))
-        return _resized_clip(_stacked(pictures), len(video.frames), size, recipe)
+        read = (np.asarray(of_frame(video, i, open_picture)) for i in range(len(video.frames)))
+        return _resized_clip(_stacked(read), len(video.frames), size, recipe)
     low, high = recipe.video_min_pixels, recipe.video_max_pixels
     height, width = snapped_size(video, seen.sizes, recipe)
     # `fetch_video` first resizes all pictures together, and a hundred photographs take 3.6 GB. So they are resized here
@@ -138,10 +138,9 @@ def _decode_clip(video: Video, clip: Clip, recipe: Recipe) -> torch.Tensor:
     return _resized_clip(read_frames(clip, indices), len(indices), size, recipe)
 
 
-def _stacked(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _stacked(pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """Stack pictures [H, W, 3], a few at a time."""
-    following = iter(pictures)
-    while some := list(islice(following, FRAMES_AT_A_TIME)):
+    while some := list(islice(pictures, FRAMES_AT_A_TIME)):
         yield np.stack(some)
 
 
