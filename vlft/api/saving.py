@@ -55,6 +55,9 @@ def save(base: Base, model: torch.nn.Module, folder: str | os.PathLike[str]) -> 
             whole = dict(live.named_parameters())
             write_trained(opened.folder, out, whole, opened.family, tied=opened.tied, as_stored=True)
             copy_configs(opened.folder, out)
+            for old in out.glob("model*.safetensors*"):  # of a version that named files otherwise; both would be read
+                if not (opened.folder / old.name).is_file():
+                    old.unlink()
         save_processor(base.processor, out)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error

@@ -33,7 +33,7 @@ def check_base(folder: Path) -> Family:
     """
     config = read_json(folder / "config.json")
     family = Family.of(config.get("model_type"), where=str(folder))
-    _refuse_quantised(folder, config)
+    _refuse_quantised(folder, config, family)
     _refuse_blind(folder, config, family)
     if (folder / "generation_config.json").is_file():
         read_json(folder / "generation_config.json")  # it is copied into trained and merged folders
@@ -53,7 +53,7 @@ def _refuse_blind(folder: Path, config: dict[str, Any], family: Family) -> None:
     )
 
 
-def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
+def _refuse_quantised(folder: Path, config: dict[str, Any], family: Family) -> None:
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     found = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
     if found is None:
@@ -65,7 +65,7 @@ def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     raise CheckpointError(
         f"{folder}: its weights are quantised: config.json has a quantization_config ({method}). Only weights in "
         "float32, bfloat16 or float16 are read. Use the unquantised model"
-        + (f", probably {unquantised}." if cut else ", e.g. Qwen/Qwen2-VL-2B-Instruct.")
+        + (f", probably {unquantised}." if cut else f", a {family.label} without FP8, AWQ or GPTQ in its name.")
     )
 
 
