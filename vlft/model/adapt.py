@@ -58,10 +58,9 @@ def blocks(model: Any, part: Part) -> Sequence[torch.nn.Module]:
 def mergers(model: Any) -> list[torch.nn.Module]:
     """The modules between ViT and language model. Their output enters the language model."""
     found: list[torch.nn.Module] = []
-    there = dict(bare(model).named_modules())
     for prefix, name in family_of(model).tower_prefixes:
-        module = there.get(prefix.rstrip("."))  # only some families have a list of further mergers
-        if name == "merger" and module is not None:
+        if name == "merger":
+            module = bare(model).get_submodule(prefix.rstrip("."))
             found += module if isinstance(module, torch.nn.ModuleList) else [module]
     return found
 
