@@ -26,6 +26,8 @@ from vlft.model.load import load_processor
 from vlft.model.towers import Towers
 
 LABELS = {family.label: family for family in FAMILIES.values()}
+#: Words of the rows and of the chat template, so that samples are short: the recurrence takes a step for each token.
+WORDS = ("system", "user", "assistant", "You", " are", " a", " helpful", " assistant", "Compare", " flower", " face")
 #: No tower of experts trains in full. Gated delta nets take seconds, so not all of theirs are here.
 CHOICES = [
     (label, preset)
@@ -48,7 +50,7 @@ def base_of(tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setitem(SHAPES, name, (family, shape))
-                write_shape(folder, name, tiny_processor(family))
+                write_shape(folder, name, tiny_processor(family, words=WORDS))
                 write_weights(folder, name)
             built[name] = folder
         return built[name]

@@ -81,7 +81,7 @@ def _vision(vision: VisionSizes, names: ParameterNames) -> Parameters:
 
 def _layer(text: TextSizes, layer: Layer, names: ParameterNames) -> Parameters:
     """The parameters of one layer of the language model."""
-    norm = {"weight": (text.width,)}
+    norm = _module((text.width,), bias=False)
     found = _joined({"input_layernorm": norm, "post_attention_layernorm": norm})
     if layer.recurrent is not None:
         found |= _recurrent(layer.recurrent)

@@ -201,7 +201,7 @@ class TextSizes:
         """Linear layers of one layer, without the experts that a router chooses from and without routers."""
         width = self.width
         if (delta := layer.recurrent) is not None:
-            into = (2 * delta.keys + delta.values, delta.values, delta.value_heads, delta.value_heads)
+            into: tuple[int, ...] = (2 * delta.keys + delta.values, delta.values, delta.value_heads, delta.value_heads)
             result = delta.values
         else:
             result, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim

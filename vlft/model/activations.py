@@ -171,9 +171,9 @@ class Saved:
         for more in _additions(kinds):
             found = run(**more.places)
             for part in PARTS:
-                # A block with a merger of its own also adds to the merger's and to the language model's memory.
-                added, times = found[part] - base[part], more.times.get(part, more.times.get("vision", 0))
-                kept[part] += times * added
+                added = found[part] - base[part]
+                # A block with a merger of its own also adds to the memory of mergers and language model.
+                kept[part] += added * (more.language if part == "language" else more.vision)
                 if part in more.places:
                     block = max(block, added)
         return Estimate(kept=kept, block=block or max(base[part] // len(ends[part]) for part in adapt.PARTS))
@@ -199,34 +199,39 @@ class _Addition:
 
     Attributes:
         places: tower -> a block of the kind.
-        times: tower -> number of such blocks.
+        vision: number of such blocks in the ViT.
+        language: number of such blocks in the language model.
     """
 
     places: dict[adapt.Part, int]
-    times: dict[adapt.Part, int]
+    vision: int
+    language: int
 
 
 def _additions(kinds: dict[adapt.Part, list[Kind]]) -> list[_Addition]:
     """The fewest models that show each kind of block. Blocks with a merger change both towers, so they come alone."""
-    found: dict[adapt.Part, list[_Addition]] = {"vision": [], "language": []}
-    alone = []
+    places: dict[adapt.Part, list[tuple[int, int]]] = {"vision": [], "language": []}  # a block, and how many there are
+    alone: list[_Addition] = []
     for part, all_kinds in kinds.items():
         middle = all_kinds[1:-1]
         for kind in dict.fromkeys(middle):
-            one = _Addition(places={part: 1 + middle.index(kind)}, times={part: middle.count(kind)})
-            (alone if kind[1] else found[part]).append(one)
-    pairs = itertools.zip_longest(found["vision"], found["language"])
-    both = [[one for one in pair if one is not None] for pair in pairs]
-    return [
-        *(
+            place, times = 1 + middle.index(kind), middle.count(kind)
+            if kind[1]:
+                alone.append(_Addition(places={part: place}, vision=times, language=times))
+            else:
+                places[part].append((place, times))
+    found = []
+    for ones in itertools.zip_longest(*places.values()):
+        there = {part: one for part, one in zip(places, ones, strict=True) if one is not None}
+        times = {part: one[1] for part, one in there.items()}
+        found.append(
             _Addition(
-                places={part: place for one in ones for part, place in one.places.items()},
-                times={part: times for one in ones for part, times in one.times.items()},
+                places={part: one[0] for part, one in there.items()},
+                vision=times.get("vision", 0),
+                language=times.get("language", 0),
             )
-            for ones in both
-        ),
-        *alone,
-    ]
+        )
+    return [*found, *alone]
 
 
 def _run(case: Saved, vision: Sequence[int], language: Sequence[int], checkpointed: Collection[str]) -> dict[Part, int]:

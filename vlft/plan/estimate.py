@@ -194,11 +194,19 @@ class Case:
     def activation_bytes(self, strategy: Strategy, checkpointed: Sequence[str]) -> activations.Estimate:
         """The memory of activations; what was traced for it is kept."""
         numbers = numbers_of(self.stored, self.half, deepspeed=strategy != "ddp")
-        choices = {"numbers": numbers, "fused": self.fused, "delta": self.delta, "device": self.device}
-        key = (self.family.sizes(self.config), repr(self.towers), self.load, *choices.values())
+        sizes = self.family.sizes(self.config)
+        key = (sizes, repr(self.towers), self.load, numbers, self.fused, self.delta, self.device)
         if key not in _SAVED:
-            base = {"config": self.config, "family": self.family, "towers": self.towers, "load": self.load}
-            _SAVED[key] = activations.Saved(**base, **choices)
+            _SAVED[key] = activations.Saved(
+                config=self.config,
+                family=self.family,
+                towers=self.towers,
+                load=self.load,
+                numbers=numbers,
+                device=self.device,
+                fused=self.fused,
+                delta=self.delta,
+            )
         return _SAVED[key].estimate(checkpointed)
 
 

@@ -305,14 +305,14 @@ def _meter(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter:
     sizes = base.sizes
 
     def work(batch: Batch) -> float:
-        pictures = len(batch["vision_rows"]) > 0
+        pictures, meta = len(batch["vision_rows"]) > 0, dict[str, Any](batch["vision_meta"])
         return flops.total(
             flops.required_flops(
                 sizes,
                 base.towers,
                 lengths=batch["lengths"] if batch["rows"] else (),
                 vision_lengths=batch["vision_lengths"] if pictures else (),
-                window_lengths=batch["vision_meta"].get("window_lengths") if pictures else (),
+                window_lengths=meta.get("window_lengths") if pictures else (),
                 supervised=batch["counts"]["supervised_tokens"],
             )
         )
