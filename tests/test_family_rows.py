@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from fractions import Fraction
 from importlib.metadata import version
 
@@ -16,12 +19,13 @@ from vlft.answering import as_tensors, question_of, seconds_remark
 from vlft.chat import open_model
 from vlft.cli.main import main
 from vlft.config.recipe import Recipe, RowFlags
+from vlft.data.boxes import boxes_in_answer
 from vlft.data.encode import Encoder
 from vlft.data.media.sizes import clip_count, clip_size
 from vlft.data.positions import mrope_positions
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Grid
-from vlft.errors import ConfigError, DataError
+from vlft.errors import CheckpointError, ConfigError, DataError
 from vlft.families import FAMILIES
 from vlft.model.generate import Sampling
 from vlft.model.load import load_base, load_config, load_processor
@@ -101,6 +105,18 @@ def model(base_of, family):
     return load_base(base_of(family), family)
 
 
+def assert_pixels(ours, theirs, encoder) -> None:
+    """The pixels of an encoded row are those of the stock processor."""
+    side = encoder.recipe.patch_size
+    for key, is_video in (("pixel_values", False), ("pixel_values_videos", True)):
+        patches = [m.patches for m in ours.media if m.is_video == is_video]
+        none = torch.zeros(0, 3, *(() if is_video else (2,)), side, side, dtype=torch.uint8)
+        if patches:
+            pair = (none, torch.cat(patches)) if is_video else (torch.cat(patches), none)
+            made = PixelScale.of(encoder.processor).patches(*pair)
+            torch.testing.assert_close(made, theirs[key], atol=2e-6, rtol=0)  # one step of a uint8 is above 0.007
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_the_stock_row(encoder, model, folder, family, name, monkeypatch):
     monkeypatch.setenv("FORCE_QWENVL_VIDEO_READER", "decord")
@@ -115,14 +131,7 @@ def test_a_row_is_the_stock_row(encoder, model, folder, family, name, monkeypatc
     assert torch.equal(torch.tensor(paces), torch.as_tensor(theirs.get("second_per_grid_ts", [])))
     if not paces or not seconds_remark(model, encoder.recipe):  # transformers 5.17 truncates seconds
         assert torch.equal(ours.positions_3T, stock_positions(theirs, model))
-    side = encoder.recipe.patch_size
-    for key, is_video in (("pixel_values", False), ("pixel_values_videos", True)):
-        patches = [m.patches for m in ours.media if m.is_video == is_video]
-        none = torch.zeros(0, 3, *(() if is_video else (2,)), side, side, dtype=torch.uint8)
-        if patches:
-            pair = (none, torch.cat(patches)) if is_video else (torch.cat(patches), none)
-            made = PixelScale.of(encoder.processor).patches(*pair)
-            torch.testing.assert_close(made, theirs[key], atol=2e-6, rtol=0)  # one step of a uint8 is above 0.007
+    assert_pixels(ours, theirs, encoder)
     tokens = encoder.tokens(sample)
     assert tokens.input_ids_T.tolist() == ours.input_ids_T.tolist()
     assert tokens.grids == tuple(medium.grid for medium in ours.media)
@@ -208,7 +217,7 @@ def test_a_cap_of_the_base_is_applied_and_served(base_of, folder):
 
 
 @pytest.mark.parametrize("flags", [
-    {"fps": 1.0}, {"nframes": 6}, {"video_max_frames": 4}, {"video_max_pixels": 40_000}, {"video_min_pixels": 450_000},
+    {"fps": 7.0}, {"nframes": 6}, {"video_max_frames": 4}, {"video_max_pixels": 40_000}, {"video_min_pixels": 450_000},
     {"image_max_pixels": 9000}, {},
 ], ids=str)  # fmt: skip
 def test_what_is_saved_serves_what_was_trained(base_of, folder, tmp_path, flags):
@@ -224,12 +233,23 @@ def test_what_is_saved_serves_what_was_trained(base_of, folder, tmp_path, flags)
     plain = Encoder(family=family, processor=served, recipe=trained.recipe)
     for name in ("video, odd", "picture", "two videos"):
         sample = parsed(ROWS[name], folder, family)
-        assert trained.encode(sample).input_ids_T.tolist() == stock(sample, plain)["input_ids"][0].tolist(), name
+        ours, theirs = trained.encode(sample), stock(sample, plain)
+        assert ours.input_ids_T.tolist() == theirs["input_ids"][0].tolist(), name
+        assert_pixels(ours, theirs, trained)
     if flags:
         usual = encoder_of(base_of(family), family)
         rows = [parsed(ROWS[name], folder, family) for name in ("video, even", "picture")]
         assert any(trained.measure(sample) != usual.measure(sample) for sample in rows)
     assert Recipe.of_model(served, family=family) == Recipe.of_model(trained.processor, family=family)
+
+
+def test_a_video_processor_of_another_family_is_refused(base_of, tmp_path):
+    made = shutil.copytree(base_of(FAMILIES["qwen3_vl"]), tmp_path / "mixed")
+    found = json.loads((made / "processor_config.json").read_text())
+    found["video_processor"]["video_processor_type"] = "Qwen2VLVideoProcessor"
+    (made / "processor_config.json").write_text(json.dumps(found))
+    with pytest.raises(CheckpointError, match=r"is Qwen2VLVideoProcessor, and that of Qwen3-VL is Qwen3VLVideoProc"):
+        load_processor(made)
 
 
 def test_budgets_of_a_row_are_those_of_a_clip(base_of, folder):
@@ -258,8 +278,6 @@ def test_frames_of_one_size_and_two_of_them(base_of, folder):
 
 
 def test_the_rate_of_lists_of_frames(base_of, folder, tmp_path, capsys):
-    import json
-
     listed = row("<video>Who?", "Her.", video=[["tall.png"] * 4])
     texts = {}
     for name, flags, keys in (
@@ -287,6 +305,35 @@ def test_the_rate_of_lists_of_frames(base_of, folder, tmp_path, capsys):
         assert all("2 are assumed" in one and one.endswith("2 rows of the file have such a list") for one in rates)
 
 
+# ---- boxes
+
+
+def test_boxes_of_qwen2_5_are_pixels_of_the_resized_picture(base_of, folder):
+    """JSON, also from `objects`, and after `--over_length shrink`; an answer is converted back to the original."""
+    family = FAMILIES["qwen2_5_vl"]
+    answer = '{"bbox_2d": [40, 9, 400, 90], "label": "roof"}, {"point_2d": [200, 45]}'
+    objects = {"bbox": [[40, 9, 400, 90], [200, 45]], "ref": ["roof"]}
+    text = row("<image>Where?", answer, image="wide.png")
+    placed = row("<image><ref-object>?", '{"bbox_2d": <bbox>}, {"point_2d": <bbox>}', image="wide.png", objects=objects)
+    usual = encoder_of(base_of(family), family, RowFlags(max_length=999, box_format="pixels"))
+    for raw, shrunk in ((text, False), (placed, False), (text, True), (placed, True)):
+        sample, encoder = parsed(raw, folder, family), usual
+        if shrunk:
+            flags = {"max_length": usual.measure(sample).tokens - 20, "over_length": "shrink"}
+            encoder = encoder_of(base_of(family), family, RowFlags(box_format="pixels", **flags))
+        encoded = encoder.encode(sample)
+        grid = encoded.media[0].grid
+        assert encoder.measure(sample).tokens == len(encoded.input_ids_T)
+        assert bool(encoded.changed) == shrunk
+        wide, high = grid.w * 14, grid.h * 14
+        box, point = re.findall(r"\[[\d, ]+\]", encoded.text)
+        assert json.loads(box) == [round(wide / 10), round(high / 10), wide, high]
+        assert json.loads(point) == [round(wide / 2), round(high / 2)]
+        asked = question_of(parsed(text, folder, family))
+        [back, _] = boxes_in_answer(encoded.text, asked, lambda _, grid=grid: grid, family=family, patch_size=14)
+        assert back.pixels == pytest.approx((40, 9, 400, 90), abs=400 / wide)
+
+
 # ---- answers
 
 
@@ -305,8 +352,6 @@ def test_answers_are_those_of_stock_serving(base_of, folder, family, monkeypatch
 
 
 def test_a_preview_shows_the_times(base_of, folder, tmp_path, capsys):
-    import json
-
     data = tmp_path / "rows.json"
     data.write_text(json.dumps([ROWS["video, odd"]]))
     argv = ["preview", str(data), "--image_folder", str(folder), "--model_id", str(base_of(FAMILIES["qwen3_vl"]))]

@@ -123,7 +123,8 @@ def assert_same_plainly(folder: Path) -> None:
         theirs = stock.tokenizer.apply_chat_template([CHAT, CHAT[1:]], **chat)
         assert plain.tokenizer.apply_chat_template([CHAT, CHAT[1:]], **chat) == theirs
     for flags in (RowFlags(), RowFlags(image_max_pixels=32 * 32 * 9, nframes=4), RowFlags(fps=0.5)):
-        assert Recipe.of(plain, flags, family=family) == Recipe.of(stock, flags, family=family)
+        of_model = {"family": family, "tokens_per_second": family.sizes(config).vision.tokens_per_second}
+        assert Recipe.of(plain, flags, **of_model) == Recipe.of(stock, flags, **of_model)
     names = ("image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize")
     for part in ("image_processor", "video_processor"):
         ours, theirs = getattr(plain, part), getattr(stock, part)

@@ -188,6 +188,8 @@ class Recipe(RowFlags):
         Raises:
             ConfigError: a flag contradicts another, has no effect, or exceeds what the model allows.
         """
+        if family.video_time == "seconds" and tokens_per_second is None:
+            raise ValueError(f"{family.label} needs tokens_per_second")
         flags = flags or RowFlags()
         _check_frames(flags)
         values = {one.name: getattr(flags, one.name) for one in flags_of(cls)}

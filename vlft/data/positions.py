@@ -37,7 +37,9 @@ def mrope_positions(segments: Sequence[int | Grid], *, merge: int, tokens_per_se
         else:
             t, h, w = segment.t, segment.h // merge, segment.w // merge
             positions = np.indices((t, h, w))
-            if segment.pace is not None and tokens_per_second is not None:
+            if segment.pace is not None:
+                if tokens_per_second is None:
+                    raise ValueError("a grid with a pace needs tokens_per_second")
                 positions[0] = time_positions(t, segment.pace, tokens_per_second)[:, None, None]
             pieces.append(positions.reshape(3, -1) + start)
             start += max(h, w)
