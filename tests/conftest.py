@@ -199,7 +199,8 @@ def mixed_json(tmp_path_factory, media) -> Path:
 @pytest.fixture(scope="session")
 def encoder(base, base_family):
     """The encoder of the tiny base at its own settings."""
-    from vlft.config.recipe import Recipe, RowFlags
+    from vlft.config.recipe import Recipe
+    from vlft.config.row_flags import RowFlags
     from vlft.data.encode import Encoder
     from vlft.model.load import load_processor
 

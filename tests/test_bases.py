@@ -15,7 +15,8 @@ from published import rewrite_as_published
 from runs import arguments
 
 from vlft.cli.main import main
-from vlft.config.recipe import Recipe, RowFlags
+from vlft.config.recipe import Recipe
+from vlft.config.row_flags import RowFlags
 from vlft.data.encode import Encoder
 from vlft.data.sample import Sample, Text, Turn
 from vlft.errors import CheckpointError, DataError

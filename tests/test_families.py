@@ -44,7 +44,8 @@ def data(tmp_path_factory, media):
 
 @pytest.fixture(scope="module")
 def encoded(base, data, media):
-    from vlft.config.recipe import Recipe, RowFlags
+    from vlft.config.recipe import Recipe
+    from vlft.config.row_flags import RowFlags
     from vlft.data.encode import Encoder
     from vlft.data.files.index import index_rows, parsed
 

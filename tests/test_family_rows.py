@@ -18,7 +18,8 @@ from stock import stock, stock_positions
 from vlft.answering import as_tensors, question_of, seconds_remark
 from vlft.chat import open_model
 from vlft.cli.main import main
-from vlft.config.recipe import Recipe, RowFlags
+from vlft.config.recipe import Recipe
+from vlft.config.row_flags import RowFlags
 from vlft.data.boxes import boxes_in_answer
 from vlft.data.encode import Encoder
 from vlft.data.media.sizes import clip_count, clip_size

@@ -16,7 +16,8 @@ from models import PRESETS, build, collator
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlft.bench.sizes import SHAPES, write_shape, write_weights
-from vlft.config.recipe import Recipe, RowFlags
+from vlft.config.recipe import Recipe
+from vlft.config.row_flags import RowFlags
 from vlft.data.encode import Encoder
 from vlft.data.files.index import index_rows, parsed
 from vlft.demo.tiny import tiny_processor

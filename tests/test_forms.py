@@ -12,7 +12,7 @@ from build import FAMILY, row, write_image, write_json
 
 from vlft.cli.main import main
 from vlft.config.mix import read_mix
-from vlft.config.recipe import RowFlags
+from vlft.config.row_flags import RowFlags
 from vlft.data.files.index import index_rows, parsed
 from vlft.data.rows.access import Access
 from vlft.data.rows.embedded import Embedded

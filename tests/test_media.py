@@ -15,7 +15,8 @@ from PIL import ImageOps, JpegImagePlugin, PngImagePlugin
 from stills_and_clips import PROCESSOR, SETTINGS, grid_of, image, pixels, turn, video
 from transformers import image_transforms
 
-from vlft.config.recipe import Recipe, RowFlags
+from vlft.config.recipe import Recipe
+from vlft.config.row_flags import RowFlags
 from vlft.data.media import clips
 from vlft.data.media.decode import decode
 from vlft.data.media.jpeg import fast_decoder

@@ -17,7 +17,8 @@ from published import rewrite_as_published
 
 from vlft.checkpoint import open_plain, open_processor
 from vlft.checkpoint.door import check_base
-from vlft.config.recipe import Recipe, RowFlags
+from vlft.config.recipe import Recipe
+from vlft.config.row_flags import RowFlags
 from vlft.data.media.sizes import frame_count, frame_range, frame_size, still_size
 from vlft.demo.tiny import build_tiny
 from vlft.families import DEFAULT, FAMILIES

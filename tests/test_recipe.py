@@ -18,7 +18,8 @@ from vlft.cli import help
 from vlft.cli.main import main
 from vlft.config import flags, parse, recipe, table
 from vlft.config.kinds import Number
-from vlft.config.recipe import COSTLESS, SERVED, Fit, Recipe, RowFlags, flag, flags_of
+from vlft.config.recipe import COSTLESS, SERVED, Fit, Recipe, flags_of
+from vlft.config.row_flags import RowFlags, flag
 from vlft.data.costs.cache import scan_costs
 from vlft.data.files.index import index_rows
 from vlft.demo.tiny import tiny_processor

@@ -12,7 +12,8 @@ import pytest
 from build import write_image
 from PIL import Image as Picture
 
-from vlft.config.recipe import Recipe, RowFlags
+from vlft.config.recipe import Recipe
+from vlft.config.row_flags import RowFlags
 from vlft.data.encode import UNTRAINED, Encoder
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image, Text

@@ -14,7 +14,7 @@ from typing import Literal
 
 from vlft.config.columns import read_columns
 from vlft.config.mix import MixedSet, read_mix
-from vlft.config.recipe import RowFlags, flag
+from vlft.config.row_flags import RowFlags, flag
 from vlft.errors import ConfigError
 
 Mode = Literal["full", "lora", "frozen"]

@@ -1,11 +1,9 @@
 """The recipe of a row: every setting that decides which tokens and pixels it becomes. Opens no file, needs no torch.
 
-`RowFlags` holds the flags as the user set them. A `Recipe` has the same fields with every default filled in, and the
-settings of the base's processor. It is built once, and code that compares rows compares recipes: the cost cache by
-`Recipe.print`, vlft.json and the resume check by `Recipe.as_json`, chat by `Recipe.of_run`. `Recipe.serve` writes it
-into the processor files next to the weights.
-
-To add a flag that decides rows: add a field to `RowFlags`, a line to `vlft.config.table`, and the code that uses it.
+`vlft.config.row_flags.RowFlags` holds the flags as the user set them. A `Recipe` has the same fields with every default
+filled in, and the settings of the base's processor. It is built once, and code that compares rows compares recipes: the
+cost cache by `Recipe.print`, vlft.json and the resume check by `Recipe.as_json`, chat by `Recipe.of_run`.
+`Recipe.serve` writes it into the processor files next to the weights.
 """
 
 from __future__ import annotations
@@ -13,16 +11,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from vlft.config.fit import Fit, OverLength, fit_of
+from vlft.config.fit import Fit, fit_of
 from vlft.config.prints import print_of, tokenizer_print
-from vlft.config.thinking import ENABLE, Thinking, Turns, switches_of, template_arguments
+from vlft.config.row_flags import RowFlags
+from vlft.config.thinking import ENABLE, switches_of, template_arguments
 from vlft.errors import ConfigError
 from vlft.families import DEFAULT, Family, VideoRule, VideoTime
-
-BoxFormat = Literal["as_is", "pixels", "0-1000", "0-1"]
-MissingTags = Literal["error", "first"]
 
 # The most tokens of a frame and the fewest frames of a video with a frame rate, in qwen-vl-utils 0.0.14.
 FRAME_TOKENS, LEAST_FRAMES = 768, 4
@@ -43,66 +39,6 @@ SERVED = {
 #: Settings that do not change the cost of a parsed row, so a change of them does not invalidate cached costs.
 #: `missing_tags` and `columns` act while a row is parsed; `Recipe.fit` holds what --over_length does to a row.
 COSTLESS = ("over_length", "missing_tags", "columns")
-
-
-def flag(default: Any, text: str) -> Any:
-    """Return a dataclass field for a flag.
-
-    Args:
-        default: the flag's default.
-        text: its help text.
-    """
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowFlags:
-    """Flags that decide what a row becomes. `vlft.config.flags.DataFlags` inherits them. None: the base's value."""
-
-    image_min_pixels: int | None = flag(None, "least pixels of a picture (default: the base processor's)")
-    image_max_pixels: int | None = flag(None, "most pixels of a picture (default: the base processor's)")
-    video_min_pixels: int | None = flag(
-        None, "least pixels of a video frame; of a whole video for Qwen3-VL and later (default: the base processor's)"
-    )
-    video_max_pixels: int | None = flag(
-        None, "most pixels of a video frame; of a whole video for Qwen3-VL and later (default: the base processor's)"
-    )
-    fps: float | None = flag(None, "video frames per second (default: the base processor's, else 2)")
-    nframes: int | None = flag(None, "frames of every video, an even number; instead of --fps")
-    video_max_frames: int | None = flag(None, "most frames of a video with --fps (default: 768)")
-    frames_fps: float | None = flag(
-        None,
-        "frames per second of videos that are lists of frames, for models that use the time of a frame (default: 2)",
-    )
-    max_length: int | None = flag(
-        None,
-        "most tokens of a row; --over_length decides about longer rows (default: the model's max_position_embeddings)",
-    )
-    over_length: OverLength = flag(
-        "error",
-        "a row over --max_length or too large for a pack. error: refuse it; skip: skip it; shrink: lower its pixels "
-        "until it fits; drop_media: drop its last pictures and videos",
-    )
-    box_format: BoxFormat = flag(
-        "as_is",
-        "unit of the boxes in the text: pixels of the original picture, or fractions of its size (0-1000, 0-1). They "
-        "are converted to the unit that the model expects; as_is: not converted",
-    )
-    missing_tags: MissingTags = flag(
-        "error",
-        "a row whose pictures or videos have no tag in its text. error: refuse it; first: put all of them at the start "
-        "of its first human turn",
-    )
-    thinking: Thinking = flag(
-        "auto",
-        "for bases whose chat template takes enable_thinking. on: answers have <think> blocks, which are trained; off: "
-        "answers have none, and the prompt ends with an empty block; auto: as each answer shows",
-    )
-    turns: Turns = flag(
-        "auto",
-        "rows with several answers. auto: one sample, or one for each answer if the chat template drops earlier "
-        "thoughts; split: one for each answer; last: only the last answer is trained",
-    )
 
 
 def _settled(name: str) -> Any:

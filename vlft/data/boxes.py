@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vlft.config.recipe import BoxFormat
+from vlft.config.row_flags import BoxFormat
 from vlft.data.media.pictures import Unreadable, picture_size
 from vlft.data.media.read import refused
 from vlft.data.rows.coordinates import (

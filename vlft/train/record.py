@@ -15,7 +15,8 @@ from typing import Any
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.config.recipe import RowFlags, flags_of
+from vlft.config.recipe import flags_of
+from vlft.config.row_flags import RowFlags
 from vlft.config.training import TrainFlags
 from vlft.data.order import Order
 from vlft.errors import BadRow, CheckpointError

@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from vlft.config.columns import Columns
-from vlft.config.recipe import RowFlags
+from vlft.config.row_flags import RowFlags
 from vlft.data.files.mapping import mapped, missing, refuse_missing
 from vlft.data.files.read import LINE_BYTES, BrokenLine, files_of, opened, row_of, row_spans
 from vlft.data.files.unpack import restored

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from vlft.config.recipe import RowFlags
+from vlft.config.row_flags import RowFlags
 from vlft.data.rows.access import Access
 from vlft.data.rows.masks import masked
 from vlft.data.rows.matching import Entry, as_videos, media_of, parts_of, tags_in, with_tags
