@@ -222,12 +222,12 @@ def _additions(kinds: dict[adapt.Part, list[Kind]]) -> list[_Addition]:
     found = []
     for ones in itertools.zip_longest(*places.values()):
         there = {part: one for part, one in zip(places, ones, strict=True) if one is not None}
-        times = {part: one[1] for part, one in there.items()}
+        counts = {part: count for part, (_, count) in there.items()}
         found.append(
             _Addition(
-                places={part: one[0] for part, one in there.items()},
-                vision=times.get("vision", 0),
-                language=times.get("language", 0),
+                places={part: place for part, (place, _) in there.items()},
+                vision=counts.get("vision", 0),
+                language=counts.get("language", 0),
             )
         )
     return [*found, *alone]
