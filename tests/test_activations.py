@@ -64,7 +64,7 @@ def batch_of(vision: VisionSizes) -> dict[str, Any]:
     return {key: batch[key] for key in forward.FORWARD_KEYS}
 
 
-def real_step(config: Any, family: Family, preset: str, checkpointed: tuple[str, ...]) -> dict[str, int]:
+def real_step(config: Any, family: Family, checkpointed: tuple[str, ...]) -> dict[str, int]:
     """Part -> bytes that a forward pass on the CPU saves."""
     model: Any = empty_model(copy.deepcopy(config), family).to_empty(device="cpu")
     with torch.no_grad():
@@ -72,7 +72,7 @@ def real_step(config: Any, family: Family, preset: str, checkpointed: tuple[str,
             tensor.normal_(std=0.02)
     attention.install(model, "sdpa", dtype=torch.float32)
     forward.bind(model, PixelScale(mean=(0.5,) * 3, std=(0.5,) * 3))
-    model = apply_towers(model, family, PRESETS[preset], masters=True).train()
+    model = apply_towers(model, family, PRESETS["vision-lora"], masters=True).train()
     checkpoint_activations(model, checkpointed)
     batch = batch_of(family.sizes(config).vision)
     with activations.Ledger(model, batch.values()) as ledger:
@@ -80,19 +80,17 @@ def real_step(config: Any, family: Family, preset: str, checkpointed: tuple[str,
     return dict(ledger.kept)
 
 
-@pytest.mark.parametrize(
-    ("label", "preset"), [*((label, "vision-lora") for label in LABELS), ("Qwen3-VL", "lora-full-merger")]
-)
-def test_each_part_is_what_a_real_step_saves(label, preset):
-    """Without recomputation, with it, and in one tower only: the towers are estimated independently of each other."""
+@pytest.mark.parametrize("label", LABELS)
+def test_each_part_is_what_a_real_step_saves(label):
+    """Without recomputation and with it, in one family also in one tower only: towers do not depend on each other."""
     family = LABELS[label]
     config = mixed(family)
     saved = activations.Saved(
-        config=config, family=family, towers=PRESETS[preset], load=LOAD, numbers=PLAIN, device="cpu"
+        config=config, family=family, towers=PRESETS["vision-lora"], load=LOAD, numbers=PLAIN, device="cpu"
     )
-    for checkpointed in ((), ("vision", "language"), ("language",)):
-        real = real_step(config, family, preset, checkpointed)
+    both = ("vision", "language")
+    for checkpointed in ((), both, ("language",)) if "deepstack" in family.features else ((), both):
+        real = real_step(config, family, checkpointed)
         told = saved.estimate(checkpointed)
         for part in activations.PARTS:
             assert told.kept[part] == pytest.approx(real[part], rel=0.02, abs=2000), (part, checkpointed)
-    assert (real["vision"] > 10_000) == (preset == "vision-lora")

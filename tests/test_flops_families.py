@@ -21,7 +21,7 @@ from vlft.config.row_flags import RowFlags
 from vlft.data.encode import Encoder
 from vlft.data.files.index import index_rows, parsed
 from vlft.demo.tiny import tiny_processor
-from vlft.families import FAMILIES
+from vlft.families import DEFAULT, FAMILIES
 from vlft.model import adapt, flops, forward, recurrent
 from vlft.model.load import load_processor
 from vlft.model.towers import Towers
@@ -29,12 +29,12 @@ from vlft.model.towers import Towers
 LABELS = {family.label: family for family in FAMILIES.values()}
 #: Words of the rows and of the chat template, so that samples are short: the recurrence takes a step for each token.
 WORDS = ("system", "user", "assistant", "You", " are", " a", " helpful", " assistant", "Compare", " flower", " face")
-#: No tower of experts trains in full. Gated delta nets take seconds, so not all of theirs are here.
+#: Each family with every tower by LoRA; dense ones also in full and with one frozen tower. Qwen2-VL is in test_flops.
 CHOICES = [
     (label, preset)
     for label, family in LABELS.items()
     for preset in ("full", "language-lora", "vision-lora")
-    if preset == "vision-lora" or "experts" not in family.features
+    if family is not DEFAULT and (preset == "vision-lora" or "experts" not in family.features)
 ]
 
 

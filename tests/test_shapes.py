@@ -15,6 +15,7 @@ from vlft.cli.main import main
 from vlft.demo.tiny import tiny_processor
 from vlft.families import FAMILIES
 from vlft.model.load import load_base
+from vlft.plan.strategies import strategies_for
 
 
 def test_shapes_have_the_names_of_the_models():
@@ -52,24 +53,18 @@ def test_a_written_base_has_the_values_of_a_new_model(name, tmp_path):
 
 
 def test_experts_are_planned_as_frozen_and_without_zero_3(tmp_path, media, capsys):
-    """The plan through its command line, without a card and with one: both count the same parameters."""
+    """The plan without torch counts the parameters of the model that transformers builds."""
     name = "tiny-qwen3-vl-moe"
     family, _ = SHAPES[name]
     write_shape(tmp_path, name, tiny_processor(family))
     write_weights(tmp_path, name)
     rows = write_json(tmp_path / "rows.json", [row("<image>\nWhat?", "A temple.", id="a", image="china.jpg")])
     flags = ["plan", "--model_id", str(tmp_path), "--data_path", str(rows), "--image_folder", str(media), "--json"]
-    found = []
-    for card in ([], ["--gpu", "h100"]):
-        assert main([*flags, "--dataloader_num_workers", "0", *card]) == 0
-        found.append(json.loads(capsys.readouterr().out))
-    assert found[0]["groups"] == found[1]["groups"]
-    groups = {group["name"]: group for group in found[0]["groups"]}
+    assert main([*flags, "--dataloader_num_workers", "0"]) == 0
+    groups = {group["name"]: group for group in json.loads(capsys.readouterr().out)["groups"]}
     weights = dict(load_base(tmp_path, family).named_parameters())
     assert groups["language_frozen"]["parameters"] == sum(
         tensor.numel() for parameter, tensor in weights.items() if family.tower_of(parameter) == "language"
     )
     assert not groups["language_frozen"]["trainable"]
-    strategies = [one["strategy"] for one in found[1]["memory"]["strategies"]]
-    assert strategies == ["ddp", "zero1", "zero2", "zero2_offload"]
-    assert found[1]["memory"]["weights"] >= 4 * sum(tensor.numel() for tensor in weights.values())
+    assert strategies_for(family) == ("ddp", "zero1", "zero2", "zero2_offload")

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from vlft.families import Family, Sizes
 from vlft.model import adapt, forward, kernels, recurrent, segments, standins, tracing
@@ -36,7 +35,7 @@ class Ledger:
 
     Args:
         model: prepared for training, with or without PEFT.
-        given: values of the batch; their tensors are not counted.
+        given: tensors of the batch; they are not counted.
 
     Attributes:
         kept: part -> bytes of all storages saved for the backward pass, except weights and batch. Checkpointed blocks
@@ -46,7 +45,7 @@ class Ledger:
     def __init__(self, model: Any, given: Collection[Any] = ()) -> None:
         self.kept: dict[Part, int] = dict.fromkeys(PARTS, 0)
         self._counted = {_storage(t) for t in (*model.parameters(), *model.buffers())}
-        self._counted |= {_storage(t) for t in tree_leaves(list(given)) if isinstance(t, torch.Tensor)}
+        self._counted |= {_storage(t) for t in given if isinstance(t, torch.Tensor)}
         self._alive: list[torch.Tensor] = []  # so that no address is used twice
         self._entered: list[Part] = ["language"]
         self._modules: list[tuple[torch.nn.Module, Part]] = [
@@ -223,10 +222,10 @@ def _additions(kinds: dict[adapt.Part, list[Kind]]) -> list[_Addition]:
     found = []
     for ones in itertools.zip_longest(*places.values()):
         there = {part: one for part, one in zip(places, ones, strict=True) if one is not None}
-        counts = {part: one[1] for part, one in there.items()}
+        counts = {part: count for part, (_, count) in there.items()}
         found.append(
             _Addition(
-                places={part: one[0] for part, one in there.items()},
+                places={part: place for part, (place, _) in there.items()},
                 vision=counts.get("vision", 0),
                 language=counts.get("language", 0),
             )
