@@ -42,7 +42,8 @@ def stock(sample, encoder, *, unanswered=False):
     """The stock processor's whole answer for a row, with videos as plain serving hands them over."""
     processor, recipe = encoder.processor, encoder.recipe
     messages = messages_of(sample, recipe)
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=unanswered)
+    thinking = {} if sample.thinking is None else {"enable_thinking": sample.thinking}
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=unanswered, **thinking)
     videos = [m for message in messages for m in message["content"] if m["type"] == "video"]
     pictures = [m["image"] for message in messages for m in message["content"] if m["type"] == "image"]
     asked = {"text": [text], "return_tensors": "pt"}

@@ -14,13 +14,18 @@ import pytest
 from build import picture, row, write_image, write_json
 
 from vlft.cli.main import main
+from vlft.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
     *("README.md", "data/README.md"),
     *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "examples").rglob("*.md"))),
 )
-MODELS = ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct")
+MODELS = {
+    "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl",
+    "Qwen/Qwen2-VL-7B-Instruct": "qwen2_vl",
+    "Qwen/Qwen3-VL-2B-Instruct": "qwen3_vl",
+}
 
 
 def commands(page: str) -> list[list[str]]:
@@ -40,15 +45,15 @@ ALL = [(page, words) for page, lines in PRINTED.items() for words in lines]
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, base) -> Path:
+def here(tmp_path, monkeypatch, base_of) -> Path:
     """An empty working directory with the checkout's `examples` and `data`, and tiny bases under the printed names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VLFT_MEDIA_CACHE", str(tmp_path / "cache"))
     for name in ("examples", "data"):
         Path(name).symlink_to(ROOT / name)
-    for name in MODELS:
+    for name, model_type in MODELS.items():
         Path(name).parent.mkdir(exist_ok=True)
-        Path(name).symlink_to(base)
+        Path(name).symlink_to(base_of(FAMILIES[model_type]))
     return tmp_path
 
 

@@ -9,7 +9,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -238,8 +237,6 @@ IN_FAMILIES_QUICK = ("qwen3_vl", "zero3", "merger")
 )
 def test_no_mixture_hangs_in_any_family(tmp_path_factory, base_of, media, mixed_json, model_type, strategy, towers):
     """Steps in which one process has text alone and the other pictures; the same weights as of one process."""
-    if model_type.startswith("qwen3_5") and find_spec("vlft.model.recurrent") is None:
-        pytest.skip("needs vlft.model.recurrent")
     runs = Runs(tmp_path_factory.mktemp(f"{model_type}-{strategy}"), base_of(FAMILIES[model_type]), media, mixed_json)
     rows = runs.folder / "rows.json"
     rows.write_text(

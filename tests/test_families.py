@@ -17,7 +17,7 @@ from vlft.cli.main import main
 from vlft.demo.tiny import tiny_config, tiny_processor
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import DEFAULT, FAMILIES, REFUSED, Family
-from vlft.model import activations, adapt, attention, flops, memory, segments, towers, tracing
+from vlft.model import adapt, attention, flops, segments, towers
 from vlft.model.apply import apply_towers
 from vlft.model.load import empty_model, load_base, load_config, load_processor
 
@@ -205,23 +205,6 @@ def test_a_step_does_the_required_operations(base, encoded, preset):
     with FlopCounterMode(display=False) as counter:
         model(**batch).loss.backward()
     assert counter.get_total_flops() == pytest.approx(flops.total(want), rel=1e-3)
-
-
-def test_activations_are_estimated_as_they_are_saved(base, encoded):
-    batch = inputs([encoded["still"], encoded["two"]])
-    model = build(base, "full", flat=True, family=SECOND)
-    with activations.Ledger(model, batch.values()) as ledger:
-        model(**batch)
-    config, _ = load_config(base)
-    load = tracing.Load(
-        lengths=batch["lengths"], vision_lengths=batch["vision_lengths"], supervised=len(batch["targets"])
-    )
-    numbers = tracing.numbers_of(torch.float32, None, deepspeed=False)
-    told = activations.estimate(config, SECOND, FULL, load, numbers, device="cpu")
-    for part in activations.PARTS:
-        assert told.kept[part] == pytest.approx(ledger.kept[part], rel=0.1, abs=10_000), part
-    rough = memory.activations(SECOND.sizes(config), FULL, tokens=load.tokens, patches=load.patches, element_bytes=4)
-    assert rough["language"].whole == pytest.approx(told.kept["language"], rel=0.5)
 
 
 def test_attention_takes_its_heads_from_the_sizes(base, monkeypatch):

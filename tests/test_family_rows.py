@@ -121,8 +121,15 @@ def assert_pixels(ours, theirs, encoder) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_the_stock_row(encoder, model, folder, family, name, monkeypatch):
     monkeypatch.setenv("FORCE_QWENVL_VIDEO_READER", "decord")
-    sample = parsed(ROWS[name], folder, family)
+    for sample in encoder.samples(parsed(ROWS[name], folder, family)):
+        assert_stock_row(sample, encoder, model)
+
+
+def assert_stock_row(sample, encoder, model) -> None:
     ours, theirs = encoder.encode(sample), stock(sample, encoder)
+    if sample.answer is not None:  # a sample of a split row ends with its answer, without the line break after it
+        for key in ("input_ids", "mm_token_type_ids"):
+            theirs[key] = theirs[key][:, : len(ours.input_ids_T)]
     assert ours.input_ids_T.tolist() == theirs["input_ids"][0].tolist()
     assert ours.kinds_T.tolist() == theirs["mm_token_type_ids"][0].tolist()
     for key, is_video in (("image_grid_thw", False), ("video_grid_thw", True)):

@@ -78,7 +78,7 @@ def test_the_page_links_each_kind_to_its_rows(tmp_path, monkeypatch, capsys):
     assert [anchor for anchor, *_ in links] == list(sections)
     assert links[0][1:] == (
         "flat0.png, flat1.png, flat2.png: 3000x12, 3150x12, 3300x12: the longer side is 250.0 to 275.0 times the "
-        "shorter, and Qwen2-VL accepts at most 200. Crop it",
+        "shorter, and at most 200 times is supported. Crop it",
         "230",
     )
     found = json.loads((tmp_path / "look" / "report.json").read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -183,8 +182,6 @@ ROWS = [
     row("Hi.", "Hello.", id="text-2"),
 ]
 MERGER = ("--merger", "full")
-#: transformers 5.23 refuses flat rows in gated delta nets; `vlft.model.recurrent` replaces them.
-RECURRENT = pytest.mark.skipif(find_spec("vlft.model.recurrent") is None, reason="needs vlft.model.recurrent")
 TOWERS = ("--vision", "full", "--merger", "full", "--language", "frozen")
 
 
@@ -198,9 +195,9 @@ def data(tmp_path_factory) -> Path:
     [
         pytest.param("qwen2_5_vl", FULL, marks=pytest.mark.grid),
         ("qwen3_vl", MERGER),
-        pytest.param("qwen3_5-mtp", FULL, marks=RECURRENT),
+        ("qwen3_5-mtp", FULL),
         pytest.param("qwen3_vl_moe-transposed", TOWERS, marks=pytest.mark.grid),
-        pytest.param("qwen3_5_moe-each-mtp", MERGER, marks=[RECURRENT, pytest.mark.grid]),
+        pytest.param("qwen3_5_moe-each-mtp", MERGER, marks=pytest.mark.grid),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits_and_others_load_its_weights(
