@@ -71,28 +71,15 @@ def base_of(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def stock_of(tmp_path_factory, base_of):
-    """A function: model type -> its tiny base with softmax attention everywhere, opened by transformers alone.
-
-    Layers with a gated delta net have tests of their own.
-    """
+def stock_of(base_of):
+    """A function: model type -> its tiny base, opened by transformers alone."""
     import functools
 
     from stock_rows import opened
 
-    from vlft.demo.tiny import build_tiny
     from vlft.families import FAMILIES
 
-    @functools.cache
-    def of(model_type):
-        family = FAMILIES[model_type]
-        if "recurrent" not in family.features:
-            return opened(base_of(family), family)
-        kinds = ["full_attention"] * len(family.tiny.text["layer_types"])
-        shape = family.tiny.but(text={"layer_types": kinds})
-        return opened(build_tiny(tmp_path_factory.mktemp(model_type), family, shape=shape), family)
-
-    return of
+    return functools.cache(lambda model_type: opened(base_of(FAMILIES[model_type]), FAMILIES[model_type]))
 
 
 @pytest.fixture(scope="session")

@@ -103,10 +103,10 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, what: str, *, tolerance: float = 1e-5) -> None:
     ours, theirs = ours.detach(), theirs.detach()
     scale = theirs.abs().max().clamp(min=1e-6)
-    assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(scale)), what
+    assert (ours - theirs).abs().max() <= tolerance * max(1.0, float(scale)), what
 
 
 TWO_B = Qwen2VLConfig(

@@ -49,6 +49,8 @@ def presets(family):
 
 
 def test_a_batch_gives_the_stock_logits_and_gradients_of_each_row_alone(family):
+    # A chunked delta rule rounds its decays: ours and stock's differ as much from a loop in float64 as from each other.
+    rounding = 1e-4 if "recurrent" in family.family.features else 1e-5
     for preset, rows in presets(family).items():
         stock = family.model(preset, flat=False)
         losses, logits = zip(*(stock_loss(stock, row) for row in rows), strict=True)
@@ -64,7 +66,7 @@ def test_a_batch_gives_the_stock_logits_and_gradients_of_each_row_alone(family):
             mine = gradients(ours)
             assert set(mine) == set(theirs)
             for name, gradient in theirs.items():
-                assert_close(mine[name], gradient, f"{preset}, {checkpointing}: {name}")
+                assert_close(mine[name], gradient, f"{preset}, {checkpointing}: {name}", tolerance=rounding)
 
 
 def test_a_packed_row_is_the_row_alone_and_no_other_row_changes_it(family):
