@@ -71,6 +71,12 @@ def test_published_forms_are_read_without_transformers(label, tmp_path):
         assert ours is not None, kind
         assert family.sizes(ours) == family.sizes(theirs), kind
         assert all(getattr(ours, name) == getattr(theirs, name) for name in IDS), kind
+        theirs.text_config.tie_word_embeddings = theirs.tie_word_embeddings  # else transformers decides: see LEFT
+        theirs.save_pretrained(tmp_path / "saved")
+        saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+        again = family.plain_config(saved, where="saved")
+        assert again is not None, kind
+        assert family.sizes(again) == family.sizes(theirs), kind
 
 
 #: For these the two may differ, so transformers decides.

@@ -288,8 +288,13 @@ def plain_config(
     return SimpleNamespace(_name_or_path=where, tie_word_embeddings=found["tie_word_embeddings"], **made)
 
 
+#: Key that transformers writes for Qwen3-VL-MoE -> the key in the published files, which is also the attribute.
+_WRITTEN = {"num_local_experts": "num_experts"}
+
+
 def _with_kinds(text: Mapping[str, Any], names: TextNames) -> dict[str, Any]:
     """The text config with the lists that transformers derives if a file leaves them out or has null."""
+    text = {_WRITTEN.get(key, key): value for key, value in text.items()}
     whole, depth, interval = dict(text), text.get(names.depth), text.get("full_attention_interval", _INTERVAL)
     if (
         names.recurrent
