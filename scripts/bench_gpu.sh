@@ -82,6 +82,9 @@ if $quick; then
         train "tiny-$preset" 240 --shape tiny --preset "$preset" --steps 3 --skip_steps 1 \
             --baseline --baseline_order grouped
     done
+    for base in qwen2.5-vl qwen3-vl qwen3.5 qwen3.5-moe; do
+        train "tiny-$base" 120 --shape "tiny-$base" --preset lora --steps 3 --skip_steps 1
+    done
 else
     grouped=(--baseline --baseline_order grouped) # the faster order of the baseline; 2b-lora measures both orders
     item tests 90 "$python" -m pytest -m gpu tests/test_gpu.py
@@ -92,6 +95,8 @@ else
     train 2b-full 130 --shape 2b --preset full --steps 12 --timeout 80 "${grouped[@]}"
     train 2b-lora_vision 130 --shape 2b --preset lora_vision --steps 12 --timeout 80 "${grouped[@]}"
     train 7b-lora_vision 190 --shape 7b --preset lora_vision --steps 10 --timeout 110 "${grouped[@]}"
+    train qwen3-vl-2b-lora 110 --shape qwen3-vl-2b --preset lora --steps 12 --timeout 70
+    train qwen3.5-0.8b-lora 110 --shape qwen3.5-0.8b --preset lora --steps 12 --timeout 70
     # float32 masters, gradients and two moments of 8.3 B weights take 133 GB, so the item uses 8-bit moments (83 GB).
     if "$python" -c 'import bitsandbytes' 2>/dev/null; then
         train 7b-full 150 --shape 7b --preset full --steps 8 --optim adamw_8bit --gradient_checkpointing true

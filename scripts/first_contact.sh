@@ -83,6 +83,7 @@ else
     profiled profile-2b-lora 80
     bench 2b-full 80 --shape 2b --preset full --steps 9 --skip_steps 2 --timeout 70
     profiled profile-2b-full 60
+    bench qwen3.5-0.8b-lora 80 --shape qwen3.5-0.8b --preset lora --steps 9 --skip_steps 2 --timeout 70
     bench 2b-lora-baseline 110 --shape 2b --preset lora --steps 6 --skip_steps 2 --timeout 50 \
         --baseline --baseline_order grouped
 fi
