@@ -15,7 +15,8 @@ from models import FAMILY, PRESETS, build, collate, flat_inputs, gradients, modu
 from runs import FULL, PACKED, VISION_LORA, arguments
 
 from vlft.cli.main import main
-from vlft.model import attention, forward, kernels, loss, towers
+from vlft.families import FAMILIES
+from vlft.model import attention, forward, kernels, linear_attention, loss, towers
 from vlft.model.apply import apply_towers
 from vlft.model.load import load_base, load_processor
 from vlft.model.scale import PixelScale
@@ -33,6 +34,8 @@ SHAPES = {
     "2b": Heads(heads=12, kv_heads=2, head_dim=128, causal=True, joined=False),
     "7b": Heads(heads=28, kv_heads=4, head_dim=128, causal=True, joined=False),
     "vit": VIT,
+    "qwen3-vl-8b vit": Heads(heads=16, kv_heads=16, head_dim=72, causal=False, joined=True),
+    "qwen3.5-9b": Heads(heads=16, kv_heads=4, head_dim=256, causal=True, joined=False, partial_rotary=True),
 }
 
 
@@ -85,6 +88,15 @@ def test_kernels_pass_their_self_test_at_the_published_shapes(backend, shape, dt
     worst = attention.self_test(kernel, SHAPES[shape], dtype=dtype, device=DEVICE)
     print(backend, shape, dtype, worst)
     assert worst < attention.TOLERANCE
+
+
+@pytest.mark.parametrize("label", ["qwen3.5-0.8b", "qwen3.5-27b"])
+def test_the_delta_rule_of_fla_passes_its_self_test_at_the_published_sizes(label):
+    pytest.importorskip("fla")
+    family = FAMILIES["qwen3_5"]
+    sizes = family.sizes_of_shape(family.shapes[label]).text.layers[0].recurrent
+    name, _, remark = linear_attention.choose_rule("fla", sizes, device=DEVICE, dtype=BF16)  # raises if it differs
+    assert (name, remark) == ("fla", "")
 
 
 def test_a_kernel_is_taken_on_this_device():
@@ -162,10 +174,19 @@ def test_a_run_on_the_device_is_near_one_on_the_host(base, mixed_json, media, tm
         load_base(base, FAMILY, dtype=BF16).save_pretrained(folder)
         load_processor(base).save_pretrained(folder)
         base = folder
+    assert_near_on_both(base, mixed_json, media, tmp_path, RUNS[preset])
+
+
+@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name != FAMILY.model_type])
+def test_a_run_of_each_family_on_the_device_is_near_one_on_the_host(base_of, mixed_json, media, tmp_path, model_type):
+    assert_near_on_both(base_of(FAMILIES[model_type]), mixed_json, media, tmp_path, VISION_LORA)
+
+
+def assert_near_on_both(base, mixed_json, media, tmp_path, preset) -> None:
     losses = {}
     for where, more in {"device": (), "host": ("--use_cpu", "true", "--bf16", "false")}.items():
         out = tmp_path / where
-        argv = arguments(base, mixed_json, media, out, *RUNS[preset], *PACKED, *more)
+        argv = arguments(base, mixed_json, media, out, *preset, *PACKED, *more)
         assert main(argv) == 0
         logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses[where] = [line["loss"] for line in logged]
