@@ -14,11 +14,13 @@ import yaml
 from vlft.cli.main import main
 from vlft.config import door, table
 from vlft.config.migrate import documents, launchers, settle, written
+from vlft.config.named_base import counted_like
 from vlft.config.names import unknown
 from vlft.config.shell.walk import follow
 from vlft.config.translate import translate
 from vlft.config.values import DEFAULTS
 from vlft.errors import ConfigError
+from vlft.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 KNOWN = {*table.kinds("train"), *(f"no_{name}" for name in table.OF_TRAIN)}
@@ -670,3 +672,13 @@ def test_hints_by_meaning(typed, meant):
 def test_verbs_of_other_kits(capsys, typed, meant):
     assert main([typed]) == 2
     assert meant in capsys.readouterr().err.partition("Use: ")[2]
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda one: one.label)
+def test_a_base_of_this_machine_counts_pixels_by_its_config(tmp_path, family):
+    """Its folder may have the name of another model; a base that is not here is known by its name alone."""
+    folder = tmp_path / "Qwen3-VL-4B"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": family.model_type}))
+    for found in (counted_like(str(folder)), counted_like(f"Qwen/{family.label}-9B-Instruct")):
+        assert (found.factor, found.video_rule) == (family.factor, family.video_rule)
