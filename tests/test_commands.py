@@ -205,5 +205,7 @@ def test_files_and_folders_of_bare_names(here, capsys):
     Path("empty").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir("empty")
-        assert main(["merge", "../run", ".", "--base_model", "../Qwen/Qwen2-VL-2B-Instruct"]) == 0, capsys.readouterr().err
+        assert main(["merge", "../run", ".", "--base_model", "../Qwen/Qwen2-VL-2B-Instruct"]) == 0, (
+            capsys.readouterr().err
+        )
         assert Path("model.safetensors").is_file()
