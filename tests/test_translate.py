@@ -488,6 +488,22 @@ def test_scripts_and_yaml_of_vlft_become_themselves():
         assert given == {flag.name: flag.words for flag in run.flags}, path
 
 
+def test_a_script_of_vlft_counts_the_pixels_of_its_base(tmp_path):
+    (tmp_path / "common.sh").write_text((ROOT / "scripts" / "common.sh").read_text())
+    for name, limits in (("finetune_lora.sh", ("262144", "1310720", None)), ("finetune_video.sh", (None, None, None))):
+        script = tmp_path / name
+        script.write_text("MODEL=Qwen/Qwen3-VL-4B-Instruct\n" + (ROOT / "scripts" / name).read_text())
+        (run,) = documents.read(str(script)).runs
+        found = values(settle.settle(run, None))
+        assert found["model_id"] == "Qwen/Qwen3-VL-4B-Instruct"
+        names = ("image_min_pixels", "image_max_pixels", "video_max_pixels")
+        assert tuple(found.get(one) for one in names) == limits
+    text = script.read_text().replace("frame_pixels", 'picture_tokens "$LEAST" 1280 "$@"\nframe_pixels')
+    script.write_text(text)
+    (run,) = documents.read(str(script)).runs
+    assert "<IMAGE_MIN_PIXELS>" in {item.value for item in settle.settle(run, None).fill_in}
+
+
 def test_a_yaml_of_two_kits():
     (one,) = settled(
         "base: &b {learning_rate: 1.0e-5}\n<<: *b\nmodel_name_or_path: m\nstage: sft\nfinetuning_type: lora\n"
