@@ -179,18 +179,8 @@ def test_turns_of_the_flag(base, thinking_base, data, capsys):
 
 def test_a_resumed_run_has_the_same_samples(thinking_base, data, tmp_path, monkeypatch, capsys):
     rows, _ = data
-    more = (
-        "--max_steps",
-        "4",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "2",
-        "--lora_rank",
-        "4",
-        "--packing",
-        "false",
-    )
+    more = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2"]
+    more += ["--lora_rank", "4", "--packing", "false"]
     whole = train(thinking_base, rows, tmp_path / "whole", *more)
 
     def stop(trainer, batch):
