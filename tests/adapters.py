@@ -10,7 +10,7 @@ from build import FAMILY
 from published import rewrite_as_published
 from safetensors.torch import load_file
 
-from vlft.checkpoint import RunRecord, base_fingerprint, tensor_index
+from vlft.checkpoint import RunRecord, base_fingerprint
 from vlft.demo.tiny import build_tiny
 
 RECORD = RunRecord(
@@ -127,7 +127,8 @@ def record_of(base: Path, towers: tuple[str, str, str]) -> RunRecord:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in set(tensor_index(folder).values()) for name, tensor in load_file(file).items()}
+    """All tensors of a model folder, as its files spell them."""
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def logits(model, processor, *, dtype=torch.float32) -> list[torch.Tensor]:

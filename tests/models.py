@@ -93,8 +93,12 @@ def stock_inputs(row, processor) -> dict:
 
 def stock_loss(model, row, processor) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of one row by the stock forward, and the logits that predict its supervised tokens."""
-    logits = model(**stock_inputs(row, processor)).logits[0, :-1].float()
-    targets = row.labels_T[1:]
+    return loss_of(model(**stock_inputs(row, processor)).logits, row.labels_T)
+
+
+def loss_of(logits_1TV, labels_T) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of one row, and the logits that predict its supervised tokens."""
+    logits, targets = logits_1TV[0, :-1].float(), labels_T[1:]
     kept = targets != -100
     return torch.nn.functional.cross_entropy(logits[kept], targets[kept], reduction="sum"), logits[kept]
 

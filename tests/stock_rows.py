@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import transformers
 from build import picture
+from models import loss_of
 
 from vlft.data.sample import EncodedMedia, EncodedSample, Grid
 from vlft.families import Family
@@ -172,10 +173,7 @@ def _media(made: dict, processor: Any, *, pictures: int, clips: int) -> list[Enc
 
 def stock_loss(model: Any, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of one row by the stock forward, and the logits that predict its supervised tokens."""
-    logits = model(**row.stock).logits[0, :-1].float()
-    targets = row.flat.labels_T[1:]
-    kept = targets != -100
-    return torch.nn.functional.cross_entropy(logits[kept], targets[kept], reduction="sum"), logits[kept]
+    return loss_of(model(**row.stock).logits, row.flat.labels_T)
 
 
 def changed(row: Row) -> Row:

@@ -8,14 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from adapters import weights
+from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
-
-
-def weights(folder: Path) -> Tensors:
-    """All tensors of a model folder, as its files spell them."""
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def rewritten(base: Path, out: Path, change: Callable[[Tensors], Tensors], *, shards: int = 1) -> Path:

@@ -6,8 +6,7 @@ import json
 
 import pytest
 import torch
-from runs import FULL, PACKED, VISION_LORA, arguments, lines
-from safetensors import safe_open
+from runs import FULL, PACKED, VISION_LORA, arguments, losses, weights
 
 from vlft.cli.main import main
 from vlft.families import FAMILIES, QWEN2_VL
@@ -20,11 +19,6 @@ def said(capsys, *argv: object) -> dict:
     capsys.readouterr()
     assert main([str(word) for word in (*argv, "--json")]) == 0
     return json.loads(capsys.readouterr().out)
-
-
-def stored(folder) -> dict[str, torch.Tensor]:
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a safetensors file is no dict
 
 
 @pytest.mark.parametrize("family", NEW, ids=lambda family: family.model_type)
@@ -42,11 +36,10 @@ def test_from_rows_to_an_answer(family, base_of, mixed_json, media, tmp_path, ca
     )
 
     assert main(arguments(base, mixed_json, media, run, *VISION_LORA, *PACKED)) == 0
-    losses = [line["loss"] for line in lines(run) if "loss" in line]
-    assert losses[-1] < losses[0]
+    assert losses(run)[-1] < losses(run)[0]
     result = said(capsys, "merge", run, merged)
     assert result["max_logit_diff"] < 1e-3
-    before, after = stored(base), stored(merged)
+    before, after = weights(base), weights(merged)
     assert {name: (t.shape, t.dtype) for name, t in after.items()} == {
         name: (t.shape, t.dtype) for name, t in before.items()
     }
@@ -66,7 +59,7 @@ def test_a_full_run_is_a_model_of_plain_transformers(family, base_of, mixed_json
 
     base, run = base_of(family), tmp_path / "run"
     assert main(arguments(base, mixed_json, media, run, *FULL, *PACKED, "--num_train_epochs", "1")) == 0
-    before, after = stored(base), stored(run)
+    before, after = weights(base), weights(run)
     assert set(before) == set(after)
     same = [name for name in before if torch.equal(before[name], after[name])]
     assert same == [], "every parameter trains"

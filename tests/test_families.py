@@ -68,7 +68,7 @@ def test_what_is_no_family_of_ours_says_so_and_why():
     for model_type, reason in REFUSED.items():
         with pytest.raises(CheckpointError) as refused:
             Family.of(model_type, where="here")
-        assert f"here: model_type is '{model_type}', not a Qwen-VL this version trains ({reason})." in str(
+        assert f"here: model_type is '{model_type}', not a Qwen-VL model that this version trains ({reason})." in str(
             refused.value
         )
         assert "Supported: Qwen2-VL ('qwen2_vl')" in str(refused.value)
@@ -225,11 +225,10 @@ def test_attention_takes_its_heads_from_the_sizes(base, monkeypatch):
 def test_it_is_planned_trained_and_merged(base, data, media, tmp_path, capsys):
     flags = ["--model_id", base, "--data_path", data, "--image_folder", media, "--merger", "full", "--language", "lora"]
     flags = [*map(str, flags), "--dataloader_num_workers", "0"]
-    assert main(["plan", *flags, "--gpu", "24", "--json"]) == 0
+    assert main(["plan", *flags, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     merger = sum(p.numel() for n, p in load_base(base, SECOND).named_parameters() if SECOND.tower_of(n) == "merger")
     assert sum(g["parameters"] for g in planned["groups"] if g["name"].startswith("merger")) == merger
-    assert planned["memory"]["fits"]
     run, merged = tmp_path / "run", tmp_path / "merged"
     assert main(["train", *flags, "--output_dir", str(run), "--max_steps", "1", "--report_to", "none"]) == 0
     capsys.readouterr()

@@ -256,7 +256,7 @@ def test_a_video_processor_of_another_family_is_refused(base_of, tmp_path):
     found = json.loads((made / "processor_config.json").read_text())
     found["video_processor"]["video_processor_type"] = "Qwen2VLVideoProcessor"
     (made / "processor_config.json").write_text(json.dumps(found))
-    with pytest.raises(CheckpointError, match=r"is Qwen2VLVideoProcessor, and that of Qwen3-VL is Qwen3VLVideoProc"):
+    with pytest.raises(CheckpointError, match=r"is a Qwen2VLVideoProcessor, Qwen3-VL has a Qwen3VLVideoProcessor"):
         load_processor(made)
 
 

@@ -1,6 +1,6 @@
 """Each family's flat forward against its stock forward: losses, gradients and isolation, on rows of every kind.
 
-Of Qwen3.5 these tests have the layers with softmax attention; its gated delta nets have tests of their own.
+The rows are short. `test_recurrent.py` has rows of several chunks for the gated delta nets of Qwen3.5.
 """
 
 from __future__ import annotations

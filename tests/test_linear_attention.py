@@ -167,7 +167,7 @@ def test_what_cannot_run_is_passed_over_with_a_remark_or_refused_by_name(monkeyp
 def test_without_a_gpu_or_16_bits_it_is_torch(fla, device, dtype, why):
     model, said = build(FAMILY, "full", flat=True), []
     assert linear_attention.install(model, "auto", dtype=dtype, device=device, say=said.append) == "torch"
-    assert len(said) == (device is CUDA)  # nobody expects it on a CPU
+    assert len(said) == (device is CUDA)  # on a CPU it is not expected
     with pytest.raises(ConfigError, match=why):
         linear_attention.install(model, "fla", dtype=dtype, device=device)
 

@@ -215,7 +215,7 @@ def test_frames_are_counted_as_qwen_vl_utils_counts_them():
 LIGHT = """
 import sys
 from vlft.cli.main import main
-base, data, out = sys.argv[1:]
+base, data, out, *others = sys.argv[1:]
 rows, model = ["--image_folder", out], ["--model_id", base]
 for wanted, argv in (
     (0, ["preview", data, *rows, *model]),
@@ -235,6 +235,9 @@ for wanted, argv in (
     (1, ["merge", out + "/gone", out + "/merged"]),
     (1, ["chat", out + "/gone", "Hi."]),
     (1, ["report", out + "/gone"]),
+    *((0, ["preview", data, *rows, "--model_id", other]) for other in others),
+    *((1, ["check-data", data, *rows, "--model_id", other, "--headers_only"]) for other in others),
+    *((0, ["plan", "--data_path", data, *rows, "--model_id", other, "--on_bad_row", "skip"]) for other in others),
 ):
     status = main(argv)
     heavy = [name for name in ("torch", "transformers", "peft", "pandas", "sklearn") if name in sys.modules]
@@ -243,14 +246,15 @@ for wanted, argv in (
 """
 
 
-def test_verbs_without_pixels_and_wrong_commands_import_no_torch(base, tmp_path):
+def test_verbs_without_pixels_and_wrong_commands_import_no_torch(base, base_of, tmp_path):
     """In a fresh process, with a base and without one, for rows that are taken and refused, and for wrong commands."""
+    others = [str(base_of(family)) for family in FAMILIES.values() if family is not DEFAULT]
     picture(90, 60).save(tmp_path / "a.jpg")
     turns = [{"from": "human", "value": "<image>Q?"}, {"from": "gpt", "value": "A."}]
     rows = [{"image": "a.jpg", "conversations": turns}, {"image": "gone.jpg", "conversations": turns}]
     (tmp_path / "rows.json").write_text(json.dumps(rows * 10), encoding="utf-8")
     (tmp_path / "wrong.yaml").write_text("fps: fast\nlr: 1e-4\n", encoding="utf-8")
-    argv = [sys.executable, "-c", LIGHT, str(base), str(tmp_path / "rows.json"), str(tmp_path)]
+    argv = [sys.executable, "-c", LIGHT, str(base), str(tmp_path / "rows.json"), str(tmp_path), *others]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 

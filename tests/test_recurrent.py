@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from models import assert_close, gradients
+from models import assert_close, gradients, loss_of
 from recurrent_models import EXPERTS, FAMILY, LENGTHS, build, config_of, flat_batch, text_rows
 
 from vlft.model import adapt, recurrent
@@ -131,12 +131,8 @@ def test_the_delta_rule_is_float32_also_under_autocast(dtype):
 
 def stock_step(model, rows):
     """Loss and logits of the stock model, one call for each row."""
-    losses, logits = [], []
-    for row in rows:
-        found = model(input_ids=row[None], use_cache=False).logits[0, :-1].float()
-        losses.append(torch.nn.functional.cross_entropy(found, row[1:], reduction="sum"))
-        logits.append(found)
-    return torch.stack(losses).sum(), torch.cat(logits)
+    found = [loss_of(model(input_ids=row[None], use_cache=False).logits, row) for row in rows]
+    return torch.stack([loss for loss, _ in found]).sum(), torch.cat([logits for _, logits in found])
 
 
 MODELS = [

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from adapters import logits
+from adapters import logits, weights
 from build import row, write_json
 from mishaps import before_each_loss
 from peft import LoraConfig, get_peft_model
 from runs import FULL, arguments, losses, split
-from stored import fused, rewritten, transposed, weights, with_mtp
+from stored import fused, rewritten, transposed, with_mtp
 from transformers import AutoProcessor
 
 from vlft.checkpoint import load_weights_strict, module_name, write_trained

@@ -14,11 +14,13 @@ import yaml
 from vlft.cli.main import main
 from vlft.config import door, table
 from vlft.config.migrate import documents, launchers, settle, written
+from vlft.config.named_base import counted_like
 from vlft.config.names import unknown
 from vlft.config.shell.walk import follow
 from vlft.config.translate import translate
 from vlft.config.values import DEFAULTS
 from vlft.errors import ConfigError
+from vlft.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 KNOWN = {*table.kinds("train"), *(f"no_{name}" for name in table.OF_TRAIN)}
@@ -486,6 +488,22 @@ def test_scripts_and_yaml_of_vlft_become_themselves():
         assert given == {flag.name: flag.words for flag in run.flags}, path
 
 
+def test_a_script_of_vlft_counts_the_pixels_of_its_base(tmp_path):
+    (tmp_path / "common.sh").write_text((ROOT / "scripts" / "common.sh").read_text())
+    for name, limits in (("finetune_lora.sh", ("262144", "1310720", None)), ("finetune_video.sh", (None, None, None))):
+        script = tmp_path / name
+        script.write_text("MODEL=Qwen/Qwen3-VL-4B-Instruct\n" + (ROOT / "scripts" / name).read_text())
+        (run,) = documents.read(str(script)).runs
+        found = values(settle.settle(run, None))
+        assert found["model_id"] == "Qwen/Qwen3-VL-4B-Instruct"
+        names = ("image_min_pixels", "image_max_pixels", "video_max_pixels")
+        assert tuple(found.get(one) for one in names) == limits
+    text = script.read_text().replace("frame_pixels", 'picture_tokens "$LEAST" 1280 "$@"\nframe_pixels')
+    script.write_text(text)
+    (run,) = documents.read(str(script)).runs
+    assert "<IMAGE_MIN_PIXELS>" in {item.value for item in settle.settle(run, None).fill_in}
+
+
 def test_a_yaml_of_two_kits():
     (one,) = settled(
         "base: &b {learning_rate: 1.0e-5}\n<<: *b\nmodel_name_or_path: m\nstage: sft\nfinetuning_type: lora\n"
@@ -670,3 +688,13 @@ def test_hints_by_meaning(typed, meant):
 def test_verbs_of_other_kits(capsys, typed, meant):
     assert main([typed]) == 2
     assert meant in capsys.readouterr().err.partition("Use: ")[2]
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda one: one.label)
+def test_a_base_of_this_machine_counts_pixels_by_its_config(tmp_path, family):
+    """Its folder may have the name of another model; a base that is not here is known by its name alone."""
+    folder = tmp_path / "Qwen3-VL-4B"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": family.model_type}))
+    for found in (counted_like(str(folder)), counted_like(f"Qwen/{family.label}-9B-Instruct")):
+        assert (found.factor, found.video_rule) == (family.factor, family.video_rule)

@@ -179,18 +179,8 @@ def test_turns_of_the_flag(base, thinking_base, data, capsys):
 
 def test_a_resumed_run_has_the_same_samples(thinking_base, data, tmp_path, monkeypatch, capsys):
     rows, _ = data
-    more = (
-        "--max_steps",
-        "4",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "2",
-        "--lora_rank",
-        "4",
-        "--packing",
-        "false",
-    )
+    more = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2"]
+    more += ["--lora_rank", "4", "--packing", "false"]
     whole = train(thinking_base, rows, tmp_path / "whole", *more)
 
     def stop(trainer, batch):
@@ -215,10 +205,10 @@ def test_a_run_says_how_to_serve_it_and_chats_so(thinking_base, tmp_path, capsys
     run = train(thinking_base, rows, tmp_path / "run", "--max_steps", "1", "--lora_rank", "4", "--thinking", "off")
     hint = 'chat_template_kwargs={"enable_thinking": false}'
     out = capsys.readouterr().out
-    assert f"serve:  serve with {hint}" in out
+    assert f"serve:  with {hint}" in out
     assert out.strip().splitlines()[-1].startswith("merge:")
     assert main(["merge", str(run), str(tmp_path / "merged")]) == 0
-    assert f"serve    serve with {hint}" in capsys.readouterr().out
+    assert f"serve    with {hint}" in capsys.readouterr().out
     tokenizer = load_processor(thinking_base).tokenizer
     asked = [{"role": "user", "content": "Hi."}]
     on, off = (

@@ -1,4 +1,4 @@
-"""vlft: fine-tune Qwen2-VL on your own pictures, videos and conversations. The command line is `vlft --help`.
+"""vlft: fine-tune Qwen-VL models on your own pictures, videos and conversations. The command line is `vlft --help`.
 
 From Python: `from vlft import open_base, load_rows, data_loader, load_model`, see examples/guides/python.md. The names
 are imported when they are first asked for (PEP 562), so that `import vlft` loads neither torch nor transformers.

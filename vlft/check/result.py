@@ -12,6 +12,7 @@ import numpy as np
 
 from vlft.check.kinds import by_kind
 from vlft.errors import BadRow
+from vlft.setup import split_line
 from vlft.text import counted, printable, table, terminal_width
 
 BAR = 40  # characters of the histogram's longest bar
@@ -146,10 +147,7 @@ class Checked:
         how = "every frame decoded" if self.decoded else "headers read; without --headers_only every frame is decoded"
         lines.append(f"{counted(self.images, 'picture')} and {counted(self.videos, 'video')} in them ({how})")
         if self.samples != self.ok:
-            lines.append(
-                f"{counted(self.ok, 'row')} with {self.samples / self.ok:.2g} trained answers on average -> "
-                f"{counted(self.samples, 'sample')}, one for each answer with the turns before it (--turns)"
-            )
+            lines.append(split_line(self.ok, self.samples))
         if self.unlisted:
             lines.append(f"{self.unlisted:,} more warnings are not listed")
         return "\n".join(lines)

@@ -25,7 +25,7 @@ SUPERVISED = 0.002  # share of a row's tokens
 ALONE = 500  # tokens; in a shorter row the share of trained tokens means little
 HASHES = 100_000  # digests of files that a process remembers
 HEAD = 4096  # bytes at the start of a file
-#: Start of the remark on a list of frames whose rate nobody gave. One is reported for all rows of a file.
+#: Start of the remark on a list of frames whose rate is not given. One is reported for all rows of a file.
 NO_RATE = "a list of frames, and neither --frames_fps nor the row (fps) says how many frames per second it has"
 
 

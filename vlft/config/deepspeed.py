@@ -203,7 +203,7 @@ def zero_word(settings: Mapping[str, Any] | None) -> str | None:
     return f"zero{zero['stage']}" + ("_offload" if offloaded else "")
 
 
-def shares_weights(name: str | None) -> bool:
+def names_zero3(name: str | None) -> bool:
     """Whether `--deepspeed` names ZeRO-3, by preset or JSON file. A file that cannot be read is refused elsewhere."""
     if name is None or name in PRESETS:
         return name is not None and PRESETS[name][0] == 3

@@ -104,7 +104,7 @@ def serving_hint(settings: Mapping[str, Any]) -> str | None:
     thinking = thinking_of_run(settings)
     found = template_arguments(switches, settings.get("turns", "auto"), thinking)
     words = ", ".join(f'"{name}": {str(value).lower()}' for name, value in found.items())
-    hint = f"serve with chat_template_kwargs={{{words}}}" if words else ""
+    hint = f"with chat_template_kwargs={{{words}}}" if words else ""
     if ENABLE not in switches or thinking is not None:
         return hint or None
     counts = settings.get("thought") or {}

@@ -35,7 +35,7 @@ class Batch(TypedDict):
     vision_cu_seqlens: torch.Tensor  # int32 [F + 1]
     vision_lengths: tuple[int, ...]  # [F]
     vision_positions: torch.Tensor  # int64 [P, 2], row and column of each patch
-    vision_meta: dict[str, torch.Tensor | tuple[int, ...]]  # as `vlft.data.vision_meta` says; empty for Qwen2-VL
+    vision_meta: dict[str, torch.Tensor | tuple[int, ...]]  # as `vlft.data.vision_meta` says
     vision_rows: torch.Tensor  # int64 [N], row positions that the ViT's features replace, in the ViT's order
     supervised_rows: torch.Tensor  # int64 [K], row positions whose next token is trained
     targets: torch.Tensor  # int64 [K], the next tokens at those positions

@@ -1,8 +1,9 @@
 """Renders conversations with the base's own chat template, split where answers begin and end. No tokens, no pixels.
 
 A served model sees the messages before its answer, rendered with a generation prompt, and writes the answer and the end
-of the turn. `render` returns exactly that. One text holds several answers so if the template renders each message alike
-whatever follows it; else it raises `NotFlat`, and the row is cut into samples (`vlft.data.rows.parts`).
+of the turn. `render` returns exactly that. One text can hold several answers if the template renders each message in
+the same way whatever follows it. Otherwise `render` raises `NotFlat`, and the row is cut into samples
+(`vlft.data.rows.parts`).
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def _thoughts(*, find: str, shown: str, clean: str, head: str = "", prompt: str)
         find: sets `thoughts` and `text` of an answer that has no `reasoning_content`.
         shown: condition under which an answer is rendered with its thoughts.
         clean: filter of every text.
-        head: what stands before the first turn; may set `effort`, text of the system turn.
+        head: text before the first turn; may set `effort`, text of the system turn.
         prompt: end of the generation prompt.
     """
     system = (

@@ -190,9 +190,9 @@ class Family:
         if family is None:
             reason = f" ({REFUSED[model_type]})" if isinstance(model_type, str) and model_type in REFUSED else ""
             raise CheckpointError(
-                f"{where}: model_type is {model_type!r}, not a Qwen-VL this version trains{reason}. "
+                f"{where}: model_type is {model_type!r}, not a Qwen-VL model that this version trains{reason}. "
                 f"Supported: {', '.join(f'{f.label} ({t!r})' for t, f in FAMILIES.items())}. "
-                "Point --model_id at such a model, e.g. Qwen/Qwen2-VL-2B-Instruct."
+                "Set --model_id to such a model, e.g. Qwen/Qwen2-VL-2B-Instruct."
             )
         return family
 

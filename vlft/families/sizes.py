@@ -6,6 +6,7 @@ bench) uses `Sizes`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,6 +86,17 @@ class VisionSizes:
     def cell(self) -> int:
         """Number of patches in a merged patch."""
         return self.merge**2
+
+    def full_windows(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        """Patches of each window, if all windows are full except one at the end of each segment; () without windows.
+
+        Args:
+            lengths: patches of each segment.
+        """
+        if self.window is None:
+            return ()
+        full = self.window**2 * self.cell
+        return tuple(min(full, length - start) for length in lengths for start in range(0, length, full))
 
     @property
     def block(self) -> tuple[Linear, ...]:

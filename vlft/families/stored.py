@@ -86,7 +86,8 @@ def match(family: Family, live: ShapeOf, stored: ShapeOf) -> Match:
     used: set[str] = set()
     for parameter, shape in live.items():
         name = family.published_name(parameter)
-        expected, layout, matrices = {name: tuple(shape)}, "fused", 1
+        expected, matrices = {name: tuple(shape)}, 1
+        layout: ExpertLayout = "fused"
         experts = _EXPERTS.fullmatch(name) if family.stored_experts else None
         if experts is not None and name in shapes and shapes[name] != tuple(shape):
             if "transposed" in family.stored_experts and shapes[name] == (shape[0], shape[2], shape[1]):
@@ -102,7 +103,7 @@ def match(family: Family, live: ShapeOf, stored: ShapeOf) -> Match:
         mismatched |= other
         if not lost and not other:
             names = tuple(files[one] for one in expected)
-            sources[parameter] = Source(names=names, layout=layout, matrices=matrices)  # type: ignore[arg-type]
+            sources[parameter] = Source(names=names, layout=layout, matrices=matrices)
     return Match(
         sources=sources,
         missing=tuple(sorted(missing)),

@@ -17,15 +17,8 @@ def media_processors(family: Family, least: int, most: int) -> tuple[Any, Any]:
     """
     import transformers
 
-    vision = family.vision_names
     mean, std = map(list, family.scaling)
-    fixed = {
-        "image_mean": mean,
-        "image_std": std,
-        "patch_size": family.tiny.vision[vision.patch],
-        "merge_size": family.tiny.vision[vision.merge],
-        "temporal_patch_size": family.tiny.vision[vision.temporal],
-    }
+    fixed = {"image_mean": mean, "image_std": std, **family.patch_sizes}
     clip = 8 * most if family.video_rule == "processor" else most
     image, video = (
         getattr(transformers, name)(size={"shortest_edge": least, "longest_edge": highest}, **fixed)

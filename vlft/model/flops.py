@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vlft.families import Layer, Linear, Recurrent, Sizes, VisionSizes
+from vlft.families import Layer, Linear, Recurrent, Sizes
 from vlft.model.towers import Mode, Towers
 
 Attention = Literal["causal", "full"]
@@ -105,7 +105,7 @@ def required_flops(
         return found
 
     again = attention == "full"
-    windows = _full_windows(vision, vision_lengths) if window_lengths is None else window_lengths
+    windows = vision.full_windows(vision_lengths) if window_lengths is None else window_lengths
     mode = towers.vision
     parts = {"vision": linear(patches, (vision.pixels, vision.width), mode, gradient=False, adapted=False)}
     for place in range(vision.depth):
@@ -163,12 +163,6 @@ def _attention(lengths: Sequence[int], width: int, backward: bool, *, causal: bo
     """Attention over all heads in each segment: two matmuls forward, four backward (five if `again`)."""
     matmul = sum(2 * length**2 for length in lengths) * width / (2 if causal else 1)
     return Flops(forward=2 * matmul, backward=(5 if again else 4) * matmul * backward)
-
-
-def _full_windows(vision: VisionSizes, lengths: Sequence[int]) -> list[int]:
-    """Patches of each window, if every segment consists of full windows and one with the rest."""
-    full = (vision.window or 0) ** 2 * vision.cell
-    return [min(full, length - start) for length in lengths for start in range(0, length, full)] if full else []
 
 
 def _of_experts(layer: Layer, tokens: int, width: int) -> list[tuple[int, tuple[int, int]]]:

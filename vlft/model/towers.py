@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from vlft.config.deepspeed import shares_weights
+from vlft.config.deepspeed import names_zero3
 from vlft.errors import ConfigError
 from vlft.families import TOWERS, Family, Sizes
 
@@ -98,7 +98,7 @@ def check_experts(family: Family, *, language: str | None = None, deepspeed: str
             "over many GPUs. Use --language lora, which trains the other linear layers of the language model, or "
             "--language frozen."
         )
-    if shares_weights(deepspeed):
+    if names_zero3(deepspeed):
         raise ConfigError(
             f"--deepspeed {deepspeed}: ZeRO-3 splits the weights over the processes, and would collect every expert of "
             f"every layer of {family.label} on each GPU for each micro-batch, although each token uses few of them: a "

@@ -172,11 +172,10 @@ def _vision_meta(vision: VisionSizes, segments: Sequence[int]) -> dict[str, Any]
     """`vision_meta` of a batch for time steps of these numbers of patches. All windows are full, except the last."""
     found: dict[str, Any] = {}
     if vision.window is not None:
-        full = vision.window**2 * vision.cell
-        lengths = [min(full, patches - start) for patches in segments for start in range(0, patches, full)]
+        lengths = vision.full_windows(segments)
         found["window_index"] = torch.zeros(sum(segments) // vision.cell, dtype=torch.int64)
         found["window_cu_seqlens"] = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        found["window_lengths"] = tuple(lengths)
+        found["window_lengths"] = lengths
     if vision.positions is not None:
         found["axis_starts"] = torch.zeros(len(segments), 2, dtype=torch.int64)
         found["axis_taps"] = torch.zeros(2, 2, dtype=torch.int64)  # one line serves all rows, another all columns

@@ -192,7 +192,7 @@ class Case:
     device: Literal["cpu", "cuda"] = "cuda"
 
     def activation_bytes(self, strategy: Strategy, checkpointed: Sequence[str]) -> activations.Estimate:
-        """The memory of activations; what was traced for it is kept."""
+        """The memory of activations; what was traced for it is cached."""
         numbers = numbers_of(self.stored, self.half, deepspeed=strategy != "ddp")
         sizes = self.family.sizes(self.config)
         key = (sizes, repr(self.towers), self.load, numbers, self.fused, self.delta, self.device)
@@ -210,7 +210,7 @@ class Case:
         return _SAVED[key].estimate(checkpointed)
 
 
-_SAVED: dict[Any, activations.Saved] = {}  # kept for the rest of the process
+_SAVED: dict[Any, activations.Saved] = {}  # cached for the rest of the process
 
 
 def towers_that_may(case: Case) -> list[str]:

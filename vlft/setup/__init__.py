@@ -13,6 +13,7 @@ from vlft.setup.rows import (
     open_rows,
     open_some,
     samples_line,
+    split_line,
     trainable_rows,
     training_rows,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "open_rows",
     "open_some",
     "samples_line",
+    "split_line",
     "stock_probe",
     "trainable_rows",
     "training_rows",

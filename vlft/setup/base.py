@@ -161,18 +161,13 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
         ConfigError: a flag has no effect, or cannot be satisfied.
     """
     least, most = family.pixels
-    vision, names = family.tiny.vision, family.vision_names
-    settings = {
-        "size": {"shortest_edge": least, "longest_edge": most},
-        "patch_size": vision[names.patch],
-        "merge_size": vision[names.merge],
-        "temporal_patch_size": vision[names.temporal],
-    }
+    settings = {"size": {"shortest_edge": least, "longest_edge": most}, **family.patch_sizes}
     image = SimpleNamespace(**settings)
     video = SimpleNamespace(**settings, fps=None, num_frames=None, max_frames=None)
     stock = SimpleNamespace(image_processor=image, video_processor=video, tokenizer=None)
-    pace = vision[names.tokens_per_second] if names.tokens_per_second else None
-    return MediaProbe(recipe=_recipe(stock, data, family=family, tokens_per_second=pace, longest=None))
+    key = family.vision_names.tokens_per_second
+    per_second = family.tiny.vision[key] if key else None
+    return MediaProbe(recipe=_recipe(stock, data, family=family, tokens_per_second=per_second, longest=None))
 
 
 def _towers(model: ModelFlags, given: frozenset[str]) -> Towers:

@@ -105,8 +105,13 @@ def samples_line(measured: MeasuredRows) -> str:
     rows, samples = len(measured.starts), len(measured.costs)
     if rows == samples:
         return f"samples: of {counted(rows, 'row')} only the last answer is trained (--turns last)"
+    return f"samples: {split_line(rows, samples)}"
+
+
+def split_line(rows: int, samples: int) -> str:
+    """Say how many samples some rows become, one for each trained answer."""
     return (
-        f"samples: {counted(rows, 'row')} with {samples / rows:.2g} trained answers on average -> "
+        f"{counted(rows, 'row')} with {samples / rows:.2g} trained answers on average -> "
         f"{counted(samples, 'sample')}, one for each answer with the turns before it (--turns)"
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 
 from vlft.config.kits.outcome import (
@@ -30,6 +29,7 @@ from vlft.config.kits.outcome import (
     renamed,
     switch,
 )
+from vlft.config.named_base import counted_like
 
 _TOWERS = ("freeze_vit", "freeze_aligner", "freeze_llm")
 _HOW = ("train_type", "tuner_type", "sft_type")
@@ -43,15 +43,13 @@ _ENVIRONMENT = {
     "NFRAMES": "nframes",
     "FPS_MAX_FRAMES": "video_max_frames",
 }
-#: The same in tokens: squares of 28 pixels (Qwen2-VL, Qwen2.5-VL) or 32 pixels (Qwen3-VL, Qwen3.5).
+#: The same in tokens, each a square of `Family.factor` pixels.
 _TOKENS = {
     "IMAGE_MAX_TOKEN_NUM": "image_max_pixels",
     "IMAGE_MIN_TOKEN_NUM": "image_min_pixels",
     "VIDEO_MAX_TOKEN_NUM": "video_max_pixels",
     "VIDEO_MIN_TOKEN_NUM": "video_min_pixels",
 }
-#: A name is all that a script has of its model.
-_THIRD = re.compile(r"qwen-?3", re.IGNORECASE)
 
 
 def from_environment(environ: Mapping[str, str], model: str) -> Iterator[tuple[str, str, Becomes]]:
@@ -59,15 +57,17 @@ def from_environment(environ: Mapping[str, str], model: str) -> Iterator[tuple[s
 
     Args:
         environ: the environment.
-        model: name of the base. Its generation decides the pixels of a token, and no config is read here.
+        model: folder or hub id of the base, which decides the pixels of a token.
+
+    Raises:
+        CheckpointError: its config.json cannot be read.
     """
-    third = _THIRD.search(model) is not None
+    side = counted_like(model).factor
     for variable, name in (_ENVIRONMENT | _TOKENS).items():
         if not (value := environ.get(variable, "")):
             continue
         word, notes = value, ["from the environment"]
         if variable in _TOKENS:
-            side = 32 if third else 28
             word = str(int(value) * side * side) if value.isdigit() else filled_in(f"{value} x {side} x {side}")
             notes.append(f"x {side} x {side} pixels")
         yield variable, value, Becomes(flags={name: (word,)}, note="; ".join(notes))

@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
-from vlft.families import FAMILIES
-from vlft.model_files import read_json
+from vlft.config.named_base import counted_like
 
 #: Frames of a video if nothing limits them: the default of --video_max_frames.
 FRAMES = 768
-#: Name of a model whose config.json is not on this machine, and that limits clips.
-_NAMED = re.compile(r"qwen-?3", re.IGNORECASE)
-
-
-def limits_clips(model: str) -> bool:
-    """Whether a base limits the pixels of a whole clip: by its config.json, or by its name if there is none here.
-
-    Args:
-        model: folder or hub id.
-    """
-    file = Path(model).expanduser() / "config.json"
-    if not file.is_file():
-        return _NAMED.search(model) is not None
-    family = FAMILIES.get(str(read_json(file).get("model_type")))
-    return family is not None and family.video_rule == "processor"
 
 
 def as_limits_of_clips(flags: dict[str, tuple[str, ...]]) -> list[str]:
@@ -36,7 +17,7 @@ def as_limits_of_clips(flags: dict[str, tuple[str, ...]]) -> list[str]:
     Returns:
         what was changed, for the user.
     """
-    if not limits_clips("".join(flags.get("model_id", ()))):
+    if counted_like("".join(flags.get("model_id", ()))).video_rule != "processor":
         return []
     notes = []
     if (least := flags.pop("video_min_pixels", None)) is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vlft.config.kits.verbs import MEANT
 from vlft.config.migrate.processes import SWITCHES, Start, count_of, number_of, options_of, processes_of
+from vlft.config.named_base import counted_like
 from vlft.config.shell.expand import Text, Values, unknown
 from vlft.config.shell.walk import Command
 
@@ -233,8 +234,6 @@ def _pair(word: Text, flags: Sequence[Text]) -> list[Text]:
 
 #: Functions of vlft's scripts that `own_script` reads. They are not followed.
 OWN_FUNCTIONS = frozenset(("finetune", "tower_rate", "picture_tokens", "frame_pixels"))
-#: Pixels of a token in a base whose config.json the script has not read yet.
-_TOKEN = 28 * 28
 
 
 def own_script(commands: Sequence[Command]) -> Launched | None:
@@ -253,11 +252,17 @@ def own_script(commands: Sequence[Command]) -> Launched | None:
     words += [Text(text="--global_batch"), *given.get("GLOBAL_BATCH", (Text(text="128"),))]
     words += given["preset"]
     own = [word.text for word in (*words, *last.words)]
+    at = len(own) - own[::-1].index("--model_id")
+    base = counted_like("".join(own[at : at + 1]))
     for one in commands:
         if one.words and one.words[0].text == "picture_tokens" and len(one.words) > 2:
             for name, tokens in zip(("min", "max"), one.words[1:], strict=False):
-                words += [Text(text=f"--image_{name}_pixels"), Text(text=str(int(tokens.text) * _TOKEN))]
-        if one.words and one.words[0].text == "frame_pixels" and len(one.words) > 1:
+                flag, area = f"image_{name}_pixels", f"{base.factor} x {base.factor}"
+                known = tokens.text.isdigit()
+                pixels = Text(text=str(int(tokens.text) * base.factor**2)) if known else None
+                words += [Text(text=f"--{flag}"), pixels or unknown(flag.upper(), f"{tokens.text} x {area}")]
+        limits_frames = base.video_rule == "qwen-vl-utils"
+        if one.words and one.words[0].text == "frame_pixels" and len(one.words) > 1 and limits_frames:
             words += [Text(text="--video_max_pixels"), one.words[1]]
         if one.words and one.words[0].text == "tower_rate" and len(one.words) > 2:
             tower, rate = one.words[1].text, one.words[2]

@@ -1,4 +1,4 @@
-"""Cut a row into samples: the turns up to one of its answers, of which only this answer is trained.
+"""Cut a row into samples: the turns up to one of its answers. Only this answer is trained.
 
 Chat templates that drop the thoughts of earlier answers need it: no single text has every answer as the model writes
 it. `vlft.data.encode` decides which rows are cut.
