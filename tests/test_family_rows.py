@@ -286,7 +286,7 @@ def test_a_limit_of_frames_that_is_taken_for_one_of_clips_is_reported(base_of, f
         assert main(["check-data", *flags, "--headers_only", *base, *limit]) == 0
         found = json.loads(capsys.readouterr().out)
         for warning, reason in zip(found["warnings"], reasons, strict=True):
-            assert warning["field"] == "video[0]"
+            assert warning["field"] == "video"
             assert warning["reason"].startswith(reason)
         assert main(["plan", *flags, *base, *limit, "--output_dir", str(tmp_path / "run")]) == 0
         assert [one for one in json.loads(capsys.readouterr().out)["notes"] if "max_pixels" in one] == notes
