@@ -30,7 +30,7 @@ from vlft.data.rows.keys import UNREAD
 from vlft.errors import BadRow
 from vlft.families import DEFAULT
 from vlft.screen import count
-from vlft.setup import open_base, open_rows, stock_probe
+from vlft.setup import open_base, open_rows, remarks_on_pixels, stock_probe
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import pack_budget
 
@@ -226,6 +226,8 @@ def check(
                     row = _row(index, place, where, remark)
                     (tally.once if remark.startswith((UNREAD, NO_RATE)) else tally.warn)(place, row)
     tally.warn_once()
+    if base is not None and tally.videos:
+        notes += remarks_on_pixels(base, data)
     good = np.frombuffer(tally.good, dtype=np.int64)
     compared = Compared.of(tally.digests, index.take(good), by_content=not headers_only)
     repeats = {

@@ -14,13 +14,16 @@ from vlft.data.encode import Encoder
 from vlft.data.identity import FILE_BYTES, PathDigest, content_digest, files_of, question_digest, turns_digest
 from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
+from vlft.data.media.limits import FEW_TOKENS
 from vlft.data.media.read import MediaError
 from vlft.data.sample import Cost, Image, Sample, Video
 from vlft.errors import BadRow, DataError
 from vlft.families import Family
+from vlft.text import counted
 
 HUGE = 50_000_000  # pixels; decoding takes a second or more, and the resize drops most of them
 SHRUNK = 4.0  # factor by which a side becomes shorter
+SHRUNK_FRAME = 2.0  # the same of a frame that gets few tokens
 SUPERVISED = 0.002  # share of a row's tokens
 ALONE = 500  # tokens; in a shorter row the share of trained tokens means little
 HASHES = 100_000  # digests of files that a process remembers
@@ -79,7 +82,8 @@ class RowCheck:
     def name(self) -> str:
         """Name under which results are cached."""
         asked = ", rates of lists" if self._asks_rate else ""
-        return f"looked at and compared, {'decoded' if self.decode else 'by headers'}{asked}"
+        sizes = ", sizes of frames" if self.encoder.recipe.video_rule == "processor" else ""
+        return f"looked at and compared, {'decoded' if self.decode else 'by headers'}{asked}{sizes}"
 
     def __call__(self, sample: Sample) -> RowFacts:
         """Check one row.
@@ -106,6 +110,8 @@ class RowCheck:
                 if part.path is None and self._asks_rate and part.overrides.fps is None:
                     rate = f"{self.encoder.recipe.frames_fps:g} are assumed, and decide the times that the model sees"
                     warnings.append((part.field, f"{NO_RATE}. {rate}"))
+                if not sample.changed and (remark := self._on_frames(sample, part)):
+                    warnings.append((part.field, remark))
                 continue
             (width, height, new_width, new_height), remarks_on_it = self._inspect(sample, part)
             warnings += remarks_on_it
@@ -157,6 +163,30 @@ class RowCheck:
         height, width = seen.sizes[0]
         side = self.encoder.recipe.patch_size
         return (width, height, grid.w * side, grid.h * side), remarks_on_it
+
+    def _on_frames(self, sample: Sample, video: Video) -> str | None:
+        """Return a warning about frames that get hardly any pixels because a limit is shared among them, or None."""
+        try:
+            recipe = media_io.recipe_for(video, self.encoder.recipe)
+            most = len(video.frames) if video.path is None else recipe.nframes or recipe.video_max_frames
+            limit = recipe.video_max_pixels
+            if recipe.video_rule != "processor" or limit >= FEW_TOKENS * recipe.factor**2 * most:
+                return None  # without opening the file again
+            seen = media_io.read_headers(video)
+            grid = media_io.grid_of(video, seen, self.encoder.recipe)
+        except MediaError as error:
+            raise _refused(sample, error) from error
+        height, width = seen.sizes[0] if seen.clip is None else (seen.clip.height, seen.clip.width)
+        new_height, new_width = grid.h * recipe.patch_size, grid.w * recipe.patch_size
+        tokens = grid.tokens(recipe.merge_size) // grid.t
+        if tokens >= FEW_TOKENS or max(width / new_width, height / new_height) <= SHRUNK_FRAME:
+            return None
+        name = "--video_max_pixels" if video.overrides.max_pixels is None else "max_pixels"
+        small = f"{new_width}x{new_height} ({counted(tokens, 'token')} for two frames)"
+        return (
+            f"{width}x{height} pixels: each frame is reduced to {small}, because {name} {limit} is for "
+            "all frames of the video together. Raise it, or take fewer frames"
+        )
 
     def _of_file(self, path: str) -> tuple[bytes, bytes]:
         """Return what `RowFacts` holds in `files` and `alike` for a file."""

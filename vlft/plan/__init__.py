@@ -21,7 +21,7 @@ from vlft.model import groups
 from vlft.model.load import check_shapes, loaded_whole
 from vlft.model.scale import PixelScale
 from vlft.model.towers import check_experts
-from vlft.setup import Base, MeasuredRows, open_base, samples_line, trainable_rows, training_rows
+from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, samples_line, trainable_rows, training_rows
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, settings_of, training_order
 from vlft.text import counted, printable
@@ -225,6 +225,7 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
             *measured.notes,
             *(evaluation.notes if evaluation else ()),
             *(overlap(measured.marked, evaluation.marked) if evaluation else ()),
+            *remarks_on_pixels(base, data),
             *remarks_on_steps(args, steps),
         ),
     )

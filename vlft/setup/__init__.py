@@ -4,7 +4,7 @@ This package uses data, model and checkpoint, which do not import each other. Th
 other either.
 """
 
-from vlft.setup.base import Base, open_base, stock_probe
+from vlft.setup.base import Base, open_base, remarks_on_pixels, stock_probe
 from vlft.setup.rows import (
     SHOWN_BAD_ROWS,
     Drawn,
@@ -27,6 +27,7 @@ __all__ = [
     "open_base",
     "open_rows",
     "open_some",
+    "remarks_on_pixels",
     "samples_line",
     "split_line",
     "stock_probe",

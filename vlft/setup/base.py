@@ -20,6 +20,7 @@ from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
+from vlft.data.media.limits import remark_on_limit
 from vlft.errors import ConfigError
 from vlft.families import Family, Sizes
 from vlft.model.load import load_config
@@ -124,6 +125,12 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plai
         towers=towers,
         plain=isinstance(processor, PlainProcessor),
     )
+
+
+def remarks_on_pixels(base: Base, data: DataFlags) -> tuple[str, ...]:
+    """Return remarks on pixel limits that the user set, and that leave too few pixels."""
+    remark = None if data.video_max_pixels is None else remark_on_limit(base.recipe, label=base.family.label)
+    return () if remark is None else (remark,)
 
 
 def _opened(folder: Path, *, plain: bool) -> tuple[Any, Family, Any]:

@@ -30,7 +30,7 @@ from vlft.model import flops, groups, kernels
 from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
-from vlft.setup import Base, MeasuredRows, open_base, trainable_rows, training_rows
+from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, trainable_rows, training_rows
 from vlft.setup.objective import objective_of
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, evaluation_order, largest, training_order
@@ -124,6 +124,8 @@ def train(
     check_experts(base.family, deepspeed=args.zero)
     with loaded_whole(args):
         check_fit(base.folder, base.family)  # before the pass over the rows
+    for remark in remarks_on_pixels(base, data):
+        say(f"warning: {remark}")
     screen.stage("reading the data files")
     workers = args.dataloader_num_workers
     rows = on_rank_zero(lambda: training_rows(data, base, workers=workers))

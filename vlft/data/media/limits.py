@@ -6,9 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from vlft.config.recipe import FRAME_TOKENS, Recipe
+from vlft.data.media.sizes import clip_count, clip_size
 from vlft.data.sample import Overrides
 from vlft.errors import ConfigError
+from vlft.text import counted
 
+FEW_TOKENS = 16  # for two frames: 128 x 128 pixels with patches of 16
+EXAMPLE = (10, 720, 1280)  # seconds, height and width of the video in `remark_on_limit`
 VIDEO_TOKENS = 128000  # shared by all frames of a video; qwen-vl-utils 0.0.14
 
 
@@ -42,6 +46,34 @@ def overridden(recipe: Recipe, own: Overrides, *, video: bool) -> Recipe:
             raise ConfigError(f"max_frames {own.max_frames} has no effect with --nframes {recipe.nframes}. Remove one")
         values["video_max_frames"] = own.max_frames
     return replace(recipe, **values)
+
+
+def remark_on_limit(recipe: Recipe, *, label: str) -> str | None:
+    """Return a remark on a limit for whole videos that leaves a frame hardly any pixels; else None.
+
+    Limits of Qwen2-VL are for one frame. With such a number, frames of later models become unreadable.
+
+    Args:
+        recipe: of the run.
+        label: name of the family.
+    """
+    if recipe.video_rule != "processor":
+        return None
+    seconds, height, width = EXAMPLE
+    limits = {"least": recipe.min_frames, "most": recipe.video_max_frames}
+    frames = recipe.nframes or clip_count(seconds * 1000, 1000, fps=recipe.fps, **limits)
+    low, high = recipe.video_min_pixels, recipe.video_max_pixels
+    size = {"factor": recipe.factor, "low": low, "high": high}
+    new_height, new_width = clip_size(frames, height, width, **size, frame_tokens=recipe.frame_tokens)
+    tokens = new_height * new_width // recipe.factor**2
+    if tokens >= FEW_TOKENS:
+        return None
+    seen = f"{frames} frames of {new_width}x{new_height} pixels ({counted(tokens, 'token')} for two frames)"
+    return (
+        f"--video_max_pixels {high}: {label} divides it among all frames of a video, so of {seconds} seconds of "
+        f"{width}x{height} it sees {seen}. If {high} is meant for one frame, as for Qwen2-VL, use "
+        f"{high * frames} ({high} x {frames} frames), or drop the flag."
+    )
 
 
 def _or(value: Any, default: Any) -> Any:
