@@ -25,7 +25,7 @@ _LISTED = "\n".join(f"  {verb.name:<12} {verb.text}" for verb in VERBS.values())
 
 HELP = f"""usage: vlft VERB [arguments]
 
-Fine-tune Qwen2-VL on your own pictures, videos and conversations, and get weights anyone can load.
+Fine-tune Qwen-VL models on your own pictures, videos and conversations, and get weights anyone can load.
 
 {_LISTED}
 

@@ -29,7 +29,7 @@ def parser() -> FlagParser:
     return FlagParser(
         "train",
         checked_types,
-        description="Fine-tune Qwen2-VL on LLaVA-style rows of text, pictures and videos.",
+        description="Fine-tune Qwen-VL models on LLaVA-style rows of text, pictures and videos.",
         epilog=EXAMPLES,
     )
 

@@ -43,7 +43,7 @@ def _like_train(name: str, text: str, doing: str, *, module: str = "") -> Verb:
 
 
 _ROWS = (
-    _like_train("train", "fine-tune a Qwen2-VL on your data", "starting"),
+    _like_train("train", "fine-tune a Qwen-VL model on your data", "starting"),
     _verb("merge", "merge a run's adapter into its base model, and compare the logits", "merging"),
     _like_train(
         "check-data", "find every row that cannot be trained, and report why", "checking rows", module="check_data"
