@@ -278,16 +278,16 @@ def test_a_limit_of_frames_that_is_taken_for_one_of_clips_is_reported(base_of, f
     data = tmp_path / "rows.json"
     data.write_text(json.dumps([clip, small, row("2+2?", "4")]))
     flags = [str(data), "--image_folder", str(folder), "--json"]
-    run = "--video_max_pixels 50176: Qwen3-VL divides it among all frames of a video, so of 10 seconds of 1280x720 it "
-    run += "sees 20 frames of 64x32 pixels (2 tokens for two frames). If 50176 is meant for one frame, as for "
-    run += "Qwen2-VL, use 1003520 (50176 x 20 frames), or drop the flag."
-    row_limit = "180x120 pixels: each frame is reduced to 64x32 (2 tokens for two frames), because max_pixels 16384 is "
-    frames = "180x120 pixels: each frame is reduced to 64x64 (4 tokens for two frames), because --video_max_pixels "
+    run = "--video_max_pixels 25088: Qwen3-VL divides it among all frames of a video, so of 10 seconds of 1280x720 it "
+    run += "sees 20 frames of 32x32 pixels (1 token for two frames). If 25088 is meant for one frame, as for "
+    run += "Qwen2-VL, use 501760 (25088 x 20 frames), or drop the flag."
+    row_limit = "180x120 pixels: each frame is reduced to 32x32 (1 token for two frames), because max_pixels 16384 is "
+    frames = "180x120 pixels: each frame is reduced to 64x32 (2 tokens for two frames), because --video_max_pixels "
     for model_type, limit, notes, reasons in (
-        ("qwen3_vl", ["--video_max_pixels", "50176"], [run], [frames, row_limit]),
-        ("qwen3_vl", ["--video_max_pixels", "1003520"], [], [row_limit]),
+        ("qwen3_vl", ["--video_max_pixels", "25088"], [run], [frames, row_limit]),
+        ("qwen3_vl", ["--video_max_pixels", "501760"], [], [row_limit]),
         ("qwen3_vl", [], [], [row_limit]),
-        ("qwen2_vl", ["--video_max_pixels", "50176"], [], []),
+        ("qwen2_vl", ["--video_max_pixels", "25088"], [], []),
     ):
         base = ["--model_id", str(base_of(FAMILIES[model_type]))]
         assert main(["check-data", *flags, "--headers_only", *base, *limit]) == 0
@@ -295,7 +295,7 @@ def test_a_limit_of_frames_that_is_taken_for_one_of_clips_is_reported(base_of, f
         for warning, reason in zip(found["warnings"], reasons, strict=True):
             assert warning["field"] == "video"
             assert warning["reason"].startswith(reason)
-        assert main(["plan", *flags, *base, *limit, "--output_dir", str(tmp_path / "run")]) == 0
+        assert main(["plan", "--data_path", *flags, *base, *limit, "--output_dir", str(tmp_path / "run")]) == 0
         assert [one for one in json.loads(capsys.readouterr().out)["notes"] if "max_pixels" in one] == notes
 
 
