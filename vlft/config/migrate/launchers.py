@@ -256,7 +256,7 @@ def own_script(commands: Sequence[Command]) -> Launched | None:
     base = counted_like("".join(own[at : at + 1]))
     for one in commands:
         if one.words and one.words[0].text == "picture_tokens" and len(one.words) > 2:
-            for name, tokens in zip(("min", "max"), one.words[1:], strict=False):
+            for name, tokens in zip(("min", "max"), one.words[1:3], strict=True):  # "$@" follows
                 flag, area = f"image_{name}_pixels", f"{base.factor} x {base.factor}"
                 known = tokens.text.isdigit()
                 pixels = Text(text=str(int(tokens.text) * base.factor**2)) if known else None
