@@ -19,11 +19,9 @@ from typing import Any, Literal
 import torch
 
 from vlft.families import Family, Sizes
-from vlft.model import adapt, forward, kernels, recurrent, segments, standins, tracing
-from vlft.model.apply import apply_towers, checkpoint_activations
-from vlft.model.load import empty_model
-from vlft.model.scale import PixelScale, constants
+from vlft.model import adapt, recurrent, standins, traced, tracing
 from vlft.model.towers import Towers
+from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers
 
 Part = Literal["vision", "merger", "language", "head"]
@@ -111,7 +109,6 @@ class Estimate:
     block: int
 
 
-Delta = Literal["fla", "torch"]
 STEPS = 8  # of the delta rule in torch, in a model that is only traced
 
 
@@ -235,36 +232,24 @@ def _additions(kinds: dict[adapt.Part, list[Kind]]) -> list[_Addition]:
 
 def _run(case: Saved, vision: Sequence[int], language: Sequence[int], checkpointed: Collection[str]) -> dict[Part, int]:
     """Part -> bytes saved by a model whose towers have only the blocks at these places."""
-    family, numbers, device = case.family, case.numbers, case.device
-    small = family.with_blocks(case.config, vision=vision, language=language)
-    model: Any = empty_model(small, family)
-    half = numbers.computing in standins.HALF
-    kernel = None if device == "cpu" else standins.attend if half else standins.attend_in_float32
-    for part in adapt.PARTS:
-        segments.use_kernel(model, part, "traced" if kernel else "sdpa", kernel)
-    if case.fused:
-        kernels.fuse(model, standins.fused_functions())
-    forward.bind(model, PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3))
-    chunked = device == "cuda" and bool(adapt.recurrent_layers(model))
-    if chunked and half and case.delta == "fla":
-        chunked = False
-        for layer in adapt.recurrent_layers(model):
-            recurrent.bind(layer, recurrent.kernel_rule(standins.delta_rule))
-    # This cache outlives the call, so it must not hold tensors without contents.
-    constants.cache_clear()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model = apply_towers(model, family, case.towers, masters=False)
-            with tracing.without_contents(), torch.device(device):
-                tracing.fill(model, numbers)
-                checkpoint_activations(model, checkpointed)
-                model.train()
-                batch = tracing.batch_of(family.sizes(small).vision, _short(case.load) if chunked else case.load)
-                with tracing.autocast(device, numbers.autocast), Ledger(model, batch.values()) as ledger:
-                    model(**batch)
-                return ledger.kept
-    finally:
-        constants.cache_clear()
+    small = case.family.with_blocks(case.config, vision=vision, language=language)
+    with traced.step(
+        small,
+        case.family,
+        case.towers,
+        numbers=case.numbers,
+        device=case.device,
+        fused=case.fused,
+        delta=case.delta,
+        checkpointed=checkpointed,
+    ) as model:
+        kernel = case.delta == "fla" and case.numbers.computing in standins.HALF
+        chunked = case.device == "cuda" and not kernel and adapt.recurrent_layers(model)
+        load = _short(case.load) if chunked else case.load
+        batch = tracing.batch_of(case.family.sizes(small).vision, load)
+        with tracing.autocast(case.device, case.numbers.autocast), Ledger(model, batch.values()) as ledger:
+            model(**batch)
+        return ledger.kept
 
 
 def _short(load: Load) -> Load:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import torch
 
 from vlft.families import Family, Layer, Sizes, TextSizes
-from vlft.model.activations import Delta, Saved
+from vlft.model.activations import Saved
 from vlft.model.towers import Towers
+from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers
 
 Choice = Literal["auto", "true", "false"]

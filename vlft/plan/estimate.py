@@ -15,6 +15,7 @@ import torch
 from vlft.families import Family
 from vlft.model import activations, loss, memory
 from vlft.model.towers import Towers
+from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers, numbers_of
 from vlft.plan.cards import CONTEXT_BYTES, NCCL_BYTES
 from vlft.plan.strategies import Strategy, strategies_for
@@ -188,7 +189,7 @@ class Case:
     card: int
     checkpointing: memory.Choice
     fused: bool = True
-    delta: activations.Delta = "fla"
+    delta: Delta = "fla"
     device: Literal["cpu", "cuda"] = "cuda"
 
     def activation_bytes(self, strategy: Strategy, checkpointed: Sequence[str]) -> activations.Estimate:
