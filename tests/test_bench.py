@@ -22,7 +22,8 @@ from vlft.bench.stock import COUNTS, IGNORED, StockRows, stock_collator
 from vlft.bench.work import Failed, run_module
 from vlft.cli.main import main
 from vlft.errors import ConfigError
-from vlft.model.flops import peak_tflops, required_flops, total
+from vlft.model.cards import peak_tflops
+from vlft.model.flops import required_flops, total
 from vlft.model.towers import Towers
 
 DATA_KEYS = {"pictures_per_s", "samples_per_s", "tokens_per_s", "bytes_per_picture", "workers"}

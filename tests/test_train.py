@@ -302,11 +302,11 @@ def test_metrics_hold_what_the_contract_names(train):
 def test_mfu_is_required_work_over_the_peak(train, base, encoded, monkeypatch):
     """As on a card of 1 TFLOP/s."""
     from vlft.families import sizes_of
-    from vlft.model import flops
+    from vlft.model import cards, flops
     from vlft.model.load import load_config
     from vlft.model.towers import Towers
 
-    monkeypatch.setattr(flops, "peak_tflops", lambda name: 1.0)
+    monkeypatch.setattr(cards, "peak_tflops", lambda name: 1.0)
     (line,) = lines(train(*split(1, 7), "--num_train_epochs", "1"))
     rows = list(encoded.values())
     work = flops.required_flops(

@@ -11,7 +11,8 @@ from vlft.data.media import read as media_io
 from vlft.data.sample import Grid, Sample
 from vlft.data.vision_meta import vision_meta
 from vlft.errors import ConfigError
-from vlft.model.flops import peak_tflops, required_flops, total
+from vlft.model.cards import peak_tflops
+from vlft.model.flops import required_flops, total
 from vlft.setup import Base, MeasuredRows
 
 FLOPS_ROWS = 2000  # rows whose pictures are opened again to count operations; they represent the others

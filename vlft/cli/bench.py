@@ -29,8 +29,17 @@ def run(parsed: Parsed, write: Write) -> int:
     from vlft.demo.tiny import tiny_processor
 
     extra = parsed.extra
-    shape: Any = extra.shape or ("2b" if torch.cuda.is_available() else "tiny")
+    shape: Any = extra.shape or ("2b" if torch.cuda.is_available() or extra.fake else "tiny")
     built_in = BuiltIn(shape=shape, mix=extra.mix or "story", processor=tiny_processor, seed=extra.mix_seed or 0)
+    if extra.fake is not None:
+        from vlft.bench.fake import bench_fake, table
+
+        document = bench_fake(parsed, extra.fake, extra.preset, built_in, _say)
+        if extra.json:
+            write(document)
+        else:
+            print("\n" + table(document))
+        return 0
     document = _data(parsed, built_in) if extra.what == "data" else _train(parsed, built_in)
     if extra.json:
         write(document)

@@ -13,6 +13,7 @@ from vlft.cli.command import add_json
 from vlft.cli.early import checked_types
 from vlft.config.names import help_asked
 from vlft.config.parse import FlagParser, Parsed
+from vlft.model.cards import predicted
 
 EXAMPLES = """\
 examples:
@@ -21,13 +22,19 @@ examples:
       --data_path train.json --image_folder images --steps 40 --baseline
   vlft bench train --shape 2b --preset lora --mix story --baseline      (random weights, drawn rows: no download)
   vlft bench train --shape tiny --steps 8 --baseline                    (on a CPU, in a minute)
+  vlft bench train --fake h100 --shape 7b --preset lora                 (a forecast for a GPU, without one)
 """
 
 #: Flags of `bench data` and of `bench train`. Each of the two refuses the flags of the other.
 ONLY = {
     "data": ("rows", "workers"),
-    "train": ("steps", "skip_steps", "preset", "baseline_order", "baseline_batch", "baseline_checkpointing", "timeout"),
+    "train": (
+        *("steps", "skip_steps", "preset", "baseline_order", "baseline_batch", "baseline_checkpointing", "timeout"),
+        "fake",
+    ),
 }
+#: Flags of a measurement, which have no effect on a forecast.
+MEASURED = ("steps", "skip_steps", "rounds", "timeout", "work", "baseline")
 STEPS = 30
 
 
@@ -66,6 +73,8 @@ class BenchParser(FlagParser):
         add("baseline_batch", "train: rows of a micro-batch of the baseline (default: the fastest that fits)", **number)
         add("baseline_checkpointing", "train: gradient checkpointing of the baseline (default: the faster setting)",
             choices=("true", "false"))  # fmt: skip
+        add("fake", "train: forecast one step on this GPU, e.g. h100, without a GPU: kernels, bytes, memory, time",
+            metavar="GPU")  # fmt: skip
         add("timeout", "train: most seconds of one run (default: no limit)", type=float, metavar="S")
 
     def _add(self, name: str, text: str, **kind: Any) -> None:
@@ -109,7 +118,18 @@ class BenchParser(FlagParser):
             for name in ("baseline_order", "baseline_batch", "baseline_checkpointing"):
                 if getattr(extra, name) is not None:
                     self.error(f"--{name} has no effect without --baseline")
-        if extra.what == "train":
+        if extra.fake is not None:
+            self._check_fake(extra, given)
+        elif extra.what == "train":
             steps = extra.steps or STEPS
             if extra.skip_steps is not None and extra.skip_steps >= steps:
                 self.error(f"--skip_steps {extra.skip_steps} leaves none of {steps} steps. Raise --steps")
+
+    def _check_fake(self, extra: Namespace, given: Set[str]) -> None:
+        """Refuse a card whose speed is not known, and flags of a measurement."""
+        predicted(extra.fake, flag="--fake")
+        for name in MEASURED:
+            if getattr(extra, name):
+                self.error(f"--{name} has no effect with --fake, which measures nothing. Drop one of the two")
+        if "data_path" in given:
+            self.error("--data_path has no effect with --fake, which reads no rows: --mix sets their sizes. Drop it")

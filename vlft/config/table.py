@@ -250,6 +250,7 @@ _OWN: Mapping[str, dict[str, Kind]] = {
         **dict.fromkeys(("skip_steps", "mix_seed"), _number(whole=True, low=0, high=2**32 - 1)),
         "workers": _number(whole=True, low=0, high=1024),
         "timeout": _number(low=0, open_low=True, high=BILLION),
+        "fake": TEXT,
         "mix": TEXT,
         "shape": TEXT,
         "preset": TEXT,

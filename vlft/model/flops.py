@@ -20,27 +20,6 @@ from vlft.model.towers import Mode, Towers
 
 Attention = Literal["causal", "full"]
 
-#: Dense bf16 tensor peak of a card in TFLOP/s, by a part of the name that CUDA reports; the first match wins.
-#: NVIDIA's data sheets state most of these with sparsity, which doubles the number. 989.4: H100 and H200 SXM (H100
-#: white paper, table 2: 989.4); 756: H100 PCIe (same table); 312: A100 (white paper, table 1); 362: L40S (data sheet:
-#: 733 sparse, 362.05 dense); 165: RTX 4090 with fp32 accumulation (Ada white paper, appendix A: 165.2).
-#: Half of the number with sparsity in the data sheet: B200 4,500 (DGX B200: 36 PFLOP/s of eight), L40 362.1, L4 242.
-#: GA102 white paper, with fp32 accumulation: A6000 154.8, RTX 3090 71.
-PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
-    ("H200", 989.4),
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.5),
-    ("H100", 989.4),
-    ("A100", 312.0),
-    ("L40S", 362.0),
-    ("RTX 4090", 165.2),
-    ("NVIDIA B200", 2250.0),
-    ("NVIDIA L40", 181.05),
-    ("NVIDIA L4", 121.0),
-    ("RTX A6000", 154.8),
-    ("RTX 3090", 71.0),
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
@@ -184,8 +163,3 @@ def _delta_rule(net: Recurrent, tokens: int, *, trained: bool) -> Flops:
     convolved = 2 * tokens * net.taps * (2 * net.keys + net.values)
     products = 3 * 2 * tokens * net.value_heads * net.key_dim * net.value_dim
     return Flops(forward=convolved + products, backward=convolved * (1 + trained) + 2 * products)
-
-
-def peak_tflops(device: str | None) -> float | None:
-    """The dense bf16 peak of a card by its name; None for a card that is not in the table, or without a card."""
-    return next((peak for name, peak in PEAK_TFLOPS if device and name in device), None)

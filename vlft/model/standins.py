@@ -91,7 +91,7 @@ class _Operations:
 @functools.cache
 def _operations() -> _Operations:
     """Register the operations with torch, once, at the first use."""
-    attend = _operation("attend", _attend, _attend_backward, keep=lambda inputs, out: (*inputs[:3], *out))
+    attend = _operation("attend", _attend, _attend_backward, keep=lambda inputs, out: (*inputs[:3], *out, inputs[3]))
     rms_norm = _operation("rms_norm", _rms_norm, _rms_norm_backward, keep=lambda inputs, out: (*inputs, out[1]))
     swiglu = _operation("swiglu", _swiglu, _swiglu_backward, keep=lambda inputs, out: inputs)
     delta_rule = _operation(
@@ -151,7 +151,13 @@ def _attend(
 
 
 def _attend_backward(
-    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, sums: torch.Tensor
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    cu: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if grad.dtype != q.dtype:
         raise RuntimeError(f"a flash kernel's backward takes a gradient in {q.dtype}, not {grad.dtype}")

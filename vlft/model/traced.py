@@ -21,6 +21,7 @@ from vlft.model.towers import Towers
 from vlft.model.tracing import Numbers
 
 Delta = Literal["fla", "torch"]
+SCALE = PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 @contextlib.contextmanager
@@ -57,7 +58,7 @@ def step(
         segments.use_kernel(model, part, "traced" if kernel else "sdpa", kernel)
     if fused:
         kernels.fuse(model, standins.fused_functions())
-    forward.bind(model, PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3))
+    forward.bind(model, SCALE)
     if device == "cuda" and half and delta == "fla":
         for layer in adapt.recurrent_layers(model):
             recurrent.bind(layer, recurrent.kernel_rule(standins.delta_rule))
@@ -69,6 +70,7 @@ def step(
             with tracing.without_contents(), torch.device(device):
                 tracing.fill(model, numbers)
                 checkpoint_activations(model, checkpointed)
+                constants(SCALE, torch.empty(0).device)  # copied in the first step of a run
                 yield model.train()
     finally:
         constants.cache_clear()

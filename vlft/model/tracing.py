@@ -195,6 +195,7 @@ class Op:
         function: torch's object for it, which can tell whether it is a view.
         inputs: all tensors among its arguments.
         outputs: all tensors among its results. A tensor that is written in place is in both.
+        arguments: its positional arguments.
         options: its keyword arguments.
     """
 
@@ -202,6 +203,7 @@ class Op:
     function: Any
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[torch.Tensor, ...]
+    arguments: tuple[Any, ...]
     options: dict[str, Any]
 
 
@@ -219,6 +221,7 @@ class Watch(TorchDispatchMode):
             function=func,
             inputs=_tensors((args, kwargs)),
             outputs=_tensors(out),
+            arguments=tuple(args),
             options=dict(kwargs or {}),
         )
         for observe in self._observers:
@@ -234,37 +237,49 @@ class WaitsError(RuntimeError):
     """An operation that makes the host wait for the device."""
 
 
-def refuse_waits(op: Op) -> None:
-    """An observer that raises if a value on a GPU is read, or a tensor is copied between host and GPU.
+def waits(op: Op) -> str | None:
+    """What makes the host wait: a value on a GPU is read, or a tensor is copied between host and GPU.
 
-    Non-blocking copies to the GPU are allowed.
+    Non-blocking copies to the GPU do not wait. None for an operation that does not.
+    """
+    places = {t.device.type for t in (*op.inputs, *op.outputs)}
+    if "cuda" not in places:
+        return None
+    if op.name in READS:
+        return op.name
+    if op.name in ("aten._to_copy", "aten.copy_") and len(places) > 1:
+        to = op.inputs[0] if op.name == "aten.copy_" else op.outputs[0]
+        if not (op.options.get("non_blocking") and to.device.type == "cuda"):
+            return f"{op.name} between {' and '.join(sorted(places))}"
+    if op.name in ("aten.index", "aten.index_put", "aten.index_put_") and any(
+        t.dtype is torch.bool for t in op.inputs[1:]
+    ):
+        return f"{op.name} with a mask"
+    return None
+
+
+def refuse_waits(op: Op) -> None:
+    """An observer that raises if the host waits for a GPU.
 
     Raises:
         WaitsError: the operation waits; the message names it.
     """
-    places = {t.device.type for t in (*op.inputs, *op.outputs)}
-    if "cuda" not in places:
-        return
-    if op.name in READS:
-        raise WaitsError(f"{op.name} waits for the device")
-    if op.name in ("aten._to_copy", "aten.copy_") and len(places) > 1:
-        to = op.inputs[0] if op.name == "aten.copy_" else op.outputs[0]
-        blocks = not (op.options.get("non_blocking") and to.device.type == "cuda")
-        if blocks:
-            raise WaitsError(f"{op.name} between {' and '.join(sorted(places))} waits for the device")
-    if op.name in ("aten.index", "aten.index_put", "aten.index_put_") and any(
-        t.dtype is torch.bool for t in op.inputs[1:]
-    ):
-        raise WaitsError(f"{op.name} with a mask waits for the device")
+    if (what := waits(op)) is not None:
+        raise WaitsError(f"{what} waits for the device")
 
 
 # ---- backward
 
 
-def backward(loss: torch.Tensor) -> None:
+def backward(loss: torch.Tensor, entering: Callable[[Any], object] = lambda node: None) -> None:
     """`loss.backward()` for tensors without contents: torch's own engine needs a device that exists.
 
-    It walks the graph in Python. Like the engine it sums and checks each gradient, and casts it to its tensor's dtype.
+    It walks the graph in Python. Like the engine it sums and checks each gradient, casts it to its tensor's dtype, and
+    frees what a node has saved when that node is done, if the caller keeps no reference to the loss.
+
+    Args:
+        loss: a scalar.
+        entering: called with each node of the graph before it runs.
 
     Raises:
         RuntimeError: a gradient is on a different device than its tensor.
@@ -281,9 +296,11 @@ def backward(loss: torch.Tensor) -> None:
                     stack.append(following)
     gradients: dict[Any, dict[int, torch.Tensor]] = {root: {0: torch.ones_like(loss)}}
     ready = [root]
+    del loss, root, seen  # a node keeps all nodes after it
     with torch.no_grad():
         while ready:
             node = ready.pop()
+            entering(node)
             results = _step_back(node, gradients.pop(node, {}))
             for (following, place), gradient in zip(node.next_functions, results, strict=True):
                 if following is None:
@@ -295,6 +312,7 @@ def backward(loss: torch.Tensor) -> None:
                     held[place] = held[place] + gradient if place in held else gradient
                 uses[following] -= 1
                 if not uses[following]:
+                    del uses[following]
                     ready.append(following)
 
 

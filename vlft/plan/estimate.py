@@ -14,10 +14,10 @@ import torch
 
 from vlft.families import Family
 from vlft.model import activations, loss, memory
+from vlft.model.cards import CONTEXT_BYTES, NCCL_BYTES
 from vlft.model.towers import Towers
 from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers, numbers_of
-from vlft.plan.cards import CONTEXT_BYTES, NCCL_BYTES
 from vlft.plan.strategies import Strategy, strategies_for
 
 #: Bytes of optimizer state per trained weight; 8 for an optimizer that is not listed.

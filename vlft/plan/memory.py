@@ -16,10 +16,10 @@ from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Sample
 from vlft.model import groups, kernels
 from vlft.model.apply import apply_towers
+from vlft.model.cards import card_bytes
 from vlft.model.load import check_fit, empty_model, load_config
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load
-from vlft.plan.cards import card_bytes
 from vlft.plan.estimate import (
     PARTS,
     Case,

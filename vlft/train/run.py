@@ -26,7 +26,7 @@ from vlft.data.costs.cache import cost_folder
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
-from vlft.model import flops, groups, kernels
+from vlft.model import cards, flops, groups, kernels
 from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
@@ -320,7 +320,7 @@ def _meter(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter:
         )
 
     name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else None
-    peak = flops.peak_tflops(name)
+    peak = cards.peak_tflops(name)
     return Meter(work, peak=None if peak is None else peak * 1e12, statistics=statistics)
 
 
