@@ -6,7 +6,7 @@ packs of other mixes are drawn.
 
 from __future__ import annotations
 
-import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from vlft.config.parse import Parsed
 from vlft.families import Sizes
 from vlft.model.build import build_config
 from vlft.model.cards import predicted
-from vlft.model.forecast import Forecast, forecast
+from vlft.model.forecast import Forecast, Step
 from vlft.model.load import load_config
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load, numbers_of
@@ -66,12 +66,11 @@ def bench_fake(parsed: Parsed, gpu: str, preset: Preset | None, built_in: BuiltI
     settings = {one: getattr(model, one) for one in Towers.__dataclass_fields__}
     towers = Towers(**settings | (PRESETS[preset] if preset else {}))
     stored = getattr(config, "dtype", None)
-    run = functools.partial(
-        forecast,
-        config,
-        family,
-        towers,
-        load_of(built_in.mix, family.sizes(config), seed=built_in.seed),
+    step = Step(
+        config=config,
+        family=family,
+        towers=towers,
+        load=load_of(built_in.mix, family.sizes(config), seed=built_in.seed),
         numbers=numbers_of(
             stored if isinstance(stored, torch.dtype) else torch.bfloat16,
             torch.bfloat16,
@@ -84,11 +83,11 @@ def bench_fake(parsed: Parsed, gpu: str, preset: Preset | None, built_in: BuiltI
     everything = ["vision", "language"] if towers.vision != "frozen" else ["language"]
     asked = everything if args.checkpointing == "true" else []
     say(f"one step of {name} on tensors without contents, as on {gpu}")
-    found = run(checkpointed=asked)
+    found = replace(step, checkpointed=asked).whole()
     recomputed = None
     if not found.fits and not asked:
         say(f"it needs {found.peak_gb:.1f} GB of {card.gb:g}: again with gradient checkpointing")
-        recomputed = run(checkpointed=everything)
+        recomputed = replace(step, checkpointed=everything).whole()
     return {
         "base": name,
         "gpu": gpu.lower(),

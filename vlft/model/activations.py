@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from vlft.families import Family, Sizes
-from vlft.model import adapt, recurrent, standins, traced, tracing
+from vlft.families import Family
+from vlft.model import adapt, depth, recurrent, standins, traced, tracing
 from vlft.model.towers import Towers
 from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers
@@ -155,7 +154,7 @@ class Saved:
 
         A tower's first block may save less than the others, and its last block shares its output with a merger.
         """
-        kinds = _kinds(self.family.sizes(self.config))
+        kinds = depth.kinds(self.family.sizes(self.config))
         ends = {part: (0, len(found) - 1)[: len(found)] for part, found in kinds.items()}
 
         def run(**between: int) -> dict[Part, int]:
@@ -164,7 +163,7 @@ class Saved:
 
         base = run()
         kept, block = dict(base), 0
-        for more in _additions(kinds):
+        for more in depth.additions(kinds):
             found = run(**more.places)
             for part in PARTS:
                 added = found[part] - base[part]
@@ -173,61 +172,6 @@ class Saved:
                 if part in more.places:
                     block = max(block, added)
         return Estimate(kept=kept, block=block or max(base[part] // len(ends[part]) for part in adapt.PARTS))
-
-
-#: What decides the memory of a block, other than its width.
-Kind = tuple[Any, ...]
-
-
-def _kinds(sizes: Sizes) -> dict[adapt.Part, list[Kind]]:
-    """Tower -> the kind of each block. The second entry says whether a block of the ViT has a merger of its own."""
-    vision = sizes.vision
-    windowed = [vision.window is not None and place not in vision.full_blocks for place in range(vision.depth)]
-    return {
-        "vision": [(windows, place in vision.deepstack) for place, windows in enumerate(windowed)],
-        "language": [(layer, False) for layer in sizes.text.layers],
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Addition:
-    """Blocks to add between the first and the last.
-
-    Attributes:
-        places: tower -> a block of the kind.
-        vision: number of such blocks in the ViT.
-        language: number of such blocks in the language model.
-    """
-
-    places: dict[adapt.Part, int]
-    vision: int
-    language: int
-
-
-def _additions(kinds: dict[adapt.Part, list[Kind]]) -> list[_Addition]:
-    """The fewest models that show each kind of block. Blocks with a merger change both towers, so they come alone."""
-    places: dict[adapt.Part, list[tuple[int, int]]] = {"vision": [], "language": []}  # a block, and how many there are
-    alone: list[_Addition] = []
-    for part, all_kinds in kinds.items():
-        middle = all_kinds[1:-1]
-        for kind in dict.fromkeys(middle):
-            place, times = 1 + middle.index(kind), middle.count(kind)
-            if kind[1]:
-                alone.append(_Addition(places={part: place}, vision=times, language=times))
-            else:
-                places[part].append((place, times))
-    found = []
-    for ones in itertools.zip_longest(*places.values()):
-        there = {part: one for part, one in zip(places, ones, strict=True) if one is not None}
-        counts = {part: count for part, (_, count) in there.items()}
-        found.append(
-            _Addition(
-                places={part: place for part, (place, _) in there.items()},
-                vision=counts.get("vision", 0),
-                language=counts.get("language", 0),
-            )
-        )
-    return [*found, *alone]
 
 
 def _run(case: Saved, vision: Sequence[int], language: Sequence[int], checkpointed: Collection[str]) -> dict[Part, int]:

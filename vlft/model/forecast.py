@@ -7,20 +7,20 @@ It runs the training code on tensors without contents (`vlft.model.traced`) and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vlft.families import Family
-from vlft.model import memory, traced, tracing
+from vlft.model import depth, memory, traced, tracing
 from vlft.model.cards import CONTEXT_BYTES, Card
 from vlft.model.flops import required_flops, total
 from vlft.model.towers import Towers
 from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers
-from vlft.model.traffic import HOST_SECONDS, KINDS, MATMUL_SHARE, MEMORY_SHARE, Cost, Kind, Squares, Traffic
+from vlft.model.traffic import HOST_SECONDS, KINDS, MATMUL_SHARE, MEMORY_SHARE, Cost, Kind, Phase, Squares, Traffic
 
 TOP = 10  # entries of the table of costs
 LEARNING_RATE = 1e-4
@@ -36,16 +36,16 @@ class Forecast:
         whole: counts of the step.
         parts: (phase, module) -> counts.
         reads: number of times the host waits for the device.
-        peak: bytes of tensors at one time, with optimizer states.
+        peak: bytes of tensors at one time, with optimizer states; of a forecast from small models, None.
         required: floating-point operations that training needs (`vlft.model.flops`).
         card: the GPU.
     """
 
     load: Load
     whole: Cost
-    parts: dict[tuple[str, str], Cost]
+    parts: dict[tuple[Phase, str], Cost]
     reads: int
-    peak: int
+    peak: int | None
     required: float
     card: Card
 
@@ -61,7 +61,9 @@ class Forecast:
 
     @property
     def peak_gb(self) -> float:
-        """GB on the card: tensors, and what CUDA itself uses."""
+        """GB on the card: tensors, and what CUDA itself uses. Raises ValueError without a peak."""
+        if self.peak is None:
+            raise ValueError("a forecast from small models has no peak")
         return (self.peak + CONTEXT_BYTES) / 1e9
 
     @property
@@ -85,9 +87,9 @@ class Forecast:
             "predicted_ms": 1e3 * self.seconds,
             "predicted_mfu": self.mfu,
             "predicted_tokens_per_s": self.load.tokens / self.seconds,
-            "peak_gb": self.peak_gb,
+            "peak_gb": None if self.peak is None else self.peak_gb,
             "card_gb": self.card.gb,
-            "fits": self.fits,
+            "fits": None if self.peak is None else self.fits,
             "tokens": self.load.tokens,
             "patches": self.load.patches,
             "pictures": len(self.load.vision_lengths),
@@ -113,22 +115,11 @@ class Forecast:
         }
 
 
-def forecast(
-    config: Any,
-    family: Family,
-    towers: Towers,
-    load: Load,
-    *,
-    numbers: Numbers,
-    card: Card,
-    checkpointed: Collection[str] = (),
-    fused: bool = True,
-    delta: Delta = "fla",
-    say: Callable[[str], None] = lambda line: None,
-) -> Forecast:
-    """Run one step on tensors without contents: forward, backward, clipping, AdamW.
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step to forecast.
 
-    Args:
+    Attributes:
         config: transformers' config of the top class.
         family: of the config.
         towers: what trains.
@@ -138,63 +129,93 @@ def forecast(
         checkpointed: towers (vision, language) that recompute their blocks.
         fused: whether fused kernels run.
         delta: what computes the delta rule of gated delta nets.
-        say: receives a line before each phase.
     """
-    sizes = family.sizes(config)
-    with traced.step(
-        config, family, towers, numbers=numbers, device="cuda", fused=fused, delta=delta, checkpointed=checkpointed
-    ) as model:
-        batch = tracing.batch_of(sizes.vision, load)
-        weights = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, fused=True)
-        for weight in weights:  # its states exist from the second step on
-            weight.grad = torch.zeros_like(weight)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        traffic = Traffic(
-            model,
-            card=card,
-            rank=towers.lora_rank if towers.has_lora else None,
-            squares=_squares(batch, load),
-        )
-        states = (value for state in optimizer.state.values() for value in state.values())
-        traffic.start(t for t in (*model.parameters(), *model.buffers(), *batch.values(), *states) if _is_tensor(t))
-        with tracing.Watch(traffic), traffic.modules():
-            say("forward")
-            with tracing.autocast("cuda", numbers.autocast):
-                losses = [model(**batch).loss * (1.0 / max(1, load.supervised))]
-            traffic.phase = "backward"
-            say("backward")
-            tracing.backward(losses.pop(), traffic.backward_of)
-            traffic.phase = "optimizer"
-            say("optimizer")
-            torch.nn.utils.clip_grad_norm_(weights, MAX_NORM)
+
+    config: Any
+    family: Family
+    towers: Towers
+    load: Load
+    numbers: Numbers
+    card: Card
+    checkpointed: Collection[str] = ()
+    fused: bool = True
+    delta: Delta = "fla"
+
+    def whole(self) -> Forecast:
+        """Forecast the step from the whole model. It takes about 15 seconds for 28 layers and 32 blocks."""
+        batch, traffic = self._run(self.config)
+        return self._forecast(batch, traffic.costs, traffic.reads, traffic.peak)
+
+    def quick(self) -> Forecast:
+        """Forecast the step from models of a few blocks (`vlft.model.depth`), without its peak memory."""
+        costs: dict[tuple[Phase, str], Cost] = {}
+        reads = 0
+        for small in depth.small_models(self.family.sizes(self.config)):
+            config = self.family.with_blocks(self.config, vision=small.vision, language=small.language)
+            batch, traffic = self._run(config)
+            reads += small.weight * traffic.reads
+            for place, cost in traffic.costs.items():
+                costs.setdefault(place, Cost()).add(cost, times=small.weight)
+        return self._forecast(batch, costs, reads, None)
+
+    def _run(self, config: Any) -> tuple[dict[str, Any], Traffic]:
+        """Run the step: forward, backward, clipping, AdamW. Returns its batch and its counts."""
+        with traced.step(
+            config,
+            self.family,
+            self.towers,
+            numbers=self.numbers,
+            device="cuda",
+            fused=self.fused,
+            delta=self.delta,
+            checkpointed=self.checkpointed,
+        ) as model:
+            batch = tracing.batch_of(self.family.sizes(config).vision, self.load)
+            weights = [p for p in model.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, fused=True)
+            for weight in weights:  # its states exist from the second step on
+                weight.grad = torch.zeros_like(weight)
             optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    whole = Cost()
-    for cost in traffic.costs.values():
-        whole.add(cost)
-    required = required_flops(
-        sizes,
-        towers,
-        lengths=load.lengths,
-        vision_lengths=load.vision_lengths,
-        window_lengths=batch["vision_meta"].get("window_lengths"),
-        supervised=load.supervised,
-    )
-    return Forecast(
-        load=load,
-        whole=whole,
-        parts={(phase, module): cost for (phase, module), cost in traffic.costs.items()},
-        reads=traffic.reads,
-        peak=traffic.peak,
-        required=total(required),
-        card=card,
-    )
+            optimizer.zero_grad(set_to_none=True)
+            rank = self.towers.lora_rank if self.towers.has_lora else None
+            traffic = Traffic(model, card=self.card, rank=rank, squares=_squares(batch, self.load))
+            states = [value for state in optimizer.state.values() for value in state.values()]
+            held = (*model.parameters(), *model.buffers(), *batch.values(), *states)
+            traffic.start(value for value in held if isinstance(value, torch.Tensor))
+            with tracing.Watch(traffic), traffic.modules():
+                with tracing.autocast("cuda", self.numbers.autocast):
+                    losses = [model(**batch).loss * (1.0 / max(1, self.load.supervised))]
+                traffic.phase = "backward"
+                tracing.backward(losses.pop(), traffic.backward_of)
+                traffic.phase = "optimizer"
+                torch.nn.utils.clip_grad_norm_(weights, MAX_NORM)
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return batch, traffic
 
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
+    def _forecast(
+        self, batch: dict[str, Any], costs: dict[tuple[Phase, str], Cost], reads: int, peak: int | None
+    ) -> Forecast:
+        whole = Cost()
+        for cost in costs.values():
+            whole.add(cost)
+        required = required_flops(
+            self.family.sizes(self.config),
+            self.towers,
+            lengths=self.load.lengths,
+            vision_lengths=self.load.vision_lengths,
+            window_lengths=batch["vision_meta"].get("window_lengths"),
+            supervised=self.load.supervised,
+        )
+        return Forecast(
+            load=self.load,
+            whole=whole,
+            parts=costs,
+            reads=reads,
+            peak=peak,
+            required=total(required),
+            card=self.card,
+        )
 
 
 def _squares(batch: dict[str, Any], load: Load) -> dict[tuple[int, int], Squares]:
