@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,13 +13,14 @@ from vlft.config.flags import ModelFlags, PlanFlags
 from vlft.config.machine import check_device
 from vlft.config.training import TrainFlags
 from vlft.data.order import Order, PackOrder
-from vlft.data.sample import Sample
+from vlft.data.sample import Cost, Sample
 from vlft.model import groups, kernels
 from vlft.model.apply import apply_towers
-from vlft.model.cards import card_bytes
+from vlft.model.cards import CARDS, card_bytes, reported
+from vlft.model.forecast import Step
 from vlft.model.load import check_fit, empty_model, load_config
 from vlft.model.towers import Towers
-from vlft.model.tracing import Load
+from vlft.model.tracing import Load, numbers_of
 from vlft.plan.estimate import (
     PARTS,
     Case,
@@ -38,6 +39,8 @@ from vlft.text import counted, printable, table
 
 WITHOUT_BF16 = ("t4", "v100-32")
 SHOWN_ROWS = 2
+PICTURE_PATCHES = 2048  # of a picture of about 0.4 megapixels
+_PREDICTED = "predicted from the card's data sheet, without communication; not measured"
 _WORDS = {
     "vision": "activations, vision",
     "merger": "activations, merger",
@@ -68,6 +71,8 @@ class Outlook:
         measured_estimate: the estimate for the measured step.
         hours: duration of all steps; None without a rate.
         tokens_per_s: the rate, over all processes.
+        rate: where the rate is from: `given`, `measured`, or `predicted` from the card's data sheet, without the
+            communication of several processes.
     """
 
     card: str
@@ -84,6 +89,7 @@ class Outlook:
     measured_estimate: Memory | None
     hours: float | None
     tokens_per_s: float | None
+    rate: Literal["given", "measured", "predicted"] | None
 
     def as_json(self) -> dict[str, Any]:
         """The "memory" of `vlft plan --json`; sizes are bytes of one process."""
@@ -105,6 +111,7 @@ class Outlook:
             "measured_estimate": None if self.measured_estimate is None else self.measured_estimate.as_json(),
             "hours": self.hours,
             "tokens_per_s": self.tokens_per_s,
+            "rate": self.rate,
         }
 
     def as_lines(self) -> list[str]:
@@ -143,7 +150,8 @@ class Outlook:
             )
         lines += self._measured_lines()
         if self.hours is not None:
-            lines.append(f"time: {self.hours:,.2f} hours of steps at {self.tokens_per_s:,.0f} tokens a second")
+            how = "" if self.rate != "predicted" else f" ({_PREDICTED})"
+            lines.append(f"time: {self.hours:,.2f} hours of steps at {self.tokens_per_s:,.0f} tokens a second{how}")
         return lines
 
     def _measured_lines(self) -> list[str]:
@@ -292,7 +300,7 @@ def forecast(
             supervised=supervised,
         )
         expected = _expected(replace(case, load=mine, world=1), planned.checkpointing)
-    rate = tokens_per_s or (found.tokens_per_s * order.world if found else None)
+    rate, how = _rate(case, planned.checkpointing, rows, order, card=gpu, given=tokens_per_s, measured=found)
     per_epoch = sum(cost.tokens for cost in rows.costs)
     hours = per_epoch * steps / order.steps / rate / 3600 if rate else None
     return Outlook(
@@ -310,7 +318,65 @@ def forecast(
         measured_estimate=expected,
         hours=hours,
         tokens_per_s=rate,
+        rate=how,
     )
+
+
+def _rate(
+    case: Case,
+    checkpointed: Sequence[str],
+    rows: MeasuredRows,
+    order: Order,
+    *,
+    card: str | None,
+    given: float | None,
+    measured: MeasuredStep | None,
+) -> tuple[float | None, Literal["given", "measured", "predicted"] | None]:
+    """Tokens a second of the whole run, and where the figure is from."""
+    if given:
+        return given, "given"
+    if measured is not None:
+        return measured.tokens_per_s * order.world, "measured"
+    device = torch.cuda.get_device_name(0) if card is None and torch.cuda.is_available() else None
+    known = CARDS.get(card.lower() if card is not None else reported(device) or "")
+    if case.device == "cpu" or case.half is None or known is None or not known.known:
+        return None, None
+    load = _typical(order, rows)
+    step = Step(
+        config=case.config,
+        family=case.family,
+        towers=case.towers,
+        load=load,
+        numbers=numbers_of(case.stored, case.half, deepspeed=False),
+        card=known,
+        checkpointed=tuple(checkpointed),
+        fused=case.fused,
+        delta=case.delta,
+    )
+    return load.tokens / step.quick().seconds * order.world, "predicted"
+
+
+def _typical(order: Order, rows: MeasuredRows) -> Load:
+    """The micro-batch of the first epoch with the median number of tokens."""
+    if isinstance(order, PackOrder):
+        packs = sorted(order.first, key=lambda one: one.tokens)
+        picked = list(packs[len(packs) // 2].rows)
+    else:
+        many = -(-order.rows_per_step // (order.world * order.accumulation))
+        ranked = sorted(range(len(rows.costs)), key=lambda i: rows.costs[i].tokens)
+        start = max(0, (len(ranked) - many) // 2)
+        picked = ranked[start : start + many]
+    return Load(
+        lengths=tuple(rows.costs[i].tokens for i in picked),
+        vision_lengths=tuple(patches for i in picked for patches in _pictures(rows.costs[i])),
+        supervised=sum(rows.costs[i].supervised for i in picked),
+    )
+
+
+def _pictures(cost: Cost) -> list[int]:
+    """Patches of the pictures of a row, which its cost has only in all: as if all had about the usual size."""
+    many = max(1, round(cost.patches / PICTURE_PATCHES))
+    return [cost.patches // many] * many if cost.patches else []
 
 
 def _expected(case: Case, checkpointed: Sequence[str]) -> Memory:
