@@ -7,6 +7,7 @@ memory and `vlft.model.traffic` operations and bytes.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ def step(
     Yields:
         the model, in training mode.
     """
-    model: Any = empty_model(config, family)
+    model: Any = empty_model(copy.deepcopy(config), family)  # a kernel is named in the model's config
     half = numbers.computing in standins.HALF
     kernel = None if device == "cpu" else standins.attend if half else standins.attend_in_float32
     for part in adapt.PARTS:

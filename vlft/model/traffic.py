@@ -39,8 +39,11 @@ _NOTHING = (
 )
 #: They read as many values of their first tensor as they write.
 _GATHERS = ("aten.embedding", "aten.index_select", "aten.index", "aten.gather")
-#: They overwrite their first tensor without reading it.
-_OVERWRITES = ("aten.copy_", "aten.zero_", "aten.fill_")
+#: They overwrite their first tensor, or make one of its shape, without reading it.
+_OVERWRITES = (
+    *("aten.copy_", "aten.zero_", "aten.fill_", "aten.zeros_like", "aten.ones_like", "aten.full_like"),
+    *("aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.rand_like", "aten.randn_like"),
+)
 _ATTENTION = ("vlft_traced.attend", "vlft_traced.delta_rule")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
