@@ -35,7 +35,7 @@ from vlft.plan.measure import MeasuredStep, measure
 from vlft.plan.strategies import strategies_for, strategy_of
 from vlft.setup import Base, MeasuredRows
 from vlft.setup.schedule import largest
-from vlft.text import counted, printable, table
+from vlft.text import counted, duration, printable, table
 
 WITHOUT_BF16 = ("t4", "v100-32")
 SHOWN_ROWS = 2
@@ -151,7 +151,8 @@ class Outlook:
         lines += self._measured_lines()
         if self.hours is not None:
             how = "" if self.rate != "predicted" else f" ({_PREDICTED})"
-            lines.append(f"time: {self.hours:,.2f} hours of steps at {self.tokens_per_s:,.0f} tokens a second{how}")
+            time = duration(3600 * self.hours)
+            lines.append(f"time: {time} of steps at {self.tokens_per_s:,.0f} tokens a second{how}")
         return lines
 
     def _measured_lines(self) -> list[str]:
