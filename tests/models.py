@@ -58,7 +58,8 @@ def build(
     if flat:
         attention.install(model, "sdpa", dtype=torch.float32)
         forward.bind(model, PixelScale.of(load_processor(base)))
-    model = apply_towers(model, family, PRESETS[preset], masters=True)
+    adapters = "fused" if flat else "peft"
+    model = apply_towers(model, family, PRESETS[preset], masters=True, adapters=adapters)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:

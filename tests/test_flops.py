@@ -45,15 +45,15 @@ def test_a_step_does_the_required_operations(base, encoded, preset):
 
 @pytest.mark.parametrize("preset", ["language-lora", "lora-full-merger"])
 def test_checkpointing_adds_one_more_forward_of_the_language_layers_and_nothing_else(base, encoded, preset):
-    """Recomputation stops at the last tensor that backward needs, so each layer's last matmul does not run again.
+    """Recomputation stops at the last tensor that backward needs, so each layer's last matmuls do not run again.
 
-    That is LoRA's B of down_proj.
+    Those are down_proj and its LoRA's B.
     """
     batch = collate(list(encoded.values()))
     plain, checkpointed = (counted(build(base, preset, flat=True, checkpointing=on), batch) for on in (False, True))
     model = build(base, preset, flat=True)
     text = model.config.text_config
-    last = 2 * sum(batch["lengths"]) * PRESETS[preset].lora_rank * text.hidden_size
+    last = 2 * sum(batch["lengths"]) * text.hidden_size * (PRESETS[preset].lora_rank + text.intermediate_size)
     layers = required(model, PRESETS[preset], batch, attention="full")["language"].forward
     assert checkpointed - plain == layers - text.num_hidden_layers * last
 

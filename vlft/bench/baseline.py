@@ -166,7 +166,7 @@ def _model(base: Base, args: TrainFlags) -> tuple[torch.nn.Module, str]:
             attention = "flash_attention_2"
         except (ImportError, ValueError) as error:
             print(f"flash_attention_2 is not used: {error}")
-    model = apply_towers(model, base.family, base.towers, masters=True)
+    model = apply_towers(model, base.family, base.towers, masters=True, adapters="peft")
     return model.to(args.device), attention
 
 

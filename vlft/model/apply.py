@@ -1,23 +1,31 @@
 """Prepare a loaded base for training: freeze, adapt or unfreeze each tower, and recompute activations.
 
-Neighbours: `vlft.model.towers` says what trains.
+Neighbours: `vlft.model.towers` says what trains, `vlft.model.lora` computes layers with LoRA.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Collection
+from typing import Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from vlft.errors import ConfigError
 from vlft.families import Family
-from vlft.model import adapt
+from vlft.model import adapt, lora
 from vlft.model.towers import Towers, lora_counts, plain_name
 
 
-def apply_towers(model: torch.nn.Module, family: Family, towers: Towers, *, masters: bool) -> torch.nn.Module:
+def apply_towers(
+    model: torch.nn.Module,
+    family: Family,
+    towers: Towers,
+    *,
+    masters: bool,
+    adapters: Literal["fused", "peft"] = "fused",
+) -> torch.nn.Module:
     """Freeze, adapt or unfreeze each tower of a loaded base, in place.
 
     Args:
@@ -25,6 +33,7 @@ def apply_towers(model: torch.nn.Module, family: Family, towers: Towers, *, mast
         family: of the model.
         towers: what to train.
         masters: convert trained parameters to float32 (others keep their dtype); for runs under bf16 autocast.
+        adapters: what computes layers with LoRA: one function for layer and adapter (`vlft.model.lora`), or PEFT.
 
     Returns:
         the model, wrapped by PEFT if a tower has LoRA.
@@ -42,6 +51,8 @@ def apply_towers(model: torch.nn.Module, family: Family, towers: Towers, *, mast
     if towers.has_lora:
         model = _add_lora(model, family, towers)
         _check_whole(model, whole, family)
+        if adapters == "fused":
+            lora.bind(model)
     if masters:
         for parameter in model.parameters():
             if parameter.requires_grad:
