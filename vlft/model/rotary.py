@@ -89,6 +89,6 @@ def fuse_vision(attention: torch.nn.Module, function: Function) -> None:
             is_causal=False,
             **kwargs,
         )
-        return self.proj(out_1THD[0].flatten(1))
+        return self.proj(out_1THD.squeeze(0).flatten(1))
 
     attention.forward = types.MethodType(forward, attention)
