@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from types import SimpleNamespace
 
 import torch
 from build import FAMILY
@@ -13,7 +12,7 @@ from transformers import Qwen2VLConfig
 from vlft.data.collate import Collator
 from vlft.demo.tiny import tiny_config, tiny_processor
 from vlft.families import Family, Sizes
-from vlft.model import attention, forward, kernels, towers
+from vlft.model import attention, forward, towers
 from vlft.model.apply import apply_towers, checkpoint_activations
 from vlft.model.load import load_base, load_processor
 from vlft.model.scale import PixelScale
@@ -121,29 +120,6 @@ TWO_B = Qwen2VLConfig(
     },
     vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4},
 )  # fmt: skip
-
-
-def modules(width: int, inner: int):
-    """A norm and an MLP of the language model, without contents; only sizes and code matter."""
-    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2MLP, Qwen2VLRMSNorm
-
-    config = SimpleNamespace(hidden_size=width, intermediate_size=inner, hidden_act="silu")
-    with torch.device("meta"):
-        return [Qwen2VLRMSNorm(width)], [Qwen2MLP(config)]
-
-
-def torch_rms_norm(x, weight, eps, offset=0.0):
-    """RMSNorm, normalised in float32. Without an offset it is weighted in x's dtype, as in Qwen2-VL."""
-    exact = x.float()
-    exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
-    return (exact * (offset + weight.float())).to(x.dtype) if offset else weight * exact.to(x.dtype)
-
-
-def torch_swiglu(gate, up):
-    return torch.nn.functional.silu(gate) * up
-
-
-TORCH = kernels.Functions(rms_norm=torch_rms_norm, swiglu=torch_swiglu)
 
 
 def assert_same_step(stock, ours, rows, processor, batch: dict) -> None:

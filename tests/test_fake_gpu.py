@@ -76,7 +76,7 @@ def opened(base):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Torch's varlen kernel and Liger are installed, and pass their self-tests; records the kernel's inputs."""
+    """Torch's varlen kernel and the fused ones run, and pass their self-tests; records the inputs of attention."""
     seen = []
 
     def kernel(q, k, v, cu, longest, *, scale, causal):
@@ -90,8 +90,8 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(attention, "_load_kernel", load_kernel)
     monkeypatch.setattr(attention, "self_test", lambda *args, **kwargs: 0.0)
-    monkeypatch.setattr(kernels, "liger_functions", standins.fused_functions)
-    monkeypatch.setattr(kernels, "_differs", lambda *args: "")
+    monkeypatch.setattr(kernels, "_functions", lambda choice, device: standins.fused_functions())
+    monkeypatch.setattr(kernels, "_problem", lambda *args: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     constants.cache_clear()
     yield seen
@@ -119,8 +119,8 @@ def prepared(monkeypatch, opened, flags, *, stored, recompute, fused):
     with tracing.without_contents(), torch.device("cuda"):
         tracing.fill(model)
     assert chosen["attention"] == "language varlen, vision varlen"
-    norms = 2 * len(opened.sizes.text.layers) + 1
-    assert chosen["Liger kernels"].startswith(f"RMSNorm on {norms} " if fused else "off")
+    assert chosen["fused kernels"].startswith("RMSNorm on " if fused else "off")
+    assert chosen["fused kernels"].endswith(f"rotary embedding of vision on {opened.sizes.vision.depth}") == fused
     assert (chosen["gradient checkpointing"] != "off") == recompute
     assert chosen.get("experts") == ("grouped_mm" if "experts" in opened.family.features else None)
     return model

@@ -5,20 +5,25 @@ Run: pytest -m gpu. What a machine lacks (Liger's kernels, flash-attn, PyAV and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from models import FAMILY, PRESETS, build, collate, flat_inputs, gradients, modules
+from models import FAMILY, PRESETS, build, collate, flat_inputs, gradients
 from runs import FULL, PACKED, VISION_LORA, arguments
+from test_kernels import EVERYWHERE
 
+from vlft.bench.sizes import SHAPES as BASES
 from vlft.cli.main import main
+from vlft.demo.tiny import tiny_processor
 from vlft.families import FAMILIES
-from vlft.model import attention, forward, kernels, linear_attention, loss, towers
+from vlft.model import attention, forward, fused, kernels, linear_attention, loss, towers
 from vlft.model.apply import apply_towers
-from vlft.model.load import load_base, load_processor
+from vlft.model.build import build_config
+from vlft.model.load import empty_model, load_base, load_processor
 from vlft.model.scale import PixelScale
 from vlft.model.segments import Heads
 from vlft.train.trainer import VlftTrainer
@@ -49,7 +54,7 @@ def ready(base, preset: str, *, stored: torch.dtype, liger: str = "false") -> to
     model = load_base(base, FAMILY, dtype=stored).to(DEVICE)
     attention.install(model, "auto", dtype=BF16)
     line = kernels.install(model, liger, dtype=BF16)
-    assert line == ("off" if liger == "false" else "RMSNorm on 5 modules, SwiGLU on 2")
+    assert line == ("off" if liger == "false" else EVERYWHERE)
     forward.bind(model, PixelScale.of(load_processor(base)))
     model = apply_towers(model, FAMILY, PRESETS[preset], masters=True)
     generator = torch.Generator().manual_seed(1)
@@ -57,6 +62,18 @@ def ready(base, preset: str, *, stored: torch.dtype, liger: str = "false") -> to
         if ".lora_B." in name:
             parameter.data.copy_(torch.empty(parameter.shape).normal_(std=0.05, generator=generator))
     return model.train()
+
+
+def one_layer_of(shape: str) -> torch.nn.Module:
+    """The last softmax layer and the first block of a published size, without contents except for small weights."""
+    family, sizes = BASES[shape]
+    config = build_config(family, sizes, tiny_processor(family).tokenizer)
+    model = empty_model(family.with_blocks(config, vision=[0], language=[3]), family)
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and weight.ndim == 1:
+                module._parameters[name] = torch.nn.Parameter(torch.rand(weight.shape, dtype=torch.float32).to(BF16))
+    return model
 
 
 def assert_near(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], *, tolerance: float) -> None:
@@ -140,21 +157,27 @@ def test_a_step_does_not_wait_for_the_device(base, encoded):
 
 
 @pytest.mark.parametrize("dtype", list(kernels.TOLERANCE), ids=str)
-@pytest.mark.parametrize(("width", "inner"), [(1536, 8960), (3584, 18944)], ids=["2b", "7b"])
-def test_liger_kernels_equal_torch_at_the_published_sizes(width, inner, dtype):
-    pytest.importorskip("liger_kernel")
-    functions = kernels.liger_functions()
-    found = kernels.self_test(functions, *modules(width, inner), dtype=dtype, device=DEVICE)
-    print(dtype, found)
-    assert max(found.values()) < kernels.TOLERANCE[dtype]
+@pytest.mark.parametrize("shape", ["2b", "7b", "qwen2.5-vl-3b", "qwen3-vl-4b", "qwen3.5-4b"])
+def test_fused_kernels_equal_torch_at_the_published_sizes(shape, dtype):
+    """Liger's, and our own where Liger has none; and our own alone."""
+    model = one_layer_of(shape)
+    ours = fused.triton_operations()
+    choices = [fused.functions(ours)]
+    with contextlib.suppress(ImportError):
+        choices.append(fused.functions(ours, **fused.liger_functions()))
+    for functions in choices:
+        for kernel in kernels.kernels_of(model, functions):
+            for dtypes, worst in kernels.self_test(kernel, dtype=dtype, device=DEVICE).items():
+                print(kernel.name, dtypes, worst)
+                assert worst < kernels.TOLERANCE[dtypes.narrowest]
 
 
-def test_liger_kernels_in_a_model_are_near_torch(base, encoded):
-    pytest.importorskip("liger_kernel")
+@pytest.mark.parametrize("preset", ["full", "vision-lora"])
+def test_fused_kernels_in_a_model_are_near_torch(base, encoded, preset):
     inputs = on_device(flat_inputs(list(encoded.values())))
     results = []
-    for choice in ("false", "true"):
-        model = ready(base, "full", stored=torch.float32, liger=choice)
+    for choice in ("false", "auto"):
+        model = ready(base, preset, stored=torch.float32, liger=choice)
         with torch.autocast("cuda", BF16):
             value = model(**inputs).loss
         value.backward()

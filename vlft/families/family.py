@@ -37,7 +37,7 @@ Feature = Literal["windows", "interpolation", "deepstack", "recurrent", "experts
 #: How files may store the experts of a layer. `fused`: as transformers holds them, one tensor [E, out, in] per matrix,
 #: gate and up in one. `transposed`: the same as [E, in, out]. `each`: a tensor [out, in] per expert and matrix.
 ExpertLayout = Literal["fused", "transposed", "each"]
-#: What RMSNorms of a language model multiply by.
+#: What RMSNorms of a model multiply by.
 Norm = Literal["w", "1 + w"]
 #: How a model knows the time of a video's steps. See `Family.video_time`.
 VideoTime = Literal["index", "seconds", "text"]
@@ -49,6 +49,8 @@ BLOCK = r"model\.visual\.blocks\.\d+\."
 #: Linear layers of a language layer with softmax attention and one gated MLP.
 DENSE_LAYER = LAYER + r"(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 ATTENTION = LAYER + r"self_attn\.(q|k|v|o)_proj"
+#: RMSNorms of the language model. Some families normalise each head of query and key.
+LAYER_NORMS = LAYER + r"(input_layernorm|post_attention_layernorm|self_attn\.(q|k)_norm)|model\.language_model\.norm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +101,11 @@ class Family:
         stored_experts: the layouts of experts that transformers reads for this family.
         lora_targets: tower -> linear layers that LoRA may adapt, as a full-match regex over module names.
         attention_targets: the subset of `lora_targets` for `--lora_target attention`.
-        fused_norms: RMSNorms of the language model that a fused kernel may replace if it computes the same, as a
-            full-match regex over module names.
-        fused_mlps: gated MLPs of the language model, likewise; None without such MLPs.
+        fused_norms: RMSNorms that a fused kernel may replace if it computes the same, as a full-match regex over module
+            names. Linear layers, rotary embedding or experts read their results, and nothing else.
+        fused_mlps: gated MLPs, likewise; None without such MLPs.
         features: the entries of `Feature` that apply.
-        norm: what RMSNorms of the language model multiply by.
+        norm: what RMSNorms multiply by.
         video_time: how the model knows the time of a video's steps. index: positions count steps; seconds: positions
             count time; text: the time is written before each step, which has its own run of pad tokens.
         video_rule: who chooses the frames of a video and their size: qwen-vl-utils, with pixel limits per frame, or the
@@ -142,7 +144,7 @@ class Family:
     parameter_names: ParameterNames
     lora_targets: Mapping[str, str]
     attention_targets: Mapping[str, str]
-    fused_norms: str = LAYER + r"(input_layernorm|post_attention_layernorm)|model\.language_model\.norm"
+    fused_norms: str = LAYER_NORMS
     fused_mlps: str | None = LAYER + "mlp"
     features: frozenset[Feature] = frozenset()
     norm: Norm = "w"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vlft.families.configs import TextNames, VisionNames
-from vlft.families.family import ATTENTION, BLOCK, DENSE_LAYER, Family, Shape
+from vlft.families.family import ATTENTION, BLOCK, DENSE_LAYER, LAYER, LAYER_NORMS, Family, Shape
 from vlft.families.layout import ParameterNames
 
 _MERGER = r"model\.visual\.merger\.mlp\.(0|2)"
@@ -54,6 +54,8 @@ QWEN2_5_VL = Family(
         "vision": BLOCK + r"attn\.(qkv|proj)",
         "merger": _MERGER,
     },
+    fused_norms=rf"{LAYER_NORMS}|{BLOCK}norm[12]|model\.visual\.merger\.ln_q",
+    fused_mlps=rf"({LAYER}|{BLOCK})mlp",
     features=frozenset({"windows"}),
     published=(("model.visual.", "visual."), ("model.language_model.", "model.")),
     video_time="seconds",

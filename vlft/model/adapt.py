@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from vlft.families import Family, Sizes
+from vlft.families.family import BLOCK, LAYER
 from vlft.model import recurrent
 
 Part = Literal["vision", "language"]
@@ -77,10 +78,41 @@ def fused_norms(model: Any) -> list[torch.nn.Module]:
     return list(_matching(model, family_of(model).fused_norms))
 
 
+def before_experts(model: Any) -> list[torch.nn.Module]:
+    """Norms whose result experts read. Autocast does not cast for experts, so it must keep its dtype."""
+    layers = zip(blocks(model, "language"), sizes_of(model).text.layers, strict=True)
+    return [layer.get_submodule("post_attention_layernorm") for layer, sizes in layers if sizes.experts is not None]
+
+
 def fused_mlps(model: Any) -> list[torch.nn.Module]:
     """Gated MLPs whose activation and product a fused kernel may compute."""
     pattern = family_of(model).fused_mlps
     return list(_matching(model, pattern)) if pattern else []
+
+
+def layer_norms(model: Any) -> list[torch.nn.Module]:
+    """LayerNorms of the ViT and its mergers. Only linear layers read their results."""
+    found = (module for module in tower(model, "vision").modules() if isinstance(module, torch.nn.LayerNorm))
+    return [module for module in found if module.weight is not None and module.bias is not None]
+
+
+def quick_gelus(model: Any) -> list[torch.nn.Module]:
+    """Activations of the ViT that torch computes in three passes."""
+    from transformers.activations import QuickGELUActivation
+
+    return [module for module in tower(model, "vision").modules() if isinstance(module, QuickGELUActivation)]
+
+
+def attentions(model: Any, part: Part) -> list[torch.nn.Module]:
+    """Modules of softmax attention of a tower."""
+    return list(_matching(model, BLOCK + "attn" if part == "vision" else LAYER + "self_attn"))
+
+
+def rotary_channels(model: Any, part: Part) -> int:
+    """Channels of a head that rotary embedding turns."""
+    if part == "vision":
+        return sizes_of(model).vision.head_dim
+    return 2 * tower(model, part).rotary_emb.inv_freq.shape[0]
 
 
 def experts(model: Any) -> tuple[str, torch.dtype]:

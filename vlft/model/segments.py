@@ -144,7 +144,9 @@ def run_kernel(
     Returns:
         output_1THD: [1, T, H, D] in the value's dtype.
     """
-    q_THD, k_TGD, v_TGD = (x[0].transpose(0, 1).to(value_1GTD.dtype) for x in (query_1HTD, key_1GTD, value_1GTD))
+    q_THD, k_TGD, v_TGD = (
+        x.squeeze(0).transpose(0, 1).to(value_1GTD.dtype) for x in (query_1HTD, key_1GTD, value_1GTD)
+    )
     return kernel(q_THD, k_TGD, v_TGD, cu_seqlens, longest, scale=scale, causal=causal)[None]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vlft.model.kernels import Functions
+from vlft.model import fused
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -45,13 +45,35 @@ def attend_in_float32(
     return _operations().attend(q, k, v, cu, longest)[0]
 
 
-def fused_functions() -> Functions:
-    """Stand-ins for Liger's RMSNorm and SwiGLU. They save the same tensors (0.8.5): the norm's input, gate and up."""
+def fused_functions() -> fused.Functions:
+    """The fused functions of a GPU, on stand-ins for its kernels."""
     known = _operations()
-    return Functions(
-        rms_norm=lambda x, weight, eps, offset: known.rms_norm(x, weight)[0],
-        swiglu=known.swiglu,
+    return fused.functions(
+        fused.Operations(
+            norm=lambda x, weight, bias, *, eps, offset, dtype: known.norm(x, weight, bias, dtype),
+            norm_backward=_norm_gradients,
+            rotate=lambda given, cos, sin, results, backward=False: known.rotate(given, cos, sin, results[0].dtype),
+            quick_gelu=known.quick_gelu,
+            quick_gelu_backward=known.quick_gelu_backward,
+            swiglu=known.swiglu,
+            swiglu_backward=known.swiglu_backward,
+        )
     )
+
+
+def _norm_gradients(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    offset: float,
+    centred: bool,
+    for_weight: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    dx, dweight, dbias = _operations().norm_backward(dy, x, weight, mean, scale, centred, for_weight)
+    return dx, dweight if for_weight else None, dbias if for_weight and centred else None
 
 
 def delta_rule(
@@ -84,23 +106,38 @@ def delta_rule(
 class _Operations:
     attend: Any
     delta_rule: Any
-    rms_norm: Any
+    norm: Any
+    norm_backward: Any
+    rotate: Any
+    quick_gelu: Any
+    quick_gelu_backward: Any
     swiglu: Any
+    swiglu_backward: Any
 
 
 @functools.cache
 def _operations() -> _Operations:
     """Register the operations with torch, once, at the first use."""
     attend = _operation("attend", _attend, _attend_backward, keep=lambda inputs, out: (*inputs[:3], *out, inputs[3]))
-    rms_norm = _operation("rms_norm", _rms_norm, _rms_norm_backward, keep=lambda inputs, out: (*inputs, out[1]))
-    swiglu = _operation("swiglu", _swiglu, _swiglu_backward, keep=lambda inputs, out: inputs)
     delta_rule = _operation(
         "delta_rule",
         _delta_rule,
         _delta_rule_backward,
         keep=lambda inputs, out: (*out[1:], *inputs[4:]),
     )
-    return _Operations(attend=attend, delta_rule=delta_rule, rms_norm=rms_norm, swiglu=swiglu)
+    alone = (_norm, _norm_backward, _rotate, _quick_gelu, _quick_gelu_backward, _swiglu, _swiglu_backward)
+    return _Operations(
+        attend=attend,
+        delta_rule=delta_rule,
+        **{function.__name__.removeprefix("_"): _registered(function.__name__[1:], function) for function in alone},
+    )
+
+
+def _registered(name: str, function: Callable) -> Any:
+    """Register a torch operation on tensors without contents: a function of inputs that returns empty results."""
+    made = torch.library.custom_op(f"vlft_traced::{name}", _refuse, mutates_args=(), schema=_schema(function))
+    made.register_fake(function)
+    return made
 
 
 def _operation(name: str, forward: Callable, backward: Callable, keep: Callable) -> Any:
@@ -112,12 +149,7 @@ def _operation(name: str, forward: Callable, backward: Callable, keep: Callable)
         backward: the gradient of the (first) result and the saved tensors -> empty gradients.
         keep: inputs and outputs -> the tensors to save.
     """
-    made, back = (
-        torch.library.custom_op(f"vlft_traced::{name}{word}", _refuse, mutates_args=(), schema=_schema(function))
-        for word, function in (("", forward), ("_backward", backward))
-    )
-    made.register_fake(forward)
-    back.register_fake(backward)
+    made, back = _registered(name, forward), _registered(f"{name}_backward", backward)
     arguments = len(inspect.signature(forward).parameters)
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -200,14 +232,41 @@ def _delta_rule_backward(
     return _like(q), _like(k), _like(v), _like(decay), _like(beta)
 
 
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
+def _norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = len(x)
+    scale = x.new_empty(rows, dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=dtype), scale.new_empty(0 if bias is None else rows), scale
 
 
-def _rms_norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, deviations: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight)
+def _norm_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    scale: torch.Tensor,
+    centred: bool,
+    for_weight: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    channels = len(weight) if for_weight else 0
+    return _like(x), weight.new_empty(channels), weight.new_empty(channels if centred else 0)
+
+
+def _rotate(
+    given: Sequence[torch.Tensor], cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    if any(x.device != cos.device or x.stride(-1) != 1 for x in given):
+        raise RuntimeError("rotary embedding takes tensors of one device, without gaps in their last dimension")
+    return [x.new_empty(x.shape, dtype=dtype) for x in given]
+
+
+def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def _quick_gelu_backward(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
 
 
 def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

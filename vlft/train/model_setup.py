@@ -73,7 +73,7 @@ def prepare_model(
     return wrapped, {
         "attention": ", ".join(f"{tower} {backend}" for tower, backend in backends.items()),
         **({"gated delta nets": delta} if delta else {}),
-        "Liger kernels": fused,
+        "fused kernels": fused,
         **computed,
         "gradient checkpointing": checkpointed,
     }
