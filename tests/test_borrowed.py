@@ -35,6 +35,7 @@ BORROWED = [
     ("transformers", "Trainer.evaluate", ("metric_key_prefix",), "train/trainer"),
     ("transformers", "Trainer._evaluate", ("trial", "ignore_keys_for_eval"), "train/trainer"),
     ("transformers", "Trainer._determine_best_metric", ("metrics", "trial"), "train/trainer"),
+    ("transformers", "Trainer._maybe_log_save_evaluate", (), "train/trainer"),
     ("transformers", "Trainer.log", ("logs", "start_time"), "train/trainer"),
     ("transformers", "Trainer._get_output_dir", ("trial",), "train/saving"),
     ("transformers", "Trainer._save_checkpoint", ("model", "trial"), "train/saving"),
