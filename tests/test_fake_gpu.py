@@ -20,7 +20,7 @@ from vlft.bench.train import PRESETS
 from vlft.config.training import TrainFlags
 from vlft.data.collate import Collator
 from vlft.families import FAMILIES
-from vlft.model import attention, groups, kernels, segments, standins, tracing
+from vlft.model import attention, groups, kernels, segments, standins, tracing, trial
 from vlft.model.load import empty_model, load_config, load_processor
 from vlft.model.loss import sum_segments
 from vlft.model.scale import PixelScale, constants
@@ -315,7 +315,7 @@ def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(
     stock = stock_of(model_type)
     one = as_a_base(stock.base, stock.family, stock.model.config, stock.processor, "full")
     model = prepared(monkeypatch, one, flags, stored=stored, recompute=False, fused=False)
-    lengths = attention.LENGTHS
+    lengths = trial.LENGTHS
     with tracing.without_contents(), torch.device("cuda"):
         batch = tracing.batch_of(one.sizes.vision, tracing.Load(lengths=lengths, vision_lengths=lengths, supervised=9))
         known_from_the_first_step(one)
@@ -332,7 +332,7 @@ def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(
         return segments.attend_segments(*heads_first, lengths, scale=scale, causal=causal)[0]
 
     for heads in segments.heads_of(one.sizes).values():
-        attention.self_test(kernel, heads, dtype=BF16, device=torch.device("cpu"))
+        trial.self_test(kernel, heads, dtype=BF16, device=torch.device("cpu"))
     assert in_the_test == in_a_step
 
 
