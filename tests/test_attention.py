@@ -200,7 +200,7 @@ def slow(monkeypatch):
 
 
 def fails_on_long_rows(q, k, v, cu, longest, *, scale, causal):
-    if len(q) > 1000:
+    if len(q) > 500:
         raise CompilerError("too much shared memory")
     return right(q, k, v, cu, longest, scale=scale, causal=causal)
 
@@ -223,7 +223,7 @@ def machine(monkeypatch):
 
 def chosen(choice="auto"):
     return attention.choose_backend(
-        choice, TOWERS["language"], device=CPU, dtype=torch.bfloat16, lengths=(640, 240, 96, 48), layers=28
+        choice, TOWERS["language"], device=CPU, dtype=torch.bfloat16, lengths=(300, 200, 60, 40), layers=28
     )
 
 
@@ -351,7 +351,6 @@ def test_200_packs_of_the_story_mix_have_at_most_16_geometries(patch):
     for tower, packs in story(patch).items():
         true = [geometry.Geometry(len(lengths), max(lengths), sum(lengths)) for lengths in packs]
         rounded = [geometry.repeating(one) for one in true]
-        print(tower, len(set(true)), len(set(rounded)), len({one[:2] for one in rounded}))
         assert len({one[:2] for one in rounded}) <= 16
         assert len(set(rounded)) <= 16  # also with the number of tokens, on which cuDNN's plans depend too
         assert len(set(true)) > 150
