@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vlft.bench.mixes import draw_rows
+from vlft.data.costs.packing import Budget
+from vlft.data.order import PackOrder
+from vlft.data.sample import Cost, Grid
+from vlft.data.vision_meta import windows
 from vlft.errors import ConfigError
-from vlft.model import attention
+from vlft.families import FAMILIES
+from vlft.model import attention, geometry, trial
 from vlft.model.segments import Heads, attend_segments, run_kernel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -127,8 +133,11 @@ def test_a_kernel_that_cannot_run_is_passed_over_or_refused_by_name(monkeypatch,
     monkeypatch.setattr(attention, "self_test", self_test)
     where = {"device": CUDA, "dtype": torch.bfloat16}
     said = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
-    backend, remarks = attention.choose_backend("auto", TOWERS["language"], **where)
-    assert (backend, remarks) == ("varlen", [f"fa4: {said}", f"flash_attn: {said}"])
+    chosen = attention.choose_backend("auto", TOWERS["language"], **where)
+    refused = ("fa4", "fa3", "flash_attn", "cudnn")
+    assert (chosen.backend, chosen.kernel) == ("varlen", "varlen")
+    assert chosen.remarks == tuple(f"{backend}: {said}" for backend in refused)
+    assert chosen.seconds == {}  # the only one that works is not timed
     with pytest.raises(ConfigError) as refused:
         attention.choose_backend("fa4", TOWERS["language"], **where)
     assert str(refused.value).startswith(f"--attn fa4: {said}. To get it: pip install flash-attn-4.")
@@ -139,11 +148,11 @@ def test_a_kernel_that_cannot_run_is_passed_over_or_refused_by_name(monkeypatch,
     [(CPU, torch.bfloat16, "needs a CUDA device, this is cpu"), (CUDA, torch.float32, "this run computes in float32")],
 )
 def test_without_a_gpu_or_16_bits_it_is_sdpa(device, dtype, why):
-    backend, remarks = attention.choose_backend("auto", TOWERS["vision"], device=device, dtype=dtype)
-    assert backend == "sdpa"
-    assert len(remarks) == 1
-    assert remarks[0].startswith("fa4, flash_attn, varlen: ")
-    assert why in remarks[0]
+    chosen = attention.choose_backend("auto", TOWERS["vision"], device=device, dtype=dtype)
+    assert (chosen.backend, chosen.kernel) == ("sdpa", None)
+    [remark] = chosen.remarks
+    assert remark.startswith("fa4, fa3, flash_attn, varlen: ")
+    assert why in remark
     with pytest.raises(ConfigError, match=why):
         attention.choose_backend("varlen", TOWERS["vision"], device=device, dtype=dtype)
 
@@ -162,4 +171,190 @@ def test_torchs_varlen_runs_flash_and_leaves_other_attention_as_it_was(monkeypat
     q = torch.zeros(4, 2, 8)
     attention._load_kernel("varlen")(q, q, q, torch.tensor([0, 4]), 4, scale=1.0, causal=True)
     assert seen == [(True, False)]
+    if torch.__version__ < "2.15":
+        with pytest.raises(ImportError, match=r"torch 2\.15"):
+            attention._load_kernel("cudnn")
+    else:
+        attention._load_kernel("cudnn")(q, q, q, torch.tensor([0, 4]), 4, scale=1.0, causal=True)
+        assert seen[1:] == [(False, True)]
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+# ---- times
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A function: seconds -> a correct kernel that takes them, of a clock that only such kernels move."""
+    now = [0.0]
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+
+    def kernel(seconds):
+        def attend(*args, **kwargs):
+            now[0] += seconds(*args) if callable(seconds) else seconds
+            return right(*args, **kwargs)
+
+        return attend
+
+    return kernel
+
+
+def fails_on_long_rows(q, k, v, cu, longest, *, scale, causal):
+    if len(q) > 500:
+        raise CompilerError("too much shared memory")
+    return right(q, k, v, cu, longest, scale=scale, causal=causal)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function: which kernels are installed. They run on the host."""
+
+    def install(**kernels):
+        def load(backend):
+            if backend not in kernels:
+                raise ImportError(f"No module named '{backend}'")
+            return kernels[backend]
+
+        monkeypatch.setattr(attention, "_load_kernel", load)
+        monkeypatch.setattr(attention, "_problem_of_all", lambda **where: "")
+
+    return install
+
+
+def chosen(choice="auto"):
+    return attention.choose_backend(
+        choice, TOWERS["language"], device=CPU, dtype=torch.bfloat16, lengths=(300, 200, 60, 40), layers=28
+    )
+
+
+def test_the_fastest_of_several_is_used(machine, slow):
+    fast = slow(0.01)
+    machine(fa4=slow(0.03), flash_attn=fast, varlen=slow(0.02))
+    made = chosen()
+    assert made.backend == "flash_attn"
+    assert made.kernel is fast
+    assert made.seconds == pytest.approx({"fa4": 0.03, "flash_attn": 0.01, "varlen": 0.02})
+    assert made.remarks == ("fa3: ImportError: No module named 'fa3'", "cudnn: ImportError: No module named 'cudnn'")
+
+
+def test_a_backend_that_is_requested_by_name_is_not_timed(machine):
+    machine(fa3=fails_on_long_rows, varlen=right)
+    made = chosen("fa3")
+    assert (made.backend, made.seconds) == ("fa3", {})
+
+
+def test_of_equally_fast_ones_the_first_is_used(machine, slow):
+    """Times vary a little, and two runs should use the same kernel."""
+    machine(fa3=slow(0.0104), varlen=slow(0.0100))
+    assert chosen().backend == "fa3"
+
+
+def test_a_wrong_one_and_one_that_fails_when_timed_are_never_used(machine):
+    machine(fa4=mixes_samples, fa3=fails_on_long_rows, varlen=right)
+    made = chosen()
+    assert made.backend == "varlen"
+    assert made.remarks[0].startswith("fa4: its self-test differs from sdpa by")
+    assert made.remarks[-1] == "fa3: CompilerError: too much shared memory"
+    machine(fa4=mixes_samples, fa3=fails_on_long_rows, varlen=fails_on_long_rows)
+    assert (chosen().backend, chosen().kernel) == ("sdpa", None)
+
+
+def test_the_plans_of_new_geometries_count_in_the_time(slow):
+    known = set()
+
+    def seconds(q, k, v, cu, longest):
+        new = (len(cu), longest, len(q)) not in known
+        known.add((len(cu), longest, len(q)))
+        return 0.05 if new else 0.001
+
+    found = trial.time_kernel(
+        slow(seconds), TOWERS["vision"], (100, 80, 60, 40), layers=10, dtype=torch.bfloat16, device=CPU
+    )
+    assert len(known) == 4
+    assert found == pytest.approx(0.001 + 16 / 200 / 10 * 0.049)
+
+
+def test_the_log_says_the_times(machine, monkeypatch):
+    said, used = [], []
+    machine(fa3=right, varlen=right)
+    monkeypatch.setattr(attention, "self_test", lambda *args, **kwargs: 0.0)
+    monkeypatch.setattr(
+        attention, "time_kernel", lambda kernel, tower, lengths, layers, **how: layers * len(lengths) / 1e3
+    )
+    monkeypatch.setattr(attention, "use_kernel", lambda model, tower, backend, kernel: used.append((tower, kernel)))
+    family = FAMILIES["qwen2_5_vl"]
+    sizes = family.sizes_of_shape(family.shapes["qwen2.5-vl-3b"])
+    monkeypatch.setattr(attention.adapt, "sizes_of", lambda model: sizes)
+    assert (
+        attention.install(torch.nn.Module(), "auto", dtype=torch.bfloat16, device=CUDA, say=said.append)["vision"]
+        == "fa3"
+    )
+    assert used == [("language", right), ("vision", right)]
+    segments = sum(
+        -(-length // 64) for length in trial.TIMED_LENGTHS
+    )  # most of this ViT's blocks attend within windows
+    times = f"{sizes.vision.depth * segments:.2f} ms"
+    assert said[-1] == (f"attention of vision: 4,096 tokens forward and backward take fa3 {times}, varlen {times}")
+    assert "attention of language: not fa4: ImportError: No module named 'fa4'" in said
+
+
+# ---- geometries that repeat
+
+
+def ragged(q, k, v, cu, longest, *, scale, causal):
+    """A kernel that needs no true longest length, takes empty segments, and leaves tokens outside of segments unset."""
+    lengths = [length for length in cu.diff().tolist() if length]
+    used = sum(lengths)
+    assert max(lengths) <= longest
+    out = right(q[:used], k[:used], v[:used], cu[: len(lengths) + 1], max(lengths), scale=scale, causal=causal)
+    return torch.cat([out, out.new_full((len(q) - used, *out.shape[1:]), float("nan"))])
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_geometry_that_repeats_changes_no_result(tower):
+    inside = []
+
+    def kernel(q, k, v, cu, longest, *, scale, causal):
+        inside.append((len(cu) - 1, longest, len(q)))
+        return ragged(q, k, v, cu, longest, scale=scale, causal=causal)
+
+    how = {"dtype": torch.bfloat16, "device": CPU}
+    padded = attention.self_test(geometry.with_repeating(kernel), TOWERS[tower], **how)
+    assert padded == attention.self_test(right, TOWERS[tower], **how)
+    assert inside == [(8, 256, 384)]
+
+
+def story(patch):
+    """Segments of each tower in 200 packs of the story mix: tokens of samples, patches of pictures and of windows."""
+    rows, costs, grids = draw_rows("story", 800, seed=0, scale="real"), [], []
+    for row in rows:
+        # No picture of the mix is too large or too small, so its sides are rounded to whole tokens.
+        merged = [(round(h / patch / 2), round(w / patch / 2)) for w, h, _ in row.pictures]
+        grids.append([Grid(t=1, h=2 * h, w=2 * w) for h, w in merged])
+        patches = sum(grid.h * grid.w for grid in grids[-1])
+        tokens = row.question + row.answer + 40 + patches // 4 + 3 * len(merged)
+        costs.append(Cost(tokens=tokens, supervised=row.answer, patches=patches))
+    order = PackOrder(costs=costs, budget=Budget(tokens=16384, patches=65536), packs_per_step=1)
+    packs = [rows for epoch in range(3) for rows in order.micro_batches(epoch, rank=0)][:200]
+    assert len(packs) == 200
+    towers = {"language": [], "vision": [], "windows": []}
+    for pack in packs:
+        media = [grid for row in pack for grid in grids[row]]
+        towers["language"].append([costs[row].tokens for row in pack])
+        towers["vision"].append([grid.h * grid.w for grid in media])
+        towers["windows"].append(windows(media, merge=2, window=4)[1])
+    return towers
+
+
+@pytest.mark.parametrize("patch", [14, 16])
+def test_200_packs_of_the_story_mix_have_at_most_16_geometries(patch):
+    for tower, packs in story(patch).items():
+        true = [geometry.Geometry(len(lengths), max(lengths), sum(lengths)) for lengths in packs]
+        rounded = [geometry.repeating(one) for one in true]
+        assert len({one[:2] for one in rounded}) <= 16
+        assert len(set(rounded)) <= 16  # also with the number of tokens, on which cuDNN's plans depend too
+        assert len(set(true)) > 150
+        for one, other in zip(true, rounded, strict=True):
+            assert all(a <= b for a, b in zip(one, other, strict=True))
+            assert other.tokens <= 1.25 * one.tokens
+            assert geometry.repeating(other) == other

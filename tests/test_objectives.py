@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from conftest import HAS_VIDEOS
@@ -129,27 +127,36 @@ def test_a_statistic_that_was_not_named_is_refused():
         Sums(names=("right",)).plus(loss_of(1.0, 1, other=(1.0, 1)))
 
 
-def metered(*statistics: str) -> tuple[Meter, object]:
-    alone = SimpleNamespace(
-        device=torch.device("cpu"), num_processes=1, reduce=lambda x, reduction: x, gather=lambda x: x
-    )
-    return Meter(lambda batch: 0.0, peak=None, statistics=statistics), alone
+def metered(*statistics: str) -> Meter:
+    return Meter(lambda batch: 0.0, peak=None, statistics=statistics)
+
+
+def test_what_a_step_added_is_read_in_one_vector_with_its_norm():
+    sums = Sums(names=("right", "far")).plus(loss_of(6.0, 3, right=(1.0, 2))).plus(loss_of(1.0, 1))
+    totals, [norm] = sums.read(torch.tensor(0.1))
+    assert totals == sums.as_vector(torch.device("cpu")).tolist() == [7.0, 1.0, 0.0, 4.0, 2.0, 0.0]
+    assert norm == float(torch.tensor(0.1))
+    assert Sums(names=("right",)).read() == ([0.0] * 4, [])
 
 
 def test_statistics_of_a_step_that_is_left_out_are_left_out():
-    meter, alone = metered("right")
+    meter = metered("right")
     batch = {"counts": dict.fromkeys(("tokens", "supervised_tokens", "images", "videos", "samples"), 1)}
     meter.add(batch, loss_of(2.0, 1, right=(1.0, 1)))
+    assert meter.read(torch.tensor(2.5)) == 2.5
     meter.keep_step()
     meter.add(batch, loss_of(float("nan"), 1, right=(float("nan"), 1)))
+    assert meter.read(3.5) == 3.5
     meter.drop_step()
-    line = meter.line(alone, steps=2)
-    assert (line["loss"], line["right"], line["tokens"]) == (2.0, 1.0, 1)
-    assert meter.line(alone, steps=1)["right"] is None
+    meter.add(batch, loss_of(5.0, 1))
+    meter.keep_step()
+    line = meter.line(steps=3)
+    assert (line["loss"], line["right"], line["tokens"]) == (3.5, 1.0, 2)
+    assert meter.line(steps=1)["right"] is None
 
 
 @pytest.mark.parametrize("name", ["tokens_per_s", "lr"])
 def test_a_statistic_with_the_name_of_another_entry_is_refused(name):
-    meter, alone = metered(name)
+    meter = metered(name)
     with pytest.raises(ValueError, match=name):
-        meter.line(alone, steps=1)
+        meter.line(steps=1)

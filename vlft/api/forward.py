@@ -25,7 +25,7 @@ def take_batches(model: torch.nn.Module, args: TrainFlags) -> None:
         if batch.get("cu_seqlens") is None:
             return inner(*args, **batch)
         device = next(self.parameters()).device
-        taken = {key: moved(batch[key], device) for key in FORWARD_KEYS}
+        taken = moved({key: batch[key] for key in FORWARD_KEYS}, device)
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
             outputs = inner(**taken, return_logits=batch.get("return_logits", False))
         tokens = batch.get("num_items_in_batch") or max(1, len(batch["targets"]))

@@ -126,7 +126,7 @@ class ModelFlags:
     lora_alpha: float = flag(64, "LoRA updates are scaled by alpha / rank")
     lora_dropout: float = flag(0.05, "dropout before each LoRA matrix")
     lora_target: Literal["all", "attention"] = flag("all", "which linear layers of a LoRA tower are adapted")
-    attn: Literal["auto", "fa4", "flash_attn", "varlen", "sdpa"] = flag(
+    attn: Literal["auto", "fa4", "fa3", "flash_attn", "varlen", "sdpa"] = flag(
         "auto", "attention kernel; auto: the fastest that works"
     )
     linear_attn: Literal["auto", "fla", "torch"] = flag(

@@ -121,9 +121,13 @@ MODEL: dict[str, Kind] = {
     "lora_dropout": BETA,
     "lora_target": Word(words=("all", "attention")),
     "attn": Word(
-        words=("auto", "fa4", "flash_attn", "varlen", "sdpa"),
-        needs={"fa4": ("flash_attn.cute (flash-attn-4)",), "flash_attn": ("flash_attn (flash-attn)",)},
-        on_gpu=("fa4", "flash_attn"),
+        words=("auto", "fa4", "fa3", "flash_attn", "varlen", "sdpa"),
+        needs={
+            "fa4": ("flash_attn.cute (flash-attn-4)",),
+            "fa3": ("flash_attn_interface (git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper)",),
+            "flash_attn": ("flash_attn (flash-attn)",),
+        },
+        on_gpu=("fa4", "fa3", "flash_attn"),
     ),
     "linear_attn": Word(words=("auto", "fla", "torch"), needs={"fla": ("fla ('fla-core>=0.6')",)}, on_gpu=("fla",)),
 }

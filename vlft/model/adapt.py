@@ -18,7 +18,7 @@ import torch
 
 from vlft.families import Family, Sizes
 from vlft.families.family import BLOCK, LAYER
-from vlft.model import recurrent
+from vlft.model import recurrent, vision
 
 Part = Literal["vision", "language"]
 PARTS: tuple[Part, ...] = ("vision", "language")
@@ -186,6 +186,22 @@ def install(model: Any) -> None:
             block.register_forward_pre_hook(_over_steps if place in full else _over_windows, with_kwargs=True)
     for layer in recurrent_layers(model):
         recurrent.bind(layer, recurrent.torch_rule)
+    vision.embed_by_matmul(tower(model, "vision").patch_embed)
+    for merger in mergers(model):
+        vision.keep_autocast(merger)
+
+
+def pixel_dtype(model: Any, device: torch.device) -> torch.dtype:
+    """The dtype in which the vision tower takes pixels that are on a device."""
+    return vision.pixel_dtype(tower(model, "vision"), device)
+
+
+def _without_mergers(model: Any) -> Iterator[torch.nn.Parameter]:
+    """The parameters of the vision tower, without those of its mergers."""
+    family = family_of(model)
+    for name, part in tower(model, "vision").named_children():
+        if family.tower_of(f"model.visual.{name}.") == "vision":
+            yield from part.parameters()
 
 
 def vision_features(
@@ -201,7 +217,7 @@ def vision_features(
     """The one vision call of a batch. With its arguments the tower reads nothing back from the device.
 
     Args:
-        pixels_PX: float32, scaled.
+        pixels_PX: scaled, in `pixel_dtype`.
         grid: `vision_grid` of the batch.
         positions: `vision_positions` of the batch.
         cu_seqlens: `vision_cu_seqlens` of the batch.
@@ -218,15 +234,16 @@ def vision_features(
         more["interp_indices"], more["interp_weights"] = interpolation(
             meta, positions, cu_seqlens, side=sizes.positions
         )
-    out = visual(
-        pixels_PX.to(visual.dtype),
-        grid_thw=grid,
-        position_ids=positions,
-        cu_seqlens=cu_seqlens,
-        max_seqlen=max(lengths),
-        segment_lengths=lengths,
-        **more,
-    )
+    with vision.without_needless_autocast(_without_mergers(model), pixels_PX.device):
+        out = visual(
+            pixels_PX,
+            grid_thw=grid,
+            position_ids=positions,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max(lengths),
+            segment_lengths=lengths,
+            **more,
+        )
     later = out.deepstack_features if sizes.deepstack else ()
     return Features(embeds_NH=out.pooler_output, layers_NH=tuple(later))
 

@@ -1,61 +1,65 @@
 """Choose an attention kernel for each tower: the fastest that is installed and passes a self-test on the device.
 
-Letters: H heads, G key/value heads, T tokens of the row, D head size.
+Where several pass, they are timed once, when a run starts.
+`vlft.model.trial` tests and times them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
 from vlft.errors import ConfigError
+from vlft.families import Sizes
 from vlft.model import adapt
-from vlft.model.segments import Heads, Kernel, attend_segments, heads_of, run_kernel, use_kernel
+from vlft.model.geometry import with_repeating
+from vlft.model.segments import Heads, Kernel, heads_of, use_kernel
+from vlft.model.trial import TIMED_LENGTHS, TOLERANCE, self_test, time_kernel
 
-Backend = Literal["fa4", "flash_attn", "varlen", "sdpa"]
-BACKENDS: tuple[Backend, ...] = ("fa4", "flash_attn", "varlen", "sdpa")  # the order "auto" tries them in
+Backend = Literal["fa4", "fa3", "flash_attn", "varlen", "sdpa"]
+BACKENDS: tuple[Backend, ...] = ("fa4", "fa3", "flash_attn", "varlen", "sdpa")
+#: What "auto" tests: also cuDNN, by torch's varlen, which is no choice because it suits few GPUs. Of kernels that are
+#: equally fast, the first is used.
+Candidate = Backend | Literal["cudnn"]
+CANDIDATES: tuple[Candidate, ...] = ("fa4", "fa3", "flash_attn", "varlen", "cudnn")
 INSTALL = {
     "fa4": "pip install flash-attn-4",
+    "fa3": "pip install 'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
     "flash_attn": "pip install 'vlft[flash-attn]'",
     "varlen": "pip install 'torch>=2.11' (a CUDA build)",
 }
 
 Choice = Literal["auto"] | Backend
 
-#: Tokens of the self-test's segments. Some have more than 128, as in training: cuDNN before 9.24 uses another kernel
-#: for shorter ones. Not all of them are multiples of a kernel's block.
-LENGTHS = (200, 7, 161)
-#: Largest difference allowed in the self-test, as a share of its segment's largest value. bfloat16 rounds to 8 bits
-#: (up to 0.02 on a CPU). A kernel that mixes samples differs by about 1.
-TOLERANCE = 0.05
+#: A kernel that is this much slower than the fastest counts as equally fast: times vary, and runs should not.
+SAME = 1.05
 
 
-def _load_kernel(backend: Backend) -> Kernel:
+def _load_kernel(backend: Candidate) -> Kernel:
     """The varlen kernel of a backend.
 
     Raises:
-        ImportError: the package is not installed.
+        ImportError: the package is not installed, or its version lacks the kernel.
     """
     if backend == "varlen":
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-        from torch.nn.attention.varlen import varlen_attn
+        from torch.nn.attention import SDPBackend
 
-        def varlen(q, k, v, cu, longest, *, scale, causal):
-            # torch 2.11 accepts fewer key/value heads without a flag; torch 2.12 and later need it.
-            gqa: dict[str, Any] = (
-                {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
-            )
-            window = (-1, 0) if causal else (-1, -1)
-            # Not cuDNN, which torch 2.15 would prefer on Hopper. It builds a plan for each new geometry (about 42 ms,
-            # pytorch/pytorch#191576), and no two packs have the same lengths.
-            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-                return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
+        # Not cuDNN, which torch 2.15 would prefer on Hopper. It builds a plan for each new geometry (about 42 ms,
+        # pytorch/pytorch#191576), and no two packs have the same lengths.
+        return _torch_varlen(SDPBackend.FLASH_ATTENTION)
+    if backend == "cudnn":
+        from torch.nn.attention import SDPBackend
 
-        return varlen
+        if torch.__version__ < "2.15":  # earlier versions do not use cuDNN here, or build a plan at each call
+            raise ImportError(f"torch 2.15 is needed, this is {torch.__version__}")
+        return with_repeating(_torch_varlen(SDPBackend.CUDNN_ATTENTION))
     if backend == "fa4":
         from flash_attn.cute import flash_attn_varlen_func
+    elif backend == "fa3":
+        from flash_attn_interface import flash_attn_varlen_func
     else:
         from flash_attn import flash_attn_varlen_func
 
@@ -69,110 +73,95 @@ def _load_kernel(backend: Backend) -> Kernel:
     return flash
 
 
-def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch.device) -> float:
-    """Largest difference, forward and gradient, between a varlen kernel in 16 bits and sdpa in float32.
+def _torch_varlen(backend: Any) -> Kernel:
+    """torch's own varlen attention by one of its backends."""
+    from torch.nn.attention import sdpa_kernel
+    from torch.nn.attention.varlen import varlen_attn
 
-    The kernel gets the same inputs as in a layer of the tower, through `run_kernel`. Segments differ in length, so a
-    kernel that mixes samples cannot pass.
+    def varlen(q, k, v, cu, longest, *, scale, causal):
+        # torch 2.11 accepts fewer key/value heads without a flag; torch 2.12 and later need it.
+        gqa: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
+        window = (-1, 0) if causal else (-1, -1)
+        with sdpa_kernel(backend):
+            return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
 
-    Args:
-        kernel: the kernel to test.
-        tower: the attention of one tower.
-        dtype: the dtype that the run computes in, bfloat16 or float16.
-        device: where the kernel runs.
+    return varlen
 
-    Returns:
-        the difference as a share of its segment's largest value; NaN if any value is NaN.
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The choice for one tower.
+
+    Attributes:
+        backend: the fastest one that works.
+        kernel: its kernel; None for sdpa.
+        remarks: a remark for each backend that was rejected.
+        seconds: backend -> seconds of a call, where several were timed.
     """
-    generator = torch.Generator().manual_seed(0)
-    tokens = sum(LENGTHS)
-    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).to(device, torch.int32)
-    widths = [tower.heads * tower.head_dim, *[tower.kv_heads * tower.head_dim] * 2]
-    drawn = [
-        torch.randn(tokens, width, generator=generator).to(device, dtype)
-        for width in ([sum(widths)] if tower.joined else widths)
-    ]
-    results = []
-    for exact in (False, True):
-        leaves = [(x.float() if exact else x.clone()).requires_grad_() for x in drawn]
-        q, k, v = _as_in_a_layer(leaves, tower)
-        if exact:
-            out = attend_segments(q, k, v, LENGTHS, scale=tower.scale, causal=tower.causal)
-        else:
-            out = run_kernel(kernel, q, k, v, cu_seqlens, max(LENGTHS), scale=tower.scale, causal=tower.causal)
-        out.float().square().sum().backward()
-        gradients = [x.grad.float() for x in leaves if x.grad is not None]
-        if tower.joined:
-            gradients = list(gradients[0].split(widths, dim=1))
-        results.append([out[0].detach().float().flatten(1), *gradients])
-    shares = [
-        (a - b).abs().max() / b.abs().max()
-        for found, wanted in zip(*results, strict=True)
-        for a, b in zip(found.split(LENGTHS), wanted.split(LENGTHS), strict=True)
-    ]
-    return float(torch.stack(shares).max())  # not Python's max, which ignores a NaN that is not its first argument
 
-
-def _as_in_a_layer(projected: Sequence[torch.Tensor], tower: Heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value [1, H or G, T, D] in the layout and dtype that a layer passes on after rotary embedding.
-
-    The language model computes rotary embedding in the dtype of hidden states; float32 is tested here, the wider case.
-    The ViT computes it in float32 and casts back.
-
-    Args:
-        projected: [T, (H + 2G) * D], or three of [T, H * D], [T, G * D] twice.
-    """
-    if tower.joined:
-        parts = list(projected[0].unflatten(1, (3, tower.heads, tower.head_dim)).unbind(1))
-    else:
-        parts = [x.unflatten(1, (-1, tower.head_dim)) for x in projected]
-    one = torch.ones(len(parts[0]), 1, tower.head_dim, device=parts[0].device)  # a rotation by zero
-    for i, part in enumerate(parts[:2]):
-        turned = part.float() * one
-        if tower.partial_rotary:
-            heads_first = turned.transpose(0, 1)
-            turned = torch.cat(heads_first.chunk(2, dim=-1), dim=-1).transpose(0, 1)
-        parts[i] = turned.to(part.dtype) if tower.joined else turned
-    q, k, v = (part.transpose(0, 1)[None] for part in parts)
-    return q, k, v
+    backend: Candidate
+    kernel: Kernel | None = None
+    remarks: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def choose_backend(
-    choice: Choice, tower: Heads, *, device: torch.device, dtype: torch.dtype
-) -> tuple[Backend, list[str]]:
-    """The backend for one tower, and why faster ones were not used.
+    choice: Choice,
+    tower: Heads,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    lengths: Sequence[int] = TIMED_LENGTHS,
+    layers: int = 1,
+) -> Chosen:
+    """The backend for one tower, and why others were not used.
 
     Args:
-        choice: "auto" or a name of `BACKENDS`.
+        choice: "auto" or a name of `BACKENDS`. A backend requested by name is tested, and not timed.
         tower: the attention of the tower.
         device: where it computes; kernels other than sdpa need CUDA.
         dtype: what it computes in; kernels other than sdpa need 16 bits.
-
-    Returns:
-        the backend, and a remark for each one that was rejected.
+        lengths: segments of the row on which kernels are timed.
+        layers: number of layers with this attention.
 
     Raises:
         ConfigError: a backend requested by name cannot be used; the message says why and how to get it.
     """
     if choice == "sdpa":
-        return "sdpa", []
+        return Chosen(backend="sdpa")
     general = _problem_of_all(device=device, dtype=dtype)
     if general and choice == "auto":
-        return "sdpa", [f"{', '.join(BACKENDS[:-1])}: {general}"]
-    remarks: list[str] = []
-    for backend in BACKENDS if choice == "auto" else (choice,):
-        if backend == "sdpa":
-            return "sdpa", remarks
-        problem = general or _problem(backend, tower, device=device, dtype=dtype)
-        if not problem:
-            return backend, remarks
-        if choice != "auto":
+        return Chosen(backend="sdpa", remarks=(f"{', '.join(BACKENDS[:-1])}: {general}",))
+    if choice != "auto":
+        problem = general
+        try:
+            kernel = None if general else _tested(choice, tower, device=device, dtype=dtype)
+        except _Rejected as error:
+            problem = str(error)
+        if problem:
             raise ConfigError(
                 f"--attn {choice}: {problem}. To get it: {INSTALL[choice]}. Or use --attn auto, which uses the "
                 "fastest that works."
             )
-        remarks.append(f"{backend}: {problem}")
-    raise AssertionError("auto ends with sdpa, which always works")
+        return Chosen(backend=choice, kernel=kernel)
+    remarks: list[str] = []
+    passed: dict[Candidate, Kernel] = {}
+    for backend in CANDIDATES:
+        try:
+            passed[backend] = _tested(backend, tower, device=device, dtype=dtype)
+        except _Rejected as error:
+            remarks.append(f"{backend}: {error}")
+    seconds: dict[Candidate, float] = {}
+    for backend, kernel in passed.items() if len(passed) > 1 else ():
+        try:
+            seconds[backend] = time_kernel(kernel, tower, lengths, layers=layers, dtype=dtype, device=device)
+        except Exception as error:  # noqa: BLE001 - as in the self-test; this kernel failed on a longer row
+            remarks.append(f"{backend}: {_described(error)}")
+    fastest = min(seconds.values(), default=0.0)
+    fast = [backend for backend in passed if len(passed) == 1 or seconds.get(backend, float("inf")) <= SAME * fastest]
+    if not fast:
+        return Chosen(backend="sdpa", remarks=tuple(remarks))
+    return Chosen(backend=fast[0], kernel=passed[fast[0]], remarks=tuple(remarks), seconds=seconds)
 
 
 def _problem_of_all(*, device: torch.device, dtype: torch.dtype) -> str:
@@ -184,15 +173,35 @@ def _problem_of_all(*, device: torch.device, dtype: torch.dtype) -> str:
     return ""
 
 
-def _problem(backend: Backend, tower: Heads, *, device: torch.device, dtype: torch.dtype) -> str:
-    """Why a varlen kernel cannot be used; empty if it can."""
+class _Rejected(Exception):
+    """A backend cannot be used."""
+
+
+def _tested(backend: Candidate, tower: Heads, *, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The varlen kernel of a backend, which has passed its self-test.
+
+    Raises:
+        _Rejected: it cannot be used; the message says why.
+    """
     try:
-        worst = self_test(_load_kernel(backend), tower, dtype=dtype, device=device)
-    except Exception as error:  # noqa: BLE001 - kernels refuse by assert, and their compilers raise their own classes
-        return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
-    if worst < TOLERANCE:
-        return ""
-    return f"its self-test differs from sdpa by {worst:.3g} of the largest value (allowed: {TOLERANCE:g})"
+        kernel = _load_kernel(backend)
+        worst = self_test(kernel, tower, dtype=dtype, device=device)
+    except Exception as error:  # kernels refuse by assert, and their compilers raise their own classes
+        raise _Rejected(_described(error)) from error
+    if not worst < TOLERANCE:  # also if it is NaN
+        raise _Rejected(f"its self-test differs from sdpa by {worst:.3g} of the largest value (allowed: {TOLERANCE:g})")
+    return kernel
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+
+
+def _timed_row(sizes: Sizes, part: adapt.Part) -> tuple[tuple[int, ...], int]:
+    """Segments of the row on which kernels of a tower are timed, and the number of layers with softmax attention."""
+    if part == "language":
+        return TIMED_LENGTHS, sum(layer.recurrent is None for layer in sizes.text.layers)
+    return sizes.vision.full_windows(TIMED_LENGTHS) or TIMED_LENGTHS, sizes.vision.depth
 
 
 def install(
@@ -202,7 +211,7 @@ def install(
     dtype: torch.dtype,
     device: torch.device | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Backend]:
+) -> dict[str, Candidate]:
     """Choose a backend per tower and make the model use it.
 
     Args:
@@ -210,7 +219,7 @@ def install(
         choice: `--attn`.
         dtype: what the run computes in (bf16 under autocast).
         device: where the run computes, if the model is not there yet.
-        say: called on a GPU with a line for each backend that was rejected, and why.
+        say: called on a GPU with a line for each backend that was rejected, and why, and with the times of the others.
 
     Returns:
         tower -> backend.
@@ -219,12 +228,17 @@ def install(
         ConfigError: a backend requested by name cannot be used.
     """
     device = device or next(model.parameters()).device
-    chosen: dict[str, Backend] = {}
-    for tower, heads in heads_of(adapt.sizes_of(model)).items():
-        backend, remarks = choose_backend(choice, heads, device=device, dtype=dtype)
+    sizes = adapt.sizes_of(model)
+    chosen: dict[str, Candidate] = {}
+    for tower, heads in heads_of(sizes).items():
+        lengths, layers = _timed_row(sizes, tower)
+        made = choose_backend(choice, heads, device=device, dtype=dtype, lengths=lengths, layers=layers)
         if device.type == "cuda":
-            for remark in remarks:
+            for remark in made.remarks:
                 say(f"attention of {tower}: not {remark}")
-        use_kernel(model, tower, backend, None if backend == "sdpa" else _load_kernel(backend))
-        chosen[tower] = backend
+            if made.seconds:
+                times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in made.seconds.items())
+                say(f"attention of {tower}: {sum(lengths):,} tokens forward and backward take {times}")
+        use_kernel(model, tower, made.backend, made.kernel)
+        chosen[tower] = made.backend
     return chosen

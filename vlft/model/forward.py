@@ -101,7 +101,7 @@ def _flat_forward(
     return_logits: bool = False,
     return_log_probs: bool = False,
 ) -> FlatOutput:
-    pixels_PX = scale.patches(still_patches, video_patches)
+    pixels_PX = scale.patches(still_patches, video_patches, dtype=adapt.pixel_dtype(self, still_patches.device))
     # A frozen tower needs no graph; under checkpointing it would otherwise be recomputed and run backward.
     trained = any(p.requires_grad for p in adapt.tower(self, "vision").parameters())
     with contextlib.nullcontext() if trained else torch.no_grad():

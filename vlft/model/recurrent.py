@@ -94,7 +94,10 @@ class Segments:
         return sample, np.arange(len(sample)) - (lengths.cumsum() - lengths)[sample]
 
     def _sent(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.int64)).to(self.device, non_blocking=True)
+        on_host = torch.from_numpy(values.astype(np.int64))
+        if self.device.type == "cuda":  # from other memory, the copy would wait for the device
+            on_host = torch.empty(on_host.shape, dtype=torch.int64, pin_memory=True).copy_(on_host)
+        return on_host.to(self.device, non_blocking=True)
 
 
 # ---- the layer

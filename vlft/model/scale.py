@@ -11,6 +11,9 @@ from vlft.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+#: Values that are scaled at once: 16 MiB in float32, which a GPU's cache holds.
+CHUNK_VALUES = 1 << 22
+
 
 @dataclass(frozen=True, kw_only=True)
 class PixelScale:
@@ -42,22 +45,37 @@ class PixelScale:
             )
         return scales[0]
 
-    def patches(self, still_patches: torch.Tensor, video_patches: torch.Tensor) -> torch.Tensor:
+    def patches(
+        self, still_patches: torch.Tensor, video_patches: torch.Tensor, *, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """uint8 patches -> the ViT's input, on the patches' device.
 
         Args:
             still_patches: uint8 [P_still, C, h, w]; the frame is stored once and repeated here.
             video_patches: uint8 [P_video, C, 2, h, w].
+            dtype: of the result; None: float32. Values are computed in float32 and rounded once.
 
         Returns:
-            pixels: float32 [P_still + P_video, C * 2 * h * w], equal to the stock processor's `pixel_values`.
+            pixels: [P_still + P_video, C * 2 * h * w], equal to the stock processor's `pixel_values`.
         """
         import torch
 
         mean, std = constants(self, still_patches.device)
-        stills = ((still_patches.float() - mean) / std).unsqueeze(2).expand(-1, -1, 2, -1, -1)
-        videos = (video_patches.float() - mean.unsqueeze(1)) / std.unsqueeze(1)
-        return torch.cat([stills.flatten(1), videos.flatten(1)])
+        stills, videos = len(still_patches), len(video_patches)
+        shape = (stills + videos, *video_patches.shape[1:])
+        pixels = torch.empty(shape, dtype=dtype or torch.float32, device=still_patches.device)
+        # In chunks, so that float32 values of the whole batch, four times its bytes, never exist at once.
+        rows = max(1, CHUNK_VALUES // pixels[0].numel()) if len(pixels) else 1
+        for start in range(0, stills, rows):
+            part = still_patches[start : start + rows] - mean
+            torch.div(
+                part[:, :, None].expand(-1, -1, shape[2], -1, -1), std[:, None], out=pixels[start : start + len(part)]
+            )
+        for start in range(0, videos, rows):
+            part = video_patches[start : start + rows] - mean[:, None]
+            first = stills + start
+            torch.div(part, std[:, None], out=pixels[first : first + len(part)])
+        return pixels.flatten(1)
 
 
 @functools.cache

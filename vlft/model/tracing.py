@@ -18,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from vlft.families import VisionSizes
 
@@ -237,19 +238,27 @@ class WaitsError(RuntimeError):
     """An operation that makes the host wait for the device."""
 
 
+#: Tensors in pinned memory. Tensors without contents do not know where they are.
+_pinned: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
 def waits(op: Op) -> str | None:
     """What makes the host wait: a value on a GPU is read, or a tensor is copied between host and GPU.
 
-    Non-blocking copies to the GPU do not wait. None for an operation that does not.
+    Non-blocking copies from pinned memory to the GPU do not wait. From other memory they may wait for all queued work.
+    None for an operation that does not wait.
     """
+    if op.options.get("pin_memory") or op.name == "aten._pin_memory":
+        for made in op.outputs:
+            _pinned[made] = True
     places = {t.device.type for t in (*op.inputs, *op.outputs)}
     if "cuda" not in places:
         return None
     if op.name in READS:
         return op.name
     if op.name in ("aten._to_copy", "aten.copy_") and len(places) > 1:
-        to = op.inputs[0] if op.name == "aten.copy_" else op.outputs[0]
-        if not (op.options.get("non_blocking") and to.device.type == "cuda"):
+        to, source = op.inputs[:2] if op.name == "aten.copy_" else (op.outputs[0], op.inputs[0])
+        if not (op.options.get("non_blocking") and to.device.type == "cuda" and source in _pinned):
             return f"{op.name} between {' and '.join(sorted(places))}"
     if op.name in ("aten.index", "aten.index_put", "aten.index_put_") and any(
         t.dtype is torch.bool for t in op.inputs[1:]

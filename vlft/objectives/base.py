@@ -153,6 +153,20 @@ class Sums:
         weights = torch.tensor(self.weights or [0.0] * many, dtype=torch.float64, device=device)
         return torch.cat([sums, weights])
 
+    def read(self, *more: torch.Tensor) -> tuple[list[float], list[float]]:
+        """Read these sums and more scalars from the device, all in one copy. The host waits for it.
+
+        Returns:
+            totals: as of `as_vector`, for `means`.
+            more: the other values.
+        """
+        many = 1 + len(self.names)
+        sums = self.sums or [None] * many
+        scalars = [*(one for one in sums if one is not None), *more]
+        found = iter(torch.stack([one.detach().double() for one in scalars]).tolist() if scalars else [])
+        totals = [0.0 if one is None else next(found) for one in sums]
+        return [*totals, *(self.weights or [0.0] * many)], list(found)
+
     def means(self, totals: Sequence[float]) -> tuple[dict[str, float | None], float]:
         """Means from the totals of `as_vector` over all processes.
 

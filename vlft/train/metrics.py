@@ -15,6 +15,7 @@ import torch
 from vlft.data.collate import Batch
 from vlft.files import write_text
 from vlft.objectives import Loss, Sums
+from vlft.train.ranks import gather
 
 #: Work outside steps and evaluations, whose time is measured separately.
 Beside = Literal["saving", "report"]
@@ -24,7 +25,7 @@ TRAINERS = {"step", "epoch", "max_steps", "grad_norm", "lr"}
 
 
 class Meter:
-    """Adds up micro-batches without reading from the device until a line is due.
+    """Adds up micro-batches. It reads from the device once in each step, in `read`.
 
     Args:
         work: the number of operations that training on a micro-batch needs.
@@ -41,22 +42,48 @@ class Meter:
 
     def _reset(self) -> None:
         self._counts = dict.fromkeys(COUNTS, 0)
-        self._sums = Sums(names=self.statistics)
+        self._totals: list[float] = []
         self._wait = 0.0
         self._work = 0.0
         self._since = time.perf_counter()
-        self.keep_step()
+        self._next_step()
+
+    def _next_step(self) -> None:
+        self._before = dict(self._counts), self._work
+        self._sums = Sums(names=self.statistics)
+        self._read: list[float] | None = None
+
+    def read(self, norm: torch.Tensor | float | None) -> float | None:
+        """Read the sums of the step that was added, and the norm of its gradient, from the device in one copy.
+
+        It is the only read in a step: lines are made from these values. The host waits here for the backward pass,
+        because a step that is not finite must not reach the optimizer. To read a step later would move weights by it.
+
+        Args:
+            norm: a scalar on the device, or what the trainer knows already.
+
+        Returns:
+            the norm.
+        """
+        more = [norm] if isinstance(norm, torch.Tensor) else []
+        self._read, found = self._sums.read(*more)
+        return found[0] if found else norm  # type: ignore[return-value]
 
     def keep_step(self) -> None:
         """Keep the counts of the step that was added: it moved the weights."""
-        self._before = dict(self._counts), self._sums, self._work
+        if self._read is None:
+            self.read(None)
+        step = self._read or []
+        self._totals = [a + b for a, b in zip(self._totals or [0.0] * len(step), step, strict=True)]
+        self._next_step()
 
     def drop_step(self) -> None:
         """Drop the counts of the step that was added, but not its time: it moved no weight."""
-        self._counts, self._sums, self._work = dict(self._before[0]), *self._before[1:]
+        self._counts, self._work = self._before
+        self._next_step()
 
     def add(self, batch: Batch, loss: Loss) -> None:
-        """Count one trained micro-batch and its loss."""
+        """Count one trained micro-batch and its loss. Nothing is read from the device."""
         for name in COUNTS:
             self._counts[name] += batch["counts"][name]
         if self.peak is not None:
@@ -73,11 +100,10 @@ class Meter:
         if what is not None:
             self.beside[what] += seconds
 
-    def line(self, accelerator: Any, *, steps: int) -> dict[str, Any]:
+    def line(self, *, steps: int) -> dict[str, Any]:
         """Return the sums over all ranks since the last line, and reset them. Every rank must call it.
 
         Args:
-            accelerator: reduces over ranks.
             steps: optimizer steps since the last line.
 
         Returns:
@@ -87,24 +113,21 @@ class Meter:
             ValueError: a statistic has the name of another entry.
         """
         seconds = time.perf_counter() - self._since
-        mine = torch.tensor([self._wait, self._work, *self._counts.values()], dtype=torch.float64)
-        vector = torch.cat([mine.to(accelerator.device), self._sums.as_vector(accelerator.device)])
-        # float64 holds every count exactly
-        wait, work, *numbers = accelerator.reduce(vector, reduction="sum").tolist()
+        totals = self._totals or Sums(names=self.statistics).read()[0]
+        ranks = gather(([self._wait, self._work, *self._counts.values(), *totals], peak_gb()))
+        wait, work, *numbers = (sum(values) for values in zip(*(values for values, _ in ranks), strict=True))
         counts = dict(zip(COUNTS, map(int, numbers[: len(COUNTS)]), strict=True))
-        means, _ = self._sums.means(numbers[len(COUNTS) :])
-        # The maximum over ranks: that rank runs out of memory first.
-        peak = accelerator.gather(torch.tensor([peak_gb()], device=accelerator.device)).max().item()
+        means, _ = Sums(names=self.statistics).means(numbers[len(COUNTS) :])
         line = {
             "loss": means.pop("loss"),
             **counts,
             "time": time.time(),
             "step_s": seconds / max(1, steps),
-            "data_wait_s": wait / accelerator.num_processes,
+            "data_wait_s": wait / len(ranks),
             "tokens_per_s": counts["tokens"] / seconds,
             "padding_fraction": 0.0,  # flat rows hold no padding
-            "peak_gb": peak,
-            "mfu": work / seconds / (self.peak * accelerator.num_processes) if self.peak else None,
+            "peak_gb": max(peak for _, peak in ranks),  # that rank runs out of memory first
+            "mfu": work / seconds / (self.peak * len(ranks)) if self.peak else None,
             **self.spent(),
         }
         if taken := sorted(set(means) & (set(line) | TRAINERS)):

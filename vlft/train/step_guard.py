@@ -128,17 +128,17 @@ class StepGuard:
         self.watchdog.at(f"step {self.step}, micro-batch {batch.place} of {batch.of}, backward", batch.rows)
         self._losses.append(loss.detach())
 
-    def must_leave_out(self, norm: torch.Tensor | float | None) -> bool:
+    def must_leave_out(self, norm: float | None) -> bool:
         """Whether the step must not change the weights. Call it between the backward pass and the optimizer.
 
         Args:
-            norm: of the whole gradient, equal on every rank; None if unknown, then only the losses are checked.
+            norm: of the whole gradient, equal on every rank, as `Meter.read` returns it; None if unknown, then only the
+                losses are checked.
 
         Raises:
             RunFault: on every rank, if the loss or the gradient is not finite and that ends the run.
         """
         if norm is not None:
-            norm = float(norm)
             if math.isfinite(norm) and norm >= 0:  # DeepSpeed 0.19 returns -1 if it is not
                 return False
         else:

@@ -7,12 +7,12 @@ It overrides these methods (`saving` and `zero` list theirs). Each name exists i
 - `_prepare_inputs`: copies the tensors of the loss to the device without waiting for the copies.
 - `_get_num_items_in_batch`, `compute_loss`: the objective's loss is a share of the global step, on every version.
 - `training_step`: reads the learning rates before the scheduler changes them, and guards the micro-batch.
-- `_get_grad_norm`: the last place to leave out a step that is not finite.
+- `_get_grad_norm`: the one read from the device in a step, and the last place to leave out one that is not finite.
 - `create_optimizer`: one group per tower and weight decay (`get_optimizer_cls_and_kwargs` returns the class).
 - `floating_point_ops`: returns 0, because the meter counts.
 - `evaluate`: the objective's mean, equal at any batch size and number of processes.
 - `_evaluate`: a signal postpones an evaluation; the resumed run evaluates and calls `_determine_best_metric`.
-- `log`: our lines.
+- `_maybe_log_save_evaluate`, `log`: our lines, from what was read already.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class VlftTrainer(SavingTrainer):
         self.skipped: dict[tuple[str, int], BadRow] = {}
         self._last_logged = 0
         self._rates: dict[str, float] = {}
-        self._norm: Any = None
+        self._norm: float | None = None
         self._started = False
         self.answers: Answers | None = None
         # transformers deletes in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
@@ -157,16 +157,17 @@ class VlftTrainer(SavingTrainer):
         refused = self._account([row for batch in batch_samples for row in batch["skipped"]])
         mine = sum(self.objective.weight(batch) for batch in batch_samples)
         weight = self.guard.begin(batch_samples, weight=mine, refused=refused)
-        return torch.tensor(float(weight or 1)).to(device, non_blocking=True)
+        return torch.full((), float(weight or 1), device=device)  # filled on the device, so nothing is copied
 
     # ---- loss and optimizer
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """The micro-batch with the tensors of the forward on the device.
 
-        The copies are queued. The stock method waits for the device at each copy (transformers 5.17 to 5.23).
+        The copies, about two, are queued. The stock method copies each tensor and waits for the device (transformers
+        5.17 to 5.23).
         """
-        return {**inputs, **{key: moved(inputs[key], self.args.device) for key in self.objective.tensors}}
+        return {**inputs, **moved({key: inputs[key] for key in self.objective.tensors}, self.args.device)}
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -209,8 +210,8 @@ class VlftTrainer(SavingTrainer):
         with self.guard.micro_batch():
             return super().training_step(*args, **kwargs)
 
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        self._norm = norm = super()._get_grad_norm(*args, **kwargs)
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> float | None:
+        self._norm = norm = self.meter.read(super()._get_grad_norm(*args, **kwargs))
         if self.guard.must_leave_out(norm):
             # An optimizer ignores parameters without a gradient: neither they nor their moments change.
             self.model_wrapped.zero_grad(set_to_none=True)
@@ -280,15 +281,23 @@ class VlftTrainer(SavingTrainer):
 
     # ---- log
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # transformers would gather and read its own sum of losses, for a line that `log` replaces. That makes the host
+        # wait for the optimizer.
+        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._globalstep_last_logged = self.state.global_step
+            self.log({"loss": 0.0})
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write one object to metrics.jsonl for each logged step and each evaluation, and show it."""
         line: dict[str, Any] = {"step": self.state.global_step, "epoch": self.state.epoch}
         unlogged = self.state.global_step > self._last_logged
         if "loss" in logs or ("train_runtime" in logs and unlogged and self._started):
-            line |= self.meter.line(self.accelerator, steps=self.state.global_step - self._last_logged)
+            line |= self.meter.line(steps=self.state.global_step - self._last_logged)
             line["max_steps"] = self.state.max_steps
             self._last_logged = self.state.global_step
-            line["grad_norm"] = None if self._norm is None else float(self._norm)
+            line["grad_norm"] = self._norm
             line["lr"] = self._rates
             self.progress.logged(line)
             logs = {k: v for k, v in line.items() if isinstance(v, int | float) and k not in ("step", "epoch")}

@@ -159,7 +159,9 @@ def attention(words: tuple[str, ...]) -> Outcome:
     word = words[0].lower() if words else ""
     if word in ("flash_attention_2", "flash_attn", "fa2", "flash_attn_2", "auto", "flash_attention", ""):
         return Idle(why="--attn auto picks the fastest kernel that is installed")
-    if word in ("flash_attention_3", "flash_attn_3", "fa3", "flash_attention_4", "fa4"):
+    if word in ("flash_attention_3", "flash_attn_3", "fa3"):
+        return flag("attn", "fa3")
+    if word in ("flash_attention_4", "flash_attn_4", "fa4"):
         return flag("attn", "fa4")
     if word in ("sdpa", "eager", "disabled", "xformers"):
         return flag("attn", "sdpa")

@@ -1,0 +1,95 @@
+"""How the vision tower computes: patch embedding as a matmul, and a frozen 16-bit tower without autocast.
+
+`vlft.model.adapt` installs it, and `vlft.model.scale` provides the pixels in the dtype that `pixel_dtype` names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+#: The dtype of the run's autocast, while a tower runs without it.
+_autocast: ContextVar[torch.dtype | None] = ContextVar("autocast of the run", default=None)
+
+
+def embed_by_matmul(patch_embed: Any) -> None:
+    """Make a patch embedding multiply patches by its weights, in place of a convolution whose stride is its kernel.
+
+    The result is the same. In bf16 on Hopper the convolution is slower by orders of magnitude, and its backward pass
+    may have no engine (huggingface/transformers#45750, pytorch/pytorch#166643).
+
+    Args:
+        patch_embed: the module with the convolution `proj`. Names and shapes of its parameters stay.
+    """
+    patch_embed.forward = types.MethodType(_embed, patch_embed)
+    patch_embed.proj.forward = types.MethodType(_project, patch_embed.proj)
+
+
+def _embed(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    return self.proj(hidden_states)
+
+
+def _project(self: Any, patches: torch.Tensor) -> torch.Tensor:
+    """[P, ...] -> [P, channels]. The weight is used in the forward of its own module, where ZeRO-3 collects it."""
+    weight = self.weight.flatten(1)
+    patches = patches.reshape(-1, weight.shape[1])
+    if not torch.is_autocast_enabled(patches.device.type):
+        patches = patches.to(weight.dtype)
+    return F.linear(patches, weight, self.bias)
+
+
+def pixel_dtype(visual: Any, device: torch.device) -> torch.dtype:
+    """The dtype that the patch embedding multiplies in: that of autocast, or of the tower's weights."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return visual.dtype
+
+
+@contextlib.contextmanager
+def without_needless_autocast(weights: Iterable[torch.nn.Parameter], device: torch.device) -> Iterator[None]:
+    """A context that switches autocast off, if all weights are frozen and stored in autocast's dtype.
+
+    Autocast would compute each LayerNorm in float32 and write float32 results, which the next linear layer casts back.
+    LayerNorm's own 16-bit kernel also computes in float32 and rounds once, with a third of the memory traffic. Modules
+    with other weights call `keep_autocast`.
+
+    Args:
+        weights: of the modules that run in the context.
+        device: where they run.
+    """
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    if dtype is None or not _frozen_in(dtype, weights):
+        yield
+        return
+    token = _autocast.set(dtype)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        _autocast.reset(token)
+
+
+def keep_autocast(module: torch.nn.Module) -> None:
+    """Make a module run under the run's autocast inside `without_needless_autocast`, if its weights need it.
+
+    A merger needs it if it trains, because its weights are then in float32.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        dtype = _autocast.get()
+        if dtype is None or _frozen_in(dtype, self.parameters()):
+            return type(self).forward(self, *args, **kwargs)
+        with torch.autocast(args[0].device.type, dtype=dtype):
+            return type(self).forward(self, *args, **kwargs)
+
+    module.forward = types.MethodType(forward, module)  # type: ignore[method-assign]
+
+
+def _frozen_in(dtype: torch.dtype, weights: Iterable[torch.nn.Parameter]) -> bool:
+    return all(weight.dtype == dtype and not weight.requires_grad for weight in weights)
