@@ -130,8 +130,12 @@ class Traffic:
     def modules(self) -> Iterator[None]:
         """A context in which operations are assigned to the modules of the model."""
         handles = []
+        inside = {
+            id(part) for module in self._model.modules() if hasattr(module, "base_layer") for part in module.modules()
+        }
+        inside -= {id(module) for module in self._model.modules() if hasattr(module, "base_layer")}
         for name, module in adapt.bare(self._model).named_modules():
-            if name:
+            if name and id(module) not in inside:  # a layer with LoRA is one function, unless its parts have hooks
                 label = _NUMBER.sub("*", name.removeprefix("model."))
                 handles.append(module.register_forward_pre_hook(lambda *_, label=label: self._enter(label)))
                 handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
@@ -241,7 +245,11 @@ def _bytes(op: Op) -> float:
     written = _written(op)
     if op.name in _GATHERS:
         return 2 * sum(map(_size, op.outputs)) + sum(map(_size, op.inputs[1:]))
-    read = sum(map(_size, op.inputs[1:] if op.name in _OVERWRITES else op.inputs))
+    read = sum(map(_size, op.inputs))
+    if op.name in _OVERWRITES or op.options.get("beta") == 0:
+        read -= _size(op.inputs[0])
+    given = op.options.get("out")
+    read -= sum(_size(out) for out in (given if isinstance(given, tuple | list) else (given,)) if out is not None)
     return read + written
 
 
