@@ -96,7 +96,7 @@ class Segments:
     def _sent(self, values: np.ndarray) -> torch.Tensor:
         on_host = torch.from_numpy(values.astype(np.int64))
         if self.device.type == "cuda":  # from other memory, the copy would wait for the device
-            on_host = torch.empty(on_host.shape, dtype=torch.int64, pin_memory=True).copy_(on_host)
+            on_host = torch.empty(on_host.shape, dtype=torch.int64, device="cpu", pin_memory=True).copy_(on_host)
         return on_host.to(self.device, non_blocking=True)
 
 

@@ -174,9 +174,9 @@ class Traffic:
     def __call__(self, op: Op) -> None:
         for tensor in op.outputs:
             self._track(tensor)
+        self.reads += tracing.waits(op) is not None  # also learns from operations of the host which memory is pinned
         if not any(t.device.type == "cuda" for t in (*op.inputs, *op.outputs)):
             return
-        self.reads += tracing.waits(op) is not None
         if op.function.is_view or op.name in _NOTHING:
             return
         key = (self.phase, self._module())
