@@ -17,7 +17,7 @@ import torch
 
 from vlft.errors import ConfigError
 from vlft.families import Norm
-from vlft.model import adapt, fused, rotary, selftest
+from vlft.model import adapt, fused, recurrent, rotary, selftest
 from vlft.model.fused import Function, Functions
 from vlft.model.selftest import Dtypes
 
@@ -135,6 +135,7 @@ def kernels_of(model: torch.nn.Module, functions: Functions) -> list[Kernel]:
     normed, multiplied, centred, quick = (
         functions.rms_norm, functions.swiglu, functions.layer_norm, functions.quick_gelu,
     )  # fmt: skip
+    gated, convolution = functions.gated_norm, functions.convolution
     turned: dict[adapt.Part, tuple[Function | None, Callable[..., None]]] = {
         "language": (functions.rotary, rotary.fuse_language),
         "vision": (functions.joined_rotary, rotary.fuse_vision),
@@ -176,6 +177,26 @@ def kernels_of(model: torch.nn.Module, functions: Functions) -> list[Kernel]:
                 modules=adapt.quick_gelus(model),
                 fuse=lambda module: fuse_activation(module, quick),
                 inputs=selftest.activation,
+            )
+        )
+    if gated is not None:
+        found.append(
+            Kernel(
+                name="gated RMSNorm",
+                modules=adapt.gated_norms(model),
+                fuse=lambda norm: fuse_gated_norm(norm, gated),
+                inputs=selftest.gated_norm,
+                mixed=True,
+            )
+        )
+    if convolution is not None:
+        found.append(
+            Kernel(
+                name="convolution",
+                modules=adapt.recurrent_layers(model),
+                fuse=lambda layer: recurrent.fuse_convolution(layer, convolution),
+                inputs=selftest.convolution,
+                mixed=True,
             )
         )
     for part, (function, place) in turned.items():
@@ -268,6 +289,20 @@ def fuse_layer_norm(norm: torch.nn.Module, function: Function) -> None:
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         return function(x, self.weight, self.bias, self.eps, fused.computing(x.device, x.dtype))
+
+    norm.forward = types.MethodType(forward, norm)
+
+
+def fuse_gated_norm(norm: torch.nn.Module, function: Function) -> None:
+    """Make the norm of one gated delta net compute with a function.
+
+    Args:
+        norm: with `weight`, called with a tensor and a gate.
+        function: as in `Functions`.
+    """
+
+    def forward(self: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return function(x, self.weight, gate, self.variance_epsilon, fused.computing(x.device, x.dtype))
 
     norm.forward = types.MethodType(forward, norm)
 
