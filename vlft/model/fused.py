@@ -53,7 +53,7 @@ class Functions:
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """Kernels below autograd, with the arguments of `vlft.model.triton_kernels` and `vlft.model.triton_convolution`."""
+    """Kernels below autograd, with the arguments of those in `vlft.model.triton_kernels` and its neighbours."""
 
     norm: Function
     norm_backward: Function
@@ -72,10 +72,10 @@ def triton_operations() -> Operations:
     Raises:
         ImportError: triton is not installed.
     """
-    from vlft.model import triton_convolution, triton_kernels
+    from vlft.model import triton_activations, triton_convolution, triton_kernels
 
-    both = vars(triton_kernels) | vars(triton_convolution)
-    return Operations(**{name: both[name] for name in Operations.__dataclass_fields__})
+    known = vars(triton_kernels) | vars(triton_activations) | vars(triton_convolution)
+    return Operations(**{name: known[name] for name in Operations.__dataclass_fields__})
 
 
 def functions(known: Operations, *, rms_norm: Function | None = None, swiglu: Function | None = None) -> Functions:
