@@ -156,8 +156,10 @@ def test_fused_kernels_give_a_family_the_same_losses_and_gradients(family):
     (before, theirs), (after, mine) = found
     assert_close(after, before, "loss")
     assert set(mine) == set(theirs)
+    # A delta rule enlarges differences; see the first test.
+    rounding = 1e-4 if "recurrent" in family.family.features else 1e-5
     for name, gradient in theirs.items():
-        assert_close(mine[name], gradient, name)
+        assert_close(mine[name], gradient, name, tolerance=rounding)
 
 
 def test_fused_kernels_under_autocast_are_as_near_to_float32_as_torch(family):
