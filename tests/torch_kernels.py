@@ -25,24 +25,29 @@ def _normed(x, weight, bias, eps, offset):
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-def norm(x, weight, bias, *, eps, offset, dtype):
+def norm(x, weight, bias, gate, *, eps, offset, dtype):
     exact = x.float()
     mean = exact.mean(-1) if bias is not None else exact.new_zeros(0)
     variance = exact.var(-1, correction=0) if bias is not None else exact.square().mean(-1)
     result = _normed(exact, weight.float(), None if bias is None else bias.float(), eps, offset)
+    if gate is not None:
+        result = result * F.silu(gate.float())
     return result.to(dtype), mean, torch.rsqrt(variance + eps)
 
 
-def norm_backward(dy, x, weight, mean, scale, *, offset, centred, for_weight):
+def norm_backward(dy, x, weight, gate, mean, scale, *, offset, centred, for_weight):
     exact = x.float()
     eps = (1 / scale.square() - (exact.var(-1, correction=0) if centred else exact.square().mean(-1)))[:, None]
-    leaves = [exact.detach().requires_grad_(), weight.float().detach().requires_grad_()]
+    given = [exact, weight] if gate is None else [exact, weight, gate]
+    leaves = [one.detach().float().requires_grad_() for one in given]
     with torch.enable_grad():
         x_ = leaves[0] - leaves[0].mean(-1, keepdim=True) if centred else leaves[0]
         y = x_ * torch.rsqrt(x_.square().mean(-1, keepdim=True) + eps) * (leaves[1] + offset)
-    dx, dweight = torch.autograd.grad(y, leaves, dy.float())
+        y = y if gate is None else y * F.silu(leaves[2])
+    dx, dweight, *dgate = torch.autograd.grad(y, leaves, dy.float())
     dbias = dy.float().sum(0).to(weight.dtype) if for_weight and centred else None
-    return dx.to(x.dtype), dweight.to(weight.dtype) if for_weight else None, dbias
+    dgate = None if gate is None else dgate[0].to(gate.dtype)
+    return dx.to(x.dtype), dweight.to(weight.dtype) if for_weight else None, dbias, dgate
 
 
 def rotate(given, cos, sin, results, *, backward=False):
@@ -69,6 +74,21 @@ def _gradients(function, dy, *inputs):
     return [g.to(x.dtype) for g, x in zip(torch.autograd.grad(y, leaves, dy.float()), inputs, strict=True)]
 
 
+def convolve(x, weight, within):
+    """Tap by tap."""
+    exact, taps = x.float(), weight.shape[1]
+    total = torch.zeros_like(exact)
+    for back in range(min(taps, len(x))):
+        shifted = torch.cat([exact.new_zeros(back, x.shape[1]), exact[: len(x) - back]])
+        total = total + shifted * (within >= back)[:, None] * weight[:, taps - 1 - back].float()
+    return F.silu(total).to(x.dtype)
+
+
+def convolve_backward(dy, x, weight, within, *, for_weight):
+    dx, dweight = _gradients(lambda x, weight: convolve(x, weight, within), dy, x, weight)
+    return dx, dweight if for_weight else None
+
+
 OPERATIONS = fused.Operations(
     norm=norm,
     norm_backward=norm_backward,
@@ -77,5 +97,7 @@ OPERATIONS = fused.Operations(
     quick_gelu_backward=lambda dy, x: _gradients(_gelu, dy, x)[0],
     swiglu=torch_swiglu,
     swiglu_backward=lambda dy, gate, up: tuple(_gradients(torch_swiglu, dy, gate, up)),
+    convolve=convolve,
+    convolve_backward=convolve_backward,
 )
 TORCH = fused.functions(OPERATIONS)

@@ -11,7 +11,7 @@ import itertools
 import torch
 import torch_kernels
 
-from vlft.model import fused, triton_kernels
+from vlft.model import fused, triton_activations, triton_kernels
 
 FLOAT32, BF16 = torch.float32, torch.bfloat16
 OURS, THEIRS = fused.functions(fused.triton_operations()), torch_kernels.TORCH
@@ -43,8 +43,8 @@ def compare(what, call, leaves, name) -> None:
 
 
 def norms() -> None:
-    dtypes = ((FLOAT32,) * 3, (BF16,) * 3, (FLOAT32, FLOAT32, BF16), (BF16, FLOAT32, BF16))
-    for channels, (given, weights, wanted) in zip((80, 300, 80, 72), dtypes, strict=True):
+    dtypes = ((FLOAT32,) * 3, (FLOAT32, FLOAT32, BF16), (BF16, FLOAT32, BF16))
+    for channels, (given, weights, wanted) in zip((80, 300, 72), dtypes, strict=True):
         x, weight, bias = draw(ROWS, 2, channels + 4, dtype=given), draw(channels, dtype=weights), draw(channels)
         what = f"norm {channels} {given} {weights} {wanted}"
 
@@ -88,21 +88,39 @@ def activations() -> None:
         compare("SwiGLU", lambda f, gate, up: f(gate[:, 4:], up[:, :-4]), two, "swiglu")
 
 
+def delta_nets() -> None:
+    for given, weights in ((FLOAT32, FLOAT32), (BF16, FLOAT32)):
+        x, gate, weight = draw(3, 2, 80, dtype=given), draw(3, 2, 96, dtype=given), draw(80, dtype=weights)
+
+        def norm(function, x, weight, gate, given=given):
+            return function(x, weight, gate[..., 8:88], 1e-6, given)
+
+        compare(f"gated norm {given}", norm, (x, weight, gate), "gated_norm")
+        lengths = (18, 1, 2)  # longer than a tile
+        within = torch.cat([torch.arange(n, dtype=torch.int32) for n in lengths])
+
+        def mix(function, x, weight, within=within):
+            return function(x, weight, within)
+
+        leaves = (draw(len(within), 130, dtype=given), draw(130, 1, 4, dtype=weights))
+        compare(f"convolution {given}", mix, leaves, "convolution")
+
+
 def nothing() -> None:
     """No rows at all, as in a batch without pictures."""
     none, weight = draw(0, 8), draw(8)
-    y, mean, scale = triton_kernels.norm(none, weight, weight, eps=1e-6, offset=0.0, dtype=BF16)
+    y, mean, scale = triton_kernels.norm(none, weight, weight, None, eps=1e-6, offset=0.0, dtype=BF16)
     assert y.shape == (0, 8)
     options = {"offset": 0.0, "centred": True, "for_weight": True}
-    dx, dweight, dbias = triton_kernels.norm_backward(y, none, weight, mean, scale, **options)
+    dx, dweight, dbias, _ = triton_kernels.norm_backward(y, none, weight, None, mean, scale, **options)
     assert dx.shape == (0, 8)
     assert not dweight.any()
     assert not dbias.any()
-    assert triton_kernels.quick_gelu(none).shape == (0, 8)
+    assert triton_activations.quick_gelu(none).shape == (0, 8)
     triton_kernels.rotate((draw(0, 2, 8),) * 2, none, none, (draw(0, 2, 8),) * 2)
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for test in (norms, rotary, activations, nothing):
+    for test in (norms, rotary, activations, delta_nets, nothing):
         test()

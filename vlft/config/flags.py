@@ -159,8 +159,8 @@ class RunFlags:
     )
     use_liger_kernel: Literal["auto", "true", "false"] = flag(
         "auto",
-        "Liger's fused RMSNorm and SwiGLU. auto: on a GPU, if a test shows that they equal torch's; true: refuse to "
-        "run without them",
+        "fused kernels, Liger's and ours, for norms, rotary embedding and activations. auto: on a GPU, each one that a "
+        "test finds equal to torch; true: refuse to run without them",
     )
     resume_from_checkpoint: str | None = flag(
         "auto", "auto: resume from the newest complete checkpoint in --output_dir; none: never resume; or a path"

@@ -122,7 +122,7 @@ class Saved:
         load: the shapes of the micro-batch.
         numbers: the dtypes it computes in.
         device: the device whose kernels are assumed; on "cuda" this includes flash attention.
-        fused: whether RMSNorm and SwiGLU are fused (`vlft.model.kernels`).
+        fused: whether fused kernels run (`vlft.model.kernels`).
         delta: what computes the delta rule of gated delta nets on "cuda", in 16 bits.
     """
 

@@ -96,6 +96,11 @@ def layer_norms(model: Any) -> list[torch.nn.Module]:
     return [module for module in found if module.weight is not None and module.bias is not None]
 
 
+def gated_norms(model: Any) -> list[torch.nn.Module]:
+    """RMSNorms of gated delta nets. They multiply their result by a gate, and a linear layer reads it."""
+    return [layer.get_submodule("norm") for layer in recurrent_layers(model)]
+
+
 def quick_gelus(model: Any) -> list[torch.nn.Module]:
     """Activations of the ViT that torch computes in three passes."""
     from transformers.activations import QuickGELUActivation

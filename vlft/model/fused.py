@@ -34,6 +34,9 @@ class Functions:
         layer_norm: `layer_norm(x, weight, bias, eps, dtype)`, with x [..., C].
         quick_gelu: `quick_gelu(x)`.
         rotary: `rotary(q_1HTD, k_1GTD, cos_1TN, sin_1TN, dtype)` -> the two, turned, in `dtype`.
+        gated_norm: `gated_norm(x, weight, gate, eps, dtype)`: RMSNorm times `silu(gate)`, with x and gate [..., C].
+        convolution: `convolution(x_TZ, weight_Z1W, within_T)`: a causal convolution of each of Z channels, with W taps
+            that do not reach beyond the place of a token within its sample; then SiLU.
         joined_rotary: `joined_rotary(joined_TX, cos_TD, sin_TD, heads)`, with X = 3 * H * D -> query, key and value
             [T, H, D]. It writes query and key over its argument, which nothing else may read later.
     """
@@ -44,11 +47,13 @@ class Functions:
     quick_gelu: Function | None = None
     rotary: Function | None = None
     joined_rotary: Function | None = None
+    gated_norm: Function | None = None
+    convolution: Function | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """Kernels below autograd, with the arguments of `vlft.model.triton_kernels`."""
+    """Kernels below autograd, with the arguments of those in `vlft.model.triton_kernels` and its neighbours."""
 
     norm: Function
     norm_backward: Function
@@ -57,6 +62,8 @@ class Operations:
     quick_gelu_backward: Function
     swiglu: Function
     swiglu_backward: Function
+    convolve: Function
+    convolve_backward: Function
 
 
 def triton_operations() -> Operations:
@@ -65,9 +72,10 @@ def triton_operations() -> Operations:
     Raises:
         ImportError: triton is not installed.
     """
-    from vlft.model import triton_kernels
+    from vlft.model import triton_activations, triton_convolution, triton_kernels
 
-    return Operations(**{name: getattr(triton_kernels, name) for name in Operations.__dataclass_fields__})
+    known = vars(triton_kernels) | vars(triton_activations) | vars(triton_convolution)
+    return Operations(**{name: known[name] for name in Operations.__dataclass_fields__})
 
 
 def functions(known: Operations, *, rms_norm: Function | None = None, swiglu: Function | None = None) -> Functions:
@@ -91,6 +99,8 @@ def functions(known: Operations, *, rms_norm: Function | None = None, swiglu: Fu
         quick_gelu=lambda x: _QuickGelu.apply(x, known),
         rotary=lambda q, k, cos, sin, dtype: _Rotary.apply(q, k, cos, sin, known, dtype),
         joined_rotary=lambda joined, cos, sin, heads: _JoinedRotary.apply(joined, cos, sin, known, heads),
+        gated_norm=lambda x, weight, gate, eps, dtype: _Norm.apply(x, weight, gate, known, eps, 0.0, dtype),
+        convolution=lambda x, weight, within: _Convolution.apply(x, weight, within, known),
     )
 
 
@@ -134,23 +144,43 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 class _Norm(torch.autograd.Function):
+    """A norm of x with a weight and, as `more`, nothing, the bias of a LayerNorm or the gate of an RMSNorm."""
+
     @staticmethod
-    def forward(ctx: Any, x, weight_C, bias_C, known: Operations, eps: float, offset: float, dtype: torch.dtype):
+    def forward(ctx: Any, x, weight_C, more, known: Operations, eps: float, offset: float, dtype: torch.dtype):
         x_RC = _rows(x)
-        y_RC, mean_R, scale_R = known.norm(x_RC, weight_C, bias_C, eps=eps, offset=offset, dtype=dtype)
-        ctx.save_for_backward(x_RC, weight_C, mean_R, scale_R)
+        bias_C = more if more is not None and more.dim() == 1 else None
+        gate_RC = _rows(more) if more is not None and bias_C is None else None
+        y_RC, mean_R, scale_R = known.norm(x_RC, weight_C, bias_C, gate_RC, eps=eps, offset=offset, dtype=dtype)
+        ctx.save_for_backward(x_RC, weight_C, gate_RC, mean_R, scale_R)
         ctx.known, ctx.offset, ctx.centred = known, offset, bias_C is not None
         return y_RC.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy):
-        x_RC, weight_C, mean_R, scale_R = ctx.saved_tensors
-        dx_RC, dweight_C, dbias_C = ctx.known.norm_backward(
-            _rows(dy), x_RC, weight_C, mean_R, scale_R,
-            offset=ctx.offset, centred=ctx.centred, for_weight=any(ctx.needs_input_grad[1:3]),
+        dx_RC, dweight_C, dbias_C, dgate_RC = ctx.known.norm_backward(
+            _rows(dy), *ctx.saved_tensors, offset=ctx.offset, centred=ctx.centred,
+            for_weight=any(ctx.needs_input_grad[1 : 3 if ctx.centred else 2]),
         )  # fmt: skip
-        return dx_RC.view(dy.shape), dweight_C, dbias_C, None, None, None, None
+        more = dbias_C if dgate_RC is None else dgate_RC.view(dy.shape)
+        return dx_RC.view(dy.shape), dweight_C, more, None, None, None, None
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TZ, weight_Z1W, within_T, known: Operations):
+        weight_ZW = weight_Z1W.squeeze(1).contiguous()
+        ctx.save_for_backward(x_TZ := x_TZ.contiguous(), weight_ZW, within_T)
+        ctx.known = known
+        return known.convolve(x_TZ, weight_ZW, within_T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TZ):
+        for_weight = ctx.needs_input_grad[1]
+        dx_TZ, dweight_ZW = ctx.known.convolve_backward(dy_TZ.contiguous(), *ctx.saved_tensors, for_weight=for_weight)
+        return dx_TZ, None if dweight_ZW is None else dweight_ZW.unsqueeze(1), None, None
 
 
 class _QuickGelu(torch.autograd.Function):

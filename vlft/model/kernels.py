@@ -8,20 +8,19 @@ own Triton kernels (`vlft.model.fused`). Experts are not fused: transformers com
 from __future__ import annotations
 
 import subprocess
-import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from vlft.errors import ConfigError
-from vlft.families import Norm
-from vlft.model import adapt, fused, rotary, selftest
+from vlft.model import adapt, fused, modules, recurrent, rotary, selftest
 from vlft.model.fused import Function, Functions
 from vlft.model.selftest import Dtypes
 
 Choice = Literal["auto", "true", "false"]
+Place = Callable[[torch.nn.Module, Function], None]
 
 INSTALL = "pip install 'liger-kernel>=0.8.5'"
 #: Largest difference allowed in a self-test, as a share of its row's largest value. A kernel rounds to 16 bits at most
@@ -36,17 +35,24 @@ class Kernel:
 
     Attributes:
         name: for the log.
+        function: the function; None where there is none.
         modules: those of a model that it may replace.
-        fuse: puts it into one of them.
+        place: puts a function into one of them.
         inputs: of its self-test.
         mixed: whether a step may pass other dtypes than that of the module's weights.
     """
 
     name: str
+    function: Function | None
     modules: Sequence[torch.nn.Module]
-    fuse: Callable[[torch.nn.Module], None]
+    place: Place
     inputs: selftest.Inputs
     mixed: bool = False
+
+    def fuse(self, module: torch.nn.Module) -> None:
+        """Make a module compute with the function."""
+        if self.function is not None:
+            self.place(module, self.function)
 
 
 def check(choice: Choice, device: torch.device) -> None:
@@ -132,64 +138,71 @@ def kernels_of(model: torch.nn.Module, functions: Functions) -> list[Kernel]:
     """
     factor = adapt.family_of(model).norm
     kept = {id(norm) for norm in adapt.before_experts(model)}
-    normed, multiplied, centred, quick = (
-        functions.rms_norm, functions.swiglu, functions.layer_norm, functions.quick_gelu,
-    )  # fmt: skip
-    turned: dict[adapt.Part, tuple[Function | None, Callable[..., None]]] = {
-        "language": (functions.rotary, rotary.fuse_language),
-        "vision": (functions.joined_rotary, rotary.fuse_vision),
-    }
-    found = []
-    if normed is not None:
-        found.append(
-            Kernel(
-                name="RMSNorm",
-                modules=adapt.fused_norms(model),
-                fuse=lambda norm: fuse_rms_norm(norm, normed, factor, keeps_dtype=id(norm) in kept),
-                inputs=selftest.rms_norm(factor),
-                mixed=True,
-            )
+
+    def rms_norm(norm: torch.nn.Module, function: Function) -> None:
+        modules.fuse_rms_norm(norm, function, factor, keeps_dtype=id(norm) in kept)
+
+    def rotary_of(part: adapt.Part, function: Function | None, place: Place) -> Kernel:
+        return Kernel(
+            name=f"rotary embedding of {part}",
+            function=function,
+            modules=adapt.attentions(model, part),
+            place=place,
+            inputs=selftest.rotary(adapt.rotary_channels(model, part), vision=part == "vision"),
+            mixed=True,
         )
-    if multiplied is not None:
-        found.append(
-            Kernel(
-                name="SwiGLU",
-                modules=adapt.fused_mlps(model),
-                fuse=lambda mlp: fuse_swiglu(mlp, multiplied),
-                inputs=selftest.swiglu,
-            )
-        )
-    if centred is not None:
-        found.append(
-            Kernel(
-                name="LayerNorm",
-                modules=adapt.layer_norms(model),
-                fuse=lambda norm: fuse_layer_norm(norm, centred),
-                inputs=selftest.layer_norm,
-                mixed=True,
-            )
-        )
-    if quick is not None:
-        found.append(
-            Kernel(
-                name="quick GELU",
-                modules=adapt.quick_gelus(model),
-                fuse=lambda module: fuse_activation(module, quick),
-                inputs=selftest.activation,
-            )
-        )
-    for part, (function, place) in turned.items():
-        if function is not None:
-            found.append(
-                Kernel(
-                    name=f"rotary embedding of {part}",
-                    modules=adapt.attentions(model, part),
-                    fuse=lambda module, place=place, function=function: place(module, function),
-                    inputs=selftest.rotary(adapt.rotary_channels(model, part), vision=part == "vision"),
-                    mixed=True,
-                )
-            )
-    return [kernel for kernel in found if kernel.modules]
+
+    known = [
+        Kernel(
+            name="RMSNorm",
+            function=functions.rms_norm,
+            modules=adapt.fused_norms(model),
+            place=rms_norm,
+            inputs=selftest.rms_norm(factor),
+            mixed=True,
+        ),
+        Kernel(
+            name="SwiGLU",
+            function=functions.swiglu,
+            modules=adapt.fused_mlps(model),
+            place=modules.fuse_swiglu,
+            inputs=selftest.swiglu,
+        ),
+        Kernel(
+            name="LayerNorm",
+            function=functions.layer_norm,
+            modules=adapt.layer_norms(model),
+            place=modules.fuse_layer_norm,
+            inputs=selftest.layer_norm,
+            mixed=True,
+        ),
+        Kernel(
+            name="quick GELU",
+            function=functions.quick_gelu,
+            modules=adapt.quick_gelus(model),
+            place=modules.fuse_activation,
+            inputs=selftest.activation,
+        ),
+        Kernel(
+            name="gated RMSNorm",
+            function=functions.gated_norm,
+            modules=adapt.gated_norms(model),
+            place=modules.fuse_gated_norm,
+            inputs=selftest.gated_norm,
+            mixed=True,
+        ),
+        Kernel(
+            name="convolution",
+            function=functions.convolution,
+            modules=adapt.recurrent_layers(model),
+            place=recurrent.fuse_convolution,
+            inputs=selftest.convolution,
+            mixed=True,
+        ),
+        rotary_of("language", functions.rotary, rotary.fuse_language),
+        rotary_of("vision", functions.joined_rotary, rotary.fuse_vision),
+    ]
+    return [kernel for kernel in known if kernel.function is not None and kernel.modules]
 
 
 def _functions(choice: Choice, device: torch.device) -> Functions:
@@ -231,63 +244,6 @@ def _refusal(problem: str) -> ConfigError:
         f"--use_liger_kernel true: {problem}. To get the kernels: {INSTALL}, on a machine with a CUDA device. Or use "
         "--use_liger_kernel auto, which uses those that work."
     )
-
-
-# ---- put functions into modules
-
-
-def fuse_rms_norm(norm: torch.nn.Module, function: Function, factor: Norm = "w", *, keeps_dtype: bool = False) -> None:
-    """Make one RMSNorm compute with a function. Under autocast it returns the dtype that linear layers compute in.
-
-    Args:
-        norm: with `weight`, and an attribute for epsilon that transformers spells differently for each factor.
-        function: as in `Functions`.
-        factor: what the norm multiplies by.
-        keeps_dtype: return transformers' dtype also under autocast.
-    """
-    epsilon, offset = {"w": ("variance_epsilon", 0.0), "1 + w": ("eps", 1.0)}[factor]
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        dtype = x.dtype if offset else torch.promote_types(x.dtype, self.weight.dtype)
-        if not keeps_dtype:
-            dtype = fused.computing(x.device, dtype)
-        return function(x, self.weight, getattr(self, epsilon), offset, dtype)
-
-    norm.forward = types.MethodType(forward, norm)
-
-
-def fuse_layer_norm(norm: torch.nn.Module, function: Function) -> None:
-    """Make one LayerNorm compute with a function. Under autocast it returns the dtype that linear layers compute in.
-
-    Autocast on a GPU computes LayerNorm in float32, also of 16-bit tensors. Each linear layer then casts the result.
-
-    Args:
-        norm: with weight and bias.
-        function: as in `Functions`.
-    """
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return function(x, self.weight, self.bias, self.eps, fused.computing(x.device, x.dtype))
-
-    norm.forward = types.MethodType(forward, norm)
-
-
-def fuse_activation(activation: torch.nn.Module, function: Function) -> None:
-    """Make one activation compute with a function of one tensor."""
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return function(x)
-
-    activation.forward = types.MethodType(forward, activation)
-
-
-def fuse_swiglu(mlp: torch.nn.Module, function: Function) -> None:
-    """Make one gated MLP multiply with a function. Its linear layers do not change, with or without LoRA."""
-
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(function(self.gate_proj(x), self.up_proj(x)))
-
-    mlp.forward = types.MethodType(forward, mlp)
 
 
 # ---- self-tests

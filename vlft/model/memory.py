@@ -105,7 +105,7 @@ def estimate(
         tokens: T.
         patches: P.
         numbers: the dtypes it computes in.
-        fused: whether RMSNorm and SwiGLU are fused.
+        fused: whether fused kernels run.
         delta: what computes the delta rule of gated delta nets.
     """
     load = Load(lengths=(max(1, tokens),), vision_lengths=(patches,) if patches else (), supervised=max(1, tokens // 4))

@@ -83,6 +83,11 @@ class Segments:
         return known[gap]
 
     @cached_property
+    def within(self) -> torch.Tensor:
+        """int32 [T]: the place of each token in its sample."""
+        return self._sent(self._places[1], torch.int32)
+
+    @cached_property
     def _chunks(self) -> np.ndarray:
         return -(-np.array(self.lengths) // CHUNK)
 
@@ -93,10 +98,10 @@ class Segments:
         sample = np.repeat(np.arange(len(lengths)), lengths)
         return sample, np.arange(len(sample)) - (lengths.cumsum() - lengths)[sample]
 
-    def _sent(self, values: np.ndarray) -> torch.Tensor:
-        on_host = torch.from_numpy(values.astype(np.int64))
+    def _sent(self, values: np.ndarray, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        on_host = torch.from_numpy(values).to(dtype)
         if self.device.type == "cuda":  # from other memory, the copy would wait for the device
-            on_host = torch.empty(on_host.shape, dtype=torch.int64, device="cpu", pin_memory=True).copy_(on_host)
+            on_host = torch.empty(on_host.shape, dtype=dtype, device="cpu", pin_memory=True).copy_(on_host)
         return on_host.to(self.device, non_blocking=True)
 
 
@@ -121,9 +126,9 @@ def bind(layer: torch.nn.Module, rule: Rule) -> None:
     ) -> torch.Tensor:
         if segments is None:
             return type(self).forward(self, hidden_states, *args, **kwargs)
-        projected_TZ = self.in_proj_qkv(hidden_states)[0]
-        gate_TV = self.in_proj_z(hidden_states)[0]
-        b_TJ, a_TJ = self.in_proj_b(hidden_states)[0], self.in_proj_a(hidden_states)[0]
+        # Not x[0]: its gradient is copied into a tensor of zeros.
+        projected_TZ, gate_TV = self.in_proj_qkv(hidden_states).squeeze(0), self.in_proj_z(hidden_states).squeeze(0)
+        b_TJ, a_TJ = self.in_proj_b(hidden_states).squeeze(0), self.in_proj_a(hidden_states).squeeze(0)
         out_TJE = mix(self, projected_TZ, b_TJ, a_TJ, rule, segments)
         normed = self.norm(out_TJE.reshape(-1, self.head_v_dim), gate_TV.reshape(-1, self.head_v_dim))
         return self.out_proj(normed.reshape(1, segments.tokens, -1))
@@ -147,11 +152,29 @@ def mix(
     Returns:
         out_TJE: not yet normalised, in the dtype of `projected_TZ`.
     """
-    mixed_TZ = convolve(projected_TZ, layer.conv1d.weight, segments)
+    mixed_TZ = convolved(layer, projected_TZ, segments)
     q_TZ, k_TZ, v_TZ = mixed_TZ.split([layer.key_dim, layer.key_dim, layer.value_dim], dim=1)
     q_TGD, k_TGD = (x.unflatten(1, (-1, layer.head_k_dim)) for x in (q_TZ, k_TZ))
     decay_TJ = -layer.A_log.float().exp() * F.softplus(a_TJ.float() + layer.dt_bias)
     return rule(q_TGD, k_TGD, v_TZ.unflatten(1, (-1, layer.head_v_dim)), decay_TJ, b_TJ.sigmoid(), segments)
+
+
+def fuse_convolution(layer: torch.nn.Module, function: Callable[..., torch.Tensor]) -> None:
+    """Make a layer compute its convolution by a function, also after `bind` is called again.
+
+    Args:
+        layer: `linear_attn` of a language layer.
+        function: `function(x_TZ, weight_Z1W, within_T)`, as in `vlft.model.fused.Functions.convolution`.
+    """
+    vars(layer)["fused_convolution"] = function
+
+
+def convolved(layer: Any, x_TZ: torch.Tensor, segments: Segments) -> torch.Tensor:
+    """The convolution of a layer on a flat row, then SiLU, by the function of `fuse_convolution` if it has one."""
+    function = vars(layer).get("fused_convolution")
+    if function is None:
+        return convolve(x_TZ, layer.conv1d.weight, segments)
+    return function(x_TZ, layer.conv1d.weight, segments.within)
 
 
 def convolve(x_TZ: torch.Tensor, weight_Z1W: torch.Tensor, segments: Segments) -> torch.Tensor:

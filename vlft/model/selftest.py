@@ -11,12 +11,13 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from vlft.families import Norm
-from vlft.model import tracing
+from vlft.model import recurrent, tracing
 
 ROWS = 67  # not a power of two
 ATTENTION = "vlft_flash_selftest"  # transformers calls a ViT's attention once only if the name contains "flash"
@@ -126,7 +127,7 @@ def _shallow(module: torch.nn.Module) -> Any:
     """A copy of a module whose parameters and children can be replaced."""
     twin: Any = copy.copy(module)
     twin.__dict__ = {
-        **{name: value for name, value in vars(module).items() if name != "forward"},
+        **{name: value for name, value in vars(module).items() if name not in ("forward", "fused_convolution")},
         "_parameters": dict(module._parameters),
         "_modules": dict(module._modules),
     }
@@ -164,6 +165,32 @@ def _with_weights(norm: Any, forward: Callable, x: torch.Tensor, *weights: torch
     """The result of a norm with given weights, which may be leaves of the graph."""
     norm._parameters = dict(zip(("weight", "bias"), weights, strict=False))
     return forward(x)
+
+
+def gated_norm(norm: torch.nn.Module, draw: Callable[..., torch.Tensor], dtypes: Dtypes) -> Case:
+    """Inputs for an RMSNorm whose result is multiplied by a gate."""
+    width = norm.get_parameter("weight").shape[0]
+    x_RC, gate_RC = (draw(ROWS, width, dtype=dtypes.given) for _ in range(2))
+    weight = 0.3 * draw(width, dtype=dtypes.weights) + 1
+
+    def call(twin: Any, forward: Callable, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        twin._parameters = {"weight": weight}
+        return forward(x, gate)
+
+    return Case(leaves=(_large_and_small(x_RC), gate_RC, weight), call=call)
+
+
+def convolution(layer: torch.nn.Module, draw: Callable[..., torch.Tensor], dtypes: Dtypes) -> Case:
+    """Inputs for the convolution of a gated delta net, on samples shorter and longer than its number of taps."""
+    channels, _, taps = layer.get_parameter("conv1d.weight").shape
+    leaves = (draw(ROWS, channels, dtype=dtypes.given), draw(channels, 1, taps, dtype=dtypes.weights))
+
+    def call(twin: Any, forward: Callable, x_TZ: torch.Tensor, weight_Z1W: torch.Tensor) -> torch.Tensor:
+        twin._modules = {**twin._modules, "conv1d": SimpleNamespace(weight=weight_Z1W)}
+        lengths = (30, 1, 2, ROWS - 33)
+        return recurrent.convolved(twin, x_TZ, recurrent.Segments(lengths=lengths, device=x_TZ.device))
+
+    return Case(leaves=leaves, call=call)
 
 
 def activation(module: torch.nn.Module, draw: Callable[..., torch.Tensor], dtypes: Dtypes) -> Case:

@@ -50,13 +50,15 @@ def fused_functions() -> fused.Functions:
     known = _operations()
     return fused.functions(
         fused.Operations(
-            norm=lambda x, weight, bias, *, eps, offset, dtype: known.norm(x, weight, bias, dtype),
+            norm=lambda x, weight, bias, gate, *, eps, offset, dtype: known.norm(x, weight, bias, gate, dtype),
             norm_backward=_norm_gradients,
             rotate=lambda given, cos, sin, results, backward=False: known.rotate(given, cos, sin, results[0].dtype),
             quick_gelu=known.quick_gelu,
             quick_gelu_backward=known.quick_gelu_backward,
             swiglu=known.swiglu,
             swiglu_backward=known.swiglu_backward,
+            convolve=known.convolve,
+            convolve_backward=_convolution_gradients,
         )
     )
 
@@ -65,15 +67,28 @@ def _norm_gradients(
     dy: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
+    gate: torch.Tensor | None,
     mean: torch.Tensor,
     scale: torch.Tensor,
     *,
     offset: float,
     centred: bool,
     for_weight: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    dx, dweight, dbias = _operations().norm_backward(dy, x, weight, mean, scale, centred, for_weight)
-    return dx, dweight if for_weight else None, dbias if for_weight and centred else None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    dx, dweight, dbias, dgate = _operations().norm_backward(dy, x, weight, gate, mean, scale, centred, for_weight)
+    return (
+        dx,
+        dweight if for_weight else None,
+        dbias if for_weight and centred else None,
+        None if gate is None else dgate,
+    )
+
+
+def _convolution_gradients(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, within: torch.Tensor, *, for_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    dx, dweight = _operations().convolve_backward(dy, x, weight, within, for_weight)
+    return dx, dweight if for_weight else None
 
 
 def delta_rule(
@@ -113,6 +128,8 @@ class _Operations:
     quick_gelu_backward: Any
     swiglu: Any
     swiglu_backward: Any
+    convolve: Any
+    convolve_backward: Any
 
 
 @functools.cache
@@ -125,7 +142,10 @@ def _operations() -> _Operations:
         _delta_rule_backward,
         keep=lambda inputs, out: (*out[1:], *inputs[4:]),
     )
-    alone = (_norm, _norm_backward, _rotate, _quick_gelu, _quick_gelu_backward, _swiglu, _swiglu_backward)
+    alone = (
+        *(_norm, _norm_backward, _rotate, _quick_gelu, _quick_gelu_backward, _swiglu, _swiglu_backward),
+        *(_convolve, _convolve_backward),
+    )
     return _Operations(
         attend=attend,
         delta_rule=delta_rule,
@@ -233,7 +253,7 @@ def _delta_rule_backward(
 
 
 def _norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = len(x)
     scale = x.new_empty(rows, dtype=torch.float32)
@@ -244,13 +264,27 @@ def _norm_backward(
     grad: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
+    gate: torch.Tensor | None,
     mean: torch.Tensor,
     scale: torch.Tensor,
     centred: bool,
     for_weight: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     channels = len(weight) if for_weight else 0
-    return _like(x), weight.new_empty(channels), weight.new_empty(channels if centred else 0)
+    dgate = x.new_empty(0) if gate is None else _like(gate)
+    return _like(x), weight.new_empty(channels), weight.new_empty(channels if centred else 0), dgate
+
+
+def _convolve(x: torch.Tensor, weight: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
+    if within.device != x.device or within.dtype.is_floating_point:
+        raise RuntimeError(f"places within samples are {within.dtype} on {within.device}")
+    return torch.empty_like(x)
+
+
+def _convolve_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, within: torch.Tensor, for_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight if for_weight else weight[:0])
 
 
 def _rotate(

@@ -1,6 +1,7 @@
-"""Triton kernels for elementwise work that torch does in several passes over memory: norms, rotary embedding, gates.
+"""Triton kernels for work that torch does in several passes over memory: norms and rotary embedding.
 
-Each function launches one kernel on tensors and knows nothing of autograd (`vlft.model.fused`). All compute in float32,
+Neighbours: `vlft.model.triton_activations` and `vlft.model.triton_convolution`, to which the rest of this page also
+applies. Each function launches one kernel and knows nothing of autograd (`vlft.model.fused`). All compute in float32,
 read any floating dtype and round once, when they write. Importing this module needs triton, which comes with CUDA
 builds of torch. With TRITON_INTERPRET=1 the kernels run on a CPU, slowly; the tests use that.
 
@@ -27,8 +28,8 @@ TILE = 4096
 
 @triton.jit(do_not_specialize=["rows"])
 def _norm(
-    y_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, scale_ptr, rows, x_stride, channels, eps, offset,
-    CENTRED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    y_ptr, x_ptr, weight_ptr, bias_ptr, gate_ptr, mean_ptr, scale_ptr, rows, x_stride, gate_stride, channels, eps,
+    offset, CENTRED: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
@@ -45,13 +46,17 @@ def _norm(
     y = x * scale[:, None] * weight[None, :]
     if CENTRED:
         y += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        gate = tl.load(gate_ptr + row[:, None] * gate_stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        y *= gate * tl.sigmoid(gate)
     tl.store(y_ptr + row[:, None] * channels + column[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows", "programs"])
 def _norm_backward(
-    dx_ptr, dweight_ptr, dbias_ptr, dy_ptr, x_ptr, weight_ptr, mean_ptr, scale_ptr, rows, programs, dy_stride, x_stride,
-    channels, offset, CENTRED: tl.constexpr, FOR_WEIGHT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    dx_ptr, dgate_ptr, dweight_ptr, dbias_ptr, dy_ptr, x_ptr, weight_ptr, gate_ptr, mean_ptr, scale_ptr, rows, programs,
+    dy_stride, x_stride, gate_stride, channels, offset, CENTRED: tl.constexpr, GATED: tl.constexpr,
+    FOR_WEIGHT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -70,6 +75,13 @@ def _norm_backward(
             mean = tl.load(mean_ptr + row, mask=row < rows, other=0.0)
             x = tl.where(mask, x - mean[:, None], 0.0)
         x = x * scale[:, None]
+        if GATED:
+            gate = tl.load(gate_ptr + row[:, None] * gate_stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
+            share = tl.sigmoid(gate)
+            dgate = dy * x * weight[None, :] * share * (1.0 + gate * (1.0 - share))
+            dgate_at = dgate_ptr + row[:, None] * channels + column[None, :]
+            tl.store(dgate_at, dgate.to(dgate_ptr.dtype.element_ty), mask=mask)
+            dy *= gate * share
         slope = dy * weight[None, :]
         dx = slope - x * (tl.sum(slope * x, axis=1) / channels)[:, None]
         if CENTRED:
@@ -89,6 +101,7 @@ def norm(
     x_RC: torch.Tensor,
     weight_C: torch.Tensor,
     bias_C: torch.Tensor | None,
+    gate_RC: torch.Tensor | None,
     *,
     eps: float,
     offset: float,
@@ -100,6 +113,7 @@ def norm(
         x_RC: rows at any stride, channels without gaps.
         weight_C: any floating dtype.
         bias_C: likewise; with it, the mean of a row is subtracted first.
+        gate_RC: rows as `x_RC`; the result is multiplied by `silu(gate)`.
         eps: added to the variance.
         offset: added to the weight.
         dtype: of the result.
@@ -115,10 +129,11 @@ def norm(
         settings = _tile(channels)
         grid = (triton.cdiv(rows, settings["ROWS"]),)
         bias = weight_C if bias_C is None else bias_C  # a pointer that is not read
-        with _on(x_RC):
+        gate = x_RC if gate_RC is None else gate_RC
+        with on_device_of(x_RC):
             _norm[grid](
-                y_RC, x_RC, weight_C, bias, mean_R, scale_R, rows, x_RC.stride(0), channels, eps, offset,
-                CENTRED=bias_C is not None, **settings,
+                y_RC, x_RC, weight_C, bias, gate, mean_R, scale_R, rows, x_RC.stride(0), gate.stride(0), channels, eps,
+                offset, CENTRED=bias_C is not None, GATED=gate_RC is not None, **settings,
             )  # fmt: skip
     return y_RC, mean_R, scale_R
 
@@ -127,19 +142,21 @@ def norm_backward(
     dy_RC: torch.Tensor,
     x_RC: torch.Tensor,
     weight_C: torch.Tensor,
+    gate_RC: torch.Tensor | None,
     mean_R: torch.Tensor,
     scale_R: torch.Tensor,
     *,
     offset: float,
     centred: bool,
     for_weight: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """The gradients of `norm`.
 
     Args:
         dy_RC: rows at any stride, channels without gaps.
         x_RC: as given to `norm`.
         weight_C: as given to `norm`.
+        gate_RC: as given to `norm`.
         mean_R: from `norm`.
         scale_R: from `norm`.
         offset: as given to `norm`.
@@ -147,25 +164,28 @@ def norm_backward(
         for_weight: whether the gradients of weight and bias are needed.
 
     Returns:
-        dx_RC in x's dtype, dweight_C and dbias_C in the weight's, or None.
+        dx_RC in x's dtype, dweight_C and dbias_C in the weight's or None, dgate_RC in the gate's or None.
     """
     rows, channels = x_RC.shape
     dx_RC = torch.empty((rows, channels), dtype=x_RC.dtype, device=x_RC.device)
+    dgate_RC = None if gate_RC is None else torch.empty((rows, channels), dtype=gate_RC.dtype, device=x_RC.device)
     settings = _tile(channels)
     programs = triton.cdiv(rows, settings["ROWS"])
     if for_weight:  # each program adds up the rows that it processes
         programs = max(1, min(programs, 2 * _processors(x_RC.device)))
     shape = (programs if for_weight else 0, channels)
     parts_PC, bias_parts_PC = (torch.empty(shape, dtype=torch.float32, device=x_RC.device) for _ in range(2))
+    gate, dgate = (x_RC, dx_RC) if gate_RC is None else (gate_RC, dgate_RC)
     if programs:
-        with _on(x_RC):
+        with on_device_of(x_RC):
             _norm_backward[(programs,)](
-                dx_RC, parts_PC, bias_parts_PC, dy_RC, x_RC, weight_C, mean_R, scale_R, rows, programs, dy_RC.stride(0),
-                x_RC.stride(0), channels, offset, CENTRED=centred, FOR_WEIGHT=for_weight, **settings,
+                dx_RC, dgate, parts_PC, bias_parts_PC, dy_RC, x_RC, weight_C, gate, mean_R, scale_R, rows, programs,
+                dy_RC.stride(0), x_RC.stride(0), gate.stride(0), channels, offset, CENTRED=centred,
+                GATED=gate_RC is not None, FOR_WEIGHT=for_weight, **settings,
             )  # fmt: skip
     dweight_C = parts_PC.sum(0).to(weight_C.dtype) if for_weight else None
     dbias_C = bias_parts_PC.sum(0).to(weight_C.dtype) if for_weight and centred else None
-    return dx_RC, dweight_C, dbias_C
+    return dx_RC, dweight_C, dbias_C, dgate_RC
 
 
 def _tile(channels: int) -> dict[str, int]:
@@ -272,7 +292,7 @@ def rotate(
         return
     inputs, outputs = ((*tensors, *tensors[1:2])[:3] for tensors in (given, results))  # without a third: not read
     half, rest = turned // 2, channels - turned
-    with _on(query):
+    with on_device_of(query):
         _rotary[(tokens,)](
             *outputs, *inputs, cos_TN, sin_TN,
             *(stride for x in (*outputs, *inputs) for stride in x.stride()[:2]),
@@ -284,90 +304,7 @@ def rotate(
         )  # fmt: skip
 
 
-# ---- activations
-
-
-@triton.jit
-def _quick_gelu(y_ptr, x_ptr, channels, BLOCK: tl.constexpr):
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    at, mask = tl.program_id(0).to(tl.int64) * channels + column, column < channels
-    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y_ptr + at, (x * tl.sigmoid(1.702 * x)).to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _quick_gelu_backward(dx_ptr, dy_ptr, x_ptr, channels, BLOCK: tl.constexpr):
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    at, mask = tl.program_id(0).to(tl.int64) * channels + column, column < channels
-    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    share = tl.sigmoid(1.702 * x)
-    dx = dy * share * (1.0 + 1.702 * x * (1.0 - share))
-    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _swiglu(y_ptr, gate_ptr, up_ptr, channels, BLOCK: tl.constexpr):
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    at, mask = tl.program_id(0).to(tl.int64) * channels + column, column < channels
-    gate = tl.load(gate_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y_ptr + at, (gate * tl.sigmoid(gate) * up).to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _swiglu_backward(dgate_ptr, dup_ptr, dy_ptr, gate_ptr, up_ptr, channels, BLOCK: tl.constexpr):
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    at, mask = tl.program_id(0).to(tl.int64) * channels + column, column < channels
-    gate = tl.load(gate_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    share = tl.sigmoid(gate)
-    dgate = dy * up * share * (1.0 + gate * (1.0 - share))
-    tl.store(dgate_ptr + at, dgate.to(dgate_ptr.dtype.element_ty), mask=mask)
-    tl.store(dup_ptr + at, (dy * gate * share).to(dup_ptr.dtype.element_ty), mask=mask)
-
-
-def quick_gelu(x_RC: torch.Tensor) -> torch.Tensor:
-    """`x * sigmoid(1.702 x)`, of a contiguous tensor."""
-    y_RC = torch.empty_like(x_RC)
-    _each(_quick_gelu, y_RC, x_RC)
-    return y_RC
-
-
-def quick_gelu_backward(dy_RC: torch.Tensor, x_RC: torch.Tensor) -> torch.Tensor:
-    """The gradient of `quick_gelu`; both are contiguous."""
-    dx_RC = torch.empty_like(x_RC)
-    _each(_quick_gelu_backward, dx_RC, dy_RC, x_RC)
-    return dx_RC
-
-
-def swiglu(gate_RC: torch.Tensor, up_RC: torch.Tensor) -> torch.Tensor:
-    """`silu(gate) * up`, of contiguous tensors of one dtype."""
-    y_RC = torch.empty_like(gate_RC)
-    _each(_swiglu, y_RC, gate_RC, up_RC)
-    return y_RC
-
-
-def swiglu_backward(
-    dy_RC: torch.Tensor, gate_RC: torch.Tensor, up_RC: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of `swiglu`; all are contiguous."""
-    dgate_RC, dup_RC = torch.empty_like(gate_RC), torch.empty_like(up_RC)
-    _each(_swiglu_backward, dgate_RC, dup_RC, dy_RC, gate_RC, up_RC)
-    return dgate_RC, dup_RC
-
-
-def _each(kernel: triton.JITFunction, *tensors: torch.Tensor) -> None:
-    """Launch an elementwise kernel on contiguous [R, C] tensors, one program for each row and block of columns."""
-    rows, channels = tensors[0].shape
-    block = min(TILE // 2, triton.next_power_of_2(channels))
-    if rows:
-        with _on(tensors[0]):
-            kernel[(rows, triton.cdiv(channels, block))](*tensors, channels, BLOCK=block, num_warps=4)
-
-
-def _on(tensor: torch.Tensor) -> torch.cuda.device:
+def on_device_of(tensor: torch.Tensor) -> torch.cuda.device:
     """A context on the tensor's device; triton launches on the current one. Without a GPU it has no effect."""
     return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
 
