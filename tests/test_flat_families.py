@@ -36,7 +36,7 @@ def family(request, stock_of):
 
 def rounding(family) -> float:
     """A chunked delta rule rounds its decays: ours and stock's differ as much from a loop in float64 as from each
-    other. It also enlarges the last bits of the vision tower, which depend on the number of rows of a matmul.
+    other. It also enlarges last bits of the patch embedding: another order of the same sums moves logits by 9e-5.
     """
     return 1e-4 if "recurrent" in family.family.features else 1e-5
 
@@ -67,7 +67,7 @@ def test_a_batch_gives_the_stock_logits_and_gradients_of_each_row_alone(family):
             found.loss.backward()
             assert_close(found.loss, sum(losses), preset)
             for row, part, wanted in zip(rows, found.logits.split(counts(rows)), logits, strict=True):
-                assert_close(part, wanted, f"{preset}: {row.flat.id}")
+                assert_close(part, wanted, f"{preset}: {row.flat.id}", tolerance=rounding(family))
             mine = gradients(ours)
             assert set(mine) == set(theirs)
             for name, gradient in theirs.items():
