@@ -35,6 +35,13 @@ def family(request, stock_of):
     return Models(stock_of(request.param))
 
 
+def rounding(family) -> float:
+    """A chunked delta rule rounds its decays: ours and stock's differ as much from a loop in float64 as from each
+    other. It also enlarges last bits of the patch embedding: another order of the same sums moves logits by 9e-5.
+    """
+    return 1e-4 if "recurrent" in family.family.features else 1e-5
+
+
 def counts(rows):
     """Trained tokens of each row."""
     return [int((row.flat.labels_T[1:] != -100).sum()) for row in rows]
@@ -50,8 +57,6 @@ def presets(family):
 
 
 def test_a_batch_gives_the_stock_logits_and_gradients_of_each_row_alone(family):
-    # A chunked delta rule rounds its decays: ours and stock's differ as much from a loop in float64 as from each other.
-    rounding = 1e-4 if "recurrent" in family.family.features else 1e-5
     for preset, rows in presets(family).items():
         stock = family.model(preset, flat=False)
         losses, logits = zip(*(stock_loss(stock, row) for row in rows), strict=True)
@@ -63,11 +68,11 @@ def test_a_batch_gives_the_stock_logits_and_gradients_of_each_row_alone(family):
             found.loss.backward()
             assert_close(found.loss, sum(losses), preset)
             for row, part, wanted in zip(rows, found.logits.split(counts(rows)), logits, strict=True):
-                assert_close(part, wanted, f"{preset}: {row.flat.id}")
+                assert_close(part, wanted, f"{preset}: {row.flat.id}", tolerance=rounding(family))
             mine = gradients(ours)
             assert set(mine) == set(theirs)
             for name, gradient in theirs.items():
-                assert_close(mine[name], gradient, f"{preset}, {checkpointing}: {name}", tolerance=rounding)
+                assert_close(mine[name], gradient, f"{preset}, {checkpointing}: {name}", tolerance=rounding(family))
 
 
 def test_a_packed_row_is_the_row_alone_and_no_other_row_changes_it(family):
@@ -80,7 +85,7 @@ def test_a_packed_row_is_the_row_alone_and_no_other_row_changes_it(family):
     with torch.no_grad():
         together = logits(rows)
         for place, row in enumerate(rows):
-            assert_close(together[place], logits([row])[0], row.flat.id)
+            assert_close(together[place], logits([row])[0], row.flat.id, tolerance=rounding(family))
         for kind in ("text", "pictures", "video"):
             place = list(family.rows).index(kind)
             again = logits([*rows[:place], changed(rows[place]), *rows[place + 1 :]])

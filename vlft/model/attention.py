@@ -102,7 +102,7 @@ class Chosen:
     backend: Candidate
     kernel: Kernel | None = None
     remarks: tuple[str, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[Candidate, float] = field(default_factory=dict)
 
 
 def choose_backend(

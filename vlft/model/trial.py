@@ -120,14 +120,14 @@ def time_kernel(
             torch.randn(tokens, width, device=device, dtype=dtype)
             for width in ([sum(widths)] if tower.joined else widths)
         ]
-        inputs = [x.detach().requires_grad_() for x in _as_in_a_layer(drawn, tower)]
+        q, k, v = (x.detach().requires_grad_() for x in _as_in_a_layer(drawn, tower))
         upstream = torch.randn(1, tokens, tower.heads, tower.head_dim, device=device, dtype=dtype)
 
         def call() -> float:
             _wait_for(device)
             start = time.perf_counter()
-            out = run_kernel(kernel, *inputs, cu_seqlens, longest, scale=tower.scale, causal=tower.causal)
-            torch.autograd.grad(out, inputs, upstream)
+            out = run_kernel(kernel, q, k, v, cu_seqlens, longest, scale=tower.scale, causal=tower.causal)
+            torch.autograd.grad(out, (q, k, v), upstream)
             _wait_for(device)
             return time.perf_counter() - start
 
