@@ -90,7 +90,10 @@ def test_inputs_and_gradients_need_not_be_contiguous():
 @pytest.mark.parametrize("given", [torch.float32, BF16], ids=str)
 @pytest.mark.parametrize("stored", [torch.float32, BF16], ids=str)
 def test_under_autocast_it_is_no_further_from_float64_than_peft(dropout, given, stored):
-    """Mean errors over 2,000 rows. PEFT rounds the update twice more before it adds it, the rest is the same."""
+    """Mean errors over 2,000 rows. PEFT rounds the update twice more before it adds it.
+
+    With dropout, it rounds an input in float32 once, and ours twice: to bf16, which the base needs, and after dropout.
+    """
     theirs, ours = pair(lora_dropout=dropout)
     for model in (theirs, ours):
         base = layer(model).base_layer
@@ -106,7 +109,7 @@ def test_under_autocast_it_is_no_further_from_float64_than_peft(dropout, given, 
         assert {v.dtype for k, v in found.items() if "lora" in k} == {torch.float32}
         errors.append({k: float((v.double() - wanted[k]).square().mean().sqrt()) for k, v in found.items()})
     for name, error in errors[0].items():
-        assert 0 < error <= 1.03 * errors[1][name], name
+        assert 0 < error <= errors[1][name] * (1.08 if dropout and given is torch.float32 else 1), name
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 1.0])
@@ -150,14 +153,15 @@ def replaced(model):
     base.forward = types.MethodType(lambda self, x: torch.nn.functional.linear(x, self.weight) * 2, base)
 
 
-def of_float8(model):
-    """Not what a matmul takes, so its module converts it."""
+def quantised(model):
+    """A linear layer of another class, whose weight is no floating number."""
 
     def forward(self, x):
-        return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype) / 100, self.bias)
 
-    layer(model).base_layer.to(torch.float8_e4m3fn)
-    layer(model).base_layer.__class__ = type("Quantised", (torch.nn.Linear,), {"forward": forward})
+    base = layer(model).base_layer
+    base.weight = torch.nn.Parameter((base.weight * 100).to(torch.int8), requires_grad=False)
+    base.__class__ = type("Quantised", (torch.nn.Linear,), {"forward": forward})
 
 
 def merged(model):
@@ -173,7 +177,7 @@ def training_base(model):
     layer(model).base_layer.weight.requires_grad_()
 
 
-STATES = [merged, second, training_base, hooked, partitioned, replaced, of_float8]
+STATES = [merged, second, training_base, hooked, partitioned, replaced, quantised]
 
 
 @pytest.mark.parametrize("change", STATES, ids=lambda one: one.__name__)
@@ -262,8 +266,9 @@ def test_a_layer_on_a_gpu_runs_these_operations_and_no_others(dropout):
     drop, add = (["native_dropout"], ["mm", "addcmul_"]) if dropout else ([], ["addmm"])
     forward = [*drop, "mm", "addmm", "addmm"]
     backward = ["mm", "addmm", "addmm", "mm", *add]
-    ignored = {"new_empty", "empty", "sum", "ones_like", "detach"}
-    assert [name for name in moved if name not in ignored] == forward + backward
+    leaf = ["copy_"]  # torch copies the gradient into x.grad
+    ignored = {"prim.device", "new_empty", "new_empty_strided", "sum"}
+    assert [name for name in moved if name not in ignored] == forward + backward + leaf
 
 
 def kept_bytes(monkeypatch, dropout, device, *, bound):
@@ -291,7 +296,7 @@ def test_it_saves_no_more_than_peft(monkeypatch, dropout, device):
     for part in ("vision", "merger", "language"):
         assert ours[part] <= theirs[part], part
     if not dropout:
-        assert ours["language"] < 0.9 * theirs["language"]
+        assert ours["language"] < 0.95 * theirs["language"]
 
 
 # ---- in a model
@@ -304,7 +309,7 @@ def test_a_model_with_dropout_everywhere_takes_the_step_that_it_takes_with_peft(
     """Every family, by its flat forward, with and without recomputation. `test_flat_families` has it without dropout."""
     monkeypatch.setitem(PRESETS, "here", Towers(vision="lora", merger="lora", lora_rank=4, lora_dropout=0.1))
     stock = stock_of(model_type)
-    inputs = flat_inputs([row.flat for row in stock.rows.values()], stock.family)
+    inputs = flat_inputs([stock.rows[kind].flat for kind in ("pictures", "mixed")], stock.family)
     found = []
     for bound, recomputed in ((False, False), (True, False), (True, True)):
         with monkeypatch.context() as patch:

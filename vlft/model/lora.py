@@ -159,7 +159,7 @@ class _Sum(torch.autograd.Function):
         y_NO = linear(x.reshape(-1, x.shape[-1]), weight_OD.to(x.dtype), None if bias_O is None else bias_O.to(x.dtype))
         _add_product(y_NO, h_NR, b_OR.T, scaling)
         ctx.weight_OD, ctx.shape = weight_OD, x.shape
-        return y_NO.view(*x.shape[:-1], -1)
+        return y_NO.view(*x.shape[:-1], len(weight_OD))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
