@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
+from vlft.data.patch_memory import Place, place_of, received
+
 SMALL = 1 << 20  # bytes
 
 
@@ -15,7 +17,8 @@ class Parcel:
     """A mapping that arrives as a plain dict, with its small tensors inside the message.
 
     torch puts each tensor into its own shared memory and sends its file descriptor over its own connection. That takes
-    about as long for a list of five lengths as for half a picture. Large tensors are still sent that way.
+    about as long for a list of five lengths as for half a picture. Large tensors are still sent that way, unless they
+    are in memory that the trainer already has (`vlft.data.patch_memory`).
     """
 
     def __init__(self, batch: Mapping[str, Any]) -> None:
@@ -35,12 +38,16 @@ class _Small:
 def _packed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _packed(inner) for key, inner in value.items()}
-    return _Small(value) if isinstance(value, torch.Tensor) and value.nbytes < SMALL else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    return _Small(value) if value.nbytes < SMALL else place_of(value) or value
 
 
 def _opened(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _opened(inner) for key, inner in value.items()}
+    if isinstance(value, Place):
+        return received(value)
     return torch.from_numpy(value.array) if isinstance(value, _Small) else value
 
 
