@@ -6,7 +6,7 @@ shared memory that torch sends it in. Here each picture is written into its plac
 the pack into memory that both processes keep.
 
     dataset     with pack():              the pictures of one micro-batch are written one after the other
-    patches     empty(...)                memory of the next picture
+    patches     room(...)                 memory of the next picture
     collate     joined(...)               neighbours become one tensor; nothing is copied
     ipc         place_of, received        worker to trainer: which segment, and where in it
 
@@ -26,7 +26,7 @@ import multiprocessing
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -57,6 +57,7 @@ class _Segment:
             self.memory = mmap.mmap(self.file, HEAD + SEGMENT_BYTES)
         else:
             self.memory = mmap.mmap(-1, HEAD + SEGMENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.address = np.frombuffer(self.memory, np.uint8, offset=HEAD).ctypes.data
 
     @property
     def free(self) -> bool:
@@ -65,7 +66,7 @@ class _Segment:
     def hold(self) -> torch.Tensor:
         """Return the whole segment as uint8 [SEGMENT_BYTES]. It is not free as long as a tensor has this storage."""
         self._held = True
-        return _watched(self.memory, self._let_go)
+        return _watched(self.memory, self._let_go, 0, SEGMENT_BYTES)
 
     def _let_go(self) -> None:
         self._held = False
@@ -93,20 +94,40 @@ class _Pool:
         return self.segments[-1]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """Some bytes of a larger piece of memory.
+
+    Attributes:
+        whole: uint8 [...], all of that memory.
+        start: first byte of the room in it.
+        array: uint8 [size], the room itself, to write into.
+    """
+
+    whole: torch.Tensor
+    start: int
+    array: np.ndarray
+
+    def tensor(self, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
+        """Return the room as a tensor, uint8."""
+        return self.whole.as_strided(shape, stride, self.start)
+
+
 class _Run:
     """Patches of one kind that are written one after the other."""
 
     def __init__(self) -> None:
         segment = _pool.segment()
         self._whole = None if segment is None else segment.hold()
+        self._array = None if self._whole is None else self._whole.numpy()
         self._used = 0
 
-    def next(self, size: int) -> torch.Tensor | None:
+    def next(self, size: int) -> Room | None:
         """Return the next bytes; None if the segment has too few left."""
-        if self._whole is None or self._used + size > len(self._whole):
+        if self._whole is None or self._array is None or self._used + size > SEGMENT_BYTES:
             return None
-        self._used += size
-        return self._whole[self._used - size : self._used]
+        start, self._used = self._used, self._used + size
+        return Room(whole=self._whole, start=start, array=self._array[start : self._used])
 
 
 _pool = _Pool(shared=False)
@@ -129,8 +150,8 @@ def pack() -> Iterator[None]:
         _runs.reset(before)
 
 
-def empty(size: int, *, video: bool) -> torch.Tensor:
-    """Return memory for the patches of a still or a video: uint8 [size], with any content."""
+def room(size: int, *, video: bool) -> Room:
+    """Return memory for the patches of a still or a video, with any content."""
     import torch
 
     runs = _runs.get()
@@ -138,21 +159,33 @@ def empty(size: int, *, video: bool) -> torch.Tensor:
     if runs is not None:
         run = runs.get(video) or runs.setdefault(video, _Run())
         found = run.next(size)
-    return torch.empty(size, dtype=torch.uint8) if found is None else found
+    if found is None:
+        whole = torch.empty(size, dtype=torch.uint8)
+        found = Room(whole=whole, start=0, array=whole.numpy())
+    return found
+
+
+def room_to_send(size: int) -> Room | None:
+    """Return memory that `place_of` knows, in a worker; None if there is none."""
+    return _Run().next(size) if _pool.shared else None
 
 
 def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Concatenate tensors of one layout, at least one, along their first axis. Neighbours in memory are not copied."""
+    """Concatenate patches of one layout, at least one, along their first axis. Neighbours in memory are not copied."""
     import torch
 
     first = parts[0]
+    if len(parts) == 1 and not first.storage_offset():
+        return first
     storage, end = first.untyped_storage().data_ptr(), first.storage_offset()
     for part in parts:
         same = part.untyped_storage().data_ptr() == storage and part.stride() == first.stride()
         if not (same and part.storage_offset() == end):
             return torch.cat(list(parts))
         end += len(part) * part.stride(0)
-    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+    # Through an array, so that the storage has these bytes alone: `copy.deepcopy` copies whole storages.
+    flat = torch.from_numpy(first.as_strided((end - first.storage_offset(),), (1,)).numpy())
+    return flat.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,21 +212,25 @@ class Place:
 
 
 def place_of(tensor: torch.Tensor) -> Place | None:
-    """Return where a tensor is, for a message that is sent now; None if it is not in a segment that can be sent."""
+    """Return where a tensor is, for a message that is sent now; None if it is not in a segment that can be sent.
+
+    The segment is not free from here on, until the receiver lets it go.
+    """
     if not _pool.shared:
         return None
-    address = tensor.untyped_storage().data_ptr()
     for segment in _pool.segments:
-        if _address(segment.memory) != address:
-            continue
-        segment.memory[0] = 1
-        file = None if segment.sent else DupFd(segment.file)
-        segment.sent = True
-        return Place(
-            process=os.getpid(), token=_pool.token, segment=segment.number, file=file,
-            offset=tensor.storage_offset(), shape=tuple(tensor.shape), stride=tuple(tensor.stride()),
-        )  # fmt: skip
-    return None
+        offset = tensor.data_ptr() - segment.address
+        if 0 <= offset < SEGMENT_BYTES:
+            break
+    else:
+        return None
+    segment.memory[0] = 1
+    file = None if segment.sent else DupFd(segment.file)
+    segment.sent = True
+    return Place(
+        process=os.getpid(), token=_pool.token, segment=segment.number, file=file,
+        offset=offset, shape=tuple(tensor.shape), stride=tuple(tensor.stride()),
+    )  # fmt: skip
 
 
 def received(place: Place) -> torch.Tensor:
@@ -205,7 +242,8 @@ def received(place: Place) -> torch.Tensor:
         if os.getpid() == owner:  # a worker that this process starts in the meantime has a copy of this tensor
             memory[0] = 0
 
-    return _watched(memory, let_go).as_strided(place.shape, place.stride, place.offset)
+    size = 1 + sum((length - 1) * step for length, step in zip(place.shape, place.stride, strict=True))
+    return _watched(memory, let_go, place.offset, size).as_strided(place.shape, place.stride)
 
 
 #: token of a worker -> its segments, as long as its `Process` exists
@@ -228,14 +266,10 @@ def _mapped(place: Place) -> mmap.mmap:
         return segments[place.segment]
 
 
-def _watched(memory: mmap.mmap, let_go: Any) -> torch.Tensor:
-    """Return memory after its head as a tensor, and call `let_go` when no tensor has its storage any more."""
+def _watched(memory: mmap.mmap, let_go: Callable[[], None], start: int, size: int) -> torch.Tensor:
+    """Return a part of a segment as a tensor, and call `let_go` when no tensor has its storage any more."""
     import torch
 
-    array = np.frombuffer(memory, np.uint8, offset=HEAD)
+    array = np.frombuffer(memory, np.uint8, offset=HEAD + start, count=size)
     weakref.finalize(array, let_go).atexit = False
     return torch.from_numpy(array)
-
-
-def _address(memory: mmap.mmap) -> int:
-    return np.frombuffer(memory, np.uint8, offset=HEAD).ctypes.data

@@ -11,6 +11,7 @@ import numpy as np
 
 from vlft.config.recipe import Recipe
 from vlft.data import patch_memory
+from vlft.data.patch_memory import Room
 from vlft.data.sample import EncodedMedia, Grid
 
 if TYPE_CHECKING:
@@ -29,30 +30,32 @@ def still_patches(pixels_3HW: torch.Tensor, recipe: Recipe) -> EncodedMedia:
     copied at once. That takes a fifth of the time of permuting single bytes. The model separates the colours on its
     device.
     """
-    patches_P1ppC, grid = _split(pixels_3HW[None], recipe, video=False)
-    return EncodedMedia(grid=grid, patches=patches_P1ppC[:, 0].permute(0, 3, 1, 2), is_video=False)
+    room, grid = _split(pixels_3HW.permute(1, 2, 0), 1, recipe, video=False)
+    p = recipe.patch_size
+    patches_P3pp = room.tensor((grid.patches, 3, p, p), (3 * p * p, 1, 3 * p, 3))
+    return EncodedMedia(grid=grid, patches=patches_P3pp, is_video=False)
 
 
 def video_patches(frames_F3HW: torch.Tensor, recipe: Recipe) -> EncodedMedia:
     """Split frames into patches as `still_patches` does, ordered by time first, with two frames per patch."""
-    patches_P2ppC, grid = _split(frames_F3HW, recipe, video=True)
-    return EncodedMedia(grid=grid, patches=patches_P2ppC.permute(0, 4, 1, 2, 3), is_video=True)
+    room, grid = _split(frames_F3HW.permute(0, 2, 3, 1), len(frames_F3HW), recipe, video=True)
+    p = recipe.patch_size
+    patches_P32pp = room.tensor((grid.patches, 3, 2, p, p), (6 * p * p, 1, 3 * p * p, 3 * p, 3))
+    return EncodedMedia(grid=grid, patches=patches_P32pp, is_video=True)
 
 
-def _split(frames_F3HW: torch.Tensor, recipe: Recipe, *, video: bool) -> tuple[torch.Tensor, Grid]:
-    """Split a still or frames into patches, in one copy from where they are to their place in the micro-batch.
+def _split(pixels_FHWC: torch.Tensor, frames: int, recipe: Recipe, *, video: bool) -> tuple[Room, Grid]:
+    """Copy pixels once, from where they are to their place in the micro-batch, in the order of patches.
 
     Returns:
-        uint8 [P, 1 or 2, p, p, 3], contiguous; and the grid.
+        [P, 1 or 2, p, p, 3], contiguous; and the grid.
     """
-    frames, _, height, width = frames_F3HW.shape
+    height, width = pixels_FHWC.shape[-3:-1]
     p, m, depth = recipe.patch_size, recipe.merge_size, 2 if video else 1
     grid = grid_for(frames // depth, height, width, recipe)
+    t, h, w = grid.t, grid.h // m, grid.w // m
     run = np.dtype((np.void, 3 * p))
-    pixels = frames_F3HW.permute(0, 2, 3, 1).contiguous().numpy().reshape(-1).view(run)
-    made = patch_memory.empty(frames_F3HW.nbytes, video=video)
-    blocks = (grid.h // m, grid.w // m, m, m)
-    made.numpy().view(run).reshape(grid.t, *blocks, depth, p)[:] = pixels.reshape(
-        grid.t, depth, blocks[0], m, p, blocks[1], m
-    ).transpose(0, 2, 5, 3, 6, 1, 4)
-    return made.view(grid.patches, depth, p, p, 3), grid
+    pixels = pixels_FHWC.contiguous().numpy().reshape(-1).view(run).reshape(t, depth, h, m, p, w, m)
+    room = patch_memory.room(pixels.nbytes, video=video)
+    room.array.view(run).reshape(t, h, w, m, m, depth, p)[:] = pixels.transpose(0, 2, 5, 3, 6, 1, 4)
+    return room, grid
