@@ -178,12 +178,18 @@ def test_bench_data(base, tmp_path, capsys):
     assert found["tokens"] == found["baseline"]["tokens"], "both sides read the same rows"
     # ours: uint8, each frame once; stock: float32, each frame twice
     assert found["baseline"]["bytes_per_picture"] == 8 * found["bytes_per_picture"]
+    assert found["pictures_per_s"] / found["decode_only"] == pytest.approx(found["of_decode"])
+    assert 0 < found["of_decode"]
     [kept] = (tmp_path / "out").glob("data-*.json")
     assert json.loads(kept.read_text()) == found
     page = (tmp_path / "out" / "bench.md").read_text()
     assert page.startswith(report.MARKDOWN_HEAD)
     assert page.count("\n") == 3
-    assert "stock" in report.table("data", found)
+    lines = report.table("data", found).splitlines()
+    titles, pictures = (next(line for line in lines if word in line) for word in ("stock", "pictures/s"))
+    assert titles.index("vlft") < titles.index("decode and resize alone") < titles.index("stock")
+    assert f"{found['decode_only']:,.1f}" in pictures
+    assert f"vlft reaches {found['of_decode']:.2f} of the pictures/s of decoding and resizing alone" in lines
 
 
 def _module(words: list[str]) -> None:

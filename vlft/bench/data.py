@@ -1,4 +1,8 @@
-"""`vlft bench data`: how fast vlft and stock transformers turn rows into batches, alternating in one process tree."""
+"""`vlft bench data`: how fast vlft and stock transformers turn rows into batches, alternating in one process tree.
+
+A third side only decodes and resizes the same pictures and frames, with the same functions and as many processes. The
+share of its rate that vlft reaches (`of_decode`) says what tokens, patches, batches and their way to the trainer cost.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,12 @@ from vlft.bench.stock import COUNTS, StockRows, stock_collator
 from vlft.bench.work import BuiltIn, Say, workplace
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.parse import Parsed
+from vlft.config.recipe import Recipe
 from vlft.data.collate import Batch
 from vlft.data.dataset import RowDataset
+from vlft.data.media.decode import decode_pixels
 from vlft.data.order import RowOrder
+from vlft.data.sample import Sample, Video
 from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import DataError
 from vlft.setup import Base, MeasuredRows, open_base, trainable_rows
@@ -56,6 +63,30 @@ class Pass:
     pixel_bytes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Decoded:
+    """Rows whose pictures and frames are decoded and resized on access, and dropped.
+
+    Attributes:
+        samples: parsed rows.
+        recipe: pixel and frame settings.
+    """
+
+    samples: Sequence[Sample]
+    recipe: Recipe
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> int:
+        """Return the number of stills and frames of the row."""
+        count = 0
+        for medium in self.samples[index].media:
+            pixels = decode_pixels(medium, self.recipe)
+            count += len(pixels) if isinstance(medium, Video) else 1
+        return count
+
+
 class _Lists:
     """A batch sampler whose lists are set before each pass, so that worker processes stay alive."""
 
@@ -91,7 +122,9 @@ class _Side:
 
 
 def _counted(batch: Any) -> tuple[int, int, int, int]:
-    """Count pictures, samples, tokens and bytes of pixels in a batch of either side."""
+    """Count pictures, samples, tokens and bytes of pixels in a batch of any side."""
+    if isinstance(batch, list):  # of `_Decoded`
+        return sum(batch), len(batch), 0, 0
     if COUNTS in batch and "places" in batch[COUNTS]:
         counts = batch[COUNTS]
         return counts["images"] + counts["frames"], counts["samples"], counts["tokens"], counts["pixel_bytes"]
@@ -146,6 +179,8 @@ def _measure(base: Base, measured: MeasuredRows, plan: DataBench, say: Say) -> d
     everything = RowOrder(rows=len(samples), rows_per_step=plan.batch, shuffle=True).epoch(0)[: plan.rows]
     lists = [everything[i : i + plan.batch] for i in range(0, len(everything), plan.batch)]
     sides = {"ours": _Side(RowDataset(samples, base.encoder), base.collator(), plan.workers)}
+    if any(samples[index].media for index in everything):
+        sides["decode_only"] = _Side(_Decoded(samples=samples, recipe=base.recipe), list, plan.workers)
     if plan.baseline:
         stock = StockRows(samples=samples, processor=base.processor, recipe=base.recipe, family=base.family)
         sides["baseline"] = _Side(stock, stock_collator(base.processor), plan.workers)
@@ -162,6 +197,9 @@ def _measure(base: Base, measured: MeasuredRows, plan: DataBench, say: Say) -> d
     found = {name: _rates(some, plan.workers) for name, some in passes.items()}
     document = {**found["ours"], "baseline": found.get("baseline")}
     document["ratio"] = _ratio(found["ours"], found["baseline"]) if plan.baseline else None
+    alone = found.get("decode_only")
+    document["decode_only"] = alone and alone["pictures_per_s"]
+    document["of_decode"] = alone and alone["seconds"] / document["seconds"]
     document |= {"rounds": plan.rounds, "rows": len(everything), "rows_per_batch": plan.batch}
     document |= {"torch": torch.__version__, "cores": os.cpu_count()}
     return document

@@ -41,7 +41,8 @@ def table(what: str, document: dict[str, Any]) -> str:
     """Format the figures side by side: ours, then each baseline."""
     rows: Rows = DATA_ROWS if what == "data" else TRAIN_ROWS
     if what == "data":
-        columns = {"vlft": document, "stock": document["baseline"]}
+        alone = None if document["decode_only"] is None else {"pictures_per_s": document["decode_only"]}
+        columns = {"vlft": document, "decode and resize alone": alone, "stock": document["baseline"]}
         about = f"{document['rows']:,} rows, {document['workers']} workers"
     else:
         columns = {"vlft": document} | {f"stock, {order}": one for order, one in document["baselines"].items()}
@@ -58,6 +59,8 @@ def table(what: str, document: dict[str, Any]) -> str:
         elif settings := column.get("settings"):
             recompute = ", gradient checkpointing" if settings["checkpointing"] else ""
             lines.append(f"{name}: {settings['batch']} rows per micro-batch{recompute}, {settings['attention']}")
+    if share := document.get("of_decode"):
+        lines.append(f"vlft reaches {share:.2f} of the pictures/s of decoding and resizing alone")
     if ratio := document["ratio"]:
         beside = " of the faster stock run" if len(document.get("baselines", ())) > 1 else ""
         lines.append(f"vlft has {ratio['tokens_per_s']:.2f} times the tokens/s{beside}")

@@ -14,6 +14,7 @@ import torch
 
 from vlft.data.encode import KIND_IMAGE, KIND_VIDEO, UNTRAINED
 from vlft.data.ipc import sent
+from vlft.data.patch_memory import joined
 from vlft.data.positions import patch_positions
 from vlft.data.sample import EncodedSample, Grid
 from vlft.data.vision_meta import vision_meta
@@ -123,10 +124,8 @@ class Collator:
 
 
 def _joined(patches: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    """Concatenate patches, in the memory layout that they have. A single still or video is not copied."""
-    if not patches:
-        return torch.zeros(0, *shape, dtype=torch.uint8)
-    return patches[0] if len(patches) == 1 else torch.cat(list(patches))
+    """Concatenate patches, in the memory layout that they have. What was written as one pack is not copied."""
+    return joined(patches) if patches else torch.zeros(0, *shape, dtype=torch.uint8)
 
 
 def _cumulative(lengths: Sequence[int]) -> torch.Tensor:

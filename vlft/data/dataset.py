@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vlft.config.recipe import Recipe
+from vlft.data import patch_memory
 from vlft.data.encode import UNTRAINED
 from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
@@ -79,6 +80,11 @@ class RowDataset(_Dataset):
         if self.costs is not None and (now := cost_of(row)) != self.costs[index]:
             return _of_part(sample, _changed(sample, self.costs[index], now))
         return row
+
+    def __getitems__(self, indices: Sequence[int]) -> list[EncodedSample | BadRow]:
+        """Return the rows of a micro-batch, with all their patches in one piece of memory. torch's loader calls it."""
+        with patch_memory.pack():
+            return [self[index] for index in indices]
 
     def _encoded(self, index: int, sample: Sample) -> EncodedSample | BadRow:
         """Encode the row, or say why that fails. A row that failed in an earlier epoch is tried again only once."""

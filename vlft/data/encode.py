@@ -24,6 +24,7 @@ from vlft.data.render import NotFlat, Rendered, refused, render, thinking_of
 from vlft.data.rows.parts import trained_answers, up_to
 from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, EncodedTokens, Grid, Image, Sample
 from vlft.data.spans import NoSpans, trained_tokens
+from vlft.data.tokenise import token_ids
 from vlft.data.video_text import with_times
 from vlft.errors import ConfigError
 from vlft.families import Family
@@ -44,7 +45,7 @@ class _Piece:
     """
 
     text: str
-    trained: list[bool]
+    trained: np.ndarray
     ids: list[int]
     media: int
 
@@ -201,7 +202,7 @@ class Encoder:
         return Cost(
             tokens=sum(len(piece.ids) - piece.media for piece in pieces)
             + sum(grid.tokens(self.recipe.merge_size) for grid in grids),
-            supervised=sum(sum(piece.trained) for piece in pieces),
+            supervised=sum(int(np.count_nonzero(piece.trained)) for piece in pieces),
             patches=sum(grid.patches for grid in grids),
             changed=sample.changed,
             answer=sample.answer,
@@ -256,7 +257,7 @@ class Encoder:
         runs = [run for grid in grids for run in grid.runs]
         tokens = [run.tokens(self.recipe.merge_size) for run in runs]
         ids = np.array([token for piece in pieces for token in piece.ids])
-        trained = np.array([flag for piece in pieces for flag in piece.trained])
+        trained = np.concatenate([piece.trained for piece in pieces])
         kinds = np.zeros(len(ids), dtype=np.uint8)
         for pad, kind in self._pads.items():
             kinds[ids == pad] = kind
@@ -288,7 +289,7 @@ class Encoder:
         """
         rendered = render(sample, self.processor, self.family, self.recipe, unanswered=unanswered)
         rendered = with_times(rendered, grids, self.family)
-        piece_ids = self.processor.tokenizer([one.text for one in rendered], add_special_tokens=False).input_ids
+        piece_ids = token_ids(self.processor.tokenizer, [one.text for one in rendered])
         wanted = [
             KIND_IMAGE if isinstance(part, Image) else KIND_VIDEO
             for part, grid in zip(sample.media, grids, strict=True)
@@ -307,19 +308,19 @@ class Encoder:
             for one, ids, some in zip(rendered, piece_ids, found, strict=True)
         ]
         masked = any(one.turn is not None and one.turn.trained != "all" for one in rendered)
-        if masked and not unanswered and not any(any(piece.trained) for piece in pieces):
+        if masked and not unanswered and not any(piece.trained.any() for piece in pieces):
             raise refused(
                 sample, "conversations", "no token is entirely inside a trained span: nothing to learn. Widen a span"
             )
         return pieces
 
-    def _trained(self, sample: Sample, rendered: Rendered, ids: list[int]) -> list[bool]:
-        """Return whether each token of a piece is trained."""
+    def _trained(self, sample: Sample, rendered: Rendered, ids: list[int]) -> np.ndarray:
+        """Return whether each token of a piece is trained: bool [tokens]."""
         turn = rendered.turn
         if turn is None or turn.trained != "some":
-            return [turn is not None and turn.trained == "all"] * len(ids)
+            return np.full(len(ids), turn is not None and turn.trained == "all")
         try:
-            return trained_tokens(turn, rendered.text, self.processor.tokenizer)
+            return np.array(trained_tokens(turn, rendered.text, self.processor.tokenizer), dtype=bool)
         except NoSpans as error:
             raise ConfigError(
                 f"{turn.field} of {sample.file}[{sample.index}]: {error}, or mask whole turns."

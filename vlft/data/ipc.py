@@ -3,48 +3,91 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-SMALL = 1 << 20  # bytes
+from vlft.data.patch_memory import Place, place_of, received, room_to_send
+
+SMALL = 1 << 20  # bytes of a tensor that is copied into the message, or beside it
+INLINE = 1 << 16  # bytes of all such tensors that are part of the message itself
 PACKED = 8 << 20  # bytes of a tensor below which it is sent to a GPU together with others; copying it takes about 1 ms
-ALIGNED = 16  # bytes; kernels and views in another dtype need aligned addresses
+ALIGNMENT = 64  # bytes; kernels and views in another dtype need aligned addresses
 
 
 class Parcel:
-    """A mapping that arrives as a plain dict, with its small tensors inside the message.
+    """A mapping that arrives as a plain dict, with its tensors in few pieces of memory.
 
     torch puts each tensor into its own shared memory and sends its file descriptor over its own connection. That takes
-    about as long for a list of five lengths as for half a picture. Large tensors are still sent that way.
+    about as long for a list of five lengths as for half a picture. Here patches are in memory that the trainer already
+    has (`vlft.data.patch_memory`), and all small tensors are copied into one more piece of it. Large tensors in other
+    memory are sent as torch does.
+
+    Args:
+        batch: a mapping, also of mappings. Values other than tensors are pickled.
     """
 
     def __init__(self, batch: Mapping[str, Any]) -> None:
-        self.batch = batch
+        self._small: list[torch.Tensor] = []
+        self._end = 0
+        self._content = self._marked(batch)
+        room = room_to_send(self._end) if self._end > INLINE else None
+        self._copies = torch.empty(self._end, dtype=torch.uint8) if room is None else room.tensor((self._end,), (1,))
+        copies = self._copies.numpy()
+        start = 0
+        for tensor in self._small:
+            array = tensor.numpy()
+            copies[start : start + array.nbytes].view(array.dtype).reshape(array.shape)[...] = array
+            start += _aligned(array.nbytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _opened, (_packed(self.batch),)
+        copies = place_of(self._copies) or self._copies.numpy()
+        return _opened, (_placed(self._content), copies)
+
+    def _marked(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self._marked(inner) for key, inner in value.items()}
+        if not isinstance(value, torch.Tensor) or value.nbytes >= SMALL:
+            return value
+        self._small.append(value)
+        start, self._end = self._end, self._end + _aligned(value.nbytes)
+        return _Copy(start, value.dtype, tuple(value.shape))
 
 
-class _Small:
-    """A tensor inside the message."""
+class _Copy(NamedTuple):
+    """A small tensor, among the copies of a parcel."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.array = tensor.numpy()
-
-
-def _packed(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _packed(inner) for key, inner in value.items()}
-    return _Small(value) if isinstance(value, torch.Tensor) and value.nbytes < SMALL else value
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
-def _opened(value: Any) -> Any:
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _placed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _opened(inner) for key, inner in value.items()}
-    return torch.from_numpy(value.array) if isinstance(value, _Small) else value
+        return {key: _placed(inner) for key, inner in value.items()}
+    return (place_of(value) or value) if isinstance(value, torch.Tensor) else value
+
+
+def _opened(content: Any, copies: Place | np.ndarray) -> Any:
+    whole = torch.from_numpy(copies) if isinstance(copies, np.ndarray) else received(copies)
+
+    def opened(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: opened(inner) for key, inner in value.items()}
+        if isinstance(value, _Copy):
+            size = math.prod(value.shape) * value.dtype.itemsize
+            return whole[value.start : value.start + size].view(value.dtype).view(value.shape)
+        return received(value) if isinstance(value, Place) else value
+
+    return opened(content)
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -85,7 +128,7 @@ def _sent_to_gpu(tensors: Sequence[torch.Tensor], device: torch.device) -> list[
 
 
 def _sent_in_one(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    ends = list(itertools.accumulate((-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors), initial=0))
+    ends = list(itertools.accumulate((_aligned(tensor.nbytes) for tensor in tensors), initial=0))
     if not ends[-1]:
         return [tensor.to(device) for tensor in tensors]
 

@@ -45,7 +45,7 @@ def decode(media: Media, recipe: Recipe) -> EncodedMedia:
 
     Returns:
         `patches` uint8 [P, 3, p, p] for a still, in channels-last memory; the model repeats its single frame.
-        [P, 3, 2, p, p] for a video.
+        [P, 3, 2, p, p] for a video, in channels-last memory too.
 
     Raises:
         MediaError: the file is missing, damaged, truncated, or of a kind that is refused.
@@ -54,14 +54,24 @@ def decode(media: Media, recipe: Recipe) -> EncodedMedia:
     try:
         if isinstance(media, Image):
             return still_patches(_decode_still(media, own), own)
-        if media.path is None:
-            seen = read_headers(media)
-            frames_F3HW = _decode_frames(media, seen, own)
-        else:
-            clip = open_clip(media.path)
-            seen = Headers(clip=clip)
-            frames_F3HW = _decode_clip(media, clip, own)
+        frames_F3HW, seen = _decode_video(media, own)
         return replace(video_patches(frames_F3HW, own), grid=grid_of(media, seen, recipe))
+    except Unreadable as error:
+        raise refused(media, error) from error
+
+
+def decode_pixels(media: Media, recipe: Recipe) -> torch.Tensor:
+    """Decode and resize a medium as `decode` does, without splitting it into patches.
+
+    Returns:
+        uint8 [3, H, W] for a still, [F, 3, H, W] for a video, in any memory layout.
+
+    Raises:
+        MediaError: the errors of `decode`.
+    """
+    own = recipe_for(media, recipe)
+    try:
+        return _decode_still(media, own) if isinstance(media, Image) else _decode_video(media, own)[0]
     except Unreadable as error:
         raise refused(media, error) from error
 
@@ -102,6 +112,15 @@ def _decode_still(image: Image, recipe: Recipe) -> torch.Tensor:
     _, height, width = pixels_3HW.shape
     size = still_size_of(height, width, recipe)
     return resize(pixels_3HW, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def _decode_video(video: Video, recipe: Recipe) -> tuple[torch.Tensor, Headers]:
+    """Decode and resize a video: uint8 [F, 3, H, W], and what its files say of themselves."""
+    if video.path is None:
+        seen = read_headers(video)
+        return _decode_frames(video, seen, recipe), seen
+    clip = open_clip(video.path)
+    return _decode_clip(video, clip, recipe), Headers(clip=clip)
 
 
 def _decode_frames(video: Video, seen: Headers, recipe: Recipe) -> torch.Tensor:
@@ -164,7 +183,8 @@ def _resized_clip(stacks: Iterable[np.ndarray], frames: int, size: tuple[int, in
     else:
         from torchvision.transforms.functional import resize  # of qwen-vl-utils; it resizes in float
 
-    made_F3HW = torch.empty((frames + frames % 2, 3, *size), dtype=torch.uint8)
+    # The colours of a pixel are adjacent, as in the frames: then `video_patches` copies whole runs of pixels.
+    made_F3HW = torch.empty((frames + frames % 2, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     done = 0
     for some in stacks:
         some_K3HW = torch.from_numpy(some).permute(0, 3, 1, 2)

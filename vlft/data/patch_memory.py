@@ -1,0 +1,275 @@
+"""Memory for the patches of micro-batches, used again from batch to batch.
+
+The kernel clears each page of fresh memory before its first use. For the patches of a pack that takes longer than
+writing them, and a batch out of a loader's worker pays it three times: for its pictures, for the pack, and for the
+shared memory that torch sends it in. Here each picture is written into its place in the pack at once (`patches`), and
+the pack into memory that both processes keep.
+
+    dataset     with pack():              the pictures of one micro-batch are written one after the other
+    patches     room(...)                 memory of the next picture
+    collate     joined(...)               neighbours become one tensor; nothing is copied
+    ipc         place_of, received        worker to trainer: which segment, and where in it
+
+**Memory is never written while somebody can read it.** A segment is used again only if no tensor in this process has
+its storage (`weakref.finalize` on the array that the storage keeps) and the first byte of the segment is 0. The worker
+sets that byte when it sends the segment, and the trainer clears it when no tensor of its own has the storage. So views,
+pinned copies in progress, several batches in flight and batches that a trainer keeps are all safe: where no segment is
+free, another one is made, and after `MOST_SEGMENTS` a batch has ordinary memory.
+
+Outside `pack()` everything has ordinary memory. torch is imported where used.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from multiprocessing.reduction import DupFd
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+HEAD = mmap.PAGESIZE  # bytes before the patches. The first one is 1 while the trainer can read the segment
+SEGMENT_BYTES = 256 << 20  # of address space; only pages that were written take memory. Larger packs are copied
+MOST_SEGMENTS = 32  # of a process; each is an open file in the worker and in the trainer
+
+
+class _Segment:
+    """A piece of memory for the stills or the videos of one micro-batch at a time."""
+
+    def __init__(self, number: int, *, shared: bool) -> None:
+        self.number = number
+        self.sent = False  # whether the trainer has its file
+        self.file: int | None = None
+        self._held = False  # by tensors of this process
+        if shared:
+            self.file = os.memfd_create("vlft-patches")
+            os.ftruncate(self.file, HEAD + SEGMENT_BYTES)
+            self.memory = mmap.mmap(self.file, HEAD + SEGMENT_BYTES)
+        else:
+            self.memory = mmap.mmap(-1, HEAD + SEGMENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.address = np.frombuffer(self.memory, np.uint8, offset=HEAD).ctypes.data
+
+    @property
+    def free(self) -> bool:
+        return not self._held and self.memory[0] == 0
+
+    def hold(self) -> torch.Tensor:
+        """Return the whole segment as uint8 [SEGMENT_BYTES]. It is not free as long as a tensor has this storage."""
+        self._held = True
+        return _watched(self.memory, self._let_go, 0, SEGMENT_BYTES)
+
+    def _let_go(self) -> None:
+        self._held = False
+
+
+class _Pool:
+    """The segments of this process."""
+
+    def __init__(self, *, shared: bool) -> None:
+        self.shared = shared
+        self.token = os.urandom(8)  # names this process: its number may be used again
+        self.segments: list[_Segment] = []
+
+    def segment(self) -> _Segment | None:
+        """Return a free segment; None if there are too many, or the system gives no memory."""
+        for segment in self.segments:
+            if segment.free:
+                return segment
+        if len(self.segments) == MOST_SEGMENTS:
+            return None
+        try:
+            self.segments.append(_Segment(len(self.segments), shared=self.shared))
+        except OSError:
+            return None
+        return self.segments[-1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """Some bytes of a larger piece of memory.
+
+    Attributes:
+        whole: uint8 [...], all of that memory.
+        start: first byte of the room in it.
+        array: uint8 [size], the room itself, to write into.
+    """
+
+    whole: torch.Tensor
+    start: int
+    array: np.ndarray
+
+    def tensor(self, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
+        """Return the room as a tensor, uint8."""
+        return self.whole.as_strided(shape, stride, self.start)
+
+
+class _Run:
+    """Patches of one kind that are written one after the other."""
+
+    def __init__(self) -> None:
+        segment = _pool.segment()
+        self._whole = None if segment is None else segment.hold()
+        self._array = None if self._whole is None else self._whole.numpy()
+        self._used = 0
+
+    def next(self, size: int) -> Room | None:
+        """Return the next bytes; None if the segment has too few left."""
+        if self._whole is None or self._array is None or self._used + size > SEGMENT_BYTES:
+            return None
+        start, self._used = self._used, self._used + size
+        return Room(whole=self._whole, start=start, array=self._array[start : self._used])
+
+
+_pool = _Pool(shared=False)
+_runs: ContextVar[dict[bool, _Run] | None] = ContextVar("runs", default=None)
+
+
+def share() -> None:
+    """Use memory from here on that can be sent to the process which started this one. Called by a loader's worker."""
+    global _pool
+    _pool = _Pool(shared=hasattr(os, "memfd_create"))
+
+
+@contextmanager
+def pack() -> Iterator[None]:
+    """Write all patches of this block into as few segments as possible: one for stills, one for videos."""
+    before = _runs.set({})
+    try:
+        yield
+    finally:
+        _runs.reset(before)
+
+
+def room(size: int, *, video: bool) -> Room:
+    """Return memory for the patches of a still or a video, with any content."""
+    import torch
+
+    runs = _runs.get()
+    found = None
+    if runs is not None:
+        run = runs.get(video) or runs.setdefault(video, _Run())
+        found = run.next(size)
+    if found is None:
+        whole = torch.empty(size, dtype=torch.uint8)
+        found = Room(whole=whole, start=0, array=whole.numpy())
+    return found
+
+
+def room_to_send(size: int) -> Room | None:
+    """Return memory that `place_of` knows, in a worker; None if there is none."""
+    return _Run().next(size) if _pool.shared else None
+
+
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Concatenate patches of one layout, at least one, along their first axis. Neighbours in memory are not copied."""
+    import torch
+
+    first = parts[0]
+    if len(parts) == 1 and not first.storage_offset():
+        return first
+    storage, end = first.untyped_storage().data_ptr(), first.storage_offset()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == storage and part.stride() == first.stride()
+        if not (same and part.storage_offset() == end):
+            return torch.cat(list(parts))
+        end += len(part) * part.stride(0)
+    # Through an array, so that the storage has these bytes alone: `copy.deepcopy` copies whole storages.
+    flat = torch.from_numpy(first.as_strided((end - first.storage_offset(),), (1,)).numpy())
+    return flat.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in which segment a tensor is: all that a message says of it.
+
+    Attributes:
+        process: number of the worker.
+        token: of its pool.
+        segment: number of the segment in it.
+        file: handle of the segment's file, when it is sent for the first time.
+        offset: of the tensor in the segment, in bytes.
+        shape: of the tensor, uint8.
+        stride: of the tensor.
+    """
+
+    process: int
+    token: bytes
+    segment: int
+    file: Any
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def place_of(tensor: torch.Tensor) -> Place | None:
+    """Return where a tensor is, for a message that is sent now; None if it is not in a segment that can be sent.
+
+    The segment is not free from here on, until the receiver lets it go.
+    """
+    if not _pool.shared:
+        return None
+    for segment in _pool.segments:
+        offset = tensor.data_ptr() - segment.address
+        if 0 <= offset < SEGMENT_BYTES:
+            break
+    else:
+        return None
+    segment.memory[0] = 1
+    file = None if segment.sent else DupFd(segment.file)
+    segment.sent = True
+    return Place(
+        process=os.getpid(), token=_pool.token, segment=segment.number, file=file,
+        offset=offset, shape=tuple(tensor.shape), stride=tuple(tensor.stride()),
+    )  # fmt: skip
+
+
+def received(place: Place) -> torch.Tensor:
+    """Return the tensor of a message. Its worker may use the segment again when no tensor has this storage any more."""
+    memory = _mapped(place)
+    owner = os.getpid()
+
+    def let_go() -> None:
+        if os.getpid() == owner:  # a worker that this process starts in the meantime has a copy of this tensor
+            memory[0] = 0
+
+    size = 1 + sum((length - 1) * step for length, step in zip(place.shape, place.stride, strict=True))
+    return _watched(memory, let_go, place.offset, size).as_strided(place.shape, place.stride)
+
+
+#: token of a worker -> its segments, as long as its `Process` exists
+_mapped_of: dict[bytes, dict[int, mmap.mmap]] = {}
+_mapping = threading.Lock()  # loaders that pin memory receive in a thread each
+
+
+def _mapped(place: Place) -> mmap.mmap:
+    with _mapping:
+        if place.token not in _mapped_of:
+            _mapped_of[place.token] = {}
+            for process in multiprocessing.active_children():
+                if process.pid == place.process:
+                    weakref.finalize(process, _mapped_of.pop, place.token, None).atexit = False
+        segments = _mapped_of[place.token]
+        if place.file is not None:
+            file = place.file.detach()
+            segments[place.segment] = mmap.mmap(file, HEAD + SEGMENT_BYTES)
+            os.close(file)
+        return segments[place.segment]
+
+
+def _watched(memory: mmap.mmap, let_go: Callable[[], None], start: int, size: int) -> torch.Tensor:
+    """Return a part of a segment as a tensor, and call `let_go` when no tensor has its storage any more."""
+    import torch
+
+    array = np.frombuffer(memory, np.uint8, offset=HEAD + start, count=size)
+    weakref.finalize(array, let_go).atexit = False
+    return torch.from_numpy(array)
