@@ -24,6 +24,7 @@ from vlft.config.training import TrainFlags
 from vlft.data.collate import Batch
 from vlft.data.costs.cache import cost_folder
 from vlft.data.dataset import RowDataset
+from vlft.data.features.store import cache_root, check_root
 from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
 from vlft.model import flops, groups, kernels
@@ -38,6 +39,7 @@ from vlft.train import faults, zero
 from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
 from vlft.train.claim import refuse_other
+from vlft.train.features import FeatureCache, run_id
 from vlft.train.folder import RunFolder, settings_there
 from vlft.train.metrics import Meter, MetricsFile
 from vlft.train.model_setup import prepare_model
@@ -118,6 +120,8 @@ def train(
     if (remark := remark_on_numbers(args)) is not None:
         say(f"note: {remark}")
     kernels.check(args.liger, args.device)
+    if args.cache_vision_features:
+        on_rank_zero(lambda: check_root(cache_root(args.vision_cache, os.environ)))
     on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
     screen.stage("opening the base")
     base = open_base(data, model, given=parsed.given)
@@ -210,6 +214,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         if on_rank_zero(lambda: zero.must_convert(checkpoint, world=args.world_size, run=folder.path)):
             zero.read_converted(args)
         folder.adopt(on_rank_zero(lambda: read_record(checkpoint)))
+    cached = run_id(folder) if args.cache_vision_features else None
     if args.process_index == 0:
         lora = base.towers.has_lora
         folder.begin_run({k: v for k, v in run.effective.items() if lora or not k.startswith("lora_")})
@@ -233,9 +238,14 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     )
     say(groups.table(table))
     say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
+    features = None
+    if cached is not None:
+        screen.stage("reading the cache of features")
+        features = FeatureCache(model, base, args, chosen, run=cached, steps=order.steps)
+        say(on_rank_zero(features.as_line))
     zero.share_out(model, args)
     with Reporter(run.report, folder.path) as pages, _watchdog(run) as watchdog:
-        trainer = _trainer(run, model, table, watchdog, checkpoint)
+        trainer = _trainer(run, model, table, watchdog, checkpoint, features)
         pages.watch(trainer)
         say(described(order, one="sample" if run.rows.split else "row"))
         for remark in remarks_on_steps(args, args.total_steps(order.steps)):
@@ -248,6 +258,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
                 trainer._load_best_model()
         finally:
             trainer.progress.close()
+        if features is not None:
+            say(features.close())
         screen.stage("saving the trained weights")
         watchdog.at("saving the trained weights", patience=args.saving_patience)
         with run.notice.planning("training is done, and the trained weights are being saved"):
@@ -265,13 +277,22 @@ def _watchdog(run: _Run) -> Watchdog:
 
 
 def _trainer(
-    run: _Run, model: torch.nn.Module, table: list[groups.Group], watchdog: Watchdog, checkpoint: Path | None
+    run: _Run,
+    model: torch.nn.Module,
+    table: list[groups.Group],
+    watchdog: Watchdog,
+    checkpoint: Path | None,
+    features: FeatureCache | None,
 ) -> VlftTrainer:
     base, data, args, folder, evaluated = run.base, run.data, run.args, run.folder, run.evaluated
     objective = run.objective
 
+    if features is not None:
+        features.collating(objective)
+
     def dataset(rows: MeasuredRows) -> RowDataset:
-        return RowDataset(rows.rows.samples, objective, rows.costs)
+        encoder = objective if features is None else features.reading(objective, evaluation=rows is evaluated)
+        return RowDataset(rows.rows.samples, encoder, rows.costs)
 
     step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
     due = folder.evaluation_due
@@ -291,6 +312,7 @@ def _trainer(
         metrics=MetricsFile(folder.path, resume_step=step, evaluation_due=due) if args.process_index == 0 else None,
         progress=Progress(say=run.say, bar=not args.disable_tqdm, steps_per_epoch=run.order.steps),
         on_bad_row=data.on_bad_row,
+        features=features,
     )
     if evaluated is not None:
         trainer.answers = Answers.of_run(
