@@ -43,7 +43,9 @@ class Batch(TypedDict):
     rows: tuple[tuple[str, int], ...]  # (file, index) of each sample
     skipped: tuple[BadRow, ...]  # rows of this micro-batch that could not be decoded
     # With --cache_vision_features. `vision_*` above then describe only the media whose features are not stored.
-    cached: NotRequired[dict[str, Any]]  # "features" [layers, N, H], "rows" int64 [N] as vision_rows, "media" their number
+    cached: NotRequired[
+        dict[str, Any]
+    ]  # "features" [layers, N, H], "rows" int64 [N] as vision_rows, "media" their number
     feature_keys: NotRequired[tuple[tuple[bytes | None, int], ...]]  # key and number of features of each in vision_grid
 
 

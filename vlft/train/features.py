@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 
 from vlft.config.training import TrainFlags
 from vlft.data.features.reader import CachedMedia
-from vlft.data.features.store import GB, Writer, cache_root
+from vlft.data.features.writer import GB, Writer, cache_root, check_root
 from vlft.model import adapt
 from vlft.model.prints import tower_print
 from vlft.model.scale import PixelScale
@@ -92,7 +92,7 @@ class FeatureCache(TrainerCallback):
         self._all_ranks_see = shares_weights(args)
         self._name = f"{base.family.model_type}-{self.tower[:16]}"
         self._writer = Writer(self.root, self._name, run=self._run, limit=self.limit, note=_note)
-        self._queue: queue.Queue[_Computed] = queue.Queue(WAITING)
+        self._queue: queue.Queue[_Computed | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         self._current: tuple[tuple[tuple[bytes | None, int], ...], int] | None = None
         self._training: CachedMedia | None = None
@@ -165,7 +165,7 @@ class FeatureCache(TrainerCallback):
         if stack_LNH.device.type != "cpu":
             host = torch.empty(stack_LNH.shape, dtype=stack_LNH.dtype, pin_memory=True)
             stack_LNH = host.copy_(stack_LNH, non_blocking=True)
-            copied = torch.Event(features.embeds_NH.device)
+            copied = torch.cuda.Event(blocking=True)
             copied.record()
             ready = copied.synchronize
         if self._thread is None:
@@ -174,15 +174,18 @@ class FeatureCache(TrainerCallback):
         self._queue.put(_Computed(stack_LNH=stack_LNH, ready=ready, keys=keys, stamp=stamp))
 
     def _write(self) -> None:
-        while True:
-            one = self._queue.get()
+        while (one := self._queue.get()) is not None:
             try:
                 one.ready()
                 parts = one.stack_LNH.split([count for _, count in one.keys], dim=1)
                 named = [(key, part) for (key, _), part in zip(one.keys, parts, strict=True) if key is not None]
                 self.stored += self._writer.add(named, stamp=one.stamp)
+            except Exception as error:  # noqa: BLE001 - a thread that ends would leave the trainer waiting for it
+                self._writer.adds = False
+                _note(f"--vision_cache {self.root}: nothing more is added, because of {error!r}")
             finally:
                 self._queue.task_done()
+        self._queue.task_done()
 
     def drain(self) -> None:
         """Wait until everything that was computed so far is written."""
@@ -192,19 +195,35 @@ class FeatureCache(TrainerCallback):
         if control.should_save:
             self.drain()
 
-    def close(self) -> str:
-        """Write what is left, and say how the cache was used. Every rank must call it."""
-        self.drain()
+    def close(self) -> None:
+        """Write what is left, and let other runs use the files."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
         self._writer.close()
-        used, computed, stored = (sum(some) for some in zip(*gather((self.used, self.computed, self.stored)), strict=True))
+
+    def as_result(self) -> str:
+        """How the cache was used on all ranks, in one line. Every rank must call it."""
+        counts = gather((self.used, self.computed, self.stored))
+        used, computed, stored = (sum(some) for some in zip(*counts, strict=True))
         return (
-            f"vision cache: features of {used:,} pictures and videos were taken from it, {computed:,} were computed, and "
-            f"{stored:,} of them stored"
+            f"vision cache: features of {used:,} pictures and videos were taken from it, {computed:,} were computed, "
+            f"and {stored:,} of them stored"
         )
 
 
+def check_folder(args: TrainFlags) -> None:
+    """Make the folder of the cache.
+
+    Raises:
+        ConfigError: it is a file, cannot be written, or there is none.
+    """
+    check_root(cache_root(args.vision_cache, os.environ))
+
+
 def run_id(folder: RunFolder) -> str:
-    """Return the id of the run in the cache, on every rank, and enter it into its record. A resumed run keeps its id."""
+    """Return the id of the run in the cache on every rank, and enter it into the record. A resumed run keeps its id."""
     run = on_rank_zero(lambda: folder.record.training.get(FEATURE_RUN) or secrets.token_hex(8))
     folder.keep_id(run)
     return run

@@ -18,16 +18,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from vlft import screen
 from vlft.checkpoint import read_json, read_record, remark_on_carried
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.config.machine import check_device, remark_on_numbers, remarks_on_steps
+from vlft.config.machine import check_device, remark_on_numbers, remarks_on_cache, remarks_on_steps
 from vlft.config.parse import Parsed
 from vlft.config.training import TrainFlags
-from vlft.data.collate import Batch
 from vlft.data.costs.cache import cost_folder
 from vlft.data.dataset import RowDataset
-from vlft.data.features.store import cache_root, check_root
 from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
-from vlft.model import flops, groups, kernels
+from vlft.model import groups, kernels
 from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
@@ -39,9 +37,9 @@ from vlft.train import faults, zero
 from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
 from vlft.train.claim import refuse_other
-from vlft.train.features import FeatureCache, run_id
+from vlft.train.features import FeatureCache, check_folder, run_id
 from vlft.train.folder import RunFolder, settings_there
-from vlft.train.metrics import Meter, MetricsFile
+from vlft.train.metrics import MetricsFile, meter_of
 from vlft.train.model_setup import prepare_model
 from vlft.train.progress import Progress
 from vlft.train.ranks import barrier, on_rank_zero, peer_lost
@@ -121,7 +119,7 @@ def train(
         say(f"note: {remark}")
     kernels.check(args.liger, args.device)
     if args.cache_vision_features:
-        on_rank_zero(lambda: check_root(cache_root(args.vision_cache, os.environ)))
+        on_rank_zero(lambda: check_folder(args))
     on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
     screen.stage("opening the base")
     base = open_base(data, model, given=parsed.given)
@@ -248,7 +246,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         trainer = _trainer(run, model, table, watchdog, checkpoint, features)
         pages.watch(trainer)
         say(described(order, one="sample" if run.rows.split else "row"))
-        for remark in remarks_on_steps(args, args.total_steps(order.steps)):
+        steps = args.total_steps(order.steps)
+        for remark in (*remarks_on_steps(args, steps), *remarks_on_cache(args, steps, order.steps)):
             say(f"note: {remark}")
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -258,8 +257,10 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
                 trainer._load_best_model()
         finally:
             trainer.progress.close()
+            if features is not None:
+                features.close()
         if features is not None:
-            say(features.close())
+            say(features.as_result())
         screen.stage("saving the trained weights")
         watchdog.at("saving the trained weights", patience=args.saving_patience)
         with run.notice.planning("training is done, and the trained weights are being saved"):
@@ -308,7 +309,7 @@ def _trainer(
         folder=folder,
         guard=StepGuard(args, folder, watchdog, packing=data.packing, say=run.say),
         notice=run.notice,
-        meter=_meter(base, args, objective.statistics),
+        meter=meter_of(base, args, objective.statistics),
         metrics=MetricsFile(folder.path, resume_step=step, evaluation_due=due) if args.process_index == 0 else None,
         progress=Progress(say=run.say, bar=not args.disable_tqdm, steps_per_epoch=run.order.steps),
         on_bad_row=data.on_bad_row,
@@ -321,29 +322,6 @@ def _trainer(
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     return trainer
-
-
-def _meter(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter:
-    """The meter of the run; it reports MFU if the peak of the card is known."""
-
-    sizes = base.sizes
-
-    def work(batch: Batch) -> float:
-        pictures, meta = len(batch["vision_rows"]) > 0, dict[str, Any](batch["vision_meta"])
-        return flops.total(
-            flops.required_flops(
-                sizes,
-                base.towers,
-                lengths=batch["lengths"] if batch["rows"] else (),
-                vision_lengths=batch["vision_lengths"] if pictures else (),
-                window_lengths=meta.get("window_lengths") if pictures else (),
-                supervised=batch["counts"]["supervised_tokens"],
-            )
-        )
-
-    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else None
-    peak = flops.peak_tflops(name)
-    return Meter(work, peak=None if peak is None else peak * 1e12, statistics=statistics)
 
 
 def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vlft.config.recipe import Recipe
 from vlft.data.features.keys import key_of, stamps_of
-from vlft.data.features.store import Reader
+from vlft.data.features.stored import Reader
 from vlft.data.media import decode as decoder
 from vlft.data.media.read import measure
 from vlft.data.sample import EncodedMedia, Media, Video
@@ -30,7 +30,7 @@ class CachedMedia:
     """The media of one loader.
 
     Args:
-        folder: of the tower (`vlft.data.features.store`).
+        folder: of the tower (`vlft.data.features.stored`).
         tower: print of the tower.
         run: of the run that reads.
     """
