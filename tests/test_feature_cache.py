@@ -109,9 +109,9 @@ def test_a_later_run_neither_decodes_nor_calls_the_tower(trained, cache, mixed_j
 
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(trained, base_of, mixed_json, media, tmp_path):
     """Both begin with an empty cache. The clip is in two rows: both runs must store the features of the same one."""
-    more = (*PACKED, *SAVING, "--num_train_epochs", "3", "--dataloader_num_workers", "1")
+    more = (*PACKED, *SAVING)
     whole, printed = trained(*more, *flags(tmp_path / "one"), name="whole")
-    assert "14 pictures and videos were taken from it, 7 were computed" in printed
+    assert "7 pictures and videos were taken from it, 7 were computed" in printed
     out = tmp_path / "killed"
     argv = arguments(base_of(FAMILIES["qwen2_vl"]), mixed_json, media, out, *more, *flags(tmp_path / "two"))
     for step in (2, 5):  # before the first checkpoint, and in the second epoch
@@ -160,7 +160,7 @@ def test_a_plan_says_what_the_cache_takes_and_saves(capsys, base_of, mixed_json,
         (("--cache_vision_features", "true", "--vision_cache", "{file}"), "is a file"),
         (
             ("--cache_vision_features", "true", "--vision_cache", "/proc/1/x"),
-            "--vision_cache /proc/1/x: /proc/1 is not",
+            "/proc/1/x: /proc/1 is not",
         ),
     ],
 )

@@ -227,7 +227,12 @@ def test_other_weights_numbers_and_kernels_have_another_print(base_of):
     model, scale = load_base(base_of(family), family), PixelScale(mean=(0.0,) * 3, std=(1.0,) * 3)
 
     def print_of(**other):
-        settings = {"scale": scale, "dtype": torch.float32, "choices": {"attention": "sdpa"}} | other
+        settings = {
+            "scale": scale,
+            "dtype": torch.float32,
+            "device": torch.device("cpu"),
+            "choices": {"attention": "sdpa"},
+        } | other
         return tower_print(model, settings.pop("scale"), **settings)
 
     first = print_of()

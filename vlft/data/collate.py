@@ -7,7 +7,7 @@ one per still, and one per time step of a video.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,7 +21,14 @@ from vlft.errors import BadRow
 from vlft.families import VisionSizes
 
 
-class Batch(TypedDict):
+class _Cached(TypedDict, total=False):
+    """The part of a batch that `--cache_vision_features` adds. `vision_*` then have only media that are not stored."""
+
+    cached: dict[str, Any]  # "features" [layers, N, H], "rows" int64 [N] as vision_rows, "media" their number
+    feature_keys: tuple[tuple[bytes | None, int], ...]  # key and number of features of each in vision_grid
+
+
+class Batch(_Cached):
     """One micro-batch. The forward takes the tensors; the rest is for counting and for error messages."""
 
     input_ids: torch.Tensor  # int64 [1, T]
@@ -42,11 +49,6 @@ class Batch(TypedDict):
     counts: dict[str, int]  # tokens, supervised_tokens, images, videos, samples
     rows: tuple[tuple[str, int], ...]  # (file, index) of each sample
     skipped: tuple[BadRow, ...]  # rows of this micro-batch that could not be decoded
-    # With --cache_vision_features. `vision_*` above then describe only the media whose features are not stored.
-    cached: NotRequired[
-        dict[str, Any]
-    ]  # "features" [layers, N, H], "rows" int64 [N] as vision_rows, "media" their number
-    feature_keys: NotRequired[tuple[tuple[bytes | None, int], ...]]  # key and number of features of each in vision_grid
 
 
 class Collator:
@@ -132,14 +134,12 @@ class Collator:
             },
             rows=tuple((s.file, s.index) for s in samples),
             skipped=skipped,
-            **more,
         )
+        batch.update(more)
         return sent(batch)
 
 
-def _without_cached(
-    media: Sequence[EncodedMedia], rows_N: torch.Tensor, *, cell: int
-) -> tuple[torch.Tensor, dict[str, Any]]:
+def _without_cached(media: Sequence[EncodedMedia], rows_N: torch.Tensor, *, cell: int) -> tuple[torch.Tensor, _Cached]:
     """Separate the media whose features are stored from those that the ViT sees.
 
     Args:
@@ -151,7 +151,7 @@ def _without_cached(
         vision_rows: of the media that the ViT sees.
         more: `cached` and `feature_keys` of the batch, if there are any.
     """
-    more: dict[str, Any] = {}
+    more = _Cached()
     counts = [m.grid.patches // cell for m in media]
     seen = [(m.key, count) for m, count in zip(media, counts, strict=True) if m.features is None]
     if any(key is not None for key, _ in seen):

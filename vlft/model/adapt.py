@@ -143,7 +143,7 @@ class Features:
     @property
     def stack_LNH(self) -> torch.Tensor:
         """All tensors as one, as the cache of features stores them: `embeds_NH`, then each of `layers_NH`."""
-        return torch.stack([self.embeds_NH, *self.layers_NH])
+        return torch.stack([self.embeds_NH, *self.layers_NH]) if self.layers_NH else self.embeds_NH[None]
 
     @classmethod
     def stacked(cls, stack_LNH: torch.Tensor) -> Features:

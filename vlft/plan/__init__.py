@@ -21,8 +21,8 @@ from vlft.model import groups
 from vlft.model.load import check_shapes, loaded_whole
 from vlft.model.scale import PixelScale
 from vlft.model.towers import check_experts
-from vlft.plan.features import FeatureForecast, feature_forecast
 from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, samples_line, trainable_rows, training_rows
+from vlft.setup.features import FeatureForecast, feature_forecast
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, settings_of, training_order
 from vlft.text import counted, printable

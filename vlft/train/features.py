@@ -83,9 +83,11 @@ class FeatureCache(TrainerCallback):
         self._run = int(run, 16)
         self.root = cache_root(args.vision_cache, os.environ)
         dtype = args.half or torch.float32
-        kernels = {name: how for name, how in chosen.items() if name != "gradient checkpointing"}
+        # Under DeepSpeed frozen weights are 16-bit too, and TF32 changes matrix products in float32.
+        choices = {**chosen, "deepspeed": str(args.zero is not None), "tf32": str(args.tf32)}
+        del choices["gradient checkpointing"]  # computes the same
         scale = PixelScale.of(base.processor)
-        self.tower = tower_print(model, scale, dtype=dtype, choices=kernels)
+        self.tower = tower_print(model, scale, dtype=dtype, device=args.device, choices=choices)
         self.limit = int(args.vision_cache_gb * GB)
         self.steps = steps
         self.used, self.computed, self.stored = 0, 0, 0
@@ -99,12 +101,13 @@ class FeatureCache(TrainerCallback):
         self._evaluation: CachedMedia | None = None
         adapt.watch_features(model, self._take)
 
-    def as_line(self) -> str:
-        """What the folder holds at the start of a run."""
+    def as_line(self, coming: int) -> str:
+        """What the folder holds at the start of a run, and the bytes of the run's own features."""
         held = self._writer.held()
         return (
             f"vision cache: {self.root} holds {held.bytes / GB:.3g} of at most {self.limit / GB:g} GB, with "
-            f"{held.media:,} pictures and videos of this tower ({self._name})"
+            f"{held.media:,} pictures and videos of this tower ({self._name}); those of this run take at most "
+            f"{coming / GB:.3g} GB"
         )
 
     # ---- what the loaders see

@@ -30,6 +30,7 @@ from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
 from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, trainable_rows, training_rows
+from vlft.setup.features import feature_bytes
 from vlft.setup.objective import objective_of
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, evaluation_order, largest, training_order
@@ -240,7 +241,9 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     if cached is not None:
         screen.stage("reading the cache of features")
         features = FeatureCache(model, base, args, chosen, run=cached, steps=order.steps)
-        say(on_rank_zero(features.as_line))
+        rows = [run.rows, *([run.evaluated] if run.evaluated else [])]
+        coming = feature_bytes(base, rows, half=args.half is not None)
+        say(on_rank_zero(lambda: features.as_line(coming)))
     zero.share_out(model, args)
     with Reporter(run.report, folder.path) as pages, _watchdog(run) as watchdog:
         trainer = _trainer(run, model, table, watchdog, checkpoint, features)

@@ -99,13 +99,14 @@ class Index:
         start = len(self._records)
         self._records = np.concatenate([self._records, *(records for _, records in found)])
         self._pair = np.concatenate([self._pair, *(np.full(len(some), pair, np.int32) for pair, some in found)])
-        for place in range(start, len(self._records)):
-            self._recent.setdefault(self._records[place]["key"].tobytes(), []).append(place)
-        if len(self._recent) > 1000 + len(self._order) // 10:
+        if len(self._records) - len(self._order) > 1000 + len(self._order) // 10:
             heads = self._records["key"][:, 0]
             self._order = np.argsort(heads, kind="stable")
             self._sorted = heads[self._order]
             self._recent = {}
+            return
+        for place in range(start, len(self._records)):
+            self._recent.setdefault(self._records[place]["key"].tobytes(), []).append(place)
 
     def find(self, key: bytes) -> list[tuple[str, np.void]]:
         """Return the name of the pair and the record of each entry of a key."""
@@ -142,7 +143,8 @@ class Reader:
         Returns:
             None if there are none, or they are damaged.
         """
-        own, others = [], []
+        own: list[tuple[int, int, str, np.void]] = []  # each with its stamp and checksum
+        others: list[tuple[int, int, str, np.void]] = []
         for name, record in self.index.find(key):
             mine = int(record["run"]) == self.run
             if not mine or record["stamp"] < limit:
@@ -161,7 +163,7 @@ class Reader:
 
         length, shape = int(record["length"]), [int(record[one]) for one in ("layers", "rows", "width")]
         buffer = torch.empty(length, dtype=torch.uint8)
-        view = memoryview(buffer.numpy())
+        view = buffer.numpy().data
         try:
             dtype = getattr(torch, DTYPES[record["dtype"]])
             if (handle := self._handle(name)) is None:

@@ -120,7 +120,7 @@ class Writer:
         used = sum(size for _, size, _ in _files(self.root))
         added = 0
         for key, features in entries:
-            data = memoryview(features.contiguous().view(torch.uint8).flatten().numpy())
+            data = features.contiguous().view(torch.uint8).flatten().numpy().data
             crc = zlib.crc32(data, zlib.crc32(key))
             if self._known(key, crc, stamp):
                 continue

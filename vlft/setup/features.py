@@ -1,7 +1,7 @@
-"""What `--cache_vision_features` would take on disk, and what it would save from the second epoch on.
+"""What `--cache_vision_features` takes on disk, and what it saves from the second epoch on.
 
-The size is computed from the measured rows. The saving is a share of required operations (`vlft.model.flops`), from the
-headers of some rows.
+The size follows from the measured rows. The saving is a share of the required operations (`vlft.model.flops`) of some
+rows, whose headers are read again. `vlft.train.features` is the cache of a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from vlft.config.flags import PlanFlags
 from vlft.data.media.read import MediaError, measure
 from vlft.errors import DataError
 from vlft.model.flops import required_flops, total
-from vlft.setup import Base, MeasuredRows
+from vlft.setup.base import Base
+from vlft.setup.rows import MeasuredRows
 
 GB = 10**9
 SAMPLED = 100  # rows whose headers are read again
@@ -70,14 +71,19 @@ def feature_forecast(
     """
     if not args.cache_vision_features:
         return None
-    vision = base.sizes.vision
-    merged = sum(_patches(some) for some in rows) // vision.cell
     return FeatureForecast(
-        bytes=merged * vision.out * vision.mergers * (2 if half else 4),
+        bytes=feature_bytes(base, rows, half=half),
         limit=int(args.vision_cache_gb * GB),
         half=half,
         saved=_saved(base, rows[0]),
     )
+
+
+def feature_bytes(base: Base, rows: Sequence[MeasuredRows], *, half: bool) -> int:
+    """Return the bytes of the features of all rows, if no picture is in two rows. The arguments are those above."""
+    vision = base.sizes.vision
+    merged = sum(_patches(some) for some in rows) // vision.cell
+    return merged * vision.out * vision.mergers * (2 if half else 4)
 
 
 def _patches(measured: MeasuredRows) -> int:
