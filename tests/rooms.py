@@ -28,6 +28,7 @@ FLOORS: dict[str, float] = {
     "data.ipc": 2.0,
     "data.media": 2.1,
     "data.rows": 2.2,
+    "data.features": 2.2,
     "data.files": 2.3,
     "data": 2.4,  # the way of a sample: encode, positions, collate, dataset
     "data.costs": 2.5,

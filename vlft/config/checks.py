@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from vlft.config.columns import read_columns
 from vlft.config.schedules import scheduler_problems
-from vlft.config.values import Values
+from vlft.config.values import DEFAULTS, Values
 from vlft.errors import ConfigError
 
 REPORT_ROWS = 4  # the flag's default; config.yaml of a run without evaluation also holds it
@@ -32,7 +32,7 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
     if verb == "check-data":
         checks.append(_fixes)
     if verb in ("train", "plan"):
-        checks += [_needed, _rates, _batches, _steps, _evaluation, _best, _loader, scheduler_problems]
+        checks += [_needed, _rates, _batches, _steps, _evaluation, _best, _loader, _features, scheduler_problems]
     if verb == "plan":
         checks.append(_out)
     for check in checks:
@@ -215,6 +215,23 @@ def _loader(values: Values) -> Iterator[str]:
         yield (
             f"--dataloader_prefetch_factor {values.of('dataloader_prefetch_factor')} has no effect without loader "
             "processes: --dataloader_num_workers is 0. Drop one of the two."
+        )
+
+
+def _features(values: Values) -> Iterator[str]:
+    if not values.of("cache_vision_features"):
+        for flag in ("vision_cache", "vision_cache_gb"):
+            if values.given(flag) and values.of(flag) != DEFAULTS.get(flag):
+                yield (
+                    f"--{flag} {values.of(flag)} has no effect without --cache_vision_features true. Add it, or drop "
+                    f"--{flag}."
+                )
+        return
+    trained = [f"--{tower} is {values.of(tower)}" for tower in ("vision", "merger") if values.of(tower) != "frozen"]
+    if trained:
+        yield (
+            f"--cache_vision_features true: {' and '.join(trained)}, so the features of a picture change with each "
+            "step. Drop it, or freeze both."
         )
 
 

@@ -162,6 +162,16 @@ class RunFlags:
         "fused kernels, Liger's and ours, for norms, rotary embedding and activations. auto: on a GPU, each one that a "
         "test finds equal to torch; true: refuse to run without them",
     )
+    cache_vision_features: bool = flag(
+        False,
+        "store what a frozen vision tower and merger compute of each picture and video, and use it from the second "
+        "epoch on, and in later runs",
+    )
+    vision_cache: str | None = flag(
+        None,
+        "folder for --cache_vision_features; runs may share it (default: VLFT_VISION_CACHE, or ~/.cache/vlft/vision)",
+    )
+    vision_cache_gb: float = flag(50, "most GB (10^9 bytes) of that folder")
     resume_from_checkpoint: str | None = flag(
         "auto", "auto: resume from the newest complete checkpoint in --output_dir; none: never resume; or a path"
     )

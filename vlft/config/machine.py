@@ -31,6 +31,16 @@ def remarks_on_steps(args: TrainFlags | PlanFlags, steps: int) -> list[str]:
     return remarks
 
 
+def remarks_on_cache(args: TrainFlags | PlanFlags, steps: int, steps_per_epoch: int) -> list[str]:
+    """Return a remark on `--cache_vision_features` in a run of `steps` steps that sees each row at most once."""
+    if not args.cache_vision_features or steps > steps_per_epoch:
+        return []
+    return [
+        "--cache_vision_features acts from the second epoch on, and this run has one. It is of use only if the folder "
+        "already holds features of its pictures, or for later runs."
+    ]
+
+
 def remark_on_numbers(args: TrainFlags) -> str | None:
     """Return a remark on a GPU without bf16, whose run computes in float32, or on TF32 without a GPU; else None."""
     if args.tf32_of_no_use:

@@ -25,6 +25,8 @@ DEFAULTS: Mapping[str, Any] = {
     "eval_on_start": False,
     "fp16": False,
     "stall_timeout": 1800,
+    "cache_vision_features": False,
+    "vision_cache_gb": 50,
 }
 
 

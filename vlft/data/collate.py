@@ -7,7 +7,7 @@ one per still, and one per time step of a video.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,13 +16,20 @@ from vlft.data.encode import KIND_IMAGE, KIND_VIDEO, UNTRAINED
 from vlft.data.ipc import sent
 from vlft.data.patch_memory import joined
 from vlft.data.positions import patch_positions
-from vlft.data.sample import EncodedSample, Grid
+from vlft.data.sample import EncodedMedia, EncodedSample, Grid
 from vlft.data.vision_meta import vision_meta
 from vlft.errors import BadRow
 from vlft.families import VisionSizes
 
 
-class Batch(TypedDict):
+class _Cached(TypedDict, total=False):
+    """The part of a batch that `--cache_vision_features` adds. `vision_*` then have only media that are not stored."""
+
+    cached: dict[str, Any]  # "features" [layers, N, H], "rows" int64 [N] as vision_rows, "media" their number
+    feature_keys: tuple[tuple[bytes | None, int], ...]  # key and number of features of each in vision_grid
+
+
+class Batch(_Cached):
     """One micro-batch. The forward takes the tensors; the rest is for counting and for error messages."""
 
     input_ids: torch.Tensor  # int64 [1, T]
@@ -51,11 +58,13 @@ class Collator:
     Args:
         vision: sizes of the ViT, for its metadata and for the placeholder picture of a batch without pictures.
         filler_token: id of the single, untrained token of an empty batch.
+        filler_picture: whether a batch without patches has a placeholder picture. Without it the ViT does not run.
     """
 
-    def __init__(self, *, vision: VisionSizes, filler_token: int) -> None:
+    def __init__(self, *, vision: VisionSizes, filler_token: int, filler_picture: bool = True) -> None:
         self.vision = vision
         self.filler_token = filler_token
+        self.filler_picture = filler_picture
 
     def __call__(self, items: Sequence[EncodedSample | BadRow]) -> Batch:
         """Collate the rows of one micro-batch. An empty list gives an empty batch (`vlft.data.order` says why)."""
@@ -80,12 +89,17 @@ class Collator:
         next_labels_T[-1] = UNTRAINED
         supervised_rows_K = (next_labels_T != UNTRAINED).nonzero().squeeze(1)
 
-        stills = [m for s in samples for m in s.media if not m.is_video]
-        videos = [m for s in samples for m in s.media if m.is_video]
+        media = [m for s in samples for m in s.media if not m.is_video]
+        images = len(media)
+        media += [m for s in samples for m in s.media if m.is_video]
+        rows_N = torch.cat([(kinds_T == kind).nonzero().squeeze(1) for kind in (KIND_IMAGE, KIND_VIDEO)])
+        vision_rows, more = _without_cached(media, rows_N, cell=self.vision.cell)
+        stills = [m for m in media if m.features is None and not m.is_video]
+        videos = [m for m in media if m.features is None and m.is_video]
         patch, merge = self.vision.patch, self.vision.merge
         still_patches = [m.patches for m in stills]
         grids = [m.grid for m in (*stills, *videos)]
-        if not grids:
+        if not grids and self.filler_picture:
             # The ViT runs in every micro-batch: in DDP and ZeRO the other ranks would wait for one without pictures.
             # The features of this picture are not used.
             grids = [Grid(t=1, h=merge, w=merge)]
@@ -99,28 +113,57 @@ class Collator:
             lengths=lengths,
             still_patches=_joined(still_patches, (3, patch, patch)),
             video_patches=_joined([m.patches for m in videos], (3, 2, patch, patch)),
-            vision_grid=torch.tensor([[g.t, g.h, g.w] for g in grids]),
+            vision_grid=torch.tensor([[g.t, g.h, g.w] for g in grids], dtype=torch.int64).view(-1, 3),
             vision_cu_seqlens=_cumulative(vision_lengths),
             vision_lengths=vision_lengths,
-            vision_positions=torch.from_numpy(np.concatenate([patch_positions(g, merge=merge) for g in grids])),
+            vision_positions=torch.from_numpy(
+                np.concatenate([np.zeros((0, 2), np.int64), *(patch_positions(g, merge=merge) for g in grids)])
+            ),
             vision_meta={
                 key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-                for key, value in vision_meta(grids, self.vision).items()
+                for key, value in (vision_meta(grids, self.vision) if grids else {}).items()
             },
-            vision_rows=torch.cat([(kinds_T == kind).nonzero().squeeze(1) for kind in (KIND_IMAGE, KIND_VIDEO)]),
+            vision_rows=vision_rows,
             supervised_rows=supervised_rows_K,
             targets=next_labels_T[supervised_rows_K],
             counts={
                 "tokens": len(ids_T) if samples else 0,
                 "supervised_tokens": len(supervised_rows_K),
-                "images": len(stills),
-                "videos": len(videos),
+                "images": images,
+                "videos": len(media) - images,
                 "samples": len(samples),
             },
             rows=tuple((s.file, s.index) for s in samples),
             skipped=skipped,
         )
+        batch.update(more)
         return sent(batch)
+
+
+def _without_cached(media: Sequence[EncodedMedia], rows_N: torch.Tensor, *, cell: int) -> tuple[torch.Tensor, _Cached]:
+    """Separate the media whose features are stored from those that the ViT sees.
+
+    Args:
+        media: in the ViT's order.
+        rows_N: row positions of their features, in this order.
+        cell: patches of a merged patch.
+
+    Returns:
+        vision_rows: of the media that the ViT sees.
+        more: `cached` and `feature_keys` of the batch, if there are any.
+    """
+    more = _Cached()
+    counts = [m.grid.patches // cell for m in media]
+    seen = [(m.key, count) for m, count in zip(media, counts, strict=True) if m.features is None]
+    if any(key is not None for key, _ in seen):
+        more["feature_keys"] = tuple(seen)
+    features = [m.features for m in media if m.features is not None]
+    if features:
+        is_cached_N = torch.tensor([m.features is not None for m in media]).repeat_interleave(torch.tensor(counts))
+        joined = features[0] if len(features) == 1 else torch.cat(features, dim=1)
+        more["cached"] = {"features": joined, "rows": rows_N[is_cached_N], "media": len(features)}
+        rows_N = rows_N[~is_cached_N]
+    return rows_N, more
 
 
 def _joined(patches: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:

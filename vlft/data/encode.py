@@ -15,6 +15,7 @@ import numpy as np
 
 from vlft.config.recipe import Recipe
 from vlft.data.boxes import has_boxes, in_model_space
+from vlft.data.features.reader import CachedMedia
 from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.read import MediaError
@@ -58,11 +59,13 @@ class Encoder:
         family: names of the control tokens.
         processor: the base model's stock processor. Only its tokenizer and chat template are used.
         recipe: all settings that determine the tokens and pixels of a row.
+        cached: has the features of media that need not be decoded; None: all are decoded.
     """
 
     family: Family
     processor: Any
     recipe: Recipe
+    cached: CachedMedia | None = None
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Encode one row: tokens, labels, positions and pixels. `recipe.fit` changes a row that is over the limit.
@@ -239,8 +242,9 @@ class Encoder:
             raise refused(sample, "conversations", str(error), too_long=True) from error
 
     def _decode(self, sample: Sample) -> tuple[EncodedMedia, ...]:
+        decode = decoder.decode if self.cached is None else self.cached.decode
         try:
-            return tuple(decoder.decode(part, self.recipe) for part in sample.media)
+            return tuple(decode(part, self.recipe) for part in sample.media)
         except MediaError as error:
             raise refused(sample, error.field, error.reason) from error
 

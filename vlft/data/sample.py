@@ -239,11 +239,15 @@ class EncodedMedia:
         patches: uint8 [P, 3, p, p] for a still (its frame is stored once), [P, 3, 2, p, p] for a video; p is the side
             of a patch in pixels.
         is_video: true for a video, false for a still.
+        features: [layers, N, H], what the vision tower computes of it, from the cache; there are no patches then.
+        key: by which the cache stores its features; None: they are not stored.
     """
 
     grid: Grid
     patches: torch.Tensor
     is_video: bool
+    features: torch.Tensor | None = None
+    key: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from vlft.families import Family, Sizes
+from vlft.families import Family, Sizes, VisionSizes
 from vlft.families.family import BLOCK, LAYER
 from vlft.model import recurrent, vision
 
@@ -177,6 +177,25 @@ class Features:
             embeds_NH=self.embeds_NH[:count], layers_NH=tuple(features[:count] for features in self.layers_NH)
         )
 
+    @property
+    def stack_LNH(self) -> torch.Tensor:
+        """All tensors as one, as the cache of features stores them: `embeds_NH`, then each of `layers_NH`."""
+        return torch.stack([self.embeds_NH, *self.layers_NH]) if self.layers_NH else self.embeds_NH[None]
+
+    @classmethod
+    def stacked(cls, stack_LNH: torch.Tensor) -> Features:
+        """The features that have this `stack_LNH`."""
+        embeds_NH, *layers_NH = stack_LNH.unbind()
+        return cls(embeds_NH=embeds_NH, layers_NH=tuple(layers_NH))
+
+    def and_then(self, others: Features) -> Features:
+        """These features, followed by others."""
+        if not len(self.embeds_NH):
+            return others
+        pairs = zip((self.embeds_NH, *self.layers_NH), (others.embeds_NH, *others.layers_NH), strict=True)
+        embeds_NH, *layers_NH = (torch.cat(pair) for pair in pairs)
+        return Features(embeds_NH=embeds_NH, layers_NH=tuple(layers_NH))
+
 
 def install(model: Any) -> None:
     """Prepare a loaded model for the flat forward, as far as the features of its family require it."""
@@ -230,6 +249,9 @@ def vision_features(
         meta: `vision_meta` of the batch.
     """
     visual, sizes = tower(model, "vision"), sizes_of(model).vision
+    if not lengths:  # a batch without pictures and without a placeholder
+        none_NH = pixels_PX.new_zeros(0, sizes.out)
+        return Features(embeds_NH=none_NH, layers_NH=(none_NH,) * len(sizes.deepstack))
     more: dict[str, Any] = {}
     if sizes.window is not None:
         more["window_index"], more["cu_window_seqlens"] = meta["window_index"], meta["window_cu_seqlens"]
@@ -249,8 +271,22 @@ def vision_features(
             segment_lengths=lengths,
             **more,
         )
-    later = out.deepstack_features if sizes.deepstack else ()
-    return Features(embeds_NH=out.pooler_output, layers_NH=tuple(later))
+    return _features_of(out, sizes)
+
+
+def _features_of(out: Any, sizes: VisionSizes) -> Features:
+    """The features in the result of a vision tower."""
+    return Features(embeds_NH=out.pooler_output, layers_NH=tuple(out.deepstack_features if sizes.deepstack else ()))
+
+
+def watch_features(model: Any, act: Callable[[Features], object]) -> None:
+    """Call a function with the features of every call of the vision tower."""
+    sizes = sizes_of(model).vision
+
+    def hook(module: torch.nn.Module, args: Any, out: Any) -> None:
+        act(_features_of(out, sizes))
+
+    tower(model, "vision").register_forward_hook(hook)
 
 
 def interpolation(

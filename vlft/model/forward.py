@@ -38,6 +38,8 @@ FORWARD_KEYS = (
     "supervised_rows",
     "targets",
 )
+#: Keys that a batch may lack: the stored features of pictures that the ViT does not see (`Batch.cached`).
+OPTIONAL_KEYS = ("cached",)
 
 
 @dataclass
@@ -65,7 +67,8 @@ def bind(model: torch.nn.Module, scale: PixelScale) -> None:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("cu_seqlens") is None:
             return stock(*args, **kwargs)
-        return _flat_forward(self, scale, **{k: kwargs[k] for k in FORWARD_KEYS}, **_requests(kwargs))
+        taken = {k: kwargs[k] for k in FORWARD_KEYS} | {k: kwargs.get(k) for k in OPTIONAL_KEYS}
+        return _flat_forward(self, scale, **taken, **_requests(kwargs))
 
     model.forward = types.MethodType(forward, model)
 
@@ -73,7 +76,7 @@ def bind(model: torch.nn.Module, scale: PixelScale) -> None:
 def _requests(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The optional results that a caller requests. Wrappers (PEFT) add their own arguments as None."""
     ours = ("return_logits", "return_log_probs")
-    unknown = {k for k, v in kwargs.items() if k not in (*FORWARD_KEYS, *ours) and v is not None}
+    unknown = {k for k, v in kwargs.items() if k not in (*FORWARD_KEYS, *OPTIONAL_KEYS, *ours) and v is not None}
     unknown -= {"labels", "return_dict"}
     if unknown:
         raise TypeError(f"the flat forward does not take {sorted(unknown)}")
@@ -98,6 +101,7 @@ def _flat_forward(
     vision_rows: torch.Tensor,
     supervised_rows: torch.Tensor,
     targets: torch.Tensor,
+    cached: Mapping[str, Any] | None = None,
     return_logits: bool = False,
     return_log_probs: bool = False,
 ) -> FlatOutput:
@@ -120,9 +124,13 @@ def _flat_forward(
         features = features.first(0)
     elif places != found:
         raise ValueError(f"{places} places in the row for {found} features of the ViT")
-    embeds_TH = embeds_TH.index_copy(0, vision_rows, features.embeds_NH.to(embeds_TH.dtype))
+    rows = vision_rows
+    if cached is not None:
+        features = features.and_then(adapt.Features.stacked(cached["features"]))
+        rows = torch.cat([vision_rows, cached["rows"]])
+    embeds_TH = embeds_TH.index_copy(0, rows, features.embeds_NH.to(embeds_TH.dtype))
     hidden_TH = adapt.hidden_states(
-        self, embeds_TH, features, vision_rows, position_ids=position_ids, cu_seqlens=cu_seqlens, lengths=lengths
+        self, embeds_TH, features, rows, position_ids=position_ids, cu_seqlens=cu_seqlens, lengths=lengths
     )
     hidden_KH = hidden_TH.index_select(0, supervised_rows)
     logits_KV = self.lm_head(hidden_KH).float() if return_logits else None

@@ -20,7 +20,7 @@ from vlft.data.collate import Batch, Collator
 from vlft.data.encode import Encoder
 from vlft.data.sample import EncodedSample, Sample
 from vlft.errors import BadRow
-from vlft.model.forward import FORWARD_KEYS
+from vlft.model.forward import FORWARD_KEYS, OPTIONAL_KEYS
 
 
 class Mean(NamedTuple):
@@ -65,7 +65,7 @@ class Objective(ABC):
     #: `eval_<name>` in an evaluation. Processes add them up by place, so all of them have the same list.
     statistics: ClassVar[tuple[str, ...]] = ()
     #: Keys of the batch that `loss` needs on the device. An objective that adds tensors of its own lists them here.
-    tensors: ClassVar[tuple[str, ...]] = FORWARD_KEYS
+    tensors: ClassVar[tuple[str, ...]] = (*FORWARD_KEYS, *OPTIONAL_KEYS)
 
     def __init__(self, *, encoder: Encoder, collator: Collator) -> None:
         self.encoder = encoder
@@ -111,7 +111,8 @@ class Objective(ABC):
 
 def _forward(model: torch.nn.Module, batch: Any, **asked: bool) -> Any:
     """The output of the flat forward (`vlft.model.forward.FlatOutput`)."""
-    return model(**{key: batch[key] for key in FORWARD_KEYS}, **asked)
+    more = {key: batch[key] for key in OPTIONAL_KEYS if key in batch}
+    return model(**{key: batch[key] for key in FORWARD_KEYS}, **more, **asked)
 
 
 @dataclass(frozen=True, kw_only=True)

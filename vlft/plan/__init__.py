@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlft.config.flags import PlanFlags
-from vlft.config.machine import remarks_on_steps
+from vlft.config.machine import remarks_on_cache, remarks_on_steps
 from vlft.config.parse import Parsed
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
@@ -22,6 +22,7 @@ from vlft.model.load import check_shapes, loaded_whole
 from vlft.model.scale import PixelScale
 from vlft.model.towers import check_experts
 from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, samples_line, trainable_rows, training_rows
+from vlft.setup.features import FeatureForecast, feature_forecast
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, settings_of, training_order
 from vlft.text import counted, printable
@@ -46,6 +47,7 @@ class Plan:
         epochs: passes over the data.
         remarks: notes for the user.
         outlook: memory and time; None if the card is unknown.
+        features: the cache of features; None without it.
     """
 
     base: str
@@ -58,6 +60,7 @@ class Plan:
     epochs: float
     remarks: tuple[str, ...]
     outlook: Outlook | None = None
+    features: FeatureForecast | None = None
 
     @property
     def longest(self) -> tuple[Sample, Cost]:
@@ -86,6 +89,7 @@ class Plan:
             "supervised_tokens": sum(cost.supervised for cost in self.data.costs),
             "packs": len(self.order.first) if isinstance(self.order, PackOrder) else None,
             "notes": list(self.remarks),
+            "vision_cache": None if self.features is None else self.features.as_json(),
             "memory": None if self.outlook is None else self.outlook.as_json(),
         }
 
@@ -106,6 +110,7 @@ class Plan:
             f"longest {one}: {sample.file}[{sample.index}]{name}: {cost.tokens:,} tokens, {cost.patches:,} patches",
             described(self.order, one=one),
             f"steps: {self.order.steps:,} an epoch, {self.steps:,} in all ({counted(self.epochs, 'epoch')})",
+            *([] if self.features is None else [self.features.as_line()]),
             *(f"note: {remark}" for remark in self.remarks),
         ]
         memory = self.outlook.as_lines() if self.outlook else ["memory: name a card (--gpu h100) to estimate it"]
@@ -212,6 +217,8 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
     evaluation = trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None
     order = training_order(measured.costs, data, args, world=world)
     steps = args.total_steps(order.steps)
+    half = args.bf16 if "bf16" in parsed.given else True  # the default on a GPU
+    every = [measured, *([evaluation] if evaluation else [])]
     return Plan(
         base=str(model_flags.model_id),
         towers=dict(base.towers.modes),
@@ -227,7 +234,9 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
             *(overlap(measured.marked, evaluation.marked) if evaluation else ()),
             *remarks_on_pixels(base, data),
             *remarks_on_steps(args, steps),
+            *remarks_on_cache(args, steps, order.steps),
         ),
+        features=feature_forecast(base, args, every, half=bool(half)),
     )
 
 

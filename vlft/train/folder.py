@@ -32,7 +32,7 @@ from vlft.setup import Base
 from vlft.train.claim import complete_checkpoints, left_nothing, refuse_other, start_over
 from vlft.train.lock import hold
 from vlft.train.ranks import barrier
-from vlft.train.record import refuse_other_run, with_skipped
+from vlft.train.record import FEATURE_RUN, refuse_other_run, with_skipped
 
 STAGING = ".saving"
 
@@ -96,6 +96,7 @@ class RunFolder:
         if (self.path / RECORD).is_file():
             existing = read_record(self.path)
             if left_nothing(self.path, existing):
+                self.keep_id(existing.training.get(FEATURE_RUN))
                 start_over(self.path)
                 return ("again", None) if resume in ("auto", "none") else ("resume", Path(resume))
             if resume == "none":
@@ -163,7 +164,13 @@ class RunFolder:
         """Take over from a checkpoint's record the rows and steps that were left out, and a postponed evaluation."""
         self.left_out = list(found.training.get("left_out_steps", []))
         self.evaluation_due = found.training.get("evaluation_due", False)
+        self.keep_id(found.training.get(FEATURE_RUN))
         self.account(BadRow(file=entry["file"], **row) for entry in found.data for row in entry["skipped"])
+
+    def keep_id(self, run: str | None) -> None:
+        """Enter the id by which the cache of features knows the run (`vlft.train.features`) into the record."""
+        if run is not None:
+            self.record = replace(self.record, training={**self.record.training, FEATURE_RUN: run})
 
     def drop_old(self, limit: int | None, best: str | None) -> None:
         """Keep the newest `limit` checkpoints and the best one. The others are renamed away, then deleted."""

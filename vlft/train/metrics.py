@@ -12,9 +12,12 @@ from typing import Any, Literal
 
 import torch
 
+from vlft.config.training import TrainFlags
 from vlft.data.collate import Batch
 from vlft.files import write_text
+from vlft.model import cards, flops
 from vlft.objectives import Loss, Sums
+from vlft.setup import Base
 from vlft.train.ranks import gather
 
 #: Work outside steps and evaluations, whose time is measured separately.
@@ -140,6 +143,28 @@ class Meter:
         found = {"save_s": self.beside["saving"], "report_s": self.beside["report"]}
         self.beside = dict.fromkeys(self.beside, 0.0)
         return found
+
+
+def meter_of(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter:
+    """Return the meter of a run; it reports MFU if the peak of the card is known."""
+    sizes = base.sizes
+
+    def work(batch: Batch) -> float:
+        pictures, meta = len(batch["vision_rows"]) > 0, dict[str, Any](batch["vision_meta"])
+        return flops.total(
+            flops.required_flops(
+                sizes,
+                base.towers,
+                lengths=batch["lengths"] if batch["rows"] else (),
+                vision_lengths=batch["vision_lengths"] if pictures else (),
+                window_lengths=meta.get("window_lengths") if pictures else (),
+                supervised=batch["counts"]["supervised_tokens"],
+            )
+        )
+
+    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else None
+    peak = cards.peak_tflops(name)
+    return Meter(work, peak=None if peak is None else peak * 1e12, statistics=statistics)
 
 
 def peak_gb() -> float:

@@ -24,8 +24,9 @@ from vlft.setup import Base, MeasuredRows
 from vlft.setup.schedule import asked_for, settings_of
 
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
+FEATURE_RUN = "feature_run"  # key of `RunRecord.training`: the id of the run in the cache of features
 #: Keys of `RunRecord.training` that may differ between a run and the resumed run. All others must be equal.
-PROGRESS = ("finished", "asked", "processes")
+PROGRESS = ("finished", "asked", "processes", FEATURE_RUN)
 #: Key -> its name in a message. Other keys are named by themselves, with spaces for underscores.
 CALLED = {
     "model_type": "model type of the base",

@@ -18,19 +18,19 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from vlft import screen
 from vlft.checkpoint import read_json, read_record, remark_on_carried
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.config.machine import check_device, remark_on_numbers, remarks_on_steps
+from vlft.config.machine import check_device, remark_on_numbers, remarks_on_cache, remarks_on_steps
 from vlft.config.parse import Parsed
 from vlft.config.training import TrainFlags
-from vlft.data.collate import Batch
 from vlft.data.costs.cache import cost_folder
 from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
-from vlft.model import cards, flops, groups, kernels
+from vlft.model import groups, kernels
 from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
 from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, trainable_rows, training_rows
+from vlft.setup.features import feature_bytes
 from vlft.setup.objective import objective_of
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, evaluation_order, largest, training_order
@@ -38,8 +38,9 @@ from vlft.train import faults, zero
 from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
 from vlft.train.claim import refuse_other
+from vlft.train.features import FeatureCache, check_folder, run_id
 from vlft.train.folder import RunFolder, settings_there
-from vlft.train.metrics import Meter, MetricsFile
+from vlft.train.metrics import MetricsFile, meter_of
 from vlft.train.model_setup import prepare_model
 from vlft.train.progress import Progress
 from vlft.train.ranks import barrier, on_rank_zero, peer_lost
@@ -118,6 +119,8 @@ def train(
     if (remark := remark_on_numbers(args)) is not None:
         say(f"note: {remark}")
     kernels.check(args.liger, args.device)
+    if args.cache_vision_features:
+        on_rank_zero(lambda: check_folder(args))
     on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
     screen.stage("opening the base")
     base = open_base(data, model, given=parsed.given)
@@ -210,6 +213,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         if on_rank_zero(lambda: zero.must_convert(checkpoint, world=args.world_size, run=folder.path)):
             zero.read_converted(args)
         folder.adopt(on_rank_zero(lambda: read_record(checkpoint)))
+    cached = run_id(folder) if args.cache_vision_features else None
     if args.process_index == 0:
         lora = base.towers.has_lora
         folder.begin_run({k: v for k, v in run.effective.items() if lora or not k.startswith("lora_")})
@@ -233,12 +237,20 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     )
     say(groups.table(table))
     say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
+    features = None
+    if cached is not None:
+        screen.stage("reading the cache of features")
+        features = FeatureCache(model, base, args, chosen, run=cached, steps=order.steps)
+        rows = [run.rows, *([run.evaluated] if run.evaluated else [])]
+        coming = feature_bytes(base, rows, half=args.half is not None)
+        say(on_rank_zero(lambda: features.as_line(coming)))
     zero.share_out(model, args)
     with Reporter(run.report, folder.path) as pages, _watchdog(run) as watchdog:
-        trainer = _trainer(run, model, table, watchdog, checkpoint)
+        trainer = _trainer(run, model, table, watchdog, checkpoint, features)
         pages.watch(trainer)
         say(described(order, one="sample" if run.rows.split else "row"))
-        for remark in remarks_on_steps(args, args.total_steps(order.steps)):
+        steps = args.total_steps(order.steps)
+        for remark in (*remarks_on_steps(args, steps), *remarks_on_cache(args, steps, order.steps)):
             say(f"note: {remark}")
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -248,6 +260,10 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
                 trainer._load_best_model()
         finally:
             trainer.progress.close()
+            if features is not None:
+                features.close()
+        if features is not None:
+            say(features.as_result())
         screen.stage("saving the trained weights")
         watchdog.at("saving the trained weights", patience=args.saving_patience)
         with run.notice.planning("training is done, and the trained weights are being saved"):
@@ -265,13 +281,22 @@ def _watchdog(run: _Run) -> Watchdog:
 
 
 def _trainer(
-    run: _Run, model: torch.nn.Module, table: list[groups.Group], watchdog: Watchdog, checkpoint: Path | None
+    run: _Run,
+    model: torch.nn.Module,
+    table: list[groups.Group],
+    watchdog: Watchdog,
+    checkpoint: Path | None,
+    features: FeatureCache | None,
 ) -> VlftTrainer:
     base, data, args, folder, evaluated = run.base, run.data, run.args, run.folder, run.evaluated
     objective = run.objective
 
+    if features is not None:
+        features.collating(objective)
+
     def dataset(rows: MeasuredRows) -> RowDataset:
-        return RowDataset(rows.rows.samples, objective, rows.costs)
+        encoder = objective if features is None else features.reading(objective, evaluation=rows is evaluated)
+        return RowDataset(rows.rows.samples, encoder, rows.costs)
 
     step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
     due = folder.evaluation_due
@@ -287,10 +312,11 @@ def _trainer(
         folder=folder,
         guard=StepGuard(args, folder, watchdog, packing=data.packing, say=run.say),
         notice=run.notice,
-        meter=_meter(base, args, objective.statistics),
+        meter=meter_of(base, args, objective.statistics),
         metrics=MetricsFile(folder.path, resume_step=step, evaluation_due=due) if args.process_index == 0 else None,
         progress=Progress(say=run.say, bar=not args.disable_tqdm, steps_per_epoch=run.order.steps),
         on_bad_row=data.on_bad_row,
+        features=features,
     )
     if evaluated is not None:
         trainer.answers = Answers.of_run(
@@ -299,29 +325,6 @@ def _trainer(
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     return trainer
-
-
-def _meter(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter:
-    """The meter of the run; it reports MFU if the peak of the card is known."""
-
-    sizes = base.sizes
-
-    def work(batch: Batch) -> float:
-        pictures, meta = len(batch["vision_rows"]) > 0, dict[str, Any](batch["vision_meta"])
-        return flops.total(
-            flops.required_flops(
-                sizes,
-                base.towers,
-                lengths=batch["lengths"] if batch["rows"] else (),
-                vision_lengths=batch["vision_lengths"] if pictures else (),
-                window_lengths=meta.get("window_lengths") if pictures else (),
-                supervised=batch["counts"]["supervised_tokens"],
-            )
-        )
-
-    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else None
-    peak = cards.peak_tflops(name)
-    return Meter(work, peak=None if peak is None else peak * 1e12, statistics=statistics)
 
 
 def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:

@@ -17,6 +17,7 @@ It overrides these methods (`saving` and `zero` list theirs). Each name exists i
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from vlft.model.groups import Group
 from vlft.objectives import Objective, Sums
 from vlft.train.answers import Answers
 from vlft.train.callbacks import EvaluationPutOff, KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
+from vlft.train.features import FeatureCache
 from vlft.train.folder import RunFolder
 from vlft.train.metrics import Meter, MetricsFile
 from vlft.train.progress import Progress
@@ -63,6 +65,7 @@ class VlftTrainer(SavingTrainer):
         metrics: `metrics.jsonl`, or None on ranks that do not write.
         progress: shows how far the run is, and measures evaluations and checkpoints.
         on_bad_row: whether a row whose media cannot be decoded ends the run or is skipped.
+        features: the cache of features of the vision tower, or None.
     """
 
     #: Functions called with the trainer and each training micro-batch before its loss. A hook for tests, which count
@@ -87,6 +90,7 @@ class VlftTrainer(SavingTrainer):
         metrics: MetricsFile | None,
         progress: Progress,
         on_bad_row: Literal["error", "skip"],
+        features: FeatureCache | None = None,
     ) -> None:
         stock: Any = super().__init__  # its hints want a PreTrainedModel and a tensor-only collator
         stock(model=model, args=args, train_dataset=train_rows, eval_dataset=eval_rows, data_collator=objective.collate)
@@ -103,6 +107,7 @@ class VlftTrainer(SavingTrainer):
         self.metrics = metrics
         self.progress = progress
         self.on_bad_row = on_bad_row
+        self.features = features
         self.meter = meter
         self.skipped: dict[tuple[str, int], BadRow] = {}
         self._last_logged = 0
@@ -113,7 +118,8 @@ class VlftTrainer(SavingTrainer):
         # transformers deletes in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         self.room = MakeRoom(notice, folder, steps=order.steps)
-        for callback in (KeepToFlags(), self.room, StopAtTheEnd(), self.progress):
+        more = [] if features is None else [features]
+        for callback in (KeepToFlags(), self.room, StopAtTheEnd(), self.progress, *more):
             self.add_callback(callback)
 
     # ---- data
@@ -167,7 +173,8 @@ class VlftTrainer(SavingTrainer):
         The copies, about two, are queued. The stock method copies each tensor and waits for the device (transformers
         5.17 to 5.23).
         """
-        return {**inputs, **moved({key: inputs[key] for key in self.objective.tensors}, self.args.device)}
+        known = {key: inputs[key] for key in self.objective.tensors if key in inputs}
+        return {**inputs, **moved(known, self.args.device)}
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -175,12 +182,18 @@ class VlftTrainer(SavingTrainer):
         """The objective's loss of this micro-batch, as its share of the global step's mean."""
         for act in self.before_loss:
             act(self, inputs)
-        loss = self.objective.loss(model, inputs)
+        with self._recording(inputs):
+            loss = self.objective.loss(model, inputs)
         self.meter.add(inputs, loss)
         self.guard.add_loss(loss.sum)
         # DDP and ZeRO average gradients over ranks; the weight already covers all ranks.
         share = loss.sum * (self.args.world_size / num_items_in_batch.squeeze())
         return (share, None) if return_outputs else share
+
+    def _recording(self, inputs: Any) -> contextlib.AbstractContextManager[None]:
+        """A context that stores what the vision tower computes of a micro-batch."""
+        none = contextlib.nullcontext()
+        return none if self.features is None else self.features.recording(inputs, self.state.global_step)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -231,6 +244,8 @@ class VlftTrainer(SavingTrainer):
         if self.eval_rows is None or self.eval_order is None:
             raise ConfigError("evaluation needs --eval_path, which is not set")
         model: Any = self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
+        if self.features is not None:
+            self.features.before_evaluation(self.state.global_step)
         loader = self._loader(self.eval_rows, RankBatches(self.eval_order, rank=self.args.process_index))
         sums = Sums(names=self.objective.statistics)
         start = time.perf_counter()
@@ -244,7 +259,9 @@ class VlftTrainer(SavingTrainer):
                     raise DataError(row)
                 self.progress.doing(f"evaluating {place:,}/{len(loader):,}")
                 with self.guard.evaluation(batch_on_cpu, place=place, of=len(loader), step=self.state.global_step):
-                    sums = sums.plus(self.objective.evaluate(model, self._prepare_inputs(batch_on_cpu)))
+                    with self._recording(batch_on_cpu):
+                        loss = self.objective.evaluate(model, self._prepare_inputs(batch_on_cpu))
+                    sums = sums.plus(loss)
         totals = self.accelerator.reduce(sums.as_vector(self.args.device), reduction="sum").tolist()
         means, weight = sums.means(totals)
         metrics = {f"{metric_key_prefix}_{name}": mean or 0.0 for name, mean in means.items()}
