@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft import text
+from vlft.bench.choices import SIDES, title
 from vlft.errors import ConfigError
 from vlft.files import write_json
 
@@ -44,7 +45,7 @@ def table(what: str, document: dict[str, Any]) -> str:
         columns = {"vlft": document, "stock": document["baseline"]}
         about = f"{document['rows']:,} rows, {document['workers']} workers"
     else:
-        columns = {"vlft": document} | {f"stock, {order}": one for order, one in document["baselines"].items()}
+        columns = {"vlft": document} | {title(name): one for name, one in document["baselines"].items()}
         steps = f"{document['steps']} steps counted, {document['skipped_steps']} skipped"
         recompute = ", gradient checkpointing" if document["gradient_checkpointing"] else ""
         about = f"{document['preset']}{recompute}, {steps}, {document['device']}"
@@ -56,12 +57,25 @@ def table(what: str, document: dict[str, Any]) -> str:
         if "failed" in column:
             lines.append(f"{name} failed: {column['failed'].splitlines()[0]}")
         elif settings := column.get("settings"):
-            recompute = ", gradient checkpointing" if settings["checkpointing"] else ""
-            lines.append(f"{name}: {settings['batch']} rows per micro-batch{recompute}, {settings['attention']}")
+            lines.append(f"{name}: {_settings(settings)}")
+    if what == "train" and document["baselines"]:
+        lines += [f"stock: {SIDES['stock']}; stock + kernels: {SIDES['kernels']}", *_left_out(document)]
     if ratio := document["ratio"]:
-        beside = " of the faster stock run" if len(document.get("baselines", ())) > 1 else ""
+        beside = " of the fastest stock run" if len(document.get("baselines", ())) > 1 else ""
         lines.append(f"vlft has {ratio['tokens_per_s']:.2f} times the tokens/s{beside}")
     return "\n".join(lines)
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    """Format the settings of a run of the baseline."""
+    recompute = ", gradient checkpointing" if settings["checkpointing"] else ""
+    cudnn = f" (cuDNN: {settings['cudnn_attention']})" if "sdpa" in settings["attention"] else ""
+    kernels = f", kernels: {settings['kernels']}" if settings["side"] == "kernels" else ""
+    return f"{settings['batch']} rows per micro-batch{recompute}, attention: {settings['attention']}{cudnn}{kernels}"
+
+
+def _left_out(document: dict[str, Any]) -> list[str]:
+    return [reason] if (reason := document.get("baselines_left_out")) else []
 
 
 def save(out: str, what: str, document: dict[str, Any]) -> Path:
