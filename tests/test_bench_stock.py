@@ -164,7 +164,7 @@ def test_the_fastest_batch_is_found_for_each_order():
 
 def test_only_what_fits_is_timed():
     machine = Machine(LENGTHS, room=4_500)
-    found, tried = fastest(machine, LENGTHS, order="grouped", say=_quiet)
+    found, _ = fastest(machine, LENGTHS, order="grouped", say=_quiet)
     assert {one.batch for one in machine.timed if not one.checkpointing} == {2, 1}
     assert {one.batch for one in machine.timed if one.checkpointing} == {4, 2, 1}
     assert found == settings(2)

@@ -11,8 +11,8 @@ PRESETS: dict[Preset, dict[str, str]] = {
     "full": {"vision": "full", "merger": "full", "language": "full"},
 }
 ORDERS = ("random", "grouped")
-#: Sides of the baseline -> what each is. The second has what can be added from outside: fused kernels, varlen attention,
-#: the head on trained tokens only, and recomputation that leaves a frozen ViT alone.
+#: Sides of the baseline -> what each is. The second has what can be added from outside: fused kernels, varlen
+#: attention, the head on trained tokens only, and recomputation that leaves a frozen ViT alone.
 SIDES = {
     "stock": "stock transformers + peft",
     "kernels": "stock transformers + peft with our kernels",

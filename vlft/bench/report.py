@@ -32,6 +32,7 @@ TRAIN_ROWS: Rows = (
     ("peak memory, GB", "peak_gb", ",.1f"),
     ("an epoch of these rows, s", "epoch_s", ",.1f"),
 )
+_PREDICTED = ("step_s", "mfu", "tokens_per_s", "peak_gb")
 MARKDOWN_HEAD = (
     "| what | on | tokens/s | baseline | ratio | padding, ours / baseline | MFU | peak GB, ours / baseline |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
@@ -50,6 +51,9 @@ def table(what: str, document: dict[str, Any]) -> str:
         recompute = ", gradient checkpointing" if document["gradient_checkpointing"] else ""
         about = f"{document['preset']}{recompute}, {steps}, {document['device']}"
     shown = {name: column for name, column in columns.items() if column is not None}
+    if (forecast := document.get("predicted")) is not None:
+        beside = {**forecast, "step_s": forecast["ms"] / 1e3}
+        shown = {"vlft": document, "vlft, predicted": {key: beside[key] for key in _PREDICTED}} | shown
     figures = [(title, *(_cell(column, key, form) for column in shown.values())) for title, key, form in rows]
     known = [cells for cells in figures if set(cells[1:]) != {"-"}]
     lines = [f"{document['base']} · {document['data']} · {about}", "", text.table(("", *shown), known)]
@@ -60,6 +64,11 @@ def table(what: str, document: dict[str, Any]) -> str:
             lines.append(f"{name}: {_settings(settings)}")
     if what == "train" and document["baselines"]:
         lines += [f"stock: {SIDES['stock']}; stock + kernels: {SIDES['kernels']}", *_left_out(document)]
+    if forecast is not None:
+        lines.append(
+            f"predicted: a typical step of {forecast['micro_batches']} x {forecast['micro_batch']['tokens']:,} tokens, "
+            f"from the data sheet of {forecast['gpu']} and assumed efficiencies"
+        )
     if ratio := document["ratio"]:
         beside = " of the fastest stock run" if len(document.get("baselines", ())) > 1 else ""
         lines.append(f"vlft has {ratio['tokens_per_s']:.2f} times the tokens/s{beside}")

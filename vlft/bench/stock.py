@@ -126,8 +126,8 @@ class PaddingCollator:
     Attributes:
         pad: the tokenizer's padding token.
         trained_only: also say in which columns a row is trained on, so that transformers computes logits only there.
-            A number as `logits_to_keep` cannot do that, since transformers shifts all labels by one. A tensor of columns
-            can, together with `shift_labels` (transformers 5.17 to 5.23).
+            A number as `logits_to_keep` cannot do that, since transformers shifts all labels by one. A tensor of
+            columns can, together with `shift_labels` (transformers 5.17 to 5.23).
     """
 
     pad: int

@@ -18,12 +18,15 @@ from vlft.bench.baseline import Spec
 from vlft.bench.choices import PRESETS, SIDES, Preset, column
 from vlft.bench.figures import Epoch, Step, epoch_of, summary
 from vlft.bench.mixes import Scale, draw_rows, mean_tokens
+from vlft.bench.ours import RAN
+from vlft.bench.predicted import predicted
 from vlft.bench.sizes import SHAPES
 from vlft.bench.work import BuiltIn, Failed, Say, run_module, workplace
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.parse import Parsed
 from vlft.config.repeat import write_yaml
 from vlft.config.training import TrainFlags
+from vlft.model_files import read_json
 from vlft.setup import open_base, trainable_rows
 
 #: Flags of a user's config that the benchmark sets itself, or that have no effect on a step.
@@ -156,7 +159,7 @@ class _Bench:
     settled: dict[str, dict[str, Any]] = field(default_factory=dict)  # column -> settings that its first run chose
 
     def run(self) -> dict[str, Any]:
-        self.device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+        self.device = device_name()
         ours: list[dict[str, Any]] = []
         columns, left_out = self._columns()
         others: dict[str, list[dict[str, Any]]] = {name: [] for name in columns}
@@ -190,12 +193,21 @@ class _Bench:
             "baselines": baselines,
             "baselines_left_out": left_out,
             "ratio": _ratio(mine, best) if best else None,
-            "gradient_checkpointing": bool(self.flags.get("gradient_checkpointing", False)),
+            "predicted": self._predicted(),
+            "gradient_checkpointing": bool(read_json(self.work / "runs" / "ours-0" / RAN)["checkpointed"]),
             "rounds": self.plan.rounds,
             "skipped_steps": self.plan.skip,
             "device": self.device or "cpu",
             "torch": torch.__version__,
         }
+
+    def _predicted(self) -> dict[str, Any] | None:
+        """The forecast of the same run. If it fails, the figures that were measured are not lost."""
+        try:
+            return predicted(self.work / "runs" / "ours-0", self.device)
+        except Exception as error:  # noqa: BLE001 - it runs the model on tensors without contents, a rare use of torch
+            self.say(f"there is no forecast beside the figures, because it failed: {error!r}")
+            return None
 
     def _columns(self) -> tuple[dict[str, tuple[str, str]], str | None]:
         """Column -> its side and order; and why a side is left out, or None."""
@@ -260,6 +272,11 @@ class _Bench:
     def _module(self, words: list[str], folder: Path) -> None:
         shown = _every_so_often()
         run_module(words, log=folder / "log.txt", say=self.say, timeout=self.plan.timeout, shown=shown)
+
+
+def device_name() -> str | None:
+    """The name of the GPU that runs are measured on; None without one."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def _every_so_often(seconds: float = 10) -> Callable[[str], bool]:
