@@ -354,11 +354,16 @@ def test_the_script_without_a_gpu(tmp_path):
 
 
 def test_the_first_look_at_a_machine_without_a_gpu(tmp_path):
-    """`--quick`: every step in its order, and the profile is of the run that was just measured."""
+    """`--quick`: every step in order, the profile is of the run that was just measured, and tables are collected."""
     script = Path(__file__).parent.parent / "scripts" / "first_contact.sh"
     stub = tmp_path / "python"
     stub.write_text(
-        f"#!{sys.executable} -IS\nimport sys\nprint('CALL', *sys.argv[1:])\nsys.exit(3 if 'demo' in sys.argv else 0)\n"
+        f"#!{sys.executable} -IS\n"
+        "import pathlib, sys\n"
+        "print('CALL', *sys.argv[1:])\n"
+        "if 'vlft.bench.probe' in sys.argv:\n"
+        "    pathlib.Path(sys.argv[-1]).write_text('| what | measured | assumed |\\n')\n"
+        "sys.exit(3 if 'demo' in sys.argv else 0)\n"
     )
     stub.chmod(0o755)
     work = tmp_path / "work"
@@ -371,9 +376,35 @@ def test_the_first_look_at_a_machine_without_a_gpu(tmp_path):
     assert done.returncode == 1  # since one failed
     calls = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("CALL")]
     modules = [next(word for word in call[1:] if not word.startswith("-")) for call in calls]
-    assert modules == ["vlft.bench.probe", "pytest", "vlft", "vlft", "vlft.bench.profiled"]
-    assert str(work / "runs" / "ours-0" / "flags.yaml") in calls[-1]
+    assert modules == [
+        *("vlft.bench.probe", "pytest", "vlft.bench.presets", "vlft"),
+        *("vlft", "vlft.bench.profiled", "vlft", "vlft"),
+    ]
+    assert str(work / "runs" / "ours-0" / "flags.yaml") in calls[5]
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert re.findall(r"\| (\S+) \| ([^|]*) \|", summary)[2:] == [
-        ("machine", "ok"), ("tests", "ok"), ("demo", "failed (exit 3)"), ("tiny-lora", "ok"), ("profile", "ok"),
+        ("machine", "ok"), ("tests", "ok"), ("presets", "ok"), ("demo", "failed (exit 3)"),
+        ("tiny-lora", "ok"), ("profile-tiny-lora", "ok"), ("tiny-lora-baseline", "ok"), ("tiny-full", "ok"),
+        ("what", "measured"),
     ]  # fmt: skip
+
+
+def test_the_first_look_ends_in_time(tmp_path):
+    """Steps for which no time is left are listed."""
+    script = Path(__file__).parent.parent / "scripts" / "first_contact.sh"
+    done = subprocess.run(
+        ["bash", str(script)],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHON": "/bin/true",
+            "OUT": str(tmp_path),
+            "WORK": str(tmp_path),
+            "LIMIT_S": "30",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| machine | ok |" in summary
+    assert re.search(r"\| 7b-lora \| left out: only \d+ of 30 s are left \| - \|", summary)

@@ -13,13 +13,11 @@ import time
 from pathlib import Path
 
 from vlft.bench.choices import PRESETS, Preset
-from vlft.bench.mixes import Mix
+from vlft.bench.mixes import Mix, write_mix
 from vlft.bench.ours import run
-from vlft.bench.work import BuiltIn
-from vlft.demo.tiny import tiny_processor
+from vlft.bench.work import run_module
 
 STEPS, PACK_TOKENS, ROWS = 3, 1024, 12
-SHAPE = "tiny"  # stored in float32, so LoRA computes in mixed dtypes under bf16
 MIXES: dict[Preset, Mix] = {"full": "story", "lora": "story", "lora_vision": "video"}
 
 
@@ -27,14 +25,14 @@ def main(out: str) -> int:
     """Train each preset. Returns 1 if one of them failed."""
     work, failed = Path(out), 0
     work.mkdir(parents=True, exist_ok=True)
+    base = work / "base"  # stored in float32, so that LoRA computes in mixed dtypes under bf16
+    run_module(["vlft.demo.tiny", str(base)], log=work / "base.log", say=print)
     videos = importlib.util.find_spec("av") is not None
     for preset, mix in MIXES.items():
         if mix == "video" and not videos:
             print(f"{preset}: without videos, because PyAV is not installed", flush=True)
             mix = "story"
-        built_in = BuiltIn(shape=SHAPE, mix=mix, processor=tiny_processor)
-        base = built_in.base(work, print)
-        rows = built_in.rows(work, ROWS, print, own_base=False, scale="tiny")
+        rows = write_mix(work / "rows", mix, ROWS, seed=0, scale="tiny", unit="byte", say=print)
         towers = [word for tower, mode in PRESETS[preset].items() for word in (f"--{tower}", mode)]
         folder, began = work / preset, time.perf_counter()
         try:

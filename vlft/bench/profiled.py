@@ -37,10 +37,12 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 #: and cuDNN's convolutions) and of torch's operations, which are profiled on a CPU. Attention is looked for first,
 #: since kernels of FlashAttention name CUTLASS too.
 _ATTENTION = re.compile(
-    r"flash|fmha|sdpa|scaled_dot_product|attention|delta_rule|^chunk_|_chunk_|solve_tril|recompute_w_u"
+    "flash|fmha|sdpa|scaled_dot_product|attention|delta_rule|^chunk_|_chunk_|solve_tril|recompute_w_u"
 )
-_MATMUL = re.compile(r"gemm|gemv|nvjet|cublas|cutlass|xmma|splitk|convolv|conv[23]d|::(mm|addmm|bmm|baddbmm|_grouped_mm)$|"
-                     r"convolution|implicit_con")  # fmt: skip
+_MATMUL = re.compile(
+    "gemm|gemv|nvjet|cublas|cutlass|xmma|splitk|conv[23]d|convolution|implicit_con|"
+    "::(mm|addmm|bmm|baddbmm|_grouped_mm)$"
+)
 
 
 def kind_of(name: str) -> Kind:
