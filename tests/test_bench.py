@@ -228,6 +228,7 @@ def test_bench_train(trained):
         assert side["peak_gb"] > 0
         if not torch.cuda.is_available():
             assert (side["tflops"], side["mfu"]) == (None, None)
+    assert trained["predicted"] is None, "no card's data sheet is about a CPU"
     assert trained["preset"] == "lora_vision"
     assert trained["ratio"]["tokens_per_s"] == pytest.approx(
         trained["tokens_per_s"] / trained["baseline"]["tokens_per_s"]
@@ -249,6 +250,7 @@ def test_both_sides_train_on_every_row_once(trained):
     assert trained["run_samples"] == trained["baseline"]["run_samples"] > 8
     assert trained["packing"]
     assert trained["baseline"]["settings"]["order"] == "grouped"
+    assert list(trained["baselines"]) == ["grouped"], "without CUDA there are no kernels to compare with"
     assert trained["padding_fraction"] == 0
     assert 0 < trained["baseline"]["padding_fraction"] < 1
 
@@ -260,6 +262,12 @@ def test_the_table_of_a_training(trained):
     failed = {"random": {"failed": "out of memory\nat length"}}
     text = report.table("train", trained | {"baselines": trained["baselines"] | failed})
     assert "stock, random failed: out of memory" in text
+    assert "stock: stock transformers + peft; stock + kernels: stock transformers + peft with our kernels" in text
+    assert "with our kernels: left out, because the kernels need a CUDA device" in text
+    settings = trained["baseline"]["settings"] | {"side": "kernels", "kernels": "RMSNorm on 5 modules"}
+    kernels = {"grouped + kernels": trained["baseline"] | {"settings": settings}}
+    text = report.table("train", trained | {"baselines": trained["baselines"] | kernels})
+    assert re.search(r"stock \+ kernels, grouped: 4 rows .*attention: sdpa \(cuDNN: .*kernels: RMSNorm on 5", text)
     assert report.markdown("train", trained | {"baseline": None, "ratio": None}).count("|") == 9
 
 
@@ -271,9 +279,10 @@ def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, caps
     config = tmp_path / "my.yaml"
     config.write_text(f"output_dir: {tmp_path / 'mine'}\nsave_steps: 1\nlearning_rate: 1e-3\nnum_train_epochs: 9\n")
     monkeypatch.setattr("vlft.bench.train.run_module", start)
+    monkeypatch.setattr("vlft.bench.train.device_name", lambda: "NVIDIA H100 80GB HBM3")
     argv = ["bench", "train", "--json", "--config", str(config), "--model_id", str(base), "--steps", "2"]
     argv += ["--data_path", str(mixed_json), "--image_folder", str(media), "--packing", "false"]
-    argv += ["--per_device_train_batch_size", "2"]
+    argv += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2", "--bf16", "true"]
     argv += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--dataloader_num_workers", "0"]
     assert main(argv) == 0
     found = _json(capsys)
@@ -284,6 +293,15 @@ def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, caps
     run = tmp_path / "work" / "runs" / "ours-0" / "run"
     assert "learning_rate: 0.001" in (run / "config.yaml").read_text()
     assert not list(run.glob("*.safetensors")), "weights of a benchmark are written nowhere"
+    forecast = found["predicted"]
+    assert (forecast["gpu"], forecast["micro_batches"]) == ("h100", 2)
+    assert forecast["tokens_per_s"] * forecast["ms"] / 1e3 == pytest.approx(2 * forecast["micro_batch"]["tokens"])
+    assert 0 < forecast["mfu"] < 1
+    assert 0 < forecast["peak_gb"] < 1
+    columns = re.split(
+        r"\s{2,}", next(line for line in report.table("train", found).splitlines() if "predicted" in line)
+    )
+    assert columns[-2:] == ["vlft", "vlft, predicted"]
 
 
 @pytest.mark.parametrize(
@@ -295,6 +313,7 @@ def test_bench_train_on_rows_of_the_user(base, media, mixed_json, tmp_path, caps
         (["bench", "train", "--shape", "tiny", "--model_id", "x"], "--shape and --model_id exclude each other"),
         (["bench", "data", "--mix", "text", "--data_path", __file__], "--mix and --data_path exclude each other"),
         (["bench", "train", "--preset", "lora", "--vision", "full"], "--preset lora and --vision both set what trains"),
+        (["bench", "train", "--baseline_side", "stock"], "--baseline_side has no effect without --baseline"),
         (["bench", "train", "--baseline_batch", "2"], "--baseline_batch has no effect without --baseline"),
         (["bench", "train", "--steps", "3", "--skip_steps", "3"], "--skip_steps 3 leaves none of 3 steps"),
         (["bench", "train", "--steps", "0"], "--steps is 0, must be at least 1"),
@@ -341,11 +360,16 @@ def test_the_script_without_a_gpu(tmp_path):
 
 
 def test_the_first_look_at_a_machine_without_a_gpu(tmp_path):
-    """`--quick`: every step in its order, and the profile is of the run that was just measured."""
+    """`--quick`: every step in order, the profile is of the run that was just measured, and tables are collected."""
     script = Path(__file__).parent.parent / "scripts" / "first_contact.sh"
     stub = tmp_path / "python"
     stub.write_text(
-        f"#!{sys.executable} -IS\nimport sys\nprint('CALL', *sys.argv[1:])\nsys.exit(3 if 'demo' in sys.argv else 0)\n"
+        f"#!{sys.executable} -IS\n"
+        "import pathlib, sys\n"
+        "print('CALL', *sys.argv[1:])\n"
+        "if 'vlft.bench.probe' in sys.argv:\n"
+        "    pathlib.Path(sys.argv[-1]).write_text('| what | measured | assumed |\\n')\n"
+        "sys.exit(3 if 'demo' in sys.argv else 0)\n"
     )
     stub.chmod(0o755)
     work = tmp_path / "work"
@@ -358,9 +382,35 @@ def test_the_first_look_at_a_machine_without_a_gpu(tmp_path):
     assert done.returncode == 1  # since one failed
     calls = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("CALL")]
     modules = [next(word for word in call[1:] if not word.startswith("-")) for call in calls]
-    assert modules == ["vlft.bench.probe", "pytest", "vlft", "vlft", "vlft.bench.profiled"]
-    assert str(work / "runs" / "ours-0" / "flags.yaml") in calls[-1]
+    assert modules == [
+        *("vlft.bench.probe", "pytest", "vlft.bench.presets", "vlft"),
+        *("vlft", "vlft.bench.profiled", "vlft", "vlft"),
+    ]
+    assert str(work / "runs" / "ours-0" / "flags.yaml") in calls[5]
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert re.findall(r"\| (\S+) \| ([^|]*) \|", summary)[2:] == [
-        ("machine", "ok"), ("tests", "ok"), ("demo", "failed (exit 3)"), ("tiny-lora", "ok"), ("profile", "ok"),
+        ("machine", "ok"), ("tests", "ok"), ("presets", "ok"), ("demo", "failed (exit 3)"),
+        ("tiny-lora", "ok"), ("profile-tiny-lora", "ok"), ("tiny-lora-baseline", "ok"), ("tiny-full", "ok"),
+        ("what", "measured"),
     ]  # fmt: skip
+
+
+def test_the_first_look_ends_in_time(tmp_path):
+    """Steps for which no time is left are listed."""
+    script = Path(__file__).parent.parent / "scripts" / "first_contact.sh"
+    done = subprocess.run(
+        ["bash", str(script)],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHON": "/bin/true",
+            "OUT": str(tmp_path),
+            "WORK": str(tmp_path),
+            "LIMIT_S": "30",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| machine | ok |" in summary
+    assert re.search(r"\| 7b-lora \| left out: only \d+ of 30 s are left \| - \|", summary)

@@ -2,7 +2,8 @@
 
 Base, rows, towers, precision, optimizer, learning rates and rows per optimizer step are those of vlft's run. Everything
 else follows transformers, peft and their documentation: the stock forward and Trainer, right padding, and the processor
-in the loader's workers. The batch size and gradient checkpointing are the fastest settings that fit in memory.
+in the loader's workers. A run with kernels adds what can be added to that from outside (`vlft.bench.stock_kernels`).
+The batch size and gradient checkpointing are the fastest settings that fit in memory (`vlft.bench.tune`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib.util
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from vlft.bench import stock_kernels
 from vlft.bench.figures import Step
 from vlft.bench.stock import COUNTS, StockRows, stock_collator
-from vlft.bench.tune import Settings, fastest
+from vlft.bench.tune import ON_CPU, ModelTrial, Settings, fastest
 from vlft.config.parse import FlagParser
 from vlft.config.training import TrainFlags
+from vlft.model import adapt
 from vlft.model.apply import apply_towers
 from vlft.model.load import load_base
 from vlft.setup import Base, open_base, trainable_rows
@@ -36,21 +40,25 @@ class Spec:
 
     Attributes:
         flags: YAML file with the flags of vlft's run.
+        side: `stock`, or `kernels` for stock transformers with fused kernels.
         order: `random`, or `grouped` for batches of rows of similar length.
         rows_per_step: rows of an optimizer step in vlft's run, on average.
         max_steps: maximum number of steps; -1 for one pass over the rows.
         batch: rows of a micro-batch; None for the fastest that fits.
         checkpointing: gradient checkpointing; None for the fastest that fits.
+        cudnn: whether torch's sdpa may use cuDNN; None for the faster.
         out: file for the results.
     """
 
     flags: str
+    side: str
     order: str
     rows_per_step: float
     max_steps: int
     batch: int | None
     checkpointing: bool | None
     out: str
+    cudnn: bool | None = None
 
 
 class StockTrainer(Trainer):
@@ -125,18 +133,18 @@ def main(spec: Spec) -> None:
     measured = trainable_rows(data.data_path, data, base, workers=args.dataloader_num_workers)
     lengths = [cost.tokens for cost in measured.costs]
     rows = StockRows(samples=measured.rows.samples, processor=base.processor, recipe=base.recipe, family=base.family)
-    collator = stock_collator(base.processor)
-    model, attention = _model(base, args)
-    settings = fastest(
-        model, rows, collator, lengths, batch=spec.batch, checkpointing=spec.checkpointing, dtype=_dtype(args)
-    )
+    collator = stock_collator(base.processor, trained_only=spec.side == "kernels")
+    model, recompute, runs = prepared(base, args, side=spec.side)
+    settings, tried = _settings(spec, model, rows, collator, lengths, args, recompute, attention=runs["attention"])
+    settings.apply()
+    recompute(settings.checkpointing)
     accumulation = max(1, round(spec.rows_per_step / settings.batch))
-    print(f"{spec.order}: {settings}, accumulation {accumulation}, attention {attention}")
+    print(f"{spec.side}, {spec.order}: {settings}, accumulation {accumulation}, {runs}")
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = StockTrainer(
         model=model,
-        args=_arguments(args, spec, settings, accumulation),
+        args=_arguments(args, spec, settings.batch, accumulation),
         train_dataset=rows,
         data_collator=collator,
         lengths=lengths if spec.order == "grouped" else None,
@@ -145,7 +153,11 @@ def main(spec: Spec) -> None:
     found = {
         "steps": [asdict(step) for step in trainer.steps],
         "peak_gb": peak_gb(),
-        "settings": {"order": spec.order, **asdict(settings), "accumulation": accumulation, "attention": attention},
+        "settings": {
+            **{"side": spec.side, "order": spec.order, "accumulation": accumulation, "tried": tried},
+            **settings.as_json(),
+            **runs,
+        },
     }
     Path(spec.out).write_text(json.dumps(found), encoding="utf-8")
 
@@ -154,23 +166,81 @@ def _dtype(args: TrainFlags) -> torch.dtype:
     return args.half or torch.float32
 
 
-def _model(base: Base, args: TrainFlags) -> tuple[torch.nn.Module, str]:
-    """Load the base with the towers that vlft trains: plain peft for LoRA, and float32 masters of trained weights."""
+def _settings(
+    spec: Spec,
+    model: torch.nn.Module,
+    rows: StockRows,
+    collator: Callable[[Any], dict[str, Any]],
+    lengths: list[int],
+    args: TrainFlags,
+    recompute: Callable[[bool], None],
+    *,
+    attention: str,
+) -> tuple[Settings, list[dict[str, Any]]]:
+    """The settings of the run, and those that were timed to find them. On a CPU nothing is timed."""
+    if spec.cudnn is not None and spec.batch is not None and spec.checkpointing is not None:
+        return Settings(batch=spec.batch, checkpointing=spec.checkpointing, cudnn=spec.cudnn), []
+    if args.device.type != "cuda":
+        return Settings(batch=spec.batch or ON_CPU, checkpointing=bool(spec.checkpointing)), []
+    trial = ModelTrial(model, rows, collator, dtype=_dtype(args), recompute=recompute)
+    return fastest(
+        trial,
+        lengths,
+        order=spec.order,
+        batch=spec.batch,
+        checkpointing=spec.checkpointing,
+        without_cudnn="sdpa" in attention,
+    )
+
+
+def prepared(
+    base: Base, args: TrainFlags, *, side: str
+) -> tuple[torch.nn.Module, Callable[[bool], None], dict[str, str]]:
+    """Load the base with the towers that vlft trains: plain peft for LoRA, and float32 masters of trained weights.
+
+    Args:
+        base: the opened base.
+        args: flags of vlft's run.
+        side: `stock` or `kernels`.
+
+    Returns:
+        the model; a function that switches gradient checkpointing; "attention" and "kernels", as text.
+    """
     half = args.half
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
     model.config.use_cache = False
-    attention = "sdpa"
+    model.to(args.device)
+    if side == "kernels":
+        runs = stock_kernels.install(model, dtype=_dtype(args))
+    else:
+        runs = {"attention": _own_attention(model, half), "kernels": "off"}
+    model = apply_towers(model, base.family, base.towers, masters=True, adapters="peft")
+
+    def recompute(on: bool) -> None:
+        live = adapt.bare(model)
+        if side == "kernels":
+            stock_kernels.recompute(live, base.towers, on=on)
+            return
+        live.gradient_checkpointing_disable()
+        live.disable_input_require_grads()  # transformers leaves its hooks, which make a frozen ViT run backward
+        if on:
+            live.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    return model, recompute, runs
+
+
+def _own_attention(model: Any, half: torch.dtype | None) -> str:
+    """Use FlashAttention 2 if transformers can, else sdpa. Returns its name."""
     if half and importlib.util.find_spec("flash_attn") is not None:
         try:
             model.set_attn_implementation("flash_attention_2")
-            attention = "flash_attention_2"
+            return "flash_attention_2"
         except (ImportError, ValueError) as error:
             print(f"flash_attention_2 is not used: {error}")
-    model = apply_towers(model, base.family, base.towers, masters=True, adapters="peft")
-    return model.to(args.device), attention
+    return "sdpa"
 
 
-def _arguments(args: TrainFlags, spec: Spec, settings: Settings, accumulation: int) -> TrainingArguments:
+def _arguments(args: TrainFlags, spec: Spec, batch: int, accumulation: int) -> TrainingArguments:
     same = (
         "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
         "lr_scheduler_type", "warmup_steps", "bf16", "fp16", "seed", "use_cpu", "dataloader_num_workers",
@@ -178,10 +248,8 @@ def _arguments(args: TrainFlags, spec: Spec, settings: Settings, accumulation: i
     )  # fmt: skip
     return TrainingArguments(
         output_dir=str(Path(spec.out).parent / "unused"),
-        per_device_train_batch_size=settings.batch,
+        per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
-        gradient_checkpointing=settings.checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_persistent_workers=args.dataloader_num_workers > 0,
         max_steps=spec.max_steps,
         num_train_epochs=1,

@@ -61,7 +61,7 @@ def epoch_of(base: Base, measured: MeasuredRows) -> Epoch:
     every = max(1, -(-len(costs) // FLOPS_ROWS))
     picked = range(0, len(costs), every)
     sizes = base.sizes
-    grids = [grid for i in picked for grid in _grids(measured.rows.samples[i], base)]
+    grids = [grid for i in picked for grid in grids_of(measured.rows.samples[i], base)]
     part = required_flops(
         sizes,
         base.towers,
@@ -74,7 +74,7 @@ def epoch_of(base: Base, measured: MeasuredRows) -> Epoch:
     return Epoch(tokens=tokens, tflops=total(part) / 1e12 * tokens / seen)
 
 
-def _grids(sample: Sample, base: Base) -> list[Grid]:
+def grids_of(sample: Sample, base: Base) -> list[Grid]:
     """Return the grid of each medium of a row."""
     return [media_io.measure(part, base.recipe) for part in sample.media]
 

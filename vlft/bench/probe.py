@@ -1,39 +1,224 @@
-"""Measures the speed of a machine before training: `python -m vlft.bench.probe [--quick]`.
+"""Measures the speed of a machine before training: `python -m vlft.bench.probe [--quick] [--out FILE.md]`.
 
-Times the operations that determine the speed of a step and that differ between GPUs and versions: matmul and copy
-rates, the patch embedding as a convolution and as a matmul, and attention over flat rows of changing lengths. `--quick`
-uses tiny sizes, to check on a CPU that it runs.
+Times the operations that determine the speed of a step and that differ between GPUs and versions: matmuls of a model's
+layers, copies, attention over flat rows, the start of a kernel, and the patch embedding as a convolution and as a
+matmul. What `vlft.model.traffic` and `vlft.model.cards` assume is printed beside each rate. `--out` writes both as a
+table. `--quick` uses tiny sizes, to check on a CPU that it runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from vlft.bench.fake import STORY
 from vlft.bench.sizes import SHAPES
-from vlft.families import Sizes
-from vlft.model import attention
+from vlft.families import DEFAULT, Sizes
+from vlft.model import attention, tracing, traffic
+from vlft.model.build import build_config
+from vlft.model.cards import Card
+from vlft.model.load import empty_model
 from vlft.model.segments import Heads, Kernel, attend_segments, heads_of
+from vlft.model.traffic import HOST_SECONDS, MATMUL_SHARE, MEMORY_SHARE
+from vlft.setup.typical import card_of
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "triton", "liger-kernel", "flash-attn", "deepspeed", "av")
+PACKAGES = (
+    *("torch", "transformers", "peft", "accelerate", "triton", "deepspeed"),
+    *("liger-kernel", "flash-attn", "av", "qwen-vl-utils", "bitsandbytes"),
+)
+#: Optional packages -> what a run of scripts/first_contact.sh lacks without them.
+OPTIONAL = {
+    "liger-kernel": "fused kernels are off",
+    "av": "there are no runs with videos",
+    "qwen-vl-utils": "the tests that compare videos with it are skipped",
+}
 SHAPE = "2b"
 GEOMETRIES = 5  # packs of different lengths
 
 
-def main(words: list[str]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A figure beside what the forecast assumes.
+
+    Attributes:
+        what: what was measured.
+        measured: with its unit.
+        assumed: with its unit; "-" if the speed of the card is not known.
+    """
+
+    what: str
+    measured: str
+    assumed: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.measured} (the forecast assumes {self.assumed})"
+
+
+def main(words: Sequence[str]) -> None:
     """Run all measurements, and print each line as soon as it is known."""
+    parser = argparse.ArgumentParser(prog="python -m vlft.bench.probe")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--out", metavar="FILE", help="a Markdown file for the table")
+    flags = parser.parse_args(words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    quick = "--quick" in words
-    for part in (_machine(device), _rates(device, quick), _patch_embedding(device, quick), _attention(device, quick)):
-        for line in part:
-            print(line, flush=True)
+    card = card_of(None, device=torch.cuda.get_device_name(0) if device.type == "cuda" else None)
+    probe = Probe(device=device, quick=flags.quick, card=card)
+    table = []
+    for line in probe.run():
+        print(line, flush=True)
+        if isinstance(line, Compared):
+            table.append(line)
+        if flags.out is not None:  # each time: the process may be stopped
+            rows = [f"| {one.what} | {one.measured} | {one.assumed} |" for one in table]
+            text = "\n".join(["| what | measured | assumed |", "| --- | --- | --- |", *rows])
+            Path(flags.out).write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """The measurements.
+
+    Attributes:
+        device: where they run.
+        quick: with tiny sizes.
+        card: the GPU, if its speed is known.
+    """
+
+    device: torch.device
+    quick: bool
+    card: Card | None
+
+    def run(self) -> Iterator[str | Compared]:
+        """All measurements, in order of importance."""
+        yield from _machine(self.device)
+        yield from self._matmuls()
+        yield from self._memory()
+        yield from self._host()
+        yield from self._attention_rates()
+        yield from _patch_embedding(self.device, self.quick)
+        yield from _attention(self.device, self.quick)
+
+    def _share(self, what: str, rate: float, unit: float, words: str, peak: float | None, share: float) -> Compared:
+        """A rate beside a share of the data sheet's peak, both in the same unit."""
+        beside = f" = {rate / unit / peak:.2f} of {peak:g}" if peak else ""
+        assumed = f"{share * peak:.4g} {words} = {share:g} of {peak:g}" if peak else f"{share:g} of the peak"
+        return Compared(what=what, measured=f"{rate / unit:.4g} {words}{beside}", assumed=assumed)
+
+    def _matmuls(self) -> Iterator[str | Compared]:
+        """The linear layers of both towers on the rows of a pack, forward and towards their inputs."""
+        peak = self.card.tflops if self.card else None
+        sizes = _sizes()
+        towers = {"vision": (STORY.patches, sizes.vision.block), "language": (STORY.tokens, _language(sizes))}
+        work = spent = 0.0
+        for tower, (rows, linears) in towers.items():
+            rows = 64 if self.quick else rows
+            for inputs, outputs in dict.fromkeys((one.inputs, one.outputs) for one in linears):
+                many = sum((one.inputs, one.outputs) == (inputs, outputs) for one in linears)
+                size = [side // 16 if self.quick else side for side in (inputs, outputs)]
+                x, weight = self._draw(rows, size[0]), self._draw(size[1], size[0])
+                out = F.linear(x, weight)
+                seconds = self._seconds(lambda x=x, weight=weight: F.linear(x, weight))  # type: ignore[misc]
+                seconds += self._seconds(lambda out=out, weight=weight: out @ weight)  # type: ignore[misc]
+                flops = 4.0 * rows * size[0] * size[1]
+                work, spent = work + many * flops, spent + many * seconds
+                yield f"matmul of {tower} {rows:,} x {size[0]:,} x {size[1]:,}: {flops / seconds / 1e12:.1f} TFLOP/s"
+        yield self._share(f"matmuls of a {SHAPE} block", work / spent, 1e12, "TFLOP/s", peak, MATMUL_SHARE)
+        side = 256 if self.quick else 8192
+        a, b = self._draw(side, side), self._draw(side, side)
+        rate = 2 * side**3 / self._seconds(lambda: a @ b)
+        yield self._share(f"matmul {side}", rate, 1e12, "TFLOP/s", peak, MATMUL_SHARE)
+
+    def _memory(self) -> Iterator[Compared]:
+        rows = 64 if self.quick else STORY.patches
+        x, y = self._draw(rows, 2048), self._draw(rows, 2048)
+        peak = self.card.tb_s if self.card else None
+        for what, moved, call in (
+            ("copy", 2 * x.nbytes, lambda: x.clone()),
+            ("sum of two", 3 * x.nbytes, lambda: x + y),
+            ("cast to float32", 3 * x.nbytes, lambda: x.float()),
+        ):
+            rate = moved / self._seconds(call)
+            yield self._share(f"{what}, {x.nbytes / 1e6:.0f} MB", rate, 1e12, "TB/s", peak, MEMORY_SHARE)
+
+    def _host(self) -> Iterator[str | Compared]:
+        """What the host needs for a kernel: alone, and with the Python code of a model around it."""
+        x, many = self._draw(16), 200 if self.quick else 5000
+        wait, began = self._wait, time.perf_counter()
+        for _ in range(many):
+            x.add_(1)
+        called = time.perf_counter() - began
+        wait()
+        yield f"start of a kernel by torch: {1e6 * called / many:.1f} us on the host"
+        wait()
+        began = time.perf_counter()
+        for _ in range(many):
+            x.add_(1)
+        wait()
+        yield f"kernel of 16 values, one after another: {1e6 * (time.perf_counter() - began) / many:.1f} us"
+        model = empty_model(build_config(DEFAULT, DEFAULT.tiny, _Tokens()), DEFAULT).to_empty(device=self.device)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.02)
+        ids = torch.zeros(1, 16, dtype=torch.long, device=self.device)
+        kernels: list[bool] = []
+        with tracing.Watch(lambda op: kernels.append(not op.function.is_view and op.name not in traffic._NOTHING)):
+            model(input_ids=ids)
+        seconds = self._seconds(lambda: model(input_ids=ids))
+        yield Compared(
+            what="a kernel with a model's Python code",
+            measured=f"{1e6 * seconds / sum(kernels):.1f} us",
+            assumed=f"{1e6 * HOST_SECONDS:.1f} us",
+        )
+
+    def _attention_rates(self) -> Iterator[str | Compared]:
+        """Each kernel on a typical pack, forward and backward, in the operations that the forecast counts."""
+        peak = self.card.tflops if self.card else None
+        for backend, kernel in _kernels(self.device):
+            for name, tower in heads_of(_sizes()).items():
+                lengths = STORY.vision_lengths if name == "vision" else STORY.lengths
+                lengths = tuple(one // 32 for one in lengths) if self.quick else lengths
+                try:
+                    times = [_attention_seconds(kernel, tower, list(lengths), self.device) for _ in range(4)]
+                except Exception as error:  # noqa: BLE001 - kernels refuse by assert, compilers raise their own classes
+                    yield f"attention of {name}, {backend}: failed: {type(error).__name__}: {error}".splitlines()[0]
+                    continue
+                squares = sum(one * one for one in lengths) / (2 if tower.causal else 1)
+                rate = 14 * squares * tower.heads * tower.head_dim / min(times[1:])
+                flash = self.card.flash if self.card else Card(gb=0).flash
+                yield self._share(f"attention of {name}, {backend}", rate, 1e12, "TFLOP/s", peak, flash)
+
+    def _draw(self, *size: int) -> torch.Tensor:
+        return torch.randn(size, device=self.device, dtype=torch.bfloat16)
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        return _seconds(work, self.device, times=2 if self.quick else 10, warm=1 if self.quick else 2)
+
+    def _wait(self) -> None:
+        _wait(self.device)
+
+
+class _Tokens:
+    """In place of a tokenizer: a tiny model that is only timed needs no text."""
+
+    def __len__(self) -> int:
+        return 256
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return 0
+
+
+def _language(sizes: Sizes) -> tuple[Any, ...]:
+    return sizes.text.linears(sizes.text.layers[0])
 
 
 def _machine(device: torch.device) -> Iterator[str]:
@@ -42,6 +227,9 @@ def _machine(device: torch.device) -> Iterator[str]:
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         yield f"{found.name}: {found.total_memory / 1e9:.1f} GB, compute capability {found.major}.{found.minor}"
+    for name, effect in OPTIONAL.items():
+        if _version(name) == "-":
+            yield f"{name} is not installed: {effect}"
     yield f"/dev/shm: {shutil.disk_usage('/dev/shm').free / 1e9:.1f} GB free"
 
 
@@ -50,15 +238,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "-"
-
-
-def _rates(device: torch.device, quick: bool) -> Iterator[str]:
-    size = 256 if quick else 8192
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = _seconds(lambda: a @ b, device)
-    yield f"matmul {size}, bf16: {2 * size**3 / seconds / 1e12:.1f} TFLOP/s"
-    seconds = _seconds(lambda: a.clone(), device)
-    yield f"copy of {a.nbytes / 1e6:.0f} MB: {2 * a.nbytes / seconds / 1e9:.0f} GB/s read and written"
 
 
 def _patch_embedding(device: torch.device, quick: bool) -> Iterator[str]:
@@ -84,6 +263,7 @@ def _sizes() -> Sizes:
 
 
 def _attention(device: torch.device, quick: bool) -> Iterator[str]:
+    """Time the first and second call on packs of ever new lengths: some kernels prepare for each geometry."""
     for backend, kernel in _kernels(device):
         for name, tower in heads_of(_sizes()).items():
             times = []

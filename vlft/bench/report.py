@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft import text
+from vlft.bench.choices import SIDES, title
 from vlft.errors import ConfigError
 from vlft.files import write_json
 
@@ -31,6 +32,7 @@ TRAIN_ROWS: Rows = (
     ("peak memory, GB", "peak_gb", ",.1f"),
     ("an epoch of these rows, s", "epoch_s", ",.1f"),
 )
+_PREDICTED = ("step_s", "mfu", "tokens_per_s", "peak_gb")
 MARKDOWN_HEAD = (
     "| what | on | tokens/s | baseline | ratio | padding, ours / baseline | MFU | peak GB, ours / baseline |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
@@ -45,11 +47,14 @@ def table(what: str, document: dict[str, Any]) -> str:
         columns = {"vlft": document, "decode and resize alone": alone, "stock": document["baseline"]}
         about = f"{document['rows']:,} rows, {document['workers']} workers"
     else:
-        columns = {"vlft": document} | {f"stock, {order}": one for order, one in document["baselines"].items()}
+        columns = {"vlft": document} | {title(name): one for name, one in document["baselines"].items()}
         steps = f"{document['steps']} steps counted, {document['skipped_steps']} skipped"
         recompute = ", gradient checkpointing" if document["gradient_checkpointing"] else ""
         about = f"{document['preset']}{recompute}, {steps}, {document['device']}"
     shown = {name: column for name, column in columns.items() if column is not None}
+    if (forecast := document.get("predicted")) is not None:
+        beside = {**forecast, "step_s": forecast["ms"] / 1e3}
+        shown = {"vlft": document, "vlft, predicted": {key: beside[key] for key in _PREDICTED}} | shown
     figures = [(title, *(_cell(column, key, form) for column in shown.values())) for title, key, form in rows]
     known = [cells for cells in figures if set(cells[1:]) != {"-"}]
     lines = [f"{document['base']} · {document['data']} · {about}", "", text.table(("", *shown), known)]
@@ -57,14 +62,32 @@ def table(what: str, document: dict[str, Any]) -> str:
         if "failed" in column:
             lines.append(f"{name} failed: {column['failed'].splitlines()[0]}")
         elif settings := column.get("settings"):
-            recompute = ", gradient checkpointing" if settings["checkpointing"] else ""
-            lines.append(f"{name}: {settings['batch']} rows per micro-batch{recompute}, {settings['attention']}")
+            lines.append(f"{name}: {_settings(settings)}")
+    if what == "train" and document["baselines"]:
+        lines += [f"stock: {SIDES['stock']}; stock + kernels: {SIDES['kernels']}", *_left_out(document)]
     if share := document.get("of_decode"):
         lines.append(f"vlft reaches {share:.2f} of the pictures/s of decoding and resizing alone")
+    if forecast is not None:
+        lines.append(
+            f"predicted: a typical step of {forecast['micro_batches']} x {forecast['micro_batch']['tokens']:,} tokens, "
+            f"from the data sheet of {forecast['gpu']} and assumed efficiencies"
+        )
     if ratio := document["ratio"]:
-        beside = " of the faster stock run" if len(document.get("baselines", ())) > 1 else ""
+        beside = " of the fastest stock run" if len(document.get("baselines", ())) > 1 else ""
         lines.append(f"vlft has {ratio['tokens_per_s']:.2f} times the tokens/s{beside}")
     return "\n".join(lines)
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    """Format the settings of a run of the baseline."""
+    recompute = ", gradient checkpointing" if settings["checkpointing"] else ""
+    cudnn = f" (cuDNN: {settings['cudnn_attention']})" if "sdpa" in settings["attention"] else ""
+    kernels = f", kernels: {settings['kernels']}" if settings["side"] == "kernels" else ""
+    return f"{settings['batch']} rows per micro-batch{recompute}, attention: {settings['attention']}{cudnn}{kernels}"
+
+
+def _left_out(document: dict[str, Any]) -> list[str]:
+    return [reason] if (reason := document.get("baselines_left_out")) else []
 
 
 def save(out: str, what: str, document: dict[str, Any]) -> Path:

@@ -125,9 +125,13 @@ class PaddingCollator:
 
     Attributes:
         pad: the tokenizer's padding token.
+        trained_only: also say in which columns a row is trained on, so that transformers computes logits only there.
+            A number as `logits_to_keep` cannot do that, since transformers shifts all labels by one. A tensor of
+            columns can, together with `shift_labels` (transformers 5.17 to 5.23).
     """
 
     pad: int
+    trained_only: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, Any]:
         """Collate rows. Pixels and grids of all rows are concatenated, as the stock forward takes them."""
@@ -140,6 +144,10 @@ class PaddingCollator:
         for name in (*PIXELS, *GRIDS):
             if parts := [row[name] for row in rows if row.get(name) is not None]:
                 batch[name] = torch.cat(parts)
+        if self.trained_only:
+            targets_BT = batch["labels"][:, 1:]
+            columns_K = (targets_BT != IGNORED).any(0).nonzero()[:, 0]
+            batch |= {"logits_to_keep": columns_K, "shift_labels": targets_BT[:, columns_K].contiguous()}
         real = int(batch["attention_mask"].sum())
         videos = batch.get("video_grid_thw", torch.zeros(0, 3))
         batch[COUNTS] = {
@@ -155,8 +163,8 @@ class PaddingCollator:
         return batch
 
 
-def stock_collator(processor: Any) -> Callable[[Any], dict[str, Any]]:
-    """Build the collator that pads with this processor's padding token."""
+def stock_collator(processor: Any, *, trained_only: bool = False) -> Callable[[Any], dict[str, Any]]:
+    """Build the collator that pads with this processor's padding token. `trained_only`: see `PaddingCollator`."""
     tokenizer = processor.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return PaddingCollator(pad=pad)
+    return PaddingCollator(pad=pad, trained_only=trained_only)

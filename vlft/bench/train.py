@@ -8,22 +8,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlft.bench.baseline import Spec
-from vlft.bench.choices import PRESETS, Preset
+from vlft.bench.choices import PRESETS, SIDES, Preset, column
 from vlft.bench.figures import Epoch, Step, epoch_of, summary
 from vlft.bench.mixes import Scale, draw_rows, mean_tokens
+from vlft.bench.ours import RAN
+from vlft.bench.predicted import predicted
 from vlft.bench.sizes import SHAPES
 from vlft.bench.work import BuiltIn, Failed, Say, run_module, workplace
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.parse import Parsed
 from vlft.config.repeat import write_yaml
 from vlft.config.training import TrainFlags
+from vlft.model_files import read_json
 from vlft.setup import open_base, trainable_rows
 
 #: Flags of a user's config that the benchmark sets itself, or that have no effect on a step.
@@ -53,6 +56,8 @@ class TrainBench:
         rounds: number of runs of each side; the sides alternate, and the median run counts.
         preset: towers to train; None leaves them to the flags.
         orders: orders of rows in the baseline; empty for no baseline.
+        sides: sides of the baseline, of `vlft.bench.choices.SIDES`. Without CUDA there are no kernels, so that side is
+            left out unless it is the only one.
         baseline_batch: rows of a micro-batch of the baseline; None for the fastest that fits.
         baseline_checkpointing: gradient checkpointing of the baseline; None for the fastest that fits.
         timeout: maximum seconds of a run; None for no limit.
@@ -64,6 +69,7 @@ class TrainBench:
     rounds: int = 1
     preset: Preset | None = None
     orders: tuple[str, ...] = ()
+    sides: tuple[str, ...] = tuple(SIDES)
     baseline_batch: int | None = None
     baseline_checkpointing: bool | None = None
     timeout: float | None = None
@@ -150,12 +156,13 @@ class _Bench:
     say: Say
     own_rows: bool
     device: str | None = None
-    settled: dict[str, Any] | None = None  # settings of the baseline that its first run chose
+    settled: dict[str, dict[str, Any]] = field(default_factory=dict)  # column -> settings that its first run chose
 
     def run(self) -> dict[str, Any]:
-        self.device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+        self.device = device_name()
         ours: list[dict[str, Any]] = []
-        others: dict[str, list[dict[str, Any]]] = {order: [] for order in self.plan.orders}
+        columns, left_out = self._columns()
+        others: dict[str, list[dict[str, Any]]] = {name: [] for name in columns}
         failed: dict[str, str] = {}
         for turn in range(self.plan.rounds):
             try:
@@ -168,29 +175,48 @@ class _Bench:
                 self.flags["gradient_checkpointing"] = True
                 ours.append(self._ours(turn))
             rows_per_step = ours[0]["run_samples"] / ours[0]["run_steps"]
-            for order in self.plan.orders:
-                if order not in failed:
+            for name, (side, order) in columns.items():
+                if name not in failed:
                     try:
-                        others[order].append(self._baseline(order, turn, rows_per_step))
+                        others[name].append(self._baseline(side, order, turn, rows_per_step))
                     except Failed as error:
-                        failed[order] = str(error)
-                        self.say(f"baseline, {order} order: failed\n{error}")
+                        failed[name] = str(error)
+                        self.say(f"baseline, {name}: failed\n{error}")
         mine = _median_run(ours)
-        baselines: dict[str, Any] = {order: _median_run(runs) for order, runs in others.items() if runs}
-        baselines |= {order: {"failed": reason} for order, reason in failed.items()}
+        baselines: dict[str, Any] = {name: _median_run(runs) for name, runs in others.items() if runs}
+        baselines |= {name: {"failed": reason} for name, reason in failed.items()}
         done = [one for one in baselines.values() if "failed" not in one]
         best = max(done, key=lambda one: one["tokens_per_s"], default=None)
         return {
             **mine,
             "baseline": best,
             "baselines": baselines,
+            "baselines_left_out": left_out,
             "ratio": _ratio(mine, best) if best else None,
-            "gradient_checkpointing": bool(self.flags.get("gradient_checkpointing", False)),
+            "predicted": self._predicted(),
+            "gradient_checkpointing": bool(read_json(self.work / "runs" / "ours-0" / RAN)["checkpointed"]),
             "rounds": self.plan.rounds,
             "skipped_steps": self.plan.skip,
             "device": self.device or "cpu",
             "torch": torch.__version__,
         }
+
+    def _predicted(self) -> dict[str, Any] | None:
+        """The forecast of the same run. If it fails, the figures that were measured are not lost."""
+        try:
+            return predicted(self.work / "runs" / "ours-0", self.device)
+        except Exception as error:  # noqa: BLE001 - it runs the model on tensors without contents, a rare use of torch
+            self.say(f"there is no forecast beside the figures, because it failed: {error!r}")
+            return None
+
+    def _columns(self) -> tuple[dict[str, tuple[str, str]], str | None]:
+        """Column -> its side and order; and why a side is left out, or None."""
+        sides, reason = list(self.plan.sides), None
+        if self.device is None and self.plan.orders and len(sides) > 1:
+            sides.remove("kernels")
+            reason = f"{SIDES['kernels']}: left out, because the kernels need a CUDA device"
+            self.say(reason)
+        return {column(side, order): (side, order) for side in sides for order in self.plan.orders}, reason
 
     def _ours(self, turn: int) -> dict[str, Any]:
         folder = self._folder(f"ours-{turn}")
@@ -203,12 +229,14 @@ class _Bench:
         steps = [_step(line) for line in logged if "step_s" in line]
         return self._summary(steps, logged[-1]["peak_gb"])
 
-    def _baseline(self, order: str, turn: int, rows_per_step: float) -> dict[str, Any]:
-        folder = self._folder(f"{order}-{turn}")
+    def _baseline(self, side: str, order: str, turn: int, rows_per_step: float) -> dict[str, Any]:
+        name = column(side, order)
+        folder = self._folder(f"{side}-{order}-{turn}")
         flags, found = folder / "flags.yaml", folder / "found.json"
         write_yaml(flags, self.flags | {"output_dir": str(folder / "run")})
         spec = Spec(
             flags=str(flags),
+            side=side,
             order=order,
             rows_per_step=rows_per_step,
             max_steps=self.plan.steps if self.own_rows else -1,
@@ -216,14 +244,14 @@ class _Bench:
             checkpointing=self.plan.baseline_checkpointing,
             out=str(found),
         )
-        if self.settled is not None:
-            spec = replace(spec, **self.settled)
+        if name in self.settled:
+            spec = replace(spec, **self.settled[name])
         (folder / "spec.json").write_text(json.dumps(asdict(spec)), encoding="utf-8")
-        self.say(f"stock transformers, {order} order, run {turn + 1} of {self.plan.rounds}")
+        self.say(f"{SIDES[side]}, {order} order, run {turn + 1} of {self.plan.rounds}")
         self._module(["vlft.bench.baseline", str(folder / "spec.json")], folder)
         document = json.loads(found.read_text(encoding="utf-8"))
         settings = document["settings"]
-        self.settled = {name: settings[name] for name in ("batch", "checkpointing")}
+        self.settled[name] = {key: settings[key] for key in ("batch", "checkpointing", "cudnn")}
         steps = [Step(**step) for step in document["steps"]]
         return self._summary(steps, document["peak_gb"]) | {"settings": settings}
 
@@ -244,6 +272,11 @@ class _Bench:
     def _module(self, words: list[str], folder: Path) -> None:
         shown = _every_so_often()
         run_module(words, log=folder / "log.txt", say=self.say, timeout=self.plan.timeout, shown=shown)
+
+
+def device_name() -> str | None:
+    """The name of the GPU that runs are measured on; None without one."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def _every_so_often(seconds: float = 10) -> Callable[[str], bool]:

@@ -65,7 +65,7 @@ def _data(parsed: Parsed, built_in: Any) -> dict[str, Any]:
 
 
 def _train(parsed: Parsed, built_in: Any) -> dict[str, Any]:
-    from vlft.bench.choices import ORDERS
+    from vlft.bench.choices import ORDERS, SIDES
     from vlft.bench.train import TrainBench, bench_train
 
     extra = parsed.extra
@@ -77,6 +77,7 @@ def _train(parsed: Parsed, built_in: Any) -> dict[str, Any]:
         rounds=extra.rounds or 1,
         preset=extra.preset,
         orders=orders if extra.baseline else (),
+        sides=tuple(SIDES) if extra.baseline_side in (None, "both") else (extra.baseline_side,),
         baseline_batch=extra.baseline_batch,
         baseline_checkpointing=None if extra.baseline_checkpointing is None else extra.baseline_checkpointing == "true",
         timeout=extra.timeout,

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from vlft.bench.choices import ORDERS, PRESETS
+from vlft.bench.choices import ORDERS, PRESETS, SIDES
 from vlft.bench.mixes import MIXES
 from vlft.bench.sizes import SHAPE_NAMES
 from vlft.cli.command import add_json
@@ -29,8 +29,8 @@ examples:
 ONLY = {
     "data": ("rows", "workers"),
     "train": (
-        *("steps", "skip_steps", "preset", "baseline_order", "baseline_batch", "baseline_checkpointing", "timeout"),
-        "fake",
+        *("steps", "skip_steps", "preset", "timeout", "fake"),
+        *("baseline_side", "baseline_order", "baseline_batch", "baseline_checkpointing"),
     ),
 }
 #: Flags of a measurement, which have no effect on a forecast.
@@ -68,6 +68,8 @@ class BenchParser(FlagParser):
         add("steps", f"train: optimizer steps of a run (default: {STEPS})", **number)
         add("skip_steps", "train: first steps that are not counted (default: 5, at most a third)", **number)
         add("preset", "train: what trains, instead of --vision, --merger and --language", choices=tuple(PRESETS))
+        add("baseline_side", "train: the baseline: stock transformers + peft, the same with our kernels, or both "
+            "(default: both)", choices=(*SIDES, "both"))  # fmt: skip
         add("baseline_order", "train: order of the baseline's rows: random, grouped by length, or both (default: both)",
             choices=(*ORDERS, "both"))  # fmt: skip
         add("baseline_batch", "train: rows of a micro-batch of the baseline (default: the fastest that fits)", **number)
@@ -115,7 +117,7 @@ class BenchParser(FlagParser):
         if extra.preset is not None and (towers := given & {"vision", "merger", "language"}):
             self.error(f"--preset {extra.preset} and --{sorted(towers)[0]} both set what trains. Keep one")
         if not extra.baseline:
-            for name in ("baseline_order", "baseline_batch", "baseline_checkpointing"):
+            for name in ("baseline_side", "baseline_order", "baseline_batch", "baseline_checkpointing"):
                 if getattr(extra, name) is not None:
                     self.error(f"--{name} has no effect without --baseline")
         if extra.fake is not None:

@@ -261,7 +261,7 @@ _OWN: Mapping[str, dict[str, Kind]] = {
         "mix": TEXT,
         "shape": TEXT,
         "preset": TEXT,
-        "baseline_order": TEXT,
+        **dict.fromkeys(("baseline_side", "baseline_order"), TEXT),
         "baseline_checkpointing": TEXT,
     },
     "chat": {

@@ -13,14 +13,13 @@ from vlft.config.flags import ModelFlags, PlanFlags
 from vlft.config.machine import check_device
 from vlft.config.training import TrainFlags
 from vlft.data.order import Order, PackOrder
-from vlft.data.sample import Cost, Sample
+from vlft.data.sample import Sample
 from vlft.model import groups, kernels
 from vlft.model.apply import apply_towers
-from vlft.model.cards import CARDS, card_bytes, reported
-from vlft.model.forecast import Step
+from vlft.model.cards import card_bytes
 from vlft.model.load import check_fit, empty_model, load_config
 from vlft.model.towers import Towers
-from vlft.model.tracing import Load, numbers_of
+from vlft.model.tracing import Load
 from vlft.plan.estimate import (
     PARTS,
     Case,
@@ -35,11 +34,11 @@ from vlft.plan.measure import MeasuredStep, measure
 from vlft.plan.strategies import strategies_for, strategy_of
 from vlft.setup import Base, MeasuredRows
 from vlft.setup.schedule import largest
+from vlft.setup.typical import card_of, load_of, step_of, typical_rows
 from vlft.text import counted, duration, printable, table
 
 WITHOUT_BF16 = ("t4", "v100-32")
 SHOWN_ROWS = 2
-PICTURE_PATCHES = 2048  # of a picture of about 0.4 megapixels
 _PREDICTED = "predicted from the card's data sheet, without communication; not measured"
 _WORDS = {
     "vision": "activations, vision",
@@ -301,7 +300,7 @@ def forecast(
             supervised=supervised,
         )
         expected = _expected(replace(case, load=mine, world=1), planned.checkpointing)
-    rate, how = _rate(case, planned.checkpointing, rows, order, card=gpu, given=tokens_per_s, measured=found)
+    rate, how = _rate(base, case, planned.checkpointing, rows, order, card=gpu, given=tokens_per_s, measured=found)
     per_epoch = sum(cost.tokens for cost in rows.costs)
     hours = per_epoch * steps / order.steps / rate / 3600 if rate else None
     return Outlook(
@@ -324,6 +323,7 @@ def forecast(
 
 
 def _rate(
+    base: Base,
     case: Case,
     checkpointed: Sequence[str],
     rows: MeasuredRows,
@@ -339,45 +339,16 @@ def _rate(
     if measured is not None:
         return measured.tokens_per_s * order.world, "measured"
     device = torch.cuda.get_device_name(0) if card is None and torch.cuda.is_available() else None
-    known = CARDS.get(card.lower() if card is not None else reported(device) or "")
-    if case.device == "cpu" or case.half is None or known is None or not known.known:
+    known = card_of(card, device=device)
+    if case.device == "cpu" or known is None:
         return None, None
-    load = _typical(order, rows)
-    step = Step(
-        config=case.config,
-        family=case.family,
-        towers=case.towers,
-        load=load,
-        numbers=numbers_of(case.stored, case.half, deepspeed=False),
-        card=known,
-        checkpointed=tuple(checkpointed),
-        fused=case.fused,
-        delta=case.delta,
+    load = load_of([rows.costs[i] for i in typical_rows(order, rows.costs)])
+    step = step_of(
+        base, load, card=known, half=case.half, checkpointed=checkpointed, fused=case.fused, delta=case.delta
     )
+    if step is None:
+        return None, None
     return load.tokens / step.quick().seconds * order.world, "predicted"
-
-
-def _typical(order: Order, rows: MeasuredRows) -> Load:
-    """The micro-batch of the first epoch with the median number of tokens."""
-    if isinstance(order, PackOrder):
-        packs = sorted(order.first, key=lambda one: one.tokens)
-        picked = list(packs[len(packs) // 2].rows)
-    else:
-        many = -(-order.rows_per_step // (order.world * order.accumulation))
-        ranked = sorted(range(len(rows.costs)), key=lambda i: rows.costs[i].tokens)
-        start = max(0, (len(ranked) - many) // 2)
-        picked = ranked[start : start + many]
-    return Load(
-        lengths=tuple(rows.costs[i].tokens for i in picked),
-        vision_lengths=tuple(patches for i in picked for patches in _pictures(rows.costs[i])),
-        supervised=sum(rows.costs[i].supervised for i in picked),
-    )
-
-
-def _pictures(cost: Cost) -> list[int]:
-    """Patches of the pictures of a row, which its cost has only in all: as if all had about the usual size."""
-    many = max(1, round(cost.patches / PICTURE_PATCHES))
-    return [cost.patches // many] * many if cost.patches else []
 
 
 def _expected(case: Case, checkpointed: Sequence[str]) -> Memory:
