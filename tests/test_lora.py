@@ -306,7 +306,7 @@ def test_it_saves_no_more_than_peft(monkeypatch, dropout, device):
     "model_type", [pytest.param(t, marks=() if t in ("qwen2_vl", "qwen3_5") else pytest.mark.grid) for t in FAMILIES]
 )
 def test_a_model_with_dropout_everywhere_takes_the_step_that_it_takes_with_peft(monkeypatch, stock_of, model_type):
-    """Every family, with and without recomputation. `test_flat_families` has it without dropout."""
+    """By the flat forward, with and without recomputation. `test_flat_families` has it without dropout."""
     monkeypatch.setitem(PRESETS, "here", Towers(vision="lora", merger="lora", lora_rank=4, lora_dropout=0.1))
     stock = stock_of(model_type)
     inputs = flat_inputs([stock.rows[kind].flat for kind in ("pictures", "mixed")], stock.family)
