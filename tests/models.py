@@ -24,6 +24,12 @@ PRESETS = {
     "lora-full-merger": towers.Towers(merger="full", language="lora", lora_dropout=0.0, lora_rank=4),
 }
 
+#: What `vlft.model.kernels.install` says of the tiny base of the default family, with all kernels.
+EVERYWHERE = (
+    "RMSNorm on 5 modules, SwiGLU on 2, LayerNorm on 5, quick GELU on 2, rotary embedding of language on 2, "
+    "rotary embedding of vision on 2"
+)
+
 
 @functools.cache
 def tiny_sizes(model_type: str = FAMILY.model_type) -> Sizes:

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import FAMILY, PRESETS, build, collate, flat_inputs, gradients
+from models import EVERYWHERE, FAMILY, PRESETS, build, collate, flat_inputs, gradients
 from runs import FULL, PACKED, VISION_LORA, arguments
-from test_kernels import EVERYWHERE
 
 from vlft.bench.sizes import SHAPES as BASES
 from vlft.cli.main import main

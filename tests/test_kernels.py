@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FAMILY, PRESETS, assert_close, flat_inputs, gradients
+from models import EVERYWHERE, FAMILY, PRESETS, assert_close, flat_inputs, gradients
 from torch_kernels import OPERATIONS, TORCH, torch_rms_norm, torch_swiglu
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNorm
@@ -22,10 +22,6 @@ from vlft.model.load import load_base, load_processor
 from vlft.model.scale import PixelScale
 
 CPU = torch.device("cpu")
-EVERYWHERE = (
-    "RMSNorm on 5 modules, SwiGLU on 2, LayerNorm on 5, quick GELU on 2, rotary embedding of language on 2, "
-    "rotary embedding of vision on 2"
-)
 NAMES = tuple(field.name for field in dataclasses.fields(kernels.Functions))
 IN_A_STEP = dict(zip(NAMES, (5, 2, 5, 2, 2, 2, 0, 0), strict=True))  # calls in the forward pass of the tiny model
 
