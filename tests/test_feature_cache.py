@@ -70,7 +70,8 @@ def seen(monkeypatch):
 
     def split(into, stack_LNH) -> None:
         counts = [count for _, count in current[0].get("feature_keys", ())]
-        for name, part in zip(names_of(current[0]), stack_LNH.split(counts, dim=1) if counts else (), strict=True):
+        parts = stack_LNH.split(counts, dim=1) if counts else ()
+        for name, part in zip(names_of(current[0]) if counts else (), parts, strict=True):
             into.setdefault(name, part.clone())
 
     before_each_loss(monkeypatch, look)

@@ -182,8 +182,7 @@ class VlftTrainer(SavingTrainer):
         """The objective's loss of this micro-batch, as its share of the global step's mean."""
         for act in self.before_loss:
             act(self, inputs)
-        with self._recording(inputs):
-            loss = self.objective.loss(model, inputs)
+        loss = self.objective.loss(model, inputs)
         self.meter.add(inputs, loss)
         self.guard.add_loss(loss.sum)
         # DDP and ZeRO average gradients over ranks; the weight already covers all ranks.
@@ -213,15 +212,15 @@ class VlftTrainer(SavingTrainer):
             )
         return self.optimizer
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._started:
             self._started = True
             self._last_logged = self.state.global_step
         # Read here, because the scheduler has already changed the rates when a step is logged.
         optimizer: Any = self.optimizer
         self._rates = {g["name"]: float(g["lr"]) for g in optimizer.param_groups}
-        with self.guard.micro_batch():
-            return super().training_step(*args, **kwargs)
+        with self.guard.micro_batch(), self._recording(inputs):
+            return super().training_step(model, inputs, *args, **kwargs)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> float | None:
         self._norm = norm = self.meter.read(super()._get_grad_norm(*args, **kwargs))
