@@ -25,6 +25,7 @@ FLOORS: dict[str, float] = {
     "config": 1.5,
     "data.sample": 2.0,
     "data.workers": 2.0,
+    "data.patch_memory": 1.9,
     "data.ipc": 2.0,
     "data.media": 2.1,
     "data.rows": 2.2,

@@ -57,6 +57,7 @@ class PlainTokenizer:
     chat_template: str | None
 
     is_fast = True
+    split_special_tokens = False  # `_NOT_READ`
 
     def __len__(self) -> int:
         return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)

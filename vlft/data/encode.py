@@ -76,11 +76,12 @@ class Encoder:
         """
         import torch
 
-        if self.recipe.fit is not None:
-            sample = self.as_trained(sample)
+        sample, known, pieces = self._to_train(sample) if self.recipe.fit is not None else (sample, None, [])
         media = self._decode(sample)
         grids = [m.grid for m in media]
-        tokens = self._tokens(sample, self._tokenised(self._with_boxes(sample, grids), grids), grids)
+        if grids != known:
+            pieces = self._tokenised(self._with_boxes(sample, grids), grids)
+        tokens = self._tokens(sample, pieces, grids)
         return EncodedSample(
             file=sample.file,
             index=sample.index,
@@ -100,9 +101,8 @@ class Encoder:
         Raises:
             DataError, ConfigError: the errors of `measure`.
         """
-        sample = self.as_trained(sample)
-        grids = self._grids(sample)
-        return self._tokens(sample, self._tokenised(self._with_boxes(sample, grids), grids), grids)
+        sample, grids, pieces = self._to_train(sample)
+        return self._tokens(sample, pieces, grids)
 
     def prompt(self, sample: Sample) -> EncodedPrompt:
         """Encode a conversation that waits for its next answer. `encode` begins the row of that conversation alike.
@@ -148,10 +148,8 @@ class Encoder:
         return Cost.of_parts(parts) if sample.answer is None and parts[0].answer is not None else parts[0]
 
     def _measured(self, sample: Sample) -> Cost:
-        grids = self._grids(sample)
-        cost = self._cost(sample, self._tokenised(self._with_boxes(sample, grids), grids), grids)
-        if self._over(sample, cost):
-            return self._measured(self._fitted(sample))
+        sample, grids, pieces = self._to_train(sample)
+        cost = self._cost(sample, pieces, grids)
         self._refuse_long(sample, cost.tokens, vision=sum(grid.tokens(self.recipe.merge_size) for grid in grids))
         return cost
 
@@ -181,11 +179,16 @@ class Encoder:
         Raises:
             DataError, ConfigError: the errors of `measure`.
         """
+        return self._to_train(sample)[0]
+
+    def _to_train(self, sample: Sample) -> tuple[Sample, list[Grid], list[_Piece]]:
+        """Return the row of `as_trained`, and its grids and pieces, so that it is rendered and tokenised only once."""
         grids = self._grids(sample)
-        if not self._over(sample, self._cost(sample, self._tokenised(self._with_boxes(sample, grids), grids), grids)):
-            return sample
+        pieces = self._tokenised(self._with_boxes(sample, grids), grids)
+        if not self._over(sample, self._cost(sample, pieces, grids)):
+            return sample, grids, pieces
         made = self._fitted(sample)
-        return replace(made, warnings=(*made.warnings, ("row", made.changed)))
+        return self._to_train(replace(made, warnings=(*made.warnings, ("row", made.changed))))
 
     def as_written(self, sample: Sample) -> Sample:
         """Return the row with the boxes in its text as the model reads and writes them.

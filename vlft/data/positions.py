@@ -82,13 +82,10 @@ def patch_positions(grid: Grid, *, merge: int) -> np.ndarray:
     Returns:
         rc_P2: int64 [P, 2], for the ViT's two-axis rotary embedding.
     """
-    frame = _frame_positions(grid.h, grid.w, merge)
-    return frame if grid.t == 1 else np.tile(frame, (grid.t, 1))
+    return np.tile(_frame_positions(grid.h, grid.w, merge), (grid.t, 1))
 
 
 @lru_cache(maxsize=128)  # a frame of 5,000 patches takes 80 kB, in each worker
 def _frame_positions(height: int, width: int, merge: int) -> np.ndarray:
     blocks = (2, height // merge, merge, width // merge, merge)
-    positions = np.ascontiguousarray(np.indices((height, width)).reshape(blocks).swapaxes(2, 3).reshape(2, -1).T)
-    positions.flags.writeable = False  # callers get the cached array itself
-    return positions
+    return np.ascontiguousarray(np.indices((height, width)).reshape(blocks).swapaxes(2, 3).reshape(2, -1).T)

@@ -26,7 +26,7 @@ from vlft.data import patch_memory
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-KEPT_BYTES = 64 << 20  # freed memory that a worker keeps
+LARGEST, KEPT = 32 << 20, 64 << 20  # bytes: largest piece of memory that is used again (glibc's limit), and all of it
 PATIENCE = 1.0  # seconds that all workers together have to end when told to
 
 _started: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
@@ -114,8 +114,8 @@ def _keep_memory() -> None:
     """
     gc.freeze()
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def _end_when_told(trainer: int) -> None:

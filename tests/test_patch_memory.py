@@ -1,0 +1,183 @@
+"""Memory that batches use again: what somebody can still read is never overwritten, and nothing is kept for ever."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from models import tiny_sizes
+from torch.utils.data import DataLoader
+
+from vlft.data import patch_memory
+from vlft.data.collate import Collator
+from vlft.data.dataset import RowDataset
+from vlft.data.media.patches import still_patches, video_patches
+from vlft.data.sample import EncodedSample
+from vlft.data.workers import loader_options
+from vlft.errors import BadRow, DataError
+
+VISION = tiny_sizes("qwen2_vl").vision
+SIDE = 2 * VISION.patch * VISION.merge  # pixels
+RECIPE = SimpleNamespace(patch_size=VISION.patch, merge_size=VISION.merge)
+WAYS = ("worker", "here")
+
+
+def drawn(index: int, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8))
+
+
+class Drawn:
+    """Encodes a number as a row of two stills and a clip, which follow from it. Row 7 fails after its first still."""
+
+    def encode(self, row: SimpleNamespace) -> EncodedSample:
+        sample = row.number
+        media = [still_patches(drawn(sample, 4 * SIDE, SIDE, 3).permute(2, 0, 1), RECIPE)]
+        if sample == 7:
+            raise DataError(BadRow(file="x.json", index=7, id=None, field="image[1]", reason="damaged"))
+        media.append(video_patches(drawn(sample + 1000, 4, 3, SIDE, SIDE), RECIPE))  # colours not adjacent
+        media.append(still_patches(drawn(sample + 2000, 3, SIDE, 2 * SIDE), RECIPE))
+        tokens = torch.arange(5)
+        return EncodedSample(
+            file="x.json", index=sample, id=None, input_ids_T=tokens, labels_T=tokens, text="", media=tuple(media),
+            kinds_T=torch.zeros(5, dtype=torch.uint8), positions_3T=tokens.expand(3, 5),
+        )  # fmt: skip
+
+
+def loader(lists, way: str = "worker") -> DataLoader:
+    collate = Collator(vision=VISION, filler_token=0)
+    rows = RowDataset([SimpleNamespace(number=i, answer=None) for i in range(64)], Drawn())
+    return DataLoader(rows, batch_sampler=lists, collate_fn=collate, **loader_options(int(way == "worker")))
+
+
+def patches_of(pixels_FHWC: torch.Tensor, frames: int) -> torch.Tensor:
+    """In torch's own words: [P, 3, frames of a patch, p, p], as in the stock processors."""
+    p, m = VISION.patch, VISION.merge
+    f, h, w, _ = pixels_FHWC.shape
+    split = pixels_FHWC.reshape(f // frames, frames, h // p // m, m, p, w // p // m, m, p, 3)
+    return split.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3, frames, p, p)
+
+
+def assert_drawn(batch, rows) -> None:
+    """The patches of a batch are those of these rows."""
+    rows = [row for row in rows if row != 7]
+    stills = [
+        patches_of(one, 1)[:, :, 0]
+        for row in rows
+        for one in (drawn(row, 1, 4 * SIDE, SIDE, 3), drawn(row + 2000, 1, 3, SIDE, 2 * SIDE).permute(0, 2, 3, 1))
+    ]
+    clips = [patches_of(drawn(row + 1000, 4, 3, SIDE, SIDE).permute(0, 2, 3, 1), 2) for row in rows]
+    assert torch.equal(batch["still_patches"], torch.cat(stills)), rows
+    assert torch.equal(batch["video_patches"], torch.cat(clips)), rows
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_kept_is_not_overwritten(monkeypatch, way):
+    """Whole batches, more than there are segments, and views of batches: a slice, an array."""
+    monkeypatch.setattr(patch_memory, "MOST_SEGMENTS", 5)
+    lists = [[i, i + 1, i + 2] for i in range(0, 60, 3)]
+    kept, slices = [], []
+    for number, batch in enumerate(loader(lists, way)):
+        if number % 3:
+            kept.append((number, batch))
+        else:
+            slices.append((number, batch["video_patches"][4:7], batch["still_patches"][5].numpy()))
+        del batch
+    assert len(kept) == 13
+    for number, batch in kept:
+        assert_drawn(batch, lists[number])
+    for number, clip, still in slices:
+        first = drawn(lists[number][0], 1, 4 * SIDE, SIDE, 3)
+        assert np.array_equal(still, patches_of(first, 1)[5, :, 0].numpy())
+        whole = patches_of(drawn(lists[number][0] + 1000, 4, 3, SIDE, SIDE).permute(0, 2, 3, 1), 2)
+        assert torch.equal(clip, whole[4:7])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_memory_is_used_again(way):
+    """Also in the next pass of the same worker, and after a pass that was left early."""
+    lists = [[i, i + 1] for i in range(0, 60, 2)]
+    found, rows = loader(lists, way), set()
+    for batch in found:
+        rows.add(batch["still_patches"].data_ptr())
+        break
+    del batch
+    for _ in range(3):
+        for numbers, batch in zip(lists, found, strict=True):
+            assert_drawn(batch, numbers)
+            rows.add(batch["still_patches"].data_ptr())
+            batch["still_patches"] += 1  # a batch is its receiver's own
+    assert len(rows) <= 8  # of 90: torch prefetches two batches a worker
+
+
+def test_another_process_lets_nothing_go():
+    """A process that is forked in the meantime, such as another loader's worker, has all batches and drops them."""
+    lists = [[i] for i in range(8, 28)]
+    batches = iter(loader(lists))
+    first = next(batches)
+    if not (child := os.fork()):
+        del first
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    for batch in batches:
+        del batch
+    assert_drawn(first, lists[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts the maps of this process")
+def test_the_memory_of_a_loader_goes_with_it():
+    def maps() -> int:
+        return Path("/proc/self/maps").read_text().count("vlft-patches")
+
+    gc.collect()
+    before = maps()
+    found = loader([[0, 1], [2, 3]])
+    kept = list(found)
+    assert maps() > before
+    del found
+    gc.collect()
+    assert_drawn(kept[1], [2, 3])  # a batch outlives its worker
+    del kept
+    gc.collect()
+    assert maps() == before
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_that_fail_after_a_picture(way):
+    """Their picture lies between those of other rows."""
+    lists = [[6, 7, 8], [7], [7, 9], [10, 11]]
+    for numbers, batch in zip(lists, loader(lists, way), strict=True):
+        assert [bad.field for bad in batch["skipped"]] == ["image[1]"] * (7 in numbers)
+        if numbers == [7]:
+            assert not batch["still_patches"].any()
+            assert len(batch["video_patches"]) == 0
+        else:
+            assert_drawn(batch, numbers)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("lacks", ["room", "memfd"])
+def test_packs_that_find_no_room(monkeypatch, way, lacks):
+    """They are larger than a segment, or the system has no memory of this kind (macOS)."""
+    if lacks == "room":
+        monkeypatch.setattr(patch_memory, "SEGMENT_BYTES", 7 * SIDE * SIDE * 3)
+    else:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    lists = [[0, 1, 2], [3], [4, 5, 6]]
+    for numbers, batch in zip(lists, loader(lists, way), strict=True):
+        assert_drawn(batch, numbers)
+
+
+def test_a_copy_of_a_batch_has_its_own_size():
+    """A deep copy is a copy of storages; that of a whole segment would take a quarter of a gigabyte."""
+    for way in WAYS:
+        [batch] = loader([[0, 1]], way)
+        for name in ("still_patches", "video_patches"):
+            assert batch[name].untyped_storage().nbytes() == batch[name].nbytes
+        assert_drawn(copy.deepcopy(batch), [0, 1])
