@@ -65,8 +65,8 @@ def table(what: str, document: dict[str, Any]) -> str:
             lines.append(f"{name}: {_settings(settings)}")
     if what == "train" and document["baselines"]:
         lines += [f"stock: {SIDES['stock']}; stock + kernels: {SIDES['kernels']}", *_left_out(document)]
-    if share := document.get("of_decode"):
-        lines.append(f"vlft reaches {share:.2f} of the pictures/s of decoding and resizing alone")
+    if what == "data" and document["of_decode"]:
+        lines.append(f"vlft reaches {document['of_decode']:.2f} of the pictures/s of decoding and resizing alone")
     if forecast is not None:
         lines.append(
             f"predicted: a typical step of {forecast['micro_batches']} x {forecast['micro_batch']['tokens']:,} tokens, "
