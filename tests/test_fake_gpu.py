@@ -8,6 +8,7 @@ block. They do not check numbers, torch's autograd engine, DDP or the scheduler.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -268,6 +269,27 @@ def test_a_step_under_deepspeed_does_neither(monkeypatch, machine, opened, flags
     with tracing.without_contents(), torch.device("cuda"):
         tracing.fill(model, tracing.numbers_of(FLOAT32, BF16, deepspeed=True))
     run_step(one, model, flags, rows_of(encoded, "pictures"), autocast=None)
+
+
+def test_a_step_with_stored_features_does_neither(monkeypatch, machine, stock_of, flags):
+    """With `--cache_vision_features`: the tower does not see the pictures of every second row."""
+    stock = stock_of("qwen3_vl")
+    one = as_a_base(stock.base, stock.family, stock.model.config, stock.processor, "lora")
+    model = prepared(monkeypatch, one, flags, stored=BF16, recompute=True, fused=True)
+    vision = one.sizes.vision
+
+    def stored(medium):
+        features = torch.zeros(vision.mergers, medium.grid.patches // vision.cell, vision.out, dtype=BF16)
+        return dataclasses.replace(medium, patches=torch.empty(0, dtype=torch.uint8), features=features)
+
+    rows = [row.flat for row in stock.rows.values()]
+    for place in range(0, len(rows), 2):
+        rows[place] = dataclasses.replace(rows[place], media=tuple(map(stored, rows[place].media)))
+    batch = batch_of(one, rows)
+    assert len(batch["vision_rows"]) > 0
+    assert len(batch["cached"]["rows"]) > 0
+    run_step(one, model, flags, rows, autocast=BF16)
+    assert {dtype for _, *parts in machine for dtype, *_ in parts[:3]} == {BF16}
 
 
 class PerRow(Objective):
