@@ -12,9 +12,10 @@ from build import FAMILY, row, write_json
 from vlft.cli.main import main
 from vlft.config.recipe import Fit
 from vlft.data.costs.cache import scan_costs
-from vlft.data.encode import KIND_TEXT, Encoder
+from vlft.data.encode import Encoder
 from vlft.data.files.index import index_rows
 from vlft.data.media.read import recipe_for
+from vlft.data.pieces import KIND_TEXT
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Image
 from vlft.errors import DataError

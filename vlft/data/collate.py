@@ -12,9 +12,10 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
-from vlft.data.encode import KIND_IMAGE, KIND_VIDEO, UNTRAINED
+from vlft.data.encode import UNTRAINED
 from vlft.data.ipc import sent
 from vlft.data.patch_memory import joined
+from vlft.data.pieces import KIND_IMAGE, KIND_VIDEO
 from vlft.data.positions import patch_positions
 from vlft.data.sample import EncodedMedia, EncodedSample, Grid
 from vlft.data.vision_meta import vision_meta

@@ -6,9 +6,8 @@ generation prompt. Needs a processor and `vlft.data.media.read`, but no model.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,35 +19,15 @@ from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.read import MediaError
 from vlft.data.over_length import TooLong, fitted
+from vlft.data.pieces import KIND_TEXT, Piece, Pieces
 from vlft.data.positions import mrope_positions
-from vlft.data.render import NotFlat, Rendered, refused, render, thinking_of
+from vlft.data.render import NotFlat, refused, render, thinking_of
 from vlft.data.rows.parts import trained_answers, up_to
-from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, EncodedTokens, Grid, Image, Sample
-from vlft.data.spans import NoSpans, trained_tokens
-from vlft.data.tokenise import token_ids
-from vlft.data.video_text import with_times
+from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, EncodedTokens, Grid, Sample
 from vlft.errors import ConfigError
 from vlft.families import Family
 
 UNTRAINED = -100
-KIND_TEXT, KIND_IMAGE, KIND_VIDEO = 0, 1, 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Piece:
-    """A piece of a rendered row: an answer, or the text between two answers.
-
-    Attributes:
-        text: text of the piece.
-        trained: whether each token is trained.
-        ids: tokens of the piece, with one token per run of vision tokens (`Grid.runs`).
-        media: how many of the tokens stand for such a run.
-    """
-
-    text: str
-    trained: np.ndarray
-    ids: list[int]
-    media: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +45,11 @@ class Encoder:
     processor: Any
     recipe: Recipe
     cached: CachedMedia | None = None
+    _pieces: Pieces = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        made = Pieces(family=self.family, processor=self.processor, recipe=self.recipe)
+        object.__setattr__(self, "_pieces", made)  # here, so that it is the same in all processes that are forked later
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Encode one row: tokens, labels, positions and pixels. `recipe.fit` changes a row that is over the limit.
@@ -80,7 +64,7 @@ class Encoder:
         media = self._decode(sample)
         grids = [m.grid for m in media]
         if grids != known:
-            pieces = self._tokenised(self._with_boxes(sample, grids), grids)
+            pieces = self._pieces.of(self._with_boxes(sample, grids), grids)
         tokens = self._tokens(sample, pieces, grids)
         return EncodedSample(
             file=sample.file,
@@ -121,7 +105,7 @@ class Encoder:
 
         media = self._decode(sample)
         grids = [m.grid for m in media]
-        tokens = self._tokens(sample, self._tokenised(self._with_boxes(sample, grids), grids, unanswered=True), grids)
+        tokens = self._tokens(sample, self._pieces.of(self._with_boxes(sample, grids), grids, unanswered=True), grids)
         return EncodedPrompt(
             input_ids_T=torch.from_numpy(tokens.input_ids_T),
             kinds_T=torch.from_numpy(tokens.kinds_T),
@@ -181,10 +165,10 @@ class Encoder:
         """
         return self._to_train(sample)[0]
 
-    def _to_train(self, sample: Sample) -> tuple[Sample, list[Grid], list[_Piece]]:
+    def _to_train(self, sample: Sample) -> tuple[Sample, list[Grid], list[Piece]]:
         """Return the row of `as_trained`, and its grids and pieces, so that it is rendered and tokenised only once."""
         grids = self._grids(sample)
-        pieces = self._tokenised(self._with_boxes(sample, grids), grids)
+        pieces = self._pieces.of(self._with_boxes(sample, grids), grids)
         if not self._over(sample, self._cost(sample, pieces, grids)):
             return sample, grids, pieces
         made = self._fitted(sample)
@@ -204,7 +188,7 @@ class Encoder:
         except MediaError as error:
             raise refused(sample, error.field, error.reason) from error
 
-    def _cost(self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]) -> Cost:
+    def _cost(self, sample: Sample, pieces: Sequence[Piece], grids: Sequence[Grid]) -> Cost:
         return Cost(
             tokens=sum(len(piece.ids) - piece.media for piece in pieces)
             + sum(grid.tokens(self.recipe.merge_size) for grid in grids),
@@ -223,7 +207,7 @@ class Encoder:
     def _fitted(self, sample: Sample) -> Sample:
         def text_tokens(some: Sample) -> int:
             grids = self._grids(some)
-            pieces = self._tokenised(self._with_boxes(some, grids), grids)
+            pieces = self._pieces.of(self._with_boxes(some, grids), grids)
             return sum(len(piece.ids) - piece.media for piece in pieces)
 
         fit = self.recipe.fit
@@ -231,7 +215,7 @@ class Encoder:
             return sample
         if fit.how == "drop_media" and has_boxes(sample, self.recipe.box_format):
             grids = self._grids(sample)
-            cost = self._cost(sample, self._tokenised(self._with_boxes(sample, grids), grids), grids)
+            cost = self._cost(sample, self._pieces.of(self._with_boxes(sample, grids), grids), grids)
             why = (
                 f"the row has {cost.tokens:,} tokens and {cost.patches:,} patches; {fit.limit}, and no picture is "
                 "dropped from a row with boxes in its pictures"
@@ -259,14 +243,14 @@ class Encoder:
         except MediaError as error:
             raise refused(sample, error.field, error.reason) from error
 
-    def _tokens(self, sample: Sample, pieces: Sequence[_Piece], grids: Sequence[Grid]) -> EncodedTokens:
+    def _tokens(self, sample: Sample, pieces: Sequence[Piece], grids: Sequence[Grid]) -> EncodedTokens:
         """Return the tokens of a row whose media have these grids."""
         runs = [run for grid in grids for run in grid.runs]
         tokens = [run.tokens(self.recipe.merge_size) for run in runs]
-        ids = np.array([token for piece in pieces for token in piece.ids])
+        ids = np.concatenate([piece.ids for piece in pieces])
         trained = np.concatenate([piece.trained for piece in pieces])
         kinds = np.zeros(len(ids), dtype=np.uint8)
-        for pad, kind in self._pads.items():
+        for pad, kind in self._pieces.pads.items():
             kinds[ids == pad] = kind
         stands = np.flatnonzero(kinds)
         counts = np.ones(len(ids), dtype=np.int64)
@@ -285,59 +269,6 @@ class Encoder:
             grids=tuple(grids),
             text="".join(piece.text for piece in pieces),
         )
-
-    def _tokenised(self, sample: Sample, grids: Sequence[Grid], *, unanswered: bool = False) -> list[_Piece]:
-        """Render the conversation and tokenise its pieces, with a single pad token per run of vision tokens.
-
-        With `unanswered`, the text ends with the template's generation prompt, and no answer follows.
-
-        Answers are tokenised separately from the prompt before them, as when served: a newline at the start of an
-        answer must not merge with the newline of "<|im_start|>assistant\\n".
-        """
-        rendered = render(sample, self.processor, self.family, self.recipe, unanswered=unanswered)
-        rendered = with_times(rendered, grids, self.family)
-        piece_ids = token_ids(self.processor.tokenizer, [one.text for one in rendered])
-        wanted = [
-            KIND_IMAGE if isinstance(part, Image) else KIND_VIDEO
-            for part, grid in zip(sample.media, grids, strict=True)
-            for _ in grid.runs
-        ]
-        found = [[self._pads[token] for token in ids if token in self._pads] for ids in piece_ids]
-        kinds = [kind for some in found for kind in some]
-        if kinds != wanted:
-            raise ConfigError(
-                f"the chat template wrote {kinds.count(KIND_IMAGE)} pictures and {kinds.count(KIND_VIDEO)} videos for "
-                f"{sample.file}[{sample.index}], which has {wanted.count(KIND_IMAGE)} and {wanted.count(KIND_VIDEO)} "
-                "(or their order differs). Use a chat template that writes each medium in its place."
-            )
-        pieces = [
-            _Piece(text=one.text, trained=self._trained(sample, one, ids), ids=ids, media=len(some))
-            for one, ids, some in zip(rendered, piece_ids, found, strict=True)
-        ]
-        masked = any(one.turn is not None and one.turn.trained != "all" for one in rendered)
-        if masked and not unanswered and not any(piece.trained.any() for piece in pieces):
-            raise refused(
-                sample, "conversations", "no token is entirely inside a trained span: nothing to learn. Widen a span"
-            )
-        return pieces
-
-    def _trained(self, sample: Sample, rendered: Rendered, ids: list[int]) -> np.ndarray:
-        """Return whether each token of a piece is trained: bool [tokens]."""
-        turn = rendered.turn
-        if turn is None or turn.trained != "some":
-            return np.full(len(ids), turn is not None and turn.trained == "all")
-        try:
-            return np.array(trained_tokens(turn, rendered.text, self.processor.tokenizer), dtype=bool)
-        except NoSpans as error:
-            raise ConfigError(
-                f"{turn.field} of {sample.file}[{sample.index}]: {error}, or mask whole turns."
-            ) from error
-
-    @functools.cached_property
-    def _pads(self) -> dict[int, int]:
-        """Maps the pad token of a picture or video to its kind."""
-        token_id = self.processor.tokenizer.convert_tokens_to_ids
-        return {token_id(self.family.image_pad): KIND_IMAGE, token_id(self.family.video_pad): KIND_VIDEO}
 
     def _refuse_long(self, sample: Sample, tokens: int, *, vision: int) -> None:
         limit = self.recipe.max_length

@@ -13,9 +13,10 @@ from typing import Any, cast
 
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
-from vlft.data.encode import KIND_TEXT, UNTRAINED
+from vlft.data.encode import UNTRAINED
 from vlft.data.media import read as media_io
 from vlft.data.media.read import MediaError, depth_remarks
+from vlft.data.pieces import KIND_TEXT
 from vlft.data.render import refused
 from vlft.data.rows.source import as_found
 from vlft.data.sample import EncodedTokens, Sample, Text, Video
