@@ -85,7 +85,7 @@ profiled() { # name, seconds
 }
 
 if $quick; then
-    step machine 90 "$python" -m vlft.bench.probe --quick --out "$out/machine.md"
+    step machine 150 "$python" -m vlft.bench.probe --quick --out "$out/machine.md"
     step tests 120 "$python" -m pytest -m gpu tests/test_gpu.py
     step presets 200 "$python" -m vlft.bench.presets "$work/presets"
     step demo 200 "$python" -m vlft demo --quick --out "$work/demo"

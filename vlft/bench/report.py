@@ -53,8 +53,8 @@ def table(what: str, document: dict[str, Any]) -> str:
         about = f"{document['preset']}{recompute}, {steps}, {document['device']}"
     shown = {name: column for name, column in columns.items() if column is not None}
     if (forecast := document.get("predicted")) is not None:
-        beside = {**forecast, "step_s": forecast["ms"] / 1e3}
-        shown = {"vlft": document, "vlft, predicted": {key: beside[key] for key in _PREDICTED}} | shown
+        known_of = {**forecast, "step_s": forecast["ms"] / 1e3}
+        shown = {"vlft": document, "vlft, predicted": {key: known_of[key] for key in _PREDICTED}} | shown
     figures = [(title, *(_cell(column, key, form) for column in shown.values())) for title, key, form in rows]
     known = [cells for cells in figures if set(cells[1:]) != {"-"}]
     lines = [f"{document['base']} · {document['data']} · {about}", "", text.table(("", *shown), known)]

@@ -88,14 +88,15 @@ def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         rows, _, length, _ = query_BHTD.shape
-        flat = [x.transpose(0, 1).flatten(1, 2)[None] for x in (query_BHTD, key_BGTD, value_BGTD)]
+        query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query_BHTD, key_BGTD, value_BGTD))
         if attention_mask is None:
             cu_seqlens = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query_BHTD.device)
-            out = run_kernel(kernel, *flat, cu_seqlens, length, scale=scaling, causal=True)[0]
+            out = run_kernel(kernel, query, key, value, cu_seqlens, length, scale=scaling, causal=True)[0]
         else:
             tokens.find(attention_mask)
-            kept = [x.index_select(2, tokens.places_N) for x in flat]
-            found = run_kernel(kernel, *kept, tokens.cu_seqlens, tokens.longest, scale=scaling, causal=True)[0]
+            query, key, value = (x.index_select(2, tokens.places_N) for x in (query, key, value))
+            cu_seqlens, longest = tokens.cu_seqlens, tokens.longest
+            found = run_kernel(kernel, query, key, value, cu_seqlens, longest, scale=scaling, causal=True)[0]
             out = found.new_zeros(rows * length, *found.shape[1:]).index_copy(0, tokens.places_N, found)
         return out.unflatten(0, (rows, length)), None
 
