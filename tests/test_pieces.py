@@ -1,4 +1,4 @@
-"""The tokens of a row, kept for all processes that are forked later: equal to new ones, and never those of another row."""
+"""The tokens of a row, kept for all processes forked later: equal to new ones, and never those of another row."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from vlft.data.positions import patch_positions
 from vlft.data.sample import Grid
 from vlft.demo.tiny import tiny_config, tiny_processor
 from vlft.families import FAMILIES
-from vlft.model import adapt
+from vlft.model import vision
 
 TINY = {family.model_type: family.sizes(tiny_config(tiny_processor(family), family)) for family in FAMILIES.values()}
 
@@ -60,7 +60,7 @@ def test_interpolated_positions_are_transformers_own(side):
         found = dict(zip(("axis_starts", "axis_taps", "axis_weights"), meta.axes(grids, side=side), strict=True))
         positions = torch.cat([torch.from_numpy(patch_positions(grid, merge=2)) for grid in grids])
         sent = {key: torch.from_numpy(value) for key, value in found.items()}
-        ours = adapt.interpolation(sent, positions, get_vision_cu_seqlens(thw), side=side)
+        ours = vision.interpolation(sent, positions, get_vision_cu_seqlens(thw), side=side)
         for one, other in zip(ours, theirs, strict=True):
             assert one.dtype == other.dtype
             assert torch.equal(one, other)

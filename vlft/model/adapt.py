@@ -207,7 +207,9 @@ def install(model: Any) -> None:
         full = sizes_of(model).vision.full_blocks
         for place, block in enumerate(blocks(model, "vision")):
             # Called again at each recomputation, and copied with the block by PEFT.
-            block.register_forward_pre_hook(_over_steps if place in full else _over_windows, with_kwargs=True)
+            block.register_forward_pre_hook(
+                vision.over_steps if place in full else vision.over_windows, with_kwargs=True
+            )
     for layer in recurrent_layers(model):
         recurrent.bind(layer, recurrent.torch_rule)
     vision.embed_by_matmul(tower(model, "vision").patch_embed)
@@ -258,7 +260,7 @@ def vision_features(
         more["window_lengths"] = meta["window_lengths"]
         more["max_window_seqlen"] = max(meta["window_lengths"])
     if sizes.positions is not None:
-        more["interp_indices"], more["interp_weights"] = interpolation(
+        more["interp_indices"], more["interp_weights"] = vision.interpolation(
             meta, positions, cu_seqlens, side=sizes.positions
         )
     with vision.without_needless_autocast(_without_mergers(model), pixels_PX.device):
@@ -287,43 +289,6 @@ def watch_features(model: Any, act: Callable[[Features], object]) -> None:
         act(_features_of(out, sizes))
 
     tower(model, "vision").register_forward_hook(hook)
-
-
-def interpolation(
-    meta: Mapping[str, torch.Tensor], positions_P2: torch.Tensor, cu_seqlens: torch.Tensor, *, side: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which learnt positions each patch lies between, and their weights, bit-equal to transformers' own.
-
-    Args:
-        meta: `vision_meta` of the batch: lines of the axes (`vlft.data.vision_meta.axes`).
-        positions_P2: row and column of each patch.
-        cu_seqlens: where time steps begin and end.
-        side: rows and columns of the learnt grid.
-
-    Returns:
-        indices_P4: int64, places in the flattened grid.
-        weights_P4: float32.
-    """
-    # Without output_size the host would wait for the sum of the lengths.
-    starts_P2 = meta["axis_starts"].repeat_interleave(cu_seqlens.diff(), dim=0, output_size=len(positions_P2))
-    lines_P2 = positions_P2 + starts_P2
-    rows_P2, columns_P2 = meta["axis_taps"][lines_P2].unbind(1)
-    of_rows_P2, of_columns_P2 = meta["axis_weights"][lines_P2].unbind(1)
-    indices_P22 = rows_P2[:, :, None] * side + columns_P2[:, None]
-    return indices_P22.flatten(1), (of_rows_P2[:, :, None] * of_columns_P2[:, None]).flatten(1)
-
-
-def _over_windows(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Hook before a block that attends within windows: its segments are the windows."""
-    if "window_lengths" not in kwargs:  # transformers' own forward
-        return args, kwargs
-    rest = {name: value for name, value in kwargs.items() if name != "window_lengths"}
-    return args, rest | {"segment_lengths": kwargs["window_lengths"]}
-
-
-def _over_steps(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Hook before a block that attends within a whole time step."""
-    return args, {name: value for name, value in kwargs.items() if name != "window_lengths"}
 
 
 def embeddings(model: Any, input_ids: torch.Tensor) -> torch.Tensor:

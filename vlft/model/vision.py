@@ -1,4 +1,4 @@
-"""How the vision tower computes: patch embedding as a matmul, and a frozen 16-bit tower without autocast.
+"""How the vision tower computes: patches, learnt positions, windows, and a frozen 16-bit tower without autocast.
 
 `vlft.model.adapt` installs it, and `vlft.model.scale` provides the pixels in the dtype that `pixel_dtype` names.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -93,3 +93,40 @@ def keep_autocast(module: torch.nn.Module) -> None:
 
 def _frozen_in(dtype: torch.dtype, weights: Iterable[torch.nn.Parameter]) -> bool:
     return all(weight.dtype == dtype and not weight.requires_grad for weight in weights)
+
+
+def interpolation(
+    meta: Mapping[str, torch.Tensor], positions_P2: torch.Tensor, cu_seqlens: torch.Tensor, *, side: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which learnt positions each patch lies between, and their weights, bit-equal to transformers' own.
+
+    Args:
+        meta: `vision_meta` of the batch: lines of the axes (`vlft.data.vision_meta.axes`).
+        positions_P2: row and column of each patch.
+        cu_seqlens: where time steps begin and end.
+        side: rows and columns of the learnt grid.
+
+    Returns:
+        indices_P4: int64, places in the flattened grid.
+        weights_P4: float32.
+    """
+    # Without output_size the host would wait for the sum of the lengths.
+    starts_P2 = meta["axis_starts"].repeat_interleave(cu_seqlens.diff(), dim=0, output_size=len(positions_P2))
+    lines_P2 = positions_P2 + starts_P2
+    rows_P2, columns_P2 = meta["axis_taps"][lines_P2].unbind(1)
+    of_rows_P2, of_columns_P2 = meta["axis_weights"][lines_P2].unbind(1)
+    indices_P22 = rows_P2[:, :, None] * side + columns_P2[:, None]
+    return indices_P22.flatten(1), (of_rows_P2[:, :, None] * of_columns_P2[:, None]).flatten(1)
+
+
+def over_windows(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Hook before a block that attends within windows: its segments are the windows."""
+    if "window_lengths" not in kwargs:  # transformers' own forward
+        return args, kwargs
+    rest = {name: value for name, value in kwargs.items() if name != "window_lengths"}
+    return args, rest | {"segment_lengths": kwargs["window_lengths"]}
+
+
+def over_steps(block: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Hook before a block that attends within a whole time step."""
+    return args, {name: value for name, value in kwargs.items() if name != "window_lengths"}

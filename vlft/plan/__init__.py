@@ -29,7 +29,7 @@ from vlft.text import counted, printable
 
 if TYPE_CHECKING:
     from vlft.config.training import TrainFlags
-    from vlft.plan.memory import Outlook
+    from vlft.plan.outlook import Outlook
 
 
 @dataclass(frozen=True, kw_only=True)
