@@ -141,7 +141,8 @@ def test_a_step_does_not_wait_for_the_device(base, encoded):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     loaded = collate(list(encoded.values()))
     batch = {key: value.pin_memory() if isinstance(value, torch.Tensor) else value for key, value in loaded.items()}
-    trainer = SimpleNamespace(args=SimpleNamespace(device=DEVICE))
+    objective = SimpleNamespace(tensors=forward.FORWARD_KEYS)
+    trainer = SimpleNamespace(args=SimpleNamespace(device=DEVICE), objective=objective)
     for mode in ("default", "error"):  # the first step compiles and tunes; the second must not read anything back
         torch.cuda.set_sync_debug_mode(mode)
         try:
