@@ -118,7 +118,7 @@ def fuse(model: torch.nn.Module, functions: Functions) -> str:
 
 
 def _fuse(known: Iterable[Kernel], problems: dict[str, str]) -> str:
-    active = []
+    active: list[str] = []
     for kernel in known:
         for module in kernel.modules:
             kernel.fuse(module)
