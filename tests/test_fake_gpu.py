@@ -330,13 +330,14 @@ def test_an_evaluation_does_neither(monkeypatch, machine, opened, flags, encoded
     [("qwen2_vl", BF16), ("qwen2_vl", FLOAT32), ("qwen3_vl", FLOAT32), ("qwen3_5", BF16)],
     ids=lambda value: str(value).removeprefix("torch."),
 )
+@pytest.mark.parametrize("fused", [False, True], ids=["torch", "fused"])
 def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(
-    monkeypatch, machine, stock_of, flags, model_type, stored
+    monkeypatch, machine, stock_of, flags, model_type, stored, fused
 ):
     """Dtypes, strides and kinds of the kernel's inputs, in both towers, over the same number of tokens."""
     stock = stock_of(model_type)
     one = as_a_base(stock.base, stock.family, stock.model.config, stock.processor, "full")
-    model = prepared(monkeypatch, one, flags, stored=stored, recompute=False, fused=False)
+    model = prepared(monkeypatch, one, flags, stored=stored, recompute=False, fused=fused)
     lengths = trial.LENGTHS
     with tracing.without_contents(), torch.device("cuda"):
         batch = tracing.batch_of(one.sizes.vision, tracing.Load(lengths=lengths, vision_lengths=lengths, supervised=9))
@@ -354,7 +355,7 @@ def test_the_self_test_of_attention_feeds_a_kernel_as_a_step_does(
         return segments.attend_segments(*heads_first, lengths, scale=scale, causal=causal)[0]
 
     for heads in segments.heads_of(one.sizes).values():
-        trial.self_test(kernel, heads, dtype=BF16, device=torch.device("cpu"))
+        trial.self_test(kernel, heads, dtype=BF16, device=torch.device("cpu"), fused=fused)
     assert in_the_test == in_a_step
 
 

@@ -28,7 +28,7 @@ TIMED_CALLS = 5
 NEW_GEOMETRIES = 16 / 200
 
 
-def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch.device) -> float:
+def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch.device, fused: bool = False) -> float:
     """Largest difference, forward and gradient, between a varlen kernel in 16 bits and sdpa in float32.
 
     The kernel gets the same inputs as in a layer of the tower, through `run_kernel`. Segments differ in length, so a
@@ -39,6 +39,7 @@ def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch
         tower: the attention of one tower.
         dtype: the dtype that the run computes in, bfloat16 or float16.
         device: where the kernel runs.
+        fused: whether rotary embedding is fused (`vlft.model.rotary`).
 
     Returns:
         the difference as a share of its segment's largest value; NaN if any value is NaN.
@@ -54,7 +55,7 @@ def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch
     results = []
     for exact in (False, True):
         leaves = [(x.float() if exact else x.clone()).requires_grad_() for x in drawn]
-        q, k, v = _as_in_a_layer(leaves, tower)
+        q, k, v = _as_in_a_layer(leaves, tower, fused=fused)
         if exact:
             out = attend_segments(q, k, v, LENGTHS, scale=tower.scale, causal=tower.causal)
         else:
@@ -72,21 +73,25 @@ def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch
     return float(torch.stack(shares).max())  # not Python's max, which ignores a NaN that is not its first argument
 
 
-def _as_in_a_layer(projected: Sequence[torch.Tensor], tower: Heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _as_in_a_layer(
+    projected: Sequence[torch.Tensor], tower: Heads, *, fused: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Query, key and value [1, H or G, T, D] in the layout and dtype that a layer passes on after rotary embedding.
 
     The language model computes rotary embedding in the dtype of hidden states; float32 is tested here, the wider case.
-    The ViT computes it in float32 and casts back.
+    The ViT computes it in float32 and casts back. Fused, it writes the projection's dtype and layout in both towers.
 
     Args:
         projected: [T, (H + 2G) * D], or three of [T, H * D], [T, G * D] twice.
+        tower: the attention of the tower.
+        fused: whether rotary embedding is fused.
     """
     if tower.joined:
         parts = list(projected[0].unflatten(1, (3, tower.heads, tower.head_dim)).unbind(1))
     else:
         parts = [x.unflatten(1, (-1, tower.head_dim)) for x in projected]
     one = torch.ones(len(parts[0]), 1, tower.head_dim, device=parts[0].device)  # a rotation by zero
-    for i, part in enumerate(parts[:2]):
+    for i, part in enumerate([] if fused else parts[:2]):
         turned = part.float() * one
         if tower.partial_rotary:
             heads_first = turned.transpose(0, 1)
@@ -120,7 +125,7 @@ def time_kernel(
             torch.randn(tokens, width, device=device, dtype=dtype)
             for width in ([sum(widths)] if tower.joined else widths)
         ]
-        q, k, v = (x.detach().requires_grad_() for x in _as_in_a_layer(drawn, tower))
+        q, k, v = (x.detach().requires_grad_() for x in _as_in_a_layer(drawn, tower, fused=False))
         upstream = torch.randn(1, tokens, tower.heads, tower.head_dim, device=device, dtype=dtype)
 
         def call() -> float:
