@@ -1,4 +1,4 @@
-"""A row's tokens, kept for all processes that are forked later: equal to those that are made again, and never another row's."""
+"""A row's tokens, kept for all processes that are forked later: as if made again, and never those of another row."""
 
 from __future__ import annotations
 
