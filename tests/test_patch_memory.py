@@ -14,7 +14,7 @@ import torch
 from models import tiny_sizes
 from torch.utils.data import DataLoader
 
-from vlft.data import patch_memory
+from vlft.data import ipc, patch_memory
 from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
 from vlft.data.media.patches import still_patches, video_patches
@@ -26,6 +26,12 @@ VISION = tiny_sizes("qwen2_vl").vision
 SIDE = 2 * VISION.patch * VISION.merge  # pixels
 RECIPE = SimpleNamespace(patch_size=VISION.patch, merge_size=VISION.merge)
 WAYS = ("worker", "here")
+
+
+@pytest.fixture(autouse=True)
+def _small_is_smaller(monkeypatch):
+    """Patches of these little rows travel as those of large packs do."""
+    monkeypatch.setattr(ipc, "SMALL", 1 << 12)
 
 
 def drawn(index: int, *shape: int) -> torch.Tensor:

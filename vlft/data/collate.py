@@ -117,9 +117,7 @@ class Collator:
             vision_grid=torch.tensor([[g.t, g.h, g.w] for g in grids], dtype=torch.int64).view(-1, 3),
             vision_cu_seqlens=_cumulative(vision_lengths),
             vision_lengths=vision_lengths,
-            vision_positions=torch.from_numpy(
-                np.concatenate([np.zeros((0, 2), np.int64), *(patch_positions(g, merge=merge) for g in grids)])
-            ),
+            vision_positions=torch.from_numpy(patch_positions(*grids, merge=merge)),
             vision_meta={
                 key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
                 for key, value in (vision_meta(grids, self.vision) if grids else {}).items()

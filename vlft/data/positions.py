@@ -72,17 +72,17 @@ def time_positions(steps: int, pace: float, tokens_per_second: int) -> np.ndarra
     return (np.arange(steps).astype(np.float32) * interval).astype(np.int64)
 
 
-def patch_positions(grid: Grid, *, merge: int) -> np.ndarray:
-    """Compute row and column of every patch of one medium, in the ViT's order (merge blocks stay together).
+def patch_positions(*grids: Grid, merge: int) -> np.ndarray:
+    """Compute row and column of every patch of some media, in the ViT's order (merge blocks stay together).
 
     Args:
-        grid: grid of a still or video.
+        grids: of stills and videos, at least one.
         merge: side of a merge block in patches (2).
 
     Returns:
         rc_P2: int64 [P, 2], for the ViT's two-axis rotary embedding.
     """
-    return np.tile(_frame_positions(grid.h, grid.w, merge), (grid.t, 1))
+    return np.concatenate([_frame_positions(grid.h, grid.w, merge) for grid in grids for _ in range(grid.t)])
 
 
 @lru_cache(maxsize=128)  # a frame of 5,000 patches takes 80 kB, in each worker
