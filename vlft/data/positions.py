@@ -76,13 +76,14 @@ def patch_positions(*grids: Grid, merge: int) -> np.ndarray:
     """Compute row and column of every patch of some media, in the ViT's order (merge blocks stay together).
 
     Args:
-        grids: of stills and videos, at least one.
+        grids: of stills and videos.
         merge: side of a merge block in patches (2).
 
     Returns:
         rc_P2: int64 [P, 2], for the ViT's two-axis rotary embedding.
     """
-    return np.concatenate([_frame_positions(grid.h, grid.w, merge) for grid in grids for _ in range(grid.t)])
+    frames = [_frame_positions(grid.h, grid.w, merge) for grid in grids for _ in range(grid.t)]
+    return np.concatenate(frames) if frames else np.zeros((0, 2), np.int64)
 
 
 @lru_cache(maxsize=128)  # a frame of 5,000 patches takes 80 kB, in each worker
