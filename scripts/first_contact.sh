@@ -89,11 +89,11 @@ if $quick; then
     step tests 120 "$python" -m pytest -m gpu tests/test_gpu.py
     step presets 200 "$python" -m vlft.bench.presets "$work/presets"
     step demo 200 "$python" -m vlft demo --quick --out "$work/demo"
-    bench tiny-lora 150 --shape tiny --preset lora --steps 9 --skip_steps 1
-    profiled profile-tiny-lora 150
-    bench tiny-lora-baseline 200 --shape tiny --preset lora --steps 4 --skip_steps 1 \
+    bench tiny-lora 240 --shape tiny --preset lora --steps 9 --skip_steps 1
+    profiled profile-tiny-lora 240
+    bench tiny-lora-baseline 240 --shape tiny --preset lora --steps 4 --skip_steps 1 \
         --baseline --baseline_order grouped
-    bench tiny-full 150 --shape tiny --preset full --steps 4 --skip_steps 1
+    bench tiny-full 240 --shape tiny --preset full --steps 4 --skip_steps 1
 else
     # One order and no gradient checkpointing, to save the time of trying both. bench_gpu.sh tries them.
     baseline=(--baseline --baseline_order grouped --baseline_checkpointing false)
