@@ -144,6 +144,10 @@ def _fails(*_):
     raise RuntimeError("no kernel image\nfor this device")
 
 
+def _refuses(*_):
+    raise AssertionError
+
+
 class _NanGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -184,6 +188,7 @@ def _value_turned_too(joined, cos, sin, heads):
         (broken(swiglu=lambda gate, up: gate * up * float("nan")), "differs from the model's own by nan"),
         (broken(swiglu=lambda gate, up: _NanGradient.apply(torch_swiglu(gate, up))), "own by nan"),
         (broken(rms_norm=_fails), "not RMSNorm: RuntimeError: no kernel image)"),
+        (broken(rms_norm=_refuses), "not RMSNorm: AssertionError)"),
         (broken(layer_norm=lambda x, w, b, *a: TORCH.layer_norm(x, w, 0 * b, *a)), "not LayerNorm: the self-test"),
         (broken(quick_gelu=torch.nn.functional.gelu), "not quick GELU: the self-test"),
         (broken(quick_gelu=lambda x: _Doubled.apply(TORCH.quick_gelu(x))), "not quick GELU: the self-test"),
@@ -191,7 +196,7 @@ def _value_turned_too(joined, cos, sin, heads):
         (broken(joined_rotary=_value_turned_too), "not rotary embedding of vision: the self-test"),
     ],
     ids=[
-        "wrong", "wrong-gradient", "another", "nan", "nan-gradient", "raises", "no-bias", "another-gelu",
+        "wrong", "wrong-gradient", "another", "nan", "nan-gradient", "raises", "refuses", "no-bias", "another-gelu",
         "doubled-gradient", "turned-back", "value-turned",
     ],
 )  # fmt: skip
@@ -367,9 +372,12 @@ def test_a_kernel_without_its_package_says_so(monkeypatch):
         kernels.check("true", torch.device("cuda"))
 
 
-def test_without_liger_auto_uses_the_kernels_that_are_ours(monkeypatch, base):
+@pytest.mark.parametrize("error", [ImportError("no liger_kernel"), AttributeError("no such thing in triton")], ids=repr)
+def test_without_liger_auto_uses_the_kernels_that_are_ours(monkeypatch, base, error):
+    """Also if it is installed and does not fit the installed triton."""
+
     def missing():
-        raise ImportError("No module named 'liger_kernel'")
+        raise error
 
     monkeypatch.setattr(fused, "liger_functions", missing)
     monkeypatch.setattr(fused, "triton_operations", lambda: OPERATIONS)
