@@ -257,7 +257,9 @@ def test_cards_are_found_by_the_names_that_cuda_reports():
     assert cards.reported("NVIDIA H200") == "h200"
     assert cards.reported("NVIDIA A100-SXM4-80GB") == "a100-80"
     assert cards.reported("NVIDIA GeForce RTX 4090") == "4090"
-    for other in ("NVIDIA H100 PCIe", "NVIDIA H200 NVL", "Tesla T4", None):
+    assert cards.reported("NVIDIA L40S") == "l40s"
+    assert cards.reported("NVIDIA L4") == "l4"
+    for other in ("NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA L40", "NVIDIA GB200", "Tesla T4", None):
         assert cards.reported(other) is None
     with pytest.raises(ConfigError, match="A step can be predicted for b200, h200, h100"):
         cards.predicted("24", flag="--gpu")

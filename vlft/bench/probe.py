@@ -171,7 +171,7 @@ class Probe:
                 parameter.normal_(std=0.02)
         ids = torch.zeros(1, 16, dtype=torch.long, device=self.device)
         kernels: list[bool] = []
-        with tracing.Watch(lambda op: kernels.append(not op.function.is_view and op.name not in traffic._NOTHING)):
+        with tracing.Watch(lambda op: kernels.append(traffic.is_kernel(op))):
             model(input_ids=ids)
         seconds = self._seconds(lambda: model(input_ids=ids))
         yield Compared(
@@ -280,18 +280,10 @@ def _kernels(device: torch.device) -> Iterator[tuple[str, Kernel]]:
         return
     for backend in attention.BACKENDS[:-1]:
         try:
-            yield backend, attention._load_kernel(backend)
+            yield backend, attention.load_kernel(backend)
         except ImportError:
             continue
-    from torch.nn.attention.varlen import varlen_attn
-
-    def any_backend(q, k, v, cu, longest, *, scale, causal):
-        """Use the backend that torch chooses, which is cuDNN on some GPUs."""
-        gqa: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
-        window = (-1, 0) if causal else (-1, -1)
-        return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
-
-    yield "varlen by torch's choice", any_backend
+    yield "varlen by torch's choice", attention.torch_varlen()  # cuDNN on some GPUs
 
 
 def _sdpa(q, k, v, cu, longest, *, scale, causal):
