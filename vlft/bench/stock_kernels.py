@@ -1,4 +1,4 @@
-"""The second side of the baseline: a stock model with fused kernels and varlen attention, as a knowing peer trains it.
+"""The second side of the baseline: a stock model with fused kernels and varlen attention.
 
 The forward, the padding and the adapters stay those of transformers and peft. Neighbours: `vlft.model.kernels` and
 `vlft.model.attention` choose what runs, `vlft.bench.baseline` trains.
