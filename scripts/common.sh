@@ -128,7 +128,7 @@ finetune() { # the command line...
     exec "$python" -m vlft train "${from_env[@]}" "${preset[@]}" "$@"
 }
 
-# Flags of all presets. vlft chooses bf16, attention, Liger kernels and gradient checkpointing for the machine.
+# Flags of all presets. vlft chooses bf16, attention, fused kernels and gradient checkpointing for the machine.
 preset=(
     --num_train_epochs 1
     --lr_scheduler_type cosine

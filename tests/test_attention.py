@@ -129,7 +129,7 @@ def test_a_kernel_that_cannot_run_is_passed_over_or_refused_by_name(monkeypatch,
             return 0.001
         raise error
 
-    monkeypatch.setattr(attention, "_load_kernel", lambda backend: backend)
+    monkeypatch.setattr(attention, "load_kernel", lambda backend: backend)
     monkeypatch.setattr(attention, "self_test", self_test)
     where = {"device": CUDA, "dtype": torch.bfloat16}
     said = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
@@ -169,13 +169,13 @@ def test_torchs_varlen_runs_flash_and_leaves_other_attention_as_it_was(monkeypat
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     q = torch.zeros(4, 2, 8)
-    attention._load_kernel("varlen")(q, q, q, torch.tensor([0, 4]), 4, scale=1.0, causal=True)
+    attention.load_kernel("varlen")(q, q, q, torch.tensor([0, 4]), 4, scale=1.0, causal=True)
     assert seen == [(True, False)]
     if torch.__version__ < "2.15":
         with pytest.raises(ImportError, match=r"torch 2\.15"):
-            attention._load_kernel("cudnn")
+            attention.load_kernel("cudnn")
     else:
-        attention._load_kernel("cudnn")(q, q, q, torch.tensor([0, 4]), 4, scale=1.0, causal=True)
+        attention.load_kernel("cudnn")(q, q, q, torch.tensor([0, 4]), 4, scale=1.0, causal=True)
         assert seen[1:] == [(False, True)]
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
@@ -215,7 +215,7 @@ def machine(monkeypatch):
                 raise ImportError(f"No module named '{backend}'")
             return kernels[backend]
 
-        monkeypatch.setattr(attention, "_load_kernel", load)
+        monkeypatch.setattr(attention, "load_kernel", load)
         monkeypatch.setattr(attention, "_problem_of_all", lambda **where: "")
 
     return install

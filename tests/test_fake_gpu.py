@@ -89,7 +89,7 @@ def machine(monkeypatch):
             raise ImportError(f"No module named {backend}")
         return kernel
 
-    monkeypatch.setattr(attention, "_load_kernel", load_kernel)
+    monkeypatch.setattr(attention, "load_kernel", load_kernel)
     monkeypatch.setattr(attention, "self_test", lambda *args, **kwargs: 0.0)
     monkeypatch.setattr(kernels, "_functions", lambda choice, device: standins.fused_functions())
     monkeypatch.setattr(kernels, "_problem", lambda *args: "")

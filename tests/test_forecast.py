@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlft.bench.choices import PRESETS
-from vlft.bench.fake import STORY, load_of
+from vlft.bench.fake import STORY, pack_of
 from vlft.bench.sizes import SHAPES
 from vlft.cli.main import main
 from vlft.demo.tiny import tiny_processor
@@ -120,16 +120,12 @@ def test_peak_memory_is_of_what_is_alive(counted):
     assert 1500 <= traffic.peak < 1600
 
 
-@pytest.mark.parametrize("name", ["item", "nonzero"])
-def test_reads_of_the_host_are_counted(counted, name):
-    def work():
-        with pytest.raises(Exception):  # noqa: B017, PT011 - without contents nothing can be read
-            getattr(bf16(3), name)()
-
-    # FakeTensorMode refuses before an observer sees the operation, so a copy to the host is used here.
-    _, traffic = counted(lambda: bf16(3).cpu())
-    assert traffic.reads == 1
-    counted(work)
+def test_reads_of_the_host_are_counted(counted):
+    """A copy to the host waits, and one from pinned memory does not. FakeTensorMode itself refuses `item`."""
+    _, traffic = counted(lambda: (bf16(3).cpu(), bf16(3).cpu()))
+    assert traffic.reads == 2
+    _, traffic = counted(lambda: torch.empty(3, device="cpu", pin_memory=True).to("cuda", non_blocking=True))
+    assert traffic.reads == 0
 
 
 def test_attention_takes_the_operations_of_its_segments(counted):
@@ -191,9 +187,9 @@ def test_recomputation_costs_time_and_saves_memory():
     assert recomputed.whole.kernels > 1.2 * kept.whole.kernels
     assert recomputed.required == kept.required
     assert {phase for phase, _ in recomputed.parts} == {"forward", "backward", "optimizer"}
-    assert ("backward", "language_model.layers.*.mlp.up_proj") in recomputed.parts or any(
-        module.startswith("language_model.layers.*.mlp") for phase, module in recomputed.parts if phase == "backward"
-    )
+    # A kernel that runs again belongs to the same module, in the backward pass.
+    again = ("backward", "language_model.layers.*.mlp.up_proj")
+    assert recomputed.parts[again].kernels > kept.parts[again].kernels
 
 
 #: Most GB that are neither base matmuls nor attention, for one pack of the story mix, without recomputation.
@@ -210,12 +206,12 @@ def test_a_published_size_stays_within_its_budget(shape, preset):
 
 def test_packs_of_other_mixes_are_drawn():
     sizes = DEFAULT.sizes(step_of(DEFAULT).config)
-    assert load_of("story", sizes, seed=0) == STORY
+    assert pack_of("story", sizes, seed=0) == STORY
     assert (STORY.tokens, STORY.patches, len(STORY.vision_lengths)) == (16384, 53600, 26)
-    text = load_of("text", sizes, seed=0)
+    text = pack_of("text", sizes, seed=0)
     assert text.patches == 0
     assert 0.7 * 16384 < text.tokens <= 16384
-    assert load_of("video", sizes, seed=0).patches > 0
+    assert pack_of("video", sizes, seed=0).patches > 0
 
 
 def test_the_verb(capsys):
@@ -257,7 +253,9 @@ def test_cards_are_found_by_the_names_that_cuda_reports():
     assert cards.reported("NVIDIA H200") == "h200"
     assert cards.reported("NVIDIA A100-SXM4-80GB") == "a100-80"
     assert cards.reported("NVIDIA GeForce RTX 4090") == "4090"
-    for other in ("NVIDIA H100 PCIe", "NVIDIA H200 NVL", "Tesla T4", None):
+    assert cards.reported("NVIDIA L40S") == "l40s"
+    assert cards.reported("NVIDIA L4") == "l4"
+    for other in ("NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA L40", "NVIDIA GB200", "Tesla T4", None):
         assert cards.reported(other) is None
     with pytest.raises(ConfigError, match="A step can be predicted for b200, h200, h100"):
         cards.predicted("24", flag="--gpu")

@@ -98,7 +98,7 @@ def assert_near(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
 @pytest.mark.parametrize("backend", attention.CANDIDATES)
 def test_kernels_pass_their_self_test_at_the_published_shapes(backend, shape, dtype):
     try:
-        kernel = attention._load_kernel(backend)
+        kernel = attention.load_kernel(backend)
     except ImportError as error:
         pytest.skip(str(error))
     worst = attention.self_test(kernel, SHAPES[shape], dtype=dtype, device=DEVICE)

@@ -70,7 +70,7 @@ def bench_fake(parsed: Parsed, gpu: str, preset: Preset | None, built_in: BuiltI
         config=config,
         family=family,
         towers=towers,
-        load=load_of(built_in.mix, family.sizes(config), seed=built_in.seed),
+        load=pack_of(built_in.mix, family.sizes(config), seed=built_in.seed),
         numbers=numbers_of(
             stored if isinstance(stored, torch.dtype) else torch.bfloat16,
             torch.bfloat16,
@@ -105,7 +105,7 @@ def _figures(found: Forecast, checkpointed: list[str]) -> dict[str, Any]:
     return {"gradient_checkpointing": checkpointed, **found.as_json()}
 
 
-def load_of(mix: Mix, sizes: Sizes, *, seed: int) -> Load:
+def pack_of(mix: Mix, sizes: Sizes, *, seed: int) -> Load:
     """The shapes of a typical pack of a mix: of several packs, the one with the median number of patches.
 
     Args:

@@ -30,6 +30,7 @@ from vlft.model.cards import Card
 from vlft.model.load import empty_model
 from vlft.model.segments import Heads, Kernel, attend_segments, heads_of
 from vlft.model.traffic import HOST_SECONDS, MATMUL_SHARE, MEMORY_SHARE
+from vlft.model.trial import wait_for
 from vlft.setup.typical import card_of
 
 PACKAGES = (
@@ -153,17 +154,17 @@ class Probe:
     def _host(self) -> Iterator[str | Compared]:
         """What the host needs for a kernel: alone, and with the Python code of a model around it."""
         x, many = self._draw(16), 200 if self.quick else 5000
-        wait, began = self._wait, time.perf_counter()
-        for _ in range(many):
-            x.add_(1)
-        called = time.perf_counter() - began
-        wait()
-        yield f"start of a kernel by torch: {1e6 * called / many:.1f} us on the host"
-        wait()
         began = time.perf_counter()
         for _ in range(many):
             x.add_(1)
-        wait()
+        called = time.perf_counter() - began
+        wait_for(self.device)
+        yield f"start of a kernel by torch: {1e6 * called / many:.1f} us on the host"
+        wait_for(self.device)
+        began = time.perf_counter()
+        for _ in range(many):
+            x.add_(1)
+        wait_for(self.device)
         yield f"kernel of 16 values, one after another: {1e6 * (time.perf_counter() - began) / many:.1f} us"
         model = empty_model(build_config(DEFAULT, DEFAULT.tiny, _Tokens()), DEFAULT).to_empty(device=self.device)
         with torch.no_grad():
@@ -171,7 +172,7 @@ class Probe:
                 parameter.normal_(std=0.02)
         ids = torch.zeros(1, 16, dtype=torch.long, device=self.device)
         kernels: list[bool] = []
-        with tracing.Watch(lambda op: kernels.append(not op.function.is_view and op.name not in traffic._NOTHING)):
+        with tracing.Watch(lambda op: kernels.append(traffic.is_kernel(op))):
             model(input_ids=ids)
         seconds = self._seconds(lambda: model(input_ids=ids))
         yield Compared(
@@ -202,9 +203,6 @@ class Probe:
 
     def _seconds(self, work: Callable[[], object]) -> float:
         return _seconds(work, self.device, times=2 if self.quick else 10, warm=1 if self.quick else 2)
-
-    def _wait(self) -> None:
-        _wait(self.device)
 
 
 class _Tokens:
@@ -280,18 +278,10 @@ def _kernels(device: torch.device) -> Iterator[tuple[str, Kernel]]:
         return
     for backend in attention.BACKENDS[:-1]:
         try:
-            yield backend, attention._load_kernel(backend)
+            yield backend, attention.load_kernel(backend)
         except ImportError:
             continue
-    from torch.nn.attention.varlen import varlen_attn
-
-    def any_backend(q, k, v, cu, longest, *, scale, causal):
-        """Use the backend that torch chooses, which is cuDNN on some GPUs."""
-        gqa: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
-        window = (-1, 0) if causal else (-1, -1)
-        return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
-
-    yield "varlen by torch's choice", any_backend
+    yield "varlen by torch's choice", attention.torch_varlen()  # cuDNN on some GPUs
 
 
 def _sdpa(q, k, v, cu, longest, *, scale, causal):
@@ -326,17 +316,12 @@ def _seconds(work: Callable[[], object], device: torch.device, *, times: int = 1
     """Measure the seconds of one call, including the work of the device."""
     for _ in range(warm):
         work()
-    _wait(device)
+    wait_for(device)
     began = time.perf_counter()
     for _ in range(times):
         work()
-    _wait(device)
+    wait_for(device)
     return (time.perf_counter() - began) / times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The second side of the baseline: a stock model with fused kernels and varlen attention, as a knowing peer trains it.
+"""The second side of the baseline: a stock model with fused kernels and varlen attention.
 
 The forward, the padding and the adapters stay those of transformers and peft. Neighbours: `vlft.model.kernels` and
 `vlft.model.attention` choose what runs, `vlft.bench.baseline` trains.
@@ -37,7 +37,7 @@ def install(model: Any, *, dtype: torch.dtype, say: Callable[[str], None] = prin
     backends = attention.install(model, "auto", dtype=dtype, device=device, say=say)
     language: str = backends["language"]
     if backends["language"] != "sdpa":  # with a padding mask, `attention.install` alone leaves sdpa
-        use_without_padding(model, attention._load_kernel(backends["language"]))
+        use_without_padding(model, attention.load_kernel(backends["language"]))
         language += " without padding"
     return {
         "attention": f"vision {backends['vision']}, language {language}",

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from vlft.bench.stock import COUNTS, StockRows
+from vlft.model.trial import wait_for
 
 SIZES = (8, 4, 2, 1)  # rows of a micro-batch that are tried; larger batches have more padding
 ON_CPU = 4  # rows of a micro-batch on a CPU
@@ -201,11 +202,11 @@ class ModelTrial:
         if settings not in self._warm:
             self._warm.add(settings)
             self._step(batches[0])
-        self._wait()
+        wait_for(self.device)
         start = time.perf_counter()
         for batch in batches:
             self._step(batch)
-        self._wait()
+        wait_for(self.device)
         seconds = time.perf_counter() - start
         self.model.zero_grad(set_to_none=True)
         return seconds
@@ -226,7 +227,3 @@ class ModelTrial:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             loss = self.model(**inputs).loss
         loss.backward()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""A cache of bytes that a process shares with all processes forked from it. It knows nothing of what it keeps.
+"""A cache of bytes that a process shares with all processes forked from it.
 
 Entries are written once and never changed or removed: when the memory is used up, nothing more is kept. So reading
 needs no lock. Writing takes one without waiting; where it is taken, e.g. by a process that was killed, the entry is not

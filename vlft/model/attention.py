@@ -1,11 +1,11 @@
 """Choose an attention kernel for each tower: the fastest that is installed and passes a self-test on the device.
 
-Where several pass, they are timed once, when a run starts.
-`vlft.model.trial` tests and times them.
+Where several pass, they are timed once, when a run starts. `vlft.model.trial` tests and times them.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,7 +38,7 @@ Choice = Literal["auto"] | Backend
 SAME = 1.05
 
 
-def _load_kernel(backend: Candidate) -> Kernel:
+def load_kernel(backend: Candidate) -> Kernel:
     """The varlen kernel of a backend.
 
     Raises:
@@ -49,13 +49,13 @@ def _load_kernel(backend: Candidate) -> Kernel:
 
         # Not cuDNN, which torch 2.15 would prefer on Hopper. It builds a plan for each new geometry (about 42 ms,
         # pytorch/pytorch#191576), and no two packs have the same lengths.
-        return _torch_varlen(SDPBackend.FLASH_ATTENTION)
+        return torch_varlen(SDPBackend.FLASH_ATTENTION)
     if backend == "cudnn":
         from torch.nn.attention import SDPBackend
 
         if torch.__version__ < "2.15":  # earlier versions do not use cuDNN here, or build a plan at each call
             raise ImportError(f"torch 2.15 is needed, this is {torch.__version__}")
-        return with_repeating(_torch_varlen(SDPBackend.CUDNN_ATTENTION))
+        return with_repeating(torch_varlen(SDPBackend.CUDNN_ATTENTION))
     if backend == "fa4":
         from flash_attn.cute import flash_attn_varlen_func
     elif backend == "fa3":
@@ -73,8 +73,12 @@ def _load_kernel(backend: Candidate) -> Kernel:
     return flash
 
 
-def _torch_varlen(backend: Any) -> Kernel:
-    """torch's own varlen attention by one of its backends."""
+def torch_varlen(backend: Any = None) -> Kernel:
+    """torch's own varlen attention.
+
+    Args:
+        backend: an `SDPBackend`; None: the one that torch chooses.
+    """
     from torch.nn.attention import sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
 
@@ -82,7 +86,7 @@ def _torch_varlen(backend: Any) -> Kernel:
         # torch 2.11 accepts fewer key/value heads without a flag; torch 2.12 and later need it.
         gqa: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
         window = (-1, 0) if causal else (-1, -1)
-        with sdpa_kernel(backend):
+        with contextlib.nullcontext() if backend is None else sdpa_kernel(backend):
             return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
 
     return varlen
@@ -184,7 +188,7 @@ def _tested(backend: Candidate, tower: Heads, *, device: torch.device, dtype: to
         _Rejected: it cannot be used; the message says why.
     """
     try:
-        kernel = _load_kernel(backend)
+        kernel = load_kernel(backend)
         found = [self_test(kernel, tower, dtype=dtype, device=device, fused=fused) for fused in (False, True)]
     except Exception as error:  # kernels refuse by assert, and their compilers raise their own classes
         raise _Rejected(_described(error)) from error

@@ -58,45 +58,32 @@ CARDS: dict[str, Card] = {
 #: Cards whose step can be predicted.
 PREDICTED = tuple(name for name, card in CARDS.items() if card.known)
 
-#: Dense bf16 peak in TFLOP/s of a card, by a part of the name that CUDA reports; the first match wins. 756: H100 PCIe
-#: (H100 white paper, table 2).
-PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
-    ("H200", 989.4),
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.5),
-    ("H100", 989.4),
-    ("A100", 312.0),
-    ("L40S", 362.0),
-    ("RTX 4090", 165.2),
-    ("NVIDIA B200", 2250.0),
-    ("NVIDIA L40", 181.05),
-    ("NVIDIA L4", 121.0),
-    ("RTX A6000", 154.8),
-    ("RTX 3090", 71.0),
+#: Part of the name that CUDA reports -> our name, or the dense bf16 peak in TFLOP/s of a variant whose other speeds are
+#: not listed. The first match wins. 756: H100 PCIe (H100 white paper, table 2); 835.5: half of the number with sparsity
+#: in the data sheets of H100 NVL and H200 NVL; 181.05: L40 (data sheet).
+_REPORTED: tuple[tuple[str, str | float], ...] = (
+    *(("H100 PCIe", 756.0), ("H100 NVL", 835.5), ("H200 NVL", 835.5)),
+    *(("NVIDIA B200", "b200"), ("H200", "h200"), ("H100", "h100")),
+    *(("A100-SXM4-80GB", "a100-80"), ("A100-SXM4-40GB", "a100-40"), ("A100", 312.0)),
+    *(("L40S", "l40s"), ("NVIDIA L40", 181.05), ("NVIDIA L4", "l4")),
+    *(("RTX A6000", "a6000"), ("RTX 5090", "5090"), ("RTX 4090", "4090"), ("RTX 3090", "3090")),
 )
-#: Part of the name that CUDA reports -> our name; the first match wins. PCIe and NVL variants have other speeds.
-_REPORTED = (
-    *(("H100 PCIe", None), ("H100 NVL", None), ("H200 NVL", None)),
-    *(
-        ("B200", "b200"),
-        ("H200", "h200"),
-        ("H100", "h100"),
-        ("A100-SXM4-80GB", "a100-80"),
-        ("A100-SXM4-40GB", "a100-40"),
-    ),
-    *(("L40S", "l40s"), ("RTX A6000", "a6000"), ("RTX 5090", "5090"), ("RTX 4090", "4090"), ("RTX 3090", "3090")),
-    ("NVIDIA L4", "l4"),
-)
+
+
+def _listed(device: str | None) -> str | float | None:
+    return next((listed for part, listed in _REPORTED if device and part in device), None)
 
 
 def peak_tflops(device: str | None) -> float | None:
     """The dense bf16 peak of a card by its name; None for a card that is not in the table, or without a card."""
-    return next((peak for name, peak in PEAK_TFLOPS if device and name in device), None)
+    listed = _listed(device)
+    return CARDS[listed].tflops if isinstance(listed, str) else listed
 
 
 def reported(device: str | None) -> str | None:
     """The name in `CARDS` of a card by the name that CUDA reports; None for a card that is not in the table."""
-    return next((word for part, word in _REPORTED if device and part in device), None)
+    listed = _listed(device)
+    return listed if isinstance(listed, str) else None
 
 
 def predicted(name: str, *, flag: str) -> Card:

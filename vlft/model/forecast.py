@@ -221,8 +221,8 @@ class Step:
 def _squares(batch: dict[str, Any], load: Load) -> dict[tuple[int, int], Squares]:
     """The lengths of each attention call of the batch, by its tokens and number of segments."""
     found = {}
-    meta = batch["vision_meta"].get("window_lengths")
-    segments = [(batch["vision_lengths"], False), *([(meta, False)] if meta else []), (load.lengths, True)]
+    windows = batch["vision_meta"].get("window_lengths")
+    segments = [(batch["vision_lengths"], False), *([(windows, False)] if windows else []), (load.lengths, True)]
     for lengths, causal in segments:
         found[sum(lengths), len(lengths)] = Squares(total=sum(n * n for n in lengths), causal=causal)
     return found

@@ -231,7 +231,7 @@ class _Unavailable(Exception):
 def _refusal(problem: str) -> ConfigError:
     return ConfigError(
         f"--use_liger_kernel true: {problem}. To get the kernels: {INSTALL}, on a machine with a CUDA device. Or use "
-        "--use_liger_kernel auto, which uses those that work."
+        "--use_liger_kernel auto, which uses the kernels that work."
     )
 
 

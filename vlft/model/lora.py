@@ -185,7 +185,7 @@ def _scaled_product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> 
 
 
 def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """The forward of one of PEFT's layers. Whatever `adapted_linear` does not compute is left to the layer's class."""
+    """The forward of one of PEFT's layers. Where `adapted_linear` does not apply, that of the layer's class runs."""
     names = () if args or kwargs or self.disable_adapters or self.merged else _applied(self)
     if len(names) == 1:
         name = names[0]

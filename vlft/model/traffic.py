@@ -177,7 +177,7 @@ class Traffic:
         self.reads += tracing.waits(op) is not None  # also learns from operations of the host which memory is pinned
         if not any(t.device.type == "cuda" for t in (*op.inputs, *op.outputs)):
             return
-        if op.function.is_view or op.name in _NOTHING:
+        if not is_kernel(op):
             return
         key = (self.phase, self._module())
         self.costs.setdefault(key, Cost()).add(self._cost(op))
@@ -238,6 +238,11 @@ class Traffic:
         self._storages[key] = (weakref.ref(storage, gone), size)
         self._held += size
         self.peak = max(self.peak, self._held)
+
+
+def is_kernel(op: Op) -> bool:
+    """Whether an operation on tensors of a GPU runs there, rather than making a view or reserving memory."""
+    return not op.function.is_view and op.name not in _NOTHING
 
 
 def _bytes(op: Op) -> float:

@@ -129,11 +129,11 @@ def time_kernel(
         upstream = torch.randn(1, tokens, tower.heads, tower.head_dim, device=device, dtype=dtype)
 
         def call() -> float:
-            _wait_for(device)
+            wait_for(device)
             start = time.perf_counter()
             out = run_kernel(kernel, q, k, v, cu_seqlens, longest, scale=tower.scale, causal=tower.causal)
             torch.autograd.grad(out, (q, k, v), upstream)
-            _wait_for(device)
+            wait_for(device)
             return time.perf_counter() - start
 
         return call
@@ -146,6 +146,7 @@ def time_kernel(
     return seconds + NEW_GEOMETRIES / layers * max(0.0, plan)
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Triton kernels for activations, with all of `vlft.model.triton_kernels` that holds for each kernel.
+"""Triton kernels for activations. What `vlft.model.triton_kernels` says of its kernels also applies to them.
 
 Letters: R rows, C channels.
 """

@@ -1,7 +1,7 @@
 """Triton kernels for the causal convolution of gated delta nets, with its SiLU: each tensor is read or written once.
 
-Like `vlft.model.triton_kernels`, these know nothing of autograd, compute in float32 and specialise nothing on the
-number of tokens.
+As in `vlft.model.triton_kernels`, they have no autograd, compute in float32 and compile nothing for a new number
+of tokens.
 
 Letters: T tokens of a flat row, Z channels, W taps.
 """

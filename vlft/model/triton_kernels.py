@@ -1,7 +1,7 @@
 """Triton kernels for work that torch does in several passes over memory: norms and rotary embedding.
 
 Neighbours: `vlft.model.triton_activations` and `vlft.model.triton_convolution`, to which the rest of this page also
-applies. Each function launches one kernel and knows nothing of autograd (`vlft.model.fused`). All compute in float32,
+applies. Each function launches one kernel, without autograd (`vlft.model.fused` adds it). All compute in float32,
 read any floating dtype and round once, when they write. Importing this module needs triton, which comes with CUDA
 builds of torch. With TRITON_INTERPRET=1 the kernels run on a CPU, slowly; the tests use that.
 

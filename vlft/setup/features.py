@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from vlft.config.flags import PlanFlags
+from vlft.data.features.writer import GB
 from vlft.data.media.read import MediaError, measure
 from vlft.errors import DataError
 from vlft.model.flops import required_flops, total
 from vlft.setup.base import Base
 from vlft.setup.rows import MeasuredRows
 
-GB = 10**9
 SAMPLED = 100  # rows whose headers are read again
 
 

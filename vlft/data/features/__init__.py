@@ -5,6 +5,6 @@
     writer  adds features to these files, within the bound of their folder
     reader  decodes a medium, or takes its features from these files; called in the loader's workers
 
-Nothing here knows a model. `vlft.model.prints` names the weights whose features are in a folder, `vlft.train.features`
-adds what a run computes, and `vlft.setup.features` computes its size.
+Nothing here depends on a model. `vlft.model.prints` names the weights whose features are in a folder,
+`vlft.train.features` adds what a run computes, and `vlft.setup.features` computes its size.
 """

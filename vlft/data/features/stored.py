@@ -50,7 +50,7 @@ FEATURES, INDEX = ".features", ".index"
 
 
 class Index:
-    """The records of one tower's folder, in memory. `refresh` reads those that were added since.
+    """The records of one tower's folder, in memory. `refresh` adds the new ones.
 
     Args:
         folder: may be missing.
@@ -149,7 +149,7 @@ class Reader:
             mine = int(record["run"]) == self.run
             if not mine or record["stamp"] < limit:
                 (own if mine else others).append((int(record["stamp"]), int(record["crc"]), name, record))
-        # The first of several, whatever the order in which processes wrote them.
+        # The first of several, in an order that does not depend on which process wrote first.
         for found in (own, others):
             for _, _, name, record in sorted(found, key=lambda one: one[:3]):
                 features = self.read(name, record)

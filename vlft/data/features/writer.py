@@ -1,7 +1,7 @@
 """Add features to the cache, within its bound, and beside other processes that read and add.
 
 The folder of the cache holds one folder per tower (`vlft.data.features.stored`). A pair of files has one writer, which
-holds a lock on the index. A process that has used a pair holds a shared lock on its features: nobody removes it.
+holds a lock on the index. A process that has used a pair holds a shared lock on its features: no other removes it.
 
 When the folder is full, the pairs that no running process has used are removed, the least recently used first. If that
 is not enough, nothing more is added: the pictures that are stored stay, because each epoch reads all of them, and
