@@ -204,6 +204,15 @@ def test_a_published_size_stays_within_its_budget(shape, preset):
     assert found.reads == 0
 
 
+def test_base_layers_as_wide_as_the_rank_are_no_adapters():
+    """The traffic of base matmuls does not depend on the rank. The tiny model has widths of 2, with float32 weights."""
+    step = step_of(FAMILIES["qwen3_5"])
+    step = dataclasses.replace(step, numbers=tracing.numbers_of(torch.float32, BF16, deepspeed=False))
+    wide, other = (dataclasses.replace(step.towers, lora_rank=rank) for rank in (2, 8))
+    counted = [dataclasses.replace(step, towers=towers).whole().whole.bytes["matmul"] for towers in (wide, other)]
+    assert counted[0] == counted[1]
+
+
 def test_packs_of_other_mixes_are_drawn():
     sizes = DEFAULT.sizes(step_of(DEFAULT).config)
     assert pack_of("story", sizes, seed=0) == STORY
@@ -241,6 +250,15 @@ def test_the_verb(capsys):
             2,
             "--data_path has no effect with --fake",
         ),
+        (["--fake", "h100", "--attn", "sdpa"], 2, "--attn has no effect with --fake"),
+        (["--fake", "h100", "--deepspeed=zero2"], 2, "--deepspeed has no effect with --fake"),
+        (
+            ["--fake", "h100", "--bf16", "false", "--pack-tokens", "64"],
+            2,
+            "--bf16, --pack_tokens have no effect with --fake",
+        ),
+        (["--fake", "h100", "--out", "x"], 2, "--out has no effect with --fake"),
+        (["--fake", "h100", "--mix_seed", "0"], 2, "--mix_seed has no effect with --fake on the story mix"),
     ],
 )
 def test_what_cannot_be_forecast_is_refused(capsys, words, status, told):

@@ -74,7 +74,7 @@ def bench_fake(parsed: Parsed, gpu: str, preset: Preset | None, built_in: BuiltI
         numbers=numbers_of(
             stored if isinstance(stored, torch.dtype) else torch.bfloat16,
             torch.bfloat16,
-            deepspeed=args.zero is not None,
+            deepspeed=False,
         ),
         card=card,
         fused=args.liger != "false",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vlft.cli.bench_flags import STEPS, BenchParser
+from vlft.cli.bench_flags import OUT, STEPS, BenchParser
 from vlft.cli.command import Write, command
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run(parsed: Parsed, write: Write) -> int:
         write(document)
     else:
         print("\n" + report.table(extra.what, document))
-    print(f"saved: {report.save(extra.out, extra.what, document)}", flush=True)
+    print(f"saved: {report.save(extra.out or OUT, extra.what, document)}", flush=True)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -34,8 +35,14 @@ ONLY = {
     ),
 }
 #: Flags of a measurement, which have no effect on a forecast.
-MEASURED = ("steps", "skip_steps", "rounds", "timeout", "work", "baseline")
+MEASURED = ("steps", "skip_steps", "rounds", "timeout", "work", "out", "baseline")
+#: Flags of train that a forecast uses.
+FORECAST = frozenset({
+    *("model_id", "model_revision", "vision", "merger", "language", "lora_rank", "lora_dropout", "lora_target"),
+    *("linear_attn", "use_liger_kernel", "gradient_checkpointing"),
+})  # fmt: skip
 STEPS = 30
+OUT = "bench-out"
 
 
 class BenchParser(FlagParser):
@@ -56,8 +63,7 @@ class BenchParser(FlagParser):
         add, number = self._add, {"type": int, "metavar": "N"}
         add("baseline", "also measure stock transformers on the same rows", action="store_true")
         add_json(self, "a table")
-        add("out", "folder for the JSON file and the Markdown line (default: bench-out)", metavar="DIR",
-            default="bench-out")  # fmt: skip
+        add("out", f"folder for the JSON file and the Markdown line (default: {OUT})", metavar="DIR")
         add("work", "folder for bases and rows, which is kept (default: a temporary folder)", metavar="DIR")
         add("rounds", "measurements of each side, in turns; the median counts (default: data 3, train 1)", **number)
         add("mix", "generated rows: lengths and kinds of media (default: story)", choices=MIXES)
@@ -96,6 +102,7 @@ class BenchParser(FlagParser):
                 f"the first word must be data or train, not {argv[0]!r}" if argv else "write data or train after bench"
             )
         self._what = argv[0]
+        self._passed = {word.split("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
         parsed = super().parse(argv[1:])
         if self._what == "train" and parsed.flags[2].world_size > 1:
             self.error("only one process can measure. Start it without torchrun")
@@ -128,10 +135,21 @@ class BenchParser(FlagParser):
                 self.error(f"--skip_steps {extra.skip_steps} leaves none of {steps} steps. Raise --steps")
 
     def _check_fake(self, extra: Namespace, given: Set[str]) -> None:
-        """Refuse a card whose speed is not known, and flags of a measurement."""
+        """Refuse a card whose speed is not known, and flags of the command line that a forecast does not use."""
         predicted(extra.fake, flag="--fake")
         for name in MEASURED:
             if getattr(extra, name):
                 self.error(f"--{name} has no effect with --fake, which measures nothing. Drop one of the two")
         if "data_path" in given:
             self.error("--data_path has no effect with --fake, which reads no rows: --mix sets their sizes. Drop it")
+        if extra.mix_seed is not None and extra.mix in (None, "story"):
+            self.error("--mix_seed has no effect with --fake on the story mix, whose pack is fixed. Drop it")
+        if without := sorted(given - FORECAST):
+            passed = [f"--{name}" for name in without if {name, f"no_{name}"} & self._passed]
+            uses = ", ".join(f"--{name}" for name in sorted(FORECAST))
+            if passed:
+                self.error(
+                    f"{', '.join(passed)} {'has' if len(passed) == 1 else 'have'} no effect with --fake, which "
+                    f"forecasts one pack in bf16 on one GPU. Of the flags of train it uses {uses}. Drop the others"
+                )
+            print(f"note: these flags of the YAML do not change a forecast: {', '.join(without)}", file=sys.stderr)

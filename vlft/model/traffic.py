@@ -10,7 +10,7 @@ import bisect
 import contextlib
 import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -119,6 +119,7 @@ class Traffic:
         self._flash_rate = card.flash * card.tflops * 1e12
         self._model = model
         self._names: list[str] = [""]
+        self._base: set[int] = set()  # storages of weights that are no adapter's, and of their converted copies
         self._nodes: list[tuple[int, str]] = []  # (number of the next node of the graph, module), in order
         self._replayed: str | None = None  # the module of the backward node that runs
         self._held = 0
@@ -179,6 +180,8 @@ class Traffic:
             return
         if not is_kernel(op):
             return
+        if op.name == "aten._to_copy" and self._of_base(op.inputs):
+            self._base.update(tensor.untyped_storage()._cdata for tensor in op.outputs)
         key = (self.phase, self._module())
         self.costs.setdefault(key, Cost()).add(self._cost(op))
 
@@ -196,7 +199,12 @@ class Traffic:
             return "attention"
         if (sides := _sides(op)) is None:
             return "elementwise"
-        return "adapter" if self._rank is not None and min(sides) == self._rank else "matmul"
+        # The rank alone does not tell them apart: it may be the width of a base layer, such as 32 heads of a delta net.
+        adapter = self._rank in sides and op.outputs[0].ndim == 2 and not self._of_base(op.inputs)
+        return "adapter" if adapter else "matmul"
+
+    def _of_base(self, tensors: Iterable[torch.Tensor]) -> bool:
+        return any(tensor.untyped_storage()._cdata in self._base for tensor in tensors)
 
     def _flops(self, op: Op) -> float:
         if op.name.startswith("vlft_traced.attend"):
@@ -220,8 +228,11 @@ class Traffic:
 
     def start(self, tensors: Iterator[torch.Tensor]) -> None:
         """Count these tensors as allocated, such as weights and optimizer states."""
+        adapters = {id(weight) for name, weight in self._model.named_parameters() if "lora_" in name}
         for tensor in tensors:
             self._track(tensor)
+            if isinstance(tensor, torch.nn.Parameter) and id(tensor) not in adapters:
+                self._base.add(tensor.untyped_storage()._cdata)
 
     def _track(self, tensor: torch.Tensor) -> None:
         if tensor.device.type != "cuda":
@@ -234,6 +245,7 @@ class Traffic:
 
         def gone(_: Any) -> None:
             self._held -= self._storages.pop(key)[1]
+            self._base.discard(key)
 
         self._storages[key] = (weakref.ref(storage, gone), size)
         self._held += size
