@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader
 from vlft.data import ipc, patch_memory
 from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
+from vlft.data.ipc import SMALL, sent
 from vlft.data.media.patches import still_patches, video_patches
 from vlft.data.sample import EncodedSample
 from vlft.data.workers import loader_options
@@ -187,3 +190,69 @@ def test_a_copy_of_a_batch_has_its_own_size():
         for name in ("still_patches", "video_patches"):
             assert batch[name].untyped_storage().nbytes() == batch[name].nbytes
         assert_drawn(copy.deepcopy(batch), [0, 1])
+    with patch_memory.pack():  # a batch of one still
+        [still] = [still_patches(drawn(0, SIDE, SIDE, 3).permute(2, 0, 1), RECIPE).patches]
+    assert patch_memory.joined([still]).untyped_storage().nbytes() == still.nbytes
+
+
+class Numbers:
+    """Rows of `SMALL` bytes, each with its number, and of a few values that numpy does not have."""
+
+    def __getitems__(self, numbers: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        with patch_memory.pack():
+            return [(filled(number), torch.full((3,), number, dtype=torch.bfloat16)) for number in numbers]
+
+
+def filled(number: int) -> torch.Tensor:
+    room = patch_memory.room(SMALL, video=False)
+    room.array[:] = number
+    return room.tensor((SMALL,), (1,))
+
+
+def as_pair(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> object:
+    return sent({"first": rows[0][0], "second": rows[1][0], "small": rows[1][1]})
+
+
+def test_two_tensors_of_a_message_in_one_segment():
+    """The segment is free when the last of them goes, as for pairs of answers."""
+    lists = [[i, i + 1] for i in range(0, 40, 2)]
+    kept = []
+    for batch in DataLoader(Numbers(), batch_sampler=lists, collate_fn=as_pair, **loader_options(1)):
+        kept.append((batch["second"], batch["small"]))
+        del batch
+    for (_, number), (second, small) in zip(lists, kept, strict=True):
+        assert (second == number).all()
+        assert (small == number).all()
+        assert small.dtype == torch.bfloat16
+
+
+def test_threads_do_not_share_a_segment():
+    """Two loaders without workers, each in its thread."""
+    wrong, interval = [], sys.getswitchinterval()
+
+    def load(number: int) -> None:
+        for _ in range(200):
+            [(found, _)] = Numbers().__getitems__([number])
+            wrong.extend([number] * int((found != number).sum()))
+
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(1, 4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memory of this kind")
+def test_a_segment_that_cannot_be_mapped_leaves_no_file(monkeypatch):
+    def refuse(*args: object) -> None:
+        raise OSError("no address space")
+
+    pool, opened = patch_memory._Pool(shared=True), len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(patch_memory.mmap, "mmap", refuse)
+    assert pool.hold() is None
+    assert len(os.listdir("/proc/self/fd")) == opened

@@ -37,12 +37,10 @@ class Parcel:
         self._content = self._marked(batch)
         room = room_to_send(self._end) if self._end > INLINE else None
         self._copies = torch.empty(self._end, dtype=torch.uint8) if room is None else room.tensor((self._end,), (1,))
-        copies = self._copies.numpy()
         start = 0
-        for tensor in self._small:
-            array = tensor.numpy()
-            copies[start : start + array.nbytes].view(array.dtype).reshape(array.shape)[...] = array
-            start += _aligned(array.nbytes)
+        for tensor in self._small:  # by torch, because numpy has no bfloat16
+            _part(self._copies, start, tensor.dtype, tensor.shape).copy_(tensor)
+            start += _aligned(tensor.nbytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         copies = place_of(self._copies) or self._copies.numpy()
@@ -66,6 +64,11 @@ class _Copy(NamedTuple):
     shape: tuple[int, ...]
 
 
+def _part(whole: torch.Tensor, start: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+    """Return some bytes of `whole`, uint8 [...], as a tensor."""
+    return whole[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
@@ -83,8 +86,7 @@ def _opened(content: Any, copies: Place | np.ndarray) -> Any:
         if isinstance(value, dict):
             return {key: opened(inner) for key, inner in value.items()}
         if isinstance(value, _Copy):
-            size = math.prod(value.shape) * value.dtype.itemsize
-            return whole[value.start : value.start + size].view(value.dtype).view(value.shape)
+            return _part(whole, value.start, value.dtype, value.shape)
         return received(value) if isinstance(value, Place) else value
 
     return opened(content)

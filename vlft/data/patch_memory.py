@@ -50,26 +50,32 @@ class _Segment:
         self.number = number
         self.sent = False  # whether the trainer has its file
         self.file: int | None = None
-        self._held = False  # by tensors of this process
+        self._held = threading.Lock()  # taken as long as tensors of this process have the storage
         if shared:
             self.file = os.memfd_create("vlft-patches")
-            os.ftruncate(self.file, HEAD + SEGMENT_BYTES)
-            self.memory = mmap.mmap(self.file, HEAD + SEGMENT_BYTES)
+            try:
+                os.ftruncate(self.file, HEAD + SEGMENT_BYTES)
+                self.memory = mmap.mmap(self.file, HEAD + SEGMENT_BYTES)
+            except OSError:
+                os.close(self.file)
+                raise
         else:
             self.memory = mmap.mmap(-1, HEAD + SEGMENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.address = np.frombuffer(self.memory, np.uint8, offset=HEAD).ctypes.data
 
-    @property
-    def free(self) -> bool:
-        return not self._held and self.memory[0] == 0
+    def hold(self) -> torch.Tensor | None:
+        """Return the whole segment, uint8 [SEGMENT_BYTES], or None if somebody can read it.
 
-    def hold(self) -> torch.Tensor:
-        """Return the whole segment as uint8 [SEGMENT_BYTES]. It is not free as long as a tensor has this storage."""
-        self._held = True
-        return _watched(self.memory, self._let_go, 0, SEGMENT_BYTES)
+        Nobody else gets it as long as a tensor has this storage. Threads may call this at the same time.
+        """
+        if not self._held.acquire(blocking=False):
+            return None
+        if self.memory[0]:
+            self._held.release()
+            return None
+        import torch
 
-    def _let_go(self) -> None:
-        self._held = False
+        return torch.from_numpy(_watched(self.memory, self._held.release))
 
 
 class _Pool:
@@ -80,18 +86,20 @@ class _Pool:
         self.token = os.urandom(8)  # names this process: its number may be used again
         self.segments: list[_Segment] = []
 
-    def segment(self) -> _Segment | None:
-        """Return a free segment; None if there are too many, or the system gives no memory."""
-        for segment in self.segments:
-            if segment.free:
-                return segment
-        if len(self.segments) == MOST_SEGMENTS:
+    def hold(self) -> torch.Tensor | None:
+        """Return a free segment as a tensor; None if there are too many, or the system gives no memory."""
+        for segment in tuple(self.segments):
+            if (whole := segment.hold()) is not None:
+                return whole
+        if len(self.segments) >= MOST_SEGMENTS:
             return None
         try:
-            self.segments.append(_Segment(len(self.segments), shared=self.shared))
+            segment = _Segment(len(self.segments), shared=self.shared)
         except OSError:
             return None
-        return self.segments[-1]
+        whole = segment.hold()
+        self.segments.append(segment)
+        return whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +125,7 @@ class _Run:
     """Patches of one kind that are written one after the other."""
 
     def __init__(self) -> None:
-        segment = _pool.segment()
-        self._whole = None if segment is None else segment.hold()
+        self._whole = _pool.hold()
         self._array = None if self._whole is None else self._whole.numpy()
         self._used = 0
 
@@ -175,7 +182,7 @@ def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     import torch
 
     first = parts[0]
-    if len(parts) == 1 and not first.storage_offset():
+    if len(parts) == 1 and first.untyped_storage().nbytes() == first.nbytes:
         return first
     storage, end = first.untyped_storage().data_ptr(), first.storage_offset()
     for part in parts:
@@ -235,23 +242,40 @@ def place_of(tensor: torch.Tensor) -> Place | None:
 
 def received(place: Place) -> torch.Tensor:
     """Return the tensor of a message. Its worker may use the segment again when no tensor has this storage any more."""
-    memory = _mapped(place)
-    owner = os.getpid()
+    import torch
 
-    def let_go() -> None:
-        if os.getpid() == owner:  # a worker that this process starts in the meantime has a copy of this tensor
-            memory[0] = 0
-
+    whole = _mapped(place).whole()
     size = 1 + sum((length - 1) * step for length, step in zip(place.shape, place.stride, strict=True))
-    return _watched(memory, let_go, place.offset, size).as_strided(place.shape, place.stride)
+    return torch.from_numpy(whole[place.offset : place.offset + size]).as_strided(place.shape, place.stride)
+
+
+class _Mapped:
+    """A worker's segment in this process."""
+
+    def __init__(self, file: int) -> None:
+        self._memory = mmap.mmap(file, HEAD + SEGMENT_BYTES)
+        self._whole: Callable[[], np.ndarray | None] = lambda: None
+
+    def whole(self) -> np.ndarray:
+        """Return the segment, uint8 [SEGMENT_BYTES]. All tensors of a message share the array, and keep it."""
+        if (whole := self._whole()) is None:
+            memory, owner = self._memory, os.getpid()
+
+            def let_go() -> None:
+                if os.getpid() == owner:  # a worker that this process starts in the meantime has a copy of the tensors
+                    memory[0] = 0
+
+            whole = _watched(memory, let_go)
+            self._whole = weakref.ref(whole)
+        return whole
 
 
 #: token of a worker -> its segments, as long as its `Process` exists
-_mapped_of: dict[bytes, dict[int, mmap.mmap]] = {}
+_mapped_of: dict[bytes, dict[int, _Mapped]] = {}
 _mapping = threading.Lock()  # loaders that pin memory receive in a thread each
 
 
-def _mapped(place: Place) -> mmap.mmap:
+def _mapped(place: Place) -> _Mapped:
     with _mapping:
         if place.token not in _mapped_of:
             _mapped_of[place.token] = {}
@@ -261,15 +285,15 @@ def _mapped(place: Place) -> mmap.mmap:
         segments = _mapped_of[place.token]
         if place.file is not None:
             file = place.file.detach()
-            segments[place.segment] = mmap.mmap(file, HEAD + SEGMENT_BYTES)
-            os.close(file)
+            try:
+                segments[place.segment] = _Mapped(file)
+            finally:
+                os.close(file)
         return segments[place.segment]
 
 
-def _watched(memory: mmap.mmap, let_go: Callable[[], None], start: int, size: int) -> torch.Tensor:
-    """Return a part of a segment as a tensor, and call `let_go` when no tensor has its storage any more."""
-    import torch
-
-    array = np.frombuffer(memory, np.uint8, offset=HEAD + start, count=size)
+def _watched(memory: mmap.mmap, let_go: Callable[[], object]) -> np.ndarray:
+    """Return a segment without its head, and call `let_go` when neither array nor tensor has this memory any more."""
+    array = np.frombuffer(memory, np.uint8, offset=HEAD, count=SEGMENT_BYTES)
     weakref.finalize(array, let_go).atexit = False
-    return torch.from_numpy(array)
+    return array
