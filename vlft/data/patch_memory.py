@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 HEAD = mmap.PAGESIZE  # bytes before the patches. The first one is 1 while the trainer can read the segment
 SEGMENT_BYTES = 256 << 20  # of address space; only pages that were written take memory. Larger packs are copied
-MOST_SEGMENTS = 32  # of a process; each is an open file in the worker and in the trainer
+MOST_SEGMENTS = 64  # of a process: about 25 batches that are sent or kept. Each is an open file in the worker and in the trainer
 
 
 class _Segment:
@@ -53,8 +53,12 @@ class _Segment:
         self._held = False  # by tensors of this process
         if shared:
             self.file = os.memfd_create("vlft-patches")
-            os.ftruncate(self.file, HEAD + SEGMENT_BYTES)
-            self.memory = mmap.mmap(self.file, HEAD + SEGMENT_BYTES)
+            try:
+                os.ftruncate(self.file, HEAD + SEGMENT_BYTES)
+                self.memory = mmap.mmap(self.file, HEAD + SEGMENT_BYTES)
+            except OSError:
+                os.close(self.file)
+                raise
         else:
             self.memory = mmap.mmap(-1, HEAD + SEGMENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.address = np.frombuffer(self.memory, np.uint8, offset=HEAD).ctypes.data
