@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 HEAD = mmap.PAGESIZE  # bytes before the patches. The first one is 1 while the trainer can read the segment
 SEGMENT_BYTES = 256 << 20  # of address space; only pages that were written take memory. Larger packs are copied
-MOST_SEGMENTS = 32  # of a process; each is an open file in the worker and in the trainer
+MOST_SEGMENTS = 64  # of a process, for about 25 batches that are sent or kept; each is an open file in both processes
 
 
 class _Segment:
