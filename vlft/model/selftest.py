@@ -219,7 +219,8 @@ def rotary(channels: int, *, vision: bool) -> Inputs:
 
     def inputs(attention: torch.nn.Module, draw: Callable[..., torch.Tensor], dtypes: Dtypes) -> Case:
         names = ("qkv",) if vision else ("q_proj", "k_proj", "v_proj")
-        widths = {name: attention.get_parameter(f"{name}.weight").shape[0] for name in names}
+        linears: dict[str, Any] = {name: attention.get_submodule(name) for name in names}
+        widths: dict[str, int] = {name: linear.out_features for name, linear in linears.items()}
         angles_TN = draw(ROWS, channels // 2, dtype=torch.float32).repeat(1, 2)
         turns = [turn.to(dtypes.weights) for turn in (angles_TN.cos(), angles_TN.sin())]
         flat = {"segment_lengths": (ROWS,)}
