@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import TORCH
+from torch_kernels import TORCH
 
 from vlft.bench import stock_kernels
 from vlft.bench.baseline import prepared
