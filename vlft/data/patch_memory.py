@@ -229,7 +229,7 @@ def place_of(tensor: torch.Tensor) -> Place | None:
     else:
         return None
     segment.memory[0] = 1
-    file = None if segment.sent else DupFd(segment.file)
+    file = None if segment.sent or segment.file is None else DupFd(segment.file)
     segment.sent = True
     return Place(
         process=os.getpid(), token=_pool.token, segment=segment.number, file=file,
