@@ -108,8 +108,13 @@ def test_what_is_kept_is_not_overwritten(monkeypatch, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_memory_is_used_again(way):
-    """Also in the next pass of the same worker, and after a pass that was left early."""
+def test_memory_is_used_again(request, way):
+    """Also in the next pass of the same worker, and after a pass that was left early.
+
+    Nothing waits for Python's search for cycles, which may take hundreds of batches.
+    """
+    gc.disable()
+    request.addfinalizer(gc.enable)
     lists = [[i, i + 1] for i in range(0, 60, 2)]
     found, rows = loader(lists, way), set()
     for batch in found:

@@ -80,16 +80,20 @@ def _placed(value: Any) -> Any:
 
 
 def _opened(content: Any, copies: Place | np.ndarray) -> Any:
-    whole = torch.from_numpy(copies) if isinstance(copies, np.ndarray) else received(copies)
+    return _filled(content, torch.from_numpy(copies) if isinstance(copies, np.ndarray) else received(copies))
 
-    def opened(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: opened(inner) for key, inner in value.items()}
-        if isinstance(value, _Copy):
-            return _part(whole, value.start, value.dtype, value.shape)
-        return received(value) if isinstance(value, Place) else value
 
-    return opened(content)
+def _filled(value: Any, copies: torch.Tensor) -> Any:
+    """The content of a parcel with its tensors.
+
+    It is not a function inside `_opened`: one that calls itself refers to itself, and would keep `copies`, and so their
+    segment, until Python looks for such cycles.
+    """
+    if isinstance(value, dict):
+        return {key: _filled(inner, copies) for key, inner in value.items()}
+    if isinstance(value, _Copy):
+        return _part(copies, value.start, value.dtype, value.shape)
+    return received(value) if isinstance(value, Place) else value
 
 
 def moved(value: Any, device: torch.device) -> Any:
