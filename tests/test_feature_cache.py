@@ -108,14 +108,16 @@ def test_a_later_run_neither_decodes_nor_calls_the_tower(trained, cache, mixed_j
     assert losses(later)[0] == pytest.approx(losses(first)[0], abs=1e-5)
 
 
-def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(trained, base_of, mixed_json, media, tmp_path):
+#: Step 2 is before the first checkpoint, step 5 in the second epoch.
+@pytest.mark.parametrize("kills", [(5,), pytest.param((2, 5), marks=pytest.mark.grid)])
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(trained, base_of, mixed_json, media, tmp_path, kills):
     """Both begin with an empty cache. The clip is in two rows: both runs must store the features of the same one."""
     more = (*PACKED, *SAVING)
     whole, printed = trained(*more, *flags(tmp_path / "one"), name="whole")
     assert "7 pictures and videos were taken from it, 7 were computed" in printed
     out = tmp_path / "killed"
     argv = arguments(base_of(FAMILIES["qwen2_vl"]), mixed_json, media, out, *more, *flags(tmp_path / "two"))
-    for step in (2, 5):  # before the first checkpoint, and in the second epoch
+    for step in kills:
         (killed,) = vlft_process(argv, out=tmp_path, kill_in_step=step)
         assert killed.status == -9, killed.output[-3000:]
     assert main(argv) == 0
