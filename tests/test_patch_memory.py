@@ -102,8 +102,13 @@ def test_what_is_kept_is_not_overwritten(monkeypatch, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_memory_is_used_again(way):
-    """Also in the next pass of the same worker, and after a pass that was left early."""
+def test_memory_is_used_again(request, way):
+    """Also in the next pass of the same worker, and after a pass that was left early.
+
+    Nothing waits for Python's search for cycles, which may take hundreds of batches.
+    """
+    gc.disable()
+    request.addfinalizer(gc.enable)
     lists = [[i, i + 1] for i in range(0, 60, 2)]
     found, rows = loader(lists, way), set()
     for batch in found:
@@ -181,8 +186,8 @@ def test_a_copy_of_a_batch_has_its_own_size():
     """A deep copy is a copy of storages; that of a whole segment would take a quarter of a gigabyte."""
     for way in WAYS:
         [batch] = loader([[0, 1]], way)
-        for name in ("still_patches", "video_patches"):
-            assert batch[name].untyped_storage().nbytes() == batch[name].nbytes
+        for name in ("still_patches", "video_patches", "input_ids", "labels", "position_ids"):
+            assert batch[name].untyped_storage().nbytes() == batch[name].nbytes, name
         assert_drawn(copy.deepcopy(batch), [0, 1])
     with patch_memory.pack():  # a batch of one still
         [still] = [still_patches(drawn(0, SIDE, SIDE, 3).permute(2, 0, 1), RECIPE).patches]
