@@ -192,8 +192,8 @@ def test_a_copy_of_a_batch_has_its_own_size():
     """A deep copy is a copy of storages; that of a whole segment would take a quarter of a gigabyte."""
     for way in WAYS:
         [batch] = loader([[0, 1]], way)
-        for name in ("still_patches", "video_patches"):
-            assert batch[name].untyped_storage().nbytes() == batch[name].nbytes
+        for name in ("still_patches", "video_patches", "input_ids", "labels", "position_ids"):
+            assert batch[name].untyped_storage().nbytes() == batch[name].nbytes, name
         assert_drawn(copy.deepcopy(batch), [0, 1])
     with patch_memory.pack():  # a batch of one still
         [still] = [still_patches(drawn(0, SIDE, SIDE, 3).permute(2, 0, 1), RECIPE).patches]

@@ -37,9 +37,10 @@ class Parcel:
         self._content = self._marked(batch)
         room = room_to_send(self._end) if self._end > INLINE else None
         self._copies = torch.empty(self._end, dtype=torch.uint8) if room is None else room.tensor((self._end,), (1,))
+        copies = self._copies.numpy()
         start = 0
         for tensor in self._small:  # by torch, because numpy has no bfloat16
-            _part(self._copies, start, tensor.dtype, tensor.shape).copy_(tensor)
+            _part(copies, start, tensor.dtype, tensor.shape).copy_(tensor)
             start += _aligned(tensor.nbytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -64,9 +65,12 @@ class _Copy(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _part(whole: torch.Tensor, start: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
-    """Return some bytes of `whole`, uint8 [...], as a tensor."""
-    return whole[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+def _part(whole: np.ndarray, start: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+    """Return some bytes of `whole`, uint8 [...], as a tensor.
+
+    Its storage has these bytes alone: pickle and `copy.deepcopy` write whole storages, pickle once for each tensor.
+    """
+    return torch.from_numpy(whole[start : start + math.prod(shape) * dtype.itemsize]).view(dtype).view(shape)
 
 
 def _aligned(size: int) -> int:
@@ -80,10 +84,10 @@ def _placed(value: Any) -> Any:
 
 
 def _opened(content: Any, copies: Place | np.ndarray) -> Any:
-    return _filled(content, torch.from_numpy(copies) if isinstance(copies, np.ndarray) else received(copies))
+    return _filled(content, copies if isinstance(copies, np.ndarray) else received(copies).numpy())
 
 
-def _filled(value: Any, copies: torch.Tensor) -> Any:
+def _filled(value: Any, copies: np.ndarray) -> Any:
     """The content of a parcel with its tensors.
 
     It is not a function inside `_opened`: one that calls itself refers to itself, and would keep `copies`, and so their
