@@ -209,9 +209,12 @@ def test_a_step_does_the_required_operations(base, encoded, preset):
 
 def test_attention_takes_its_heads_from_the_sizes(base, monkeypatch):
     handed = {}
-    monkeypatch.setattr(
-        attention, "choose_backend", lambda choice, heads, **_: handed.setdefault(heads.causal, heads) and ("sdpa", [])
-    )
+
+    def choose(choice, heads, **_):
+        handed[heads.causal] = heads
+        return attention.Chosen(backend="sdpa")
+
+    monkeypatch.setattr(attention, "choose_backend", choose)
     model = load_base(base, SECOND)
     assert attention.install(model, "sdpa", dtype=torch.float32) == {"language": "sdpa", "vision": "sdpa"}
     assert (handed[True].heads, handed[True].kv_heads, handed[True].head_dim) == (4, 2, 32)

@@ -30,7 +30,7 @@ def test_packed_tensors_arrive_as_they_are(monkeypatch):
     for found, wanted in zip(arrived, tensors, strict=True):
         assert found.dtype == wanted.dtype
         assert torch.equal(found, wanted)
-        assert found.storage_offset() * found.element_size() % ipc.ALIGNED == 0
+        assert found.storage_offset() * found.element_size() % ipc.ALIGNMENT == 0
     assert len({one.untyped_storage()._cdata for one in arrived if one.numel()}) == 2
     tensors[0].fill_(-1)
     assert arrived[0][0, 1] == 1  # the batch on the host may change
@@ -70,4 +70,4 @@ def test_a_pack_takes_two_copies_pinned_by_its_loader_or_not():
             rest, patches = copies_of(batch, torch.device("cuda", 0))
             assert patches == batch["still_patches"].nbytes > ipc.PACKED
             small = sum(t.nbytes for t in ipc._tensors(batch)) - patches
-            assert small <= rest < small + 20 * ipc.ALIGNED
+            assert small <= rest < small + 20 * ipc.ALIGNMENT

@@ -185,6 +185,30 @@ def workshop(folder: Path, *, interrupted: Callable[[], None] | None = None) -> 
 # ---- locks
 
 
+def lock_handle(handle: int, *, shared: bool) -> bool | None:
+    """Lock an open file until it is closed, without waiting.
+
+    Args:
+        handle: of the file.
+        shared: whether other processes may hold a shared lock at the same time.
+
+    Returns:
+        False if another process holds a lock that excludes this one; None if the file system has no locks. A system
+        without `flock` gives no exclusive lock.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None if shared else False
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
 class Lock:
     """A lock on a folder or file. It uses `flock`, so the lock ends with the process, even if the process is killed.
 

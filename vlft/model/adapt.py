@@ -138,13 +138,16 @@ def _matching(model: Any, pattern: str) -> Iterator[torch.nn.Module]:
 def attend_by(model: Any, part: Part, name: str) -> None:
     """Set the attention function of a tower to one that is registered with transformers.
 
-    transformers calls the ViT's attention once, with variable lengths, only if the name of the function contains
-    "flash", and it refuses such names at load. So the model is loaded with sdpa, and the name is changed here (works on
-    5.17 to 5.23).
+    transformers (5.17 to 5.23) calls the ViT's attention once, with variable lengths, only if the function's name has
+    "flash" in it, and refuses such names at load. So the model is loaded with sdpa, and the name is changed here.
     """
-    live = bare(model)
-    for config in family_of(live).attention_configs(live.config, part):
-        config._attn_implementation_internal = name
+    for config in family_of(model).attention_configs(bare(model).config, part):
+        name_attention(config, name)
+
+
+def name_attention(config: Any, name: str) -> None:
+    """Set the attention function in one config."""
+    config._attn_implementation_internal = name
 
 
 def recompute(model: Any, part: Part, function: Any) -> None:

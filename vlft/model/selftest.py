@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from vlft.families import Norm
-from vlft.model import recurrent, tracing
+from vlft.model import adapt, recurrent, tracing
 
 ROWS = 67  # not a power of two
 ATTENTION = "vlft_flash_selftest"  # transformers calls a ViT's attention once only if the name contains "flash"
@@ -229,7 +229,7 @@ def rotary(channels: int, *, vision: bool) -> Inputs:
             exact = x_TX.dtype == torch.float32 and dtypes.given != torch.float32
             cos, sin = (turn.float() if exact else turn for turn in turns)
             twin.config = copy.copy(twin.config)
-            twin.config._attn_implementation_internal = ATTENTION
+            adapt.name_attention(twin.config, ATTENTION)
             replaced = _slices(**widths) | {"proj" if vision else "o_proj": torch.nn.Identity()}
             kept = {name: child for name, child in twin._modules.items() if name not in replaced}
             twin._modules = {name: _moved(child, x_TX.device) for name, child in kept.items()} | replaced

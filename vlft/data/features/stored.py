@@ -23,10 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # no file is removed or extended by another process then
-    fcntl = None  # type: ignore[assignment]
+from vlft.files import lock_handle
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +185,7 @@ class Reader:
                 handle = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
                 return None
-            lock(handle, shared=True)
+            lock_handle(handle, shared=True)
             with contextlib.suppress(OSError):  # the folder of another user
                 os.utime(path)
             self._open[name] = handle
@@ -207,16 +204,3 @@ class Reader:
 
     def __del__(self) -> None:
         self.close()
-
-
-def lock(handle: int, *, shared: bool) -> bool:
-    """Lock an open file until it is closed. Returns False if another process holds a lock that excludes this one."""
-    if fcntl is None:
-        return shared
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True

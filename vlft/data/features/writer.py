@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlft.data.features.stored import DTYPES, FEATURES, INDEX, RECORD, Reader, fcntl, lock
+from vlft.data.features.stored import DTYPES, FEATURES, INDEX, RECORD, Reader
 from vlft.errors import ConfigError
-from vlft.files import Lock, cache_folder
+from vlft.files import Lock, cache_folder, lock_handle
 
 if TYPE_CHECKING:
     import torch
@@ -189,13 +189,13 @@ class Writer:
 
     def _opened(self, name: str) -> tuple[str, int, int] | None:
         index = os.open(self.folder / (name + INDEX), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        if not lock(index, shared=False):
+        if lock_handle(index, shared=False) is False:
             os.close(index)
             return None
         size = os.fstat(index).st_size
         os.truncate(index, size - size % RECORD.itemsize)
         file = os.open(self.folder / (name + FEATURES), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        lock(file, shared=True)
+        lock_handle(file, shared=True)
         self._pair = name, file, index
         return self._pair
 
@@ -230,17 +230,14 @@ def _files(folder: Path) -> list[tuple[str, int, int]]:
 
 def _unused(path: str) -> bool:
     """Whether no process uses a pair, as far as locks show it."""
-    if fcntl is None:
-        return False
     for name in (path, path.removesuffix(FEATURES) + INDEX):
         try:
             handle = os.open(name, os.O_RDWR)
         except OSError:
             continue
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+            if not lock_handle(handle, shared=False):
+                return False
         finally:
             os.close(handle)
     return True
