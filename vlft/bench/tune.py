@@ -142,7 +142,7 @@ def race(
     spent = dict.fromkeys(settings, 0.0)
     seen = dict.fromkeys(settings, 0)
     left = list(settings)
-    for block, kept in zip(blocks, KEPT, strict=False):
+    for block, kept in zip(blocks, KEPT, strict=False):  # there may be fewer blocks
         for one in left:
             spent[one] += seconds(one, block)
             seen[one] += sum(lengths[i] for i in block)

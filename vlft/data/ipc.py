@@ -143,7 +143,7 @@ def _sent_in_one(tensors: Sequence[torch.Tensor], device: torch.device) -> list[
         return [tensor.to(device) for tensor in tensors]
 
     def parts(buffer: torch.Tensor) -> list[torch.Tensor]:
-        places = zip(tensors, ends, strict=False)
+        places = zip(tensors, ends, strict=False)  # the last end is where no tensor starts
         return [buffer[start : start + one.nbytes].view(one.dtype).view(one.shape) for one, start in places]
 
     buffer = _pinned_memory((ends[-1],), torch.uint8)

@@ -163,7 +163,7 @@ def _large_and_small(x_RC: torch.Tensor) -> torch.Tensor:
 
 def _with_weights(norm: Any, forward: Callable, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
     """The result of a norm with given weights, which may be leaves of the graph."""
-    norm._parameters = dict(zip(("weight", "bias"), weights, strict=False))
+    norm._parameters = dict(zip(("weight", "bias"), weights, strict=False))  # an RMSNorm has no bias
     return forward(x)
 
 
