@@ -100,5 +100,9 @@ else
     say "uv cannot be installed here; using pip, which is slower"
     PIP_CONSTRAINT=$pins .venv/bin/python -m pip install -e '.[dev]' >>"$log" 2>&1 || explain "pip install"
 fi
+# Some images forbid Python to store bytecode, which makes every start take tens of seconds. Then it is stored here.
+if [[ -n ${PYTHONDONTWRITEBYTECODE:-} ]]; then
+    .venv/bin/python -m compileall -q -j 0 .venv/lib vlft >>"$log" 2>&1 || true # some packages contain templates
+fi
 printf '%s\n' "$state" >"$stamp" && rm -f "$unfinished"
 say "ready after $((SECONDS - began)) s"

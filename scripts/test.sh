@@ -10,6 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 # The test models are so small that a second thread makes them slower, and several tests start two processes.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
+# Tests start several hundred processes. Without stored bytecode each of them would compile all that it imports, 20 s.
+unset PYTHONDONTWRITEBYTECODE
 # Tests download nothing. A test that tries must fail at once instead of waiting.
 export HF_HUB_OFFLINE=1
 
