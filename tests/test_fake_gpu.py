@@ -91,7 +91,7 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(attention, "load_kernel", load_kernel)
     monkeypatch.setattr(attention, "self_test", lambda *args, **kwargs: 0.0)
-    monkeypatch.setattr(kernels, "_functions", lambda choice, device: standins.fused_functions())
+    monkeypatch.setattr(kernels, "_functions", lambda choice, device: (standins.fused_functions(),))
     monkeypatch.setattr(kernels, "_problem", lambda *args: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     constants.cache_clear()

@@ -219,6 +219,15 @@ def test_what_fails_its_self_test_is_left_to_torch_and_the_others_are_used(base,
         kernels.install(load_base(base, FAMILY, dtype=torch.float32), "true", dtype=torch.float32, functions=functions)
 
 
+def test_ours_is_used_where_ligers_fails_its_self_test(base, monkeypatch):
+    model = load_base(base, FAMILY, dtype=torch.float32)
+    monkeypatch.setattr(kernels, "_functions", lambda choice, device: (broken(rms_norm=_fails), TORCH))
+    said = kernels.install(model, "true", dtype=torch.float32)
+    assert said == f"{EVERYWHERE} (not Liger's RMSNorm: RuntimeError: no kernel image)"
+    (norms,) = (kernel for kernel in kernels.kernels_of(model, TORCH) if kernel.name == "RMSNorm")
+    assert all("forward" in vars(norm) for norm in norms.modules)
+
+
 def test_it_is_off_if_no_kernel_passes(base):
     model = load_base(base, FAMILY, dtype=torch.float32)
     functions = kernels.Functions(rms_norm=_fails, swiglu=_fails)

@@ -14,7 +14,8 @@ the pack into memory that both processes keep.
 its storage (`weakref.finalize` on the array that the storage keeps) and the first byte of the segment is 0. The worker
 sets that byte when it sends the segment, and the trainer clears it when no tensor of its own has the storage. So views,
 pinned copies in progress, several batches in flight and batches that a trainer keeps are all safe: where no segment is
-free, another one is made, and after `MOST_SEGMENTS` a batch has ordinary memory.
+free, another one is made, and after `MOST_SEGMENTS` a batch has ordinary memory. A process that is forked while tensors
+hold segments sees their memory too, and must not read those tensors; loader workers never do.
 
 Outside `pack()` everything has ordinary memory. torch is imported where used.
 """

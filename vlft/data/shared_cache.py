@@ -2,7 +2,7 @@
 
 Entries are written once and never changed or removed: when the memory is used up, nothing more is kept. So reading
 needs no lock. Writing takes one without waiting; where it is taken, e.g. by a process that was killed, the entry is not
-kept. An entry is found by the hash of its key, and counts only if its whole key is equal.
+kept. A key stands for itself by a hash of 16 bytes.
 """
 
 from __future__ import annotations

@@ -103,7 +103,9 @@ def _isolate(worker: int) -> None:
     # Where it is not available (macOS), torch's own handler stays, and SIGTERM from any process ends the worker.
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(os.getppid(),), name="vlft-end", daemon=True).start()
+        trainer = multiprocessing.parent_process()  # the parent of the process is the fork server, where there is one
+        if trainer is not None:
+            threading.Thread(target=_end_when_told, args=(trainer.pid,), name="vlft-end", daemon=True).start()
 
 
 def _keep_memory() -> None:
@@ -118,7 +120,7 @@ def _keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
-def _end_when_told(trainer: int) -> None:
+def _end_when_told(trainer: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)  # as torch's own handler does: this is not a failure

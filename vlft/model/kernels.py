@@ -7,6 +7,7 @@ own Triton kernels (`vlft.model.fused`). Experts are not fused: transformers com
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -94,17 +95,26 @@ def install(
         return "off"
     device = device or next(model.parameters()).device
     try:
-        functions = functions or _functions(choice, device)
+        candidates = _functions(choice, device) if functions is None else (functions,)
     except _Unavailable as error:
         if choice == "true":
             raise _refusal(str(error)) from None
         return f"off ({error})"
-    known = kernels_of(model, functions)
-    problems = {kernel.name: _problem(kernel, dtype, device) for kernel in known}
-    problems = {name: problem for name, problem in problems.items() if problem}
-    if problems and choice == "true":
-        raise _refusal(next(iter(problems.values())))
-    return _fuse([kernel for kernel in known if kernel.name not in problems], problems)
+    known: dict[str, list[Kernel]] = {}
+    for kernel in itertools.chain.from_iterable(kernels_of(model, candidate) for candidate in candidates):
+        known.setdefault(kernel.name, []).append(kernel)
+    passed: dict[str, Kernel] = {}
+    problems: dict[str, str] = {}
+    for name, versions in known.items():
+        for kernel in versions:
+            if not (problem := _problem(kernel, dtype, device)):
+                passed[name] = kernel
+                break
+            problems.setdefault(name, problem)
+    if choice == "true" and (without := [name for name in problems if name not in passed]):
+        raise _refusal(problems[without[0]])
+    named = {f"Liger's {name}" if name in passed else name: problem for name, problem in problems.items()}
+    return _fuse(passed.values(), named)
 
 
 def fuse(model: torch.nn.Module, functions: Functions) -> str:
@@ -204,8 +214,8 @@ def kernels_of(model: torch.nn.Module, functions: Functions) -> list[Kernel]:
     return [kernel for kernel in known if kernel.function is not None and kernel.modules]
 
 
-def _functions(choice: Choice, device: torch.device) -> Functions:
-    """The functions for a device.
+def _functions(choice: Choice, device: torch.device) -> tuple[Functions, ...]:
+    """The functions for a device: with Liger's where it is installed, then ours alone, for what fails with Liger's.
 
     Raises:
         _Unavailable: kernels cannot run there, triton is not installed, or with the choice "true" Liger is not.
@@ -219,9 +229,11 @@ def _functions(choice: Choice, device: torch.device) -> Functions:
             raise _Unavailable(str(error)) from None
         ligers = {}
     try:
-        return fused.functions(fused.triton_operations(), **ligers)
+        ours = fused.triton_operations()
     except Exception as error:  # noqa: BLE001 - likewise
         raise _Unavailable(str(error)) from None
+    alone = fused.functions(ours)
+    return (fused.functions(ours, **ligers), alone) if ligers else (alone,)
 
 
 class _Unavailable(Exception):
