@@ -63,9 +63,10 @@ def load_kernel(backend: Candidate) -> Kernel:
     else:
         from flash_attn import flash_attn_varlen_func
 
-    def flash(q, k, v, cu, longest, *, scale, causal):
+    def flash(q, k, v, cu, longest, *, scale, causal, cu_k=None, longest_k=None):
         out = flash_attn_varlen_func(
-            q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=longest, max_seqlen_k=longest,
+            q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu if cu_k is None else cu_k,
+            max_seqlen_q=longest, max_seqlen_k=longest if longest_k is None else longest_k,
             softmax_scale=scale, causal=causal,
         )  # fmt: skip
         return out[0] if isinstance(out, tuple) else out
@@ -82,12 +83,13 @@ def torch_varlen(backend: Any = None) -> Kernel:
     from torch.nn.attention import sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
 
-    def varlen(q, k, v, cu, longest, *, scale, causal):
+    def varlen(q, k, v, cu, longest, *, scale, causal, cu_k=None, longest_k=None):
         # torch 2.11 accepts fewer key/value heads without a flag; torch 2.12 and later need it.
         gqa: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
         window = (-1, 0) if causal else (-1, -1)
         with contextlib.nullcontext() if backend is None else sdpa_kernel(backend):
-            return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
+            cu_k, longest_k = cu if cu_k is None else cu_k, longest if longest_k is None else longest_k
+            return varlen_attn(q, k, v, cu, cu_k, longest, longest_k, scale=scale, window_size=window, **gqa)
 
     return varlen
 
