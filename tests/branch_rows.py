@@ -5,6 +5,8 @@ Nothing here uses the encoder or the collator's own preference rows.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +16,6 @@ from models import collator
 
 from vlft.data.sample import EncodedSample
 from vlft.families import Family
-from vlft.model import forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,13 @@ class Asked:
         return (self.row.input_ids_T[self.prompt :], *self.others)
 
 
-def asked(rows: Sequence[EncodedSample], counts: Sequence[int]) -> list[Asked]:
-    """Rows with other answers, of these numbers of tokens in turn. Rows have one other answer and two, in turn."""
-    generator, sizes, found = torch.Generator().manual_seed(0), iter(counts), []
+#: Tokens of other answers: shorter ones, longer ones, and one of a single token.
+SIZES = (3, 17, 1, 29, 8, 5)
+
+
+def asked(rows: Sequence[EncodedSample]) -> list[Asked]:
+    """Rows with other answers, of `SIZES` in turn. The first row has one other answer, the next two, and so on."""
+    generator, sizes, found = torch.Generator().manual_seed(0), iter(SIZES), []
     for place, row in enumerate(rows):
         others = tuple(torch.randint(5, 200, (next(sizes),), generator=generator) for _ in range(1 + place % 2))
         found.append(Asked(row=row, others=others))
@@ -69,14 +74,17 @@ def _laid_out(one: Asked, answers: Sequence[torch.Tensor]) -> EncodedSample:
 
 def plain_batch(rows: Sequence[Asked], family: Family) -> dict[str, Any]:
     """Every answer in a row of its own, with its own pictures."""
-    batch = collator(family)([plain for one in rows for plain in plain_rows(one)])
-    return {key: batch[key] for key in forward.FORWARD_KEYS}
+    return dict(collator(family)([plain for one in rows for plain in plain_rows(one)]))
 
 
 def branch_batch(rows: Sequence[Asked], family: Family) -> dict[str, Any]:
     """Every prompt once, and all of its answers after it."""
     batch: dict[str, Any] = dict(collator(family)([_laid_out(one, one.answers) for one in rows]))
-    lengths, key_lengths, kv_rows, places, predicting = [], [], [], [], []
+    lengths: list[int] = []
+    key_lengths: list[int] = []
+    kv_rows: list[int] = []
+    places: list[int] = []
+    predicting: list[int] = []
     start = 0
     for one in rows:
         prompt, answers = one.prompt, one.answers
@@ -102,29 +110,35 @@ def branch_batch(rows: Sequence[Asked], family: Family) -> dict[str, Any]:
             "cu_seqlens_k": _bounds(key_lengths),
             "key_lengths": tuple(key_lengths),
         },
+        "answers": {
+            "bounds": _bounds([len(answer) for one in rows for answer in one.answers]).long(),
+            "per_sample": tuple(len(one.answers) for one in rows),
+        },
     }
+    batch["counts"] |= {"supervised_tokens": len(predicting)}
     return batch
 
 
 def copied_batch(rows: Sequence[Asked], family: Family) -> dict[str, Any]:
-    """Every answer in a row of its own, and each picture seen once."""
-    plain = plain_batch(rows, family)
-    seen = collator(family)([one.row for one in rows])
-    batch = plain | {key: seen[key] for key in forward.FORWARD_KEYS if "vision" in key or "patches" in key}
-    first, copies_of, copies_rows = [], [], []
-    starts = torch.tensor([0, *plain["lengths"]]).cumsum(0).tolist()
-    # Where the prompt of each row is repeated: its distance to each later copy.
-    counts = [len(one.answers) for one in rows]
-    bounds_seen = torch.tensor([0, *seen["lengths"]]).cumsum(0).tolist()
-    for feature, at in enumerate(seen["vision_rows"].tolist()):
-        sample = next(i for i in range(len(rows)) if bounds_seen[i] <= at < bounds_seen[i + 1])
-        within, row = at - bounds_seen[sample], sum(counts[:sample])
-        first.append(starts[row] + within)
-        for copy in range(1, counts[sample]):
-            copies_of.append(feature)
-            copies_rows.append(starts[row + copy] + within)
-    batch["vision_rows"] = torch.tensor(first, dtype=torch.int64)
-    batch["copies"] = {"of": torch.tensor(copies_of), "rows": torch.tensor(copies_rows)}
+    """Every answer in a row of its own, with its prompt; the features of each picture are there once."""
+    batch, seen = plain_batch(rows, family), dict(collator(family)([one.row for one in rows]))
+    starts = [0, *itertools.accumulate(batch["lengths"])]
+    seen_starts = [0, *itertools.accumulate(seen["lengths"])]
+    first_answers = [0, *itertools.accumulate(len(one.answers) for one in rows)]
+    cached = seen["cached"]["rows"].tolist() if "cached" in seen else []
+    placed, copies = [], []
+    for feature, at in enumerate([*seen["vision_rows"].tolist(), *cached]):
+        sample = bisect.bisect_right(seen_starts, at) - 1
+        answers = range(first_answers[sample], first_answers[sample + 1])
+        place, *again = (starts[answer] + at - seen_starts[sample] for answer in answers)
+        placed.append(place)
+        copies += [(feature, other) for other in again]
+    batch |= {key: value for key, value in seen.items() if "vision" in key or "patches" in key}
+    batch["vision_rows"], cached_rows = torch.tensor(placed).tensor_split([len(placed) - len(cached)])
+    if cached:
+        batch["cached"] = seen["cached"] | {"rows": cached_rows}
+    of, at_rows = torch.tensor(copies).T
+    batch["copies"] = {"of": of, "rows": at_rows}
     return batch
 
 

@@ -119,6 +119,7 @@ def choose_backend(
     dtype: torch.dtype,
     lengths: Sequence[int] = TIMED_LENGTHS,
     layers: int = 1,
+    branches: bool = False,
 ) -> Chosen:
     """The backend for one tower, and why others were not used.
 
@@ -129,6 +130,7 @@ def choose_backend(
         dtype: what it computes in; kernels other than sdpa need 16 bits.
         lengths: segments of the row on which kernels are timed.
         layers: number of layers with this attention.
+        branches: whether answers will share a prompt; kernels are then tested with fewer queries than keys, too.
 
     Raises:
         ConfigError: a backend requested by name cannot be used; the message says why and how to get it.
@@ -141,7 +143,7 @@ def choose_backend(
     if choice != "auto":
         problem = general
         try:
-            kernel = None if general else _tested(choice, tower, device=device, dtype=dtype)
+            kernel = None if general else _tested(choice, tower, device=device, dtype=dtype, branches=branches)
         except _Rejected as error:
             problem = str(error)
         if problem:
@@ -154,7 +156,7 @@ def choose_backend(
     passed: dict[Candidate, Kernel] = {}
     for backend in CANDIDATES:
         try:
-            passed[backend] = _tested(backend, tower, device=device, dtype=dtype)
+            passed[backend] = _tested(backend, tower, device=device, dtype=dtype, branches=branches)
         except _Rejected as error:
             remarks.append(f"{backend}: {error}")
     seconds: dict[Candidate, float] = {}
@@ -183,20 +185,29 @@ class _Rejected(Exception):
     """A backend cannot be used."""
 
 
-def _tested(backend: Candidate, tower: Heads, *, device: torch.device, dtype: torch.dtype) -> Kernel:
+def _tested(
+    backend: Candidate, tower: Heads, *, device: torch.device, dtype: torch.dtype, branches: bool = False
+) -> Kernel:
     """The varlen kernel of a backend, which has passed its self-test.
 
     Raises:
         _Rejected: it cannot be used; the message says why.
     """
+    cases = [(shared, fused) for shared in ([False, True] if branches else [False]) for fused in (False, True)]
     try:
         kernel = load_kernel(backend)
-        found = [self_test(kernel, tower, dtype=dtype, device=device, fused=fused) for fused in (False, True)]
+        found = [
+            (shared, self_test(kernel, tower, dtype=dtype, device=device, fused=fused, branches=shared))
+            for shared, fused in cases
+        ]
     except Exception as error:  # kernels refuse by assert, and their compilers raise their own classes
         raise _Rejected(_described(error)) from error
-    worst = next((share for share in found if not share < TOLERANCE), None)  # also if it is NaN
-    if worst is not None:
-        raise _Rejected(f"its self-test differs from sdpa by {worst:.3g} of the largest value (allowed: {TOLERANCE:g})")
+    for shared, share in found:
+        if not share < TOLERANCE:  # also if it is NaN
+            case = " with fewer queries than keys" if shared else ""
+            raise _Rejected(
+                f"its self-test{case} differs from sdpa by {share:.3g} of the largest value (allowed: {TOLERANCE:g})"
+            )
     return kernel
 
 
@@ -217,6 +228,7 @@ def install(
     *,
     dtype: torch.dtype,
     device: torch.device | None = None,
+    branches: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Candidate]:
     """Choose a backend per tower and make the model use it.
@@ -226,6 +238,8 @@ def install(
         choice: `--attn`.
         dtype: what the run computes in (bf16 under autocast).
         device: where the run computes, if the model is not there yet.
+        branches: whether answers will share a prompt (`branches` of a batch). The kernel of the language model then has
+            to pass its self-test with fewer queries than keys. Models with gated delta nets never share a prompt.
         say: called on a GPU with a line for each backend that was rejected, and why, and with the times of the others.
 
     Returns:
@@ -239,7 +253,9 @@ def install(
     chosen: dict[str, Candidate] = {}
     for tower, heads in heads_of(sizes).items():
         lengths, layers = _timed_row(sizes, tower)
-        made = choose_backend(choice, heads, device=device, dtype=dtype, lengths=lengths, layers=layers)
+        shares = branches and tower == "language" and all(layer.recurrent is None for layer in sizes.text.layers)
+        how: dict[str, Any] = {"lengths": lengths, "layers": layers, "branches": shares}
+        made = choose_backend(choice, heads, device=device, dtype=dtype, **how)
         if device.type == "cuda":
             for remark in made.remarks:
                 say(f"attention of {tower}: not {remark}")

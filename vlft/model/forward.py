@@ -44,6 +44,12 @@ FORWARD_KEYS = (
 OPTIONAL_KEYS = ("cached", "branches", "copies")
 
 
+def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the forward takes of a batch: all of `FORWARD_KEYS`, and those of `OPTIONAL_KEYS` that the batch has."""
+    more = {key: batch[key] for key in OPTIONAL_KEYS if batch.get(key) is not None}
+    return {key: batch[key] for key in FORWARD_KEYS} | more
+
+
 @dataclass
 class FlatOutput(ModelOutput):
     """The result of a flat batch.
