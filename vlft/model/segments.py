@@ -100,7 +100,12 @@ def attend_segments(
 
 
 def gathered(x_1GTD: torch.Tensor, kv_rows: torch.Tensor) -> torch.Tensor:
-    """Keys or values of these rows, [1, G, T, D] -> [1, G, U, D], stored token after token."""
+    """Keys or values of these rows, [1, G, T, D] -> [1, G, U, D], stored token after token.
+
+    Args:
+        x_1GTD: keys or values of the flat row.
+        kv_rows: int64 [U], `branches["kv_rows"]` of the batch.
+    """
     return x_1GTD.transpose(1, 2).index_select(1, kv_rows).transpose(1, 2)
 
 

@@ -106,7 +106,7 @@ def self_test(
         q, k, v = _as_in_a_layer(leaves, tower, fused=fused)
         if row.kv_rows is not None:
             k, v = (gathered(x, torch.tensor(row.kv_rows, device=device)) for x in (k, v))
-        how = {"scale": tower.scale, "causal": tower.causal}
+        how: dict[str, Any] = {"scale": tower.scale, "causal": tower.causal}
         if exact:
             out = attend_segments(q, k, v, row.lengths, key_lengths=row.key_lengths, **how)
         else:

@@ -151,7 +151,7 @@ def meter_of(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter
 
     def work(batch: Batch) -> float:
         pictures, meta = len(batch["vision_rows"]) > 0, dict[str, Any](batch["vision_meta"])
-        branches = batch.get("branches")
+        branches = dict[str, Any](batch).get("branches")
         return flops.total(
             flops.required_flops(
                 sizes,
