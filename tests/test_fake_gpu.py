@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from branch_rows import asked, branch_batch
 from build import FAMILY
 
 from vlft.bench.train import PRESETS
@@ -80,9 +81,10 @@ def machine(monkeypatch):
     """Torch's varlen kernel and the fused ones run, and pass their self-tests; records the inputs of attention."""
     seen = []
 
-    def kernel(q, k, v, cu, longest, *, scale, causal):
-        seen.append((causal, *map(described, (q, k, v, cu, longest))))
-        return standins.attend(q, k, v, cu, longest, scale=scale, causal=causal)
+    def kernel(q, k, v, cu, longest, *, scale, causal, cu_k=None, longest_k=None):
+        keys = () if cu_k is None else (described(cu_k), longest_k)
+        seen.append((causal, *map(described, (q, k, v, cu, longest)), *keys))
+        return standins.attend(q, k, v, cu, longest, scale=scale, causal=causal, cu_k=cu_k, longest_k=longest_k)
 
     def load_kernel(backend):
         if backend != "varlen":
@@ -147,9 +149,9 @@ def trainer_of(opened, model, flags, objective=Sft) -> VlftTrainer:
     return trainer
 
 
-def run_step(opened, model, flags, rows, *, autocast, objective=Sft) -> None:
-    """An optimizer step, observed from the loader's batch to its line in metrics.jsonl."""
-    trainer, batch = trainer_of(opened, model, flags, objective), batch_of(opened, rows)
+def run_step(opened, model, flags, rows, *, autocast, objective=Sft, batch=None) -> None:
+    """An optimizer step, observed from the loader's batch (or another one) to its line in metrics.jsonl."""
+    trainer, batch = trainer_of(opened, model, flags, objective), batch or batch_of(opened, rows)
     reads, copies = [], []
     with pytest.MonkeyPatch.context() as patch, tracing.without_contents():
         patch.setattr(Sums, "read", functools.partialmethod(read_back, reads))
@@ -313,6 +315,36 @@ def test_a_step_of_log_probabilities_does_neither(monkeypatch, machine, opened, 
     run_step(one, model, flags, rows_of(encoded, load), autocast=BF16, objective=PerRow)
 
 
+class PerAnswer(PerRow):
+    """A loss on the answers of a batch in which several share a prompt."""
+
+    tensors = (*Objective.tensors, "answers")
+
+    def loss(self, model, batch):
+        log_probs_K, bounds = self.log_probs(model, batch), batch["answers"]["bounds"]
+        sums_A, _ = sum_segments(log_probs_K, torch.arange(len(log_probs_K), device=bounds.device), bounds)
+        return Loss(-sums_A.sum(), self.weight(batch), {"answer_logp": Mean(sums_A.sum(), self.weight(batch))})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fused"), [pytest.param("qwen2_vl", False, marks=pytest.mark.grid), ("qwen3_vl", True)]
+)
+def test_a_step_of_answers_that_share_a_prompt_does_neither(monkeypatch, machine, stock_of, flags, model_type, fused):
+    stock = stock_of(model_type)
+    one = as_a_base(stock.base, stock.family, stock.model.config, stock.processor, "lora_vision")
+    model = prepared(monkeypatch, one, flags, stored=BF16, recompute=True, fused=fused)
+    batch = branch_batch(asked([stock.rows[kind].flat for kind in ("picture", "mixed", "text")]), stock.family)
+    run_step(one, model, flags, [], autocast=BF16, objective=PerAnswer, batch=batch)
+    [(_, q, k, v, cu, _, cu_k, longest_k)] = {call for call in machine if call[0]}
+    tokens, keys = sum(batch["lengths"]), sum(batch["branches"]["key_lengths"])
+    assert tokens < keys
+    assert [part[0] for part in (q, k, v, cu, cu_k)] == [BF16, BF16, BF16, torch.int32, torch.int32]
+    assert [part[1][0] for part in (q, k, v)] == [tokens, keys, keys]
+    assert cu[1] == cu_k[1] == (len(batch["lengths"]) + 1,)
+    assert longest_k == max(batch["branches"]["key_lengths"])
+    assert k[2] == v[2] == (k[1][1] * k[1][2], k[1][2], 1)  # as in the self-test of branches
+
+
 def test_an_evaluation_does_neither(monkeypatch, machine, opened, flags, encoded):
     one = opened("full")
     model = prepared(monkeypatch, one, flags, stored=BF16, recompute=False, fused=True).eval()
@@ -375,6 +407,22 @@ WAITS = {
     ),
     "a gradient": lambda x, host: tracing.backward(OnTheHost.apply(x.requires_grad_()).sum()),
 }
+
+
+KEYS = {
+    "of other lengths, which are not given": {},
+    "whose longest is not given": {"cu_k": torch.int32},
+    "with long lengths": {"cu_k": torch.int64, "longest_k": 5},
+}
+
+
+@pytest.mark.parametrize("what", KEYS)
+def test_a_stand_in_refuses_keys(what):
+    with tracing.without_contents(), torch.device("cuda"):
+        q, k, cu = torch.ones(3, 2, 8, dtype=BF16), torch.ones(5, 2, 8, dtype=BF16), torch.ones(2, dtype=torch.int32)
+        keys = {name: torch.ones(2, dtype=v) if name == "cu_k" else v for name, v in KEYS[what].items()}
+        with pytest.raises((RuntimeError, TypeError), match=r"longest of each|int32 lengths"):
+            standins.attend(q, k, k, cu, 3, scale=1.0, causal=True, **keys)
 
 
 class OnTheHost(torch.autograd.Function):

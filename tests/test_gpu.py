@@ -106,6 +106,18 @@ def test_kernels_pass_their_self_test_at_the_published_shapes(backend, shape, dt
     assert worst < attention.TOLERANCE
 
 
+@pytest.mark.parametrize("shape", ["2b", "7b"])
+@pytest.mark.parametrize("backend", attention.BACKENDS[:-1])
+def test_kernels_pass_their_self_test_with_fewer_queries_than_keys(backend, shape):
+    try:
+        kernel = attention.load_kernel(backend)
+    except ImportError as error:
+        pytest.skip(str(error))
+    worst = attention.self_test(kernel, SHAPES[shape], dtype=BF16, device=DEVICE, branches=True)
+    print(backend, shape, worst)
+    assert worst < attention.TOLERANCE
+
+
 @pytest.mark.parametrize("label", ["qwen3.5-0.8b", "qwen3.5-27b"])
 def test_the_delta_rule_of_fla_passes_its_self_test_at_the_published_sizes(label):
     pytest.importorskip("fla")

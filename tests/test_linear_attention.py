@@ -16,6 +16,7 @@ from vlft.config.flags import DataFlags, ModelFlags
 from vlft.errors import ConfigError
 from vlft.model import adapt, forward, linear_attention, recurrent, segments, standins, tracing
 from vlft.model.apply import apply_towers, checkpoint_activations
+from vlft.model.features import Features
 from vlft.model.load import empty_model
 from vlft.model.scale import PixelScale
 from vlft.model.towers import Towers
@@ -219,7 +220,7 @@ def _language_step(model, lengths):
             hidden = adapt.hidden_states(
                 model,
                 embeds,
-                adapt.Features(embeds_NH=embeds[:0]),
+                Features(embeds_NH=embeds[:0]),
                 torch.zeros(0, dtype=torch.int64),
                 position_ids=torch.zeros(4, 1, tokens, dtype=torch.int64),
                 cu_seqlens=torch.zeros(len(lengths) + 1, dtype=torch.int32),

@@ -11,7 +11,7 @@ import torch
 
 from vlft.config.training import TrainFlags
 from vlft.data.ipc import moved
-from vlft.model.forward import FORWARD_KEYS
+from vlft.model.forward import inputs_of
 
 
 def take_batches(model: torch.nn.Module, args: TrainFlags) -> None:
@@ -25,7 +25,7 @@ def take_batches(model: torch.nn.Module, args: TrainFlags) -> None:
         if batch.get("cu_seqlens") is None:
             return inner(*args, **batch)
         device = next(self.parameters()).device
-        taken = moved({key: batch[key] for key in FORWARD_KEYS}, device)
+        taken = moved(inputs_of(batch), device)
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
             outputs = inner(**taken, return_logits=batch.get("return_logits", False))
         tokens = batch.get("num_items_in_batch") or max(1, len(batch["targets"]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,7 @@ import torch
 from vlft.families import Family, Sizes, VisionSizes
 from vlft.families.family import BLOCK, LAYER
 from vlft.model import recurrent, vision
+from vlft.model.features import Features
 
 Part = Literal["vision", "language"]
 PARTS: tuple[Part, ...] = ("vision", "language")
@@ -162,44 +162,6 @@ def recompute(model: Any, part: Part, function: Any) -> None:
 # ---- the flat forward
 
 
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """The result of the vision tower for a batch.
-
-    Attributes:
-        embeds_NH: features that replace the embeddings of pad tokens.
-        layers_NH: with `deepstack`, one tensor for each of the first language layers, added to the layer's output.
-    """
-
-    embeds_NH: torch.Tensor
-    layers_NH: tuple[torch.Tensor, ...] = ()
-
-    def first(self, count: int) -> Features:
-        """The features of the first merged patches. With `count` 0, every merger still gets a gradient of zeros."""
-        return Features(
-            embeds_NH=self.embeds_NH[:count], layers_NH=tuple(features[:count] for features in self.layers_NH)
-        )
-
-    @property
-    def stack_LNH(self) -> torch.Tensor:
-        """All tensors as one, as the cache of features stores them: `embeds_NH`, then each of `layers_NH`."""
-        return torch.stack([self.embeds_NH, *self.layers_NH]) if self.layers_NH else self.embeds_NH[None]
-
-    @classmethod
-    def stacked(cls, stack_LNH: torch.Tensor) -> Features:
-        """The features that have this `stack_LNH`."""
-        embeds_NH, *layers_NH = stack_LNH.unbind()
-        return cls(embeds_NH=embeds_NH, layers_NH=tuple(layers_NH))
-
-    def and_then(self, others: Features) -> Features:
-        """These features, followed by others."""
-        if not len(self.embeds_NH):
-            return others
-        pairs = zip((self.embeds_NH, *self.layers_NH), (others.embeds_NH, *others.layers_NH), strict=True)
-        embeds_NH, *layers_NH = (torch.cat(pair) for pair in pairs)
-        return Features(embeds_NH=embeds_NH, layers_NH=tuple(layers_NH))
-
-
 def install(model: Any) -> None:
     """Prepare a loaded model for the flat forward, as far as the features of its family require it."""
     features = family_of(model).features
@@ -308,6 +270,7 @@ def hidden_states(
     position_ids: torch.Tensor,
     cu_seqlens: torch.Tensor,
     lengths: tuple[int, ...],
+    branches: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
     """The language model on a flat row.
 
@@ -317,14 +280,25 @@ def hidden_states(
         rows: int64 [N], places of the features in the row.
         position_ids: int64 [4, 1, T], as in a batch. Only the three rows of M-RoPE are passed on: from the fourth, the
             positions within samples, transformers would build a mask of [T, T]. Our attention uses `cu_seqlens`.
+        cu_seqlens: int32 [S + 1], bounds of the segments of queries.
+        lengths: tokens of each segment of queries.
+        branches: `branches` of the batch, the keys of each segment; None: they are the segment itself.
 
     Returns:
         hidden_TH: the last hidden states.
+
+    Raises:
+        ValueError: branches, and layers that read the row in order and cannot share a prompt.
     """
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"cu_seq_lens_k": cu_seqlens, "max_length_k": max(lengths)}
     if features.layers_NH:
-        more = {"visual_pos_masks": rows, "deepstack_visual_embeds": list(features.layers_NH)}
+        more |= {"visual_pos_masks": rows, "deepstack_visual_embeds": list(features.layers_NH)}
+    if branches is not None:
+        more |= {"kv_rows": branches["kv_rows"], "key_lengths": branches["key_lengths"]}
+        more |= {"cu_seq_lens_k": branches["cu_seqlens_k"], "max_length_k": max(branches["key_lengths"])}
     if "recurrent" in family_of(model).features:
+        if branches is not None:
+            raise ValueError("gated delta nets cannot share a prompt: repeat its tokens for each answer")
         more["segments"] = recurrent.Segments(lengths=tuple(lengths), device=embeds_TH.device)
     output = tower(model, "language")(
         inputs_embeds=embeds_TH[None],
@@ -332,9 +306,7 @@ def hidden_states(
         attention_mask=None,
         use_cache=False,
         cu_seq_lens_q=cu_seqlens,
-        cu_seq_lens_k=cu_seqlens,
         max_length_q=max(lengths),
-        max_length_k=max(lengths),
         segment_lengths=lengths,
         **more,
     )

@@ -63,9 +63,10 @@ def load_kernel(backend: Candidate) -> Kernel:
     else:
         from flash_attn import flash_attn_varlen_func
 
-    def flash(q, k, v, cu, longest, *, scale, causal):
+    def flash(q, k, v, cu, longest, *, scale, causal, cu_k=None, longest_k=None):
         out = flash_attn_varlen_func(
-            q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=longest, max_seqlen_k=longest,
+            q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu if cu_k is None else cu_k,
+            max_seqlen_q=longest, max_seqlen_k=longest if longest_k is None else longest_k,
             softmax_scale=scale, causal=causal,
         )  # fmt: skip
         return out[0] if isinstance(out, tuple) else out
@@ -82,12 +83,13 @@ def torch_varlen(backend: Any = None) -> Kernel:
     from torch.nn.attention import sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
 
-    def varlen(q, k, v, cu, longest, *, scale, causal):
+    def varlen(q, k, v, cu, longest, *, scale, causal, cu_k=None, longest_k=None):
         # torch 2.11 accepts fewer key/value heads without a flag; torch 2.12 and later need it.
         gqa: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
         window = (-1, 0) if causal else (-1, -1)
         with contextlib.nullcontext() if backend is None else sdpa_kernel(backend):
-            return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **gqa)
+            cu_k, longest_k = cu if cu_k is None else cu_k, longest if longest_k is None else longest_k
+            return varlen_attn(q, k, v, cu, cu_k, longest, longest_k, scale=scale, window_size=window, **gqa)
 
     return varlen
 
@@ -117,6 +119,7 @@ def choose_backend(
     dtype: torch.dtype,
     lengths: Sequence[int] = TIMED_LENGTHS,
     layers: int = 1,
+    branches: bool = False,
 ) -> Chosen:
     """The backend for one tower, and why others were not used.
 
@@ -127,6 +130,7 @@ def choose_backend(
         dtype: what it computes in; kernels other than sdpa need 16 bits.
         lengths: segments of the row on which kernels are timed.
         layers: number of layers with this attention.
+        branches: whether answers will share a prompt; kernels are then tested with fewer queries than keys, too.
 
     Raises:
         ConfigError: a backend requested by name cannot be used; the message says why and how to get it.
@@ -139,7 +143,7 @@ def choose_backend(
     if choice != "auto":
         problem = general
         try:
-            kernel = None if general else _tested(choice, tower, device=device, dtype=dtype)
+            kernel = None if general else _tested(choice, tower, device=device, dtype=dtype, branches=branches)
         except _Rejected as error:
             problem = str(error)
         if problem:
@@ -152,7 +156,7 @@ def choose_backend(
     passed: dict[Candidate, Kernel] = {}
     for backend in CANDIDATES:
         try:
-            passed[backend] = _tested(backend, tower, device=device, dtype=dtype)
+            passed[backend] = _tested(backend, tower, device=device, dtype=dtype, branches=branches)
         except _Rejected as error:
             remarks.append(f"{backend}: {error}")
     seconds: dict[Candidate, float] = {}
@@ -181,20 +185,29 @@ class _Rejected(Exception):
     """A backend cannot be used."""
 
 
-def _tested(backend: Candidate, tower: Heads, *, device: torch.device, dtype: torch.dtype) -> Kernel:
+def _tested(
+    backend: Candidate, tower: Heads, *, device: torch.device, dtype: torch.dtype, branches: bool = False
+) -> Kernel:
     """The varlen kernel of a backend, which has passed its self-test.
 
     Raises:
         _Rejected: it cannot be used; the message says why.
     """
+    cases = [(shared, fused) for shared in ([False, True] if branches else [False]) for fused in (False, True)]
     try:
         kernel = load_kernel(backend)
-        found = [self_test(kernel, tower, dtype=dtype, device=device, fused=fused) for fused in (False, True)]
+        found = [
+            (shared, self_test(kernel, tower, dtype=dtype, device=device, fused=fused, branches=shared))
+            for shared, fused in cases
+        ]
     except Exception as error:  # kernels refuse by assert, and their compilers raise their own classes
         raise _Rejected(_described(error)) from error
-    worst = next((share for share in found if not share < TOLERANCE), None)  # also if it is NaN
-    if worst is not None:
-        raise _Rejected(f"its self-test differs from sdpa by {worst:.3g} of the largest value (allowed: {TOLERANCE:g})")
+    for shared, share in found:
+        if not share < TOLERANCE:  # also if it is NaN
+            case = " with fewer queries than keys" if shared else ""
+            raise _Rejected(
+                f"its self-test{case} differs from sdpa by {share:.3g} of the largest value (allowed: {TOLERANCE:g})"
+            )
     return kernel
 
 
@@ -215,6 +228,7 @@ def install(
     *,
     dtype: torch.dtype,
     device: torch.device | None = None,
+    branches: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Candidate]:
     """Choose a backend per tower and make the model use it.
@@ -224,6 +238,8 @@ def install(
         choice: `--attn`.
         dtype: what the run computes in (bf16 under autocast).
         device: where the run computes, if the model is not there yet.
+        branches: whether answers will share a prompt (`branches` of a batch). The kernel of the language model then has
+            to pass its self-test with fewer queries than keys. Models with gated delta nets never share a prompt.
         say: called on a GPU with a line for each backend that was rejected, and why, and with the times of the others.
 
     Returns:
@@ -237,7 +253,9 @@ def install(
     chosen: dict[str, Candidate] = {}
     for tower, heads in heads_of(sizes).items():
         lengths, layers = _timed_row(sizes, tower)
-        made = choose_backend(choice, heads, device=device, dtype=dtype, lengths=lengths, layers=layers)
+        shares = branches and tower == "language" and all(layer.recurrent is None for layer in sizes.text.layers)
+        how: dict[str, Any] = {"lengths": lengths, "layers": layers, "branches": shares}
+        made = choose_backend(choice, heads, device=device, dtype=dtype, **how)
         if device.type == "cuda":
             for remark in made.remarks:
                 say(f"attention of {tower}: not {remark}")

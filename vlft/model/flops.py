@@ -44,6 +44,7 @@ def required_flops(
     vision_lengths: Sequence[int],
     window_lengths: Sequence[int] | None = None,
     supervised: int,
+    key_lengths: Sequence[int] | None = None,
     attention: Attention = "causal",
 ) -> dict[str, Flops]:
     """Operations of a flat batch.
@@ -51,11 +52,12 @@ def required_flops(
     Args:
         sizes: of the model.
         towers: what trains; the backward pass stops below the lowest trained parameter.
-        lengths: tokens of each sample.
+        lengths: tokens of each sample; with branches, of each segment of queries.
         vision_lengths: patches of each ViT segment (one per still, one per time step of a video); empty for none.
         window_lengths: patches of each window, for a ViT with windows. None: not known, and assumed to be full except
             for one per segment, which is an upper bound: at the edges of a picture windows are smaller.
         supervised: K.
+        key_lengths: with branches, the keys of each segment (`branches` of a batch); None: as `lengths`.
         attention: "causal" counts half of a sample's S x S scores, and each once; "full" counts them all, and once more
             in backward, where flash kernels recompute them. torch's FlopCounterMode counts "full" (2.15).
 
@@ -92,7 +94,7 @@ def required_flops(
         entry = mode == "full" or (mode == "lora" and place > 0)
         parts["vision"] += block(patches, vision.block, mode, entry=entry, within=below_merger)
         segments = vision_lengths if vision.window is None or place in vision.full_blocks else windows
-        parts["vision"] += _attention(segments, vision.width, below_merger, causal=False, again=again)
+        parts["vision"] += _attention(segments, segments, vision.width, below_merger, causal=False, again=again)
 
     mode = towers.merger
     parts["merger"] = Flops()
@@ -110,7 +112,8 @@ def required_flops(
         for rows, size in _of_experts(layer, tokens, text.width):
             parts["language"] += linear(rows, size, mode, gradient=True, adapted=False)
         if layer.recurrent is None:
-            parts["language"] += _attention(lengths, width, True, causal=attention == "causal", again=again)
+            keys, causal = key_lengths or lengths, attention == "causal"
+            parts["language"] += _attention(lengths, keys, width, True, causal=causal, again=again)
         else:
             parts["language"] += _delta_rule(layer.recurrent, tokens, trained=mode == "full")
     parts["head"] = linear(supervised, (text.width, text.vocab), mode, gradient=True, adapted=False)
@@ -138,9 +141,15 @@ def _linear(rows: int, inputs: int, outputs: int, *, trained: bool, rank: int, g
     return Flops(forward=dense + down + up, backward=backward)
 
 
-def _attention(lengths: Sequence[int], width: int, backward: bool, *, causal: bool, again: bool) -> Flops:
-    """Attention over all heads in each segment: two matmuls forward, four backward (five if `again`)."""
-    matmul = sum(2 * length**2 for length in lengths) * width / (2 if causal else 1)
+def _attention(
+    lengths: Sequence[int], key_lengths: Sequence[int], width: int, backward: bool, *, causal: bool, again: bool
+) -> Flops:
+    """Attention over all heads in each segment: two matmuls forward, four backward (five if `again`).
+
+    The causal mask removes half of the scores of a segment's own tokens, and none of those of a prompt before it.
+    """
+    scores = sum(n * (keys - n / 2 if causal else keys) for n, keys in zip(lengths, key_lengths, strict=True))
+    matmul = 2 * scores * width
     return Flops(forward=2 * matmul, backward=(5 if again else 4) * matmul * backward)
 
 

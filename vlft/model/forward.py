@@ -19,6 +19,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from vlft.model import adapt, loss
+from vlft.model.features import Features
 from vlft.model.scale import PixelScale
 
 #: Keys of `vlft.data.collate.Batch` that the forward takes; the trainer counts with the others.
@@ -38,8 +39,15 @@ FORWARD_KEYS = (
     "supervised_rows",
     "targets",
 )
-#: Keys that a batch may lack: the stored features of pictures that the ViT does not see (`Batch.cached`).
-OPTIONAL_KEYS = ("cached",)
+#: Keys that a batch may lack: the stored features of pictures that the ViT does not see (`cached`), the keys of answers
+#: that share a prompt (`branches`), and features that are also placed elsewhere, in repeated prompts (`copies`).
+OPTIONAL_KEYS = ("cached", "branches", "copies")
+
+
+def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the forward takes of a batch: all of `FORWARD_KEYS`, and those of `OPTIONAL_KEYS` that the batch has."""
+    more = {key: batch[key] for key in OPTIONAL_KEYS if batch.get(key) is not None}
+    return {key: batch[key] for key in FORWARD_KEYS} | more
 
 
 @dataclass
@@ -102,6 +110,8 @@ def _flat_forward(
     supervised_rows: torch.Tensor,
     targets: torch.Tensor,
     cached: Mapping[str, Any] | None = None,
+    branches: Mapping[str, Any] | None = None,
+    copies: Mapping[str, torch.Tensor] | None = None,
     return_logits: bool = False,
     return_log_probs: bool = False,
 ) -> FlatOutput:
@@ -126,12 +136,16 @@ def _flat_forward(
         raise ValueError(f"{places} places in the row for {found} features of the ViT")
     rows = vision_rows
     if cached is not None:
-        features = features.and_then(adapt.Features.stacked(cached["features"]))
+        features = features.and_then(Features.stacked(cached["features"]))
         rows = torch.cat([vision_rows, cached["rows"]])
+    if copies is not None:
+        features = features.and_then(features.at(copies["of"]))
+        rows = torch.cat([rows, copies["rows"]])
     embeds_TH = embeds_TH.index_copy(0, rows, features.embeds_NH.to(embeds_TH.dtype))
     hidden_TH = adapt.hidden_states(
-        self, embeds_TH, features, rows, position_ids=position_ids, cu_seqlens=cu_seqlens, lengths=lengths
-    )
+        self, embeds_TH, features, rows,
+        position_ids=position_ids, cu_seqlens=cu_seqlens, lengths=lengths, branches=branches,
+    )  # fmt: skip
     hidden_KH = hidden_TH.index_select(0, supervised_rows)
     logits_KV = self.lm_head(hidden_KH).float() if return_logits else None
     if return_log_probs:

@@ -5,6 +5,9 @@ segment are added at the end. None of this changes the result. `vlft.model.atten
 
 cuDNN accepts segments of length 0: JAX passes 0 for unused segments of packed rows (jax-ml/jax#30023). Its plans are
 kept by number of segments, longest length, number of tokens and strides (`MHACacheKeyWrapper` of torch 2.15).
+
+Keys with lengths of their own are refused. torch 2.15 does the same: cuDNN aligns the causal mask of packed rows to the
+upper left.
 """
 
 from __future__ import annotations
@@ -57,9 +60,14 @@ def _power_of_two(number: int) -> int:
 
 
 def with_repeating(kernel: Kernel) -> Kernel:
-    """A kernel that runs another one on rows whose geometry repeats. It reads nothing from the device."""
+    """A kernel that runs another one on rows whose geometry repeats. It reads nothing from the device.
 
-    def attend(q, k, v, cu, longest, *, scale, causal):
+    The kernel raises `NotImplementedError` for keys with lengths of their own.
+    """
+
+    def attend(q, k, v, cu, longest, *, scale, causal, cu_k=None, longest_k=None):
+        if cu_k is not None:
+            raise NotImplementedError("cuDNN aligns fewer queries than keys to the upper left (torch 2.15)")
         tokens, segments = len(q), len(cu) - 1
         wanted = repeating(Geometry(segments=segments, longest=longest, tokens=tokens))
         cu = torch.cat([cu, cu[-1:].expand(wanted.segments - segments)])

@@ -3,7 +3,10 @@
 A model calls this instead of transformers' attention. It runs a variable-length kernel or sdpa. Without `cu_seq_lens_q`
 (generation, padded batches) it runs transformers' own sdpa. `vlft.model.attention` chooses the kernel.
 
-Letters: H heads, G key/value heads, T tokens of the row, D head size.
+Answers that share a prompt are branches: each is a segment of queries, and its keys are the prompt and itself. The keys
+of all segments are then gathered in each layer, and a segment may have more keys than queries.
+
+Letters: H heads, G key/value heads, T tokens of the row, U gathered keys (T without branches), D head size.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ import torch.nn.functional as F
 from vlft.families import Sizes
 from vlft.model import adapt
 
-#: `kernel(query_THD, key_TGD, value_TGD, cu_seqlens, longest, scale=, causal=)` -> output_THD, all of one 16-bit dtype.
+#: `kernel(query_THD, key_UGD, value_UGD, cu_seqlens, longest, scale=, causal=, cu_k=None, longest_k=None)` ->
+#: output_THD, all of one 16-bit dtype. `cu_k` and `longest_k` are those of the keys; None: as of the queries. Where a
+#: segment has more keys than queries, its last query is at its last key (causal, lower right).
 Kernel = Callable[..., torch.Tensor]
 
 
@@ -51,41 +56,57 @@ class Heads:
 
 def attend_segments(
     query_1HTD: torch.Tensor,
-    key_1GTD: torch.Tensor,
-    value_1GTD: torch.Tensor,
+    key_1GUD: torch.Tensor,
+    value_1GUD: torch.Tensor,
     lengths: Sequence[int],
     *,
     scale: float,
     causal: bool,
     dropout: float = 0.0,
+    key_lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Plain `scaled_dot_product_attention`, segment by segment; neighbours of equal length share a call.
 
     Args:
         query_1HTD: [1, H, T, D], with H a multiple of G.
-        key_1GTD: [1, G, T, D].
-        value_1GTD: [1, G, T, D].
+        key_1GUD: [1, G, U, D].
+        value_1GUD: [1, G, U, D].
         lengths: Python ints that sum to T; nothing is read back from the device.
         scale: factor on the scores.
-        causal: whether a token attends only to earlier tokens and itself.
+        causal: whether a token attends only to earlier tokens and itself. The last query of a segment is at its last
+            key (lower right).
         dropout: probability of dropout, in training.
+        key_lengths: Python ints that sum to U, none smaller than the length of its segment; None: as `lengths`.
 
     Returns:
         output_1THD: [1, T, H, D].
     """
-    outputs, start = [], 0
-    for length, group in itertools.groupby(lengths):
+    outputs, start, key_start = [], 0, 0
+    for (length, keys), group in itertools.groupby(zip(lengths, key_lengths or lengths, strict=True)):
         count = sum(1 for _ in group)
-        end = start + count * length
+        end, key_end = start + count * length, key_start + count * keys
         # [1, H, n*L, D] -> [n, H, L, D]
-        q, k, v = (
-            x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1) for x in (query_1HTD, key_1GTD, value_1GTD)
-        )
+        q = query_1HTD[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1)
+        k, v = (x[0, :, key_start:key_end].unflatten(1, (count, keys)).transpose(0, 1) for x in (key_1GUD, value_1GUD))
+        how: dict[str, Any] = {"is_causal": causal}
+        if causal and keys != length:  # `is_causal` would align to the upper left
+            seen = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril(keys - length)
+            how = {"attn_mask": seen}
         gqa = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=gqa)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale, enable_gqa=gqa, **how)
         outputs.append(out.transpose(1, 2).flatten(0, 1))  # [n*L, H, D]
-        start = end
+        start, key_start = end, key_end
     return torch.cat(outputs)[None]
+
+
+def gathered(x_1GTD: torch.Tensor, kv_rows: torch.Tensor) -> torch.Tensor:
+    """Keys or values of these rows, [1, G, T, D] -> [1, G, U, D], stored token after token.
+
+    Args:
+        x_1GTD: keys or values of the flat row.
+        kv_rows: int64 [U], `branches["kv_rows"]` of the batch.
+    """
+    return x_1GTD.transpose(1, 2).index_select(1, kv_rows).transpose(1, 2)
 
 
 def _attend(kernel: Kernel | None) -> Callable[..., tuple[torch.Tensor, None]]:
@@ -104,6 +125,10 @@ def _attend(kernel: Kernel | None) -> Callable[..., tuple[torch.Tensor, None]]:
         cu_seq_lens_q: torch.Tensor | None = None,
         max_length_q: int | None = None,
         segment_lengths: Sequence[int] | None = None,
+        kv_rows: torch.Tensor | None = None,
+        cu_seq_lens_k: torch.Tensor | None = None,
+        max_length_k: int | None = None,
+        key_lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
@@ -113,13 +138,20 @@ def _attend(kernel: Kernel | None) -> Callable[..., tuple[torch.Tensor, None]]:
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal
             )
+        keys: dict[str, Any] = {}
+        if kv_rows is not None:
+            key, value = gathered(key, kv_rows), gathered(value, kv_rows)
+            keys = {"cu_k": cu_seq_lens_k, "longest_k": max_length_k}
         if kernel is None or query.device.type == "cpu":
             if segment_lengths is None:  # the stock path (generate) passes only tensors to the ViT
                 segment_lengths = cu_seq_lens_q.diff().tolist()
-            return attend_segments(
-                query, key, value, segment_lengths, scale=scaling, causal=causal, dropout=dropout
-            ), None
-        return run_kernel(kernel, query, key, value, cu_seq_lens_q, max_length_q, scale=scaling, causal=causal), None
+            out = attend_segments(
+                query, key, value, segment_lengths,
+                scale=scaling, causal=causal, dropout=dropout, key_lengths=key_lengths,
+            )  # fmt: skip
+            return out, None
+        how = {"scale": scaling, "causal": causal, **keys}
+        return run_kernel(kernel, query, key, value, cu_seq_lens_q, max_length_q, **how), None
 
     return attention
 
@@ -127,27 +159,39 @@ def _attend(kernel: Kernel | None) -> Callable[..., tuple[torch.Tensor, None]]:
 def run_kernel(
     kernel: Kernel,
     query_1HTD: torch.Tensor,
-    key_1GTD: torch.Tensor,
-    value_1GTD: torch.Tensor,
+    key_1GUD: torch.Tensor,
+    value_1GUD: torch.Tensor,
     cu_seqlens: torch.Tensor,
     longest: int | None,
     *,
     scale: float,
     causal: bool,
+    **keys: Any,
 ) -> torch.Tensor:
-    """Run a varlen kernel on the tensors that transformers passes to attention.
+    """Run a varlen kernel on the tensors that transformers passes to attention, or on gathered keys and values.
 
     Rotary embedding returns float32 query and key if hidden states are float32 (float32 masters of a full tower, or a
     base stored in float32), while the value is 16-bit under autocast. Autocast casts the inputs of sdpa, but not those
     of varlen kernels (torch 2.11 to 2.15), which need one 16-bit dtype.
 
+    Args:
+        kernel: the kernel.
+        query_1HTD: [1, H, T, D].
+        key_1GUD: [1, G, U, D].
+        value_1GUD: [1, G, U, D].
+        cu_seqlens: int32 [S + 1], bounds of the segments.
+        longest: tokens of the longest segment.
+        scale: factor on the scores.
+        causal: whether a token attends only to earlier tokens and itself.
+        **keys: with branches, `cu_k` and `longest_k` of the keys.
+
     Returns:
         output_1THD: [1, T, H, D] in the value's dtype.
     """
-    q_THD, k_TGD, v_TGD = (
-        x.squeeze(0).transpose(0, 1).to(value_1GTD.dtype) for x in (query_1HTD, key_1GTD, value_1GTD)
+    q_THD, k_UGD, v_UGD = (
+        x.squeeze(0).transpose(0, 1).to(value_1GUD.dtype) for x in (query_1HTD, key_1GUD, value_1GUD)
     )
-    return kernel(q_THD, k_TGD, v_TGD, cu_seqlens, longest, scale=scale, causal=causal)[None]
+    return kernel(q_THD, k_UGD, v_UGD, cu_seqlens, longest, scale=scale, causal=causal, **keys)[None]
 
 
 def heads_of(sizes: Sizes) -> dict[adapt.Part, Heads]:

@@ -20,7 +20,16 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, *, scale: float, causal: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu: torch.Tensor,
+    longest: int,
+    *,
+    scale: float,
+    causal: bool,
+    cu_k: torch.Tensor | None = None,
+    longest_k: int | None = None,
 ) -> torch.Tensor:
     """Stand-in for a flash kernel, a `vlft.model.segments.Kernel`.
 
@@ -29,20 +38,30 @@ def attend(
 
     Raises:
         RuntimeError: the three do not share one 16-bit dtype and one device, or their last dimension is not contiguous.
+            Or keys and queries differ in number and share their lengths.
         TypeError: lengths are not int32, or the longest is not a Python int.
     """
     given = {"query": q, "key": k, "value": v}
     if len({x.dtype for x in given.values()}) > 1 or q.dtype not in HALF:
         dtypes = {name: str(x.dtype).removeprefix("torch.") for name, x in given.items()}
         raise RuntimeError(f"a flash kernel takes one 16-bit dtype, not {dtypes}")
-    return _operations().attend(q, k, v, cu, longest)[0]
+    return _operations().attend(q, k, v, cu, longest, cu_k, longest_k)[0]
 
 
 def attend_in_float32(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int, *, scale: float, causal: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu: torch.Tensor,
+    longest: int,
+    *,
+    scale: float,
+    causal: bool,
+    cu_k: torch.Tensor | None = None,
+    longest_k: int | None = None,
 ) -> torch.Tensor:
     """Stand-in for torch's memory-efficient attention, which a GPU uses in float32. It saves as much as `attend`."""
-    return _operations().attend(q, k, v, cu, longest)[0]
+    return _operations().attend(q, k, v, cu, longest, cu_k, longest_k)[0]
 
 
 def fused_functions() -> fused.Functions:
@@ -192,12 +211,21 @@ def _refuse(*_: Any) -> Any:
 
 
 def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu: torch.Tensor, longest: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu: torch.Tensor,
+    longest: int,
+    cu_k: torch.Tensor | None = None,
+    longest_k: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if any(x.device != cu.device or x.stride(-1) != 1 for x in (q, k, v)):
         raise RuntimeError("a flash kernel takes tensors of one device, without gaps in their last dimension")
-    if cu.dtype != torch.int32:
-        raise TypeError(f"a flash kernel takes int32 lengths, not {cu.dtype}")
+    for one in (cu,) if cu_k is None else (cu, cu_k):
+        if one.dtype != torch.int32 or one.shape != cu.shape or one.device != cu.device:
+            raise TypeError(f"a flash kernel takes int32 lengths, not {one.dtype} {tuple(one.shape)} on {one.device}")
+    if (cu_k is None) != (longest_k is None) or (cu_k is None and len(k) != len(q)):
+        raise RuntimeError(f"{len(q)} queries and {len(k)} keys need lengths of their own, and the longest of each")
     sums = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     return torch.empty_like(q, memory_format=torch.contiguous_format), sums
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-from vlft.model.segments import Heads, Kernel, attend_segments, run_kernel
+from vlft.model.segments import Heads, Kernel, attend_segments, gathered, run_kernel
 
 #: Tokens of the self-test's segments. Some have more than 128, as in training: cuDNN before 9.24 uses another kernel
 #: for shorter ones. Not all of them are multiples of a kernel's block.
 LENGTHS = (200, 7, 161)
+#: Tokens of prompt and answers in the self-test of branches: short answers after long prompts, and the reverse.
+BRANCHES = ((190, (10, 7, 140)), (5, (150, 1)), (161, (20,)))
 #: Largest difference allowed in the self-test, as a share of its segment's largest value. bfloat16 rounds to 8 bits
 #: (up to 0.02 on a CPU). A kernel that mixes samples differs by about 1.
 TOLERANCE = 0.05
@@ -28,7 +31,46 @@ TIMED_CALLS = 5
 NEW_GEOMETRIES = 16 / 200
 
 
-def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch.device, fused: bool = False) -> float:
+class _Row(NamedTuple):
+    """The row of a self-test.
+
+    Attributes:
+        lengths: of its segments of queries.
+        key_lengths: of the keys of each; None: the same.
+        kv_rows: rows of all keys; None: those of the queries.
+    """
+
+    lengths: list[int]
+    key_lengths: list[int] | None = None
+    kv_rows: list[int] | None = None
+
+
+def _branch_row() -> _Row:
+    """A row of prompts whose answers share them: each answer is a segment, the first one together with its prompt."""
+    lengths: list[int] = []
+    key_lengths: list[int] = []
+    kv_rows: list[int] = []
+    end = 0
+    for prompt, answers in BRANCHES:
+        shared = range(end, end + prompt)
+        end += prompt
+        for place, answer in enumerate(answers):
+            lengths.append(answer + (0 if place else prompt))
+            key_lengths.append(prompt + answer)
+            kv_rows += [*shared, *range(end, end + answer)]
+            end += answer
+    return _Row(lengths, key_lengths, kv_rows)
+
+
+def self_test(
+    kernel: Kernel,
+    tower: Heads,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    fused: bool = False,
+    branches: bool = False,
+) -> float:
     """Largest difference, forward and gradient, between a varlen kernel in 16 bits and sdpa in float32.
 
     The kernel gets the same inputs as in a layer of the tower, through `run_kernel`. Segments differ in length, so a
@@ -40,13 +82,19 @@ def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch
         dtype: the dtype that the run computes in, bfloat16 or float16.
         device: where the kernel runs.
         fused: whether rotary embedding is fused (`vlft.model.rotary`).
+        branches: whether answers share a prompt, so that most segments have fewer queries than keys. A kernel that
+            aligns a causal mask to the upper left then hides the prompt's end from an answer, and cannot pass.
 
     Returns:
         the difference as a share of its segment's largest value; NaN if any value is NaN.
     """
     generator = torch.Generator().manual_seed(0)
-    tokens = sum(LENGTHS)
-    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).to(device, torch.int32)
+    row = _branch_row() if branches else _Row(list(LENGTHS))
+    tokens = sum(row.lengths)
+    cu_seqlens = _bounds(row.lengths, device)
+    keys: dict[str, Any] = {}
+    if row.key_lengths is not None:
+        keys = {"cu_k": _bounds(row.key_lengths, device), "longest_k": max(row.key_lengths)}
     widths = [tower.heads * tower.head_dim, *[tower.kv_heads * tower.head_dim] * 2]
     drawn = [
         torch.randn(tokens, width, generator=generator).to(device, dtype)
@@ -56,10 +104,13 @@ def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch
     for exact in (False, True):
         leaves = [(x.float() if exact else x.clone()).requires_grad_() for x in drawn]
         q, k, v = _as_in_a_layer(leaves, tower, fused=fused)
+        if row.kv_rows is not None:
+            k, v = (gathered(x, torch.tensor(row.kv_rows, device=device)) for x in (k, v))
+        how: dict[str, Any] = {"scale": tower.scale, "causal": tower.causal}
         if exact:
-            out = attend_segments(q, k, v, LENGTHS, scale=tower.scale, causal=tower.causal)
+            out = attend_segments(q, k, v, row.lengths, key_lengths=row.key_lengths, **how)
         else:
-            out = run_kernel(kernel, q, k, v, cu_seqlens, max(LENGTHS), scale=tower.scale, causal=tower.causal)
+            out = run_kernel(kernel, q, k, v, cu_seqlens, max(row.lengths), **how, **keys)
         out.float().square().sum().backward()
         gradients = [x.grad.float() for x in leaves if x.grad is not None]
         if tower.joined:
@@ -68,9 +119,14 @@ def self_test(kernel: Kernel, tower: Heads, *, dtype: torch.dtype, device: torch
     shares = [
         (a - b).abs().max() / b.abs().max()
         for found, wanted in zip(*results, strict=True)
-        for a, b in zip(found.split(LENGTHS), wanted.split(LENGTHS), strict=True)
+        for a, b in zip(found.split(row.lengths), wanted.split(row.lengths), strict=True)
     ]
     return float(torch.stack(shares).max())  # not Python's max, which ignores a NaN that is not its first argument
+
+
+def _bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """[0, l0, l0+l1, ...] as int32."""
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
 
 
 def _as_in_a_layer(
@@ -119,7 +175,7 @@ def time_kernel(
 
     def call_of(lengths: Sequence[int]) -> Callable[[], float]:
         tokens, longest = sum(lengths), max(lengths)
-        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+        cu_seqlens = _bounds(lengths, device)
         widths = [tower.heads * tower.head_dim, *[tower.kv_heads * tower.head_dim] * 2]
         drawn = [
             torch.randn(tokens, width, device=device, dtype=dtype)

@@ -20,7 +20,7 @@ from vlft.data.collate import Batch, Collator
 from vlft.data.encode import Encoder
 from vlft.data.sample import EncodedSample, Sample
 from vlft.errors import BadRow
-from vlft.model.forward import FORWARD_KEYS, OPTIONAL_KEYS
+from vlft.model.forward import FORWARD_KEYS, OPTIONAL_KEYS, inputs_of
 
 
 class Mean(NamedTuple):
@@ -111,8 +111,7 @@ class Objective(ABC):
 
 def _forward(model: torch.nn.Module, batch: Any, **asked: bool) -> Any:
     """The output of the flat forward (`vlft.model.forward.FlatOutput`)."""
-    more = {key: batch[key] for key in OPTIONAL_KEYS if key in batch}
-    return model(**{key: batch[key] for key in FORWARD_KEYS}, **more, **asked)
+    return model(**inputs_of(batch), **asked)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,8 +131,7 @@ def _prepared(
 
 def _batch(base: Base, samples: Sequence[Sample], device: torch.device) -> dict[str, Any]:
     rows: list[EncodedSample] = [base.encoder.encode(sample) for sample in samples]
-    batch: dict[str, Any] = dict(base.collator()(rows))
-    return moved({name: batch[name] for name in forward.FORWARD_KEYS}, device)
+    return moved(forward.inputs_of(base.collator()(rows)), device)
 
 
 def _step(

@@ -29,6 +29,7 @@ from vlft.config.training import TrainFlags
 from vlft.data.features.reader import CachedMedia
 from vlft.data.features.writer import GB, Writer, cache_root, check_root
 from vlft.model import adapt
+from vlft.model.features import Features
 from vlft.model.prints import tower_print
 from vlft.model.scale import PixelScale
 from vlft.objectives import Objective
@@ -159,7 +160,7 @@ class FeatureCache(TrainerCallback):
         finally:
             self._current = None
 
-    def _take(self, features: adapt.Features) -> None:
+    def _take(self, features: Features) -> None:
         if self._current is None or not self._writer.adds:
             return
         keys, stamp = self._current

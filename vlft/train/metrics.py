@@ -151,6 +151,7 @@ def meter_of(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter
 
     def work(batch: Batch) -> float:
         pictures, meta = len(batch["vision_rows"]) > 0, dict[str, Any](batch["vision_meta"])
+        branches = dict[str, Any](batch).get("branches")
         return flops.total(
             flops.required_flops(
                 sizes,
@@ -159,6 +160,7 @@ def meter_of(base: Base, args: TrainFlags, statistics: tuple[str, ...]) -> Meter
                 vision_lengths=batch["vision_lengths"] if pictures else (),
                 window_lengths=meta.get("window_lengths") if pictures else (),
                 supervised=batch["counts"]["supervised_tokens"],
+                key_lengths=branches["key_lengths"] if branches else None,
             )
         )
 
