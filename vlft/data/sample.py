@@ -143,6 +143,8 @@ class Sample:
             for a whole row.
         thinking: in a question, whether the model thinks before it answers; None: as the chat template decides. A row
             with an answer shows it by the answer.
+        rejected: of a preference row, other answers to its last question. Each is an assistant turn of texts that would
+            be in the place of the last turn, the chosen answer. Only these answers are trained.
     """
 
     file: str
@@ -155,6 +157,12 @@ class Sample:
     added: tuple[tuple[str, str], ...] = ()
     answer: int | None = None
     thinking: bool | None = None
+    rejected: tuple[Turn, ...] = ()
+
+    @property
+    def all_turns(self) -> tuple[Turn, ...]:
+        """The turns, and the rejected answers after them."""
+        return (*self.turns, *self.rejected)
 
     @property
     def media(self) -> tuple[Media, ...]:
