@@ -110,7 +110,7 @@ class Marked:
 
     def name_of(self, row: int) -> str:
         """Return the name of a row in messages, such as `train.json[3]`."""
-        return f"{self.index.files[self.index.file_of[row]].name}[{self.index.row_of[row]}]"
+        return self.index.name_of(row)
 
     def path_of(self, file: int) -> str:
         """Return the path of a file, given its position in `files`. Reads its row again.

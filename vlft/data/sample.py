@@ -269,6 +269,9 @@ class EncodedTokens:
         positions_3T: int64, M-RoPE positions: time, height, width.
         grids: of the stills and videos, in the order of their tags.
         text: the rendered conversation, one pad token per picture, and per video or time step of a video.
+        branches: of a preference row, the tokens of its prompt, then of each answer, the chosen one first. The row is
+            [prompt | chosen | rejected ...], T their sum, and the positions of each answer continue the prompt's. The
+            prompt includes the generation prompt, an answer what the chat template writes after it. Empty for others.
     """
 
     input_ids_T: np.ndarray
@@ -277,6 +280,7 @@ class EncodedTokens:
     positions_3T: np.ndarray
     grids: tuple[Grid, ...]
     text: str
+    branches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -54,7 +54,7 @@ class Entry:
 
 
 def tags_in(row: RowRef, shape: PlainRow, roles: Sequence[Role]) -> Tags:
-    """Find what stands for media in the texts of a row; `roles` are those of its turns, then of its rejected answers."""
+    """Find what stands for media in the texts of a row. `roles` are those of its turns and rejected answers."""
     said, files, named, shown = [], {}, {}, False
     for kind, column in shape.columns.items():
         own = [found for turn in shape.turns for other, found in turn.columns if other == kind]

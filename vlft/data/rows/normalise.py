@@ -133,11 +133,12 @@ def _pair_form(row: RowRef, raw: dict) -> PairForm:
 
 def _other_conversation(raw: dict, form: AnyForm) -> Iterator[tuple[str, str]]:
     """Yield a warning for the first key of another conversation."""
-    same = {*form.keys, *form.beside, "conversations", "messages"}
+    same = {*form.keys, *form.beside}
+    same |= {"conversations", "messages"} if same & {"conversations", "messages"} else set()
     others = (key for other in FORMS for key in (*other.keys, *other.beside))
     key = next((key for key in others if key not in same and not keys.is_empty(raw.get(key))), None)
-    if key is not None:
-        yield key, f'is not read: the row has "{form.name}"'
+    if key is not None and raw[key] != raw.get("chosen"):  # some sets repeat the chosen conversation as `messages`
+        yield key, f'is not read: the row has "{form.keys[-1]}"'
 
 
 def _switch(row: RowRef, raw: dict, key: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from vlft.data.rows.conversation import entries_of, question
 from vlft.data.rows.keys import MEDIA_KEYS, is_empty
 from vlft.data.rows.masks import Mask
+from vlft.data.rows.placeholders import TAG
 from vlft.data.rows.source import kind_of
 from vlft.data.rows.turns import ROLES, RawTurn, Said, plain, role_of, turns_of
 from vlft.errors import RowRef
@@ -123,8 +124,8 @@ def missing_answer(row: RowRef, raw: dict) -> Exception:
         return row.bad("row", f'has {" and ".join(have)}, but no prompt. Add "prompt"; the keys present are: {keys}')
     return row.bad(
         have[0] if have else "row",
-        f'has no rejected answer, and {METHODS} compare two answers. Add "chosen" and "rejected", or train the row with '
-        f"--method sft; the keys present are: {keys}",
+        f'has no rejected answer, and {METHODS} compare two answers. Add "chosen" and "rejected", or train the row '
+        f"with --method sft; the keys present are: {keys}",
     )
 
 
@@ -219,7 +220,7 @@ def _refuse_answered(row: RowRef, last: RawTurn, chosen: RawTurn, *, same: bool)
 def _refuse_other_prompt(row: RowRef, one: Turns, other: Turns) -> None:
     """Refuse conversations that differ before their last answer."""
     for mine, yours in zip(one, other, strict=False):
-        if role_of(row, mine) != role_of(row, yours) or _said(mine) != _said(yours):
+        if role_of(row, mine) != role_of(row, yours) or not _alike(mine, yours):
             raise row.bad(
                 yours.field,
                 f"{yours.role} {_quoted(yours)} differs from {mine.field}, {mine.role} {_quoted(mine)}: all answers of "
@@ -241,9 +242,21 @@ def _refuse_other_start(row: RowRef, prompt: Turns, shown: Turns) -> None:
     if mine != yours[-len(mine) :] and not (len(mine) == 1 and mine[0] in yours):
         raise row.bad(
             prompt[-1].field,
-            f"{_quoted(prompt[-1])} is not in the conversations of the answers, which ask {_quoted(shown[-1])}. Keep one "
-            "of the two prompts",
+            f"{_quoted(prompt[-1])} is not in the conversations of the answers, which ask {_quoted(shown[-1])}. Keep "
+            "one of the two prompts",
         )
+
+
+def _alike(one: RawTurn, other: RawTurn) -> bool:
+    """Whether two turns say the same. One of them may lack the tags: the pictures are those of the row anyway."""
+    if _said(one) == _said(other):
+        return True
+    said = [[piece for piece in turn.pieces if isinstance(piece, Said)] for turn in (one, other)]
+    shown = [len(turn.pieces) > len(texts) for turn, texts in zip((one, other), said, strict=True)]
+    texts = ["".join(str(piece.text) for piece in some) for some in said]
+    bare = [TAG.sub("", text) for text in texts]
+    untagged = [text == other and not parts for text, other, parts in zip(texts, bare, shown, strict=True)]
+    return bare[0] == bare[1] and any(untagged)
 
 
 def _said(turn: RawTurn) -> list[object]:

@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 
 from vlft.config.row_flags import RowFlags
 from vlft.data.rows.access import Access
+from vlft.data.rows.keys import is_empty
 from vlft.data.rows.masks import masked
 from vlft.data.rows.matching import Entry, as_videos, media_of, parts_of, tags_in, with_tags
 from vlft.data.rows.media_refs import MEDIA_ENDINGS, Places
@@ -97,7 +98,7 @@ def _parsed(row: RowRef, raw: object, family: Family, places: Places, flags: Row
         entries = _last_answer_only(entries)
     _refuse_much_text(row, shape.form.name, [*entries, *rejected])
     if rejected:
-        _check_answers(row, [entries[-1], *rejected], objects="objects" in raw)
+        _check_answers(row, [entries[-1], *rejected], objects=not is_empty(raw.get("objects")))
     warnings = _check_order(row, shape.form.name, entries) + shape.warnings + list(tags.warnings)
     entries = as_videos(shape, entries)
     entries, added = with_tags(shape, entries, first=flags.missing_tags == "first")
@@ -129,16 +130,16 @@ def _check_answers(row: RowRef, answers: list[Entry], *, objects: bool) -> None:
         if (twin := seen.setdefault(entry.text, entry)) is not entry:
             raise row.bad(
                 entry.text_field,
-                f"is the same answer as {twin.text_field}: {short(repr(twin.text))} and {short(repr(entry.text))}. Change "
-                "one of them, or drop the row",
+                f"is the same answer as {twin.text_field}: {short(repr(twin.text))} and {short(repr(entry.text))}. "
+                "Change one of them, or drop the row",
             )
         if not entry.trained:
             raise row.bad(entry.field, "is masked, but the answers of a preference row are compared. Unmask it")
         if objects and (mark := PLACEHOLDER.search(entry.text)):
             raise row.bad(
                 entry.text_field,
-                f"holds {mark[0]}, which stands for an object in the prompt of a preference row only. Write the name or "
-                "the box as text",
+                f"holds {mark[0]}, which stands for an object in the prompt of a preference row only. Write the name "
+                "or the box as text",
             )
 
 
