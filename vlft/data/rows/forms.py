@@ -189,7 +189,7 @@ _ANSWERS = (pairs.CHOSEN, pairs.REJECTED)
 # The first form that fits is read.
 PAIR_FORMS: tuple[PairForm, ...] = (
     PairForm(
-        kits="Qwen2-VL-Finetune",
+        kits="Qwen2-VL-Finetune, TRL",
         keys=("prompt", *_ANSWERS),
         read=pairs.after(question("prompt")),
         example={"image": "cat.jpg", "prompt": _QUESTION, "chosen": _ANSWER, "rejected": _OTHER},
