@@ -45,8 +45,8 @@ def as_text(preview: Preview | Split | Refused, *, color: bool) -> str:
     what = "tokens are" if preview.tokens is not None else "text is"
     lines += [f"trained {what} {marks}", ""]
     pieces = zip(("", *(piece.answer for piece in preview.pieces)), preview.pieces, strict=False)
-    shown = (_heading(before, piece, color) + _piece(piece, color) for before, piece in pieces)
-    return "\n".join(lines) + "\n" + "".join(shown).rstrip("\n")
+    body = "".join(_heading(before, piece, color) + _piece(piece, color) for before, piece in pieces)
+    return "\n".join(lines) + "\n" + body.rstrip("\n")
 
 
 def raw_text(raw: object) -> str:

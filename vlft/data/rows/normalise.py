@@ -77,18 +77,17 @@ def one_form(row: RowRef, raw: dict, *, pairs: bool = False) -> PlainRow:
             value of the wrong type; or it is not a preference row, and `pairs` asks for one.
     """
     keys.refuse_row_keys(row, raw, pairs=pairs)
-    form: Form | PairForm = _pair_form(row, raw) if pairs else _form(row, raw)
-    if isinstance(form, PairForm):
+    form: Form | PairForm
+    if pairs:
+        form = _pair_form(row, raw)
         pair = form.read(row, raw)
         turns, rejected = pair.turns, pair.rejected
-        unread = set(IDLE_KEYS) - set(form.keys) - {"rejected_images", "rejected_videos"}
-        warnings = [
-            (key, f'is not read: the row has "{form.keys[-1]}"') for key in IDLE_KEYS if key in unread and raw.get(key)
-        ]
+        idle, read = f'is not read: the row has "{form.keys[-1]}"', {*form.keys, "rejected_images", "rejected_videos"}
     else:
+        form = _form(row, raw)
         turns, rejected = form.read(row, raw), []
-        idle = f"is not read: the answers of the conversation are trained. {METHODS} train on both answers"
-        warnings = [(key, idle) for key in IDLE_KEYS if raw.get(key)]
+        idle, read = f"is not read: the answers of the conversation are trained. {METHODS} train on both", set()
+    warnings = [(key, idle) for key in IDLE_KEYS if raw.get(key) and key not in read]
     warnings += _other_conversation(raw, form)
     columns: dict[Kind, Column] = {}
     for kind in MEDIA_KEYS:

@@ -105,8 +105,8 @@ _NAMES = "question, chosen and rejected"
 def _inside(turn: RawTurn) -> RawTurn:
     """Return a turn whose fields are those of the object in `text`."""
     pieces = tuple(replace(piece, field=f"text.{piece.field}") for piece in turn.pieces)
-    fields = {name: f"text.{getattr(turn, name)}" for name in ("field", "role_field", "text_field")}
-    return replace(turn, pieces=pieces, **fields)
+    field, role_field, text_field = (f"text.{name}" for name in (turn.field, turn.role_field, turn.text_field))
+    return replace(turn, pieces=pieces, field=field, role_field=role_field, text_field=text_field)
 
 
 def missing_answer(row: RowRef, raw: dict) -> Exception:
