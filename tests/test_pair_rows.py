@@ -243,6 +243,7 @@ BAD = {
         "rejected_videos",
         'is ["v.mp4"], and the row shows [null]',
     ),
+    "other pictures beside chosen": ({**PLAIN, "rejected_images": ["dog.jpg"]}, "rejected_images", 'is ["dog.jpg"]'),
     "a human answer": (
         {**RANKED, "chosen": {"from": "human", "value": "A"}},
         "chosen.from",

@@ -15,7 +15,7 @@ from vlft.data.rows.forms import FORMS, PAIR_KEYS, AnyForm, Form, PairForm, form
 from vlft.data.rows.forms import KEYS as FORM_KEYS
 from vlft.data.rows.keys import IDLE_KEYS, MEDIA_KEYS, SYSTEM_KEYS, Kind
 from vlft.data.rows.overrides import ROW_KEYS, nframes_of, of_row
-from vlft.data.rows.pairs import METHODS, missing_answer
+from vlft.data.rows.pairs import METHODS, missing_answer, refuse_other_media
 from vlft.data.rows.registries import registry_row
 from vlft.data.rows.source import kind_of
 from vlft.data.rows.turns import ROLES, Column, RawTurn, Said, column_of, either, system_turn
@@ -80,6 +80,7 @@ def one_form(row: RowRef, raw: dict, *, pairs: bool = False) -> PlainRow:
     form: Form | PairForm
     if pairs:
         form = _pair_form(row, raw)
+        refuse_other_media(row, raw)
         pair = form.read(row, raw)
         turns, rejected = pair.turns, pair.rejected
         idle, read = f'is not read: the row has "{form.keys[-1]}"', {*form.keys, "rejected_images", "rejected_videos"}

@@ -76,7 +76,6 @@ def before(read_row: Callable[[RowRef, dict], Turns], key: str) -> Reader:
                 f'the last turn is not an answer, so "{key}" has no chosen answer beside it. Add the chosen answer as '
                 "the last turn",
             )
-        _refuse_other_media(row, raw)
         return _paired(row, [], turns, _answers(row, raw[key], key))
 
     return read
@@ -269,8 +268,12 @@ def _quoted(turn: RawTurn) -> str:
     return short(repr(text))
 
 
-def _refuse_other_media(row: RowRef, raw: dict) -> None:
-    """Refuse pictures or videos of a rejected answer: all answers of a row see the same ones."""
+def refuse_other_media(row: RowRef, raw: dict) -> None:
+    """Refuse pictures or videos of a rejected answer: all answers of a row see the same ones.
+
+    Raises:
+        DataError: `rejected_images` or `rejected_videos` differ from those of the row.
+    """
     for kind, names in MEDIA_KEYS.items():
         key = f"rejected_{kind}s"
         if is_empty(raw.get(key)):
