@@ -11,9 +11,9 @@ from vlft.data.rows.access import Access
 from vlft.data.rows.records import parse_record
 
 
-def parse(raw, **access):
+def parse(raw, *, flags=None, **access):
     where = Access(**access) if access else None
-    return parse_record(raw, file="data/t.json", index=3, image_folder="pics", family=FAMILY, access=where)
+    return parse_record(raw, file="data/t.json", index=3, image_folder="pics", family=FAMILY, access=where, flags=flags)
 
 
 LLAVA = [

@@ -12,6 +12,7 @@ from build import row, write_json
 from kit_rows import FAMILY, LLAMA_FACTORY, LLAVA, MS_SWIFT, SHAREGPT, _shown, openai, parse, parse_row, same
 
 from vlft.cli.main import main
+from vlft.config.row_flags import RowFlags
 from vlft.data.files.index import index_rows, parsed
 from vlft.data.rows.access import Access
 from vlft.data.rows.embedded import Embedded
@@ -180,11 +181,21 @@ def test_columns_of_other_rows_of_a_table_do_not_disturb():
     assert sample.warnings == ()
 
 
-def test_the_readmes_rows_are_taken():
-    text = (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
+def _rows_in(text):
     in_tables = re.findall(r"\| `({\".*?})` \|", text.replace("\\|", "|"))
     blocks = [json.loads(block) for block in [*re.findall(r"```json\n(.*?)```", text, re.DOTALL), *in_tables]]
-    samples = [parse(raw) for block in blocks for raw in (block if isinstance(block, list) else [block])]
+    return [raw for block in blocks for raw in (block if isinstance(block, list) else [block])]
+
+
+def test_the_readmes_rows_are_taken():
+    text = (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
+    plain, _, rest = text.partition("<!-- preference forms: begin -->")
+    preferred, _, rest = rest.partition("<!-- preference forms: end -->")
+    samples = [parse(raw) for raw in _rows_in(plain + rest)]
     assert len(samples) >= 14
+    pairs = [parse(raw, flags=RowFlags(pairs=True)) for raw in _rows_in(preferred)]
+    assert len(pairs) >= 10
+    assert all(pair.rejected for pair in pairs)
+    samples += pairs
     assert [sample.warnings for sample in samples] == [()] * len(samples)
     assert all(sample.media for sample in samples)

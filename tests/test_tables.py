@@ -602,7 +602,7 @@ def test_a_mix_has_columns_of_its_own_and_a_run_remembers_them(tmp_path, photos,
     ]
     looked: list[str] = []
     unpacked = reading.unpacked
-    monkeypatch.setattr(reading, "unpacked", lambda path, columns: looked.append(path) or unpacked(path, columns))
+    monkeypatch.setattr(reading, "unpacked", lambda path, *a, **k: looked.append(path) or unpacked(path, *a, **k))
     assert main(["train", *flags, "--lora_rank", "2", "--report_to", "none"]) == 0
     assert looked == [str(photos / "a.csv")]  # once, for its rows and for their print
     record = json.loads((out / "vlft.json").read_text())

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from vlft.check.kinds import kind_key
+from vlft.check.pairs import PairTally
 from vlft.check.result import Checked, histogram, tokens_of
 from vlft.check.row import NO_RATE, RowCheck, RowFacts
 from vlft.check.twins import Compared, Digests
@@ -86,6 +87,7 @@ class _Tally:
     kilopixels: array = field(default_factory=lambda: array("i"))
     good: array = field(default_factory=lambda: array("q"))
     digests: Digests = field(default_factory=Digests)
+    pairs: PairTally = field(default_factory=PairTally)
     images: int = 0
     videos: int = 0
     unlisted: int = 0
@@ -127,6 +129,7 @@ class _Tally:
         cost = max(seen.cost.samples, key=lambda one: one.tokens)
         self.good.append(place)
         self.digests.take(seen)
+        self.pairs.take(place, seen.answers)
         for one in seen.cost.samples:
             self.tokens.append(one.tokens)
             self.supervised.append(one.supervised)
@@ -238,6 +241,10 @@ def check(
     }
     for place, row in repeats.items():
         tally.warn(place, row)
+    swapped = list(tally.pairs.swapped())
+    for place, first in swapped:
+        why = f"the same prompt as {index.name_of(first)}, with the other answer chosen. Drop one of the two rows"
+        tally.warn(place, _row(index, place, "row", why))
     limit = base.recipe.max_length if base is not None else None
     if limit is not None and budget is not None:
         limit = min(limit, budget.tokens)
@@ -261,6 +268,7 @@ def check(
         based=base is not None,
         notes=tuple(notes),
         overlap=_overlap(compared, files, data),
+        pairs=tally.pairs.result(len(swapped)),
     )
     training = sum(found.counts[file] for file in files)
     return Check(

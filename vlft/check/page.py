@@ -155,6 +155,8 @@ def _facts(found: Checked) -> list[tuple[str, str, str]]:
         ("pictures", f"{found.images:,}", ""),
         ("videos", f"{found.videos:,}", ""),
     ]
+    if found.pairs is not None:
+        facts += [("pairs", f"{found.pairs.pairs:,}", ""), ("chosen is longer", f"{found.pairs.longer_chosen:,}", "")]
     if found.tokens is not None:
         facts += [("samples", f"{found.samples:,}", "")] if found.samples != found.ok else []
         facts += [("tokens", f"{found.tokens.total:,}", ""), ("of them trained", f"{found.tokens.supervised:,}", "")]
@@ -163,7 +165,7 @@ def _facts(found: Checked) -> list[tuple[str, str, str]]:
 
 def _row(place: int, what: str, index: RowIndex) -> dict[str, Any]:
     """Return a row for the gallery: why it is listed, thumbnails, and the beginning of its text."""
-    name = f"{index.files[index.file_of[place]].name}[{index.row_of[place]}]"
+    name = index.name_of(place)
     shown: dict[str, Any] = {"head": what if name in what else f"{name}: {what}"}
     shown |= {"pictures": [], "unreadable": [], "more": 0}
     try:
@@ -193,7 +195,7 @@ def _pictures(sample: Sample, what: str) -> dict[str, Any]:
 def _text(sample: Sample) -> str:
     """Return the turns of the row as text, one line per turn."""
     lines = []
-    for turn in sample.turns:
+    for turn in sample.all_turns:
         text = "".join(
             part.text if isinstance(part, Text) else f"<{type(part).__name__.lower()}>" for part in turn.parts
         )

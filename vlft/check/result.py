@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlft.check.kinds import by_kind
+from vlft.check.pairs import Pairs
 from vlft.errors import BadRow
 from vlft.setup import split_line
 from vlft.text import counted, printable, table, terminal_width
@@ -74,6 +75,7 @@ class Checked:
         based: whether a base was named.
         notes: notes to the user about cached results.
         overlap: remarks on rows, pictures and videos that are in both the training and the evaluation data.
+        pairs: counts of the answers of preference rows; None if there are none.
     """
 
     counts: dict[str, int]
@@ -92,6 +94,7 @@ class Checked:
     based: bool
     notes: tuple[str, ...]
     overlap: tuple[str, ...] = ()
+    pairs: Pairs | None = None
 
     @property
     def rows(self) -> int:
@@ -118,6 +121,7 @@ class Checked:
             "kilopixels": _as_json(self.kilopixels),
             "decoded": self.decoded,
             "tokens": tokens,
+            "pairs": None if self.pairs is None else self.pairs.as_json(),
         }
 
     def as_text(self) -> str:
@@ -127,7 +131,8 @@ class Checked:
             parts.append(_listed("cannot be trained", self.bad))
         if self.warnings:
             parts.append(_listed("possible problems in rows that are trained", self.warnings))
-        parts += [printable(f"warning: {remark}") for remark in self.overlap]
+        whole = (*self.overlap, *(() if self.pairs is None else self.pairs.remarks))
+        parts += [printable(f"warning: {remark}") for remark in whole]
         parts.append(self._counted())
         if self.tokens is not None:
             parts.append(_drawn(self.tokens, one="row" if self.samples == self.ok else "sample"))
@@ -146,6 +151,8 @@ class Checked:
             lines.append(line + (f", {warned[file]:,} with a warning" if warned[file] else ""))
         how = "every frame decoded" if self.decoded else "headers read; without --headers_only every frame is decoded"
         lines.append(f"{counted(self.images, 'picture')} and {counted(self.videos, 'video')} in them ({how})")
+        if self.pairs is not None:
+            lines.append(str(self.pairs))
         if self.samples != self.ok:
             lines.append(split_line(self.ok, self.samples))
         if self.unlisted:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from vlft.check.pairs import PairFacts, pair_facts
 from vlft.data.boxes import remarks
 from vlft.data.costs.cache import Costing
 from vlft.data.dataset import MediaProbe
@@ -46,6 +47,7 @@ class RowFacts:
             else of their resolved paths.
         alike: of each file, a digest of its size and its first bytes. It is the same for equal files.
         warnings: (field, remark) for each possible problem.
+        answers: of a preference row, facts about its answers.
     """
 
     cost: Cost
@@ -56,6 +58,7 @@ class RowFacts:
     files: str
     alike: str
     warnings: tuple[tuple[str, str], ...]
+    answers: PairFacts = PairFacts()
 
 
 class RowCheck:
@@ -123,15 +126,17 @@ class RowCheck:
             share = f"{cost.supervised:,} of {cost.tokens:,} tokens are trained ({cost.supervised / cost.tokens:.2%})"
             warnings.append(("conversations", f"{share}: a step learns little from so long a row"))
         digests = [self._of_file(path) for path in files_of(sample)]
+        files = b"".join(whole for whole, _ in digests)
         return RowFacts(
             cost=cost,
             pictures=tuple(pictures),
             videos=videos,
             turns=turns_digest(sample).hex(),
             asked="" if digests else question_digest(sample).hex(),
-            files=b"".join(whole for whole, _ in digests).hex(),
+            files=files.hex(),
             alike=b"".join(head for _, head in digests).hex(),
             warnings=tuple(warnings),
+            answers=pair_facts(sample, files),
         )
 
     def _on_boxes(self, sample: Sample) -> tuple[tuple[str, str], ...]:
@@ -202,7 +207,8 @@ class RowCheck:
     def dump(self, seen: RowFacts) -> list[Any]:
         """Return a value that JSON can hold, for `vlft.data.costs.cache.scan_kept`."""
         digests = [seen.turns, seen.asked, seen.files, seen.alike]
-        return [Costing.dump(seen.cost), seen.pictures, seen.videos, digests, seen.warnings]
+        answers = [[*seen.answers.characters], seen.answers.digests] if seen.answers.characters else []
+        return [Costing.dump(seen.cost), seen.pictures, seen.videos, digests, seen.warnings, *answers]
 
     def load(self, value: Any) -> RowFacts:
         """Return the facts that `dump` wrote.
@@ -210,7 +216,8 @@ class RowCheck:
         Raises:
             TypeError, ValueError: `dump` did not write this value.
         """
-        cost, pictures, videos, digests, warnings = value
+        cost, pictures, videos, digests, warnings, *answers = value
+        characters, pairs = answers or ((), "")
         turns, asked, files, alike = map(str, digests)
         return RowFacts(
             cost=Costing.load(cost),
@@ -221,6 +228,7 @@ class RowCheck:
             files=files,
             alike=alike,
             warnings=tuple((str(field), str(remark)) for field, remark in warnings),
+            answers=PairFacts(characters=tuple(map(int, characters)), digests=str(pairs)),
         )
 
 

@@ -41,11 +41,11 @@ def tables() -> str:
 
 
 def _own(flags: Any) -> Iterator[dataclasses.Field[Any]]:
-    """Yield the fields that vlft's dataclasses declare, in their order, without refused flags."""
+    """Yield the flags that vlft's dataclasses declare, in their order, without refused ones."""
     fields = {field.name: field for field in dataclasses.fields(flags)}
     ours = [one for one in flags.__mro__ if one.__module__.startswith("vlft.") and dataclasses.is_dataclass(one)]
     for name in dict.fromkeys(name for one in ours for name in one.__annotations__):
-        if name in fields and name not in REPLACED:
+        if name in fields and fields[name].init and name not in REPLACED:
             yield fields[name]
 
 

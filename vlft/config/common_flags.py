@@ -14,12 +14,12 @@ _STEPS = ("num_train_epochs", "learning_rate", "global_batch", "warmup_steps", "
 #: Verb -> flags of train in its short help. The verb's own flags are always listed.
 COMMON: dict[str, tuple[str, ...]] = {
     "train": (
-        *(*_DATA, "eval_path", *_ROWS, "pack_tokens", "model_id", *_TOWERS, *_STEPS),
+        *("method", *_DATA, "eval_path", *_ROWS, "pack_tokens", "model_id", *_TOWERS, *_STEPS),
         *("output_dir", "eval_strategy", "save_steps", "report_to", "resume_from_checkpoint"),
     ),
-    "check-data": ("image_folder", "columns", *_ROWS, "over_length", "model_id"),
-    "preview": ("image_folder", "columns", "image_max_pixels", "max_length", "model_id"),
-    "plan": (*_DATA, *_ROWS, "pack_tokens", "model_id", *_TOWERS, *_STEPS),
+    "check-data": ("method", "image_folder", "columns", *_ROWS, "over_length", "model_id"),
+    "preview": ("method", "image_folder", "columns", "image_max_pixels", "max_length", "model_id"),
+    "plan": ("method", *_DATA, *_ROWS, "pack_tokens", "model_id", *_TOWERS, *_STEPS),
     "bench": (),
 }
 

@@ -18,6 +18,7 @@ from vlft.config.row_flags import RowFlags, flag
 from vlft.errors import ConfigError
 
 Mode = Literal["full", "lora", "frozen"]
+Method = Literal["sft", "dpo", "orpo", "simpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,12 @@ class DataFlags(RowFlags, SourceFlags):
 
     _argument_group_name = "data"
 
+    method: Method = flag(
+        "sft",
+        "what the answers of a row teach. sft: the model learns them; dpo, orpo, simpo: rows are preference rows, and "
+        "the model learns to prefer the chosen answer to the rejected one",
+    )
+    pairs: bool = field(init=False, default=False, metadata=RowFlags.__dataclass_fields__["pairs"].metadata)
     on_bad_row: Literal["error", "skip"] = flag(
         "error",
         "a row that cannot be trained. error: it stops the run; skip: it is skipped, counted and listed in vlft.json",
@@ -109,6 +116,10 @@ class DataFlags(RowFlags, SourceFlags):
     pack_patches: int | None = flag(
         None, "most patches of pictures and videos in a micro-batch with --packing (default: 4 x --pack_tokens)"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "pairs", self.method != "sft")  # follows from the method: not a flag of its own
 
 
 @dataclass

@@ -84,6 +84,7 @@ REPORT_TO = Word(
 
 DATA_FILE = Place(many="some", rows=True)
 DATA: dict[str, Kind] = {
+    "method": Word(words=("sft", "dpo", "orpo", "simpo")),
     "data_path": DATA_FILE,
     "columns": NAMED,
     "data_mix": Place(of="file"),

@@ -30,7 +30,7 @@ REMEMBERED = 100_000  # files and folders that a process remembers
 
 def turns_digest(sample: Sample) -> bytes:
     """Hash the turns and boxes of a row, without the files that it names: `ROW_BYTES`."""
-    turns = [[turn.role, [_plain(part) for part in turn.parts]] for turn in sample.turns]
+    turns = [[turn.role, [_plain(part) for part in turn.parts]] for turn in sample.all_turns]
     return _hash(json.dumps([turns, None if sample.objects is None else asdict(sample.objects)]), ROW_BYTES)
 
 
@@ -110,7 +110,7 @@ class Marked:
 
     def name_of(self, row: int) -> str:
         """Return the name of a row in messages, such as `train.json[3]`."""
-        return f"{self.index.files[self.index.file_of[row]].name}[{self.index.row_of[row]}]"
+        return self.index.name_of(row)
 
     def path_of(self, file: int) -> str:
         """Return the path of a file, given its position in `files`. Reads its row again.

@@ -143,6 +143,8 @@ class Sample:
             for a whole row.
         thinking: in a question, whether the model thinks before it answers; None: as the chat template decides. A row
             with an answer shows it by the answer.
+        rejected: of a preference row, other answers to its last question. Each is an assistant turn of texts that would
+            be in the place of the last turn, the chosen answer. Only these answers are trained.
     """
 
     file: str
@@ -155,6 +157,12 @@ class Sample:
     added: tuple[tuple[str, str], ...] = ()
     answer: int | None = None
     thinking: bool | None = None
+    rejected: tuple[Turn, ...] = ()
+
+    @property
+    def all_turns(self) -> tuple[Turn, ...]:
+        """The turns, and the rejected answers after them."""
+        return (*self.turns, *self.rejected)
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -261,6 +269,9 @@ class EncodedTokens:
         positions_3T: int64, M-RoPE positions: time, height, width.
         grids: of the stills and videos, in the order of their tags.
         text: the rendered conversation, one pad token per picture, and per video or time step of a video.
+        branches: of a preference row, the tokens of its prompt, then of each answer, the chosen one first. The row is
+            [prompt | chosen | rejected ...], T their sum, and the positions of each answer continue the prompt's. The
+            prompt includes the generation prompt, an answer what the chat template writes after it. Empty for others.
     """
 
     input_ids_T: np.ndarray
@@ -269,6 +280,7 @@ class EncodedTokens:
     positions_3T: np.ndarray
     grids: tuple[Grid, ...]
     text: str
+    branches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
+
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.data.encode import UNTRAINED
@@ -36,12 +38,15 @@ class Piece:
         trained: whether the tokens are trained.
         medium: the medium that the pads stand for; None for text.
         step: the time step of the medium that they stand for; None: the whole medium.
+        answer: of a preference row, which answer the tokens belong to: `chosen`, `rejected`, `rejected 2` and so on; ""
+            for its prompt, and for other rows.
     """
 
     text: str
     trained: bool
     medium: Medium | None = None
     step: int | None = None
+    answer: str = ""
 
     @property
     def pads(self) -> int:
@@ -86,7 +91,10 @@ class Preview:
         of_media = f", {vision:,} of pictures and videos" if self.media else ""
         if self.tokens is None:
             return f"tokens are not counted without a base (--model_id){of_media}"
-        return f"{len(self.tokens.input_ids_T):,} tokens: {self.trained:,} trained{of_media}"
+        names = ("prompt", *answer_names(len(self.tokens.branches) - 1))
+        each = zip(names, self.tokens.branches, strict=True) if self.tokens.branches else ()
+        of_answers = "".join(f", {count:,} of {name}" for name, count in each)
+        return f"{len(self.tokens.input_ids_T):,} tokens: {self.trained:,} trained{of_media}{of_answers}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the document of `vlft preview --json`. Labels are aligned with input_ids, -100 where untrained.
@@ -115,6 +123,7 @@ class Preview:
             "image_grid_thw": grids(videos=False),
             "video_grid_thw": grids(videos=True),
             "text": "".join(piece.text for piece in self.pieces) if tokens is None else tokens.text,
+            "branches": None if tokens is None else list(tokens.branches),
         }
 
 
@@ -215,6 +224,11 @@ def preview_row(row: Sample, base: Base) -> Preview | Split:
     return previews[0] if samples[0].answer is None else Split(sample=row, samples=previews)
 
 
+def answer_names(count: int) -> list[str]:
+    """Return the names of the answers of a preference row, the chosen one first."""
+    return ["chosen", *(f"rejected {i}" if i > 1 else "rejected" for i in range(1, count))]
+
+
 def _title(sample: Sample) -> str:
     name = f" (id {sample.id})" if sample.id is not None else ""
     return f"{sample.file}[{sample.index}]{name}"
@@ -265,22 +279,27 @@ def _remarked(sample: Sample) -> Sample:
 
 def _turns(sample: Sample, media: Iterator[Medium], family: Family) -> Iterator[Piece]:
     """Split the row into its texts and media, each turn after its role."""
-    for turn in sample.turns:
-        yield Piece(text=f"{turn.role}: ", trained=False)
+    pair = sample.rejected
+    names = [*[""] * (len(sample.turns) - 1), *(answer_names(1 + len(pair)) if pair else [""])]
+    for turn, answer in zip(sample.all_turns, names, strict=True):
+        yield Piece(text=f"{turn.role}: ", trained=False, answer=answer)
         for part in turn.parts:
             if isinstance(part, Text):
-                yield Piece(text=part.text, trained=part.trained and turn.role == "assistant")
+                yield Piece(text=part.text, trained=part.trained and turn.role == "assistant", answer=answer)
             else:
                 pad = family.video_pad if isinstance(part, Video) else family.image_pad
                 yield Piece(text=pad, trained=False, medium=next(media))
-        yield Piece(text="\n", trained=False)
+        yield Piece(text="\n", trained=False, answer=answer)
 
 
 def _pieces(encoded: EncodedTokens, media: tuple[Medium, ...], tokenizer: Any, family: Family) -> Iterator[Piece]:
-    """Split the row at its media and wherever training starts or stops."""
+    """Split the row at its media, at its answers, and wherever training starts or stops."""
     ids, kinds = encoded.input_ids_T.tolist(), encoded.kinds_T.tolist()
     trained = (encoded.labels_T != UNTRAINED).tolist()
     following = iter([(medium, step) for medium in media for step, _ in enumerate(medium.grid.runs)])
+    branches = encoded.branches or (len(ids),)
+    names = ["", *answer_names(len(branches) - 1)] if encoded.branches else [""]
+    answers = np.repeat(names, branches).tolist()
     start = 0
     while start < len(ids):
         if kinds[start] != KIND_TEXT:
@@ -291,8 +310,9 @@ def _pieces(encoded: EncodedTokens, media: tuple[Medium, ...], tokenizer: Any, f
             start += piece.pads
             continue
         end = start
-        while end < len(ids) and kinds[end] == KIND_TEXT and trained[end] == trained[start]:
+        same = (trained[start], answers[start])
+        while end < len(ids) and kinds[end] == KIND_TEXT and (trained[end], answers[end]) == same:
             end += 1
         text = tokenizer.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        yield Piece(text=text, trained=trained[start])
+        yield Piece(text=text, trained=trained[start], answer=answers[start])
         start = end

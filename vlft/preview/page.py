@@ -78,7 +78,10 @@ def _row(row: Preview | Refused, scale: float) -> dict[str, Any]:
         "counts": row.counts,
         "warnings": row.sample.warnings,
         "media": row.media,
-        "pieces": [_piece(piece, control, scale) for piece in row.pieces],
+        "pieces": [
+            _piece(piece, control, scale) | {"answer": piece.answer, "first": piece.answer != before}
+            for before, piece in zip(("", *(piece.answer for piece in row.pieces)), row.pieces, strict=False)
+        ],
     }
 
 

@@ -1,6 +1,7 @@
 """Show a preview as text.
 
-Trained tokens are green on a terminal, and between ⟦ and ⟧ elsewhere. The pads of a medium are folded into one.
+Trained tokens are green on a terminal, and between ⟦ and ⟧ elsewhere; those of a rejected answer are magenta. The pads
+of a medium are folded into one.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from vlft.preview import Piece, Preview, Refused, Split
 from vlft.text import printable, short
 
 OPEN, CLOSE = "⟦", "⟧"
-GREEN, CYAN, YELLOW, RESET = "\x1b[1;32m", "\x1b[36m", "\x1b[33m", "\x1b[0m"
+GREEN, MAGENTA, CYAN, YELLOW, RESET = "\x1b[1;32m", "\x1b[1;35m", "\x1b[36m", "\x1b[33m", "\x1b[0m"
 
 
+CHOSEN = ("", "chosen")  # names of answers that the model learns; "" in a row with one answer
 RAW_CHARACTERS = 4000  # of a refused row
 RAW_TEXT = 400  # characters of one text in it
 
@@ -38,9 +40,13 @@ def as_text(preview: Preview | Split | Refused, *, color: bool) -> str:
     for field, remark in preview.sample.warnings:
         lines.append(_painted(f"warning: {field}: {printable(remark)}", YELLOW, color))
     marks = _painted("in green", GREEN, color) if color else f"between {OPEN} and {CLOSE}"
+    if color and any(piece.answer not in CHOSEN for piece in preview.pieces):
+        marks += f", those of rejected answers {_painted('in magenta', MAGENTA, color)}"
     what = "tokens are" if preview.tokens is not None else "text is"
     lines += [f"trained {what} {marks}", ""]
-    return "\n".join(lines) + "\n" + "".join(_piece(piece, color) for piece in preview.pieces).rstrip("\n")
+    pieces = zip(("", *(piece.answer for piece in preview.pieces)), preview.pieces, strict=False)
+    body = "".join(_heading(before, piece, color) + _piece(piece, color) for before, piece in pieces)
+    return "\n".join(lines) + "\n" + body.rstrip("\n")
 
 
 def raw_text(raw: object) -> str:
@@ -57,13 +63,20 @@ def _cut(value: object) -> object:
     return short(value, RAW_TEXT) if isinstance(value, str) else value
 
 
+def _heading(before: str, piece: Piece, color: bool) -> str:
+    """Return a line with the name of an answer before its first piece, and of other pieces nothing."""
+    if piece.answer in ("", before):
+        return ""
+    return _painted(f"\n--- {piece.answer} ---", CYAN, color) + "\n"
+
+
 def _piece(piece: Piece, color: bool) -> str:
     if piece.medium is not None:
         return _painted(f"{piece.text} x{piece.pads}", CYAN, color)
     text = printable(piece.text)
     if not piece.trained:
         return text
-    return _painted(text, GREEN, True) if color else f"{OPEN}{text}{CLOSE}"
+    return _painted(text, GREEN if piece.answer in CHOSEN else MAGENTA, True) if color else f"{OPEN}{text}{CLOSE}"
 
 
 def _painted(text: str, code: str, color: bool) -> str:

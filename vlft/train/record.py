@@ -37,6 +37,7 @@ CALLED = {
     "missing_tags": "missing_tags",
     "over_length": "over_length",
     "rows": "number of rows",
+    "pairs": "preference rows (--method)",
     "columns": "columns of data files",
     "drawn": "fingerprint of the rows it trains",
     "chat_template": "fingerprint of the chat template",

@@ -39,17 +39,20 @@ class DataFile:
         name: the path as the user wrote it, for messages.
         image_folder: where relative media paths start. None: the folder of the file.
         columns: the mapping of `--columns`. None: rows are read as they are.
+        pairs: whether its rows are read as preference rows, for the names of a table's columns.
 
     Raises:
         ConfigError: the file does not exist, cannot be read or unpacked, holds no rows, or no row has a column that
             `columns` names.
     """
 
-    def __init__(self, name: str, *, image_folder: str | None, columns: Columns | None = None) -> None:
+    def __init__(
+        self, name: str, *, image_folder: str | None, columns: Columns | None = None, pairs: bool = False
+    ) -> None:
         self.name = name
         self.image_folder = image_folder
         starts, lengths, lines = array.array("q"), array.array("q"), array.array("i")
-        found = opened(name, columns)
+        found = opened(name, columns, pairs=pairs)
         self.columns = columns
         self._path, self._digest = found.file, found.digest
         self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - open as long as this object exists
@@ -211,6 +214,10 @@ class RowIndex(Sequence[Sample]):
             answer_of=answer_of,
         )
 
+    def name_of(self, place: int) -> str:
+        """Return the name of a row in messages, such as `train.json[3]`."""
+        return f"{self.files[self.file_of[place]].name}[{self.row_of[place]}]"
+
     @property
     def starts(self) -> np.ndarray:
         """Index of the first sample of each row, int64: all entries if no row is split.
@@ -279,7 +286,8 @@ def index_rows(
                 )
             seen[real] = path
     by = columns if isinstance(columns, Mapping) else dict.fromkeys(paths, columns)
-    files = [DataFile(path, image_folder=folders[path], columns=by[path]) for path in paths]
+    pairs = flags is not None and flags.pairs
+    files = [DataFile(path, image_folder=folders[path], columns=by[path], pairs=pairs) for path in paths]
     return RowIndex(
         files,
         np.repeat(np.arange(len(files), dtype=np.int32), [len(file) for file in files]),

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from vlft.config.columns import Column, Columns
-from vlft.data.rows.forms import FORMS
+from vlft.data.rows.forms import FORMS, PAIR_FORMS
 from vlft.data.rows.keys import MEDIA_KEYS, OWN_MEDIA_KEYS
 from vlft.data.rows.media_refs import is_one_video
 from vlft.data.rows.source import BrokenLine, kind_of
@@ -195,14 +195,20 @@ def refuse_missing(path: str, columns: Columns, names: Sequence[str], keys: Iter
     )
 
 
-def check_names(path: str, keys: Sequence[str]) -> None:
+def check_names(path: str, keys: Sequence[str], *, pairs: bool = False) -> None:
     """Refuse a table without `--columns` if the names of its columns do not show what the conversation is.
+
+    Args:
+        path: the table, for messages.
+        keys: names of its columns.
+        pairs: whether its rows are read as preference rows.
 
     Raises:
         ConfigError: no column holds a conversation, or several may. The message suggests a `--columns`.
     """
     found = [form.keys for form in FORMS if set(form.keys) <= set(keys)]
-    if any(len(names) == 1 for names in found):
+    preferred = [form.keys for form in PAIR_FORMS if set(form.keys) <= set(keys)]
+    if any(len(names) == 1 for names in found) or (pairs and preferred):
         return
     if ("instruction", "output") in found:
         found = [names for names in found if names != ("input", "output")]
@@ -219,7 +225,12 @@ def check_names(path: str, keys: Sequence[str]) -> None:
         f"{path}: {why}. Its columns are {_names(keys)}. Say what each column holds, for example:\n"
         f"  --columns {shlex.quote(suggestion(keys, others))}\n"
         "  Or rename the columns as in data/README.md."
+        + ("\n  Or train on chosen and rejected answers: --method dpo, orpo or simpo." if _both(keys) else "")
     )
+
+
+def _both(keys: Sequence[str]) -> bool:
+    return {"chosen", "rejected"} <= set(keys)
 
 
 def suggestion(keys: Sequence[str], context: Sequence[str] = ()) -> str:

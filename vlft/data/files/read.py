@@ -73,19 +73,20 @@ class Opened:
     digest: str | None
 
 
-def opened(path: str, columns: Columns | None = None) -> Opened:
+def opened(path: str, columns: Columns | None = None, *, pairs: bool = False) -> Opened:
     """Return where the rows of a data file are. A table is unpacked.
 
     Args:
         path: the data file.
         columns: the mapping of `--columns`.
+        pairs: whether its rows are read as preference rows.
 
     Raises:
         ConfigError: the file does not exist, has an ending that is not supported, or is a table that cannot be
             unpacked.
     """
     if is_table(path):
-        table = unpacked(path, columns)
+        table = unpacked(path, columns, pairs=pairs)
         return Opened(file=table.rows, keys=table.columns, digest=table.digest)
     if not os.path.exists(path):
         raise missing(path)

@@ -56,12 +56,13 @@ class Unpacked:
     columns: tuple[str, ...]
 
 
-def unpacked(path: str, columns: Columns | None = None) -> Unpacked:
+def unpacked(path: str, columns: Columns | None = None, *, pairs: bool = False) -> Unpacked:
     """Unpack a table, unless an earlier run did so and its files have not changed.
 
     Args:
         path: a table that `tables.sources_of` accepts: parquet, Arrow, CSV, tars, a folder.
         columns: the mapping of `--columns`.
+        pairs: whether its rows are read as preference rows.
 
     Raises:
         ConfigError: the path is not a table, or the table is damaged, encrypted or empty, has no columns that can be
@@ -81,7 +82,7 @@ def unpacked(path: str, columns: Columns | None = None) -> Unpacked:
             with lock:
                 found = _complete(folder)  # another process may have unpacked it in the meantime
                 if found is None:
-                    _make(path, files, folder, columns)
+                    _make(path, files, folder, columns, pairs=pairs)
                     found = _complete(folder)
     except OSError as error:
         raise ConfigError(
@@ -90,16 +91,16 @@ def unpacked(path: str, columns: Columns | None = None) -> Unpacked:
         ) from error
     if found is None:
         raise ConfigError(f"{folder}: is incomplete, although it was just written. Check its disk.")
-    _check(path, columns, found.columns)
+    _check(path, columns, found.columns, pairs=pairs)
     return found
 
 
-def _check(path: str, columns: Columns | None, names: tuple[str, ...]) -> None:
+def _check(path: str, columns: Columns | None, names: tuple[str, ...], *, pairs: bool) -> None:
     """Refuse a table whose columns do not fit `--columns` or, without it, the supported forms."""
     if not names:
         return  # all rows are broken, and each is refused with its reason
     if columns is None:
-        check_names(path, names)
+        check_names(path, names, pairs=pairs)
     else:
         refuse_missing(path, columns, missing(columns, names), names)
 
@@ -125,12 +126,12 @@ def _complete(folder: Path) -> Unpacked | None:
         return None
 
 
-def _make(path: str, files: list[str], folder: Path, columns: Columns | None) -> None:
+def _make(path: str, files: list[str], folder: Path, columns: Columns | None, *, pairs: bool) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # a folder whose rows were changed
     with workshop(folder.with_name(f".{folder.name}.tmp")) as aside:
         source = open_source(path, files)
         if source.columns is not None:
-            _check(path, columns, source.columns)  # refuse before hours of unpacking
+            _check(path, columns, source.columns, pairs=pairs)  # refuse before hours of unpacking
         with _bar(path, source) as bar:
             writer = _Writer(path, aside=aside, folder=folder, bar=bar)
             with open(aside / ROWS, "wb") as out:

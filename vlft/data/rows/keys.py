@@ -38,7 +38,8 @@ REFUSED_KEYS = {
     **dict.fromkeys(("tools", "functions"), TOOLS),
     **dict.fromkeys(("tool_calls", "function_call"), CALLS),
     "documents": "is not read: the model would learn the answer without them. Write them into the human turn",
-    "chosen": "is not read: the answer to learn is outside the conversation. Write it as the last gpt turn",
+    "chosen": "is not read: the answer to learn is outside the conversation. Write it as the last gpt turn, or set "
+    "--method dpo, orpo or simpo, which train on chosen and rejected",
     "chat_template_kwargs": "is not read: each row is rendered by the base's own chat template and its defaults",
     "chat_template": "is not read: each row is rendered by the base's own chat template",
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), THOUGHT),
@@ -59,6 +60,7 @@ REFUSED_TURN_KEYS = {
 }
 # Keys that may be ignored with a warning: the conversation is complete without them.
 IDLE_KEYS = ("rejected", "rejected_response", "rejected_messages", "rejected_images", "rejected_videos")
+PAIR_KEYS = ("chosen",)  # keys of preference rows that are refused in other rows
 VERDICTS = ("label", "kto_tag")  # keys of preference data: false marks a bad answer
 # Weights of a whole row; `vlft.data.rows.masks` reads those of a turn.
 WEIGHTS = ("loss_weight", "loss_scale", "loss", "train", "training")
@@ -102,6 +104,7 @@ HARMLESS_KEYS = frozenset(
         *("image_height", "image_size", "image_sizes", "widths", "heights", "width_list", "height_list", "size"),
         *("duration", "quality", "difficulty", "level", "version", "num_turns", "turn_count", "num_images"),
         *("image_count", "image_num", "num_videos", "channel", "annotator", "original_id", "orig_id", "file", "path"),
+        *("ds_name", "origin_dataset", "origin_split"),
         *("filename", "image_name", "video_name", "page", "pages", "cluster", "embedding", "similarity", "clip_score"),
         *("relevance_ratings", "relevance_min", "visual_dependency_ratings", "visual_dependency_min"),
         *("image_correspondence_ratings", "image_correspondence_min", "formatting_ratings", "formatting_min"),
@@ -116,14 +119,19 @@ def is_empty(value: object) -> bool:
     return value is None or value is False or value in ("", [], {}, "[]", "{}")
 
 
-def refuse_row_keys(row: RowRef, raw: dict) -> None:
+def refuse_row_keys(row: RowRef, raw: dict, *, pairs: bool = False) -> None:
     """Refuse a row with keys that must not be ignored.
+
+    Args:
+        row: the row, for messages.
+        raw: the row as an object.
+        pairs: whether it is read as a preference row.
 
     Raises:
         DataError: the row has such a key; the message says what to do.
     """
     for key, why in REFUSED_KEYS.items():
-        if key in raw and not is_empty(raw[key]):
+        if key in raw and not is_empty(raw[key]) and not (pairs and key in PAIR_KEYS):
             raise row.bad(key, f"{why}. Or empty it")
     for key in VERDICTS:
         if raw.get(key) is False:

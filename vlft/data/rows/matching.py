@@ -54,7 +54,7 @@ class Entry:
 
 
 def tags_in(row: RowRef, shape: PlainRow, roles: Sequence[Role]) -> Tags:
-    """Find what stands for media in the texts of a row."""
+    """Find what stands for media in the texts of a row. `roles` are those of its turns and rejected answers."""
     said, files, named, shown = [], {}, {}, False
     for kind, column in shape.columns.items():
         own = [found for turn in shape.turns for other, found in turn.columns if other == kind]
@@ -64,7 +64,7 @@ def tags_in(row: RowRef, shape: PlainRow, roles: Sequence[Role]) -> Tags:
         files[kind] = max(0, listed - sum(part.value is None for part in parts))
         shown = shown or listed > 0 or bool(parts)
         named[kind] = column.tags + tuple(tag for one in own for tag in one.tags)
-    for turn, role in zip(shape.turns, roles, strict=True):
+    for turn, role in zip((*shape.turns, *shape.rejected), roles, strict=True):
         said += [(role, piece) for piece in turn.pieces if isinstance(piece, Said)]
     return tags_of(row, said, files, named, shown=shown)
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlft.data.rows import keys
-from vlft.data.rows.forms import FORMS, Form, form_of
+from vlft.data.rows.forms import FORMS, PAIR_KEYS, AnyForm, Form, PairForm, form_of, pair_form_of
 from vlft.data.rows.forms import KEYS as FORM_KEYS
 from vlft.data.rows.keys import IDLE_KEYS, MEDIA_KEYS, SYSTEM_KEYS, Kind
 from vlft.data.rows.overrides import ROW_KEYS, nframes_of, of_row
+from vlft.data.rows.pairs import METHODS, missing_answer, refuse_other_media
 from vlft.data.rows.registries import registry_row
 from vlft.data.rows.source import kind_of
 from vlft.data.rows.turns import ROLES, Column, RawTurn, Said, column_of, either, system_turn
@@ -24,6 +25,7 @@ from vlft.errors import RowRef
 _KNOWN_KEYS = frozenset(
     (
         *FORM_KEYS,
+        *PAIR_KEYS,
         *SYSTEM_KEYS,
         *ROW_KEYS,
         *keys.REFUSED_KEYS,
@@ -44,6 +46,7 @@ class PlainRow:
     Attributes:
         form: form of its conversation.
         turns: its turns, in order.
+        rejected: other answers to the last question; empty unless it is a preference row.
         columns: kind -> files for its tags.
         overrides: kind -> budgets that the row sets for all its media of that kind.
         nframes: frames of each of its videos, if the row lists them one by one; else empty.
@@ -51,8 +54,9 @@ class PlainRow:
         warnings: (field, remark) for keys that are not read.
     """
 
-    form: Form
+    form: Form | PairForm
     turns: list[RawTurn]
+    rejected: list[RawTurn]
     columns: dict[Kind, Column]
     overrides: dict[Kind, Overrides]
     nframes: tuple[int, ...]
@@ -60,31 +64,46 @@ class PlainRow:
     warnings: list[tuple[str, str]]
 
 
-def one_form(row: RowRef, raw: dict) -> PlainRow:
+def one_form(row: RowRef, raw: dict, *, pairs: bool = False) -> PlainRow:
     """Convert a row of any supported kit.
+
+    Args:
+        row: the row, for messages.
+        raw: the row as an object.
+        pairs: whether it is read as a preference row.
 
     Raises:
         DataError: the row has a key that must not be ignored, two keys for one thing with different values, or a
-            value of the wrong type.
+            value of the wrong type; or it is not a preference row, and `pairs` asks for one.
     """
-    keys.refuse_row_keys(row, raw)
-    form = _form(row, raw)
-    turns = form.read(row, raw)
-    warnings = [(key, "is not read: the answers of the conversation are trained") for key in IDLE_KEYS if raw.get(key)]
+    keys.refuse_row_keys(row, raw, pairs=pairs)
+    form: Form | PairForm
+    if pairs:
+        form = _pair_form(row, raw)
+        refuse_other_media(row, raw)
+        pair = form.read(row, raw)
+        turns, rejected = pair.turns, pair.rejected
+        idle, read = f'is not read: the row has "{form.keys[-1]}"', {*form.keys, "rejected_images", "rejected_videos"}
+    else:
+        form = _form(row, raw)
+        turns, rejected = form.read(row, raw), []
+        idle, read = f"is not read: the answers of the conversation are trained. {METHODS} train on both", set()
+    warnings = [(key, idle) for key in IDLE_KEYS if raw.get(key) and key not in read]
     warnings += _other_conversation(raw, form)
     columns: dict[Kind, Column] = {}
     for kind in MEDIA_KEYS:
         columns[kind], unread = column_of(row, raw, kind)
         warnings += unread
     warnings += sorted(keys.unknown(raw, _KNOWN_KEYS))
-    warnings += [warning for turn in turns for warning in turn.warnings]
+    warnings += [warning for turn in (*turns, *rejected) for warning in turn.warnings]
     return PlainRow(
         form=form,
         turns=_with_system(row, raw, turns),
+        rejected=rejected,
         columns=columns,
         overrides=of_row(row, raw),
         nframes=nframes_of(row, raw),
-        last_only=_switch(row, raw, "mask_history"),
+        last_only=_switch(row, raw, "mask_history") or pairs,
         warnings=warnings,
     )
 
@@ -94,18 +113,32 @@ def _form(row: RowRef, raw: dict) -> Form:
     if form is None or form.name in ("conversations", "messages"):
         if form is None and (pointer := registry_row(raw)):
             raise row.bad("row", pointer)
+        if form is None and (pair := pair_form_of(raw)):
+            raise row.bad(pair.keys[-1], f"belongs to a preference row, which {METHODS} train on. Set --method")
         either(row, raw, "conversations", "messages", at="")  # refuses both with different values, and neither
     assert form is not None
     return form
 
 
-def _other_conversation(raw: dict, form: Form) -> Iterator[tuple[str, str]]:
+def _pair_form(row: RowRef, raw: dict) -> PairForm:
+    form = pair_form_of(raw)
+    if form is None:
+        if form_of(raw) is None and (pointer := registry_row(raw)):
+            raise row.bad("row", pointer)
+        raise missing_answer(row, raw)
+    if {"conversations", "messages"} & set(form.keys):
+        either(row, raw, "conversations", "messages", at="")  # refuses both with different values
+    return form
+
+
+def _other_conversation(raw: dict, form: AnyForm) -> Iterator[tuple[str, str]]:
     """Yield a warning for the first key of another conversation."""
-    same = {*form.keys, *form.beside, "conversations", "messages"}
+    same = {*form.keys, *form.beside}
+    same |= {"conversations", "messages"} if same & {"conversations", "messages"} else set()
     others = (key for other in FORMS for key in (*other.keys, *other.beside))
     key = next((key for key in others if key not in same and not keys.is_empty(raw.get(key))), None)
-    if key is not None:
-        yield key, f'is not read: the row has "{form.name}"'
+    if key is not None and raw[key] != raw.get("chosen"):  # some sets repeat the chosen conversation as `messages`
+        yield key, f'is not read: the row has "{form.keys[-1]}"'
 
 
 def _switch(row: RowRef, raw: dict, key: str) -> bool:

@@ -13,11 +13,12 @@ from dataclasses import fields, replace
 
 from vlft.config.row_flags import RowFlags
 from vlft.data.rows.access import Access
+from vlft.data.rows.keys import is_empty
 from vlft.data.rows.masks import masked
 from vlft.data.rows.matching import Entry, as_videos, media_of, parts_of, tags_in, with_tags
 from vlft.data.rows.media_refs import MEDIA_ENDINGS, Places
 from vlft.data.rows.normalise import PlainRow, one_form
-from vlft.data.rows.objects import objects_of
+from vlft.data.rows.objects import PLACEHOLDER, objects_of
 from vlft.data.rows.placeholders import Tags
 from vlft.data.rows.source import BrokenLine, home_of, kind_of
 from vlft.data.rows.turns import RawTurn, Said, Shown, role_of
@@ -87,19 +88,24 @@ def _parsed(row: RowRef, raw: object, family: Family, places: Places, flags: Row
         raise row.bad("row", raw.reason)
     if not isinstance(raw, dict):
         raise row.bad("row", f'is {kind_of(raw)}, not an object. Write {{"conversations": [...]}}')
-    shape = one_form(row, raw)
-    roles = [role_of(row, turn) for turn in shape.turns]
+    shape = one_form(row, raw, pairs=flags.pairs)
+    said = [*shape.turns, *shape.rejected]
+    roles = [role_of(row, turn) for turn in said]
     tags = tags_in(row, shape, roles)
-    entries = [_entry(row, turn, role, tags, family) for turn, role in zip(shape.turns, roles, strict=True)]
+    entries = [_entry(row, turn, role, tags, family) for turn, role in zip(said, roles, strict=True)]
+    entries, rejected = entries[: len(shape.turns)], entries[len(shape.turns) :]
     if shape.last_only:
         entries = _last_answer_only(entries)
-    _refuse_much_text(row, shape.form.name, entries)
+    _refuse_much_text(row, shape.form.name, [*entries, *rejected])
+    if rejected:
+        _check_answers(row, [entries[-1], *rejected], objects=not is_empty(raw.get("objects")))
     warnings = _check_order(row, shape.form.name, entries) + shape.warnings + list(tags.warnings)
     entries = as_videos(shape, entries)
     entries, added = with_tags(shape, entries, first=flags.missing_tags == "first")
     media = media_of(row, shape, entries, places)
     parts = {kind: iter(some) for kind, some in media.items()}
     turns = tuple(Turn(role=entry.role, parts=parts_of(entry, parts), field=entry.field) for entry in entries)
+    others = tuple(Turn(role=entry.role, parts=parts_of(entry, parts), field=entry.field) for entry in rejected)
     shown = [part for turn in turns for part in turn.parts if not isinstance(part, Text)]
     warnings += _budgets_without_effect(shape, shown, family)
     if not shown:
@@ -110,10 +116,31 @@ def _parsed(row: RowRef, raw: object, family: Family, places: Places, flags: Row
         index=row.index,
         id=row.id,
         turns=turns,
+        rejected=others,
         warnings=tuple(warnings),
         objects=objects,
         added=added,
     )
+
+
+def _check_answers(row: RowRef, answers: list[Entry], *, objects: bool) -> None:
+    """Refuse answers of a preference row that cannot be compared; the first one is the chosen answer."""
+    seen: dict[str, Entry] = {}
+    for entry in answers:
+        if (twin := seen.setdefault(entry.text, entry)) is not entry:
+            raise row.bad(
+                entry.text_field,
+                f"is the same answer as {twin.text_field}: {short(repr(twin.text))} and {short(repr(entry.text))}. "
+                "Change one of them, or drop the row",
+            )
+        if not entry.trained:
+            raise row.bad(entry.field, "is masked, but the answers of a preference row are compared. Unmask it")
+        if objects and (mark := PLACEHOLDER.search(entry.text)):
+            raise row.bad(
+                entry.text_field,
+                f"holds {mark[0]}, which stands for an object in the prompt of a preference row only. Write the name "
+                "or the box as text",
+            )
 
 
 def _last_answer_only(entries: list[Entry]) -> list[Entry]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from vlft.data.rows.forms import entries_of
+from vlft.data.rows.conversation import entries_of
 
 
 def written(raw: object, added: Sequence[tuple[str, str]]) -> object:
