@@ -11,7 +11,7 @@ import torch
 
 from vlft.config.training import TrainFlags
 from vlft.data.ipc import moved
-from vlft.model.forward import FORWARD_KEYS
+from vlft.model.forward import FORWARD_KEYS, OPTIONAL_KEYS
 
 
 def take_batches(model: torch.nn.Module, args: TrainFlags) -> None:
@@ -25,7 +25,8 @@ def take_batches(model: torch.nn.Module, args: TrainFlags) -> None:
         if batch.get("cu_seqlens") is None:
             return inner(*args, **batch)
         device = next(self.parameters()).device
-        taken = moved({key: batch[key] for key in FORWARD_KEYS}, device)
+        more = {key: batch[key] for key in OPTIONAL_KEYS if key in batch}
+        taken = moved({key: batch[key] for key in FORWARD_KEYS} | more, device)
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
             outputs = inner(**taken, return_logits=batch.get("return_logits", False))
         tokens = batch.get("num_items_in_batch") or max(1, len(batch["targets"]))

@@ -74,3 +74,5 @@ class RowFlags:
         "rows with several answers. auto: one sample, or one for each answer if the chat template drops earlier "
         "thoughts; split: one for each answer; last: only the last answer is trained",
     )
+    #: Whether rows are read as preference rows. Not a flag of its own: `--method` decides.
+    pairs: bool = False

@@ -15,7 +15,7 @@ from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.jpeg import fast_decoder
 from vlft.data.media.read import MediaError
-from vlft.data.sample import Cost, EncodedSample, Sample
+from vlft.data.sample import Cost, EncodedSample, Sample, laid_out
 from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import BadRow, ConfigError, DataError
 
@@ -106,11 +106,13 @@ class RowDataset(_Dataset):
 
 def cost_of(row: EncodedSample) -> Cost:
     """Return the cost of an encoded row."""
+    tokens = laid_out(row.branches, shared=row.shared) if row.branches else len(row.input_ids_T)
     return Cost(
-        tokens=len(row.input_ids_T),
+        tokens=tokens,
         supervised=int((row.labels_T != UNTRAINED).sum()),
         patches=sum(medium.grid.patches for medium in row.media),
         changed=row.changed,
+        branches=row.branches,
     )
 
 

@@ -30,7 +30,7 @@ REMEMBERED = 100_000  # files and folders that a process remembers
 
 def turns_digest(sample: Sample) -> bytes:
     """Hash the turns and boxes of a row, without the files that it names: `ROW_BYTES`."""
-    turns = [[turn.role, [_plain(part) for part in turn.parts]] for turn in sample.turns]
+    turns = [[turn.role, [_plain(part) for part in turn.parts]] for turn in sample.all_turns]
     return _hash(json.dumps([turns, None if sample.objects is None else asdict(sample.objects)]), ROW_BYTES)
 
 

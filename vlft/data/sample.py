@@ -143,6 +143,8 @@ class Sample:
             for a whole row.
         thinking: in a question, whether the model thinks before it answers; None: as the chat template decides. A row
             with an answer shows it by the answer.
+        rejected: of a preference row, other answers to its last question. Each is an assistant turn of texts that would
+            be in the place of the last turn, the chosen answer. Only these answers are trained.
     """
 
     file: str
@@ -155,6 +157,12 @@ class Sample:
     added: tuple[tuple[str, str], ...] = ()
     answer: int | None = None
     thinking: bool | None = None
+    rejected: tuple[Turn, ...] = ()
+
+    @property
+    def all_turns(self) -> tuple[Turn, ...]:
+        """The turns, and the rejected answers after them."""
+        return (*self.turns, *self.rejected)
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -191,18 +199,37 @@ class Grid:
         return (Grid(t=1, h=self.h, w=self.w),) * self.t if self.times else (self,)
 
 
+def laid_out(branches: Sequence[int], *, shared: bool) -> int:
+    """Return the tokens that a preference row takes in a batch.
+
+    Args:
+        branches: tokens of the prompt, then of each answer.
+        shared: whether the answers share the prompt's tokens, or each answer follows a copy of them.
+    """
+    prompt, *answers = branches
+    return prompt * (1 if shared else len(answers)) + sum(answers)
+
+
+def parts_of(branches: Sequence[int], *, shared: bool) -> str:
+    """Say for a message which parts a preference row has, and how many tokens each of them."""
+    prompt, chosen, *rejected = (f"{tokens:,}" for tokens in branches)
+    each = "" if shared else f" for each of the {len(rejected) + 1} answers"
+    return f"prompt {prompt}{each}, chosen {chosen}, rejected {' and '.join(rejected)}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
     """The cost of a row, known without decoding.
 
     Attributes:
-        tokens: tokens in the language model.
+        tokens: tokens in the language model, as the row is laid out in a batch.
         supervised: trained tokens.
         patches: patches in the ViT.
         changed: how `--over_length` changes the row (`Sample.changed`). The cost is that of the changed row.
         parts: costs of the samples that the row is split into, whose sums the cost has; empty for a whole row.
         answer: `Sample.answer`.
         thinking: whether the model thinks before the answer; None: the chat template has no switch for it.
+        branches: `EncodedTokens.branches`.
     """
 
     tokens: int
@@ -212,6 +239,7 @@ class Cost:
     parts: tuple[Cost, ...] = ()
     answer: int | None = dataclasses.field(default=None, compare=False)
     thinking: bool | None = dataclasses.field(default=None, compare=False)
+    branches: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
     @classmethod
     def of_parts(cls, parts: Sequence[Cost]) -> Cost:
@@ -228,6 +256,11 @@ class Cost:
     def samples(self) -> tuple[Cost, ...]:
         """The costs of what the row is trained as: its parts, or the row itself."""
         return self.parts or (self,)
+
+    @property
+    def parts_named(self) -> str:
+        """The parts of a preference row with their tokens, for a message; "" for other rows."""
+        return parts_of(self.branches, shared=self.tokens == sum(self.branches)) if self.branches else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,6 +294,9 @@ class EncodedTokens:
         positions_3T: int64, M-RoPE positions: time, height, width.
         grids: of the stills and videos, in the order of their tags.
         text: the rendered conversation, one pad token per picture, and per video or time step of a video.
+        branches: of a preference row, the tokens of its prompt, then of each answer, the chosen one first. The row is
+            [prompt | chosen | rejected ...], T their sum, and the positions of each answer continue the prompt's. The
+            prompt includes the generation prompt, an answer what the chat template writes after it. Empty for others.
     """
 
     input_ids_T: np.ndarray
@@ -269,6 +305,7 @@ class EncodedTokens:
     positions_3T: np.ndarray
     grids: tuple[Grid, ...]
     text: str
+    branches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,6 +315,8 @@ class EncodedSample:
     Attributes:
         media: stills and videos in the order of their tags.
         changed: how `--over_length` changed the row; "" if it is unchanged.
+        shared: of a preference row, whether its answers share the prompt's tokens in a batch.
+        reference: of a preference row, the log-probability of each answer under the reference; empty: not known.
     """
 
     file: str
@@ -290,6 +329,9 @@ class EncodedSample:
     media: tuple[EncodedMedia, ...]
     text: str
     changed: str = ""
+    branches: tuple[int, ...] = ()
+    shared: bool = True
+    reference: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

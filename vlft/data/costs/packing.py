@@ -39,9 +39,10 @@ class Budget:
         """Say why a row of this cost fits no pack; None if it fits."""
         for unit, has, may in (("tokens", cost.tokens, self.tokens), ("patches", cost.patches, self.patches)):
             if has > may:
+                parts = f" ({cost.parts_named})" if unit == "tokens" and cost.branches else ""
                 return (
-                    f"{has:,} {unit} fit no pack, --pack_{unit} is {may:,}. Raise it, shorten the row, lower the "
-                    "pixel budgets, or let --over_length handle such rows"
+                    f"{has:,} {unit}{parts} fit no pack, --pack_{unit} is {may:,}. Raise it, shorten the row, lower "
+                    "the pixel budgets, or let --over_length handle such rows"
                 )
         return None
 
