@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vlft.config.recipe import Recipe
 from vlft.data import patch_memory
+from vlft.data.branches import laid_out
 from vlft.data.encode import UNTRAINED
 from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.jpeg import fast_decoder
 from vlft.data.media.read import MediaError
-from vlft.data.sample import Cost, EncodedSample, Sample, laid_out
+from vlft.data.sample import Cost, EncodedSample, Sample
 from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import BadRow, ConfigError, DataError
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from vlft.config.recipe import Recipe
 from vlft.data.boxes import has_boxes, in_model_space
+from vlft.data.branches import laid_out, named_parts
 from vlft.data.features.reader import CachedMedia
 from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
@@ -31,7 +32,6 @@ from vlft.data.sample import (
     EncodedTokens,
     Grid,
     Sample,
-    laid_out,
 )
 from vlft.errors import ConfigError
 from vlft.families import Family
@@ -261,7 +261,7 @@ class Encoder:
         except TooLong as error:
             grids = self._grids(sample)
             cost = self._cost(sample, self._pieces.of(self._with_boxes(sample, grids), grids), grids)
-            parts = f". Its tokens are: {cost.parts_named}" if cost.branches else ""
+            parts = f". Its tokens: {named_parts(cost)}" if cost.branches else ""
             raise refused(sample, "conversations", f"{error}{parts}", too_long=True) from error
 
     def _decode(self, sample: Sample) -> tuple[EncodedMedia, ...]:
@@ -325,8 +325,7 @@ class Encoder:
 
 
 def _named(cost: Cost) -> str:
-    """The parts of a preference row, for a message."""
-    return f" ({cost.parts_named})" if cost.branches else ""
+    return f" ({named_parts(cost)})" if cost.branches else ""
 
 
 def _from_prompt(positions_3T: np.ndarray, branches: Sequence[int]) -> np.ndarray:

@@ -199,24 +199,6 @@ class Grid:
         return (Grid(t=1, h=self.h, w=self.w),) * self.t if self.times else (self,)
 
 
-def laid_out(branches: Sequence[int], *, shared: bool) -> int:
-    """Return the tokens that a preference row takes in a batch.
-
-    Args:
-        branches: tokens of the prompt, then of each answer.
-        shared: whether the answers share the prompt's tokens, or each answer follows a copy of them.
-    """
-    prompt, *answers = branches
-    return prompt * (1 if shared else len(answers)) + sum(answers)
-
-
-def parts_of(branches: Sequence[int], *, shared: bool) -> str:
-    """Say for a message which parts a preference row has, and how many tokens each of them."""
-    prompt, chosen, *rejected = (f"{tokens:,}" for tokens in branches)
-    each = "" if shared else f" for each of the {len(rejected) + 1} answers"
-    return f"prompt {prompt}{each}, chosen {chosen}, rejected {' and '.join(rejected)}"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
     """The cost of a row, known without decoding.
@@ -256,11 +238,6 @@ class Cost:
     def samples(self) -> tuple[Cost, ...]:
         """The costs of what the row is trained as: its parts, or the row itself."""
         return self.parts or (self,)
-
-    @property
-    def parts_named(self) -> str:
-        """The parts of a preference row with their tokens, for a message; "" for other rows."""
-        return parts_of(self.branches, shared=self.tokens == sum(self.branches)) if self.branches else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

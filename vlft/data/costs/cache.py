@@ -77,7 +77,7 @@ class Costing:
 
     @classmethod
     def dump(cls, cost: Cost) -> list[Any]:
-        rare = [cost.changed, cost.answer, cost.thinking, [cls.dump(part) for part in cost.parts]]
+        rare: list[Any] = [cost.changed, cost.answer, cost.thinking, [cls.dump(part) for part in cost.parts]]
         rare += [list(cost.branches)] if cost.branches else []
         return [cost.tokens, cost.supervised, cost.patches, *(rare if rare != ["", None, None, []] else [])]
 
