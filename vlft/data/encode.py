@@ -313,11 +313,13 @@ class Encoder:
         limit = self.recipe.max_length
         if cost.tokens > limit:
             what = "row" if sample.answer is None else f"row up to {sample.turns[-1].field}"
-            media = f"{vision:,} of {'the prompt' if cost.branches else 'them'} pictures and videos"
+            parts = f"{vision:,} of them pictures and videos"
+            if cost.branches:
+                parts = f"{named_parts(cost)}; {vision:,} of the prompt are pictures and videos"
             raise refused(
                 sample,
                 "conversations",
-                f"the {what} is {cost.tokens:,} tokens long{_named(cost)} ({media}), --max_length is "
+                f"the {what} is {cost.tokens:,} tokens long ({parts}), --max_length is "
                 f"{limit:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, split the row, or let "
                 "--over_length handle such rows.",
                 too_long=True,
