@@ -15,6 +15,7 @@ from vlft.config.recipe import Recipe
 from vlft.config.thinking import thinks
 from vlft.data.encode import Encoder
 from vlft.data.positions import time_positions
+from vlft.data.rows.parts import trained_answers
 from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample, Text
 from vlft.errors import ConfigError
 from vlft.families import Family
@@ -98,10 +99,10 @@ def _check_length(tokens: int, sampling: Sampling, limit: int | None) -> None:
 
 def question_of(sample: Sample) -> Sample:
     """A row up to its last user turn with a trained answer. A model's answer to it can be compared with the row's."""
-    answer = max(place for place, turn in enumerate(sample.turns) if turn.trained != "none")
+    answer = trained_answers(sample)[-1]
     last = max(place for place, turn in enumerate(sample.turns[:answer]) if turn.role == "user")
     said = "".join(part.text for part in sample.turns[answer].parts if isinstance(part, Text))
-    return replace(sample, turns=sample.turns[: last + 1], thinking=thinks(said))
+    return replace(sample, turns=sample.turns[: last + 1], rejected=(), thinking=thinks(said))
 
 
 def as_tensors(prompt: EncodedPrompt, recipe: Recipe) -> Prompt:

@@ -64,7 +64,7 @@ def has_boxes(sample: Sample, box_format: BoxFormat) -> bool:
         return True
     if box_format == "as_is":
         return False
-    texts = (part.text for turn in sample.turns for part in turn.parts if isinstance(part, Text))
+    texts = (part.text for turn in sample.all_turns for part in turn.parts if isinstance(part, Text))
     return any(mark in text for text in texts for mark in _MARKS)
 
 
@@ -98,10 +98,11 @@ def in_model_space(
 
     texts = iter(["".join(map(written, pieces)) for pieces in _texts(sample, family, box_format)])
     turns = []
-    for turn in sample.turns:
+    for turn in sample.all_turns:
         parts = tuple(replace(part, text=next(texts)) if isinstance(part, Text) else part for part in turn.parts)
         turns.append(replace(turn, parts=parts))
-    return replace(sample, turns=tuple(turns))
+    last = len(sample.turns)
+    return replace(sample, turns=tuple(turns[:last]), rejected=tuple(turns[last:]))
 
 
 def _refuse_cut_boxes(sample: Sample, box_format: BoxFormat) -> None:
@@ -111,7 +112,7 @@ def _refuse_cut_boxes(sample: Sample, box_format: BoxFormat) -> None:
         placeholders = len(PLACEHOLDER.findall(text)) if sample.objects is not None else 0
         return placeholders + (len(split(text, lenient=True)) // 2 if box_format != "as_is" else 0)
 
-    for turn in sample.turns:
+    for turn in sample.all_turns:
         texts = [part.text for part in turn.parts if isinstance(part, Text)]
         if turn.trained == "some" and boxes("".join(texts)) != sum(map(boxes, texts)):
             raise _bad(
@@ -177,7 +178,7 @@ def _texts(sample: Sample, family: Family, box_format: BoxFormat) -> Iterator[li
     refs = iter(sample.objects.refs if sample.objects else ())
     place = 0  # media passed
     latest: tuple[int, ...] = ()  # pictures of the latest turn that has any
-    for turn in sample.turns:
+    for turn in sample.all_turns:
         here: tuple[int, ...] = ()
         for part in turn.parts:
             if not isinstance(part, Text):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vlft.config.recipe import Recipe
 from vlft.data import patch_memory
+from vlft.data.branches import laid_out
 from vlft.data.encode import UNTRAINED
 from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
@@ -106,11 +107,13 @@ class RowDataset(_Dataset):
 
 def cost_of(row: EncodedSample) -> Cost:
     """Return the cost of an encoded row."""
+    tokens = laid_out(row.branches, shared=row.shared) if row.branches else len(row.input_ids_T)
     return Cost(
-        tokens=len(row.input_ids_T),
+        tokens=tokens,
         supervised=int((row.labels_T != UNTRAINED).sum()),
         patches=sum(medium.grid.patches for medium in row.media),
         changed=row.changed,
+        branches=row.branches,
     )
 
 

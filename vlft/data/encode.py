@@ -14,6 +14,7 @@ import numpy as np
 
 from vlft.config.recipe import Recipe
 from vlft.data.boxes import has_boxes, in_model_space
+from vlft.data.branches import laid_out, named_parts
 from vlft.data.features.reader import CachedMedia
 from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
@@ -23,7 +24,15 @@ from vlft.data.pieces import KIND_TEXT, Piece, Pieces
 from vlft.data.positions import mrope_positions
 from vlft.data.render import NotFlat, refused, render, thinking_of
 from vlft.data.rows.parts import trained_answers, up_to
-from vlft.data.sample import Cost, EncodedMedia, EncodedPrompt, EncodedSample, EncodedTokens, Grid, Sample
+from vlft.data.sample import (
+    Cost,
+    EncodedMedia,
+    EncodedPrompt,
+    EncodedSample,
+    EncodedTokens,
+    Grid,
+    Sample,
+)
 from vlft.errors import ConfigError
 from vlft.families import Family
 
@@ -39,17 +48,27 @@ class Encoder:
         processor: the base model's stock processor. Only its tokenizer and chat template are used.
         recipe: all settings that determine the tokens and pixels of a row.
         cached: has the features of media that need not be decoded; None: all are decoded.
+        share: let the answers of a preference row share the tokens of its prompt, if the family can (`shared`).
     """
 
     family: Family
     processor: Any
     recipe: Recipe
     cached: CachedMedia | None = None
+    share: bool = True
     _pieces: Pieces = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         made = Pieces(family=self.family, processor=self.processor, recipe=self.recipe)
         object.__setattr__(self, "_pieces", made)  # here, so that it is the same in all processes that are forked later
+
+    @property
+    def shared(self) -> bool:
+        """Whether the answers of a preference row share the tokens of its prompt in a batch.
+
+        A recurrent layer carries its state from token to token, so that each answer needs a copy of the prompt.
+        """
+        return self.share and "recurrent" not in self.family.features
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Encode one row: tokens, labels, positions and pixels. `recipe.fit` changes a row that is over the limit.
@@ -77,6 +96,8 @@ class Encoder:
             media=media,
             text=tokens.text,
             changed=sample.changed,
+            branches=tokens.branches,
+            shared=self.shared,
         )
 
     def tokens(self, sample: Sample) -> EncodedTokens:
@@ -134,7 +155,7 @@ class Encoder:
     def _measured(self, sample: Sample) -> Cost:
         sample, grids, pieces = self._to_train(sample)
         cost = self._cost(sample, pieces, grids)
-        self._refuse_long(sample, cost.tokens, vision=sum(grid.tokens(self.recipe.merge_size) for grid in grids))
+        self._refuse_long(sample, cost, vision=sum(grid.tokens(self.recipe.merge_size) for grid in grids))
         return cost
 
     def samples(self, sample: Sample) -> tuple[Sample, ...]:
@@ -189,15 +210,27 @@ class Encoder:
             raise refused(sample, error.field, error.reason) from error
 
     def _cost(self, sample: Sample, pieces: Sequence[Piece], grids: Sequence[Grid]) -> Cost:
+        branches = self._branches(pieces, grids)
         return Cost(
-            tokens=sum(len(piece.ids) - piece.media for piece in pieces)
-            + sum(grid.tokens(self.recipe.merge_size) for grid in grids),
+            tokens=self._laid_out(branches),
             supervised=sum(int(np.count_nonzero(piece.trained)) for piece in pieces),
             patches=sum(grid.patches for grid in grids),
             changed=sample.changed,
             answer=sample.answer,
             thinking=thinking_of(sample, self.recipe),
+            branches=branches if len(branches) > 1 else (),
         )
+
+    def _laid_out(self, branches: Sequence[int]) -> int:
+        return laid_out(branches, shared=self.shared) if len(branches) > 1 else branches[0]
+
+    def _branches(self, pieces: Sequence[Piece], grids: Sequence[Grid]) -> tuple[int, ...]:
+        """Return the tokens of a row as `EncodedTokens.branches`; of a plain row one number, all its tokens."""
+        lengths = [0] * (1 + pieces[-1].branch)
+        for piece in pieces:
+            lengths[piece.branch] += len(piece.ids) - piece.media
+        lengths[0] += sum(grid.tokens(self.recipe.merge_size) for grid in grids)
+        return tuple(lengths)
 
     def _over(self, sample: Sample, cost: Cost) -> bool:
         """Whether the row must be made to fit. A row is changed only once, even if a file changes in the meantime."""
@@ -207,8 +240,7 @@ class Encoder:
     def _fitted(self, sample: Sample) -> Sample:
         def text_tokens(some: Sample) -> int:
             grids = self._grids(some)
-            pieces = self._pieces.of(self._with_boxes(some, grids), grids)
-            return sum(len(piece.ids) - piece.media for piece in pieces)
+            return self._laid_out(self._branches(self._pieces.of(self._with_boxes(some, grids), grids), ()))
 
         fit = self.recipe.fit
         if fit is None:
@@ -217,16 +249,20 @@ class Encoder:
             grids = self._grids(sample)
             cost = self._cost(sample, self._pieces.of(self._with_boxes(sample, grids), grids), grids)
             why = (
-                f"the row has {cost.tokens:,} tokens and {cost.patches:,} patches; {fit.limit}, and no picture is "
-                "dropped from a row with boxes in its pictures"
+                f"the row has {cost.tokens:,} tokens{_named(cost)} and {cost.patches:,} patches; {fit.limit}, and no "
+                "picture is dropped from a row with boxes in its pictures"
             )
             raise refused(sample, "conversations", f"{why}. Split the row, or use --over_length shrink", too_long=True)
         try:
-            return fitted(sample, fit, self.recipe, text_tokens)
+            copies = 1 if self.shared else 1 + len(sample.rejected)
+            return fitted(sample, fit, self.recipe, text_tokens, copies=copies)
         except MediaError as error:
             raise refused(sample, error.field, error.reason) from error
         except TooLong as error:
-            raise refused(sample, "conversations", str(error), too_long=True) from error
+            grids = self._grids(sample)
+            cost = self._cost(sample, self._pieces.of(self._with_boxes(sample, grids), grids), grids)
+            parts = f". Its tokens: {named_parts(cost)}" if cost.branches else ""
+            raise refused(sample, "conversations", f"{error}{parts}", too_long=True) from error
 
     def _decode(self, sample: Sample) -> tuple[EncodedMedia, ...]:
         decode = decoder.decode if self.cached is None else self.cached.decode
@@ -255,30 +291,49 @@ class Encoder:
         stands = np.flatnonzero(kinds)
         counts = np.ones(len(ids), dtype=np.int64)
         counts[stands] = tokens
-        self._refuse_long(sample, int(counts.sum()), vision=sum(tokens))
+        cost = self._cost(sample, pieces, grids)
+        self._refuse_long(sample, cost, vision=sum(tokens))
         labels = np.where(trained & (kinds == KIND_TEXT), ids, UNTRAINED)
         text_runs = (np.diff([-1, *stands, len(ids)]) - 1).tolist()
         segments = [*(part for pair in zip(text_runs[:-1], runs, strict=True) for part in pair), text_runs[-1]]
+        positions_3T = mrope_positions(
+            segments, merge=self.recipe.merge_size, tokens_per_second=self.recipe.tokens_per_second
+        )
         return EncodedTokens(
             input_ids_T=np.repeat(ids, counts),
             labels_T=np.repeat(labels, counts),
             kinds_T=np.repeat(kinds, counts),
-            positions_3T=mrope_positions(
-                segments, merge=self.recipe.merge_size, tokens_per_second=self.recipe.tokens_per_second
-            ),
+            positions_3T=_from_prompt(positions_3T, cost.branches),
             grids=tuple(grids),
             text="".join(piece.text for piece in pieces),
+            branches=cost.branches,
         )
 
-    def _refuse_long(self, sample: Sample, tokens: int, *, vision: int) -> None:
+    def _refuse_long(self, sample: Sample, cost: Cost, *, vision: int) -> None:
         limit = self.recipe.max_length
-        if tokens > limit:
+        if cost.tokens > limit:
             what = "row" if sample.answer is None else f"row up to {sample.turns[-1].field}"
+            parts = f"{vision:,} of them pictures and videos"
+            if cost.branches:
+                parts = f"{named_parts(cost)}; {vision:,} of the prompt are pictures and videos"
             raise refused(
                 sample,
                 "conversations",
-                f"the {what} is {tokens:,} tokens long ({vision:,} of them pictures and videos), --max_length is "
+                f"the {what} is {cost.tokens:,} tokens long ({parts}), --max_length is "
                 f"{limit:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, split the row, or let "
                 "--over_length handle such rows.",
                 too_long=True,
             )
+
+
+def _named(cost: Cost) -> str:
+    return f" ({named_parts(cost)})" if cost.branches else ""
+
+
+def _from_prompt(positions_3T: np.ndarray, branches: Sequence[int]) -> np.ndarray:
+    """Let the positions of each answer of a preference row continue those of the prompt, which ends with text."""
+    if not branches:
+        return positions_3T
+    prompt, *answers = branches
+    first_31 = positions_3T[:, prompt, None]
+    return np.concatenate([positions_3T[:, :prompt], *(first_31 + np.arange(tokens) for tokens in answers)], axis=1)

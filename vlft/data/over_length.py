@@ -6,6 +6,7 @@ Needs no tokenizer: `vlft.data.encode` passes a function that counts the tokens 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -21,31 +22,35 @@ class TooLong(Exception):
     """A row cannot be made to fit. The message says by how much, and does not name the row."""
 
 
-def fitted(sample: Sample, fit: Fit, recipe: Recipe, text_tokens: Callable[[Sample], int]) -> Sample:
+def fitted(
+    sample: Sample, fit: Fit, recipe: Recipe, text_tokens: Callable[[Sample], int], *, copies: int = 1
+) -> Sample:
     """Make a row that is over the limit fit. `.changed` of the result says what was done.
 
     Args:
         sample: the row; the headers of its media are read.
         recipe: the run's budgets.
         text_tokens: counts the tokens of a conversation without those of its media.
+        copies: how often the tokens of a medium are in the row. A preference row may repeat its prompt.
 
     Raises:
         MediaError: a medium cannot be opened.
         TooLong: the row cannot be made to fit.
     """
+    tokens = functools.partial(_tokens, recipe=recipe, copies=copies)
     seen = [read_headers(medium) for medium in sample.media]
     grids = [grid_of(*pair, recipe) for pair in zip(sample.media, seen, strict=True)]
     said = text_tokens(sample)
-    before = said + _tokens(grids, recipe)
+    before = said + tokens(grids)
     if fit.how == "shrink":
-        made, now = _shrunk(sample, seen, grids, said, fit, recipe)
+        made, now = _shrunk(sample, seen, grids, said, fit, recipe, tokens)
     else:
-        made, now = _dropped(sample, grids, fit, recipe, text_tokens)
+        made, now = _dropped(sample, grids, fit, text_tokens, tokens)
     return replace(made, changed=f"{made.changed}: {now:,} tokens instead of {before:,}")
 
 
-def _tokens(grids: Sequence[Grid], recipe: Recipe) -> int:
-    return sum(grid.tokens(recipe.merge_size) for grid in grids)
+def _tokens(grids: Sequence[Grid], *, recipe: Recipe, copies: int) -> int:
+    return copies * sum(grid.tokens(recipe.merge_size) for grid in grids)
 
 
 def _patches(grids: Sequence[Grid]) -> int:
@@ -53,7 +58,13 @@ def _patches(grids: Sequence[Grid]) -> int:
 
 
 def _shrunk(
-    sample: Sample, seen: Sequence[Headers], grids: Sequence[Grid], said: int, fit: Fit, recipe: Recipe
+    sample: Sample,
+    seen: Sequence[Headers],
+    grids: Sequence[Grid],
+    said: int,
+    fit: Fit,
+    recipe: Recipe,
+    tokens: Callable[[Sequence[Grid]], int],
 ) -> tuple[Sample, int]:
     """Lower the maximum pixels of stills and of videos by one factor, starting at the largest still and video."""
     media = sample.media
@@ -69,13 +80,13 @@ def _shrunk(
             return None
 
     def fits(found: Sequence[Grid]) -> bool:
-        return not fit.over(said + _tokens(found, recipe), _patches(found))
+        return not fit.over(said + tokens(found), _patches(found))
 
     least = measured(0)
     if least is None or not fits(least):
-        at_least = "" if least is None else f"{said + _tokens(least, recipe):,} tokens and {_patches(least):,} patches"
+        at_least = "" if least is None else f"{said + tokens(least):,} tokens and {_patches(least):,} patches"
         raise TooLong(
-            f"the row has {said + _tokens(grids, recipe):,} tokens and {_patches(grids):,} patches, and with every "
+            f"the row has {said + tokens(grids):,} tokens and {_patches(grids):,} patches, and with every "
             f"picture at its minimum pixels {at_least or 'nothing is left of one'}; {fit.limit}. Split the row, lower "
             "--image_min_pixels or --video_min_pixels, or use --over_length drop_media"
         )
@@ -93,7 +104,7 @@ def _shrunk(
         for name, kind in (("pictures", Image), ("videos" if _per_clip(recipe) else "video frames", Video))
         if any(isinstance(m, kind) for m in made)
     ]
-    now = said + _tokens(measured(low) or (), recipe)
+    now = said + tokens(measured(low) or ())
     return replace(_with(sample, made), changed=f"shrunk {' and '.join(caps)}"), now
 
 
@@ -126,15 +137,15 @@ def _dropped(
     sample: Sample,
     grids: Sequence[Grid],
     fit: Fit,
-    recipe: Recipe,
     text_tokens: Callable[[Sample], int],
+    tokens: Callable[[Sequence[Grid]], int],
 ) -> tuple[Sample, int]:
     """Drop as few of the last media as necessary: the end of a story is understood from its beginning."""
     media = sample.media
 
     def cut(kept: int) -> tuple[Sample, int]:
         shorter = _with(sample, [*media[:kept], *([None] * (len(media) - kept))])
-        return shorter, text_tokens(shorter) + _tokens(grids[:kept], recipe)
+        return shorter, text_tokens(shorter) + tokens(grids[:kept])
 
     def fits(kept: int) -> bool:
         return not fit.over(cut(kept)[1], _patches(grids[:kept]))

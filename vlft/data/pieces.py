@@ -36,12 +36,14 @@ class Piece:
         trained: bool [tokens], whether each token is trained.
         ids: int64 [tokens], with one token per run of vision tokens (`Grid.runs`).
         media: how many of the tokens stand for such a run.
+        branch: as in `vlft.data.render.Rendered`.
     """
 
     text: str
     trained: np.ndarray
     ids: np.ndarray
     media: int
+    branch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +86,12 @@ class Pieces:
         """Everything that pieces depend on, besides what is the same for all rows of a run."""
         turns = [
             (turn.role, *((part.text, part.trained) if isinstance(part, Text) else type(part) for part in turn.parts))
-            for turn in sample.turns
+            for turn in sample.all_turns
         ]
         times = [(len(grid.runs), grid.times) for grid in grids]
         template = str(self.processor.chat_template or self.processor.tokenizer.chat_template)
-        return repr((hash(template), sample.answer, sample.thinking, times, turns)).encode()
+        kind = (sample.answer, sample.thinking, len(sample.rejected))
+        return repr((hash(template), *kind, times, turns)).encode()
 
     def _made(self, sample: Sample, grids: Sequence[Grid], *, unanswered: bool) -> list[Piece]:
         rendered = render(sample, self.processor, self.family, self.recipe, unanswered=unanswered)
@@ -113,6 +116,7 @@ class Pieces:
                 trained=self._trained(sample, one, len(ids)),
                 ids=np.array(ids, dtype=np.int64),
                 media=len(some),
+                branch=one.branch,
             )
             for one, ids, some in zip(rendered, piece_ids, found, strict=True)
         ]
@@ -121,6 +125,8 @@ class Pieces:
             raise refused(
                 sample, "conversations", "no token is entirely inside a trained span: nothing to learn. Widen a span"
             )
+        if sample.rejected and not unanswered:
+            _check_branches(sample, pieces)
         return pieces
 
     def _trained(self, sample: Sample, rendered: Rendered, tokens: int) -> np.ndarray:
@@ -136,11 +142,30 @@ class Pieces:
             ) from error
 
 
+def _check_branches(sample: Sample, pieces: Sequence[Piece]) -> None:
+    """Refuse a preference row in which an answer has no trained token, or two answers have the same tokens."""
+    answers = (sample.turns[-1], *sample.rejected)
+    seen: dict[tuple[int, ...], str] = {}
+    for branch, turn in enumerate(answers, start=1):
+        own = [piece for piece in pieces if piece.branch == branch]
+        ids = tuple(token for piece in own for token in piece.ids.tolist())
+        if not any(piece.trained.any() for piece in own):
+            raise refused(sample, turn.field, "no token of this answer is trained: nothing to compare. Train all of it")
+        if ids in seen:
+            raise refused(
+                sample,
+                turn.field,
+                f"this answer has the same tokens as {seen[ids]}, so neither can be preferred. Change one of them, or "
+                "remove the row",
+            )
+        seen[ids] = turn.field
+
+
 def _packed(pieces: Sequence[Piece]) -> bytes:
-    """Pieces as bytes: their number, then three sizes of each, then ids of 4 bytes, flags of one bit, and texts."""
+    """Pieces as bytes: their number, then four numbers of each, then ids of 4 bytes, flags of one bit, and texts."""
     texts = [piece.text.encode() for piece in pieces]
-    sizes = [(len(piece.ids), piece.media, len(text)) for piece, text in zip(pieces, texts, strict=True)]
-    head = np.array([len(pieces), *(size for three in sizes for size in three)], dtype=np.uint32)
+    sizes = [(len(piece.ids), piece.media, len(text), piece.branch) for piece, text in zip(pieces, texts, strict=True)]
+    head = np.array([len(pieces), *(size for four in sizes for size in four)], dtype=np.uint32)
     ids = np.concatenate([piece.ids for piece in pieces]).astype(np.uint32)
     trained = np.packbits(np.concatenate([piece.trained for piece in pieces]))
     return b"".join((head.tobytes(), ids.tobytes(), trained.tobytes(), *texts))
@@ -148,17 +173,17 @@ def _packed(pieces: Sequence[Piece]) -> bytes:
 
 def _unpacked(kept: bytes) -> list[Piece]:
     (count,) = np.frombuffer(kept, np.uint32, 1)
-    sizes = np.frombuffer(kept, np.uint32, 3 * count, offset=4).reshape(-1, 3).tolist()
-    tokens, start = sum(size[0] for size in sizes), 4 + 12 * len(sizes)
+    sizes = np.frombuffer(kept, np.uint32, 4 * count, offset=4).reshape(-1, 4).tolist()
+    tokens, start = sum(size[0] for size in sizes), 4 + 16 * len(sizes)
     ids = np.frombuffer(kept, np.uint32, tokens, offset=start).astype(np.int64)
     start += 4 * tokens
     flags = np.frombuffer(kept, np.uint8, -(-tokens // 8), offset=start)
     trained = np.unpackbits(flags, count=tokens).view(bool)
     start += len(flags)
     pieces, first = [], 0
-    for length, media, letters in sizes:
+    for length, media, letters, branch in sizes:
         last = first + length
         text = kept[start : start + letters].decode()
-        pieces.append(Piece(text=text, trained=trained[first:last], ids=ids[first:last], media=media))
+        pieces.append(Piece(text=text, trained=trained[first:last], ids=ids[first:last], media=media, branch=branch))
         first, start = last, start + letters
     return pieces

@@ -8,7 +8,7 @@ the same way whatever follows it. Otherwise `render` raises `NotFlat`, and the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,10 +31,12 @@ class Rendered:
     Attributes:
         text: text of the piece.
         turn: turn of the answer that the piece is; None between answers.
+        branch: of a preference row, the answer that the piece belongs to, from 1; 0 for the prompt and in other rows.
     """
 
     text: str
     turn: Turn | None = None
+    branch: int = 0
 
 
 class NotFlat(ConfigError):
@@ -43,6 +45,9 @@ class NotFlat(ConfigError):
 
 def render(sample: Sample, processor: Any, family: Family, recipe: Recipe, *, unanswered: bool) -> list[Rendered]:
     """Render a conversation, split into answers and the text between them.
+
+    A preference row is rendered as the prompt that a server makes of its turns before the answers, and each answer with
+    what the template writes after it.
 
     Args:
         processor: the base's processor. Its chat template is used, or that of its tokenizer.
@@ -63,6 +68,8 @@ def render(sample: Sample, processor: Any, family: Family, recipe: Recipe, *, un
         chosen=recipe.thinking if ENABLE in recipe.switches else None,
     )
     trained = trained_answers(sample)
+    if sample.rejected and not unanswered:
+        return dialogue.branches()
     if sample.answer is not None:
         return dialogue.prompt() if unanswered else dialogue.one(sample.answer)
     try:
@@ -134,15 +141,39 @@ class _Dialogue:
 
     def one(self, answer: int) -> list[Rendered]:
         """Render the turns up to an answer, as the prompt and the answer. What follows is left out."""
-        turn = self.sample.turns[answer]
         (prompt,), (upto,) = self._rendered([answer], prompt=True), self._rendered([answer + 1])
+        said, _ = self._answer(self.sample.turns[answer], prompt, upto)
+        return [Rendered(text=prompt), said]
+
+    def branches(self) -> list[Rendered]:
+        """Render the turns before the last one as the prompt, then the last answer and each rejected one."""
+        answers = (self.sample.turns[-1], *self.sample.rejected)
+        before = self._messages[:-1]
+        (prompt,) = self._texts([before], prompt=True)
+        uptos = self._texts([[*before, _message(turn, thoughts_apart=self._apart)] for turn in answers])
+        pieces = [Rendered(text=prompt)]
+        for branch, (turn, upto) in enumerate(zip(answers, uptos, strict=True), start=1):
+            # The prompt is that of the chosen answer.
+            if branch > 1 and self.chosen == "auto" and self._misfits(turn, prompt):
+                raise refused(self.sample, turn.field, self._unlike(turn))
+            said, after = self._answer(turn, prompt, upto)
+            pieces += [replace(said, branch=branch), Rendered(text=after, branch=branch)]
+        return [piece for piece in pieces if piece.text]
+
+    def _answer(self, turn: Turn, prompt: str, upto: str) -> tuple[Rendered, str]:
+        """Return an answer as its only prompt has it, and what the template writes after it.
+
+        Args:
+            prompt: the turns before the answer, with the generation prompt.
+            upto: the turns up to and with the answer.
+        """
         end = upto.rfind(self.end_of_turn) + len(self.end_of_turn)
         if not (upto.startswith(prompt) and len(prompt) < end):
             if thinks(_text(turn)) and self._misfits(turn, prompt):
                 raise refused(self.sample, turn.field, self._misfit(turn))
             raise ConfigError(self._unfound(turn, prompt))
         self._check(turn, prompt, upto[len(prompt) : end], alone=True)
-        return [Rendered(text=prompt), Rendered(text=upto[len(prompt) : end], turn=turn)]
+        return Rendered(text=upto[len(prompt) : end], turn=turn), upto[end:]
 
     def prompt(self) -> list[Rendered]:
         """Render the conversation with the generation prompt, as a server does."""
@@ -150,16 +181,20 @@ class _Dialogue:
         return [Rendered(text=text)]
 
     def _rendered(self, ends: list[int], *, prompt: bool = False) -> list[str]:
-        """Render the turns before each of some places, with or without a generation prompt.
+        """Render the turns before each of some places, with or without a generation prompt."""
+        return self._texts([self._messages[:end] for end in ends], prompt=prompt)
+
+    def _texts(self, conversations: list[list[dict[str, Any]]], *, prompt: bool = False) -> list[str]:
+        """Render conversations, with or without a generation prompt.
 
         Raises:
             DataError: the template refuses them (`raise_exception`). A jinja2 error itself cannot leave a worker.
         """
-        if not ends:
+        if not conversations:
             return []
         try:
             return self.processor.tokenizer.apply_chat_template(
-                [self._messages[:end] for end in ends],
+                conversations,
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=prompt,
@@ -178,8 +213,12 @@ class _Dialogue:
     @cached_property
     def _messages(self) -> list[dict[str, Any]]:
         """The turns in the form that chat templates take."""
-        apart = reads(self._template, "reasoning_content") and not finds_thoughts(self._template)
-        return [_message(turn, thoughts_apart=apart) for turn in self.sample.turns]
+        return [_message(turn, thoughts_apart=self._apart) for turn in self.sample.turns]
+
+    @cached_property
+    def _apart(self) -> bool:
+        """Whether the template takes the thoughts of an answer apart from its text, and only so."""
+        return reads(self._template, "reasoning_content") and not finds_thoughts(self._template)
 
     def _check(self, turn: Turn, prompt: str, answer: str, *, alone: bool) -> None:
         """Check that an answer, as rendered, is what a model writes after a prompt.
@@ -223,6 +262,14 @@ class _Dialogue:
             "the answer has no thoughts (<think>...</think>), but the chat template of this base begins every answer "
             "with <think>, so the model would learn to stop thinking. Write thoughts before the answer, or start from "
             "a base that answers without thoughts, such as an Instruct model"
+        )
+
+    def _unlike(self, turn: Turn) -> str:
+        has, chosen = ("thoughts", "none") if thinks(_text(turn)) else ("no thoughts", "some")
+        return (
+            f"this answer has {has} (<think>...</think>) and the chosen one has {chosen}, but both follow one prompt, "
+            "and the chat template ends it differently for answers with thoughts. Write both answers with thoughts, or "
+            "both without"
         )
 
     def _not_flat(self, turn: Turn) -> NotFlat:

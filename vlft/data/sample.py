@@ -204,13 +204,14 @@ class Cost:
     """The cost of a row, known without decoding.
 
     Attributes:
-        tokens: tokens in the language model.
+        tokens: tokens in the language model, as the row is laid out in a batch.
         supervised: trained tokens.
         patches: patches in the ViT.
         changed: how `--over_length` changes the row (`Sample.changed`). The cost is that of the changed row.
         parts: costs of the samples that the row is split into, whose sums the cost has; empty for a whole row.
         answer: `Sample.answer`.
         thinking: whether the model thinks before the answer; None: the chat template has no switch for it.
+        branches: `EncodedTokens.branches`.
     """
 
     tokens: int
@@ -220,6 +221,7 @@ class Cost:
     parts: tuple[Cost, ...] = ()
     answer: int | None = dataclasses.field(default=None, compare=False)
     thinking: bool | None = dataclasses.field(default=None, compare=False)
+    branches: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
     @classmethod
     def of_parts(cls, parts: Sequence[Cost]) -> Cost:
@@ -290,6 +292,8 @@ class EncodedSample:
     Attributes:
         media: stills and videos in the order of their tags.
         changed: how `--over_length` changed the row; "" if it is unchanged.
+        shared: of a preference row, whether its answers share the prompt's tokens in a batch.
+        reference: of a preference row, the log-probability of each answer under the reference; empty: not known.
     """
 
     file: str
@@ -302,6 +306,9 @@ class EncodedSample:
     media: tuple[EncodedMedia, ...]
     text: str
     changed: str = ""
+    branches: tuple[int, ...] = ()
+    shared: bool = True
+    reference: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -78,7 +78,7 @@ class Base:
 
         tokenizer = self.processor.tokenizer
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return Collator(vision=self.sizes.vision, filler_token=filler)
+        return Collator(vision=self.sizes.vision, filler_token=filler, shared=self.encoder.shared)
 
 
 def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plain: bool = False) -> Base:

@@ -77,14 +77,15 @@ class Costing:
 
     @classmethod
     def dump(cls, cost: Cost) -> list[Any]:
-        rare = [cost.changed, cost.answer, cost.thinking, [cls.dump(part) for part in cost.parts]]
+        rare: list[Any] = [cost.changed, cost.answer, cost.thinking, [cls.dump(part) for part in cost.parts]]
+        rare += [list(cost.branches)] if cost.branches else []
         return [cost.tokens, cost.supervised, cost.patches, *(rare if rare != ["", None, None, []] else [])]
 
     @classmethod
     def load(cls, value: Any) -> Cost:
         """Convert a value back; raises `TypeError` or `ValueError` if it is not a cost."""
         tokens, supervised, patches, *rare = value
-        changed, answer, thinking, parts = rare or ("", None, None, ())
+        changed, answer, thinking, parts, *branches = rare or ("", None, None, ())
         return Cost(
             tokens=int(tokens),
             supervised=int(supervised),
@@ -93,6 +94,7 @@ class Costing:
             answer=None if answer is None else int(answer),
             thinking=None if thinking is None else bool(thinking),
             parts=tuple(map(cls.load, parts)),
+            branches=tuple(int(tokens) for some in branches for tokens in some),
         )
 
 
@@ -231,8 +233,11 @@ def key_of(sample: Sample, stamp: Callable[[str], tuple[int, int]]) -> bytes:
         own = () if part.overrides == Overrides() else astuple(part.overrides)
         return [type(part).__name__, *own, *((os.path.abspath(path), *stamp(path)) for _, path in part.files)]
 
-    turns = [[turn.role, [plain(part) for part in turn.parts]] for turn in sample.turns]
+    turns, rejected = (
+        [[turn.role, [plain(part) for part in turn.parts]] for turn in some] for some in (sample.turns, sample.rejected)
+    )
     row = [turns, None if sample.objects is None else asdict(sample.objects), sample.warnings]
+    row += [{"rejected": rejected}] if rejected else []
     return hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest()
 
 

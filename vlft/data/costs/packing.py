@@ -15,6 +15,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from vlft.data.branches import named_parts
 from vlft.data.costs.columns import Costs
 from vlft.data.sample import Cost
 
@@ -39,9 +40,10 @@ class Budget:
         """Say why a row of this cost fits no pack; None if it fits."""
         for unit, has, may in (("tokens", cost.tokens, self.tokens), ("patches", cost.patches, self.patches)):
             if has > may:
+                parts = f" ({named_parts(cost)})" if unit == "tokens" and cost.branches else ""
                 return (
-                    f"{has:,} {unit} fit no pack, --pack_{unit} is {may:,}. Raise it, shorten the row, lower the "
-                    "pixel budgets, or let --over_length handle such rows"
+                    f"{has:,} {unit}{parts} fit no pack, --pack_{unit} is {may:,}. Raise it, shorten the row, lower "
+                    "the pixel budgets, or let --over_length handle such rows"
                 )
         return None
 

@@ -25,6 +25,7 @@ PACKAGES = ("pillow", "torch", "torchvision", "qwen-vl-utils", "decord", "av")
 NO_PIXELS = (
     *("max_length", "over_length", "missing_tags", "columns", "fit", "box_format", "thinking", "turns"),
     *("chat_template", "tokenizer", "switches", "tokens_per_second", "frames_fps", "video_time"),
+    "pairs",
 )
 #: Settings that change no pixel of a still.
 OF_VIDEOS = (

@@ -14,7 +14,9 @@ from vlft.errors import BadRow, DataError
 
 
 def trained_answers(sample: Sample) -> list[int]:
-    """The places of the turns of a row that are trained, in whole or in part."""
+    """The places of the turns of a row that are trained, in whole or in part; of a preference row only the last one."""
+    if sample.rejected:
+        return [len(sample.turns) - 1]
     return [place for place, turn in enumerate(sample.turns) if turn.trained != "none"]
 
 
@@ -28,7 +30,8 @@ def up_to(sample: Sample, answer: int) -> Sample:
         DataError: a box before the end of the answer is in a picture that comes later.
     """
     turns = (*map(_untrained, sample.turns[:answer]), sample.turns[answer])
-    short = replace(sample, turns=turns, answer=answer)
+    rejected = sample.rejected if answer == len(sample.turns) - 1 else ()  # they answer the last question
+    short = replace(sample, turns=turns, rejected=rejected, answer=answer)
     return short if sample.objects is None else replace(short, objects=_cut(short, sample.objects))
 
 
@@ -39,7 +42,7 @@ def _untrained(turn: Turn) -> Turn:
 
 def _cut(sample: Sample, objects: Objects) -> Objects | None:
     """Return the names and boxes whose placeholders are in the turns of a sample."""
-    texts = [part.text for turn in sample.turns for part in turn.parts if isinstance(part, Text)]
+    texts = [part.text for turn in sample.all_turns for part in turn.parts if isinstance(part, Text)]
     found = [mark for text in texts for mark in PLACEHOLDER.findall(text)]
     boxes = found.count(BOX)
     pictures = objects.pictures[:boxes]
