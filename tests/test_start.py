@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from runs import arguments, assert_same, lines, losses, weights
+from runs import arguments, weights
 
 from vlft.cli.main import main
 

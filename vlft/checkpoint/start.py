@@ -234,7 +234,8 @@ def _settings(path: str, found: Located, adapter: Adapter, base: Path, family: F
 
 
 def _instead(path: str) -> str:
-    return f"Merge it first (vlft merge {path} OUT, or peft's merge_and_unload), then use --model_id OUT without --adapter."
+    how = f"vlft merge {path} OUT, or peft's merge_and_unload"
+    return f"Merge it first ({how}), then use --model_id OUT without --adapter."
 
 
 def _check_matrices(path: str, adapter: Adapter, rank: Any, slots: Mapping[str, tuple[int, ...]]) -> None:
