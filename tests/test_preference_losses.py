@@ -1,4 +1,4 @@
-"""The losses of preference rows: against hand values in float64, and against formulas of TRL written out in numpy."""
+"""The losses of preference rows: against hand values in float64, and against figures of TRL."""
 
 from __future__ import annotations
 
@@ -127,18 +127,32 @@ def test_odds_of_a_certain_answer_are_finite():
     assert torch.isfinite(leaf.grad).all()
 
 
-# ---- TRL itself, where it is installed
+# ---- TRL
 
 
-def test_losses_are_those_of_trl():
-    """TRL's own functions for ORPO and SimPO; its DPO losses are inside `DPOTrainer._compute_loss`."""
-    trl = pytest.importorskip("trl.experimental.orpo.orpo_trainer")
-    from types import SimpleNamespace
+#: What TRL 1.16.0 computes for the three rows: `DPOTrainer._compute_loss` of a model that has these log-probabilities
+#: (its "sft" is the SFT term), and the functions of its trainers for ORPO and CPO. Means over rows.
+TRL = {
+    "sigmoid": 0.3621204197406769,
+    "hinge": 0.25000062584877014,
+    "ipo": 0.6350755095481873,
+    "sigmoid + sft": 2.203787088394165,
+    "orpo": (2.0 + 0.8125 + 2.0 + 0.1882861703634262 + 0.10192536562681198 + 0.025564251467585564) / 3,
+    "simpo": (0.8833821415901184 + 0.7345971465110779 + 0.38687101006507874) / 3,
+    "simpo, smoothed": (0.8483821153640747 + 0.7264721393585205 + 0.4618709981441498) / 3,
+}
 
-    mean = SUMS / COUNTS
-    fake = SimpleNamespace(beta=WEIGHT, accelerator=SimpleNamespace(device="cpu"))
-    ratio, chosen, rejected, *_ = trl.ORPOTrainer.odds_ratio_loss(fake, mean[:, 0], mean[:, 1])
-    found = preference.orpo(SUMS, COUNTS, weight=WEIGHT)
-    torch.testing.assert_close(found.sum, (-mean[:, 0] - ratio).sum())
-    torch.testing.assert_close(found.chosen, chosen)
-    torch.testing.assert_close(found.rejected, rejected)
+
+def test_losses_and_rewards_are_those_of_trl():
+    found = {name: ours(name, SUMS, COUNTS, REFERENCE) for name in NAMES if name in TRL}
+    sums = {name: one.sum for name, one in found.items()}
+    sums["sigmoid + sft"] = sums["sigmoid"] + preference.rpo(SUMS, COUNTS)
+    smoothed = preference.simpo(SUMS, COUNTS, beta=BETA, gamma=GAMMA, label_smoothing=SMOOTHING)
+    sums["simpo, smoothed"] = smoothed.sum
+    assert {name: total.item() / 3 for name, total in sums.items()} == pytest.approx(TRL, rel=5e-6)
+    for name in ("sigmoid", "hinge", "ipo"):  # "rewards/chosen", "rewards/rejected", "rewards/margins"
+        means = [getattr(found[name], field).mean().item() for field in ("chosen", "rejected", "margin", "accuracy")]
+        assert means == pytest.approx([0.2916666567, -0.5833327174, 0.8749993443, 1.0], rel=2e-6)
+    assert found["orpo"].chosen.tolist() == pytest.approx([-0.5, -0.203125, -0.5])
+    assert found["orpo"].rejected.tolist() == pytest.approx([-0.4749999940, -0.3125, -1.0249999762])
+    assert found["simpo"].rejected.tolist() == pytest.approx([-0.9499999881, -0.625, -2.0499999523])
