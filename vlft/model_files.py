@@ -6,6 +6,7 @@ which of these a file is. The format: https://huggingface.co/docs/safetensors/in
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -105,6 +106,26 @@ def slots_in(file: Path) -> dict[str, Slot]:
             "The download or copy ended early. Copy it again."
         )
     return found
+
+
+def contents_print(file: Path) -> str:
+    """Return a short fingerprint of the tensors of a safetensors file: names, shapes, dtypes and all values.
+
+    Returns:
+        16 hex digits of a sha256. Metadata of the file do not change it.
+
+    Raises:
+        CheckpointError: the errors of `slots_in`.
+    """
+    slots = slots_in(file)
+    digest = hashlib.sha256()
+    with open(file, "rb") as raw:
+        header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
+        for name in sorted(slots):
+            digest.update(f"{name} {json.dumps(header[name], sort_keys=True)}\n".encode())
+        while part := raw.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def weights_advice(folder: Path) -> str:

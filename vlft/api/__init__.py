@@ -187,7 +187,8 @@ def load_model(
     check_device(args, model_flags.attn, model_flags.linear_attn)
     kernels.check(args.liger, args.device)
     # Opened again, because `base` was opened without the flags of the towers.
-    opened = setup.open_base(data, model_flags, given=frozenset(said(own)))
+    start = setup.start_of(model_flags)
+    opened = setup.open_base(data, model_flags, given=frozenset(said(own)), start=start)
     budget = pack_budget(data)
     # The most tokens and patches of a micro-batch.
     tokens = opened.recipe.max_length if budget is None else budget.tokens
@@ -198,6 +199,7 @@ def load_model(
         args,
         choice=model_flags.attn,
         linear=model_flags.linear_attn,
+        start=opened.start,
         say=LOG.info,
         tokens=tokens,
         patches=patches,

@@ -77,16 +77,19 @@ class Adapter:
 
     def pairs(self) -> dict[str, Pair]:
         """Module -> its LoRA matrices, for every complete pair."""
+        return {
+            module: Pair(a=a, b=b, rank=rank, alpha=alpha)
+            for module, (a, b) in self.matrices().items()
+            for rank, alpha in [self._rank_and_alpha(module, a)]
+        }
+
+    def matrices(self) -> dict[str, tuple[str, str]]:
+        """Module -> names of A and B in the file, for every complete pair. Needs no peft."""
         sides: dict[str, dict[str, str]] = {}
         for live in self.keys:
             if (found := _LORA.fullmatch(live.removeprefix(PREFIX))) is not None:
                 sides.setdefault(found["module"], {})[found["side"]] = self.keys[live]
-        whole = {module: pair for module, pair in sides.items() if set(pair) == {"A", "B"}}
-        return {
-            module: Pair(a=pair["A"], b=pair["B"], rank=rank, alpha=alpha)
-            for module, pair in whole.items()
-            for rank, alpha in [self._rank_and_alpha(module, pair["A"])]
-        }
+        return {module: (pair["A"], pair["B"]) for module, pair in sides.items() if set(pair) == {"A", "B"}}
 
     def _rank_and_alpha(self, module: str, stored: str) -> tuple[int, float]:
         """Rank and alpha of a module: the value of the first matching pattern, else the common value.

@@ -40,7 +40,7 @@ def find_base(run: str | Path, found: Located, base_model: str | None) -> tuple[
     """
     if base_model is not None:
         folder = resolve_model(base_model)
-        _refuse_other_family(run, found, base_model, folder)
+        refuse_other_family(run, found, base_model, folder)
         return base_model, folder
     if not found.base_model:
         raise CheckpointError(f"{run}: neither vlft.json nor adapter_config.json names its base. Set --base_model.")
@@ -48,12 +48,22 @@ def find_base(run: str | Path, found: Located, base_model: str | None) -> tuple[
         folder = resolve_model(found.base_model, found.base_revision)
     except CheckpointError as error:
         raise CheckpointError(f"{run}: its base cannot be opened. {error} Or set --base_model.") from None
-    _refuse_other_family(run, found, found.base_model, folder)
+    refuse_other_family(run, found, found.base_model, folder)
     return found.base_model, folder
 
 
-def _refuse_other_family(run: str | Path, found: Located, base_id: str, base: Path) -> None:
-    """Refuse a base of another family than the one the adapter was trained on, as far as the files name that one."""
+def refuse_other_family(run: str | Path, found: Located, base_id: str, base: Path) -> None:
+    """Refuse a base of another family than the one the adapter was trained on, as far as the files name that one.
+
+    Args:
+        run: the folder the user passed, for messages.
+        found: the adapter in it.
+        base_id: name of the base.
+        base: its folder.
+
+    Raises:
+        CheckpointError: names both families.
+    """
     here, there = family_of(base), None
     named = Path(found.base_model or "").expanduser() / "config.json"
     if found.record is not None:

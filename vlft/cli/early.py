@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint import family_of, find_adapter_or_model, find_base, resolve_complete, resolve_model
+from vlft.checkpoint.start import read_start, recorded_start
+from vlft.config.checks import contradictions
 from vlft.config.parse import train_types
+from vlft.config.values import Values
+from vlft.errors import ConfigError
+from vlft.families import Family
 from vlft.model.towers import check_experts
-from vlft.train.claim import refuse_other
+from vlft.train.claim import record_there, refuse_other
 
 
 def check_run(values: Mapping[str, Any]) -> None:
@@ -21,18 +26,40 @@ def check_run(values: Mapping[str, Any]) -> None:
         values: the flags that were set.
 
     Raises:
-        CheckpointError: the base is missing or cannot be used, or the output folder holds something else than a run
-            on a base of this family.
-        ConfigError: the base has experts, which the flags would train or share.
+        CheckpointError: the base is missing or cannot be used, no run on it can start from the adapter, or the output
+            folder holds something else than a run on a base of this family.
+        ConfigError: the base has experts, which the flags would train or share; or the adapter differs from the flags.
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    family = None
+    family = base = None
     if "model_id" in values:
-        family = family_of(resolve_model(values["model_id"], values.get("model_revision")))
+        base = resolve_model(values["model_id"], values.get("model_revision"))
+        family = family_of(base)
         check_experts(family, language=values.get("language"), deepspeed=values.get("deepspeed"))
     if "output_dir" in values:
         refuse_other(Path(values["output_dir"]), family=family)
+    if "adapter" in values and base is not None and family is not None:
+        _check_adapter(values, base, family)
+
+
+def _check_adapter(values: Mapping[str, Any], base: Path, family: Family) -> None:
+    """Check the adapter to start from against the base and the flags, and the flags with what it decides."""
+    start = None
+    if "output_dir" in values:
+        there = record_there(values["output_dir"], values.get("resume_from_checkpoint"))
+        start = None if there is None else recorded_start(values["adapter"], there)
+    if start is None:
+        start = read_start(values["adapter"], values["model_id"], base, family)
+    start.agree(values)
+    decided = {name: value for name, value in {**values, **start.settings}.items() if name != "adapter"}
+    words = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in decided.items()}
+    for problem in contradictions(Values(words), "train"):
+        raise ConfigError(f"{problem} The adapter {start.name} sets {_shown(start.settings)}.")
+
+
+def _shown(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"--{name} {value}" for name, value in settings.items())
 
 
 def checked_types(values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:

@@ -77,6 +77,8 @@ def _described(verb: Verb, said: Mapping[str, Said], others: Sequence[str]) -> s
     if "model_id" in said:
         modes = {tower: said[tower].word if tower in said else DEFAULTS[tower] for tower in TOWERS}
         towers = ", ".join(f"{tower} {mode}" for tower, mode in modes.items() if mode != "frozen")
+        if "adapter" in said:  # which decides what trains
+            towers = f"adapter {said['adapter'].word}"
         texts.append(f"{said['model_id'].word}, {towers or 'all towers frozen'}")
     files = [word for name in ("data_path", "data_mix") if name in said for word in said[name].words]
     if files:

@@ -27,8 +27,7 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
         verb: train and plan need a base and data. For the other verbs only the flags of data and model are compared.
     """
     checks: list[Callable[[Values], Iterator[str]]] = [_pixels, _packs, _columns, _base, _deepspeed]
-    if verb != "bench":
-        checks.append(_towers)
+    checks.append(_adapter_in_bench if verb == "bench" else _towers)
     if verb == "check-data":
         checks.append(_fixes)
     if verb in ("train", "plan"):
@@ -100,8 +99,27 @@ def _packs(values: Values) -> Iterator[str]:
             yield f"--{flag} {values.of(flag)} has no effect: --packing is false. Drop one of the two."
 
 
+def _mode(values: Values, tower: str) -> str | None:
+    """Return how a tower trains; None if the adapter of `--adapter` decides, which is read later."""
+    return None if values.given("adapter") and not values.given(tower) else values.of(tower)
+
+
+def _adapter_in_bench(values: Values) -> Iterator[str]:
+    if values.given("adapter"):
+        yield (
+            f"--adapter {values.of('adapter')} has no effect: a trained adapter is as fast as a new one. Drop it, and "
+            "set --vision, --merger, --language and --lora_rank."
+        )
+
+
 def _towers(values: Values) -> Iterator[str]:
-    modes = {tower: values.of(tower) for tower in TOWERS}
+    modes = {tower: _mode(values, tower) for tower in TOWERS}
+    if values.given("adapter") and modes["language"] == "full":
+        yield (
+            f"--language full with --adapter {values.of('adapter')} is refused: the run would train LoRA and the "
+            f"weights below it. Merge the adapter first (vlft merge {values.of('adapter')} OUT), then use --model_id "
+            "OUT without --adapter; or drop --language full."
+        )
     if set(modes.values()) == {"frozen"}:
         yield (
             "nothing would be trained: --vision, --merger and --language are all frozen. Set at least one to full or "
@@ -113,7 +131,7 @@ def _towers(values: Values) -> Iterator[str]:
             f"--language full with --{lora[0]} lora is refused: the adapter would contain a second copy of the "
             f"language model. Use --{lora[0]} full, or --language lora."
         )
-    if not lora:
+    if not lora and None not in modes.values():
         shown = ", ".join(f"{tower} {mode}" for tower, mode in modes.items())
         for flag in ("lora_rank", "lora_alpha", "lora_dropout", "lora_target"):
             if values.given(flag):
@@ -123,7 +141,7 @@ def _towers(values: Values) -> Iterator[str]:
 def _rates(values: Values) -> Iterator[str]:
     for tower in ("vision", "merger"):
         flag = f"{tower}_lr"
-        if values.given(flag) and values.of(tower) == "frozen":
+        if values.given(flag) and _mode(values, tower) == "frozen":
             yield (
                 f"--{flag} {values.of(flag)} has no effect: --{tower} is frozen. Drop it, or set --{tower} to full or "
                 "lora."
@@ -227,7 +245,8 @@ def _features(values: Values) -> Iterator[str]:
                     f"--{flag}."
                 )
         return
-    trained = [f"--{tower} is {values.of(tower)}" for tower in ("vision", "merger") if values.of(tower) != "frozen"]
+    modes = {tower: _mode(values, tower) for tower in ("vision", "merger")}
+    trained = [f"--{tower} is {mode}" for tower, mode in modes.items() if mode not in (None, "frozen")]
     if trained:
         yield (
             f"--cache_vision_features true: {' and '.join(trained)}, so the features of a picture change with each "

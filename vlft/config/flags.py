@@ -130,6 +130,11 @@ class ModelFlags:
 
     model_id: str | None = flag(None, "base model: a local folder or a Hugging Face id (Qwen/Qwen2-VL-2B-Instruct)")
     model_revision: str | None = flag(None, "branch, tag or commit of a Hugging Face id")
+    adapter: str | None = flag(
+        None,
+        "adapter to start from: a run folder, a checkpoint-N or a folder of plain peft. What it trains, and its rank "
+        "and alpha, apply to this run (default: new adapters)",
+    )
     vision: Mode = flag("frozen", "how the vision tower (patch embedding and blocks) trains")
     merger: Mode = flag("frozen", "how the merger between vision tower and language model trains")
     language: Mode = flag("lora", "how the language model trains")

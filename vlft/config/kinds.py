@@ -68,12 +68,14 @@ class Place(Named):
         words: words with a special meaning, which are not paths (`auto`).
         holds: a file that such a folder contains, and what the folder is called in messages.
         rows: the path is a data file. It may be a pattern for several files, and a missing one may be a hub id.
+        later: a missing path is not refused here, but where it is opened.
     """
 
     of: Literal["file", "folder", "either", "out"] = "either"
     words: tuple[str, ...] = ()
     holds: tuple[str, str] | None = None
     rows: bool = False
+    later: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

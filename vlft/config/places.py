@@ -28,7 +28,7 @@ def problem(place: Place, path: str, *, file: str | None = None) -> str:
         path: relative to the working directory.
         file: the YAML that sets the flag. A path that exists beside it only is named.
     """
-    if path in place.words:
+    if path in place.words or place.later:
         return ""
     if place.of == "out":
         return _not_writable(Path(path).expanduser())

@@ -114,6 +114,7 @@ DATA: dict[str, Kind] = {
 MODEL: dict[str, Kind] = {
     "model_id": NAMED,
     "model_revision": NAMED,
+    "adapter": Place(of="folder", later=True),
     "vision": TOWER,
     "merger": TOWER,
     "language": TOWER,

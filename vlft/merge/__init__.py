@@ -23,11 +23,12 @@ from vlft.checkpoint import (
     remark_on_carried,
     write_record,
 )
+from vlft.checkpoint.plain_lora import towers_of_adapter
 from vlft.config.thinking import serving_hint
 from vlft.errors import CheckpointError
 from vlft.families.stored import parameter_of
 from vlft.files import open_to_others, put_in_place, workshop
-from vlft.merge.match import MergePlan, plan_merge, towers_of_adapter
+from vlft.merge.match import MergePlan, plan_merge
 from vlft.model.load import check_fit
 
 if TYPE_CHECKING:

@@ -12,50 +12,25 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vlft.checkpoint import (
     ADAPTER_CONFIG,
     PREFIX,
     Adapter,
     is_tied,
-    module_name,
     read_json,
     some_of,
     tensor_index,
 )
 from vlft.checkpoint.adapter import Pair
+from vlft.checkpoint.plain_lora import check_plain, towers_of_adapter
 from vlft.errors import CheckpointError
-from vlft.families import TOWERS, Family
+from vlft.families import Family
 from vlft.model_files import slots_in
 
 #: Parts of key names of adapters that are more than two matrices per weight.
 _ODD_PARTS = r"lora_embedding_|lora_magnitude_vector|lora_bias|trainable_tokens|token_adapter|hada_|lokr_|oft_|ia3_"
-
-# Settings of adapter_config.json that the plan applies, or that do not change W + scale * B @ A.
-_UNDERSTOOD = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "exclude_modules",
-    "inference_mode",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_dropout",
-    "modules_to_save",
-    "peft_type",
-    "peft_version",
-    "r",
-    "rank_pattern",
-    "alpha_pattern",
-    "revision",
-    "target_modules",
-    "task_type",
-    "use_rslora",
-}
-# Others (pissa, olora, corda, loftq, ...) change the base's weights when the adapter is attached (peft 0.21).
-_PLAIN_INITS = (True, False, "gaussian", "eva")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,33 +71,6 @@ class MergePlan:
     towers: dict[str, str]
 
 
-def towers_of_adapter(keys: Iterable[str], family: Family) -> dict[str, str]:
-    """The towers that an adapter trained, from its tensor names.
-
-    Args:
-        keys: names in adapter_model.safetensors (`base_model.model.` first), with module or published names.
-        family: of the base.
-
-    Returns:
-        Tower -> `lora` (at least one LoRA pair), `full` (only copies of whole modules, at least one), or `frozen`.
-
-    Raises:
-        CheckpointError: a key belongs to no tower.
-    """
-    towers = dict.fromkeys(TOWERS, "frozen")
-    for key in keys:
-        name = module_name(family, key.removeprefix(PREFIX))
-        try:
-            tower = family.tower_of(name)
-        except KeyError:
-            raise CheckpointError(f"adapter tensor {key}: no part of {family.label}. Is it for another base?") from None
-        if ".lora_" in name:
-            towers[tower] = "lora"
-        elif towers[tower] == "frozen":
-            towers[tower] = "full"
-    return towers
-
-
 def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
     """Match every tensor of an adapter's folder to the base tensor it changes, each exactly once.
 
@@ -136,7 +84,11 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
             pair is missing, or shapes or ranks disagree.
     """
     where = adapter.file
-    _check_settings(adapter.settings, adapter.folder / ADAPTER_CONFIG)
+    check_plain(
+        adapter.settings,
+        adapter.folder / ADAPTER_CONFIG,
+        refusal="is not merged here. Merge it with peft's own merge_and_unload",
+    )
     index = tensor_index(base)
     stored = {family.published_name(name): name for name in index}
     sizes = {family.published_name(name): shape for name, shape in shapes_in(index.values()).items()}
@@ -247,31 +199,6 @@ def _check_copy(where: Path, key: str, found: tuple[int, ...], name: str, wanted
 def shapes_in(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape for the tensors of safetensors files, from their headers."""
     return {name: slot.shape for file in sorted(set(files)) for name, slot in slots_in(file).items()}
-
-
-def _check_settings(settings: dict[str, Any], where: Path) -> None:
-    """Refuse every setting under which the adapted weight is not W + scale * B @ A; the message names the setting."""
-    from peft import LoraConfig
-
-    if settings.get("peft_type") != "LORA":
-        raise CheckpointError(
-            f"{where}: peft_type is {settings.get('peft_type')!r}; only 'LORA' adapters are merged. "
-            "Merge it with peft's own merge_and_unload."
-        )
-    defaults = LoraConfig().to_dict()
-    odd = {
-        name: value
-        for name, value in settings.items()
-        if name not in _UNDERSTOOD and value and value != defaults.get(name)
-    }
-    if settings.get("init_lora_weights", True) not in _PLAIN_INITS:
-        odd["init_lora_weights"] = settings["init_lora_weights"]
-    if odd:
-        shown = ", ".join(f"{name}={value!r}" for name, value in sorted(odd.items()))
-        raise CheckpointError(
-            f"{where}: {shown}: such an adapter is more than W + scale * B @ A and is not merged here. "
-            "Merge it with peft's own merge_and_unload."
-        )
 
 
 def _check_pair(where: Path, target: str, weight: tuple, a: tuple, b: tuple, rank: int) -> None:

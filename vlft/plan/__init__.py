@@ -21,7 +21,16 @@ from vlft.model import groups
 from vlft.model.load import check_shapes, loaded_whole
 from vlft.model.scale import PixelScale
 from vlft.model.towers import check_experts
-from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, samples_line, trainable_rows, training_rows
+from vlft.setup import (
+    Base,
+    MeasuredRows,
+    open_base,
+    remarks_on_pixels,
+    samples_line,
+    start_of,
+    trainable_rows,
+    training_rows,
+)
 from vlft.setup.features import FeatureForecast, feature_forecast
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import described, settings_of, training_order
@@ -48,6 +57,8 @@ class Plan:
         remarks: notes for the user.
         outlook: memory and time; None if the card is unknown.
         features: the cache of features; None without it.
+        start: the adapter that the run starts from, as text; None without one.
+        lineage: the same for vlft.json.
     """
 
     base: str
@@ -61,6 +72,8 @@ class Plan:
     remarks: tuple[str, ...]
     outlook: Outlook | None = None
     features: FeatureForecast | None = None
+    start: str | None = None
+    lineage: Mapping[str, Any] | None = None
 
     @property
     def longest(self) -> tuple[Sample, Cost]:
@@ -73,6 +86,7 @@ class Plan:
         sample, cost = self.longest
         return {
             "base": self.base,
+            "adapter": self.lineage,
             "towers": self.towers,
             "groups": [group.as_json() for group in self.groups],
             "rows": len(self.data.starts),
@@ -114,7 +128,8 @@ class Plan:
             *(f"note: {remark}" for remark in self.remarks),
         ]
         memory = self.outlook.as_lines() if self.outlook else ["memory: name a card (--gpu h100) to estimate it"]
-        head = [f"base: {printable(self.base)}", "", groups.table(self.groups), ""]
+        starts = [] if self.start is None else [f"starts from the adapter {printable(self.start)}"]
+        head = [f"base: {printable(self.base)}", *starts, "", groups.table(self.groups), ""]
         return "\n".join((*head, *map(printable, lines), *memory))
 
 
@@ -154,7 +169,7 @@ def plan(parsed: Parsed, asked: Asked = Asked()) -> Plan:
     if asked.gpu is None:  # otherwise the run is for another machine
         check_machine(args, model_flags)
     world = _world(args, asked)
-    base = open_base(data, model_flags, given=parsed.given)
+    base = open_base(data, model_flags, given=parsed.given, start=start_of(model_flags))
     check_experts(base.family, deepspeed=args.zero)
     PixelScale.of(base.processor)
     if asked.measure and asked.gpu is not None:
@@ -183,7 +198,7 @@ def plan(parsed: Parsed, asked: Asked = Asked()) -> Plan:
 def _without_memory(parsed: Parsed, asked: Asked) -> Plan:
     data, model_flags, args = parsed.flags
     world = _world(args, asked)
-    base = open_base(data, model_flags, given=parsed.given, plain=True)
+    base = open_base(data, model_flags, given=parsed.given, plain=True, start=start_of(model_flags))
     check_experts(base.family, deepspeed=args.deepspeed if isinstance(args, PlanFlags) else args.zero)
     PixelScale.of(base.processor)
     if not base.plain:
@@ -228,7 +243,10 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
         order=order,
         steps=steps,
         epochs=steps / order.steps if args.max_steps > 0 else args.num_train_epochs,
+        start=None if base.start is None else base.start.described(parsed.given),
+        lineage=None if base.start is None else base.start.lineage,
         remarks=(
+            *([base.start.origin] if base.start else []),
             *measured.notes,
             *(evaluation.notes if evaluation else ()),
             *(overlap(measured.marked, evaluation.marked) if evaluation else ()),

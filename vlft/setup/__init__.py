@@ -4,7 +4,7 @@ This package uses data, model and checkpoint, which do not import each other. Th
 other either.
 """
 
-from vlft.setup.base import Base, open_base, remarks_on_pixels, stock_probe
+from vlft.setup.base import Base, open_base, remarks_on_pixels, start_of, stock_probe
 from vlft.setup.rows import (
     SHOWN_BAD_ROWS,
     Drawn,
@@ -30,6 +30,7 @@ __all__ = [
     "remarks_on_pixels",
     "samples_line",
     "split_line",
+    "start_of",
     "stock_probe",
     "trainable_rows",
     "training_rows",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoint import (
     PlainProcessor,
+    RunRecord,
     check_processor,
     family_of,
     open_plain,
@@ -16,6 +17,7 @@ from vlft.checkpoint import (
     processor_files,
     resolve_model,
 )
+from vlft.checkpoint.start import DECIDED, Start, prove_start, read_start, recorded_start
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.data.dataset import MediaProbe
@@ -46,6 +48,7 @@ class Base:
         encoder: rows -> tokens and pixels.
         towers: what trains, by the flags.
         plain: whether it was opened without transformers: `config` has only sizes, and `processor` makes no pixels.
+        start: the adapter that the run starts from; None: new adapters, or none.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Base:
     encoder: Encoder
     towers: Towers
     plain: bool = False
+    start: Start | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -81,7 +85,32 @@ class Base:
         return Collator(vision=self.sizes.vision, filler_token=filler, shared=self.encoder.shared)
 
 
-def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plain: bool = False) -> Base:
+def start_of(model: ModelFlags, *, resumed: RunRecord | None = None) -> Start | None:
+    """Read the adapter of `--adapter`; None without one. Loads no weights.
+
+    Args:
+        model: flags of the model.
+        resumed: record of the run that resumes. If that run started from the same folder, the folder is not read.
+
+    Raises:
+        CheckpointError: the base cannot be opened, or no run on it can start from the adapter.
+    """
+    if model.adapter is None or model.model_id is None:
+        return None
+    if resumed is not None and (start := recorded_start(model.adapter, resumed)) is not None:
+        return start
+    folder = resolve_model(model.model_id, model.model_revision)
+    return read_start(model.adapter, model.model_id, folder, family_of(folder))
+
+
+def open_base(
+    data: DataFlags,
+    model: ModelFlags,
+    *,
+    given: frozenset[str],
+    plain: bool = False,
+    start: Start | None = None,
+) -> Base:
     """Open the base of the flags, and determine all settings for encoding rows.
 
     Args:
@@ -89,15 +118,16 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plai
         model: flags of the model.
         given: names of the flags that the user set.
         plain: do without transformers, if the files allow it (`Base.plain`).
+        start: of `start_of`, for a run. Without it `--adapter` has no effect, and what trains is unknown.
 
     Raises:
-        ConfigError: a flag is missing, has no effect, or cannot be satisfied.
+        ConfigError: a flag is missing, has no effect, differs from the adapter, or cannot be satisfied.
         CheckpointError: the base is missing, not a Qwen-VL, quantised or incomplete, or its processor belongs to
             another model.
     """
     if model.model_id is None:
         raise ConfigError("--model_id is missing: the base model, a folder or e.g. Qwen/Qwen2-VL-2B-Instruct")
-    towers = _towers(model, given)
+    towers = _towers(model, given, start)
     folder = resolve_model(model.model_id, model.model_revision)
     check_experts(family_of(folder), language=towers.language)
     config, family, processor = _opened(folder, plain=plain)
@@ -123,6 +153,7 @@ def open_base(data: DataFlags, model: ModelFlags, *, given: frozenset[str], plai
         processor=processor,
         encoder=Encoder(family=family, processor=processor, recipe=recipe),
         towers=towers,
+        start=None if start is None else prove_start(start, model.model_id, folder),
         plain=isinstance(processor, PlainProcessor),
     )
 
@@ -177,9 +208,14 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
     return MediaProbe(recipe=_recipe(stock, data, family=family, tokens_per_second=per_second, longest=None))
 
 
-def _towers(model: ModelFlags, given: frozenset[str]) -> Towers:
-    names = ("vision", "merger", "language", "lora_rank", "lora_alpha", "lora_dropout", "lora_target")
-    towers = Towers(**{name: getattr(model, name) for name in names})
+def _towers(model: ModelFlags, given: frozenset[str], start: Start | None) -> Towers:
+    if model.adapter is not None and start is None:
+        return Towers()  # the adapter decides, and rows are the same with any towers
+    flags = {name: getattr(model, name) for name in (*DECIDED, "lora_dropout")}
+    if start is not None:
+        start.agree({name: value for name, value in flags.items() if name in given})
+        flags |= start.settings
+    towers = Towers(**flags)
     idle = sorted(name for name in given if name.startswith("lora_"))
     if idle and not towers.has_lora:
         modes = ", ".join(f"{tower} {mode}" for tower, mode in towers.modes.items())

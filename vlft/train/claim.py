@@ -85,6 +85,23 @@ def left_nothing(path: Path, record: RunRecord) -> bool:
     return not (record.training.get("finished") or weights or complete_checkpoints(path))
 
 
+def record_there(path: str | Path, resume: str | None) -> RunRecord | None:
+    """The record from which a run would resume; None if there is no readable record, or its run saved nothing.
+
+    Args:
+        path: `--output_dir`.
+        resume: `--resume_from_checkpoint`: "auto", "none" or a path; None: "auto".
+    """
+    source = Path(path if resume in (None, "auto", "none") else resume)
+    try:
+        record = read_record(source) if resume != "none" and (source / RECORD).is_file() else None
+    except CheckpointError:
+        return None  # `vlft.train.folder.RunFolder.find_start` raises it with the reason
+    if record is None or (source == Path(path) and left_nothing(source, record)):
+        return None
+    return record
+
+
 def start_over(path: Path) -> None:
     """Remove the files of a run that ended before it saved anything."""
     for name in STARTED:

@@ -251,18 +251,6 @@ class RunFolder:
         shutil.rmtree(self.staging, ignore_errors=True)
 
 
-def settings_there(path: str | Path, resume: str | None) -> dict[str, Any] | None:
-    """The "training" entry of the record from which a run would resume; None if there is no readable record."""
-    source = Path(path if resume in (None, "auto", "none") else resume)
-    try:
-        record = read_record(source) if resume != "none" and (source / RECORD).is_file() else None
-    except CheckpointError:
-        return None  # `RunFolder.find_start` raises it with the reason
-    if record is None or (source == Path(path) and left_nothing(source, record)):
-        return None
-    return record.training
-
-
 def _check_resumable(checkpoint: Path) -> None:
     """Refuse to resume without the optimizer's state; transformers would silently start a new one."""
     if not (checkpoint / "optimizer.pt").is_file() and not any(checkpoint.glob("global_step*")):

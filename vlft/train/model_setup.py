@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vlft.checkpoint.start import Start, load_start
 from vlft.config.training import TrainFlags
 from vlft.model import attention, experts, forward, kernels, linear_attention, memory, tracing
 from vlft.model.apply import apply_towers, checkpoint_activations
@@ -23,6 +24,7 @@ def prepare_model(
     *,
     choice: attention.Choice,
     linear: linear_attention.Choice = "auto",
+    start: Start | None = None,
     say: Callable[[str], None],
     tokens: int = 0,
     patches: int = 0,
@@ -39,6 +41,7 @@ def prepare_model(
         args: the training flags.
         choice: `--attn`.
         linear: `--linear_attn`.
+        start: the adapter whose weights are the first ones; None: new adapters, or a run that resumes.
         say: prints a line for the user.
         tokens: of the largest micro-batch.
         patches: of the largest micro-batch.
@@ -57,6 +60,8 @@ def prepare_model(
     forward.bind(model, PixelScale.of(base.processor))
     delta = linear_attention.install(model, linear, dtype=dtype, device=args.device, say=say)
     wrapped = apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
+    if start is not None:
+        say(f"loaded {load_start(wrapped, start):,} tensors of the adapter {start.name}")
     kept = memory.activations(base.sizes, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)
     if args.checkpointing == "auto" and args.device.type == "cuda":
         kept = _forecast(base, args, tokens=tokens, patches=patches, fused=not fused.startswith("off")) or kept

@@ -14,6 +14,7 @@ from typing import Any
 
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
+from vlft.checkpoint.start import LINEAGE
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import flags_of
 from vlft.config.row_flags import RowFlags
@@ -31,6 +32,7 @@ PROGRESS = ("finished", "asked", "processes", FEATURE_RUN)
 CALLED = {
     "model_type": "model type of the base",
     "base_fingerprint": "base model (fingerprint)",
+    LINEAGE: "starting adapter (fingerprint)",
     "lora": "LoRA",
     "media": "pixel and frame settings",
     "mix": "data mix (weight, repeat, cap)",
@@ -69,6 +71,7 @@ def run_record(
         versions=library_versions(),
         training={  # in the order in which `refuse_other_run` compares them
             "finished": False,
+            LINEAGE: None if base.start is None else base.start.lineage,
             "asked": asked_for(data, args),
             "processes": args.world_size,
             **recipe,
@@ -122,8 +125,10 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
 
 def _identity(record: RunRecord) -> dict[str, Any]:
     """The settings that identify a run, in the order in which they are compared."""
-    whole = {name: getattr(record, name) for name in ("model_type", "base_fingerprint", "towers", "lora", "media")}
-    whole |= {name: value for name, value in record.training.items() if name not in PROGRESS}
+    whole = {name: getattr(record, name) for name in ("model_type", "base_fingerprint")}
+    whole[LINEAGE] = (record.training.get(LINEAGE) or {}).get("fingerprint")  # its folder may have moved
+    whole |= {name: getattr(record, name) for name in ("towers", "lora", "media")}
+    whole |= {name: value for name, value in record.training.items() if name not in (*PROGRESS, LINEAGE)}
     if isinstance(rates := whole.get("learning_rates"), dict):  # a frozen tower has none, whatever the flags say
         trained = {tower: rate for tower, rate in rates.items() if record.towers.get(tower) != "frozen"}
         whole["learning_rates"] = trained

@@ -29,7 +29,7 @@ from vlft.model import groups, kernels
 from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
-from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, trainable_rows, training_rows
+from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, start_of, trainable_rows, training_rows
 from vlft.setup.features import feature_bytes
 from vlft.setup.objective import objective_of
 from vlft.setup.overlap import overlap
@@ -37,9 +37,9 @@ from vlft.setup.schedule import described, evaluation_order, largest, training_o
 from vlft.train import faults, zero
 from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
-from vlft.train.claim import refuse_other
+from vlft.train.claim import record_there, refuse_other
 from vlft.train.features import FeatureCache, check_folder, run_id
-from vlft.train.folder import RunFolder, settings_there
+from vlft.train.folder import RunFolder
 from vlft.train.metrics import MetricsFile, meter_of
 from vlft.train.model_setup import prepare_model
 from vlft.train.progress import Progress
@@ -123,10 +123,15 @@ def train(
         on_rank_zero(lambda: check_folder(args))
     on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
     screen.stage("opening the base")
-    base = open_base(data, model, given=parsed.given)
+    there = on_rank_zero(lambda: record_there(args.output_dir, args.resume_from_checkpoint))
+    start = start_of(model, resumed=there)
+    base = open_base(data, model, given=parsed.given, start=start)
     check_experts(base.family, deepspeed=args.zero)
     with loaded_whole(args):
         check_fit(base.folder, base.family)  # before the pass over the rows
+    if base.start is not None:
+        say(f"starts from the adapter {base.start.described(parsed.given)}")
+        say(f"note: {base.start.origin}" if base.start.origin else "note: its run's record is used, not the adapter")
     for remark in remarks_on_pixels(base, data):
         say(f"warning: {remark}")
     screen.stage("reading the data files")
@@ -143,14 +148,14 @@ def train(
         for remark in overlap(rows.marked, evaluated.marked):
             say(f"warning: {remark}")
 
-    kept = on_rank_zero(lambda: settings_there(args.output_dir, args.resume_from_checkpoint))
+    kept = None if there is None else there.training
     order = training_order(rows.costs, data, args, world=args.world_size, kept=kept)
     args = args.with_accumulation(order.accumulation)
     run = _Run(
         data=data,
         model=model,
         args=args,
-        effective=parsed.effective,
+        effective=parsed.effective | (dict(base.start.settings) if base.start else {}),
         base=base,
         objective=objective(base),
         rows=rows,
@@ -228,6 +233,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             args,
             choice=run.model.attn,
             linear=run.model.linear_attn,
+            start=base.start if checkpoint is None else None,
             say=say,
             tokens=tokens,
             patches=patches,

@@ -22,6 +22,7 @@ from vlft.config.kits.outcome import (
     lora_target,
     off,
     renamed,
+    starting_adapter,
     switch,
 )
 
@@ -180,7 +181,7 @@ KIT = Kit(
         "revision_of_model": renamed("model_revision"),
         "load_in_8bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
         "load_in_4bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
-        "lora_model_dir": off("training starts from merged weights: vlft merge RUN OUT, then --model_id OUT"),
+        "lora_model_dir": starting_adapter,
         "lora_r": renamed("lora_rank"),
         "lora_fan_in_fan_out": off("not supported"),
         "lora_modules_to_save": off("no modules are saved besides LoRA. --merger full trains the merger in full"),

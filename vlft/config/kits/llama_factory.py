@@ -28,6 +28,7 @@ from vlft.config.kits.outcome import (
     off,
     on,
     renamed,
+    starting_adapter,
     switch,
 )
 
@@ -140,7 +141,7 @@ KIT = Kit(
     ),
     rules={
         "model_name_or_path": renamed("model_id"),
-        "adapter_name_or_path": off("training starts from merged weights: vlft merge RUN OUT, then --model_id OUT"),
+        "adapter_name_or_path": starting_adapter,
         "model": renamed("model_id"),
         "model_class": idle("the base's config.json sets it"),
         "peft_config": _peft,

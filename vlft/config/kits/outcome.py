@@ -179,6 +179,16 @@ def lora_target(words: tuple[str, ...]) -> Outcome:
     return flag("lora_target", "all", note="vlft adapts all linear layers, or only the ones of attention")
 
 
+def starting_adapter(words: tuple[str, ...]) -> Outcome:
+    """Translate the adapters that training starts from. vlft starts from one."""
+    names = [name.strip() for word in words for name in word.split(",") if name.strip()]
+    if not names or is_false((names[0],)):
+        return Idle(why="off")
+    if len(names) > 1:
+        return Cannot(why="a run starts from one adapter: vlft merge each of the others, then --model_id OUT")
+    return flag("adapter", names[0], note="its towers, rank and alpha apply")
+
+
 _FILES = (".json", ".jsonl", ".parquet", ".csv", ".tar")
 
 

@@ -27,6 +27,7 @@ from vlft.config.kits.outcome import (
     off,
     on,
     renamed,
+    starting_adapter,
     switch,
 )
 from vlft.config.named_base import counted_like
@@ -227,7 +228,7 @@ KIT = Kit(
         "bnb_4bit_quant_type": idle("it belongs to quant_bits"),
         "bnb_4bit_use_double_quant": idle("it belongs to quant_bits"),
         "tuner_backend": by_word({"peft": Idle(why="always so")}, cannot("only adapters of peft are supported")),
-        "adapters": off("training starts from merged weights: vlft merge RUN OUT, then --model_id OUT"),
+        "adapters": starting_adapter,
         "resume_only_model": off("a resumed run always restores its optimizer"),
         "acc_strategy": by_word({"token": Idle(why="always so")}, cannot("the loss is averaged over tokens")),
         "max_epochs": renamed("num_train_epochs"),

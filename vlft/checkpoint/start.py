@@ -1,0 +1,316 @@
+"""The adapter that a new run starts from (`--adapter`): read, compared with the base and the flags, and loaded.
+
+`read_start` and `Start.agree` need neither torch nor peft, so a wrong adapter is refused at once. `prove_start` also
+compares fingerprints and every setting of peft. `load_start` copies the weights into a live model. A resumed run has
+its weights in a checkpoint: `recorded_start` takes what else it needs from its record, and the adapter may be gone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter
+from vlft.checkpoint.files import ADAPTER_CONFIG, module_name
+from vlft.checkpoint.folders import Located, find_adapter_or_model
+from vlft.checkpoint.lineage import check_lineage, refuse_other_family
+from vlft.checkpoint.plain_lora import check_plain, towers_of_adapter
+from vlft.checkpoint.record import RunRecord
+from vlft.checkpoint.weights import load_adapter_strict
+from vlft.config.places import near_miss
+from vlft.errors import CheckpointError, ConfigError
+from vlft.families import TOWERS, Family, Sizes
+from vlft.families.stored import is_carried
+from vlft.model.towers import Towers, lora_counts
+from vlft.model_files import contents_print, read_json, some_of, stored_slots
+
+if TYPE_CHECKING:
+    import torch
+
+#: Key of `RunRecord.training`: the adapter that the run started from, and the one that this was trained from.
+LINEAGE = "adapter"
+#: Flags that the adapter decides.
+DECIDED = (*TOWERS, "lora_rank", "lora_alpha", "lora_target")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The adapter that a run starts from.
+
+    Attributes:
+        name: `--adapter`, as the user wrote it.
+        settings: flag of `DECIDED` -> the adapter's value.
+        found: the adapter's folder, with its record if vlft wrote it; None for a resumed run.
+        adapter: names and shapes of its tensors; None for a resumed run.
+        known: the entry of a resumed run's record; None for a new run.
+        origin: how it is known that it belongs to the base, as a sentence; "" until `prove_start`.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    found: Located | None = None
+    adapter: Adapter | None = None
+    known: Mapping[str, Any] | None = None
+    origin: str = ""
+
+    @cached_property
+    def lineage(self) -> dict[str, Any]:
+        """The entry of vlft.json: `path`, `fingerprint` of the adapter's weights, and `parent`.
+
+        `parent` is the same entry of the run that trained the adapter, or None. Reads all of the adapter once.
+        """
+        if self.known is not None:
+            return dict(self.known)
+        if self.adapter is None:
+            raise ValueError("neither an adapter nor a record")
+        record = None if self.found is None else self.found.record
+        return {
+            "path": _whole(self.name),
+            "fingerprint": contents_print(self.adapter.file),
+            "parent": None if record is None else record.training.get(LINEAGE),
+        }
+
+    def agree(self, given: Mapping[str, Any]) -> None:
+        """Compare the adapter with the flags that the user set.
+
+        Args:
+            given: flag -> value; flags that the adapter does not decide are ignored.
+
+        Raises:
+            ConfigError: names the first flag with another value, and both values.
+        """
+        for flag, value in self.settings.items():
+            if flag in given and given[flag] != value:
+                raise ConfigError(
+                    f"--{flag} is {_plain(given[flag])}, but the adapter {self.name} has {_plain(value)}. A run trains "
+                    f"an adapter on as it is: use --{flag} {_plain(value)}, or drop --{flag}. To train anything else, "
+                    f"merge it first (vlft merge {self.name} OUT), then use --model_id OUT without --adapter."
+                )
+
+    def described(self, given: Collection[str] = ()) -> str:
+        """What it is, and which flags it decides because the user did not set them.
+
+        Args:
+            given: names of the flags that the user set.
+        """
+        shown = ", ".join(f"{flag.removeprefix('lora_')} {_plain(value)}" for flag, value in self.settings.items())
+        taken = [f"--{flag}" for flag in self.settings if flag not in given]
+        decided = f"; it decides {', '.join(taken)}" if taken else ""
+        return f"{self.name} (fingerprint {self.lineage['fingerprint']}): {shown}{decided}"
+
+
+def read_start(path: str, base_id: str, base: Path, family: Family) -> Start:
+    """Read an adapter to start from: names and shapes only.
+
+    Args:
+        path: run folder, `checkpoint-N`, or adapter folder of plain peft.
+        base_id: `--model_id`.
+        base: its folder.
+        family: of the base.
+
+    Raises:
+        CheckpointError: there is no adapter, it is of another base or is not plain LoRA, or it does not train what
+            vlft can train in one adapter.
+    """
+    if not Path(path).expanduser().is_dir():
+        raise CheckpointError(
+            f"--adapter {path}: no such folder{near_miss(path)}. Give a run's --output_dir, one of its checkpoint-N, "
+            "or an adapter folder."
+        )
+    with _named():
+        found = find_adapter_or_model(path)
+        if found.kind == "full":
+            raise CheckpointError(
+                f"{path}: is a whole model, not an adapter. To start from it, use --model_id {path} without --adapter."
+            )
+        settings = read_json(found.folder / ADAPTER_CONFIG)
+        if settings.get("peft_type") != "LORA":
+            raise CheckpointError(f"{path}: peft_type is {settings.get('peft_type')!r}, not 'LORA'. {_instead(path)}")
+        refuse_other_family(path, found, base_id, base)
+        adapter = read_adapter(found.folder, base, family)
+        return Start(name=path, settings=_settings(path, found, adapter, base, family), found=found, adapter=adapter)
+
+
+def recorded_start(path: str, record: RunRecord) -> Start | None:
+    """The start of a run that resumes, from its record alone.
+
+    Args:
+        path: `--adapter`.
+        record: of the run to resume.
+
+    Returns:
+        None if that run did not start from this folder.
+    """
+    known = record.training.get(LINEAGE)
+    if not known or os.path.realpath(known["path"]) != os.path.realpath(_whole(path)):
+        return None
+    lora = record.lora or {}
+    settings = {**record.towers, **{flag: lora.get(flag.removeprefix("lora_")) for flag in DECIDED[len(TOWERS) :]}}
+    return Start(name=path, settings=settings, known=known)
+
+
+def prove_start(start: Start, base_id: str, base: Path) -> Start:
+    """Compare every setting of an adapter with plain LoRA, and its base with this one. Returns it with its `origin`.
+
+    Args:
+        start: as read.
+        base_id: `--model_id`.
+        base: its folder.
+
+    Raises:
+        CheckpointError: the adapter is not plain LoRA, or was trained on other weights.
+    """
+    if start.found is None or start.adapter is None:
+        return start
+    with _named():
+        where = start.adapter.folder / ADAPTER_CONFIG
+        check_plain(
+            start.adapter.settings, where, refusal=f"no run can start from it. {_instead(start.name)}".rstrip(".")
+        )
+        return replace(start, origin=check_lineage(start.name, start.found, base_id, base))
+
+
+def load_start(model: torch.nn.Module, start: Start) -> int:
+    """Copy the adapter's weights into a live model's new adapter. Returns the number of tensors.
+
+    Args:
+        model: wrapped by PEFT, with the towers of `start.settings`; keeps its dtypes.
+        start: as read.
+
+    Raises:
+        CheckpointError: a tensor is missing or unexpected, or has another shape; then nothing is copied.
+    """
+    if start.adapter is None:
+        raise ValueError("a resumed run reads its checkpoint, not the adapter that it started from")
+    with _named():
+        return load_adapter_strict(model, start.adapter.folder, names=start.adapter.keys)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Let errors begin with the flag, and name --model_id, which sets the base of a run, for --base_model."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"--adapter {error}".replace("--base_model", "--model_id")) from None
+
+
+def _settings(path: str, found: Located, adapter: Adapter, base: Path, family: Family) -> dict[str, Any]:
+    """The flags under which vlft would make exactly the tensors of an adapter. Raises CheckpointError if none do."""
+    if adapter.copies:
+        file = next(iter(adapter.copies.values()))[0].name
+        raise CheckpointError(
+            f"{path}: beside the adapter, {file} holds weights that were trained in full. {_instead(path)}"
+        )
+    if switches := [name for name, value in adapter.settings.items() if name.startswith("use_") and value is True]:
+        raise CheckpointError(
+            f"{path}: {ADAPTER_CONFIG} has {switches[0]}=true; vlft trains plain LoRA. {_instead(path)}"
+        )
+    if adapter.settings.get("alpha_pattern"):
+        raise CheckpointError(f"{path}: its modules have several alphas (alpha_pattern). {_instead(path)}")
+    modes: Any = towers_of_adapter(adapter.keys, family)
+    if "lora" not in modes.values():
+        raise CheckpointError(f"{path}: holds no LoRA matrices. {_instead(path)}")
+    if modes["language"] == "full":
+        raise CheckpointError(f"{path}: holds the language model in full. {_instead(path)}")
+    if found.record is not None and found.record.towers != modes:
+        raise CheckpointError(
+            f"{path}: vlft.json says it trained {found.record.towers}, the adapter's tensors say {modes}. The folder "
+            "mixes two runs, or the adapter was not saved completely."
+        )
+    slots = {module_name(family, n): s.shape for n, s in stored_slots(base).items() if not is_carried(family, n)}
+    rank = adapter.settings["r"]
+    _check_matrices(path, adapter, rank, slots)
+    _check_copies(path, adapter, modes, slots, family)
+    target = _target(path, adapter, modes, base, family)
+    return {**modes, "lora_rank": rank, "lora_alpha": adapter.settings["lora_alpha"], "lora_target": target}
+
+
+def _instead(path: str) -> str:
+    how = f"vlft merge {path} OUT, or peft's merge_and_unload"
+    return f"Merge it first ({how}), then use --model_id OUT without --adapter."
+
+
+def _check_matrices(path: str, adapter: Adapter, rank: Any, slots: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the shapes of all LoRA matrices with the common rank and with the weights of the base."""
+    for module, (a, b) in adapter.matrices().items():
+        of_a, of_b = adapter.shapes[a], adapter.shapes[b]
+        if of_a[:1] != (rank,) or of_b[1:] != (rank,):
+            raise CheckpointError(
+                f"{path}: {module} has rank {of_a[0]}, {ADAPTER_CONFIG} says r {rank}; vlft trains one rank. "
+                f"{_instead(path)}"
+            )
+        weight = slots.get(f"{module}.weight")
+        if weight is not None and (of_b[0], of_a[1]) != weight:
+            raise CheckpointError(
+                f"{path}: its {module} is of a weight [{of_b[0]}, {of_a[1]}], the base's is {list(weight)}. Is this "
+                "the base it was trained on? Pass the right one as --base_model."
+            )
+
+
+def _check_copies(
+    path: str, adapter: Adapter, modes: Mapping[str, str], slots: Mapping[str, tuple[int, ...]], family: Family
+) -> None:
+    """Compare the tensors that are no LoRA matrices with the towers in full: all of their parameters, and no others."""
+    paired = {name for both in adapter.matrices().values() for name in both}
+    saved = {live.removeprefix(PREFIX): adapter.shapes[key] for live, key in adapter.keys.items() if key not in paired}
+    full = [tower for tower, mode in modes.items() if mode == "full"]
+    wanted = {name: shape for name, shape in slots.items() if family.tower_of(name) in full}
+    if extra := sorted(saved.keys() - wanted.keys()):
+        raise CheckpointError(
+            f"{path}: {len(extra)} tensors belong neither to LoRA matrices nor to a tower in full: {some_of(extra)}. "
+            f"{_instead(path)}"
+        )
+    if missing := sorted(wanted.keys() - saved.keys()):
+        raise CheckpointError(
+            f"{path}: {' and '.join(full)} trained in part: {len(missing)} of {len(wanted)} parameters are not in the "
+            f"adapter: {some_of(missing)}. {_instead(path)}"
+        )
+    if other := sorted(name for name in saved if saved[name] != wanted[name]):
+        raise CheckpointError(
+            f"{path}: its {other[0]} is {list(saved[other[0]])}, the base's is {list(wanted[other[0]])}. Is this the "
+            "base it was trained on? Pass the right one as --base_model."
+        )
+
+
+def _target(path: str, adapter: Adapter, modes: Mapping[str, Any], base: Path, family: Family) -> str:
+    """The value of `--lora_target` that adapts exactly the modules of an adapter."""
+    sizes = _sizes(base, family)
+    modules = list(adapter.matrices())
+    found = Counter(family.tower_of(module) for module in modules)
+    for target, patterns in (("all", family.lora_targets), ("attention", family.attention_targets)):
+        towers = Towers(**modes, lora_target=target)  # type: ignore[arg-type]
+        known = all(re.fullmatch(patterns[family.tower_of(module)], module) for module in modules)
+        if known and found == lora_counts(sizes, towers):
+            return target
+    every = lora_counts(sizes, Towers(**modes))
+    counts = ", ".join(
+        f"{found[tower]} of {count} linear layers of the {tower} tower" for tower, count in every.items()
+    )
+    raise CheckpointError(
+        f"{path}: it adapts {counts}. --lora_target is all or attention, and this is neither. {_instead(path)}"
+    )
+
+
+def _sizes(base: Path, family: Family) -> Sizes:
+    config: Any = family.plain_config(read_json(base / "config.json"), where=str(base))
+    if config is None:
+        from vlft.model.load import load_config  # imports transformers
+
+        config, _ = load_config(base)
+    return family.sizes(config)
+
+
+def _whole(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
