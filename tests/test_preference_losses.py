@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlft.objectives import preference
+from vlft.objectives import preference_losses as preference
 
 #: Three rows with a chosen and a rejected answer.
 SUMS = torch.tensor([[-12.0, -9.5], [-3.25, -20.0], [-40.0, -41.0]])

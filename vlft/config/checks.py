@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
+from vlft.config import preference
 from vlft.config.columns import read_columns
 from vlft.config.schedules import scheduler_problems
 from vlft.config.values import DEFAULTS, Values
@@ -32,6 +33,7 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
         checks.append(_fixes)
     if verb in ("train", "plan"):
         checks += [_needed, _rates, _batches, _steps, _evaluation, _best, _loader, _features, scheduler_problems]
+        checks.append(preference.problems)
     if verb == "plan":
         checks.append(_out)
     for check in checks:

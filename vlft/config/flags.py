@@ -14,6 +14,7 @@ from typing import Literal
 
 from vlft.config.columns import read_columns
 from vlft.config.mix import MixedSet, read_mix
+from vlft.config.preference import PreferenceFlags
 from vlft.config.row_flags import RowFlags, flag
 from vlft.errors import ConfigError
 
@@ -153,7 +154,7 @@ class ModelFlags:
 
 
 @dataclass
-class RunFlags:
+class RunFlags(PreferenceFlags):
     """The training flags that vlft adds to TrainingArguments, or whose default it changes."""
 
     _argument_group_name = "training (TrainingArguments of transformers, and vlft's learning rates per tower)"

@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from vlft.config import door, table
+from vlft.config import door, preference, table
 from vlft.config.common_flags import COMMON, TEXTS
 from vlft.config.flags import DataFlags, ModelFlags, RunFlags
 from vlft.config.kinds import MOST_WORDS, Bool, Kind, Word
@@ -131,6 +131,7 @@ class FlagParser(argparse.ArgumentParser):
                 values[name] = False
         namespace.pop("config")
         extra = Namespace(**namespace)
+        given, values = frozenset(values), preference.defaults(values) | values
         flags = []
         for cls in self.types(values, extra):
             names = {field.name for field in dataclasses.fields(cls) if field.init}
@@ -138,7 +139,7 @@ class FlagParser(argparse.ArgumentParser):
                 flags.append(cls(**{name: value for name, value in values.items() if name in names}))
             except (ValueError, ImportError) as error:  # TrainingArguments raises them for flags it cannot carry out
                 raise ConfigError(f"vlft {self.verb}: {error}") from error
-        return Parsed(flags=tuple(flags), extra=extra, given=frozenset(values), effective=_effective(values))
+        return Parsed(flags=tuple(flags), extra=extra, given=given, effective=_effective(values))
 
     def _print_help(self, *, every: bool) -> None:
         """Print the help: the verb's own flags and the common flags of train, or every flag."""
@@ -186,7 +187,8 @@ def _effective(values: dict[str, Any]) -> dict[str, Any]:
     """Return the flags that were set, and vlft's own defaults, in alphabetical order."""
     own = {field.name: field for cls in OWN for field in dataclasses.fields(cls)}
     found = {name: _default(field) for name, field in own.items() if name in table.OF_TRAIN} | values
-    return {name: found[name] for name in sorted(found) if found[name] is not None and found[name] != []}
+    idle = preference.unused(found.get("method", "sft"))
+    return {n: found[n] for n in sorted(found) if found[n] is not None and found[n] != [] and n not in idle}
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 #: Flag -> default. A test compares them with the dataclasses.
 DEFAULTS: Mapping[str, Any] = {
+    "method": "sft",
     "vision": "frozen",
     "merger": "frozen",
     "language": "lora",

@@ -1,180 +1,167 @@
-"""Losses of preference rows as pure functions of what the answers of a row got: sums of log-probabilities, and lengths.
+"""Preference tuning: DPO, ORPO and SimPO on rows with several answers to one prompt.
 
-A row has n answers to one prompt, the chosen one first. With n > 2 the chosen answer is compared with each rejected
-one, and the row's loss is the mean of these n - 1 comparisons. Every function returns the sum over rows, never the
-mean: the trainer divides by the rows of the global step.
+A micro-batch has each prompt and its pictures once, and all answers beside each other (`vlft.data.layout`). One forward
+returns the log-probability of every trained token; `vlft.objectives.preference_losses` compares their sums.
 
-Letters: B rows, n answers of a row, M = n - 1 rejected answers. `sums_Bn` is log p(answer | prompt) of the model that
-trains, `reference_Bn` the same of the reference, `counts_Bn` the trained tokens of each answer.
+The reference of DPO is the model at the start of the run: `vlft.train.reference` computes its values once, or
+the objective itself in every step, with the adapter switched off.
 
-Sources: DPO https://arxiv.org/abs/2305.18290 and its label smoothing https://ericmitchell.ai/cdpo.pdf, IPO
-https://arxiv.org/abs/2310.12036, hinge (SLiC) https://arxiv.org/abs/2305.10425, the SFT term (RPO)
-https://arxiv.org/abs/2404.19733, ORPO https://arxiv.org/abs/2403.07691, SimPO https://arxiv.org/abs/2405.14734.
+Letters: those of `vlft.data.collate`; B preference rows with n answers each.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
-from torch.nn.functional import logsigmoid, relu
 
-#: The word of `rpo` for how answers of different lengths count.
-Weighting = Literal["tokens", "rows"]
+from vlft.config.preference import BETA, PreferenceFlags
+from vlft.data.collate import Batch, Collator
+from vlft.data.encode import Encoder
+from vlft.data.sample import EncodedSample, Sample
+from vlft.objectives import preference_losses as losses
+from vlft.objectives.base import Loss, Mean, Objective
+from vlft.objectives.preference_losses import Compared
+
+#: Row, as (file, index) -> log-probability of each of its answers under the reference, the chosen one first.
+References = Mapping[tuple[str, int], tuple[float, ...]]
+#: Sums, counts and values of the reference, each [B, n] -> loss and what is logged of each row.
+Comparison = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Compared]
 
 
-class Compared(NamedTuple):
-    """The loss of some rows, and what is logged of each row. Only `sum` has a gradient.
+class Preference(Objective):
+    """Prefer the chosen answer of each row. Each row has the same weight, whatever its length and micro-batch.
+
+    Args:
+        encoder: turns rows into tokens and pixels, with the run's settings.
+        collator: puts encoded samples into a flat batch.
+        method: "dpo", "orpo" or "simpo".
+        flags: their settings.
 
     Attributes:
-        sum: [], over rows.
-        chosen: [B], reward of the chosen answer.
-        rejected: [B], mean reward of the rejected answers.
-        margin: [B], `chosen - rejected`.
-        accuracy: [B], share of the rejected answers with a lower reward than the chosen one.
+        references: of all rows, if the reference is cached. Set it before the first batch is loaded.
     """
 
-    sum: torch.Tensor
-    chosen: torch.Tensor
-    rejected: torch.Tensor
-    margin: torch.Tensor
-    accuracy: torch.Tensor
-
-
-def sigmoid(
-    sums_Bn: torch.Tensor,
-    counts_Bn: torch.Tensor,
-    reference_Bn: torch.Tensor,
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> Compared:
-    """DPO: -log sigmoid(u) with u = beta (d_chosen - d_rejected), d = sums - reference.
-
-    Args:
-        sums_Bn: of the model, float32 or wider.
-        counts_Bn: not used; all losses with a reference take the same arguments.
-        reference_Bn: of the reference.
-        beta: how strongly the model is kept near the reference.
-        label_smoothing: probability that the two answers of a row are swapped: (1 - e) of the loss of u, and e of that
-            of -u. It is the conservative form; "robust" of TRL is another one.
-    """
-    rewards_Bn = beta * (sums_Bn - reference_Bn)
-    return _compared(_smoothed(_against(rewards_Bn), label_smoothing), rewards_Bn)
-
-
-def ipo(sums_Bn: torch.Tensor, counts_Bn: torch.Tensor, reference_Bn: torch.Tensor, *, beta: float) -> Compared:
-    """IPO: (d_chosen / |chosen| - d_rejected / |rejected| - 1 / (2 beta))^2, with d = sums - reference.
-
-    The mean over the tokens of an answer is in TRL and LLaMA-Factory too; the paper has sums. The logged rewards are
-    beta d, as those of `sigmoid`.
-    """
-    change_Bn = sums_Bn - reference_Bn
-    losses_BM = (_against(_per_token(change_Bn, counts_Bn)) - 1 / (2 * beta)).square()
-    return _compared(losses_BM, beta * change_Bn)
-
-
-def hinge(sums_Bn: torch.Tensor, counts_Bn: torch.Tensor, reference_Bn: torch.Tensor, *, beta: float) -> Compared:
-    """Hinge: max(0, 1 - u), with u as of `sigmoid`; `counts_Bn` is not used."""
-    rewards_Bn = beta * (sums_Bn - reference_Bn)
-    return _compared(relu(1 - _against(rewards_Bn)), rewards_Bn)
-
-
-def orpo(sums_Bn: torch.Tensor, counts_Bn: torch.Tensor, *, weight: float) -> Compared:
-    """ORPO: -m_chosen - weight log sigmoid(log-odds of chosen - log-odds of rejected); needs no reference.
-
-    m is the mean log-probability of an answer's tokens, and log-odds are m - log(1 - exp m). The first term is that of
-    the answer, as in the paper; TRL (1.16) also trains the prompt's tokens there. The logged rewards are weight m.
-
-    Args:
-        sums_Bn: of the model, float32 or wider.
-        counts_Bn: trained tokens.
-        weight: of the second term, lambda in the paper; TRL calls it beta.
-    """
-    mean_Bn = _per_token(sums_Bn, counts_Bn)
-    losses_BM = -mean_Bn[:, :1] - weight * logsigmoid(_against(mean_Bn - _log1mexp(mean_Bn)))
-    return _compared(losses_BM, weight * mean_Bn)
-
-
-def simpo(
-    sums_Bn: torch.Tensor, counts_Bn: torch.Tensor, *, beta: float, gamma: float, label_smoothing: float = 0.0
-) -> Compared:
-    """SimPO: -log sigmoid(beta (m_chosen - m_rejected) - gamma); needs no reference.
-
-    m is the mean log-probability of an answer's tokens. The logged rewards are beta m.
-
-    Args:
-        sums_Bn: of the model, float32 or wider.
-        counts_Bn: trained tokens.
-        beta: scale of the rewards.
-        gamma: by how much the chosen answer's reward should be higher.
-        label_smoothing: as of `sigmoid`.
-    """
-    rewards_Bn = beta * _per_token(sums_Bn, counts_Bn)
-    return _compared(_smoothed(_against(rewards_Bn) - gamma, label_smoothing), rewards_Bn)
-
-
-def rpo(
-    sums_Bn: torch.Tensor,
-    counts_Bn: torch.Tensor,
-    *,
-    weighting: Weighting = "tokens",
-    mean_count: float | torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The SFT term: the cross-entropy of the chosen answers, as a sum over rows. A loss adds it times `--rpo_alpha`.
-
-    Args:
-        sums_Bn: of the model.
-        counts_Bn: trained tokens.
-        weighting: "tokens": every token of a step has the same weight, so the mean over rows is the mean over tokens.
-            This is the loss "sft" of TRL 1.16. "rows": every row has, as in the paper: -sums / counts of a row.
-        mean_count: for "tokens": mean trained tokens of a chosen answer over the whole step; None: over these rows.
-
-    Returns:
-        [].
-    """
-    chosen_B, counts_B = sums_Bn[:, 0], counts_Bn[:, 0].to(sums_Bn.dtype)
-    if weighting == "rows":
-        return -_per_token(chosen_B, counts_B).sum()
-    if mean_count is None:
-        mean_count = counts_B.sum().clamp(min=1) / max(1, len(counts_B))
-    return -chosen_B.sum() / mean_count
-
-
-def _compared(losses_BM: torch.Tensor, rewards_Bn: torch.Tensor) -> Compared:
-    rewards_Bn = rewards_Bn.detach()
-    chosen_B, rejected_BM = rewards_Bn[:, 0], rewards_Bn[:, 1:]
-    rejected_B = rejected_BM.mean(1)
-    return Compared(
-        sum=losses_BM.mean(1).sum(),
-        chosen=chosen_B,
-        rejected=rejected_B,
-        margin=chosen_B - rejected_B,
-        accuracy=(chosen_B[:, None] > rejected_BM).to(rewards_Bn.dtype).mean(1),
+    unit: ClassVar[str] = "rows"
+    statistics: ClassVar[tuple[str, ...]] = (
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
     )
+    tensors: ClassVar[tuple[str, ...]] = (*Objective.tensors, "answers")
+
+    def __init__(self, *, encoder: Encoder, collator: Collator, method: str, flags: PreferenceFlags) -> None:
+        super().__init__(encoder=encoder, collator=collator)
+        self.compare = comparison_of(method, flags)
+        self.reference = flags.reference if method == "dpo" else "none"
+        self.references: References | None = None
+
+    def encode(self, sample: Sample) -> EncodedSample:
+        """Encode a row, with the values of its reference if they are known.
+
+        Raises:
+            DataError: the row cannot be trained on.
+            KeyError: the reference of another row is known, but not of this one.
+        """
+        encoded = super().encode(sample)
+        if self.references is None:
+            return encoded
+        return replace(encoded, reference=self.references[sample.file, sample.index])
+
+    def weight(self, batch: Batch) -> int:
+        """Preference rows."""
+        return len(batch["rows"])
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
+        """The sum of the losses of all rows.
+
+        Raises:
+            ValueError: the reference is cached, and `references` were not set.
+        """
+        sums_A, counts_A = self.sums(model, batch)
+        if sums_A is None:
+            return Loss(counts_A.sum(), 0.0)
+        reference_A = self._reference(model, batch, sums_A)
+        groups = _by_number(batch["answers"]["per_sample"], sums_A, counts_A, reference_A)
+        compared = [(self.compare(*group), group[0].detach()) for group in groups]
+        rows = float(self.weight(batch))
+        # In the order of `statistics`.
+        values = [
+            torch.stack([value.sum() for value in (*one[1:], sums_Bn[:, 0], sums_Bn[:, 1:].mean(1))])
+            for one, sums_Bn in compared
+        ]
+        named = zip(self.statistics, sum(values[1:], values[0]).unbind(), strict=True)
+        total = sum((one.sum for one, _ in compared[1:]), compared[0][0].sum)
+        return Loss(total, rows, {name: Mean(value, rows) for name, value in named})
+
+    def sums(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Log-probabilities of all answers of a micro-batch.
+
+        Returns:
+            sums_A: float32 [A]; None for a micro-batch without rows.
+            counts_A: int64 [A], trained tokens; without rows the log-probabilities, float32 [0], from the model.
+        """
+        log_probs_K = self.log_probs(model, batch)
+        if "answers" not in batch:
+            return None, log_probs_K
+        counts_A = batch["answers"]["bounds"].diff()
+        # unsafe=True, because checking the lengths would read them from the device.
+        return torch.segment_reduce(log_probs_K, "sum", lengths=counts_A, initial=0, unsafe=True), counts_A
+
+    def _reference(self, model: torch.nn.Module, batch: Batch, sums_A: torch.Tensor) -> torch.Tensor:
+        if self.reference == "live":
+            return _without_adapter(model, lambda: self.sums(model, batch)[0])
+        if self.reference == "none":
+            return torch.zeros_like(sums_A)
+        if "reference" not in batch["answers"]:
+            raise ValueError("the values of the reference are not set: Preference.references")
+        return batch["answers"]["reference"]
 
 
-def _against(values_Bn: torch.Tensor) -> torch.Tensor:
-    """[B, M]: the chosen answer's value minus that of each rejected answer."""
-    return values_Bn[:, :1] - values_Bn[:, 1:]
+def comparison_of(method: str, flags: PreferenceFlags) -> Comparison:
+    """The loss of a method with the settings of its flags."""
+    beta = BETA.get(method, 0.0) if flags.beta is None else flags.beta
+    smoothing = flags.label_smoothing
+    if method == "orpo":
+        return lambda sums, counts, _: losses.orpo(sums, counts, weight=flags.orpo_lambda)
+    if method == "simpo":
+        gamma = flags.simpo_gamma
+        return lambda sums, counts, _: losses.simpo(sums, counts, beta=beta, gamma=gamma, label_smoothing=smoothing)
+
+    def dpo(sums_Bn: torch.Tensor, counts_Bn: torch.Tensor, reference_Bn: torch.Tensor) -> Compared:
+        if flags.dpo_loss == "sigmoid":
+            found = losses.sigmoid(sums_Bn, counts_Bn, reference_Bn, beta=beta, label_smoothing=smoothing)
+        else:
+            found = {"ipo": losses.ipo, "hinge": losses.hinge}[flags.dpo_loss](
+                sums_Bn, counts_Bn, reference_Bn, beta=beta
+            )
+        if not flags.rpo_alpha:
+            return found
+        return found._replace(sum=found.sum + flags.rpo_alpha * losses.rpo(sums_Bn, counts_Bn))
+
+    return dpo
 
 
-def _smoothed(logits_BM: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    losses_BM = -(1 - label_smoothing) * logsigmoid(logits_BM)
-    return losses_BM - label_smoothing * logsigmoid(-logits_BM) if label_smoothing else losses_BM
+def _by_number(per_sample: Sequence[int], *values_A: torch.Tensor) -> Iterable[tuple[torch.Tensor, ...]]:
+    """Values of answers as [B, n], one group for each number of answers."""
+    if len(set(per_sample)) == 1:
+        return [tuple(value_A.unflatten(0, (len(per_sample), -1)) for value_A in values_A)]
+    parts = [value_A.split(list(per_sample)) for value_A in values_A]
+    return [
+        tuple(torch.stack([one for one, n in zip(part, per_sample, strict=True) if n == number]) for part in parts)
+        for number in sorted(set(per_sample))
+    ]
 
 
-def _per_token(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    return values / counts.clamp(min=1).to(values.dtype)
-
-
-def _log1mexp(values: torch.Tensor) -> torch.Tensor:
-    """log(1 - exp(values)) of negative values. 0, a probability that rounds to 1, counts as the next number below."""
-    values = values.clamp(max=-torch.finfo(values.dtype).eps)
-    near = values > -math.log(2)
-    # Each form where it is exact (https://cran.r-project.org/package=Rmpfr, log1mexp). Both are computed, so the
-    # argument of the other one is replaced where its gradient would be infinite.
-    small = torch.log(-torch.expm1(torch.where(near, values, -1.0)))
-    large = torch.log1p(-torch.exp(torch.where(near, -1.0, values)))
-    return torch.where(near, small, large)
+def _without_adapter(model: torch.nn.Module, compute: Callable[[], Any]) -> torch.Tensor:
+    """Compute something with the adapter switched off, without gradients."""
+    adapted: Any = model
+    while not hasattr(adapted, "disable_adapter"):
+        adapted = adapted.module  # of DDP and DeepSpeed
+    with torch.no_grad(), adapted.disable_adapter():
+        return compute()
