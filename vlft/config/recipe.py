@@ -149,6 +149,7 @@ class Recipe(RowFlags):
         template = None if tokenizer is None else processor.chat_template or tokenizer.chat_template
         recipe = cls(
             **values,
+            pairs=flags.pairs,
             fit=fit_of(flags.over_length, length, pack),
             columns=columns,
             patch_size=image.patch_size,
