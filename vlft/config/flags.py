@@ -105,7 +105,7 @@ class DataFlags(RowFlags, SourceFlags):
         "what the answers of a row teach. sft: the model learns them; dpo, orpo, simpo: rows are preference rows, and "
         "the model learns to prefer the chosen answer to the rejected one",
     )
-    pairs: bool = field(init=False, default=False, metadata=RowFlags.__dataclass_fields__["pairs"].metadata)
+    pairs: bool = field(init=False, default=False)
     on_bad_row: Literal["error", "skip"] = flag(
         "error",
         "a row that cannot be trained. error: it stops the run; skip: it is skipped, counted and listed in vlft.json",

@@ -74,4 +74,5 @@ class RowFlags:
         "rows with several answers. auto: one sample, or one for each answer if the chat template drops earlier "
         "thoughts; split: one for each answer; last: only the last answer is trained",
     )
-    pairs: bool = flag(False, "whether rows are read as preference rows; not a flag of its own: --method decides")
+    #: Whether rows are read as preference rows. Not a flag of its own: `--method` decides.
+    pairs: bool = False

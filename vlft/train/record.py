@@ -50,6 +50,7 @@ CALLED = {
 BEFORE: dict[str, Any] = {
     **{one.name: one.default for one in flags_of(RowFlags) if one.default is not None},
     "mix": [],
+    "pairs": False,
     **dict.fromkeys(("data", "rows", "max_length", "seed", "global_batch", "packing")),
 }
 
