@@ -383,6 +383,22 @@ def test_a_script_that_grows_without_end_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("lf.yaml", "model_name_or_path: m\nstage: sft\nfinetuning_type: lora\ndataset: d.json\n"
+                    "adapter_name_or_path: saves/sft\n"),
+        ("swift.sh", "swift sft --model m --dataset d.json --adapters saves/sft"),
+        ("axolotl.yaml", "base_model: m\nmicro_batch_size: 1\nsequence_len: 8192\nadapter: lora\n"
+                         "lora_model_dir: saves/sft\ndatasets: [{path: d.json}]\n"),
+    ],
+)  # fmt: skip
+def test_an_adapter_to_start_from_decides_what_the_defaults_of_the_kit_would(name, text):
+    (one,) = settled(text, name=name)
+    assert values(one)["adapter"] == "saves/sft"
+    assert not {"lora_rank", "lora_alpha"} & set(one.flags)
+
+
+@pytest.mark.parametrize(
     ("line", "processes"),
     [
         ("torchrun --nproc_per_node=4 --nnodes 2 src/train/train_sft.py", 8),

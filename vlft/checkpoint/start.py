@@ -24,6 +24,7 @@ from vlft.checkpoint.lineage import check_lineage, refuse_other_family
 from vlft.checkpoint.plain_lora import check_plain, towers_of_adapter
 from vlft.checkpoint.record import RunRecord
 from vlft.checkpoint.weights import load_adapter_strict
+from vlft.config.checks import OF_ADAPTER
 from vlft.config.places import near_miss
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import TOWERS, Family, Sizes
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 #: Key of `RunRecord.training`: the adapter that the run started from, and the one that this was trained from.
 LINEAGE = "adapter"
-#: Flags that the adapter decides.
-DECIDED = (*TOWERS, "lora_rank", "lora_alpha", "lora_target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class Start:
 
     Attributes:
         name: `--adapter`, as the user wrote it.
-        settings: flag of `DECIDED` -> the adapter's value.
+        settings: flag of `OF_ADAPTER` -> the adapter's value.
         found: the adapter's folder, with its record if vlft wrote it; None for a resumed run.
         adapter: names and shapes of its tensors; None for a resumed run.
         known: the entry of a resumed run's record; None for a new run.
@@ -90,8 +89,8 @@ class Start:
             if flag in given and given[flag] != value:
                 raise ConfigError(
                     f"--{flag} is {_plain(given[flag])}, but the adapter {self.name} has {_plain(value)}. A run trains "
-                    f"an adapter on as it is: use --{flag} {_plain(value)}, or drop --{flag}. To train anything else, "
-                    f"merge it first (vlft merge {self.name} OUT), then use --model_id OUT without --adapter."
+                    f"an adapter on as it is: use --{flag} {_plain(value)}, or drop --{flag}.\n  To train anything "
+                    f"else, merge it first (vlft merge {self.name} OUT), then use --model_id OUT without --adapter."
                 )
 
     def described(self, given: Collection[str] = ()) -> str:
@@ -152,7 +151,7 @@ def recorded_start(path: str, record: RunRecord) -> Start | None:
     if not known or os.path.realpath(known["path"]) != os.path.realpath(_whole(path)):
         return None
     lora = record.lora or {}
-    settings = {**record.towers, **{flag: lora.get(flag.removeprefix("lora_")) for flag in DECIDED[len(TOWERS) :]}}
+    settings = {**record.towers, **{flag: lora.get(flag.removeprefix("lora_")) for flag in OF_ADAPTER[len(TOWERS) :]}}
     return Start(name=path, settings=settings, known=known)
 
 

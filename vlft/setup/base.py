@@ -17,7 +17,8 @@ from vlft.checkpoint import (
     processor_files,
     resolve_model,
 )
-from vlft.checkpoint.start import DECIDED, Start, prove_start, read_start, recorded_start
+from vlft.checkpoint.start import Start, prove_start, read_start, recorded_start
+from vlft.config.checks import OF_ADAPTER
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.data.dataset import MediaProbe
@@ -211,7 +212,7 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
 def _towers(model: ModelFlags, given: frozenset[str], start: Start | None) -> Towers:
     if model.adapter is not None and start is None:
         return Towers()  # the adapter decides, and rows are the same with any towers
-    flags = {name: getattr(model, name) for name in (*DECIDED, "lora_dropout")}
+    flags = {name: getattr(model, name) for name in (*OF_ADAPTER, "lora_dropout")}
     if start is not None:
         start.agree({name: value for name, value in flags.items() if name in given})
         flags |= start.settings

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from vlft.config.checks import contradictions
+from vlft.config.checks import OF_ADAPTER, contradictions
 from vlft.config.kinds import Bool, Kind, Place
 from vlft.config.kits import ANYWHERE, KITS
 from vlft.config.kits.outcome import HELD_OUT, Becomes, Cannot, Idle, Kit, held_out_shares
@@ -181,6 +181,8 @@ def _defaults(kit: Kit, said: Mapping[str, Said], flags: Flags, processes: int |
     """Return the kit's defaults that change what is trained, for flags that are not set."""
     given = {name: one.words for name, one in said.items()}
     found = {name: words for name, words in kit.defaults(given, flags).items() if name not in flags}
+    if "adapter" in flags:
+        found = {name: words for name, words in found.items() if name not in OF_ADAPTER}
     if not any(name in flags for name in _SIZES):
         found |= step_rows(str(kit.batch[0]), None, kit, processes).flags
     return {name: words for name, words in found.items() if name not in DEFAULTS or str(DEFAULTS[name]) != words[0]}
