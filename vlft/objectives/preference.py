@@ -11,7 +11,7 @@ Letters: those of `vlft.data.collate`; B preference rows with n answers each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,12 +21,13 @@ from vlft.config.preference import BETA, PreferenceFlags
 from vlft.data.collate import Batch, Collator
 from vlft.data.encode import Encoder
 from vlft.data.sample import EncodedSample, Sample
+from vlft.errors import BadRow, DataError
 from vlft.objectives import preference_losses as losses
 from vlft.objectives.base import Loss, Mean, Objective
 from vlft.objectives.preference_losses import Compared
 
 #: Row, as (file, index) -> log-probability of each of its answers under the reference, the chosen one first.
-References = Mapping[tuple[str, int], tuple[float, ...]]
+References = dict[tuple[str, int], tuple[float, ...]]
 #: Sums, counts and values of the reference, each [B, n] -> loss and what is logged of each row.
 Comparison = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Compared]
 
@@ -41,7 +42,8 @@ class Preference(Objective):
         flags: their settings.
 
     Attributes:
-        references: of all rows, if the reference is cached. Set it before the first batch is loaded.
+        references: of all rows, if the reference is cached. Filled in place before the first batch is loaded, so that
+            copies of the objective have them too.
     """
 
     unit: ClassVar[str] = "rows"
@@ -59,19 +61,21 @@ class Preference(Objective):
         super().__init__(encoder=encoder, collator=collator)
         self.compare = comparison_of(method, flags)
         self.reference = flags.reference if method == "dpo" else "none"
-        self.references: References | None = None
+        self.references: References = {}
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Encode a row, with the values of its reference if they are known.
 
         Raises:
-            DataError: the row cannot be trained on.
-            KeyError: the reference of another row is known, but not of this one.
+            DataError: the row cannot be trained on, or could not be when the reference was computed.
         """
         encoded = super().encode(sample)
-        if self.references is None:
+        if not self.references:
             return encoded
-        return replace(encoded, reference=self.references[sample.file, sample.index])
+        if (values := self.references.get((sample.file, sample.index))) is None:
+            why = "the reference was computed without this row, which could not be decoded then. Start another run"
+            raise DataError(BadRow(file=sample.file, index=sample.index, id=sample.id, field="row", reason=why))
+        return replace(encoded, reference=values)
 
     def weight(self, batch: Batch) -> int:
         """Preference rows."""
@@ -81,7 +85,7 @@ class Preference(Objective):
         """The sum of the losses of all rows.
 
         Raises:
-            ValueError: the reference is cached, and `references` were not set.
+            ValueError: the reference is cached, and `references` is empty.
         """
         sums_A, counts_A = self.sums(model, batch)
         if sums_A is None:

@@ -5,15 +5,21 @@ Detects no fault by itself; `vlft.train.step_guard` and `vlft.train.run` do.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
+
 from vlft.data.collate import Batch
 from vlft.errors import RunFault
+from vlft.train.folder import RunFolder
+from vlft.train.ranks import peer_lost
 
 SHOWN_ROWS = 8
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -167,3 +173,31 @@ def disk_full(error: BaseException, *, folder: Path, checkpoint: Path | None) ->
         f"{folder}: the disk is full ({first}; {free:,.1f} GB are free). Incomplete files were removed. Free some "
         f"space; a lower --save_total_limit keeps fewer checkpoints. {going_on(checkpoint)}"
     )
+
+
+@contextlib.contextmanager
+def as_messages(folder: RunFolder, *, workers: int) -> Iterator[None]:
+    """Turn errors in the block into messages for the user, and release the run folder at the end.
+
+    Args:
+        folder: the run folder.
+        workers: loader processes.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # the reader of the output is gone
+    except (OSError, RuntimeError, SafetensorError) as error:
+        newest = folder.newest()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise no_room(error, checkpoint=newest) from error
+        if (fault := disk_full(error, folder=folder.path, checkpoint=newest)) is not None:
+            folder.clear()
+            raise fault from error
+        if (fault := worker_died(error, workers=workers, checkpoint=newest)) is not None:
+            raise fault from error
+        if (lost := peer_lost(error)) is not None:
+            raise lost from error
+        raise
+    finally:
+        folder.release()

@@ -28,6 +28,7 @@ def prepare_model(
     say: Callable[[str], None],
     tokens: int = 0,
     patches: int = 0,
+    branches: bool = False,
 ) -> tuple[torch.nn.Module, dict[str, str]]:
     """Load the base and prepare it for training: towers, dtypes, checkpointing, attention, kernels, flat forward.
 
@@ -45,6 +46,7 @@ def prepare_model(
         say: prints a line for the user.
         tokens: of the largest micro-batch.
         patches: of the largest micro-batch.
+        branches: whether answers share their prompt, as in preference rows.
 
     Returns:
         The model (wrapped by PEFT if a tower has LoRA), and the choices made, for the log.
@@ -55,7 +57,7 @@ def prepare_model(
     if not zero.shares_weights(args):
         model.to(args.device)
     dtype = half or torch.float32
-    backends = attention.install(model, choice, dtype=dtype, device=args.device, say=say)
+    backends = attention.install(model, choice, dtype=dtype, device=args.device, branches=branches, say=say)
     fused = kernels.install(model, args.liger, dtype=dtype, device=args.device)
     forward.bind(model, PixelScale.of(base.processor))
     delta = linear_attention.install(model, linear, dtype=dtype, device=args.device, say=say)

@@ -16,6 +16,7 @@ from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snaps
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.checkpoint.start import LINEAGE
 from vlft.config.flags import DataFlags, ModelFlags
+from vlft.config.preference import USED
 from vlft.config.recipe import flags_of
 from vlft.config.row_flags import RowFlags
 from vlft.config.training import TrainFlags
@@ -40,6 +41,7 @@ CALLED = {
     "over_length": "over_length",
     "rows": "number of rows",
     "pairs": "preference rows (--method)",
+    "preference": "settings of --method",
     "columns": "columns of data files",
     "drawn": "fingerprint of the rows it trains",
     "chat_template": "fingerprint of the chat template",
@@ -51,6 +53,8 @@ BEFORE: dict[str, Any] = {
     **{one.name: one.default for one in flags_of(RowFlags) if one.default is not None},
     "mix": [],
     "pairs": False,
+    "method": "sft",
+    "preference": {},
     **dict.fromkeys(("data", "rows", "max_length", "seed", "global_batch", "packing")),
 }
 
@@ -77,7 +81,7 @@ def run_record(
             "processes": args.world_size,
             **recipe,
             "mix": [[one.weight, one.repeat, one.cap] for one in data.training_sets] if data.data_mix else [],
-            "data": _data_print(measured),
+            "data": data_print(measured),
             # A skipped row that has been repaired since then would shift the order of all others.
             "rows": len(measured.starts),
             "thought": measured.thought,
@@ -91,7 +95,9 @@ def run_record(
             "lr_scheduler_type": _plain(args.lr_scheduler_type),
             "warmup_steps": args.warmup_steps,
             "deepspeed": args.zero or False,
-            "drawn": _rows_print(measured),
+            "method": data.method,
+            "preference": {name: getattr(args, name) for name in USED[data.method]},
+            "drawn": rows_print(measured),
         },
         data=data_entries(measured),
     )
@@ -169,14 +175,14 @@ def _plain(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
-def _rows_print(measured: MeasuredRows) -> str:
+def rows_print(measured: MeasuredRows) -> str:
     """A short fingerprint of the samples that are trained, and how often."""
     rows: Any = measured.rows.samples  # a RowIndex
     answers = b"" if rows.answer_of is None else rows.answer_of.tobytes()
     return hashlib.sha256(rows.file_of.tobytes() + rows.row_of.tobytes() + answers).hexdigest()[:16]
 
 
-def _data_print(measured: MeasuredRows) -> str:
+def data_print(measured: MeasuredRows) -> str:
     """A short fingerprint of the data files' rows, in order."""
     rows: Any = measured.rows.samples  # a RowIndex
     digest = hashlib.sha256()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -29,6 +27,7 @@ from vlft.model import groups, kernels
 from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
+from vlft.objectives.preference import Preference
 from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, start_of, trainable_rows, training_rows
 from vlft.setup.features import feature_bytes
 from vlft.setup.objective import objective_of
@@ -43,8 +42,9 @@ from vlft.train.folder import RunFolder
 from vlft.train.metrics import MetricsFile, meter_of
 from vlft.train.model_setup import prepare_model
 from vlft.train.progress import Progress
-from vlft.train.ranks import barrier, on_rank_zero, peer_lost
+from vlft.train.ranks import barrier, on_rank_zero
 from vlft.train.record import run_record
+from vlft.train.reference import ReferencePass, key_of
 from vlft.train.reporting import Reporter
 from vlft.train.result import read_result
 from vlft.train.row_lines import row_lines
@@ -94,7 +94,7 @@ def train(
     notice: Notice | None = None,
     *,
     report: Callable[..., object] | None = None,
-    objective: Callable[[Base], Objective] = objective_of,
+    objective: Callable[[Base], Objective] | None = None,
 ) -> Path:
     """Train as the flags state.
 
@@ -102,7 +102,7 @@ def train(
         parsed: `DataFlags`, `ModelFlags` and `TrainFlags`, in this order.
         notice: of a signal that ends the run; None: signals have their usual effect.
         report: called with the run folder from time to time, and at the end with `ended=True`, to write a page.
-        objective: makes the objective, given the opened base.
+        objective: makes the objective, given the opened base; None: that of --method.
 
     Returns:
         The run folder.
@@ -157,7 +157,7 @@ def train(
         args=args,
         effective=parsed.effective | (dict(base.start.settings) if base.start else {}),
         base=base,
-        objective=objective(base),
+        objective=objective(base) if objective else objective_of(base, data.method, args),
         rows=rows,
         evaluated=evaluated,
         order=order,
@@ -167,7 +167,7 @@ def train(
         say=say,
     )
     notice.kept = lambda: faults.going_on(run.folder.newest())
-    with _faults_as_messages(run), workers_end_with_errors():
+    with faults.as_messages(run.folder, workers=args.dataloader_num_workers), workers_end_with_errors():
         how, checkpoint = on_rank_zero(lambda: _claim(run))
         if how == "again":
             say(f"{run.folder.path}: a run ended here before its first checkpoint and saved nothing: starting over.")
@@ -179,30 +179,6 @@ def train(
             for line in read_result(run.folder.path).as_lines(best_is_final=args.load_best_model_at_end):
                 say(line)
     return run.folder.path
-
-
-@contextlib.contextmanager
-def _faults_as_messages(run: _Run) -> Iterator[None]:
-    """Turn errors in the block into messages for the user, and release the folder at the end."""
-    folder = run.folder
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # the reader of the output is gone
-    except (OSError, RuntimeError, SafetensorError) as error:
-        newest, workers = folder.newest(), run.args.dataloader_num_workers
-        if isinstance(error, torch.OutOfMemoryError):
-            raise faults.no_room(error, checkpoint=newest) from error
-        if (fault := faults.disk_full(error, folder=folder.path, checkpoint=newest)) is not None:
-            folder.clear()
-            raise fault from error
-        if (fault := faults.worker_died(error, workers=workers, checkpoint=newest)) is not None:
-            raise fault from error
-        if (lost := peer_lost(error)) is not None:
-            raise lost from error
-        raise
-    finally:
-        folder.release()
 
 
 def _claim(run: _Run) -> tuple[str, Path | None]:
@@ -237,6 +213,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             say=say,
             tokens=tokens,
             patches=patches,
+            branches=run.data.pairs,
         )
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
@@ -304,16 +281,18 @@ def _trainer(
         encoder = objective if features is None else features.reading(objective, evaluation=rows is evaluated)
         return RowDataset(rows.rows.samples, encoder, rows.costs)
 
+    train_rows, eval_rows = dataset(run.rows), dataset(evaluated) if evaluated else None
+    eval_order = evaluation_order(evaluated.costs, data, args, world=args.world_size) if evaluated else None
     step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
     due = folder.evaluation_due
     trainer = VlftTrainer(
         model=model,
         args=args,
         groups=table,
-        train_rows=dataset(run.rows),
-        eval_rows=dataset(evaluated) if evaluated else None,
+        train_rows=train_rows,
+        eval_rows=eval_rows,
         order=run.order,
-        eval_order=evaluation_order(evaluated.costs, data, args, world=args.world_size) if evaluated else None,
+        eval_order=eval_order,
         objective=objective,
         folder=folder,
         guard=StepGuard(args, folder, watchdog, packing=data.packing, say=run.say),
@@ -323,6 +302,7 @@ def _trainer(
         progress=Progress(say=run.say, bar=not args.disable_tqdm, steps_per_epoch=run.order.steps),
         on_bad_row=data.on_bad_row,
         features=features,
+        reference=_reference(run, train_rows, (eval_rows, eval_order), resumed=checkpoint is not None),
     )
     if evaluated is not None:
         trainer.answers = Answers.of_run(
@@ -331,6 +311,25 @@ def _trainer(
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     return trainer
+
+
+def _reference(
+    run: _Run, train_rows: RowDataset, evaluated: tuple[RowDataset | None, Order | None], *, resumed: bool
+) -> ReferencePass | None:
+    if not isinstance(run.objective, Preference) or run.objective.reference != "cached":
+        return None
+    eval_rows, eval_order = evaluated
+    order = evaluation_order(run.rows.costs, run.data, run.args, world=run.args.world_size)
+    return ReferencePass(
+        run.objective,
+        [(train_rows, order), *([(eval_rows, eval_order)] if eval_rows and eval_order else [])],
+        run.folder.path,
+        key=key_of(
+            run.folder.record, run.base.recipe.as_json(), evaluated=run.evaluated, dtype=run.args.half or torch.float32
+        ),
+        resumed=resumed,
+        say=run.say,
+    )
 
 
 def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -41,6 +41,7 @@ from vlft.train.features import FeatureCache
 from vlft.train.folder import RunFolder
 from vlft.train.metrics import Meter, MetricsFile
 from vlft.train.progress import Progress
+from vlft.train.reference import ReferencePass
 from vlft.train.saving import SavingTrainer
 from vlft.train.signals import Notice
 from vlft.train.step_guard import StepGuard
@@ -66,6 +67,7 @@ class VlftTrainer(SavingTrainer):
         progress: shows how far the run is, and measures evaluations and checkpoints.
         on_bad_row: whether a row whose media cannot be decoded ends the run or is skipped.
         features: the cache of features of the vision tower, or None.
+        reference: computes the reference of preference rows before the first step, or None.
     """
 
     #: Functions called with the trainer and each training micro-batch before its loss. A hook for tests, which count
@@ -91,6 +93,7 @@ class VlftTrainer(SavingTrainer):
         progress: Progress,
         on_bad_row: Literal["error", "skip"],
         features: FeatureCache | None = None,
+        reference: ReferencePass | None = None,
     ) -> None:
         stock: Any = super().__init__  # its hints want a PreTrainedModel and a tensor-only collator
         stock(model=model, args=args, train_dataset=train_rows, eval_dataset=eval_rows, data_collator=objective.collate)
@@ -99,8 +102,7 @@ class VlftTrainer(SavingTrainer):
         self.eval_rows = eval_rows
         self.order = order
         self.eval_order = eval_order
-        # Qwen2-VL leaves this unset and Qwen2.5-VL sets False; the stock Trainer would weight their losses differently.
-        self.model_accepts_loss_kwargs = True
+        self.model_accepts_loss_kwargs = True  # families differ; the stock Trainer would weight their losses so
         self.groups = [group for group in groups if group.trainable]
         self.folder = folder
         self.guard = guard
@@ -118,7 +120,9 @@ class VlftTrainer(SavingTrainer):
         # transformers deletes in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         self.room = MakeRoom(notice, folder, steps=order.steps)
-        more = [] if features is None else [features]
+        more: list[Any] = [one for one in (features, reference) if one is not None]
+        if reference is not None:
+            reference.trainer = self
         for callback in (KeepToFlags(), self.room, StopAtTheEnd(), self.progress, *more):
             self.add_callback(callback)
 
@@ -238,29 +242,47 @@ class VlftTrainer(SavingTrainer):
 
     # ---- evaluation
 
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """The objective's mean loss and statistics over the evaluation rows."""
-        if self.eval_rows is None or self.eval_order is None:
-            raise ConfigError("evaluation needs --eval_path, which is not set")
-        model: Any = self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
-        if self.features is not None:
-            self.features.before_evaluation(self.state.global_step)
-        loader = self._loader(self.eval_rows, RankBatches(self.eval_order, rank=self.args.process_index))
-        sums = Sums(names=self.objective.statistics)
-        start = time.perf_counter()
-        model.eval()
-        later = self.room.notice.planning("postponing this evaluation, then saving")
-        with torch.no_grad(), self.accelerator.autocast(), later:
+    def evaluated_model(self) -> Any:
+        """The model without the wrappers that only training needs."""
+        return self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
+
+    def without_gradients(self, rows: RowDataset, order: Order, *, doing: str) -> Iterator[Any]:
+        """Yield this process's micro-batches of an order, on the device. The caller computes without gradients.
+
+        Args:
+            rows: the rows.
+            order: of the rows.
+            doing: what the progress shows.
+
+        Raises:
+            DataError: a row cannot be decoded, and --on_bad_row is error.
+            EvaluationPutOff: a process received a signal to stop.
+        """
+        loader = self._loader(rows, RankBatches(order, rank=self.args.process_index))
+        self.evaluated_model().eval()
+        with torch.no_grad(), self.accelerator.autocast():
             for place, batch_on_cpu in enumerate(loader, 1):
                 if self.is_in_train and self.room.ask():
                     raise EvaluationPutOff
                 if (row := self._account(batch_on_cpu["skipped"])) is not None:
                     raise DataError(row)
-                self.progress.doing(f"evaluating {place:,}/{len(loader):,}")
-                with self.guard.evaluation(batch_on_cpu, place=place, of=len(loader), step=self.state.global_step):
-                    with self._recording(batch_on_cpu):
-                        loss = self.objective.evaluate(model, self._prepare_inputs(batch_on_cpu))
-                    sums = sums.plus(loss)
+                self.progress.doing(f"{doing} {place:,}/{len(loader):,}")
+                of, step = len(loader), self.state.global_step
+                with self.guard.evaluation(batch_on_cpu, place=place, of=of, step=step), self._recording(batch_on_cpu):
+                    yield self._prepare_inputs(batch_on_cpu)
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """The objective's mean loss and statistics over the evaluation rows."""
+        if self.eval_rows is None or self.eval_order is None:
+            raise ConfigError("evaluation needs --eval_path, which is not set")
+        if self.features is not None:
+            self.features.before_evaluation(self.state.global_step)
+        sums = Sums(names=self.objective.statistics)
+        start = time.perf_counter()
+        model = self.evaluated_model()
+        with self.room.notice.planning("postponing this evaluation, then saving"):
+            for batch in self.without_gradients(self.eval_rows, self.eval_order, doing="evaluating"):
+                sums = sums.plus(self.objective.evaluate(model, batch))
         totals = self.accelerator.reduce(sums.as_vector(self.args.device), reduction="sum").tolist()
         means, weight = sums.means(totals)
         metrics = {f"{metric_key_prefix}_{name}": mean or 0.0 for name, mean in means.items()}
