@@ -333,7 +333,7 @@ def test_a_step_of_answers_that_share_a_prompt_does_neither(monkeypatch, machine
     stock = stock_of(model_type)
     one = as_a_base(stock.base, stock.family, stock.model.config, stock.processor, "lora_vision")
     model = prepared(monkeypatch, one, flags, stored=BF16, recompute=True, fused=fused)
-    batch = branch_batch(asked([stock.rows[kind].flat for kind in ("picture", "mixed", "text")]), stock.family)
+    batch = branch_batch(asked([stock.rows[kind].flat for kind in ("picture", "text")]), stock.family)
     run_step(one, model, flags, [], autocast=BF16, objective=PerAnswer, batch=batch)
     [(_, q, k, v, cu, _, cu_k, longest_k)] = {call for call in machine if call[0]}
     tokens, keys = sum(batch["lengths"]), sum(batch["branches"]["key_lengths"])
