@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from transformers import TrainerCallback
 
 from vlft.checkpoint import RunRecord
@@ -34,8 +33,9 @@ from vlft.train.record import data_print, rows_print
 if TYPE_CHECKING:
     from vlft.train.trainer import VlftTrainer
 
-FILE = "reference.safetensors"
-KEY = "key"
+#: Not in safetensors: `vlft merge` and other kits read every such file in a run folder as weights.
+FILE = "reference.parquet"
+KEY = b"vlft.key"
 
 
 def key_of(record: RunRecord, recipe: Mapping[str, Any], *, evaluated: MeasuredRows | None, dtype: torch.dtype) -> str:
@@ -152,16 +152,14 @@ def write_references(path: Path, values: References, *, key: str) -> None:
         key: of `key_of`.
     """
     rows = sorted(values)
-    files = sorted({file for file, _ in rows})
-    place = {file: i for i, file in enumerate(files)}
-    tensors = {
-        "file": np.array([place[file] for file, _ in rows], dtype=np.int32),
-        "row": np.array([row for _, row in rows], dtype=np.int64),
-        "answers": np.array([len(values[row]) for row in rows], dtype=np.int32),
-        "values": np.array([value for row in rows for value in values[row]], dtype=np.float32),
+    columns = {
+        "file": pa.array([file for file, _ in rows]).dictionary_encode(),
+        "row": pa.array([row for _, row in rows], pa.int64()),
+        "log_probs": pa.array([values[row] for row in rows], pa.list_(pa.float32())),
     }
     with appearing_path(path) as made:
-        save_file(tensors, made, metadata={KEY: key, "files": json.dumps(files)})
+        table = pa.table(columns).replace_schema_metadata({KEY: key})
+        pq.write_table(table, made, write_page_checksum=True)
 
 
 def read_references(path: Path, *, key: str) -> dict[tuple[str, int], tuple[float, ...]] | None:
@@ -177,18 +175,14 @@ def read_references(path: Path, *, key: str) -> dict[tuple[str, int], tuple[floa
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="np") as file:
-            about: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in ("file", "row", "answers", "values")}
-            files = json.loads(about["files"])
-            ends = np.cumsum(tensors["answers"])[:-1]
-            values = [tuple(part.tolist()) for part in np.split(tensors["values"], ends)]
-            rows = [(files[f], int(row)) for f, row in zip(tensors["file"], tensors["row"], strict=True)]
-    except (SafetensorError, KeyError, IndexError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
-    if about.get(KEY) != key:
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+        files, rows, values = (table[name].to_pylist() for name in ("file", "row", "log_probs"))
+    except (pa.ArrowException, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {reason}).") from error
+    if (theirs := (table.schema.metadata or {}).get(KEY, b"none").decode()) != key:
         raise CheckpointError(
             f"{path}: is the reference of another run: another base, starting adapter, data, pixel settings or dtype "
-            f"(key {about.get(KEY, 'none')[:12]}, this run's is {key[:12]})."
+            f"(key {theirs[:12]}, this run's is {key[:12]})."
         )
-    return dict(zip(rows, values, strict=True))
+    return {(file, row): tuple(some) for file, row, some in zip(files, rows, values, strict=True)}
