@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
+import shutil
+import signal
 from pathlib import Path
 
+import mishaps
 import pytest
-from runs import assert_same, lines, losses, split
+from launch import vlft as vlft_process
+from runs import FULL, VISION_LORA, assert_same, lines, losses, split
 
 from vlft.cli.main import main
+from vlft.errors import CheckpointError
+from vlft.objectives.preference import Preference
+from vlft.train.reference import ReferencePass, read_references, write_references
 
 SAVE = ("--save_strategy", "steps", "--save_steps", "1")
 PACKED = ("--packing", "true", "--pack_tokens", "300")
@@ -47,39 +56,44 @@ def pairs(tmp_path_factory) -> Path:
     return path
 
 
+def words_of(base: Path, data: Path, media: Path, out: Path, *more: str) -> list[str]:
+    """The words of a quick run of one epoch, LoRA of rank 4, unpacked, by default three steps of at most three rows.
+
+    A flag that is given twice is refused, so those in `more` take the place of the usual ones.
+    """
+    usual = {
+        "--method": "dpo", "--learning_rate": "1e-3", "--lora_rank": "4", "--packing": "false",
+        "--per_device_train_batch_size": "1", "--gradient_accumulation_steps": "3", "--save_strategy": "no",
+        "--dataloader_num_workers": "0", "--image_folder": str(media),
+    }  # fmt: skip
+    if "--packing" in more:
+        del usual["--per_device_train_batch_size"]
+    if "--global_batch" in more:
+        del usual["--gradient_accumulation_steps"]
+    if "full" in more and "lora" not in more or "--adapter" in more:
+        del usual["--lora_rank"]
+    kept = [word for flag, value in usual.items() if flag not in more for word in (flag, value)]
+    return ["train", "--model_id", str(base), "--data_path", str(data), "--output_dir", str(out), *kept, *more]
+
+
 @pytest.fixture
 def command(base, pairs, media, tmp_path):
-    """The words of a quick run of one epoch, LoRA of rank 4, unpacked, by default three steps of at most three rows."""
+    """`words_of` a run in `tmp_path`."""
 
     def words(*more: str, name: str = "run", base: Path = base, data: Path = pairs) -> list[str]:
-        # A flag that is given twice is refused, so those in `more` take the place of these.
-        usual = {
-            "--method": "dpo", "--learning_rate": "1e-3", "--lora_rank": "4", "--packing": "false",
-            "--per_device_train_batch_size": "1", "--gradient_accumulation_steps": "3", "--save_strategy": "no",
-            "--dataloader_num_workers": "0", "--report_rows": "0", "--logging_steps": "1",
-        }  # fmt: skip
-        if "--packing" in more:
-            usual["--gradient_accumulation_steps"] = "1"
-            del usual["--per_device_train_batch_size"]
-        if "--eval_path" not in more:
-            del usual["--report_rows"]
-        if "full" in more and "lora" not in more:
-            del usual["--lora_rank"]
-        kept = [word for flag, value in usual.items() if flag not in more for word in (flag, value)]
-        return ["train", "--model_id", str(base), "--data_path", str(data), "--image_folder", str(media),
-                "--output_dir", str(tmp_path / name), *kept, *more]  # fmt: skip
+        return words_of(base, data, media, tmp_path / name, *more)
 
     return words
 
 
 @pytest.fixture
-def trained(command, tmp_path, capsys):
+def trained(command, tmp_path, capfd):
     """Run it; returns the run folder and what it printed on stdout and stderr."""
 
     def run(*more: str, name: str = "run", status: int = 0, **kwargs) -> tuple[Path, str]:
-        capsys.readouterr()
+        capfd.readouterr()
         assert main(command(*more, name=name, **kwargs)) == status
-        printed = capsys.readouterr()
+        printed = capfd.readouterr()
         return tmp_path / name, printed.out + printed.err
 
     return run
@@ -88,13 +102,296 @@ def trained(command, tmp_path, capsys):
 # ---- one loss per row
 
 
-@pytest.mark.parametrize("method", ["dpo", "simpo"])
+@pytest.mark.parametrize("method", ["dpo", "orpo", "simpo"])
 def test_a_step_is_the_same_however_its_rows_are_split(trained, method):
-    """Each row has the same weight in a step: rows one by one, beside each other, and all of them in one micro-batch."""
+    """All rows in each step: one by one, beside each other, and in packs. Each row has the same weight."""
     how = ("--method", method, "--num_train_epochs", "2")
-    one, printed = trained(*how, *split(1, 3), name="one")
-    print(printed)
-    for name, other in {"two": (2, 1)}.items():
-        pass
-    three, _ = trained(*how, *split(3, 1), name="three")
-    assert_same(three, one, tolerance=1e-5)
+    alone, printed = trained(*how, *split(1, 7), name="alone")
+    # SimPO and ORPO have no reference.
+    assert ("reference: computed for 7 rows" in printed) == (method == "dpo")
+    assert (alone / "reference.parquet").exists() == (method == "dpo")
+    others = [split(7, 1), (*PACKED, "--gradient_accumulation_steps", "20")]
+    if method == "dpo":
+        others.append(split(3, 3))
+    for place, other in enumerate(others):
+        run, _ = trained(*how, *other, name=str(place))
+        assert_same(run, alone, tolerance=1e-5)
+        for line, theirs in zip(lines(run), lines(alone), strict=True):
+            for name in (*Preference.statistics, "grad_norm"):
+                assert line[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
+    assert [line["samples"] for line in lines(alone)] == [7, 7]
+    first, second = lines(alone)
+    if method == "dpo":  # the model is the reference
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert [first[f"rewards/{name}"] for name in ("chosen", "rejected", "margins")] == [0, 0, 0]
+    assert second["loss"] < first["loss"]
+    assert second["rewards/margins"] > first["rewards/margins"]
+    assert first["logps/chosen"] < 0
+
+
+DISTRIBUTED = [
+    pytest.param((), id="ddp"),
+    pytest.param(("--deepspeed", "zero2"), id="zero2", marks=pytest.mark.grid),
+    pytest.param(("--deepspeed", "zero3"), id="zero3", marks=pytest.mark.grid),
+    pytest.param((*VISION_LORA, "--cache_vision_features", "false"), id="ddp-vision", marks=pytest.mark.grid),
+    pytest.param((*FULL, "--deepspeed", "zero3"), id="zero3-full", marks=pytest.mark.grid),
+]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", DISTRIBUTED)
+def test_two_processes_are_one(trained, command, tmp_path, pairs, strategy):
+    """In each step one rank has a row of text alone, and the other has pictures; a step has an odd number of rows."""
+    how = ("--num_train_epochs", "2", "--global_batch", "4", "--eval_strategy", "epoch", "--report_rows", "0")
+    towers = tuple(word for word in strategy if word not in ("--deepspeed", "zero2", "zero3"))
+    argv = command(*how, *strategy, "--eval_path", str(pairs), name="two")
+    ranks = vlft_process(argv, world=2, out=tmp_path, during=[mishaps.count_rows])
+    assert [rank.status for rank in ranks] == [0, 0], ranks[0].output[-3000:]
+    one, _ = trained(*how, *towers, "--eval_path", str(pairs), name="one")
+    assert_same(tmp_path / "two", one, tolerance=1e-4)
+    for line, theirs in zip(lines(tmp_path / "two"), lines(one), strict=True):
+        for name in line.keys() & {f"{kind}{name}" for kind in ("", "eval_") for name in Preference.statistics}:
+            assert line[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+    assert "reference: computed for 14 rows" not in ranks[1].output
+    assert ranks[0].output.count("reference: computed for 7 rows") == 1
+
+
+# ---- a run that ends early
+
+
+@pytest.mark.distributed
+def test_a_run_that_is_killed_resumes_bit_for_bit(trained, command, tmp_path):
+    """Killed while the reference is computed: it starts over. Killed in the second step: it resumes."""
+    whole, _ = trained(*SAVE, name="whole")
+    argv = command(*SAVE)
+    run = tmp_path / "run"
+    (rank,) = vlft_process(argv, out=tmp_path, inside=_kill_in_the_reference)
+    assert rank.status == -signal.SIGKILL, rank.output[-3000:]
+    assert not (run / "reference.parquet").exists()
+    (rank,) = vlft_process(argv, out=tmp_path, kill_in_step=2)
+    assert rank.status == -signal.SIGKILL
+    assert "starting over" in rank.output
+    assert "reference: computed for 7 rows" in rank.output
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-1"]
+    _, printed = trained(*SAVE)
+    assert f"reference: 7 rows from {run / 'reference.parquet'}" in printed
+    assert_same(run, whole, tolerance=0)
+    for line, theirs in zip(lines(run), lines(whole), strict=True):
+        assert {name: line[name] for name in Preference.statistics} == {
+            name: theirs[name] for name in Preference.statistics
+        }
+
+
+def _kill_in_the_reference() -> None:
+    _in_the_reference(signal.SIGKILL)
+
+
+def _in_the_reference(number: int, patch=setattr) -> None:
+    """A signal to this process while the third micro-batch of the reference is computed."""
+    real, seen = ReferencePass._of_rows, []
+
+    def act(self, model, batch):
+        seen.append(batch)
+        if len(seen) == 3:
+            os.kill(os.getpid(), number)
+        return real(self, model, batch)
+
+    patch(ReferencePass, "_of_rows", act)
+
+
+def test_a_notice_while_the_reference_is_computed(trained, monkeypatch, handlers):
+    with monkeypatch.context() as patch:
+        _in_the_reference(signal.SIGTERM, patch.setattr)
+        run, printed = trained(*SAVE, status=75)
+    assert "SIGTERM: stopping before the first step\n" in printed
+    assert "stopped: SIGTERM before the first step, so there is nothing to save. There is no checkpoint yet" in printed
+    assert not (run / "reference.parquet").exists()
+    handlers()
+    run, printed = trained(*SAVE)
+    assert "starting over" in printed
+    whole, _ = trained(*SAVE, name="whole")
+    assert_same(run, whole, tolerance=0)
+
+
+@pytest.fixture
+def handlers():
+    """Restores the signal handlers: a run that was stopped leaves its process ignoring further signals."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    yield restore
+    restore()
+
+
+# ---- the file of the reference
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, base, pairs, media):
+    """A function: a fresh copy of a run that ended in its second step, and the command that it had."""
+    whole = tmp_path_factory.mktemp("stopped") / "run"
+    argv = words_of(base, pairs, media, whole, *SAVE)
+    with pytest.MonkeyPatch.context() as patch:
+        mishaps.before_each_loss(patch, functools.partial(mishaps.fail, 2))
+        with pytest.raises(ZeroDivisionError):
+            main(argv)
+
+    def copied(out: Path) -> list[str]:
+        shutil.copytree(whole, out)
+        return [str(out) if word == str(whole) else word for word in argv]
+
+    return copied
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-300])
+
+
+def _of_another_run(file: Path) -> None:
+    write_references(file, {("a.json", 0): (-1.0, -2.0)}, key="b" * 64, files=["a.json"])
+
+
+BROKEN = [
+    pytest.param(Path.unlink, "is missing", id="missing"),
+    pytest.param(_truncate, "cannot be read", id="truncated"),
+    pytest.param(_of_another_run, "is the reference of another run: another base", id="other"),
+]
+
+
+def test_a_changed_byte_never_gives_another_reference(tmp_path):
+    file, files = tmp_path / "reference.parquet", ["a.json", "b.json"]
+    values = {(name, row): (-100.5 - row, -7.25 * row) for name in files for row in range(5)}
+    write_references(file, values, key="k", files=files)
+    assert read_references(file, key="k", files=files) == values
+    whole = file.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 5):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert read_references(file, key="k", files=files) == values
+        except CheckpointError as error:
+            refused += 1
+            assert str(error).startswith(f"{file}: ")
+    assert refused > len(whole) / 5 / 2
+
+
+@pytest.mark.parametrize(("spoil", "reason"), BROKEN)
+def test_a_run_does_not_resume_without_its_reference(stopped, tmp_path, capsys, spoil, reason):
+    argv = stopped(tmp_path / "run")
+    file = tmp_path / "run" / "reference.parquet"
+    spoil(file)
+    capsys.readouterr()
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert f"{file}: {reason}" in said
+    assert "the weights have moved since. Copy the file of this run back, or start again with another" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("spoil", "reason"), BROKEN[1:])
+def test_a_new_run_computes_a_reference_again_that_does_not_fit(trained, command, tmp_path, spoil, reason):
+    """Such a file is left by a run that ended before its first checkpoint."""
+    whole, _ = trained(name="whole")
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "adapter_model.safetensors").unlink()
+    record = json.loads((run / "vlft.json").read_text())
+    record["training"]["finished"] = False
+    (run / "vlft.json").write_text(json.dumps(record))
+    spoil(run / "reference.parquet")
+    _, printed = trained()
+    assert f"note: {run / 'reference.parquet'}: {reason}" in printed
+    assert "It is computed again." in printed
+    assert_same(run, whole, tolerance=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "both"),
+    [
+        (("--beta", "0.2"), ("settings of --method are beta 0.1, this", "are beta 0.2. ")),
+        (("--method", "simpo"), ("is dpo", "is simpo")),
+        (("--method", "orpo"), ("is dpo", "is orpo")),
+        (("--dpo_loss", "ipo"), ("sigmoid", "ipo")),
+        (("--reference", "live"), ("cached", "live")),
+        (("--rpo_alpha", "1"), ("rpo_alpha 0", "rpo_alpha 1")),
+    ],
+    ids=lambda value: "-".join(value).strip("-") if str(value[0]).startswith("--") else "",
+)
+def test_a_run_resumes_only_with_its_own_settings(stopped, tmp_path, capsys, change, both):
+    argv = stopped(tmp_path / "run")
+    for flag, value in zip(change[::2], change[1::2], strict=True):
+        if flag in argv:
+            argv[argv.index(flag) + 1] = value
+        else:
+            argv += [flag, value]
+    capsys.readouterr()
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert "belongs to another run" in said
+    for value in both:
+        assert value in said
+
+
+def test_config_yaml_resumes_a_run_with_other_paths_of_its_files(stopped, tmp_path, monkeypatch, capsys, pairs):
+    """A row is found in the reference whatever the path of its file is."""
+    argv = stopped(tmp_path / "run")
+    other = shutil.copy(pairs, tmp_path / "moved.json")
+    capsys.readouterr()
+    assert main(["train", "--config", str(tmp_path / "run" / "config.yaml"), "--output_dir", str(tmp_path / "run"),
+                 "--data_path", str(other)]) == 0  # fmt: skip
+    assert "resuming from" in capsys.readouterr().out
+    argv = stopped(tmp_path / "whole")
+    assert main(argv) == 0
+    assert_same(tmp_path / "run", tmp_path / "whole", tolerance=0)
+
+
+# ---- cached, live or none
+
+
+def test_a_live_reference_is_the_cached_one(trained):
+    """Three steps, in which the adapter moves the model away from its start."""
+    cached, _ = trained(name="cached")
+    live, printed = trained("--reference", "live", name="live")
+    assert "reference: computed" not in printed
+    assert not (live / "reference.parquet").exists()
+    assert len(losses(live)) == 3
+    assert losses(live) == pytest.approx(losses(cached), abs=1e-6)
+    assert losses(live)[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses(live)[2] != pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_without_a_reference_rewards_are_log_probabilities(trained):
+    run, printed = trained("--reference", "none", "--beta", "0.5", "--max_steps", "1")
+    assert "reference: computed" not in printed
+    (line,) = lines(run)
+    for name in ("chosen", "rejected"):
+        assert line[f"rewards/{name}"] == pytest.approx(0.5 * line[f"logps/{name}"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--reference", "live", *FULL), "--reference live needs an adapter that can be switched off"),
+        (("--reference", "live", "--deepspeed", "zero3"), "--reference live with ZeRO-3"),
+        (("--reference", "live", "--adapter", "."), "the model is the base and not the start of the run"),
+        (("--method", "sft", "--beta", "0.2"), "--beta 0.2 has no effect with --method sft"),
+        (("--orpo_lambda", "0.2"), "--orpo_lambda 0.2 has no effect with --method dpo: it belongs to --method orpo"),
+        (("--dpo_loss", "ipo", "--label_smoothing", "0.1"), "--label_smoothing 0.1 has no effect with --dpo_loss ipo"),
+        (("--lora_dropout", "0.1"), "--lora_dropout 0.1 with --method dpo"),
+        (("--beta", "0"), "--beta"),
+        (("--beta", "-1"), "--beta"),
+        (("--label_smoothing", "0.6"), "--label_smoothing"),
+        (("--dpo_loss", "kto"), "--dpo_loss"),
+        (("--method", "kto"), "--method"),
+        ((*PACKED[:2], "--pack_tokens", "20"), "pack_tokens"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
+def test_flags_that_cannot_act(trained, flags, message):
+    _, printed = trained(*flags, status=2 if "kto" in flags else 1)
+    assert message in printed
+    assert "Traceback" not in printed

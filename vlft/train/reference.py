@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 #: Not in safetensors: `vlft merge` and other kits read every such file in a run folder as weights.
 FILE = "reference.parquet"
 KEY = b"vlft.key"
+_NEXT = "Copy the file of this run back, or start again with another --output_dir."
 
 
 def key_of(record: RunRecord, recipe: Mapping[str, Any], *, evaluated: MeasuredRows | None, dtype: torch.dtype) -> str:
@@ -84,6 +85,7 @@ class ReferencePass(TrainerCallback):
         self._objective = objective
         self._sets = sets
         self._path = folder / FILE
+        self._files = [file.name for rows, _ in sets for file in _index(rows).files]
         self._key = key
         self._resumed = resumed
         self._say = say
@@ -99,22 +101,22 @@ class ReferencePass(TrainerCallback):
         kept = on_rank_zero(self._kept)
         if kept is None:
             kept = self._computed(args, state)
-            on_rank_zero(lambda: write_references(self._path, kept, key=self._key))
+            on_rank_zero(lambda: write_references(self._path, kept, key=self._key, files=self._files))
         self._objective.references.update(kept)
 
     def _kept(self) -> References | None:
         try:
-            found = read_references(self._path, key=self._key)
+            found = read_references(self._path, key=self._key, files=self._files)
+            if found is None and self._resumed:
+                raise CheckpointError(f"{self._path}: is missing.")
         except CheckpointError as error:
             if self._resumed:
-                raise
+                raise CheckpointError(
+                    f"{error} It holds the log-probabilities of the model at the start of the run, and the weights "
+                    f"have moved since. {_NEXT}"
+                ) from error
             self._say(f"note: {error} It is computed again.")
             return None
-        if found is None and self._resumed:
-            raise CheckpointError(
-                f"{self._path}: is missing. It holds the log-probabilities of the model at the start of the run, and "
-                "the weights have moved since. Copy it back, or start again with another --output_dir."
-            )
         if found is not None:
             self._say(f"reference: {len(found):,} rows from {self._path}")
         return found
@@ -124,15 +126,12 @@ class ReferencePass(TrainerCallback):
         if trainer is None:
             raise ValueError("the trainer is not set")
         start = time.perf_counter()
-        found: dict[tuple[str, int], tuple[float, ...]] = {}
+        found: References = {}
         try:
-            for rows, order in self._sets:
-                for batch in trainer.without_gradients(rows, order, doing="computing the reference"):
-                    sums_A, _ = self._objective.sums(trainer.evaluated_model(), batch)
-                    if sums_A is not None:
-                        values = iter(sums_A.tolist())
-                        for row, answers in zip(batch["rows"], batch["answers"]["per_sample"], strict=True):
-                            found[row] = tuple(next(values) for _ in range(answers))
+            with trainer.room.notice.planning("stopping before the first step"):
+                for rows, order in self._sets:
+                    for batch in trainer.without_gradients(rows, order, doing="computing the reference", step=None):
+                        found |= self._of_rows(trainer.evaluated_model(), batch)
         except EvaluationPutOff:
             trainer.room.end(args, state)
         trainer.progress.doing("")
@@ -142,32 +141,53 @@ class ReferencePass(TrainerCallback):
         self._say(f"reference: computed for {len(whole):,} rows in {duration(seconds)}, kept in {self._path}")
         return whole
 
+    def _of_rows(self, model: torch.nn.Module, batch: Any) -> References:
+        sums_A, _ = self._objective.sums(model, batch)
+        if sums_A is None:
+            return {}
+        values = iter(sums_A.tolist())
+        answers = zip(batch["rows"], batch["answers"]["per_sample"], strict=True)
+        return {row: tuple(next(values) for _ in range(number)) for row, number in answers}
 
-def write_references(path: Path, values: References, *, key: str) -> None:
+
+def _index(rows: RowDataset) -> Any:
+    return rows.samples  # a RowIndex
+
+
+def write_references(path: Path, values: References, *, key: str, files: Sequence[str]) -> None:
     """Write the values of all rows, whole or not at all.
+
+    A row is stored by the place of its file, because a resumed run may have other paths of the same files.
 
     Args:
         path: of the file.
         values: of all rows.
         key: of `key_of`.
+        files: the data files of the run, in order; a file may be there twice.
     """
-    rows = sorted(values)
+    rows = sorted(
+        (place, row, values[name, row])
+        for name, row in values
+        for place, other in enumerate(files)
+        if other == name
+    )
     columns = {
-        "file": pa.array([file for file, _ in rows]).dictionary_encode(),
-        "row": pa.array([row for _, row in rows], pa.int64()),
-        "log_probs": pa.array([values[row] for row in rows], pa.list_(pa.float32())),
+        "file": pa.array([place for place, _, _ in rows], pa.int32()),
+        "row": pa.array([row for _, row, _ in rows], pa.int64()),
+        "log_probs": pa.array([some for _, _, some in rows], pa.list_(pa.float32())),
     }
     with appearing_path(path) as made:
         table = pa.table(columns).replace_schema_metadata({KEY: key})
         pq.write_table(table, made, write_page_checksum=True)
 
 
-def read_references(path: Path, *, key: str) -> dict[tuple[str, int], tuple[float, ...]] | None:
+def read_references(path: Path, *, key: str, files: Sequence[str]) -> dict[tuple[str, int], tuple[float, ...]] | None:
     """Read the values of all rows; None if there is no file.
 
     Args:
         path: of the file.
         key: of `key_of`.
+        files: the data files of the run, in order.
 
     Raises:
         CheckpointError: the file is damaged, or has another key.
@@ -176,13 +196,14 @@ def read_references(path: Path, *, key: str) -> dict[tuple[str, int], tuple[floa
         return None
     try:
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-        files, rows, values = (table[name].to_pylist() for name in ("file", "row", "log_probs"))
+        places, rows, values = (table[name].to_pylist() for name in ("file", "row", "log_probs"))
     except (pa.ArrowException, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {reason}).") from error
     if (theirs := (table.schema.metadata or {}).get(KEY, b"none").decode()) != key:
         raise CheckpointError(
-            f"{path}: is the reference of another run: another base, starting adapter, data, pixel settings or dtype "
+            f"{path}: is the reference of another run: another base, starting adapter, --data_path, --eval_path, "
+            "pixel settings or dtype "
             f"(key {theirs[:12]}, this run's is {key[:12]})."
         )
-    return {(file, row): tuple(some) for file, row, some in zip(files, rows, values, strict=True)}
+    return {(files[place], row): tuple(some) for place, row, some in zip(places, rows, values, strict=True)}
