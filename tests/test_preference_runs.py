@@ -12,12 +12,16 @@ from pathlib import Path
 
 import mishaps
 import pytest
+from adapters import base_plus_adapter, reloaded
 from launch import vlft as vlft_process
 from runs import FULL, VISION_LORA, assert_same, lines, losses, split
 
 from vlft.cli.main import main
+from vlft.data import dataset
 from vlft.errors import CheckpointError
+from vlft.families import FAMILIES
 from vlft.objectives.preference import Preference
+from vlft.report.read import read_run
 from vlft.train.reference import ReferencePass, read_references, write_references
 
 SAVE = ("--save_strategy", "steps", "--save_steps", "1")
@@ -102,7 +106,9 @@ def trained(command, tmp_path, capfd):
 # ---- one loss per row
 
 
-@pytest.mark.parametrize("method", ["dpo", "orpo", "simpo"])
+@pytest.mark.parametrize(
+    "method", ["dpo", *(pytest.param(other, marks=pytest.mark.grid) for other in ("orpo", "simpo"))]
+)
 def test_a_step_is_the_same_however_its_rows_are_split(trained, method):
     """All rows in each step: one by one, beside each other, and in packs. Each row has the same weight."""
     how = ("--method", method, "--num_train_epochs", "2")
@@ -110,9 +116,7 @@ def test_a_step_is_the_same_however_its_rows_are_split(trained, method):
     # SimPO and ORPO have no reference.
     assert ("reference: computed for 7 rows" in printed) == (method == "dpo")
     assert (alone / "reference.parquet").exists() == (method == "dpo")
-    others = [split(7, 1), (*PACKED, "--gradient_accumulation_steps", "20")]
-    if method == "dpo":
-        others.append(split(3, 3))
+    others = [(*PACKED, "--gradient_accumulation_steps", "20"), split(3, 3)]
     for place, other in enumerate(others):
         run, _ = trained(*how, *other, name=str(place))
         assert_same(run, alone, tolerance=1e-5)
@@ -207,10 +211,10 @@ def test_a_notice_while_the_reference_is_computed(trained, monkeypatch, handlers
     assert "stopped: SIGTERM before the first step, so there is nothing to save. There is no checkpoint yet" in printed
     assert not (run / "reference.parquet").exists()
     handlers()
-    run, printed = trained(*SAVE)
+    run, printed = trained("--max_steps", "1")
     assert "starting over" in printed
-    whole, _ = trained(*SAVE, name="whole")
-    assert_same(run, whole, tolerance=0)
+    assert "reference: computed for 7 rows" in printed
+    assert losses(run) == pytest.approx([math.log(2)], abs=1e-6)
 
 
 @pytest.fixture
@@ -292,21 +296,23 @@ def test_a_run_does_not_resume_without_its_reference(stopped, tmp_path, capsys, 
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(("spoil", "reason"), BROKEN[1:])
-def test_a_new_run_computes_a_reference_again_that_does_not_fit(trained, command, tmp_path, spoil, reason):
+@pytest.mark.parametrize(
+    ("spoil", "reason"), [pytest.param(*BROKEN[1].values, id="truncated", marks=pytest.mark.grid), BROKEN[2]]
+)
+def test_a_new_run_computes_a_reference_again_that_does_not_fit(stopped, tmp_path, capsys, spoil, reason):
     """Such a file is left by a run that ended before its first checkpoint."""
-    whole, _ = trained(name="whole")
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    (run / "adapter_model.safetensors").unlink()
-    record = json.loads((run / "vlft.json").read_text())
-    record["training"]["finished"] = False
-    (run / "vlft.json").write_text(json.dumps(record))
-    spoil(run / "reference.parquet")
-    _, printed = trained()
-    assert f"note: {run / 'reference.parquet'}: {reason}" in printed
+    argv = stopped(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-1")
+    file = tmp_path / "run" / "reference.parquet"
+    spoil(file)
+    capsys.readouterr()
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "starting over" in printed
+    assert f"note: {file}: {reason}" in printed
     assert "It is computed again." in printed
-    assert_same(run, whole, tolerance=0)
+    assert losses(tmp_path / "run")[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert "reference: computed for 7 rows" in printed
 
 
 @pytest.mark.parametrize(
@@ -395,3 +401,155 @@ def test_flags_that_cannot_act(trained, flags, message):
     _, printed = trained(*flags, status=2 if "kto" in flags else 1)
     assert message in printed
     assert "Traceback" not in printed
+
+
+# ---- evaluation, reports, lines
+
+
+def test_evaluations_and_pages_show_rewards(trained, pairs, tmp_path):
+    how = ("--eval_path", str(pairs), "--eval_strategy", "steps", "--eval_steps", "1", "--eval_on_start", "true",
+           "--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss", "--report_rows", "1",
+           "--report_tokens", "2", "--per_device_eval_batch_size", "3", *SAVE)  # fmt: skip
+    run, printed = trained(*how)
+    *_, last = evaluated = [line for line in lines(run) if "eval_loss" in line]
+    assert [line["step"] for line in evaluated] == [0, 1, 2, 3]
+    first = evaluated[0]
+    assert first["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["eval_rewards/margins"] == 0
+    assert {f"eval_{name}" for name in Preference.statistics} < last.keys()
+    assert (last["eval_rows"], "eval_tokens" in last) == (7, False)
+    assert last["eval_rewards/accuracies"] == 1
+    margin = last["eval_rewards/chosen"] - last["eval_rewards/rejected"]
+    assert last["eval_rewards/margins"] == pytest.approx(margin, abs=1e-5) != 0
+    assert f"  evaluation after step 3: loss {last['eval_loss']:.4f}, accuracy 1, margin" in printed
+    step = [line for line in lines(run) if "loss" in line][-1]
+    assert f"step 3/3  loss {step['loss']:.4f}  accuracy {step['rewards/accuracies']:.3g}  margin" in printed
+    assert "reference: computed for 7 rows" in printed
+    best = min(evaluated, key=lambda line: line["eval_loss"])
+    assert f"best:   step {best['step']}, evaluation loss {best['eval_loss']:.4f}" in printed
+    assert "done:   3 steps in" in printed
+    assert "; 7 rows, " in printed
+
+    page = (run / "report.html").read_text()
+    for title in ("reward margin", "reward accuracy", "rewards", "log-probability of an answer"):
+        assert f"<b>{title}</b>" in page
+    found = read_run(run)
+    assert found.statistics["rewards/margins"].tolist() == [
+        line["rewards/margins"] for line in lines(run) if "loss" in line
+    ]
+    assert found.evaluations["eval_rewards/margins"].tolist() == [line["eval_rewards/margins"] for line in evaluated]
+    shutil.copytree(run, tmp_path / "other")
+    assert main(["report", str(run), str(tmp_path / "other"), "--html", str(tmp_path / "both.html")]) == 0
+    assert "<b>rewards/margins</b>" in (tmp_path / "both.html").read_text()
+
+
+def test_a_row_that_cannot_be_decoded_is_skipped_in_the_reference_too(trained, media, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "PAUSES", ())
+    folder = Path(shutil.copytree(media, tmp_path / "media"))
+    whole = (folder / "coffee.jpg").read_bytes()
+    (folder / "coffee.jpg").write_bytes(whole[: len(whole) // 2])  # its header can be read
+    data = tmp_path / "pairs.json"
+    data.write_text(json.dumps(PAIRS))
+    flags = ("--image_folder", str(folder), "--num_train_epochs", "2")
+    _, printed = trained(*flags, data=data, status=1)
+    assert "pairs.json[2]" in printed
+    assert "Traceback" not in printed
+    run, printed = trained(*flags, "--on_bad_row", "skip", data=data)
+    assert printed.count("skipped ") == 1
+    assert "reference: computed for 6 rows" in printed
+    record = json.loads((run / "vlft.json").read_text())
+    assert [row["index"] for row in record["data"][0]["skipped"]] == [2]
+    assert sum(line["samples"] for line in lines(run)) == 2 * 6
+
+
+# ---- towers, starts and families
+
+
+@pytest.mark.parametrize(
+    "towers",
+    [
+        pytest.param(("--vision", "lora", "--merger", "lora"), id="vision-lora"),
+        pytest.param(("--merger", "full"), id="merger-full", marks=pytest.mark.grid),
+        pytest.param(FULL, id="full"),
+    ],
+)
+def test_an_adapter_is_the_reference_of_the_run_that_starts_from_it(trained, towers):
+    """The start of a full run is its base."""
+    more = ("--num_train_epochs", "2")
+    if towers is FULL:
+        run, printed = trained(*towers, *more)
+    else:
+        start, _ = trained(*towers, "--max_steps", "2", name="start")
+        run, printed = trained("--adapter", str(start), *more)
+        assert "starts from the adapter" in printed
+        assert lines(run)[0]["logps/chosen"] != pytest.approx(lines(start)[0]["logps/chosen"], abs=1e-3)
+    first, *_, last = lines(run)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert last["loss"] < 0.5
+    # No other file in the folder may be taken for weights.
+    assert [file.name for file in run.glob("*.safetensors")] == [
+        "model.safetensors" if towers is FULL else "adapter_model.safetensors"
+    ]
+
+
+def test_cached_features_change_no_loss(trained, tmp_path, monkeypatch):
+    """Those that the pass for the reference stores are read from the first epoch on."""
+    how = ("--num_train_epochs", "2")
+    plain, _ = trained(*how, name="plain")
+    cache = ("--cache_vision_features", "true", "--vision_cache", str(tmp_path / "cache"))
+    computed = []
+    mishaps.before_each_loss(monkeypatch, lambda trainer, batch: computed.append(len(batch.get("feature_keys", ()))))
+    first, printed = trained(*how, *cache, name="first")
+    assert "features of 10 pictures and videos were taken from it, 5 were computed, and 5 of them stored" in printed
+    assert sum(computed) == 0
+    assert losses(first) == pytest.approx(losses(plain), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=name, marks=() if name in ("qwen3_vl", "qwen3_5") else pytest.mark.grid)
+        for name, family in FAMILIES.items()
+    ],
+)
+def test_every_family_trains_pairs(family, base_of, trained):
+    """Pictures and a video, in packs; the second epoch is better than the first."""
+    more = ("--num_train_epochs", "2", *PACKED[:3], "400", "--gradient_accumulation_steps", "20")
+    run, printed = trained(*more, base=base_of(family))
+    first, second = lines(run)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert (first["samples"], first["images"], first["videos"]) == (7, 4, 1)
+    assert second["loss"] < first["loss"] - 0.01
+    assert second["rewards/margins"] > 0.01
+    shared = "recurrent" not in family.features
+    assert ("answers: the answers of a row share its prompt" in printed) == shared
+    assert ("answers: each answer has a copy of its prompt, because gated delta nets" in printed) != shared
+
+
+# ---- what comes after
+
+
+def test_a_trained_run_is_merged_and_asked(trained, base, media, tmp_path, capfd):
+    run, _ = trained("--vision", "lora", "--merger", "full", "--learning_rate", "1e-2")
+    capfd.readouterr()
+    assert main(["merge", str(run), str(tmp_path / "merged")]) == 0
+    printed = capfd.readouterr()
+    assert "not used" not in printed.out + printed.err
+    for want, got in zip(base_plus_adapter(base, run), reloaded(tmp_path / "merged"), strict=True):
+        assert (want - got).abs().max() < 1e-4
+    answers = []
+    for model in (run, tmp_path / "merged"):
+        asked = ("What is it?", "--image", str(media / "china.jpg"), "--max_new_tokens", "6")
+        assert main(["chat", str(model), *asked]) == 0
+        answers.append(capfd.readouterr().out.splitlines()[-1])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.grid
+def test_config_yaml_of_a_finished_run_is_that_run(trained):
+    run, _ = trained("--max_steps", "1", "--dpo_loss", "ipo", "--beta", "0.3", "--rpo_alpha", "0.5")
+    assert main(["train", "--config", str(run / "config.yaml"), "--output_dir", str(run)]) == 0
+    again = run.parent / "again"
+    assert main(["train", "--config", str(run / "config.yaml"), "--output_dir", str(again)]) == 0
+    assert_same(again, run, tolerance=0)

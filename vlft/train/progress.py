@@ -20,6 +20,8 @@ from vlft import screen
 from vlft.screen.row import Bar, Part, Row, clock, eta
 from vlft.text import duration
 
+#: Statistics of an objective that are shown beside its loss, with their names there.
+SHOWN = {"rewards/accuracies": "accuracy", "rewards/margins": "margin"}
 #: Work between steps, which takes time of its own.
 Aside = Literal["evaluation", "checkpoint"]
 
@@ -142,7 +144,19 @@ def as_text(line: Mapping[str, Any], *, left: float | None) -> str:
     """
     norm = f"grad {line['grad_norm']:.3g}" if line["grad_norm"] is not None else ""
     loss, rates, speed = facts(line)
-    return "  ".join(filter(None, [_place(line["step"], line["max_steps"]), loss, norm, rates, speed, eta(left)]))
+    place = _place(line["step"], line["max_steps"])
+    return "  ".join(filter(None, [place, loss, *statistics(line), norm, rates, speed, eta(left)]))
+
+
+def statistics(line: Mapping[str, Any], *, before: str = "") -> list[str]:
+    """Return the statistics of a line that are shown beside the loss, as text.
+
+    Args:
+        line: of `metrics.jsonl`.
+        before: what their names begin with: "eval_" in the line of an evaluation.
+    """
+    found = ((word, line.get(before + name)) for name, word in SHOWN.items())
+    return [f"{word} {value:.3g}" for word, value in found if value is not None]
 
 
 def _place(step: int, last: int) -> str:
@@ -203,6 +217,11 @@ class Progress(TrainerCallback):
         ):
             self._told = now
             self.say(as_text(line, left=None if self.pace is None else self.pace.left()))
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        """Show the line of metrics of an evaluation."""
+        found = [f"loss {line['eval_loss']:.4f}", *statistics(line, before="eval_")]
+        self.say(f"  evaluation after step {line['step']:,}: {', '.join(found)}")
 
     def doing(self, what: str) -> None:
         """Show what the run does between two steps, on a log once a minute; "" for training."""

@@ -342,7 +342,7 @@ class VlftTrainer(SavingTrainer):
             logs |= {f"lr/{name}": rate for name, rate in self._rates.items()}
         elif "eval_loss" in logs:
             line |= logs
-            self.progress.say(f"  evaluation after step {line['step']:,}: loss {logs['eval_loss']:.4f}")
+            self.progress.evaluated(line)
         else:
             return  # the stock summary at the end of training, with nothing left to count; `run` prints ours
         if self.metrics is not None:
