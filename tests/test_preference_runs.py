@@ -6,23 +6,27 @@ import functools
 import json
 import math
 import os
+import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import mishaps
 import pytest
+import torch
 from adapters import base_plus_adapter, reloaded
 from launch import vlft as vlft_process
-from runs import FULL, VISION_LORA, assert_same, lines, losses, split
+from runs import FULL, VISION_LORA, assert_same, lines, losses, record_of, split
 
+from vlft.checkpoint import read_record
 from vlft.cli.main import main
 from vlft.data import dataset
 from vlft.errors import CheckpointError
 from vlft.families import FAMILIES
 from vlft.objectives.preference import Preference
 from vlft.report.read import read_run
-from vlft.train.reference import ReferencePass, read_references, write_references
+from vlft.train.reference import ReferencePass, key_of, read_references, write_references
 
 SAVE = ("--save_strategy", "steps", "--save_steps", "1")
 PACKED = ("--packing", "true", "--pack_tokens", "300")
@@ -74,7 +78,7 @@ def words_of(base: Path, data: Path, media: Path, out: Path, *more: str) -> list
         del usual["--per_device_train_batch_size"]
     if "--global_batch" in more:
         del usual["--gradient_accumulation_steps"]
-    if "full" in more and "lora" not in more or "--adapter" in more:
+    if ("full" in more and "lora" not in more) or "--adapter" in more:
         del usual["--lora_rank"]
     kept = [word for flag, value in usual.items() if flag not in more for word in (flag, value)]
     return ["train", "--model_id", str(base), "--data_path", str(data), "--output_dir", str(out), *kept, *more]
@@ -139,13 +143,15 @@ DISTRIBUTED = [
     pytest.param(("--deepspeed", "zero3"), id="zero3", marks=pytest.mark.grid),
     pytest.param((*VISION_LORA, "--cache_vision_features", "false"), id="ddp-vision", marks=pytest.mark.grid),
     pytest.param((*FULL, "--deepspeed", "zero3"), id="zero3-full", marks=pytest.mark.grid),
+    pytest.param(("--reference", "live"), id="ddp-live", marks=pytest.mark.grid),
+    pytest.param(("--reference", "live", "--deepspeed", "zero2"), id="zero2-live", marks=pytest.mark.grid),
 ]
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", DISTRIBUTED)
 def test_two_processes_are_one(trained, command, tmp_path, pairs, strategy):
-    """In each step one rank has a row of text alone, and the other has pictures; a step has an odd number of rows."""
+    """Also where one rank has rows of text alone while the other has pictures, and in a step of three rows."""
     how = ("--num_train_epochs", "2", "--global_batch", "4", "--eval_strategy", "epoch", "--report_rows", "0")
     towers = tuple(word for word in strategy if word not in ("--deepspeed", "zero2", "zero3"))
     argv = command(*how, *strategy, "--eval_path", str(pairs), name="two")
@@ -153,11 +159,19 @@ def test_two_processes_are_one(trained, command, tmp_path, pairs, strategy):
     assert [rank.status for rank in ranks] == [0, 0], ranks[0].output[-3000:]
     one, _ = trained(*how, *towers, "--eval_path", str(pairs), name="one")
     assert_same(tmp_path / "two", one, tolerance=1e-4)
+    sides = [[_has_pictures(line) for line in re.findall(r"^ROWS (.*)$", rank.output, re.M)] for rank in ranks]
+    assert {(True, False), (False, True)} & set(zip(*sides, strict=True))
     for line, theirs in zip(lines(tmp_path / "two"), lines(one), strict=True):
         for name in line.keys() & {f"{kind}{name}" for kind in ("", "eval_") for name in Preference.statistics}:
             assert line[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
-    assert "reference: computed for 14 rows" not in ranks[1].output
-    assert ranks[0].output.count("reference: computed for 7 rows") == 1
+    assert "reference: computed" not in ranks[1].output
+    assert ranks[0].output.count("reference: computed for 7 rows") == ("live" not in strategy)
+
+
+def _has_pictures(line: str) -> bool:
+    """Whether a micro-batch has pictures, from a line that `mishaps.count_rows` prints."""
+    _, *rows = map(int, line.split())
+    return any(PAIRS[row].keys() & {"image", "video"} for row in rows)
 
 
 # ---- a run that ends early
@@ -266,6 +280,31 @@ BROKEN = [
 ]
 
 
+def test_a_resumed_run_has_no_reference_of_other_rows_to_evaluate_on(stopped, tmp_path, capsys, pairs):
+    argv = stopped(tmp_path / "run")
+    capsys.readouterr()
+    assert main([*argv, "--eval_path", str(pairs), "--eval_strategy", "epoch", "--report_rows", "0"]) == 1
+    said = capsys.readouterr().err
+    assert "is the reference of another run: another base, starting adapter, --data_path, --eval_path" in said
+    assert "Pass the flags of that run" in said
+
+
+def test_a_reference_belongs_to_a_base_a_start_rows_and_settings(tmp_path):
+    record = read_record(record_of(tmp_path / "run", steps=0, of=1, data="d", rows=3, drawn="e"))
+    others = [
+        replace(record, base_fingerprint="4567"),
+        *(replace(record, training={**record.training, **change}) for change in (
+            {"data": "f"}, {"rows": 4}, {"drawn": "f"}, {"adapter": {"fingerprint": "89"}},
+        )),
+    ]  # fmt: skip
+    made = [key_of(one, {}, evaluated=None, dtype=torch.float32) for one in (record, *others)]
+    made += [key_of(record, {"fps": 2}, evaluated=None, dtype=torch.float32)]
+    made += [key_of(record, {}, evaluated=None, dtype=torch.bfloat16)]
+    assert len(set(made)) == len(made) == 8
+    moved = replace(record, base_model="elsewhere", training={**record.training, "finished": True, "processes": 4})
+    assert key_of(moved, {}, evaluated=None, dtype=torch.float32) == made[0]
+
+
 def test_a_changed_byte_never_gives_another_reference(tmp_path):
     file, files = tmp_path / "reference.parquet", ["a.json", "b.json"]
     values = {(name, row): (-100.5 - row, -7.25 * row) for name in files for row in range(5)}
@@ -292,7 +331,7 @@ def test_a_run_does_not_resume_without_its_reference(stopped, tmp_path, capsys, 
     assert main(argv) == 1
     said = capsys.readouterr().err
     assert f"{file}: {reason}" in said
-    assert "the weights have moved since. Copy the file of this run back, or start again with another" in said
+    assert "the weights have moved since. Pass the flags of that run, copy its file back, or start again with" in said
     assert "Traceback" not in said
 
 
@@ -304,7 +343,13 @@ def test_a_new_run_computes_a_reference_again_that_does_not_fit(stopped, tmp_pat
     argv = stopped(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint-1")
     file = tmp_path / "run" / "reference.parquet"
-    spoil(file)
+    if spoil is _of_another_run:
+        place = argv.index("--data_path") + 1
+        rows = [{**row, "chosen": f"{row['chosen']} Yes."} for row in PAIRS]
+        argv[place] = str(tmp_path / "other.json")
+        Path(argv[place]).write_text(json.dumps(rows))
+    else:
+        spoil(file)
     capsys.readouterr()
     assert main(argv) == 0
     printed = capsys.readouterr().out
@@ -358,14 +403,28 @@ def test_config_yaml_resumes_a_run_with_other_paths_of_its_files(stopped, tmp_pa
 # ---- cached, live or none
 
 
-def test_a_live_reference_is_the_cached_one(trained):
-    """Three steps, in which the adapter moves the model away from its start."""
-    cached, _ = trained(name="cached")
-    live, printed = trained("--reference", "live", name="live")
+@pytest.mark.parametrize(
+    "towers",
+    [
+        pytest.param((), id="language"),
+        pytest.param(("--vision", "lora", "--merger", "full"), id="merger-full", marks=pytest.mark.grid),
+        pytest.param(
+            ("--vision", "full", "--gradient_checkpointing", "true"), id="full-vision", marks=pytest.mark.grid
+        ),
+    ],
+)
+def test_a_live_reference_is_the_cached_one(trained, pairs, towers):
+    """Three steps, in which the adapter moves the model away from its start; rows are loaded by another process."""
+    how = (*towers, "--eval_path", str(pairs), "--eval_strategy", "epoch", "--report_rows", "0")
+    cached, _ = trained(*how, "--dataloader_num_workers", "1", name="cached")
+    live, printed = trained(*how, "--reference", "live", name="live")
     assert "reference: computed" not in printed
     assert not (live / "reference.parquet").exists()
     assert len(losses(live)) == 3
     assert losses(live) == pytest.approx(losses(cached), abs=1e-6)
+    evaluated = [lines(run)[-1] for run in (live, cached)]
+    for name in ("eval_loss", "eval_rewards/margins"):
+        assert evaluated[0][name] == pytest.approx(evaluated[1][name], abs=1e-5)
     assert losses(live)[0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses(live)[2] != pytest.approx(math.log(2), abs=1e-4)
 

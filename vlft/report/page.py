@@ -15,8 +15,8 @@ from vlft.report.answers import asked_row, title_of
 from vlft.report.charts import Chart, Series, chart
 from vlft.report.figures import best_evaluation, last, number, rate, spent
 from vlft.report.read import Run
-from vlft.report.statistics import charts_of, facts_of
 from vlft.report.state import state_of
+from vlft.report.statistics import charts_of, facts_of
 from vlft.text import duration, scaled
 
 SHOWN_SKIPPED = 50

@@ -115,6 +115,10 @@ class Pace:
         self._others += seconds
         self._at += seconds
 
+    def exclude(self, seconds: float) -> None:
+        """Leave out time before the first step that is no part of it."""
+        self._counted_from += seconds
+
     def left(self) -> float | None:
         """Return the seconds until the run ends; None before the first step has ended."""
         if self._step_s is None:
@@ -181,9 +185,11 @@ class Progress(TrainerCallback):
         self._step = 0
         self._line: Mapping[str, Any] | None = None
         self._doing = ""
-        self._told: float | None = None  # when the last line was printed
+        self._told: float | None = None  # when the last line of metrics was printed
+        self._heard = time.monotonic()  # when the last line of any kind was printed
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._heard = time.monotonic()
         plan = schedules(args, state, steps_per_epoch=self._steps_per_epoch)
         self._step = state.global_step
         self.pace = Pace(step=state.global_step, last=state.max_steps, plan=plan)
@@ -198,7 +204,7 @@ class Progress(TrainerCallback):
         self.pace.stepped(self._step)
         if self._told is None and self._lines and not control.should_log:
             # With sparse log lines, the first one may come hours later.
-            self._told = time.monotonic()
+            self._told = self._heard = time.monotonic()
             seconds = duration(time.perf_counter() - self.pace.began)
             self.say(f"{_place(self._step, state.max_steps)}  done after {seconds}")
 
@@ -215,7 +221,7 @@ class Progress(TrainerCallback):
         if self._lines and (
             self._told is None or now - self._told >= screen.MINUTE or line["step"] >= line["max_steps"]
         ):
-            self._told = now
+            self._told = self._heard = now
             self.say(as_text(line, left=None if self.pace is None else self.pace.left()))
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
@@ -227,9 +233,14 @@ class Progress(TrainerCallback):
         """Show what the run does between two steps, on a log once a minute; "" for training."""
         self._doing = what
         now = time.monotonic()
-        if what and self._lines and self._told is not None and now - self._told >= screen.MINUTE:
-            self._told = now
+        if what and self._lines and now - self._heard >= screen.MINUTE:
+            self._heard = now
             self.say(f"  {what}")
+
+    def exclude(self, seconds: float) -> None:
+        """Leave out of the estimate what was done before the first step."""
+        if self.pace is not None:
+            self.pace.exclude(seconds)
 
     @contextlib.contextmanager
     def aside(self, what: Aside, step: int, *, doing: str) -> Iterator[None]:

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,13 +30,10 @@ from vlft.train.callbacks import EvaluationPutOff
 from vlft.train.ranks import gather, on_rank_zero
 from vlft.train.record import data_print, rows_print
 
-if TYPE_CHECKING:
-    from vlft.train.trainer import VlftTrainer
-
 #: Not in safetensors: `vlft merge` and other kits read every such file in a run folder as weights.
 FILE = "reference.parquet"
 KEY = b"vlft.key"
-_NEXT = "Copy the file of this run back, or start again with another --output_dir."
+_NEXT = "Pass the flags of that run, copy its file back, or start again with another --output_dir."
 
 
 def key_of(record: RunRecord, recipe: Mapping[str, Any], *, evaluated: MeasuredRows | None, dtype: torch.dtype) -> str:
@@ -89,7 +86,7 @@ class ReferencePass(TrainerCallback):
         self._key = key
         self._resumed = resumed
         self._say = say
-        self.trainer: VlftTrainer | None = None
+        self.trainer: Any = None  # a `VlftTrainer`, which imports this module
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read or compute the values.
@@ -138,6 +135,7 @@ class ReferencePass(TrainerCallback):
         whole = {row: values for part in gather(found) for row, values in part.items()}
         seconds = time.perf_counter() - start
         trainer.meter.exclude(seconds)
+        trainer.progress.exclude(seconds)
         self._say(f"reference: computed for {len(whole):,} rows in {duration(seconds)}, kept in {self._path}")
         return whole
 
@@ -166,10 +164,7 @@ def write_references(path: Path, values: References, *, key: str, files: Sequenc
         files: the data files of the run, in order; a file may be there twice.
     """
     rows = sorted(
-        (place, row, values[name, row])
-        for name, row in values
-        for place, other in enumerate(files)
-        if other == name
+        (place, row, values[name, row]) for name, row in values for place, other in enumerate(files) if other == name
     )
     columns = {
         "file": pa.array([place for place, _, _ in rows], pa.int32()),
