@@ -197,7 +197,7 @@ def test_an_output_folder_of_something_else(refused, tmp_path):
     ("flags", "says"),
     [
         (("--seed", "7"), "its seed is 42, this run's is 7"),
-        (("--vision", "lora"), "its towers are vision frozen, "),
+        (("--vision", "lora"), "its towers are vision frozen, this run's are vision lora."),
         (("--gradient_accumulation_steps", "3"), "its global batch is 1, this run's is 3"),
         (("--image_max_pixels", "12544"), "pixel and frame settings"),
         (("--lora_rank", "8"), "LoRA"),

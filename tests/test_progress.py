@@ -20,7 +20,7 @@ from terminal import on_terminal
 from vlft import screen
 from vlft.cli.main import main
 from vlft.screen.row import Bar, Part, Row, Writer, fitting
-from vlft.train.progress import Pace, Schedule, schedules
+from vlft.train.progress import Pace, Progress, Schedule, schedules
 
 SAVES = ("--save_strategy", "steps", "--save_steps", "2")
 
@@ -85,6 +85,27 @@ def test_the_estimate_foresees_evaluations_and_checkpoints(start):
     assert all(left == pytest.approx(truth) for left, truth in measured)
     before_the_first = told[5]
     assert before_the_first[0] < before_the_first[1], "their time is unknown until one was measured"
+
+
+def test_the_estimate_leaves_out_what_was_done_before_the_first_step():
+    now = [0.0]
+    never = Schedule(every=0)
+    pace = Pace(step=0, last=10, plan={"evaluation": never, "checkpoint": never}, now=lambda: now[0])
+    now[0] = 3600.0  # such as the pass for the reference
+    pace.exclude(3600.0)
+    now[0] = 3602.0
+    pace.stepped(1)
+    assert pace.left() == pytest.approx(9 * 2)
+
+
+def test_a_log_says_what_is_done_for_long_before_the_first_step(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = Progress(say=print, bar=False, steps_per_epoch=1)
+    for seconds, place in ((10, 1), (61, 2), (70, 3), (130, 4)):
+        now[0] = seconds
+        progress.doing(f"computing the reference {place}/5")
+    assert capsys.readouterr().out == "  computing the reference 2/5\n  computing the reference 4/5\n"
 
 
 def test_the_estimate_counts_down_within_a_long_step():

@@ -187,5 +187,5 @@ def test_flags_that_a_checkpoint_brings_back_are_refused(train, base, mixed_json
     argv = arguments(base, mixed_json, media, tmp_path / "run", *STEPS, "--adam_beta2", "0.95")
     assert main(argv) == 1
     said = capfd.readouterr().err
-    assert "its optimizer is adam_beta1 0.9, adam_beta2 0.999" in said
+    assert "its optimizer is adam_beta2 0.999, this run's is adam_beta2 0.95. Choose" in said
     assert "adam_beta2 0.95" in said

@@ -444,7 +444,7 @@ def test_a_run_that_is_all_warm_up_says_so(train, capsys):
         (("--optim", "sgd"), "its optim is adamw_torch_fused, this run's is sgd."),
         (("--box_format", "pixels"), "its box format is as_is, this run's is pixels."),
         (("--missing_tags", "first"), "its missing_tags is error, this run's is first."),
-        (("--merger", "full"), "its towers are vision frozen, merger frozen, language lora, this run's are vision "),
+        (("--merger", "full"), "its towers are merger frozen, this run's are merger full."),
         (("--packing", "true"), "its packing is none, this run's is tokens 16384, patches 65536."),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

@@ -47,6 +47,16 @@ class PreferenceFlags:
     )
 
 
+def beta_of(method: str, flags: PreferenceFlags) -> float:
+    """`--beta`, or its default for this method; 0 for a method without it."""
+    return BETA.get(method, 0.0) if flags.beta is None else flags.beta
+
+
+def settings_of(method: str, flags: PreferenceFlags) -> dict[str, Any]:
+    """The flags that a method uses, with their values: what a run and the resumed run have in common."""
+    return {name: beta_of(method, flags) if name == "beta" else getattr(flags, name) for name in USED[method]}
+
+
 def unused(method: str) -> list[str]:
     """Names of the flags of `PreferenceFlags` that a method does not use, in alphabetical order."""
     return sorted({name for names in USED.values() for name in names} - set(USED[method]))

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from vlft.config.preference import BETA, PreferenceFlags
+from vlft.config.preference import PreferenceFlags, beta_of
 from vlft.data.collate import Batch, Collator
 from vlft.data.encode import Encoder
 from vlft.data.sample import EncodedSample, Sample
@@ -129,8 +129,7 @@ class Preference(Objective):
 
 def comparison_of(method: str, flags: PreferenceFlags) -> Comparison:
     """The loss of a method with the settings of its flags."""
-    beta = BETA.get(method, 0.0) if flags.beta is None else flags.beta
-    smoothing = flags.label_smoothing
+    beta, smoothing = beta_of(method, flags), flags.label_smoothing
     if method == "orpo":
         return lambda sums, counts, _: losses.orpo(sums, counts, weight=flags.orpo_lambda)
     if method == "simpo":

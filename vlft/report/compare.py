@@ -171,6 +171,10 @@ def _charts(runs: Sequence[Run], keys: Sequence[str]) -> list[Chart]:
     drawn = [
         over("loss", columns("loss")),
         over("evaluation loss", [run.evaluations["eval_loss"] for run in runs], evaluated=True),
+        *(
+            over(name, [run.statistics.get(name, np.full(len(run.lines["step"]), np.nan)) for run in runs])
+            for name in dict.fromkeys(name for run in runs for name in run.statistics)
+        ),
         over("learning rate, the highest of the parts", [_highest_rate(run) for run in runs], from_zero=True),
         over("gradient norm before clipping", columns("grad_norm"), from_zero=True),
         over("tokens per second", columns("tokens_per_s"), shown=scaled, from_zero=True),

@@ -16,6 +16,7 @@ from vlft.report.charts import Chart, Series, chart
 from vlft.report.figures import best_evaluation, last, number, rate, spent
 from vlft.report.read import Run
 from vlft.report.state import state_of
+from vlft.report.statistics import charts_of, facts_of
 from vlft.text import duration, scaled
 
 SHOWN_SKIPPED = 50
@@ -86,6 +87,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     if (best := best_evaluation(run)) is not None:
         facts.append((f"best evaluation, step {best[0]:,}", number(best[1])))
     facts += [
+        *facts_of(run),
         ("tokens", scaled(tokens)),
         ("trained tokens", f"{scaled(trained)} ({trained / tokens:.0%})" if tokens else "0"),
         ("rows trained on", scaled(float(np.nansum(lines["samples"])))),
@@ -117,6 +119,7 @@ def _charts(run: Run) -> list[Chart]:
                 Series(name="evaluation", x=evaluated["step"], y=evaluated["eval_loss"], dots=True),
             ],
         ),
+        *charts_of(run),
         chart("learning rate", [Series(name=n, x=x, y=y) for n, y in run.rates.items()], from_zero=True),
         chart("gradient norm", [line("before clipping", "grad_norm")], from_zero=True),
         chart("tokens per second", [line("all processes", "tokens_per_s")], shown=scaled, from_zero=True),

@@ -25,6 +25,9 @@ COLUMNS = (
     *("step", "loss", "grad_norm", "step_s", "data_wait_s", "tokens_per_s", "padding_fraction", "peak_gb", "mfu"),
     *("tokens", "supervised_tokens", "images", "videos", "samples", "time", "save_s", "report_s", "max_steps"),
 )
+#: Other entries of a line that are no statistics of the objective.
+BESIDE = ("epoch", "lr")
+MOST_STATISTICS = 32  # a line of a damaged file may have any number of entries
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 EVALUATED = ("step", "eval_loss", "eval_runtime", "eval_answers_s")
 
@@ -52,7 +55,8 @@ class Run:
         config: text of its `config.yaml`.
         lines: column -> float64 [L], one value per logged step, in order.
         rates: parameter group -> learning rates, float64 [L].
-        evaluations: column -> float64, one value per evaluation, in order.
+        statistics: name -> float64 [L]: what the objective logs beside its loss.
+        evaluations: column -> float64, one value per evaluation, in order. Those of statistics begin with `eval_`.
         answered: rows and their answers.
         notes: reasons why answers are missing.
         broken: number of lines that could not be read.
@@ -65,6 +69,7 @@ class Run:
     config: str
     lines: dict[str, np.ndarray]
     rates: dict[str, np.ndarray]
+    statistics: dict[str, np.ndarray]
     evaluations: dict[str, np.ndarray]
     answered: list[Answered]
     notes: list[str]
@@ -98,24 +103,29 @@ def read_run(folder: str | Path) -> Run:
     record = _record(folder)
     lines = {name: array("d") for name in COLUMNS}
     rates: dict[str, array] = {}
+    statistics: dict[str, array] = {}
     evaluations = {name: array("d") for name in EVALUATED}
+    evaluated: dict[str, array] = {}
     broken = 0
     for line in _objects(folder / METRICS):
         if line is None or not isinstance(line.get("step"), int):
             broken += 1
         elif "eval_loss" in line:
+            more = {name: line[name] for name in line if name.startswith("eval_") and name not in EVALUATED}
+            _add(evaluated, more, len(evaluations["step"]))
             _append(evaluations, line)
         else:
             before = len(lines["step"])
             _append(lines, line)
             given = line.get("lr")
-            for name, rate in (given if isinstance(given, dict) else {}).items():
-                column = rates.setdefault(name, array("d"))
-                column.extend([math.nan] * (before - len(column)))
-                column.append(_number(rate))
-    count = len(lines["step"])
-    for column in rates.values():
-        column.extend([math.nan] * (count - len(column)))
+            _add(rates, given if isinstance(given, dict) else {}, before)
+            _add(statistics, {name: line[name] for name in line if name not in (*COLUMNS, *BESIDE)}, before)
+    for columns, count in (
+        (rates, len(lines["step"])),
+        (statistics, len(lines["step"])),
+        (evaluated, len(evaluations["step"])),
+    ):
+        _fill(columns, count)
     answered, notes, unread = _answers(folder / "answers.jsonl")
     config = folder / CONFIG
     return Run(
@@ -124,7 +134,8 @@ def read_run(folder: str | Path) -> Run:
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         lines={name: np.array(column) for name, column in lines.items()},
         rates={name: np.array(column) for name, column in rates.items()},
-        evaluations={name: np.array(column) for name, column in evaluations.items()},
+        statistics={name: np.array(column) for name, column in statistics.items()},
+        evaluations={name: np.array(column) for name, column in {**evaluated, **evaluations}.items()},
         answered=answered,
         notes=notes,
         broken=broken + unread,
@@ -171,6 +182,20 @@ def _objects(path: Path) -> Iterator[dict[str, Any] | None]:
 def _append(columns: dict[str, array], line: dict[str, Any]) -> None:
     for name, column in columns.items():
         column.append(_number(line.get(name)))
+
+
+def _add(columns: dict[str, array], values: dict[str, Any], before: int) -> None:
+    """Append values to columns that may be new, with NaN in the lines before."""
+    for name, value in values.items():
+        if name in columns or (len(columns) < MOST_STATISTICS and isinstance(value, int | float | None)):
+            column = columns.setdefault(name, array("d"))
+            column.extend([math.nan] * (before - len(column)))
+            column.append(_number(value))
+
+
+def _fill(columns: dict[str, array], count: int) -> None:
+    for column in columns.values():
+        column.extend([math.nan] * (count - len(column)))
 
 
 def _number(value: Any) -> float:

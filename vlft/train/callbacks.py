@@ -66,14 +66,16 @@ class MakeRoom(TrainerCallback):
             self.end(args, state)
 
     def end(self, args: Any, state: Any) -> NoReturn:
-        """End the run, which has saved its checkpoint.
+        """End the run, which has saved its checkpoint if it has completed a step.
 
         Raises:
             Preempted: always; on rank 0 it carries the message to the user.
         """
         name = self.folder.path / f"checkpoint-{state.global_step}"
-        where = f"after step {state.global_step}, saved as {name}" if state.global_step else "before the first step"
-        stop = stopped(str(self._signal), f"{where}. {RESUME}")
+        where = f"after step {state.global_step}, saved as {name}. {RESUME}"
+        if not state.global_step:
+            where = f"before the first step, so there is nothing to save. {self.notice.kept()}"
+        stop = stopped(str(self._signal), where)
         stop.said = args.process_index != 0
         raise stop
 

@@ -39,6 +39,7 @@ from vlft.train.ranks import barrier, gather, on_rank_zero
 from vlft.train.record import FEATURE_RUN
 from vlft.train.zero import shares_weights
 
+BEFORE_TRAINING = -1  # stamp of features that the first epoch sees: below its limit of 0
 WAITING = 4  # micro-batches that wait to be written; the step waits if a disk is slower than the GPU
 
 
@@ -144,17 +145,17 @@ class FeatureCache(TrainerCallback):
     # ---- what the run adds
 
     @contextlib.contextmanager
-    def recording(self, batch: Any, step: int) -> Iterator[None]:
+    def recording(self, batch: Any, step: int | None) -> Iterator[None]:
         """Store what the tower computes of this micro-batch within the context.
 
         Args:
             batch: a micro-batch, also without pictures.
-            step: optimizer steps that are complete.
+            step: optimizer steps that are complete; None: the reference is computed, which the first epoch follows.
         """
         keys = batch.get("feature_keys", ())
         self.used += batch["cached"]["media"] if "cached" in batch else 0
         self.computed += len(keys)
-        self._current = (keys, step) if keys else None
+        self._current = (keys, BEFORE_TRAINING if step is None else step) if keys else None
         try:
             yield
         finally:

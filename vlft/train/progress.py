@@ -20,6 +20,8 @@ from vlft import screen
 from vlft.screen.row import Bar, Part, Row, clock, eta
 from vlft.text import duration
 
+#: Statistics of an objective that are shown beside its loss, with their names there.
+SHOWN = {"rewards/accuracies": "accuracy", "rewards/margins": "margin"}
 #: Work between steps, which takes time of its own.
 Aside = Literal["evaluation", "checkpoint"]
 
@@ -113,6 +115,10 @@ class Pace:
         self._others += seconds
         self._at += seconds
 
+    def exclude(self, seconds: float) -> None:
+        """Leave out time before the first step that is no part of it."""
+        self._counted_from += seconds
+
     def left(self) -> float | None:
         """Return the seconds until the run ends; None before the first step has ended."""
         if self._step_s is None:
@@ -142,7 +148,19 @@ def as_text(line: Mapping[str, Any], *, left: float | None) -> str:
     """
     norm = f"grad {line['grad_norm']:.3g}" if line["grad_norm"] is not None else ""
     loss, rates, speed = facts(line)
-    return "  ".join(filter(None, [_place(line["step"], line["max_steps"]), loss, norm, rates, speed, eta(left)]))
+    place = _place(line["step"], line["max_steps"])
+    return "  ".join(filter(None, [place, loss, *statistics(line), norm, rates, speed, eta(left)]))
+
+
+def statistics(line: Mapping[str, Any], *, before: str = "") -> list[str]:
+    """Return the statistics of a line that are shown beside the loss, as text.
+
+    Args:
+        line: of `metrics.jsonl`.
+        before: what their names begin with: "eval_" in the line of an evaluation.
+    """
+    found = ((word, line.get(before + name)) for name, word in SHOWN.items())
+    return [f"{word} {value:.3g}" for word, value in found if value is not None]
 
 
 def _place(step: int, last: int) -> str:
@@ -167,9 +185,11 @@ class Progress(TrainerCallback):
         self._step = 0
         self._line: Mapping[str, Any] | None = None
         self._doing = ""
-        self._told: float | None = None  # when the last line was printed
+        self._told: float | None = None  # when the last line of metrics was printed
+        self._heard = time.monotonic()  # when the last line of any kind was printed
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._heard = time.monotonic()
         plan = schedules(args, state, steps_per_epoch=self._steps_per_epoch)
         self._step = state.global_step
         self.pace = Pace(step=state.global_step, last=state.max_steps, plan=plan)
@@ -184,7 +204,7 @@ class Progress(TrainerCallback):
         self.pace.stepped(self._step)
         if self._told is None and self._lines and not control.should_log:
             # With sparse log lines, the first one may come hours later.
-            self._told = time.monotonic()
+            self._told = self._heard = time.monotonic()
             seconds = duration(time.perf_counter() - self.pace.began)
             self.say(f"{_place(self._step, state.max_steps)}  done after {seconds}")
 
@@ -201,16 +221,26 @@ class Progress(TrainerCallback):
         if self._lines and (
             self._told is None or now - self._told >= screen.MINUTE or line["step"] >= line["max_steps"]
         ):
-            self._told = now
+            self._told = self._heard = now
             self.say(as_text(line, left=None if self.pace is None else self.pace.left()))
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        """Show the line of metrics of an evaluation."""
+        found = [f"loss {line['eval_loss']:.4f}", *statistics(line, before="eval_")]
+        self.say(f"  evaluation after step {line['step']:,}: {', '.join(found)}")
 
     def doing(self, what: str) -> None:
         """Show what the run does between two steps, on a log once a minute; "" for training."""
         self._doing = what
         now = time.monotonic()
-        if what and self._lines and self._told is not None and now - self._told >= screen.MINUTE:
-            self._told = now
+        if what and self._lines and now - self._heard >= screen.MINUTE:
+            self._heard = now
             self.say(f"  {what}")
+
+    def exclude(self, seconds: float) -> None:
+        """Leave out of the estimate what was done before the first step."""
+        if self.pace is not None:
+            self.pace.exclude(seconds)
 
     @contextlib.contextmanager
     def aside(self, what: Aside, step: int, *, doing: str) -> Iterator[None]:

@@ -15,8 +15,8 @@ from typing import Any
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.checkpoint.start import LINEAGE
+from vlft.config import preference
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.config.preference import USED
 from vlft.config.recipe import flags_of
 from vlft.config.row_flags import RowFlags
 from vlft.config.training import TrainFlags
@@ -96,7 +96,7 @@ def run_record(
             "warmup_steps": args.warmup_steps,
             "deepspeed": args.zero or False,
             "method": data.method,
-            "preference": {name: getattr(args, name) for name in USED[data.method]},
+            "preference": preference.settings_of(data.method, args),
             "drawn": rows_print(measured),
         },
         data=data_entries(measured),
@@ -122,9 +122,9 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
         if name in theirs and theirs[name] != ours:
             called = CALLED.get(name, name.replace("_", " "))
             verb = "are" if _is_plural(called) else "is"
+            old, new = map(_as_text, _difference(theirs[name], ours))
             raise CheckpointError(
-                f"{where}: belongs to another run: its {called} {verb} {_as_text(theirs[name])}, this run's {verb} "
-                f"{_as_text(ours)}. "
+                f"{where}: belongs to another run: its {called} {verb} {old}, this run's {verb} {new}. "
                 + (_equal_batch(other, mine) if name == "global_batch" else "")
                 + "Choose another --output_dir, or pass the flags of that run (its config.yaml)."
             )
@@ -145,6 +145,15 @@ def _identity(record: RunRecord) -> dict[str, Any]:
 def _is_plural(called: str) -> bool:
     head = called.partition(" (")[0].partition(" of ")[0]
     return head.endswith("s") and "_" not in head  # the name of a flag is singular
+
+
+def _difference(old: Any, new: Any) -> tuple[Any, Any]:
+    """Two values without the entries that are equal in both."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return old, new
+    equal = {name for name in old.keys() & new.keys() if old[name] == new[name]}
+    kept = [{name: value for name, value in one.items() if name not in equal} for one in (old, new)]
+    return kept[0], kept[1]
 
 
 def _as_text(value: Any) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from transformers import TrainerCallback
 
 from vlft.checkpoint import RunRecord
@@ -31,8 +30,10 @@ from vlft.train.callbacks import EvaluationPutOff
 from vlft.train.ranks import gather, on_rank_zero
 from vlft.train.record import data_print, rows_print
 
-FILE = "reference.safetensors"
-KEY = "key"
+#: Not in safetensors: `vlft merge` and other kits read every such file in a run folder as weights.
+FILE = "reference.parquet"
+KEY = b"vlft.key"
+_NEXT = "Pass the flags of that run, copy its file back, or start again with another --output_dir."
 
 
 def key_of(record: RunRecord, recipe: Mapping[str, Any], *, evaluated: MeasuredRows | None, dtype: torch.dtype) -> str:
@@ -81,10 +82,11 @@ class ReferencePass(TrainerCallback):
         self._objective = objective
         self._sets = sets
         self._path = folder / FILE
+        self._files = [file.name for rows, _ in sets for file in _index(rows).files]
         self._key = key
         self._resumed = resumed
         self._say = say
-        self.trainer: Any = None  # the `VlftTrainer`, which sets it
+        self.trainer: Any = None  # a `VlftTrainer`, which imports this module
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read or compute the values.
@@ -96,22 +98,22 @@ class ReferencePass(TrainerCallback):
         kept = on_rank_zero(self._kept)
         if kept is None:
             kept = self._computed(args, state)
-            on_rank_zero(lambda: write_references(self._path, kept, key=self._key))
+            on_rank_zero(lambda: write_references(self._path, kept, key=self._key, files=self._files))
         self._objective.references.update(kept)
 
     def _kept(self) -> References | None:
         try:
-            found = read_references(self._path, key=self._key)
+            found = read_references(self._path, key=self._key, files=self._files)
+            if found is None and self._resumed:
+                raise CheckpointError(f"{self._path}: is missing.")
         except CheckpointError as error:
             if self._resumed:
-                raise
+                raise CheckpointError(
+                    f"{error} It holds the log-probabilities of the model at the start of the run, and the weights "
+                    f"have moved since. {_NEXT}"
+                ) from error
             self._say(f"note: {error} It is computed again.")
             return None
-        if found is None and self._resumed:
-            raise CheckpointError(
-                f"{self._path}: is missing. It holds the log-probabilities of the model at the start of the run, and "
-                "the weights have moved since. Copy it back, or start again with another --output_dir."
-            )
         if found is not None:
             self._say(f"reference: {len(found):,} rows from {self._path}")
         return found
@@ -121,52 +123,66 @@ class ReferencePass(TrainerCallback):
         if trainer is None:
             raise ValueError("the trainer is not set")
         start = time.perf_counter()
-        found: dict[tuple[str, int], tuple[float, ...]] = {}
+        found: References = {}
         try:
-            for rows, order in self._sets:
-                for batch in trainer.without_gradients(rows, order, doing="computing the reference"):
-                    sums_A, _ = self._objective.sums(trainer.evaluated_model(), batch)
-                    if sums_A is not None:
-                        values = iter(sums_A.tolist())
-                        for row, answers in zip(batch["rows"], batch["answers"]["per_sample"], strict=True):
-                            found[row] = tuple(next(values) for _ in range(answers))
+            with trainer.room.notice.planning("stopping before the first step"):
+                for rows, order in self._sets:
+                    for batch in trainer.without_gradients(rows, order, doing="computing the reference", step=None):
+                        found |= self._of_rows(trainer.evaluated_model(), batch)
         except EvaluationPutOff:
             trainer.room.end(args, state)
         trainer.progress.doing("")
         whole = {row: values for part in gather(found) for row, values in part.items()}
         seconds = time.perf_counter() - start
         trainer.meter.exclude(seconds)
+        trainer.progress.exclude(seconds)
         self._say(f"reference: computed for {len(whole):,} rows in {duration(seconds)}, kept in {self._path}")
         return whole
 
+    def _of_rows(self, model: torch.nn.Module, batch: Any) -> References:
+        sums_A, _ = self._objective.sums(model, batch)
+        if sums_A is None:
+            return {}
+        values = iter(sums_A.tolist())
+        answers = zip(batch["rows"], batch["answers"]["per_sample"], strict=True)
+        return {row: tuple(next(values) for _ in range(number)) for row, number in answers}
 
-def write_references(path: Path, values: References, *, key: str) -> None:
+
+def _index(rows: RowDataset) -> Any:
+    return rows.samples  # a RowIndex
+
+
+def write_references(path: Path, values: References, *, key: str, files: Sequence[str]) -> None:
     """Write the values of all rows, whole or not at all.
+
+    A row is stored by the place of its file, because a resumed run may have other paths of the same files.
 
     Args:
         path: of the file.
         values: of all rows.
         key: of `key_of`.
+        files: the data files of the run, in order; a file may be there twice.
     """
-    rows = sorted(values)
-    files = sorted({file for file, _ in rows})
-    place = {file: i for i, file in enumerate(files)}
-    tensors: dict[str, Any] = {
-        "file": np.array([place[file] for file, _ in rows], dtype=np.int32),
-        "row": np.array([row for _, row in rows], dtype=np.int64),
-        "answers": np.array([len(values[row]) for row in rows], dtype=np.int32),
-        "values": np.array([value for row in rows for value in values[row]], dtype=np.float32),
+    rows = sorted(
+        (place, row, values[name, row]) for name, row in values for place, other in enumerate(files) if other == name
+    )
+    columns = {
+        "file": pa.array([place for place, _, _ in rows], pa.int32()),
+        "row": pa.array([row for _, row, _ in rows], pa.int64()),
+        "log_probs": pa.array([some for _, _, some in rows], pa.list_(pa.float32())),
     }
     with appearing_path(path) as made:
-        save_file(tensors, made, metadata={KEY: key, "files": json.dumps(files)})
+        table = pa.table(columns).replace_schema_metadata({KEY: key})
+        pq.write_table(table, made, write_page_checksum=True)
 
 
-def read_references(path: Path, *, key: str) -> dict[tuple[str, int], tuple[float, ...]] | None:
+def read_references(path: Path, *, key: str, files: Sequence[str]) -> dict[tuple[str, int], tuple[float, ...]] | None:
     """Read the values of all rows; None if there is no file.
 
     Args:
         path: of the file.
         key: of `key_of`.
+        files: the data files of the run, in order.
 
     Raises:
         CheckpointError: the file is damaged, or has another key.
@@ -174,18 +190,15 @@ def read_references(path: Path, *, key: str) -> dict[tuple[str, int], tuple[floa
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="np") as file:
-            about: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in ("file", "row", "answers", "values")}
-            files = json.loads(about["files"])
-            ends = np.cumsum(tensors["answers"])[:-1]
-            values = [tuple(part.tolist()) for part in np.split(tensors["values"], ends)]
-            rows = [(files[f], int(row)) for f, row in zip(tensors["file"], tensors["row"], strict=True)]
-    except (SafetensorError, KeyError, IndexError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
-    if about.get(KEY) != key:
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+        places, rows, values = (table[name].to_pylist() for name in ("file", "row", "log_probs"))
+    except (pa.ArrowException, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {reason}).") from error
+    if (theirs := (table.schema.metadata or {}).get(KEY, b"none").decode()) != key:
         raise CheckpointError(
-            f"{path}: is the reference of another run: another base, starting adapter, data, pixel settings or dtype "
-            f"(key {about.get(KEY, 'none')[:12]}, this run's is {key[:12]})."
+            f"{path}: is the reference of another run: another base, starting adapter, --data_path, --eval_path, "
+            "pixel settings or dtype "
+            f"(key {theirs[:12]}, this run's is {key[:12]})."
         )
-    return dict(zip(rows, values, strict=True))
+    return {(files[place], row): tuple(some) for place, row, some in zip(places, rows, values, strict=True)}

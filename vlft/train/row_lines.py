@@ -9,13 +9,19 @@ import numpy as np
 from vlft.setup import SHOWN_BAD_ROWS, MeasuredRows, samples_line
 from vlft.text import counted
 
+SHARED = "the answers of a row share its prompt, whose tokens and pictures are computed once"
+COPIED = (
+    "each answer has a copy of its prompt, because gated delta nets cannot share one; the pictures are computed once"
+)
 
-def row_lines(measured: MeasuredRows, *, word: str = "train") -> Iterator[str]:
+
+def row_lines(measured: MeasuredRows, *, word: str = "train", shared: bool | None = None) -> Iterator[str]:
     """Yield the lines about the rows of a run: how many of each file are used, skipped and changed, and their tokens.
 
     Args:
         measured: the rows.
         word: what is done with them.
+        shared: whether the answers of a preference row share the tokens of its prompt; None: for other rows.
     """
     rows, costs = measured.rows, measured.costs
     for note in measured.notes:
@@ -47,6 +53,8 @@ def row_lines(measured: MeasuredRows, *, word: str = "train") -> Iterator[str]:
     if all(measured.thought.get(name) for name in ("on", "off")):
         on, off = counted(measured.thought["on"], one), f"{measured.thought['off']:,}"
         yield f"thoughts: {on} with <think>...</think> in the answer, {off} without (--thinking)"
+    if shared is not None:
+        yield f"answers: {SHARED if shared else COPIED}"
     yield (
         f"tokens: {tokens.sum():,} in total ({costs.supervised.sum():,} trained); a {one} has {tokens[0]:,} to "
         f"{tokens[-1]:,}, median {tokens[len(tokens) // 2]:,}"

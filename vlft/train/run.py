@@ -140,7 +140,7 @@ def train(
     evaluated = None
     if data.eval_path:
         evaluated = on_rank_zero(lambda: trainable_rows(data.eval_path, data, base, workers=workers))
-    for line in row_lines(rows):
+    for line in row_lines(rows, shared=base.encoder.shared if data.pairs else None):
         say(line)
     if evaluated is not None:
         for line in row_lines(evaluated, word="evaluate on"):
@@ -213,7 +213,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             say=say,
             tokens=tokens,
             patches=patches,
-            branches=run.data.pairs,
+            branches=run.data.pairs and base.encoder.shared,
         )
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay

@@ -87,23 +87,24 @@ class StepGuard:
         self.watchdog.at(f"step {self.step}, after micro-batch {batch.place} of {batch.of}")
 
     @contextmanager
-    def evaluation(self, batch: Batch, *, place: int, of: int, step: int) -> Iterator[None]:
-        """A context around the forward of an evaluation's micro-batch.
+    def evaluation(self, batch: Batch, *, place: int, of: int, step: int | None) -> Iterator[None]:
+        """A context around the forward of a micro-batch without gradients.
 
         Args:
             batch: the micro-batch.
             place: its number in the evaluation, from 1.
             of: how many there are.
-            step: the last optimizer step.
+            step: the last optimizer step; None: the reference of the run is computed.
 
         Raises:
             RunFault: out of memory.
         """
         rows = MicroBatch.of_batch(batch, rank=self.args.process_index, place=place, of=of)
-        self.watchdog.at(f"evaluation after step {step}, micro-batch {place} of {of}", rows.rows)
-        with self._room_for(rows, f"the evaluation after step {step}"):
+        where = "reference" if step is None else f"evaluation after step {step}"
+        self.watchdog.at(f"{where}, micro-batch {place} of {of}", rows.rows)
+        with self._room_for(rows, f"the {where}"):
             yield
-        self.watchdog.at(f"evaluation after step {step}, after micro-batch {place} of {of}")
+        self.watchdog.at(f"{where}, after micro-batch {place} of {of}")
 
     @contextmanager
     def _room_for(self, batch: MicroBatch, where: str) -> Iterator[None]:

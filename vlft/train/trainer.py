@@ -193,10 +193,9 @@ class VlftTrainer(SavingTrainer):
         share = loss.sum * (self.args.world_size / num_items_in_batch.squeeze())
         return (share, None) if return_outputs else share
 
-    def _recording(self, inputs: Any) -> contextlib.AbstractContextManager[None]:
-        """A context that stores what the vision tower computes of a micro-batch."""
-        none = contextlib.nullcontext()
-        return none if self.features is None else self.features.recording(inputs, self.state.global_step)
+    def _recording(self, inputs: Any, step: int | None) -> contextlib.AbstractContextManager[None]:
+        """A context that stores what the vision tower computes of a micro-batch after this step."""
+        return contextlib.nullcontext() if self.features is None else self.features.recording(inputs, step)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -223,7 +222,7 @@ class VlftTrainer(SavingTrainer):
         # Read here, because the scheduler has already changed the rates when a step is logged.
         optimizer: Any = self.optimizer
         self._rates = {g["name"]: float(g["lr"]) for g in optimizer.param_groups}
-        with self.guard.micro_batch(), self._recording(inputs):
+        with self.guard.micro_batch(), self._recording(inputs, self.state.global_step):
             return super().training_step(model, inputs, *args, **kwargs)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> float | None:
@@ -246,13 +245,14 @@ class VlftTrainer(SavingTrainer):
         """The model without the wrappers that only training needs."""
         return self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
 
-    def without_gradients(self, rows: RowDataset, order: Order, *, doing: str) -> Iterator[Any]:
+    def without_gradients(self, rows: RowDataset, order: Order, *, doing: str, step: int | None) -> Iterator[Any]:
         """Yield this process's micro-batches of an order, on the device. The caller computes without gradients.
 
         Args:
             rows: the rows.
             order: of the rows.
             doing: what the progress shows.
+            step: optimizer steps that are complete; None: the reference of the run is computed.
 
         Raises:
             DataError: a row cannot be decoded, and --on_bad_row is error.
@@ -267,8 +267,8 @@ class VlftTrainer(SavingTrainer):
                 if (row := self._account(batch_on_cpu["skipped"])) is not None:
                     raise DataError(row)
                 self.progress.doing(f"{doing} {place:,}/{len(loader):,}")
-                of, step = len(loader), self.state.global_step
-                with self.guard.evaluation(batch_on_cpu, place=place, of=of, step=step), self._recording(batch_on_cpu):
+                guarded = self.guard.evaluation(batch_on_cpu, place=place, of=len(loader), step=step)
+                with guarded, self._recording(batch_on_cpu, step):
                     yield self._prepare_inputs(batch_on_cpu)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
@@ -277,11 +277,11 @@ class VlftTrainer(SavingTrainer):
             raise ConfigError("evaluation needs --eval_path, which is not set")
         if self.features is not None:
             self.features.before_evaluation(self.state.global_step)
-        sums = Sums(names=self.objective.statistics)
+        sums, step = Sums(names=self.objective.statistics), self.state.global_step
         start = time.perf_counter()
         model = self.evaluated_model()
         with self.room.notice.planning("postponing this evaluation, then saving"):
-            for batch in self.without_gradients(self.eval_rows, self.eval_order, doing="evaluating"):
+            for batch in self.without_gradients(self.eval_rows, self.eval_order, doing="evaluating", step=step):
                 sums = sums.plus(self.objective.evaluate(model, batch))
         totals = self.accelerator.reduce(sums.as_vector(self.args.device), reduction="sum").tolist()
         means, weight = sums.means(totals)
@@ -290,7 +290,7 @@ class VlftTrainer(SavingTrainer):
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         if self.answers is not None:
             self.progress.doing("answering rows for the report")
-            seconds = self.answers.ask(model, self.state.global_step, self.guard.watchdog, self.accelerator.autocast)
+            seconds = self.answers.ask(model, step, self.guard.watchdog, self.accelerator.autocast)
             metrics[f"{metric_key_prefix}_answers_s"] = seconds
         self.meter.exclude(time.perf_counter() - start)  # the callbacks below measure their own time
         self.log(metrics)
@@ -342,7 +342,7 @@ class VlftTrainer(SavingTrainer):
             logs |= {f"lr/{name}": rate for name, rate in self._rates.items()}
         elif "eval_loss" in logs:
             line |= logs
-            self.progress.say(f"  evaluation after step {line['step']:,}: loss {logs['eval_loss']:.4f}")
+            self.progress.evaluated(line)
         else:
             return  # the stock summary at the end of training, with nothing left to count; `run` prints ours
         if self.metrics is not None:
