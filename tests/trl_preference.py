@@ -1,6 +1,7 @@
 """Compare vlft with TRL's DPOTrainer on the same rows and weights, by hand. Needs trl and datasets, which CI lacks.
 
     python tests/trl_preference.py            losses, rewards and gradients, printed
+    python tests/trl_preference.py --double   the same in float64, where rounding does not hide a difference
     python tests/trl_preference.py --write    also stores TRL's figures in trl_preference.json
     python tests/trl_preference.py --time     an epoch of both, alternating
 
@@ -117,8 +118,8 @@ def lora_of(setup: Setup) -> dict[str, Any]:
     return {"target_modules": names, "r": config.r, "lora_alpha": config.lora_alpha}
 
 
-def compare(model_type: str, preset: str, folder: Path) -> dict[str, Any]:
-    """Print and return the figures of both for all losses.
+def compare(model_type: str, preset: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Print and return the figures of both for all losses, computed in a dtype.
 
     Returns:
         loss -> TRL's figures, with "difference": that of ours.
@@ -126,9 +127,13 @@ def compare(model_type: str, preset: str, folder: Path) -> dict[str, Any]:
     base = build_tiny(folder / "base", FAMILIES[model_type])
     written(folder)
     setup = prepared(base, folder, preset)
+    setup.model.to(dtype)
     reference_A = references(setup)
     perturb(setup.model)
     trainer = trl_trainer(base, folder, model_type, lora_of(setup) if preset == "lora" else None)
+    for model in (trainer.model, trainer.ref_model):
+        if model is not None:
+            model.to(dtype)
     perturb(trainer.model)
     found = {}
     for name in LOSSES:
@@ -191,13 +196,15 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--double", action="store_true")
     chosen = parser.parse_args()
+    dtype = torch.float64 if chosen.double else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         if chosen.time:
             time_epochs(Path(folder))
             return
         found = {
-            f"{model_type} {preset}": compare(model_type, preset, Path(folder) / f"{model_type}-{preset}")
+            f"{model_type} {preset}": compare(model_type, preset, Path(folder) / f"{model_type}-{preset}", dtype)
             for model_type in FAMILIES_TRIED
             for preset in ("lora", "full")
         }
