@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,12 +65,16 @@ class Setup:
         base: the opened base.
         objective: of the run, `--method dpo` with the default settings.
         model: prepared, at the start of the run: LoRA's B is 0.
-        batch: all rows in one micro-batch, without reference values.
+        rows: parsed.
+        samples: encoded, without reference values.
+        batch: all of them in one micro-batch.
     """
 
     base: Base
     objective: Preference
     model: torch.nn.Module
+    rows: tuple[Any, ...]
+    samples: tuple[Any, ...]
     batch: dict[str, Any]
 
     def with_loss(self, name: str, *, reference: str = "cached") -> Preference:
@@ -83,13 +86,6 @@ class Setup:
         made = objective_of(self.base, method, PreferenceFlags(**flags))
         assert isinstance(made, Preference)
         return made
-
-    @functools.cached_property
-    def samples(self) -> list[Any]:
-        """The encoded rows."""
-        return [self.objective.encode(sample) for sample in self._rows]
-
-    _rows: tuple[Any, ...] = ()
 
 
 def written(folder: Path, pairs: Sequence[dict[str, Any]] = PAIRS) -> Path:
@@ -123,11 +119,11 @@ def prepared(base: Path, folder: Path, preset: str) -> Setup:
     objective = objective_of(opened, data.method, args)
     assert isinstance(objective, Preference)
     torch.manual_seed(0)
-    how = {"choice": flags.attn, "say": lambda line: None, "branches": data.pairs}
-    model, _ = prepare_model(opened, args, **how)
-    samples = tuple(rows.rows.samples)
-    batch = dict(objective.collate([objective.encode(sample) for sample in samples]))
-    return Setup(base=opened, objective=objective, model=model.train(), batch=batch, _rows=samples)
+    model, _ = prepare_model(opened, args, choice=flags.attn, say=lambda line: None, branches=data.pairs)
+    parsed_rows = tuple(rows.rows.samples)
+    samples = tuple(map(objective.encode, parsed_rows))
+    batch = dict(objective.collate(samples))
+    return Setup(base=opened, objective=objective, model=model.train(), rows=parsed_rows, samples=samples, batch=batch)
 
 
 def trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from preferred import LOSSES, perturb, prepared, references, stepped, swapped, with_reference, written
 
+from vlft.errors import DataError
 from vlft.families import FAMILIES
 from vlft.model import forward
+from vlft.objectives import Loss
 from vlft.objectives import preference_losses as losses
-from vlft.objectives.preference import Preference
 
 #: Methods with settings, and losses of `--method dpo`.
 METHODS = {
@@ -102,7 +103,7 @@ def test_swapped_answers_change_the_sign_of_the_margin(moved):
     assert b["logps/rejected"] == pytest.approx(a["logps/chosen"], rel=1e-6)
     assert a["rewards/accuracies"] + b["rewards/accuracies"] == len(rows)
     # -log sigmoid(u) + u = -log sigmoid(-u)
-    assert float(turned.sum) == pytest.approx(float(found.sum) + a["rewards/margins"], rel=1e-5)
+    assert turned.sum.item() == pytest.approx(found.sum.item() + a["rewards/margins"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -121,7 +122,9 @@ def test_a_row_has_the_same_weight_in_any_micro_batch(moved, name):
         for key, mean in whole.statistics.items():
             summed = sum(part.statistics[key].sum for part in found)
             torch.testing.assert_close(summed, mean.sum, rtol=1e-5, atol=1e-5, msg=key)
-        assert_same_gradients({n: p.grad for n, p in setup.model.named_parameters() if p.requires_grad}, gradients, 1e-4)
+        assert_same_gradients(
+            {n: p.grad for n, p in setup.model.named_parameters() if p.requires_grad}, gradients, 1e-4
+        )
 
 
 @pytest.mark.parametrize("preset", ["lora", "full"])
@@ -139,7 +142,7 @@ def test_a_preference_row_is_two_plain_rows(base_of, tmp_path, preset):
         log_probs_K = setup.model(**forward.inputs_of(batch), return_log_probs=True).log_probs
         sums_A = torch.stack([part.sum() for part in log_probs_K.split(counts_A.tolist())])
         found = losses.sigmoid(*(one.view(-1, 2) for one in (sums_A, counts_A, reference_A)), beta=0.1)
-        return losses_as_loss(found, len(setup.samples))
+        return Loss(found.sum, len(setup.samples))
 
     wanted, plain_gradients = stepped(setup.model, by_hand)
     shared = setup.batch
@@ -148,15 +151,12 @@ def test_a_preference_row_is_two_plain_rows(base_of, tmp_path, preset):
     for laid_out in (shared, dict(repeated(setup.samples))):
         objective = setup.objective
         found, gradients = stepped(
-            setup.model, lambda: objective.loss(setup.model, with_reference(laid_out, reference_A))  # noqa: B023
+            setup.model,
+            lambda: objective.loss(setup.model, with_reference(laid_out, reference_A)),  # noqa: B023
         )
         torch.testing.assert_close(found.sum, wanted.sum, rtol=2e-6, atol=0)
         assert_same_gradients(gradients, plain_gradients)
     assert len(shared["still_patches"]) * 2 == len(batch["still_patches"])
-
-
-def losses_as_loss(found, rows):
-    return type("Found", (), {"sum": found.sum, "weight": float(rows), "statistics": {}})()
 
 
 def plain_rows(sample):
@@ -196,11 +196,9 @@ def test_micro_batches_without_rows_and_with_several_numbers_of_answers(moved):
 
 def test_rows_without_reference_values_are_refused_once_others_have_them(at_start):
     setup, _ = at_start
-    objective: Preference = setup.with_loss("sigmoid")
-    first, second = setup._rows[:2]
+    objective = setup.with_loss("sigmoid")
+    first, second = setup.rows[:2]
     objective.references[first.file, first.index] = (-1.0, -2.0)
     assert objective.encode(first).reference == (-1.0, -2.0)
-    from vlft.errors import DataError
-
     with pytest.raises(DataError, match="computed without this row"):
         objective.encode(second)

@@ -2,8 +2,9 @@
 
     python tests/trl_preference.py            losses, rewards and gradients, printed
     python tests/trl_preference.py --double   the same in float64, where rounding does not hide a difference
-    python tests/trl_preference.py --write    also stores TRL's figures in trl_preference.json
+    python tests/trl_preference.py --double --write    also stores TRL's figures in trl_preference.json
     python tests/trl_preference.py --time     an epoch of both, alternating
+    python tests/trl_preference.py --flops    operations of a pair: by vlft.model.flops at 2B and 7B, by torch at tiny size
 
 TRL also trains the line break that the chat template writes after `<|im_end|>`. vlft does not, so that token is taken
 out of TRL's `completion_mask`; it stays in `input_ids`. TRL's "sigmoid" has no label smoothing: its "aot" with one pair
@@ -14,6 +15,7 @@ with one of the two are computed in micro-batches of one pair, and averaged.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -28,7 +30,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 import torch
 from preferred import LOSSES, PAIRS, Setup, figures, ours, perturb, prepared, references, trained, written
 
-from vlft.demo.tiny import build_tiny
+from vlft.demo.tiny import build_tiny, tiny_processor
 from vlft.families import FAMILIES
 
 STORED = Path(__file__).with_name("trl_preference.json")
@@ -191,17 +193,75 @@ def time_epochs(folder: Path, *, repeat: int = 3, rows: int = 48, batch: int = 4
           f"ratio {least['trl'] / least['vlft']:.2f}")  # fmt: skip
 
 
+#: Text tokens of the prompt, of the chosen and of the rejected answer, and patches of each picture.
+SHAPES = {"one picture of 1,280 tokens": (60, 150, 150, [5120]), "five of 600": (100, 300, 300, [2400] * 5),
+          "one of 256": (40, 80, 80, [1024])}  # fmt: skip
+
+
+def print_flops() -> None:
+    """Print the operations of a pair under LoRA, without the padding of TRL's batches."""
+    from vlft.families import sizes_of
+    from vlft.model.build import build_config
+    from vlft.model.flops import required_flops, total
+    from vlft.model.towers import Towers
+
+    family = FAMILIES["qwen2_vl"]
+    settings = {"language": Towers(), "all towers": Towers(vision="lora", merger="lora", language="lora")}
+    for model in ("qwen2-vl-2b", "qwen2-vl-7b"):
+        sizes = sizes_of(build_config(family, family.shapes[model], tiny_processor(family).tokenizer))
+        for (what, (text, chosen, rejected, pictures)), (trained_towers, towers) in itertools.product(
+            SHAPES.items(), settings.items()
+        ):
+            prompt, answers = text + sum(pictures) // 4, {"supervised": chosen + rejected}
+            plain = [prompt + chosen, prompt + rejected]
+            twice = required_flops(sizes, towers, lengths=plain, vision_lengths=pictures * 2, **answers)
+            branch = required_flops(sizes, towers, lengths=[prompt + chosen, rejected], key_lengths=plain,
+                                    vision_lengths=pictures, **answers)  # fmt: skip
+            of_trl = total(twice) + sum(part.forward for part in twice.values())
+            reference = sum(part.forward for part in branch.values())
+            print(f"{model}, {what}, LoRA on {trained_towers}: TRL {of_trl / 1e12:.1f} TF, vlft {total(branch) / 1e12:.1f} "
+                  f"({of_trl / total(branch):.2f}x less), with its pass for the reference "
+                  f"{(total(branch) + reference) / 1e12:.1f} ({of_trl / (total(branch) + reference):.2f}x less)")  # fmt: skip
+
+
+def print_counted(folder: Path) -> None:
+    """Print what torch counts of a step on all rows, with their padding in TRL."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    base = build_tiny(folder / "base", FAMILIES["qwen2_vl"])
+    written(folder)
+    setup = prepared(base, folder, "lora")
+    trainer = trl_trainer(base, folder, "qwen2_vl", lora_of(setup))
+    with FlopCounterMode(display=False) as in_pass:
+        reference_A = references(setup)
+    counted = []
+    for step in (lambda: theirs(trainer, "sigmoid"), lambda: ours(setup, "sigmoid", reference_A)):
+        with FlopCounterMode(display=False) as counter:
+            step()
+        counted.append(counter.get_total_flops())
+    by_trl, by_vlft = counted
+    with_pass = by_vlft + in_pass.get_total_flops()
+    print(f"tiny base, {len(PAIRS)} rows, LoRA on all towers, counted by torch: TRL {by_trl / 1e9:.3f} GF, vlft "
+          f"{by_vlft / 1e9:.3f} ({by_trl / by_vlft:.2f}x less), with its pass for the reference {with_pass / 1e9:.3f} "
+          f"({by_trl / with_pass:.2f}x less)")  # fmt: skip
+
+
 def run() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--flops", action="store_true")
     parser.add_argument("--double", action="store_true")
     chosen = parser.parse_args()
     dtype = torch.float64 if chosen.double else torch.float32
     with tempfile.TemporaryDirectory() as folder:
+        if chosen.flops:
+            print_flops()
+            print_counted(Path(folder) / "counted")
         if chosen.time:
-            time_epochs(Path(folder))
+            time_epochs(Path(folder) / "timed")
+        if chosen.time or chosen.flops:
             return
         found = {
             f"{model_type} {preset}": compare(model_type, preset, Path(folder) / f"{model_type}-{preset}", dtype)
