@@ -51,6 +51,7 @@ FIELDS = {
     for cls in (DataFlags, ModelFlags, TrainFlags)
     for field in dataclasses.fields(cls)
     if field.name not in {one.name for one in dataclasses.fields(TrainingArguments)} - set(RunFlags.__annotations__)
+    and field.init
     and field.name not in REPLACED
 }
 

@@ -188,7 +188,8 @@ def test_an_adapter_of_plain_peft_is_a_start(shelf, command, kind, modes, tmp_pa
 @pytest.mark.parametrize(
     ("model_type", "target"),
     [
-        *((model_type, "all") for model_type in FAMILIES),
+        *((model_type, "all") for model_type in FAMILIES if model_type != "qwen3_vl_moe"),
+        pytest.param("qwen3_vl_moe", "all", marks=pytest.mark.grid),
         ("qwen3_5", "attention"),
         *(pytest.param(t, "attention", marks=pytest.mark.grid) for t in FAMILIES if t != "qwen3_5"),
     ],

@@ -195,7 +195,7 @@ def test_the_print_of_the_rows_does_not_hang_on_the_cache(tmp_path, monkeypatch,
 def test_several_at_once_unpack_it_once(tmp_path, monkeypatch, media):
     path = str(as_parquet(llava_table(media, embedded), tmp_path / "a.parquet"))
     made, make = [], unpack._make
-    monkeypatch.setattr(unpack, "_make", lambda *args: (made.append(1), time.sleep(0.2), make(*args)))
+    monkeypatch.setattr(unpack, "_make", lambda *a, **k: (made.append(1), time.sleep(0.2), make(*a, **k)))
     with ThreadPoolExecutor(4) as pool:
         found = set(pool.map(lambda _: unpack.unpacked(path), range(4)))
     assert len(found) == len(made) == 1

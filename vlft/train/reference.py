@@ -154,7 +154,7 @@ def write_references(path: Path, values: References, *, key: str) -> None:
     rows = sorted(values)
     files = sorted({file for file, _ in rows})
     place = {file: i for i, file in enumerate(files)}
-    tensors = {
+    tensors: dict[str, Any] = {
         "file": np.array([place[file] for file, _ in rows], dtype=np.int32),
         "row": np.array([row for _, row in rows], dtype=np.int64),
         "answers": np.array([len(values[row]) for row in rows], dtype=np.int32),
