@@ -166,6 +166,7 @@ KIT = Kit(
         )
     ),
     rules={
+        **_PREFERENCES.rules,
         "base_model": renamed("model_id"),
         "base_model_config": idle("the base's config.json is used"),
         "model_type": idle("the base's config.json sets it"),

@@ -149,6 +149,7 @@ KIT = Kit(
         )
     ),
     rules={
+        **_PREFERENCES.rules,
         "model_name_or_path": renamed("model_id"),
         "adapter_name_or_path": starting_adapter,
         "model": renamed("model_id"),

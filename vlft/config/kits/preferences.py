@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vlft.config.kits.outcome import Becomes, Cannot, Outcome, Together, idle, is_false
+from vlft.config.kits.outcome import Becomes, Cannot, Outcome, Rule, Together, idle, is_false, renamed
 
 METHODS = ("dpo", "orpo", "simpo")
 OTHERS = "--method takes sft, dpo, orpo and simpo"
@@ -56,6 +56,12 @@ class Spoken:
     def names(self) -> frozenset[str]:
         """All flags that `together` translates. vlft has some of them itself."""
         return frozenset((*self.methods, *self.loss, self.weights, *self.meanings, "method"))
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """The rules for flags that vlft calls otherwise, where nothing names a method."""
+        ours = {name: next(iter(_FLAGS[meaning].values()), name) for name, meaning in self.meanings.items()}
+        return {name: renamed(other) for name, other in ours.items() if name != other}
 
     @property
     def together(self) -> Together:
