@@ -1,10 +1,10 @@
-"""Draw preference rows for the demo's base: two wordings of what the pictures show, of which one is preferred.
+"""Draw preference rows for the demo's base: two wordings for the same pictures, and one of them is preferred.
 
     python -m vlft.demo.pairs pairs
 
-writes `pairs/train.json` and `pairs/held_out.json`. In both answers everything is right. The chosen one tells the
-pictures in order ("First a red circle, then a blue heart."), the rejected one only lists them ("red circle, blue
-heart."). No held-out row of several pictures is in the training rows.
+writes `pairs/train.json` and `pairs/held_out.json`. Both answers name what the pictures show. The chosen one is a whole
+sentence ("First a red circle, then a blue heart, finally a green square."), the rejected one is not ("red circle then a
+blue heart then a green square."). No held-out row of several pictures is in the training rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def answers(story: Story) -> tuple[str, str]:
     """The chosen and the rejected answer to a story of pictures."""
     named = [f"{look.colour} {look.shape}" for look in story.looks]
     told = ", ".join(f"{word} a {name}" for word, name in zip(ORDER, named, strict=False))
-    return f"{told}.", ", ".join(named) + "."
+    return f"{told}.", " then a ".join(named) + "."
 
 
 def write_pairs(folder: Path, split: Split, count: int, *, seed: int = SEED) -> Path:
