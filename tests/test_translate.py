@@ -781,7 +781,8 @@ def test_hints_by_meaning(typed, meant):
     ("typed", "meant"),
     [("webui", "vlft chat"), ("api", "serve OUT"), ("export", "vlft merge"), ("infer", "vlft chat"),
      ("deploy", "serve OUT"), ("sft", "vlft train"), ("pt", "vlft train"), ("rlhf", "--method dpo"),
-     ("translate", "vlft plan --translate"), ("vllm-serve", "serve OUT"), ("kto", "not supported"), ("orpo", "vlft train --method orpo")],
+     ("translate", "vlft plan --translate"), ("vllm-serve", "serve OUT"), ("kto", "not supported"),
+     ("orpo", "vlft train --method orpo")],
 )  # fmt: skip
 def test_verbs_of_other_kits(capsys, typed, meant):
     assert main([typed]) == 2

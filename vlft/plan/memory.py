@@ -12,7 +12,7 @@ from vlft.config.flags import ModelFlags, PlanFlags
 from vlft.config.machine import check_device
 from vlft.config.training import TrainFlags
 from vlft.data.order import Order, PackOrder
-from vlft.data.sample import Sample
+from vlft.data.sample import Cost, Sample
 from vlft.model import groups, kernels
 from vlft.model.apply import apply_towers
 from vlft.model.cards import card_bytes
@@ -31,6 +31,7 @@ from vlft.plan.measure import MeasuredStep, measure
 from vlft.plan.outlook import Outlook, Rate
 from vlft.plan.strategies import strategies_for, strategy_of
 from vlft.setup import Base, MeasuredRows
+from vlft.setup.pairs import segments_of
 from vlft.setup.schedule import largest
 from vlft.setup.typical import card_of, load_of, step_of, typical_rows
 
@@ -72,6 +73,7 @@ def forecast(
     real: bool,
     tokens_per_s: float | None,
     steps: int,
+    reference: float = 0.0,
 ) -> Outlook | None:
     """Estimate memory and time.
 
@@ -87,6 +89,7 @@ def forecast(
         real: `--measure`.
         tokens_per_s: rate of the whole run.
         steps: number of steps of the run.
+        reference: what the reference of preference rows adds, in epochs.
 
     Returns:
         the report; None without a card, `--gpu` and `--measure`.
@@ -107,7 +110,12 @@ def forecast(
     tokens, patches = largest(order, rows.costs)
     worst = _worst(order, rows)
     supervised = sum(rows.costs[i].supervised for i in worst)
-    load = Load(lengths=(tokens,), vision_lengths=(patches,) if patches else (), supervised=supervised)
+    load = Load(
+        lengths=(tokens,),
+        vision_lengths=(patches,) if patches else (),
+        supervised=supervised,
+        key_lengths=_keys(tokens, [rows.costs[i] for i in worst]),
+    )
     case = Case(
         config=base.config,
         family=base.family,
@@ -134,6 +142,7 @@ def forecast(
             lengths=(rows.costs[at].tokens,),
             vision_lengths=(most,) if most else (),
             supervised=rows.costs[at].supervised,
+            key_lengths=_keys(rows.costs[at].tokens, [rows.costs[at]]),
         )
         packing = isinstance(order, PackOrder)
         change = first_change(case, strategy, longest=longest, packing=packing, smaller=lambda t: _smaller(base, t))
@@ -141,15 +150,12 @@ def forecast(
     if real:
         samples = [rows.rows.samples[i] for i in worst]
         found = measure(base, args, model_flags, samples, checkpointed=planned.checkpointing)
-        mine = Load(
-            lengths=tuple(rows.costs[i].tokens for i in worst),
-            vision_lengths=tuple(p for i in worst if (p := rows.costs[i].patches)),
-            supervised=supervised,
-        )
+        vision = tuple(p for i in worst if (p := rows.costs[i].patches))
+        mine = replace(load_of([rows.costs[i] for i in worst]), vision_lengths=vision)
         expected = _expected(replace(case, load=mine, world=1), planned.checkpointing)
     rate, how = _rate(base, case, planned.checkpointing, rows, order, card=gpu, given=tokens_per_s, measured=found)
     per_epoch = sum(cost.tokens for cost in rows.costs)
-    hours = per_epoch * steps / order.steps / rate / 3600 if rate else None
+    hours = per_epoch * (steps / order.steps + reference) / rate / 3600 if rate else None
     return Outlook(
         card=name,
         world=order.world,
@@ -166,6 +172,7 @@ def forecast(
         hours=hours,
         tokens_per_s=rate,
         rate=how,
+        with_reference=reference > 0,
     )
 
 
@@ -196,6 +203,13 @@ def _rate(
     if step is None:
         return None, None
     return load.tokens / step.quick().seconds * order.world, "predicted"
+
+
+def _keys(tokens: int, costs: Sequence[Cost]) -> tuple[int, ...]:
+    """Keys of a micro-batch of this many tokens, with the share of keys of these rows; empty: as many as tokens."""
+    segments = [segment for cost in costs for segment in segments_of(cost)]
+    queries, keys = (sum(some) for some in zip(*segments, strict=True))
+    return () if keys == queries else (tokens * keys // queries,)
 
 
 def _expected(case: Case, checkpointed: Sequence[str]) -> Memory:
