@@ -31,7 +31,6 @@ from vlft.plan.measure import MeasuredStep, measure
 from vlft.plan.outlook import Outlook, Rate
 from vlft.plan.strategies import strategies_for, strategy_of
 from vlft.setup import Base, MeasuredRows
-from vlft.setup.pairs import segments_of
 from vlft.setup.schedule import largest
 from vlft.setup.typical import card_of, load_of, step_of, typical_rows
 
@@ -109,12 +108,8 @@ def forecast(
         half = torch.bfloat16  # the default on such a card
     tokens, patches = largest(order, rows.costs)
     worst = _worst(order, rows)
-    supervised = sum(rows.costs[i].supervised for i in worst)
-    load = Load(
-        lengths=(tokens,),
-        vision_lengths=(patches,) if patches else (),
-        supervised=supervised,
-        key_lengths=_keys(tokens, [rows.costs[i] for i in worst]),
+    load = replace(
+        _of_rows([rows.costs[i] for i in worst], tokens=tokens), vision_lengths=(patches,) if patches else ()
     )
     case = Case(
         config=base.config,
@@ -138,11 +133,8 @@ def forecast(
     if not planned.fits:
         at = max(range(len(rows.costs)), key=lambda i: rows.costs[i].tokens)
         most = max(cost.patches for cost in rows.costs)
-        longest = Load(
-            lengths=(rows.costs[at].tokens,),
-            vision_lengths=(most,) if most else (),
-            supervised=rows.costs[at].supervised,
-            key_lengths=_keys(rows.costs[at].tokens, [rows.costs[at]]),
+        longest = replace(
+            _of_rows([rows.costs[at]], tokens=rows.costs[at].tokens), vision_lengths=(most,) if most else ()
         )
         packing = isinstance(order, PackOrder)
         change = first_change(case, strategy, longest=longest, packing=packing, smaller=lambda t: _smaller(base, t))
@@ -205,11 +197,13 @@ def _rate(
     return load.tokens / step.quick().seconds * order.world, "predicted"
 
 
-def _keys(tokens: int, costs: Sequence[Cost]) -> tuple[int, ...]:
-    """Keys of a micro-batch of this many tokens, with the share of keys of these rows; empty: as many as tokens."""
-    segments = [segment for cost in costs for segment in segments_of(cost)]
-    queries, keys = (sum(some) for some in zip(*segments, strict=True))
-    return () if keys == queries else (tokens * keys // queries,)
+def _of_rows(costs: Sequence[Cost], *, tokens: int) -> Load:
+    """A micro-batch of this many tokens that holds these rows. Only preference rows need segments of their own."""
+    found = load_of(costs)
+    if not found.key_lengths:
+        return replace(found, lengths=(tokens,))
+    rest = [tokens - found.tokens] if tokens > found.tokens else []
+    return replace(found, lengths=(*found.lengths, *rest), key_lengths=(*found.key_lengths, *rest))
 
 
 def _expected(case: Case, checkpointed: Sequence[str]) -> Memory:
