@@ -99,14 +99,11 @@ def test_at_the_reference_the_loss_is_ln_2_and_the_margin_0():
     assert same.accuracy.tolist() == [0, 0, 0]  # equal is not better
 
 
-def test_the_sft_term_by_tokens_is_the_token_mean_and_by_rows_the_mean_of_rows():
-    tokens = preference.rpo(SUMS, COUNTS) / len(SUMS)
-    assert tokens.item() == pytest.approx((12 + 3.25 + 40) / (6 + 4 + 20))
-    rows = preference.rpo(SUMS, COUNTS, weighting="rows") / len(SUMS)
-    assert rows.item() == pytest.approx((12 / 6 + 3.25 / 4 + 40 / 20) / 3)
-    # In micro-batches of one row, with the mean of the whole step.
-    split = sum(preference.rpo(SUMS[[i]], COUNTS[[i]], mean_count=10.0) for i in range(3))
-    torch.testing.assert_close(split / len(SUMS), tokens)
+def test_the_sft_term_is_the_cross_entropy_per_token_of_each_row():
+    rows = preference.rpo(SUMS, COUNTS)
+    assert rows.item() == pytest.approx(12 / 6 + 3.25 / 4 + 40 / 20)
+    split = sum(preference.rpo(SUMS[[i]], COUNTS[[i]]) for i in range(3))
+    torch.testing.assert_close(split, rows)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,7 +143,9 @@ TRL = {
 def test_losses_and_rewards_are_those_of_trl():
     found = {name: ours(name, SUMS, COUNTS, REFERENCE) for name in NAMES if name in TRL}
     sums = {name: one.sum for name, one in found.items()}
-    sums["sigmoid + sft"] = sums["sigmoid"] + preference.rpo(SUMS, COUNTS)
+    # TRL's term is the mean over tokens, so its rows count by their tokens.
+    terms = [preference.rpo(SUMS[[i]], COUNTS[[i]]) * COUNTS[i, 0] for i in range(3)]
+    sums["sigmoid + sft"] = sums["sigmoid"] + 3 * sum(terms) / COUNTS[:, 0].sum()
     smoothed = preference.simpo(SUMS, COUNTS, beta=BETA, gamma=GAMMA, label_smoothing=SMOOTHING)
     sums["simpo, smoothed"] = smoothed.sum
     assert {name: total.item() / 3 for name, total in sums.items()} == pytest.approx(TRL, rel=5e-6)

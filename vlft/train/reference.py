@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ from vlft.text import duration
 from vlft.train.callbacks import EvaluationPutOff
 from vlft.train.ranks import gather, on_rank_zero
 from vlft.train.record import data_print, rows_print
-
-if TYPE_CHECKING:
-    from vlft.train.trainer import VlftTrainer
 
 FILE = "reference.safetensors"
 KEY = "key"
@@ -87,7 +84,7 @@ class ReferencePass(TrainerCallback):
         self._key = key
         self._resumed = resumed
         self._say = say
-        self.trainer: VlftTrainer | None = None
+        self.trainer: Any = None  # the `VlftTrainer`, which sets it
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read or compute the values.
