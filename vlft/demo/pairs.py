@@ -3,8 +3,8 @@
     python -m vlft.demo.pairs pairs
 
 writes `pairs/train.json` and `pairs/held_out.json`. Both answers name what the pictures show. The chosen one is a whole
-sentence ("First a red circle, then a blue heart, finally a green square."), the rejected one is not ("red circle then a
-blue heart then a green square."). No held-out row of several pictures is in the training rows.
+sentence ("First a red circle, then a blue heart."); the rejected one is a list ("red circle, blue heart.") or has no
+beginning ("red circle then a blue heart."), in turns. No held-out row of several pictures is in the training rows.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from vlft.text import counted
 
 ROWS: dict[Split, int] = {"train": 480, "held_out": 120}
 SEED = 11
+REJECTED = (", ", " then a ")  # what is between the pictures of a rejected answer
 
 
-def answers(story: Story) -> tuple[str, str]:
-    """The chosen and the rejected answer to a story of pictures."""
+def answers(story: Story, index: int) -> tuple[str, str]:
+    """The chosen and the rejected answer to a story of pictures, which is the row at `index`."""
     named = [f"{look.colour} {look.shape}" for look in story.looks]
     told = ", ".join(f"{word} a {name}" for word, name in zip(ORDER, named, strict=False))
-    return f"{told}.", " then a ".join(named) + "."
+    return f"{told}.", REJECTED[index % len(REJECTED)].join(named) + "."
 
 
 def write_pairs(folder: Path, split: Split, count: int, *, seed: int = SEED) -> Path:
@@ -52,9 +53,9 @@ def write_pairs(folder: Path, split: Split, count: int, *, seed: int = SEED) -> 
             "id": record["id"],
             "image": record["image"],
             "prompt": record["conversations"][0]["value"],
-            **dict(zip(("chosen", "rejected"), answers(story), strict=True)),
+            **dict(zip(("chosen", "rejected"), answers(story, index), strict=True)),
         }
-        for record, story in zip(records, rows, strict=True)
+        for index, (record, story) in enumerate(zip(records, rows, strict=True))
     ]
     write_json(file, pairs, indent=1)
     return file
