@@ -110,16 +110,19 @@ def test_every_command_is_parsed(here, monkeypatch):
     own_tables()
     named = (
         "demo-out/data/train.json",
+        "pairs/train.json",
+        "pairs/held_out.json",
         "stories/train.jsonl",
         "stories/test.jsonl",
         "few/train.jsonl",
         "few/test.jsonl",
     )
-    for file in (*named, "demo-out/data/held_out/00000-0.png"):
+    shown = ("demo-out/data/held_out/00000-0.png", *(f"pairs/held_out/00001-{i}.png" for i in (0, 1)))
+    for file in (*named, *shown):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text("\n")
-    for folder in ("StoryReasoning", "tiny-model", "demo-out/base"):
-        Path(folder).mkdir()
+    for folder in ("StoryReasoning", "tiny-model", "demo-out/base", "vlft/demo/base", "output/dpo-merged"):
+        Path(folder).mkdir(parents=True)
     Path("finetune_lora.sh").write_text("deepspeed src/train/train_sft.py --model_id Qwen/x --data_path train.json")
     Path("qwen2vl_lora_sft.yaml").write_text(
         "{model_name_or_path: Qwen/x, stage: sft, cutoff_len: 9, dataset: train.json}"

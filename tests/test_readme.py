@@ -21,6 +21,7 @@ from vlft.config.flags import DataFlags, ModelFlags, RunFlags
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.two_u1 import KIT
 from vlft.config.parse import FlagParser
+from vlft.config.row_flags import RowFlags
 from vlft.config.said import read_yaml
 from vlft.config.training import TrainFlags
 from vlft.data.rows.records import parse_record
@@ -237,7 +238,9 @@ def test_rows_parse():
     assert blocks("json")
     for block in blocks("json"):
         for index, raw in enumerate(json.loads(block)):
-            sample = parse_record(raw, file="README", index=index, image_folder=None, family=FAMILY)
+            sample = parse_record(
+                raw, file="README", index=index, image_folder=None, family=FAMILY, flags=RowFlags(pairs="chosen" in raw)
+            )
             assert not sample.warnings
 
 

@@ -12,12 +12,14 @@ import pytest
 import yaml
 
 from vlft.cli.main import main
+from vlft.demo.pairs import write_pairs
 from vlft.families import FAMILIES
 from vlft.train.trainer import VlftTrainer
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE_OF = {
     "finetune.sh": "full.yaml",
+    "finetune_dpo.sh": "dpo.yaml",
     "finetune_lora.sh": "lora.yaml",
     "finetune_lora_vision.sh": "lora_vision.yaml",
     "finetune_video.sh": "video.yaml",
@@ -133,6 +135,9 @@ def test_to_the_door_of_training(scripts, what, base_of, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(VlftTrainer, "train", stop)
     data, media, out = ROOT / "data" / "demo.json", ROOT / "data" / "media", tmp_path / "out"
+    if "dpo" in what:
+        media = tmp_path / "pairs"
+        data = write_pairs(media, "train", 13)
     if what in EXAMPLE_OF:
         where = {"MODEL": base, "DATA": data, "IMAGE_FOLDER": media, "OUTPUT": out}
         argv = scripts.argv(what, **{name: str(path) for name, path in where.items()})[2:]
@@ -161,6 +166,7 @@ def test_presets(scripts):
     assert towers("finetune.sh") == ["full", "full", "full"]
     assert towers("finetune_lora.sh") == ["frozen", "frozen", "lora"]
     assert towers("finetune_lora_vision.sh") == ["lora", "lora", "lora"]
+    assert towers("finetune_dpo.sh") == ["lora", "lora", "lora"]
 
 
 @pytest.mark.parametrize("script", EXAMPLE_OF)

@@ -16,6 +16,7 @@ from vlft.config import door, table
 from vlft.config.migrate import documents, launchers, settle, written
 from vlft.config.named_base import counted_like
 from vlft.config.names import unknown
+from vlft.config.preference import PreferenceFlags
 from vlft.config.shell.walk import follow
 from vlft.config.translate import translate
 from vlft.config.values import DEFAULTS
@@ -24,6 +25,7 @@ from vlft.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 KNOWN = {*table.kinds("train"), *(f"no_{name}" for name in table.OF_TRAIN)}
+PREFERENCES = set(PreferenceFlags.__dataclass_fields__)
 FILLED = {"data_path": "d.json", "eval_path": "d.json", "image_folder": ".", "model_id": "Qwen/x"}
 
 
@@ -136,7 +138,8 @@ EXAMPLES = [
     ("2U1 scripts/finetune_video.sh", _of_2u1(more=f"{_FULL} --video_max_pixels $((360 * 420)) --fps 1.0"),
      _towers("full", "full", "full") | {"video_max_pixels": "151200", "fps": "1.0"}, []),
     ("2U1 scripts/finetune_dpo.sh", _of_2u1("train_dpo", f"{_FULL} --dpo_loss sigmoid --beta 0.1 "
-     "--precompute_ref_log_probs False"), {"language": "full"}, ["--dpo_loss", "--beta"]),
+     "--precompute_ref_log_probs False"), {"language": "full", "method": "dpo", "dpo_loss": "sigmoid", "beta": "0.1",
+     "learning_rate": "1e-5"}, []),
     ("LLaMA-Factory train_full/qwen3vl_full_sft.yaml", _LF + _LF_VL + "finetuning_type: full, freeze_vision_tower: "
      "true, freeze_multi_modal_projector: true, freeze_language_model: false, deepspeed: "
      "examples/deepspeed/ds_z3_config.json, gradient_accumulation_steps: 2, learning_rate: 1.0e-5",
@@ -148,7 +151,22 @@ EXAMPLES = [
      "video_max_frames": "128", "global_batch": "8", "warmup_steps": "0.1"}, ["--max_samples"]),
     ("LLaMA-Factory train_lora/qwen3vl_lora_dpo.yaml", _LF.replace("stage: sft", "stage: dpo") + _LF_VL +
      "finetuning_type: lora, lora_rank: 8, pref_beta: 0.1, pref_loss: sigmoid, learning_rate: 5.0e-6",
-     _FROZEN_LORA, ["--stage dpo", "--pref_beta", "--pref_loss"]),
+     _FROZEN_LORA | {"method": "dpo", "dpo_loss": "sigmoid", "beta": "0.1", "learning_rate": "5e-06"}, []),
+    ("LLaMA-Factory train_lora/llama3_lora_kto.yaml", _LF.replace("stage: sft", "stage: kto") + _LF_VL +
+     "finetuning_type: lora, lora_rank: 8, pref_beta: 0.1, learning_rate: 5.0e-6", {"method": "sft"}, ["--stage kto"]),
+    ("ms-swift multimodal/rlhf/dpo/full.sh", _of_swift("--rlhf_type dpo --dataset 'a/b#20000' --train_type full "
+     "--learning_rate 1e-5 --freeze_vit true --deepspeed zero3 --loss_type sigmoid sft --loss_weights 1.0 0.2 "
+     "--dataset_num_proc 4").replace("swift sft", "swift rlhf"),
+     {"method": "dpo", "dpo_loss": "sigmoid", "rpo_alpha": "0.2", "language": "full"}, []),
+    ("TRL examples/scripts/dpo_vlm.py", "accelerate launch examples/scripts/dpo_vlm.py --dataset_name "
+     "HuggingFaceH4/rlaif-v_formatted --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --per_device_train_batch_size 2 "
+     "--gradient_accumulation_steps 32 --dataset_num_proc 32 --output_dir out --dtype bfloat16 "
+     "--gradient_checkpointing --use_peft --lora_target_modules all-linear",
+     {"method": "dpo", "learning_rate": "1e-6", "language": "lora", "global_batch": "64", "num_train_epochs": "3"},
+     []),
+    ("axolotl examples/llama-3/qlora-dpo", _AXOLOTL + "rl: dpo, rl_beta: 0.2, adapter: lora, lora_r: 32, lora_alpha: "
+     "64, lora_dropout: 0.05, sequence_len: 2048",
+     {"method": "dpo", "beta": "0.2", "lora_rank": "32", "num_train_epochs": "1"}, []),
     ("LLaMA-Factory extras/oft/qwen2_5vl_oft_sft.yaml", _LF + _LF_VL + "finetuning_type: oft, oft_block_size: 32, "
      "oft_target: all, overwrite_cache: true, learning_rate: 1.0e-4", {}, ["--finetuning_type oft", "--oft_target"]),
     ("LLaMA-Factory megatron/qwen2_vl_full.yaml", _LF + "finetuning_type: full, dataset: llava_1k_en, template: "
@@ -252,6 +270,66 @@ def test_a_public_example_needs_one_round(source, text, becomes, lacks):
     assert rounds(one) == 1
     again = dict(yaml.safe_load(written.as_yaml(one)))
     assert list(again) == list(one.flags)
+
+
+_TRAINED = {"TRL": "--model_name_or_path Qwen/x --dataset_name d.json --output_dir o --use_peft",
+            "ms-swift": "--model Qwen/x --dataset d.json --output_dir o --train_type lora",
+            "LLaMA-Factory": "model_name_or_path: Qwen/x, dataset: d.json, output_dir: o, finetuning_type: lora",
+            "axolotl": "base_model: Qwen/x, datasets: [{path: d.json}], output_dir: o, adapter: lora"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        (f"trl dpo {_TRAINED['TRL']} --loss_type ipo --beta 0.3 --max_prompt_length 64", "dpo beta=0.3 dpo_loss=ipo"),
+        (f"trl dpo {_TRAINED['TRL']} --loss_type sigmoid,sft --label_smoothing 0.1 --precompute_ref_log_probs",
+         "dpo dpo_loss=sigmoid label_smoothing=0.1 rpo_alpha=1"),
+        (f"trl dpo {_TRAINED['TRL']} --rpo_alpha 0.5 --lora_dropout 0.05 --reference_free", "dpo reference=none "
+         "rpo_alpha=0.5"),
+        (f"trl orpo {_TRAINED['TRL']} --beta 0.2", "orpo orpo_lambda=0.2"),
+        (f"trl kto {_TRAINED['TRL']} --beta 0.2", "sft"),
+        (f"trl sft {_TRAINED['TRL']} --loss_type nll", "sft"),
+        (f"trl dpo {_TRAINED['TRL']} --loss_type apo_zero", "sft"),
+        (f"swift rlhf {_TRAINED['ms-swift']}", "dpo"),
+        (f"swift rlhf {_TRAINED['ms-swift']} --rlhf_type simpo --beta 2.5 --simpo_gamma 0.8 --cpo_alpha 0",
+         "simpo beta=2.5 simpo_gamma=0.8"),
+        (f"swift rlhf {_TRAINED['ms-swift']} --rlhf_type orpo --beta 0.2", "orpo orpo_lambda=0.2"),
+        (f"swift rlhf {_TRAINED['ms-swift']} --rlhf_type grpo --num_generations 8 --beta 0.04", "sft"),
+        (f"{{{_TRAINED['LLaMA-Factory']}, stage: dpo, pref_loss: orpo, pref_beta: 0.2}}", "orpo orpo_lambda=0.2"),
+        (f"{{{_TRAINED['LLaMA-Factory']}, stage: dpo, pref_loss: simpo, simpo_gamma: 0.7}}",
+         "simpo beta=0.1 simpo_gamma=0.7"),
+        (f"{{{_TRAINED['LLaMA-Factory']}, stage: dpo, pref_loss: hinge, pref_ftx: 0.3, dpo_label_smoothing: 0.0}}",
+         "dpo dpo_loss=hinge label_smoothing=0.0 rpo_alpha=0.3"),
+        (f"{{{_TRAINED['LLaMA-Factory']}, stage: dpo, pref_loss: kto_pair}}", "sft"),
+        (f"{{{_TRAINED['LLaMA-Factory']}, stage: rm}}", "sft"),
+        (f"{{{_TRAINED['axolotl']}, rl: ipo}}", "dpo dpo_loss=ipo"),
+        (f"{{{_TRAINED['axolotl']}, rl: orpo, orpo_alpha: 0.2}}", "orpo orpo_lambda=0.2"),
+        (f"{{{_TRAINED['axolotl']}, rl: simpo, simpo_gamma: 0.9}}", "simpo beta=0.1 simpo_gamma=0.9"),
+        (f"{{{_TRAINED['axolotl']}, rl: kto, rl_beta: 0.3}}", "sft"),
+        (f"{{{_TRAINED['axolotl']}, rl: null}}", "sft"),
+    ],
+)  # fmt: skip
+def test_preferences(text, becomes):
+    """What the kit's own flags ask for; other methods are left out, and a note says so."""
+    (one,) = settled(text, "old.yaml" if text.startswith("{") else "old.sh")
+    found = values(one)
+    method, *weights = becomes.split()
+    assert found.get("method", "sft") == method
+    assert {name: value for name, value in found.items() if name in PREFERENCES} == dict(
+        weight.split("=") for weight in weights
+    )
+    assert not any("still to settle" in note for note in one.notes)
+    if method == "sft" and not any(word in text for word in ("nll", "null")):
+        assert any("not supported" in why for why in (*one.notes, *(why for _, why in one.left_out)))
+    assert "lora_dropout" not in found or method == "sft"
+
+
+def test_flags_of_other_kits_beside_those_of_vlft(folder, capsys):
+    (folder / "d.json").write_text("[]")
+    argv = ["train", "--model_id", "b", "--data_path", "d.json", "--output_dir", "o", "--stage", "dpo", "--pref_beta",
+            "0.2"]  # fmt: skip
+    with pytest.raises(Exception, match=r"--stage dpo --pref_beta 0\.2.*--method dpo --beta 0\.2"):
+        door.check("train", argv[1:], KNOWN)
 
 
 def test_a_yaml_that_is_written_is_taken_by_the_door(folder, capsys):
@@ -649,7 +727,7 @@ def test_the_refusal_of_a_yaml_names_the_translation(folder):
 #: Flags of the kits' argument classes that look like flags of vlft, and are not.
 _LIKE_OURS = (
     "galore_rank apollo_rank vera_rank oft_target galore_target apollo_target ppo_target ld_alpha "
-    "orpo_alpha boft_dropout vera_dropout adalora_beta1 adalora_target_r adam_beta3 adam_epsilon2 "
+    "boft_dropout vera_dropout adalora_beta1 adalora_target_r adam_beta3 adam_epsilon2 "
     "save_epochs dist_timeout fp8_backend profiler_output_dir profiler_warmup_steps kt_config merge_lora "
     "output_file eval_output_dir init_strategy dion_lr stopping_strategy lora_ga_max_length "
     "ref_model_revision teacher_model_revision weight_dtype pad_token eot_tokens format length "
@@ -669,6 +747,10 @@ def test_no_flag_of_a_kit_gets_a_hint_by_spelling():
     ("typed", "meant"),
     {
         "val_size 0.1": "eval_path",
+        "orpo_alpha 0.2": "orpo_lambda 0.2",
+        "pref_beta 0.2": "beta 0.2",
+        "pref_loss ipo": "method dpo",
+        "rlhf_type simpo": "method simpo",
         "lr 1e-4": "learning_rate 1e-4",
         "epochs 2": "num_train_epochs 2",
         "batch_size 8": "global_batch 8",
@@ -698,8 +780,9 @@ def test_hints_by_meaning(typed, meant):
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [("webui", "vlft chat"), ("api", "serve OUT"), ("export", "vlft merge"), ("infer", "vlft chat"),
-     ("deploy", "serve OUT"), ("sft", "vlft train"), ("pt", "vlft train"), ("rlhf", "supervised only"),
-     ("translate", "vlft plan --translate"), ("vllm-serve", "serve OUT"), ("kto", "supervised only")],
+     ("deploy", "serve OUT"), ("sft", "vlft train"), ("pt", "vlft train"), ("rlhf", "--method dpo"),
+     ("translate", "vlft plan --translate"), ("vllm-serve", "serve OUT"), ("kto", "not supported"),
+     ("orpo", "vlft train --method orpo")],
 )  # fmt: skip
 def test_verbs_of_other_kits(capsys, typed, meant):
     assert main([typed]) == 2

@@ -163,6 +163,7 @@ def _load(batch: Mapping[str, Any]) -> Load:
         lengths=tuple(batch["lengths"]),
         vision_lengths=tuple(batch["vision_lengths"]),
         supervised=len(batch["supervised_rows"]),
+        key_lengths=tuple(batch["branches"]["key_lengths"]) if "branches" in batch else (),
     )
 
 

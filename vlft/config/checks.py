@@ -30,7 +30,7 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
         verb: train and plan need a base and data. For the other verbs only the flags of data and model are compared.
     """
     checks: list[Callable[[Values], Iterator[str]]] = [_pixels, _packs, _columns, _base, _deepspeed]
-    checks.append(_adapter_in_bench if verb == "bench" else _towers)
+    checks += [_adapter_in_bench, _method_in_bench] if verb == "bench" else [_towers]
     if verb == "check-data":
         checks.append(_fixes)
     if verb in ("train", "plan"):
@@ -40,6 +40,14 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
         checks.append(_out)
     for check in checks:
         yield from check(values)
+
+
+def _method_in_bench(values: Values) -> Iterator[str]:
+    if (method := values.of("method")) != "sft":
+        yield (
+            f"--method {method}: vlft bench train compares with a stock trainer that learns the answers of a row. Drop "
+            "it, or use vlft train: metrics.jsonl of a run has tokens per second."
+        )
 
 
 def _out(values: Values) -> Iterator[str]:

@@ -206,6 +206,7 @@ class Step:
             vision_lengths=self.load.vision_lengths,
             window_lengths=batch["vision_meta"].get("window_lengths"),
             supervised=self.load.supervised,
+            key_lengths=self.load.key_lengths or None,
         )
         return Forecast(
             load=self.load,
@@ -222,7 +223,9 @@ def _squares(batch: dict[str, Any], load: Load) -> dict[tuple[int, int], Squares
     """The lengths of each attention call of the batch, by its tokens and number of segments."""
     found = {}
     windows = batch["vision_meta"].get("window_lengths")
-    segments = [(batch["vision_lengths"], False), *([(windows, False)] if windows else []), (load.lengths, True)]
-    for lengths, causal in segments:
-        found[sum(lengths), len(lengths)] = Squares(total=sum(n * n for n in lengths), causal=causal)
+    for lengths in (batch["vision_lengths"], *([windows] if windows else [])):
+        found[sum(lengths), len(lengths)] = Squares(total=sum(n * n for n in lengths), causal=False)
+    # The last query sees all keys of its segment, the one before it one less, and so on.
+    pairs = zip(load.lengths, load.key_lengths or load.lengths, strict=True)
+    found[load.tokens, len(load.lengths)] = Squares(total=sum(n * (2 * keys - n) for n, keys in pairs), causal=True)
     return found

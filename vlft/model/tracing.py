@@ -34,14 +34,16 @@ class Load:
     """The shapes of a micro-batch.
 
     Attributes:
-        lengths: tokens of each sample.
+        lengths: tokens of each sample, or of each segment of queries if answers share a prompt.
         vision_lengths: patches of each still or time step.
         supervised: rows of the head.
+        key_lengths: keys of each segment; empty: as `lengths`.
     """
 
     lengths: tuple[int, ...]
     vision_lengths: tuple[int, ...]
     supervised: int
+    key_lengths: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -151,7 +153,14 @@ def batch_of(vision: VisionSizes, load: Load) -> dict[str, Any]:
     patches = max(unit, -(-load.patches // unit) * unit)  # a share of a pack may end within a picture
     segments = load.vision_lengths if patches == load.patches else (patches,)
     merged = patches // unit if load.patches else 0
+    keys = load.key_lengths
+    branches = {
+        "kv_rows": torch.zeros(sum(keys), dtype=torch.int64),
+        "cu_seqlens_k": torch.zeros(len(keys) + 1, dtype=torch.int32),
+        "key_lengths": keys,
+    }
     return {
+        **({"branches": branches} if keys else {}),
         "input_ids": torch.zeros(1, tokens, dtype=torch.int64),
         "position_ids": torch.zeros(4, 1, tokens, dtype=torch.int64),
         "cu_seqlens": torch.zeros(len(load.lengths) + 1, dtype=torch.int32),

@@ -53,7 +53,7 @@ class Squares:
     """What the work of an attention call depends on, besides its heads.
 
     Attributes:
-        total: sum of the squared lengths of its segments.
+        total: sum of the squared lengths of its segments; with causal branches twice the number of visible scores.
         causal: whether half of the scores are masked.
     """
 

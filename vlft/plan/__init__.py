@@ -33,6 +33,7 @@ from vlft.setup import (
 )
 from vlft.setup.features import FeatureForecast, feature_forecast
 from vlft.setup.overlap import overlap
+from vlft.setup.pairs import PairCounts, count_pairs
 from vlft.setup.schedule import described, settings_of, training_order
 from vlft.text import counted, printable
 
@@ -57,6 +58,8 @@ class Plan:
         remarks: notes for the user.
         outlook: memory and time; None if the card is unknown.
         features: the cache of features; None without it.
+        pairs: counts of preference rows; None without them.
+        reference: what the reference of preference rows costs, as text; "" if it costs nothing.
         start: the adapter that the run starts from, as text; None without one.
         lineage: the same for vlft.json.
     """
@@ -72,6 +75,8 @@ class Plan:
     remarks: tuple[str, ...]
     outlook: Outlook | None = None
     features: FeatureForecast | None = None
+    pairs: PairCounts | None = None
+    reference: str = ""
     start: str | None = None
     lineage: Mapping[str, Any] | None = None
 
@@ -99,6 +104,7 @@ class Plan:
             "steps_per_epoch": self.order.steps,
             "steps": self.steps,
             "longest": {"file": sample.file, "index": sample.index, "id": sample.id, "tokens": cost.tokens},
+            "pairs": None if self.pairs is None else self.pairs.as_json(),
             "tokens": sum(cost.tokens for cost in self.data.costs),
             "supervised_tokens": sum(cost.supervised for cost in self.data.costs),
             "packs": len(self.order.first) if isinstance(self.order, PackOrder) else None,
@@ -122,8 +128,10 @@ class Plan:
         lines += [
             *([samples_line(self.data)] if self.data.split else []),
             f"longest {one}: {sample.file}[{sample.index}]{name}: {cost.tokens:,} tokens, {cost.patches:,} patches",
+            *([] if self.pairs is None else [self.pairs.as_line()]),
             described(self.order, one=one),
             f"steps: {self.order.steps:,} an epoch, {self.steps:,} in all ({counted(self.epochs, 'epoch')})",
+            *([self.reference] if self.reference else []),
             *([] if self.features is None else [self.features.as_line()]),
             *(f"note: {remark}" for remark in self.remarks),
         ]
@@ -191,6 +199,7 @@ def plan(parsed: Parsed, asked: Asked = Asked()) -> Plan:
             real=asked.measure,
             tokens_per_s=asked.tokens_per_s,
             steps=planned.steps,
+            reference=_reference(planned.pairs, data.method, args, planned)[0],
         )
     return replace(planned, outlook=outlook)
 
@@ -234,7 +243,8 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
     steps = args.total_steps(order.steps)
     half = args.bf16 if "bf16" in parsed.given else True  # the default on a GPU
     every = [measured, *([evaluation] if evaluation else [])]
-    return Plan(
+    pairs = count_pairs(measured.costs, base.sizes, base.towers, shared=base.encoder.shared) if data.pairs else None
+    planned = Plan(
         base=str(model_flags.model_id),
         towers=dict(base.towers.modes),
         groups=tuple(table),
@@ -252,10 +262,45 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
             *(overlap(measured.marked, evaluation.marked) if evaluation else ()),
             *remarks_on_pixels(base, data),
             *remarks_on_steps(args, steps),
+            *_remarks_on_method(parsed),
             *remarks_on_cache(args, steps, order.steps),
         ),
         features=feature_forecast(base, args, every, half=bool(half)),
+        pairs=pairs,
     )
+    return replace(planned, reference=_reference(pairs, data.method, args, planned)[1])
+
+
+def _reference(pairs: PairCounts | None, method: str, args: TrainFlags | PlanFlags, planned: Plan) -> tuple[float, str]:
+    """What the reference of preference rows adds, in epochs of training, and as text."""
+    if pairs is None or method != "dpo" or args.reference == "none":
+        return 0.0, ""
+    share = pairs.reference
+    if args.reference == "live":
+        text = f"reference: live, in each step: {share:.0%} more operations"
+        return share * planned.steps / planned.order.steps, text
+    rows, tokens = len(planned.data.costs), int(planned.data.costs.tokens.sum())
+    others = 0
+    if planned.evaluation is not None:
+        rows += len(planned.evaluation.costs)
+        others = int(planned.evaluation.costs.tokens.sum())
+    added = share * (tokens + others) / tokens
+    text = (
+        f"reference: one pass without gradients over {counted(rows, 'row')} before the first step, which takes as many "
+        f"operations as {added:.2f} epochs (--reference cached)"
+    )
+    return added, text
+
+
+def _remarks_on_method(parsed: Parsed) -> list[str]:
+    """Name the learning rate of a method that has a default of its own."""
+    data, _, args = parsed.flags
+    if data.method == "sft" or "learning_rate" in parsed.given:
+        return []
+    return [
+        f"--learning_rate {args.learning_rate:g} is the default of --method {data.method}. It is lower than that of "
+        "sft, because the model is trained already."
+    ]
 
 
 def _files(measured: MeasuredRows) -> list[dict[str, Any]]:

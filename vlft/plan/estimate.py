@@ -311,6 +311,7 @@ def first_change(
             lengths=(max(longest.tokens, case.load.tokens // share),),
             vision_lengths=(max(longest.patches, case.load.patches // share),),
             supervised=max(longest.supervised, case.load.supervised // share),
+            key_lengths=(max(sum(longest.key_lengths), keys // share),) if (keys := sum(case.load.key_lengths)) else (),
         )
         words = f"--gradient_checkpointing true --pack_tokens {load.tokens}"
         ways.append((words, replace(case, load=load), strategy))

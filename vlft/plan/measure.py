@@ -82,7 +82,8 @@ def measure(
     try:
         if gpu:
             torch.cuda.reset_peak_memory_stats(device)
-        model, dtype = _prepared(base, args, model_flags, checkpointed)
+        branches = any(sample.rejected for sample in samples)
+        model, dtype = _prepared(base, args, model_flags, checkpointed, branches=branches)
         batch = _batch(base, samples, device)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
         model.train()
@@ -113,14 +114,14 @@ def measure(
 
 
 def _prepared(
-    base: Base, args: TrainFlags, model_flags: ModelFlags, checkpointed: Sequence[str]
+    base: Base, args: TrainFlags, model_flags: ModelFlags, checkpointed: Sequence[str], *, branches: bool
 ) -> tuple[Any, torch.dtype | None]:
     """The model as `vlft.train.model_setup.prepare_model` prepares it in one process, and the dtype of autocast."""
     half = args.half
     computing = half or torch.float32
     model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
     model.to(args.device)
-    attention.install(model, model_flags.attn, dtype=computing, device=args.device)
+    attention.install(model, model_flags.attn, dtype=computing, device=args.device, branches=branches)
     kernels.install(model, args.liger, dtype=computing, device=args.device)
     forward.bind(model, PixelScale.of(base.processor))
     linear_attention.install(model, model_flags.linear_attn, dtype=computing, device=args.device)

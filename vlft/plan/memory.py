@@ -12,7 +12,7 @@ from vlft.config.flags import ModelFlags, PlanFlags
 from vlft.config.machine import check_device
 from vlft.config.training import TrainFlags
 from vlft.data.order import Order, PackOrder
-from vlft.data.sample import Sample
+from vlft.data.sample import Cost, Sample
 from vlft.model import groups, kernels
 from vlft.model.apply import apply_towers
 from vlft.model.cards import card_bytes
@@ -72,6 +72,7 @@ def forecast(
     real: bool,
     tokens_per_s: float | None,
     steps: int,
+    reference: float = 0.0,
 ) -> Outlook | None:
     """Estimate memory and time.
 
@@ -87,6 +88,7 @@ def forecast(
         real: `--measure`.
         tokens_per_s: rate of the whole run.
         steps: number of steps of the run.
+        reference: what the reference of preference rows adds, in epochs.
 
     Returns:
         the report; None without a card, `--gpu` and `--measure`.
@@ -106,8 +108,9 @@ def forecast(
         half = torch.bfloat16  # the default on such a card
     tokens, patches = largest(order, rows.costs)
     worst = _worst(order, rows)
-    supervised = sum(rows.costs[i].supervised for i in worst)
-    load = Load(lengths=(tokens,), vision_lengths=(patches,) if patches else (), supervised=supervised)
+    load = replace(
+        _of_rows([rows.costs[i] for i in worst], tokens=tokens), vision_lengths=(patches,) if patches else ()
+    )
     case = Case(
         config=base.config,
         family=base.family,
@@ -130,10 +133,8 @@ def forecast(
     if not planned.fits:
         at = max(range(len(rows.costs)), key=lambda i: rows.costs[i].tokens)
         most = max(cost.patches for cost in rows.costs)
-        longest = Load(
-            lengths=(rows.costs[at].tokens,),
-            vision_lengths=(most,) if most else (),
-            supervised=rows.costs[at].supervised,
+        longest = replace(
+            _of_rows([rows.costs[at]], tokens=rows.costs[at].tokens), vision_lengths=(most,) if most else ()
         )
         packing = isinstance(order, PackOrder)
         change = first_change(case, strategy, longest=longest, packing=packing, smaller=lambda t: _smaller(base, t))
@@ -141,15 +142,12 @@ def forecast(
     if real:
         samples = [rows.rows.samples[i] for i in worst]
         found = measure(base, args, model_flags, samples, checkpointed=planned.checkpointing)
-        mine = Load(
-            lengths=tuple(rows.costs[i].tokens for i in worst),
-            vision_lengths=tuple(p for i in worst if (p := rows.costs[i].patches)),
-            supervised=supervised,
-        )
+        vision = tuple(p for i in worst if (p := rows.costs[i].patches))
+        mine = replace(load_of([rows.costs[i] for i in worst]), vision_lengths=vision)
         expected = _expected(replace(case, load=mine, world=1), planned.checkpointing)
     rate, how = _rate(base, case, planned.checkpointing, rows, order, card=gpu, given=tokens_per_s, measured=found)
     per_epoch = sum(cost.tokens for cost in rows.costs)
-    hours = per_epoch * steps / order.steps / rate / 3600 if rate else None
+    hours = per_epoch * (steps / order.steps + reference) / rate / 3600 if rate else None
     return Outlook(
         card=name,
         world=order.world,
@@ -166,6 +164,7 @@ def forecast(
         hours=hours,
         tokens_per_s=rate,
         rate=how,
+        with_reference=reference > 0,
     )
 
 
@@ -196,6 +195,15 @@ def _rate(
     if step is None:
         return None, None
     return load.tokens / step.quick().seconds * order.world, "predicted"
+
+
+def _of_rows(costs: Sequence[Cost], *, tokens: int) -> Load:
+    """A micro-batch of this many tokens that holds these rows. Only preference rows need segments of their own."""
+    found = load_of(costs)
+    if not found.key_lengths:
+        return replace(found, lengths=(tokens,))
+    rest = [tokens - found.tokens] if tokens > found.tokens else []
+    return replace(found, lengths=(*found.lengths, *rest), key_lengths=(*found.key_lengths, *rest))
 
 
 def _expected(case: Case, checkpointed: Sequence[str]) -> Memory:

@@ -45,6 +45,7 @@ class Outlook:
         tokens_per_s: the rate, over all processes.
         rate: where the rate is from: `given`, `measured`, or `predicted` from the card's data sheet, without the
             communication of several processes.
+        with_reference: whether `hours` include the reference of preference rows.
     """
 
     card: str
@@ -62,6 +63,7 @@ class Outlook:
     hours: float | None
     tokens_per_s: float | None
     rate: Rate | None
+    with_reference: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The "memory" of `vlft plan --json`; sizes are bytes of one process."""
@@ -124,7 +126,8 @@ class Outlook:
         if self.hours is not None:
             how = "" if self.rate != "predicted" else f" ({_PREDICTED})"
             time = duration(3600 * self.hours)
-            lines.append(f"time: {time} of steps at {self.tokens_per_s:,.0f} tokens a second{how}")
+            what = "steps and reference" if self.with_reference else "steps"
+            lines.append(f"time: {time} of {what} at {self.tokens_per_s:,.0f} tokens a second{how}")
         return lines
 
     def _measured_lines(self) -> list[str]:

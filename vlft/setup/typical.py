@@ -16,6 +16,7 @@ from vlft.model.forecast import Step
 from vlft.model.traced import Delta
 from vlft.model.tracing import Load, numbers_of
 from vlft.setup.base import Base
+from vlft.setup.pairs import segments_of
 
 PICTURE_PATCHES = 2048  # of a picture of about 0.4 megapixels
 
@@ -33,10 +34,12 @@ def typical_rows(order: Order, costs: Sequence[Cost]) -> list[int]:
 
 def load_of(costs: Sequence[Cost]) -> Load:
     """The shapes of a micro-batch of these rows. Pictures are assumed to be of about the usual size."""
+    segments = [segment for cost in costs for segment in segments_of(cost)]
     return Load(
-        lengths=tuple(cost.tokens for cost in costs),
+        lengths=tuple(queries for queries, _ in segments),
         vision_lengths=tuple(patches for cost in costs for patches in _pictures(cost)),
         supervised=sum(cost.supervised for cost in costs),
+        key_lengths=tuple(keys for _, keys in segments) if any(queries != keys for queries, keys in segments) else (),
     )
 
 

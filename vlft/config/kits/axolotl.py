@@ -25,6 +25,7 @@ from vlft.config.kits.outcome import (
     starting_adapter,
     switch,
 )
+from vlft.config.kits.preferences import NO_NLL, OTHERS, Spoken
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
@@ -127,6 +128,23 @@ def _packing(words: tuple[str, ...]) -> Outcome:
     return flag("packing", "true") if is_true(words) else Idle(why="a pack trains as its rows would alone")
 
 
+_PREFERENCES = Spoken(
+    methods=("rl",),
+    words={"ipo": "dpo"},
+    plain=(),
+    loss=("dpo_loss_type",),
+    weights="dpo_loss_weights",
+    meanings={
+        "rl_beta": "beta",
+        "rpo_alpha": "sft",
+        "dpo_label_smoothing": "smoothing",
+        "orpo_alpha": "orpo",
+        "simpo_gamma": "gamma",
+        "cpo_alpha": "nll",
+    },
+    defaults={"simpo": {"beta": "0.1", "simpo_gamma": "0.5"}},
+    notes={"simpo": NO_NLL},
+)
 _KERNELS = idle("--use_liger_kernel auto uses the kernels that it tests as equal")
 _WANDB = idle("--report_to wandb reads WANDB_* from the environment")
 _OTHER = off("not supported")
@@ -134,10 +152,11 @@ _PREPARED = idle("rows are prepared in the workers")
 
 KIT = Kit(
     name="axolotl",
-    together=(towers, per_epoch),
+    together=(towers, per_epoch, _PREFERENCES.together),
     defaults=defaults,
     marks=frozenset(
         (
+            *_PREFERENCES.names - {"rl"},
             "saves_per_epoch",
             "evals_per_epoch",
             "adapter",
@@ -147,6 +166,7 @@ KIT = Kit(
         )
     ),
     rules={
+        **_PREFERENCES.rules,
         "base_model": renamed("model_id"),
         "base_model_config": idle("the base's config.json is used"),
         "model_type": idle("the base's config.json sets it"),
@@ -238,7 +258,7 @@ KIT = Kit(
         "wandb_run_id": _WANDB,
         "special_tokens": cannot("the base's own tokens are used. Drop it"),
         "plugins": cannot("not supported. Drop it"),
-        "rl": cannot("preference training is not supported yet"),
+        "rl": off(OTHERS),
         "strict": idle("unknown flags are always refused"),
         "auto_resume_from_checkpoints": switch(
             true=flag("resume_from_checkpoint", "auto"), false=flag("resume_from_checkpoint", "none")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import re
 
-from vlft.config.kits.outcome import Rule, cannot, idle, off
+from vlft.config.kits.outcome import Idle, Rule, cannot, flag, idle, off, on, switch
+from vlft.config.kits.preferences import COMPUTED_ONCE, OTHERS
 
 _OPTIMIZER = off("belongs to an optimizer that vlft does not have. Use an AdamW variant, Adafactor or SGD")
 _ADAPTER = off(
@@ -33,10 +34,24 @@ _FEATURES: tuple[tuple[Rule, str], ...] = (
         r"do_sample (repetition|length)_penalty max_new_tokens stop_words stream n_shot",
     ),
     (
-        cannot("preference training is not supported yet"),
-        r"max_(completion|prompt)_length num_generations reward(_\w+)? epsilon(_\w+)? kl_\w+ beta ref_model\w* "
-        r"(teacher|dpo|kto|orpo|simpo|cpo|ppo|grpo|gkd|rpo|trl|bco|ebft|sdpo|ld|pref|rlhf|rl)_\w+ loss_type "
-        r"(un)?desirable_weight label_smoothing f_divergence_type precompute_ref\w+ sync_ref_model",
+        cannot("no answer is cut. --max_length limits a row, --over_length says what happens to a longer one"),
+        r"max_(completion|prompt|target)_length",
+    ),
+    (COMPUTED_ONCE, r"precompute_ref\w+"),
+    (
+        off("the reference is the model at the start of the run: --model_id with --adapter"),
+        r"(force_use_)?ref_(model|adapter)\w* sync_ref_model model_adapter_name",
+    ),
+    (switch(true=flag("reference", "none"), false=Idle(why="off")), r"reference_free"),
+    (
+        on("dropout is always off in preference training"),
+        r"disable_dropout",
+    ),
+    (
+        off(f"not supported. {OTHERS}, and --dpo_loss sigmoid, ipo or hinge"),
+        r"num_generations reward(_\w+)? epsilon(_\w+)? kl_\w+ "
+        r"(teacher|dpo|kto|orpo|simpo|cpo|ppo|grpo|gkd|rpo|trl|bco|ebft|sdpo|ld|pref|rlhf|rl)_\w+ loss_(type|weights) "
+        r"(un)?desirable_weight f_(alpha_)?divergence_\w+ use_weighting discopop_tau",
     ),
     (
         idle("--report_to names the service, which reads its settings from the environment"),

@@ -31,6 +31,7 @@ from vlft.config.kits.outcome import (
     starting_adapter,
     switch,
 )
+from vlft.config.kits.preferences import Spoken
 
 _TOWERS = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")
 
@@ -112,13 +113,20 @@ def _peft(words: tuple[str, ...]) -> Outcome:
     return Becomes(flags=_MODES | flags)
 
 
-_STAGES = cannot("only supervised fine-tuning is supported: stage sft")
+_PREFERENCES = Spoken(
+    methods=("stage",),
+    plain=("sft", "pt"),
+    loss=("pref_loss",),
+    meanings={"pref_beta": "beta", "pref_ftx": "sft", "dpo_label_smoothing": "smoothing", "simpo_gamma": "gamma"},
+    defaults={"simpo": {"beta": "0.1", "simpo_gamma": "0.5"}},
+)
+_STAGES = cannot("only conversations are trained: stage sft or dpo")
 _OTHER = off("not supported")
 _QUANTISED = lambda words: Idle(why="off") if is_false(words) else QUANTISED(words)  # noqa: E731
 
 KIT = Kit(
     name="LLaMA-Factory",
-    together=(towers, datasets),
+    together=(towers, datasets, _PREFERENCES.together),
     defaults=defaults,
     batch=(8, 1),
     synonyms={
@@ -131,6 +139,7 @@ KIT = Kit(
     },
     marks=frozenset(
         (
+            *_PREFERENCES.names - {"stage"},
             "finetuning_type",
             "freeze_vision_tower",
             "freeze_multi_modal_projector",
@@ -140,6 +149,7 @@ KIT = Kit(
         )
     ),
     rules={
+        **_PREFERENCES.rules,
         "model_name_or_path": renamed("model_id"),
         "adapter_name_or_path": starting_adapter,
         "model": renamed("model_id"),
@@ -235,8 +245,6 @@ KIT = Kit(
         "freeze_trainable_layers": cannot("single layers cannot be trained alone: --language full trains all of them"),
         "freeze_trainable_modules": cannot("--vision, --merger and --language set what trains"),
         "use_swanlab": switch(true=flag("report_to", "swanlab"), false=Idle(why="off")),
-        "pref_beta": cannot("preference training is not supported yet"),
-        "pref_loss": cannot("preference training is not supported yet"),
         "dataset_shards": _OTHER,
         "predict_with_generate": off("evaluation computes the loss. Use --report_rows for answers"),
         "ray_run_name": off("use torchrun"),

@@ -30,6 +30,7 @@ from vlft.config.kits.outcome import (
     starting_adapter,
     switch,
 )
+from vlft.config.kits.preferences import NO_NLL, Spoken
 from vlft.config.named_base import counted_like
 
 _TOWERS = ("freeze_vit", "freeze_aligner", "freeze_llm")
@@ -118,7 +119,7 @@ def defaults(
     """Return ms-swift's defaults. Its learning rate depends on the tuner."""
     how = "".join(next((said[name] for name in _HOW if name in said), ("lora",))).lower()
     found = {"vision": ("frozen",), "merger": ("frozen",), "language": ("lora",)} if how == "lora" else {}
-    rate = {"learning_rate": ("1e-5",)} if how == "full" else {}
+    rate = {"learning_rate": ("1e-5" if how == "full" else "1e-4",)}
     lora = {"lora_rank": ("8",), "lora_alpha": ("32",)}
     return found | rate | lora | {"lr_scheduler_type": ("cosine",), "weight_decay": ("0.1",), "adam_beta2": ("0.95",)}
 
@@ -132,13 +133,26 @@ def _fold(words: tuple[str, ...]) -> Outcome:
     return Cannot(why=f"no row is cut ({word}): --over_length takes error, skip, shrink or drop_media")
 
 
+_PREFERENCES = Spoken(
+    methods=("rlhf_type",),
+    plain=(),
+    loss=("loss_type",),
+    meanings={
+        "beta": "beta",
+        "rpo_alpha": "sft",
+        "label_smoothing": "smoothing",
+        "simpo_gamma": "gamma",
+        "cpo_alpha": "nll",
+    },
+    notes={"simpo": NO_NLL},
+)
 _QUANTISED = lambda words: Idle(why="off") if is_false(words) else QUANTISED(words)  # noqa: E731
 _TEMPLATE = idle("the base's own chat template is used")
 _OTHER = off("not supported")
 
 KIT = Kit(
     name="ms-swift",
-    together=(towers,),
+    together=(towers, _PREFERENCES.together),
     defaults=defaults,
     batch=(1, None),
     synonyms={
@@ -148,7 +162,7 @@ KIT = Kit(
         "freeze_language_model": "freeze_llm",
         "finetuning_type": "tuner_type",
     },
-    marks=frozenset((*_HOW, *_TOWERS)),
+    marks=frozenset((*_HOW, *_TOWERS)) | _PREFERENCES.names,
     rules={
         "model": renamed("model_id"),
         "model_type": idle("the base's config.json sets it"),
@@ -240,7 +254,6 @@ KIT = Kit(
         "create_checkpoint_symlink": off("not supported"),
         "check_model": idle("the base's files are always checked"),
         "task_type": by_word({"causal_lm": Idle(why="always so")}, cannot("only generation is trained")),
-        "rlhf_type": cannot("preference training is not supported yet"),
         "early_stop_interval": off("not supported. --load_best_model_at_end true keeps the best"),
         "device_map": idle("a model is on one device, or is sharded by --deepspeed zero3"),
         "max_new_tokens": idle("--report_tokens limits the answers of evaluation rows"),

@@ -1,4 +1,4 @@
-"""Flags of TRL's scripts (ModelConfig, ScriptArguments and SFTConfig)."""
+"""Flags of TRL's scripts (ModelConfig, ScriptArguments, SFTConfig and DPOConfig)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from vlft.config.kits.outcome import (
     renamed,
     switch,
 )
+from vlft.config.kits.preferences import Spoken
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
@@ -35,18 +36,23 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
 def defaults(
     said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
 ) -> Mapping[str, tuple[str, ...]]:
-    """Return the defaults of SFTConfig and ModelConfig. Without `use_peft` the whole model trains."""
+    """Return the defaults of SFTConfig or DPOConfig, and of ModelConfig. Without `use_peft` the whole model trains."""
     full = {} if "use_peft" in said else dict.fromkeys(("vision", "merger", "language"), ("full",))
-    return full | {"learning_rate": ("2e-5",), "lora_rank": ("16",), "lora_alpha": ("32",)}
+    rate = "1e-6" if "method" in flags else "2e-5"
+    return full | {"learning_rate": (rate,), "lora_rank": ("16",), "lora_alpha": ("32",)}
 
+
+_PREFERENCES = Spoken(
+    loss=("loss_type",), meanings={"beta": "beta", "rpo_alpha": "sft", "label_smoothing": "smoothing"}
+)
 
 KIT = Kit(
     name="TRL",
-    together=(towers,),
+    together=(towers, _PREFERENCES.together),
     defaults=defaults,
     batch=(8, 1),
     remark="without assistant_only_loss TRL trains every token of a conversation; vlft trains the assistant turns",
-    marks=frozenset(("use_peft",)),
+    marks=frozenset(("use_peft",)) | _PREFERENCES.names,
     rules={
         "dataset_name": data,
         "dataset_config": cannot("set the files with --data_path"),

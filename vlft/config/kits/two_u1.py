@@ -23,6 +23,7 @@ from vlft.config.kits.outcome import (
     renamed,
     switch,
 )
+from vlft.config.kits.preferences import COMPUTED_ONCE
 
 _TOWERS = {
     "vision": ("freeze_vision_tower", "vision_lora", "unfreeze_topk_vision", "lora_namespan_exclude"),
@@ -141,8 +142,7 @@ KIT = Kit(
         "unfreeze_topk_llm": _TOP_K,
         "unfreeze_topk_vision": _TOP_K,
         "head_lr": off("classification heads are not trained here"),
-        "dpo_loss": cannot("DPO is not supported yet"),
-        "precompute_ref_log_probs": off("DPO is not supported yet"),
+        "precompute_ref_log_probs": COMPUTED_ONCE,
         "vision_tower_lr": renamed("vision_lr"),
     },
 )

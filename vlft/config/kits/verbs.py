@@ -46,8 +46,9 @@ MEANT: Mapping[str, str] = {
         ("webui", "web-ui", "web", "ui", "webchat", "app", "gradio"),
         "vlft chat in the terminal; there are no web pages to start",
     ),
+    **{method: f"vlft train --method {method}" for method in ("dpo", "orpo", "simpo")},
     **dict.fromkeys(
-        ("rlhf", "dpo", "grpo", "kto", "orpo", "cpo", "simpo", "ppo", "gkd", "rloo", "rm", "reward"),
-        "vlft train (supervised only; preference training is not supported)",
+        ("rlhf", "grpo", "kto", "cpo", "ppo", "gkd", "rloo", "rm", "reward"),
+        "vlft train --method dpo, orpo or simpo (others are not supported)",
     ),
 }

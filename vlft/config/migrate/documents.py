@@ -17,7 +17,7 @@ from typing import Any
 from vlft.config.kits import KITS
 from vlft.config.kits.outcome import Kit
 from vlft.config.migrate import launchers
-from vlft.config.migrate.launchers import Launched
+from vlft.config.migrate.launchers import METHOD, Launched
 from vlft.config.said import Said, flags_of, placeholders, read_line
 from vlft.config.shell.expand import Text
 from vlft.config.shell.walk import Script, follow
@@ -259,6 +259,8 @@ def _of_command(one: Launched, script: Script, path: str, remarks: list[str], *,
             said = {flag.name: flag for flag in base.flags} | said
             environment = dict(base.environment) | environment
             one = replace(one, kit=one.kit or (base.kit.name if base.kit else ""))
+    if one.verb in METHOD and one.kit != "vlft" and not {"method", "rlhf_type"} & set(said):
+        said = {"method": Said(name="method", words=(METHOD[one.verb],))} | said
     kit = next((kit for kit in KITS if kit.name == one.kit), OURS if one.kit == "vlft" else None)
     if kit is None:
         kit = kit_of(said, kinds("train"))

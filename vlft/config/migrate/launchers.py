@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlft.config.kits.preferences import OTHERS
 from vlft.config.kits.verbs import MEANT
 from vlft.config.migrate.processes import SWITCHES, Start, count_of, number_of, options_of, processes_of
 from vlft.config.named_base import counted_like
@@ -67,12 +68,14 @@ _COMMANDS = {
     "vlft": "vlft",
 }
 _TRAINS = frozenset(("train", "sft", "pt", "rlhf", "dpo", "grpo", "kto", "orpo", "cpo", "rm", "reward", "gkd", "ppo"))
-_PREFERENCE = _TRAINS - {"train", "sft", "pt"}
+#: Verb -> value of `--method`, where the kit's own flags do not name the method.
+METHOD = {"dpo": "dpo", "orpo": "orpo", "simpo": "simpo", "rlhf": "dpo"}
+_OTHER = _TRAINS - {"train", "sft", "pt"} - set(METHOD)
 #: Verb -> what its training does that vlft does not do.
 OTHER_TRAINING = {
     **dict.fromkeys(
-        _PREFERENCE,
-        "preference and reinforcement training are not supported yet; what follows is supervised fine-tuning",
+        _OTHER,
+        f"this training is not supported ({OTHERS}); what follows is supervised fine-tuning",
     ),
     "pt": "pre-training computes the loss on the whole text; vlft trains the assistant turns of conversations",
     "classification": "classification heads are not trained here; what follows is supervised fine-tuning",

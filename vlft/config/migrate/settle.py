@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from vlft.config import preference
 from vlft.config.checks import OF_ADAPTER, contradictions
 from vlft.config.kinds import Bool, Kind, Place
 from vlft.config.kits import ANYWHERE, KITS
@@ -185,7 +186,10 @@ def _defaults(kit: Kit, said: Mapping[str, Said], flags: Flags, processes: int |
         found = {name: words for name, words in found.items() if name not in OF_ADAPTER}
     if not any(name in flags for name in _SIZES):
         found |= step_rows(str(kit.batch[0]), None, kit, processes).flags
-    return {name: words for name, words in found.items() if name not in DEFAULTS or str(DEFAULTS[name]) != words[0]}
+    ours = DEFAULTS | preference.defaults({name: words[-1] for name, words in (flags | found).items() if words})
+    if "num_train_epochs" in ours and not {"num_train_epochs", "max_steps"} & set(flags | found):
+        found["num_train_epochs"] = ("3",)  # that of TrainingArguments; ours depends on the method
+    return {name: words for name, words in found.items() if name not in ours or str(ours[name]) != words[0]}
 
 
 def _without_effect(flags: Flags) -> Iterator[tuple[str, str]]:
@@ -200,6 +204,12 @@ def _without_effect(flags: Flags) -> Iterator[tuple[str, str]]:
             yield f"{tower}_lr", f"--{tower} is frozen"
     if "lora" not in modes.values():
         yield from ((name, "no tower is trained by LoRA") for name in _LORA if name in flags)
+    method = word("method", "sft")
+    yield from (
+        (name, f"it belongs to another method than {method}") for name in preference.unused(method) if name in flags
+    )
+    if method != "sft" and word("lora_dropout", "0").strip("0."):
+        yield "lora_dropout", "dropout is off in preference training, as in the other kits"
     evaluates = "eval_path" in flags
     if not evaluates and word("eval_strategy", "no") != "no":
         yield "eval_strategy", "no evaluation rows are set: --eval_path FILE"

@@ -12,13 +12,15 @@ from vlft.data.sample import Cost
 
 #: Fields of `Cost` that are None for most samples.
 _RARE = ("answer", "thinking")
+_BRANCHES = "branches "
 
 
 class Costs(Sequence[Cost]):
     """Costs of many samples, in one column per field: 4 bytes per entry, while a `Cost` object takes a hundred.
 
     Attributes:
-        columns: field -> int32 [R]. `answer` and `thinking` are there only if a sample has them; -1 is None.
+        columns: field -> int32 [R]. `answer` and `thinking` are there only if a sample has them; -1 is None. So are
+            `branches 0`, `branches 1`, ...: the parts of a preference row, `Cost.branches`.
         changed: index of a sample -> how `--over_length` changed it; only for changed samples.
     """
 
@@ -32,13 +34,23 @@ class Costs(Sequence[Cost]):
         if isinstance(costs, Costs):
             return costs
         found = {name: array.array("i") for name in ("tokens", "supervised", "patches", *_RARE)}
+        branches: list[array.array] = []
         changed = {}
+        place = -1
         for place, cost in enumerate(costs):
             for name, column in found.items():
                 value = getattr(cost, name)
                 column.append(-1 if value is None else value)
+            for part, tokens in enumerate(cost.branches):
+                if part == len(branches):
+                    branches.append(array.array("i"))
+                _fill(branches[part], place)
+                branches[part].append(tokens)
             if cost.changed:
                 changed[place] = cost.changed
+        for part, column in enumerate(branches):
+            _fill(column, place + 1)
+            found[f"{_BRANCHES}{part}"] = column
         columns = {name: np.array(column, dtype=np.int32) for name, column in found.items()}
         return cls({k: v for k, v in columns.items() if k not in _RARE or (v >= 0).any()}, changed)
 
@@ -80,7 +92,13 @@ class Costs(Sequence[Cost]):
             changed=self.changed.get(place, ""),
             answer=self._rare("answer", place),
             thinking=None if (thinking := self._rare("thinking", place)) is None else bool(thinking),
+            branches=tuple(int(parts_R[place]) for parts_R in self.branches if parts_R[place] >= 0),
         )
+
+    @property
+    def branches(self) -> list[np.ndarray]:
+        """Tokens of the prompts, of the chosen answers, and so on, each int32 [R] with -1 for none."""
+        return [column for name, column in self.columns.items() if name.startswith(_BRANCHES)]
 
     def _rare(self, name: str, place: int) -> int | None:
         value = int(self.columns[name][place]) if name in self.columns else -1
@@ -93,3 +111,8 @@ class Costs(Sequence[Cost]):
             and self.columns.keys() == other.columns.keys()
             and all(np.array_equal(column, other.columns[name]) for name, column in self.columns.items())
         )
+
+
+def _fill(column: array.array, length: int) -> None:
+    """Extend a column with -1 up to a length."""
+    column.extend([-1] * (length - len(column)))
