@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from build import write_image
@@ -119,6 +120,21 @@ def test_a_damaged_entry_is_noted_and_stored_again(tmp_path, writer, reader, not
             file.write(b"\xaa\xbb")
         else:
             file.truncate(11)
+    assert reader().get(key(1), limit=LATER) is None
+    assert len(notes) == 1
+    assert "an entry cannot be used" in notes[0]
+    assert writer(run=OTHER).add([(key(1), features(1))], stamp=0) == 1
+    assert torch.equal(reader().get(key(1), limit=LATER), features(1))
+
+
+@pytest.mark.parametrize("field", ["offset", "length", "rows", "dtype", "crc"])
+def test_a_damaged_record_is_noted_and_its_features_are_stored_again(tmp_path, writer, reader, notes, field):
+    first = writer()
+    first.add([(key(1), features(1))], stamp=0)
+    first.close()
+    record = np.fromfile(pair(tmp_path, INDEX), dtype=RECORD)
+    record[field] ^= np.array(1, record[field].dtype) << (8 * record[field].itemsize - 1)  # the highest bit
+    record.tofile(pair(tmp_path, INDEX))
     assert reader().get(key(1), limit=LATER) is None
     assert len(notes) == 1
     assert "an entry cannot be used" in notes[0]
