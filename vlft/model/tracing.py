@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vlft.families import VisionSizes
+from vlft.model import shapes
 
 #: Operations for which the host needs the shape or value of the result.
 READS = (
@@ -153,14 +154,8 @@ def batch_of(vision: VisionSizes, load: Load) -> dict[str, Any]:
     patches = max(unit, -(-load.patches // unit) * unit)  # a share of a pack may end within a picture
     segments = load.vision_lengths if patches == load.patches else (patches,)
     merged = patches // unit if load.patches else 0
-    keys = load.key_lengths
-    branches = {
-        "kv_rows": torch.zeros(sum(keys), dtype=torch.int64),
-        "cu_seqlens_k": torch.zeros(len(keys) + 1, dtype=torch.int32),
-        "key_lengths": keys,
-    }
     return {
-        **({"branches": branches} if keys else {}),
+        **({"branches": shapes.branches(load.key_lengths)} if load.key_lengths else {}),
         "input_ids": torch.zeros(1, tokens, dtype=torch.int64),
         "position_ids": torch.zeros(4, 1, tokens, dtype=torch.int64),
         "cu_seqlens": torch.zeros(len(load.lengths) + 1, dtype=torch.int32),
@@ -171,26 +166,11 @@ def batch_of(vision: VisionSizes, load: Load) -> dict[str, Any]:
         "vision_cu_seqlens": torch.zeros(len(segments) + 1, dtype=torch.int32),
         "vision_lengths": tuple(segments),
         "vision_positions": torch.zeros(patches, 2, dtype=torch.int64),
-        "vision_meta": _vision_meta(vision, segments),
+        "vision_meta": shapes.vision_meta(vision, segments),
         "vision_rows": torch.zeros(merged, dtype=torch.int64),
         "supervised_rows": torch.zeros(load.supervised, dtype=torch.int64),
         "targets": torch.zeros(load.supervised, dtype=torch.int64),
     }
-
-
-def _vision_meta(vision: VisionSizes, segments: Sequence[int]) -> dict[str, Any]:
-    """`vision_meta` of a batch for time steps of these numbers of patches. All windows are full, except the last."""
-    found: dict[str, Any] = {}
-    if vision.window is not None:
-        lengths = vision.full_windows(segments)
-        found["window_index"] = torch.zeros(sum(segments) // vision.cell, dtype=torch.int64)
-        found["window_cu_seqlens"] = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        found["window_lengths"] = lengths
-    if vision.positions is not None:
-        found["axis_starts"] = torch.zeros(len(segments), 2, dtype=torch.int64)
-        found["axis_taps"] = torch.zeros(2, 2, dtype=torch.int64)  # one line serves all rows, another all columns
-        found["axis_weights"] = torch.zeros(2, 2)
-    return found
 
 
 # ---- observers of operations

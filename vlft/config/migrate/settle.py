@@ -186,7 +186,7 @@ def _defaults(kit: Kit, said: Mapping[str, Said], flags: Flags, processes: int |
         found = {name: words for name, words in found.items() if name not in OF_ADAPTER}
     if not any(name in flags for name in _SIZES):
         found |= step_rows(str(kit.batch[0]), None, kit, processes).flags
-    ours = DEFAULTS | preference.defaults({name: words[-1] for name, words in (flags | found).items() if words})
+    ours = dict(DEFAULTS) | preference.defaults({name: words[-1] for name, words in (flags | found).items() if words})
     if "num_train_epochs" in ours and not {"num_train_epochs", "max_steps"} & set(flags | found):
         found["num_train_epochs"] = ("3",)  # that of TrainingArguments; ours depends on the method
     return {name: words for name, words in found.items() if name not in ours or str(ours[name]) != words[0]}
