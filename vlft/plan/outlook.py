@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vlft.model.cards import PREDICTED
 from vlft.model.tracing import Load
 from vlft.plan.estimate import PARTS, Change, Memory
 from vlft.plan.measure import MeasuredStep
@@ -128,6 +129,11 @@ class Outlook:
             time = duration(3600 * self.hours)
             what = "steps and reference" if self.with_reference else "steps"
             lines.append(f"time: {time} of {what} at {self.tokens_per_s:,.0f} tokens a second{how}")
+        else:
+            lines.append(
+                f"time: not predicted. It needs bf16 and a card whose peak is listed ({', '.join(PREDICTED)}). Give the "
+                "rate of a run with --tokens_per_s"
+            )
         return lines
 
     def _measured_lines(self) -> list[str]:

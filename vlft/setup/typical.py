@@ -5,6 +5,8 @@ Neighbours: `vlft.model.forecast` forecasts the step; `vlft plan --gpu` and `vlf
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Collection, Sequence
 
 import torch
@@ -22,13 +24,19 @@ PICTURE_PATCHES = 2048  # of a picture of about 0.4 megapixels
 
 
 def typical_rows(order: Order, costs: Sequence[Cost]) -> list[int]:
-    """The rows of the micro-batch of the first epoch with the median number of tokens."""
+    """The rows of a micro-batch whose tokens a second stand for those of the run.
+
+    With packing, the pack of the first epoch with the median number of tokens. Without, the rows around the one that
+    has the median token: where most rows are short, most tokens may still be in long ones.
+    """
     if isinstance(order, PackOrder):
         packs = sorted(order.first, key=lambda one: one.tokens)
         return list(packs[len(packs) // 2].rows)
     many = -(-order.rows_per_step // (order.world * order.accumulation))
     ranked = sorted(range(len(costs)), key=lambda i: costs[i].tokens)
-    start = max(0, (len(ranked) - many) // 2)
+    tokens = list(itertools.accumulate(costs[i].tokens for i in ranked))
+    median = bisect.bisect_left(tokens, tokens[-1] / 2)
+    start = min(max(0, median - many // 2), max(0, len(ranked) - many))
     return ranked[start : start + many]
 
 
