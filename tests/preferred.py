@@ -35,7 +35,8 @@ def pair(question: str, chosen: str, rejected: str, *pictures: str) -> dict[str,
 #: One picture, several, none; the longer answer is the chosen one, and the rejected one.
 PAIRS = [
     pair("Who is it?", "An astronaut in an orange suit.", "A cat.", "astronaut.png"),
-    pair("Compare them.", "Coffee and a cat.", "Both show the same rocket at night, I think.", "coffee.png", "chelsea.png"),
+    pair("Compare them.", "Coffee and a cat.", "Both show the same rocket at night, I think.",
+         "coffee.png", "chelsea.png"),
     pair("2 + 2?", "4", "The answer to this question is 5."),
     pair("And these three?", "A rocket, coffee, a person.", "No.", "rocket.png", "coffee.png", "astronaut.png"),
     pair("Name a colour.", "Blue, as the sky.", "Wet."),

@@ -1,4 +1,4 @@
-"""The path of a run on preference rows against figures of TRL's DPOTrainer, and against TRL itself where it is installed.
+"""The path of a run on preference rows against figures of TRL's DPOTrainer, and against TRL where it is installed.
 
 `trl_preference.json` holds what TRL computed for the rows, weights and losses of `preferred.py`:
 `python tests/trl_preference.py --double --write`.

@@ -4,7 +4,7 @@
     python tests/trl_preference.py --double   the same in float64, where rounding does not hide a difference
     python tests/trl_preference.py --double --write    also stores TRL's figures in trl_preference.json
     python tests/trl_preference.py --time     an epoch of both, alternating
-    python tests/trl_preference.py --flops    operations of a pair: by vlft.model.flops at 2B and 7B, by torch at tiny size
+    python tests/trl_preference.py --flops    operations of a pair: by vlft.model.flops at 2B and 7B, by torch if tiny
 
 TRL also trains the line break that the chat template writes after `<|im_end|>`. vlft does not, so that token is taken
 out of TRL's `completion_mask`; it stays in `input_ids`. TRL's "sigmoid" has no label smoothing: its "aot" with one pair
@@ -21,17 +21,31 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-import torch
-from preferred import LOSSES, PAIRS, Setup, figures, ours, perturb, prepared, references, trained, written
+import torch  # noqa: E402
+from preferred import (  # noqa: E402
+    LOSSES,
+    PAIRS,
+    TOWERS,
+    Setup,
+    arguments,
+    figures,
+    ours,
+    perturb,
+    prepared,
+    references,
+    trained,
+    written,
+)
 
-from vlft.demo.tiny import build_tiny, tiny_processor
-from vlft.families import FAMILIES
+from vlft.demo.tiny import build_tiny, tiny_processor  # noqa: E402
+from vlft.families import FAMILIES  # noqa: E402
 
 STORED = Path(__file__).with_name("trl_preference.json")
 FAMILIES_TRIED = ("qwen2_vl", "qwen3_vl")
@@ -149,48 +163,62 @@ def compare(model_type: str, preset: str, folder: Path, dtype: torch.dtype) -> d
         }
         worst = max(shares, key=shares.__getitem__)
         difference = abs(mine["loss"] - wanted["loss"]) / abs(wanted["loss"])
-        print(f"{model_type} {preset} {name}: TRL {wanted['loss']:.8f} vlft {mine['loss']:.8f}, relative {difference:.1e}; "
-              f"{len(shares)} gradients, worst {shares[worst]:.1e} ({worst})", flush=True)  # fmt: skip
+        print(
+            f"{model_type} {preset} {name}: TRL {wanted['loss']:.8f} vlft {mine['loss']:.8f}, relative "
+            f"{difference:.1e}; {len(shares)} gradients, worst {shares[worst]:.1e} ({worst})",
+            flush=True,
+        )
         apart = max(abs(mine[key] - wanted[key]) / max(1.0, abs(wanted[key])) for key in STATISTICS)
         found[name] = {**wanted, "difference": {"loss": difference, "gradient": shares[worst], "logged": apart}}
     return found
 
 
-def time_epochs(folder: Path, *, repeat: int = 3, rows: int = 48, batch: int = 4) -> None:
-    """Print the seconds of an epoch of both, in turn, on the same rows and base."""
-    base = build_tiny(folder / "base", FAMILIES["qwen2_vl"])
-    many = [PAIRS[i % len(PAIRS)] for i in range(rows)]
-    written(folder, [{**one, "prompt": [{"role": "user", "content": f"{i}. {one['prompt'][0]['content']}"}]}
-                     for i, one in enumerate(many)])  # fmt: skip
-    from preferred import TOWERS, arguments
+#: Sizes of a base whose time is that of its matmuls, and not that of starting them.
+LARGER = {
+    "text": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8,
+             "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [8, 12, 12]}},
+    "vision": {"embed_dim": 256, "depth": 6, "num_heads": 4, "hidden_size": 512},
+}  # fmt: skip
 
+
+def time_epochs(folder: Path, *, larger: bool, repeat: int, rows: int, epochs: int, batch: int = 4) -> None:
+    """Print the seconds of training with both, in turn, on the same rows and base. Loading the model is not in them."""
     from vlft.cli.main import main
     from vlft.train.trainer import VlftTrainer
 
-    stock, seconds = VlftTrainer.train, {"trl": [], "vlft": []}
+    family = FAMILIES["qwen2_vl"]
+    base = build_tiny(folder / "base", family, shape=family.tiny.but(**LARGER) if larger else None)
+    numbered = [(i, PAIRS[i % len(PAIRS)]) for i in range(rows)]
+    written(folder, [
+        {**one, "prompt": [{"role": "user", "content": f"{i}. {one['prompt'][0]['content']}"}]} for i, one in numbered
+    ])  # fmt: skip
+    seconds: dict[str, list[float]] = {"trl": [], "vlft": []}
 
-    def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def timed(which: str, train: Callable[[], Any]) -> Any:
         start = time.perf_counter()
-        try:
-            return stock(self, *args, **kwargs)
-        finally:
-            seconds["vlft"].append(time.perf_counter() - start)
+        result = train()
+        seconds[which].append(time.perf_counter() - start)
+        return result
 
-    VlftTrainer.train = timed  # type: ignore[method-assign]
+    stock = VlftTrainer.train
     lora = lora_of(prepared(base, folder, "lora"))
-    for turn in range(repeat):
-        trainer = trl_trainer(base, folder, "qwen2_vl", lora, num_train_epochs=1, per_device_train_batch_size=batch,
-                              learning_rate=1e-3, logging_steps=1)  # fmt: skip
-        start = time.perf_counter()
-        trainer.train()
-        seconds["trl"].append(time.perf_counter() - start)
-        split = ("--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", "1")
-        more = (*TOWERS["lora"], *split, "--packing", "false", "--learning_rate", "1e-3", "--num_train_epochs", "1")
-        assert main(arguments(base, folder / "pairs.json", folder / f"vlft-{turn}", *more)) == 0
-        print({name: f"{values[-1]:.2f} s" for name, values in seconds.items()}, flush=True)
+    settings = {"num_train_epochs": epochs, "per_device_train_batch_size": batch, "learning_rate": 1e-3}
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    try:
+        VlftTrainer.train = lambda *args, **kwargs: timed("vlft", lambda: stock(*args, **kwargs))  # type: ignore
+        for turn in range(repeat):
+            timed("trl", trl_trainer(base, folder, "qwen2_vl", lora, logging_steps=1, **settings).train)
+            more = (*TOWERS["lora"], *flags, "--gradient_accumulation_steps", "1", "--packing", "false")
+            assert main(arguments(base, folder / "pairs.json", folder / f"vlft-{turn}", *more)) == 0
+    finally:
+        VlftTrainer.train = stock  # type: ignore[method-assign]
     least = {name: min(values) for name, values in seconds.items()}
-    print(f"{rows} pairs, {batch} a step; the reference pass of vlft is in its time. Least: {least}, "
-          f"ratio {least['trl'] / least['vlft']:.2f}")  # fmt: skip
+    turns = {name: [round(value, 2) for value in values] for name, values in seconds.items()}
+    print(
+        f"{'larger' if larger else 'tiny'} base, {rows} pairs, {batch} a step, {epochs} epochs, seconds of each turn "
+        f"{turns}; vlft with its pass for the reference. Ratio of the least: {least['trl'] / least['vlft']:.2f}",
+        flush=True,
+    )
 
 
 #: Text tokens of the prompt, of the chosen and of the rejected answer, and patches of each picture.
@@ -219,9 +247,12 @@ def print_flops() -> None:
                                     vision_lengths=pictures, **answers)  # fmt: skip
             of_trl = total(twice) + sum(part.forward for part in twice.values())
             reference = sum(part.forward for part in branch.values())
-            print(f"{model}, {what}, LoRA on {trained_towers}: TRL {of_trl / 1e12:.1f} TF, vlft {total(branch) / 1e12:.1f} "
-                  f"({of_trl / total(branch):.2f}x less), with its pass for the reference "
-                  f"{(total(branch) + reference) / 1e12:.1f} ({of_trl / (total(branch) + reference):.2f}x less)")  # fmt: skip
+            whole = total(branch) + reference
+            print(
+                f"{model}, {what}, LoRA on {trained_towers}: TRL {of_trl / 1e12:.1f} TF, vlft "
+                f"{total(branch) / 1e12:.1f} ({of_trl / total(branch):.2f}x less), with its pass for the reference "
+                f"{whole / 1e12:.1f} ({of_trl / whole:.2f}x less)"
+            )
 
 
 def print_counted(folder: Path) -> None:
@@ -260,7 +291,9 @@ def run() -> None:
             print_flops()
             print_counted(Path(folder) / "counted")
         if chosen.time:
-            time_epochs(Path(folder) / "timed")
+            time_epochs(Path(folder) / "tiny", larger=False, repeat=4, rows=48, epochs=1)
+            for epochs in (1, 3):
+                time_epochs(Path(folder) / f"larger-{epochs}", larger=True, repeat=2, rows=20, epochs=epochs)
         if chosen.time or chosen.flops:
             return
         found = {
