@@ -131,8 +131,8 @@ class Outlook:
             lines.append(f"time: {time} of {what} at {self.tokens_per_s:,.0f} tokens a second{how}")
         else:
             lines.append(
-                f"time: not predicted. It needs bf16 and a card whose peak is listed ({', '.join(PREDICTED)}). Give the "
-                "rate of a run with --tokens_per_s"
+                f"time: not predicted. It needs bf16 and a card whose peak is listed ({', '.join(PREDICTED)}). Give "
+                "the rate of a run with --tokens_per_s"
             )
         return lines
 
