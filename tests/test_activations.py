@@ -80,8 +80,9 @@ def real_step(config: Any, family: Family, checkpointed: tuple[str, ...]) -> dic
     return dict(ledger.kept)
 
 
-#: Families whose blocks are all of kinds that another family here has as well. Qwen2-VL is in test_plan_memory.
-COVERED = ("Qwen2-VL", "Qwen3-VL", "Qwen3.5")
+#: Families that are tested here only in the grid. Qwen2-VL is in test_plan_memory, and Qwen3.5-MoE has most kinds of
+#: blocks: gated delta nets, attention, experts, and a ViT with interpolated positions.
+COVERED = ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL", "Qwen3-VL-MoE", "Qwen3.5")
 
 
 @pytest.mark.parametrize(

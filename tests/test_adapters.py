@@ -59,7 +59,7 @@ def same(one: Path, other: Path) -> None:
 # ---- names of older versions, and of wrappers
 
 
-@pytest.mark.parametrize("kind", ["everywhere", "full_merger", "patterns"])
+@pytest.mark.parametrize("kind", ["full_merger", "patterns", pytest.param("everywhere", marks=pytest.mark.grid)])
 def test_names_of_older_transformers_are_read(shelf, tmp_path, kind):
     new = shelf.adapter("fp32", kind)
     old = renamed(new, tmp_path / "old", old_name)

@@ -218,15 +218,13 @@ IN_FAMILIES = {
     "qwen3_vl_moe": ("merger",),
     "qwen3_5_moe": ("vision-lora",),
 }
-IN_FAMILIES_QUICK = ("qwen3_vl", "zero3", "merger")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("model_type", "strategy", "towers"),
     [
-        pytest.param(
-            *cell, id="-".join(cell), marks=() if cell == ("qwen3_vl", "zero3", "merger") else pytest.mark.grid
-        )
+        pytest.param(*cell, id="-".join(cell))
         for model_type, every in IN_FAMILIES.items()
         for strategy in ("ddp", "zero2", "zero3")
         for towers in every
@@ -399,6 +397,7 @@ def test_another_number_of_processes_goes_on_from_a_converted_state(runs, strate
     assert_same(again, runs.alone(*rates, *split(2, 1), "--max_steps", "6"))
 
 
+@pytest.mark.grid
 def test_the_best_checkpoint_comes_back(runs):
     run = runs.done(
         *("--eval_path", str(runs.mixed_json), "--eval_strategy", "steps", "--eval_steps", "2", *split(1, 1)),

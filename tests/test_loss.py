@@ -301,7 +301,7 @@ def long_row(tokens: int, supervised: int, samples: int = 16) -> dict:
     ("language", "tied"),
     [
         pytest.param("full", True, id="full-tied"),
-        pytest.param("lora", False, id="lora-untied"),
+        pytest.param("lora", False, id="lora-untied", marks=pytest.mark.grid),
         pytest.param("full", False, id="full-untied", marks=pytest.mark.grid),
         pytest.param("lora", True, id="lora-tied", marks=pytest.mark.grid),
     ],

@@ -93,10 +93,11 @@ def test_any_size_equals_the_stock_processor(tmp_path, width, height):
     assert_like_stock(write_image(tmp_path / "a.png", width, height))
 
 
-def test_a_large_picture(tmp_path):
-    path = write_image(tmp_path / "a.jpg", 6000, 4100)
-    assert_like_stock(path)
-    assert_like_stock(path, replace(SETTINGS, image_max_pixels=16384 * TOKEN))
+@pytest.mark.parametrize(
+    "settings", [SETTINGS, pytest.param(replace(SETTINGS, image_max_pixels=16384 * TOKEN), marks=pytest.mark.grid)]
+)
+def test_a_large_picture(tmp_path, settings):
+    assert_like_stock(write_image(tmp_path / "a.jpg", 6000, 4100), settings)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "LAB"])
@@ -395,6 +396,7 @@ def test_frame_budgets(tmp_path, low, high):
     assert_video_like_stock(str(path), video(path), settings, fps=2.0, max_frames=768)
 
 
+@pytest.mark.grid
 def test_many_frames_share_a_budget(tmp_path):
     path = write_video(tmp_path / "a.mp4", 320, 160, 120, fps=8)
     settings = replace(SETTINGS, video_min_pixels=300 * TOKEN, video_max_pixels=768 * TOKEN, nframes=320)
