@@ -227,7 +227,7 @@ def test_a_hundred_thousand_steps(evaluated, tmp_path):
     folder = _folder(run, tmp_path / "long", metrics)
     start = time.process_time()
     assert main(["report", str(folder)]) == 0
-    assert time.process_time() - start < 6  # 1 to 2 s on an idle machine
+    assert time.process_time() - start < 10  # 1 to 2 s on an idle machine, 6 on a slow and busy one
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert len(html) < 1_000_000
     assert "100,000 logged lines are shown as 500 points" in html

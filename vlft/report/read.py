@@ -25,8 +25,8 @@ COLUMNS = (
     *("step", "loss", "grad_norm", "step_s", "data_wait_s", "tokens_per_s", "padding_fraction", "peak_gb", "mfu"),
     *("tokens", "supervised_tokens", "images", "videos", "samples", "time", "save_s", "report_s", "max_steps"),
 )
-#: Other entries of a line that are no statistics of the objective.
-BESIDE = ("epoch", "lr")
+#: Entries of a line that are no statistics of the objective.
+NO_STATISTICS = frozenset((*COLUMNS, "epoch", "lr"))
 MOST_STATISTICS = 32  # a line of a damaged file may have any number of entries
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 EVALUATED = ("step", "eval_loss", "eval_runtime", "eval_answers_s")
@@ -119,7 +119,7 @@ def read_run(folder: str | Path) -> Run:
             _append(lines, line)
             given = line.get("lr")
             _add(rates, given if isinstance(given, dict) else {}, before)
-            _add(statistics, {name: line[name] for name in line if name not in (*COLUMNS, *BESIDE)}, before)
+            _add(statistics, {name: value for name, value in line.items() if name not in NO_STATISTICS}, before)
     for columns, count in (
         (rates, len(lines["step"])),
         (statistics, len(lines["step"])),
