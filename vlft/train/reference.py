@@ -25,7 +25,7 @@ from vlft.errors import CheckpointError
 from vlft.files import appearing_path
 from vlft.objectives.preference import Preference, References
 from vlft.setup import MeasuredRows
-from vlft.text import duration
+from vlft.text import counted, duration
 from vlft.train.callbacks import EvaluationPutOff
 from vlft.train.ranks import gather, on_rank_zero
 from vlft.train.record import data_print, rows_print
@@ -58,7 +58,7 @@ def key_of(record: RunRecord, recipe: Mapping[str, Any], *, evaluated: MeasuredR
 
 
 class ReferencePass(TrainerCallback):
-    """Fills `Preference.references` before the first step, from the run folder or by one pass over the rows.
+    """Fills `Preference.references` before the first step, by one pass over the rows or from a resumed run.
 
     Args:
         objective: of the run; its `references` are filled in place.
@@ -102,20 +102,20 @@ class ReferencePass(TrainerCallback):
         self._objective.references.update(kept)
 
     def _kept(self) -> References | None:
+        if not self._resumed:
+            # A run that ended before its first checkpoint may have left a file. Its key does not cover the contents of
+            # pictures and videos, which may have changed since then.
+            return None
         try:
             found = read_references(self._path, key=self._key, files=self._files)
-            if found is None and self._resumed:
+            if found is None:
                 raise CheckpointError(f"{self._path}: is missing.")
         except CheckpointError as error:
-            if self._resumed:
-                raise CheckpointError(
-                    f"{error} It holds the log-probabilities of the model at the start of the run, and the weights "
-                    f"have moved since. {_NEXT}"
-                ) from error
-            self._say(f"note: {error} It is computed again.")
-            return None
-        if found is not None:
-            self._say(f"reference: {len(found):,} rows from {self._path}")
+            raise CheckpointError(
+                f"{error} It holds the log-probabilities of the model at the start of the run, and the weights have "
+                f"moved since. {_NEXT}"
+            ) from error
+        self._say(f"reference: {counted(len(found), 'row')} from {self._path}")
         return found
 
     def _computed(self, args: Any, state: Any) -> References:
@@ -136,7 +136,7 @@ class ReferencePass(TrainerCallback):
         seconds = time.perf_counter() - start
         trainer.meter.exclude(seconds)
         trainer.progress.exclude(seconds)
-        self._say(f"reference: computed for {len(whole):,} rows in {duration(seconds)}, kept in {self._path}")
+        self._say(f"reference: computed for {counted(len(whole), 'row')} in {duration(seconds)}, kept in {self._path}")
         return whole
 
     def _of_rows(self, model: torch.nn.Module, batch: Any) -> References:
