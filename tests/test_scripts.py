@@ -169,6 +169,13 @@ def test_presets(scripts):
     assert towers("finetune_dpo.sh") == ["lora", "lora", "lora"]
 
 
+def test_an_adapter_to_start_from_decides_what_trains(scripts):
+    flags = _flags(scripts.argv("finetune_dpo.sh", "--adapter", "output/sft", **COMMON)[3:])
+    assert flags["adapter"] == ["output/sft"]
+    assert flags["method"] == ["dpo"]
+    assert not {"vision", "merger", "language", "lora_rank", "lora_alpha"} & set(flags)
+
+
 @pytest.mark.parametrize("script", EXAMPLE_OF)
 def test_a_flag_wins_over_preset_and_environment(scripts, script):
     mine = {"learning_rate": "3e-3", "model_id": "other", "image_folder": "x", "save_steps": "7", "output_dir": "o2"}

@@ -246,7 +246,7 @@ def test_plan_and_python_start_from_it_too(command, parent, base, capsys):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--lora_rank 8", "--lora_rank is 8, but the adapter {parent} has 4. A run .*use --lora_rank 4, or drop"),
+        ("--lora_rank 8", "--lora_rank is 8, but the adapter {parent} has 4. The .*use --lora_rank 4, or drop"),
         ("--lora_alpha 8", "--lora_alpha is 8, but the adapter {parent} has 64"),
         ("--lora_target attention", "--lora_target is attention, but the adapter {parent} has all"),
         ("--merger lora", "--merger is lora, but the adapter {parent} has full.*vlft merge {parent} OUT"),

@@ -88,8 +88,8 @@ class Start:
         for flag, value in self.settings.items():
             if flag in given and given[flag] != value:
                 raise ConfigError(
-                    f"--{flag} is {_plain(given[flag])}, but the adapter {self.name} has {_plain(value)}. A run trains "
-                    f"an adapter on as it is: use --{flag} {_plain(value)}, or drop --{flag}.\n  To train anything "
+                    f"--{flag} is {_plain(given[flag])}, but the adapter {self.name} has {_plain(value)}. The "
+                    f"adapter decides it: use --{flag} {_plain(value)}, or drop --{flag}.\n  To train anything "
                     f"else, merge it first (vlft merge {self.name} OUT), then use --model_id OUT without --adapter."
                 )
 

@@ -38,8 +38,8 @@ REFUSED_KEYS = {
     **dict.fromkeys(("tools", "functions"), TOOLS),
     **dict.fromkeys(("tool_calls", "function_call"), CALLS),
     "documents": "is not read: the model would learn the answer without them. Write them into the human turn",
-    "chosen": "is not read: the answer to learn is outside the conversation. Write it as the last gpt turn, or set "
-    "--method dpo, orpo or simpo, which train on chosen and rejected",
+    "chosen": "is not read: the answer to learn is outside the conversation. For a preference row set --method dpo, "
+    "orpo or simpo. Otherwise write the answer as the last gpt turn",
     "chat_template_kwargs": "is not read: each row is rendered by the base's own chat template and its defaults",
     "chat_template": "is not read: each row is rendered by the base's own chat template",
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), THOUGHT),
