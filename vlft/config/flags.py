@@ -141,7 +141,7 @@ class ModelFlags:
     language: Mode = flag("lora", "how the language model trains")
     lora_rank: int = flag(32, "rank of every LoRA matrix")
     lora_alpha: float = flag(64, "LoRA updates are scaled by alpha / rank")
-    lora_dropout: float = flag(0.05, "dropout before each LoRA matrix; 0 with --method dpo, orpo or simpo")
+    lora_dropout: float = flag(0.05, "dropout before each LoRA matrix; for preference rows 0")
     lora_target: Literal["all", "attention"] = flag("all", "which linear layers of a LoRA tower are adapted")
     attn: Literal["auto", "fa4", "fa3", "flash_attn", "varlen", "sdpa"] = flag(
         "auto", "attention kernel; auto: the fastest that works"
@@ -161,8 +161,8 @@ class RunFlags(PreferenceFlags):
 
     learning_rate: float = flag(
         1e-4,
-        "peak learning rate of the language model, and the default for the other towers. With --method dpo, orpo or "
-        "simpo the default is 5e-6, or 5e-7 if language or vision trains in full",
+        "peak learning rate of the language model, and the default for the other towers; for preference rows 5e-6, or "
+        "5e-7 in full",
     )
     vision_lr: float | None = flag(None, "peak learning rate of the vision tower (default: --learning_rate)")
     merger_lr: float | None = flag(None, "peak learning rate of the merger (default: --learning_rate)")
