@@ -226,8 +226,11 @@ def test_a_hundred_thousand_steps(evaluated, tmp_path):
     metrics = [json.dumps({**line, "step": i, "loss": loss}) + "\n" for i, loss in enumerate(losses, 1)]
     folder = _folder(run, tmp_path / "long", metrics)
     start = time.process_time()
+    assert len([json.loads(text) for text in metrics]) == 100_000
+    parsed = time.process_time()
     assert main(["report", str(folder)]) == 0
-    assert time.process_time() - start < 10  # 1 to 2 s on an idle machine, 6 on a slow and busy one
+    # Compared with parsing the lines, so that the limit is the same on a slow or busy machine; 1.4 to 1.9 were seen.
+    assert time.process_time() - parsed < 4 * (parsed - start)
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert len(html) < 1_000_000
     assert "100,000 logged lines are shown as 500 points" in html

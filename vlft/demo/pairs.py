@@ -27,6 +27,7 @@ REJECTED = (", ", " then a ")  # what is between the pictures of a rejected answ
 def answers(story: Story, index: int) -> tuple[str, str]:
     """The chosen and the rejected answer to a story of pictures, which is the row at `index`."""
     named = [f"{look.colour} {look.shape}" for look in story.looks]
+    # `ORDER` has a word for each place that a story may have.
     told = ", ".join(f"{word} a {name}" for word, name in zip(ORDER, named, strict=False))
     return f"{told}.", REJECTED[index % len(REJECTED)].join(named) + "."
 

@@ -218,7 +218,7 @@ def _refuse_answered(row: RowRef, last: RawTurn, chosen: RawTurn, *, same: bool)
 
 def _refuse_other_prompt(row: RowRef, one: Turns, other: Turns) -> None:
     """Refuse conversations that differ before their last answer."""
-    for mine, yours in zip(one, other, strict=False):
+    for mine, yours in zip(one, other, strict=False):  # lengths that differ are refused below
         if role_of(row, mine) != role_of(row, yours) or not _alike(mine, yours):
             raise row.bad(
                 yours.field,
