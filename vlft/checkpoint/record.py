@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -50,6 +50,8 @@ class RunRecord:
             form, read by `vlft.train`.
         data: per file `{"file", "rows", "trained", "skipped": [{"index", "id", "field", "reason"}]}`; for a mix also
             `"not_drawn"` and `"draws_an_epoch"`.
+        quantised: `{"bits", "kind", "double", "modules": {tower: count}}`: how the base's linear layers were quantised,
+            and how many; None: they were not. Records of older versions lack it.
 
     Raises:
         CheckpointError: the kind or a tower setting is unknown, a media setting is missing, or rows do not add up.
@@ -66,6 +68,7 @@ class RunRecord:
     versions: dict[str, str]
     training: dict[str, Any]
     data: list[dict[str, Any]]
+    quantised: dict[str, Any] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -134,12 +137,13 @@ def read_record(folder: Path | str) -> RunRecord:
             f"{path}: format is {written!r}, this vlft reads up to {FORMAT}. Update vlft to the version that wrote it."
         )
     names = {field.name for field in fields(RunRecord)}
-    if missing := sorted(names - raw.keys()):
+    needed = {field.name for field in fields(RunRecord) if field.default is MISSING}
+    if missing := sorted(needed - raw.keys()):
         raise CheckpointError(
             f"{path}: lacks {', '.join(missing)} (has {', '.join(sorted(raw))}). Was it edited by hand?"
         )
     try:  # keys that a later version of the same format added are ignored
-        return RunRecord(**{name: raw[name] for name in names})
+        return RunRecord(**{name: raw[name] for name in names & raw.keys()})
     except CheckpointError as error:
         raise CheckpointError(f"{Path(folder)}/{error}") from None
     except (KeyError, TypeError, AttributeError) as error:

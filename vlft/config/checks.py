@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from vlft.config import preference
+from vlft.config import blocks, preference, quantised, variants
 from vlft.config.columns import read_columns
 from vlft.config.schedules import scheduler_problems
 from vlft.config.values import DEFAULTS, Values
@@ -40,6 +40,8 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
         checks.append(_out)
     for check in checks:
         yield from check(values)
+    for part in (variants, quantised, blocks):
+        yield from part.problems(values, verb)
 
 
 def _method_in_bench(values: Values) -> Iterator[str]:

@@ -143,6 +143,20 @@ class ModelFlags:
     lora_alpha: float = flag(64, "LoRA updates are scaled by alpha / rank")
     lora_dropout: float = flag(0.05, "dropout before each LoRA matrix; for preference rows 0")
     lora_target: Literal["all", "attention"] = flag("all", "which linear layers of a LoRA tower are adapted")
+    use_dora: bool = flag(False, "DoRA: also train the length of each row of a weight with LoRA")
+    use_rslora: bool = flag(False, "scale LoRA updates by alpha / sqrt(rank) instead of alpha / rank")
+    bits: Literal["16", "8", "4"] = flag(
+        "16", "bits of the language model's frozen linear layers; 4 and 8 need bitsandbytes and --language lora"
+    )
+    quant_type: Literal["nf4", "fp4"] = flag("nf4", "number format of --bits 4")
+    double_quant: bool = flag(True, "with --bits 4, also quantise the scales: 0.37 bits less per weight")
+    language_blocks: str | None = flag(
+        None, "train only these blocks of the language model, from 0: last:8 or 0-3,28 (default: all)"
+    )
+    vision_blocks: str | None = flag(None, "train only these blocks of the vision tower (default: all)")
+    train_tokens: str | None = flag(
+        None, "also train the embeddings of these tokens, which the tokenizer must have: '<a>,<b>'"
+    )
     attn: Literal["auto", "fa4", "fa3", "flash_attn", "varlen", "sdpa"] = flag(
         "auto", "attention kernel; auto: the fastest that works"
     )
@@ -166,6 +180,9 @@ class RunFlags(PreferenceFlags):
     )
     vision_lr: float | None = flag(None, "peak learning rate of the vision tower (default: --learning_rate)")
     merger_lr: float | None = flag(None, "peak learning rate of the merger (default: --learning_rate)")
+    loraplus_ratio: float | None = flag(
+        None, "LoRA+: learning rate of LoRA's B matrices as a multiple of that of its A matrices, e.g. 16"
+    )
     per_device_train_batch_size: int = flag(1, "rows of a micro-batch on one device, with --packing false")
     per_device_eval_batch_size: int = flag(1, "rows of an evaluation micro-batch on one device, with --packing false")
     global_batch: int | None = flag(

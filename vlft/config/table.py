@@ -122,6 +122,14 @@ MODEL: dict[str, Kind] = {
     "lora_alpha": Number(low=0, open_low=True, high=10**6),
     "lora_dropout": BETA,
     "lora_target": Word(words=("all", "attention")),
+    "use_dora": FLAG,
+    "use_rslora": FLAG,
+    "bits": Word(words=("16", "8", "4"), needs=dict.fromkeys(("8", "4"), ("bitsandbytes ('bitsandbytes>=0.48')",))),
+    "quant_type": Word(words=("nf4", "fp4")),
+    "double_quant": FLAG,
+    "language_blocks": NAMED,
+    "vision_blocks": NAMED,
+    "train_tokens": NAMED,
     "attn": Word(
         words=("auto", "fa4", "fa3", "flash_attn", "varlen", "sdpa"),
         needs={
@@ -151,6 +159,7 @@ TRAIN: dict[str, Kind] = {
     "learning_rate": RATE,
     "vision_lr": RATE,
     "merger_lr": RATE,
+    "loraplus_ratio": Number(low=0, open_low=True, high=10_000),
     "lr_scheduler_type": Word(
         words=(
             *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),

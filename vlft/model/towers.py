@@ -6,6 +6,7 @@ prepares a loaded base for it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,11 @@ class Towers:
         lora_dropout: probability of dropout on LoRA's inputs.
         lora_target: "all" linears of a tower's blocks, or its "attention" linears. A merger has no attention: both its
             linears are adapted either way.
+        use_dora: whether adapters are DoRA's.
+        use_rslora: the update is scaled by alpha / sqrt(rank) instead.
+        language_blocks: places of the language model's blocks that train; None: all, and what is outside of blocks.
+        vision_blocks: likewise of the vision tower.
+        tokens: ids whose embeddings also train, in ascending order.
 
     Raises:
         ConfigError: nothing would be trained, or one adapter cannot store the combination.
@@ -41,6 +47,11 @@ class Towers:
     lora_alpha: float = 64
     lora_dropout: float = 0.05
     lora_target: Literal["all", "attention"] = "all"
+    use_dora: bool = False
+    use_rslora: bool = False
+    language_blocks: tuple[int, ...] | None = None
+    vision_blocks: tuple[int, ...] | None = None
+    tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         modes = self.modes
@@ -73,9 +84,17 @@ class Towers:
         return "lora" in self.modes.values()
 
     def lora_settings(self) -> dict[str, Any] | None:
-        """The LoRA settings for the run record, or None."""
+        """The LoRA settings for the run record, or None. A variant is named if it is used."""
+        if not self.has_lora:
+            return None
         settings = {k.removeprefix("lora_"): v for k, v in asdict(self).items() if k.startswith("lora_")}
-        return settings if self.has_lora else None
+        variants = {"dora": self.use_dora, "rslora": self.use_rslora}
+        return settings | {name: True for name, used in variants.items() if used}
+
+    @property
+    def scaling(self) -> float:
+        """The factor of every LoRA update."""
+        return self.lora_alpha / (math.sqrt(self.lora_rank) if self.use_rslora else self.lora_rank)
 
 
 def check_experts(family: Family, *, language: str | None = None, deepspeed: str | None = None) -> None:

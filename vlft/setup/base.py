@@ -28,6 +28,7 @@ from vlft.errors import ConfigError
 from vlft.families import Family, Sizes
 from vlft.model.load import load_config
 from vlft.model.proof import prove
+from vlft.model.quantise import Quantisation
 from vlft.model.towers import Towers, check_experts
 from vlft.model_files import read_json
 from vlft.setup.schedule import pack_budget
@@ -50,6 +51,7 @@ class Base:
         towers: what trains, by the flags.
         plain: whether it was opened without transformers: `config` has only sizes, and `processor` makes no pixels.
         start: the adapter that the run starts from; None: new adapters, or none.
+        quantisation: of the language model's frozen linear layers; None: they keep the dtype of the files.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Base:
     towers: Towers
     plain: bool = False
     start: Start | None = None
+    quantisation: Quantisation | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -156,6 +159,7 @@ def open_base(
         towers=towers,
         start=None if start is None else prove_start(start, model.model_id, folder),
         plain=isinstance(processor, PlainProcessor),
+        quantisation=Quantisation.of(bits=model.bits, quant_type=model.quant_type, double=model.double_quant),
     )
 
 
@@ -212,7 +216,7 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
 def _towers(model: ModelFlags, given: frozenset[str], start: Start | None) -> Towers:
     if model.adapter is not None and start is None:
         return Towers()  # the adapter decides, and rows are the same with any towers
-    flags = {name: getattr(model, name) for name in (*OF_ADAPTER, "lora_dropout")}
+    flags = {name: getattr(model, name) for name in (*OF_ADAPTER, "lora_dropout", "use_dora", "use_rslora")}
     if start is not None:
         start.agree({name: value for name, value in flags.items() if name in given})
         flags |= start.settings
