@@ -30,6 +30,21 @@ HAS_PYAV = importlib.util.find_spec("av") is not None
 HAS_VIDEOS = HAS_PYAV and importlib.util.find_spec("qwen_vl_utils") is not None
 
 
+GRID = Path(__file__).with_name("grid.txt")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark the cases of grid.txt, and refuse a line there that names no test."""
+    wanted = {line for line in GRID.read_text(encoding="utf-8").splitlines() if not line.startswith("#")}
+    names = {item: item.nodeid.removeprefix("tests/") for item in items}
+    for item, name in names.items():
+        if name in wanted:
+            item.add_marker(pytest.mark.grid)
+    if len(config.args) == 1 and config.args[0] == "tests" and (lost := sorted(wanted - set(names.values()))):
+        raise pytest.UsageError(f"{GRID.name}: no such test: {', '.join(lost)}")
+
+
 class Rows(dict):
     """Rows by id."""
 
