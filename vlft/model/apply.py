@@ -71,6 +71,8 @@ def _add_lora(model: torch.nn.Module, family: Family, towers: Towers) -> torch.n
         lora_dropout=towers.lora_dropout,
         target_modules="|".join(f"(?:{patterns[tower]})" for tower in adapted),
         modules_to_save=full_modules(model, family, towers) or None,
+        use_dora=towers.use_dora,
+        use_rslora=towers.use_rslora,
         task_type="CAUSAL_LM",
     )
     wanted = lora_counts(family.sizes(model.config), towers)
