@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlft.errors import ConfigError
 from vlft.families import Family
-from vlft.model import adapt, lora
+from vlft.model import adapt, dora, lora
 from vlft.model.towers import Towers, lora_counts, plain_name
 
 
@@ -50,6 +50,8 @@ def apply_towers(
             whole.add(name)
     if towers.has_lora:
         model = _add_lora(model, family, towers)
+        if towers.use_dora:
+            dora.start(model)
         _check_whole(model, whole, family)
         if adapters == "fused":
             lora.bind(model)
