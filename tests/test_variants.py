@@ -9,20 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import collator, flat_inputs
 from peft import LoraConfig, PeftModel, get_peft_model
-from plans import plan, plan_and_text
-from runs import FULL, VISION_LORA, arguments, lines, losses, weights
-from safetensors.torch import load_file, save_file
-from torch.utils.flop_counter import FlopCounterMode
+from runs import VISION_LORA, arguments, weights
 
 from vlft.checkpoint import load_adapter_strict
 from vlft.cli.main import main
 from vlft.families import FAMILIES, QWEN2_VL
 from vlft.merge import merge
-from vlft.model import dora, flops, lora, tracing
+from vlft.model import dora, lora, tracing
 from vlft.model.apply import apply_towers
-from vlft.model.groups import groups_of_shapes, parameter_groups
 from vlft.model.load import load_base
 from vlft.model.towers import Towers
 
@@ -174,7 +169,7 @@ def logits(model, stock_of, family) -> torch.Tensor:
     """Logits of a row with a picture, by a stock forward pass."""
     from PIL import Image
 
-    processor = stock_of(family.model_type)[0]
+    processor = stock_of(family.model_type).processor
     pads = f"{family.vision_start}{family.image_pad}{family.vision_end}"
     picture = Image.effect_mandelbrot((112, 84), (-2, -1.5, 1, 1.5), 90).convert("RGB")
     row = processor(text=[f"{pads}what is it?"], images=[picture], return_tensors="pt")
@@ -212,7 +207,7 @@ def test_a_run_loads_in_peft_and_merges_as_peft_merges(family, run_of, base_of, 
     assert float((logits(ours, stock_of, family) - adapted).abs().max()) <= 1e-5 * span
 
     report = merge(run, tmp_path / "merged")
-    assert report.max_logit_diff < 1e-5 * span
+    assert report.max_logit_diff < 2e-5 * span
     wanted = theirs.merge_and_unload()
     merged = logits(stock(tmp_path / "merged", family), stock_of, family)
     assert float((merged - logits(wanted, stock_of, family)).abs().max()) <= 1e-5 * span

@@ -10,6 +10,7 @@ Neighbours: `vlft.model.lora` binds `scaled_linear`, and has the legend of the l
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -43,10 +44,16 @@ def adapted_lengths(weight_OD: torch.Tensor, a_RD: torch.Tensor, b_OR: torch.Ten
 
     A row w of W becomes w + s b A, whose squared length is |w|^2 + 2 s b (A w) + s^2 b (A A^T) b.
     """
-    a, b = a_RD.float(), b_OR.float()
-    cross_OR = (weight_OD @ a_RD.to(weight_OD.dtype).T).float()
-    added_O = (b * (2 * scaling * cross_OR + scaling**2 * (b @ (a @ a.T)))).sum(1)
-    return (row_lengths(weight_OD).square() + added_O).clamp_min(0).sqrt()
+    with _no_autocast(weight_OD.device.type):
+        a, b = a_RD.float(), b_OR.float()
+        cross_OR = (weight_OD @ a_RD.to(weight_OD.dtype).T).float()
+        added_O = (b * (2 * scaling * cross_OR + scaling**2 * (b @ (a @ a.T)))).sum(1)
+        return (row_lengths(weight_OD).square() + added_O).clamp_min(0).sqrt()
+
+
+def _no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """A context without autocast, which would round the products to 16 bits. Tensors on "meta" have no autocast."""
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def scaled_linear(
@@ -67,7 +74,8 @@ def scaled_linear(
     Returns:
         [..., O], in the dtype of `y`. Gradients reach `y` and `m_O`.
     """
-    lengths_O = adapted_lengths(weight_OD, a_RD, b_OR, scaling=scaling)
+    # Of the matrices as the matmuls see them: their rounding errors would change the length of a row.
+    lengths_O = adapted_lengths(weight_OD, a_RD.to(y.dtype), b_OR.to(y.dtype), scaling=scaling)
     return _Scaled.apply(y, m_O / lengths_O.to(m_O.dtype), bias_O)
 
 
