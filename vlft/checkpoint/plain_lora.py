@@ -93,7 +93,15 @@ def check_plain(settings: dict[str, Any], where: Path, *, refusal: str) -> None:
         odd["init_lora_weights"] = settings["init_lora_weights"]
     if odd:
         shown = ", ".join(f"{name}={value!r}" for name, value in sorted(odd.items()))
-        raise CheckpointError(f"{where}: {shown}: such an adapter is more than W + scale * B @ A and {refusal}.")
+        changed = ""
+        if "init_lora_weights" in odd:
+            changed = (
+                " It was trained on changed weights of the base. If its initial adapter was saved, peft turns it into "
+                "plain LoRA: save_pretrained(NEW, path_initial_model_for_weight_conversion=INITIAL)."
+            )
+        raise CheckpointError(
+            f"{where}: {shown}: such an adapter is more than W + scale * B @ A and {refusal}.{changed}"
+        )
 
 
 def check_magnitude(adapter: Adapter, module: str, name: str | None, *, rows: int) -> None:

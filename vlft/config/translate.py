@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlft.config.kinds import FALSE, Kind
-from vlft.config.kits import ANYWHERE, KITS
+from vlft.config.kits import ANYWHERE, KITS, adapters
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.features import by_feature
 from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit, Outcome, filled_in
@@ -154,8 +154,10 @@ def _outcome_of(flag: Said, kinds: Mapping[str, Kind], kit: Kit | None, order: S
             outcome = one.rules[name](words)
             same = isinstance(outcome, Becomes) and dict(outcome.flags) == {name: words}
             return None if same else outcome
-    rule = None if name in kinds or mistyped(name, kinds) else by_feature(name)
-    return None if rule is None else rule(words)
+    rule = adapters.RULES.get(name)
+    if rule is None and name not in kinds and not mistyped(name, kinds):
+        rule = by_feature(name)
+    return None if rule is None or name in kinds else rule(words)
 
 
 def _preset(path: str) -> str:
