@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from runs import VISION_LORA, arguments, weights
+from plans import plan, plan_and_text
+from runs import FULL, VISION_LORA, arguments, lines, losses, weights
+from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlft.checkpoint import load_adapter_strict
 from vlft.cli.main import main
 from vlft.families import FAMILIES, QWEN2_VL
 from vlft.merge import merge
-from vlft.model import dora, lora, tracing
+from vlft.model import dora, flops, lora, tracing
 from vlft.model.apply import apply_towers
+from vlft.model.groups import groups_of_shapes, parameter_groups
 from vlft.model.load import load_base
 from vlft.model.towers import Towers
 
@@ -282,7 +286,7 @@ def test_a_ratio_of_one_trains_as_no_ratio(train):
     assert set(lines(one)[0]["lr"]) == {"language", "language_B"}
 
 
-def test_flops_are_those_that_torch_counts(loader_rows, stock_of):
+def test_flops_are_those_that_torch_counts(stock_of):
     towers = everywhere()
     model = apply_towers(copy.deepcopy(stock_of("qwen2_vl").model), QWEN2_VL, towers, masters=True)
     linear = model.get_base_model().get_submodule("model.language_model.layers.0.mlp.down_proj")

@@ -5,7 +5,7 @@ the flags that all of them share, `adapters` the settings of peft that vlft does
 and synonyms. `vlft.config.translate` reads them.
 """
 
-from vlft.config.kits import adapters, axolotl, common, llama_factory, meant, swift, trl, two_u1
+from vlft.config.kits import axolotl, common, llama_factory, meant, swift, trl, two_u1
 from vlft.config.kits.outcome import Kit
 
 #: If two kits match a command line equally well, the first one wins.

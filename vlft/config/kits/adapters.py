@@ -26,16 +26,16 @@ INITS = {
     "gaussian": "the start of LoRA's A matrices cannot be chosen: it is peft's own. Drop it",
 }
 _TOKENS = (
-    "peft would save a copy of the whole embedding, and where the head is tied to it, merging changes the head too. Use "
-    "--train_tokens for single tokens"
+    "peft would save a copy of the whole embedding, and where the head is tied to it, merging changes the head too. "
+    "Use --train_tokens for single tokens"
 )
 _PROMPTS = (
-    "prompt tuning trains a prompt and no weights, so there is nothing to merge. --vision, --merger and --language take "
-    "full, lora or frozen"
+    "prompt tuning trains a prompt and no weights, so there is nothing to merge. --vision, --merger and --language "
+    "take full, lora or frozen"
 )
 _BIAS = (
-    "biases beside LoRA are not supported: switching the adapter off would not bring the base back, and peft refuses to "
-    "merge lora_bias where a layer has none. --vision full or --merger full train biases"
+    "biases beside LoRA are not supported: switching the adapter off would not bring the base back, and peft refuses "
+    "to merge lora_bias where a layer has none. --vision full or --merger full train biases"
 )
 _BLOCKS = "LoRA is set for each tower. Blocks are named by --language_blocks and --vision_blocks"
 _ONE = "every LoRA matrix has one rank and one alpha: --lora_rank and --lora_alpha"
@@ -66,7 +66,7 @@ def _unless_idle(why: str, *idle: str) -> Rule:
 
 
 #: Flag -> its rule.
-RULES: dict[str, Rule] = {
+UNSUPPORTED: dict[str, Rule] = {
     **dict.fromkeys(("init_lora_weights", "init_weights", "peft_init_lora_weights"), initialised),
     **dict.fromkeys(("use_pissa", "pissa", "pissa_init", "pissa_convert", "pissa_iter"), off(INITS["pissa"])),
     **dict.fromkeys(("use_olora", "olora"), off(INITS["olora"])),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from vlft.config.kits import adapters
+from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.outcome import (
     QUANTISED,
     Becomes,
@@ -198,11 +198,11 @@ KIT = Kit(
         "target_regex": cannot("LoRA is set for each tower: --vision, --merger and --language"),
         "modules_to_save": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
         "lora_dtype": idle("LoRA matrices are float32"),
-        "lora_bias": adapters.RULES["lora_bias"],
+        "lora_bias": UNSUPPORTED["lora_bias"],
         "use_dora": off("DoRA is not supported. Plain LoRA is --language lora"),
         "use_rslora": _OTHER,
         "lorap_lr_ratio": _OTHER,
-        "init_weights": adapters.RULES["init_weights"],
+        "init_weights": UNSUPPORTED["init_weights"],
         "freeze_parameters": off("--vision, --merger and --language set what trains"),
         "freeze_parameters_ratio": off("--vision, --merger and --language set what trains"),
         "trainable_parameters": off("--vision, --merger and --language set what trains"),
