@@ -267,8 +267,8 @@ def test_a_rate_of_a_tower_that_the_adapter_leaves_frozen_is_refused(refused, sh
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"use_dora": True}, "use_dora=true; vlft trains plain LoRA. Merge it first"),
-        ({"use_rslora": True}, "use_rslora=true; vlft trains plain LoRA"),
+        ({"use_dora": True}, r"needs a lora_magnitude_vector \[\d+\].*found none"),
+        ({"use_qalora": True}, "use_qalora=true; vlft trains LoRA, DoRA and rsLoRA. Merge it first"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa': .*no run can start from it. Merge it first"),
         ({"bias": "lora_only"}, "bias='lora_only': .*no run can start"),
         ({"alpha_pattern": {"q_proj": 2}}, "several alphas"),

@@ -222,7 +222,7 @@ def parameter_groups(
         base: the base of `model`.
         model: from `load_model`.
         learning_rate: of the language model, and the default for the other towers; None: the default of `vlft train`.
-        flags: `vision_lr`, `merger_lr`, `weight_decay`.
+        flags: `vision_lr`, `merger_lr`, `weight_decay`, `loraplus_ratio`.
 
     Returns:
         Groups with the keys `params`, `lr`, `weight_decay` and `name`.
@@ -234,7 +234,11 @@ def parameter_groups(
     check_arguments("parameter_groups", base=base, model=model)
     _, _, args = parsed("parameter_groups", {"learning_rate": learning_rate, **flags}, base.flags)
     found = groups.parameter_groups(
-        model, base.opened.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
+        model,
+        base.opened.family,
+        learning_rates=args.learning_rates,
+        weight_decay=args.weight_decay,
+        loraplus_ratio=args.loraplus_ratio,
     )
     trained = {group.name.partition("_")[0] for group in found if group.trainable}
     for tower in ("vision", "merger"):

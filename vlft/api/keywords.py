@@ -39,7 +39,7 @@ TAKES: Mapping[str, frozenset[str]] = {
     "load_rows": frozenset(_OF_ROWS),
     "data_loader": frozenset(_OF_LOADER),
     "load_model": frozenset((set(table.MODEL) - _BASE_ITSELF) | _OF_MODEL),
-    "parameter_groups": frozenset({"learning_rate", "vision_lr", "merger_lr", "weight_decay"}),
+    "parameter_groups": frozenset({"learning_rate", "vision_lr", "merger_lr", "weight_decay", "loraplus_ratio"}),
 }
 
 

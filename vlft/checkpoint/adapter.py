@@ -20,7 +20,9 @@ from vlft.model_files import read_json, slots_in, some_of, stored_slots
 
 PREFIX = "base_model.model."
 
-_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
+#: What peft's live model and a raw dump of it add to the name of DoRA's vector; peft's own files leave it out.
+_MAGNITUDE = re.compile(r"(?<=\.lora_magnitude_vector)(\.default)?(\.weight)?$")
 #: Parts that wrappers of training (FSDP, torch.compile, DeepSpeed, peft's adapter name) add to a parameter's name.
 _WRAPPERS = re.compile(
     r"(?<![^.])(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|modules_to_save(\.default)?|base_layer)\."
@@ -36,12 +38,18 @@ _OTHER_WEIGHTS = (".gguf", ".onnx", ".h5", ".msgpack", ".npz")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The two matrices of one LoRA module: names in the adapter file, rank, and alpha."""
+    """The two matrices of one LoRA module: names in the adapter file, rank, alpha, and with DoRA the vector's name."""
 
     a: str
     b: str
     rank: int
     alpha: float
+    magnitude: str | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of all its tensors in the adapter file: A, B and DoRA's vector."""
+        return (self.a, self.b, *([self.magnitude] if self.magnitude else []))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +85,25 @@ class Adapter:
 
     def pairs(self) -> dict[str, Pair]:
         """Module -> its LoRA matrices, for every complete pair."""
+        magnitudes = self.magnitudes()
         return {
-            module: Pair(a=a, b=b, rank=rank, alpha=alpha)
+            module: Pair(a=a, b=b, rank=rank, alpha=alpha, magnitude=magnitudes.get(module))
             for module, (a, b) in self.matrices().items()
             for rank, alpha in [self._rank_and_alpha(module, a)]
         }
 
     def matrices(self) -> dict[str, tuple[str, str]]:
         """Module -> names of A and B in the file, for every complete pair. Needs no peft."""
-        sides: dict[str, dict[str, str]] = {}
-        for live in self.keys:
-            if (found := _LORA.fullmatch(live.removeprefix(PREFIX))) is not None:
-                sides.setdefault(found["module"], {})[found["side"]] = self.keys[live]
-        return {module: (pair["A"], pair["B"]) for module, pair in sides.items() if set(pair) == {"A", "B"}}
+        a, b = (self._parts(f"lora_{side}.weight") for side in "AB")
+        return {module: (a[module], b[module]) for module in a if module in b}
+
+    def magnitudes(self) -> dict[str, str]:
+        """Module -> name of DoRA's vector in the file; empty for an adapter without DoRA."""
+        return self._parts("lora_magnitude_vector") if self.settings.get("use_dora") else {}
+
+    def _parts(self, part: str) -> dict[str, str]:
+        found = ((_LORA.fullmatch(live.removeprefix(PREFIX)), stored) for live, stored in self.keys.items())
+        return {match["module"]: stored for match, stored in found if match is not None and match["part"] == part}
 
     def _rank_and_alpha(self, module: str, stored: str) -> tuple[int, float]:
         """Rank and alpha of a module: the value of the first matching pattern, else the common value.
@@ -218,7 +232,7 @@ def _bare(name: str) -> str:
 
 def _today(name: str, family: Family) -> str:
     """Today's name, in transformers' modules, of a parameter of a saved model."""
-    return module_name(family, _bare(name))
+    return module_name(family, _MAGNITUDE.sub("", _bare(name)))
 
 
 def _weights_beside(folder: Path, base: Path, family: Family) -> tuple[dict[str, tuple[Path, str]], list[str]]:

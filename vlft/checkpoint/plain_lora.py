@@ -1,4 +1,4 @@
-"""Whether an adapter is plain LoRA, W + scale * B @ A, and which towers it trained.
+"""Whether an adapter is plain LoRA, W + scale * B @ A, or DoRA, and which towers it trained.
 
 `vlft.merge` asks before it merges, `vlft.checkpoint.start` before a run starts from an adapter.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vlft.checkpoint.adapter import PREFIX
+from vlft.checkpoint.adapter import PREFIX, Adapter
 from vlft.checkpoint.files import module_name
 from vlft.errors import CheckpointError
 from vlft.families import TOWERS, Family
@@ -34,6 +34,7 @@ _UNDERSTOOD = {
     "revision",
     "target_modules",
     "task_type",
+    "use_dora",
     "use_rslora",
 }
 # Others (pissa, olora, corda, loftq, ...) change the base's weights when the adapter is attached (peft 0.21).
@@ -92,4 +93,33 @@ def check_plain(settings: dict[str, Any], where: Path, *, refusal: str) -> None:
         odd["init_lora_weights"] = settings["init_lora_weights"]
     if odd:
         shown = ", ".join(f"{name}={value!r}" for name, value in sorted(odd.items()))
-        raise CheckpointError(f"{where}: {shown}: such an adapter is more than W + scale * B @ A and {refusal}.")
+        changed = ""
+        if "init_lora_weights" in odd:
+            changed = (
+                " It was trained on changed weights of the base. If its initial adapter was saved, peft turns it into "
+                "plain LoRA: save_pretrained(NEW, path_initial_model_for_weight_conversion=INITIAL)."
+            )
+        raise CheckpointError(
+            f"{where}: {shown}: such an adapter is more than W + scale * B @ A and {refusal}.{changed}"
+        )
+
+
+def check_magnitude(adapter: Adapter, module: str, name: str | None, *, rows: int) -> None:
+    """Check DoRA's vector of a module.
+
+    Args:
+        adapter: the adapter.
+        module: as named today.
+        name: of the vector in the adapter's file; None if it has none.
+        rows: of the module's weight.
+
+    Raises:
+        CheckpointError: it is missing, or has another length.
+    """
+    found = None if name is None else adapter.shapes[name]
+    if found != (rows,):
+        raise CheckpointError(
+            f"{adapter.file}: use_dora is true (adapter_config.json), so {module} needs a lora_magnitude_vector "
+            f"[{rows}], one number for each row of its weight; found {'none' if found is None else list(found)}. Was "
+            "the adapter saved completely, and is this the base it was trained on?"
+        )

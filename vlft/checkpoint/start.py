@@ -21,7 +21,7 @@ from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter
 from vlft.checkpoint.files import ADAPTER_CONFIG, module_name
 from vlft.checkpoint.folders import Located, find_adapter_or_model
 from vlft.checkpoint.lineage import check_lineage, refuse_other_family
-from vlft.checkpoint.plain_lora import check_plain, towers_of_adapter
+from vlft.checkpoint.plain_lora import check_magnitude, check_plain, towers_of_adapter
 from vlft.checkpoint.record import RunRecord
 from vlft.checkpoint.weights import load_adapter_strict
 from vlft.config.checks import OF_ADAPTER
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 #: Key of `RunRecord.training`: the adapter that the run started from, and the one that this was trained from.
 LINEAGE = "adapter"
+_VARIANTS = ("use_dora", "use_rslora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +100,9 @@ class Start:
         Args:
             given: names of the flags that the user set.
         """
-        shown = ", ".join(f"{flag.removeprefix('lora_')} {_plain(value)}" for flag, value in self.settings.items())
-        taken = [f"--{flag}" for flag in self.settings if flag not in given]
+        settings = {flag: value for flag, value in self.settings.items() if value is not False}  # no unused variants
+        shown = ", ".join(f"{flag.removeprefix('lora_')} {_plain(value)}" for flag, value in settings.items())
+        taken = [f"--{flag}" for flag in settings if flag not in given]
         decided = f"; it decides {', '.join(taken)}" if taken else ""
         return f"{self.name} (fingerprint {self.lineage['fingerprint']}): {shown}{decided}"
 
@@ -152,6 +154,7 @@ def recorded_start(path: str, record: RunRecord) -> Start | None:
         return None
     lora = record.lora or {}
     settings = {**record.towers, **{flag: lora.get(flag.removeprefix("lora_")) for flag in OF_ADAPTER[len(TOWERS) :]}}
+    settings |= {flag: bool(lora.get(flag.removeprefix("use_"))) for flag in _VARIANTS}
     return Start(name=path, settings=settings, known=known)
 
 
@@ -208,9 +211,11 @@ def _settings(path: str, found: Located, adapter: Adapter, base: Path, family: F
         raise CheckpointError(
             f"{path}: beside the adapter, {file} holds weights that were trained in full. {_instead(path)}"
         )
-    if switches := [name for name, value in adapter.settings.items() if name.startswith("use_") and value is True]:
+    variants = {name: bool(adapter.settings.get(name)) for name in _VARIANTS}
+    switches = [name for name, value in adapter.settings.items() if name.startswith("use_") and value is True]
+    if other := [name for name in switches if name not in variants]:
         raise CheckpointError(
-            f"{path}: {ADAPTER_CONFIG} has {switches[0]}=true; vlft trains plain LoRA. {_instead(path)}"
+            f"{path}: {ADAPTER_CONFIG} has {other[0]}=true; vlft trains LoRA, DoRA and rsLoRA. {_instead(path)}"
         )
     if adapter.settings.get("alpha_pattern"):
         raise CheckpointError(f"{path}: its modules have several alphas (alpha_pattern). {_instead(path)}")
@@ -229,7 +234,8 @@ def _settings(path: str, found: Located, adapter: Adapter, base: Path, family: F
     _check_matrices(path, adapter, rank, slots)
     _check_copies(path, adapter, modes, slots, family)
     target = _target(path, adapter, modes, base, family)
-    return {**modes, "lora_rank": rank, "lora_alpha": adapter.settings["lora_alpha"], "lora_target": target}
+    lora = {"lora_rank": rank, "lora_alpha": adapter.settings["lora_alpha"], "lora_target": target}
+    return {**modes, **lora, **variants}
 
 
 def _instead(path: str) -> str:
@@ -239,6 +245,7 @@ def _instead(path: str) -> str:
 
 def _check_matrices(path: str, adapter: Adapter, rank: Any, slots: Mapping[str, tuple[int, ...]]) -> None:
     """Compare the shapes of all LoRA matrices with the common rank and with the weights of the base."""
+    magnitudes = adapter.magnitudes()
     for module, (a, b) in adapter.matrices().items():
         of_a, of_b = adapter.shapes[a], adapter.shapes[b]
         if of_a[:1] != (rank,) or of_b[1:] != (rank,):
@@ -252,13 +259,15 @@ def _check_matrices(path: str, adapter: Adapter, rank: Any, slots: Mapping[str, 
                 f"{path}: its {module} is of a weight [{of_b[0]}, {of_a[1]}], the base's is {list(weight)}. Is this "
                 "the base it was trained on? Pass the right one as --base_model."
             )
+        if adapter.settings.get("use_dora"):
+            check_magnitude(adapter, module, magnitudes.get(module), rows=of_b[0])
 
 
 def _check_copies(
     path: str, adapter: Adapter, modes: Mapping[str, str], slots: Mapping[str, tuple[int, ...]], family: Family
 ) -> None:
     """Compare the tensors that are no LoRA matrices with the towers in full: all of their parameters, and no others."""
-    paired = {name for both in adapter.matrices().values() for name in both}
+    paired = {name for both in adapter.matrices().values() for name in both} | set(adapter.magnitudes().values())
     saved = {live.removeprefix(PREFIX): adapter.shapes[key] for live, key in adapter.keys.items() if key not in paired}
     full = [tower for tower, mode in modes.items() if mode == "full"]
     wanted = {name: shape for name, shape in slots.items() if family.tower_of(name) in full}
@@ -312,4 +321,4 @@ def _whole(path: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

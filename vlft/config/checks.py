@@ -18,7 +18,7 @@ from vlft.errors import ConfigError
 REPORT_ROWS = 4  # the flag's default; config.yaml of a run without evaluation also holds it
 TOWERS = ("vision", "merger", "language")
 #: Flags that the adapter of `--adapter` decides.
-OF_ADAPTER = (*TOWERS, "lora_rank", "lora_alpha", "lora_target")
+OF_ADAPTER = (*TOWERS, "lora_rank", "lora_alpha", "lora_target", "use_dora", "use_rslora")
 SAVING = 4.0  # saving may take this many times --stall_timeout, because network disks can be slow
 REPORTING = 300  # seconds that torch.distributed waits beyond --stall_timeout, so that the report is printed first
 

@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from vlft.config import door, preference, table
+from vlft.config import door, preference, table, variants
 from vlft.config.common_flags import COMMON, TEXTS
 from vlft.config.flags import DataFlags, ModelFlags, RunFlags
 from vlft.config.kinds import MOST_WORDS, Bool, Kind, Word
@@ -131,7 +131,7 @@ class FlagParser(argparse.ArgumentParser):
                 values[name] = False
         namespace.pop("config")
         extra = Namespace(**namespace)
-        given, values = frozenset(values), preference.defaults(values) | values
+        given, values = frozenset(values), preference.defaults(values) | variants.defaults(values) | values
         flags = []
         for cls in self.types(values, extra):
             names = {field.name for field in dataclasses.fields(cls) if field.init}

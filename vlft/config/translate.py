@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vlft.config.kinds import FALSE, Kind
 from vlft.config.kits import ANYWHERE, KITS
+from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.features import by_feature
 from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit, Outcome, filled_in
@@ -154,8 +155,10 @@ def _outcome_of(flag: Said, kinds: Mapping[str, Kind], kit: Kit | None, order: S
             outcome = one.rules[name](words)
             same = isinstance(outcome, Becomes) and dict(outcome.flags) == {name: words}
             return None if same else outcome
-    rule = None if name in kinds or mistyped(name, kinds) else by_feature(name)
-    return None if rule is None else rule(words)
+    rule = UNSUPPORTED.get(name)
+    if rule is None and name not in kinds and not mistyped(name, kinds):
+        rule = by_feature(name)
+    return None if rule is None or name in kinds else rule(words)
 
 
 def _preset(path: str) -> str:

@@ -23,8 +23,7 @@ from vlft.checkpoint import (
     some_of,
     tensor_index,
 )
-from vlft.checkpoint.adapter import Pair
-from vlft.checkpoint.plain_lora import check_plain, towers_of_adapter
+from vlft.checkpoint.plain_lora import check_magnitude, check_plain, towers_of_adapter
 from vlft.errors import CheckpointError
 from vlft.families import Family
 from vlft.model_files import slots_in
@@ -38,16 +37,22 @@ class Update:
     """How one base tensor changes.
 
     Attributes:
-        how: `lora`: W_OI + scale * B_OR @ A_RI; `replace`: a copy in the adapter's folder; `keep`: unchanged.
+        how: `lora`: W_OI + scale * B_OR @ A_RI; `dora`: the same with rows of the lengths in m_O; `replace`: a copy in
+            the adapter's folder; `keep`: unchanged.
         file: the file of the adapter's folder that holds the keys.
-        keys: names in that file: (A, B), (A, B, W) if W is not the base's, (copy,) or ().
+        keys: names in that file: (A, B) or with DoRA (A, B, m), and W if it is not the base's; (copy,) or ().
         scale: alpha / R, or alpha / sqrt(R) for rsLoRA; 1 otherwise.
     """
 
-    how: Literal["lora", "replace", "keep"]
+    how: Literal["lora", "dora", "replace", "keep"]
     file: Path
     keys: tuple[str, ...]
     scale: float = 1.0
+
+    @property
+    def onto(self) -> tuple[str, ...]:
+        """The name of W in the adapter's file, if LoRA changes that tensor and not the base's; otherwise ()."""
+        return self.keys[{"lora": 2, "dora": 3}.get(self.how, len(self.keys)) :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +85,8 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
         family: of the base.
 
     Raises:
-        CheckpointError: W + scale * B @ A does not describe this kind of adapter, keys are left over, one half of a
-            pair is missing, or shapes or ranks disagree.
+        CheckpointError: neither W + scale * B @ A nor DoRA describes this kind of adapter, keys are left over, one
+            half of a pair is missing, or shapes or ranks disagree.
     """
     where = adapter.file
     check_plain(
@@ -100,7 +105,8 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
     saved_whole = adapter.embeddings(family)
     left_over = []
     pairs = adapter.pairs()
-    paired = {key for pair in pairs.values() for key in _both(pair)}
+    paired = {key for pair in pairs.values() for key in pair.keys}
+    dora = bool(adapter.settings.get("use_dora"))
     for live in sorted(adapter.keys):
         key, bare = adapter.keys[live], live.removeprefix(PREFIX)
         if key in paired:
@@ -115,12 +121,14 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
         name = family.published_name(f"{module}.weight")
         replaced = changes.get(name)
         if name not in sizes or (replaced is not None and f"{module}.weight" not in saved_whole):
-            left_over += _both(pair)
+            left_over += pair.keys
             continue
         _check_pair(where, name, sizes[name], adapter.shapes[pair.a], adapter.shapes[pair.b], pair.rank)
+        if dora:
+            check_magnitude(adapter, module, pair.magnitude, rows=sizes[name][0])
         scale = pair.alpha / (math.sqrt(pair.rank) if adapter.settings.get("use_rslora") else pair.rank)
         onto = replaced.keys if replaced is not None else ()  # peft also saves an embedding that it adapts
-        changes[name] = Update(how="lora", file=where, keys=(*_both(pair), *onto), scale=scale)
+        changes[name] = Update(how="dora" if dora else "lora", file=where, keys=(*pair.keys, *onto), scale=scale)
     if left_over:
         raise CheckpointError(_no_place(where, left_over, len(adapter.shapes), base))
     for bare, (file, key) in adapter.copies.items():
@@ -135,8 +143,8 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
         raise CheckpointError(f"{where}: holds no tensor, so there is nothing to merge. Was the run saved completely?")
     shared = {family.published_name(bare) for bare in adapter.replaced(family)}
     untied = tied and _unties(changes, shared, ends)
-    if untied and first not in changes and last in changes and len(changes[last].keys) == 3:
-        changes[first] = Update(how="replace", file=where, keys=changes[last].keys[2:])  # it was the tied tensor
+    if untied and first not in changes and last in changes and changes[last].onto:
+        changes[first] = Update(how="replace", file=where, keys=changes[last].onto)  # it was the tied tensor
     head = None
     if tied and not untied and last in changes:  # one tensor has both roles, so both take the value
         changes.setdefault(first, changes.pop(last))
@@ -152,10 +160,6 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
     )
 
 
-def _both(pair: Pair) -> tuple[str, str]:
-    return pair.a, pair.b
-
-
 def _unties(changes: dict[str, Update], shared: Collection[str], both: tuple[str, str]) -> bool:
     """Whether tied embedding and head differ after these changes.
 
@@ -168,7 +172,7 @@ def _unties(changes: dict[str, Update], shared: Collection[str], both: tuple[str
     ends = [name for name in both if name in changes]
     if not ends:
         return False
-    if any(changes[name].how == "lora" for name in ends):
+    if any(changes[name].how in ("lora", "dora") for name in ends):
         return True
     if len(ends) == 1:
         return ends[0] not in shared

@@ -127,6 +127,8 @@ def _made_of(source: str, plan: MergePlan) -> list[tuple[str, Update | None]]:
 def merged_weight(weight_OI: torch.Tensor, update: Update, adapter: Any) -> torch.Tensor:
     """The changed tensor in float32, before the cast: W + scale * B @ A in peft's order of operations, or the copy.
 
+    DoRA (arXiv 2402.09353) then gives each row of the sum the length that the adapter holds for it.
+
     Args:
         weight_OI: the base's tensor.
         update: how it changes; `keep` returns it in its own dtype.
@@ -137,8 +139,12 @@ def merged_weight(weight_OI: torch.Tensor, update: Update, adapter: Any) -> torc
     if update.how == "replace":
         return adapter.get_tensor(update.keys[0]).float()
     a_RI, b_OR, *others = (adapter.get_tensor(key).float() for key in update.keys)
-    weight_OI = others[0] if others else weight_OI.float()
-    return weight_OI + (b_OR @ a_RI) * update.scale
+    weight_OI = others.pop() if update.onto else weight_OI.float()
+    changed_OI = weight_OI + (b_OR @ a_RI) * update.scale
+    if update.how == "lora":
+        return changed_OI
+    (magnitude_O,) = others
+    return (magnitude_O / changed_OI.norm(dim=1))[:, None] * changed_OI
 
 
 def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlft.errors import ConfigError
 from vlft.families import Family
-from vlft.model import adapt, lora
+from vlft.model import adapt, dora, lora
 from vlft.model.towers import Towers, lora_counts, plain_name
 
 
@@ -50,6 +50,8 @@ def apply_towers(
             whole.add(name)
     if towers.has_lora:
         model = _add_lora(model, family, towers)
+        if towers.use_dora:
+            dora.start(model)
         _check_whole(model, whole, family)
         if adapters == "fused":
             lora.bind(model)
@@ -71,6 +73,8 @@ def _add_lora(model: torch.nn.Module, family: Family, towers: Towers) -> torch.n
         lora_dropout=towers.lora_dropout,
         target_modules="|".join(f"(?:{patterns[tower]})" for tower in adapted),
         modules_to_save=full_modules(model, family, towers) or None,
+        use_dora=towers.use_dora,
+        use_rslora=towers.use_rslora,
         task_type="CAUSAL_LM",
     )
     wanted = lora_counts(family.sizes(model.config), towers)

@@ -74,7 +74,7 @@ def required_flops(
 
     def linear(rows: int, size: tuple[int, int], mode: Mode, *, gradient: bool, adapted: bool = True) -> Flops:
         rank = towers.lora_rank if mode == "lora" and adapted else 0
-        return _linear(rows, *size, trained=mode == "full", rank=rank, gradient=gradient)
+        return _linear(rows, *size, trained=mode == "full", rank=rank, gradient=gradient, dora=towers.use_dora)
 
     def block(rows: int, layers: Sequence[Linear], mode: Mode, *, entry: bool, within: bool) -> Flops:
         """Linear layers of a block. `entry`: its input needs a gradient; `within`: its inner activations need one."""
@@ -125,7 +125,9 @@ def total(parts: dict[str, Flops]) -> float:
     return sum(part.total for part in parts.values())
 
 
-def _linear(rows: int, inputs: int, outputs: int, *, trained: bool, rank: int, gradient: bool) -> Flops:
+def _linear(
+    rows: int, inputs: int, outputs: int, *, trained: bool, rank: int, gradient: bool, dora: bool = False
+) -> Flops:
     """A linear layer and its LoRA matrices.
 
     Args:
@@ -135,10 +137,12 @@ def _linear(rows: int, inputs: int, outputs: int, *, trained: bool, rank: int, g
         trained: whether its weight needs a gradient.
         rank: of its LoRA matrices, 0 for none.
         gradient: whether its input needs a gradient.
+        dora: whether the adapter is DoRA's, which computes the lengths of the weight's rows once for all rows.
     """
+    lengths = 2 * rank * (inputs * outputs + rank * (inputs + outputs)) if dora else 0
     dense, down, up = (2 * rows * size for size in (inputs * outputs, inputs * rank, rank * outputs))
     backward = dense * (trained + gradient) + down * (1 + gradient) + 2 * up
-    return Flops(forward=dense + down + up, backward=backward)
+    return Flops(forward=dense + down + up + lengths, backward=backward)
 
 
 def _attention(

@@ -1,4 +1,7 @@
-"""Parameter groups: tower x weight decay -> parameters and learning rate. Train and plan print them as a table."""
+"""Parameter groups: tower x weight decay -> parameters and learning rate. Train and plan print them as a table.
+
+Under LoRA+ (arXiv 2402.12354) the B matrices of a tower are a group of their own, with a higher learning rate.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class Group:
     """One line of the table, and one group of the optimizer if it is trained.
 
     Attributes:
-        name: `vision`, `vision_no_decay`, `vision_frozen` and so on.
+        name: `vision`, `vision_no_decay`, `vision_frozen` and so on; `vision_B` for the B matrices under LoRA+.
         parameters: number of scalars.
         lr: peak learning rate; None if frozen.
         weight_decay: None if frozen.
@@ -44,7 +47,12 @@ class Group:
 
 
 def parameter_groups(
-    model: torch.nn.Module, family: Family, *, learning_rates: Mapping[str, float], weight_decay: float
+    model: torch.nn.Module,
+    family: Family,
+    *,
+    learning_rates: Mapping[str, float],
+    weight_decay: float,
+    loraplus_ratio: float | None = None,
 ) -> list[Group]:
     """Put every parameter of the model into a group.
 
@@ -52,7 +60,8 @@ def parameter_groups(
         model: after `apply_towers`; may be on the meta device.
         family: of the model.
         learning_rates: tower -> peak learning rate.
-        weight_decay: for matrices; vectors (norms, biases) get none, as in transformers' Trainer.
+        weight_decay: for matrices; vectors (norms, biases, DoRA's magnitudes) get none, as in transformers' Trainer.
+        loraplus_ratio: learning rate of B matrices over that of A matrices; None: they are in one group.
 
     Returns:
         groups in the order vision, merger, language; empty groups are left out.
@@ -62,22 +71,26 @@ def parameter_groups(
         if ".original_module." in name:
             continue  # PEFT's unused copy of a module that is trained in full
         suffix = "_frozen" if not parameter.requires_grad else "" if parameter.ndim > 1 else "_no_decay"
+        if loraplus_ratio is not None and not suffix and ".lora_B." in name:
+            suffix = "_B"
         parts.setdefault((family.tower_of(plain_name(name)), suffix), []).append(parameter)
-    groups = []
-    for tower in TOWERS:
-        for suffix, decay in (("", weight_decay), ("_no_decay", 0.0), ("_frozen", None)):
-            tensors = parts.get((tower, suffix), [])
-            if tensors:
-                groups.append(
-                    Group(
-                        name=tower + suffix,
-                        parameters=sum(_size(p) for p in tensors),
-                        lr=learning_rates[tower] if decay is not None else None,
-                        weight_decay=decay,
-                        tensors=tuple(tensors),
-                    )
-                )
-    return groups
+    return [
+        Group(
+            name=tower + suffix,
+            parameters=sum(_size(p) for p in parts[tower, suffix]),
+            lr=None if ratio is None else learning_rates[tower] * ratio,
+            weight_decay=decay,
+            tensors=tuple(parts[tower, suffix]),
+        )
+        for tower in TOWERS
+        for suffix, decay, ratio in _suffixes(weight_decay, loraplus_ratio)
+        if (tower, suffix) in parts
+    ]
+
+
+def _suffixes(weight_decay: float, ratio: float | None) -> tuple[tuple[str, float | None, float | None], ...]:
+    """The groups of a tower: what follows its name, weight decay, and the factor of its learning rate; None: frozen."""
+    return ("", weight_decay, 1.0), ("_B", weight_decay, ratio), ("_no_decay", 0.0, 1.0), ("_frozen", None, None)
 
 
 def groups_of_shapes(
@@ -87,6 +100,7 @@ def groups_of_shapes(
     *,
     learning_rates: Mapping[str, float],
     weight_decay: float,
+    loraplus_ratio: float | None = None,
 ) -> list[Group]:
     """Return the groups of `parameter_groups` for a model that is not built. They have no tensors.
 
@@ -96,6 +110,7 @@ def groups_of_shapes(
         towers: what trains.
         learning_rates: tower -> peak learning rate.
         weight_decay: for matrices.
+        loraplus_ratio: learning rate of B matrices over that of A matrices; None: they are in one group.
 
     Raises:
         ConfigError: the number of adapted modules is not what the sizes imply.
@@ -115,7 +130,11 @@ def groups_of_shapes(
         module, _, kind = name.rpartition(".")
         if mode == "lora" and kind == "weight" and re.fullmatch(patterns[tower], module):
             adapted[tower] += 1
-            add(tower, "", towers.lora_rank * sum(shape))
+            outputs, inputs = shape
+            add(tower, "", towers.lora_rank * inputs)
+            add(tower, "" if loraplus_ratio is None else "_B", towers.lora_rank * outputs)
+            if towers.use_dora:
+                add(tower, "_no_decay", outputs)
     if adapted != (wanted := lora_counts(sizes, towers)):
         raise ConfigError(
             f"LoRA would match {adapted} modules, expected {wanted}: this base is not built as {family.label} is"
@@ -124,11 +143,11 @@ def groups_of_shapes(
         Group(
             name=tower + suffix,
             parameters=counts[tower, suffix],
-            lr=learning_rates[tower] if decay is not None else None,
+            lr=None if ratio is None else learning_rates[tower] * ratio,
             weight_decay=decay,
         )
         for tower in TOWERS
-        for suffix, decay in (("", weight_decay), ("_no_decay", 0.0), ("_frozen", None))
+        for suffix, decay, ratio in _suffixes(weight_decay, loraplus_ratio)
         if (tower, suffix) in counts
     ]
 

@@ -4,20 +4,24 @@ PEFT (0.21) converts the input of each adapter to float32, applies dropout to it
 multiplies and adds the result in two more operations: an activation is read and written about twelve times. Here
 everything runs in the dtype of the matmuls, and one matmul scales the update and adds it to the base's result.
 
-`vlft.model.apply` binds it when it adds adapters. A layer in any other state than training or evaluating one plain
-adapter computes as PEFT does. PEFT still owns the weights: saving, loading and merging do not change.
+`vlft.model.apply` binds it when it adds adapters, and `vlft.model.dora` adds what DoRA does. A layer in any other state
+than training or evaluating one adapter, plain or of DoRA without dropout, computes as PEFT does. PEFT still owns the
+weights: saving, loading and merging do not change.
 
 Letters: N rows of the input (tokens or patches), D its width, O the width of the output, R the rank.
 """
 
 from __future__ import annotations
 
+import functools
 import types
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+
+from vlft.model import dora
 
 #: Of weights that a matmul takes as they are. Quantised weights have other dtypes.
 _PLAIN = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -190,12 +194,31 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     if len(names) == 1:
         name = names[0]
         base, a, b, dropout = self.base_layer, self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
-        if name not in self.lora_variant and _are_plain(base, a, b, dropout) and _takes(base, x):
-            share = dropout.p if dropout.training and type(dropout) is torch.nn.Dropout else 0.0
-            return adapted_linear(
-                x, a.weight, b.weight, base.weight, base.bias, dropout=share, scaling=self.scaling[name]
-            )
+        share = dropout.p if type(dropout) is torch.nn.Dropout and dropout.training else 0.0
+        if _are_plain(base, a, b, dropout) and _takes(base, x):
+            matrices, scaling = (a.weight, b.weight), self.scaling[name]
+            if name not in self.lora_variant:
+                return adapted_linear(x, *matrices, base.weight, base.bias, dropout=share, scaling=scaling)
+            if not share and _has_lengths(self, name):
+                y = adapted_linear(x, *matrices, base.weight, None, dropout=0.0, scaling=scaling)
+                lengths = self.lora_magnitude_vector[name].weight
+                return dora.scaled_linear(y, base.weight, *matrices, lengths, base.bias, scaling=scaling)
     return type(self).forward(self, x, *args, **kwargs)
+
+
+def _has_lengths(layer: Any, name: str) -> bool:
+    """Whether a variant of LoRA is DoRA with a vector that this module can use."""
+    if type(layer.lora_variant[name]) is not _dora_variant():
+        return False
+    vector = layer.lora_magnitude_vector[name]
+    return _bare(vector) and _simple(vector.weight)
+
+
+@functools.cache
+def _dora_variant() -> type:
+    from peft.tuners.lora.variants import DoraLinearVariant
+
+    return DoraLinearVariant
 
 
 def _applied(layer: Any) -> list[str]:

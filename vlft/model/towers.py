@@ -96,6 +96,20 @@ class Towers:
         """The factor of every LoRA update."""
         return self.lora_alpha / (math.sqrt(self.lora_rank) if self.use_rslora else self.lora_rank)
 
+    def as_line(self) -> str:
+        """LoRA's settings with the factor of its updates as text; "" without LoRA."""
+        if not self.has_lora:
+            return ""
+        name = " with ".join([*(["DoRA"] if self.use_dora else []), *(["rsLoRA"] if self.use_rslora else [])]) or "LoRA"
+        line = f"{name} rank {self.lora_rank}, alpha {self.lora_alpha:g}: updates scaled by {self.scaling:.4g}"
+        if not self.use_rslora or self.lora_rank == 1:
+            return line
+        plain = self.lora_alpha / self.lora_rank
+        return (
+            f"{line}, {self.scaling / plain:.3g} times the {plain:.3g} without --use_rslora: a learning rate or an "
+            "alpha that suits plain LoRA may be too high"
+        )
+
 
 def check_experts(family: Family, *, language: str | None = None, deepspeed: str | None = None) -> None:
     """Refuse settings that a model with experts cannot be trained with.

@@ -60,6 +60,8 @@ class Plan:
         features: the cache of features; None without it.
         pairs: counts of preference rows; None without them.
         reference: what the reference of preference rows costs, as text; "" if it costs nothing.
+        lora: settings of LoRA with the factor of its updates, as text; "" without LoRA.
+        scaling: that factor; None without LoRA.
         start: the adapter that the run starts from, as text; None without one.
         lineage: the same for vlft.json.
     """
@@ -77,6 +79,8 @@ class Plan:
     features: FeatureForecast | None = None
     pairs: PairCounts | None = None
     reference: str = ""
+    lora: str = ""
+    scaling: float | None = None
     start: str | None = None
     lineage: Mapping[str, Any] | None = None
 
@@ -93,6 +97,7 @@ class Plan:
             "base": self.base,
             "adapter": self.lineage,
             "towers": self.towers,
+            "lora_scaling": self.scaling,
             "groups": [group.as_json() for group in self.groups],
             "rows": len(self.data.starts),
             "samples": len(self.data.costs),
@@ -137,7 +142,14 @@ class Plan:
         ]
         memory = self.outlook.as_lines() if self.outlook else ["memory: name a card (--gpu h100) to estimate it"]
         starts = [] if self.start is None else [f"starts from the adapter {printable(self.start)}"]
-        head = [f"base: {printable(self.base)}", *starts, "", groups.table(self.groups), ""]
+        head = [
+            f"base: {printable(self.base)}",
+            *starts,
+            "",
+            groups.table(self.groups),
+            *([self.lora] if self.lora else []),
+            "",
+        ]
         return "\n".join((*head, *map(printable, lines), *memory))
 
 
@@ -223,6 +235,7 @@ def _without_memory(parsed: Parsed, asked: Asked) -> Plan:
             base.towers,
             learning_rates=args.learning_rates,
             weight_decay=args.weight_decay,
+            loraplus_ratio=args.loraplus_ratio,
         )
     return _plan(parsed, base, table, world=world)
 
@@ -253,6 +266,8 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
         order=order,
         steps=steps,
         epochs=steps / order.steps if args.max_steps > 0 else args.num_train_epochs,
+        lora=base.towers.as_line(),
+        scaling=base.towers.scaling if base.towers.has_lora else None,
         start=None if base.start is None else base.start.described(parsed.given),
         lineage=None if base.start is None else base.start.lineage,
         remarks=(

@@ -54,7 +54,11 @@ def model_of(base: Base, args: TrainFlags | PlanFlags) -> tuple[torch.nn.Module,
     config, _ = load_config(base.folder)
     model = apply_towers(empty_model(config, base.family), base.family, base.towers, masters=False)
     table = groups.parameter_groups(
-        model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
+        model,
+        base.family,
+        learning_rates=args.learning_rates,
+        weight_decay=args.weight_decay,
+        loraplus_ratio=args.loraplus_ratio,
     )
     return model, table
 

@@ -18,6 +18,7 @@ from vlft.checkpoint import (
     resolve_model,
 )
 from vlft.checkpoint.start import Start, prove_start, read_start, recorded_start
+from vlft.config import variants
 from vlft.config.checks import OF_ADAPTER
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
@@ -216,10 +217,12 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
 def _towers(model: ModelFlags, given: frozenset[str], start: Start | None) -> Towers:
     if model.adapter is not None and start is None:
         return Towers()  # the adapter decides, and rows are the same with any towers
-    flags = {name: getattr(model, name) for name in (*OF_ADAPTER, "lora_dropout", "use_dora", "use_rslora")}
+    flags = {name: getattr(model, name) for name in (*OF_ADAPTER, "lora_dropout")}
     if start is not None:
         start.agree({name: value for name, value in flags.items() if name in given})
         flags |= start.settings
+        if flags["use_dora"] and "lora_dropout" not in given:
+            flags |= variants.defaults(flags)
     towers = Towers(**flags)
     idle = sorted(name for name in given if name.startswith("lora_"))
     if idle and not towers.has_lora:

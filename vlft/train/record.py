@@ -43,6 +43,7 @@ CALLED = {
     "pairs": "preference rows (--method)",
     "preference": "settings of --method",
     "columns": "columns of data files",
+    "loraplus_ratio": "loraplus_ratio",
     "drawn": "fingerprint of the rows it trains",
     "chat_template": "fingerprint of the chat template",
     "tokenizer": "fingerprint of the tokenizer",
@@ -55,6 +56,7 @@ BEFORE: dict[str, Any] = {
     "pairs": False,
     "method": "sft",
     "preference": {},
+    "loraplus_ratio": None,
     **dict.fromkeys(("data", "rows", "max_length", "seed", "global_batch", "packing")),
 }
 
@@ -89,6 +91,7 @@ def run_record(
             **settings_of(order),
             # A checkpoint's optimizer and schedule restore these, whatever the flags are when the run resumes.
             "learning_rates": args.learning_rates,
+            "loraplus_ratio": args.loraplus_ratio,
             "weight_decay": args.weight_decay,
             "optim": _plain(args.optim),
             "optimizer": {name: getattr(args, name) for name in OPTIMIZER},

@@ -216,9 +216,15 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             branches=run.data.pairs and base.encoder.shared,
         )
     table = groups.parameter_groups(
-        model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
+        model,
+        base.family,
+        learning_rates=args.learning_rates,
+        weight_decay=args.weight_decay,
+        loraplus_ratio=args.loraplus_ratio,
     )
     say(groups.table(table))
+    if line := base.towers.as_line():
+        say(line)
     say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
     features = None
     if cached is not None:

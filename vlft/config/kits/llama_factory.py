@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.outcome import (
     QUANTISED,
     Becomes,
@@ -177,7 +178,7 @@ KIT = Kit(
         "loraplus_lr_ratio": _OTHER,
         "use_rslora": _OTHER,
         "use_dora": off("DoRA is not supported. Plain LoRA is --language lora"),
-        "pissa_init": _OTHER,
+        "pissa_init": UNSUPPORTED["pissa_init"],
         "create_new_adapter": _OTHER,
         "eval_dataset": lambda words: data(words, to="eval_path"),
         "media_dir": renamed("image_folder"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
+from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.outcome import (
     QUANTISED,
     Becomes,
@@ -197,14 +198,11 @@ KIT = Kit(
         "target_regex": cannot("LoRA is set for each tower: --vision, --merger and --language"),
         "modules_to_save": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
         "lora_dtype": idle("LoRA matrices are float32"),
-        "lora_bias": by_word(
-            {"none": Idle(why="no biases are trained besides LoRA")},
-            cannot("biases are trained with --language full only"),
-        ),
+        "lora_bias": UNSUPPORTED["lora_bias"],
         "use_dora": off("DoRA is not supported. Plain LoRA is --language lora"),
         "use_rslora": _OTHER,
         "lorap_lr_ratio": _OTHER,
-        "init_weights": by_word({"true": Idle(why="always so")}, cannot("LoRA starts from zero updates")),
+        "init_weights": UNSUPPORTED["init_weights"],
         "freeze_parameters": off("--vision, --merger and --language set what trains"),
         "freeze_parameters_ratio": off("--vision, --merger and --language set what trains"),
         "trainable_parameters": off("--vision, --merger and --language set what trains"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.outcome import (
     NOT_SUPPORTED,
     QUANTISED,
@@ -115,10 +116,7 @@ KIT = Kit(
         "num_lora_modules": by_word(
             {"-1": Idle(why="all linear layers of a tower")}, cannot("LoRA is set for each tower")
         ),
-        "lora_bias": by_word(
-            {"none": Idle(why="no biases are trained besides LoRA")},
-            cannot("biases are trained with --language full only"),
-        ),
+        "lora_bias": UNSUPPORTED["lora_bias"],
         "use_dora": off(f"DoRA is {NOT_SUPPORTED}. Plain LoRA is --language lora"),
         "bits": _bits,
         "double_quant": idle("it belongs to --bits 4"),

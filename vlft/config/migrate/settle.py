@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from vlft.config import preference
+from vlft.config import preference, variants
 from vlft.config.checks import OF_ADAPTER, contradictions
 from vlft.config.kinds import Bool, Kind, Place
 from vlft.config.kits import ANYWHERE, KITS
@@ -186,7 +186,8 @@ def _defaults(kit: Kit, said: Mapping[str, Said], flags: Flags, processes: int |
         found = {name: words for name, words in found.items() if name not in OF_ADAPTER}
     if not any(name in flags for name in _SIZES):
         found |= step_rows(str(kit.batch[0]), None, kit, processes).flags
-    ours = dict(DEFAULTS) | preference.defaults({name: words[-1] for name, words in (flags | found).items() if words})
+    last = {name: words[-1] for name, words in (flags | found).items() if words}
+    ours = dict(DEFAULTS) | preference.defaults(last) | variants.defaults(last)
     if "num_train_epochs" in ours and not {"num_train_epochs", "max_steps"} & set(flags | found):
         found["num_train_epochs"] = ("3",)  # that of TrainingArguments; ours depends on the method
     return {name: words for name, words in found.items() if name not in ours or str(ours[name]) != words[0]}
