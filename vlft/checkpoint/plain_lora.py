@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vlft.checkpoint.adapter import PREFIX
 from vlft.checkpoint.files import module_name
+from vlft.checkpoint.token_rows import PREFIX, ROWS
 from vlft.errors import CheckpointError
 from vlft.families import TOWERS, Family
 
@@ -34,6 +34,8 @@ _UNDERSTOOD = {
     "revision",
     "target_modules",
     "task_type",
+    "ensure_weight_tying",
+    "trainable_token_indices",
     "use_rslora",
 }
 # Others (pissa, olora, corda, loftq, ...) change the base's weights when the adapter is attached (peft 0.21).
@@ -60,6 +62,8 @@ def towers_of_adapter(keys: Iterable[str], family: Family) -> dict[str, str]:
             tower = family.tower_of(name)
         except KeyError:
             raise CheckpointError(f"adapter tensor {key}: no part of {family.label}. Is it for another base?") from None
+        if ROWS in name:
+            continue  # rows of the embedding train beside a tower of any mode
         if ".lora_" in name:
             towers[tower] = "lora"
         elif towers[tower] == "frozen":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vlft import text
 from vlft.errors import ConfigError
 from vlft.families import TOWERS, Family, Sizes
+from vlft.model.chosen import TOKENS, lora_patterns, mode_of, token_weights
 from vlft.model.towers import Towers, lora_counts, plain_name
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Group:
     """One line of the table, and one group of the optimizer if it is trained.
 
     Attributes:
-        name: `vision`, `vision_no_decay`, `vision_frozen` and so on.
+        name: `vision`, `vision_no_decay`, `vision_frozen` and so on; `language_tokens` for rows of the embedding.
         parameters: number of scalars.
         lr: peak learning rate; None if frozen.
         weight_decay: None if frozen.
@@ -62,10 +63,11 @@ def parameter_groups(
         if ".original_module." in name:
             continue  # PEFT's unused copy of a module that is trained in full
         suffix = "_frozen" if not parameter.requires_grad else "" if parameter.ndim > 1 else "_no_decay"
+        suffix = "_tokens" if TOKENS in name else suffix
         parts.setdefault((family.tower_of(plain_name(name)), suffix), []).append(parameter)
     groups = []
     for tower in TOWERS:
-        for suffix, decay in (("", weight_decay), ("_no_decay", 0.0), ("_frozen", None)):
+        for suffix, decay in _suffixes(weight_decay):
             tensors = parts.get((tower, suffix), [])
             if tensors:
                 groups.append(
@@ -100,7 +102,7 @@ def groups_of_shapes(
     Raises:
         ConfigError: the number of adapted modules is not what the sizes imply.
     """
-    patterns = family.lora_targets if towers.lora_target == "all" else family.attention_targets
+    patterns = lora_patterns(family, towers)
     counts: dict[tuple[str, str], int] = {}
     adapted: dict[str, int] = {tower: 0 for tower, mode in towers.modes.items() if mode == "lora"}
 
@@ -109,13 +111,15 @@ def groups_of_shapes(
 
     for name, shape in family.layout(sizes).items():
         tower = family.tower_of(name)
-        mode = towers.modes[tower]
+        mode = mode_of(name, family, towers)
         suffix = "_frozen" if mode != "full" else "" if len(shape) > 1 else "_no_decay"
         add(tower, suffix, math.prod(shape))
         module, _, kind = name.rpartition(".")
         if mode == "lora" and kind == "weight" and re.fullmatch(patterns[tower], module):
             adapted[tower] += 1
             add(tower, "", towers.lora_rank * sum(shape))
+    if towers.tokens:
+        add("language", "_tokens", token_weights(towers, sizes))
     if adapted != (wanted := lora_counts(sizes, towers)):
         raise ConfigError(
             f"LoRA would match {adapted} modules, expected {wanted}: this base is not built as {family.label} is"
@@ -128,9 +132,14 @@ def groups_of_shapes(
             weight_decay=decay,
         )
         for tower in TOWERS
-        for suffix, decay in (("", weight_decay), ("_no_decay", 0.0), ("_frozen", None))
+        for suffix, decay in _suffixes(weight_decay)
         if (tower, suffix) in counts
     ]
+
+
+def _suffixes(weight_decay: float) -> tuple[tuple[str, float | None], ...]:
+    """Endings of names of groups, in the order of the table, with their weight decay."""
+    return ("", weight_decay), ("_tokens", weight_decay), ("_no_decay", 0.0), ("_frozen", None)
 
 
 def _size(parameter: torch.nn.Parameter) -> int:
@@ -138,8 +147,8 @@ def _size(parameter: torch.nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def table(groups: Sequence[Group]) -> str:
-    """The groups as a table in plain text."""
+def table(groups: Sequence[Group], choices: Sequence[str] = ()) -> str:
+    """The groups as a table in plain text, and below it the parts of towers that were chosen (`chosen.described`)."""
     rows = [
         (
             group.name,
@@ -153,4 +162,4 @@ def table(groups: Sequence[Group]) -> str:
     lines = text.table(("what", "parameters", "learning rate", "weight decay"), rows, soft=frozen)
     trained = sum(g.parameters for g in groups if g.trainable)
     total = sum(g.parameters for g in groups)
-    return f"{lines}\ntrained: {trained:,} of {total:,} parameters ({trained / total:.2%})"
+    return "\n".join((lines, f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%})", *choices))

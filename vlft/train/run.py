@@ -24,6 +24,7 @@ from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
 from vlft.model import groups, kernels
+from vlft.model.chosen import described as described_choices
 from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
@@ -218,7 +219,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     table = groups.parameter_groups(
         model, base.family, learning_rates=args.learning_rates, weight_decay=args.weight_decay
     )
-    say(groups.table(table))
+    say(groups.table(table, described_choices(base.towers, base.sizes)))
     say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
     features = None
     if cached is not None:
