@@ -182,7 +182,8 @@ def _rows(adapter: Adapter, family: Family, sizes: Mapping[str, tuple[int, ...]]
     if tied and family.head in found:  # peft keeps both equal only if it wraps the embedding alone
         raise CheckpointError(
             f"{adapter.folder / ADAPTER_CONFIG}: trainable_token_indices names the head, which is the embedding in "
-            "this base, and has other rows for it. Merge it with peft's own merge_and_unload into a base that is not tied."
+            "this base, and has other rows for it. Merge it with peft's own merge_and_unload, into a base that is not "
+            "tied."
         )
     return {
         family.published_name(name): Update(how="rows", file=adapter.file, keys=(rows.key,), ids=rows.ids)

@@ -139,7 +139,7 @@ def described(towers: Towers, sizes: Sizes) -> list[str]:
     for tower, places in blocks_of(towers).items():
         what = "LoRA in " if towers.modes[tower] == "lora" else ""
         plural = "block" if len(places) == 1 else "blocks"
-        rest = f"; {outside[tower]} stay frozen" if towers.modes[tower] == "full" else ""
+        rest = f"; frozen: {outside[tower]}" if towers.modes[tower] == "full" else ""
         lines.append(f"{tower}: {what}{plural} {as_text(places)} of {depths[tower]} (0 to {depths[tower] - 1}){rest}")
     if count := len(towers.tokens):
         where = "the embedding, which is also the head" if sizes.text.tied else "the embedding and of the head"
