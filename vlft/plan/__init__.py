@@ -101,7 +101,7 @@ class Plan:
             "adapter": self.lineage,
             "towers": self.towers,
             **({"blocks": {tower: list(places) for tower, places in self.blocks.items()}} if self.blocks else {}),
-            **({"tokens": dict(self.tokens)} if self.tokens else {}),
+            **({"trained_tokens": dict(self.tokens)} if self.tokens else {}),
             "groups": [group.as_json() for group in self.groups],
             "rows": len(self.data.starts),
             "samples": len(self.data.costs),

@@ -50,6 +50,11 @@ def with_choices(
     ids = {} if model.train_tokens is None else token_ids(model.train_tokens, family, sizes, tokenizer)
     chosen["tokens"] = tuple(sorted(ids.values()))
     if start is not None:
+        if chosen["tokens"] and not start.tokens:
+            raise ConfigError(
+                f"--train_tokens {model.train_tokens}: the adapter {start.name} trains no tokens. Drop it, or merge the "
+                f"adapter first (vlft merge {start.name} OUT), then use --model_id OUT without --adapter."
+            )
         texts = {flag: as_text(chosen[flag]) for flag in OF_TOWER}
         texts["train_tokens"] = token_texts(chosen["tokens"], tokenizer)
         found = {flag: start.blocks.get(flag) for flag in OF_TOWER}
@@ -107,8 +112,8 @@ _HOW_TO_ADD = (
 
 
 def token_texts(ids: Collection[int], tokenizer: Any) -> str:
-    """Tokens as `--train_tokens` spells them; `none` without tokens."""
-    return ",".join(_decoded(tokenizer, [one]) for one in ids) or "none"
+    """Tokens as `--train_tokens` spells them."""
+    return ",".join(_decoded(tokenizer, [one]) for one in ids)
 
 
 def trained_tokens(towers: Towers, tokenizer: Any) -> dict[str, int]:
