@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import json
 
 import pytest
 import torch
+from chosen_models import lora, prepared
+from mixed_models import LOAD, PLAIN, mixed, real_step
 from models import flat_inputs
 from runs import FULL, arguments, losses, weights
 from safetensors.torch import load_file
-from test_activations import LOAD, PLAIN, batch_of, mixed
 
 from vlft.cli.main import main
 from vlft.config.blocks import as_text, places_of
 from vlft.errors import ConfigError
 from vlft.families import FAMILIES
-from vlft.model import activations, attention, chosen, flops, forward, groups
-from vlft.model.apply import apply_towers, checkpoint_activations
-from vlft.model.load import empty_model
-from vlft.model.scale import PixelScale
-from vlft.model.towers import Towers
+from vlft.model import activations, chosen, flops, groups
 
 MODELS = ("qwen2_vl", "qwen3_vl", "qwen3_5")
 RATES = dict.fromkeys(("vision", "merger", "language"), 1e-3)
-
-
-def prepared(opened, towers: Towers, checkpointed: tuple[str, ...] = ()):
-    torch.manual_seed(0)
-    model = copy.deepcopy(opened.model)
-    attention.install(model, "sdpa", dtype=torch.float32)
-    forward.bind(model, PixelScale.of(opened.processor))
-    model = apply_towers(model, opened.family, towers, masters=True)
-    checkpoint_activations(model, checkpointed)
-    return model.train()
-
-
-def lora(**more) -> Towers:
-    return Towers(**{"lora_rank": 4, "lora_dropout": 0.0, **more})
 
 
 def trained_blocks(model, tower: str) -> set[int | None]:
@@ -155,20 +137,10 @@ def test_activations_are_what_a_real_step_saves(model_type, language, vision):
     towers = lora(language_blocks=language, vision_blocks=vision, vision="lora" if vision else "frozen")
     saved = activations.Saved(config=config, family=family, towers=towers, load=LOAD, numbers=PLAIN, device="cpu")
     for checkpointed in ((), ("vision", "language")):
-        model = empty_model(copy.deepcopy(config), family).to_empty(device="cpu")
-        with torch.no_grad():
-            for tensor in (*model.parameters(), *model.buffers()):
-                tensor.normal_(std=0.02)
-        attention.install(model, "sdpa", dtype=torch.float32)
-        forward.bind(model, PixelScale(mean=(0.5,) * 3, std=(0.5,) * 3))
-        model = apply_towers(model, family, towers, masters=True).train()
-        checkpoint_activations(model, checkpointed)
-        batch = batch_of(family.sizes(config).vision)
-        with activations.Ledger(model, batch.values()) as ledger:
-            model(**batch)
+        real = real_step(config, family, towers, checkpointed)
         told = saved.estimate(checkpointed)
         for part in activations.PARTS:
-            assert told.kept[part] == pytest.approx(ledger.kept[part], rel=0.02, abs=2000), (part, checkpointed)
+            assert told.kept[part] == pytest.approx(real[part], rel=0.02, abs=2000), (part, checkpointed)
 
 
 def test_a_choice_is_read_as_it_is_written():

@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers
 from build import row, write_json
+from chosen_models import lora, prepared
 from models import flat_inputs, loss_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from runs import losses, weights
 from safetensors.torch import load_file, save_file
 from stock_rows import opened
-from test_blocks import lora, prepared
 
 from vlft.cli.main import main
 from vlft.demo.tiny import build_tiny

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from vlft.checkpoint.adapter import PREFIX, Adapter
 from vlft.checkpoint.record import RunRecord
 from vlft.checkpoint.token_rows import ROWS
+from vlft.config.blocks import as_text
 from vlft.errors import CheckpointError
 from vlft.families import Family, Sizes
 from vlft.model.chosen import choice_in
@@ -62,3 +63,19 @@ def recorded(record: RunRecord) -> tuple[dict[str, tuple[int, ...]], tuple[int, 
     blocks = record.training.get("blocks", {})
     tokens = record.training.get("tokens", {})
     return {f"{tower}_blocks": tuple(places) for tower, places in blocks.items()}, tuple(sorted(tokens.values()))
+
+
+def check_record(path: str, record: RunRecord, blocks: Mapping[str, tuple[int, ...]], tokens: tuple[int, ...]) -> None:
+    """Compare what the tensors of an adapter imply with the record of its run. Raises CheckpointError."""
+    wrote = recorded(record)
+    if (dict(blocks), tokens) != wrote:
+        old, new = (_as_words(*one) for one in (wrote, (blocks, tokens)))
+        raise CheckpointError(
+            f"{path}: vlft.json says it trained {old}, the adapter's tensors say {new}. The folder mixes two runs, or "
+            "the adapter was not saved completely."
+        )
+
+
+def _as_words(blocks: Mapping[str, tuple[int, ...]], tokens: tuple[int, ...]) -> str:
+    words = [f"{flag} {as_text(places)}" for flag, places in sorted(blocks.items())]
+    return ", ".join(words or ["all blocks"]) + (f", tokens {', '.join(map(str, tokens))}" if tokens else "")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter
-from vlft.checkpoint.chosen_parts import blocks_in, recorded, tokens_in
+from vlft.checkpoint.chosen_parts import blocks_in, check_record, recorded, tokens_in
 from vlft.checkpoint.files import ADAPTER_CONFIG, module_name
 from vlft.checkpoint.folders import Located, find_adapter_or_model
 from vlft.checkpoint.lineage import check_lineage, refuse_other_family
@@ -146,15 +146,8 @@ def read_start(path: str, base_id: str, base: Path, family: Family) -> Start:
             raise CheckpointError(f"{path}: peft_type is {settings.get('peft_type')!r}, not 'LORA'. {_instead(path)}")
         refuse_other_family(path, found, base_id, base)
         adapter = read_adapter(found.folder, base, family)
-        settings, blocks = _settings(path, found, adapter, base, family)
-        return Start(
-            name=path,
-            settings=settings,
-            found=found,
-            adapter=adapter,
-            blocks=blocks,
-            tokens=tokens_in(path, adapter, family, tied=_sizes(base, family).text.tied, instead=_instead(path)),
-        )
+        parts = _settings(path, found, adapter, base, family)
+        return Start(name=path, found=found, adapter=adapter, **parts)
 
 
 def recorded_start(path: str, record: RunRecord) -> Start | None:
@@ -222,10 +215,8 @@ def _named() -> Iterator[None]:
         raise CheckpointError(f"--adapter {error}".replace("--base_model", "--model_id")) from None
 
 
-def _settings(
-    path: str, found: Located, adapter: Adapter, base: Path, family: Family
-) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """The flags under which vlft would make exactly the tensors of an adapter, and those that choose blocks.
+def _settings(path: str, found: Located, adapter: Adapter, base: Path, family: Family) -> dict[str, Any]:
+    """`settings`, `blocks` and `tokens` of a `Start` under which vlft would make exactly the tensors of an adapter.
 
     Raises:
         CheckpointError: there are none.
@@ -255,10 +246,14 @@ def _settings(
     rank = adapter.settings["r"]
     _check_matrices(path, adapter, rank, slots)
     sizes = _sizes(base, family)
-    blocks = blocks_in(adapter, modes, sizes, family)
+    blocks: Any = blocks_in(adapter, modes, sizes, family)
+    tokens = tokens_in(path, adapter, family, tied=sizes.text.tied, instead=_instead(path))
+    if found.record is not None:
+        check_record(path, found.record, blocks, tokens)
     _check_copies(path, adapter, Towers(**modes, **blocks), slots, family)
     target = _target(path, adapter, modes, blocks, sizes, family)
-    return {**modes, "lora_rank": rank, "lora_alpha": adapter.settings["lora_alpha"], "lora_target": target}, blocks
+    settings = {**modes, "lora_rank": rank, "lora_alpha": adapter.settings["lora_alpha"], "lora_target": target}
+    return {"settings": settings, "blocks": blocks, "tokens": tokens}
 
 
 def _instead(path: str) -> str:

@@ -67,8 +67,8 @@ def additions(found_kinds: dict[adapt.Part, list[Kind]], towers: Towers) -> list
     """The fewest models that show each kind of block. Blocks with a merger change both towers, so they come alone."""
     places: dict[adapt.Part, list[tuple[int, int]]] = {"vision": [], "language": []}  # a block, and how many there are
     alone: list[Addition] = []
-    for part, found in _others(found_kinds, towers).items():
-        for kind, (place, times) in found.items():
+    for part, others in _others(found_kinds, towers).items():
+        for kind, (place, times) in others.items():
             if kind[1]:
                 alone.append(Addition(places={part: place}, vision=times, language=times))
             else:

@@ -50,7 +50,7 @@ def bind(model: torch.nn.Module, tokens: Sequence[int]) -> None:
             "head. Update peft, or drop the flag."
         )
     for module in found:
-        base = module.token_adapter.base_layer
+        base: Any = module.token_adapter.base_layer
         ids = torch.tensor(list(tokens), device=base.weight.device)
         module.register_buffer("token_ids", ids, persistent=False)
         forward = _embed if isinstance(base, torch.nn.Embedding) else _head

@@ -52,8 +52,8 @@ def with_choices(
     if start is not None:
         if chosen["tokens"] and not start.tokens:
             raise ConfigError(
-                f"--train_tokens {model.train_tokens}: the adapter {start.name} trains no tokens. Drop it, or merge the "
-                f"adapter first (vlft merge {start.name} OUT), then use --model_id OUT without --adapter."
+                f"--train_tokens {model.train_tokens}: the adapter {start.name} trains no tokens. Drop it, or merge "
+                f"the adapter first (vlft merge {start.name} OUT), then use --model_id OUT without --adapter."
             )
         texts = {flag: as_text(chosen[flag]) for flag in OF_TOWER}
         texts["train_tokens"] = token_texts(chosen["tokens"], tokenizer)
