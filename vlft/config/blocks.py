@@ -97,6 +97,14 @@ def tokens_of(text: str) -> tuple[str, ...]:
 
 def problems(values: Values, verb: str) -> Iterator[str]:
     """Yield a message for each combination of these flags with others that cannot be carried out."""
+    if verb == "bench":
+        for flag in (*OF_TOWER, "train_tokens"):
+            if values.given(flag):
+                yield (
+                    f"--{flag} {values.of(flag)}: vlft bench compares with a stock trainer that trains whole towers. "
+                    "Drop it. vlft plan and metrics.jsonl of a run have the memory and speed of such a run."
+                )
+        return
     for flag, tower in OF_TOWER.items():
         if values.given(flag):
             yield from _blocks(values, flag, tower)
