@@ -288,12 +288,18 @@ def test_adapters_that_are_not_plain_lora_are_refused(refused, shelf, tmp_path, 
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("one_block", r"vision trained in part: \d+ of \d+ parameters are not in the adapter"),
         ("patterns", "use_rslora=true"),
     ],
 )
 def test_adapters_that_train_what_no_flags_train_are_refused(refused, shelf, kind, says):
     assert re.search(says, refused(start=shelf.adapter("fp32", kind), base=shelf.base("fp32")))
+
+
+def test_a_block_in_full_must_be_whole(refused, shelf, tmp_path):
+    start = Path(shutil.copytree(shelf.adapter("fp32", "one_block"), tmp_path / "odd"))
+    rewritten(start, lambda found: {k: v for k, v in found.items() if "norm1" not in k})
+    said = refused(start=start, base=shelf.base("fp32"))
+    assert re.search(r"vision trained in part: \d+ of \d+ parameters are not in the adapter", said)
 
 
 def rewritten(start: Path, change) -> None:
@@ -303,8 +309,8 @@ def rewritten(start: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda found: {k: v for k, v in found.items() if "layers.1." not in k},
-         r"it adapts 7 of 14 linear layers of the language tower.*--lora_target is all or attention"),
+        (lambda found: {k: v for k, v in found.items() if "layers.1.mlp" not in k},
+         r"it adapts 11 of 14 linear layers of the language tower.*--lora_target is all or attention"),
         (lambda found: {k: v for k, v in found.items() if "layers.1.mlp.up_proj.lora_A" not in k},
          r"1 tensors belong neither to LoRA matrices nor to a tower in full"),
         (lambda found: {k: v[:, :8].clone() if "q_proj.lora_A" in k else v for k, v in found.items()},

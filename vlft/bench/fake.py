@@ -63,7 +63,8 @@ def bench_fake(parsed: Parsed, gpu: str, preset: Preset | None, built_in: BuiltI
     else:
         name = model.model_id
         config, family = load_config(open_base(data, model, given=parsed.given).folder)
-    settings = {one: getattr(model, one) for one in Towers.__dataclass_fields__}
+    chosen = ("language_blocks", "vision_blocks", "tokens")  # refused in bench
+    settings = {one: getattr(model, one) for one in Towers.__dataclass_fields__ if one not in chosen}
     towers = Towers(**settings | (PRESETS[preset] if preset else {}))
     stored = getattr(config, "dtype", None)
     step = Step(

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, module_name
+from vlft.checkpoint.token_rows import PREFIX, ROWS, TokenRows, token_rows
 from vlft.errors import CheckpointError
 from vlft.families import Family
 from vlft.model_files import read_json, slots_in, some_of, stored_slots
-
-PREFIX = "base_model.model."
 
 _LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
 #: What peft's live model and a raw dump of it add to the name of DoRA's vector; peft's own files leave it out.
@@ -120,6 +119,14 @@ class Adapter:
             found.append(values[keys[0]] if keys else self.settings[common])
         return found[0], found[1]
 
+    def token_rows(self, family: Family) -> dict[str, TokenRows]:
+        """Embedding or head (the name of its weight) -> the rows that peft trained for some tokens.
+
+        Raises:
+            CheckpointError: adapter_config.json does not say which tokens these are.
+        """
+        return token_rows(self.folder / ADAPTER_CONFIG, self.settings, self.keys, self.shapes, family)
+
     def owner(self, parameter: str, family: Family) -> str | None:
         """The module of `modules_to_save` that holds a parameter; None if there is none."""
         wanted = self.settings.get("modules_to_save") or ()
@@ -143,7 +150,9 @@ class Adapter:
     def settings_today(self, family: Family) -> dict[str, Any]:
         """The settings with which peft makes modules for `keys`: every module by its full name today."""
         pairs = self.pairs()
-        saved = {self.owner(live.removeprefix(PREFIX), family) for live in self.keys if ".lora_" not in live}
+        rows = self.token_rows(family)
+        others = [live for live in self.keys if ".lora_" not in live and ROWS not in live]
+        saved = {self.owner(live.removeprefix(PREFIX), family) for live in others}
         idle = ("exclude_modules", "layers_to_transform", "layers_pattern")
         return {key: value for key, value in self.settings.items() if key not in idle} | {
             "target_modules": sorted(pairs),
@@ -152,6 +161,8 @@ class Adapter:
             "modules_to_save": sorted(filter(None, saved)) or None,
             "init_lora_weights": True,
             "inference_mode": True,
+            "trainable_token_indices": {name.removesuffix(".weight"): list(one.ids) for name, one in rows.items()}
+            or None,
         }
 
 

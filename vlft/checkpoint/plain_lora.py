@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vlft.checkpoint.adapter import PREFIX, Adapter
+from vlft.checkpoint.adapter import Adapter
 from vlft.checkpoint.files import module_name
+from vlft.checkpoint.token_rows import PREFIX, ROWS
 from vlft.errors import CheckpointError
 from vlft.families import TOWERS, Family
 
@@ -35,6 +36,8 @@ _UNDERSTOOD = {
     "target_modules",
     "task_type",
     "use_dora",
+    "ensure_weight_tying",
+    "trainable_token_indices",
     "use_rslora",
 }
 # Others (pissa, olora, corda, loftq, ...) change the base's weights when the adapter is attached (peft 0.21).
@@ -61,6 +64,8 @@ def towers_of_adapter(keys: Iterable[str], family: Family) -> dict[str, str]:
             tower = family.tower_of(name)
         except KeyError:
             raise CheckpointError(f"adapter tensor {key}: no part of {family.label}. Is it for another base?") from None
+        if ROWS in name:
+            continue  # rows of the embedding train beside a tower of any mode
         if ".lora_" in name:
             towers[tower] = "lora"
         elif towers[tower] == "frozen":

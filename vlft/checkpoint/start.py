@@ -12,25 +12,29 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter
+from vlft.checkpoint.chosen_parts import blocks_in, check_record, recorded, tokens_in
 from vlft.checkpoint.files import ADAPTER_CONFIG, module_name
 from vlft.checkpoint.folders import Located, find_adapter_or_model
 from vlft.checkpoint.lineage import check_lineage, refuse_other_family
 from vlft.checkpoint.plain_lora import check_magnitude, check_plain, towers_of_adapter
 from vlft.checkpoint.record import RunRecord
 from vlft.checkpoint.weights import load_adapter_strict
+from vlft.config.blocks import as_text
 from vlft.config.checks import OF_ADAPTER
 from vlft.config.places import near_miss
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import TOWERS, Family, Sizes
 from vlft.families.stored import is_carried
+from vlft.model.chosen import mode_of
 from vlft.model.towers import Towers, lora_counts
 from vlft.model_files import contents_print, read_json, some_of, stored_slots
+from vlft.text import counted
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +55,8 @@ class Start:
         adapter: names and shapes of its tensors; None for a resumed run.
         known: the entry of a resumed run's record; None for a new run.
         origin: how it is known that it belongs to the base, as a sentence; "" until `prove_start`.
+        blocks: flag (language_blocks, vision_blocks) -> places of the adapter's blocks, only for towers with a choice.
+        tokens: ids whose rows it trains, in ascending order.
     """
 
     name: str
@@ -59,6 +65,8 @@ class Start:
     adapter: Adapter | None = None
     known: Mapping[str, Any] | None = None
     origin: str = ""
+    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
 
     @cached_property
     def lineage(self) -> dict[str, Any]:
@@ -101,8 +109,12 @@ class Start:
             given: names of the flags that the user set.
         """
         settings = {flag: value for flag, value in self.settings.items() if value is not False}  # no unused variants
+        settings |= {flag: as_text(places) for flag, places in self.blocks.items()}
         shown = ", ".join(f"{flag.removeprefix('lora_')} {_plain(value)}" for flag, value in settings.items())
         taken = [f"--{flag}" for flag in settings if flag not in given]
+        if count := len(self.tokens):
+            shown += f", {counted(count, 'trained token')}"
+            taken += ["--train_tokens"] if "train_tokens" not in given else []
         decided = f"; it decides {', '.join(taken)}" if taken else ""
         return f"{self.name} (fingerprint {self.lineage['fingerprint']}): {shown}{decided}"
 
@@ -136,7 +148,8 @@ def read_start(path: str, base_id: str, base: Path, family: Family) -> Start:
             raise CheckpointError(f"{path}: peft_type is {settings.get('peft_type')!r}, not 'LORA'. {_instead(path)}")
         refuse_other_family(path, found, base_id, base)
         adapter = read_adapter(found.folder, base, family)
-        return Start(name=path, settings=_settings(path, found, adapter, base, family), found=found, adapter=adapter)
+        parts = _settings(path, found, adapter, base, family)
+        return Start(name=path, found=found, adapter=adapter, **parts)
 
 
 def recorded_start(path: str, record: RunRecord) -> Start | None:
@@ -155,7 +168,8 @@ def recorded_start(path: str, record: RunRecord) -> Start | None:
     lora = record.lora or {}
     settings = {**record.towers, **{flag: lora.get(flag.removeprefix("lora_")) for flag in OF_ADAPTER[len(TOWERS) :]}}
     settings |= {flag: bool(lora.get(flag.removeprefix("use_"))) for flag in _VARIANTS}
-    return Start(name=path, settings=settings, known=known)
+    blocks, tokens = recorded(record)
+    return Start(name=path, settings=settings, known=known, blocks=blocks, tokens=tokens)
 
 
 def prove_start(start: Start, base_id: str, base: Path) -> Start:
@@ -205,7 +219,11 @@ def _named() -> Iterator[None]:
 
 
 def _settings(path: str, found: Located, adapter: Adapter, base: Path, family: Family) -> dict[str, Any]:
-    """The flags under which vlft would make exactly the tensors of an adapter. Raises CheckpointError if none do."""
+    """`settings`, `blocks` and `tokens` of a `Start` under which vlft would make exactly the tensors of an adapter.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     if adapter.copies:
         file = next(iter(adapter.copies.values()))[0].name
         raise CheckpointError(
@@ -232,10 +250,15 @@ def _settings(path: str, found: Located, adapter: Adapter, base: Path, family: F
     slots = {module_name(family, n): s.shape for n, s in stored_slots(base).items() if not is_carried(family, n)}
     rank = adapter.settings["r"]
     _check_matrices(path, adapter, rank, slots)
-    _check_copies(path, adapter, modes, slots, family)
-    target = _target(path, adapter, modes, base, family)
+    sizes = _sizes(base, family)
+    blocks: Any = blocks_in(adapter, modes, sizes, family)
+    tokens = tokens_in(path, adapter, family, tied=sizes.text.tied, instead=_instead(path))
+    if found.record is not None:
+        check_record(path, found.record, blocks, tokens)
+    _check_copies(path, adapter, Towers(**modes, **blocks), slots, family)
+    target = _target(path, adapter, modes, blocks, sizes, family)
     lora = {"lora_rank": rank, "lora_alpha": adapter.settings["lora_alpha"], "lora_target": target}
-    return {**modes, **lora, **variants}
+    return {"settings": {**modes, **lora, **variants}, "blocks": blocks, "tokens": tokens}
 
 
 def _instead(path: str) -> str:
@@ -264,13 +287,14 @@ def _check_matrices(path: str, adapter: Adapter, rank: Any, slots: Mapping[str, 
 
 
 def _check_copies(
-    path: str, adapter: Adapter, modes: Mapping[str, str], slots: Mapping[str, tuple[int, ...]], family: Family
+    path: str, adapter: Adapter, towers: Towers, slots: Mapping[str, tuple[int, ...]], family: Family
 ) -> None:
     """Compare the tensors that are no LoRA matrices with the towers in full: all of their parameters, and no others."""
     paired = {name for both in adapter.matrices().values() for name in both} | set(adapter.magnitudes().values())
+    paired |= {rows.key for rows in adapter.token_rows(family).values()}
     saved = {live.removeprefix(PREFIX): adapter.shapes[key] for live, key in adapter.keys.items() if key not in paired}
-    full = [tower for tower, mode in modes.items() if mode == "full"]
-    wanted = {name: shape for name, shape in slots.items() if family.tower_of(name) in full}
+    full = [tower for tower, mode in towers.modes.items() if mode == "full"]
+    wanted = {name: shape for name, shape in slots.items() if mode_of(name, family, towers) == "full"}
     if extra := sorted(saved.keys() - wanted.keys()):
         raise CheckpointError(
             f"{path}: {len(extra)} tensors belong neither to LoRA matrices nor to a tower in full: {some_of(extra)}. "
@@ -288,17 +312,23 @@ def _check_copies(
         )
 
 
-def _target(path: str, adapter: Adapter, modes: Mapping[str, Any], base: Path, family: Family) -> str:
-    """The value of `--lora_target` that adapts exactly the modules of an adapter."""
-    sizes = _sizes(base, family)
+def _target(
+    path: str,
+    adapter: Adapter,
+    modes: Mapping[str, Any],
+    blocks: Mapping[str, tuple[int, ...]],
+    sizes: Sizes,
+    family: Family,
+) -> str:
+    """The value of `--lora_target` that adapts exactly the modules of an adapter in these blocks."""
     modules = list(adapter.matrices())
     found = Counter(family.tower_of(module) for module in modules)
     for target, patterns in (("all", family.lora_targets), ("attention", family.attention_targets)):
-        towers = Towers(**modes, lora_target=target)  # type: ignore[arg-type]
+        towers = Towers(**modes, **blocks, lora_target=target)  # type: ignore[arg-type]
         known = all(re.fullmatch(patterns[family.tower_of(module)], module) for module in modules)
         if known and found == lora_counts(sizes, towers):
             return target
-    every = lora_counts(sizes, Towers(**modes))
+    every = lora_counts(sizes, Towers(**modes, **blocks))  # type: ignore[arg-type]
     counts = ", ".join(
         f"{found[tower]} of {count} linear layers of the {tower} tower" for tower, count in every.items()
     )

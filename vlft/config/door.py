@@ -120,7 +120,7 @@ def _bad_values(said: Mapping[str, Said], told: Translation, kinds: Mapping[str,
         elif words and kind.many == "none":
             yield _Wrong(flag=name, text=f"{flag} takes no value, not {_few(words)}", usage=True)
         else:
-            found = ((word, kind.problem(word)) for word in words if not placeholders(word))
+            found = ((word, kind.problem(word)) for word in words if kind.angled or not placeholders(word))
             yield from (
                 _Wrong(flag=name, text=_problem(flag, word, problem), usage=problem.usage)
                 for word, problem in found
@@ -153,7 +153,7 @@ def _places(verb: str, line: Line, told: Translation, kinds: Mapping[str, Kind])
     """Yield a message for each placeholder, and for each path that does not exist or cannot be used."""
     for name, words in told.flags.items():
         kind = kinds.get(name)
-        empty = [word for word in words if placeholders(word)]
+        empty = [word for word in words if not (kind and kind.angled) and placeholders(word)]
         yield from (f"--{name} {word}: replace {' and '.join(placeholders(word))} by a value" for word in empty)
         words = tuple(word for word in words if word not in empty)
         if isinstance(kind, Place) and (kind.of != "out" or verb == "train"):

@@ -129,7 +129,7 @@ MODEL: dict[str, Kind] = {
     "double_quant": FLAG,
     "language_blocks": NAMED,
     "vision_blocks": NAMED,
-    "train_tokens": NAMED,
+    "train_tokens": Named(angled=True),
     "attn": Word(
         words=("auto", "fa4", "fa3", "flash_attn", "varlen", "sdpa"),
         needs={

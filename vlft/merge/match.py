@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ from vlft.families import Family
 from vlft.model_files import slots_in
 
 #: Parts of key names of adapters that are more than two matrices per weight.
-_ODD_PARTS = r"lora_embedding_|lora_magnitude_vector|lora_bias|trainable_tokens|token_adapter|hada_|lokr_|oft_|ia3_"
+_ODD_PARTS = r"lora_embedding_|lora_magnitude_vector|lora_bias|hada_|lokr_|oft_|ia3_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +38,18 @@ class Update:
 
     Attributes:
         how: `lora`: W_OI + scale * B_OR @ A_RI; `dora`: the same with rows of the lengths in m_O; `replace`: a copy in
-            the adapter's folder; `keep`: unchanged.
+            the adapter's folder; `rows`: W_OI with some rows from the adapter; `keep`: unchanged.
         file: the file of the adapter's folder that holds the keys.
         keys: names in that file: (A, B) or with DoRA (A, B, m), and W if it is not the base's; (copy,) or ().
         scale: alpha / R, or alpha / sqrt(R) for rsLoRA; 1 otherwise.
+        ids: the rows that `rows` replaces.
     """
 
-    how: Literal["lora", "dora", "replace", "keep"]
+    how: Literal["lora", "dora", "replace", "rows", "keep"]
     file: Path
     keys: tuple[str, ...]
     scale: float = 1.0
+    ids: tuple[int, ...] = ()
 
     @property
     def onto(self) -> tuple[str, ...]:
@@ -105,7 +107,8 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
     saved_whole = adapter.embeddings(family)
     left_over = []
     pairs = adapter.pairs()
-    paired = {key for pair in pairs.values() for key in pair.keys}
+    rows = _rows(adapter, family, sizes, tied=tied)
+    paired = {key for pair in pairs.values() for key in pair.keys} | {one.keys[0] for one in rows.values()}
     dora = bool(adapter.settings.get("use_dora"))
     for live in sorted(adapter.keys):
         key, bare = adapter.keys[live], live.removeprefix(PREFIX)
@@ -131,6 +134,13 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
         changes[name] = Update(how="dora" if dora else "lora", file=where, keys=(*pair.keys, *onto), scale=scale)
     if left_over:
         raise CheckpointError(_no_place(where, left_over, len(adapter.shapes), base))
+    for name, update in rows.items():
+        if name in changes:
+            raise CheckpointError(
+                f"{where}: {update.keys[0]} changes rows of {name}, which {changes[name].keys[0]} changes too. The "
+                "order of the two is unknown. Merge it with the kit that trained it."
+            )
+        changes[name] = update
     for bare, (file, key) in adapter.copies.items():
         name = family.published_name(bare)
         if name in changes:
@@ -148,6 +158,8 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
     head = None
     if tied and not untied and last in changes:  # one tensor has both roles, so both take the value
         changes.setdefault(first, changes.pop(last))
+    if first in rows and tied and last in stored:
+        changes[last] = rows[first]  # some tools also write the tied head
     if untied and last not in stored:
         head = changes.pop(last, Update(how="keep", file=where, keys=()))
     return MergePlan(
@@ -158,6 +170,32 @@ def plan_merge(adapter: Adapter, base: Path, family: Family) -> MergePlan:
         ends=(stored.get(first, first), last),
         towers=towers_of_adapter([*adapter.keys, *adapter.copies], family),
     )
+
+
+def _rows(adapter: Adapter, family: Family, sizes: Mapping[str, tuple[int, ...]], *, tied: bool) -> dict[str, Update]:
+    """Published name of embedding or head -> the rows that the adapter replaces in it.
+
+    Raises:
+        CheckpointError: a row is not in the base, or the rows of a tied embedding and head differ.
+    """
+    found = adapter.token_rows(family)
+    for name, rows in found.items():
+        shape, wanted = adapter.shapes[rows.key], sizes[family.published_name(name)]
+        if len(shape) != 2 or shape[1:] != wanted[1:] or max(rows.ids) >= wanted[0]:
+            raise CheckpointError(
+                f"{adapter.file}: {rows.key} {list(shape)} is of tokens up to {max(rows.ids)}, the base's {name} is "
+                f"{list(wanted)}. Is this the base it was trained on? Pass the right one as --base_model."
+            )
+    if tied and family.head in found:  # peft keeps both equal only if it wraps the embedding alone
+        raise CheckpointError(
+            f"{adapter.folder / ADAPTER_CONFIG}: trainable_token_indices names the head, which is the embedding in "
+            "this base, and has other rows for it. Merge it with peft's own merge_and_unload, into a base that is not "
+            "tied."
+        )
+    return {
+        family.published_name(name): Update(how="rows", file=adapter.file, keys=(rows.key,), ids=rows.ids)
+        for name, rows in found.items()
+    }
 
 
 def _unties(changes: dict[str, Update], shared: Collection[str], both: tuple[str, str]) -> bool:
@@ -174,6 +212,8 @@ def _unties(changes: dict[str, Update], shared: Collection[str], both: tuple[str
         return False
     if any(changes[name].how in ("lora", "dora") for name in ends):
         return True
+    if changes[ends[0]].how == "rows":
+        return False  # `_rows` refuses rows of one of the two
     if len(ends) == 1:
         return ends[0] not in shared
     values = []

@@ -125,7 +125,7 @@ def _made_of(source: str, plan: MergePlan) -> list[tuple[str, Update | None]]:
 
 
 def merged_weight(weight_OI: torch.Tensor, update: Update, adapter: Any) -> torch.Tensor:
-    """The changed tensor in float32, before the cast: W + scale * B @ A in peft's order of operations, or the copy.
+    """The changed tensor in float32, before the cast: W + scale * B @ A as peft computes it, the copy, or new rows.
 
     DoRA (arXiv 2402.09353) then gives each row of the sum the length that the adapter holds for it.
 
@@ -138,6 +138,11 @@ def merged_weight(weight_OI: torch.Tensor, update: Update, adapter: Any) -> torc
         return weight_OI
     if update.how == "replace":
         return adapter.get_tensor(update.keys[0]).float()
+    if update.how == "rows":
+        import torch
+
+        rows_nI = adapter.get_tensor(update.keys[0]).float()
+        return weight_OI.float().index_copy(0, torch.tensor(update.ids), rows_nI)
     a_RI, b_OR, *others = (adapter.get_tensor(key).float() for key in update.keys)
     weight_OI = others.pop() if update.onto else weight_OI.float()
     changed_OI = weight_OI + (b_OR @ a_RI) * update.scale

@@ -19,6 +19,7 @@ import torch
 
 from vlft.families import Family
 from vlft.model import adapt, depth, recurrent, standins, traced, tracing
+from vlft.model.chosen import small as small_towers
 from vlft.model.towers import Towers
 from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers
@@ -154,8 +155,8 @@ class Saved:
 
         A tower's first block may save less than the others, and its last block shares its output with a merger.
         """
-        kinds = depth.kinds(self.family.sizes(self.config))
-        ends = {part: (0, len(found) - 1)[: len(found)] for part, found in kinds.items()}
+        kinds = depth.kinds(self.family.sizes(self.config), self.towers)
+        ends = depth.ends(kinds, self.towers)
 
         def run(**between: int) -> dict[Part, int]:
             places = {part: sorted({*ends[part], *([between[part]] if part in between else [])}) for part in kinds}
@@ -163,7 +164,7 @@ class Saved:
 
         base = run()
         kept, block = dict(base), 0
-        for more in depth.additions(kinds):
+        for more in depth.additions(kinds, self.towers):
             found = run(**more.places)
             for part in PARTS:
                 added = found[part] - base[part]
@@ -180,7 +181,7 @@ def _run(case: Saved, vision: Sequence[int], language: Sequence[int], checkpoint
     with traced.step(
         small,
         case.family,
-        case.towers,
+        small_towers(case.towers, vision=vision, language=language),
         numbers=case.numbers,
         device=case.device,
         fused=case.fused,

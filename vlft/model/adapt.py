@@ -8,6 +8,7 @@ Letters: those of `vlft.model.forward`; P patches, N merged patches.
 
 from __future__ import annotations
 
+import itertools
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +56,20 @@ def head(model: Any) -> Any:
 def blocks(model: Any, part: Part) -> Sequence[torch.nn.Module]:
     """The blocks of a tower, in order. Gradient checkpointing recomputes them one at a time."""
     return tower(model, part).blocks if part == "vision" else tower(model, part).layers
+
+
+def blocks_without_backward(model: Any, part: Part) -> list[torch.nn.Module]:
+    """The first blocks of a tower, up to the first that trains. None of them if a weight before the tower trains."""
+    visual, language = tower(model, "vision"), tower(model, "language")
+    if part == "vision":
+        inside = set(map(id, visual.blocks.parameters()))
+        before = [p for p in _without_mergers(model) if id(p) not in inside]
+    else:
+        before = [*visual.parameters(), *language.embed_tokens.parameters()]
+    if any(p.requires_grad for p in before):
+        return []
+    frozen = (not any(p.requires_grad for p in block.parameters()) for block in blocks(model, part))
+    return list(itertools.compress(blocks(model, part), itertools.takewhile(bool, frozen)))
 
 
 def mergers(model: Any) -> list[torch.nn.Module]:

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vlft.errors import ConfigError
 from vlft.families import Family
-from vlft.model import adapt, dora, lora
-from vlft.model.towers import Towers, lora_counts, plain_name
+from vlft.model import adapt, dora, lora, token_rows
+from vlft.model.chosen import TOKENS, lora_patterns, mode_of
+from vlft.model.towers import Mode, Towers, lora_counts, plain_name
 
 
 def apply_towers(
@@ -44,7 +45,7 @@ def apply_towers(
     """
     whole = set()
     for name, parameter in model.named_parameters():
-        mode = towers.modes[_tower_of(name, family)]
+        mode = _mode_of(name, family, towers)
         parameter.requires_grad_(mode == "full")
         if mode == "full":
             whole.add(name)
@@ -53,6 +54,7 @@ def apply_towers(
         if towers.use_dora:
             dora.start(model)
         _check_whole(model, whole, family)
+        token_rows.bind(model, towers.tokens)
         if adapters == "fused":
             lora.bind(model)
     if masters:
@@ -65,21 +67,21 @@ def apply_towers(
 def _add_lora(model: torch.nn.Module, family: Family, towers: Towers) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    patterns = family.lora_targets if towers.lora_target == "all" else family.attention_targets
-    adapted = [tower for tower, mode in towers.modes.items() if mode == "lora"]
+    patterns = lora_patterns(family, towers)
     config = LoraConfig(
         r=towers.lora_rank,
         lora_alpha=towers.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=towers.lora_dropout,
-        target_modules="|".join(f"(?:{patterns[tower]})" for tower in adapted),
+        target_modules="|".join(f"(?:{pattern})" for pattern in patterns.values()),
         modules_to_save=full_modules(model, family, towers) or None,
         use_dora=towers.use_dora,
         use_rslora=towers.use_rslora,
+        trainable_token_indices=token_rows.setting(family, model.config, towers.tokens),
         task_type="CAUSAL_LM",
     )
     wanted = lora_counts(family.sizes(model.config), towers)
     wrapped = get_peft_model(model, config)
-    found = dict.fromkeys(adapted, 0)
+    found = dict.fromkeys(patterns, 0)
     for name, _ in wrapped.named_modules():
         if name.endswith(".lora_A"):
             found[family.tower_of(plain_name(name))] += 1
@@ -93,8 +95,8 @@ def _add_lora(model: torch.nn.Module, family: Family, towers: Towers) -> torch.n
 def full_modules(model: torch.nn.Module, family: Family, towers: Towers) -> list[str]:
     """Modules that an adapter stores completely (PEFT's `modules_to_save`): towers in full beside towers with LoRA.
 
-    These are the largest modules that belong to one such tower. PEFT cannot save a list of modules, so each entry of a
-    list is named.
+    These are the largest modules that belong to one such tower, and to its chosen blocks. PEFT cannot save a list of
+    modules, so each entry of a list is named.
 
     Raises:
         ConfigError: a parameter of a tower in full is in no module that PEFT can save.
@@ -103,9 +105,8 @@ def full_modules(model: torch.nn.Module, family: Family, towers: Towers) -> list
 
     def walk(module: torch.nn.Module, name: str) -> None:
         inside = [f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters()]
-        found = {_tower_of(key, family) for key in inside}
-        whole = {tower for tower in found if towers.modes[tower] == "full"}
-        if not whole:
+        found = {(_tower_of(key, family), _mode_of(key, family, towers)) for key in inside}
+        if all(mode != "full" for _, mode in found):
             return
         if len(found) == 1 and name and not isinstance(module, _LISTS):
             names.append(name)
@@ -117,7 +118,7 @@ def full_modules(model: torch.nn.Module, family: Family, towers: Towers) -> list
     lost = [
         name
         for name, _ in model.named_parameters()
-        if towers.modes[_tower_of(name, family)] == "full" and not any(name.startswith(f"{one}.") for one in names)
+        if _mode_of(name, family, towers) == "full" and not any(name.startswith(f"{one}.") for one in names)
     ]
     if lost:
         raise ConfigError(_untrained(lost, family))
@@ -138,6 +139,11 @@ def _tower_of(parameter: str, family: Family) -> str:
         ) from error
 
 
+def _mode_of(parameter: str, family: Family, towers: Towers) -> Mode:
+    _tower_of(parameter, family)
+    return mode_of(parameter, family, towers)
+
+
 def _check_whole(wrapped: torch.nn.Module, whole: Collection[str], family: Family) -> None:
     """Check that the parameters that train, except LoRA matrices, are those of towers in full.
 
@@ -147,7 +153,7 @@ def _check_whole(wrapped: torch.nn.Module, whole: Collection[str], family: Famil
     trained = {
         plain_name(name).replace(".modules_to_save.default.", ".")
         for name, parameter in wrapped.named_parameters()
-        if parameter.requires_grad and ".lora_" not in name
+        if parameter.requires_grad and ".lora_" not in name and TOKENS not in name
     }
     if lost := sorted(set(whole) - trained):
         raise ConfigError(_untrained(lost, family))
@@ -174,3 +180,7 @@ def checkpoint_activations(model: torch.nn.Module, parts: Collection[str]) -> No
     for part in adapt.PARTS:
         if part in parts:
             adapt.recompute(model, part, once)
+            for block in adapt.blocks_without_backward(model, part):
+                for module in block.modules():
+                    if hasattr(module, "gradient_checkpointing"):
+                        module.gradient_checkpointing = False  # type: ignore[assignment]

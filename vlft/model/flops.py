@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlft.families import Layer, Linear, Recurrent, Sizes
+from vlft.model.chosen import backward_of, outside_of_blocks
 from vlft.model.towers import Mode, Towers
 
 Attention = Literal["causal", "full"]
@@ -65,9 +66,7 @@ def required_flops(
         part -> operations, for vision, merger, language (its layers) and head (part of the language tower).
     """
     text, vision = sizes.text, sizes.vision
-    # Whether the input of a part needs a gradient, because something below it trains.
-    below_merger = towers.vision != "frozen"
-    below_language = below_merger or towers.merger != "frozen" or towers.language == "full"  # full: the embedding
+    below_merger = towers.vision != "frozen"  # the merger's input needs a gradient
     patches, tokens = sum(vision_lengths), sum(lengths)
     merged = patches // vision.cell
     everything = towers.lora_target == "all"
@@ -87,14 +86,13 @@ def required_flops(
 
     again = attention == "full"
     windows = vision.full_windows(vision_lengths) if window_lengths is None else window_lengths
-    mode = towers.vision
-    parts = {"vision": linear(patches, (vision.pixels, vision.width), mode, gradient=False, adapted=False)}
+    pixels = (vision.pixels, vision.width)
+    parts = {"vision": linear(patches, pixels, outside_of_blocks(towers, "vision"), gradient=False, adapted=False)}
     for place in range(vision.depth):
-        # LoRA's lowest input is pixels through frozen weights. A full tower trains the norm before it.
-        entry = mode == "full" or (mode == "lora" and place > 0)
-        parts["vision"] += block(patches, vision.block, mode, entry=entry, within=below_merger)
+        mode, entry, within = backward_of(towers, "vision", place)
+        parts["vision"] += block(patches, vision.block, mode, entry=entry, within=within)
         segments = vision_lengths if vision.window is None or place in vision.full_blocks else windows
-        parts["vision"] += _attention(segments, segments, vision.width, below_merger, causal=False, again=again)
+        parts["vision"] += _attention(segments, segments, vision.width, within, causal=False, again=again)
 
     mode = towers.merger
     parts["merger"] = Flops()
@@ -103,19 +101,19 @@ def required_flops(
             gradient = below_merger or mode == "full" or (mode == "lora" and place > 0)
             parts["merger"] += linear(merged, (one.inputs, one.outputs), mode, gradient=gradient)
 
-    mode = towers.language
     parts["language"] = Flops()
     width = text.heads * text.head_dim
     for place, layer in enumerate(text.layers):
-        entry = below_language or place > 0
-        parts["language"] += block(tokens, text.linears(layer), mode, entry=entry, within=True)
+        mode, entry, within = backward_of(towers, "language", place)
+        parts["language"] += block(tokens, text.linears(layer), mode, entry=entry, within=within)
         for rows, size in _of_experts(layer, tokens, text.width):
-            parts["language"] += linear(rows, size, mode, gradient=True, adapted=False)
+            parts["language"] += linear(rows, size, mode, gradient=within, adapted=False)
         if layer.recurrent is None:
             keys, causal = key_lengths or lengths, attention == "causal"
-            parts["language"] += _attention(lengths, keys, width, True, causal=causal, again=again)
+            parts["language"] += _attention(lengths, keys, width, within, causal=causal, again=again)
         else:
-            parts["language"] += _delta_rule(layer.recurrent, tokens, trained=mode == "full")
+            parts["language"] += _delta_rule(layer.recurrent, tokens, within, trained=mode == "full")
+    mode = outside_of_blocks(towers, "language")
     parts["head"] = linear(supervised, (text.width, text.vocab), mode, gradient=True, adapted=False)
     return parts
 
@@ -167,7 +165,7 @@ def _of_experts(layer: Layer, tokens: int, width: int) -> list[tuple[int, tuple[
     return [*found, (tokens, (width, 1))] if experts.shared else found
 
 
-def _delta_rule(net: Recurrent, tokens: int, *, trained: bool) -> Flops:
+def _delta_rule(net: Recurrent, tokens: int, backward: bool, *, trained: bool) -> Flops:
     """The convolution and the state of a gated delta net, without its linear layers. The state is never trained.
 
     For each token and value head, the state is read by the key, written by key and value, and read by the query. Each
@@ -175,4 +173,4 @@ def _delta_rule(net: Recurrent, tokens: int, *, trained: bool) -> Flops:
     """
     convolved = 2 * tokens * net.taps * (2 * net.keys + net.values)
     products = 3 * 2 * tokens * net.value_heads * net.key_dim * net.value_dim
-    return Flops(forward=convolved + products, backward=convolved * (1 + trained) + 2 * products)
+    return Flops(forward=convolved + products, backward=backward * (convolved * (1 + trained) + 2 * products))

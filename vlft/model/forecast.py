@@ -16,6 +16,7 @@ import torch
 from vlft.families import Family
 from vlft.model import depth, memory, traced, tracing
 from vlft.model.cards import CONTEXT_BYTES, Card
+from vlft.model.chosen import small as small_towers
 from vlft.model.flops import required_flops, total
 from vlft.model.towers import Towers
 from vlft.model.traced import Delta
@@ -143,27 +144,27 @@ class Step:
 
     def whole(self) -> Forecast:
         """Forecast the step from the whole model. It takes about 15 seconds for 28 layers and 32 blocks."""
-        batch, traffic = self._run(self.config)
+        batch, traffic = self._run(self.config, self.towers)
         return self._forecast(batch, traffic.costs, traffic.reads, traffic.peak)
 
     def quick(self) -> Forecast:
         """Forecast the step from models of a few blocks (`vlft.model.depth`), without its peak memory."""
         costs: dict[tuple[Phase, str], Cost] = {}
         reads = 0
-        for small in depth.small_models(self.family.sizes(self.config)):
+        for small in depth.small_models(self.family.sizes(self.config), self.towers):
             config = self.family.with_blocks(self.config, vision=small.vision, language=small.language)
-            batch, traffic = self._run(config)
+            batch, traffic = self._run(config, small_towers(self.towers, vision=small.vision, language=small.language))
             reads += small.weight * traffic.reads
             for place, cost in traffic.costs.items():
                 costs.setdefault(place, Cost()).add(cost, times=small.weight)
         return self._forecast(batch, costs, reads, None)
 
-    def _run(self, config: Any) -> tuple[dict[str, Any], Traffic]:
+    def _run(self, config: Any, towers: Towers) -> tuple[dict[str, Any], Traffic]:
         """Run the step: forward, backward, clipping, AdamW. Returns its batch and its counts."""
         with traced.step(
             config,
             self.family,
-            self.towers,
+            towers,
             numbers=self.numbers,
             device="cuda",
             fused=self.fused,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vlft import text
 from vlft.errors import ConfigError
 from vlft.families import TOWERS, Family, Sizes
+from vlft.model.chosen import TOKENS, lora_patterns, mode_of, token_weights
 from vlft.model.towers import Towers, lora_counts, plain_name
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Group:
     """One line of the table, and one group of the optimizer if it is trained.
 
     Attributes:
-        name: `vision`, `vision_no_decay`, `vision_frozen` and so on; `vision_B` for the B matrices under LoRA+.
+        name: `vision`, `vision_no_decay`, `vision_frozen` and so on; `vision_B` for the B matrices under LoRA+,
+            `language_tokens` for rows of the embedding.
         parameters: number of scalars.
         lr: peak learning rate; None if frozen.
         weight_decay: None if frozen.
@@ -71,7 +73,9 @@ def parameter_groups(
         if ".original_module." in name:
             continue  # PEFT's unused copy of a module that is trained in full
         suffix = "_frozen" if not parameter.requires_grad else "" if parameter.ndim > 1 else "_no_decay"
-        if loraplus_ratio is not None and not suffix and ".lora_B." in name:
+        if TOKENS in name:
+            suffix = "_tokens"
+        elif loraplus_ratio is not None and not suffix and ".lora_B." in name:
             suffix = "_B"
         parts.setdefault((family.tower_of(plain_name(name)), suffix), []).append(parameter)
     return [
@@ -90,7 +94,13 @@ def parameter_groups(
 
 def _suffixes(weight_decay: float, ratio: float | None) -> tuple[tuple[str, float | None, float | None], ...]:
     """The groups of a tower: what follows its name, weight decay, and the factor of its learning rate; None: frozen."""
-    return ("", weight_decay, 1.0), ("_B", weight_decay, ratio), ("_no_decay", 0.0, 1.0), ("_frozen", None, None)
+    return (
+        ("", weight_decay, 1.0),
+        ("_B", weight_decay, ratio),
+        ("_tokens", weight_decay, 1.0),
+        ("_no_decay", 0.0, 1.0),
+        ("_frozen", None, None),
+    )
 
 
 def groups_of_shapes(
@@ -115,7 +125,7 @@ def groups_of_shapes(
     Raises:
         ConfigError: the number of adapted modules is not what the sizes imply.
     """
-    patterns = family.lora_targets if towers.lora_target == "all" else family.attention_targets
+    patterns = lora_patterns(family, towers)
     counts: dict[tuple[str, str], int] = {}
     adapted: dict[str, int] = {tower: 0 for tower, mode in towers.modes.items() if mode == "lora"}
 
@@ -124,7 +134,7 @@ def groups_of_shapes(
 
     for name, shape in family.layout(sizes).items():
         tower = family.tower_of(name)
-        mode = towers.modes[tower]
+        mode = mode_of(name, family, towers)
         suffix = "_frozen" if mode != "full" else "" if len(shape) > 1 else "_no_decay"
         add(tower, suffix, math.prod(shape))
         module, _, kind = name.rpartition(".")
@@ -135,6 +145,8 @@ def groups_of_shapes(
             add(tower, "" if loraplus_ratio is None else "_B", towers.lora_rank * outputs)
             if towers.use_dora:
                 add(tower, "_no_decay", outputs)
+    if towers.tokens:
+        add("language", "_tokens", token_weights(towers, sizes))
     if adapted != (wanted := lora_counts(sizes, towers)):
         raise ConfigError(
             f"LoRA would match {adapted} modules, expected {wanted}: this base is not built as {family.label} is"
@@ -157,8 +169,8 @@ def _size(parameter: torch.nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def table(groups: Sequence[Group]) -> str:
-    """The groups as a table in plain text."""
+def table(groups: Sequence[Group], choices: Sequence[str] = ()) -> str:
+    """The groups as a table in plain text, and below it the parts of towers that were chosen (`chosen.described`)."""
     rows = [
         (
             group.name,
@@ -172,4 +184,4 @@ def table(groups: Sequence[Group]) -> str:
     lines = text.table(("what", "parameters", "learning rate", "weight decay"), rows, soft=frozen)
     trained = sum(g.parameters for g in groups if g.trainable)
     total = sum(g.parameters for g in groups)
-    return f"{lines}\ntrained: {trained:,} of {total:,} parameters ({trained / total:.2%})"
+    return "\n".join((lines, f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%})", *choices))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -33,10 +33,18 @@ def chunk_rows(vocabulary: int) -> int:
     return max(FEWEST_ROWS, CHUNK_ELEMENTS // vocabulary)
 
 
+class Rows(NamedTuple):
+    """Rows that replace those of the head's weight: ids int64 [n], each once, and their values [n, C]."""
+
+    ids: torch.Tensor
+    values: torch.Tensor
+
+
 def bind(head: torch.nn.Module) -> None:
     """Make a linear head accept targets, and return a loss for them. Without targets it works as before.
 
-    `head(hidden, targets)` is `linear_cross_entropy`, `head(hidden, targets, summed=False)` is `linear_log_probs`.
+    `head(hidden, targets)` is `linear_cross_entropy`, `head(hidden, targets, summed=False)` is `linear_log_probs`. Both
+    also take `rows`.
 
     The loss is computed inside the head's own forward, because ZeRO-3 gathers the weight there.
 
@@ -50,16 +58,23 @@ def bind(head: torch.nn.Module) -> None:
         raise TypeError(f"the head is {head}, expected a Linear without bias")
 
     def forward(
-        self: Any, hidden: torch.Tensor, targets: torch.Tensor | None = None, *, summed: bool = True
+        self: Any,
+        hidden: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        summed: bool = True,
+        rows: Rows | None = None,
     ) -> torch.Tensor:
         if targets is None:
             return type(self).forward(self, hidden)
-        return (linear_cross_entropy if summed else linear_log_probs)(hidden, self.weight, targets)
+        return (linear_cross_entropy if summed else linear_log_probs)(hidden, self.weight, targets, rows)
 
     head.forward = types.MethodType(forward, head)
 
 
-def linear_cross_entropy(hidden_KC: torch.Tensor, weight_VC: torch.Tensor, targets_K: torch.Tensor) -> torch.Tensor:
+def linear_cross_entropy(
+    hidden_KC: torch.Tensor, weight_VC: torch.Tensor, targets_K: torch.Tensor, rows: Rows | None = None
+) -> torch.Tensor:
     """Sum of `cross_entropy(hidden @ weight.T, targets)`, whose gradients are computed in the forward pass.
 
     Matmuls run in autocast's dtype, or without autocast in the weight's; softmax, loss and the sum of weight gradients
@@ -69,22 +84,32 @@ def linear_cross_entropy(hidden_KC: torch.Tensor, weight_VC: torch.Tensor, targe
         hidden_KC: [K, C]; K may be 0.
         weight_VC: [V, C].
         targets_K: int64 [K], each in [0, V).
+        rows: replace those of the weight, which must then be frozen.
 
     Returns:
         loss: float32 [], differentiable once.
     """
     if torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(hidden_KC, weight_VC, targets_K)
-    return _run(hidden_KC, weight_VC, targets_K, for_hidden=False, for_weight=False)[0]
+        return _LinearCrossEntropy.apply(hidden_KC, weight_VC, targets_K, *(rows or (None, None)))
+    return _run(hidden_KC, weight_VC, targets_K, rows, for_hidden=False, for_weight=False)[0]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_KC: torch.Tensor, weight_VC: torch.Tensor, targets_K: torch.Tensor) -> torch.Tensor:
-        for_hidden, for_weight, _ = ctx.needs_input_grad
-        loss, *gradients = _run(hidden_KC, weight_VC, targets_K, for_hidden=for_hidden, for_weight=for_weight)
+    def forward(
+        ctx: Any,
+        hidden_KC: torch.Tensor,
+        weight_VC: torch.Tensor,
+        targets_K: torch.Tensor,
+        ids_n: torch.Tensor | None,
+        values_nC: torch.Tensor | None,
+    ) -> torch.Tensor:
+        for_hidden, for_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[4]
+        rows = None if ids_n is None or values_nC is None else Rows(ids_n, values_nC)
+        loss, *gradients = _run(hidden_KC, weight_VC, targets_K, rows, for_hidden=for_hidden, for_weight=for_weight)
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = hidden_KC.dtype, weight_VC.dtype
+        ctx.dtypes = hidden_KC.dtype, weight_VC.dtype if values_nC is None else values_nC.dtype
+        ctx.of_rows = rows is not None
         return loss
 
     @staticmethod
@@ -98,24 +123,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if weight_VC is not None:
             # In place, because a second copy may not fit into memory; autograd then refuses a second backward.
             weight_VC = weight_VC.mul_(upstream).to(weight_dtype)
-        return hidden_KC, weight_VC, None
+        return (hidden_KC, None, None, None, weight_VC) if ctx.of_rows else (hidden_KC, weight_VC, None, None, None)
 
 
 def _run(
-    hidden_KC: torch.Tensor, weight_VC: torch.Tensor, targets_K: torch.Tensor, *, for_hidden: bool, for_weight: bool
+    hidden_KC: torch.Tensor,
+    weight_VC: torch.Tensor,
+    targets_K: torch.Tensor,
+    rows: Rows | None,
+    *,
+    for_hidden: bool,
+    for_weight: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Loss and its requested gradients: of hidden in the computing dtype, of the weight in float32."""
+    """Loss and its requested gradients: of hidden in the computing dtype, of the weight or its rows in float32."""
     device, dtype = hidden_KC.device.type, _computing_dtype(hidden_KC, weight_VC)
     loss = torch.zeros((), dtype=torch.float32, device=hidden_KC.device)
     grad_KC = torch.empty_like(hidden_KC, dtype=dtype) if for_hidden else None
-    grad_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if for_weight else None
-    rows = chunk_rows(len(weight_VC))
+    trained = (weight_VC if rows is None else rows.values) if for_weight else None
+    grad_VC = None if trained is None else torch.zeros_like(trained, dtype=torch.float32)
+    many = chunk_rows(len(weight_VC))
     with torch.autocast(device, enabled=False):
         hidden_KC, weight_VC = hidden_KC.to(dtype), weight_VC.to(dtype)
-        for start in range(0, len(hidden_KC), rows):
-            chunk = slice(start, start + rows)
+        rows = None if rows is None else Rows(rows.ids, rows.values.to(dtype))
+        for start in range(0, len(hidden_KC), many):
+            chunk = slice(start, start + many)
             grad_kC = None if grad_KC is None else grad_KC[chunk]
-            _add_chunk(hidden_KC[chunk], weight_VC, targets_K[chunk, None], loss, grad_kC, grad_VC)
+            _add_chunk(hidden_KC[chunk], weight_VC, targets_K[chunk, None], loss, grad_kC, grad_VC, rows)
     return loss, grad_KC, grad_VC
 
 
@@ -126,22 +159,48 @@ def _add_chunk(
     loss: torch.Tensor,
     grad_kC: torch.Tensor | None,
     grad_VC: torch.Tensor | None,
+    rows: Rows | None = None,
 ) -> None:
     """Add a chunk to the loss and the weight's gradient, and write the gradient of its rows.
 
     This is a separate function so that its logits are freed before those of the next chunk are computed.
     """
-    log_kV = torch.log_softmax(hidden_kC @ weight_VC.T, dim=1, dtype=torch.float32)
+    log_kV = torch.log_softmax(_logits(hidden_kC, weight_VC, rows), dim=1, dtype=torch.float32)
     picked_k1 = log_kV.gather(1, targets_k1)
     loss -= picked_k1.sum()
     if grad_kC is None and grad_VC is None:
         return
     # The gradient of the logits: softmax, minus 1 at the target.
     slope_kV = log_kV.exp_().scatter_(1, targets_k1, picked_k1.expm1()).to(hidden_kC.dtype)
-    if grad_kC is not None:
-        torch.mm(slope_kV, weight_VC, out=grad_kC)
+    _add_gradients(slope_kV, hidden_kC, weight_VC, grad_kC, grad_VC, rows)
+
+
+def _logits(hidden_kC: torch.Tensor, weight_VC: torch.Tensor, rows: Rows | None) -> torch.Tensor:
+    logits_kV = hidden_kC @ weight_VC.T
+    return logits_kV if rows is None else logits_kV.index_copy_(1, rows.ids, hidden_kC @ rows.values.T)
+
+
+def _add_gradients(
+    slope_kV: torch.Tensor,
+    hidden_kC: torch.Tensor,
+    weight_VC: torch.Tensor,
+    grad_kC: torch.Tensor | None,
+    grad_VC: torch.Tensor | None,
+    rows: Rows | None,
+) -> None:
+    """Write the gradient of a chunk's rows, and add its part of the gradient of the weight, or of `rows`."""
+    if rows is None:
+        if grad_kC is not None:
+            torch.mm(slope_kV, weight_VC, out=grad_kC)
+        if grad_VC is not None:
+            _add_weight_gradient(slope_kV, hidden_kC, grad_VC)
+        return
+    of_rows_kn = slope_kV.index_select(1, rows.ids)
     if grad_VC is not None:
-        _add_weight_gradient(slope_kV, hidden_kC, grad_VC)
+        grad_VC += of_rows_kn.T @ hidden_kC
+    if grad_kC is not None:
+        torch.mm(slope_kV.index_fill_(1, rows.ids, 0), weight_VC, out=grad_kC)
+        grad_kC += of_rows_kn @ rows.values
 
 
 def _add_weight_gradient(slope_kV: torch.Tensor, hidden_kC: torch.Tensor, grad_VC: torch.Tensor) -> None:
@@ -157,7 +216,9 @@ def _computing_dtype(hidden_KC: torch.Tensor, weight_VC: torch.Tensor) -> torch.
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
 
 
-def linear_log_probs(hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K: torch.Tensor) -> torch.Tensor:
+def linear_log_probs(
+    hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K: torch.Tensor, rows: Rows | None = None
+) -> torch.Tensor:
     """`log_softmax(hidden @ weight.T)` at the labels, computed a chunk of rows at a time.
 
     No tensor of the size of the logits is saved for the backward pass, which recomputes them chunk by chunk. Matmuls
@@ -168,55 +229,63 @@ def linear_log_probs(hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K:
         hidden_KC: [K, C]; K may be 0.
         weight_VC: [V, C].
         labels_K: int64 [K], each in [0, V).
+        rows: replace those of the weight, which must then be frozen.
 
     Returns:
         log_probs_K: float32 [K], differentiable once.
     """
     if torch.is_grad_enabled():
-        return _LinearLogProbs.apply(hidden_KC, weight_VC, labels_K)
-    return _log_probs(hidden_KC, weight_VC, labels_K, _computing_dtype(hidden_KC, weight_VC))
+        return _LinearLogProbs.apply(hidden_KC, weight_VC, labels_K, *(rows or (None, None)))
+    return _log_probs(hidden_KC, weight_VC, labels_K, rows, _computing_dtype(hidden_KC, weight_VC))
 
 
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        hidden_KC: torch.Tensor,
+        weight_VC: torch.Tensor,
+        labels_K: torch.Tensor,
+        ids_n: torch.Tensor | None,
+        values_nC: torch.Tensor | None,
+    ) -> torch.Tensor:
         ctx.dtype = _computing_dtype(hidden_KC, weight_VC)  # the backward pass runs outside autocast
-        ctx.save_for_backward(hidden_KC, weight_VC, labels_K)
-        return _log_probs(hidden_KC, weight_VC, labels_K, ctx.dtype)
+        ctx.save_for_backward(hidden_KC, weight_VC, labels_K, ids_n, values_nC)
+        rows = None if ids_n is None or values_nC is None else Rows(ids_n, values_nC)
+        return _log_probs(hidden_KC, weight_VC, labels_K, rows, ctx.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream_K: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_KC, weight_VC, labels_K = ctx.saved_tensors
-        for_hidden, for_weight, _ = ctx.needs_input_grad
+        hidden_KC, weight_VC, labels_K, ids_n, values_nC = ctx.saved_tensors
+        trained = weight_VC if values_nC is None else values_nC
+        for_hidden, for_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1 if values_nC is None else 4]
         grad_KC = torch.empty_like(hidden_KC, dtype=ctx.dtype) if for_hidden else None
-        wide = torch.promote_types(weight_VC.dtype, torch.float32)
-        grad_VC = torch.zeros_like(weight_VC, dtype=wide) if for_weight else None
+        wide = torch.promote_types(trained.dtype, torch.float32)
+        grad_VC = torch.zeros_like(trained, dtype=wide) if for_weight else None
         computed_VC = weight_VC.to(ctx.dtype)
+        rows = None if values_nC is None else Rows(ids_n, values_nC.to(ctx.dtype))
         with torch.autocast(hidden_KC.device.type, enabled=False):
             for chunk in _chunks(hidden_KC, weight_VC):
                 hidden_kC = hidden_KC[chunk].to(ctx.dtype)
-                slope_kV = _slope(hidden_kC, computed_VC, labels_K[chunk, None], upstream_K[chunk, None])
-                if grad_KC is not None:
-                    torch.mm(slope_kV, computed_VC, out=grad_KC[chunk])
-                if grad_VC is not None:
-                    _add_weight_gradient(slope_kV, hidden_kC, grad_VC)
+                slope_kV = _slope(hidden_kC, computed_VC, rows, labels_K[chunk, None], upstream_K[chunk, None])
+                grad_kC = None if grad_KC is None else grad_KC[chunk]
+                _add_gradients(slope_kV, hidden_kC, computed_VC, grad_kC, grad_VC, rows)
                 del slope_kV  # before the next chunk's logits are computed
-        return (
-            None if grad_KC is None else grad_KC.to(hidden_KC.dtype),
-            None if grad_VC is None else grad_VC.to(weight_VC.dtype),
-            None,
-        )
+        of_hidden = None if grad_KC is None else grad_KC.to(hidden_KC.dtype)
+        of_weight = None if grad_VC is None else grad_VC.to(trained.dtype)
+        return (of_hidden, of_weight, None, None, None) if rows is None else (of_hidden, None, None, None, of_weight)
 
 
 def _log_probs(
-    hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K: torch.Tensor, dtype: torch.dtype
+    hidden_KC: torch.Tensor, weight_VC: torch.Tensor, labels_K: torch.Tensor, rows: Rows | None, dtype: torch.dtype
 ) -> torch.Tensor:
     computed_VC = weight_VC.to(dtype)
+    rows = None if rows is None else Rows(rows.ids, rows.values.to(dtype))
     log_probs_K = torch.empty(len(hidden_KC), dtype=torch.promote_types(dtype, torch.float32), device=hidden_KC.device)
     with torch.autocast(hidden_KC.device.type, enabled=False):
         for chunk in _chunks(hidden_KC, weight_VC):
-            log_kV = _log_softmax(hidden_KC[chunk].to(dtype), computed_VC)
+            log_kV = _log_softmax(hidden_KC[chunk].to(dtype), computed_VC, rows)
             log_probs_K[chunk] = log_kV.gather(1, labels_K[chunk, None]).squeeze(1)
             del log_kV
     return log_probs_K
@@ -227,16 +296,20 @@ def _chunks(hidden_KC: torch.Tensor, weight_VC: torch.Tensor) -> Iterator[slice]
     return (slice(start, start + rows) for start in range(0, len(hidden_KC), rows))
 
 
-def _log_softmax(hidden_kC: torch.Tensor, weight_VC: torch.Tensor) -> torch.Tensor:
-    logits_kV = hidden_kC @ weight_VC.T
+def _log_softmax(hidden_kC: torch.Tensor, weight_VC: torch.Tensor, rows: Rows | None) -> torch.Tensor:
+    logits_kV = _logits(hidden_kC, weight_VC, rows)
     return torch.log_softmax(logits_kV, dim=1, dtype=torch.promote_types(logits_kV.dtype, torch.float32))
 
 
 def _slope(
-    hidden_kC: torch.Tensor, weight_VC: torch.Tensor, labels_k1: torch.Tensor, upstream_k1: torch.Tensor
+    hidden_kC: torch.Tensor,
+    weight_VC: torch.Tensor,
+    rows: Rows | None,
+    labels_k1: torch.Tensor,
+    upstream_k1: torch.Tensor,
 ) -> torch.Tensor:
     """The gradient of a chunk's logits, in the computing dtype: (1 at the label, minus softmax) times upstream."""
-    log_kV = _log_softmax(hidden_kC, weight_VC)
+    log_kV = _log_softmax(hidden_kC, weight_VC, rows)
     at_label_k1 = -log_kV.gather(1, labels_k1).expm1()  # 1 - p, exact also for p close to 1
     return log_kV.exp_().neg_().scatter_(1, labels_k1, at_label_k1).mul_(upstream_k1).to(hidden_kC.dtype)
 

@@ -15,6 +15,7 @@ import torch
 
 from vlft.families import Family, Layer, Sizes, TextSizes
 from vlft.model.activations import Saved
+from vlft.model.chosen import first_backward
 from vlft.model.towers import Towers
 from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers
@@ -53,11 +54,13 @@ def activations(sizes: Sizes, towers: Towers, *, tokens: int, patches: int, elem
     """
     text, vision = sizes.text, sizes.vision
     # Two norms, q, k, v, attention's output and the residual; the MLP's inner width before and after its activation.
-    tower = vision.depth * (9 * vision.width + vision.mlp_linears * vision.inner)
-    blocks = [_language_block(text, layer) for layer in text.layers]
+    block = 9 * vision.width + vision.mlp_linears * vision.inner
+    blocks = [_language_block(text, layer) for layer in text.layers][first_backward(towers, "language") :]
+    start = first_backward(towers, "vision")
+    run = 0 if start is None else vision.depth - start  # blocks of the ViT with a backward pass
     parts: dict[Part, tuple[bool, int, int, int, int]] = {
         "language": (True, tokens, sum(blocks), len(blocks) * text.width, max(blocks)),
-        "vision": (towers.vision != "frozen", patches, tower, vision.depth * vision.width, tower // vision.depth),
+        "vision": (start is not None, patches, run * block, run * vision.width, block),
     }
     return {
         part: Kept(whole=count * whole * element_bytes, recomputed=count * (inputs + largest) * element_bytes)

@@ -66,6 +66,14 @@ class Towers:
                 f"--language full beside --{lora[0]} lora is refused: the adapter would hold the language model a "
                 f"second time. Use --{lora[0]} full, or --language lora."
             )
+        for tower, blocks in (("vision", self.vision_blocks), ("language", self.language_blocks)):
+            if blocks is not None and modes[tower] == "frozen":
+                raise ConfigError(f"--{tower}_blocks has no effect: --{tower} is frozen. Drop it.")
+        if self.tokens and (self.language == "full" or not self.has_lora):
+            raise ConfigError(
+                "--train_tokens needs an adapter, and a language model that does not train in full. Use --language "
+                "lora, or --language frozen beside another tower with lora."
+            )
         if self.has_lora:
             if self.lora_rank < 1:
                 raise ConfigError(f"--lora_rank is {self.lora_rank}, must be at least 1")
@@ -142,14 +150,20 @@ def check_experts(family: Family, *, language: str | None = None, deepspeed: str
 def lora_counts(sizes: Sizes, towers: Towers) -> dict[str, int]:
     """Number of linear layers that LoRA must adapt, for each tower with LoRA."""
     vision, text = sizes.vision, sizes.text
+    blocks = {"vision": [vision.block] * vision.depth, "language": [text.linears(layer) for layer in text.layers]}
+    chosen = {"vision": towers.vision_blocks, "language": towers.language_blocks}
     linears = {
-        "vision": vision.block * vision.depth,
-        "language": tuple(one for layer in text.layers for one in text.linears(layer)),
+        tower: [one for place, block in enumerate(found) if _is_in(place, chosen[tower]) for one in block]
+        for tower, found in blocks.items()
     }
     everything = towers.lora_target == "all"
     counts = {tower: sum(everything or one.role != "mlp" for one in found) for tower, found in linears.items()}
     counts["merger"] = len(vision.merger) * vision.mergers
     return {tower: counts[tower] for tower, mode in towers.modes.items() if mode == "lora"}
+
+
+def _is_in(place: int, chosen: tuple[int, ...] | None) -> bool:
+    return chosen is None or place in chosen
 
 
 def plain_name(name: str) -> str:

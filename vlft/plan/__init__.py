@@ -7,8 +7,8 @@ first step, except for the output folder. Without a card no memory is estimated,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vlft.config.flags import PlanFlags
@@ -17,7 +17,7 @@ from vlft.config.parse import Parsed
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
 from vlft.errors import ConfigError
-from vlft.model import groups
+from vlft.model import chosen, groups
 from vlft.model.load import check_shapes, loaded_whole
 from vlft.model.scale import PixelScale
 from vlft.model.towers import check_experts
@@ -31,6 +31,7 @@ from vlft.setup import (
     trainable_rows,
     training_rows,
 )
+from vlft.setup.choices import trained_tokens
 from vlft.setup.features import FeatureForecast, feature_forecast
 from vlft.setup.overlap import overlap
 from vlft.setup.pairs import PairCounts, count_pairs
@@ -64,6 +65,9 @@ class Plan:
         scaling: that factor; None without LoRA.
         start: the adapter that the run starts from, as text; None without one.
         lineage: the same for vlft.json.
+        choices: lines on chosen blocks and trained tokens.
+        blocks: tower -> places of its chosen blocks, only for towers with a choice.
+        tokens: trained token -> id.
     """
 
     base: str
@@ -83,6 +87,9 @@ class Plan:
     scaling: float | None = None
     start: str | None = None
     lineage: Mapping[str, Any] | None = None
+    choices: tuple[str, ...] = ()
+    blocks: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def longest(self) -> tuple[Sample, Cost]:
@@ -98,6 +105,8 @@ class Plan:
             "adapter": self.lineage,
             "towers": self.towers,
             "lora_scaling": self.scaling,
+            **({"blocks": {tower: list(places) for tower, places in self.blocks.items()}} if self.blocks else {}),
+            **({"trained_tokens": dict(self.tokens)} if self.tokens else {}),
             "groups": [group.as_json() for group in self.groups],
             "rows": len(self.data.starts),
             "samples": len(self.data.costs),
@@ -142,14 +151,8 @@ class Plan:
         ]
         memory = self.outlook.as_lines() if self.outlook else ["memory: name a card (--gpu h100) to estimate it"]
         starts = [] if self.start is None else [f"starts from the adapter {printable(self.start)}"]
-        head = [
-            f"base: {printable(self.base)}",
-            *starts,
-            "",
-            groups.table(self.groups),
-            *([self.lora] if self.lora else []),
-            "",
-        ]
+        notes = (*self.choices, *([self.lora] if self.lora else []))
+        head = [f"base: {printable(self.base)}", *starts, "", groups.table(self.groups, notes), ""]
         return "\n".join((*head, *map(printable, lines), *memory))
 
 
@@ -260,6 +263,9 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
     planned = Plan(
         base=str(model_flags.model_id),
         towers=dict(base.towers.modes),
+        choices=tuple(chosen.described(base.towers, base.sizes)),
+        blocks=chosen.blocks_of(base.towers),
+        tokens=trained_tokens(base.towers, base.processor.tokenizer),
         groups=tuple(table),
         data=measured,
         evaluation=evaluation,

@@ -32,6 +32,7 @@ from vlft.model.proof import prove
 from vlft.model.quantise import Quantisation
 from vlft.model.towers import Towers, check_experts
 from vlft.model_files import read_json
+from vlft.setup.choices import with_choices
 from vlft.setup.schedule import pack_budget
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ def open_base(
             "Drop it."
         )
     sizes = family.sizes(config)
+    if model.adapter is None or start is not None:
+        towers = with_choices(
+            towers, model, given, family=family, sizes=sizes, tokenizer=processor.tokenizer, start=start
+        )
     recipe = _recipe(
         processor,
         data,

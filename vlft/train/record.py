@@ -22,7 +22,9 @@ from vlft.config.row_flags import RowFlags
 from vlft.config.training import TrainFlags
 from vlft.data.order import Order
 from vlft.errors import BadRow, CheckpointError
+from vlft.model.chosen import blocks_of
 from vlft.setup import Base, MeasuredRows
+from vlft.setup.choices import trained_tokens
 from vlft.setup.schedule import asked_for, settings_of
 
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
@@ -44,6 +46,8 @@ CALLED = {
     "preference": "settings of --method",
     "columns": "columns of data files",
     "loraplus_ratio": "loraplus_ratio",
+    "blocks": "chosen blocks (--language_blocks, --vision_blocks)",
+    "tokens": "trained tokens (--train_tokens)",
     "drawn": "fingerprint of the rows it trains",
     "chat_template": "fingerprint of the chat template",
     "tokenizer": "fingerprint of the tokenizer",
@@ -57,6 +61,8 @@ BEFORE: dict[str, Any] = {
     "method": "sft",
     "preference": {},
     "loraplus_ratio": None,
+    "blocks": {},
+    "tokens": {},
     **dict.fromkeys(("data", "rows", "max_length", "seed", "global_batch", "packing")),
 }
 
@@ -100,10 +106,18 @@ def run_record(
             "deepspeed": args.zero or False,
             "method": data.method,
             "preference": preference.settings_of(data.method, args),
+            **_choices(base),
             "drawn": rows_print(measured),
         },
         data=data_entries(measured),
     )
+
+
+def _choices(base: Base) -> dict[str, Any]:
+    """The chosen blocks and trained tokens."""
+    blocks = {tower: list(places) for tower, places in blocks_of(base.towers).items()}
+    tokens = trained_tokens(base.towers, base.processor.tokenizer)
+    return ({"blocks": blocks} if blocks else {}) | ({"tokens": tokens} if tokens else {})
 
 
 def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
@@ -121,7 +135,7 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
     if other.versions.get("transformers") != mine.versions.get("transformers"):
         # The fingerprint is of the tokenizer that transformers builds from the files, which its version may change.
         theirs.pop("tokenizer", None)
-    for name, ours in _identity(mine).items():
+    for name, ours in ({"blocks": {}, "tokens": {}} | _identity(mine)).items():
         if name in theirs and theirs[name] != ours:
             called = CALLED.get(name, name.replace("_", " "))
             verb = "are" if _is_plural(called) else "is"
@@ -140,7 +154,9 @@ def _identity(record: RunRecord) -> dict[str, Any]:
     whole |= {name: getattr(record, name) for name in ("towers", "lora", "media")}
     whole |= {name: value for name, value in record.training.items() if name not in (*PROGRESS, LINEAGE)}
     if isinstance(rates := whole.get("learning_rates"), dict):  # a frozen tower has none, whatever the flags say
-        trained = {tower: rate for tower, rate in rates.items() if record.towers.get(tower) != "frozen"}
+        used = {tower for tower, mode in record.towers.items() if mode != "frozen"}
+        used |= {"language"} if record.training.get("tokens") else set()
+        trained = {tower: rate for tower, rate in rates.items() if tower in used}
         whole["learning_rates"] = trained
     return whole
 

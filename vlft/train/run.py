@@ -24,6 +24,7 @@ from vlft.data.dataset import RowDataset
 from vlft.data.order import Order
 from vlft.data.workers import workers_end_with_errors
 from vlft.model import groups, kernels
+from vlft.model.chosen import described as described_choices
 from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
@@ -222,9 +223,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         weight_decay=args.weight_decay,
         loraplus_ratio=args.loraplus_ratio,
     )
-    say(groups.table(table))
-    if line := base.towers.as_line():
-        say(line)
+    notes = (*described_choices(base.towers, base.sizes), base.towers.as_line())
+    say(groups.table(table, [line for line in notes if line]))
     say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
     features = None
     if cached is not None:

@@ -166,7 +166,7 @@ def _drop_wrong(
         if kind.many in ("one", "maybe") and len(words) > 1:
             left_out.append((as_written(name, words[1:]), f"--{name} takes one value; the first one is kept"))
             words = flags[name] = words[:1]
-        problems = [kind.problem(word) for word in words if not placeholders(word)]
+        problems = [kind.problem(word) for word in words if kind.angled or not placeholders(word)]
         problem = next((one for one in problems if one is not None and "is not installed" not in one.text), None)
         if problem is not None:
             left_out.append((as_written(name, words), problem.text or "empty"))
@@ -293,7 +293,7 @@ def _to_fill(flags: Flags, known: Mapping[str, Kind], run: Run, told: Translatio
     for name, words in flags.items():
         kind = known.get(name)
         for word in words:
-            if empty := placeholders(word):
+            if not (kind and kind.angled) and (empty := placeholders(word)):
                 why = next((run.why[one] for one in empty if one in run.why), notes.get(name) or "not known")
                 yield ToFill(flag=name, value=word, why=why)
             elif isinstance(kind, Place) and kind.of in ("file", "folder", "either") and word not in kind.words:
