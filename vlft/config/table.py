@@ -42,7 +42,7 @@ OPTIM = Word(
         *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit"),
         *("galore_adafactor", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"),
         *("lomo", "adalomo", "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
-        *("apollo_adamw", "apollo_adamw_layerwise", "stable_adamw", "muon"),
+        *("apollo_adamw", "apollo_adamw_layerwise", "stable_adamw"),
     ),
     needs={
         **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"), _BITS),
@@ -67,7 +67,7 @@ OPTIM = Word(
         "adamw_anyprecision": (
             "comes from torchdistx, which is archived and has no release for torch 2. Use adamw_torch_fused"
         ),
-        "grokadamw": "does not save its moments where a resumed run finds them (grokadamw 0.1.2). Use adamw_torch_fused",
+        "grokadamw": "keeps its moments where a resumed run does not find them (grokadamw 0.1.2). Use adamw_torch",
         "muon": (
             "updates matrices only, so it needs a second optimizer and a learning rate of its own for everything else. "
             "Use adamw_torch_fused"

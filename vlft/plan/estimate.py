@@ -64,9 +64,7 @@ class ParameterBytes:
             Trained(shape=tuple(p.shape), embedding=id(p) in embeddings) for p in model.parameters() if p.requires_grad
         )
         trained = sum(count * one.size for one, count in tensors.items())
-        return cls(
-            trained=trained, frozen=sum(p.numel() for p in model.parameters()) - trained, tensors=tensors
-        )
+        return cls(trained=trained, frozen=sum(p.numel() for p in model.parameters()) - trained, tensors=tensors)
 
 
 def states(

@@ -102,6 +102,12 @@ _RULES: Mapping[str, Rule] = {
     "adamw_torch_8bit": _blockwise(2, whole=True, tables=FLOAT * (1 + 2 * 256)),
     "adamw_torch_4bit": _blockwise(2, 4, whole=True, tables=FLOAT * (1 + 2 * 16)),
 }
+#: The tables of the 256 values of an 8-bit moment, which all tensors share: with a sign, and without for a square.
+_TABLES: Mapping[str, int] = {
+    **dict.fromkeys(("lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit"), 256 * FLOAT),
+    **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"), 2 * 256 * FLOAT),
+    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 2 * 256 * FLOAT),
+}
 
 
 def state_bytes(optim: str, tensors: Mapping[Trained, int], optim_args: str | None = None) -> int:
@@ -114,7 +120,8 @@ def state_bytes(optim: str, tensors: Mapping[Trained, int], optim_args: str | No
     """
     args = dict(_pairs(optim_args or ""))
     rule = _RULES.get(optim, _RULES["adamw_torch"])
-    return sum(count * rule(one, args) for one, count in tensors.items())
+    quantised = any(one.size >= SMALLEST and not one.embedding for one in tensors)
+    return sum(count * rule(one, args) for one, count in tensors.items()) + quantised * _TABLES.get(optim, 0)
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ counts the bytes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ def build(
             f"--optim {optim}: brings its own parameter groups, which would drop --vision_lr, --merger_lr and "
             "--weight_decay. Use an AdamW variant, Adafactor or SGD."
         )
+    on_cpu = all(tensor.device.type == "cpu" for group in groups for tensor in group.tensors)
+    if on_cpu and "triton" in inspect.signature(cls).parameters:
+        options = {**options, "triton": False}  # torch-optimi 0.3.3 would start its GPU kernels on a CPU
     optimizer = cls(
         [{"params": list(g.tensors), "lr": g.lr, "weight_decay": g.weight_decay, "name": g.name} for g in groups],
         **options,
