@@ -1,4 +1,4 @@
-"""Every name of `--optim`: it trains each group at its own rate, resumes to the same weights and costs what plan says."""
+"""Every name of `--optim`: each group has its own rate, a resumed run ends the same, and plan knows the bytes."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def test_bytes_of_a_large_matrix(optim, bytes_per_weight):
     assert state_bytes(optim, {one: 3}) / (3 * one.size) == pytest.approx(bytes_per_weight, rel=1e-3)
 
 
-def test_a_bit_more_or_less_than_a_block(monkeypatch):
-    """Against a live optimizer: the smallest quantised tensor, the largest that is not, and one that ends in a block."""
+def test_a_bit_more_or_less_than_a_block():
+    """Against a live optimizer: the smallest quantised tensor, the largest that is not, and parts of a block."""
     import bitsandbytes
 
     for size in (4095, 4096, 4097, 5000):
