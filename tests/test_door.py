@@ -123,7 +123,6 @@ def test_no_verb_takes_a_number_that_is_none(verb):
         (["--optim", "grokadamw"], "keeps its moments where a resumed run does not find them"),
         (["--optim", "adagrad", "--deepspeed", "zero2"], "DeepSpeed makes a new Adagrad with one learning rate"),
         (["--optim", "sgd", "--optim_args", "nesterov=true"], "nesterov=true needs momentum above 0"),
-        (["--optim", "stable_adamw", "--optim_args", "kahan_sum=false"], "kahan_sum is false, must be one of true"),
         (["--neftune_noise_alpha", "5"], "noise on embeddings is not supported"),
         (["--optim", "galore_adamw"], "builds its own parameter groups"),
         (["--optim", "adamw"], "--optim adamw: is unknown; did you mean adamw_torch or adamw_torch_fused?"),

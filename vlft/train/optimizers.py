@@ -54,7 +54,7 @@ def _keep_embeddings_in_32_bits(optimizer: Any, model: torch.nn.Module) -> None:
     transformers registers them in a manager of the whole process. It would keep the model in memory after the run, and
     find later tensors by the id of one that is gone. So this optimizer has a manager of its own.
     """
-    manager_class = type(optimizer.mng)
+    manager_class: Any = type(optimizer.mng)
     optimizer.mng = manager_class.__new__(manager_class)  # its constructor only refuses to make a second one
     optimizer.mng.initialize()
     for module in model.modules():
