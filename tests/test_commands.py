@@ -160,7 +160,7 @@ def test_your_own_data_in_three_steps(here, capsys):
     steps = [words for page in pages for words in printed(page, *wanted) if "lesson" not in " ".join(words)]
     assert [words[0] for words in steps] == [
         *("check-data", "preview", "plan", "train", "merge", "chat"),  # README.md
-        *("check-data", "preview", "chat", "report", "plan"),  # the guides
+        *("check-data", "preview", "chat", "report", "plan", "plan"),  # the guides
     ]
     for words in steps:
         quick = ["--max_new_tokens", "2"] if words[0] == "chat" else []

@@ -22,6 +22,7 @@ EXAMPLE_OF = {
     "finetune_dpo.sh": "dpo.yaml",
     "finetune_lora.sh": "lora.yaml",
     "finetune_lora_vision.sh": "lora_vision.yaml",
+    "finetune_qlora.sh": "qlora.yaml",
     "finetune_video.sh": "video.yaml",
 }
 NO_SCRIPT = ("story_reasoning.yaml",)  # it has its own guide: see tests/test_importing.py
@@ -166,6 +167,7 @@ def test_presets(scripts):
     assert towers("finetune.sh") == ["full", "full", "full"]
     assert towers("finetune_lora.sh") == ["frozen", "frozen", "lora"]
     assert towers("finetune_lora_vision.sh") == ["lora", "lora", "lora"]
+    assert towers("finetune_qlora.sh") == ["frozen", "frozen", "lora"]
     assert towers("finetune_dpo.sh") == ["lora", "lora", "lora"]
 
 

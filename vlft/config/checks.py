@@ -276,3 +276,8 @@ def _deepspeed(values: Values) -> Iterator[str]:
             check_name(str(values.of("deepspeed")))
         except ConfigError as error:
             yield str(error)
+        if values.of("optim") == "adagrad":
+            yield (
+                "--optim adagrad with --deepspeed: DeepSpeed makes a new Adagrad with one learning rate for all "
+                "towers, and no weight decay. Use adamw_torch_fused, or drop --deepspeed."
+            )

@@ -183,7 +183,7 @@ class Word(Kind):
         words: the valid words.
         needs: word -> packages; at least one of them must be installed.
         on_gpu: words that also need a CUDA device.
-        refused: word -> why vlft does not support it, and what to use instead.
+        refused: word -> why vlft does not support it, and what to use instead. Also words of other programs.
         bools: the words of a bool are also valid, as `true` and `false`.
     """
 
@@ -201,13 +201,13 @@ class Word(Kind):
 
     def problem(self, word: str) -> Problem | None:
         word = self.value(word)
+        if word in self.refused:
+            return Problem(text=self.refused[word], usage=self.usage)
         if word not in self.words:
             few = len(self.words) <= MOST_WORDS or not word
             return Problem(
                 text=f"must be one of {', '.join(self.words)}" if few else _near(word, self.words), usage=True
             )
-        if word in self.refused:
-            return Problem(text=self.refused[word], usage=self.usage)
         if lacking := missing(self.needs.get(word, ()), beside="a CUDA device and " if word in self.on_gpu else ""):
             return Problem(text=lacking, usage=self.usage)
         return None

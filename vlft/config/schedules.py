@@ -86,7 +86,8 @@ OPTIM_ARGS: Mapping[str, Mapping[str, Kind]] = {
         ("alpha_init", "lamb", "gamma", "grokking_signal_decay_rate", "gradient_clipping"), _FROM_0
     ),
     **{name: {"bf16_stochastic_round": Bool()} for name in ("adamw_torch_4bit", "adamw_torch_8bit")},
-    "stable_adamw": {"max_lr": _ABOVE, "kahan_sum": Bool(), "decouple_lr": Bool()},
+    # transformers reads any word for these two as true (5.17 to 5.23).
+    "stable_adamw": {"max_lr": _ABOVE, **dict.fromkeys(("kahan_sum", "decouple_lr"), Word(words=("true",)))},
 }
 
 
@@ -132,7 +133,14 @@ def _optim_args(optim: str, text: str) -> Iterator[str]:
     if not text.strip() or any(not equals or not key or not value for key, equals, value in pairs):
         yield f"--optim_args {text or 'is empty'}: must be name=value, or several, separated by commas"
         return
-    yield from _named(f"--optim {optim}", "--optim_args", {k: v for k, _, v in pairs}, OPTIM_ARGS.get(optim, {}))
+    said = {key: value for key, _, value in pairs}
+    found = list(_named(f"--optim {optim}", "--optim_args", said, OPTIM_ARGS.get(optim, {})))
+    yield from found
+    if found:
+        return
+    nesterov = Bool().value(said.get("nesterov", "false"))
+    if nesterov and (not float(said.get("momentum", 0)) or float(said.get("dampening", 0))):
+        yield "--optim_args nesterov=true needs momentum above 0 and no dampening, such as momentum=0.9,nesterov=true"
 
 
 def _named(owner: str, flag: str, said: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Iterator[str]:

@@ -30,6 +30,7 @@ _OWN_GROUPS = (
     "builds its own parameter groups, which would drop --vision_lr, --merger_lr and --weight_decay. Use an AdamW "
     "variant, Adafactor or SGD"
 )
+_OTHER_DEVICE = "is for {}, and vlft trains on CUDA devices and CPUs. Use adamw_torch_fused"
 _BITS = ("bitsandbytes",)
 #: The values of `--optim`, with the packages they need (transformers' trainer_optimizer.py), or why they are refused.
 OPTIM = Word(
@@ -49,10 +50,6 @@ OPTIM = Word(
         **dict.fromkeys(("lion_8bit", "lion_32bit", "paged_lion_32bit", "paged_lion_8bit"), _BITS),
         **dict.fromkeys(("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"), _BITS),
         **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), ("torchao",)),
-        "adamw_torch_xla": ("torch_xla",),
-        "adamw_torch_npu_fused": ("torch_npu",),
-        "adamw_anyprecision": ("torchdistx",),
-        "grokadamw": ("grokadamw",),
         "stable_adamw": ("optimi (torch-optimi)",),
     },
     refused={
@@ -64,6 +61,16 @@ OPTIM = Word(
         **dict.fromkeys(
             ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
             "must switch its weights for every evaluation and checkpoint, which vlft does not do. Use adamw_torch",
+        ),
+        "adamw_torch_xla": _OTHER_DEVICE.format("TPUs"),
+        "adamw_torch_npu_fused": _OTHER_DEVICE.format("NPUs"),
+        "adamw_anyprecision": (
+            "comes from torchdistx, which is archived and has no release for torch 2. Use adamw_torch_fused"
+        ),
+        "grokadamw": "keeps its moments where a resumed run does not find them (grokadamw 0.1.2). Use adamw_torch",
+        "muon": (
+            "updates matrices only, so it needs a second optimizer and a learning rate of its own for everything else. "
+            "Use adamw_torch_fused"
         ),
     },
 )

@@ -104,7 +104,7 @@ def translate(
             found = rule(left)
             if found is not None:
                 names = [here[name] for name in found[0]]
-                change = Change(said=tuple(said[name] for name in names), outcome=_idle_if_given(found[1], said))
+                change = Change(said=tuple(said[name] for name in names), outcome=_idle_if_given(found[1], said, names))
                 settled |= dict.fromkeys(names, change)
     for name, flag in said.items():
         if name not in settled and (outcome := _outcome_of(flag, kinds, kit, order)) is not None:
@@ -172,10 +172,12 @@ def _preset(path: str) -> str:
     return f"zero{stage[1]}{offload}" if stage else ""
 
 
-def _idle_if_given(outcome: Outcome, said: Mapping[str, Said]) -> Outcome:
-    """Replace the outcome by `Idle` if the command line already has the same flags of vlft."""
-    if isinstance(outcome, Becomes) and all(
-        name in said and said[name].words == words for name, words in outcome.flags.items()
+def _idle_if_given(outcome: Outcome, said: Mapping[str, Said], names: Collection[str]) -> Outcome:
+    """Replace the outcome by `Idle` if other flags of the command line than these already say the same to vlft."""
+    if (
+        isinstance(outcome, Becomes)
+        and not set(outcome.flags) & set(names)
+        and all(name in said and said[name].words == words for name, words in outcome.flags.items())
     ):
         return Idle(why=f"{_flags(outcome.flags)} sets it")
     return outcome

@@ -6,7 +6,8 @@ activations. The overhead of CUDA and NCCL is from measurements by others. The s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -18,14 +19,9 @@ from vlft.model.cards import CONTEXT_BYTES, NCCL_BYTES
 from vlft.model.towers import Towers
 from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers, numbers_of
+from vlft.plan.optimizers import LARGE, Trained, state_bytes
 from vlft.plan.strategies import Strategy, strategies_for
 
-#: Bytes of optimizer state per trained weight; 8 for an optimizer that is not listed.
-OPTIMIZERS = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "paged_adamw_32bit"), 8),
-    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), 2),
-    **dict.fromkeys(("sgd", "adafactor"), 0),
-}
 BUCKET = 500_000_000  # weights in a bucket of ZeRO (DeepSpeed's default for reduce_bucket_size and similar settings)
 LIVE_WEIGHTS = 10**9  # weights that ZeRO-3 gathers on a device at one time (its default)
 
@@ -54,34 +50,44 @@ class ParameterBytes:
     Attributes:
         trained: trained scalars.
         frozen: frozen scalars.
-        tensors: trained tensors.
+        tensors: trained tensor -> how many there are of it.
     """
 
     trained: int
     frozen: int
-    tensors: int
+    tensors: Mapping[Trained, int]
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> ParameterBytes:
-        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-        trained = sum(size for size, trains in sizes if trains)
-        return cls(
-            trained=trained,
-            frozen=sum(size for size, _ in sizes) - trained,
-            tensors=sum(trains for _, trains in sizes),
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+        tensors = Counter(
+            Trained(shape=tuple(p.shape), embedding=id(p) in embeddings) for p in model.parameters() if p.requires_grad
         )
+        trained = sum(count * one.size for one, count in tensors.items())
+        return cls(trained=trained, frozen=sum(p.numel() for p in model.parameters()) - trained, tensors=tensors)
 
 
-def states(sizes: ParameterBytes, numbers: Numbers, strategy: Strategy, *, world: int, optim: str) -> States:
+def states(
+    sizes: ParameterBytes,
+    numbers: Numbers,
+    strategy: Strategy,
+    *,
+    world: int,
+    optim: str,
+    optim_args: str | None = None,
+) -> States:
     """Memory for weights, gradients and optimizer in one of `world` processes.
 
     Under DDP with several processes, buckets hold a second copy of the gradients. Under DeepSpeed in 16 bits, the
-    masters belong to the optimizer, and gradients are accumulated in float32 (`vlft.config.deepspeed`).
+    masters belong to the optimizer, which sees flat tensors, and gradients are accumulated in float32
+    (`vlft.config.deepspeed`).
     """
-    width, state = numbers.trained.itemsize, OPTIMIZERS.get(optim, 8)
+    width = numbers.trained.itemsize
     weights = sizes.trained * width + sizes.frozen * numbers.stored.itemsize
-    # AdamW stores its step count in a scalar for each tensor.
-    optimizer = sizes.trained * state + (4 * sizes.tensors if state == 8 else 0)
+    tensors: Counter[Trained] = Counter()
+    for one, count in sizes.tensors.items():
+        tensors[one if strategy == "ddp" else one.flat] += count
+    optimizer = state_bytes(optim, tensors, optim_args)
     if strategy == "ddp":
         return States(weights=weights, gradients=sizes.trained * width * (2 if world > 1 else 1), optimizer=optimizer)
     masters = sizes.trained * 4 if width < 4 else 0
@@ -168,6 +174,7 @@ class Case:
         stored: dtype of the base's files.
         half: bf16, or None for float32.
         optim: name of the optimizer.
+        optim_args: `--optim_args`.
         load: the largest micro-batch.
         world: number of processes.
         card: bytes of the card.
@@ -191,6 +198,7 @@ class Case:
     fused: bool = True
     delta: Delta = "fla"
     device: Literal["cpu", "cuda"] = "cuda"
+    optim_args: str | None = None
 
     def activation_bytes(self, strategy: Strategy, checkpointed: Sequence[str]) -> activations.Estimate:
         """The memory of activations; what was traced for it is cached."""
@@ -239,7 +247,7 @@ def estimate(case: Case, strategy: Strategy, *, checkpointing: memory.Choice | N
 def of_parts(case: Case, strategy: Strategy, checkpointed: tuple[str, ...]) -> Memory:
     """The memory of one process whose `checkpointed` towers recompute."""
     numbers = numbers_of(case.stored, case.half, deepspeed=strategy != "ddp")
-    held = states(case.sizes, numbers, strategy, world=case.world, optim=case.optim)
+    held = states(case.sizes, numbers, strategy, world=case.world, optim=case.optim, optim_args=case.optim_args)
     saved = case.activation_bytes(strategy, checkpointed)
     kept = saved.kept
     vocabulary = case.family.sizes(case.config).text.vocab
@@ -322,7 +330,7 @@ def first_change(
     for other in possible[1:] if case.world > 1 else ():
         if strategy != other and not other.endswith("offload"):
             ways.append((f"--gradient_checkpointing true --deepspeed {other}", case, other))
-    if case.optim in OPTIMIZERS and OPTIMIZERS[case.optim] == 8 and strategy == "ddp":
+    if case.optim in LARGE and strategy == "ddp":
         ways.append((f"{flagged} --optim adamw_8bit", replace(least, optim="adamw_8bit"), strategy))
     if (lora := smaller(case.towers)) is not None:
         towers, sizes = lora

@@ -123,6 +123,7 @@ def forecast(
         stored=getattr(base.config, "dtype", None) or torch.float32,
         half=half,
         optim=str(getattr(args.optim, "value", args.optim)),
+        optim_args=args.optim_args,
         load=load,
         world=order.world,
         card=size,

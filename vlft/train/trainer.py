@@ -35,6 +35,7 @@ from vlft.data.workers import loader_options
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.model.groups import Group
 from vlft.objectives import Objective, Sums
+from vlft.train import optimizers
 from vlft.train.answers import Answers
 from vlft.train.callbacks import EvaluationPutOff, KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.features import FeatureCache
@@ -201,18 +202,8 @@ class VlftTrainer(SavingTrainer):
         if self.optimizer is None:
             live: Any = self.model
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, live)
-            if {"params", "model", "optimizer_dict"} & set(options) or not isinstance(cls, type):
-                raise ConfigError(
-                    f"--optim {self.args.optim}: brings its own parameter groups, which would drop --vision_lr, "
-                    "--merger_lr and --weight_decay. Use an AdamW variant, Adafactor or SGD."
-                )
-            self.optimizer = cls(
-                [
-                    {"params": list(g.tensors), "lr": g.lr, "weight_decay": g.weight_decay, "name": g.name}
-                    for g in self.groups
-                ],
-                **options,
-            )
+            optim = str(getattr(self.args.optim, "value", self.args.optim))
+            self.optimizer = optimizers.build(cls, options, self.groups, live, optim=optim)
         return self.optimizer
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:

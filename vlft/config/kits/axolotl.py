@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 
 from vlft.config.kits.outcome import (
-    QUANTISED,
     Becomes,
     Cannot,
     Idle,
@@ -26,6 +25,8 @@ from vlft.config.kits.outcome import (
     switch,
 )
 from vlft.config.kits.preferences import NO_NLL, OTHERS, Spoken
+from vlft.config.kits.quantised import KEPT, Quantised
+from vlft.config.kits.variants import DORA, INITIAL, RSLORA, loraplus
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
@@ -36,8 +37,8 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     if "base_model" not in said and not names:
         return None
     how = "".join(said.get("adapter", ("full",))).lower()
-    if how == "qlora":
-        return names, QUANTISED(())
+    bits: dict[str, tuple[str, ...]] = {"bits": ("4",)} if how == "qlora" else {}
+    how = "lora" if how == "qlora" else how
     if how not in ("lora", "full", ""):
         return names, Cannot(why=f"{how} is not supported. --vision, --merger and --language take full, lora or frozen")
     mode = "lora" if how == "lora" else "full"
@@ -47,9 +48,10 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     if mode == "lora" and modules and not any("visual" in word for word in modules):
         frozen = True
     rest = "frozen" if frozen else mode
-    flags: dict[str, tuple[str, ...]] = {"vision": (rest,), "merger": (rest,), "language": (mode,)}
+    flags: dict[str, tuple[str, ...]] = {"vision": (rest,), "merger": (rest,), "language": (mode,)} | bits
     target = lora_target(modules) if modules and not any("." in word for word in modules) else None
     note = target.note if isinstance(target, Becomes) else ""
+    note = "; ".join(filter(None, (note, KEPT if bits else "")))
     if not names:  # without an adapter the base alone decides
         flags = {"model_id": said["base_model"]} | flags
     return names or ("base_model",), Becomes(
@@ -145,6 +147,13 @@ _PREFERENCES = Spoken(
     defaults={"simpo": {"beta": "0.1", "simpo_gamma": "0.5"}},
     notes={"simpo": NO_NLL},
 )
+_QUANTISED = Quantised(
+    four="load_in_4bit",
+    eight="load_in_8bit",
+    kind="bnb_4bit_quant_type",
+    double="bnb_4bit_use_double_quant",
+    settings="bnb_config_kwargs",
+)
 _KERNELS = idle("--use_liger_kernel auto uses the kernels that it tests as equal")
 _WANDB = idle("--report_to wandb reads WANDB_* from the environment")
 _OTHER = off("not supported")
@@ -152,11 +161,12 @@ _PREPARED = idle("rows are prepared in the workers")
 
 KIT = Kit(
     name="axolotl",
-    together=(towers, per_epoch, _PREFERENCES.together),
+    together=(towers, per_epoch, _QUANTISED.together, _PREFERENCES.together),
     defaults=defaults,
     marks=frozenset(
         (
             *_PREFERENCES.names - {"rl"},
+            *("load_in_4bit", "load_in_8bit", "bnb_config_kwargs"),
             "saves_per_epoch",
             "evals_per_epoch",
             "adapter",
@@ -199,8 +209,6 @@ KIT = Kit(
         "flex_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
         "chat_template": idle("the base's own chat template is used"),
         "revision_of_model": renamed("model_revision"),
-        "load_in_8bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
-        "load_in_4bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
         "lora_model_dir": starting_adapter,
         "lora_r": renamed("lora_rank"),
         "lora_fan_in_fan_out": off("not supported"),
@@ -208,9 +216,16 @@ KIT = Kit(
         "lora_mlp_kernel": _KERNELS,
         "lora_qkv_kernel": _KERNELS,
         "lora_o_kernel": _KERNELS,
-        "peft_use_dora": _OTHER,
-        "peft_use_rslora": _OTHER,
-        "unfrozen_parameters": cannot("--vision, --merger and --language set what trains"),
+        "peft_use_dora": DORA,
+        "peft_use_rslora": RSLORA,
+        "peft_init_lora_weights": INITIAL,
+        "loraplus_lr_ratio": loraplus,
+        "loraplus_lr_embedding": idle("LoRA is never applied to the embedding"),
+        "peft_layers_to_transform": cannot("single blocks are chosen with --language_blocks, such as 20-27"),
+        "unfrozen_parameters": cannot(
+            "--vision, --merger and --language set what trains. Whole blocks are chosen with --language full "
+            "--language_blocks last:8"
+        ),
         "datasets": datasets,
         "test_datasets": lambda words: datasets(words, to="eval_path"),
         "dataset_prepared_path": _PREPARED,

@@ -81,7 +81,7 @@ REPLACED: dict[str, Rule] = {
     "hub_strategy": idle("nothing is uploaded during a run"),
     "hub_always_push": _HUB,
     "hub_revision": _HUB,
-    "neftune_noise_alpha": off("noise on embeddings is not supported"),
+    "neftune_noise_alpha": off("noise on embeddings is not supported: its size would depend on the pack of a row"),
 }
 
 #: Names of earlier versions of transformers, and of several kits.

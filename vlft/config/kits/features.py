@@ -69,9 +69,10 @@ _FEATURES: tuple[tuple[Rule, str], ...] = (
         r"use_(mca|megatron\w*|distributed_optimizer|hyper_parallel|kt) hyper_parallel_\w+ \w+_fusion experts_impl",
     ),
     (
-        off("quantised bases and 8-bit training are not supported"),
-        r"(fp8|fp4|nvfp4|mxfp4|qat|ptq|hqq|bnb|gptq|awq|eetq)(_\w+)?",
+        off("a base is quantised by bitsandbytes only: --bits 4 or 8"),
+        r"(fp8|fp4|nvfp4|mxfp4|qat|ptq|hqq|gptq|awq|eetq)(_\w+)?",
     ),
+    (idle("it belongs to a quantised base: --bits 4"), r"bnb_\w+"),
     (off("use vlft bench to measure a run"), r"profiler?(_\w+)? (enable_)?torch_profiler(_\w+)?"),
     (off("use torchrun"), r"(use_)?ray(_\w+)? device_groups"),
     (

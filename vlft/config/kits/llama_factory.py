@@ -7,9 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.outcome import (
-    QUANTISED,
     Becomes,
     Cannot,
     Idle,
@@ -23,7 +21,6 @@ from vlft.config.kits.outcome import (
     flag,
     held_out,
     idle,
-    is_false,
     is_true,
     lora_target,
     off,
@@ -33,7 +30,10 @@ from vlft.config.kits.outcome import (
     switch,
 )
 from vlft.config.kits.preferences import Spoken
+from vlft.config.kits.quantised import Quantised
+from vlft.config.kits.variants import DORA, PISSA, RSLORA, last_blocks, loraplus
 
+_FREEZE = ("freeze_trainable_layers", "freeze_trainable_modules")
 _TOWERS = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")
 
 
@@ -42,10 +42,12 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
 
     By default LLaMA-Factory freezes vision tower and projector. With LoRA the projector is always frozen.
     """
-    names = tuple(name for name in ("finetuning_type", *_TOWERS) if name in said)
-    if not names:
-        return None
+    names = tuple(name for name in ("finetuning_type", *_TOWERS, *_FREEZE) if name in said)
+    if not set(names) - set(_FREEZE):
+        return (names, Idle(why="it belongs to finetuning_type: freeze")) if names else None
     how = "".join(said.get("finetuning_type", ("lora",))).lower()
+    if how == "freeze":
+        return names, _chosen_blocks(said)
     if how not in ("lora", "full"):
         return names, Cannot(why=f"{how} is not supported. --vision, --merger and --language take full, lora or frozen")
     frozen = {name: is_true(said[name]) if name in said else name != "freeze_language_model" for name in _TOWERS}
@@ -53,6 +55,19 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     if how == "lora":
         merger = "frozen"
     return names, Becomes(flags={"vision": (vision,), "merger": (merger,), "language": (language,)})
+
+
+def _chosen_blocks(said: Mapping[str, tuple[str, ...]]) -> Outcome:
+    """Translate `finetuning_type: freeze`: some blocks of the language model train in full, by default the last two."""
+    modules = "".join(said.get("freeze_trainable_modules", ("all",))).lower()
+    if modules != "all":
+        return Cannot(why=f"freeze_trainable_modules {modules}: whole blocks train, --language_blocks last:2")
+    flags = last_blocks(said.get("freeze_trainable_layers", ("2",)), "language")
+    if flags is None:
+        return Cannot(why="freeze_trainable_layers 0 trains no block: --language_blocks last:2")
+    thawed = [name for name in _TOWERS[:2] if name in said and not is_true(said[name])]
+    note = "; ".join(f"{one} false also trains parts there: add --vision or --merger full" for one in thawed)
+    return Becomes(flags={"vision": ("frozen",), "merger": ("frozen",), **flags}, note=note)
 
 
 def defaults(
@@ -123,11 +138,17 @@ _PREFERENCES = Spoken(
 )
 _STAGES = cannot("only conversations are trained: stage sft or dpo")
 _OTHER = off("not supported")
-_QUANTISED = lambda words: Idle(why="off") if is_false(words) else QUANTISED(words)  # noqa: E731
+_QUANTISED = Quantised(
+    bits="quantization_bit",
+    method="quantization_method",
+    kind="quantization_type",
+    double="double_quantization",
+    others=("quantization_device_map",),
+)
 
 KIT = Kit(
     name="LLaMA-Factory",
-    together=(towers, datasets, _PREFERENCES.together),
+    together=(towers, datasets, _QUANTISED.together, _PREFERENCES.together),
     defaults=defaults,
     batch=(8, 1),
     synonyms={
@@ -141,6 +162,8 @@ KIT = Kit(
     marks=frozenset(
         (
             *_PREFERENCES.names - {"stage"},
+            *_QUANTISED.names,
+            *_FREEZE,
             "finetuning_type",
             "freeze_vision_tower",
             "freeze_multi_modal_projector",
@@ -158,7 +181,7 @@ KIT = Kit(
         "peft_config": _peft,
         "kernel_config": idle("--use_liger_kernel auto uses the kernels that it tests as equal"),
         "dist_config": cannot("use torchrun, and --deepspeed zero2 or zero3"),
-        "quant_config": _QUANTISED,
+        "quant_config": off("--bits 4 quantises the linear layers of the language model"),
         "train_dataset": data,
         "sample_backend": idle("it belongs to answering"),
         "init_config": idle("weights are read tensor by tensor"),
@@ -175,10 +198,11 @@ KIT = Kit(
         "stage": by_word({"sft": Idle(why="always so")}, _STAGES),
         "lora_target": lora_target,
         "additional_target": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
-        "loraplus_lr_ratio": _OTHER,
-        "use_rslora": _OTHER,
-        "use_dora": off("DoRA is not supported. Plain LoRA is --language lora"),
-        "pissa_init": UNSUPPORTED["pissa_init"],
+        "loraplus_lr_ratio": loraplus,
+        "loraplus_lr_embedding": idle("LoRA is never applied to the embedding"),
+        "use_rslora": RSLORA,
+        "use_dora": DORA,
+        "pissa_init": switch(true=PISSA, false=Idle(why="off")),
         "create_new_adapter": _OTHER,
         "eval_dataset": lambda words: data(words, to="eval_path"),
         "media_dir": renamed("image_folder"),
@@ -209,10 +233,6 @@ KIT = Kit(
         "include_effective_tokens_per_second": idle("metrics.jsonl has them"),
         "pure_bf16": off("trained weights are float32 under bf16 autocast"),
         "flash_attn": attention,
-        "quantization_bit": _QUANTISED,
-        "quantization_method": idle("it belongs to quantization_bit"),
-        "quantization_type": idle("it belongs to quantization_bit"),
-        "double_quantization": idle("it belongs to quantization_bit"),
         "use_unsloth": _OTHER,
         "use_unsloth_gc": _OTHER,
         "enable_liger_kernel": switch(true=flag("use_liger_kernel", "true"), false=Idle(why="--use_liger_kernel auto")),
@@ -243,8 +263,6 @@ KIT = Kit(
         "use_adam_mini": off("not supported. Use an AdamW variant, Adafactor or SGD"),
         "use_llama_pro": _OTHER,
         "use_dft_loss": _OTHER,
-        "freeze_trainable_layers": cannot("single layers cannot be trained alone: --language full trains all of them"),
-        "freeze_trainable_modules": cannot("--vision, --merger and --language set what trains"),
         "use_swanlab": switch(true=flag("report_to", "swanlab"), false=Idle(why="off")),
         "dataset_shards": _OTHER,
         "predict_with_generate": off("evaluation computes the loss. Use --report_rows for answers"),

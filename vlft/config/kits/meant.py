@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlft.config.kits.outcome import (
-    QUANTISED,
+    Becomes,
     Idle,
     Kit,
     Rule,
@@ -14,9 +14,11 @@ from vlft.config.kits.outcome import (
     dtype,
     flag,
     held_out,
+    on,
     renamed,
     switch,
 )
+from vlft.config.kits.quantised import KEPT
 
 #: Flag of vlft -> its synonyms.
 _WORDS = {
@@ -87,7 +89,19 @@ _RULES |= dict.fromkeys(["num_gpus", "n_gpu", "nproc_per_node", "devices", "num_
 _RULES |= dict.fromkeys(["gpu", "gpu_id", "gpu_ids", "cuda", "cuda_visible_devices"], cannot(_ONE_GPU))
 _RULES |= dict.fromkeys(["resume", "resume_training"], by_word(_RESUMES, renamed("resume_from_checkpoint")))
 _RULES["fp32"] = switch(true=flag("bf16", "false"), false=Idle())
-_RULES["qlora"] = switch(true=QUANTISED(()), false=Idle())
+_RULES["qlora"] = switch(true=Becomes(flags={"bits": ("4",), "language": ("lora",)}, note=KEPT), false=Idle())
+_RULES["use_qlora"] = _RULES["qlora"]
+_RULES["use_lora_plus"] = cannot("LoRA+ is --loraplus_ratio 16")
+#: unsloth's words for what trains.
+_RULES |= {
+    f"finetune_{tower}_layers": switch(true=flag(tower, "lora"), false=flag(tower, "frozen"))
+    for tower in ("vision", "language")
+}
+_RULES["finetune_attention_modules"] = on("attention is adapted with every --lora_target")
+_RULES["finetune_mlp_modules"] = switch(true=flag("lora_target", "all"), false=flag("lora_target", "attention"))
+_RULES["use_gradient_checkpointing"] = by_word(
+    {"unsloth": flag("gradient_checkpointing", "true")}, renamed("gradient_checkpointing")
+)
 _RULES |= dict.fromkeys(["mixed_precision", "precision", "torch_dtype", "dtype"], dtype)
 _RULES |= dict.fromkeys(["attn_implementation", "attn_impl", "attention_implementation"], attention)
 _RULES |= dict.fromkeys(["val_split", "validation_split", "test_split_size", "eval_split"], held_out)

@@ -135,13 +135,6 @@ def by_word(words: Mapping[str, Outcome], other: Rule) -> Rule:
     return lambda said: words[" ".join(said).lower()] if " ".join(said).lower() in words else other(said)
 
 
-NOT_SUPPORTED = "not supported"
-QUANTISED = cannot(
-    "quantised bases are not supported. To save memory: --optim adamw_8bit for optimizer states (pip install "
-    "bitsandbytes), --gradient_checkpointing true for activations, --deepspeed zero3 for weights"
-)
-
-
 def dtype(words: tuple[str, ...]) -> Outcome:
     """Translate `torch_dtype` and similar flags. In vlft bf16 and fp16 are autocast over the base's own dtype."""
     word = words[0].lower() if words else ""

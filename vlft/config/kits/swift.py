@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.outcome import (
-    QUANTISED,
     Becomes,
     Cannot,
     Idle,
@@ -22,7 +20,6 @@ from vlft.config.kits.outcome import (
     flag,
     held_out,
     idle,
-    is_false,
     is_true,
     lora_target,
     off,
@@ -32,6 +29,8 @@ from vlft.config.kits.outcome import (
     switch,
 )
 from vlft.config.kits.preferences import NO_NLL, Spoken
+from vlft.config.kits.quantised import Quantised
+from vlft.config.kits.variants import DORA, INITIAL, RSLORA, loraplus
 from vlft.config.named_base import counted_like
 
 _TOWERS = ("freeze_vit", "freeze_aligner", "freeze_llm")
@@ -147,13 +146,23 @@ _PREFERENCES = Spoken(
     },
     notes={"simpo": NO_NLL},
 )
-_QUANTISED = lambda words: Idle(why="off") if is_false(words) else QUANTISED(words)  # noqa: E731
+_QUANTISED = Quantised(
+    bits="quant_bits",
+    method="quant_method",
+    kind="bnb_4bit_quant_type",
+    double="bnb_4bit_use_double_quant",
+    others=("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"),
+)
+_PARTS = off(
+    "--vision, --merger and --language set what trains. Whole blocks are chosen with --language full "
+    "--language_blocks last:8"
+)
 _TEMPLATE = idle("the base's own chat template is used")
 _OTHER = off("not supported")
 
 KIT = Kit(
     name="ms-swift",
-    together=(towers, _PREFERENCES.together),
+    together=(towers, _QUANTISED.together, _PREFERENCES.together),
     defaults=defaults,
     batch=(1, None),
     synonyms={
@@ -163,7 +172,7 @@ KIT = Kit(
         "freeze_language_model": "freeze_llm",
         "finetuning_type": "tuner_type",
     },
-    marks=frozenset((*_HOW, *_TOWERS)) | _PREFERENCES.names,
+    marks=frozenset((*_HOW, *_TOWERS)) | _PREFERENCES.names | _QUANTISED.names,
     rules={
         "model": renamed("model_id"),
         "model_type": idle("the base's config.json sets it"),
@@ -179,7 +188,10 @@ KIT = Kit(
         "custom_register_path": cannot("rows are read in the forms of data/README.md, or by --columns"),
         "external_plugins": cannot("plugins are not supported"),
         "callbacks": cannot("plugins are not supported"),
-        "optimizer": cannot("plugins are not supported. --optim sets the optimizer"),
+        "optimizer": by_word(
+            {"lorap": Idle(why="lorap_lr_ratio sets it"), "default": Idle(why="always so")},
+            cannot("plugins are not supported. --optim sets the optimizer"),
+        ),
         "agent_template": _TEMPLATE,
         "template_backend": _TEMPLATE,
         "use_chat_template": on("the base's own chat template is used"),
@@ -198,14 +210,20 @@ KIT = Kit(
         "target_regex": cannot("LoRA is set for each tower: --vision, --merger and --language"),
         "modules_to_save": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
         "lora_dtype": idle("LoRA matrices are float32"),
-        "lora_bias": UNSUPPORTED["lora_bias"],
-        "use_dora": off("DoRA is not supported. Plain LoRA is --language lora"),
-        "use_rslora": _OTHER,
-        "lorap_lr_ratio": _OTHER,
-        "init_weights": UNSUPPORTED["init_weights"],
-        "freeze_parameters": off("--vision, --merger and --language set what trains"),
-        "freeze_parameters_ratio": off("--vision, --merger and --language set what trains"),
-        "trainable_parameters": off("--vision, --merger and --language set what trains"),
+        "lora_bias": by_word(
+            {"none": Idle(why="no biases are trained besides LoRA")},
+            cannot("biases are trained with --language full only"),
+        ),
+        "use_dora": DORA,
+        "use_rslora": RSLORA,
+        "lorap_lr_ratio": loraplus,
+        "lorap_emb_lr": idle("LoRA is never applied to the embedding"),
+        "init_weights": INITIAL,
+        "freeze_parameters": _PARTS,
+        "freeze_parameters_ratio": off(
+            "it counts weights, and vlft counts blocks: --language full --language_blocks last:8"
+        ),
+        "trainable_parameters": _PARTS,
         "vit_lr": renamed("vision_lr"),
         "aligner_lr": renamed("merger_lr"),
         "max_pixels": renamed("image_max_pixels"),
@@ -234,11 +252,6 @@ KIT = Kit(
         "strict": switch(true=flag("on_bad_row", "error"), false=flag("on_bad_row", "skip")),
         "custom_dataset_info": cannot("set the files with --data_path or --data_mix"),
         "use_hf": idle("models come from the Hugging Face hub"),
-        "quant_method": _QUANTISED,
-        "quant_bits": _QUANTISED,
-        "bnb_4bit_compute_dtype": idle("it belongs to quant_bits"),
-        "bnb_4bit_quant_type": idle("it belongs to quant_bits"),
-        "bnb_4bit_use_double_quant": idle("it belongs to quant_bits"),
         "tuner_backend": by_word({"peft": Idle(why="always so")}, cannot("only adapters of peft are supported")),
         "adapters": starting_adapter,
         "resume_only_model": off("a resumed run always restores its optimizer"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vlft.config.kits.outcome import (
-    QUANTISED,
     Becomes,
     Idle,
     Kit,
@@ -23,6 +22,8 @@ from vlft.config.kits.outcome import (
     switch,
 )
 from vlft.config.kits.preferences import Spoken
+from vlft.config.kits.quantised import Quantised
+from vlft.config.kits.variants import DORA, RSLORA
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
@@ -45,14 +46,22 @@ def defaults(
 _PREFERENCES = Spoken(
     loss=("loss_type",), meanings={"beta": "beta", "rpo_alpha": "sft", "label_smoothing": "smoothing"}
 )
+_QUANTISED = Quantised(
+    four="load_in_4bit",
+    eight="load_in_8bit",
+    kind="bnb_4bit_quant_type",
+    double="use_bnb_nested_quant",
+    doubled=False,
+    others=("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"),
+)
 
 KIT = Kit(
     name="TRL",
-    together=(towers, _PREFERENCES.together),
+    together=(towers, _QUANTISED.together, _PREFERENCES.together),
     defaults=defaults,
     batch=(8, 1),
     remark="without assistant_only_loss TRL trains every token of a conversation; vlft trains the assistant turns",
-    marks=frozenset(("use_peft",)) | _PREFERENCES.names,
+    marks=frozenset(("use_peft",)) | _PREFERENCES.names | _QUANTISED.names,
     rules={
         "dataset_name": data,
         "dataset_config": cannot("set the files with --data_path"),
@@ -64,10 +73,8 @@ KIT = Kit(
         "lora_target_modules": lora_target,
         "lora_modules_to_save": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
         "lora_task_type": idle("it is always causal language modelling"),
-        "use_rslora": off("not supported"),
-        "load_in_4bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
-        "load_in_8bit": lambda words: QUANTISED(words) if is_true(words) else Idle(why="off"),
-        "use_bnb_nested_quant": idle("it belongs to load_in_4bit"),
+        "use_rslora": RSLORA,
+        "use_dora": DORA,
         "completion_only_loss": on("the trained tokens are the assistant turns"),
         "assistant_only_loss": on("the trained tokens are the assistant turns"),
         "packing_strategy": idle("packs are always filled as far as possible"),

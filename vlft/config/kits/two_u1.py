@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.outcome import (
-    NOT_SUPPORTED,
-    QUANTISED,
     Becomes,
     Cannot,
     Idle,
@@ -22,9 +19,12 @@ from vlft.config.kits.outcome import (
     is_true,
     off,
     renamed,
+    starting_adapter,
     switch,
 )
 from vlft.config.kits.preferences import COMPUTED_ONCE
+from vlft.config.kits.quantised import KEPT, Quantised
+from vlft.config.kits.variants import DORA, last_blocks
 
 _TOWERS = {
     "vision": ("freeze_vision_tower", "vision_lora", "unfreeze_topk_vision", "lora_namespan_exclude"),
@@ -33,6 +33,8 @@ _TOWERS = {
 }
 _SPOKEN = ("freeze_vision_tower", "freeze_llm", "freeze_merger", "tune_merger", "lora_enable", "vision_lora")
 _NAMES = (*_SPOKEN, "lora_namespan_exclude")
+#: Flag for the last blocks of a tower -> the tower.
+_TOP_K = {"unfreeze_topk_llm": "language", "unfreeze_topk_vision": "vision"}
 
 
 def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcome] | None:
@@ -41,9 +43,12 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     2U1's kit trains every tower in full that is not frozen, and requires a tower to be frozen for LoRA. If a line sets
     both booleans of the language model, it is read as a line of that kit: towers it does not mention train in full.
     """
-    names = tuple(name for name in _NAMES if name in said)
-    if not set(names) & set(_SPOKEN):
-        return (names, _excluded(said["lora_namespan_exclude"])) if names else None
+    names = tuple(name for name in (*_NAMES, *_TOP_K) if name in said)
+    blocks = {tower: flags for name, tower in _TOP_K.items() if (flags := last_blocks(said.get(name, ()), tower))}
+    if not set(names) & set(_SPOKEN) and not blocks:
+        if "lora_namespan_exclude" in said:
+            return names, _excluded(said["lora_namespan_exclude"])
+        return (names, Idle(why="off")) if names else None
 
     def true(name: str) -> bool:
         return name in said and is_true(said[name])
@@ -61,12 +66,18 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
     if "language" in chosen and len(set(names) & {"freeze_llm", "lora_enable"}) == 2:
         chosen = {"vision": "full", "merger": "full"} | chosen
     chosen = {tower: chosen[tower] for tower in _TOWERS if tower in chosen}
-    if not chosen:
-        return names, Idle(why="off")
+    flags = {tower: (mode,) for tower, mode in chosen.items()}
     note = ""
+    if blocks and true("lora_enable"):
+        note = "with lora_enable the chosen blocks are frozen again, there as here"
+    elif blocks:
+        # A tower that trains anyway trains all of its blocks.
+        flags |= {k: v for tower, one in blocks.items() if chosen.get(tower) != "full" for k, v in one.items()}
+    if not flags:
+        return names, Idle(why="off")
     if chosen.get("language") == "full" and "lora" in chosen.values():
         note = "LoRA on another tower needs --language lora or frozen"
-    return names, Becomes(flags={tower: (mode,) for tower, mode in chosen.items()}, note=note)
+    return names, Becomes(flags=flags, note=note)
 
 
 def defaults(
@@ -88,18 +99,27 @@ def _excluded(words: tuple[str, ...]) -> Outcome:
     return Cannot(why="LoRA is set for each tower: --vision, --merger and --language take full, lora or frozen")
 
 
-def _bits(words: tuple[str, ...]) -> Outcome:
-    return Idle(why="the base keeps its stored dtype") if words[:1] == ("16",) else QUANTISED(words)
+def _adapter(words: tuple[str, ...]) -> Outcome:
+    found = starting_adapter(words)
+    if isinstance(found, Becomes):
+        note = f"{found.note}; train_sft.py of Qwen2-VL-Finetune takes this flag, but does not read it"
+        return Becomes(flags=found.flags, note=note)
+    return found
 
 
 _RESIZED = cannot("a picture keeps its aspect ratio. Set its size with --image_min_pixels and --image_max_pixels")
 _FRAMES = cannot("a frame keeps its aspect ratio. Set its size with --video_min_pixels and --video_max_pixels")
-_TOP_K = off("single blocks cannot be trained alone. --language full or --vision full trains all of them")
+_QUANTISED = Quantised(
+    bits="bits",
+    kind="quant_type",
+    double="double_quant",
+    note=f"{KEPT}. With transformers 5 Qwen2-VL-Finetune also quantises the vision tower",
+)
 _LIGER = switch(true=flag("use_liger_kernel", "auto"), false=flag("use_liger_kernel", "false"))
 
 KIT = Kit(
     name="Qwen2-VL-Finetune",
-    together=(towers,),
+    together=(towers, _QUANTISED.together),
     defaults=defaults,
     batch=(8, 1),
     synonyms={
@@ -108,19 +128,19 @@ KIT = Kit(
         "freeze_multi_modal_projector": "freeze_merger",
         "freeze_language_model": "freeze_llm",
     },
-    marks=frozenset(_NAMES),
+    marks=frozenset((*_NAMES, *_TOP_K)) | _QUANTISED.names,
     rules={
         "use_liger": _LIGER,
         "use_liger_loss": _LIGER,
-        "lora_weight_path": off("vlft merge RUN OUT finds the adapter in the run folder"),
+        "lora_weight_path": _adapter,
         "num_lora_modules": by_word(
             {"-1": Idle(why="all linear layers of a tower")}, cannot("LoRA is set for each tower")
         ),
-        "lora_bias": UNSUPPORTED["lora_bias"],
-        "use_dora": off(f"DoRA is {NOT_SUPPORTED}. Plain LoRA is --language lora"),
-        "bits": _bits,
-        "double_quant": idle("it belongs to --bits 4"),
-        "quant_type": idle("it belongs to --bits 4"),
+        "lora_bias": by_word(
+            {"none": Idle(why="no biases are trained besides LoRA")},
+            cannot("biases are trained with --language full only"),
+        ),
+        "use_dora": DORA,
         "max_seq_length": renamed("max_length"),
         "model_max_length": renamed("max_length"),
         "projector_lr": renamed("merger_lr"),
@@ -137,8 +157,6 @@ KIT = Kit(
         "eval_image_folder": lambda words: (
             Idle(why="off") if is_false(words) else Cannot(why="--image_folder also applies to --eval_path")
         ),
-        "unfreeze_topk_llm": _TOP_K,
-        "unfreeze_topk_vision": _TOP_K,
         "head_lr": off("classification heads are not trained here"),
         "precompute_ref_log_probs": COMPUTED_ONCE,
         "vision_tower_lr": renamed("vision_lr"),

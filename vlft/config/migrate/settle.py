@@ -17,15 +17,12 @@ from vlft.config.kits import ANYWHERE, KITS
 from vlft.config.kits.outcome import HELD_OUT, Becomes, Cannot, Idle, Kit, held_out_shares
 from vlft.config.migrate.clips import as_limits_of_clips
 from vlft.config.migrate.documents import Run
+from vlft.config.migrate.effects import SIZES, Flags, adjusted, without_effect
 from vlft.config.names import mistyped
 from vlft.config.said import Said, as_written, placeholders, quoted
 from vlft.config.table import kinds
 from vlft.config.translate import OURS, Translation, kit_of, overridden, step_rows, translate
 from vlft.config.values import DEFAULTS, Values
-
-Flags = dict[str, tuple[str, ...]]
-_LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
-_SIZES = ("global_batch", "gradient_accumulation_steps", "per_device_train_batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +91,14 @@ def settle(run: Run, gpus: int | None) -> Settled:
     sure = run.kit is not None and run.kit is not OURS
     own_defaults = _defaults(run.kit, said, flags, processes) if sure and run.kit is not None else {}
     flags |= own_defaults
-    for name, why in _without_effect(flags):
+    for name, why in without_effect(flags):
         if name in own_defaults:
             del own_defaults[name]
         else:
             idle.append((as_written(name, flags[name]), why))
         del flags[name]
     notes = [*run.notes, *_clashes(told), *(as_limits_of_clips(flags) if kit is not None else [])]
+    notes += adjusted(flags)
     own_defaults = {name: flags[name] for name in own_defaults if name in flags}
     if run.refused:
         notes.insert(0, run.refused)
@@ -184,57 +182,13 @@ def _defaults(kit: Kit, said: Mapping[str, Said], flags: Flags, processes: int |
     found = {name: words for name, words in kit.defaults(given, flags).items() if name not in flags}
     if "adapter" in flags:
         found = {name: words for name, words in found.items() if name not in OF_ADAPTER}
-    if not any(name in flags for name in _SIZES):
+    if not any(name in flags for name in SIZES):
         found |= step_rows(str(kit.batch[0]), None, kit, processes).flags
     last = {name: words[-1] for name, words in (flags | found).items() if words}
     ours = dict(DEFAULTS) | preference.defaults(last) | variants.defaults(last)
     if "num_train_epochs" in ours and not {"num_train_epochs", "max_steps"} & set(flags | found):
         found["num_train_epochs"] = ("3",)  # that of TrainingArguments; ours depends on the method
     return {name: words for name, words in found.items() if name not in ours or str(ours[name]) != words[0]}
-
-
-def _without_effect(flags: Flags) -> Iterator[tuple[str, str]]:
-    """Yield (flag, why) for flags that the door would refuse, because they could not act."""
-
-    def word(name: str, default: str = "") -> str:
-        return flags[name][-1].lower() if flags.get(name) else default
-
-    modes = {tower: word(tower, str(DEFAULTS[tower])) for tower in ("vision", "merger", "language")}
-    for tower in ("vision", "merger"):
-        if f"{tower}_lr" in flags and modes[tower] == "frozen":
-            yield f"{tower}_lr", f"--{tower} is frozen"
-    if "lora" not in modes.values():
-        yield from ((name, "no tower is trained by LoRA") for name in _LORA if name in flags)
-    method = word("method", "sft")
-    yield from (
-        (name, f"it belongs to another method than {method}") for name in preference.unused(method) if name in flags
-    )
-    if method != "sft" and word("lora_dropout", "0").strip("0."):
-        yield "lora_dropout", "dropout is off in preference training, as in the other kits"
-    evaluates = "eval_path" in flags
-    if not evaluates and word("eval_strategy", "no") != "no":
-        yield "eval_strategy", "no evaluation rows are set: --eval_path FILE"
-    if not evaluates:
-        for name in ("load_best_model_at_end", "eval_on_start", "metric_for_best_model", "greater_is_better"):
-            if name in flags:
-                yield name, "it needs evaluation rows: --eval_path FILE"
-    if not evaluates and word("save_strategy") == "best":
-        yield "save_strategy", "it needs evaluation rows: --eval_path FILE"
-    if "optim_args" in flags and "optim" not in flags:
-        yield "optim_args", "it belongs to another optimizer"
-    if evaluates and word("eval_strategy", "no") == "no":
-        yield "eval_path", "--eval_strategy is no"
-    if "global_batch" in flags:
-        yield from ((name, "--global_batch sets the rows of a step") for name in _SIZES[1:] if name in flags)
-    if "logging_nan_inf_filter" in flags:
-        yield "logging_nan_inf_filter", "no loss is hidden"
-    if word("dataloader_num_workers") == "0" and "dataloader_prefetch_factor" in flags:
-        yield "dataloader_prefetch_factor", "there are no loader processes"
-    timeout = word("ddp_timeout")
-    if timeout.isdigit() and int(timeout) < DEFAULTS["stall_timeout"] + 300 and "stall_timeout" not in flags:
-        yield "ddp_timeout", "a process that stops is reported after --stall_timeout seconds"
-    if word("deepspeed") and "max_nonfinite_steps" in flags:
-        yield "max_nonfinite_steps", "DeepSpeed updates the weights before the gradient can be checked"
 
 
 def _complete_evaluation(flags: Flags) -> None:
