@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import shutil
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from adapters import LANGUAGE, logits, record_of, reloaded, save_adapter, weights
+from adapters import LANGUAGE, base_plus_adapter, logits, record_of, reloaded, save_adapter, weights
+from build import FAMILY
 
+import vlft.merge.quantised
+from vlft.chat import open_model, question
 from vlft.checkpoint import read_record, write_record
 from vlft.cli.main import main
+from vlft.config.flags import DataFlags, ModelFlags
 from vlft.demo.tiny import build_tiny
+from vlft.errors import CheckpointError, ConfigError
 from vlft.merge import merge
+from vlft.model.quantise import Quantisation
+from vlft.setup import open_base, start_of
 
 pytest.importorskip("bitsandbytes")
 
@@ -71,11 +79,208 @@ def _logits(model, processor) -> list[torch.Tensor]:
     return logits(model, processor)
 
 
+def share(wanted: list[torch.Tensor], found: list[torch.Tensor]) -> float:
+    """The largest difference, as a share of the range of the logits."""
+    pairs = zip(wanted, found, strict=True)
+    return max(((want - got).abs().max() / (want.max() - want.min())).item() for want, got in pairs)
+
+
+def linears(tensors: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in tensors if name.startswith("model.layers.") and name.endswith("proj.weight")}
+
+
+# ---- what is merged
+
+
 @pytest.mark.parametrize("kind", FORMATS)
-def test_probe(shelf, tmp_path, kind):
-    run = run_of(shelf, tmp_path / "run", kind)
+def test_merged_is_what_was_trained(shelf, tmp_path, kind):
+    """Against the layers that plain transformers makes of the base, and plain peft."""
+    base, run = base_of(shelf), run_of(shelf, tmp_path / "run", kind)
+    report = merge(run, tmp_path / "out")
+    wanted = as_trained(base, run, kind)
+    assert share(wanted, reloaded(tmp_path / "out")) <= (0.05 if kind == "int8" else 1e-4)
+    assert report.onto == "dequantised"
+    assert report.max_logit_diff < 1e-4
+    assert all(row.layers < 1e-5 < row.moved for row in report.rows)
+    before, after = weights(base), weights(tmp_path / "out")
+    assert {name: tensor.dtype for name, tensor in after.items()} == {n: t.dtype for n, t in before.items()}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == linears(before)
+    assert (tmp_path / "out" / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    if kind == "int8":  # its layers round their inputs when they answer
+        assert 1e-3 < report.quantisation_drift < 0.3
+        assert "round their inputs" in report.warnings[0]
+    else:
+        assert report.quantisation_drift == report.max_logit_diff
+        assert not report.warnings
+    merged = read_record(tmp_path / "out")
+    assert (merged.kind, merged.quantised) == ("full", None)
+    assert merged.training["merged_onto"] == "dequantised"
+    assert merged.training["trained_on"] == read_record(run).quantised
+
+
+def test_merged_is_what_peft_merges_into_a_dequantised_stock_model(shelf, tmp_path):
+    from peft import PeftModel
+
+    base, run = base_of(shelf), run_of(shelf, tmp_path / "run", "double")
+    merge(run, tmp_path / "out")
+    theirs = PeftModel.from_pretrained(stock_quantised(base, "double").dequantize(), run).merge_and_unload()
+    found = weights(tmp_path / "out")
+    for name, tensor in theirs.state_dict().items():
+        ours = found.get(FAMILY.published_name(name))
+        assert ours is None or (tensor.float() - ours).abs().max() <= 1e-5, name
+    assert linears(found) <= {FAMILY.published_name(name) for name in theirs.state_dict()}
+
+
+def test_layers_without_an_adapter_are_dequantised_too(shelf, tmp_path):
+    """LoRA on attention only: the MLPs were quantised in training as well."""
+    base, run = base_of(shelf), run_of(shelf, tmp_path / "run", "nf4", target_modules=FAMILY.attention_targets["language"])
+    report = merge(run, tmp_path / "out")
+    assert report.changed == 8
+    assert share(as_trained(base, run, "nf4"), reloaded(tmp_path / "out")) <= 1e-4
+    before, after = weights(base), weights(tmp_path / "out")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == linears(before)
+
+
+def test_a_bf16_base_stays_bf16(shelf, tmp_path):
+    base, run = base_of(shelf, "bfloat16"), run_of(shelf, tmp_path / "run", "nf4", dtype="bfloat16", strength=0.3)
+    report = merge(run, tmp_path / "out")
+    assert report.dtype == "bfloat16"
+    assert share(as_trained(base, run, "nf4"), reloaded(tmp_path / "out")) <= 0.02
+    assert main(["merge", str(run), str(tmp_path / "wide"), "--dtype", "fp32"]) == 0
+    assert share(as_trained(base, run, "nf4"), reloaded(tmp_path / "wide")) <= 1e-4
+
+
+def test_onto_the_original_base_tells_the_drift(shelf, tmp_path, capsys):
+    base, run = base_of(shelf), run_of(shelf, tmp_path / "run", "nf4")
+    assert main(["merge", str(run), str(tmp_path / "out"), "--onto", "original", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["onto"] == "original"
+    assert report["max_logit_diff"] < 1e-4 < 0.1 < report["quantisation_drift"]
+    for want, got in zip(base_plus_adapter(base, run), reloaded(tmp_path / "out"), strict=True):
+        assert (want - got).abs().max() <= 1e-4 * (want.max() - want.min())
+    assert share(as_trained(base, run, "nf4"), reloaded(tmp_path / "out")) > 0.05
+    assert main(["merge", str(run), str(tmp_path / "shown"), "--onto", "original"]) == 0
+    shown = capsys.readouterr().out
+    assert "onto     original: layers that training quantised keep the base's own values" in shown
+    drift = re.search(r"the adapter moves them by ([\d.]+); from the quantised base \+ adapter they differ by ([\d.]+)", shown)
+    assert float(drift[2]) > 0.1
+
+
+# ---- what answers
+
+
+def test_a_run_answers_as_the_merged_model(shelf, tmp_path):
+    run = run_of(shelf, tmp_path / "run", "nf4", strength=0.3)
     for onto in ("dequantised", "original"):
-        report = merge(run, tmp_path / onto, onto=onto)
-        print(kind, onto, report.max_logit_diff, report.quantisation_drift, report.rows, report.warnings)
-        for want, got in zip(as_trained(base_of(shelf), run, kind), reloaded(tmp_path / onto), strict=True):
-            print((want-got).abs().max(), want.max()-want.min())
+        merge(run, tmp_path / onto, onto=onto)
+    chats = [open_model(folder, device="cpu") for folder in (run, tmp_path / "dequantised", tmp_path / "original")]
+    assert len(stock_linear4bit(chats[0].speaker.model)) == LAYERS
+    assert "quantised to nf4 as in training" in chats[0].name
+    asked = [question(text, [], family=FAMILY) for text in ("hello", "what is this?", "name a colour", "1 2 3 4")]
+    mine, merged, original = ([chat.answer([one], max_new_tokens=12) for one in asked] for chat in chats)
+    assert mine == merged
+    assert mine != original
+
+
+def stock_linear4bit(model) -> list[str]:
+    from bitsandbytes.nn import Linear4bit
+
+    return [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+
+
+def test_without_bitsandbytes_the_package_is_named(shelf, tmp_path, monkeypatch, capsys):
+    run = run_of(shelf, tmp_path / "run", "nf4")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else real(name, *rest))
+    for argv in (["chat", str(run), "hello"], ["merge", str(run), str(tmp_path / "out")]):
+        assert main(argv) == 1
+        said = capsys.readouterr().err
+        assert "pip install bitsandbytes" in said
+        assert ("vlft merge" in said) == (argv[0] == "chat")
+        assert "Traceback" not in said
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "nf3"}, "vlft knows nf4, fp4, int8"),
+        ({"kind": "int8", "double": True}, "vlft knows nf4, fp4, int8"),
+        ({"modules": {"language": 13}}, "says that 13 linear layers of the language model were quantised"),
+        ({"kind": "fp4"}, None),
+    ],
+)
+def test_a_record_that_does_not_fit(shelf, tmp_path, change, message):
+    run = run_of(shelf, tmp_path / "run", "nf4")
+    record = read_record(run)
+    write_record(run, replace(record, quantised={**record.quantised, **change}))
+    if message is None:  # nothing in the folder contradicts it: fp4 is what the record says, and what is merged
+        assert merge(run, tmp_path / "out").quantisation_drift < 1e-4
+        return
+    with pytest.raises(CheckpointError, match=message):
+        merge(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_onto_needs_a_quantised_run(shelf, tmp_path, capsys):
+    run = run_of(shelf, tmp_path / "run", "nf4")
+    write_record(run, replace(read_record(run), quantised=None))
+    assert main(["merge", str(run), str(tmp_path / "out"), "--onto", "original"]) == 1
+    assert "--onto original has no effect" in capsys.readouterr().err
+    (run / "vlft.json").unlink()
+    assert main(["merge", str(run), str(tmp_path / "out"), "--onto", "dequantised"]) == 1
+    assert "as far as is known without vlft.json" in capsys.readouterr().err
+
+
+def test_another_base_is_refused(shelf, tmp_path):
+    run = run_of(shelf, tmp_path / "run", "nf4")
+    other = build_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        merge(run, tmp_path / "out", base_model=str(other))
+
+
+def test_a_merge_that_fails_leaves_nothing(shelf, tmp_path, monkeypatch):
+    run = run_of(shelf, tmp_path / "run", "nf4")
+    real = vlft.merge.quantised.dequantised
+    monkeypatch.setattr(vlft.merge.quantised, "dequantised", lambda weight, how: real(weight, how) * 1.01)
+    with pytest.raises(CheckpointError, match="layers of bitsandbytes and of their dequantised weights differ"):
+        merge(run, tmp_path / "out")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vlft.merge.quantised, "dequantised", killed)
+    with pytest.raises(KeyboardInterrupt):
+        merge(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+# ---- a run that starts from one
+
+
+def start_on(base: Path, adapter: Path, **flags):
+    model = ModelFlags(model_id=str(base), adapter=str(adapter), **flags)
+    start = start_of(model)
+    return open_base(DataFlags(data_path=["unused.json"]), model, given=frozenset(flags), start=start)
+
+
+def test_an_adapter_decides_how_its_base_is_quantised(shelf, tmp_path):
+    base, run = base_of(shelf), run_of(shelf, tmp_path / "run", "double")
+    assert start_on(base, run).quantisation == Quantisation(kind="nf4", double=True)
+    assert start_on(base, run, bits="4", quant_type="nf4").quantisation == Quantisation(kind="nf4", double=True)
+    for flags, both in (({"bits": "16"}, "--bits is 16, but .* has 4"),
+                        ({"quant_type": "fp4"}, "--quant_type is fp4, but .* has nf4"),
+                        ({"double_quant": False}, "--double_quant is False, but .* has True")):  # fmt: skip
+        with pytest.raises(ConfigError, match=both):
+            start_on(base, run, **flags)
+
+
+def test_an_adapter_of_an_unquantised_base_may_start_a_quantised_run(shelf, tmp_path):
+    base, run = base_of(shelf), run_of(shelf, tmp_path / "run", "nf4")
+    write_record(run, replace(read_record(run), quantised=None))
+    opened = start_on(base, run, bits="4", double_quant=False)
+    assert opened.quantisation == Quantisation(kind="nf4")
+    shown = opened.start.described(["bits"], quantisation=opened.quantisation)
+    assert "trained on a base that was not quantised, and this run quantises it to nf4" in shown

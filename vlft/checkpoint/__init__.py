@@ -18,7 +18,7 @@ from vlft.checkpoint.files import (
 from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_complete, resolve_model, snapshot_revision
 from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
 from vlft.checkpoint.plain import PlainProcessor, open_plain
-from vlft.checkpoint.quantised import quantisation_of, require_bitsandbytes
+from vlft.checkpoint.quantised import quantisation_of, quantisation_to_answer, require_bitsandbytes
 from vlft.checkpoint.record import RECORD, RunRecord, library_versions, read_record, write_record
 from vlft.checkpoint.rewrite import copy_configs, remark_on_carried, rewrite, write_trained
 from vlft.checkpoint.weights import (
@@ -58,6 +58,7 @@ __all__ = [
     "open_processor",
     "processor_files",
     "quantisation_of",
+    "quantisation_to_answer",
     "read_adapter",
     "read_json",
     "read_record",

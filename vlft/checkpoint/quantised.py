@@ -67,3 +67,23 @@ def require_bitsandbytes(where: str | Path, quantisation: Quantisation, *, other
             f"{where}: its base was quantised in training ({described(quantisation)}), which needs the package "
             f"{PACKAGE}, and it is not installed: pip install {PACKAGE}.{otherwise and ' '}{otherwise}"
         )
+
+
+def quantisation_to_answer(where: str | Path, record: RunRecord | None) -> Quantisation | None:
+    """The format in which a run's base has to be loaded so that it answers as trained; None: as its files are.
+
+    Args:
+        where: the folder that the user named.
+        record: of the run.
+
+    Raises:
+        CheckpointError: the format is unknown, or bitsandbytes is not installed.
+    """
+    quantisation = quantisation_of(where, record)
+    if quantisation is not None:
+        require_bitsandbytes(
+            where,
+            quantisation,
+            otherwise=f"A merged model needs none: vlft merge {where} OUT on a machine that has it, then use OUT.",
+        )
+    return quantisation

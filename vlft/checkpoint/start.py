@@ -22,6 +22,7 @@ from vlft.checkpoint.files import ADAPTER_CONFIG, module_name
 from vlft.checkpoint.folders import Located, find_adapter_or_model
 from vlft.checkpoint.lineage import check_lineage, refuse_other_family
 from vlft.checkpoint.plain_lora import check_plain, towers_of_adapter
+from vlft.checkpoint.quantised import quantisation_of, settings_of
 from vlft.checkpoint.record import RunRecord
 from vlft.checkpoint.weights import load_adapter_strict
 from vlft.config.checks import OF_ADAPTER
@@ -35,6 +36,8 @@ from vlft.model_files import contents_print, read_json, some_of, stored_slots
 if TYPE_CHECKING:
     import torch
 
+    from vlft.model.quantise import Quantisation
+
 #: Key of `RunRecord.training`: the adapter that the run started from, and the one that this was trained from.
 LINEAGE = "adapter"
 
@@ -45,7 +48,7 @@ class Start:
 
     Attributes:
         name: `--adapter`, as the user wrote it.
-        settings: flag of `OF_ADAPTER` -> the adapter's value.
+        settings: flag of `OF_ADAPTER` -> the adapter's value; also flags of quantised bases, if it was trained on one.
         found: the adapter's folder, with its record if vlft wrote it; None for a resumed run.
         adapter: names and shapes of its tensors; None for a resumed run.
         known: the entry of a resumed run's record; None for a new run.
@@ -93,16 +96,24 @@ class Start:
                     f"else, merge it first (vlft merge {self.name} OUT), then use --model_id OUT without --adapter."
                 )
 
-    def described(self, given: Collection[str] = ()) -> str:
+    def described(self, given: Collection[str] = (), *, quantisation: Quantisation | None = None) -> str:
         """What it is, and which flags it decides because the user did not set them.
 
         Args:
             given: names of the flags that the user set.
+            quantisation: of the run's base. An adapter of an unquantised base may train further on a quantised one,
+                which is said here.
         """
         shown = ", ".join(f"{flag.removeprefix('lora_')} {_plain(value)}" for flag, value in self.settings.items())
         taken = [f"--{flag}" for flag in self.settings if flag not in given]
         decided = f"; it decides {', '.join(taken)}" if taken else ""
-        return f"{self.name} (fingerprint {self.lineage['fingerprint']}): {shown}{decided}"
+        coarser = ""
+        if quantisation is not None and "bits" not in self.settings:
+            coarser = (
+                f"; it was trained on a base that was not quantised, and this run quantises it to {quantisation.kind}, "
+                "so the first loss differs from the adapter's last"
+            )
+        return f"{self.name} (fingerprint {self.lineage['fingerprint']}): {shown}{decided}{coarser}"
 
 
 def read_start(path: str, base_id: str, base: Path, family: Family) -> Start:
@@ -152,6 +163,7 @@ def recorded_start(path: str, record: RunRecord) -> Start | None:
         return None
     lora = record.lora or {}
     settings = {**record.towers, **{flag: lora.get(flag.removeprefix("lora_")) for flag in OF_ADAPTER[len(TOWERS) :]}}
+    settings |= _quantised(path, record)
     return Start(name=path, settings=settings, known=known)
 
 
@@ -229,7 +241,15 @@ def _settings(path: str, found: Located, adapter: Adapter, base: Path, family: F
     _check_matrices(path, adapter, rank, slots)
     _check_copies(path, adapter, modes, slots, family)
     target = _target(path, adapter, modes, base, family)
-    return {**modes, "lora_rank": rank, "lora_alpha": adapter.settings["lora_alpha"], "lora_target": target}
+    alpha = adapter.settings["lora_alpha"]
+    quantised = _quantised(path, found.record)
+    return {**modes, "lora_rank": rank, "lora_alpha": alpha, "lora_target": target, **quantised}
+
+
+def _quantised(path: str, record: RunRecord | None) -> dict[str, Any]:
+    """The flags that quantise a base as that of an adapter was; {} if it was not, or nothing says so."""
+    quantisation = quantisation_of(path, record)
+    return {} if quantisation is None else settings_of(quantisation)
 
 
 def _instead(path: str) -> str:

@@ -30,14 +30,13 @@ from vlft.errors import CheckpointError
 from vlft.families.stored import parameter_of
 from vlft.files import open_to_others, put_in_place, workshop
 from vlft.merge.match import MergePlan, plan_merge
-from vlft.merge.quantised import Onto, quantised_base
+from vlft.merge.quantised import Onto, QuantisedBase, quantised_base
 from vlft.model.load import check_fit
 
 if TYPE_CHECKING:
     import torch
 
     from vlft.merge.verify import RowCheck
-    from vlft.model.quantise import Quantisation
 
 __all__ = ["ONTO", "MergeReport", "merge", "towers_of_adapter"]
 
@@ -165,7 +164,7 @@ def merge(
         )
         warnings = _judge(run, rows, rounded_to, dtype_chosen=dtype != "keep")
         if trained is not None and onto == "dequantised":
-            warnings = (*warnings, *_judge_layers(run, rows, trained.quantisation))
+            warnings = (*warnings, *_judge_layers(run, rows, trained))
         if found.record is not None:
             merged_from: dict[str, Any] = {
                 "merged_from": str(run),
@@ -253,11 +252,8 @@ def _judge(
     return tuple(warnings)
 
 
-def _judge_layers(run: str | Path, rows: list[RowCheck], quantisation: Quantisation) -> tuple[str, ...]:
-    """Refuse a merge if the dequantised weights are not those of bitsandbytes' layers, by the answers of both.
-
-    Layers of 4 bits multiply by their dequantised weights. Outside of training, those of int8 also round their inputs
-    to 8 bits, so that no merged model answers exactly as they do.
+def _judge_layers(run: str | Path, rows: list[RowCheck], trained: QuantisedBase) -> tuple[str, ...]:
+    """Refuse a merge if the layers of bitsandbytes do not multiply by the weights that were merged.
 
     Returns:
         Remarks for the user.
@@ -265,23 +261,22 @@ def _judge_layers(run: str | Path, rows: list[RowCheck], quantisation: Quantisat
     Raises:
         CheckpointError: a row disagrees.
     """
-    from vlft.merge.verify import EXACT_SHARE, INT8_SHARE
+    from vlft.merge.verify import EXACT_SHARE
 
-    share = INT8_SHARE if quantisation.bits == 8 else EXACT_SHARE
     for row in rows:
-        if row.layers is not None and row.layers > share * row.range:
+        if not row.same_weights:
             raise CheckpointError(
-                f"{run}: not merged: on a {row.row} row, logits of the {quantisation.kind} layers of bitsandbytes and "
-                f"of their dequantised weights differ by up to {row.layers:.3g}, and {share:g} of their span "
-                f"({row.range:.3g}) is allowed. bitsandbytes is damaged or of another version than in training, or "
-                "vlft is wrong: report it."
+                f"{run}: not merged: on a {row.row} row, logits of the {trained.quantisation.kind} layers of "
+                f"bitsandbytes and of their dequantised weights differ by up to {row.layers:.3g}; {EXACT_SHARE:g} of "
+                f"their span ({row.range:.3g}) is allowed. bitsandbytes is damaged, or vlft is wrong: report it."
             )
-    if quantisation.bits == 4:
+    if not trained.rounds_inputs:
         return ()
-    most = max(rows, key=lambda row: row.layers or 0)
+    most = max(rows, key=lambda row: row.drift or 0)
     return (
-        f"int8 layers also round their inputs to 8 bits when they answer, which moves logits by up to {most.layers:.3g} "
-        f"(they span {most.range:.3g}, and {share:g} of that is allowed). The merged model does not round inputs.",
+        f"int8 layers also round their inputs to 8 bits when they answer, and a merged model does not. That moves "
+        f"logits by up to {most.drift:.3g} (they span {most.range:.3g}), which is not judged: the merged weights are "
+        f"compared with those of the layers, within {EXACT_SHARE:g} of the span.",
     )
 
 

@@ -57,6 +57,17 @@ class QuantisedBase:
         for name, parameter in model.named_parameters():
             parameter.data = self.weight(name, parameter.data)
 
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether its layers also round their inputs when they answer, so that no other weights answer exactly alike."""
+        return self.quantisation.kind == "int8"
+
+    def layers(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+        """The layers of bitsandbytes in a model that `load` made, or in one wrapped around it."""
+        from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+        return [module for module in model.modules() if isinstance(module, Linear4bit | Linear8bitLt)]
+
     def load(self) -> Any:
         """The base with the layers of bitsandbytes, computing in float32 on the CPU, in evaluation mode."""
         import torch

@@ -253,7 +253,7 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
         order=order,
         steps=steps,
         epochs=steps / order.steps if args.max_steps > 0 else args.num_train_epochs,
-        start=None if base.start is None else base.start.described(parsed.given),
+        start=None if base.start is None else base.start.described(parsed.given, quantisation=base.quantisation),
         lineage=None if base.start is None else base.start.lineage,
         remarks=(
             *([base.start.origin] if base.start else []),
