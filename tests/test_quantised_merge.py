@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,20 +13,25 @@ import pytest
 import torch
 from adapters import LANGUAGE, base_plus_adapter, logits, record_of, reloaded, save_adapter, weights
 from build import FAMILY
+from safetensors.torch import save_file
 
 import vlft.merge.quantised
 from vlft.chat import open_model, question
-from vlft.checkpoint import read_record, write_record
+from vlft.checkpoint import base_fingerprint, read_record, write_record
+from vlft.checkpoint.quantised import PACKAGE
+from vlft.checkpoint.quantised_files import QuantisedFiles
 from vlft.cli.main import main
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.demo.tiny import build_tiny
 from vlft.errors import CheckpointError, ConfigError
 from vlft.merge import merge
+from vlft.merge.named_base import compare_bases
 from vlft.model.quantise import Quantisation
 from vlft.setup import open_base, start_of
 
 pytest.importorskip("bitsandbytes")
 
+DOWN = "model.layers.0.mlp.down_proj.weight"
 LAYERS = 14  # linear layers of the tiny language model
 FORMATS = {"nf4": ("nf4", False), "double": ("nf4", True), "fp4": ("fp4", False), "int8": ("int8", False)}
 
@@ -57,7 +63,8 @@ def stock_quantised(base: Path, kind: str):
     name, double = FORMATS[kind]
     skip = {"llm_int8_skip_modules": ["model.visual", "lm_head"]}
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": name, "bnb_4bit_use_double_quant": double}
-    config = BitsAndBytesConfig(**skip, **({"load_in_8bit": True, "llm_int8_threshold": 0.0} if name == "int8" else four))
+    eight = {"load_in_8bit": True, "llm_int8_threshold": 0.0}
+    config = BitsAndBytesConfig(**skip, **(eight if name == "int8" else four))
     model = Qwen2VLForConditionalGeneration.from_pretrained(
         base, dtype=torch.float32, quantization_config=config, device_map="cpu"
     )
@@ -133,7 +140,10 @@ def test_merged_is_what_peft_merges_into_a_dequantised_stock_model(shelf, tmp_pa
 
 def test_layers_without_an_adapter_are_dequantised_too(shelf, tmp_path):
     """LoRA on attention only: the MLPs were quantised in training as well."""
-    base, run = base_of(shelf), run_of(shelf, tmp_path / "run", "nf4", target_modules=FAMILY.attention_targets["language"])
+    base, run = (
+        base_of(shelf),
+        run_of(shelf, tmp_path / "run", "nf4", target_modules=FAMILY.attention_targets["language"]),
+    )
     report = merge(run, tmp_path / "out")
     assert report.changed == 8
     assert share(as_trained(base, run, "nf4"), reloaded(tmp_path / "out")) <= 1e-4
@@ -152,18 +162,80 @@ def test_a_bf16_base_stays_bf16(shelf, tmp_path):
 
 def test_onto_the_original_base_tells_the_drift(shelf, tmp_path, capsys):
     base, run = base_of(shelf), run_of(shelf, tmp_path / "run", "nf4")
-    assert main(["merge", str(run), str(tmp_path / "out"), "--onto", "original", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["onto"] == "original"
-    assert report["max_logit_diff"] < 1e-4 < 0.1 < report["quantisation_drift"]
+    assert main(["merge", str(run), str(tmp_path / "out"), "--onto", "original"]) == 0
     for want, got in zip(base_plus_adapter(base, run), reloaded(tmp_path / "out"), strict=True):
         assert (want - got).abs().max() <= 1e-4 * (want.max() - want.min())
     assert share(as_trained(base, run, "nf4"), reloaded(tmp_path / "out")) > 0.05
-    assert main(["merge", str(run), str(tmp_path / "shown"), "--onto", "original"]) == 0
     shown = capsys.readouterr().out
-    assert "onto     original: layers that training quantised keep the base's own values" in shown
-    drift = re.search(r"the adapter moves them by ([\d.]+); from the quantised base \+ adapter they differ by ([\d.]+)", shown)
-    assert float(drift[2]) > 0.1
+    assert "onto     original: layers that were quantised in training have the base's own values" in shown
+    moved = r"the adapter moves them by [\d.]+; from the quantised base \+ adapter they differ by ([\d.]+)"
+    assert float(re.search(moved, shown)[1]) > 0.1
+
+
+# ---- bases whose files are quantised
+
+
+@pytest.fixture(scope="module")
+def stored(shelf) -> Path:
+    """The base as unsloth publishes it: quantised by transformers, with its processor."""
+    folder = shelf / "tiny-bnb-4bit"
+    stock_quantised(base_of(shelf), "double").save_pretrained(folder)
+    for file in base_of(shelf).iterdir():
+        if not (folder / file.name).exists():
+            shutil.copy(file, folder)
+    return folder
+
+
+def run_on(stored: Path, run: Path) -> Path:
+    """Make a run of `run_of` one that was trained on the quantised files of its base."""
+    record = read_record(run)
+    write_record(run, replace(record, base_model=str(stored), base_fingerprint=base_fingerprint(stored)))
+    return run
+
+
+def test_a_base_that_is_stored_quantised_is_merged_into_the_one_that_is_named(shelf, stored, tmp_path, capsys):
+    base, run = base_of(shelf), run_on(stored, run_of(shelf, tmp_path / "run", "double"))
+    assert main(["merge", str(run), str(tmp_path / "out")]) == 1
+    assert f"Name the unquantised model, probably {shelf}/tiny, as --base_model" in capsys.readouterr().err
+    report = merge(run, tmp_path / "out", base_model=str(base))
+    assert share(as_trained(base, run, "double"), reloaded(tmp_path / "out")) <= 1e-4
+    assert (tmp_path / "out" / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    assert weights(tmp_path / "out").keys() == weights(base).keys()
+    assert (report.onto, report.base_model) == ("dequantised", str(base))
+    assert report.quantisation_drift < 1e-4
+    assert "unquantised tensors differ by at most 0" in report.lineage
+    asked = question("hello", [], family=FAMILY)
+    said = [open_model(folder, device="cpu").answer([asked], max_new_tokens=6) for folder in (run, tmp_path / "out")]
+    assert said[0] == said[1]
+
+
+def test_another_named_base_is_refused(shelf, stored, tmp_path):
+    run = run_on(stored, run_of(shelf, tmp_path / "run", "double"))
+    for change, message in (
+        (lambda w: w.update({"model.norm.weight": w["model.norm.weight"] * 1.1}), "model.norm.weight, which is not"),
+        (lambda w: w.update({DOWN: -w[DOWN]}), f"quantised again, .*% of {DOWN}"),
+        (lambda w: w.update({"model.extra.weight": w[DOWN]}), "have another shape, e.g. model.extra.weight missing"),
+    ):
+        named = Path(shutil.copytree(base_of(shelf), tmp_path / "named", dirs_exist_ok=True))
+        tensors = weights(base_of(shelf))
+        change(tensors)
+        files = QuantisedFiles.of(stored, FAMILY)
+        save_file(tensors, named / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=message):
+            compare_bases(run, files, str(named), named, FAMILY)
+
+
+def test_an_adapter_of_plain_peft_on_such_a_base(shelf, stored, tmp_path, capsys):
+    """What unsloth's users have: no vlft.json, and adapter_config.json names the quantised files."""
+    run = run_of(shelf, tmp_path / "run", "double")
+    (run / "vlft.json").unlink()
+    settings = json.loads((run / "adapter_config.json").read_text())
+    (run / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(stored)}))
+    argv = ["merge", str(run), str(tmp_path / "out"), "--base_model", str(base_of(shelf)), "--onto", "original"]
+    assert main([*argv, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["onto"] == "original"
+    assert report["max_logit_diff"] < 1e-4 < 0.1 < report["quantisation_drift"]
 
 
 # ---- what answers
@@ -171,15 +243,13 @@ def test_onto_the_original_base_tells_the_drift(shelf, tmp_path, capsys):
 
 def test_a_run_answers_as_the_merged_model(shelf, tmp_path):
     run = run_of(shelf, tmp_path / "run", "nf4", strength=0.3)
-    for onto in ("dequantised", "original"):
-        merge(run, tmp_path / onto, onto=onto)
-    chats = [open_model(folder, device="cpu") for folder in (run, tmp_path / "dequantised", tmp_path / "original")]
+    merge(run, tmp_path / "out")
+    chats = [open_model(folder, device="cpu") for folder in (run, tmp_path / "out")]
     assert len(stock_linear4bit(chats[0].speaker.model)) == LAYERS
     assert "quantised to nf4 as in training" in chats[0].name
-    asked = [question(text, [], family=FAMILY) for text in ("hello", "what is this?", "name a colour", "1 2 3 4")]
-    mine, merged, original = ([chat.answer([one], max_new_tokens=12) for one in asked] for chat in chats)
+    asked = [question(text, [], family=FAMILY) for text in ("hello", "1 2 3 4")]
+    mine, merged = ([chat.answer([one], max_new_tokens=6) for one in asked] for chat in chats)
     assert mine == merged
-    assert mine != original
 
 
 def stock_linear4bit(model) -> list[str]:
@@ -191,7 +261,7 @@ def stock_linear4bit(model) -> list[str]:
 def test_without_bitsandbytes_the_package_is_named(shelf, tmp_path, monkeypatch, capsys):
     run = run_of(shelf, tmp_path / "run", "nf4")
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else real(name, *rest))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == PACKAGE else real(name, *rest))
     for argv in (["chat", str(run), "hello"], ["merge", str(run), str(tmp_path / "out")]):
         assert main(argv) == 1
         said = capsys.readouterr().err

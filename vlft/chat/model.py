@@ -190,7 +190,7 @@ def open_model(
     else:
         name, folder = str(path), resolve_complete(path, base_model)
     record = found.record if found else None
-    quantisation = quantisation_to_answer(path, record)
+    quantisation = quantisation_to_answer(path, record, folder)
     if quantisation is not None:
         name += f", quantised to {quantisation.kind} as in training"
     config, family = load_config(folder)

@@ -3,8 +3,8 @@
 `record` reads and writes vlft.json. `files` holds file names and maps tensor names, `adapter` reads adapter folders.
 `folders` finds models, runs and adapters, and `door` refuses bases that cannot be used. `lineage` finds the base of an
 adapter. `plain` opens a base without transformers. `weights` computes fingerprints and loads strictly, and `rewrite`
-writes a model with some tensors changed. `quantised` reads how a run's base was quantised. Nothing here trains or merges. torch, peft and the hub client are imported
-where used.
+writes a model with some tensors changed. `quantised` reads how a run's base was quantised, and `quantised_files` reads
+models that are stored so. Nothing here trains or merges. torch, peft and the hub client are imported where used.
 """
 
 from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter

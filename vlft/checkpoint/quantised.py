@@ -9,6 +9,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from vlft.checkpoint.files import family_of
+from vlft.checkpoint.quantised_files import QuantisedFiles, is_stored_quantised
 from vlft.checkpoint.record import RECORD, RunRecord
 from vlft.errors import CheckpointError
 from vlft.model.quantise import Quantisation
@@ -64,22 +66,26 @@ def require_bitsandbytes(where: str | Path, quantisation: Quantisation, *, other
     """
     if importlib.util.find_spec(PACKAGE) is None:
         raise CheckpointError(
-            f"{where}: its base was quantised in training ({described(quantisation)}), which needs the package "
-            f"{PACKAGE}, and it is not installed: pip install {PACKAGE}.{otherwise and ' '}{otherwise}"
+            f"{where}: its base is quantised ({described(quantisation)}), which needs the package {PACKAGE}, and that "
+            f"is not installed: pip install {PACKAGE}.{otherwise and ' '}{otherwise}"
         )
 
 
-def quantisation_to_answer(where: str | Path, record: RunRecord | None) -> Quantisation | None:
-    """The format in which a run's base has to be loaded so that it answers as trained; None: as its files are.
+def quantisation_to_answer(where: str | Path, record: RunRecord | None, folder: Path) -> Quantisation | None:
+    """The format in which a model has to be loaded so that it answers as trained; None: it is not quantised.
 
     Args:
-        where: the folder that the user named.
+        where: the folder or hub id that the user named.
         record: of the run.
+        folder: of the model, or of the base of the adapter.
 
     Raises:
         CheckpointError: the format is unknown, or bitsandbytes is not installed.
     """
     quantisation = quantisation_of(where, record)
+    if quantisation is None and is_stored_quantised(folder):
+        kinds = QuantisedFiles.of(folder, family_of(folder)).kinds
+        quantisation = Quantisation(kind="nf4" if "nf4" in kinds else "fp4")
     if quantisation is not None:
         require_bitsandbytes(
             where,

@@ -83,8 +83,8 @@ def check_model(path: str, base_model: str | None) -> None:
         ConfigError: `base_model` is set for a model that needs none.
     """
     found = find_adapter_or_model(path) if Path(path).expanduser().is_dir() else None
-    quantisation_to_answer(path, None if found is None else found.record)
     if found is not None and found.kind == "adapter":
-        find_base(path, found, base_model)
+        _, folder = find_base(path, found, base_model)
     else:
-        resolve_complete(path, base_model)
+        folder = resolve_complete(path, base_model)
+    quantisation_to_answer(path, None if found is None else found.record, folder)

@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlft.checkpoint import (
     Located,
-    check_lineage,
-    family_of,
     find_adapter_or_model,
-    find_base,
     open_processor,
     read_adapter,
     remark_on_carried,
@@ -30,7 +27,7 @@ from vlft.errors import CheckpointError
 from vlft.families.stored import parameter_of
 from vlft.files import open_to_others, put_in_place, workshop
 from vlft.merge.match import MergePlan, plan_merge
-from vlft.merge.quantised import Onto, QuantisedBase, quantised_base
+from vlft.merge.quantised import Onto, QuantisedBase, find_bases, quantised_base
 from vlft.model.load import check_fit
 
 if TYPE_CHECKING:
@@ -48,10 +45,10 @@ _UNTIED = (
 )
 #: `--onto` -> what the linear layers of the language model hold, of a run that quantised them.
 ONTO = {
-    "dequantised": "layers that training quantised get the values it computed with, so that the result answers as trained. "
-    "--onto original keeps the base's own",
-    "original": "layers that training quantised keep the base's own values, which the adapter was not trained with. "
-    "Without --onto original the result answers as trained",
+    "dequantised": "layers that were quantised in training have the values it computed with, so that the result "
+    "answers as trained; --onto original keeps the base's own",
+    "original": "layers that were quantised in training have the base's own values, with which the adapter was not "
+    "trained; without --onto original the result answers as trained",
 }
 _WORDS = {name: word for word, name in _TORCH_NAMES.items()}
 
@@ -126,9 +123,9 @@ def merge(
     target = Path(out).expanduser().resolve()  # a link to an empty folder cannot be renamed onto
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{out}: already exists and is not empty. Use a new or empty folder, or remove it.")
-    base_id, base = find_base(run, found, base_model)
-    family = family_of(base)
-    trained = quantised_base(run, found, base, family, onto)
+    bases = find_bases(run, found, base_model)
+    base_id, base, family = bases.name, bases.folder, bases.family
+    trained = quantised_base(run, found, bases, onto)
     onto = None if trained is None else onto or "dequantised"
     # Imported after the folders were checked, because torch takes seconds.
     import torch
@@ -138,7 +135,7 @@ def merge(
 
     open_processor(base, found.folder)  # fails here, before the long writing, instead of when the merged model is used
     check_fit(base, family)
-    lineage = check_lineage(run, found, base_id, base)
+    lineage = bases.prove(run, found)
     adapter = read_adapter(found.folder, base, family)
     plan = plan_merge(adapter, base, family)
     towers = _check_towers(run, found, plan)

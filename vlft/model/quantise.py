@@ -94,8 +94,18 @@ def dequantised(weight: torch.Tensor, quantisation: Quantisation, dtype: torch.d
 
 
 def load_quantised(folder: Any, family: Family, quantisation: Quantisation, dtype: torch.dtype) -> Any:
+    import json
+
+    import transformers
+
     from vlft.model.load import load_base
 
+    if "quantization_config" in json.loads((folder / "config.json").read_text()):
+        model = getattr(transformers, family.model_class).from_pretrained(folder, dtype=dtype)
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        return model
     model = load_base(folder, family, dtype=dtype)
     quantise(model, family, quantisation, computing=dtype)
     return model
