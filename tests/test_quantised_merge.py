@@ -13,6 +13,7 @@ import pytest
 import torch
 from adapters import LANGUAGE, base_plus_adapter, logits, record_of, reloaded, save_adapter, weights
 from build import FAMILY
+from peft import PeftModel
 from safetensors.torch import save_file
 
 import vlft.merge.quantised
@@ -74,7 +75,6 @@ def stock_quantised(base: Path, kind: str):
 
 
 def as_trained(base: Path, run: Path, kind: str) -> list[torch.Tensor]:
-    from peft import PeftModel
     from transformers import AutoProcessor
 
     model = PeftModel.from_pretrained(stock_quantised(base, kind), run)
@@ -101,12 +101,16 @@ def linears(tensors: dict[str, torch.Tensor]) -> set[str]:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_merged_is_what_was_trained(shelf, tmp_path, kind):
-    """Against the layers that plain transformers makes of the base, and plain peft."""
-    base, run = base_of(shelf), run_of(shelf, tmp_path / "run", kind)
+    """Against the layers that plain transformers makes of the base, and plain peft.
+
+    With fp4, LoRA is on attention only: the MLPs were quantised in training as well.
+    """
+    target = FAMILY.attention_targets["language"] if kind == "fp4" else LANGUAGE
+    base, run = base_of(shelf), run_of(shelf, tmp_path / "run", kind, target_modules=target)
     report = merge(run, tmp_path / "out")
-    wanted = as_trained(base, run, kind)
-    assert share(wanted, reloaded(tmp_path / "out")) <= (0.05 if kind == "int8" else 1e-4)
+    assert share(as_trained(base, run, kind), reloaded(tmp_path / "out")) <= (0.05 if kind == "int8" else 1e-4)
     assert report.onto == "dequantised"
+    assert report.changed == (8 if kind == "fp4" else LAYERS)
     assert report.max_logit_diff < 1e-4
     assert all(row.layers < 1e-5 < row.moved for row in report.rows)
     before, after = weights(base), weights(tmp_path / "out")
@@ -123,32 +127,10 @@ def test_merged_is_what_was_trained(shelf, tmp_path, kind):
     assert (merged.kind, merged.quantised) == ("full", None)
     assert merged.training["merged_onto"] == "dequantised"
     assert merged.training["trained_on"] == read_record(run).quantised
-
-
-def test_merged_is_what_peft_merges_into_a_dequantised_stock_model(shelf, tmp_path):
-    from peft import PeftModel
-
-    base, run = base_of(shelf), run_of(shelf, tmp_path / "run", "double")
-    merge(run, tmp_path / "out")
-    theirs = PeftModel.from_pretrained(stock_quantised(base, "double").dequantize(), run).merge_and_unload()
-    found = weights(tmp_path / "out")
-    for name, tensor in theirs.state_dict().items():
-        ours = found.get(FAMILY.published_name(name))
-        assert ours is None or (tensor.float() - ours).abs().max() <= 1e-5, name
-    assert linears(found) <= {FAMILY.published_name(name) for name in theirs.state_dict()}
-
-
-def test_layers_without_an_adapter_are_dequantised_too(shelf, tmp_path):
-    """LoRA on attention only: the MLPs were quantised in training as well."""
-    base, run = (
-        base_of(shelf),
-        run_of(shelf, tmp_path / "run", "nf4", target_modules=FAMILY.attention_targets["language"]),
-    )
-    report = merge(run, tmp_path / "out")
-    assert report.changed == 8
-    assert share(as_trained(base, run, "nf4"), reloaded(tmp_path / "out")) <= 1e-4
-    before, after = weights(base), weights(tmp_path / "out")
-    assert {name for name in before if not torch.equal(before[name], after[name])} == linears(before)
+    if kind == "double":
+        theirs = PeftModel.from_pretrained(stock_quantised(base, kind).dequantize(), run).merge_and_unload()
+        published = {FAMILY.published_name(name): tensor for name, tensor in theirs.state_dict().items()}
+        assert all((published[name].float() - after[name]).abs().max() <= 1e-5 for name in after)
 
 
 def test_a_bf16_base_stays_bf16(shelf, tmp_path):
@@ -156,8 +138,6 @@ def test_a_bf16_base_stays_bf16(shelf, tmp_path):
     report = merge(run, tmp_path / "out")
     assert report.dtype == "bfloat16"
     assert share(as_trained(base, run, "nf4"), reloaded(tmp_path / "out")) <= 0.02
-    assert main(["merge", str(run), str(tmp_path / "wide"), "--dtype", "fp32"]) == 0
-    assert share(as_trained(base, run, "nf4"), reloaded(tmp_path / "wide")) <= 1e-4
 
 
 def test_onto_the_original_base_tells_the_drift(shelf, tmp_path, capsys):
@@ -214,7 +194,10 @@ def test_another_named_base_is_refused(shelf, stored, tmp_path):
     for change, message in (
         (lambda w: w.update({"model.norm.weight": w["model.norm.weight"] * 1.1}), "model.norm.weight, which is not"),
         (lambda w: w.update({DOWN: -w[DOWN]}), f"quantised again, .*% of {DOWN}"),
-        (lambda w: w.update({"model.extra.weight": w[DOWN]}), "have another shape, e.g. model.extra.weight missing"),
+        (
+            lambda w: w.update({"model.extra.weight": w[DOWN] + 0}),
+            "have another shape, e.g. model.extra.weight missing",
+        ),
     ):
         named = Path(shutil.copytree(base_of(shelf), tmp_path / "named", dirs_exist_ok=True))
         tensors = weights(base_of(shelf))
@@ -279,16 +262,12 @@ def test_without_bitsandbytes_the_package_is_named(shelf, tmp_path, monkeypatch,
         ({"kind": "nf3"}, "vlft knows nf4, fp4, int8"),
         ({"kind": "int8", "double": True}, "vlft knows nf4, fp4, int8"),
         ({"modules": {"language": 13}}, "says that 13 linear layers of the language model were quantised"),
-        ({"kind": "fp4"}, None),
     ],
 )
 def test_a_record_that_does_not_fit(shelf, tmp_path, change, message):
     run = run_of(shelf, tmp_path / "run", "nf4")
     record = read_record(run)
     write_record(run, replace(record, quantised={**record.quantised, **change}))
-    if message is None:  # nothing in the folder contradicts it: fp4 is what the record says, and what is merged
-        assert merge(run, tmp_path / "out").quantisation_drift < 1e-4
-        return
     with pytest.raises(CheckpointError, match=message):
         merge(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()

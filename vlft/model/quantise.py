@@ -40,6 +40,7 @@ class Quantisation:
 
 
 def quantise(model: Any, family: Family, quantisation: Quantisation, *, computing: torch.dtype) -> dict[str, int]:
+    """Replace each linear layer of the language model by bitsandbytes' own, in place. Returns tower -> count."""
     import re
 
     import torch
@@ -80,6 +81,7 @@ def quantise(model: Any, family: Family, quantisation: Quantisation, *, computin
 
 
 def dequantised(weight: torch.Tensor, quantisation: Quantisation, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """What a quantised layer multiplies by instead of `weight`, in float32 by default. Computed on the CPU."""
     import torch
     from bitsandbytes import functional
 
@@ -94,6 +96,7 @@ def dequantised(weight: torch.Tensor, quantisation: Quantisation, dtype: torch.d
 
 
 def load_quantised(folder: Any, family: Family, quantisation: Quantisation, dtype: torch.dtype) -> Any:
+    """Load a base, quantise its language model, and return it; or load a base whose files are quantised."""
     import json
 
     import transformers
