@@ -32,7 +32,8 @@ def quantisation_of(where: str | Path, record: RunRecord | None) -> Quantisation
     if record is None or record.quantised is None:
         return None
     settings = record.quantised
-    kind, double = settings.get("kind"), settings.get("double", False)
+    kind: Any = settings.get("kind")
+    double = settings.get("double", False)
     if kind not in KINDS or not isinstance(double, bool) or (double and kind == "int8"):
         raise CheckpointError(
             f"{where}: its {RECORD} says that the base was quantised as {settings!r}; vlft knows {', '.join(KINDS)}, "

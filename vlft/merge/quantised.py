@@ -90,7 +90,8 @@ class QuantisedBase:
         import torch
 
         model = load_quantised(self.folder, self.family, self.quantisation, torch.float32).eval()
-        for layer in self.layers(model):
+        layers: list[Any] = self.layers(model)
+        for layer in layers:
             if hasattr(layer, "compute_dtype"):  # files that are quantised name their own
                 layer.compute_dtype = torch.float32
         return model

@@ -134,7 +134,8 @@ def verify(
         CheckpointError: a model, the adapter or the processor does not load completely.
     """
     rows = _rows(merged, family)
-    answered, training = {}, {}
+    answered: dict[str, torch.Tensor] = {}
+    training: dict[str, torch.Tensor] = {}
     if trained is not None:
         answered, training = _quantised_TV(trained, adapter, rows, untied=untied, progress=progress)
     progress("verify: base and base + adapter in float32")
