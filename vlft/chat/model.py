@@ -20,6 +20,7 @@ from vlft.checkpoint import (
     find_adapter_or_model,
     find_base,
     open_processor,
+    quantisation_to_answer,
     read_adapter,
     resolve_complete,
 )
@@ -34,6 +35,7 @@ from vlft.errors import ConfigError, DataError
 from vlft.families import Family, Sizes
 from vlft.model.generate import Sampling, Speaker
 from vlft.model.load import load_base, load_config
+from vlft.model.quantise import Quantisation, load_quantised
 
 MAX_NEW_TOKENS = 512
 
@@ -172,7 +174,8 @@ def open_model(
             decides.
 
     Raises:
-        CheckpointError: nothing is found, it is incomplete or not a Qwen-VL, or the adapter belongs to another base.
+        CheckpointError: nothing is found, it is incomplete or not a Qwen-VL, the adapter belongs to another base, or
+            its base was quantised and bitsandbytes is not installed.
         ConfigError: `base_model` is set for a model that needs none, its chat template takes no `thinking`, or there is
             not enough memory.
     """
@@ -186,21 +189,25 @@ def open_model(
         name = f"{path} (adapter on {base_id})"
     else:
         name, folder = str(path), resolve_complete(path, base_model)
+    record = found.record if found else None
+    quantisation = quantisation_to_answer(path, record, folder)
+    if quantisation is not None:
+        name += f", quantised to {quantisation.kind} as in training"
     config, family = load_config(folder)
     adapter = read_adapter(found.folder, folder, family) if found is not None and found.kind == "adapter" else None
     processor = open_processor(folder, adapter.folder if adapter else None)
-    record = found.record if found else None
     sizes = family.sizes(config)
     recipe = _recipe(record, processor, family, sizes, thinking=thinking)
     notes = adapter.notes if adapter is not None else ()
     if record is not None and thinking == "auto" and ENABLE in recipe.switches and recipe.thinking == "auto":
         notes = (*notes, "it was trained with and without thoughts, and its chat template decides; --thinking chooses")
     with _enough_memory(device):
-        model: Any = load_base(folder, family, dtype=dtype)
+        model: Any = _load(folder, family, quantisation, dtype)
         if adapter is not None:
             model = attach_adapter(model, adapter, family).get_base_model()
         for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
-            parameter.data = parameter.data.to(device, dtype)
+            if parameter.is_floating_point():  # bitsandbytes moves its own with the model
+                parameter.data = parameter.data.to(device, dtype)
         model.to(device).eval()
     remark = seconds_remark(model, recipe)
     return Chat(
@@ -210,6 +217,13 @@ def open_model(
         limit=sizes.text.max_positions,
         notes=(*notes, *([remark] if remark else [])),
     )
+
+
+def _load(folder: Path, family: Family, quantisation: Quantisation | None, dtype: torch.dtype) -> Any:
+    """The base on the CPU, quantised as in training."""
+    if quantisation is None:
+        return load_base(folder, family, dtype=dtype)
+    return load_quantised(folder, family, quantisation, dtype)
 
 
 def _recipe(record: RunRecord | None, processor: Any, family: Family, sizes: Sizes, *, thinking: Thinking) -> Recipe:

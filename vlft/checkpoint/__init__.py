@@ -3,8 +3,8 @@
 `record` reads and writes vlft.json. `files` holds file names and maps tensor names, `adapter` reads adapter folders.
 `folders` finds models, runs and adapters, and `door` refuses bases that cannot be used. `lineage` finds the base of an
 adapter. `plain` opens a base without transformers. `weights` computes fingerprints and loads strictly, and `rewrite`
-writes a model with some tensors changed. Nothing here trains or merges. torch, peft and the hub client are imported
-where used.
+writes a model with some tensors changed. `quantised` reads how a run's base was quantised, and `quantised_files` reads
+models that are stored so. Nothing here trains or merges. torch, peft and the hub client are imported where used.
 """
 
 from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter
@@ -18,6 +18,7 @@ from vlft.checkpoint.files import (
 from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_complete, resolve_model, snapshot_revision
 from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
 from vlft.checkpoint.plain import PlainProcessor, open_plain
+from vlft.checkpoint.quantised import quantisation_of, quantisation_to_answer, require_bitsandbytes
 from vlft.checkpoint.record import RECORD, RunRecord, library_versions, read_record, write_record
 from vlft.checkpoint.rewrite import copy_configs, remark_on_carried, rewrite, write_trained
 from vlft.checkpoint.weights import (
@@ -56,10 +57,13 @@ __all__ = [
     "open_plain",
     "open_processor",
     "processor_files",
+    "quantisation_of",
+    "quantisation_to_answer",
     "read_adapter",
     "read_json",
     "read_record",
     "remark_on_carried",
+    "require_bitsandbytes",
     "resolve_complete",
     "resolve_model",
     "rewrite",

@@ -60,13 +60,21 @@ def _refuse_quantised(folder: Path, config: dict[str, Any], family: Family) -> N
         return
     words = found if isinstance(found, dict) else {}
     bits = next((f"{n} bits" for n in (4, 8) if words.get(f"load_in_{n}bit")), None)
+    if words.get("load_in_4bit") and any(".quant_state.bitsandbytes__" in name for name in tensor_index(folder)):
+        return  # `vlft.checkpoint.quantised_files` reads them
     method = words.get("quant_method") or (f"bitsandbytes, {bits}" if bits else "an unnamed method")
-    unquantised, cut = _QUANTISED_NAME.subn("", str(config.get("_name_or_path") or folder.name))
+    unquantised = unquantised_name(str(config.get("_name_or_path") or folder.name))
     raise CheckpointError(
         f"{folder}: its weights are quantised: config.json has a quantization_config ({method}). Only weights in "
         "float32, bfloat16 or float16 are read. Use the unquantised model"
-        + (f", probably {unquantised}." if cut else f", a {family.label} without FP8, AWQ or GPTQ in its name.")
+        + (f", probably {unquantised}." if unquantised else f", a {family.label} without FP8, AWQ or GPTQ in its name.")
     )
+
+
+def unquantised_name(name: str) -> str | None:
+    """The name of the model from which a quantised copy was made; None if its name does not tell."""
+    unquantised, cut = _QUANTISED_NAME.subn("", name)
+    return unquantised if cut else None
 
 
 def check_processor(folder: Path, files: Sequence[Path], *, base: Path, read: Collection[str] = ()) -> None:

@@ -23,6 +23,7 @@ from vlft.checkpoint.files import ADAPTER_CONFIG, module_name
 from vlft.checkpoint.folders import Located, find_adapter_or_model
 from vlft.checkpoint.lineage import check_lineage, refuse_other_family
 from vlft.checkpoint.plain_lora import check_magnitude, check_plain, towers_of_adapter
+from vlft.checkpoint.quantised import quantisation_of, settings_of
 from vlft.checkpoint.record import RunRecord
 from vlft.checkpoint.weights import load_adapter_strict
 from vlft.config.blocks import as_text
@@ -39,6 +40,8 @@ from vlft.text import counted
 if TYPE_CHECKING:
     import torch
 
+    from vlft.model.quantise import Quantisation
+
 #: Key of `RunRecord.training`: the adapter that the run started from, and the one that this was trained from.
 LINEAGE = "adapter"
 _VARIANTS = ("use_dora", "use_rslora")
@@ -50,7 +53,7 @@ class Start:
 
     Attributes:
         name: `--adapter`, as the user wrote it.
-        settings: flag of `OF_ADAPTER` -> the adapter's value.
+        settings: flag of `OF_ADAPTER` -> the adapter's value; also flags of quantised bases, if it was trained on one.
         found: the adapter's folder, with its record if vlft wrote it; None for a resumed run.
         adapter: names and shapes of its tensors; None for a resumed run.
         known: the entry of a resumed run's record; None for a new run.
@@ -102,11 +105,13 @@ class Start:
                     f"else, merge it first (vlft merge {self.name} OUT), then use --model_id OUT without --adapter."
                 )
 
-    def described(self, given: Collection[str] = ()) -> str:
+    def described(self, given: Collection[str] = (), *, quantisation: Quantisation | None = None) -> str:
         """What it is, and which flags it decides because the user did not set them.
 
         Args:
             given: names of the flags that the user set.
+            quantisation: of the run's base. An adapter of an unquantised base may train further on a quantised one,
+                which is said here.
         """
         settings = {flag: value for flag, value in self.settings.items() if value is not False}  # no unused variants
         settings |= {flag: as_text(places) for flag, places in self.blocks.items()}
@@ -116,7 +121,13 @@ class Start:
             shown += f", {counted(count, 'trained token')}"
             taken += ["--train_tokens"] if "train_tokens" not in given else []
         decided = f"; it decides {', '.join(taken)}" if taken else ""
-        return f"{self.name} (fingerprint {self.lineage['fingerprint']}): {shown}{decided}"
+        coarser = ""
+        if quantisation is not None and "bits" not in self.settings:
+            coarser = (
+                f"; it was trained on a base that was not quantised, and this run quantises it to {quantisation.kind}, "
+                "so the first loss differs from the adapter's last"
+            )
+        return f"{self.name} (fingerprint {self.lineage['fingerprint']}): {shown}{decided}{coarser}"
 
 
 def read_start(path: str, base_id: str, base: Path, family: Family) -> Start:
@@ -167,7 +178,7 @@ def recorded_start(path: str, record: RunRecord) -> Start | None:
         return None
     lora = record.lora or {}
     settings = {**record.towers, **{flag: lora.get(flag.removeprefix("lora_")) for flag in OF_ADAPTER[len(TOWERS) :]}}
-    settings |= {flag: bool(lora.get(flag.removeprefix("use_"))) for flag in _VARIANTS}
+    settings |= {flag: bool(lora.get(flag.removeprefix("use_"))) for flag in _VARIANTS} | _quantised(path, record)
     blocks, tokens = recorded(record)
     return Start(name=path, settings=settings, known=known, blocks=blocks, tokens=tokens)
 
@@ -258,7 +269,14 @@ def _settings(path: str, found: Located, adapter: Adapter, base: Path, family: F
     _check_copies(path, adapter, Towers(**modes, **blocks), slots, family)
     target = _target(path, adapter, modes, blocks, sizes, family)
     lora = {"lora_rank": rank, "lora_alpha": adapter.settings["lora_alpha"], "lora_target": target}
-    return {"settings": {**modes, **lora, **variants}, "blocks": blocks, "tokens": tokens}
+    settings = {**modes, **lora, **variants, **_quantised(path, found.record)}
+    return {"settings": settings, "blocks": blocks, "tokens": tokens}
+
+
+def _quantised(path: str, record: RunRecord | None) -> dict[str, Any]:
+    """The flags that quantise a base as that of an adapter was; {} if it was not, or nothing says so."""
+    quantisation = quantisation_of(path, record)
+    return {} if quantisation is None else settings_of(quantisation)
 
 
 def _instead(path: str) -> str:

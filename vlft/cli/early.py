@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlft.checkpoint import family_of, find_adapter_or_model, find_base, resolve_complete, resolve_model
+from vlft.checkpoint import (
+    family_of,
+    find_adapter_or_model,
+    find_base,
+    quantisation_to_answer,
+    resolve_complete,
+    resolve_model,
+)
 from vlft.checkpoint.start import read_start, recorded_start
 from vlft.config.checks import contradictions
 from vlft.config.parse import train_types
@@ -72,11 +79,12 @@ def check_model(path: str, base_model: str | None) -> None:
     """Check a run, an adapter or a model to chat with.
 
     Raises:
-        CheckpointError: it is missing or incomplete, or its base cannot be opened.
+        CheckpointError: it is missing or incomplete, its base cannot be opened, or needs a package.
         ConfigError: `base_model` is set for a model that needs none.
     """
     found = find_adapter_or_model(path) if Path(path).expanduser().is_dir() else None
     if found is not None and found.kind == "adapter":
-        find_base(path, found, base_model)
+        _, folder = find_base(path, found, base_model)
     else:
-        resolve_complete(path, base_model)
+        folder = resolve_complete(path, base_model)
+    quantisation_to_answer(path, None if found is None else found.record, folder)

@@ -33,6 +33,12 @@ def parser() -> CommandParser:
         default="keep",
         help="dtype of the written weights; keep (default): the dtype of each tensor in the base",
     )
+    parser.add_argument(
+        "--onto",
+        choices=("dequantised", "original"),
+        help="of a run with --bits 4 or 8: the base's quantised weights, with which it trained (default), or those of "
+        "the base's files; then the drift is measured",
+    )
     add_json(parser)
     return parser
 
@@ -41,7 +47,7 @@ def parser() -> CommandParser:
 def run(flags: argparse.Namespace, write: Write) -> int:
     """Merge, and report how much the logits differ."""
     from vlft.interrupts import explained
-    from vlft.merge import merge
+    from vlft.merge import ONTO, merge
 
     with explained(f"Nothing was written to {flags.out}."):
         report = merge(
@@ -49,6 +55,7 @@ def run(flags: argparse.Namespace, write: Write) -> int:
             flags.out,
             base_model=flags.base_model,
             dtype=flags.dtype,
+            onto=flags.onto,
             progress=partial(print, file=sys.stderr, flush=True),
         )
     for note in report.notes:
@@ -61,10 +68,16 @@ def run(flags: argparse.Namespace, write: Write) -> int:
     towers = ", ".join(f"{tower} {how}" for tower, how in report.towers.items())
     print(f"base     {report.base_model}")
     print(f"lineage  {report.lineage}")
+    if report.onto is not None:
+        print(f"onto     {report.onto}: {ONTO[report.onto]}")
     print(f"towers   {towers}; {report.changed} of {report.tensors} tensors changed")
     print(f"dtype    {report.dtype}")
     for row in report.rows:
-        print(f"{row.row:<8} logits differ by at most {row.difference:.3g}; the adapter moves them by {row.moved:.3g}")
+        drift = "" if row.drift is None else f"; from the quantised base + adapter they differ by {row.drift:.3g}"
+        print(
+            f"{row.row:<8} logits differ by at most {row.difference:.3g}; the adapter moves them by {row.moved:.3g}"
+            f"{drift}"
+        )
     print(f"out      {report.out}")
     if report.serving is not None:
         print(f"serve    {report.serving}")

@@ -1,6 +1,7 @@
 """Merge an adapter into its base: read files, write files, then measure that the merged model answers the same.
 
 `match` plans by names and shapes, `write` writes the folder, `verify` measures, and this module calls them in order.
+`quantised` has the weights of a base that was quantised in training.
 It works on files, so one shard is in memory while merging, and one model while measuring.
 """
 
@@ -10,14 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlft.checkpoint import (
     Located,
-    check_lineage,
-    family_of,
     find_adapter_or_model,
-    find_base,
     open_processor,
     read_adapter,
     remark_on_carried,
@@ -29,6 +27,7 @@ from vlft.errors import CheckpointError
 from vlft.families.stored import parameter_of
 from vlft.files import open_to_others, put_in_place, workshop
 from vlft.merge.match import MergePlan, plan_merge
+from vlft.merge.quantised import Onto, QuantisedBase, find_bases, quantised_base
 from vlft.model.load import check_fit
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
     from vlft.merge.verify import RowCheck
 
-__all__ = ["MergeReport", "merge", "towers_of_adapter"]
+__all__ = ["ONTO", "MergeReport", "merge", "towers_of_adapter"]
 
 Dtype = Literal["keep", "bf16", "fp16", "fp32"]
 _TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -44,6 +43,13 @@ _UNTIED = (
     "the base ties lm_head to its embedding, and the adapter changes one of the two: both are written, and "
     "tie_word_embeddings in config.json is now false"
 )
+#: `--onto` -> what the linear layers of the language model hold, of a run that quantised them.
+ONTO = {
+    "dequantised": "layers that were quantised in training have the values it computed with, so that the result "
+    "answers as trained; --onto original keeps the base's own",
+    "original": "layers that were quantised in training have the base's own values, with which the adapter was not "
+    "trained; without --onto original the result answers as trained",
+}
 _WORDS = {name: word for word, name in _TORCH_NAMES.items()}
 
 
@@ -64,6 +70,8 @@ class MergeReport:
         warnings: what the user should know about the merge, which was still written.
         notes: how the adapter's folder was read.
         serving: how to serve the model so that it sees prompts as in training; None: nothing is to be set.
+        onto: a key of `ONTO`; None: training did not quantise the base.
+        quantisation_drift: largest |merged - (quantised base + adapter)| over both rows; None likewise.
     """
 
     dtype: str
@@ -78,6 +86,8 @@ class MergeReport:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     serving: str | None = None
+    onto: Onto | None = None
+    quantisation_drift: float | None = None
 
 
 def merge(
@@ -86,6 +96,7 @@ def merge(
     *,
     base_model: str | None = None,
     dtype: Dtype = "keep",
+    onto: Onto | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> MergeReport:
     """Write `out`: the base with the run's adapter in its weights, verified against base + adapter.
@@ -95,12 +106,14 @@ def merge(
         out: new or empty folder. It appears under this name only after the verification.
         base_model: folder or hub id of the base; None: the one that the run names.
         dtype: of all written tensors; `keep`: each tensor keeps its dtype in the base.
+        onto: of a run that quantised its base: a key of `ONTO`; None: dequantised.
         progress: called with a line of text from time to time.
 
     Raises:
         CheckpointError: `run` is a whole model or holds no adapter, the adapter does not belong to the base, `out` is
             not empty, the disk is full, or merged and base + adapter disagree (promise 7 of the design). Nothing is
             left at `out` then.
+        ConfigError: `onto` is set, but the run did not quantise its base.
     """
     found = find_adapter_or_model(run)
     if found.kind == "full":
@@ -110,8 +123,10 @@ def merge(
     target = Path(out).expanduser().resolve()  # a link to an empty folder cannot be renamed onto
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{out}: already exists and is not empty. Use a new or empty folder, or remove it.")
-    base_id, base = find_base(run, found, base_model)
-    family = family_of(base)
+    bases = find_bases(run, found, base_model)
+    base_id, base, family = bases.name, bases.folder, bases.family
+    trained = quantised_base(run, found, bases, onto)
+    onto = None if trained is None else onto or "dequantised"
     # Imported after the folders were checked, because torch takes seconds.
     import torch
 
@@ -120,7 +135,7 @@ def merge(
 
     open_processor(base, found.folder)  # fails here, before the long writing, instead of when the merged model is used
     check_fit(base, family)
-    lineage = check_lineage(run, found, base_id, base)
+    lineage = bases.prove(run, found)
     adapter = read_adapter(found.folder, base, family)
     plan = plan_merge(adapter, base, family)
     towers = _check_towers(run, found, plan)
@@ -128,7 +143,8 @@ def merge(
     with full_disk_is_a_user_error(target), _workshop(target) as folder:
         check_space(target, plan, wanted)
         write_settings(base, found.folder, folder, wanted, untied=plan.untied)
-        written = write_weights(plan, base, folder, wanted, progress)
+        values = trained.weight if trained is not None and onto == "dequantised" else None
+        written = write_weights(plan, base, folder, wanted, progress, trained_on=values)
         rounded = {parameter_of(family, name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
         rounded_to = max(rounded.values(), key=lambda kind: torch.finfo(kind).eps, default=None)
         rows = verify(
@@ -140,11 +156,21 @@ def merge(
             stored_as=rounded,
             rounded_to=rounded_to,
             progress=progress,
+            trained=trained,
+            dequantised=onto == "dequantised",
         )
         warnings = _judge(run, rows, rounded_to, dtype_chosen=dtype != "keep")
+        if trained is not None and onto == "dequantised":
+            warnings = (*warnings, *_judge_layers(run, rows, trained))
         if found.record is not None:
-            merged_from = {"merged_from": str(run), "max_logit_diff": max(row.difference for row in rows)}
-            write_record(folder, replace(found.record, kind="full", training=found.record.training | merged_from))
+            merged_from: dict[str, Any] = {
+                "merged_from": str(run),
+                "max_logit_diff": max(row.difference for row in rows),
+            }
+            if onto is not None:
+                merged_from |= {"merged_onto": onto, "trained_on": found.record.quantised}
+            training = found.record.training | merged_from
+            write_record(folder, replace(found.record, kind="full", quantised=None, training=training))
         open_to_others(folder)
         put_in_place(folder, target, last="config.json")  # without it the folder is no model
     carried = remark_on_carried(base, family) if towers["language"] != "frozen" else None
@@ -161,6 +187,8 @@ def merge(
         warnings=warnings,
         notes=(*adapter.notes, *([_UNTIED] if plan.untied else []), *([carried] if carried else [])),
         serving=None if found.record is None else serving_hint(found.record.settings),
+        onto=onto,
+        quantisation_drift=max((row.drift for row in rows if row.drift is not None), default=None),
     )
 
 
@@ -219,6 +247,34 @@ def _judge(
     if not any(row.moved for row in rows):
         warnings.append("the adapter changes nothing: it was not trained, or its learning rate was 0.")
     return tuple(warnings)
+
+
+def _judge_layers(run: str | Path, rows: list[RowCheck], trained: QuantisedBase) -> tuple[str, ...]:
+    """Refuse a merge if the layers of bitsandbytes do not multiply by the weights that were merged.
+
+    Returns:
+        Remarks for the user.
+
+    Raises:
+        CheckpointError: a row disagrees.
+    """
+    from vlft.merge.verify import EXACT_SHARE
+
+    for row in rows:
+        if not row.same_weights:
+            raise CheckpointError(
+                f"{run}: not merged: on a {row.row} row, logits of the {trained.quantisation.kind} layers of "
+                f"bitsandbytes and of their dequantised weights differ by up to {row.layers:.3g}; {EXACT_SHARE:g} of "
+                f"their span ({row.range:.3g}) is allowed. bitsandbytes is damaged, or vlft is wrong: report it."
+            )
+    if not trained.rounds_inputs:
+        return ()
+    most = max(rows, key=lambda row: row.drift or 0)
+    return (
+        f"int8 layers also round their inputs to 8 bits when they answer, and a merged model does not. That moves "
+        f"logits by up to {most.drift:.3g} (they span {most.range:.3g}), which is not judged: the merged weights are "
+        f"compared with those of the layers, within {EXACT_SHARE:g} of the span.",
+    )
 
 
 def _word(kind: torch.dtype) -> str:

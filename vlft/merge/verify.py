@@ -17,6 +17,8 @@ from vlft.model.load import load_base, load_processor
 if TYPE_CHECKING:
     import torch
 
+    from vlft.merge.quantised import QuantisedBase
+
 # Promise 7 of the design: allowed share of the logits' range without rounding, and of the adapter's effect with it.
 EXACT_SHARE = 1e-4
 MOVED_SHARE = 0.02
@@ -42,6 +44,10 @@ class RowCheck:
         moved: base + adapter against the base: the effect of the adapter on this row.
         range: largest minus smallest logit of base + adapter.
         flips: number of positions where the merged model prefers another token, without ties.
+        drift: merged against what was trained: the quantised base + adapter, with the layers of bitsandbytes. None if
+            the base was not quantised.
+        layers: the layers of bitsandbytes as they train on a CPU, against their dequantised weights, both with the
+            adapter; None if the merge does not use these weights.
     """
 
     row: str
@@ -50,11 +56,18 @@ class RowCheck:
     moved: float
     range: float
     flips: int
+    drift: float | None = None
+    layers: float | None = None
 
     @property
     def faultless(self) -> bool:
         """Whether the arithmetic is right: `fault` is within 1e-4 of the logits' range."""
         return self.fault <= EXACT_SHARE * self.range
+
+    @property
+    def same_weights(self) -> bool:
+        """Whether the layers of bitsandbytes multiply by the dequantised weights: `layers`, within the same share."""
+        return self.layers is None or self.layers <= EXACT_SHARE * self.range
 
     @property
     def allowed(self) -> float:
@@ -97,6 +110,8 @@ def verify(
     stored_as: Mapping[str, torch.dtype],
     rounded_to: torch.dtype | None,
     progress: Callable[[str], None],
+    trained: QuantisedBase | None = None,
+    dequantised: bool = False,
 ) -> list[RowCheck]:
     """Run a text row and a picture row through base, base + adapter, peft's own merge, and the merged files.
 
@@ -109,6 +124,8 @@ def verify(
         stored_as: published tensor name -> dtype in `merged`, for every tensor that was rounded.
         rounded_to: the coarsest of these dtypes; None if no tensor was rounded.
         progress: called with a line of text from time to time.
+        trained: the base as it was quantised in training; None: it was not.
+        dequantised: whether the files hold its dequantised weights; then they are the base of the comparison too.
 
     Returns:
         One check per row; the caller decides whether they pass.
@@ -117,8 +134,14 @@ def verify(
         CheckpointError: a model, the adapter or the processor does not load completely.
     """
     rows = _rows(merged, family)
+    answered: dict[str, torch.Tensor] = {}
+    training: dict[str, torch.Tensor] = {}
+    if trained is not None:
+        answered, training = _quantised_TV(trained, adapter, rows, untied=untied, progress=progress)
     progress("verify: base and base + adapter in float32")
     model = _load(base, family)
+    if trained is not None and dequantised:
+        trained.dequantise(model)
     alone = {name: _logits_TV(model, row) for name, row in rows.items()}
     adapted_model = attach_adapter(model, adapter, family, untied=untied)
     adapted = {name: _logits_TV(adapted_model, row) for name, row in rows.items()}
@@ -145,9 +168,34 @@ def verify(
                 moved=_largest(adapted[name], alone[name]),
                 range=(adapted[name].max() - adapted[name].min()).item(),
                 flips=flips_of(adapted[name], found_TV, rounded_to),
+                drift=_largest(found_TV, answered[name]) if answered else None,
+                layers=_largest(adapted[name], training[name]) if training and dequantised else None,
             )
         )
     return checks
+
+
+def _quantised_TV(
+    trained: QuantisedBase,
+    adapter: Adapter,
+    rows: Mapping[str, dict[str, Any]],
+    *,
+    untied: bool,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Logits of each row by what was trained: the layers of bitsandbytes, computing in float32, and the adapter.
+
+    Twice: as it answers, and as it trains on a CPU. The two differ for int8, whose layers round their inputs to 8 bits
+    when they answer (bitsandbytes 0.50, `matmul`).
+    """
+    progress("verify: quantised base + adapter, computing in float32")
+    model = attach_adapter(trained.load(), adapter, trained.family, untied=untied)
+    answered = {name: _logits_TV(model, row) for name, row in rows.items()}
+    if not trained.rounds_inputs:
+        return answered, answered
+    for layer in trained.layers(model):
+        layer.training = True
+    return answered, {name: _logits_TV(model, row) for name, row in rows.items()}
 
 
 def _largest(one_TV: torch.Tensor, other_TV: torch.Tensor) -> float:

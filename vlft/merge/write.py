@@ -81,7 +81,13 @@ def _elements(plan: MergePlan) -> int:
 
 
 def write_weights(
-    plan: MergePlan, base: Path, out: Path, dtype: torch.dtype | None, progress: Callable[[str], None]
+    plan: MergePlan,
+    base: Path,
+    out: Path,
+    dtype: torch.dtype | None,
+    progress: Callable[[str], None],
+    *,
+    trained_on: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, WrittenTensor]:
     """Write every shard of the base under its own file name, with changed tensors merged.
 
@@ -91,6 +97,7 @@ def write_weights(
         out: folder to write to.
         dtype: of every floating-point tensor; None keeps each tensor's own.
         progress: called with a line of text per shard.
+        trained_on: name and value of a tensor of the base -> the value that training used; None: the same.
 
     Returns:
         Tensor name -> how it was written, for every tensor of the merged files.
@@ -108,6 +115,7 @@ def write_weights(
 
         def change(source: str, weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
             wanted = dtype if dtype is not None and weight.is_floating_point() else weight.dtype
+            weight = weight if trained_on is None else trained_on(source, weight)
             for name, update in _made_of(source, plan):
                 merged = weight if update is None else merged_weight(weight, update, adapter[update.file])
                 written[name] = WrittenTensor(dtype=wanted, rounded=wanted not in (merged.dtype, torch.float32))

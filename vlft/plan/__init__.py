@@ -274,7 +274,7 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
         epochs=steps / order.steps if args.max_steps > 0 else args.num_train_epochs,
         lora=base.towers.as_line(),
         scaling=base.towers.scaling if base.towers.has_lora else None,
-        start=None if base.start is None else base.start.described(parsed.given),
+        start=None if base.start is None else base.start.described(parsed.given, quantisation=base.quantisation),
         lineage=None if base.start is None else base.start.lineage,
         remarks=(
             *([base.start.origin] if base.start else []),

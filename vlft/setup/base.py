@@ -165,7 +165,7 @@ def open_base(
         towers=towers,
         start=None if start is None else prove_start(start, model.model_id, folder),
         plain=isinstance(processor, PlainProcessor),
-        quantisation=Quantisation.of(bits=model.bits, quant_type=model.quant_type, double=model.double_quant),
+        quantisation=_quantisation(model, start),
     )
 
 
@@ -219,13 +219,21 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
     return MediaProbe(recipe=_recipe(stock, data, family=family, tokens_per_second=per_second, longest=None))
 
 
+def _quantisation(model: ModelFlags, start: Start | None) -> Quantisation | None:
+    """The format of the flags, or of the adapter that the run starts from, which has to have the same base."""
+    flags: dict[str, Any] = {name: getattr(model, name) for name in ("bits", "quant_type", "double_quant")}
+    if start is not None:
+        flags |= {name: value for name, value in start.settings.items() if name in flags}
+    return Quantisation.of(bits=flags["bits"], quant_type=flags["quant_type"], double=flags["double_quant"])
+
+
 def _towers(model: ModelFlags, given: frozenset[str], start: Start | None) -> Towers:
     if model.adapter is not None and start is None:
         return Towers()  # the adapter decides, and rows are the same with any towers
     flags = {name: getattr(model, name) for name in (*OF_ADAPTER, "lora_dropout")}
     if start is not None:
-        start.agree({name: value for name, value in flags.items() if name in given})
-        flags |= start.settings
+        start.agree({name: getattr(model, name) for name in given if hasattr(model, name)})
+        flags |= {name: value for name, value in start.settings.items() if name in flags}
         if flags["use_dora"] and "lora_dropout" not in given:
             flags |= variants.defaults(flags)
     towers = Towers(**flags)

@@ -131,7 +131,7 @@ def train(
     with loaded_whole(args):
         check_fit(base.folder, base.family)  # before the pass over the rows
     if base.start is not None:
-        say(f"starts from the adapter {base.start.described(parsed.given)}")
+        say(f"starts from the adapter {base.start.described(parsed.given, quantisation=base.quantisation)}")
         say(f"note: {base.start.origin}" if base.start.origin else "note: its run's record is used, not the adapter")
     for remark in remarks_on_pixels(base, data):
         say(f"warning: {remark}")

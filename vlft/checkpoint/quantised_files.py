@@ -1,0 +1,101 @@
+"""Model folders whose weights are stored quantised by bitsandbytes in 4 bits: their tensors, dequantised one by one.
+
+Next to the packed values of `X.weight`, the files hold its scales as `X.weight.absmax` and others, and its format as
+`X.weight.quant_state.bitsandbytes__nf4` (bitsandbytes 0.50, `QuantState.as_dict`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlft.errors import CheckpointError
+from vlft.families import Family
+from vlft.model_files import Slot, read_json, stored_slots, tensor_index
+
+if TYPE_CHECKING:
+    import torch
+
+_STATE = re.compile(r"(?P<name>.+)\.quant_state\.bitsandbytes__(?P<kind>nf4|fp4)")
+
+
+def is_stored_quantised(folder: Path) -> bool:
+    """Whether a model folder says that its weights are quantised. Reads config.json alone."""
+    config = read_json(folder / "config.json")
+    return any(part.get("quantization_config") for part in (config, *config.values()) if isinstance(part, dict))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedFiles:
+    """The tensors of such a folder.
+
+    Attributes:
+        folder: its path.
+        index: name of each tensor, as the files spell it -> file.
+        states: published name of each quantised tensor -> the name of its format, as the files spell it.
+        others: published names of the tensors that are not quantised -> name in the files, and slot.
+    """
+
+    folder: Path
+    index: dict[str, Path]
+    states: dict[str, str]
+    others: dict[str, tuple[str, Slot]]
+
+    @classmethod
+    def of(cls, folder: Path, family: Family) -> QuantisedFiles:
+        """Read the headers of a folder.
+
+        Raises:
+            CheckpointError: no tensor is quantised in 4 bits by bitsandbytes.
+        """
+        slots = stored_slots(folder)
+        states = {found["name"]: name for name in slots if (found := _STATE.fullmatch(name)) is not None}
+        if not states:
+            raise CheckpointError(
+                f"{folder}: config.json has a quantization_config, but no tensor is quantised by bitsandbytes in 4 "
+                "bits. Only such quantised models are read."
+            )
+        parts = tuple(f"{name}." for name in states)
+        rest = [name for name in slots if name not in states and not name.startswith(parts)]
+        return cls(
+            folder=folder,
+            index=tensor_index(folder),
+            states={family.published_name(name): state for name, state in states.items()},
+            others={family.published_name(name): (name, slots[name]) for name in rest},
+        )
+
+    @property
+    def kinds(self) -> set[str]:
+        """The formats that occur: nf4, fp4 or both."""
+        return {state.rpartition("__")[2] for state in self.states.values()}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a quantised tensor before it was packed."""
+        state = bytes(self.tensor(self.states[name]).numpy())
+        return tuple(json.loads(state)["shape"])
+
+    def tensor(self, stored: str) -> torch.Tensor:
+        """A tensor as it is stored, by its name in the files."""
+        from safetensors import safe_open
+
+        with safe_open(self.index[stored], framework="pt") as file:
+            return file.get_tensor(stored)
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A quantised tensor as bitsandbytes' layer multiplies by it, in float32, by its published name."""
+        import torch
+        from bitsandbytes import functional
+
+        stored = _STATE.fullmatch(self.states[name])
+        if stored is None:
+            raise ValueError(name)
+        start = f"{stored['name']}."
+        parts: dict[str, Any] = {
+            key.removeprefix(start): self.tensor(key) for key in self.index if key.startswith(start)
+        }
+        state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
+        state.dtype = torch.float32
+        return functional.dequantize_4bit(self.tensor(stored["name"]), state)

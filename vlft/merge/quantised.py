@@ -1,0 +1,216 @@
+"""The base of a quantised run, as training used it: which of its tensors were quantised, and the values they had.
+
+`write` and `verify` ask it for weights. `vlft.model.quantise` has the arithmetic, which gives the same bits each time,
+so that one shard is in memory at a time. If the files of the base were quantised already, the values come from them,
+and `named_base` compares the unquantised base that the user names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlft.checkpoint import (
+    RECORD,
+    Located,
+    check_lineage,
+    family_of,
+    find_base,
+    module_name,
+    quantisation_of,
+    require_bitsandbytes,
+    tensor_index,
+)
+from vlft.checkpoint.quantised_files import QuantisedFiles, is_stored_quantised
+from vlft.errors import CheckpointError, ConfigError
+from vlft.families import Family
+from vlft.families.stored import is_carried
+from vlft.merge.named_base import compare_bases, likely_name
+from vlft.model.quantise import Quantisation, dequantised, load_quantised
+
+if TYPE_CHECKING:
+    import torch
+
+Onto = Literal["dequantised", "original"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedBase:
+    """A base whose language model was quantised in training.
+
+    Attributes:
+        folder: of the base that was trained on.
+        family: of the base.
+        quantisation: how it was quantised.
+        names: published names of the tensors that were quantised.
+        files: the tensors of `folder`, if they are stored quantised; None: training quantised them.
+    """
+
+    folder: Path
+    family: Family
+    quantisation: Quantisation
+    names: frozenset[str]
+    files: QuantisedFiles | None = None
+
+    def weight(self, name: str, stored: torch.Tensor) -> torch.Tensor:
+        """The values with which training computed, in float32; `stored` itself if it was not quantised.
+
+        Args:
+            name: of a tensor, as the files or the modules spell it.
+            stored: its value in the base.
+        """
+        published = self.family.published_name(name)
+        if published not in self.names:
+            return stored
+        if self.files is not None:
+            return self.files.weight(published)
+        return dequantised(stored, self.quantisation)
+
+    def dequantise(self, model: torch.nn.Module) -> None:
+        """Give the linear layers of a loaded float32 base the values with which training computed."""
+        for name, parameter in model.named_parameters():
+            parameter.data = self.weight(name, parameter.data)
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether its layers also round their inputs when they answer, so that no plain weights answer exactly so."""
+        return self.quantisation.kind == "int8"
+
+    def layers(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+        """The layers of bitsandbytes in a model that `load` made, or in one wrapped around it."""
+        from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+        return [module for module in model.modules() if isinstance(module, Linear4bit | Linear8bitLt)]
+
+    def load(self) -> Any:
+        """The base with the layers of bitsandbytes, computing in float32 on the CPU, in evaluation mode."""
+        import torch
+
+        model = load_quantised(self.folder, self.family, self.quantisation, torch.float32).eval()
+        layers: list[Any] = self.layers(model)
+        for layer in layers:
+            if hasattr(layer, "compute_dtype"):  # files that are quantised name their own
+                layer.compute_dtype = torch.float32
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bases:
+    """The base that a merge writes, and the one that training used.
+
+    Attributes:
+        name: of the base to write, as the user or the run named it.
+        folder: its folder.
+        family: of both.
+        files: of the base of training, if they are stored quantised.
+        training: name and folder of the base of training.
+    """
+
+    name: str
+    folder: Path
+    family: Family
+    training: tuple[str, Path]
+    files: QuantisedFiles | None = None
+
+    def prove(self, run: str | Path, found: Located) -> str:
+        """How it is known that the adapter belongs to these bases. Raises CheckpointError if it does not."""
+        lineage = check_lineage(run, found, *self.training)
+        if self.files is None:
+            return lineage
+        return f"{lineage}; {compare_bases(run, self.files, self.name, self.folder, self.family)}"
+
+
+def find_bases(run: str | Path, found: Located, base_model: str | None) -> Bases:
+    """Find the base to merge into, and the base of training where that is another one.
+
+    Args:
+        run: the folder that the user named.
+        found: the adapter in it.
+        base_model: `--base_model`.
+
+    Raises:
+        CheckpointError: a base cannot be opened; or that of training is stored quantised, and no other one is named.
+    """
+    name, folder = find_base(run, found, base_model)
+    family = family_of(folder)
+    if is_stored_quantised(folder):
+        raise CheckpointError(
+            f"{run}: the files of {name} are quantised, and an adapter is merged into a base in 16 or 32 bits. Name "
+            f"the unquantised model, {likely_name(name, family)}, as --base_model."
+        )
+    training = _stored_quantised(run, found) if base_model is not None else None
+    if training is None:
+        return Bases(name=name, folder=folder, family=family, training=(name, folder))
+    files = QuantisedFiles.of(training[1], family)
+    return Bases(name=name, folder=folder, family=family, training=training, files=files)
+
+
+def _stored_quantised(run: str | Path, found: Located) -> tuple[str, Path] | None:
+    """Name and folder of the base that an adapter names, if its files are quantised; None if not, or if it is gone."""
+    if found.record is None:
+        if not Path(found.base_model or "").expanduser().is_dir():
+            return None  # it is not fetched to find out
+    elif found.record.quantised is None:
+        return None
+    try:
+        name, folder = find_base(run, found, None)
+    except CheckpointError:
+        return None  # it has moved, and the fingerprint decides whether the named base is the same
+    return (name, folder) if is_stored_quantised(folder) else None
+
+
+def quantised_base(run: str | Path, found: Located, bases: Bases, onto: Onto | None) -> QuantisedBase | None:
+    """The base of a run as it was quantised; None if it was not.
+
+    Args:
+        run: the folder that the user named.
+        found: the adapter in it.
+        bases: of `find_bases`.
+        onto: `--onto`.
+
+    Raises:
+        ConfigError: `onto` is set, but the base was not quantised.
+        CheckpointError: the record's format is unknown, another number of layers was quantised, or bitsandbytes is not
+            installed.
+    """
+    files = bases.files
+    quantisation = quantisation_of(run, found.record)
+    if files is not None and quantisation is None:
+        quantisation = Quantisation(kind="nf4" if "nf4" in files.kinds else "fp4")
+    if quantisation is None:
+        if onto is not None:
+            raise ConfigError(
+                f"--onto {onto} has no effect: {run} was trained on a base that was not quantised"
+                f"{'' if found.record else f', as far as is known without {RECORD}'}. Drop it."
+            )
+        return None
+    require_bitsandbytes(run, quantisation)
+    names = _language_linears(tensor_index(bases.folder), bases.family) if files is None else files.states
+    counted = sum(bases.family.tower_of(module_name(bases.family, name)) == "language" for name in names)
+    recorded = None if found.record is None else (found.record.quantised or {}).get("modules", {}).get("language")
+    if recorded != counted and not (files is not None and recorded is None):
+        raise CheckpointError(
+            f"{run}: its {RECORD} says that {recorded} linear layers of the language model were quantised; in "
+            f"{bases.training[0]} they are {counted}. Is this the base it was trained on? Pass the right one as "
+            "--base_model."
+        )
+    return QuantisedBase(
+        folder=bases.training[1],
+        family=bases.family,
+        quantisation=quantisation,
+        names=frozenset(names),
+        files=files,
+    )
+
+
+def _language_linears(names: Iterable[str], family: Family) -> list[str]:
+    """Published names of the weights that `vlft.model.quantise` replaces, among the tensors of files."""
+    target = re.compile(rf"(?:{family.lora_targets['language']})\.weight")
+    return [
+        family.published_name(name)
+        for name in names
+        if not is_carried(family, name) and target.fullmatch(module_name(family, name))
+    ]
