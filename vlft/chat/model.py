@@ -35,7 +35,8 @@ from vlft.errors import ConfigError, DataError
 from vlft.families import Family, Sizes
 from vlft.model.generate import Sampling, Speaker
 from vlft.model.load import load_base, load_config
-from vlft.model.quantise import Quantisation, load_quantised
+from vlft.model.packed import load_quantised
+from vlft.model.quantise import Quantisation
 
 MAX_NEW_TOKENS = 512
 

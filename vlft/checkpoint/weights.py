@@ -179,14 +179,17 @@ def attach_adapter(model: Any, adapter: Adapter, family: Family, *, untied: bool
     """
     from peft import PeftConfig, PeftModel
 
+    from vlft.model.packed import known_to_peft
+
     _replace(model, adapter.replaced(family), family)
     if untied:
         _untie(model, family)
     try:
-        if adapter.renamed:
-            adapted = PeftModel(model, PeftConfig.from_peft_type(**adapter.settings_today(family)))
-        else:
-            adapted = PeftModel.from_pretrained(model, str(adapter.folder))
+        with known_to_peft(model):
+            if adapter.renamed:
+                adapted = PeftModel(model, PeftConfig.from_peft_type(**adapter.settings_today(family)))
+            else:
+                adapted = PeftModel.from_pretrained(model, str(adapter.folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{adapter.folder}: peft cannot attach it to the base: {error}") from error
     apart = {PREFIX + name for name in adapter.embeddings(family)}

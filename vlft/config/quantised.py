@@ -12,4 +12,35 @@ from vlft.config.values import Values
 
 def problems(values: Values, verb: str) -> Iterator[str]:
     """Yield a message for each combination of these flags with others that cannot be carried out."""
-    yield from ()
+    bits = str(values.of("bits"))
+    if bits != "4":
+        for flag in ("quant_type", "double_quant"):
+            if values.given(flag):
+                word = str(values.of(flag)).lower()
+                yield (
+                    f"--{flag} {word} has no effect with --bits {bits}: it is a setting of --bits 4. Drop one of the "
+                    "two."
+                )
+    if bits == "16":
+        return
+    if verb == "bench":
+        yield f"--bits {bits}: vlft bench compares with a trainer of 16 bits. Drop it, or use vlft train."
+        return
+    decided = values.given("adapter") and not values.given("language")
+    if (language := values.of("language")) != "lora" and not decided:
+        reason = "quantised weights cannot be trained" if language == "full" else "only an adapter is merged into them"
+        yield f"--bits {bits} with --language {language}: {reason}. Use --language lora, or drop --bits."
+    if values.given("deepspeed"):
+        from vlft.config.deepspeed import names_zero3
+
+        if names_zero3(str(values.of("deepspeed"))):
+            yield (
+                f"--bits {bits} with --deepspeed {values.of('deepspeed')}: ZeRO-3 splits weights over the processes, "
+                "and cannot split packed ones. Use --deepspeed zero2, or no --deepspeed; each GPU then holds the "
+                "quantised model."
+            )
+    if values.of("use_dora"):
+        yield (
+            f"--bits {bits} with --use_dora: DoRA needs the lengths of the rows of dense weights, in each forward "
+            "pass. Drop one of the two."
+        )

@@ -11,6 +11,7 @@ DEFAULTS: Mapping[str, Any] = {
     "vision": "frozen",
     "merger": "frozen",
     "language": "lora",
+    "bits": "16",
     "packing": True,
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,

@@ -161,7 +161,7 @@ def merge(
         )
         warnings = _judge(run, rows, rounded_to, dtype_chosen=dtype != "keep")
         if trained is not None and onto == "dequantised":
-            warnings = (*warnings, *_judge_layers(run, rows, trained))
+            _judge_layers(run, rows, trained)
         if found.record is not None:
             merged_from: dict[str, Any] = {
                 "merged_from": str(run),
@@ -249,32 +249,17 @@ def _judge(
     return tuple(warnings)
 
 
-def _judge_layers(run: str | Path, rows: list[RowCheck], trained: QuantisedBase) -> tuple[str, ...]:
-    """Refuse a merge if the layers of bitsandbytes do not multiply by the weights that were merged.
-
-    Returns:
-        Remarks for the user.
-
-    Raises:
-        CheckpointError: a row disagrees.
-    """
+def _judge_layers(run: str | Path, rows: list[RowCheck], trained: QuantisedBase) -> None:
+    """Refuse a merge if quantised layers do not multiply by the weights that were merged. Raises CheckpointError."""
     from vlft.merge.verify import EXACT_SHARE
 
     for row in rows:
         if not row.same_weights:
             raise CheckpointError(
-                f"{run}: not merged: on a {row.row} row, logits of the {trained.quantisation.kind} layers of "
-                f"bitsandbytes and of their dequantised weights differ by up to {row.layers:.3g}; {EXACT_SHARE:g} of "
-                f"their span ({row.range:.3g}) is allowed. bitsandbytes is damaged, or vlft is wrong: report it."
+                f"{run}: not merged: on a {row.row} row, logits of the {trained.quantisation.kind} layers and of their "
+                f"dequantised weights differ by up to {row.layers:.3g}; {EXACT_SHARE:g} of their span "
+                f"({row.range:.3g}) is allowed. bitsandbytes is damaged, or vlft is wrong: report it."
             )
-    if not trained.rounds_inputs:
-        return ()
-    most = max(rows, key=lambda row: row.drift or 0)
-    return (
-        f"int8 layers also round their inputs to 8 bits when they answer, and a merged model does not. That moves "
-        f"logits by up to {most.drift:.3g} (they span {most.range:.3g}), which is not judged: the merged weights are "
-        f"compared with those of the layers, within {EXACT_SHARE:g} of the span.",
-    )
 
 
 def _word(kind: torch.dtype) -> str:

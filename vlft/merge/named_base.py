@@ -13,7 +13,8 @@ from vlft.checkpoint.quantised_files import QuantisedFiles
 from vlft.errors import CheckpointError
 from vlft.families import Family, is_tied
 from vlft.families.stored import is_carried
-from vlft.model.quantise import Quantisation, dequantised
+from vlft.model.packed import dequantised
+from vlft.model.quantise import Quantisation
 from vlft.model_files import read_json, slots_in, tensor_index
 
 ROWS = 64  # first rows of a matrix; the embedding of a large model would take seconds

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from vlft.checkpoint import (
     RECORD,
@@ -29,7 +29,7 @@ from vlft.errors import CheckpointError, ConfigError
 from vlft.families import Family
 from vlft.families.stored import is_carried
 from vlft.merge.named_base import compare_bases, likely_name
-from vlft.model.quantise import Quantisation, dequantised, load_quantised
+from vlft.model.quantise import Quantisation
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +67,8 @@ class QuantisedBase:
             return stored
         if self.files is not None:
             return self.files.weight(published)
+        from vlft.model.packed import dequantised
+
         return dequantised(stored, self.quantisation)
 
     def dequantise(self, model: torch.nn.Module) -> None:
@@ -74,27 +76,13 @@ class QuantisedBase:
         for name, parameter in model.named_parameters():
             parameter.data = self.weight(name, parameter.data)
 
-    @property
-    def rounds_inputs(self) -> bool:
-        """Whether its layers also round their inputs when they answer, so that no plain weights answer exactly so."""
-        return self.quantisation.kind == "int8"
-
-    def layers(self, model: torch.nn.Module) -> list[torch.nn.Module]:
-        """The layers of bitsandbytes in a model that `load` made, or in one wrapped around it."""
-        from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-        return [module for module in model.modules() if isinstance(module, Linear4bit | Linear8bitLt)]
-
-    def load(self) -> Any:
-        """The base with the layers of bitsandbytes, computing in float32 on the CPU, in evaluation mode."""
+    def load(self) -> torch.nn.Module:
+        """The base with quantised layers, computing in float32 on the CPU, in evaluation mode."""
         import torch
 
-        model = load_quantised(self.folder, self.family, self.quantisation, torch.float32).eval()
-        layers: list[Any] = self.layers(model)
-        for layer in layers:
-            if hasattr(layer, "compute_dtype"):  # files that are quantised name their own
-                layer.compute_dtype = torch.float32
-        return model
+        from vlft.model.packed import load_quantised
+
+        return load_quantised(self.folder, self.family, self.quantisation, torch.float32).eval()
 
 
 @dataclass(frozen=True, kw_only=True)

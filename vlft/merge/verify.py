@@ -44,10 +44,9 @@ class RowCheck:
         moved: base + adapter against the base: the effect of the adapter on this row.
         range: largest minus smallest logit of base + adapter.
         flips: number of positions where the merged model prefers another token, without ties.
-        drift: merged against what was trained: the quantised base + adapter, with the layers of bitsandbytes. None if
-            the base was not quantised.
-        layers: the layers of bitsandbytes as they train on a CPU, against their dequantised weights, both with the
-            adapter; None if the merge does not use these weights.
+        drift: merged against what was trained, the quantised base + adapter. None if the base was not quantised.
+        layers: quantised layers against their dequantised weights, both with the adapter; None if the merge does not
+            use these weights.
     """
 
     row: str
@@ -66,7 +65,7 @@ class RowCheck:
 
     @property
     def same_weights(self) -> bool:
-        """Whether the layers of bitsandbytes multiply by the dequantised weights: `layers`, within the same share."""
+        """Whether quantised layers multiply by the dequantised weights: `layers`, within the same share."""
         return self.layers is None or self.layers <= EXACT_SHARE * self.range
 
     @property
@@ -135,9 +134,8 @@ def verify(
     """
     rows = _rows(merged, family)
     answered: dict[str, torch.Tensor] = {}
-    training: dict[str, torch.Tensor] = {}
     if trained is not None:
-        answered, training = _quantised_TV(trained, adapter, rows, untied=untied, progress=progress)
+        answered = _quantised_TV(trained, adapter, rows, untied=untied, progress=progress)
     progress("verify: base and base + adapter in float32")
     model = _load(base, family)
     if trained is not None and dequantised:
@@ -169,7 +167,7 @@ def verify(
                 range=(adapted[name].max() - adapted[name].min()).item(),
                 flips=flips_of(adapted[name], found_TV, rounded_to),
                 drift=_largest(found_TV, answered[name]) if answered else None,
-                layers=_largest(adapted[name], training[name]) if training and dequantised else None,
+                layers=_largest(adapted[name], answered[name]) if answered and dequantised else None,
             )
         )
     return checks
@@ -182,20 +180,11 @@ def _quantised_TV(
     *,
     untied: bool,
     progress: Callable[[str], None],
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Logits of each row by what was trained: the layers of bitsandbytes, computing in float32, and the adapter.
-
-    Twice: as it answers, and as it trains on a CPU. The two differ for int8, whose layers round their inputs to 8 bits
-    when they answer (bitsandbytes 0.50, `matmul`).
-    """
+) -> dict[str, torch.Tensor]:
+    """Logits of each row by what was trained: the quantised base, computing in float32, and the adapter."""
     progress("verify: quantised base + adapter, computing in float32")
     model = attach_adapter(trained.load(), adapter, trained.family, untied=untied)
-    answered = {name: _logits_TV(model, row) for name, row in rows.items()}
-    if not trained.rounds_inputs:
-        return answered, answered
-    for layer in trained.layers(model):
-        layer.training = True
-    return answered, {name: _logits_TV(model, row) for name, row in rows.items()}
+    return {name: _logits_TV(model, row) for name, row in rows.items()}
 
 
 def _largest(one_TV: torch.Tensor, other_TV: torch.Tensor) -> float:

@@ -16,6 +16,7 @@ from vlft.errors import ConfigError
 from vlft.families import Family
 from vlft.model import adapt, dora, lora, token_rows
 from vlft.model.chosen import TOKENS, lora_patterns, mode_of
+from vlft.model.packed import known_to_peft
 from vlft.model.towers import Mode, Towers, lora_counts, plain_name
 
 
@@ -80,7 +81,8 @@ def _add_lora(model: torch.nn.Module, family: Family, towers: Towers) -> torch.n
         task_type="CAUSAL_LM",
     )
     wanted = lora_counts(family.sizes(model.config), towers)
-    wrapped = get_peft_model(model, config)
+    with known_to_peft(model):
+        wrapped = get_peft_model(model, config)
     found = dict.fromkeys(patterns, 0)
     for name, _ in wrapped.named_modules():
         if name.endswith(".lora_A"):

@@ -165,7 +165,9 @@ def groups_of_shapes(
 
 
 def _size(parameter: torch.nn.Parameter) -> int:
-    """Scalars in a parameter, also if ZeRO-3 has partitioned it."""
+    """Scalars in a parameter, also if ZeRO-3 has partitioned it, or if bitsandbytes has packed it."""
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        return math.prod(state.shape)
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 

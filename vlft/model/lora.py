@@ -22,8 +22,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from vlft.model import dora
+from vlft.model.packed import autocast_dtype, dense, is_quantised
 
-#: Of weights that a matmul takes as they are. Quantised weights have other dtypes.
+#: Of weights that a matmul takes as they are.
 _PLAIN = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -36,9 +37,13 @@ def bind(model: torch.nn.Module) -> int:
     Returns:
         the number of such layers.
     """
-    from peft.tuners.lora.layer import Linear
+    from peft.tuners.lora.layer import Linear, LoraLayer
 
-    layers = [module for module in model.modules() if type(module) is Linear]
+    layers = [
+        module
+        for module in model.modules()
+        if type(module) is Linear or (isinstance(module, LoraLayer) and is_quantised(module.base_layer))
+    ]
     for layer in layers:
         layer.forward = types.MethodType(_forward, layer)  # type: ignore[method-assign]
     return len(layers)
@@ -48,7 +53,7 @@ def adapted_linear(
     x: torch.Tensor,
     a_RD: torch.Tensor,
     b_OR: torch.Tensor,
-    weight_OD: torch.Tensor,
+    weight_OD: Any,
     bias_O: torch.Tensor | None,
     *,
     dropout: float,
@@ -63,28 +68,20 @@ def adapted_linear(
         x: [..., D].
         a_RD: the first matrix of the adapter, in any floating dtype.
         b_OR: the second matrix, likewise.
-        weight_OD: of the base, likewise.
-        bias_O: of the base, likewise.
+        weight_OD: of the base, likewise, or quantised.
+        bias_O: of the base, in any floating dtype.
         dropout: the probability with which an element of the adapter's input is zero; 0 in evaluation.
         scaling: factor of the update.
 
     Returns:
         [..., O], in the dtype in which it is computed.
     """
-    dtype = _autocast(x) or x.dtype
+    dtype = autocast_dtype(x) or x.dtype
     # Autograd converts the gradients back: those of float32 masters arrive in float32.
     x, a, b = x.to(dtype), a_RD.to(dtype), b_OR.to(dtype)
     same, h_NR, update_NO = _Update.apply(x, a, b, dropout, scaling)
     # An input without a gradient stays itself: `same` would ask for one.
     return _Sum.apply(same if x.requires_grad else x, update_NO, weight_OD, h_NR, b, bias_O, scaling)
-
-
-def _autocast(x: torch.Tensor) -> torch.dtype | None:
-    """The dtype of matmuls under autocast on the device of a tensor; None without autocast."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return None
 
 
 # Two functions, because recomputation of a block stops once it has everything that the block saved. What an adapter
@@ -154,27 +151,32 @@ class _Sum(torch.autograd.Function):
         ctx: Any,
         x: torch.Tensor,
         update_NO: torch.Tensor,
-        weight_OD: torch.Tensor,
+        weight_OD: Any,
         h_NR: torch.Tensor,
         b_OR: torch.Tensor,
         bias_O: torch.Tensor | None,
         scaling: float,
     ) -> torch.Tensor:
-        y_NO = linear(x.reshape(-1, x.shape[-1]), weight_OD.to(x.dtype), None if bias_O is None else bias_O.to(x.dtype))
+        bias_O = None if bias_O is None else bias_O.to(x.dtype)
+        y_NO = linear(x.reshape(-1, x.shape[-1]), _dense(weight_OD, x.dtype), bias_O)
         _add_product(y_NO, h_NR, b_OR.T, scaling)
         ctx.weight_OD, ctx.shape = weight_OD, x.shape
-        return y_NO.view(*x.shape[:-1], len(weight_OD))
+        return y_NO.view(*x.shape[:-1], len(b_OR))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_NO, grad_x = grad.reshape(-1, grad.shape[-1]), None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_NO @ ctx.weight_OD.to(grad.dtype)).view(ctx.shape)
+            grad_x = (grad_NO @ _dense(ctx.weight_OD, grad.dtype)).view(ctx.shape)
         return grad_x, grad_NO, None, None, None, None, None
 
 
 # Both matmuls write to `out`: with torch.addmm's own result, cuBLAS would first copy what is added. FlopCounterMode
 # does not count `addmm_` (torch 2.15).
+
+
+def _dense(weight: Any, dtype: torch.dtype) -> torch.Tensor:
+    return weight.to(dtype) if weight.dtype in _PLAIN else dense(weight, dtype)
 
 
 def _add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:
@@ -227,20 +229,29 @@ def _applied(layer: Any) -> list[str]:
 
 
 def _are_plain(base: Any, a: Any, b: Any, dropout: Any) -> bool:
-    """Whether the parts of a layer are torch's own modules, of weights that a matmul takes, with a frozen base."""
-    if not type(base) is type(a) is type(b) is torch.nn.Linear or b.bias is not None:
+    """Whether the parts of a layer are torch's own modules, of weights that a matmul takes, with a frozen base.
+
+    The base may be quantised.
+    """
+    if not type(a) is type(b) is torch.nn.Linear or b.bias is not None:
+        return False
+    packed = is_quantised(base)
+    if not packed and type(base) is not torch.nn.Linear:
         return False
     if type(dropout) is not torch.nn.Dropout and type(dropout) is not torch.nn.Identity:
         return False
     if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
         return False
-    return _bare(base) and _bare(a) and _bare(b) and _bare(dropout) and _simple(base.weight) and _simple(a.weight)
+    of_base = packed or (_bare(base) and _simple(base.weight))
+    return of_base and _bare(a) and _bare(b) and _bare(dropout) and _simple(a.weight)
 
 
 def _takes(base: Any, x: torch.Tensor) -> bool:
     """Whether a linear layer takes an input: without autocast it refuses two dtypes, and autocast leaves float64."""
+    if is_quantised(base):
+        return x.is_floating_point()
     weight, bias = base.weight.dtype, base.weight.dtype if base.bias is None else base.bias.dtype
-    if _autocast(x) is None:
+    if autocast_dtype(x) is None:
         return x.dtype is weight is bias
     return torch.float64 not in (x.dtype, weight, bias)
 

@@ -1,17 +1,20 @@
-"""How the frozen linear layers of a language model are quantised (bitsandbytes).
+"""Number formats for the frozen linear layers of a language model, and their bytes. Needs no torch.
 
-Embedding, head, merger and vision tower keep their dtype.
+Neighbours: `vlft.model.packed` quantises and computes.
 """
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from vlft.families import Family
+from vlft.families import Family, Sizes
 
-if TYPE_CHECKING:
-    import torch
+BLOCK = 64  # weights that share a scale, in 4 bits
+SCALES = 256  # scales that share a scale, if they are quantised too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,77 +41,49 @@ class Quantisation:
         """Bits of a weight, without its share of the scales."""
         return 8 if self.kind == "int8" else 4
 
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return f"{self.kind}{', scales of 8 bits' if self.double else ''}"
 
-def quantise(model: Any, family: Family, quantisation: Quantisation, *, computing: torch.dtype) -> dict[str, int]:
-    """Replace each linear layer of the language model by bitsandbytes' own, in place. Returns tower -> count."""
-    import re
-
-    import torch
-    from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
-
-    count = 0
-    for name, module in list(model.named_modules()):
-        if not (isinstance(module, torch.nn.Linear) and re.fullmatch(family.lora_targets["language"], name)):
-            continue
-        if quantisation.bits == 4:
-            new: Any = Linear4bit(
-                module.in_features,
-                module.out_features,
-                bias=False,
-                compute_dtype=computing,
-                compress_statistics=quantisation.double,
-                quant_type=quantisation.kind,
-                device="meta",
-            )
-            new.support_avx512bf16_for_cpu = False
-            weight: Any = Params4bit(
-                module.weight.data,
-                requires_grad=False,
-                compress_statistics=quantisation.double,
-                quant_type=quantisation.kind,
-                module=new,
-            )
-        else:
-            new = Linear8bitLt(
-                module.in_features, module.out_features, bias=False, has_fp16_weights=False, device="meta"
-            )
-            weight = Int8Params(module.weight.data, requires_grad=False, has_fp16_weights=False)
-        new.weight = weight.to(module.weight.device)
-        new.bias = module.bias
-        model.set_submodule(name, new)
-        count += 1
-    return {"language": count}
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """Bytes that bitsandbytes keeps for a weight [O, D]: packed weights, scales and code tables."""
+        weights = math.prod(shape)
+        if self.kind == "int8":
+            return weights + 4 * shape[0]
+        blocks = -(-weights // BLOCK)
+        codes = 4 * 16
+        if not self.double:
+            return -(-weights // 2) + 4 * blocks + codes
+        return -(-weights // 2) + blocks + 4 * -(-blocks // SCALES) + codes + 4 * 256 + 4
 
 
-def dequantised(weight: torch.Tensor, quantisation: Quantisation, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """What a quantised layer multiplies by instead of `weight`, in float32 by default. Computed on the CPU."""
-    import torch
-    from bitsandbytes import functional
-
-    if quantisation.bits == 8:
-        codes, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
-        return (codes.float() * (scales / 127)[:, None]).to(dtype or torch.float32)
-    packed, state = functional.quantize_4bit(
-        weight, blocksize=64, compress_statistics=quantisation.double, quant_type=quantisation.kind
-    )
-    state.dtype = dtype or torch.float32
-    return functional.dequantize_4bit(packed, state).reshape(weight.shape)
+def quantised_names(family: Family, names: Iterable[str]) -> list[str]:
+    """The modules that are quantised, of all names of linear layers of a model."""
+    return [name for name in names if re.fullmatch(family.lora_targets["language"], name)]
 
 
-def load_quantised(folder: Any, family: Family, quantisation: Quantisation, dtype: torch.dtype) -> Any:
-    """Load a base, quantise its language model, and return it; or load a base whose files are quantised."""
-    import json
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What quantising takes of a model.
 
-    import transformers
+    Attributes:
+        weights: number of quantised weights.
+        nbytes: bytes that hold them, with scales and code tables.
+        largest: weights of the largest layer, which is dense while it is multiplied.
+    """
 
-    from vlft.model.load import load_base
+    weights: int = 0
+    nbytes: int = 0
+    largest: int = 0
 
-    if "quantization_config" in json.loads((folder / "config.json").read_text()):
-        model = getattr(transformers, family.model_class).from_pretrained(folder, dtype=dtype)
-        for module in model.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-        return model
-    model = load_base(folder, family, dtype=dtype)
-    quantise(model, family, quantisation, computing=dtype)
-    return model
+
+def packed_of(family: Family, sizes: Sizes, quantisation: Quantisation | None) -> Packed:
+    """What quantising takes of a model that is not built."""
+    if quantisation is None:
+        return Packed()
+    layout = family.layout(sizes)
+    modules = [name.removesuffix(".weight") for name in layout if name.endswith(".weight")]
+    shapes = [layout[f"{name}.weight"] for name in quantised_names(family, modules)]
+    counts = [math.prod(shape) for shape in shapes]
+    return Packed(weights=sum(counts), nbytes=sum(map(quantisation.nbytes, shapes)), largest=max(counts, default=0))

@@ -7,8 +7,8 @@ activations. The overhead of CUDA and NCCL is from measurements by others. The s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,11 +16,12 @@ import torch
 from vlft.families import Family
 from vlft.model import activations, loss, memory
 from vlft.model.cards import CONTEXT_BYTES, NCCL_BYTES
+from vlft.model.quantise import Packed
 from vlft.model.towers import Towers
 from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers, numbers_of
-from vlft.plan.optimizers import LARGE, Trained, state_bytes
-from vlft.plan.strategies import Strategy, strategies_for
+from vlft.plan.optimizers import Trained, state_bytes
+from vlft.plan.strategies import Strategy
 
 BUCKET = 500_000_000  # weights in a bucket of ZeRO (DeepSpeed's default for reduce_bucket_size and similar settings)
 LIVE_WEIGHTS = 10**9  # weights that ZeRO-3 gathers on a device at one time (its default)
@@ -51,20 +52,24 @@ class ParameterBytes:
         trained: trained scalars.
         frozen: frozen scalars.
         tensors: trained tensor -> how many there are of it.
+        packed: what is quantised of the frozen ones.
     """
 
     trained: int
     frozen: int
     tensors: Mapping[Trained, int]
+    packed: Packed = Packed()
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> ParameterBytes:
+    def of(cls, model: torch.nn.Module, packed: Packed = Packed()) -> ParameterBytes:
+        """The numbers of a built model, which may be on the meta device, and is not quantised."""
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
         tensors = Counter(
             Trained(shape=tuple(p.shape), embedding=id(p) in embeddings) for p in model.parameters() if p.requires_grad
         )
         trained = sum(count * one.size for one, count in tensors.items())
-        return cls(trained=trained, frozen=sum(p.numel() for p in model.parameters()) - trained, tensors=tensors)
+        frozen = sum(p.numel() for p in model.parameters()) - trained
+        return cls(trained=trained, frozen=frozen, tensors=tensors, packed=packed)
 
 
 def states(
@@ -83,7 +88,8 @@ def states(
     (`vlft.config.deepspeed`).
     """
     width = numbers.trained.itemsize
-    weights = sizes.trained * width + sizes.frozen * numbers.stored.itemsize
+    dense = sizes.frozen - sizes.packed.weights
+    weights = sizes.trained * width + dense * numbers.stored.itemsize + sizes.packed.nbytes
     tensors: Counter[Trained] = Counter()
     for one, count in sizes.tensors.items():
         tensors[one if strategy == "ddp" else one.flat] += count
@@ -266,7 +272,7 @@ def of_parts(case: Case, strategy: Strategy, checkpointed: tuple[str, ...]) -> M
         merger=kept["merger"],
         language=kept["language"],
         logits=logits + kept["head"],
-        working=saved.block,
+        working=saved.block + case.sizes.packed.largest * numbers.computing.itemsize,
         context=context,
         # What `vlft.model.memory.fit` leaves free.
         reserve=int(activated * (memory.MARGIN - 1) + max(0, left) * (1 - memory.USABLE))
@@ -274,75 +280,3 @@ def of_parts(case: Case, strategy: Strategy, checkpointed: tuple[str, ...]) -> M
         host=held.host,
         card=case.card,
     )
-
-
-# ---- what to change
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """A change that makes the run fit.
-
-    Attributes:
-        flags: the flags to add.
-        memory: the memory with these flags.
-    """
-
-    flags: str
-    memory: Memory
-
-    def as_json(self) -> dict[str, Any]:
-        return {"flags": self.flags, "memory": self.memory.as_json()}
-
-
-def first_change(
-    case: Case,
-    strategy: Strategy,
-    *,
-    longest: Load,
-    packing: bool,
-    smaller: Callable[[Towers], tuple[Towers, ParameterBytes] | None],
-) -> Change | None:
-    """The mildest change that makes the run fit; None if no known change does.
-
-    Args:
-        case: the run.
-        strategy: its sharding strategy.
-        longest: the largest row alone; no micro-batch can be smaller.
-        packing: whether the run packs rows.
-        smaller: returns the same run with LoRA instead of full towers, or None if no tower is full.
-    """
-    ways: list[tuple[str, Case, Strategy]] = [("--gradient_checkpointing true", case, strategy)]
-    share = 2
-    while packing and share <= 16 and case.load.tokens // share >= longest.tokens:
-        load = Load(
-            lengths=(max(longest.tokens, case.load.tokens // share),),
-            vision_lengths=(max(longest.patches, case.load.patches // share),),
-            supervised=max(longest.supervised, case.load.supervised // share),
-            key_lengths=(max(sum(longest.key_lengths), keys // share),) if (keys := sum(case.load.key_lengths)) else (),
-        )
-        words = f"--gradient_checkpointing true --pack_tokens {load.tokens}"
-        ways.append((words, replace(case, load=load), strategy))
-        share *= 2
-    least = ways[-1][1]
-    flagged = ways[-1][0]
-    possible = strategies_for(case.family)
-    for other in possible[1:] if case.world > 1 else ():
-        if strategy != other and not other.endswith("offload"):
-            ways.append((f"--gradient_checkpointing true --deepspeed {other}", case, other))
-    if case.optim in LARGE and strategy == "ddp":
-        ways.append((f"{flagged} --optim adamw_8bit", replace(least, optim="adamw_8bit"), strategy))
-    if (lora := smaller(case.towers)) is not None:
-        towers, sizes = lora
-        words = " ".join(f"--{tower} {mode}" for tower, mode in towers.modes.items())
-        ways.append((words, replace(case, towers=towers, sizes=sizes), strategy))
-        ways.append((f"{flagged} {words}", replace(least, towers=towers, sizes=sizes), strategy))
-    for other in possible:
-        if other.endswith("offload"):
-            ways.append((f"{flagged} --deepspeed {other}", least, other))
-    for flags, changed, how in ways:
-        asked: memory.Choice = "true" if "--gradient_checkpointing" in flags else changed.checkpointing
-        found = estimate(changed, how, checkpointing=asked)
-        if found.fits:
-            return Change(flags=flags, memory=found)
-    return None

@@ -17,19 +17,20 @@ from vlft.model import groups, kernels
 from vlft.model.apply import apply_towers
 from vlft.model.cards import card_bytes
 from vlft.model.load import check_fit, empty_model, load_config
+from vlft.model.quantise import packed_of
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load
+from vlft.plan.change import first_change
 from vlft.plan.estimate import (
     Case,
     Memory,
     ParameterBytes,
     estimate,
-    first_change,
     of_parts,
 )
 from vlft.plan.measure import MeasuredStep, measure
 from vlft.plan.outlook import Outlook, Rate
-from vlft.plan.strategies import strategies_for, strategy_of
+from vlft.plan.strategies import Strategy, strategies_for, strategy_of
 from vlft.setup import Base, MeasuredRows
 from vlft.setup.schedule import largest
 from vlft.setup.typical import card_of, load_of, step_of, typical_rows
@@ -115,11 +116,12 @@ def forecast(
     load = replace(
         _of_rows([rows.costs[i] for i in worst], tokens=tokens), vision_lengths=(patches,) if patches else ()
     )
+    packed = packed_of(base.family, base.sizes, base.quantisation)
     case = Case(
         config=base.config,
         family=base.family,
         towers=base.towers,
-        sizes=ParameterBytes.of(model),
+        sizes=ParameterBytes.of(model, packed),
         stored=getattr(base.config, "dtype", None) or torch.float32,
         half=half,
         optim=str(getattr(args.optim, "value", args.optim)),
@@ -162,7 +164,7 @@ def forecast(
         without_checkpointing=estimate(case, strategy, checkpointing="false"),
         with_checkpointing=estimate(case, strategy, checkpointing="true"),
         auto=() if cpu else estimate(case, strategy, checkpointing="auto").checkpointing,
-        strategies=() if cpu else tuple(estimate(case, one) for one in strategies_for(base.family)),
+        strategies=() if cpu else tuple(estimate(case, one) for one in _possible(base)),
         change=change,
         measured=found,
         measured_estimate=expected,
@@ -171,6 +173,11 @@ def forecast(
         rate=how,
         with_reference=reference > 0,
     )
+
+
+def _possible(base: Base) -> list[Strategy]:
+    """Strategies that the base can train with. ZeRO-3 cannot split packed weights."""
+    return [one for one in strategies_for(base.family) if base.quantisation is None or not one.startswith("zero3")]
 
 
 def _rate(
@@ -239,7 +246,8 @@ def _smaller(base: Base, towers: Towers) -> tuple[Towers, ParameterBytes] | None
         return None
     changed = replace(towers, **modes)  # type: ignore[arg-type]
     return changed, ParameterBytes.of(
-        apply_towers(empty_model(base.config, base.family), base.family, changed, masters=False)
+        apply_towers(empty_model(base.config, base.family), base.family, changed, masters=False),
+        packed_of(base.family, base.sizes, base.quantisation),
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from vlft.model.cards import PREDICTED
 from vlft.model.tracing import Load
-from vlft.plan.estimate import PARTS, Change, Memory
+from vlft.plan.change import Change
+from vlft.plan.estimate import PARTS, Memory
 from vlft.plan.measure import MeasuredStep
 from vlft.text import counted, duration, printable, table
 

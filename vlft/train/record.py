@@ -37,6 +37,7 @@ CALLED = {
     "base_fingerprint": "base model (fingerprint)",
     LINEAGE: "starting adapter (fingerprint)",
     "lora": "LoRA",
+    "quantised": "quantised base (--bits)",
     "media": "pixel and frame settings",
     "mix": "data mix (weight, repeat, cap)",
     "missing_tags": "missing_tags",
@@ -110,7 +111,17 @@ def run_record(
             "drawn": rows_print(measured),
         },
         data=data_entries(measured),
+        quantised=_quantised(base),
     )
+
+
+def _quantised(base: Base) -> dict[str, Any] | None:
+    """How the base is quantised, and how many of its linear layers."""
+    if (how := base.quantisation) is None:
+        return None
+    text = base.sizes.text
+    count = sum(len(text.linears(layer)) for layer in text.layers)
+    return {"bits": how.bits, "kind": how.kind, "double": how.double, "modules": {"language": count}}
 
 
 def _choices(base: Base) -> dict[str, Any]:
@@ -151,7 +162,7 @@ def _identity(record: RunRecord) -> dict[str, Any]:
     """The settings that identify a run, in the order in which they are compared."""
     whole = {name: getattr(record, name) for name in ("model_type", "base_fingerprint")}
     whole[LINEAGE] = (record.training.get(LINEAGE) or {}).get("fingerprint")  # its folder may have moved
-    whole |= {name: getattr(record, name) for name in ("towers", "lora", "media")}
+    whole |= {name: getattr(record, name) for name in ("towers", "lora", "quantised", "media")}
     whole |= {name: value for name, value in record.training.items() if name not in (*PROGRESS, LINEAGE)}
     if isinstance(rates := whole.get("learning_rates"), dict):  # a frozen tower has none, whatever the flags say
         used = {tower for tower, mode in record.towers.items() if mode != "frozen"}
