@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from vlft.train.folder import RunFolder
 
 
 def arguments(base, mixed_json, media, out, *more: str) -> list[str]:
@@ -60,6 +64,21 @@ def assert_same(one: Path, other: Path, tolerance: float = 1e-4) -> None:
     for name in a:
         assert (a[name] - b[name]).abs().max() <= tolerance * max(1.0, float(b[name].abs().max())), name
     assert losses(one) == pytest.approx(losses(other), rel=tolerance, abs=tolerance)
+
+
+@contextlib.contextmanager
+def killed_after_a_checkpoint() -> Iterator[None]:
+    """A run in this process ends as soon as its first checkpoint is complete."""
+    commit = RunFolder.commit_checkpoint
+
+    def once(folder, name, skipped):
+        commit(folder, name, skipped)
+        raise KeyError("killed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "commit_checkpoint", once)
+        with pytest.raises(KeyError, match="killed"):
+            yield
 
 
 def split(batch: int, accumulation: int) -> tuple[str, ...]:

@@ -338,12 +338,10 @@ def test_a_module_copy_of_another_shape_is_refused(shelf, tmp_path):
     ("settings", "says"),
     [
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
-        ({"use_dora": True}, r"needs a lora_magnitude_vector \[\d+\].*found none"),
         ({"bias": "lora_only"}, "bias='lora_only'"),
         ({"lora_bias": True}, "lora_bias=True"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out=True"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
-        ({"trainable_token_indices": [1]}, r"trainable_token_indices=\[1\]"),
         ({"a_setting_of_peft_1": 7}, "a_setting_of_peft_1=7"),
     ],
 )
@@ -352,6 +350,21 @@ def test_what_is_more_than_lora_is_refused_by_name(shelf, tmp_path, settings, sa
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
     with pytest.raises(CheckpointError, match=says + ".*merge_and_unload"):
+        merge(adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"use_dora": True}, r"needs a lora_magnitude_vector \[\d+\].*found none"),
+        ({"trainable_token_indices": [1]}, r"trainable_token_indices is \[1\], but the adapter holds no rows of tokens"),
+    ],
+)
+def test_settings_whose_tensors_are_missing_are_refused(shelf, tmp_path, settings, says):
+    adapter = Path(shutil.copytree(shelf.adapter("fp32", "language"), tmp_path / "adapter"))
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(CheckpointError, match=says):
         merge(adapter, tmp_path / "out")
 
 

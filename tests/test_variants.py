@@ -347,7 +347,7 @@ def test_an_adapter_without_all_its_vectors_is_refused(verb, run_of, base, mixed
         ((*FULL, "--use_dora", "true"), 1, "--use_dora true has no effect: no tower is lora (vision full"),
         ((*FULL, "--use_rslora"), 1, "--use_rslora true has no effect: no tower is lora (vision full"),
         ((*FULL, "--loraplus_ratio", "16"), 1, "--loraplus_ratio 16 has no effect: no tower is lora (vision full"),
-        (("--loraplus_ratio", "0"), 1, "--loraplus_ratio is 0, must be above 0"),
+        (("--loraplus_ratio", "0"), 1, "--loraplus_ratio is 0, must be more than 0"),
         (("--use_pissa", "true"), 2, "PiSSA"),
         (("--pissa_init", "true"), 2, "PiSSA"),
         (("--init_lora_weights", "olora"), 2, "OLoRA"),

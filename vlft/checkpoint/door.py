@@ -61,7 +61,7 @@ def _refuse_quantised(folder: Path, config: dict[str, Any], family: Family) -> N
     words = found if isinstance(found, dict) else {}
     bits = next((f"{n} bits" for n in (4, 8) if words.get(f"load_in_{n}bit")), None)
     if words.get("load_in_4bit") and any(".quant_state.bitsandbytes__" in name for name in tensor_index(folder)):
-        return  # `vlft.checkpoint.quantised_files` reads them
+        return  # `vlft.model.quantised_files` reads them
     method = words.get("quant_method") or (f"bitsandbytes, {bits}" if bits else "an unnamed method")
     unquantised = unquantised_name(str(config.get("_name_or_path") or folder.name))
     raise CheckpointError(

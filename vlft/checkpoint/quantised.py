@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from vlft.checkpoint.files import family_of
-from vlft.checkpoint.quantised_files import QuantisedFiles, is_stored_quantised
 from vlft.checkpoint.record import RECORD, RunRecord
 from vlft.errors import CheckpointError
 from vlft.model.quantise import Quantisation
+from vlft.model.quantised_files import QuantisedFiles, is_stored_quantised
 
 PACKAGE = "bitsandbytes"
 KINDS = get_args(get_type_hints(Quantisation)["kind"])

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlft.checkpoint import some_of
-from vlft.checkpoint.quantised_files import QuantisedFiles
 from vlft.errors import CheckpointError
 from vlft.families import Family, is_tied
 from vlft.families.stored import is_carried
 from vlft.model.packed import dequantised
 from vlft.model.quantise import Quantisation
+from vlft.model.quantised_files import QuantisedFiles
 from vlft.model_files import read_json, slots_in, tensor_index
 
 ROWS = 64  # first rows of a matrix; the embedding of a large model would take seconds

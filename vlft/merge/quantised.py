@@ -24,12 +24,12 @@ from vlft.checkpoint import (
     require_bitsandbytes,
     tensor_index,
 )
-from vlft.checkpoint.quantised_files import QuantisedFiles, is_stored_quantised
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import Family
 from vlft.families.stored import is_carried
 from vlft.merge.named_base import compare_bases, likely_name
 from vlft.model.quantise import Quantisation
+from vlft.model.quantised_files import QuantisedFiles, is_stored_quantised
 
 if TYPE_CHECKING:
     import torch

@@ -25,6 +25,7 @@ from vlft.errors import ConfigError
 from vlft.families import Family
 from vlft.model.load import load_base
 from vlft.model.quantise import BLOCK, Quantisation, quantised_names
+from vlft.model.quantised_files import is_stored_quantised
 
 INSTALL = "pip install 'bitsandbytes>=0.48'"
 
@@ -73,7 +74,7 @@ def load_quantised(
     folder: str | Path,
     family: Family,
     quantisation: Quantisation,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     *,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda line: None,
@@ -84,14 +85,19 @@ def load_quantised(
         folder: of the base.
         family: of the base.
         quantisation: the number format.
-        dtype: of the other weights.
+        dtype: of the other weights; None: that of the files.
         device: where the quantised weights are.
         say: receives a line from time to time.
     """
     model = load_base(folder, family)  # in the dtype of the files: another one could give other codes
-    quantise(model, family, quantisation, device=device, say=say)
+    if is_stored_quantised(Path(folder)):
+        for module in model.modules():
+            if is_quantised(module):
+                module.forward = types.MethodType(_forward, module)  # type: ignore[method-assign]
+    else:
+        quantise(model, family, quantisation, device=device, say=say)
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if dtype is not None and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     return model
 
@@ -137,8 +143,9 @@ def dense(weight: Any, dtype: torch.dtype) -> torch.Tensor:
         return (weight.data.float() * (scales_O.float() / 127)[:, None]).to(dtype)
     from bitsandbytes.functional import dequantize_4bit
 
+    weight.quant_state.dtype = dtype  # of the result, which is rounded once
     with torch.no_grad():
-        return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+        return dequantize_4bit(weight.data, weight.quant_state)
 
 
 def shape_of(weight: Any) -> tuple[int, ...]:

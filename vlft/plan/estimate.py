@@ -61,7 +61,7 @@ class ParameterBytes:
     packed: Packed = Packed()
 
     @classmethod
-    def of(cls, model: torch.nn.Module, packed: Packed = Packed()) -> ParameterBytes:
+    def of(cls, model: torch.nn.Module, packed: Packed | None = None) -> ParameterBytes:
         """The numbers of a built model, which may be on the meta device, and is not quantised."""
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
         tensors = Counter(
@@ -69,7 +69,7 @@ class ParameterBytes:
         )
         trained = sum(count * one.size for one, count in tensors.items())
         frozen = sum(p.numel() for p in model.parameters()) - trained
-        return cls(trained=trained, frozen=frozen, tensors=tensors, packed=packed)
+        return cls(trained=trained, frozen=frozen, tensors=tensors, packed=packed or Packed())
 
 
 def states(

@@ -20,10 +20,9 @@ from vlft.errors import ConfigError
 from vlft.model import attention, forward, kernels, linear_attention
 from vlft.model.activations import Ledger
 from vlft.model.apply import apply_towers, checkpoint_activations
-from vlft.model.load import load_base
-from vlft.model.packed import quantise
 from vlft.model.scale import PixelScale
 from vlft.setup import Base
+from vlft.setup.weights import load_for_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +119,7 @@ def _prepared(
     """The model as `vlft.train.model_setup.prepare_model` prepares it in one process, and the dtype of autocast."""
     half = args.half
     computing = half or torch.float32
-    model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
-    if base.quantisation is not None:
-        quantise(model, base.family, base.quantisation, device=args.device)
+    model: Any = load_for_training(base, half=half, device=args.device)
     model.to(args.device)
     attention.install(model, model_flags.attn, dtype=computing, device=args.device, branches=branches)
     kernels.install(model, args.liger, dtype=computing, device=args.device)

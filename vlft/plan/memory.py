@@ -17,7 +17,8 @@ from vlft.model import groups, kernels
 from vlft.model.apply import apply_towers
 from vlft.model.cards import card_bytes
 from vlft.model.load import check_fit, empty_model, load_config
-from vlft.model.quantise import packed_of
+from vlft.model.quantise import Packed, packed_of
+from vlft.model.quantised_files import QuantisedFiles, is_stored_quantised
 from vlft.model.towers import Towers
 from vlft.model.tracing import Load
 from vlft.plan.change import first_change
@@ -116,7 +117,7 @@ def forecast(
     load = replace(
         _of_rows([rows.costs[i] for i in worst], tokens=tokens), vision_lengths=(patches,) if patches else ()
     )
-    packed = packed_of(base.family, base.sizes, base.quantisation)
+    packed = _packed(base)
     case = Case(
         config=base.config,
         family=base.family,
@@ -173,6 +174,13 @@ def forecast(
         rate=how,
         with_reference=reference > 0,
     )
+
+
+def _packed(base: Base) -> Packed:
+    """What is quantised of the base."""
+    if is_stored_quantised(base.folder):
+        return QuantisedFiles.of(base.folder, base.family).packed()
+    return packed_of(base.family, base.sizes, base.quantisation)
 
 
 def _possible(base: Base) -> list[Strategy]:
@@ -247,7 +255,7 @@ def _smaller(base: Base, towers: Towers) -> tuple[Towers, ParameterBytes] | None
     changed = replace(towers, **modes)  # type: ignore[arg-type]
     return changed, ParameterBytes.of(
         apply_towers(empty_model(base.config, base.family), base.family, changed, masters=False),
-        packed_of(base.family, base.sizes, base.quantisation),
+        _packed(base),
     )
 
 

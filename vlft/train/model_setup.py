@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,11 +12,9 @@ from vlft.checkpoint.start import Start, load_start
 from vlft.config.training import TrainFlags
 from vlft.model import attention, experts, forward, kernels, linear_attention, memory, tracing
 from vlft.model.apply import apply_towers, checkpoint_activations
-from vlft.model.load import load_base
-from vlft.model.packed import is_quantised, quantise, stored_bytes
-from vlft.model.quantise import Quantisation
 from vlft.model.scale import PixelScale
 from vlft.setup import Base
+from vlft.setup.weights import load_for_training
 from vlft.train import zero
 
 
@@ -54,10 +52,7 @@ def prepare_model(
         The model (wrapped by PEFT if a tower has LoRA), and the choices made, for the log.
     """
     half = args.half
-    model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
-    if base.quantisation is not None:
-        counts = quantise(model, base.family, base.quantisation, device=args.device, say=say)
-        say(_quantised(model, base.quantisation, counts))
+    model: Any = load_for_training(base, half=half, device=args.device, say=say)
     model.name_or_path = base.name  # PEFT writes it into adapter_config.json; a cache folder is useless there
     if not zero.shares_weights(args):
         model.to(args.device)
@@ -89,13 +84,6 @@ def prepare_model(
         **computed,
         "gradient checkpointing": checkpointed,
     }
-
-
-def _quantised(model: torch.nn.Module, how: Quantisation, counts: Mapping[str, int]) -> str:
-    """What was quantised, as a line."""
-    size = sum(stored_bytes(module.weight) for module in model.modules() if is_quantised(module))
-    layers = ", ".join(f"{count} linear layers of the {tower} model" for tower, count in counts.items())
-    return f"quantised: {layers} to {how.label}, {size / 1e9:.2f} GB; all other weights keep their dtype"
 
 
 def _forecast(base: Base, args: TrainFlags, **load: Any) -> dict[memory.Part, memory.Kept] | None:

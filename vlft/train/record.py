@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
+from vlft.checkpoint.files import module_name
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.checkpoint.start import LINEAGE
 from vlft.config import preference
@@ -23,6 +24,7 @@ from vlft.config.training import TrainFlags
 from vlft.data.order import Order
 from vlft.errors import BadRow, CheckpointError
 from vlft.model.chosen import blocks_of
+from vlft.model.quantised_files import QuantisedFiles, is_stored_quantised
 from vlft.setup import Base, MeasuredRows
 from vlft.setup.choices import trained_tokens
 from vlft.setup.schedule import asked_for, settings_of
@@ -119,9 +121,13 @@ def _quantised(base: Base) -> dict[str, Any] | None:
     """How the base is quantised, and how many of its linear layers."""
     if (how := base.quantisation) is None:
         return None
-    text = base.sizes.text
-    count = sum(len(text.linears(layer)) for layer in text.layers)
-    return {"bits": how.bits, "kind": how.kind, "double": how.double, "modules": {"language": count}}
+    if is_stored_quantised(base.folder):
+        names = [module_name(base.family, name) for name in QuantisedFiles.of(base.folder, base.family).states]
+        modules = dict(Counter(map(base.family.tower_of, names)))
+    else:
+        text = base.sizes.text
+        modules = {"language": sum(len(text.linears(layer)) for layer in text.layers)}
+    return {"bits": how.bits, "kind": how.kind, "double": how.double, "modules": modules}
 
 
 def _choices(base: Base) -> dict[str, Any]:

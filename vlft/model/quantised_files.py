@@ -7,6 +7,7 @@ Next to the packed values of `X.weight`, the files hold its scales as `X.weight.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlft.errors import CheckpointError
 from vlft.families import Family
+from vlft.model.quantise import Packed, Quantisation
 from vlft.model_files import Slot, read_json, stored_slots, tensor_index
 
 if TYPE_CHECKING:
@@ -68,9 +70,34 @@ class QuantisedFiles:
         )
 
     @property
+    def quantisation(self) -> Quantisation:
+        """Their format. If tensors have several, that of the first one."""
+        kind: Any = "nf4" if "nf4" in self.kinds else "fp4"
+        nested = any(name.endswith(".nested_absmax") for name in self.index)
+        return Quantisation(kind=kind, double=nested)
+
+    @property
     def kinds(self) -> set[str]:
         """The formats that occur: nf4, fp4 or both."""
         return {state.rpartition("__")[2] for state in self.states.values()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name of each tensor of the model, as the files spell it -> its shape, before it was packed."""
+        found = {name: slot.shape for name, slot in self.others.values()}
+        for published, state in self.states.items():
+            found[state.partition(".quant_state.")[0]] = self.shape(published)
+        return found
+
+    def packed(self) -> Packed:
+        """What is quantised."""
+        counts = [math.prod(self.shape(name)) for name in self.states]
+        own = tuple(f"{state.partition('.quant_state.')[0]}" for state in self.states.values())
+        slots = stored_slots(self.folder)
+        parts = {name for name in slots if name in own or name.startswith(tuple(f"{one}." for one in own))}
+        return Packed(
+            weights=sum(counts), nbytes=sum(_bytes(slots[name]) for name in parts), largest=max(counts, default=0)
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a quantised tensor before it was packed."""
@@ -99,3 +126,9 @@ class QuantisedFiles:
         state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
         state.dtype = torch.float32
         return functional.dequantize_4bit(self.tensor(stored["name"]), state)
+
+
+def _bytes(slot: Slot) -> int:
+    """Bytes of a tensor, by the digits at the end of its dtype (U8, BF16, F32)."""
+    digits = slot.dtype.lstrip("BFIU")
+    return math.prod(slot.shape) * int(digits) // 8
