@@ -30,6 +30,7 @@ from vlft.train.folder import RunFolder
 SAVE = ("--save_strategy", "steps", "--save_steps", "1")
 MODES = {"vision": "lora", "merger": "full", "language": "lora"}
 TOWERS = tuple(word for tower, mode in MODES.items() for word in (f"--{tower}", mode))
+PLAIN = {"use_dora": False, "use_rslora": False}
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -211,7 +212,7 @@ def test_the_adapter_of_any_family_decides_towers_and_targets(base_of, tmp_path,
                 parameter.add_(0.1)
     saved.save_pretrained(tmp_path, save_embedding_layers=False)
     start = read_start(str(tmp_path), str(base), base, family)
-    assert start.settings == {**modes, "lora_rank": 3, "lora_alpha": 5, "lora_target": target}
+    assert start.settings == {**modes, "lora_rank": 3, "lora_alpha": 5, "lora_target": target, **PLAIN}
     live = adapted(1)
     assert load_start(live, start) == len(load_file(tmp_path / FILE))
     wanted = dict(saved.named_parameters())

@@ -148,8 +148,7 @@ def train(
         for remark in overlap(rows.marked, evaluated.marked):
             say(f"warning: {remark}")
 
-    kept = None if there is None else there.training
-    order = training_order(rows.costs, data, args, world=args.world_size, kept=kept)
+    order = training_order(rows.costs, data, args, world=args.world_size, kept=there.training if there else None)
     args = args.with_accumulation(order.accumulation)
     run = _Run(
         data=data,
@@ -222,10 +221,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         weight_decay=args.weight_decay,
         loraplus_ratio=args.loraplus_ratio,
     )
-    say(groups.table(table))
-    if line := base.towers.as_line():
-        say(line)
-    say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
+    lines = (groups.table(table), base.towers.as_line(), "; ".join(f"{what}: {how}" for what, how in chosen.items()))
+    say("\n".join(filter(None, lines)))
     features = None
     if cached is not None:
         screen.stage("reading the cache of features")
