@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from mixed_models import LOAD, PLAIN, mixed, real_step
 from models import PRESETS
@@ -31,3 +33,18 @@ def test_each_part_is_what_a_real_step_saves(label):
         told = saved.estimate(checkpointed)
         for part in activations.PARTS:
             assert told.kept[part] == pytest.approx(real[part], rel=0.02, abs=2000), (part, checkpointed)
+
+
+def test_dora_saves_one_more_result_of_each_layer():
+    plain = PRESETS["vision-lora"]
+    towers, family = replace(plain, use_dora=True), LABELS["Qwen2-VL"]
+    found = [
+        activations.Saved(
+            config=mixed(family), family=family, towers=one, load=LOAD, numbers=PLAIN, device="cpu"
+        ).estimate()
+        for one in (towers, plain)
+    ]
+    real = real_step(mixed(family), family, towers, ())
+    for part in activations.PARTS:
+        assert found[0].kept[part] == pytest.approx(real[part], rel=0.02, abs=2000), part
+    assert found[0].kept["language"] > found[1].kept["language"]

@@ -357,7 +357,10 @@ def test_what_is_more_than_lora_is_refused_by_name(shelf, tmp_path, settings, sa
     ("settings", "says"),
     [
         ({"use_dora": True}, r"needs a lora_magnitude_vector \[\d+\].*found none"),
-        ({"trainable_token_indices": [1]}, r"trainable_token_indices is \[1\], but the adapter holds no rows of tokens"),
+        (
+            {"trainable_token_indices": [1]},
+            r"trainable_token_indices is \[1\], but the adapter holds no rows of tokens",
+        ),
     ],
 )
 def test_settings_whose_tensors_are_missing_are_refused(shelf, tmp_path, settings, says):

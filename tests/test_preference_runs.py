@@ -409,6 +409,7 @@ def test_config_yaml_resumes_a_run_with_other_paths_of_its_files(stopped, tmp_pa
     "towers",
     [
         pytest.param((), id="language"),
+        pytest.param(("--use_dora", "true", "--loraplus_ratio", "4"), id="dora"),
         pytest.param(("--vision", "lora", "--merger", "full"), id="merger-full", marks=pytest.mark.grid),
         pytest.param(
             ("--vision", "full", "--gradient_checkpointing", "true"), id="full-vision", marks=pytest.mark.grid

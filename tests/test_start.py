@@ -30,6 +30,7 @@ from vlft.train.folder import RunFolder
 SAVE = ("--save_strategy", "steps", "--save_steps", "1")
 MODES = {"vision": "lora", "merger": "full", "language": "lora"}
 TOWERS = tuple(word for tower, mode in MODES.items() for word in (f"--{tower}", mode))
+PLAIN = {"use_dora": False, "use_rslora": False}
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -211,8 +212,7 @@ def test_the_adapter_of_any_family_decides_towers_and_targets(base_of, tmp_path,
                 parameter.add_(0.1)
     saved.save_pretrained(tmp_path, save_embedding_layers=False)
     start = read_start(str(tmp_path), str(base), base, family)
-    plain = {"use_dora": False, "use_rslora": False}
-    assert start.settings == {**modes, "lora_rank": 3, "lora_alpha": 5, "lora_target": target, **plain}
+    assert start.settings == {**modes, "lora_rank": 3, "lora_alpha": 5, "lora_target": target, **PLAIN}
     live = adapted(1)
     assert load_start(live, start) == len(load_file(tmp_path / FILE))
     wanted = dict(saved.named_parameters())
@@ -289,7 +289,7 @@ def test_adapters_that_are_not_plain_lora_are_refused(refused, shelf, tmp_path, 
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("patterns", "several alphas"),
+        ("patterns", "its modules have several alphas"),
     ],
 )
 def test_adapters_that_train_what_no_flags_train_are_refused(refused, shelf, kind, says):

@@ -236,9 +236,7 @@ def parameter_groups(
     found = groups.parameter_groups(
         model,
         base.opened.family,
-        learning_rates=args.learning_rates,
-        weight_decay=args.weight_decay,
-        loraplus_ratio=args.loraplus_ratio,
+        **groups.rates(args),
     )
     trained = {group.name.partition("_")[0] for group in found if group.trainable}
     for tower in ("vision", "merger"):

@@ -8,8 +8,6 @@ its weights in a checkpoint: `recorded_start` takes what else it needs from its 
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,12 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlft.checkpoint.adapter import PREFIX, Adapter, read_adapter
+from vlft.checkpoint.adapter import Adapter, read_adapter
 from vlft.checkpoint.chosen_parts import blocks_in, check_record, recorded, tokens_in
 from vlft.checkpoint.files import ADAPTER_CONFIG, module_name
+from vlft.checkpoint.fits import check_copies, check_matrices, instead, lora_target
 from vlft.checkpoint.folders import Located, find_adapter_or_model
 from vlft.checkpoint.lineage import check_lineage, refuse_other_family
-from vlft.checkpoint.plain_lora import check_magnitude, check_plain, towers_of_adapter
+from vlft.checkpoint.plain_lora import check_plain, towers_of_adapter
 from vlft.checkpoint.quantised import quantisation_of, settings_of
 from vlft.checkpoint.record import RunRecord
 from vlft.checkpoint.weights import load_adapter_strict
@@ -32,9 +31,9 @@ from vlft.config.places import near_miss
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import TOWERS, Family, Sizes
 from vlft.families.stored import is_carried
-from vlft.model.chosen import mode_of
-from vlft.model.towers import Towers, lora_counts
-from vlft.model_files import contents_print, read_json, some_of, stored_slots
+from vlft.model.quantised_files import stored_shapes
+from vlft.model.towers import Towers
+from vlft.model_files import contents_print, read_json
 from vlft.text import counted
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def read_start(path: str, base_id: str, base: Path, family: Family) -> Start:
             )
         settings = read_json(found.folder / ADAPTER_CONFIG)
         if settings.get("peft_type") != "LORA":
-            raise CheckpointError(f"{path}: peft_type is {settings.get('peft_type')!r}, not 'LORA'. {_instead(path)}")
+            raise CheckpointError(f"{path}: peft_type is {settings.get('peft_type')!r}, not 'LORA'. {instead(path)}")
         refuse_other_family(path, found, base_id, base)
         adapter = read_adapter(found.folder, base, family)
         parts = _settings(path, found, adapter, base, family)
@@ -199,7 +198,7 @@ def prove_start(start: Start, base_id: str, base: Path) -> Start:
     with _named():
         where = start.adapter.folder / ADAPTER_CONFIG
         check_plain(
-            start.adapter.settings, where, refusal=f"no run can start from it. {_instead(start.name)}".rstrip(".")
+            start.adapter.settings, where, refusal=f"no run can start from it. {instead(start.name)}".rstrip(".")
         )
         return replace(start, origin=check_lineage(start.name, start.found, base_id, base))
 
@@ -238,36 +237,36 @@ def _settings(path: str, found: Located, adapter: Adapter, base: Path, family: F
     if adapter.copies:
         file = next(iter(adapter.copies.values()))[0].name
         raise CheckpointError(
-            f"{path}: beside the adapter, {file} holds weights that were trained in full. {_instead(path)}"
+            f"{path}: beside the adapter, {file} holds weights that were trained in full. {instead(path)}"
         )
     variants = {name: bool(adapter.settings.get(name)) for name in _VARIANTS}
     switches = [name for name, value in adapter.settings.items() if name.startswith("use_") and value is True]
     if other := [name for name in switches if name not in variants]:
         raise CheckpointError(
-            f"{path}: {ADAPTER_CONFIG} has {other[0]}=true; vlft trains LoRA, DoRA and rsLoRA. {_instead(path)}"
+            f"{path}: {ADAPTER_CONFIG} has {other[0]}=true; vlft trains LoRA, DoRA and rsLoRA. {instead(path)}"
         )
     if adapter.settings.get("alpha_pattern"):
-        raise CheckpointError(f"{path}: its modules have several alphas (alpha_pattern). {_instead(path)}")
+        raise CheckpointError(f"{path}: its modules have several alphas (alpha_pattern). {instead(path)}")
     modes: Any = towers_of_adapter(adapter.keys, family)
     if "lora" not in modes.values():
-        raise CheckpointError(f"{path}: holds no LoRA matrices. {_instead(path)}")
+        raise CheckpointError(f"{path}: holds no LoRA matrices. {instead(path)}")
     if modes["language"] == "full":
-        raise CheckpointError(f"{path}: holds the language model in full. {_instead(path)}")
+        raise CheckpointError(f"{path}: holds the language model in full. {instead(path)}")
     if found.record is not None and found.record.towers != modes:
         raise CheckpointError(
             f"{path}: vlft.json says it trained {found.record.towers}, the adapter's tensors say {modes}. The folder "
             "mixes two runs, or the adapter was not saved completely."
         )
-    slots = {module_name(family, n): s.shape for n, s in stored_slots(base).items() if not is_carried(family, n)}
+    slots = {module_name(family, n): s for n, s in stored_shapes(base, family).items() if not is_carried(family, n)}
     rank = adapter.settings["r"]
-    _check_matrices(path, adapter, rank, slots)
+    check_matrices(path, adapter, rank, slots)
     sizes = _sizes(base, family)
     blocks: Any = blocks_in(adapter, modes, sizes, family)
-    tokens = tokens_in(path, adapter, family, tied=sizes.text.tied, instead=_instead(path))
+    tokens = tokens_in(path, adapter, family, tied=sizes.text.tied, instead=instead(path))
     if found.record is not None:
         check_record(path, found.record, blocks, tokens)
-    _check_copies(path, adapter, Towers(**modes, **blocks), slots, family)
-    target = _target(path, adapter, modes, blocks, sizes, family)
+    check_copies(path, adapter, Towers(**modes, **blocks), slots, family)
+    target = lora_target(path, adapter, modes, blocks, sizes, family)
     lora = {"lora_rank": rank, "lora_alpha": adapter.settings["lora_alpha"], "lora_target": target}
     settings = {**modes, **lora, **variants, **_quantised(path, found.record)}
     return {"settings": settings, "blocks": blocks, "tokens": tokens}
@@ -277,82 +276,6 @@ def _quantised(path: str, record: RunRecord | None) -> dict[str, Any]:
     """The flags that quantise a base as that of an adapter was; {} if it was not, or nothing says so."""
     quantisation = quantisation_of(path, record)
     return {} if quantisation is None else settings_of(quantisation)
-
-
-def _instead(path: str) -> str:
-    how = f"vlft merge {path} OUT, or peft's merge_and_unload"
-    return f"Merge it first ({how}), then use --model_id OUT without --adapter."
-
-
-def _check_matrices(path: str, adapter: Adapter, rank: Any, slots: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the shapes of all LoRA matrices with the common rank and with the weights of the base."""
-    magnitudes = adapter.magnitudes()
-    for module, (a, b) in adapter.matrices().items():
-        of_a, of_b = adapter.shapes[a], adapter.shapes[b]
-        if of_a[:1] != (rank,) or of_b[1:] != (rank,):
-            raise CheckpointError(
-                f"{path}: {module} has rank {of_a[0]}, {ADAPTER_CONFIG} says r {rank}; vlft trains one rank. "
-                f"{_instead(path)}"
-            )
-        weight = slots.get(f"{module}.weight")
-        if weight is not None and (of_b[0], of_a[1]) != weight:
-            raise CheckpointError(
-                f"{path}: its {module} is of a weight [{of_b[0]}, {of_a[1]}], the base's is {list(weight)}. Is this "
-                "the base it was trained on? Pass the right one as --base_model."
-            )
-        if adapter.settings.get("use_dora"):
-            check_magnitude(adapter, module, magnitudes.get(module), rows=of_b[0])
-
-
-def _check_copies(
-    path: str, adapter: Adapter, towers: Towers, slots: Mapping[str, tuple[int, ...]], family: Family
-) -> None:
-    """Compare the tensors that are no LoRA matrices with the towers in full: all of their parameters, and no others."""
-    paired = {name for both in adapter.matrices().values() for name in both} | set(adapter.magnitudes().values())
-    paired |= {rows.key for rows in adapter.token_rows(family).values()}
-    saved = {live.removeprefix(PREFIX): adapter.shapes[key] for live, key in adapter.keys.items() if key not in paired}
-    full = [tower for tower, mode in towers.modes.items() if mode == "full"]
-    wanted = {name: shape for name, shape in slots.items() if mode_of(name, family, towers) == "full"}
-    if extra := sorted(saved.keys() - wanted.keys()):
-        raise CheckpointError(
-            f"{path}: {len(extra)} tensors belong neither to LoRA matrices nor to a tower in full: {some_of(extra)}. "
-            f"{_instead(path)}"
-        )
-    if missing := sorted(wanted.keys() - saved.keys()):
-        raise CheckpointError(
-            f"{path}: {' and '.join(full)} trained in part: {len(missing)} of {len(wanted)} parameters are not in the "
-            f"adapter: {some_of(missing)}. {_instead(path)}"
-        )
-    if other := sorted(name for name in saved if saved[name] != wanted[name]):
-        raise CheckpointError(
-            f"{path}: its {other[0]} is {list(saved[other[0]])}, the base's is {list(wanted[other[0]])}. Is this the "
-            "base it was trained on? Pass the right one as --base_model."
-        )
-
-
-def _target(
-    path: str,
-    adapter: Adapter,
-    modes: Mapping[str, Any],
-    blocks: Mapping[str, tuple[int, ...]],
-    sizes: Sizes,
-    family: Family,
-) -> str:
-    """The value of `--lora_target` that adapts exactly the modules of an adapter in these blocks."""
-    modules = list(adapter.matrices())
-    found = Counter(family.tower_of(module) for module in modules)
-    for target, patterns in (("all", family.lora_targets), ("attention", family.attention_targets)):
-        towers = Towers(**modes, **blocks, lora_target=target)  # type: ignore[arg-type]
-        known = all(re.fullmatch(patterns[family.tower_of(module)], module) for module in modules)
-        if known and found == lora_counts(sizes, towers):
-            return target
-    every = lora_counts(sizes, Towers(**modes, **blocks))  # type: ignore[arg-type]
-    counts = ", ".join(
-        f"{found[tower]} of {count} linear layers of the {tower} tower" for tower, count in every.items()
-    )
-    raise CheckpointError(
-        f"{path}: it adapts {counts}. --lora_target is all or attention, and this is neither. {_instead(path)}"
-    )
 
 
 def _sizes(base: Path, family: Family) -> Sizes:

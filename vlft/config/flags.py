@@ -141,7 +141,7 @@ class ModelFlags:
     language: Mode = flag("lora", "how the language model trains")
     lora_rank: int = flag(32, "rank of every LoRA matrix")
     lora_alpha: float = flag(64, "LoRA updates are scaled by alpha / rank")
-    lora_dropout: float = flag(0.05, "dropout before each LoRA matrix; for preference rows 0")
+    lora_dropout: float = flag(0.05, "dropout before each LoRA matrix; 0 with DoRA and for preference rows")
     lora_target: Literal["all", "attention"] = flag("all", "which linear layers of a LoRA tower are adapted")
     use_dora: bool = flag(False, "DoRA: also train the length of each row of a weight with LoRA")
     use_rslora: bool = flag(False, "scale LoRA updates by alpha / sqrt(rank) instead of alpha / rank")

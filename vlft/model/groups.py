@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlft import text
 from vlft.errors import ConfigError
@@ -90,6 +90,11 @@ def parameter_groups(
         for suffix, decay, ratio in _suffixes(weight_decay, loraplus_ratio)
         if (tower, suffix) in parts
     ]
+
+
+def rates(args: Any) -> dict[str, Any]:
+    """The arguments of `parameter_groups` that follow from training flags."""
+    return {name: getattr(args, name) for name in ("learning_rates", "weight_decay", "loraplus_ratio")}
 
 
 def _suffixes(weight_decay: float, ratio: float | None) -> tuple[tuple[str, float | None, float | None], ...]:

@@ -13,8 +13,8 @@ from vlft.errors import CheckpointError
 from vlft.families import DEFAULT, Family
 from vlft.families.stored import match
 from vlft.model.proof import prove
-from vlft.model.quantised_files import QuantisedFiles, is_stored_quantised
-from vlft.model_files import read_json, stored_slots
+from vlft.model.quantised_files import stored_shapes
+from vlft.model_files import read_json
 from vlft.text import error_text
 
 if TYPE_CHECKING:
@@ -140,10 +140,7 @@ def check_shapes(folder: str | Path, family: Family, shapes: Mapping[str, tuple[
         CheckpointError: a tensor of the model is missing or has a different shape, or the files have an unexpected one.
     """
     head = family.published_name(family.head)
-    if is_stored_quantised(Path(folder)):
-        files = QuantisedFiles.of(Path(folder), family).shapes
-    else:
-        files = {name: slot.shape for name, slot in stored_slots(folder).items()}
+    files = stored_shapes(Path(folder), family)
     if tied:  # files may store the head once or twice
         shapes = {name: shape for name, shape in shapes.items() if name != family.head}
         files = {name: shape for name, shape in files.items() if family.published_name(name) != head}

@@ -128,6 +128,13 @@ class QuantisedFiles:
         return functional.dequantize_4bit(self.tensor(stored["name"]), state)
 
 
+def stored_shapes(folder: Path, family: Family) -> dict[str, tuple[int, ...]]:
+    """Name of each tensor of a model, as its files spell it -> its shape; of a packed one, before it was packed."""
+    if is_stored_quantised(folder):
+        return QuantisedFiles.of(folder, family).shapes
+    return {name: slot.shape for name, slot in stored_slots(folder).items()}
+
+
 def _bytes(slot: Slot) -> int:
     """Bytes of a tensor, by the digits at the end of its dtype (U8, BF16, F32)."""
     digits = slot.dtype.lstrip("BFIU")

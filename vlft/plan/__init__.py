@@ -236,9 +236,7 @@ def _without_memory(parsed: Parsed, asked: Asked) -> Plan:
             base.family,
             base.sizes,
             base.towers,
-            learning_rates=args.learning_rates,
-            weight_decay=args.weight_decay,
-            loraplus_ratio=args.loraplus_ratio,
+            **groups.rates(args),
         )
     return _plan(parsed, base, table, world=world)
 

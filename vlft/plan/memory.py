@@ -58,9 +58,7 @@ def model_of(base: Base, args: TrainFlags | PlanFlags) -> tuple[torch.nn.Module,
     table = groups.parameter_groups(
         model,
         base.family,
-        learning_rates=args.learning_rates,
-        weight_decay=args.weight_decay,
-        loraplus_ratio=args.loraplus_ratio,
+        **groups.rates(args),
     )
     return model, table
 

@@ -149,8 +149,7 @@ def train(
         for remark in overlap(rows.marked, evaluated.marked):
             say(f"warning: {remark}")
 
-    kept = None if there is None else there.training
-    order = training_order(rows.costs, data, args, world=args.world_size, kept=kept)
+    order = training_order(rows.costs, data, args, world=args.world_size, kept=there.training if there else None)
     args = args.with_accumulation(order.accumulation)
     run = _Run(
         data=data,
@@ -216,16 +215,9 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             patches=patches,
             branches=run.data.pairs and base.encoder.shared,
         )
-    table = groups.parameter_groups(
-        model,
-        base.family,
-        learning_rates=args.learning_rates,
-        weight_decay=args.weight_decay,
-        loraplus_ratio=args.loraplus_ratio,
-    )
-    notes = (*described_choices(base.towers, base.sizes), base.towers.as_line())
-    say(groups.table(table, [line for line in notes if line]))
-    say("; ".join(f"{what}: {how}" for what, how in chosen.items()))
+    table = groups.parameter_groups(model, base.family, **groups.rates(args))
+    notes = filter(None, (*described_choices(base.towers, base.sizes), base.towers.as_line()))
+    say(groups.table(table, tuple(notes)) + "\n" + "; ".join(f"{what}: {how}" for what, how in chosen.items()))
     features = None
     if cached is not None:
         screen.stage("reading the cache of features")
