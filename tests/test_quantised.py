@@ -189,7 +189,7 @@ def test_other_formats_are_merged_as_exactly(train, tmp_path, bits, flags):
     report = merge(out, tmp_path / "merged")
     assert report.onto == "dequantised"
     assert report.quantisation_drift <= 1e-4 * max(row.range for row in report.rows)
-    assert report.changed >= 14
+    assert report.changed >= (8 if "attention" in flags else 14)
 
 
 def test_an_adapter_decides_the_bits(run, base, mixed_json, media, tmp_path, capsys):

@@ -237,8 +237,8 @@ def _quantisation(model: ModelFlags, folder: Path, given: frozenset[str], start:
     if "bits" in given and found != stored:
         asked = "16 bits" if found is None else found.label
         raise ConfigError(
-            f"--bits {model.bits}: the files of {model.model_id} are quantised already, to {stored.label}, not {asked}. "
-            "Drop --bits, --quant_type and --double_quant."
+            f"--bits {model.bits}: the files of {model.model_id} are quantised already, to {stored.label}, not {asked}."
+            " Drop --bits, --quant_type and --double_quant."
         )
     return stored
 

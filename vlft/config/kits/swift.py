@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
+from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.outcome import (
     Becomes,
     Cannot,
@@ -210,10 +211,7 @@ KIT = Kit(
         "target_regex": cannot("LoRA is set for each tower: --vision, --merger and --language"),
         "modules_to_save": off("no modules are saved besides LoRA. --merger full trains the merger in full"),
         "lora_dtype": idle("LoRA matrices are float32"),
-        "lora_bias": by_word(
-            {"none": Idle(why="no biases are trained besides LoRA")},
-            cannot("biases are trained with --language full only"),
-        ),
+        "lora_bias": UNSUPPORTED["lora_bias"],
         "use_dora": DORA,
         "use_rslora": RSLORA,
         "lorap_lr_ratio": loraplus,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.outcome import (
     Becomes,
     Cannot,
@@ -136,10 +137,7 @@ KIT = Kit(
         "num_lora_modules": by_word(
             {"-1": Idle(why="all linear layers of a tower")}, cannot("LoRA is set for each tower")
         ),
-        "lora_bias": by_word(
-            {"none": Idle(why="no biases are trained besides LoRA")},
-            cannot("biases are trained with --language full only"),
-        ),
+        "lora_bias": UNSUPPORTED["lora_bias"],
         "use_dora": DORA,
         "max_seq_length": renamed("max_length"),
         "model_max_length": renamed("max_length"),
