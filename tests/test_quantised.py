@@ -229,7 +229,7 @@ def test_a_plan_counts_the_packed_weights(base, mixed_json, media, tmp_path, cap
         ("--bits 4 --language full", "--bits 4 with --language full: quantised weights cannot be trained"),
         ("--bits 8 --language frozen --merger full", "--bits 8 with --language frozen"),
         ("--bits 4 --deepspeed zero3", "--bits 4 with --deepspeed zero3"),
-        ("--bits 4 --use_dora true", "--bits 4 with --use_dora"),
+        ("--bits 4 --use_dora true", "--use_dora true with --bits 4"),
         ("--bits 8 --quant_type nf4", "--quant_type nf4 has no effect with --bits 8"),
         ("--double_quant true", "--double_quant true has no effect with --bits 16"),
     ],

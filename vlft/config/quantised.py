@@ -13,7 +13,7 @@ from vlft.config.values import Values
 def problems(values: Values, verb: str) -> Iterator[str]:
     """Yield a message for each combination of these flags with others that cannot be carried out."""
     bits = str(values.of("bits"))
-    if bits != "4":
+    if bits != "4" and not (values.given("adapter") and not values.given("bits")):  # the adapter may decide it
         for flag in ("quant_type", "double_quant"):
             if values.given(flag):
                 word = str(values.of(flag)).lower()
@@ -39,8 +39,3 @@ def problems(values: Values, verb: str) -> Iterator[str]:
                 "and cannot split packed ones. Use --deepspeed zero2, or no --deepspeed; each GPU then holds the "
                 "quantised model."
             )
-    if values.of("use_dora"):
-        yield (
-            f"--bits {bits} with --use_dora: DoRA needs the lengths of the rows of dense weights, in each forward "
-            "pass. Drop one of the two."
-        )

@@ -181,7 +181,8 @@ def _defaults(kit: Kit, said: Mapping[str, Said], flags: Flags, processes: int |
     given = {name: one.words for name, one in said.items()}
     found = {name: words for name, words in kit.defaults(given, flags).items() if name not in flags}
     if "adapter" in flags:
-        found = {name: words for name, words in found.items() if name not in OF_ADAPTER}
+        decided = {*OF_ADAPTER, "bits", "quant_type", "double_quant", "language_blocks", "vision_blocks"}
+        found = {name: words for name, words in found.items() if name not in decided}
     if not any(name in flags for name in SIZES):
         found |= step_rows(str(kit.batch[0]), None, kit, processes).flags
     last = {name: words[-1] for name, words in (flags | found).items() if words}
