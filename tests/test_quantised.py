@@ -176,6 +176,33 @@ def test_plain_peft_loads_it_on_a_base_that_transformers_quantised(run, base):
     assert (found - wanted).abs().max() <= 1e-4 * (wanted.max() - wanted.min())
 
 
+def test_a_base_whose_files_are_quantised_trains_and_merges_into_the_one_it_was_made_from(
+    base, train, tmp_path, capsys
+):
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["model.visual", "lm_head"]
+    )
+    stock = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32, quantization_config=settings)
+    stored = tmp_path / "tiny-bnb-4bit"
+    stock.save_pretrained(stored)
+    load_processor(base).save_pretrained(stored)
+    run = train("--max_steps", "2", "--learning_rate", "1e-2", base=stored)
+    assert "quantised: 14 linear layers of the language model to nf4" in capsys.readouterr().out
+    recorded = json.loads((run / "vlft.json").read_text())["quantised"]
+    assert recorded == {"bits": 4, "kind": "nf4", "double": False, "modules": {"language": 14}}
+    report = merge(run, tmp_path / "merged", base_model=str(base))
+    assert report.quantisation_drift <= 1e-4 * max(row.range for row in report.rows)
+    wanted = logits(open_model(run).speaker.model, base)
+    merged = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert (logits(merged, base) - wanted).abs().max() <= 1e-4 * (wanted.max() - wanted.min())
+    capsys.readouterr()
+    words = ("plan", "--model_id", str(stored), "--data_path", "x.json")
+    assert main([*words, "--bits", "8"]) == 1
+    assert "are quantised already, to nf4, not int8" in capsys.readouterr().err
+    assert main([*words, "--language", "full"]) == 1
+    assert "such weights cannot be trained" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("bits", "flags"),
     [
