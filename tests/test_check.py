@@ -156,7 +156,7 @@ def test_a_train_command_is_taken_as_it_stands(capsys, tmp_path, base, mixed_jso
         (["a.json", "--data_path", "b.json"], 2, "named twice: a.json and --data_path"),
         (["a.json", "--workers", "-1"], 2, "--workers is -1, must not be negative"),
         (["a.json", "--hedaers_only"], 2, "did you mean --headers_only?"),
-        (["a.json", "--bits", "4"], 2, "--bits"),
+        (["a.json", "--bits", "5"], 2, "--bits"),
         (["nowhere.json"], 1, "nowhere.json: no such file"),
         (["a.json", "--image_folder", "nowhere"], 1, "--image_folder nowhere"),
         (["a.json", "--fps", "2", "--nframes", "4"], 1, "--fps 2.0 and --nframes 4"),

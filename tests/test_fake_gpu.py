@@ -29,6 +29,7 @@ from vlft.model.scale import PixelScale, constants
 from vlft.model.towers import Towers
 from vlft.objectives import Loss, Mean, Objective, Sums
 from vlft.objectives.sft import Sft
+from vlft.setup import weights
 from vlft.train import model_setup as prepare
 from vlft.train.metrics import Meter
 from vlft.train.step_guard import StepGuard
@@ -115,7 +116,7 @@ def prepared(monkeypatch, opened, flags, *, stored, recompute, fused):
         model.to = lambda device: model  # the meta device has nothing to move; see below
         return model
 
-    monkeypatch.setattr(prepare, "load_base", load_base)
+    monkeypatch.setattr(weights, "load_base", load_base)
     monkeypatch.setattr(flags, "checkpointing", str(recompute).lower())
     monkeypatch.setattr(flags, "liger", str(fused).lower())
     model, chosen = prepare.prepare_model(opened, flags, choice="auto", say=lambda line: None)

@@ -21,7 +21,7 @@ from vlft.data.rows.records import parse_record
 from vlft.data.sample import Cost
 from vlft.data.workers import loader_options
 from vlft.errors import BadRow
-from vlft.train import model_setup as prepare
+from vlft.setup import weights
 
 
 def parse(raw: dict, index: int = 0):
@@ -168,13 +168,13 @@ def test_a_run_does_as_on_bad_row_says_with_a_file_that_changed(base, tmp_path, 
     for name in ("a", "b"):
         write_image(tmp_path / f"{name}.jpg", 200, 150)
     data = write_json(tmp_path / "rows.json", [row("<image>?", "Yes.", image=f"{name}.jpg") for name in ("a", "b")])
-    load = prepare.load_base
+    load = weights.load_base
 
     def replaced(*args, **kwargs):
         write_image(tmp_path / "b.jpg", 90, 90)
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(prepare, "load_base", replaced)
+    monkeypatch.setattr(weights, "load_base", replaced)
     out = tmp_path / "run"
     argv = ["train", "--model_id", str(base), "--data_path", str(data), "--output_dir", str(out)]
     argv += [

@@ -207,6 +207,7 @@ def test_a_base_whose_files_are_quantised_trains_and_merges_into_the_one_it_was_
     ("bits", "flags"),
     [
         ("8", ()),
+        ("4", ("--use_dora", "true")),
         ("4", ("--quant_type", "fp4", "--double_quant", "false", "--lora_target", "attention")),
         ("4", ("--bf16", "true", "--vision", "lora", "--gradient_checkpointing", "true")),
     ],
@@ -256,9 +257,8 @@ def test_a_plan_counts_the_packed_weights(base, mixed_json, media, tmp_path, cap
         ("--bits 4 --language full", "--bits 4 with --language full: quantised weights cannot be trained"),
         ("--bits 8 --language frozen --merger full", "--bits 8 with --language frozen"),
         ("--bits 4 --deepspeed zero3", "--bits 4 with --deepspeed zero3"),
-        ("--bits 4 --use_dora true", "--use_dora true with --bits 4"),
-        ("--bits 8 --quant_type nf4", "--quant_type nf4 has no effect with --bits 8"),
-        ("--double_quant true", "--double_quant true has no effect with --bits 16"),
+        ("--bits 8 --quant_type fp4", "--quant_type fp4 has no effect with --bits 8"),
+        ("--double_quant false", "--double_quant false has no effect with --bits 16"),
     ],
 )
 @pytest.mark.parametrize("verb", ["train", "plan"])

@@ -344,7 +344,6 @@ def test_an_adapter_without_all_its_vectors_is_refused(verb, run_of, base, mixed
     [
         (("--use_dora", "true", "--lora_dropout", "0.05"), 1, "--lora_dropout 0.05 with --use_dora true"),
         (("--use_dora", "true", "--deepspeed", "zero3_offload"), 1, "Use --deepspeed zero2, or drop --use_dora"),
-        (("--use_dora", "true", "--bits", "4"), 1, "--use_dora true with --bits 4 is not supported"),
         ((*FULL, "--use_dora", "true"), 1, "--use_dora true has no effect: no tower is lora (vision full"),
         ((*FULL, "--use_rslora"), 1, "--use_rslora true has no effect: no tower is lora (vision full"),
         ((*FULL, "--loraplus_ratio", "16"), 1, "--loraplus_ratio 16 has no effect: no tower is lora (vision full"),

@@ -89,7 +89,7 @@ def tokens_of(text: str) -> tuple[str, ...]:
     """
     tokens = tuple(one.strip() for one in text.split(","))
     if "" in tokens:
-        raise ConfigError(f"--train_tokens {text}: a part between commas is empty. Write '<a>,<b>'.")
+        raise ConfigError(f"--train_tokens {text}: a part between commas is empty. Write '<x>,<y>'.")
     if twice := [one for one in tokens if tokens.count(one) > 1]:
         raise ConfigError(f"--train_tokens {text}: {twice[0]} appears twice. Name each token once.")
     return tokens

@@ -14,8 +14,8 @@ def problems(values: Values, verb: str) -> Iterator[str]:
     """Yield a message for each combination of these flags with others that cannot be carried out."""
     bits = str(values.of("bits"))
     if bits != "4" and not (values.given("adapter") and not values.given("bits")):  # the adapter may decide it
-        for flag in ("quant_type", "double_quant"):
-            if values.given(flag):
+        for flag, default in (("quant_type", "nf4"), ("double_quant", True)):  # a run's config.yaml holds defaults
+            if values.given(flag) and values.of(flag) != default:
                 word = str(values.of(flag)).lower()
                 yield (
                     f"--{flag} {word} has no effect with --bits {bits}: it is a setting of --bits 4. Drop one of the "

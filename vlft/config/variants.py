@@ -58,11 +58,6 @@ def _dora(values: Values) -> Iterator[str]:
             "adapted weight, and ZeRO-3 splits the weights over the processes. Use --deepspeed zero2, or drop "
             "--use_dora."
         )
-    if (bits := values.of("bits")) in ("4", "8"):
-        yield (
-            f"--use_dora true with --bits {bits} is not supported: no test shows yet that such a run merges to what "
-            "was trained. Drop one of the two: --bits 16, or plain LoRA, also with --use_rslora."
-        )
 
 
 def _word(value: Any) -> str:

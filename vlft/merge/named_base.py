@@ -12,7 +12,6 @@ from vlft.checkpoint import some_of
 from vlft.errors import CheckpointError
 from vlft.families import Family, is_tied
 from vlft.families.stored import is_carried
-from vlft.model.packed import dequantised
 from vlft.model.quantise import Quantisation
 from vlft.model.quantised_files import QuantisedFiles
 from vlft.model_files import read_json, slots_in, tensor_index
@@ -35,6 +34,8 @@ def compare_bases(run: str | Path, quantised: QuantisedFiles, named_id: str, nam
     Raises:
         CheckpointError: names a tensor that is missing, has another shape or other values.
     """
+    from vlft.model.packed import dequantised  # imports torch
+
     index = tensor_index(named)
     files = {family.published_name(name): name for name in index if not is_carried(family, name)}
     shapes = {name: slot.shape for file in set(index.values()) for name, slot in slots_in(file).items()}

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from vlft.model.packed import dense, is_quantised
+
 
 def start(model: torch.nn.Module) -> None:
     """Set the trained lengths of new adapters to those of the base's rows, in float32.
@@ -23,14 +25,16 @@ def start(model: torch.nn.Module) -> None:
     PEFT rounds them to the base's dtype, and the model then would not start as its base.
 
     Args:
-        model: with PEFT's layers; changed in place. Layers over quantised weights keep PEFT's lengths.
+        model: with PEFT's layers; changed in place.
     """
-    from peft.tuners.lora.layer import Linear
+    from peft.tuners.lora.layer import LoraLayer
 
     for layer in model.modules():
-        if type(layer) is Linear and type(layer.base_layer) is torch.nn.Linear:
+        if isinstance(layer, LoraLayer) and layer.lora_magnitude_vector:
+            base: Any = layer.get_base_layer()
+            weight_OD = dense(base.weight, torch.float32) if is_quantised(base) else base.weight.data
             for vector in layer.lora_magnitude_vector.values():
-                vector.weight.data = row_lengths(layer.base_layer.weight.data)
+                vector.weight.data = row_lengths(weight_OD)
 
 
 def row_lengths(weight_OD: torch.Tensor) -> torch.Tensor:

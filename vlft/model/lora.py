@@ -203,8 +203,10 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
                 return adapted_linear(x, *matrices, base.weight, base.bias, dropout=share, scaling=scaling)
             if not share and _has_lengths(self, name):
                 y = adapted_linear(x, *matrices, base.weight, None, dropout=0.0, scaling=scaling)
-                lengths = self.lora_magnitude_vector[name].weight
-                return dora.scaled_linear(y, base.weight, *matrices, lengths, base.bias, scaling=scaling)
+                lengths, weight_OD = self.lora_magnitude_vector[name].weight, base.weight
+                if is_quantised(base):
+                    weight_OD = dense(weight_OD, y.dtype)
+                return dora.scaled_linear(y, weight_OD, *matrices, lengths, base.bias, scaling=scaling)
     return type(self).forward(self, x, *args, **kwargs)
 
 
