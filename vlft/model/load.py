@@ -13,7 +13,7 @@ from vlft.errors import CheckpointError
 from vlft.families import DEFAULT, Family
 from vlft.families.stored import match
 from vlft.model.proof import prove
-from vlft.model.quantised_files import stored_shapes
+from vlft.model.quantised_files import is_stored_quantised, stored_shapes
 from vlft.model_files import read_json
 from vlft.text import error_text
 
@@ -89,20 +89,33 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
     import transformers
 
     check_fit(folder, family)
+    stored = is_stored_quantised(Path(folder))
+    loading: Any = contextlib.nullcontext()
+    plain: dict[str, Any] = {}
+    if stored:
+        from vlft.model import stored_layers
+
+        config, _ = load_config(folder)
+        del config.quantization_config  # transformers would choose the layers by it
+        loading, plain = stored_layers.without_packed(), {"config": config}
     model_class = getattr(transformers, family.model_class)
     try:
-        model, info = model_class.from_pretrained(
-            folder,
-            dtype=dtype or "auto",
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
+        with loading:
+            model, info = model_class.from_pretrained(
+                folder,
+                dtype=dtype or "auto",
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **plain,
+            )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: its weights cannot be loaded ({error_text(error)}). Download the model again."
         ) from error
+    if stored:
+        info = stored_layers.install(model, Path(folder), family, info)
     # transformers fills missing tensors with random numbers and warns; a base must be complete.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:

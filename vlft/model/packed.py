@@ -25,7 +25,7 @@ from vlft.errors import ConfigError
 from vlft.families import Family
 from vlft.model.load import load_base
 from vlft.model.quantise import BLOCK, Quantisation, quantised_names
-from vlft.model.quantised_files import is_stored_quantised
+from vlft.model.quantised_files import is_stored_quantised, unpacked
 
 INSTALL = "pip install 'bitsandbytes>=0.48'"
 
@@ -141,11 +141,8 @@ def dense(weight: Any, dtype: torch.dtype) -> torch.Tensor:
     """The dense weight of a quantised one, [O, D]."""
     if (scales_O := getattr(weight, "SCB", None)) is not None:
         return (weight.data.float() * (scales_O.float() / 127)[:, None]).to(dtype)
-    from bitsandbytes.functional import dequantize_4bit
-
-    weight.quant_state.dtype = dtype  # of the result, which is rounded once
     with torch.no_grad():
-        return dequantize_4bit(weight.data, weight.quant_state)
+        return unpacked(weight.data, weight.quant_state, dtype)
 
 
 def shape_of(weight: Any) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ Next to the packed values of `X.weight`, the files hold its scales as `X.weight.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -111,21 +112,42 @@ class QuantisedFiles:
         with safe_open(self.index[stored], framework="pt") as file:
             return file.get_tensor(stored)
 
-    def weight(self, name: str) -> torch.Tensor:
-        """A quantised tensor as bitsandbytes' layer multiplies by it, in float32, by its published name."""
+    def parts(self, name: str) -> tuple[torch.Tensor, Any]:
+        """The packed values of a quantised tensor, and bitsandbytes' record of its scales, by its published name."""
         import torch
         from bitsandbytes import functional
 
-        stored = _STATE.fullmatch(self.states[name])
-        if stored is None:
-            raise ValueError(name)
-        start = f"{stored['name']}."
+        weight = self.states[name].partition(".quant_state.")[0]
         parts: dict[str, Any] = {
-            key.removeprefix(start): self.tensor(key) for key in self.index if key.startswith(start)
+            key.removeprefix(f"{weight}."): self.tensor(key) for key in self.index if key.startswith(f"{weight}.")
         }
-        state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
-        state.dtype = torch.float32
-        return functional.dequantize_4bit(self.tensor(stored["name"]), state)
+        return self.tensor(weight), functional.QuantState.from_dict(parts, device=torch.device("cpu"))
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A quantised tensor as its layer multiplies by it, in float32, by its published name."""
+        import torch
+
+        return unpacked(*self.parts(name), torch.float32)
+
+
+def unpacked(values: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The dense weight [O, D] of packed values.
+
+    On a CPU with AVX-512, bitsandbytes (0.50) takes the scale of another block where a row begins inside a block, as
+    with rows of 96 weights. So it is asked for rows of one block each.
+
+    Args:
+        values: of 4 bits.
+        state: bitsandbytes' record of their scales.
+        dtype: of the result, which is rounded once.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    flat = copy.copy(state)
+    count, block = math.prod(state.shape), state.blocksize
+    flat.shape = (1, count) if count % block else (count // block, block)
+    flat.dtype = dtype
+    return dequantize_4bit(values.view(-1, 1), flat).view(tuple(state.shape))
 
 
 def stored_shapes(folder: Path, family: Family) -> dict[str, tuple[int, ...]]:
