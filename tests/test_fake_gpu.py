@@ -68,6 +68,7 @@ def as_a_base(folder, family, config, processor, preset):
         sizes=family.sizes(config),
         towers=Towers(**PRESETS[preset]),
         processor=processor,
+        quantisation=None,
     )
 
 
