@@ -3,7 +3,8 @@
 #
 #     bash scripts/test.sh                        bash scripts/test.sh tests/test_cli.py -x
 #
-# The whole suite runs in two workers (WORKERS=4 for more, WORKERS=0 for none); chosen tests run in one process.
+# The whole suite runs in three workers, because tests also wait for processes they start (WORKERS=4 for more, WORKERS=0
+# for none); chosen tests run in one process.
 # A failed stage does not stop the next ones, except set-up; the exit status is 1 if any stage failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -38,8 +39,8 @@ checked() {
     rm -f "$types"
     return "$status"
 }
-# A worker that runs out of tests takes over half of the other's remaining tests, so both end together.
-[[ $# -gt 0 ]] || set -- -n "${WORKERS:-2}" --dist worksteal
+# A worker that runs out of tests takes over some of another's remaining tests, so all end together.
+[[ $# -gt 0 ]] || set -- -n "${WORKERS:-3}" --dist worksteal
 stage pytest .venv/bin/python -m pytest "$@"
 stage "mypy (beside pytest)" checked
 
