@@ -15,6 +15,7 @@ from transformers import BitsAndBytesConfig, Qwen2VLForConditionalGeneration
 
 from vlft.chat import open_model
 from vlft.cli.main import main
+from vlft.demo.tiny import build_tiny
 from vlft.errors import ConfigError
 from vlft.families import FAMILIES
 from vlft.merge import merge
@@ -142,7 +143,7 @@ def test_a_killed_run_resumes_bit_for_bit(run, base):
     assert_same(run, run.with_name("whole"), tolerance=0)
     assert losses(run)[-1] < losses(run)[0]
     recorded = json.loads((run / "vlft.json").read_text())["quantised"]
-    assert recorded == {"bits": 4, "kind": "nf4", "double": True, "modules": {"language": 14}}
+    assert recorded == {"bits": 4, "kind": "nf4", "double": True, "dtype": "float32", "modules": {"language": 14}}
 
 
 def logits(model, base) -> torch.Tensor:
@@ -201,7 +202,7 @@ def test_a_base_whose_files_are_quantised_trains_and_merges_into_the_one_it_was_
     run = train("--max_steps", "2", "--learning_rate", "1e-2", base=stored)
     assert "quantised: 14 linear layers of the language model to nf4" in capsys.readouterr().out
     recorded = json.loads((run / "vlft.json").read_text())["quantised"]
-    assert recorded == {"bits": 4, "kind": "nf4", "double": False, "modules": {"language": 14}}
+    assert recorded == {"bits": 4, "kind": "nf4", "double": False, "dtype": "float32", "modules": {"language": 14}}
     report = merge(run, tmp_path / "merged", base_model=str(base))
     assert report.quantisation_drift <= 1e-4 * max(row.range for row in report.rows)
     wanted = logits(open_model(run).speaker.model, base)
@@ -230,6 +231,24 @@ def test_other_formats_are_merged_as_exactly(train, tmp_path, bits, flags):
     assert report.onto == "dequantised"
     assert report.quantisation_drift <= 1e-4 * max(row.range for row in report.rows)
     assert report.changed >= (8 if "attention" in flags else 14)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", pytest.param("qwen3_5", marks=pytest.mark.grid)])
+def test_a_run_in_bf16_on_a_bf16_base_merges_into_its_dtype(train, tmp_path, model_type):
+    """Layers multiply by weights in bf16, so rounding the merged weights costs as much as in a run of 16 bits."""
+    base = build_tiny(tmp_path / "base", FAMILIES[model_type], dtype="bfloat16")
+    reports = {}
+    for bits in ("16", "4"):
+        run = train(
+            "--max_steps", "3", "--learning_rate", "3e-2", "--bits", bits, "--bf16", "true", base=base, name=bits
+        )
+        reports[bits] = merge(run, tmp_path / f"merged-{bits}", dtype="bf16")
+    four = reports["4"]
+    assert json.loads((tmp_path / "4" / "vlft.json").read_text())["quantised"]["dtype"] == "bfloat16"
+    assert four.dtype == "bfloat16"
+    noise = {bits: max(row.difference / row.moved for row in report.rows) for bits, report in reports.items()}
+    assert noise["4"] <= 2 * noise["16"]
+    assert all(row.layers <= 1e-4 * row.range for row in four.rows)
 
 
 def test_an_adapter_decides_the_bits(run, base, mixed_json, media, tmp_path, capsys):

@@ -50,8 +50,8 @@ class RunRecord:
             form, read by `vlft.train`.
         data: per file `{"file", "rows", "trained", "skipped": [{"index", "id", "field", "reason"}]}`; for a mix also
             `"not_drawn"` and `"draws_an_epoch"`.
-        quantised: `{"bits", "kind", "double", "modules": {tower: count}}`: how the base's linear layers were quantised,
-            and how many; None: they were not. Records of older versions lack it.
+        quantised: `{"bits", "kind", "double", "dtype", "modules": {tower: count}}`: how the base's linear layers were
+            quantised, the dtype in which they computed, and how many; None: they were not, or the version is older.
 
     Raises:
         CheckpointError: the kind or a tower setting is unknown, a media setting is missing, or rows do not add up.

@@ -47,6 +47,7 @@ class QuantisedBase:
         quantisation: how it was quantised.
         names: published names of the tensors that were quantised.
         files: the tensors of `folder`, if they are stored quantised; None: training quantised them.
+        dtype: in which training computed, such as `bfloat16`: dense weights were rounded to it.
     """
 
     folder: Path
@@ -54,6 +55,14 @@ class QuantisedBase:
     quantisation: Quantisation
     names: frozenset[str]
     files: QuantisedFiles | None = None
+    dtype: str = "float32"
+
+    @property
+    def _computed(self) -> torch.dtype:
+        import torch
+
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
 
     def weight(self, name: str, stored: torch.Tensor) -> torch.Tensor:
         """The values with which training computed, in float32; `stored` itself if it was not quantised.
@@ -66,10 +75,10 @@ class QuantisedBase:
         if published not in self.names:
             return stored
         if self.files is not None:
-            return self.files.weight(published)
+            return self.files.weight(published).to(self._computed).float()
         from vlft.model.packed import dequantised
 
-        return dequantised(stored, self.quantisation)
+        return dequantised(stored, self.quantisation, self._computed).float()
 
     def dequantise(self, model: torch.nn.Module) -> None:
         """Give the linear layers of a loaded float32 base the values with which training computed."""
@@ -80,9 +89,10 @@ class QuantisedBase:
         """The base with quantised layers, computing in float32 on the CPU, in evaluation mode."""
         import torch
 
-        from vlft.model.packed import load_quantised
+        from vlft.model.packed import computing_in, load_quantised
 
-        return load_quantised(self.folder, self.family, self.quantisation, torch.float32).eval()
+        model = load_quantised(self.folder, self.family, self.quantisation, torch.float32)
+        return computing_in(model, self._computed).eval()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +201,20 @@ def quantised_base(run: str | Path, found: Located, bases: Bases, onto: Onto | N
         quantisation=quantisation,
         names=frozenset(names),
         files=files,
+        dtype=_dtype_of(run, found),
     )
+
+
+def _dtype_of(run: str | Path, found: Located) -> str:
+    """The dtype in which a run computed. Without a record it is unknown, and nothing is rounded."""
+    settings = (found.record.quantised if found.record else None) or {}
+    dtype = settings.get("dtype", "float32")
+    if dtype not in ("float32", "bfloat16"):
+        raise CheckpointError(
+            f"{run}: its {RECORD} says that the quantised layers computed in {dtype!r}; vlft computes in float32 or "
+            "bfloat16. Update vlft, or restore the file from a checkpoint-N."
+        )
+    return str(dtype)
 
 
 def _language_linears(names: Iterable[str], family: Family) -> list[str]:

@@ -137,8 +137,23 @@ def is_quantised(module: Any) -> bool:
     return type(module).__name__ in ("Linear4bit", "Linear8bitLt") and hasattr(module, "weight")
 
 
+def computing_in(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Let quantised layers round their dense weights to a dtype, as in a run that computes in it. Returns the model."""
+    for module in model.modules():
+        if is_quantised(module):
+            weight: Any = module.weight
+            weight.rounded_to = dtype
+    return model
+
+
 def dense(weight: Any, dtype: torch.dtype) -> torch.Tensor:
     """The dense weight of a quantised one, [O, D]."""
+    if (rounded_to := getattr(weight, "rounded_to", dtype)) is not dtype:
+        return _dense(weight, rounded_to).to(dtype)
+    return _dense(weight, dtype)
+
+
+def _dense(weight: Any, dtype: torch.dtype) -> torch.Tensor:
     if (scales_O := getattr(weight, "SCB", None)) is not None:
         return (weight.data.float() * (scales_O.float() / 127)[:, None]).to(dtype)
     with torch.no_grad():

@@ -113,12 +113,12 @@ def run_record(
             "drawn": rows_print(measured),
         },
         data=data_entries(measured),
-        quantised=_quantised(base),
+        quantised=_quantised(base, args),
     )
 
 
-def _quantised(base: Base) -> dict[str, Any] | None:
-    """How the base is quantised, and how many of its linear layers."""
+def _quantised(base: Base, args: TrainFlags) -> dict[str, Any] | None:
+    """How the base is quantised, in which dtype it computes, and how many of its linear layers are quantised."""
     if (how := base.quantisation) is None:
         return None
     if is_stored_quantised(base.folder):
@@ -127,7 +127,8 @@ def _quantised(base: Base) -> dict[str, Any] | None:
     else:
         text = base.sizes.text
         modules = {"language": sum(len(text.linears(layer)) for layer in text.layers)}
-    return {"bits": how.bits, "kind": how.kind, "double": how.double, "modules": modules}
+    dtype = str(args.half or "float32").removeprefix("torch.")
+    return {"bits": how.bits, "kind": how.kind, "double": how.double, "dtype": dtype, "modules": modules}
 
 
 def _choices(base: Base) -> dict[str, Any]:
