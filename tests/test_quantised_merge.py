@@ -289,7 +289,7 @@ def test_another_base_is_refused(shelf, tmp_path):
 def test_a_merge_that_fails_leaves_nothing(shelf, tmp_path, monkeypatch):
     run = run_of(shelf, tmp_path / "run", "nf4")
     real = vlft.model.packed.dequantised
-    monkeypatch.setattr(vlft.model.packed, "dequantised", lambda weight, how: real(weight, how) * 1.01)
+    monkeypatch.setattr(vlft.model.packed, "dequantised", lambda weight, how, dtype: real(weight, how, dtype) * 1.01)
     with pytest.raises(CheckpointError, match="nf4 layers and of their dequantised weights differ"):
         merge(run, tmp_path / "out")
 
