@@ -233,3 +233,17 @@ def test_a_plan_names_the_blocks(base, mixed_json, media, capsys):
     assert "vision: LoRA in block 1 of 2" in shown
     assert main([*line, *more, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["blocks"] == {"language": [1], "vision": [1]}
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("vision_blocks: [0, 1]", "takes one value, not 2: 0 1. Write its parts as one value: '0-3,28'"),
+        ('train_tokens: ["<a>", "<b>"]', "takes one value, not 2: <a> <b>. Write its parts as one value: '<x>,<y>'"),
+    ],
+)
+def test_a_list_in_a_config_is_refused_with_the_way_to_write_it(line, says, tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"{line}\n")
+    assert main(["train", "--config", str(config)]) == 2
+    assert says in capsys.readouterr().err

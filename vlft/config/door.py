@@ -116,7 +116,8 @@ def _bad_values(said: Mapping[str, Said], told: Translation, kinds: Mapping[str,
         if not words and kind.many in ("one", "some"):
             yield _Wrong(flag=name, text=f"{flag}: a value is missing", usage=True)
         elif len(words) > 1 and kind.many in ("one", "maybe"):
-            yield _Wrong(flag=name, text=f"{flag} takes one value, not {len(words)}: {_few(words)}", usage=True)
+            how = f". Write its parts as one value: {kind.example}" if kind.example else ""
+            yield _Wrong(flag=name, text=f"{flag} takes one value, not {len(words)}: {_few(words)}{how}", usage=True)
         elif words and kind.many == "none":
             yield _Wrong(flag=name, text=f"{flag} takes no value, not {_few(words)}", usage=True)
         else:

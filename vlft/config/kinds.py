@@ -38,11 +38,13 @@ class Kind:
         many: how many words it takes: `one`, `some` (one or more), `maybe` (none or one) or `none`.
         usage: an invalid value counts as wrong usage (exit status 2). True for the flags of single verbs.
         angled: values contain words such as `<a>`, which are placeholders in those of other flags.
+        example: a value with several parts, for the message about several words where one is expected.
     """
 
     many: Literal["one", "some", "maybe", "none"] = "one"
     usage: bool = False
     angled: bool = False
+    example: str = ""
 
     def problem(self, word: str) -> Problem | None:
         """Return what is wrong with a word, or None."""

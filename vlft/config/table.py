@@ -11,6 +11,7 @@ from typing import Any
 from vlft.config.kinds import Bool, Kind, Named, Number, Place, Shares, Word
 
 BILLION = 10**9
+BLOCKS = Named(example="'0-3,28'")
 TEXT, NAMED, SWITCH = Kind(), Named(), Kind(many="none")
 FLAG, YES_NO = Bool(many="maybe"), Bool()
 RATE = Number(low=0, high=1000)
@@ -134,9 +135,9 @@ MODEL: dict[str, Kind] = {
     "bits": Word(words=("16", "8", "4"), needs=dict.fromkeys(("8", "4"), ("bitsandbytes ('bitsandbytes>=0.48')",))),
     "quant_type": Word(words=("nf4", "fp4")),
     "double_quant": FLAG,
-    "language_blocks": NAMED,
-    "vision_blocks": NAMED,
-    "train_tokens": Named(angled=True),
+    "language_blocks": BLOCKS,
+    "vision_blocks": BLOCKS,
+    "train_tokens": Named(angled=True, example="'<x>,<y>'"),
     "attn": Word(
         words=("auto", "fa4", "fa3", "flash_attn", "varlen", "sdpa"),
         needs={
