@@ -28,6 +28,7 @@ from vlft.checkpoint.weights import load_adapter_strict
 from vlft.config.blocks import as_text
 from vlft.config.checks import OF_ADAPTER
 from vlft.config.places import near_miss
+from vlft.config.said import quoted
 from vlft.errors import CheckpointError, ConfigError
 from vlft.families import TOWERS, Family, Sizes
 from vlft.families.stored import is_carried
@@ -100,7 +101,7 @@ class Start:
             if flag in given and given[flag] != value:
                 raise ConfigError(
                     f"--{flag} is {_plain(given[flag])}, but the adapter {self.name} has {_plain(value)}. The "
-                    f"adapter decides it: use --{flag} {_plain(value)}, or drop --{flag}.\n  To train anything "
+                    f"adapter decides it: use --{flag} {quoted(_plain(value))}, or drop --{flag}.\n  To train anything "
                     f"else, merge it first (vlft merge {self.name} OUT), then use --model_id OUT without --adapter."
                 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 
-from vlft.config.kits.outcome import Idle, Rule, cannot, flag, idle, off, on, switch
+from vlft.config.kits.outcome import NEW_TOKENS, Idle, Rule, cannot, flag, idle, off, on, switch
 from vlft.config.kits.preferences import COMPUTED_ONCE, OTHERS
 
 _OPTIMIZER = off("belongs to an optimizer that vlft does not have. Use an AdamW variant, Adafactor or SGD")
@@ -98,6 +98,10 @@ _FEATURES: tuple[tuple[Rule, str], ...] = (
         off("not supported. --data_mix mixes data sets by weight, repeat or cap"),
         r"dataset_(shards|streaming|exact_\w+|download_\w+) download_mode interleave_\w+ stopping_strategy "
         r"data_shared_\w+",
+    ),
+    (
+        off(NEW_TOKENS),
+        r"(added?|new|new_special|additional_special)_?(special_)?tokens tokens",
     ),
     (
         off("the base's own tokens are used"),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlft.config.kits.outcome import (
+    NEW_TOKENS,
     Becomes,
     Cannot,
     Idle,
@@ -245,8 +246,8 @@ KIT = Kit(
         "rope_scaling": _OTHER,
         "shift_attn": _OTHER,
         "resize_vocab": _OTHER,
-        "add_tokens": _OTHER,
-        "add_special_tokens": _OTHER,
+        "add_tokens": cannot(NEW_TOKENS),
+        "add_special_tokens": cannot(NEW_TOKENS),
         "use_fast_tokenizer": idle("the base's own tokenizer is used"),
         "low_cpu_mem_usage": idle("weights are read tensor by tensor"),
         "image_do_pan_and_scan": off("not supported by Qwen-VL"),

@@ -105,6 +105,12 @@ def idle(why: str) -> Rule:
     return lambda words: Idle(why=why)
 
 
+NEW_TOKENS = (
+    "no tokens are added to a base. Save a base whose tokenizer and embedding have them (transformers: add_tokens, "
+    "resize_token_embeddings, save_pretrained), then train them with --train_tokens"
+)
+
+
 def cannot(why: str) -> Rule:
     """Return a rule for a flag that is not supported with any value."""
     return lambda words: Cannot(why=why)
