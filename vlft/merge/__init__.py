@@ -159,7 +159,7 @@ def merge(
             trained=trained,
             dequantised=onto == "dequantised",
         )
-        warnings = _judge(run, rows, rounded_to, dtype_chosen=dtype != "keep")
+        warnings = _judge(run, rows, rounded_to, dtype_chosen=dtype != "keep", dequantised=onto == "dequantised")
         if trained is not None and onto == "dequantised":
             _judge_layers(run, rows, trained)
         if found.record is not None:
@@ -204,7 +204,7 @@ def _check_towers(run: str | Path, found: Located, plan: MergePlan) -> dict[str,
 
 
 def _judge(
-    run: str | Path, rows: list[RowCheck], rounded_to: torch.dtype | None, *, dtype_chosen: bool
+    run: str | Path, rows: list[RowCheck], rounded_to: torch.dtype | None, *, dtype_chosen: bool, dequantised: bool
 ) -> tuple[str, ...]:
     """Refuse a merge if a row disagrees, with the row's figures.
 
@@ -235,8 +235,9 @@ def _judge(
         if rounded_to is None or row.kept:
             continue
         lost = (
-            f"{figures}; allowed are {row.allowed:.3g} and 0 positions. {_word(rounded_to)} is too coarse to hold what "
-            "the adapter changed in the base's weights"
+            f"{figures}; allowed are {row.allowed:.3g} and 0 positions. {_word(rounded_to)} is too coarse to hold "
+            + ("the dequantised weights with " if dequantised else "")
+            + "what the adapter changed in the base's weights"
         )
         if not dtype_chosen:
             raise CheckpointError(

@@ -41,7 +41,7 @@ def quantise(
     """Replace the linear layers of the language model's blocks by quantised ones on a device, in place.
 
     Args:
-        model: the stock top class, whose weights have the dtype in which they will be multiplied.
+        model: the stock top class.
         family: of the model.
         quantisation: the number format.
         device: where the quantised weights are, and where they are computed.
@@ -115,8 +115,12 @@ def dequantised(
     Returns:
         [O, D], in `dtype`, on the CPU. It is computed on a GPU if there is one, as in training.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return dense(_packed(weight_OD.float(), quantisation, device), dtype).cpu()
+    return dense(_packed(weight_OD.float(), quantisation, quantising_device()), dtype).cpu()
+
+
+def quantising_device() -> str:
+    """Where weights are quantised again: on a GPU if there is one, as in training."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextlib.contextmanager
