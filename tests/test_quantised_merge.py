@@ -136,6 +136,29 @@ def test_a_bf16_base_stays_bf16(shelf, tmp_path):
     assert share(as_trained(base, run, "nf4"), reloaded(tmp_path / "out")) <= 0.02
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_run_in_float32_on_a_bf16_base_merges_with_a_word_about_the_base(shelf, tmp_path, kind):
+    """Old GPUs and CPUs compute in float32. bf16 cannot hold the base's dequantised values, and says so."""
+    base, run = base_of(shelf, "bfloat16"), run_of(shelf, tmp_path / "run", kind, dtype="bfloat16", strength=0.3)
+    report = merge(run, tmp_path / "out")
+    assert report.dtype == "bfloat16"
+    assert all(row.faultless and row.kept and row.same_weights for row in report.rows)
+    assert all(row.coarse > 0 for row in report.rows)
+    assert report.quantisation_drift >= max(row.coarse for row in report.rows) / 2
+    trained = as_trained(base, run, kind)
+    worst = max((want - got).abs().max().item() for want, got in zip(trained, reloaded(tmp_path / "out"), strict=True))
+    assert worst == pytest.approx(report.quantisation_drift, rel=0.5) or kind == "int8"
+    told = [line for line in report.warnings if "too coarse for the values of the quantised base" in line]
+    assert bool(told) == any(row.coarse > row.allowed for row in report.rows)
+
+
+def test_small_changes_are_still_judged_against_the_rounding(shelf, tmp_path):
+    """An adapter whose change bf16 loses is refused, also on a quantised base."""
+    run = run_of(shelf, tmp_path / "run", "nf4", dtype="bfloat16", strength=0.002)
+    with pytest.raises(CheckpointError, match="too coarse to hold what the adapter changed"):
+        merge(run, tmp_path / "out")
+
+
 def test_onto_the_original_base_tells_the_drift(shelf, tmp_path, capsys):
     base, run = base_of(shelf), run_of(shelf, tmp_path / "run", "nf4")
     assert main(["merge", str(run), str(tmp_path / "out"), "--onto", "original"]) == 0

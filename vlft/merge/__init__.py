@@ -159,7 +159,7 @@ def merge(
             trained=trained,
             dequantised=onto == "dequantised",
         )
-        warnings = _judge(run, rows, rounded_to, dtype_chosen=dtype != "keep", dequantised=onto == "dequantised")
+        warnings = _judge(run, rows, rounded_to, dtype_chosen=dtype != "keep")
         if trained is not None and onto == "dequantised":
             _judge_layers(run, rows, trained)
         if found.record is not None:
@@ -204,7 +204,7 @@ def _check_towers(run: str | Path, found: Located, plan: MergePlan) -> dict[str,
 
 
 def _judge(
-    run: str | Path, rows: list[RowCheck], rounded_to: torch.dtype | None, *, dtype_chosen: bool, dequantised: bool
+    run: str | Path, rows: list[RowCheck], rounded_to: torch.dtype | None, *, dtype_chosen: bool
 ) -> tuple[str, ...]:
     """Refuse a merge if a row disagrees, with the row's figures.
 
@@ -235,9 +235,8 @@ def _judge(
         if rounded_to is None or row.kept:
             continue
         lost = (
-            f"{figures}; allowed are {row.allowed:.3g} and 0 positions. {_word(rounded_to)} is too coarse to hold "
-            + ("the dequantised weights with " if dequantised else "")
-            + "what the adapter changed in the base's weights"
+            f"{figures}; allowed are {row.allowed:.3g} and 0 positions. {_word(rounded_to)} is too coarse to hold what "
+            "the adapter changed in the base's weights"
         )
         if not dtype_chosen:
             raise CheckpointError(
@@ -245,6 +244,14 @@ def _judge(
                 f"--dtype {_WORDS[_word(rounded_to)]}."
             )
         warnings.append(f"{lost}; --dtype fp32 keeps the change.")
+    coarse = [row for row in rows if not row.fine_enough]
+    if coarse and rounded_to is not None:
+        worst = max(coarse, key=lambda row: row.coarse or 0)
+        warnings.append(
+            f"{_word(rounded_to)} is too coarse for the values of the quantised base, with which training computed in "
+            f"float32: on a {worst.row} row, rounding them moves logits by up to {worst.coarse:.3g} (the adapter moves "
+            f"them by up to {worst.moved:.3g}). --dtype fp32 keeps them."
+        )
     if not any(row.moved for row in rows):
         warnings.append("the adapter changes nothing: it was not trained, or its learning rate was 0.")
     return tuple(warnings)

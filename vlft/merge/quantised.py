@@ -89,11 +89,10 @@ class QuantisedBase:
         """The base with quantised layers, computing in float32 on the CPU, in evaluation mode."""
         import torch
 
-        from vlft.model.packed import computing_in, load_quantised, quantising_device
+        from vlft.model.packed import computing_in, load_quantised
 
-        # On the device of `dequantised`: kernels of two devices may choose other codes for a few weights.
-        model = load_quantised(self.folder, self.family, self.quantisation, torch.float32, device=quantising_device())
-        return computing_in(model.to("cpu"), self._computed).eval()
+        model = load_quantised(self.folder, self.family, self.quantisation, torch.float32)
+        return computing_in(model, self._computed).eval()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ One model is in memory at a time. Letters: T compared positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ class RowCheck:
         drift: merged against what was trained, the quantised base + adapter. None if the base was not quantised.
         layers: quantised layers against their dequantised weights, both with the adapter; None if the merge does not
             use these weights.
+        coarse: dequantised weights against themselves rounded as the files are, both with the adapter. `difference`
+            does not include it. None likewise, or if nothing was rounded.
     """
 
     row: str
@@ -57,6 +60,7 @@ class RowCheck:
     flips: int
     drift: float | None = None
     layers: float | None = None
+    coarse: float | None = None
 
     @property
     def faultless(self) -> bool:
@@ -67,6 +71,11 @@ class RowCheck:
     def same_weights(self) -> bool:
         """Whether quantised layers multiply by the dequantised weights: `layers`, within the same share."""
         return self.layers is None or self.layers <= EXACT_SHARE * self.range
+
+    @property
+    def fine_enough(self) -> bool:
+        """Whether the files' dtype holds the values of a dequantised base: `coarse`, with the tolerance of rounding."""
+        return self.coarse is None or self.coarse <= self.allowed
 
     @property
     def allowed(self) -> float:
@@ -140,9 +149,12 @@ def verify(
     model = _load(base, family)
     if trained is not None and dequantised:
         trained.dequantise(model)
+    held = _held(model, stored_as, trained) if trained is not None and dequantised else {}
     alone = {name: _logits_TV(model, row) for name, row in rows.items()}
     adapted_model = attach_adapter(model, adapter, family, untied=untied)
-    adapted = {name: _logits_TV(adapted_model, row) for name, row in rows.items()}
+    exact = {name: _logits_TV(adapted_model, row) for name, row in rows.items()}
+    with _rounded(adapted_model, held):
+        adapted = {name: _logits_TV(adapted_model, row) for name, row in rows.items()} if held else exact
     wanted = adapted
     if stored_as:
         model = adapted_model.merge_and_unload()
@@ -167,10 +179,53 @@ def verify(
                 range=(adapted[name].max() - adapted[name].min()).item(),
                 flips=flips_of(adapted[name], found_TV, rounded_to),
                 drift=_largest(found_TV, answered[name]) if answered else None,
-                layers=_largest(adapted[name], answered[name]) if answered and dequantised else None,
+                layers=_largest(exact[name], answered[name]) if answered and dequantised else None,
+                coarse=_largest(exact[name], adapted[name]) if held else None,
             )
         )
     return checks
+
+
+def _held(
+    model: torch.nn.Module, stored_as: Mapping[str, torch.dtype], trained: QuantisedBase
+) -> dict[torch.Tensor, torch.dtype]:
+    """Parameters with dequantised values -> the dtype that the files round them to."""
+    family = trained.family
+    names = {name: family.published_name(name) for name, _ in model.named_parameters()}
+    return {
+        parameter: stored_as[names[name]]
+        for name, parameter in model.named_parameters()
+        if names[name] in trained.names and names[name] in stored_as
+    }
+
+
+@contextlib.contextmanager
+def _rounded(model: torch.nn.Module, held: Mapping[torch.Tensor, torch.dtype]) -> Iterator[None]:
+    """Within this context the layers of some parameters compute with rounded values, one layer at a time."""
+
+    def swap(module: torch.nn.Module, *_: Any) -> None:
+        weight = _own(module)
+        values.append(weight.data)
+        weight.data = weight.data.to(held[weight]).float()
+
+    def restore(module: torch.nn.Module, *_: Any) -> None:
+        _own(module).data = values.pop()
+
+    values: list[torch.Tensor] = []
+    inner = {id(module.base_layer) for module in model.modules() if hasattr(module, "base_layer")}
+    layers = [module for module in model.modules() if id(module) not in inner and _own(module) in held]
+    hooks = [layer.register_forward_pre_hook(swap) for layer in layers]
+    hooks += [layer.register_forward_hook(restore) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _own(module: torch.nn.Module) -> Any:
+    """The weight of a linear layer, also of one with an adapter."""
+    return getattr(getattr(module, "base_layer", module), "weight", None)
 
 
 def _quantised_TV(

@@ -6,7 +6,8 @@ torch's linear layers do. So what a layer multiplies by can be computed again fr
 exactly what was trained. (bitsandbytes' own layers of 8 bits also round the inputs, and on CPUs with bf16 its layers of
 4 bits cannot train after an evaluation, 0.50.)
 
-Neighbours: `vlft.model.quantise` describes the formats, `vlft.model.lora` adds adapters.
+Neighbours: `vlft.model.quantise` describes the formats, `vlft.model.codes` chooses the codes, `vlft.model.lora` adds
+adapters.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.nn.functional import linear
 
 from vlft.errors import ConfigError
 from vlft.families import Family
+from vlft.model.codes import packed_4bit, packed_int8
 from vlft.model.load import load_base
 from vlft.model.quantise import BLOCK, Quantisation, quantised_names
 from vlft.model.quantised_files import is_stored_quantised, unpacked
@@ -113,14 +115,9 @@ def dequantised(
         dtype: in which the layer computes.
 
     Returns:
-        [O, D], in `dtype`, on the CPU. It is computed on a GPU if there is one, as in training.
+        [O, D], in `dtype`, on the CPU.
     """
-    return dense(_packed(weight_OD.float(), quantisation, quantising_device()), dtype).cpu()
-
-
-def quantising_device() -> str:
-    """Where weights are quantised again: on a GPU if there is one, as in training."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return dense(_packed(weight_OD.float(), quantisation, "cpu"), dtype)
 
 
 @contextlib.contextmanager
@@ -207,15 +204,20 @@ def _quantised(linear: torch.nn.Linear, quantisation: Quantisation, device: torc
 def _packed(weight_OD: torch.Tensor, quantisation: Quantisation, device: torch.device | str) -> Any:
     """A parameter of bitsandbytes with a quantised weight."""
     bnb = _bitsandbytes()
+    weight_OD = weight_OD.detach().to(device)
     if quantisation.kind == "int8":
-        return bnb.nn.Int8Params(weight_OD.detach(), requires_grad=False, has_fp16_weights=False).to(device)
+        places_OD, scales_O = packed_int8(weight_OD)
+        return bnb.nn.Int8Params(places_OD, requires_grad=False, has_fp16_weights=False, CB=places_OD, SCB=scales_O)
+    values, state = packed_4bit(weight_OD, quantisation)
     return bnb.nn.Params4bit(
-        weight_OD.detach(),
+        values,
         requires_grad=False,
+        quant_state=state,
         blocksize=BLOCK,
         compress_statistics=quantisation.double,
         quant_type=quantisation.kind,
-    ).to(device)
+        bnb_quantized=True,
+    )
 
 
 def _bitsandbytes() -> Any:
