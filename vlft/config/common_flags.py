@@ -18,6 +18,7 @@ COMMON: dict[str, tuple[str, ...]] = {
         *("output_dir", "eval_strategy", "save_steps", "report_to", "resume_from_checkpoint"),
     ),
     "check-data": ("method", "image_folder", "columns", *_ROWS, "over_length", "model_id"),
+    "export": ("method", "image_folder", "columns", *_ROWS, "model_id"),
     "preview": ("method", "image_folder", "columns", "image_max_pixels", "max_length", "model_id"),
     "plan": ("method", *_DATA, *_ROWS, "pack_tokens", "model_id", *_TOWERS, *_STEPS),
     "bench": (),

@@ -275,6 +275,11 @@ _OWN: Mapping[str, dict[str, Kind]] = {
         "report": NAMED,
         "json": SWITCH,
     },
+    "export": {
+        "pictures": Word(words=("original", "resized"), usage=True),
+        "rows": _number(whole=True, low=1, high=BILLION),
+        "json": SWITCH,
+    },
     "preview": {"index": TEXT, "html": NAMED, "json": SWITCH},
     "bench": {
         **dict.fromkeys(("baseline", "json"), SWITCH),
@@ -306,7 +311,7 @@ _OWN: Mapping[str, dict[str, Kind]] = {
 }
 VERBS = tuple(_OWN)
 #: Verbs that take words without a flag, such as data files or a model.
-WITH_WORDS = ("check-data", "preview", "bench", "chat")
+WITH_WORDS = ("check-data", "preview", "export", "bench", "chat")
 
 
 def kinds(verb: str) -> dict[str, Kind]:
