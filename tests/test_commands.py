@@ -94,6 +94,7 @@ DOORS = {
     "train": ("vlft.train.run.train",),
     "merge": ("vlft.merge.merge",),
     "check-data": ("vlft.check.check",),
+    "export": ("vlft.convert.export.export",),
     "preview": ("vlft.preview.preview_rows",),
     "plan": ("vlft.plan.plan",),
     "chat": ("vlft.chat.open_model",),

@@ -22,8 +22,8 @@ DEFAULT_SEED = 42
 EXAMPLES = """\
 examples:
   vlft export trl train.json exported --image_folder images --model_id Qwen/Qwen2-VL-2B-Instruct
-  vlft export verl train.json exported --config output/run/config.yaml --pictures resized
-  vlft export calibration train.json calibration --config output/run/config.yaml --rows 256
+  vlft export verl train.json exported --config examples/lora_vision.yaml --pictures resized
+  vlft export calibration train.json calibration --config examples/lora_vision.yaml --rows 256
 """
 
 
@@ -90,7 +90,7 @@ def _words(words: list[str]) -> tuple[Any, list[str], str]:
         kinds = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
         raise wrong_usage(
             "export",
-            f"the first word must be {kinds}{given}. Rows are exported; for the weights of a run:\n  vlft merge RUN OUT",
+            f"the first word must be {kinds}{given}. It writes rows; for the weights of a run:\n  vlft merge RUN OUT",
         )
     if len(words) < 2:
         raise wrong_usage("export", "no folder to write: vlft export KIND DATA... OUT")

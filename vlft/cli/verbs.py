@@ -48,7 +48,12 @@ _ROWS = (
     _like_train(
         "check-data", "find every row that cannot be trained, and report why", "checking rows", module="check_data"
     ),
-    _like_train("export", "write rows for verl, TRL or llm-compressor, with pictures as bytes", "exporting rows"),
+    _verb(
+        "export",
+        "write rows for verl, TRL or llm-compressor, with pictures as bytes",
+        "exporting rows",
+        train_flags=True,
+    ),
     _verb("import", "convert a published data set into rows and pictures", "converting", module="import_data"),
     _like_train("preview", "show rows as the model sees them, with trained tokens marked", "reading rows"),
     _verb("demo", "train a tiny model on pictures, in minutes, on a CPU", "running the demo"),
