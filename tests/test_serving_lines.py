@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from adapters import KINDS, RECORD, record_of, save_adapter, weights
-from build import row, write_image, write_json
+from build import row, write_image, write_json, write_video
+from conftest import HAS_VIDEOS
+from launch import call
 from runs import FULL, VISION_LORA
 from stored import rewritten
 
 from vlft.checkpoint import read_record, write_record
+from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.checkpoint.serving import LORA_RANKS, serving_of_adapter, serving_of_model
 from vlft.cli.main import main
 from vlft.demo.tiny import build_tiny
@@ -86,7 +93,7 @@ def test_a_whole_model_is_served_with_the_pixels_media_and_length_of_its_run(tin
         **{"--image-min-tokens": "4", "--image-max-tokens": "64"},
     }
     assert "-c 4096" in server
-    assert found.notes == ("llama.cpp takes no videos",)
+    assert found.notes[-1] == "llama.cpp takes no videos"
 
 
 def test_thinking_is_set_for_each_client_as_trained(tiny):
@@ -111,7 +118,7 @@ def test_a_number_of_frames_and_rows_of_text_only(tiny):
     media = RECORD.media | {"nframes": 8}
     found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=TRAINING, media=media), path="m")
     assert "--media-io-kwargs" not in flags_of(found.commands["vllm"])
-    assert "trained with 8 frames of a video" in found.notes[0]
+    assert any("trained with 8 frames of a video" in note for note in found.notes)
     text = TRAINING | {"most_media": {"images": 0, "videos": 0}}
     found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=text), path="m")
     assert "--limit-mm-per-prompt" not in flags_of(found.commands["vllm"])
@@ -143,6 +150,39 @@ def test_why_an_adapter_is_merged_first(change, says):
     assert not found.commands
     assert found.notes[0].startswith("merge it first: ")
     assert says in found.notes[0]
+
+
+@pytest.mark.parametrize("family", ALL, ids=lambda one: one.model_type)
+def test_pixel_flags_give_the_grids_of_training(family, base_of, media, tmp_path):
+    """vLLM hands `--mm-processor-kwargs` to the processor of transformers, here that of the base."""
+    from transformers import AutoProcessor
+
+    from vlft.config.recipe import Recipe
+    from vlft.config.row_flags import RowFlags
+    from vlft.data.media.read import measure
+    from vlft.data.sample import Image, Video
+
+    processor = AutoProcessor.from_pretrained(base_of(family))
+    side = processor.image_processor.patch_size * 2
+    flags = RowFlags(image_max_pixels=20 * side**2, video_min_pixels=4 * side**2, video_max_pixels=30 * side**2)
+    recipe = Recipe.of(processor, flags, family=family, tokens_per_second=2)
+    settings = recipe.as_json()
+    record = replace(LANGUAGE, media={name: settings[name] for name in MEDIA_KEYS})
+    served = flags_of(serving_of_adapter(replace(record, model_type="qwen2_vl"), path="run").commands["vllm"])
+    scopes = served["--mm-processor-kwargs"]
+    path = str(media / "china.jpg")
+    with PIL.Image.open(path) as picture:
+        still = processor.image_processor(images=[picture.convert("RGB")], **scopes["images_kwargs"])
+    grid = measure(Image(path=path, field="image"), recipe)
+    assert still["image_grid_thw"].tolist() == [[grid.t, grid.h, grid.w]]
+    if not HAS_VIDEOS:
+        return
+    frames = np.zeros((4, 3, 120, 200), dtype=np.uint8)
+    clip = str(write_video(tmp_path / "clip.mp4", 12, 200, 120, fps=6))  # 4 of its frames are taken
+    kwargs = scopes["videos_kwargs"] | {"do_sample_frames": False}
+    moving = processor.video_processor(videos=[frames], **kwargs, return_tensors="pt")
+    grid = measure(Video(path=clip, field="video"), recipe)
+    assert moving["video_grid_thw"].tolist() == [[grid.t, grid.h, grid.w]]
 
 
 def test_ranks_are_those_of_vllm():
@@ -252,9 +292,7 @@ def test_sizes_are_those_of_transformers(capsys):
     for size in ("", "GB", "5GiB", "-5GB", "0GB", "five"):
         with pytest.raises(ValueError, match="such as 5GB"):
             bytes_of(size)
-    with pytest.raises(SystemExit) as stopped:
-        main(["merge", "run", "out", "--max_shard_size", "much"])
-    assert stopped.value.code == 2
+    assert main(["merge", "run", "out", "--max_shard_size", "much"]) == 2
     assert "such as 5GB" in capsys.readouterr().err
 
 
@@ -283,6 +321,76 @@ def test_a_full_disk_and_a_kill_in_the_midst_of_shards_leave_nothing(adapter, tm
     monkeypatch.setattr(safetensors, "save_file", second_fails(KeyboardInterrupt()))
     assert main(argv) != 0
     assert not list(tmp_path.iterdir())
+
+
+def merge_and_die(words: list[str]) -> None:
+    """Merge in shards, and be killed while the third is written."""
+    from safetensors import torch as safetensors
+
+    save, seen = safetensors.save_file, []
+
+    def act(*args, **more):
+        seen.append(args[1])
+        save(*args, **more)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    safetensors.save_file = act
+    main(words)
+
+
+def test_a_merge_killed_in_the_midst_of_shards_leaves_no_out_and_can_be_repeated(adapter, tmp_path):
+    out = tmp_path / "out"
+    argv = ["merge", str(adapter), str(out), "--max_shard_size", "40KB"]
+    assert call(merge_and_die, argv, log=tmp_path / "log", timeout=120).status == -signal.SIGKILL
+    assert not out.exists()
+    assert list((tmp_path / ".out.merging").glob("part-*"))
+    assert main(argv) == 0
+    assert not (tmp_path / ".out.merging").exists()
+    assert not list(out.glob("part-*"))
+
+
+# --- folders that no client could load ---
+
+
+def test_a_half_written_folder_is_named_before_it_is_served(adapter, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["merge", str(adapter), str(out), "--max_shard_size", "150KB"]) == 0
+    last = max(out.glob("*.safetensors"))
+    capsys.readouterr()
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    assert main(["chat", str(out), "Hi."]) == 1
+    assert f"{last}: not a complete safetensors file" in capsys.readouterr().err
+    last.unlink()
+    assert main(["chat", str(out), "Hi."]) == 1
+    assert f"1 of them are missing: {last.name}" in capsys.readouterr().err
+    assert main(["merge", str(adapter), str(tmp_path / "two"), "--base_model", str(out)]) == 1
+    assert f"1 of them are missing: {last.name}" in capsys.readouterr().err
+
+
+def test_an_adapter_in_the_place_of_weights_is_named(adapter, tmp_path, capsys):
+    argv = ["train", "--model_id", str(adapter), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    data = write_json(tmp_path / "rows.json", [row()])
+    for words in ([*argv, "--data_path", str(data)], ["merge", str(adapter), "out", "--base_model", str(adapter)]):
+        assert main(words) == 1
+        said = capsys.readouterr().err
+        assert "an adapter, not a whole model" in said
+        assert f"vlft merge {adapter} OUT" in said
+
+
+def test_a_vocabulary_that_grew_is_named(tiny, adapter, tmp_path, capsys):
+    """The tokenizer has tokens for which the embedding has no row."""
+    run = Path(shutil.copytree(adapter, tmp_path / "run"))
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.add_tokens([f"<new{number}>" for number in range(100)])
+    tokenizer.save_pretrained(run)
+    for words in (["merge", str(run), str(tmp_path / "out")], ["chat", str(run), "Hi."]):
+        assert main(words) == 1
+        assert "so some tokens have none" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # --- names ---
@@ -325,4 +433,3 @@ def test_merged_and_trained_folders_have_the_names_of_the_base(family, names, ba
             found = [run, run / "checkpoint-1"]
         for folder in found:
             assert set(tensor_index(folder)) == before, folder
-            shutil.rmtree(folder)

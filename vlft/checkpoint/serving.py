@@ -92,7 +92,7 @@ def _why_merge(record: RunRecord) -> str | None:
     if adapted:
         return f"the adapter changes the {' and the '.join(adapted)}, and servers apply adapters to the language model"
     if record.towers["language"] != "lora":
-        return "the language model is trained in full, which is no adapter"
+        return f"its language model is {record.towers['language']}, and servers apply LoRA only"
     if record.quantised is not None:
         return "it was trained on a quantised base, and vllm serve would load the base as its files hold it"
     if lora.get("dora"):
@@ -122,8 +122,8 @@ def _vllm_flags(settings: Mapping[str, Any]) -> list[list[str]]:
     most = settings.get("most_media") or {}
     limits = {"image": most["images"], "video": most["videos"]} if any(most.values()) else {}
     frames = {}
-    if most.get("videos") and settings.get("nframes") is None:
-        frames = {"video": {"fps": settings["fps"], "max_frames": settings["video_max_frames"]}}
+    if most.get("videos") and settings.get("nframes") is None and settings.get("fps"):
+        frames = {"video": {"fps": settings["fps"], "max_frames": settings.get("video_max_frames") or 768}}
     length = settings.get("max_length")
     return [
         _as_json("--mm-processor-kwargs", scopes),
@@ -138,10 +138,10 @@ def _llama_cpp(path: str, settings: Mapping[str, Any]) -> str:
     """Convert the language model and the vision part, and serve both. The GGUF of a vision part has no pixel limits."""
     text, vision = (path.rstrip(os.sep) + end for end in (".gguf", "-mmproj.gguf"))
     tokens = []
-    if settings.get("patch_size") and settings.get("merge_size"):
-        pixels = (settings["patch_size"] * settings["merge_size"]) ** 2
-        tokens = ["--image-min-tokens", str(-(-settings["image_min_pixels"] // pixels))]
-        tokens += ["--image-max-tokens", str(settings["image_max_pixels"] // pixels)]
+    low, high = settings.get("image_min_pixels"), settings.get("image_max_pixels")
+    if low and high and settings.get("patch_size") and settings.get("merge_size"):
+        pixels = (settings["patch_size"] * settings["merge_size"]) ** 2  # of a token
+        tokens = ["--image-min-tokens", str(-(-low // pixels)), "--image-max-tokens", str(high // pixels)]
     length = settings.get("max_length")
     return " && ".join(
         (
@@ -182,7 +182,14 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
             f"trained with thoughts ({counts.get('on', 0):,} samples) and without ({counts.get('off', 0):,}): a "
             f'request chooses by chat_template_kwargs={{"{ENABLE}": ...}}'
         )
-    if (settings.get("most_media") or {}).get("videos") and settings.get("nframes") is not None:
+    if not (settings.get("most_media") or {}).get("videos"):
+        return notes
+    if settings.get("video_rule") == "qwen-vl-utils":
+        notes.append(
+            "trained with frames chosen by qwen-vl-utils; vLLM and transformers choose those of a video file by the "
+            "rule of transformers, which takes others"
+        )
+    if settings.get("nframes") is not None:
         notes.append(
             f"trained with {settings['nframes']} frames of a video; vLLM chooses frames of this family by their rate, "
             "so a video may get another number of frames"
