@@ -238,7 +238,6 @@ def test_a_run_records_the_most_media_of_a_row_and_ends_with_its_commands(tiny, 
         assert flags["--limit-mm-per-prompt"] == {"image": 2, "video": 0}
         assert flags["--mm-processor-kwargs"]["images_kwargs"]["size"]["longest_edge"] == 12544
         assert ("--enable-lora" in flags) == (name == "lora")
-        assert main(["report", str(run)]) == 0
         page = (run / "report.html").read_text()
         assert "How to serve it" in page
         assert "vllm serve" in page
