@@ -212,6 +212,8 @@ class Cost:
         answer: `Sample.answer`.
         thinking: whether the model thinks before the answer; None: the chat template has no switch for it.
         branches: `EncodedTokens.branches`.
+        images: pictures of the sample; of a row in parts the most of one part.
+        videos: videos of it, likewise.
     """
 
     tokens: int
@@ -222,6 +224,8 @@ class Cost:
     answer: int | None = dataclasses.field(default=None, compare=False)
     thinking: bool | None = dataclasses.field(default=None, compare=False)
     branches: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+    images: int = dataclasses.field(default=0, compare=False)
+    videos: int = dataclasses.field(default=0, compare=False)
 
     @classmethod
     def of_parts(cls, parts: Sequence[Cost]) -> Cost:
@@ -232,6 +236,8 @@ class Cost:
             patches=sum(part.patches for part in parts),
             changed="; ".join(dict.fromkeys(part.changed for part in parts if part.changed)),
             parts=tuple(parts),
+            images=max(part.images for part in parts),
+            videos=max(part.videos for part in parts),
         )
 
     @property

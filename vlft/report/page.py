@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from vlft.checkpoint import family_of
+from vlft.checkpoint.serving import Serving, serving_of_adapter, serving_of_model
+from vlft.errors import CheckpointError
 from vlft.pages.web import render
 from vlft.report import charts
 from vlft.report.answers import asked_row, title_of
@@ -75,7 +78,21 @@ def context(run: Run, *, ended: bool = False, rewritten: bool = False) -> dict[s
         },
         "settings": list(settings.items()),
         "config": run.config,
+        "serving": _serving(run),
     }
+
+
+def _serving(run: Run) -> Serving | None:
+    """How to serve the weights of a finished run; None before, or if the folder no longer holds them."""
+    record, path = run.record, str(run.folder)
+    if not record.training.get("finished"):
+        return None
+    if record.kind == "adapter":
+        return serving_of_adapter(record, path=path)
+    try:
+        return serving_of_model(run.folder, family_of(run.folder), record, path=path)
+    except CheckpointError:
+        return None
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -52,6 +52,7 @@ CALLED = {
     "blocks": "chosen blocks (--language_blocks, --vision_blocks)",
     "tokens": "trained tokens (--train_tokens)",
     "drawn": "fingerprint of the rows it trains",
+    "most_media": "most pictures and videos of a row",
     "chat_template": "fingerprint of the chat template",
     "tokenizer": "fingerprint of the tokenizer",
 }
@@ -111,6 +112,7 @@ def run_record(
             "preference": preference.settings_of(data.method, args),
             **_choices(base),
             "drawn": rows_print(measured),
+            "most_media": measured.costs.most_media,
         },
         data=data_entries(measured),
         quantised=_quantised(base, args),

@@ -9,12 +9,13 @@ import json
 import math
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlft.checkpoint import read_record
-from vlft.config.thinking import serving_hint
+from vlft.checkpoint import RunRecord, family_of, read_record
+from vlft.checkpoint.serving import Serving, serving_of_adapter, serving_of_model
+from vlft.errors import CheckpointError
 from vlft.text import counted, duration
 
 
@@ -47,7 +48,7 @@ class Result:
         supervised: tokens with a loss.
         best: the best evaluation; None without evaluations.
         split: whether rows were split into samples, so that `rows` counts samples.
-        serving: how to serve the model so that it sees prompts as in training; None: nothing is to be set.
+        serving: how to serve its weights as they were trained.
     """
 
     folder: Path
@@ -59,7 +60,7 @@ class Result:
     supervised: int
     best: Best | None
     split: bool = False
-    serving: str | None = None
+    serving: Serving = field(default_factory=Serving)
 
     def as_lines(self, *, best_is_final: bool) -> list[str]:
         """Return the last lines of a run.
@@ -79,7 +80,8 @@ class Result:
             lines.append(f"best:   step {self.best.step:,}, evaluation loss {self.best.loss:.4f}; {where}{final}")
         if (self.folder / "report.html").is_file():
             lines.append(f"report: {self.folder / 'report.html'}")
-        lines += [f"serve:  {self.serving}"] if self.serving is not None else []
+        lines += [f"serve:  {command}" for command in self.serving.commands.values()]
+        lines += [f"note:   {note}" for note in self.serving.notes]
         lines += [f"chat:   vlft chat {run}", f"output: {path}"]
         whole = "not needed, the folder holds the whole model"
         return [*lines, f"merge:  {f'vlft merge {run} {merged}' if self.adapter else whole}"]
@@ -114,8 +116,17 @@ def read_result(folder: Path) -> Result:
         supervised=counts["supervised_tokens"],
         best=best,
         split=any("samples" in entry for entry in record.data),
-        serving=serving_hint(record.settings),
+        serving=_serving(folder, record),
     )
+
+
+def _serving(folder: Path, record: RunRecord) -> Serving:
+    if record.kind == "adapter":
+        return serving_of_adapter(record, path=str(folder))
+    try:
+        return serving_of_model(folder, family_of(folder), record, path=str(folder))
+    except CheckpointError as error:  # of a finished run whose files were moved or damaged since
+        return Serving(notes=(str(error),))
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
