@@ -5,7 +5,7 @@ row  --question_of-->  conversation that ends in a user turn  --answers-->  Answ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,7 +86,7 @@ def answers_by_place(
     batch: int,
     limit: int | None = None,
     smaller: Callable[[int], None] = lambda batch: None,
-) -> Iterator[tuple[int, Answer]]:
+) -> Generator[tuple[int, Answer], None, None]:
     """Answer conversations in any order, with smaller batches where the memory of a GPU does not suffice.
 
     Args:
@@ -132,7 +132,7 @@ def _answer(
     *,
     limit: int | None,
     stream: Callable[[str], None] | None = None,
-) -> Iterator[tuple[int, Answer]]:
+) -> Generator[tuple[int, Answer], None, None]:
     """Answer the questions at some places together."""
     some = [sampling if isinstance(sampling, Sampling) else sampling[place] for place in places]
     prompts, thinking = [], []
