@@ -18,7 +18,7 @@ from vlft.config.flags import DataFlags
 from vlft.config.row_flags import BoxFormat
 from vlft.config.thinking import Thinking
 from vlft.data.sample import Sample
-from vlft.errors import BadRow, ConfigError, DataError, VlftError
+from vlft.errors import BadRow, DataError
 from vlft.evaluation.answers_file import AnswersFile, Line
 from vlft.evaluation.figures import Scores, check_applies, scores_of
 from vlft.evaluation.result import AnsweredRow, Evaluation, Figure
@@ -36,7 +36,6 @@ from vlft.evaluation.rows import (
 from vlft.evaluation.sources import FileSource, ModelSource, Source, answers_in, sources_of
 from vlft.families import DEFAULT
 from vlft.metrics.case import Metric
-from vlft.screen import count
 from vlft.text import counted
 
 if TYPE_CHECKING:
