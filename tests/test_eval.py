@@ -1,0 +1,273 @@
+"""`vlft eval`: answers equal those of stock transformers in any batch, survive a kill, and become the right figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from evaluated import BASE, evaluated, lines, story_rows, write_lines
+
+from vlft.cli.main import main
+from vlft.demo.score import answers as demo_answers
+
+ROWS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return story_rows(tmp_path_factory.mktemp("eval"), ROWS)
+
+
+@pytest.fixture(scope="module")
+def made(data, tmp_path_factory) -> dict:
+    """The document of an evaluation of the demo's base, and its answers file."""
+    out = tmp_path_factory.mktemp("made") / "answers.jsonl"
+    status, document, err = evaluated(BASE, data, "--out", out, "--max_new_tokens", 64)
+    assert status == 0, err
+    return {"document": document, "out": out, "lines": lines(out)}
+
+
+def test_the_document_has_the_promised_keys(made):
+    document = made["document"]
+    assert document["rows"] == ROWS
+    assert document["skipped"] == 0
+    assert document["out"] == str(made["out"])
+    assert set(document["metrics"]) == set(document["intervals"]) == {"exact_match", "rouge_l"}
+    for name, value in document["metrics"].items():
+        low, high = document["intervals"][name]
+        assert 0 <= low <= value <= high <= 1
+
+
+def test_a_line_has_the_row_its_question_and_both_answers(made, data):
+    rows = json.loads(data.read_text())
+    for index, (line, row) in enumerate(zip(made["lines"], rows, strict=True)):
+        asked, right = row["conversations"]
+        assert line["file"] == str(data)
+        assert (line["index"], line["id"]) == (index, row["id"])
+        shown = asked["value"].replace("<image>\n", "<image>")  # as the model sees it
+        assert (line["question"], line["reference"]) == (shown, right["value"])
+
+
+def test_answers_and_figure_are_those_of_the_demo(made, data):
+    said = demo_answers(BASE, data)
+    assert [line["answer"] for line in made["lines"]] == said
+    right = [line["reference"] == answer for line, answer in zip(made["lines"], said, strict=True)]
+    assert made["document"]["metrics"]["exact_match"] == sum(right) / ROWS
+
+
+def test_answers_are_those_of_stock_transformers(made, data):
+    import torch
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(BASE)
+    model = AutoModelForImageTextToText.from_pretrained(BASE, dtype=torch.float32)
+    for row, line in list(zip(json.loads(data.read_text()), made["lines"], strict=True))[:4]:
+        content = []
+        texts = row["conversations"][0]["value"].split("<image>")
+        for place, text in enumerate(texts):
+            content += [{"type": "text", "text": text}] if text else []
+            content += [{"type": "image"}] if place < len(texts) - 1 else []
+        prompt = processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        pictures = [Image.open(data.parent / name).convert("RGB") for name in row["image"]]
+        inputs = processor(text=[prompt], images=pictures, return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert line["answer"] == processor.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_the_batch_changes_no_byte(made, data, tmp_path, batch):
+    out = tmp_path / "answers.jsonl"
+    assert evaluated(BASE, data, "--out", out, "--max_new_tokens", 64, "--batch", batch)[0] == 0
+    assert out.read_bytes() == made["out"].read_bytes()
+
+
+def command(*words) -> list[str]:
+    return [sys.executable, "-m", "vlft", "eval", *map(str, words)]
+
+
+def test_a_killed_evaluation_continues_to_the_same_bytes(made, data, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    words = (BASE, data, "--out", out, "--max_new_tokens", 64, "--batch", 1)
+    part = out.with_name("answers.jsonl.part")
+    with subprocess.Popen(command(*words), stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (part.exists() and part.read_bytes().count(b"\n") >= 4):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert not out.exists()
+    with open(part, "ab") as file:
+        file.write(b'{"file": "half a li')
+    status, document, err = evaluated(*words)
+    assert status == 0, err
+    assert "were answered before" in err
+    assert out.read_bytes() == made["out"].read_bytes()
+    assert document["metrics"] == made["document"]["metrics"]
+    assert not part.exists()
+
+
+def test_the_same_command_again_loads_no_torch(made, data):
+    words = [str(BASE), str(data), "--out", str(made["out"]), "--max_new_tokens", "64", "--json"]
+    code = (
+        "import sys\nfrom vlft.cli.main import main\n"
+        f"status = main(['eval', *{words!r}])\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\nsys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == made["document"]
+
+
+def test_other_settings_at_the_same_place_are_refused_with_both_values(made, data):
+    status, _, err = evaluated(BASE, data, "--out", made["out"], "--max_new_tokens", 32)
+    assert status == 1
+    assert "--max_new_tokens is 64 there and 32 here" in err
+
+
+def test_other_rows_at_the_same_place_are_refused(made, data, tmp_path):
+    other = story_rows(tmp_path, 3, name="other")
+    status, _, err = evaluated(BASE, other, "--out", made["out"], "--max_new_tokens", 64)
+    assert status == 1
+    assert "depend on something else" in err
+
+
+def test_a_changed_file_is_not_taken_for_the_models_answers(made, data, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    for ending in ("", ".key"):
+        out.with_name(out.name + ending).write_bytes(made["out"].with_name(made["out"].name + ending).read_bytes())
+    out.write_bytes(out.read_bytes().replace(b"square", b"circle", 1))
+    status, _, err = evaluated(BASE, data, "--out", out, "--max_new_tokens", 64)
+    assert status == 1
+    assert "was changed after vlft wrote it" in err
+
+
+def test_more_rows_later_keep_the_first_answers(made, data, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    words = (BASE, data, "--out", out, "--max_new_tokens", 64)
+    assert evaluated(*words, "--limit", 3)[1]["rows"] == 3
+    assert len(lines(out)) == 3
+    status, _, err = evaluated(*words)
+    assert status == 0
+    assert "3 rows of 12 were answered before" in err
+    assert out.read_bytes() == made["out"].read_bytes()
+
+
+def test_a_file_of_answers_needs_no_model(made, data, tmp_path):
+    said = [{"id": line["id"], "answer": line["answer"]} for line in reversed(made["lines"])]
+    said[0]["answer"] = "wrong"
+    status, document, err = evaluated(write_lines(tmp_path / "theirs.jsonl", said), data)
+    assert status == 0, err
+    assert document["metrics"]["exact_match"] == (ROWS - 1) / ROWS
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda said: said[:-1], "has no answer in"),
+        (lambda said: [*said, {"index": 99, "answer": "x"}], "index 99 is none of the 12 rows"),
+        (lambda said: [*said, said[0]], "both answer"),
+        (lambda said: [{**said[0], "reference": "other"}, *said[1:]], "Were the answers given to other data"),
+        (lambda said: [{"index": 0}], 'has no text under "answer"'),
+        (lambda said: [{"answer": "x"}], 'has neither "index" nor "id"'),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused(made, data, tmp_path, change, message):
+    said = [{"index": line["index"], "answer": line["answer"]} for line in made["lines"]]
+    status, _, err = evaluated(write_lines(tmp_path / "theirs.jsonl", change(said)), data)
+    assert status == 1
+    assert message in err
+
+
+def test_models_are_compared_on_the_same_rows(made, data, tmp_path):
+    said = [
+        {"index": line["index"], "answer": "wrong" if i < 6 else line["answer"]} for i, line in enumerate(made["lines"])
+    ]
+    theirs = write_lines(tmp_path / "theirs.jsonl", said)
+    status, document, err = evaluated(made["out"], data, "--compare", theirs)
+    assert status == 0, err
+    assert list(document["models"]) == [str(made["out"]), str(theirs)]
+    difference, low, high = document["models"][str(theirs)]["differences"]["exact_match"]
+    assert difference == pytest.approx(-0.5)
+    assert low <= difference <= high < 0
+    assert document["models"][str(made["out"])]["differences"] == {}
+
+
+def test_several_right_answers(data, tmp_path):
+    rows = [
+        {"question": "What?", "answer": "a cat", "references": ["cat", "kitten"]},
+        {"question": "What?", "answer": "a dog", "answers": [{"answer": "a dog"}, {"answer": "dog"}]},
+    ]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    said = write_lines(tmp_path / "said.jsonl", [{"index": 0, "answer": "kitten"}, {"index": 1, "answer": "dog"}])
+    status, document, err = evaluated(said, file)
+    assert status == 0, err
+    assert document["metrics"]["exact_match"] == 1
+
+
+def test_a_metric_that_applies_to_no_row_is_refused_before_a_model_is_loaded(data, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    status, _, err = evaluated(BASE, data, "--metric", "iou", "--out", out)
+    assert status == 1
+    assert "--metric iou cannot be computed" in err
+    assert "rows to answer" not in err
+
+
+def test_rows_that_cannot_be_evaluated(data, tmp_path):
+    rows = json.loads(data.read_text())[:3]
+    rows[1]["conversations"] = rows[1]["conversations"][:1]
+    rows[2]["image"] = ["missing.png"] * len(rows[2]["image"])
+    file = data.parent / "some.json"
+    file.write_text(json.dumps(rows))
+    out = tmp_path / "answers.jsonl"
+    status, _, err = evaluated(BASE, file, "--out", out)
+    assert status == 1
+    assert "no gpt turn" in err
+    status, document, err = evaluated(BASE, file, "--out", out, "--on_bad_row", "skip")
+    assert status == 0, err
+    assert (document["rows"], document["skipped"]) == (1, 2)
+    assert document == evaluated(BASE, file, "--out", out, "--on_bad_row", "skip")[1]
+
+
+def test_the_terminal_shows_figures_worst_rows_and_paths(made, data, capsys):
+    said = [
+        {"index": line["index"], "answer": "" if i == 4 else line["answer"]} for i, line in enumerate(made["lines"])
+    ]
+    theirs = write_lines(made["out"].parent / "theirs.jsonl", said)
+    assert main(["eval", str(theirs), str(data), "--compare", str(made["out"])]) == 0
+    shown = capsys.readouterr().out
+    assert "exact_match" in shown
+    assert "difference to" in shown
+    assert f"{data}[4]: 0" in shown
+    assert "answer (empty)" in shown
+    assert f"answers: {theirs}" in shown
+
+
+def test_ctrl_c_says_that_the_same_command_continues(data, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    part = out.with_name("answers.jsonl.part")
+    words = (BASE, data, "--out", out, "--max_new_tokens", 64, "--batch", 1)
+    process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.read_bytes().count(b"\n") >= 2) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Run the same command again" in err
+
+
+@pytest.mark.parametrize("words", [["--batch", "0"], ["--limit", "0"], ["--max_new_tokens", "-1"], ["--nonsense"]])
+def test_wrong_usage_exits_2(data, words, capsys):
+    assert main(["eval", str(BASE), str(data), *words]) == 2
