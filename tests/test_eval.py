@@ -70,7 +70,7 @@ def test_answers_are_those_of_stock_transformers(made, data):
     model = AutoModelForImageTextToText.from_pretrained(BASE, dtype=torch.float32)
     for row, line in list(zip(json.loads(data.read_text()), made["lines"], strict=True))[:4]:
         content = []
-        texts = row["conversations"][0]["value"].split("<image>")
+        texts = row["conversations"][0]["value"].replace("<image>\n", "<image>").split("<image>")
         for place, text in enumerate(texts):
             content += [{"type": "text", "text": text}] if text else []
             content += [{"type": "image"}] if place < len(texts) - 1 else []

@@ -129,6 +129,10 @@ def _worst(found: Evaluation) -> str:
     """Return the rows with the worst figures of the first metric."""
     name = next(iter(found.figures))
     scored = [(score, row) for row in found.rows if (score := row.scores[name][0]) is not None]
+    best = (max if found.higher[name] else min)((score for score, _ in scored), default=0.0)
+    scored = [one for one in scored if one[0] != best]
+    if not scored:
+        return ""
     scored.sort(key=lambda one: one[0], reverse=not found.higher[name])
     lines = [f"worst rows by {name}:"]
     for score, row in scored[:WORST]:
