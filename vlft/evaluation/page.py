@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,17 @@ from vlft.evaluation.page_figures import confusion_of, drawn_metrics, rows_text
 from vlft.evaluation.page_rows import shown_rows
 from vlft.evaluation.result import Evaluation
 from vlft.pages import web
+from vlft.text import plural
+
+
+def refuse_path(path: str | Path) -> None:
+    """Raise the error of `write_page` before the models have answered.
+
+    Raises:
+        ConfigError: the folder of `path` does not exist, or there is a folder or a file that is not a page.
+    """
+    with _named(path):
+        web.refuse_path(path)
 
 
 def write_page(path: str | Path, found: Evaluation) -> None:
@@ -21,8 +34,14 @@ def write_page(path: str | Path, found: Evaluation) -> None:
     Raises:
         ConfigError: the page cannot be written to `path`, or there is a file that is not a page.
     """
-    try:
+    with _named(path):
         web.write_page(path, as_html(found))
+
+
+@contextlib.contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             f"--html {path}: cannot be written ({error.strerror}). Use a file in a writable folder."
@@ -63,12 +82,12 @@ def _facts(found: Evaluation) -> list[tuple[str, str, str]]:
     """Return (name, figure, CSS class) of each figure."""
     kinds = [kind for row in found.rows for kind, _ in row.media]
     cut = sum(any(row.cut) for row in found.rows)
-    facts = [("rows", f"{len(found.rows):,}", "")]
+    facts = [(plural(len(found.rows), "row"), f"{len(found.rows):,}", "")]
     if found.skipped:
-        facts.append(("skipped rows", f"{found.skipped:,}", "warn"))
+        facts.append((f"skipped {plural(found.skipped, 'row')}", f"{found.skipped:,}", "warn"))
     videos = kinds.count("video")
-    facts += [("pictures", f"{len(kinds) - videos:,}", "")] if len(kinds) > videos else []
-    facts += [("videos", f"{videos:,}", "")] if videos else []
+    for noun, count in (("picture", len(kinds) - videos), ("video", videos)):
+        facts += [(plural(count, noun), f"{count:,}", "")] if count else []
     if len(found.models) > 1:
         changed = sum(len(set(row.answers)) > 1 for row in found.rows)
         facts.append(("rows with different answers", f"{changed:,}", ""))

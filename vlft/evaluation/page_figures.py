@@ -64,7 +64,7 @@ def _difference(found: Evaluation, name: str, place: int, difference: Figure) ->
     if not all(map(math.isfinite, (low, value, high))):
         verdict = "unknown"
     elif low <= 0 <= high:
-        verdict = "equal" if low == value == high == 0 else "unsure"
+        verdict = "equal" if low == value == high == 0 else "unclear"
     else:
         verdict = "better" if (low > 0) == higher else "worse"
     return {

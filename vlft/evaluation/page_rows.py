@@ -162,7 +162,7 @@ def _answer(found: Evaluation, row: AnsweredRow, place: int, *, cut: bool) -> di
         "more": _more(text),
         "empty": not text.strip(),
         "cut": cut,
-        "scores": [(name, "-" if score is None else number(score)) for name, score in scores],
+        "scores": [(name, "-" if score is None else number(score).removesuffix(".000")) for name, score in scores],
         "labels": [(name, f"{score:.2f}") for name, score in labels[:LABELS]],
     }
 
