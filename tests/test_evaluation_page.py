@@ -343,9 +343,8 @@ def choose(browser: Browser, name: str, value: str) -> list[int]:
 
 
 def _enter(browser: Browser, where: str, value: str) -> list[int]:
-    browser.value(
-        f"{{ const it = document.querySelector('{where}'); it.value = '{value}'; it.dispatchEvent(new Event('input')); }}"
-    )
+    script = f"it = document.querySelector('{where}'); it.value = '{value}'; it.dispatchEvent(new Event('input'))"
+    browser.value(f"{{ const {script}; }}")
     return browser.value(INDICES)
 
 
