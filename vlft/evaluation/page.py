@@ -85,8 +85,8 @@ def _facts(found: Evaluation) -> list[tuple[str, str, str]]:
     facts = [(plural(len(found.rows), "row"), f"{len(found.rows):,}", "")]
     if found.skipped:
         facts.append((f"skipped {plural(found.skipped, 'row')}", f"{found.skipped:,}", "warn"))
-    videos = kinds.count("video")
-    for noun, count in (("picture", len(kinds) - videos), ("video", videos)):
+    for noun, kind in (("picture", "image"), ("frame", "frame"), ("video", "video")):
+        count = kinds.count(kind)
         facts += [(plural(count, noun), f"{count:,}", "")] if count else []
     if len(found.models) > 1:
         changed = sum(len(set(row.answers)) > 1 for row in found.rows)

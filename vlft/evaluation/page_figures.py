@@ -172,13 +172,9 @@ def _line(name: str, place: int, counts: Sequence[int]) -> dict[str, Any]:
 
 
 def _confused(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    wrong = [
-        {"right": labels[i], "chosen": labels[j], "count": count, "of": sum(row)}
-        for i, row in enumerate(counts)
-        for j, count in enumerate(row)
-        if count and i != j
-    ]
-    return sorted(wrong, key=lambda one: -int(one["count"]))[:CONFUSED]
+    wrong = [(count, i, j) for i, row in enumerate(counts) for j, count in enumerate(row) if count and i != j]
+    most = sorted(wrong, key=lambda one: -one[0])[:CONFUSED]
+    return [{"right": labels[i], "chosen": labels[j], "count": count, "of": sum(counts[i])} for count, i, j in most]
 
 
 def rows_text(rows: int, total: int) -> str:

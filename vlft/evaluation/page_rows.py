@@ -30,7 +30,8 @@ MOST_PIXELS = 1_200_000_000  # pixels of their files: some seconds of decoding
 
 def shown_rows(found: Evaluation) -> tuple[list[dict[str, Any]], int]:
     """Return rows for the template, those that changed most first, and the number of pictures that are only named."""
-    pictures, rows, size = _Pictures(), [], 0
+    pictures, size = _Pictures(), 0
+    rows: list[dict[str, Any]] = []
     for place in chosen(found):
         row = _row(found, place)
         size += _bytes(row)
@@ -41,21 +42,19 @@ def shown_rows(found: Evaluation) -> tuple[list[dict[str, Any]], int]:
 
 
 def chosen(found: Evaluation) -> list[int]:
-    """Return the indices of at most `ROWS` rows, without repeats.
+    """Return the indices of at most `ROWS` rows, without repeats, the most telling first.
 
     They are taken in turn from lists of the rows with the worst scores of each model, the most worse and the most
     better than the first model's, those with an empty answer or one that was cut, and those whose answers differ. The
     first metric has most of the places. If places are left, rows spread evenly over the others are added.
     """
-    if len(found.rows) <= ROWS:
-        return list(range(len(found.rows)))
     metrics = list(found.figures)
     taken: dict[int, None] = {}
     first = [ranking for name in metrics[:1] for ranking in _rankings(found, name)]
     _take([*first, *_odd(found)], taken, FOR_FIRST if len(metrics) > 1 else ROWS)
     _take([ranking for name in metrics[1:] for ranking in _rankings(found, name)], taken, ROWS)
     rest = [place for place in range(len(found.rows)) if place not in taken]
-    left = ROWS - len(taken)
+    left = min(ROWS - len(taken), len(rest))
     _take([[rest[i * len(rest) // left] for i in range(left)]] if left else [], taken, ROWS)
     return list(taken)
 
@@ -149,9 +148,9 @@ def _answer(found: Evaluation, row: AnsweredRow, place: int, *, cut: bool) -> di
     thought, text = thoughts_of(row.answers[place]) or ("", row.answers[place])
     other = row.answers[0] if place else row.answers[1] if len(row.answers) == 2 else None
     shown = text[:TEXT]
-    texts = [reference[:TEXT] for reference in row.references[:REFERENCES]] or [None]
-    split = [marked(shown, [reference, _said(other)[:TEXT] if other is not None else None]) for reference in texts]
-    nearest = min(split, key=_marked_first)
+    said = _said(other)[:TEXT] if other is not None else None
+    split = [marked(shown, [_said(reference)[:TEXT], said]) for reference in row.references[:REFERENCES]]
+    nearest = min(split or [marked(shown, [None, said])], key=_marked_first)
     scores = [(name, _score(row, name, place)) for name in row.scores]
     labels = sorted(row.label_scores[place].items(), key=lambda item: -item[1]) if row.label_scores else []
     return {

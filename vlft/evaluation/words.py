@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -14,12 +15,7 @@ _WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")
 
 def words_of(text: str) -> list[tuple[int, int]]:
     """Return (start, end) of the words and signs of a text, at most `MOST_WORDS`. Blanks lie between them."""
-    found = []
-    for match in _WORD.finditer(text):
-        if len(found) == MOST_WORDS:
-            break
-        found.append(match.span())
-    return found
+    return [match.span() for match in itertools.islice(_WORD.finditer(text), MOST_WORDS)]
 
 
 def common(a: Sequence[str], b: Sequence[str]) -> list[bool]:
