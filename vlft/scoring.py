@@ -92,8 +92,7 @@ def label_scores(
                     f"longest label {longest:,}; the model supports {limit:,} together. Use fewer or smaller media."
                 )
             prompts.append(prompt)
-        stepwise = "recurrent" in encoder.family.features
-        scores_BE = endings_logprobs(speaker, prompts, endings, together=batch, stepwise=stepwise)
+        scores_BE = endings_logprobs(speaker, prompts, endings, together=batch)
         for row in scores_BE.tolist():
             yield dict(zip(labels, row, strict=True))
 

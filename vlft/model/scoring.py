@@ -24,7 +24,6 @@ def endings_logprobs(
     endings: Sequence[Sequence[int]],
     *,
     together: int,
-    stepwise: bool,
 ) -> torch.Tensor:
     """Sum the log-probabilities of the tokens of each ending after each prompt.
 
@@ -35,8 +34,6 @@ def endings_logprobs(
         prompts: computed together, padded on the left.
         endings: token ids; each ending has at least one.
         together: most pairs of a prompt and an ending in one forward. Each holds a copy of its prompt's cache.
-        stepwise: compute endings token by token, for a model with recurrent layers: transformers 5.17 forgets their
-            state where several tokens follow a cache.
 
     Returns:
         float64 [B, E], on the CPU.
@@ -68,7 +65,6 @@ def endings_logprobs(
                 mask_BT[rows_N],
                 next_B[rows_N],
                 [endings[place] for _, place in some],
-                stepwise=stepwise,
             )
     return found_BE.cpu()
 
@@ -102,8 +98,6 @@ def _rest(
     mask_NT: torch.Tensor,
     next_N: torch.Tensor,
     endings: Sequence[Sequence[int]],
-    *,
-    stepwise: bool,
 ) -> torch.Tensor:
     """Sum the log-probabilities of the tokens of each ending after its first one: float64 [N].
 
@@ -125,18 +119,12 @@ def _rest(
         known_NL[row, : len(ids) - 1] = True
     mask = torch.cat([mask_NT, torch.ones_like(ids_NL)], dim=1)
     positions_NL = next_N[:, None] + torch.arange(longest, device=device)
-    width = 1 if stepwise else longest
-    sums_N = torch.zeros(len(endings), dtype=torch.float64, device=device)
-    for start in range(0, longest, width):
-        part = slice(start, start + width)
-        logits_NLV = speaker.model(
-            input_ids=ids_NL[:, part],
-            attention_mask=mask[:, : mask_NT.shape[1] + start + width],
-            position_ids=positions_NL[:, part].expand(3, -1, -1),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        logprobs_NLV = logits_NLV.float().log_softmax(-1)
-        said_NL = logprobs_NLV.gather(-1, targets_NL[:, part, None]).squeeze(-1).double()
-        sums_N += said_NL.masked_fill(~known_NL[:, part], 0.0).sum(-1)
-    return sums_N
+    logits_NLV = speaker.model(
+        input_ids=ids_NL,
+        attention_mask=mask,
+        position_ids=positions_NL.expand(3, -1, -1),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    said_NL = logits_NLV.float().log_softmax(-1).gather(-1, targets_NL[..., None]).squeeze(-1).double()
+    return said_NL.masked_fill(~known_NL, 0.0).sum(-1)
