@@ -271,3 +271,40 @@ def test_ctrl_c_says_that_the_same_command_continues(data, tmp_path):
 @pytest.mark.parametrize("words", [["--batch", "0"], ["--limit", "0"], ["--max_new_tokens", "-1"], ["--nonsense"]])
 def test_wrong_usage_exits_2(data, words, capsys):
     assert main(["eval", str(BASE), str(data), *words]) == 2
+
+
+def test_labels_are_scored_instead_of_generated(made, data, tmp_path):
+    labels = list(dict.fromkeys(line["reference"] for line in made["lines"]))
+    file = tmp_path / "labels.txt"
+    file.write_text("\n".join(labels), encoding="utf-8")
+    out = tmp_path / "answers.jsonl"
+    words = (BASE, data, "--labels", file, "--out", out)
+    status, document, err = evaluated(*words)
+    assert status == 0, err
+    assert document["confusion"]["labels"] == labels
+    assert sum(map(sum, document["confusion"]["counts"])) == ROWS
+    right = 0
+    for line in lines(out):
+        assert list(line["scores"]) == labels
+        assert line["answer"] == max(labels, key=line["scores"].__getitem__)
+        right += line["answer"] == line["reference"]
+    assert document["metrics"]["accuracy"] == right / ROWS
+    assert evaluated(*words)[1] == document
+    assert "--max_new_tokens is" not in evaluated(*words, "--max_new_tokens", 3)[2]
+    status, _, err = evaluated(BASE, data, "--out", out)
+    assert status == 1
+    assert "--labels" in err
+
+
+def test_a_page_is_written_beside_the_answers(made):
+    page = Path(made["document"]["page"])
+    assert page == made["out"].with_suffix(".html")
+    assert "<html" in page.read_text(encoding="utf-8")
+
+
+def test_the_python_function_gives_the_same_figures(made, data):
+    from vlft import evaluate
+
+    found = evaluate(BASE, data, out=made["out"], max_new_tokens=64)
+    assert {name: each[0].value for name, each in found.figures.items()} == made["document"]["metrics"]
+    assert [row.answers for row in found.rows] == [(line["answer"],) for line in made["lines"]]

@@ -13,9 +13,10 @@ from vlft.interrupts import explained
 from vlft.text import counted, printable, short, table
 
 if TYPE_CHECKING:
-    from vlft.evaluation.result import Evaluation, Figure
+    from vlft.evaluation.result import Confusion, Evaluation, Figure
 
 WORST = 5  # rows that are printed
+LABELS = 12  # most labels of a table of confusions that is printed
 ANSWER = 100  # characters of an answer that are printed
 
 
@@ -23,13 +24,14 @@ ANSWER = 100  # characters of an answer that are printed
 def run(flags: argparse.Namespace, write: Write) -> int:
     """Evaluate, and print or write what was found."""
     from vlft.evaluation.evaluate import Settings, evaluate
+    from vlft.evaluation.page import refuse_path, write_page
     from vlft.metrics import DEFAULT
 
     settings = Settings(
         models=(flags.model, *flags.compare),
         files=tuple(flags.data),
         data=flags.of_data,
-        metrics=tuple(flags.metric or DEFAULT),
+        metrics=tuple(flags.metric or (() if flags.labels else DEFAULT)),
         box_format=flags.box_format,
         batch=flags.batch,
         max_new_tokens=flags.max_new_tokens,
@@ -37,31 +39,25 @@ def run(flags: argparse.Namespace, write: Write) -> int:
         out=flags.out,
         thinking=flags.thinking,
         base_model=flags.base_model,
+        labels=flags.labels,
     )
+    page = flags.html or settings.outs[0].with_suffix(".html")
+    if flags.html is None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    refuse_path(page)
     with explained("The answers so far are saved. Run the same command again to continue."):
         found = evaluate(settings, say=_say)
-    page = _page(found, flags.html or settings.outs[0].with_suffix(".html"))
+    screen.stage("writing the page")
+    write_page(page, found)
     screen.stage("")
     if flags.json:
-        write(as_json(found, page))
+        write(as_json(found, str(page)))
     else:
-        print(as_text(found, page))
+        print(as_text(found, str(page)))
     return 0
 
 
-def _page(found: Evaluation, path: Any) -> str | None:
-    from importlib.util import find_spec
-
-    if find_spec("vlft.evaluation.page") is None:
-        return None
-    from vlft.evaluation.page import write_page
-
-    screen.stage("writing the page")
-    write_page(path, found)
-    return str(path)
-
-
-def as_json(found: Evaluation, page: str | None) -> dict[str, Any]:
+def as_json(found: Evaluation, page: str) -> dict[str, Any]:
     """Return the document of `vlft eval --json`."""
     each = [_model_json(found, place) for place in range(len(found.models))]
     first = {name: value for name, value in each[0].items() if name != "differences"}
@@ -78,18 +74,25 @@ def _model_json(found: Evaluation, place: int) -> dict[str, Any]:
         "intervals": {name: [figure.low, figure.high] for name, figure in figures.items()},
         "differences": {name: [one.value, one.low, one.high] for name, one in differences.items() if one is not None},
         "out": found.outs[place],
+        **({"confusion": _confusion_json(found.confusions[place])} if found.confusions else {}),
     }
 
 
-def as_text(found: Evaluation, page: str | None) -> str:
+def _confusion_json(found: Confusion) -> dict[str, Any]:
+    return {"labels": list(found.labels), "counts": [list(row) for row in found.counts]}
+
+
+def as_text(found: Evaluation, page: str) -> str:
     """Return what the terminal shows: figures, differences, the worst rows and the files."""
     parts = [_figures(found)]
     if len(found.models) > 1:
         parts.append(_differences(found))
+    if found.confusions and len(found.confusions[0].labels) <= LABELS:
+        parts.append(_confusion(found.confusions[0]))
     if worst := _worst(found):
         parts.append(worst)
     lines = [f"answers: {out}" for out in dict.fromkeys(found.outs)]
-    lines += [f"page: {page}"] if page is not None else []
+    lines.append(f"page: {page}")
     lines += [f"{counted(found.skipped, 'row')} skipped (--on_bad_row skip)"] if found.skipped else []
     return "\n\n".join([*parts, "\n".join([*lines, *(f"note: {note}" for note in found.notes)])])
 
@@ -111,6 +114,11 @@ def _differences(found: Evaluation) -> str:
     for name, each in found.differences.items():
         rows.append([name, *("-" if one is None else _signed(one) for one in each[1:])])
     return table(heads, rows)
+
+
+def _confusion(found: Confusion) -> str:
+    rows = [[label, *map(str, row)] for label, row in zip(found.labels, found.counts, strict=True)]
+    return table(["right \\ chosen", *found.labels], rows)
 
 
 def _with_interval(figure: Figure) -> str:

@@ -71,6 +71,11 @@ def parser() -> CommandParser:
         "--batch", type=int, metavar="N", default=8,
         help="rows answered together (default: 8). Answers do not depend on it",
     )  # fmt: skip
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE",
+        help="a text file with a label on each line: score how likely each of them is, instead of generating answers, "
+        "for accuracy, macro F1, AUC and a table of confusions",
+    )  # fmt: skip
     parser.add_argument("--max_new_tokens", type=int, metavar="N", default=512, help="longest answer (default: 512)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N rows only")
     parser.add_argument(

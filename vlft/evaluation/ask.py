@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from vlft.answering import Answer, answers_by_place
-from vlft.answering.opened import Opened, enough_memory, open_settings
+from vlft.answering.opened import Loaded, Opened, enough_memory, open_settings
 from vlft.config.row_flags import BoxFormat
 from vlft.config.thinking import CLOSE, OPEN, Thinking
 from vlft.evaluation.rows import Asked
 from vlft.evaluation.sources import ModelSource
 from vlft.model.generate import Sampling
+from vlft.scoring import label_scores, read_labels
 from vlft.screen import count, stage
 
-__all__ = ["Opened", "ask", "opened"]
+__all__ = ["Opened", "Said", "ask", "opened", "read_labels", "score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a model said to a row.
+
+    Attributes:
+        place: of the row among those that were asked.
+        text: the whole answer, with thoughts; of scored labels the most likely one.
+        cut: whether the answer reached the limit of tokens.
+        scores: label -> log-probability; empty for a generated answer.
+    """
+
+    place: int
+    text: str
+    cut: bool = False
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 def opened(source: ModelSource, *, thinking: Thinking, box_format: BoxFormat | None) -> Opened:
@@ -36,7 +55,7 @@ def ask(
     max_new_tokens: int,
     device: str | None,
     say: Callable[[str], None],
-) -> Iterator[tuple[int, str, bool]]:
+) -> Iterator[Said]:
     """Load a model and ask it about rows, greedily, the longest rows first. Its memory is freed at the end.
 
     Args:
@@ -50,19 +69,14 @@ def ask(
         say: prints a line for the user.
 
     Yields:
-        the place of a row in `rows`, the answer, and whether it reached the limit of tokens.
+        the answer to each row.
 
     Raises:
         CheckpointError: weights are missing or unexpected.
         ConfigError: there is not enough memory, or a row is too long.
         DataError: a picture or video cannot be decoded.
     """
-    stage(f"loading {name}")
-    loaded = model.load(device)
-    for note in (*model.notes, *loaded.notes):
-        say(f"note: {name}: {note}.")
-    say(f"{loaded.name}: {len(rows):,} rows to answer")
-    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    loaded = _loaded(model, name, len(rows), device, say)
     here = loaded.speaker.model.device
 
     def smaller(size: int) -> None:
@@ -73,7 +87,7 @@ def ask(
         model.encoder,
         loaded.speaker,
         Sampling(max_new_tokens=max_new_tokens),
-        order=order,
+        order=_longest_first(lengths),
         batch=batch,
         limit=model.limit,
         smaller=smaller,
@@ -81,11 +95,57 @@ def ask(
     try:
         with enough_memory(here):
             for place, answer in count(found, total=len(rows), what="answering rows"):
-                yield place, _whole(answer), answer.cut
+                yield Said(place=place, text=_whole(answer), cut=answer.cut)
     finally:
         found.close()
         del loaded, found
         _free()
+
+
+def score(
+    model: Opened,
+    name: str,
+    rows: Sequence[Asked],
+    lengths: Sequence[int],
+    labels: Sequence[str],
+    *,
+    batch: int,
+    device: str | None,
+    say: Callable[[str], None],
+) -> Iterator[Said]:
+    """Load a model and score labels as answers to rows, the longest rows first. Its memory is freed at the end.
+
+    Args and errors are those of `ask`; `labels` are the answers to score.
+
+    Yields:
+        the most likely label of each row, of equally likely ones the first, with the scores of all.
+    """
+    loaded = _loaded(model, name, len(rows), device, say)
+    order = _longest_first(lengths)
+    questions = [rows[place].question for place in order]
+    found = label_scores(questions, labels, model.encoder, loaded.speaker, batch=batch, limit=model.limit)
+    try:
+        with enough_memory(loaded.speaker.model.device):
+            each = count(found, total=len(rows), what="scoring labels")
+            for place, scores in zip(order, each, strict=True):
+                yield Said(place=place, text=max(scores, key=scores.__getitem__), scores=scores)
+    finally:
+        del loaded, found
+        _free()
+
+
+def _loaded(model: Opened, name: str, rows: int, device: str | None, say: Callable[[str], None]) -> Loaded:
+    stage(f"loading {name}")
+    loaded = model.load(device)
+    for note in (*model.notes, *loaded.notes):
+        say(f"note: {name}: {note}.")
+    say(f"{loaded.name}: {rows:,} rows to answer")
+    return loaded
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    order: list[int] = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    return order
 
 
 def _whole(answer: Answer) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlft import metrics
 from vlft.config.flags import DataFlags
@@ -20,26 +20,26 @@ from vlft.config.thinking import Thinking
 from vlft.data.sample import Sample
 from vlft.errors import BadRow, DataError
 from vlft.evaluation.answers_file import AnswersFile, Line
-from vlft.evaluation.figures import Scores, check_applies, scores_of
-from vlft.evaluation.result import AnsweredRow, Evaluation, Figure
+from vlft.evaluation.assemble import assembled
+from vlft.evaluation.figures import check_applies, scores_of
+from vlft.evaluation.labels import labelled
+from vlft.evaluation.labels import places as places_of_labels
+from vlft.evaluation.result import Evaluation
 from vlft.evaluation.rows import (
     Asked,
     Place,
     asked,
-    earlier,
     measured,
-    media_of,
     place_of,
     read_rows,
     refuse_bad,
 )
 from vlft.evaluation.sources import FileSource, ModelSource, Source, answers_in, sources_of
 from vlft.families import DEFAULT
-from vlft.metrics.case import Metric
 from vlft.text import counted
 
 if TYPE_CHECKING:
-    from vlft.evaluation.ask import Opened
+    from vlft.evaluation.ask import Opened, Said
 
 BATCH, MAX_NEW_TOKENS = 8, 512
 
@@ -60,6 +60,8 @@ class Settings:
         out: answers file of the first model; None: in the folder `eval`.
         thinking: whether models think before they answer.
         base_model: folder or hub id of an adapter's base, if it has moved.
+        labels: a text file with a label on each line: they are scored by their log-probability instead of generating
+            answers; None: answers are generated.
         device: where to run models; None: the GPU if there is one.
     """
 
@@ -74,6 +76,7 @@ class Settings:
     out: Path | None = None
     thinking: Thinking = "auto"
     base_model: str | None = None
+    labels: Path | None = None
     device: str | None = None
 
     @property
@@ -129,12 +132,13 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
         DataError: a picture or video cannot be decoded.
     """
     chosen = metrics.find(settings.metrics)
+    labels = _labels(settings)
     sources = sources_of(settings.models, settings.base_model)
     families = [one.family for one in sources if isinstance(one, ModelSource)]
     read = read_rows(settings.files, settings.data, families[0] if families else DEFAULT, limit=settings.limit)
     total = len(read.samples) + len(read.bad)
     refuse_bad(read.bad, total, settings.data)
-    models = [_model(one, out, read.prints, settings) for one, out in zip(sources, settings.outs, strict=True)]
+    models = [_model(one, out, read.prints, settings, labels) for one, out in zip(sources, settings.outs, strict=True)]
     samples, bad = _askable(models, read.samples, read.bad, settings)
     refuse_bad(bad, total, settings.data)
     for model in models:
@@ -142,10 +146,14 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
     refuse_bad(bad, total, settings.data)
     places = [place_of(sample) for sample in samples]
     rows = [[model.asked[place] for place in places] for model in models]
+    right = None
+    if labels:
+        names = [f"{file}[{index}]" for file, index in places]
+        right = places_of_labels(names, [row.case("").references[0] for row in rows[0]], labels)
     check_applies([metric for metric, word in zip(chosen, settings.metrics, strict=True) if ":" not in word], rows[0])
     for model in models:
         if model.opened is not None:
-            _answer(model, places, settings, say)
+            _answer(model, places, settings, labels, say)
     lines = [[model.lines[place] for place in places] for model in models]
     scores = {
         metric.name: [
@@ -154,10 +162,29 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
         ]
         for metric in chosen
     }
-    return _evaluation(settings, models, chosen, scores, rows=rows[0], lines=lines, skipped=len(bad))
+    chosen_labels = None if right is None else labelled(right, [[line.scores for line in own] for own in lines], labels)
+    outs = tuple(str(model.source.name if model.store is None else model.store.out) for model in models)
+    return assembled(
+        settings.models,
+        settings.files,
+        outs,
+        scores,
+        chosen_labels,
+        rows=rows[0],
+        lines=lines,
+        skipped=len(bad),
+    )
 
 
-def _model(source: Source, out: Path, prints: Mapping[str, str], settings: Settings) -> _Model:
+def _labels(settings: Settings) -> tuple[str, ...]:
+    if settings.labels is None:
+        return ()
+    from vlft.evaluation.ask import read_labels
+
+    return read_labels(settings.labels)
+
+
+def _model(source: Source, out: Path, prints: Mapping[str, str], settings: Settings, labels: Sequence[str]) -> _Model:
     if isinstance(source, FileSource):
         return _Model(source=source, store=None, lines={})
     data = settings.data
@@ -170,7 +197,7 @@ def _model(source: Source, out: Path, prints: Mapping[str, str], settings: Setti
         "--missing_tags": data.missing_tags,
         "--box_format": settings.box_format,
         "--thinking": settings.thinking,
-        "--max_new_tokens": settings.max_new_tokens,
+        **({"--labels": list(labels)} if labels else {"--max_new_tokens": settings.max_new_tokens}),
     }
     store = AnswersFile(out, key)
     return _Model(source=source, store=store, lines=store.kept())
@@ -230,9 +257,11 @@ def _from_file(
     return [one for one in samples if place_of(one) in model.lines], [*bad, *missing]
 
 
-def _answer(model: _Model, places: Sequence[Place], settings: Settings, say: Callable[[str], None]) -> None:
+def _answer(
+    model: _Model, places: Sequence[Place], settings: Settings, labels: Sequence[str], say: Callable[[str], None]
+) -> None:
     """Let a model answer the rows that it has not answered yet, and write its file."""
-    from vlft.evaluation.ask import ask
+    from vlft.evaluation.ask import ask, score
 
     if model.opened is None or model.store is None:
         return
@@ -242,17 +271,14 @@ def _answer(model: _Model, places: Sequence[Place], settings: Settings, say: Cal
         say(f"{name}: {counted(done, 'row')} of {len(places):,} were answered before (in {model.store.out})")
     rows = [model.asked[place] for place in missing]
     try:
-        for place, answer, cut in ask(
-            model.opened,
-            name,
-            rows,
-            [model.lengths[place] for place in missing],
-            batch=settings.batch,
-            max_new_tokens=settings.max_new_tokens,
-            device=settings.device,
-            say=say,
-        ):
-            line = _line(rows[place], answer, cut)
+        lengths = [model.lengths[place] for place in missing]
+        how: dict[str, Any] = {"batch": settings.batch, "device": settings.device, "say": say}
+        if labels:
+            each = score(model.opened, name, rows, lengths, labels, **how)
+        else:
+            each = ask(model.opened, name, rows, lengths, max_new_tokens=settings.max_new_tokens, **how)
+        for said in each:
+            line = _line(rows[said.place], said)
             model.store.add(line)
             model.lines[line.place] = line
     finally:
@@ -267,59 +293,15 @@ def _in_order(lines: Mapping[Place, Line], files: Sequence[str]) -> list[Line]:
     return sorted(lines.values(), key=lambda line: (number.get(line.file, len(number)), line.file, line.index))
 
 
-def _line(row: Asked, answer: str, cut: bool) -> Line:
+def _line(row: Asked, said: Said) -> Line:
     question = row.question
     return Line(
         file=question.file,
         index=question.index,
         id=question.id,
         question=row.text,
-        answer=answer,
+        answer=said.text,
         references=row.references,
-        cut=cut,
+        cut=said.cut,
+        scores=said.scores,
     )
-
-
-def _evaluation(
-    settings: Settings,
-    models: Sequence[_Model],
-    chosen: Sequence[Metric],
-    scores: Mapping[str, Sequence[Scores]],
-    *,
-    rows: Sequence[Asked],
-    lines: Sequence[Sequence[Line]],
-    skipped: int,
-) -> Evaluation:
-    values = {name: [one.rows for one in each] for name, each in scores.items()}
-    answered = tuple(
-        AnsweredRow(
-            file=row.question.file,
-            index=row.question.index,
-            id=row.question.id,
-            question=row.text,
-            turns=earlier(row.question),
-            references=row.references,
-            media=media_of(row.question),
-            answers=tuple(own[place].answer for own in lines),
-            cut=tuple(own[place].cut for own in lines),
-            scores={name: tuple(one[place] for one in each) for name, each in values.items()},
-        )
-        for place, row in enumerate(rows)
-    )
-    outs = [str(model.source.name if model.store is None else model.store.out) for model in models]
-    return Evaluation(
-        models=settings.models,
-        data=settings.files,
-        rows=answered,
-        skipped=skipped,
-        figures={name: tuple(one.figure for one in each) for name, each in scores.items()},
-        differences={name: _differences(each) for name, each in scores.items()} if len(models) > 1 else {},
-        higher={metric.name: metric.higher for metric in chosen},
-        texts={metric.name: metric.text for metric in chosen},
-        outs=tuple(outs),
-    )
-
-
-def _differences(each: Sequence[Scores]) -> tuple[Figure | None, ...]:
-    first, *others = each
-    return (None, *(one.minus(first) for one in others))

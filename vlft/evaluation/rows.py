@@ -51,6 +51,8 @@ class Asked:
             references=tuple(map(spoken, self.references)),
             question=self.text,
             row={"file": row.file, "index": row.index, "id": row.id},
+            full_answer=answer,
+            full_references=self.references,
         )
 
 

@@ -242,6 +242,7 @@ def _line(where: str, raw: Mapping[str, Any], asked: Asked) -> Line:
         answer=raw["answer"],
         references=references,
         cut=bool(raw.get("cut")),
+        scores=raw.get("scores") or {},
     )
 
 
