@@ -75,6 +75,7 @@ def own_tables() -> None:
     """Write the tables that data/README.md reads with --columns."""
     for name in ("left", "right"):
         write_image(Path(f"{name}.jpg"))
+    Path("labels.txt").write_text("A bowl.\nA cup.\n")
     Path("vqa.csv").write_text("picture,q,a\nleft.jpg,What?,A temple.\n")
     pair = {"qa": {"text": "Which?", "reply": "Both."}, "left": "left.jpg", "right": "right.jpg"}
     Path("pairs.jsonl").write_text(json.dumps(pair) + "\n")

@@ -308,3 +308,95 @@ def test_the_python_function_gives_the_same_figures(made, data):
     found = evaluate(BASE, data, out=made["out"], max_new_tokens=64)
     assert {name: each[0].value for name, each in found.figures.items()} == made["document"]["metrics"]
     assert [row.answers for row in found.rows] == [(line["answer"],) for line in made["lines"]]
+
+
+def test_thoughts_are_kept_in_the_file_and_not_scored(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text(
+        json.dumps([{"question": "1+1?", "answer": "<think>easy</think>2"}, {"question": "2?", "answer": "2"}])
+    )
+    said = [{"index": 0, "answer": "<think>hm\nhm</think>\n\n2"}, {"index": 1, "answer": "<think>2"}]
+    status, document, err = evaluated(write_lines(tmp_path / "said.jsonl", said), file, "--metric", "exact_match")
+    assert status == 0, err
+    assert document["metrics"]["exact_match"] == 0.5
+
+
+def test_boxes_are_compared_as_the_model_writes_them(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (120, 90)).save(tmp_path / "a.png")
+    box, other = "<|box_start|>(12,9),(60,45)<|box_end|>", "<|box_start|>(0,0),(120,90)<|box_end|>"
+    rows = [{"image": "a.png", "question": "<image>Where?", "answer": f"Here: {box}", "references": [other]}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    out = tmp_path / "answers.jsonl"
+    words = ("--box_format", "pixels", "--out", out, "--max_new_tokens", 2, "--metric", "iou")
+    status, document, err = evaluated(BASE, tmp_path / "rows.json", *words)
+    assert status == 0, err
+    [line] = lines(out)
+    assert line["reference"] == "Here: <|box_start|>(100,100),(500,500)<|box_end|>"
+    assert line["references"][1] == "<|box_start|>(0,0),(1000,1000)<|box_end|>"
+    assert document["metrics"]["iou"] == 0
+    said = write_lines(tmp_path / "said.jsonl", [{**line, "answer": "<|box_start|>(100,100),(500,300)<|box_end|>"}])
+    assert evaluated(said, tmp_path / "rows.json", "--metric", "iou")[1]["metrics"]["iou"] == pytest.approx(0.5)
+
+
+def test_a_list_of_answers_in_a_column(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    write_lines(file, [{"q": "What?", "answers": ["stop", "STOP sign"]}])
+    said = write_lines(tmp_path / "said.jsonl", [{"index": 0, "answer": "STOP sign"}])
+    status, document, err = evaluated(said, file, "--columns", "question=q,answer=answers")
+    assert status == 0, err
+    assert document["metrics"]["exact_match"] == 1
+
+
+def test_a_damaged_picture_is_named_or_skipped(data, tmp_path):
+    rows = json.loads(data.read_text())[:4]
+    damaged = data.parent / "damaged.png"
+    content = (data.parent / rows[1]["image"][0]).read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    rows[1]["image"][0] = "damaged.png"
+    file = data.parent / "damaged.json"
+    file.write_text(json.dumps(rows))
+    words = (BASE, file, "--out", tmp_path / "answers.jsonl", "--max_new_tokens", 64)
+    status, _, err = evaluated(*words)
+    assert status == 1
+    assert "damaged.json[1]" in err
+    status, document, err = evaluated(*words, "--on_bad_row", "skip")
+    assert status == 0, err
+    assert (document["rows"], document["skipped"]) == (3, 1)
+    assert document["metrics"]["exact_match"] == 1
+
+
+def test_a_batch_that_does_not_fit_is_halved(made, data, tmp_path, monkeypatch):
+    import torch
+
+    from vlft.model.generate import Speaker
+
+    real, sizes = Speaker.generate, []
+
+    def generate(self, prompts, sampling, **kwargs):
+        sizes.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError("too large")
+        return real(self, prompts, sampling, **kwargs)
+
+    monkeypatch.setattr(Speaker, "generate", generate)
+    out = tmp_path / "answers.jsonl"
+    status, _, err = evaluated(BASE, data, "--out", out, "--max_new_tokens", 64, "--batch", 8)
+    assert status == 0, err
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert "2 rows are answered together from now on" in err
+    assert out.read_bytes() == made["out"].read_bytes()
+
+
+def test_two_evaluations_do_not_write_one_file(tmp_path):
+    from vlft.errors import ConfigError
+    from vlft.evaluation.answers_file import AnswersFile, Line
+
+    line = Line(file="a.json", index=0, id=None, question="q", answer="a\u2028b", references=("a",))
+    one, other = (AnswersFile(tmp_path / "out.jsonl", {"model": "x"}) for _ in range(2))
+    one.add(line)
+    with pytest.raises(ConfigError, match="another process writes it"):
+        other.add(line)
+    one.finish([line])
+    assert other.kept() == {("a.json", 0): line}

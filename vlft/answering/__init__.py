@@ -17,7 +17,7 @@ from vlft.data.encode import Encoder
 from vlft.data.positions import time_positions
 from vlft.data.rows.parts import question_of as question_of  # for those who answer rows
 from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample
-from vlft.errors import ConfigError
+from vlft.errors import ConfigError, DataError
 from vlft.families import Family
 from vlft.model.generate import Prompt, Sampling, Speaker
 from vlft.model.scale import PixelScale
@@ -86,6 +86,7 @@ def answers_by_place(
     batch: int,
     limit: int | None = None,
     smaller: Callable[[int], None] = lambda batch: None,
+    refuse: Callable[[int, DataError], None] | None = None,
 ) -> Generator[tuple[int, Answer], None, None]:
     """Answer conversations in any order, with smaller batches where the memory of a GPU does not suffice.
 
@@ -98,6 +99,8 @@ def answers_by_place(
         batch: most questions that are answered together.
         limit: as for `answers`.
         smaller: called with the new size of a batch, from now on, when the memory did not suffice.
+        refuse: called with the place of a question that cannot be encoded, which then gets no answer, and the reason;
+            None: the error is raised.
 
     Yields:
         the place of a question, and its answer. Answers that were computed together come one after another.
@@ -106,11 +109,18 @@ def answers_by_place(
         ConfigError, DataError: the errors of `answers`.
         torch.OutOfMemoryError: the memory does not suffice for one question.
     """
-    done = 0
+    done, order = 0, list(order)
     while done < len(order):
         places = order[done : done + batch]
         try:
             found = list(_answer(questions, places, encoder, speaker, sampling, limit=limit))
+        except DataError as error:
+            bad = [place for place in places if _is_of(error, questions[place])]
+            if refuse is None or not bad:
+                raise
+            refuse(bad[0], error)
+            order.remove(bad[0])
+            continue
         except torch.OutOfMemoryError:
             if len(places) == 1:
                 raise
@@ -121,6 +131,10 @@ def answers_by_place(
             smaller(batch)
         yield from found
         done += len(found)
+
+
+def _is_of(error: DataError, question: Sample) -> bool:
+    return (error.row.file, error.row.index) == (question.file, question.index)
 
 
 def _answer(

@@ -13,6 +13,7 @@ from vlft.answering import Answer, answers_by_place
 from vlft.answering.opened import Loaded, Opened, enough_memory, open_settings
 from vlft.config.row_flags import BoxFormat
 from vlft.config.thinking import CLOSE, OPEN, Thinking
+from vlft.errors import BadRow
 from vlft.evaluation.rows import Asked
 from vlft.evaluation.sources import ModelSource
 from vlft.model.generate import Sampling
@@ -55,6 +56,7 @@ def ask(
     max_new_tokens: int,
     device: str | None,
     say: Callable[[str], None],
+    refuse: Callable[[BadRow], None] | None = None,
 ) -> Iterator[Said]:
     """Load a model and ask it about rows, greedily, the longest rows first. Its memory is freed at the end.
 
@@ -67,6 +69,7 @@ def ask(
         max_new_tokens: most tokens of an answer.
         device: where to run the model; None: the GPU if there is one.
         say: prints a line for the user.
+        refuse: called with each row whose media cannot be decoded, which then has no answer; None: that is an error.
 
     Yields:
         the answer to each row.
@@ -91,6 +94,7 @@ def ask(
         batch=batch,
         limit=model.limit,
         smaller=smaller,
+        refuse=None if refuse is None else lambda place, error: refuse(error.row),
     )
     try:
         with enough_memory(here):

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from vlft.evaluation.answers_file import Line
 from vlft.evaluation.figures import Scores
 from vlft.evaluation.labels import Labelled
 from vlft.evaluation.result import AnsweredRow, Evaluation, Figure
 from vlft.evaluation.rows import Asked, earlier, media_of
+from vlft.text import counted
 
 
 def assembled(
@@ -45,8 +46,8 @@ def assembled(
     higher = {name: each[0].metric.higher for name, each in scores.items()}
     texts = {name: each[0].metric.text for name, each in scores.items()}
     if found is not None:  # its figures come first: the worst rows are those by accuracy
-        hits = [tuple(map(float, each)) for each in found.hits]
-        values = {"accuracy": list(hits)} | {name: each for name, each in values.items() if name != "accuracy"}
+        others = {name: each for name, each in values.items() if name != "accuracy"}
+        values = {"accuracy": [tuple(map(float, each)) for each in found.hits], **others}
         figures = {**found.figures, **{name: each for name, each in figures.items() if name not in found.figures}}
         differences |= found.differences
         higher |= dict.fromkeys(found.figures, True)
@@ -78,10 +79,17 @@ def assembled(
         texts=texts,
         confusions=() if found is None else found.confusions,
         outs=outs,
-        notes=() if found is None else found.notes,
+        notes=(*_cut(models, lines), *(() if found is None else found.notes)),
     )
 
 
 def _differences(each: Sequence[Scores]) -> tuple[Figure | None, ...]:
     first, *others = each
     return (None, *(one.minus(first) for one in others))
+
+
+def _cut(models: Sequence[str], lines: Sequence[Sequence[Line]]) -> Iterator[str]:
+    """Say how many answers of each model are incomplete: metrics count them as they are."""
+    for name, own in zip(models, lines, strict=True):
+        if cut := sum(line.cut for line in own):
+            yield f"{name}: {cut:,} of {counted(len(own), 'answer')} reached --max_new_tokens and are incomplete"

@@ -7,6 +7,7 @@ Everything that can be refused is refused before the first weights are loaded.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -153,8 +154,12 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
     check_applies([metric for metric, word in zip(chosen, settings.metrics, strict=True) if ":" not in word], rows[0])
     for model in models:
         if model.opened is not None:
-            _answer(model, places, settings, labels, say)
-    lines = [[model.lines[place] for place in places] for model in models]
+            bad += _answer(model, places, settings, labels, say)
+    kept = [row for row, place in enumerate(places) if all(place in model.lines for model in models)]
+    refuse_bad(bad, total, settings.data)
+    rows = [[each[row] for row in kept] for each in rows]
+    right = None if right is None else [right[row] for row in kept]
+    lines = [[model.lines[places[row]] for row in kept] for model in models]
     scores = {
         metric.name: [
             scores_of(metric, asked_rows, [line.answer for line in own])
@@ -192,7 +197,7 @@ def _model(source: Source, out: Path, prints: Mapping[str, str], settings: Setti
         "model": source.name,
         "the model's files": source.print,
         **{f"sha256 of {name}": digest for name, digest in prints.items()},
-        "--image_folder": data.image_folder,
+        "--image_folder": None if data.image_folder is None else os.path.abspath(data.image_folder),
         "--columns": data.columns,
         "--missing_tags": data.missing_tags,
         "--box_format": settings.box_format,
@@ -259,12 +264,17 @@ def _from_file(
 
 def _answer(
     model: _Model, places: Sequence[Place], settings: Settings, labels: Sequence[str], say: Callable[[str], None]
-) -> None:
-    """Let a model answer the rows that it has not answered yet, and write its file."""
+) -> list[BadRow]:
+    """Let a model answer the rows that it has not answered yet, and write its file.
+
+    Returns:
+        rows whose media cannot be decoded, if bad rows are skipped.
+    """
     from vlft.evaluation.ask import ask, score
 
+    bad: list[BadRow] = []
     if model.opened is None or model.store is None:
-        return
+        return bad
     missing = [place for place in places if place not in model.lines]
     name = model.source.name
     if done := len(places) - len(missing):
@@ -276,6 +286,7 @@ def _answer(
         if labels:
             each = score(model.opened, name, rows, lengths, labels, **how)
         else:
+            how |= {"refuse": bad.append} if settings.data.on_bad_row == "skip" else {}
             each = ask(model.opened, name, rows, lengths, max_new_tokens=settings.max_new_tokens, **how)
         for said in each:
             line = _line(rows[said.place], said)
@@ -285,6 +296,7 @@ def _answer(
         model.store.close()
         model.opened = None  # its processor and adapter are not needed any more
     model.store.finish(_in_order(model.lines, settings.files))
+    return bad
 
 
 def _in_order(lines: Mapping[Place, Line], files: Sequence[str]) -> list[Line]:

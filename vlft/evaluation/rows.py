@@ -50,7 +50,7 @@ class Asked:
             answer=spoken(answer),
             references=tuple(map(spoken, self.references)),
             question=self.text,
-            row={"file": row.file, "index": row.index, "id": row.id},
+            row={"file": row.file, "index": row.index, "id": row.id, "media": [path for _, path in media_of(row)]},
             full_answer=answer,
             full_references=self.references,
         )
