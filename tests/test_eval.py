@@ -311,10 +311,8 @@ def test_the_python_function_gives_the_same_figures(made, data):
 
 
 def test_thoughts_are_kept_in_the_file_and_not_scored(tmp_path):
-    file = tmp_path / "rows.json"
-    file.write_text(
-        json.dumps([{"question": "1+1?", "answer": "<think>easy</think>2"}, {"question": "2?", "answer": "2"}])
-    )
+    rows = [{"question": "1+1?", "answer": "<think>easy</think>2"}, {"question": "2?", "answer": "2"}]
+    file = write_lines(tmp_path / "rows.jsonl", rows)
     said = [{"index": 0, "answer": "<think>hm\nhm</think>\n\n2"}, {"index": 1, "answer": "<think>2"}]
     status, document, err = evaluated(write_lines(tmp_path / "said.jsonl", said), file, "--metric", "exact_match")
     assert status == 0, err
