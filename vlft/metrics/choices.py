@@ -15,7 +15,7 @@ from vlft.metrics.names import NAMES
 _AROUND = " \t\n\r.,:;!?\"'`*()[]{}“”‘’。，：；！？（）"
 # "A. cat", "(A) cat", "A) cat", "A: cat" on lines of their own, or one after the other in a line.
 _OPTION = re.compile(r"(?:^|[\s,;])\(?([A-Z])[.):]\s*(.+?)(?=[\s,;]+\(?[A-Z][.):]\s|\n|$)", re.MULTILINE)
-_LETTER = re.compile(r"\(?([A-Za-z])[.):]*")  # the whole answer is a letter
+_LETTER = re.compile(r"[(\[]?([A-Za-z])[\]).:]*")  # the whole answer is a letter
 _LETTER_FIRST = re.compile(r"(?:\(([A-Za-z])\)|([A-Z])[.):])(?!\w)")  # "(B) cat", "B. cat"
 _LEAD = re.compile(
     r"(?:the\s+)?(?:(?:correct|right|best|final|most\s+likely)\s+)?(?:answer|option|choice)\s*(?:is|would\s+be|:|=)+\s*"
@@ -73,6 +73,8 @@ def _plain(text: str) -> str:
 
 def _right(answer: str, reference: str, listed: Mapping[str, str]) -> bool:
     plain = _plain(reference)
+    if plain and _plain(answer) == plain:
+        return True
     right = chosen_letter(reference, listed)
     if right is not None:
         return chosen_letter(answer, listed) == right
