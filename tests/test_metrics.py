@@ -247,6 +247,11 @@ QUESTION = "<image>\nWhat is it?\nA. a cat\nB. A dog.\nC. two birds\nAnswer with
             for answer in ("The correct option is B because it barks.", "Final answer: **B**", r"\boxed{B}")
         ),
         *((answer, "B") for answer in ("a dog", "A dog", "A DOG.", "The answer is a dog.", "The answer is B. a dog")),
+        *(
+            (answer, "B")
+            for answer in ("the answer is b", "Option B", "B because it barks", "B\n\nIt barks.", "答案是B。")
+        ),
+        *((answer, "B") for answer in ("It barks. <answer>B</answer>", "<answer>a dog</answer>")),
         ("A is not the answer. The answer is C", "C"),
         ("B", "B. A dog."),
         ("B", "a dog"),
@@ -288,6 +293,7 @@ def test_what_is_no_choice_is_wrong(answer):
         ("Nothing", "no", 0),
         ("**No**", "no", 1),
         ("", "no", 0),
+        ("<answer>no</answer>", "no", 1),
         ("Tabby cat.", "tabby cat", 1),
         ("The answer is tabby", "tabby", 1),
         ("tabby", "tiger", 0),
@@ -308,6 +314,13 @@ def test_yes_no_and_classes(answer, right, wanted):
 def test_options_are_read_in_the_usual_layouts(question):
     assert one("accuracy", "a dog", "B", question=question) == 1
     assert one("accuracy", "a cat", "B", question=question) == 0
+
+
+def test_yes_and_no_may_be_options():
+    question = "Is it a dog?\nA. Yes\nB. No"
+    assert one("accuracy", "No, it is a cat.", "B", question=question) == 1
+    assert one("accuracy", "A", "yes", question=question) == 1
+    assert one("accuracy", "Nobody knows", "B", question=question) == 0
 
 
 # ---- vqa_accuracy
