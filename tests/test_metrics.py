@@ -126,6 +126,33 @@ def test_very_long_texts_take_seconds(name):
     assert time.process_time() - began < 20
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        " ",
+        "<answer>",
+        "The answer is ",
+        "[1, ",
+        "(1,2) ",
+        "<|box_start|>(1,2)",
+        "```",
+        "a",
+        "1",
+        "A. ",
+        "answer:",
+        "B or ",
+    ],
+)
+@pytest.mark.parametrize("start", ["", "```json\n[", "<|box_start|>(1,2)", "The answer is", "A."])
+def test_no_text_makes_a_pattern_slow(start, part):
+    answer = start + part * (30_000 // len(part)) + "x"
+    one_of_all = case(answer, "B", "[0, 0, 1, 1]", *["B"] * 8, question=answer)
+    began = time.process_time()
+    for name in ("accuracy", "vqa_accuracy", "json_valid", "iou", "rouge_l", "exact_match"):
+        find([name])[0].score(one_of_all)
+    assert time.process_time() - began < 5
+
+
 # ---- wording
 
 

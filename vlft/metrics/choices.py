@@ -14,7 +14,7 @@ from vlft.metrics.names import NAMES
 
 _AROUND = " \t\n\r.,:;!?\"'`*()[]{}“”‘’。，：；！？（）"
 # "A. cat", "(A) cat", "A) cat", "A: cat" on lines of their own, or one after the other in a line.
-_OPTION = re.compile(r"(?:^|[\s,;])\(?([A-Z])[.):]\s*(.+?)(?=[\s,;]+\(?[A-Z][.):]\s|\n|$)", re.MULTILINE)
+_OPTION = re.compile(r"(?:^|[\s,;])\(?([A-Z])[.):]\s*(.+?)(?=[\s,;]\(?[A-Z][.):]\s|\n|$)", re.MULTILINE)
 _LETTER = re.compile(r"[(\[]?([A-Za-z])[\]).:]*")  # the whole answer is a letter
 _LETTER_FIRST = re.compile(r"(?:\(([A-Za-z])\)|([A-Z])[.):])(?!\w)")  # "(B) cat", "B. cat"
 _LEAD = re.compile(
@@ -28,7 +28,6 @@ _LETTER_AFTER_LEAD = re.compile(
     r"(?=[\s,;]*(?:$|[\n.,;:(，]|because\b|since\b|as\b)|(?<=[).:])\s*\S)"
 )
 _OPTION_FIRST = re.compile(r"(?:option|choice)\s+(?=[(\[]?[A-Z]\b)", re.IGNORECASE)
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-Z])\)?\s*\}")
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
@@ -103,8 +102,10 @@ def _right(answer: str, reference: str, listed: Mapping[str, str]) -> bool:
 
 def _accuracy(case: Case) -> tuple[float, float]:
     listed = options(case.question)
-    tagged = _TAGGED.findall(case.answer)  # as models that were trained with rewards write it
-    answer = tagged[-1] if tagged else case.answer
+    # Models that were trained with rewards write <answer>B</answer>; the last one counts.
+    before, closed, _ = case.answer.rpartition("</answer>")
+    _, opened, inside = before.rpartition("<answer>")
+    answer = inside if closed and opened else case.answer
     return float(any(_right(answer, reference, listed) for reference in case.references)), 1.0
 
 
