@@ -15,15 +15,17 @@ from typing import Any
 from vlft.metrics.case import Case, Metric, mean
 from vlft.metrics.names import NAMES
 
-_FENCED = re.compile(r"```[\w-]*[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL)
+_FENCE = "```"
+_LANGUAGE = re.compile(r"[\w-]*")
 
 
 def parsed(text: str) -> dict[str, Any] | list[Any] | None:
     """Return the JSON object or list that a text is, or None. NaN and Infinity are no JSON."""
     text = text.strip()
-    fenced = _FENCED.fullmatch(text)
+    if text.startswith(_FENCE) and text.endswith(_FENCE):
+        text = _LANGUAGE.sub("", text[len(_FENCE) : -len(_FENCE)], count=1)
     try:
-        found = json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
+        found = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict | list) else None

@@ -21,17 +21,17 @@ _POINT = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
 # The marks of Qwen2-VL around points; then a list of numbers, with or without the key bbox_2d; then two points alone,
 # which is what is left of Qwen2-VL's notation where the marks were left out with the special tokens.
 _BOX = re.compile(
-    rf"<\|(?P<kind>box|quad)_start\|>\s*(?P<points>{_POINT}(?:\s*,?\s*{_POINT})*)\s*<\|(?P=kind)_end\|>"
+    rf"<\|(?P<kind>box|quad)_start\|>\s*(?P<points>{_POINT}(?:(?:\s*,)?\s*{_POINT})*)\s*<\|(?P=kind)_end\|>"
     rf"|\[(?P<list>\s*{_NUMBER}(?:\s*,\s*{_NUMBER})*\s*)\]"
-    rf"|(?P<pair>{_POINT}\s*,?\s*{_POINT})"
+    rf"|(?P<pair>{_POINT}(?:\s*,)?\s*{_POINT})"
 )
 
 
 def boxes(text: str) -> list[Box]:
     """Return the boxes that a text writes, in order.
 
-    They are `<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, `"bbox_2d": [x1, y1, x2, y2]` and any other list of four numbers,
-    and `(x1,y1),(x2,y2)`. A quadrilateral counts as the box around it. Points are no boxes.
+    They are `<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, `"bbox_2d": [x1, y1, x2, y2]` and any other list of four
+    numbers, and `(x1,y1),(x2,y2)`. A quadrilateral counts as the box around it. Points are no boxes.
     """
     found = []
     for match in _BOX.finditer(text):
