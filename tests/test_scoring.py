@@ -105,6 +105,21 @@ def test_a_prompt_that_is_too_long_is_refused(samples, encoder, model, family):
         list(label_scores([question_of(samples["still"])], LABELS, encoder, says, limit=20))
 
 
+def test_labels_alike_are_refused(encoder):
+    with pytest.raises(ConfigError, match="labels 'Yes' and 'Yes' have the same tokens"):
+        label_tokens(("Yes", "no", "Yes"), encoder)
+
+
+def test_labels_have_no_thoughts(encoder, family):
+    """The prompt of a model that can think is that of an answer without thoughts, so --thinking on cannot act."""
+    thinking = replace(encoder, recipe=replace(encoder.recipe, thinking="on"))
+    if "enable_thinking" not in encoder.recipe.switches:
+        assert label_tokens(LABELS, thinking) == label_tokens(LABELS, encoder)
+        return
+    with pytest.raises(ConfigError, match=r"--labels: 'Yes': the answer has no thoughts .* --thinking on"):
+        label_tokens(LABELS, thinking)
+
+
 # ---- the file of labels
 
 

@@ -115,7 +115,7 @@ def label_tokens(labels: Sequence[str], encoder: Encoder) -> list[list[int]]:
         try:
             row = encoder.tokens(replace(question, turns=(asked, answer), answer=1)).input_ids_T
         except DataError as error:  # its advice is for rows of a file
-            raise ConfigError(f"--labels: {label!r}: {error.row.reason}.") from error
+            raise ConfigError(f"--labels: {label!r}: {error.row.reason.rstrip('.')}.") from error
         ids = tuple(row[len(prompt) :].tolist())
         if ids in found:
             raise ConfigError(f"labels {found[ids]!r} and {label!r} have the same tokens. Remove one of them.")

@@ -77,7 +77,8 @@ def compared(
     """The figures of each model, and their differences to those of the first model.
 
     Intervals are of the percentile bootstrap over rows. The models share each bootstrap sample, so that a difference is
-    paired. A sample in which a figure is not defined, such as the AUC of one label alone, does not count.
+    paired. A sample in which a figure is not defined, such as the AUC of one label alone, does not count. The time
+    grows with rows and labels: 100,000 rows of 3 labels take some 15 seconds.
 
     Args:
         models: their choices in the same rows, at least one model.
