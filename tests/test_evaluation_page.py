@@ -68,25 +68,50 @@ def test_common_words_are_a_longest_common_subsequence():
 
     texts = [tuple("abcab"), tuple("bacba"), tuple("ccc"), (), tuple("abccba"), tuple("cabbac")]
     for a, b in itertools.product(texts, repeat=2):
-        kept = [word for word, is_common in zip(a, common(a, b), strict=True) if is_common]
-        left = iter(b)
-        assert all(word in left for word in kept)
-        assert len(kept) == length(a, b)
+        pairs = common(a, b)
+        assert all(a[i] == b[j] for i, j in pairs)
+        assert all(i < k and j < m for (i, j), (k, m) in itertools.pairwise(pairs))
+        assert len(pairs) == length(a, b)
 
 
-def test_words_that_another_text_lacks_are_marked():
-    pieces = marked("A red cat, on the mat", ["a cat on a mat", None])
-    assert "".join(piece for piece, _ in pieces) == "A red cat, on the mat"
-    assert [piece for piece, (missing, _) in pieces if missing] == ["red", ",", "the"]
-    assert not any(second for _, (_, second) in pieces)
-    assert [piece for piece, (missing,) in marked("猫在桌子上", ["猫在椅子上"]) if missing] == ["桌"]
+def _split(text: str, *others: str | None) -> list[str]:
+    """Pieces in which `-` stands for omitted words, and `*` for words that the first other text lacks."""
+    pieces = marked(text, others)
+    assert "".join(piece.text for piece in pieces if not piece.omitted) == text
+    return [f"{'-' if one.omitted else '*' if one.missing[0] else ''}{one.text}" for one in pieces]
+
+
+def test_words_that_differ_are_marked():
+    assert _split("A red cat, on the mat", "a cat on a mat") == [
+        *("A ", "*red", " cat", "*,", " on ", "*the", " mat"),  # "the" replaces "a"
+    ]
+    assert _split("A cat sits.", "So a big black cat sits on it.") == [
+        "-So",
+        "A ",
+        "-big black",
+        "cat sits",
+        "-on it",
+        ".",
+    ]
+    assert _split("猫在桌子上", "猫在椅子上") == ["猫在", "*桌", "子上"]
+    assert _split("one two", None) == _split("one two", "One  TWO") == ["one two"]
+    assert _split("", "a b") == ["-a b"]
+    assert _split("a b", "") == ["*a b"]
+    assert _split("", "") == []
+
+
+def test_each_other_text_has_its_marks():
+    pieces = marked("a b c", ["a b", "b c"])
+    assert [(one.text, one.missing) for one in pieces] == [
+        *(("a", (False, True)), (" b ", (False, False)), ("c", (True, False))),
+    ]
 
 
 def test_long_texts_are_compared_quickly():
     words = np.random.default_rng(0).choice(list("abcdef"), size=(2, 50_000))
     a, b = (" ".join(some) for some in words)
     start = time.process_time()
-    assert "".join(piece for piece, _ in marked(a, [b])) == a
+    assert "".join(piece.text for piece in marked(a, [b]) if not piece.omitted) == a
     assert time.process_time() - start < 2
 
 
@@ -151,6 +176,8 @@ def test_a_metric_that_applies_to_no_row_has_no_figure():
     assert "<b>-</b>" in html
     assert "0 of 4 rows" in html
     assert "nan" not in html.lower()
+    some = as_html(evaluation(ROWS, figures={"iou": (nothing, figure(0.5, 0.4, 0.6, rows=3))}))
+    assert some.index("0 of 4 rows") < some.index("3 of 4 rows")
 
 
 def test_numbers_for_people():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.errors import ConfigError
-from vlft.evaluation.page_figures import confusion_of, drawn_metrics, rows_text
+from vlft.evaluation.page_figures import confusion_of, drawn_metrics
 from vlft.evaluation.page_rows import shown_rows
 from vlft.evaluation.result import Evaluation
 from vlft.pages import web
@@ -58,9 +58,6 @@ def context(found: Evaluation) -> dict[str, Any]:
     rows, named = shown_rows(found)
     names = ", ".join(Path(file).name for file in found.data)
     total = len(found.rows)
-    metrics = drawn_metrics(found)
-    for metric in metrics:
-        metric["rows"] = ", ".join(rows_text(count, total) for count in sorted(metric["rows"]))
     return {
         "title": f"vlft: {found.models[0]} on {names}",
         "names": names,
@@ -69,7 +66,7 @@ def context(found: Evaluation) -> dict[str, Any]:
         "choices": list(enumerate(found.models))[1:] or [(0, found.models[0])],
         "facts": _facts(found),
         "notes": found.notes,
-        "metrics": metrics,
+        "metrics": drawn_metrics(found),
         "confusions": [confusion_of(found.models[i], i, one) for i, one in enumerate(found.confusions)],
         "rows": rows,
         "total": total,

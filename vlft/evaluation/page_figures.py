@@ -40,7 +40,7 @@ def _metric(found: Evaluation, name: str) -> dict[str, Any]:
                 "figure": number(figure.value),
                 "low": number(figure.low),
                 "high": number(figure.high),
-                "rows": figure.rows,
+                "rows": rows_text(figure.rows, len(found.rows)),
                 "known": known,
                 "drawn": (at(figure.low), at(figure.value), at(figure.high)) if known else None,
                 "difference": _difference(found, name, place, difference) if difference is not None else None,
@@ -52,7 +52,7 @@ def _metric(found: Evaluation, name: str) -> dict[str, Any]:
         "higher": higher,
         "ticks": [{"at": at(tick), "label": label(tick)} for tick in ticks],
         "models": models,
-        "rows": {figure.rows for figure in figures},
+        "rows": models[0]["rows"] if len({figure.rows for figure in figures}) == 1 else "",
     }
 
 

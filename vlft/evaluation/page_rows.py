@@ -14,12 +14,14 @@ from vlft.config.thinking import thoughts_of
 from vlft.data.media.pictures import Unreadable, open_thumbnail, picture_size
 from vlft.evaluation.page_figures import change_of, finite, number
 from vlft.evaluation.result import AnsweredRow, Evaluation
-from vlft.evaluation.words import marked
+from vlft.evaluation.words import Piece, marked
 from vlft.pages.web import picture_uri
+from vlft.text import short
 
 ROWS = 300  # rows of a page
 FOR_FIRST = 200  # of these, rows that the first metric chooses
 TEXT = 2000  # characters of a question, an answer or a reference
+OMITTED = 120  # characters of what an answer omits at a place
 TURNS, REFERENCES, LABELS = 4, 5, 3  # earlier turns, references and labels of a row
 MOST_TEXT = 3_500_000  # bytes of all texts in the page
 THUMB = 160  # pixels of a thumbnail's longer side
@@ -142,22 +144,22 @@ def _more(text: str) -> int:
 def _answer(found: Evaluation, row: AnsweredRow, place: int, *, cut: bool) -> dict[str, Any]:
     """Return an answer in pieces, each with the CSS classes of its mark.
 
-    `r` marks what the nearest reference does not say; `m` what the first model does not say. Of two models, it also
-    marks what the second does not say in the answer of the first.
+    `r` marks what the nearest reference does not say, `m` what the first model does not say; of two models, it also
+    marks what the second does not say in the answer of the first. A piece with `gone` is what the answer omits.
     """
     thought, text = thoughts_of(row.answers[place]) or ("", row.answers[place])
     other = row.answers[0] if place else row.answers[1] if len(row.answers) == 2 else None
     shown = text[:TEXT]
     said = _said(other)[:TEXT] if other is not None else None
     split = [marked(shown, [_said(reference)[:TEXT], said]) for reference in row.references[:REFERENCES]]
-    nearest = min(split or [marked(shown, [None, said])], key=_marked_first)
+    nearest = min(split or [marked(shown, [None, said])], key=_distance)
     scores = [(name, _score(row, name, place)) for name in row.scores]
     labels = sorted(row.label_scores[place].items(), key=lambda item: -item[1]) if row.label_scores else []
     return {
         "place": place,
         "model": found.models[place],
         "thought": {"text": thought[:TEXT], "more": _more(thought)},
-        "pieces": [(piece, "".join(c for c, on in zip("rm", marks, strict=True) if on)) for piece, marks in nearest],
+        "pieces": [_piece(piece) for piece in nearest],
         "more": _more(text),
         "empty": not text.strip(),
         "cut": cut,
@@ -166,8 +168,14 @@ def _answer(found: Evaluation, row: AnsweredRow, place: int, *, cut: bool) -> di
     }
 
 
-def _marked_first(pieces: Sequence[tuple[str, tuple[bool, ...]]]) -> int:
-    return sum(len(piece) for piece, marks in pieces if marks[0])
+def _piece(piece: Piece) -> tuple[str, str]:
+    if piece.omitted:
+        return short(piece.text, OMITTED), "gone"
+    return piece.text, " ".join(kind for kind, on in zip("rm", piece.missing, strict=True) if on)
+
+
+def _distance(pieces: Sequence[Piece]) -> int:
+    return sum(len(piece.text) for piece in pieces if piece.omitted or piece.missing[0])
 
 
 def _bytes(value: Any) -> int:

@@ -1,10 +1,11 @@
-"""Find the words in which one text differs from another. Pure, and fast for texts of thousands of words."""
+"""Find the words in which one text differs from others. Pure, and fast for texts of thousands of words."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 MOST_WORDS = 2000  # words of a text that are compared
 
@@ -13,13 +14,28 @@ _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf90
 _WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of a text, or a part of the first other text that the text omits there.
+
+    Attributes:
+        text: what is written.
+        missing: for each of the other texts, whether its words are not there.
+        omitted: the words are in the first other text alone; they do not belong to the text.
+    """
+
+    text: str
+    missing: tuple[bool, ...]
+    omitted: bool = False
+
+
 def words_of(text: str) -> list[tuple[int, int]]:
     """Return (start, end) of the words and signs of a text, at most `MOST_WORDS`. Blanks lie between them."""
     return [match.span() for match in itertools.islice(_WORD.finditer(text), MOST_WORDS)]
 
 
-def common(a: Sequence[str], b: Sequence[str]) -> list[bool]:
-    """Say which words of `a` are in the longest common subsequence of `a` and `b`.
+def common(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the places (in a, in b) of a longest common subsequence of words, in order.
 
     The subsequence is found with one operation on whole numbers of len(b) bits for each word of `a`.
 
@@ -34,7 +50,7 @@ def common(a: Sequence[str], b: Sequence[str]) -> list[bool]:
         matched = state & places.get(word, 0)
         state = ((state + matched) | (state - matched)) & full
         states.append(state)
-    found = [False] * len(a)
+    found = []
     row, column = len(a), len(b)
     while row and column:
         bit = 1 << (column - 1)
@@ -43,62 +59,66 @@ def common(a: Sequence[str], b: Sequence[str]) -> list[bool]:
         else:
             row -= 1
             if not row or states[row - 1] & bit:
-                found[row] = True
                 column -= 1
-    return found
+                found.append((row, column))
+    return found[::-1]
 
 
-def marked(text: str, others: Sequence[str | None]) -> list[tuple[str, tuple[bool, ...]]]:
-    """Split a text into pieces, each with whether it is missing in each of the other texts.
+def marked(text: str, others: Sequence[str | None]) -> list[Piece]:
+    """Split a text into pieces that are marked alike, and add what it omits of the first of the others.
 
-    Words are compared without regard to case. A blank between two words that are marked alike belongs to them.
+    Words are compared without regard to case. A blank between two words that are marked alike belongs to them. Words
+    of the first other text that the text replaces by words of its own are not added.
 
     Args:
         text: what is split.
         others: texts to compare with; None marks nothing.
 
     Returns:
-        (piece, marks) with a mark for each of `others`. The pieces together are the text.
+        The pieces that are not `omitted` together are the text.
     """
     spans = words_of(text)
     said = [text[start:end].casefold() for start, end in spans]
-    missing = [_missing(said, other) for other in others]
-    pieces = []
-    start, none = 0, (False,) * len(others)
-    for (begin, end), marks in _runs(spans, missing):
-        if begin > start:
-            pieces.append((text[start:begin], none))
-        pieces.append((text[begin:end], marks))
+    pairs = [None if other is None else _pairs(said, other) for other in others]
+    known = [None if of_other is None else {i for i, _ in of_other} for of_other in pairs]
+    marks = [tuple(of_other is not None and i not in of_other for of_other in known) for i in range(len(spans))]
+    gaps = _omitted(pairs[0], len(spans), others[0]) if pairs and pairs[0] is not None and others[0] else {}
+    none = (False,) * len(others)
+    pieces, start = [], 0
+    for i, (begin, end) in enumerate(spans):
+        if i in gaps:
+            pieces += [Piece(text=text[start:begin], missing=none), gaps[i]]
+            start = begin
+        alike = i > 0 and marks[i] == marks[i - 1]
+        pieces.append(Piece(text=text[start:begin], missing=marks[i] if alike else none))
+        pieces.append(Piece(text=text[begin:end], missing=marks[i]))
         start = end
-    if start < len(text):
-        pieces.append((text[start:], none))
-    return _joined(pieces)
+    pieces += [gaps[len(spans)]] if len(spans) in gaps else []
+    return _joined([*pieces, Piece(text=text[start:], missing=none)])
 
 
-def _missing(said: Sequence[str], other: str | None) -> list[bool]:
-    if other is None:
-        return [False] * len(said)
-    theirs = [other[start:end].casefold() for start, end in words_of(other)]
-    return [not one for one in common(said, theirs)]
+def _pairs(said: Sequence[str], other: str) -> list[tuple[int, int]]:
+    return common(said, [other[start:end].casefold() for start, end in words_of(other)])
 
 
-def _runs(
-    spans: Sequence[tuple[int, int]], missing: Sequence[Sequence[bool]]
-) -> Iterator[tuple[tuple[int, int], tuple[bool, ...]]]:
-    """Yield the runs of words that are marked alike, from the start of the first word to the end of the last."""
-    begin = 0
-    marks = [tuple(of_other[i] for of_other in missing) for i in range(len(spans))]
-    for i in range(1, len(spans) + 1):
-        if i == len(spans) or marks[i] != marks[begin]:
-            yield (spans[begin][0], spans[i - 1][1]), marks[begin]
-            begin = i
+def _omitted(pairs: Sequence[tuple[int, int]], words: int, other: str) -> dict[int, Piece]:
+    """Return what a text of `words` words omits of another text, by the word before which it is omitted."""
+    theirs = words_of(other)
+    found = {}
+    before = (-1, -1)
+    for pair in (*pairs, (words, len(theirs))):
+        if pair[0] == before[0] + 1 and pair[1] > before[1] + 1:
+            gone = other[theirs[before[1] + 1][0] : theirs[pair[1] - 1][1]]
+            found[pair[0]] = Piece(text=gone, missing=(), omitted=True)
+        before = pair
+    return found
 
 
-def _joined(pieces: list[tuple[str, tuple[bool, ...]]]) -> list[tuple[str, tuple[bool, ...]]]:
-    joined: list[tuple[str, tuple[bool, ...]]] = []
-    for text, marks in pieces:
-        if joined and joined[-1][1] == marks:
-            joined[-1] = (joined[-1][0] + text, marks)
-        else:
-            joined.append((text, marks))
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    joined: list[Piece] = []
+    for piece in pieces:
+        if joined and not piece.omitted and not joined[-1].omitted and joined[-1].missing == piece.missing:
+            joined[-1] = Piece(text=joined[-1].text + piece.text, missing=piece.missing)
+        elif piece.text:
+            joined.append(piece)
     return joined
