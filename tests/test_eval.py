@@ -269,8 +269,13 @@ def test_ctrl_c_says_that_the_same_command_continues(data, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--batch", "0"], ["--limit", "0"], ["--max_new_tokens", "-1"], ["--nonsense"]])
-def test_wrong_usage_exits_2(data, words, capsys):
+def test_wrong_usage_exits_2(data, words):
     assert main(["eval", str(BASE), str(data), *words]) == 2
+
+
+def test_a_metric_before_the_model_is_explained(data, capsys):
+    assert main(["eval", "--metric", "anls", str(BASE), str(data)]) == 2
+    assert "Write MODEL and DATA first" in capsys.readouterr().err
 
 
 def test_labels_are_scored_instead_of_generated(made, data, tmp_path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from vlft.cli.command import CommandParser, add_json
 from vlft.config.flags import DataFlags
 from vlft.config.row_flags import BoxFormat, MissingTags
+from vlft.metrics import DEFAULT, NAMES, OWN
 
 EXAMPLES = """\
 examples:
@@ -23,6 +24,11 @@ OF_DATA = ("image_folder", "columns", "missing_tags", "on_bad_row", "allow_remot
 
 
 class _Parser(CommandParser):
+    def error(self, message: str) -> NoReturn:
+        if "are required" in message:
+            message += ". Write MODEL and DATA first: --metric and --compare take all words that follow them"
+        super().error(message)
+
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse the flags. `data` has the flags of data.
 
@@ -50,7 +56,15 @@ def parser() -> CommandParser:
         description="Ask a model about rows that it was not trained on, and compare its answers with the right ones: "
         "metrics with 95% intervals, differences between models, the worst rows, and a page that shows the rows. "
         "Answers are kept: the same command again continues where it stopped.",
-        examples=EXAMPLES,
+        examples="\n".join(
+            [
+                "metrics:",
+                *(f"  {name:<17} {text}" for name, text in NAMES.items()),
+                f"  {OWN:<17} your own",
+                "",
+                EXAMPLES,
+            ]
+        ),
     )
     parser.add_argument(
         "model", metavar="MODEL",
@@ -61,7 +75,7 @@ def parser() -> CommandParser:
         "data", metavar="DATA", nargs="+", help="data files: .json, .jsonl, .csv, .parquet, .tar, or folders"
     )
     parser.add_argument(
-        "--metric", metavar="NAME", nargs="+", help="metrics (default: exact_match rouge_l), or FILE.py:FUNCTION"
+        "--metric", metavar="NAME", nargs="+", help=f"metrics, listed below (default: {' '.join(DEFAULT)})"
     )
     parser.add_argument(
         "--compare", metavar="MODEL", nargs="+", default=[],

@@ -151,7 +151,10 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
     if labels:
         names = [f"{file}[{index}]" for file, index in places]
         right = places_of_labels(names, [row.case("").references[0] for row in rows[0]], labels)
-    check_applies([metric for metric, word in zip(chosen, settings.metrics, strict=True) if ":" not in word], rows[0])
+    check_applies(
+        [metric for metric, word in zip(chosen, dict.fromkeys(settings.metrics), strict=True) if ":" not in word],
+        rows[0],
+    )
     for model in models:
         if model.opened is not None:
             bad += _answer(model, places, settings, labels, say)
