@@ -268,7 +268,9 @@ def test_ctrl_c_says_that_the_same_command_continues(data, tmp_path):
     assert "Run the same command again" in err
 
 
-@pytest.mark.parametrize("words", [["--batch", "0"], ["--limit", "0"], ["--max_new_tokens", "-1"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "words", [["--out", "a.html"], ["--batch", "0"], ["--limit", "0"], ["--max_new_tokens", "-1"], ["--nonsense"]]
+)
 def test_wrong_usage_exits_2(data, words):
     assert main(["eval", str(BASE), str(data), *words]) == 2
 

@@ -42,12 +42,12 @@ def run(flags: argparse.Namespace, write: Write) -> int:
         labels=flags.labels,
     )
     page = flags.html or settings.outs[0].with_suffix(".html")
-    if flags.html is None:
-        page.parent.mkdir(parents=True, exist_ok=True)
-    refuse_path(page)
+    if flags.html is not None or page.parent.is_dir():  # the folder `eval` is made when there is something to put in it
+        refuse_path(page)
     with explained("The answers so far are saved. Run the same command again to continue."):
         found = evaluate(settings, say=_say)
     screen.stage("writing the page")
+    page.parent.mkdir(parents=True, exist_ok=True)
     write_page(page, found)
     screen.stage("")
     if flags.json:

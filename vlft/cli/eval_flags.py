@@ -45,6 +45,8 @@ class _Parser(CommandParser):
             path = getattr(flags, name)
             if path is not None and path.is_dir():
                 self.error(f"--{name} {path} is a folder. Name a file")
+        if flags.out is not None and flags.out.suffix.lower() in (".html", ".json"):
+            self.error(f"--out {flags.out}: answers are written as JSON lines. Name a .jsonl file; --html is the page")
         flags.of_data = DataFlags(**{name: getattr(flags, name) for name in OF_DATA}, packing=False)
         return flags
 

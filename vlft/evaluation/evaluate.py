@@ -19,7 +19,7 @@ from vlft.config.flags import DataFlags
 from vlft.config.row_flags import BoxFormat
 from vlft.config.thinking import Thinking
 from vlft.data.sample import Sample
-from vlft.errors import BadRow, DataError
+from vlft.errors import BadRow, ConfigError, DataError
 from vlft.evaluation.answers_file import AnswersFile, Line
 from vlft.evaluation.assemble import assembled
 from vlft.evaluation.figures import check_applies, scores_of
@@ -135,6 +135,8 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
     chosen = metrics.find(settings.metrics)
     labels = _labels(settings)
     sources = sources_of(settings.models, settings.base_model)
+    if settings.out is not None and all(isinstance(one, FileSource) for one in sources):
+        raise ConfigError(f"--out {settings.out} has no effect: {settings.models[0]} has the answers already. Drop it.")
     families = [one.family for one in sources if isinstance(one, ModelSource)]
     read = read_rows(settings.files, settings.data, families[0] if families else DEFAULT, limit=settings.limit)
     total = len(read.samples) + len(read.bad)
