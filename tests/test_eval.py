@@ -345,11 +345,11 @@ def test_boxes_are_compared_as_the_model_writes_them(tmp_path):
     assert evaluated(said, tmp_path / "rows.json", "--metric", "iou")[1]["metrics"]["iou"] == pytest.approx(0.5)
 
 
-def test_a_list_of_answers_in_a_column(tmp_path):
+def test_the_first_of_a_column_of_answers_and_all_of_them(tmp_path):
     file = tmp_path / "rows.jsonl"
     write_lines(file, [{"q": "What?", "answers": ["stop", "STOP sign"]}])
     said = write_lines(tmp_path / "said.jsonl", [{"index": 0, "answer": "STOP sign"}])
-    status, document, err = evaluated(said, file, "--columns", "question=q,answer=answers")
+    status, document, err = evaluated(said, file, "--columns", "question=q,answer=answers.0")
     assert status == 0, err
     assert document["metrics"]["exact_match"] == 1
 

@@ -85,9 +85,6 @@ def mapped(raw: object, columns: Columns) -> object:
                 row.pop(form.name, None)
         asked = _tags(row, found["question"]) + found["question"]
         row["conversations"] = [{"from": "human", "value": asked}, {"from": "gpt", "value": found["answer"]}]
-        for column in columns.of("answer"):
-            if column.name is not None and _answers(value := listed(value_at(raw, column.name))):
-                row["references"] = value
     if "system" in found:
         row["system"] = found["system"]
     return {key: value for key, value in row.items() if value is not None}
@@ -123,18 +120,11 @@ def _text(part: str, raw: dict, column: Column) -> str:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if part == "answer" and _answers(value):
-        return str(value[0])
     if part == "question" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "\n".join(value)  # choices, one per line
     if not isinstance(value, str):
         raise _NotMapped(f"{column.name}, the {part} by --columns, is {kind_of(value)}, not text. Name another column")
     return value
-
-
-def _answers(value: Any) -> bool:
-    """Whether a cell lists right answers. The first one is the row's own, all of them are `references`."""
-    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def _tags(row: dict, question: str) -> str:
