@@ -159,7 +159,8 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
     )
     for model in models:
         if model.opened is not None:
-            bad += _answer(model, places, settings, labels, say)
+            gone = {place_of(row) for row in bad}  # a damaged picture that an earlier model met
+            bad += _answer(model, [place for place in places if place not in gone], settings, labels, say)
     kept = [row for row, place in enumerate(places) if all(place in model.lines for model in models)]
     refuse_bad(bad, total, settings.data)
     rows = [[each[row] for row in kept] for each in rows]
@@ -224,7 +225,12 @@ def _askable(
             from vlft.evaluation.ask import opened
 
             model.opened = opened(source, thinking=settings.thinking, box_format=settings.box_format)
-            found = measured(left, model.opened.encoder, limit=model.opened.limit, longest=settings.max_new_tokens)
+            found = measured(
+                left,
+                model.opened.encoder,
+                limit=model.opened.limit,
+                longest=1 if settings.labels else settings.max_new_tokens,
+            )
             model.lengths = {place_of(s): n for s, n in zip(left, found, strict=True) if isinstance(n, int)}
             refused += [one for one in found if isinstance(one, BadRow)]
             left = [sample for sample in left if place_of(sample) in model.lengths]
