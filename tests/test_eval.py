@@ -24,6 +24,12 @@ def data(tmp_path_factory) -> Path:
     return story_rows(tmp_path_factory.mktemp("eval"), ROWS)
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch) -> None:
+    """A working directory of its own: pages go there where no answers file is written."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 @pytest.fixture(scope="module")
 def made(data, tmp_path_factory) -> dict:
     """The document of an evaluation of the demo's base, and its answers file."""
