@@ -1,5 +1,6 @@
 """`vlft.metrics`: each metric against the package or the code that defines it, or against figures computed by hand."""
 
+import importlib.util
 import json
 import random
 import subprocess
@@ -48,8 +49,8 @@ def test_every_name_has_its_metric():
     assert set(MODULES) == set(NAMES)
     assert set(DEFAULT) <= set(NAMES)
     for name in NAMES:
-        if name == "bleu":
-            pytest.importorskip("sacrebleu")
+        if name == "bleu" and importlib.util.find_spec("sacrebleu") is None:
+            continue
         (metric,) = find([name])
         assert (metric.name, metric.text) == (name, NAMES[name])
         assert metric.higher is (name not in ("cer", "wer"))
