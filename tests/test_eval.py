@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from evaluated import BASE, evaluated, lines, story_rows, write_lines
 
 from vlft.cli.main import main
 from vlft.demo.score import answers as demo_answers
+from vlft.errors import UsageError
 
 ROWS = 12
 
@@ -96,27 +95,42 @@ def test_the_batch_changes_no_byte(made, data, tmp_path, batch):
     assert out.read_bytes() == made["out"].read_bytes()
 
 
-def command(*words) -> list[str]:
-    return [sys.executable, "-m", "vlft", "eval", *map(str, words)]
+#: The command line in a process of its own that gets a signal after some answers.
+STOPPED = """
+import os, sys
+from vlft.cli.main import main
+from vlft.evaluation.answers_file import AnswersFile
+
+real, number, left = AnswersFile.add, int(sys.argv[1]), [4]
+
+def add(self, line):
+    real(self, line)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), number)
+
+AnswersFile.add = add
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def stopped(number: int, *words) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", STOPPED, str(int(number)), "eval", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_killed_evaluation_continues_to_the_same_bytes(made, data, tmp_path):
     out = tmp_path / "answers.jsonl"
     words = (BASE, data, "--out", out, "--max_new_tokens", 64, "--batch", 1)
+    assert stopped(signal.SIGKILL, *words).returncode == -signal.SIGKILL
     part = out.with_name("answers.jsonl.part")
-    with subprocess.Popen(command(*words), stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not (part.exists() and part.read_bytes().count(b"\n") >= 4):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+    assert len(lines(part)) == 1 + 4  # the key, and the answers
     assert not out.exists()
     with open(part, "ab") as file:
         file.write(b'{"file": "half a li')
     status, document, err = evaluated(*words)
     assert status == 0, err
-    assert "were answered before" in err
+    assert "4 rows of 12 were answered before" in err
     assert out.read_bytes() == made["out"].read_bytes()
     assert document["metrics"] == made["document"]["metrics"]
     assert not part.exists()
@@ -261,17 +275,10 @@ def test_the_terminal_shows_figures_worst_rows_and_paths(made, data, capsys):
 
 def test_ctrl_c_says_that_the_same_command_continues(data, tmp_path):
     out = tmp_path / "answers.jsonl"
-    part = out.with_name("answers.jsonl.part")
-    words = (BASE, data, "--out", out, "--max_new_tokens", 64, "--batch", 1)
-    process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (part.exists() and part.read_bytes().count(b"\n") >= 2) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Run the same command again" in err
+    done = stopped(signal.SIGINT, BASE, data, "--out", out, "--max_new_tokens", 64, "--batch", 1)
+    assert done.returncode == 130, done.stderr
+    assert "Run the same command again to continue" in done.stderr
+    assert len(lines(out.with_name("answers.jsonl.part"))) == 1 + 4
 
 
 @pytest.mark.parametrize(
@@ -321,6 +328,8 @@ def test_the_python_function_gives_the_same_figures(made, data):
     found = evaluate(BASE, data, out=made["out"], max_new_tokens=64)
     assert {name: each[0].value for name, each in found.figures.items()} == made["document"]["metrics"]
     assert [row.answers for row in found.rows] == [(line["answer"],) for line in made["lines"]]
+    with pytest.raises(UsageError, match="batch is 0, must be a number from 1"):
+        evaluate(BASE, data, batch=0)
 
 
 def test_thoughts_are_kept_in_the_file_and_not_scored(tmp_path):
