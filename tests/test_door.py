@@ -359,7 +359,7 @@ def test_hints_by_spelling_only_for_slips():
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [("sft", "vlft train"), ("webui", "vlft chat"), ("api", "serve OUT"), ("export", "vlft merge RUN OUT"),
-     ("infer", "vlft chat"), ("eval", "--eval_path"), ("Fine_Tune", "vlft train")],
+     ("infer", "vlft chat"), ("evaluate", "vlft eval"), ("Fine_Tune", "vlft train")],
 )  # fmt: skip
 def test_commands_of_other_kits(capsys, typed, meant):
     assert main([typed]) == 2

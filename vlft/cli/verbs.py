@@ -59,6 +59,7 @@ _ROWS = (
     _verb("demo", "train a tiny model on pictures, in minutes, on a CPU", "running the demo"),
     _like_train("plan", "show what a run would train, at which rates, in how many steps", "planning"),
     _verb("report", "write the report page of a run again: curves, answers, times", "writing the page"),
+    _verb("eval", "score a model's answers to held-out rows, and compare models", "reading rows"),
     _verb("chat", "ask a model about pictures and videos", "loading the model"),
     _verb("bench", "measure loading and training, and compare with stock transformers", "measuring", train_flags=True),
 )

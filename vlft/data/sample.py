@@ -145,6 +145,7 @@ class Sample:
             with an answer shows it by the answer.
         rejected: of a preference row, other answers to its last question. Each is an assistant turn of texts that would
             be in the place of the last turn, the chosen answer. Only these answers are trained.
+        references: further right answers to its last question, which are not trained: `vlft eval` compares with them.
     """
 
     file: str
@@ -158,6 +159,7 @@ class Sample:
     answer: int | None = None
     thinking: bool | None = None
     rejected: tuple[Turn, ...] = ()
+    references: tuple[str, ...] = ()
 
     @property
     def all_turns(self) -> tuple[Turn, ...]:
