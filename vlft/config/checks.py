@@ -203,18 +203,22 @@ def _steps(values: Values) -> Iterator[str]:
 
 
 def _evaluation(values: Values) -> Iterator[str]:
-    when, path = values.of("eval_strategy"), values.every("eval_path")
-    if when != "no" and not path:
-        yield f"--eval_strategy {when} needs --eval_path"
-    if path and when == "no":
-        yield "--eval_path is given, but --eval_strategy is no: set it to steps or epoch"
-    if values.of("eval_on_start") and not path:
-        yield "--eval_on_start true needs --eval_path and --eval_strategy"
+    when, path, part = values.of("eval_strategy"), values.every("eval_path"), values.of("eval_split")
+    if path and part is not None:
+        yield (f"--eval_path {path[0]} and --eval_split {part:g} both choose the evaluation rows. Drop one of the two.")
+    named = "--eval_path" if path else "--eval_split"
+    evaluates = bool(path) or part is not None
+    if when != "no" and not evaluates:
+        yield f"--eval_strategy {when} needs --eval_path FILE, or --eval_split 0.05"
+    if evaluates and when == "no":
+        yield f"{named} is given, but --eval_strategy is no: set it to steps or epoch"
+    if values.of("eval_on_start") and not evaluates:
+        yield "--eval_on_start true needs --eval_path or --eval_split, and --eval_strategy"
     rows = values.of("report_rows")
-    if values.given("report_rows") and rows not in (0, REPORT_ROWS) and not path:
+    if values.given("report_rows") and rows not in (0, REPORT_ROWS) and not evaluates:
         yield (
-            f"--report_rows {rows} has no effect without --eval_path: it takes its rows from the evaluation data. Drop "
-            "it, or set --eval_path."
+            f"--report_rows {rows} has no effect without --eval_path or --eval_split: it takes its rows from the "
+            "evaluation data. Drop it, or set one of the two."
         )
 
 

@@ -45,6 +45,11 @@ class SourceFlags:
         default_factory=list,
         metadata={"help": "evaluation data, in the same forms (with --eval_strategy steps or epoch)"},
     )
+    eval_split: float | None = flag(
+        None,
+        "hold rows out of the training data to evaluate on: a share below 1, or a number of rows. --seed chooses them; "
+        "rows that share a picture or video stay together",
+    )
     image_folder: str | None = flag(
         None, "folder that relative picture and video paths start from (default: each data file's own folder)"
     )

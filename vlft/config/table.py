@@ -97,6 +97,7 @@ DATA: dict[str, Kind] = {
     "columns": NAMED,
     "data_mix": Place(of="file"),
     "eval_path": DATA_FILE,
+    "eval_split": Number(low=0, open_low=True, high=BILLION, share=True, unit="rows"),
     "missing_tags": Word(words=("error", "first")),
     "image_folder": Place(of="folder"),
     "allow_outside_folder": FLAG,

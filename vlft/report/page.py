@@ -163,8 +163,9 @@ def _rows(run: Run) -> dict[str, Any]:
 
 
 def _also(entry: dict[str, Any]) -> list[str]:
-    """Return further counts of a file: rows that a mix does not draw, and rows that `--over_length` changed."""
+    """Return further counts of a file: rows held out, not drawn by a mix, or changed by `--over_length`."""
     words = {
+        "held_out": "held out to evaluate",
         "not_drawn": "not drawn",
         "draws_an_epoch": "draws per epoch",
         "shrunk": "shrunk to fit",

@@ -44,6 +44,7 @@ CALLED = {
     "mix": "data mix (weight, repeat, cap)",
     "missing_tags": "missing_tags",
     "over_length": "over_length",
+    "eval_split": "held-out rows (--eval_split)",
     "rows": "number of rows",
     "pairs": "preference rows (--method)",
     "preference": "settings of --method",
@@ -60,6 +61,7 @@ CALLED = {
 BEFORE: dict[str, Any] = {
     **{one.name: one.default for one in flags_of(RowFlags) if one.default is not None},
     "mix": [],
+    "eval_split": None,
     "pairs": False,
     "method": "sft",
     "preference": {},
@@ -93,6 +95,7 @@ def run_record(
             **recipe,
             "mix": [[one.weight, one.repeat, one.cap] for one in data.training_sets] if data.data_mix else [],
             "data": data_print(measured),
+            "eval_split": _held_out(data, args, measured),
             # A skipped row that has been repaired since then would shift the order of all others.
             "rows": len(measured.starts),
             "thought": measured.thought,
@@ -115,6 +118,14 @@ def run_record(
         data=data_entries(measured),
         quantised=_quantised(base, args),
     )
+
+
+def _held_out(data: DataFlags, args: TrainFlags, measured: MeasuredRows) -> dict[str, Any] | None:
+    """What `--eval_split` asks for, and how many rows it holds out."""
+    if data.eval_split is None:
+        return None
+    share = {"share": data.eval_split} if data.eval_split < 1 else {}
+    return {**share, "rows": sum(measured.held_out.values()), "seed": args.seed}
 
 
 def _quantised(base: Base, args: TrainFlags) -> dict[str, Any] | None:
@@ -243,8 +254,9 @@ def data_print(measured: MeasuredRows) -> str:
 def data_entries(measured: MeasuredRows) -> list[dict[str, Any]]:
     """The "data" of a run record: per file the rows read, trained and skipped, and the rows that --over_length changed.
 
-    A mix also has the rows that are not drawn, and the draws of an epoch: rows = trained + skipped + not_drawn. If rows
-    are split into samples, `samples` is how many an epoch trains.
+    With `--eval_split` it also has the rows that are held out, and with a mix the rows that are not drawn and the draws
+    of an epoch: rows = trained + skipped + held_out + not_drawn. If rows are split into samples, `samples` is how many
+    an epoch trains.
     """
     counts, bad = measured.rows.counts, measured.rows.bad
     rows: dict[str, list[dict[str, Any]]] = {file: [] for file in counts}
@@ -256,8 +268,10 @@ def data_entries(measured: MeasuredRows) -> list[dict[str, Any]]:
     ]
     refused = Counter(row.file for row in bad)
     for entry in empty:
+        if held := measured.held_out.get(entry["file"]):
+            entry["held_out"] = held
         if (drawn := measured.drawn.get(entry["file"])) is not None:
-            left = entry["rows"] - refused[entry["file"]] - drawn.rows
+            left = entry["rows"] - refused[entry["file"]] - drawn.rows - entry.get("held_out", 0)
             entry |= {"draws_an_epoch": drawn.draws, "not_drawn": left}
         if measured.split:
             entry["samples"] = measured.split[entry["file"]]
@@ -275,7 +289,7 @@ def with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict
             if _same(row.file, entry["file"]) and row.index not in known
         ]
         rows = sorted([*entry["skipped"], *new], key=lambda row: row["index"])
-        trained = entry["rows"] - len(rows) - entry.get("not_drawn", 0)
+        trained = entry["rows"] - len(rows) - entry.get("not_drawn", 0) - entry.get("held_out", 0)
         result.append({**entry, "skipped": rows, "trained": trained})
     return result
 

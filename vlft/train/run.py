@@ -29,7 +29,7 @@ from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
 from vlft.objectives.preference import Preference
-from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, start_of, trainable_rows, training_rows
+from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, rows_of_run, start_of
 from vlft.setup.features import feature_bytes
 from vlft.setup.objective import objective_of
 from vlft.setup.overlap import overlap
@@ -137,14 +137,12 @@ def train(
         say(f"warning: {remark}")
     screen.stage("reading the data files")
     workers = args.dataloader_num_workers
-    rows = on_rank_zero(lambda: training_rows(data, base, workers=workers))
-    evaluated = None
-    if data.eval_path:
-        evaluated = on_rank_zero(lambda: trainable_rows(data.eval_path, data, base, workers=workers))
+    rows, evaluated = on_rank_zero(lambda: rows_of_run(data, base, workers=workers, seed=args.seed))
     for line in row_lines(rows, shared=base.encoder.shared if data.pairs else None):
         say(line)
     if evaluated is not None:
-        for line in row_lines(evaluated, word="evaluate on"):
+        held = "" if data.eval_split is None else f"--eval_split {data.eval_split:g}, --seed {args.seed}"
+        for line in row_lines(evaluated, word="evaluate on", asked=held):
             say(line)
         for remark in overlap(rows.marked, evaluated.marked):
             say(f"warning: {remark}")

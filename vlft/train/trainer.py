@@ -113,6 +113,7 @@ class VlftTrainer(SavingTrainer):
         self.features = features
         self.meter = meter
         self.skipped: dict[tuple[str, int], BadRow] = {}
+        self._unevaluated: dict[tuple[str, int], BadRow] = {}
         self._last_logged = 0
         self._rates: dict[str, float] = {}
         self._norm: float | None = None
@@ -153,13 +154,19 @@ class VlftTrainer(SavingTrainer):
         self.meter.add_wait(time.perf_counter() - start)
         return batches, items
 
-    def _account(self, skipped: Sequence[BadRow]) -> BadRow | None:
-        """Record refused rows and print them, or return the row that ends the run."""
+    def _account(self, skipped: Sequence[BadRow], *, trained: bool = True) -> BadRow | None:
+        """Record refused rows and print them, or return the row that ends the run.
+
+        Args:
+            skipped: the rows.
+            trained: whether they belong to the rows to train on, which `vlft.json` counts.
+        """
+        known = self.skipped if trained else self._unevaluated
         if skipped and self.on_bad_row == "error":
             return skipped[0]
         for row in skipped:
-            if (row.file, row.index) not in self.skipped:
-                self.skipped[row.file, row.index] = row
+            if (row.file, row.index) not in known:
+                known[row.file, row.index] = row
                 print(f"skipped {row}", file=sys.stderr)
         return None
 
@@ -255,7 +262,7 @@ class VlftTrainer(SavingTrainer):
             for place, batch_on_cpu in enumerate(loader, 1):
                 if self.is_in_train and self.room.ask():
                     raise EvaluationPutOff
-                if (row := self._account(batch_on_cpu["skipped"])) is not None:
+                if (row := self._account(batch_on_cpu["skipped"], trained=rows is not self.eval_rows)) is not None:
                     raise DataError(row)
                 self.progress.doing(f"{doing} {place:,}/{len(loader):,}")
                 guarded = self.guard.evaluation(batch_on_cpu, place=place, of=len(loader), step=step)
@@ -265,7 +272,7 @@ class VlftTrainer(SavingTrainer):
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """The objective's mean loss and statistics over the evaluation rows."""
         if self.eval_rows is None or self.eval_order is None:
-            raise ConfigError("evaluation needs --eval_path, which is not set")
+            raise ConfigError("evaluation needs --eval_path or --eval_split, and neither is set")
         if self.features is not None:
             self.features.before_evaluation(self.state.global_step)
         sums, step = Sums(names=self.objective.statistics), self.state.global_step
