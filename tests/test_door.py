@@ -327,8 +327,7 @@ def test_yaml_files_of_other_kits(tmp_path, monkeypatch):
     argv = corrected(message)
     assert argv[argv.index("--bits") + 1] == "4"
     assert argv[argv.index("--data_path") + 1] == "data/mine.json"
-    (tmp_path / "held_out.json").write_text("[]")
-    assert door.check("train", argv, KNOWN).given >= {"eval_path", "eval_strategy", "max_length"}
+    assert door.check("train", argv, KNOWN).given >= {"eval_split", "eval_strategy", "max_length"}
 
     monkeypatch.setenv("MAX_PIXELS", "602112")
     (tmp_path / "swift.yaml").write_text(

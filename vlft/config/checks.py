@@ -34,7 +34,18 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
     if verb == "check-data":
         checks.append(_fixes)
     if verb in ("train", "plan"):
-        checks += [_needed, _rates, _batches, _steps, _evaluation, _best, _loader, _features, scheduler_problems]
+        checks += [
+            _needed,
+            _rates,
+            _batches,
+            _steps,
+            _evaluation,
+            _best,
+            _stopping,
+            _loader,
+            _features,
+            scheduler_problems,
+        ]
         checks.append(preference.problems)
     if verb == "plan":
         checks.append(_out)
@@ -224,6 +235,7 @@ def _evaluation(values: Values) -> Iterator[str]:
 
 def _best(values: Values) -> Iterator[str]:
     when, save = values.of("eval_strategy"), values.of("save_strategy")
+    yield from _best_by(values)
     if save == "best" and when == "no":
         yield "--save_strategy best needs evaluations to compare: --eval_path FILE --eval_strategy steps or epoch"
     if save == "best" and not values.given("metric_for_best_model") and not values.of("load_best_model_at_end"):
@@ -243,6 +255,46 @@ def _best(values: Values) -> Iterator[str]:
                 f"--load_best_model_at_end true needs --save_steps {every:g} to be a multiple of --eval_steps "
                 f"{step:g}: checkpoints are compared by the evaluation at their step."
             )
+
+
+def _best_by(values: Values) -> Iterator[str]:
+    """Check the metric of the best checkpoint, and its direction."""
+    name = str(values.of("metric_for_best_model") or "loss").removeprefix("eval_")
+    higher: dict[str, bool] = {"loss": False}
+    if name not in higher:
+        yield (
+            f"--metric_for_best_model {values.of('metric_for_best_model')}: an evaluation has no such metric. It has "
+            f"{', '.join(f'eval_{one}' for one in higher)}."
+        )
+        return
+    asked = values.of("greater_is_better")
+    if values.given("greater_is_better") and asked is not None and asked != higher[name]:
+        word = "higher" if higher[name] else "lower"
+        yield (
+            f"--greater_is_better {str(asked).lower()}: the best checkpoint would be the worst one, since a {word} "
+            f"eval_{name} is better. Drop it."
+        )
+
+
+def _stopping(values: Values) -> Iterator[str]:
+    patience = values.of("early_stopping_patience")
+    if patience is None:
+        if values.given("early_stopping_threshold") and values.of("early_stopping_threshold"):
+            yield (
+                f"--early_stopping_threshold {values.of('early_stopping_threshold'):g} has no effect without "
+                "--early_stopping_patience. Add it, or drop the threshold."
+            )
+        return
+    if values.of("eval_strategy") == "no":
+        yield (
+            f"--early_stopping_patience {patience} needs evaluations: --eval_path FILE or --eval_split 0.05, and "
+            "--eval_strategy steps or epoch"
+        )
+    if not values.given("metric_for_best_model") and not values.of("load_best_model_at_end"):
+        yield (
+            f"--early_stopping_patience {patience} needs a metric to compare: --metric_for_best_model eval_loss. With "
+            "--load_best_model_at_end true the run also ends with the best weights."
+        )
 
 
 def _loader(values: Values) -> Iterator[str]:

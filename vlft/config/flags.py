@@ -241,6 +241,10 @@ class RunFlags(PreferenceFlags):
         4, "evaluation rows that the model answers at each evaluation, for OUT/report.html; 0: none"
     )
     report_tokens: int = flag(256, "most tokens of such an answer; answers much longer than the row's own are cut")
+    early_stopping_patience: int | None = flag(
+        None, "stop after this many evaluations in a row without a better --metric_for_best_model (default: never)"
+    )
+    early_stopping_threshold: float = flag(0.0, "least difference that counts as better for --early_stopping_patience")
     logging_nan_inf_filter: bool = flag(False, "not used: see --max_nonfinite_steps")
     dataloader_num_workers: int = flag(
         None, "loader processes per device; 0 decodes in the training process (default: 4, or fewer on few cores)"

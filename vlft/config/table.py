@@ -223,8 +223,10 @@ TRAIN: dict[str, Kind] = {
     "save_steps": EVERY,
     "save_total_limit": FROM_ONE,
     "load_best_model_at_end": FLAG,
-    "metric_for_best_model": Word(words=("loss", "eval_loss")),  # evaluation computes no other metric
+    "metric_for_best_model": NAMED,
     "greater_is_better": YES_NO,
+    "early_stopping_patience": FROM_ONE,
+    "early_stopping_threshold": Number(low=0, high=BILLION),
     "full_determinism": FLAG,
     "seed": SEED,
     "use_cpu": FLAG,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vlft.checkpoint.best import LOSS, best_by, shown_metric, stopped_line
 from vlft.pages.web import render
 from vlft.report import charts
 from vlft.report.answers import asked_row, title_of
@@ -85,7 +86,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     weighted = float(np.nansum(padding * lines["tokens"]) / tokens) if tokens else 0.0
     facts = [("loss, last line", number(last(lines["loss"])))]
     if (best := best_evaluation(run)) is not None:
-        facts.append((f"best evaluation, step {best[0]:,}", number(best[1])))
+        metric = best_by(run.record)[0]
+        name = "best evaluation" if metric == LOSS else f"best {shown_metric(metric)}"
+        facts.append((f"{name}, step {best[0]:,}", number(best[1])))
+    if (stopped := stopped_line(run.record)) is not None:
+        facts.append(("stopped early", stopped))
     facts += [
         *facts_of(run),
         ("tokens", scaled(tokens)),

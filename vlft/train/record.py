@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
+from vlft.checkpoint.best import BEST_BY
 from vlft.checkpoint.files import module_name
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.checkpoint.start import LINEAGE
@@ -45,6 +46,7 @@ CALLED = {
     "missing_tags": "missing_tags",
     "over_length": "over_length",
     "eval_split": "held-out rows (--eval_split)",
+    BEST_BY: "metric of the best checkpoint (--metric_for_best_model)",
     "rows": "number of rows",
     "pairs": "preference rows (--method)",
     "preference": "settings of --method",
@@ -92,6 +94,7 @@ def run_record(
             LINEAGE: None if base.start is None else base.start.lineage,
             "asked": asked_for(data, args),
             "processes": args.world_size,
+            **_best_by(args),
             **recipe,
             "mix": [[one.weight, one.repeat, one.cap] for one in data.training_sets] if data.data_mix else [],
             "data": data_print(measured),
@@ -126,6 +129,14 @@ def _held_out(data: DataFlags, args: TrainFlags, measured: MeasuredRows) -> dict
         return None
     share = {"share": data.eval_split} if data.eval_split < 1 else {}
     return {**share, "rows": sum(measured.held_out.values()), "seed": args.seed}
+
+
+def _best_by(args: TrainFlags) -> dict[str, Any]:
+    """The metric by which evaluations are compared, if the flags choose one. A checkpoint has its best value so far."""
+    if args.metric_for_best_model is None:
+        return {}
+    name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+    return {BEST_BY: {"metric": name, "higher": bool(args.greater_is_better)}}
 
 
 def _quantised(base: Base, args: TrainFlags) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,11 +40,12 @@ from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
 from vlft.train.claim import record_there, refuse_other
 from vlft.train.features import FeatureCache, check_folder, run_id
+from vlft.train.finish import finish
 from vlft.train.folder import RunFolder
 from vlft.train.metrics import MetricsFile, meter_of
 from vlft.train.model_setup import prepare_model
 from vlft.train.progress import Progress
-from vlft.train.ranks import barrier, on_rank_zero
+from vlft.train.ranks import on_rank_zero
 from vlft.train.record import run_record
 from vlft.train.reference import ReferencePass, key_of
 from vlft.train.reporting import Reporter
@@ -234,7 +236,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except AtTheEnd:
-            trainer.evaluate_due()
+            with contextlib.suppress(AtTheEnd):
+                trainer.evaluate_due()
             if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
         finally:
@@ -246,7 +249,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         screen.stage("saving the trained weights")
         watchdog.at("saving the trained weights", patience=args.saving_patience)
         with run.notice.planning("training is done, and the trained weights are being saved"):
-            _finish(trainer, folder)
+            finish(trainer, folder)
 
 
 def _watchdog(run: _Run) -> Watchdog:
@@ -326,17 +329,6 @@ def _reference(
         resumed=resumed,
         say=run.say,
     )
-
-
-def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:
-    """Collect the final weights from all ranks and write them on rank 0. Every rank must call it."""
-    skipped = trainer.all_skipped()
-    state = zero.trained_weights(trainer.model) if trainer.is_deepspeed_enabled else None
-    if trainer.args.process_index == 0:
-        folder.account(skipped)
-        folder.account_steps(unlogged=trainer.meter.spent())
-        folder.finish(trainer.model, state, steps=trainer.state.global_step)
-    barrier()
 
 
 def _silent(*_: Any) -> None:
