@@ -1,4 +1,4 @@
-"""Corpus BLEU, as sacrebleu computes it by default: its tokenizer 13a and its smoothing `exp`; 0 to 1 instead of 0 to 100.
+"""Corpus BLEU as sacrebleu computes it by default (its tokenizer 13a, its smoothing `exp`), but 0 to 1, not 0 to 100.
 
 sacrebleu counts the words of a row. The figure of the summed counts is computed here for whole arrays, since a
 bootstrap needs thousands of them. Tokenizer 13a does not divide Chinese and Japanese into words: use rouge_l for these.

@@ -1,8 +1,8 @@
 """How sure is a figure, and the difference of two models? 95% intervals by resampling rows (Efron 1979), percentiles.
 
-Letters in shapes: R rows, K statistics of a metric, B samples. `sums_RK` has the K numbers of `Metric.score` for each row;
-a row to which the metric does not apply is NaN in all K. Such rows are left out first, and samples are drawn from the
-others. The intervals say how the figure would vary with other rows of the same kind; not with another training run.
+Letters in shapes: R rows, K statistics of a metric, B samples. `sums_RK` has the K numbers of `Metric.score` for each
+row; a row to which the metric does not apply is NaN in all K. Such rows are left out first, and samples are drawn from
+the others. The intervals say how the figure would vary with other rows of the same kind, not with another training run.
 """
 
 from __future__ import annotations

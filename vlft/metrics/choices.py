@@ -7,7 +7,7 @@ these is compared as text, without case and punctuation at its ends.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vlft.metrics.case import Case, Metric, mean
 from vlft.metrics.names import NAMES
@@ -15,18 +15,20 @@ from vlft.metrics.names import NAMES
 _AROUND = " \t\n\r.,:;!?\"'`*()[]{}“”‘’。，：；！？（）"
 # "A. cat", "(A) cat", "A) cat", "A: cat" on lines of their own, or one after the other in a line.
 _OPTION = re.compile(r"(?:^|[\s,;])\(?([A-Z])[.):]\s*(.+?)(?=[\s,;]+\(?[A-Z][.):]\s|\n|$)", re.MULTILINE)
-_LETTER = re.compile(r"\(?([A-Za-z])[.):]*")  # the whole answer is a letter
+_LETTER = re.compile(r"[(\[]?([A-Za-z])[\]).:]*")  # the whole answer is a letter
 _LETTER_FIRST = re.compile(r"(?:\(([A-Za-z])\)|([A-Z])[.):])(?!\w)")  # "(B) cat", "B. cat"
 _LEAD = re.compile(
     r"(?:the\s+)?(?:(?:correct|right|best|final|most\s+likely)\s+)?(?:answer|option|choice)\s*(?:is|would\s+be|:|=)+\s*"
-    r"(?:(?:option|choice)\s+)?",
+    r"(?:(?:option|choice)\s+)?|答案\s*[是为：:]*\s*",
     re.IGNORECASE,
 )
 # A capital letter that ends there or is followed by a reason; not the "A" of "A dog", nor "B or C".
 _LETTER_AFTER_LEAD = re.compile(
-    r"[\s*_(\[\"'`]*([A-Z])(?:[)\]*_\"'`.:]+|$|(?=[\s,;]))(?!\s*(?:,|;|or\b|and\b|/|&)\s*\(?[A-Z]\b)"
-    r"(?=[\s,;]*(?:$|[\n.,;:(]|because\b|since\b|as\b)|(?<=[).:])\s*\S)"
+    r"[\s*_(\[\"'`]*([A-Z])(?:[)\]*_\"'`.:。]+|$|(?=[\s,;，]))(?!\s*(?:,|;|or\b|and\b|/|&)\s*\(?[A-Z]\b)"
+    r"(?=[\s,;]*(?:$|[\n.,;:(，]|because\b|since\b|as\b)|(?<=[).:])\s*\S)"
 )
+_OPTION_FIRST = re.compile(r"(?:option|choice)\s+(?=[(\[]?[A-Z]\b)", re.IGNORECASE)
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-Z])\)?\s*\}")
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
@@ -47,24 +49,37 @@ def chosen_letter(text: str, listed: Mapping[str, str]) -> str | None:
         listed: options of the question; if there are any, other letters are no choice.
     """
     text = text.strip().strip("*_`\"' ")
-    boxed = _BOXED.findall(text)
-    whole = _LETTER.fullmatch(text)
-    first = _LETTER_FIRST.match(text)
+    text = text[found.end() :] if (found := _OPTION_FIRST.match(text)) else text
     leads = [found.end() for found in _LEAD.finditer(text)]
-    named = [found[1] for place in leads if (found := _LETTER_AFTER_LEAD.match(text, place))]
-    letter = None
-    if whole:
-        letter = whole[1].upper()
-    elif boxed:
-        letter = boxed[-1]
-    elif named:
-        letter = named[-1]
-    elif first:
-        letter = (first[1] or first[2]).upper()
+    letter = _letter(text, leads)
     if letter is not None and (not listed or letter in listed):
         return letter
     wordings = {_plain(text), *(_plain(text[place:]) for place in leads[-1:])}
+    if yes_no := _YES_NO.match(text):  # "No, because ..." where an option is "No"
+        wordings.add(yes_no[1].lower())
     return next((letter for letter, option in listed.items() if option in wordings), None)
+
+
+def _letter(text: str, leads: Sequence[int]) -> str | None:
+    """Return the letter that a text names.
+
+    Args:
+        leads: where "The answer is" and its like end.
+    """
+    whole = _LETTER.fullmatch(text) or (_LETTER.fullmatch(text[leads[-1] :].strip()) if leads else None)
+    if whole:
+        return whole[1].upper()
+    boxed = _BOXED.findall(text)
+    if boxed:
+        return boxed[-1]
+    named = [found[1] for place in leads if (found := _LETTER_AFTER_LEAD.match(text, place))]
+    if named:
+        return named[-1]
+    first = _LETTER_FIRST.match(text)
+    if first:
+        return (first[1] or first[2]).upper()
+    alone = _LETTER_AFTER_LEAD.match(text)
+    return alone[1] if alone else None
 
 
 def _plain(text: str) -> str:
@@ -73,6 +88,8 @@ def _plain(text: str) -> str:
 
 def _right(answer: str, reference: str, listed: Mapping[str, str]) -> bool:
     plain = _plain(reference)
+    if plain and _plain(answer) == plain:
+        return True
     right = chosen_letter(reference, listed)
     if right is not None:
         return chosen_letter(answer, listed) == right
@@ -86,7 +103,9 @@ def _right(answer: str, reference: str, listed: Mapping[str, str]) -> bool:
 
 def _accuracy(case: Case) -> tuple[float, float]:
     listed = options(case.question)
-    return float(any(_right(case.answer, reference, listed) for reference in case.references)), 1.0
+    tagged = _TAGGED.findall(case.answer)  # as models that were trained with rewards write it
+    answer = tagged[-1] if tagged else case.answer
+    return float(any(_right(answer, reference, listed) for reference in case.references)), 1.0
 
 
 METRICS = (Metric(name="accuracy", text=NAMES["accuracy"], score=_accuracy, value=mean),)

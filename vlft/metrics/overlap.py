@@ -30,8 +30,8 @@ _BOX = re.compile(
 def boxes(text: str) -> list[Box]:
     """Return the boxes that a text writes, in order.
 
-    They are `<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, `"bbox_2d": [x1, y1, x2, y2]` and any other list of four numbers,
-    and `(x1,y1),(x2,y2)`. A quadrilateral counts as the box around it. Points are no boxes.
+    They are `<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, `"bbox_2d": [x1, y1, x2, y2]` and any other list of four
+    numbers, and `(x1,y1),(x2,y2)`. A quadrilateral counts as the box around it. Points are no boxes.
     """
     found = []
     for match in _BOX.finditer(text):

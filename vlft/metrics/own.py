@@ -5,8 +5,8 @@
         return "please" in answer.lower()
 
 The function takes any of `answer`, `reference` (the row's own right answer), `references` (a list of all of them),
-`question` and `row` (a dict) by these names. It returns a number, True or False, or None if it does not apply to the row.
-The figure is the mean. With `polite.higher = False` after the function, a smaller figure is better.
+`question` and `row` (a dict) by these names. It returns a number, True or False, or None if it does not apply to the
+row. The figure is the mean. With `polite.higher = False` after the function, a smaller figure is better.
 
 The file is the user's own code, and runs as such.
 """
@@ -58,7 +58,7 @@ def own_metric(word: str) -> Metric:
         score=_score(function, _accepted(function, word), path, word),
         value=mean,
         higher=bool(getattr(function, "higher", True)),
-        needs=f"what {name} needs: it returned None",
+        needs=f"a number from {name}",
     )
 
 

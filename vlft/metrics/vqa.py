@@ -14,22 +14,26 @@ from vlft.metrics.names import NAMES
 ENOUGH = 3  # people who make an answer right
 _TEN = 10  # answers of a row of VQAv2
 
-_DIGITS = dict(zip("none zero one two three four five six seven eight nine ten".split(), [0, *range(11)], strict=True))
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'  # apostrophes and colons stay: possessives, times of day
 _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,+\d")
 
 # Answers that lack an apostrophe get it. These are the challenge's words; a word without a line here stays as it is.
-_SHORTENED = """
-ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
-it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'd
-somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd
-they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd
-who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
-couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
-there'd've they'd've we'd've who'd've wouldn't've y'all'll y'all'd've you'd've 'ow's'at
-""".split()
+_SHORTENED = (
+    *("ain't", "aren't", "can't", "could've", "couldn't", "didn't", "doesn't", "don't", "hadn't", "hasn't", "haven't"),
+    *("he'd", "he's", "how'd", "how'll", "how's", "isn't", "it'd", "it'll", "ma'am", "mightn't", "might've"),
+    *("mustn't", "must've", "needn't", "not've", "o'clock", "oughtn't", "shan't", "should've", "shouldn't"),
+    *("somebody'd", "somebody'll", "somebody's", "someone'd", "someone'll", "someone's", "something'd"),
+    *("something'll", "that's", "there'd", "there're", "there's", "they'd", "they'll", "they're", "they've", "'twas"),
+    *("wasn't", "we've", "weren't", "what'll", "what're", "what's", "what've", "when's", "where'd", "where's"),
+    *("where've", "who'd", "who'll", "who's", "who've", "why'll", "why're", "why's", "won't", "would've", "wouldn't"),
+    *("y'all", "you'd", "you'll", "you're", "you've", "couldn't've", "hadn't've", "he'd've", "it'd've", "mightn't've"),
+    *("she'd've", "shouldn't've", "somebody'd've", "someone'd've", "something'd've", "there'd've", "they'd've"),
+    *("we'd've", "who'd've", "wouldn't've", "y'all'll", "y'all'd've", "you'd've", "'ow's'at"),
+)
 #: The words with one apostrophe left out -> the words.
 _APOSTROPHES = {
     word[:place] + word[place + 1 :]: word
@@ -50,7 +54,7 @@ def normalised(answer: str) -> str:
     for mark in _MARKS:
         # A mark beside a space is left out; one inside a word becomes a space.
         plain = plain.replace(mark, "" if number or f"{mark} " in text or f" {mark}" in text else " ")
-    words = [str(_DIGITS.get(word, word)) for word in _PERIOD.sub("", plain).lower().split()]
+    words = [_DIGITS.get(word, word) for word in _PERIOD.sub("", plain).lower().split()]
     return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
 
 

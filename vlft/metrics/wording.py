@@ -9,8 +9,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-
-import numpy as np
+from typing import Any
 
 from vlft.metrics.case import Case, Metric, mean
 from vlft.metrics.names import NAMES
@@ -32,7 +31,7 @@ def _anls(case: Case) -> tuple[float, float]:
     """ANLS of a row (Biten et al., "Scene Text Visual Question Answering", 2019).
 
     Case and runs of spaces are ignored. As in the code of the challenges, a similarity of exactly 0.5 counts; the paper
-    writes that it does not. Their code divides by the longer of the two raw texts; here spaces around them do not count.
+    writes that it does not. Their code divides by the length of the longer raw text; here runs of spaces count once.
     """
     answer = _plain(case.answer)
     best = max(_similarity(answer, _plain(reference)) for reference in case.references)
@@ -113,17 +112,16 @@ def _error_rate(split: Callable[[str], Sequence[str]]) -> Callable[[Case], tuple
     return score
 
 
-def _metric(name: str, score: Callable[[Case], tuple[float, ...] | None], **other) -> Metric:
-    value: Callable[[np.ndarray], np.ndarray] = mean
-    return Metric(name=name, text=NAMES[name], score=score, value=value, **other)
+def _metric(name: str, score: Callable[[Case], tuple[float, float] | None], **other: Any) -> Metric:
+    return Metric(name=name, text=NAMES[name], score=score, value=mean, **other)
 
 
 METRICS = (
     _metric("exact_match", _exact_match),
     _metric("anls", _anls),
     _metric("rouge_l", _rouge_l, needs="a word in its answer"),
-    # Over all rows: errors of all rows by the length of all right answers, as the package jiwer computes them. A text of
-    # Chinese or Japanese is one word to wer, as to jiwer.
+    # Over all rows: errors of all rows by the length of all right answers, as the package jiwer computes them. To wer a
+    # sentence of Chinese or Japanese is one word, as to jiwer; cer is the metric for these.
     _metric("cer", _error_rate(str.strip), higher=False, needs="text in its answer"),
     _metric("wer", _error_rate(str.split), higher=False, needs="text in its answer"),
 )
