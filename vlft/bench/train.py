@@ -34,7 +34,8 @@ NOT_MEASURED = (
     "output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "logging_steps", "logging_strategy",
     "logging_first_step", "report_to", "run_name", "save_strategy", "save_steps", "save_total_limit", "save_only_model",
     "eval_path", "eval_split", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end",
-    "metric_for_best_model", "greater_is_better", "early_stopping_patience", "early_stopping_threshold", "push_to_hub",
+    "metric_for_best_model", "greater_is_better", "early_stopping_patience", "early_stopping_threshold",
+    "eval_metric", "push_to_hub",
 )  # fmt: skip
 PACK_TOKENS = 16384  # the default of vlft train
 TINY_PACK_TOKENS = 1024  # a few tiny rows

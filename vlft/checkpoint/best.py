@@ -12,6 +12,7 @@ from vlft.checkpoint.record import RunRecord
 
 BEST_BY = "best_by"  # key of `RunRecord.training`: {"metric", "higher"}
 STOPPED = "stopped"  # key of `RunRecord.training`: {"step", "of", "metric", "evaluations"} of a run that stopped early
+EVAL_METRICS = "eval_metric"  # key of `RunRecord.training`: names of the metrics of answers
 LOSS = "eval_loss"
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from vlft.config import blocks, preference, quantised, variants
+from vlft.config import blocks, evaluation, preference, quantised, variants
 from vlft.config.columns import read_columns
 from vlft.config.schedules import scheduler_problems
 from vlft.config.values import DEFAULTS, Values
 from vlft.errors import ConfigError
 
-REPORT_ROWS = 4  # the flag's default; config.yaml of a run without evaluation also holds it
 TOWERS = ("vision", "merger", "language")
 #: Flags that the adapter of `--adapter` decides.
 OF_ADAPTER = (*TOWERS, "lora_rank", "lora_alpha", "lora_target", "use_dora", "use_rslora")
@@ -34,18 +33,7 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
     if verb == "check-data":
         checks.append(_fixes)
     if verb in ("train", "plan"):
-        checks += [
-            _needed,
-            _rates,
-            _batches,
-            _steps,
-            _evaluation,
-            _best,
-            _stopping,
-            _loader,
-            _features,
-            scheduler_problems,
-        ]
+        checks += [_needed, _rates, _batches, _steps, evaluation.problems, _loader, _features, scheduler_problems]
         checks.append(preference.problems)
     if verb == "plan":
         checks.append(_out)
@@ -210,90 +198,6 @@ def _steps(values: Values) -> Iterator[str]:
             f"--ddp_timeout {values.of('ddp_timeout')} would end processes that wait for another process before "
             f"--stall_timeout {patience:g} can report which one. Set it to at least {patience + REPORTING:g}, drop it, "
             "or lower --stall_timeout."
-        )
-
-
-def _evaluation(values: Values) -> Iterator[str]:
-    when, path, part = values.of("eval_strategy"), values.every("eval_path"), values.of("eval_split")
-    if path and part is not None:
-        yield (f"--eval_path {path[0]} and --eval_split {part:g} both choose the evaluation rows. Drop one of the two.")
-    named = "--eval_path" if path else "--eval_split"
-    evaluates = bool(path) or part is not None
-    if when != "no" and not evaluates:
-        yield f"--eval_strategy {when} needs --eval_path FILE, or --eval_split 0.05"
-    if evaluates and when == "no":
-        yield f"{named} is given, but --eval_strategy is no: set it to steps or epoch"
-    if values.of("eval_on_start") and not evaluates:
-        yield "--eval_on_start true needs --eval_path or --eval_split, and --eval_strategy"
-    rows = values.of("report_rows")
-    if values.given("report_rows") and rows not in (0, REPORT_ROWS) and not evaluates:
-        yield (
-            f"--report_rows {rows} has no effect without --eval_path or --eval_split: it takes its rows from the "
-            "evaluation data. Drop it, or set one of the two."
-        )
-
-
-def _best(values: Values) -> Iterator[str]:
-    when, save = values.of("eval_strategy"), values.of("save_strategy")
-    yield from _best_by(values)
-    if save == "best" and when == "no":
-        yield "--save_strategy best needs evaluations to compare: --eval_path FILE --eval_strategy steps or epoch"
-    if save == "best" and not values.given("metric_for_best_model") and not values.of("load_best_model_at_end"):
-        yield "--save_strategy best needs --metric_for_best_model eval_loss"
-    if not values.of("load_best_model_at_end") or save == "best":
-        return
-    if when != save or when == "no":
-        yield (
-            f"--load_best_model_at_end true needs --eval_strategy and --save_strategy to be equal, not {when} and "
-            f"{save}: checkpoints are compared by the evaluation at their step."
-        )
-    elif when == "steps":
-        every = values.of("save_steps")
-        step = values.of("eval_steps") or every
-        if (every < 1) != (step < 1) or round(every * 10**6) % round(step * 10**6):
-            yield (
-                f"--load_best_model_at_end true needs --save_steps {every:g} to be a multiple of --eval_steps "
-                f"{step:g}: checkpoints are compared by the evaluation at their step."
-            )
-
-
-def _best_by(values: Values) -> Iterator[str]:
-    """Check the metric of the best checkpoint, and its direction."""
-    name = str(values.of("metric_for_best_model") or "loss").removeprefix("eval_")
-    higher: dict[str, bool] = {"loss": False}
-    if name not in higher:
-        yield (
-            f"--metric_for_best_model {values.of('metric_for_best_model')}: an evaluation has no such metric. It has "
-            f"{', '.join(f'eval_{one}' for one in higher)}."
-        )
-        return
-    asked = values.of("greater_is_better")
-    if values.given("greater_is_better") and asked is not None and asked != higher[name]:
-        word = "higher" if higher[name] else "lower"
-        yield (
-            f"--greater_is_better {str(asked).lower()}: the best checkpoint would be the worst one, since a {word} "
-            f"eval_{name} is better. Drop it."
-        )
-
-
-def _stopping(values: Values) -> Iterator[str]:
-    patience = values.of("early_stopping_patience")
-    if patience is None:
-        if values.given("early_stopping_threshold") and values.of("early_stopping_threshold"):
-            yield (
-                f"--early_stopping_threshold {values.of('early_stopping_threshold'):g} has no effect without "
-                "--early_stopping_patience. Add it, or drop the threshold."
-            )
-        return
-    if values.of("eval_strategy") == "no":
-        yield (
-            f"--early_stopping_patience {patience} needs evaluations: --eval_path FILE or --eval_split 0.05, and "
-            "--eval_strategy steps or epoch"
-        )
-    if not values.given("metric_for_best_model") and not values.of("load_best_model_at_end"):
-        yield (
-            f"--early_stopping_patience {patience} needs a metric to compare: --metric_for_best_model eval_loss. With "
-            "--load_best_model_at_end true the run also ends with the best weights."
         )
 
 

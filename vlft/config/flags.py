@@ -241,6 +241,13 @@ class RunFlags(PreferenceFlags):
         4, "evaluation rows that the model answers at each evaluation, for OUT/report.html; 0: none"
     )
     report_tokens: int = flag(256, "most tokens of such an answer; answers much longer than the row's own are cut")
+    eval_metric: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "metrics of the model's answers to all evaluation rows, at each evaluation: exact_match, rouge_l, "
+            "anls and others, or FILE.py:FUNCTION. An answer has at most twice the tokens of the row's own, plus 16"
+        },
+    )
     early_stopping_patience: int | None = flag(
         None, "stop after this many evaluations in a row without a better --metric_for_best_model (default: never)"
     )

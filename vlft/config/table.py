@@ -225,6 +225,7 @@ TRAIN: dict[str, Kind] = {
     "load_best_model_at_end": FLAG,
     "metric_for_best_model": NAMED,
     "greater_is_better": YES_NO,
+    "eval_metric": Named(many="some"),
     "early_stopping_patience": FROM_ONE,
     "early_stopping_threshold": Number(low=0, high=BILLION),
     "full_determinism": FLAG,

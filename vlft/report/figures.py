@@ -19,6 +19,7 @@ def spent(run: Run) -> dict[str, float]:
         "steps": max(0.0, float(np.nansum(run.seconds)) - wait),
         "waiting for data": wait,
         "evaluation": float(np.nansum(run.evaluations["eval_runtime"])),
+        "answers for --eval_metric": float(np.nansum(run.evaluations["eval_metric_s"])),
         "answers for this page": float(np.nansum(run.evaluations["eval_answers_s"])),
         "saving checkpoints": float(np.nansum(lines["save_s"])) + float(unlogged.get("save_s", 0)),
         "writing this page": float(np.nansum(lines["report_s"])) + float(unlogged.get("report_s", 0)),

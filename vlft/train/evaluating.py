@@ -21,6 +21,7 @@ from vlft.errors import BadRow, ConfigError, DataError
 from vlft.objectives import Objective, Sums
 from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd, EvaluationPutOff
+from vlft.train.eval_metrics import EvalMetrics
 from vlft.train.features import FeatureCache
 from vlft.train.saving import SavingTrainer
 from vlft.train.stopping import EarlyStopping
@@ -34,6 +35,8 @@ class EvaluatingTrainer(SavingTrainer):
     eval_order: Order | None
     features: FeatureCache | None
     answers: Answers | None
+    eval_metrics: EvalMetrics | None
+    _unevaluated: dict[tuple[str, int], BadRow]
     stopping: EarlyStopping | None
     _started: bool
 
@@ -49,6 +52,10 @@ class EvaluatingTrainer(SavingTrainer):
     def evaluated_model(self) -> Any:
         """The model without the wrappers that only training needs."""
         return self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
+
+    def undecodable(self) -> set[tuple[str, int]]:
+        """File and index of the rows that this process could not decode so far."""
+        return {*self.skipped, *self._unevaluated}
 
     def without_gradients(self, rows: RowDataset, order: Order, *, doing: str, step: int | None) -> Iterator[Any]:
         """Yield this process's micro-batches of an order, on the device. The caller computes without gradients.
@@ -93,6 +100,9 @@ class EvaluatingTrainer(SavingTrainer):
         metrics = {f"{metric_key_prefix}_{name}": mean or 0.0 for name, mean in means.items()}
         metrics[f"{metric_key_prefix}_{self.objective.unit}"] = int(weight) if weight.is_integer() else weight
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
+        if self.eval_metrics is not None:
+            found = self.eval_metrics.measure(self)
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         if self.answers is not None:
             self.progress.doing("answering rows for the report")
             seconds = self.answers.ask(model, step, self.guard.watchdog, self.accelerator.autocast)

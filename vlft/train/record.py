@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
-from vlft.checkpoint.best import BEST_BY
+from vlft.checkpoint.best import BEST_BY, EVAL_METRICS
 from vlft.checkpoint.files import module_name
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.checkpoint.start import LINEAGE
@@ -33,7 +33,7 @@ from vlft.setup.schedule import asked_for, settings_of
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 FEATURE_RUN = "feature_run"  # key of `RunRecord.training`: the id of the run in the cache of features
 #: Keys of `RunRecord.training` that may differ between a run and the resumed run. All others must be equal.
-PROGRESS = ("finished", "asked", "processes", FEATURE_RUN)
+PROGRESS = ("finished", "asked", "processes", EVAL_METRICS, FEATURE_RUN)
 #: Key -> its name in a message. Other keys are named by themselves, with spaces for underscores.
 CALLED = {
     "model_type": "model type of the base",
@@ -95,6 +95,7 @@ def run_record(
             "asked": asked_for(data, args),
             "processes": args.world_size,
             **_best_by(args),
+            **({EVAL_METRICS: list(args.eval_metric)} if args.eval_metric else {}),
             **recipe,
             "mix": [[one.weight, one.repeat, one.cap] for one in data.training_sets] if data.data_mix else [],
             "data": data_print(measured),

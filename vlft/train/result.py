@@ -103,7 +103,7 @@ def read_result(folder: Path) -> Result:
     seconds, before = sum(record.training.get("unlogged", {}).values()), 0
     for line in _metrics(folder / "metrics.jsonl"):
         if "eval_loss" in line:
-            seconds += line["eval_runtime"] + line.get("eval_answers_s", 0.0)
+            seconds += line["eval_runtime"] + line.get("eval_answers_s", 0.0) + line.get("eval_metric_s", 0.0)
             continue
         counts = {name: count + line[name] for name, count in counts.items()}
         seconds += line["step_s"] * (line["step"] - before) + line.get("save_s", 0.0) + line.get("report_s", 0.0)

@@ -39,6 +39,7 @@ from vlft.train import faults, zero
 from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
 from vlft.train.claim import record_there, refuse_other
+from vlft.train.eval_metrics import EvalMetrics
 from vlft.train.features import FeatureCache, check_folder, run_id
 from vlft.train.finish import finish
 from vlft.train.folder import RunFolder
@@ -70,6 +71,7 @@ class _Run:
         objective: what is optimised.
         rows: the rows to train on.
         evaluated: the rows to evaluate on, or None.
+        metrics: of answers to the evaluation rows, or None.
         order: of the rows.
         folder: the run folder.
         notice: of a signal that ends the run.
@@ -85,6 +87,7 @@ class _Run:
     objective: Objective
     rows: MeasuredRows
     evaluated: MeasuredRows | None
+    metrics: EvalMetrics | None
     order: Order
     folder: RunFolder
     notice: Notice
@@ -149,6 +152,9 @@ def train(
         for remark in overlap(rows.marked, evaluated.marked):
             say(f"warning: {remark}")
 
+    metrics = None if evaluated is None else EvalMetrics.of_run(evaluated, base, data, args)
+    if metrics is not None:
+        on_rank_zero(metrics.check)
     order = training_order(rows.costs, data, args, world=args.world_size, kept=there.training if there else None)
     args = args.with_accumulation(order.accumulation)
     run = _Run(
@@ -160,6 +166,7 @@ def train(
         objective=objective(base) if objective else objective_of(base, data.method, args),
         rows=rows,
         evaluated=evaluated,
+        metrics=metrics,
         order=order,
         folder=RunFolder(args.output_dir, base, run_record(base, data, model, args, rows, order)),
         notice=notice,
@@ -303,6 +310,9 @@ def _trainer(
         features=features,
         reference=_reference(run, train_rows, (eval_rows, eval_order), resumed=checkpoint is not None),
     )
+    trainer.eval_metrics = run.metrics
+    if run.metrics is not None:
+        trainer.progress.metrics = tuple(one.name for one in run.metrics.metrics)
     if evaluated is not None:
         trainer.answers = Answers.of_run(
             evaluated, base, args, folder.path, resume_step=step, evaluation_due=due, say=run.say

@@ -36,6 +36,7 @@ from vlft.objectives import Objective
 from vlft.train import optimizers
 from vlft.train.answers import Answers
 from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
+from vlft.train.eval_metrics import EvalMetrics
 from vlft.train.evaluating import EvaluatingTrainer
 from vlft.train.features import FeatureCache
 from vlft.train.folder import RunFolder
@@ -118,6 +119,7 @@ class VlftTrainer(EvaluatingTrainer):
         self._norm: float | None = None
         self._started = False
         self.answers: Answers | None = None
+        self.eval_metrics: EvalMetrics | None = None
         # transformers deletes in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         self.room = MakeRoom(notice, folder, steps=order.steps)
