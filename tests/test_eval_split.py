@@ -161,3 +161,9 @@ def test_plan_counts_the_rows_that_are_held_out(base, folder, capsys):
     planned = json.loads(capsys.readouterr().out)
     assert (planned["rows"], planned["files"][0]["held_out"], planned["files"][0]["trained"]) == (14, 4, 14)
     assert planned["eval_files"][0]["rows"] == 4
+
+
+def test_check_data_counts_them_too(folder, base, capsys):
+    argv = ["check-data", str(folder / "rows.json"), "--eval_split", "0.25", "--seed", "42", "--headers_only"]
+    assert main([*argv, "--workers", "0"]) == 0
+    assert "--eval_split 0.25, --seed 42 holds out 4 of 18 rows to evaluate on" in capsys.readouterr().out

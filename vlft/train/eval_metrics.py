@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +33,6 @@ from vlft.train.answers import LONGER
 from vlft.train.callbacks import EvaluationPutOff
 from vlft.train.ranks import gather
 from vlft.train.zero import shares_weights
-
-if TYPE_CHECKING:
-    from vlft.train.evaluating import EvaluatingTrainer
 
 MOST_ROWS = 32  # rows that are answered together with packing
 
@@ -96,8 +93,11 @@ class EvalMetrics:
         if left:
             raise ConfigError(f"--eval_metric {left[0].name}: no evaluation row has {left[0].needs}. Drop it.")
 
-    def measure(self, trainer: EvaluatingTrainer) -> dict[str, float]:
+    def measure(self, trainer: Any) -> dict[str, float]:
         """Answer the rows and return metric -> figure, the same on every rank. Every rank must call it.
+
+        Args:
+            trainer: the `EvaluatingTrainer` of the run.
 
         Raises:
             VlftError: a function of the user fails; on every rank.
