@@ -14,7 +14,7 @@ _STEPS = ("num_train_epochs", "learning_rate", "global_batch", "warmup_steps", "
 #: Verb -> flags of train in its short help. The verb's own flags are always listed.
 COMMON: dict[str, tuple[str, ...]] = {
     "train": (
-        *("method", *_DATA, "eval_path", "eval_split", *_ROWS, "pack_tokens", "model_id", *_TOWERS, *_STEPS),
+        *("method", *_DATA, "eval_path", *_ROWS, "pack_tokens", "model_id", *_TOWERS, *_STEPS),
         *("output_dir", "eval_strategy", "save_steps", "report_to", "resume_from_checkpoint"),
     ),
     "check-data": ("method", "image_folder", "columns", *_ROWS, "over_length", "model_id"),
