@@ -78,7 +78,7 @@ def test_defaults_are_those_of_the_flags():
 
 def test_every_flag_of_data_and_model_has_its_function():
     of = {name: [function for function, takes in TAKES.items() if name in takes] for name in table.OF_TRAIN}
-    assert [name for name in table.DATA | table.MODEL if not of[name] and name != "eval_path"] == []
+    assert [name for name in table.DATA | table.MODEL if not of[name] and name not in ("eval_path", "eval_split")] == []
     assert set().union(*TAKES.values()) <= set(table.OF_TRAIN)
     shared = {name for name, functions in of.items() if len(functions) > 1}
     assert shared == {"seed", "dataloader_num_workers"}
