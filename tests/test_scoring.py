@@ -16,7 +16,8 @@ from vlft.data.sample import Text, Turn
 from vlft.errors import ConfigError
 from vlft.families import FAMILIES
 from vlft.model.load import load_base, load_config, load_processor
-from vlft.scoring import label_scores, label_tokens, read_labels
+from vlft.scoring import label_scores, label_tokens
+from vlft.setup.labels import read_labels
 
 LABELS = ("Yes", "A temple in China.", "no, an astronaut of the moon", "4")
 NAMES = ("still", "text", "two-turns", "both", "frames", "text-2")

@@ -14,13 +14,13 @@ from vlft.answering.opened import Loaded, Opened, enough_memory, open_settings
 from vlft.config.row_flags import BoxFormat
 from vlft.config.thinking import CLOSE, OPEN, Thinking
 from vlft.errors import BadRow
-from vlft.evaluation.rows import Asked
 from vlft.evaluation.sources import ModelSource
 from vlft.model.generate import Sampling
-from vlft.scoring import label_scores, read_labels
+from vlft.scoring import label_scores
 from vlft.screen import count, stage
+from vlft.setup.asked import Asked
 
-__all__ = ["Opened", "Said", "ask", "opened", "read_labels", "score"]
+__all__ = ["Opened", "Said", "ask", "opened", "score"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from vlft.evaluation.answers_file import Line
 from vlft.evaluation.figures import Scores
 from vlft.evaluation.labels import Labelled
 from vlft.evaluation.result import AnsweredRow, Evaluation, Figure
-from vlft.evaluation.rows import Asked, earlier, media_of
+from vlft.setup.asked import Asked, earlier, media_of
 from vlft.text import counted
 
 

@@ -1,6 +1,6 @@
 """Evaluate models: read rows, get answers from models or files, compute figures. Prints nothing itself.
 
-    files --rows.read_rows--> samples --rows.asked--> Asked --ask--> answers --figures--> Evaluation
+    files --rows.read_rows--> samples --asked--> Asked --ask--> answers --figures--> Evaluation
 
 Everything that can be refused is refused before the first weights are loaded.
 """
@@ -26,17 +26,11 @@ from vlft.evaluation.figures import check_applies, scores_of
 from vlft.evaluation.labels import labelled
 from vlft.evaluation.labels import places as places_of_labels
 from vlft.evaluation.result import Evaluation
-from vlft.evaluation.rows import (
-    Asked,
-    Place,
-    asked,
-    measured,
-    place_of,
-    read_rows,
-    refuse_bad,
-)
+from vlft.evaluation.rows import Place, measured, place_of, read_rows, refuse_bad
 from vlft.evaluation.sources import FileSource, ModelSource, Source, answers_in, sources_of
 from vlft.families import DEFAULT
+from vlft.setup.asked import Asked, asked
+from vlft.setup.labels import read_labels
 from vlft.text import counted
 
 if TYPE_CHECKING:
@@ -190,8 +184,6 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
 def _labels(settings: Settings) -> tuple[str, ...]:
     if settings.labels is None:
         return ()
-    from vlft.evaluation.ask import read_labels
-
     return read_labels(settings.labels)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from vlft.errors import ConfigError
 from vlft.evaluation.result import Figure
-from vlft.evaluation.rows import Asked
 from vlft.metrics import bootstrap
 from vlft.metrics.case import Metric
+from vlft.setup.asked import Asked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def places(names: Sequence[str], references: Sequence[str], labels: Sequence[str
     Args:
         names: of the rows, for messages: `held_out.json[7]`.
         references: the right answer of each row, without thoughts.
-        labels: of `vlft.scoring.read_labels`.
+        labels: of `vlft.setup.labels.read_labels`.
 
     Raises:
         ConfigError: the right answer of a row is no label.

@@ -1,4 +1,4 @@
-"""Rows to ask a model about: the question, what is right, and the media to show. Loads no model.
+"""Rows to ask a model about: read, measured and refused. Loads no model. `vlft.setup.asked` has the questions.
 
 Neighbours: `vlft.evaluation.answers_file` keeps the answers, `vlft.evaluation.ask` gets them from a model.
 """
@@ -6,54 +6,21 @@ Neighbours: `vlft.evaluation.answers_file` keeps the answers, `vlft.evaluation.a
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from vlft.config.flags import DataFlags
-from vlft.config.thinking import CLOSE, OPEN, thoughts_of
-from vlft.data.boxes import has_boxes
 from vlft.data.encode import Encoder
 from vlft.data.files.index import each
-from vlft.data.rows.parts import question_of, text_of, trained_answers, up_to
-from vlft.data.sample import Image, Sample, Text, Turn, Video
+from vlft.data.rows.parts import trained_answers, up_to
+from vlft.data.sample import Sample
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
-from vlft.metrics.case import Case
 from vlft.screen import count
 from vlft.setup.rows import SHOWN_BAD_ROWS, open_rows
 from vlft.text import counted
 
-FRAMES = 8  # frames that are listed of a video given as a list of frames
 Place = tuple[str, int]  # data file, and index of the row in it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A row as one model is asked about it.
-
-    Attributes:
-        question: the row up to its last user turn with an answer, for `vlft.answering`.
-        text: of that turn, with `<image>` and `<video>` where its media are.
-        references: right answers as the model writes them, the row's own first, with thoughts.
-    """
-
-    question: Sample
-    text: str
-    references: tuple[str, ...]
-
-    def case(self, answer: str) -> Case:
-        """The answer of a model to this row, for a metric."""
-        row = self.question
-        return Case(
-            answer=spoken(answer),
-            references=tuple(map(spoken, self.references)),
-            question=self.text,
-            row={"file": row.file, "index": row.index, "id": row.id, "media": [path for _, path in media_of(row)]},
-            full_answer=answer,
-            full_references=self.references,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,46 +86,6 @@ def refuse_bad(bad: Sequence[BadRow], total: int, data: DataFlags) -> None:
     )
 
 
-def asked(sample: Sample, encoder: Encoder | None) -> Asked:
-    """Return what is asked about a row.
-
-    Args:
-        sample: the row.
-        encoder: of the model, which knows how it writes boxes; None: boxes stay as in the row.
-
-    Raises:
-        DataError: a box of the row cannot be read.
-    """
-    answer = trained_answers(sample)[-1]
-    written = sample
-    listed = sample.references
-    if encoder is not None and has_boxes(sample, encoder.recipe.box_format):
-        written = encoder.as_written(sample)
-        listed = tuple(_as_written(text, sample, answer, encoder) for text in listed)
-    # The encoder converts the boxes of the question itself.
-    shown = question_of(written).turns[-1]
-    return Asked(
-        question=question_of(sample), text=said(shown), references=_references(text_of(written.turns[answer]), listed)
-    )
-
-
-def _references(own: str, listed: Sequence[str]) -> tuple[str, ...]:
-    """Put the row's own answer first. If it is one of the listed answers, it is not counted once more."""
-    others = list(listed)
-    if own in others:
-        others.remove(own)
-    return (own, *others)
-
-
-def _as_written(text: str, sample: Sample, answer: int, encoder: Encoder) -> str:
-    """Return a listed answer with its boxes as the model writes them."""
-    turn = replace(sample.turns[answer], parts=(Text(text=text),))
-    other = replace(sample, turns=(*sample.turns[:answer], turn), objects=None, rejected=())
-    if not has_boxes(other, encoder.recipe.box_format):
-        return text
-    return text_of(encoder.as_written(other).turns[answer])
-
-
 def measured(samples: Sequence[Sample], encoder: Encoder, *, limit: int, longest: int) -> list[int | BadRow]:
     """Return the tokens of each row up to its last answer, or why the model cannot be asked about it.
 
@@ -186,33 +113,3 @@ def measured(samples: Sequence[Sample], encoder: Encoder, *, limit: int, longest
         return BadRow(file=sample.file, index=sample.index, id=sample.id, field="conversations", reason=reason)
 
     return [look(sample) for sample in count(samples, total=len(samples), what="measuring rows")]
-
-
-def spoken(answer: str) -> str:
-    """Return an answer without its thoughts. Nothing is left of one that ends inside a thought."""
-    found = thoughts_of(answer)
-    if found is not None:
-        return found[1]
-    return "" if answer.lstrip().startswith(OPEN) and CLOSE not in answer else answer
-
-
-def said(turn: Turn) -> str:
-    """The text of a turn, with `<image>` and `<video>` where its media are."""
-    return "".join(
-        part.text if isinstance(part, Text) else "<image>" if isinstance(part, Image) else "<video>"
-        for part in turn.parts
-    )
-
-
-def earlier(question: Sample) -> tuple[tuple[str, str], ...]:
-    """(role, text) of the turns before the question."""
-    return tuple((turn.role, said(turn)) for turn in question.turns[:-1])
-
-
-def media_of(question: Sample) -> tuple[tuple[str, str], ...]:
-    """(kind, absolute path) of the media of a conversation, in order; kind is image, video or frame."""
-
-    def kind(part: Any) -> str:
-        return "image" if isinstance(part, Image) else "frame" if isinstance(part, Video) and part.frames else "video"
-
-    return tuple((kind(part), os.path.abspath(path)) for part in question.media for _, path in part.files[:FRAMES])

@@ -16,8 +16,9 @@ from vlft.checkpoint import family_of, find_adapter_or_model, find_base, quantis
 from vlft.data.sample import Sample
 from vlft.errors import BadRow, ConfigError
 from vlft.evaluation.answers_file import Line
-from vlft.evaluation.rows import Asked, Place
+from vlft.evaluation.rows import Place
 from vlft.families import Family
+from vlft.setup.asked import Asked
 from vlft.text import counted, short
 
 ENDINGS = (".jsonl", ".ndjson")

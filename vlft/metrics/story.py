@@ -23,22 +23,15 @@ ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from vlft.metrics.case import Case, Metric, mean
+from vlft.metrics.names import NAMES
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
-#: Metric -> one line for people. Larger is better for each.
-TEXTS: Mapping[str, str] = {
-    "story_grounding": "F1 of the boxes in a story's tables, as in StoryReasoning; matched within a picture",
-    "story_grounding_precision": "share of the boxes in a story's tables that are right, as in StoryReasoning",
-    "story_grounding_recall": "share of the right boxes that are in a story's tables, as in StoryReasoning",
-    "story_consistency": "F1 of pairs of appearances that a story's tables give one character id across pictures",
-    "story_tags": "share of ids in a story's tags that its tables, or the row's pictures, have",
-}
 MATCH = 0.5  # least IoU of a match, as in StoryReasoning
 
 _SECTION = re.compile(r"\s*(#+)\s*(.*)")
@@ -254,31 +247,31 @@ def _pictures(texts: Sequence[str]) -> int:
 
 _BOXES = "tables of characters and objects with boxes in its answer, as in StoryReasoning"
 METRICS: tuple[Metric, ...] = (
-    Metric(name="story_grounding", text=TEXTS["story_grounding"], score=_best(_grounding), value=mean, needs=_BOXES),
+    Metric(name="story_grounding", text=NAMES["story_grounding"], score=_best(_grounding), value=mean, needs=_BOXES),
     Metric(
         name="story_grounding_precision",
-        text=TEXTS["story_grounding_precision"],
+        text=NAMES["story_grounding_precision"],
         score=_best(_precision),
         value=mean,
         needs=_BOXES,
     ),
     Metric(
         name="story_grounding_recall",
-        text=TEXTS["story_grounding_recall"],
+        text=NAMES["story_grounding_recall"],
         score=_best(_recall),
         value=mean,
         needs=_BOXES,
     ),
     Metric(
         name="story_consistency",
-        text=TEXTS["story_consistency"],
+        text=NAMES["story_consistency"],
         score=_best(_consistency),
         value=mean,
         needs="a table of characters in its answer with one of them in two pictures, as in StoryReasoning",
     ),
     Metric(
         name="story_tags",
-        text=TEXTS["story_tags"],
+        text=NAMES["story_tags"],
         score=_tags,
         value=mean,
         needs="tags such as <gdo char1> and tables of these ids in its answer, as in StoryReasoning",

@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlft.answering import answers, question_of, speaker
+from vlft.answering import answers, speaker
 from vlft.config.flags import DataFlags
-from vlft.config.thinking import thoughts_of
 from vlft.config.training import TrainFlags
 from vlft.data.costs.packing import Budget
-from vlft.data.sample import Sample, Text
 from vlft.errors import ConfigError, DataError, VlftError
 from vlft.metrics import find
 from vlft.metrics.case import Case, Metric
 from vlft.model.generate import Sampling
 from vlft.setup import Base, MeasuredRows
+from vlft.setup.asked import Asked, asked
 from vlft.setup.schedule import pack_budget
 from vlft.train.answers import LONGER
 from vlft.train.callbacks import EvaluationPutOff
@@ -85,8 +84,7 @@ class EvalMetrics:
                 row = self._row(place)
                 if row is None:
                     continue
-                case = _case(row, "")
-                case = Case(answer=case.references[0], references=case.references, question=case.question, row=case.row)
+                case = row.case(row.references[0])
                 left = [metric for metric in left if metric.score(case) is None]
                 if not left:
                     return
@@ -136,17 +134,19 @@ class EvalMetrics:
         return found | {"metric_s": time.perf_counter() - start}
 
     def _answered(self, batch: Sequence[tuple[int, int]], talker: object, bad: set[tuple[str, int]]) -> Iterator[Case]:
-        rows = [(row, most) for place, most in batch if (row := self._row(place)) and (row.file, row.index) not in bad]
+        found = [(row, most) for place, most in batch if (row := self._row(place)) is not None]
+        rows = [(row, most) for row, most in found if (row.question.file, row.question.index) not in bad]
         samplings = [Sampling(max_new_tokens=most) for _, most in rows]
-        questions = [question_of(row) for row, _ in rows]
+        questions = [row.question for row, _ in rows]
         said = answers(questions, self.base.encoder, talker, samplings, batch=max(1, len(rows)))  # type: ignore[arg-type]
         for (row, _), answer in zip(rows, said, strict=True):
-            yield _case(row, answer.text)
+            yield row.case(answer.text)
 
-    def _row(self, place: int) -> Sample | None:
-        """The row as the model writes it; None if it can no longer be read."""
+    def _row(self, place: int) -> Asked | None:
+        """What the model is asked about a sample; None if its row can no longer be read."""
+        encoder = self.base.encoder
         try:
-            return self.base.encoder.as_trained(self.evaluated.rows.samples[place])
+            return asked(encoder.as_trained(self.evaluated.rows.samples[place]), encoder)
         except DataError:
             return None
 
@@ -182,26 +182,6 @@ def _together(tokens_R: np.ndarray, patches_R: np.ndarray, budget: Budget | None
             found.append([row])
             patches = int(patches_R[row])
     return found
-
-
-def _case(row: Sample, answer: str) -> Case:
-    asked = question_of(row)
-    rest = row.turns[len(asked.turns) :]
-    return Case(
-        answer=_without_thoughts(answer),
-        references=(_without_thoughts("".join(_text(part) for turn in rest[:1] for part in turn.parts)),),
-        question="".join(_text(part) for part in asked.turns[-1].parts),
-        row={"file": row.file, "index": row.index, "id": row.id},
-    )
-
-
-def _without_thoughts(text: str) -> str:
-    found = thoughts_of(text)
-    return text if found is None else found[1]
-
-
-def _text(part: object) -> str:
-    return part.text if isinstance(part, Text) else f"<{type(part).__name__.lower()}>"
 
 
 def _add(sums: list[np.ndarray], metrics: Sequence[Metric], case: Case) -> None:
