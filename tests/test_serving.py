@@ -106,7 +106,7 @@ def _sample(chat: Chat):
 @pytest.fixture(scope="module")
 def server(here) -> Iterator[str]:
     """The page's `transformers serve`, on a free port; the address of its API."""
-    for name in ("fastapi", "uvicorn", "openai"):
+    for name in ("fastapi", "uvicorn", "openai", "python_multipart"):
         pytest.importorskip(name, reason="pip install 'transformers[serving]' python-multipart")
     [command] = commands("transformers", "serve")
     with socket.socket() as free:
@@ -114,21 +114,26 @@ def server(here) -> Iterator[str]:
         port = free.getsockname()[1]
     command[command.index("--port") + 1] = str(port)
     start = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", *command[1:]]
-    said = Path("server.log").open("w")
-    process = subprocess.Popen([*start, "--device", "cpu"], stdout=said, stderr=subprocess.STDOUT)
+    with Path("server.log").open("w", encoding="utf-8") as said:
+        process = subprocess.Popen([*start, "--device", "cpu"], stdout=said, stderr=subprocess.STDOUT)
     try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None, Path("server.log").read_text()
-                time.sleep(0.1)
+        wait_for(f"http://localhost:{port}/health", process)
         yield f"http://localhost:{port}/v1"
     finally:
         process.terminate()
         process.wait()
-        said.close()
+
+
+def wait_for(address: str, process: subprocess.Popen) -> None:
+    """Until a server answers, for at most two minutes."""
+    for _ in range(1200):
+        try:
+            urllib.request.urlopen(address, timeout=5)
+            return
+        except OSError:
+            assert process.poll() is None, Path("server.log").read_text(encoding="utf-8")
+            time.sleep(0.1)
+    pytest.fail(f"{address}: no answer. {Path('server.log').read_text(encoding='utf-8')}")
 
 
 def test_the_server_answers_as_chat_does(server, chat, capsys):
