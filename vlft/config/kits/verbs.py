@@ -14,7 +14,7 @@ MEANT: Mapping[str, str] = {
         ("infer", "inference", "predict", "generate", "ask", "demo-chat", "cli", "chatbot", "sample"), "vlft chat"
     ),
     **dict.fromkeys(
-        ("merge-lora", "merge-weights", "merge-sharded-fsdp-weights", "save", "convert-weights"),
+        ("export", "merge-lora", "merge-weights", "merge-sharded-fsdp-weights", "save", "convert-weights"),
         "vlft merge RUN OUT (weights anyone can load)",
     ),
     **dict.fromkeys(("quantize", "quantise", "quant"), "vlft merge RUN OUT, then quantise OUT with another tool"),
