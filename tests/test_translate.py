@@ -782,7 +782,7 @@ def test_hints_by_meaning(typed, meant):
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("webui", "vlft chat"), ("api", "serve OUT"), ("export", "vlft merge"), ("infer", "vlft chat"),
+    [("webui", "vlft chat"), ("api", "serve OUT"), ("infer", "vlft chat"),
      ("deploy", "serve OUT"), ("sft", "vlft train"), ("pt", "vlft train"), ("rlhf", "--method dpo"),
      ("translate", "vlft plan --translate"), ("vllm-serve", "serve OUT"), ("kto", "not supported"),
      ("orpo", "vlft train --method orpo")],
