@@ -17,6 +17,7 @@ from vlft.checkpoint import (
     RunRecord,
     attach_adapter,
     check_lineage,
+    computing_dtype_of,
     find_adapter_or_model,
     find_base,
     open_processor,
@@ -33,9 +34,10 @@ from vlft.data.media.read import MediaError, measure
 from vlft.data.sample import Sample, Turn
 from vlft.errors import ConfigError, DataError
 from vlft.families import Family, Sizes
+from vlft.model import lora
 from vlft.model.generate import Sampling, Speaker
 from vlft.model.load import load_base, load_config
-from vlft.model.packed import load_quantised
+from vlft.model.packed import computing_in, load_quantised
 from vlft.model.quantise import Quantisation
 
 MAX_NEW_TOKENS = 512
@@ -206,10 +208,14 @@ def open_model(
         model: Any = _load(folder, family, quantisation, dtype)
         if adapter is not None:
             model = attach_adapter(model, adapter, family).get_base_model()
+            if adapter.magnitudes():
+                lora.bind(model)  # DoRA as in training, not as PEFT computes it
         for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
             if parameter.is_floating_point():  # bitsandbytes moves its own with the model
                 parameter.data = parameter.data.to(device, dtype)
         model.to(device).eval()
+        if (rounded_to := getattr(torch, computing_dtype_of(path, record))) is not torch.float32:
+            computing_in(model, rounded_to)  # after the move, which makes new weights
     remark = seconds_remark(model, recipe)
     return Chat(
         name=f"{name}, {str(dtype).removeprefix('torch.')} on {device}",

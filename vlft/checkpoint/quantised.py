@@ -42,6 +42,26 @@ def quantisation_of(where: str | Path, record: RunRecord | None) -> Quantisation
     return Quantisation(kind=kind, double=double)
 
 
+def computing_dtype_of(where: str | Path, record: RunRecord | None) -> str:
+    """The dtype in which the quantised layers of a run computed; float32, which rounds nothing, if nothing records it.
+
+    Args:
+        where: the folder that the user named, for messages.
+        record: of the run.
+
+    Raises:
+        CheckpointError: the record names a dtype in which vlft does not compute.
+    """
+    settings = (record.quantised if record else None) or {}
+    dtype = settings.get("dtype", "float32")
+    if dtype not in ("float32", "bfloat16"):
+        raise CheckpointError(
+            f"{where}: its {RECORD} says that the quantised layers computed in {dtype!r}; vlft computes in float32 or "
+            "bfloat16. Update vlft, or restore the file from a checkpoint-N."
+        )
+    return str(dtype)
+
+
 def described(quantisation: Quantisation) -> str:
     """A format in words, e.g. `nf4 with quantised scales`."""
     return f"{quantisation.kind}{' with quantised scales' if quantisation.double else ''}"

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Literal
 
 from vlft.checkpoint import (
     RECORD,
+    Adapter,
     Located,
+    attach_adapter,
     check_lineage,
+    computing_dtype_of,
     family_of,
     find_base,
     module_name,
@@ -85,14 +88,22 @@ class QuantisedBase:
         for name, parameter in model.named_parameters():
             parameter.data = self.weight(name, parameter.data)
 
-    def load(self) -> torch.nn.Module:
-        """The base with quantised layers, computing in float32 on the CPU, in evaluation mode."""
+    def adapted(self, adapter: Adapter, *, untied: bool) -> torch.nn.Module:
+        """What was trained: the base with quantised layers and its adapter, computing in float32 on the CPU.
+
+        Args:
+            adapter: as read for this base.
+            untied: of `attach_adapter`.
+        """
         import torch
 
+        from vlft.model import lora
         from vlft.model.packed import computing_in, load_quantised
 
         model = load_quantised(self.folder, self.family, self.quantisation, torch.float32)
-        return computing_in(model, self._computed).eval()
+        adapted: torch.nn.Module = attach_adapter(model, adapter, self.family, untied=untied)
+        lora.bind(adapted)  # PEFT (0.21) takes DoRA's lengths from weights that are rounded in another way
+        return computing_in(adapted, self._computed)  # last: PEFT (0.21) replaces weights of 8 bits under DoRA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,20 +212,8 @@ def quantised_base(run: str | Path, found: Located, bases: Bases, onto: Onto | N
         quantisation=quantisation,
         names=frozenset(names),
         files=files,
-        dtype=_dtype_of(run, found),
+        dtype=computing_dtype_of(run, found.record),
     )
-
-
-def _dtype_of(run: str | Path, found: Located) -> str:
-    """The dtype in which a run computed. Without a record it is unknown, and nothing is rounded."""
-    settings = (found.record.quantised if found.record else None) or {}
-    dtype = settings.get("dtype", "float32")
-    if dtype not in ("float32", "bfloat16"):
-        raise CheckpointError(
-            f"{run}: its {RECORD} says that the quantised layers computed in {dtype!r}; vlft computes in float32 or "
-            "bfloat16. Update vlft, or restore the file from a checkpoint-N."
-        )
-    return str(dtype)
 
 
 def _language_linears(names: Iterable[str], family: Family) -> list[str]:
