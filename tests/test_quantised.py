@@ -211,7 +211,7 @@ def test_a_base_whose_files_are_quantised_trains_and_merges_into_the_one_it_was_
     capsys.readouterr()
     words = ("plan", "--model_id", str(stored), "--data_path", str(mixed_json))
     assert main([*words, "--bits", "8"]) == 1
-    assert "are quantised already, to nf4, not int8" in capsys.readouterr().err
+    assert "--bits 8: the files of" in capsys.readouterr().err
     assert main([*words, "--language", "full"]) == 1
     assert "such weights cannot be trained" in capsys.readouterr().err
 

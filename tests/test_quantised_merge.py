@@ -19,14 +19,13 @@ from safetensors.torch import save_file
 import vlft.model.packed
 from vlft.chat import open_model, question
 from vlft.checkpoint import base_fingerprint, read_record, write_record
-from vlft.checkpoint.quantised import PACKAGE
 from vlft.cli.main import main
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.demo.tiny import build_tiny
 from vlft.errors import CheckpointError, ConfigError
 from vlft.merge import merge
 from vlft.merge.named_base import compare_bases
-from vlft.model.quantise import Quantisation
+from vlft.model.quantise import PACKAGE, Quantisation
 from vlft.model.quantised_files import QuantisedFiles
 from vlft.setup import open_base, start_of
 
@@ -267,7 +266,7 @@ def test_without_bitsandbytes_the_package_is_named(shelf, tmp_path, monkeypatch,
     for argv in (["chat", str(run), "hello"], ["merge", str(run), str(tmp_path / "out")]):
         assert main(argv) == 1
         said = capsys.readouterr().err
-        assert "pip install bitsandbytes" in said
+        assert "pip install 'bitsandbytes>=0.48'" in said
         assert ("vlft merge" in said) == (argv[0] == "chat")
         assert "Traceback" not in said
 
