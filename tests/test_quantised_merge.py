@@ -193,7 +193,7 @@ def run_on(stored: Path, run: Path) -> Path:
 
 def test_a_base_that_is_stored_quantised_is_merged_into_the_one_that_is_named(shelf, stored, tmp_path, capsys):
     base, run = base_of(shelf), run_on(stored, run_of(shelf, tmp_path / "run", "double"))
-    assert main(["merge", str(run), str(tmp_path / "out")]) == 1
+    assert main(["merge", str(run), str(tmp_path / "out"), "--onto", "original"]) == 1
     assert f"Name the unquantised model, probably {shelf}/tiny, as --base_model" in capsys.readouterr().err
     report = merge(run, tmp_path / "out", base_model=str(base))
     assert share(as_trained(base, run, "double"), reloaded(tmp_path / "out")) <= 1e-4

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import arguments, assert_same
+from runs import arguments, assert_same, killed_after_a_checkpoint
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, Qwen2VLForConditionalGeneration
 
 from vlft import load_model, open_base
 from vlft.chat import open_model
+from vlft.checkpoint import read_record
 from vlft.cli.main import main
 from vlft.demo.tiny import build_tiny
 from vlft.errors import CheckpointError, ConfigError
@@ -99,6 +100,48 @@ def test_config_yaml_repeats_a_run(run, tmp_path):
     assert_same(run, tmp_path / "again", tolerance=0)
 
 
+# ---- bases that have moved
+
+
+def test_a_quantised_base_that_has_moved_is_dequantised(run, stored_as, untied, tmp_path, capsys):
+    """The unquantised model cannot be compared with files that are gone, and they hold all values themselves."""
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    moved = Path(shutil.copytree(stored_as("plain"), tmp_path / "moved"))
+    text = (run / "vlft.json").read_text().replace(str(stored_as("plain")), str(tmp_path / "gone"))
+    (run / "vlft.json").write_text(text)
+    assert main(["merge", str(run), str(tmp_path / "out"), "--base_model", str(untied)]) == 1
+    said = capsys.readouterr().err
+    assert "fingerprint" in said
+    assert "Pass the folder where they are now as --base_model; they are then dequantised" in said
+    report = merge(run, tmp_path / "out", base_model=str(moved))
+    assert report.lineage.endswith("its quantised tensors are dequantised")
+    assert report.quantisation_drift <= 1e-5 * max(row.range for row in report.rows)
+    assert_answers_alike(run, tmp_path / "out", untied, base_model=str(moved))
+    found, wanted = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", untied))
+    assert {n: (t.dtype, t.shape) for n, t in found.items()} == {n: (t.dtype, t.shape) for n, t in wanted.items()}
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved", "out", "run"]
+    into = merge(run.with_name("run"), tmp_path / "again", base_model=str(moved), dtype="bf16")
+    assert into.dtype == "bfloat16"
+
+
+def test_lora_on_a_whole_model_with_quantised_files_can_be_merged(
+    stored_as, untied, mixed_json, media, train, tmp_path
+):
+    """Also if the whole model's run was killed, and resumed from packed values that are stored as float32."""
+    towers = ("--vision", "frozen", "--merger", "full", "--language", "frozen")
+    more = (*towers, "--max_steps", "2", *RATE, "--save_strategy", "steps", "--save_steps", "1")
+    argv = arguments(stored_as("float32"), mixed_json, media, tmp_path / "whole", *more)
+    with killed_after_a_checkpoint():
+        main(argv)
+    assert main(argv) == 0
+    assert read_record(tmp_path / "whole").kind == "full"
+    out = train("--max_steps", "2", *RATE, base=tmp_path / "whole", name="lora")
+    report = merge(out, tmp_path / "merged")
+    assert report.quantisation_drift <= 1e-5 * max(row.range for row in report.rows)
+    assert_answers_alike(out, tmp_path / "merged", untied)
+
+
 # ---- what is refused
 
 
@@ -157,6 +200,7 @@ def test_a_quantisation_that_config_json_names_for_the_language_model_alone(stor
     (base / "config.json").write_text(json.dumps(config))
     out = train("--max_steps", "1", base=base)
     assert "quantised to nf4" in open_model(out, device="cpu").name
+    assert merge(out, tmp_path / "merged").quantisation_drift < 1e-4
 
 
 # ---- without a working bitsandbytes
