@@ -136,7 +136,7 @@ def test_every_command_is_parsed(here, monkeypatch):
         raise Reached
 
     for early in ("vlft.cli.early.check_run", "vlft.cli.plan.check_run", "vlft.cli.chat.check_model"):
-        monkeypatch.setattr(early, lambda *args: None)  # the folders of bases are empty here
+        monkeypatch.setattr(early, lambda *args, **kwargs: None)  # the folders of bases are empty here
     for door in (door for doors in DOORS.values() for door in doors):
         monkeypatch.setattr(door, stop)
     assert {words[0] for _, words in ALL} == set(DOORS)

@@ -39,7 +39,7 @@ def by_label(quantisation: Quantisation) -> str:
 
 
 @pytest.mark.parametrize("how", KINDS, ids=by_label)
-@pytest.mark.parametrize("shape", [(96, 48), (64, 128), (64, 96), (6, 36)])
+@pytest.mark.parametrize("shape", [(96, 48), (64, 128), (64, 96), (64, 32), (6, 36)])
 def test_a_layer_multiplies_by_what_bitsandbytes_stores(how, shape):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(shape[1], shape[0]))
@@ -211,7 +211,7 @@ def test_a_base_whose_files_are_quantised_trains_and_merges_into_the_one_it_was_
     capsys.readouterr()
     words = ("plan", "--model_id", str(stored), "--data_path", str(mixed_json))
     assert main([*words, "--bits", "8"]) == 1
-    assert "are quantised already, to nf4, not int8" in capsys.readouterr().err
+    assert "--bits 8: the files of" in capsys.readouterr().err
     assert main([*words, "--language", "full"]) == 1
     assert "such weights cannot be trained" in capsys.readouterr().err
 
@@ -220,17 +220,36 @@ def test_a_base_whose_files_are_quantised_trains_and_merges_into_the_one_it_was_
     ("bits", "flags"),
     [
         ("8", ()),
-        ("4", ("--use_dora", "true")),
+        ("8", ("--use_dora", "true", "--bf16", "true")),
+        ("4", ("--use_dora", "true", "--bf16", "true")),
         ("4", ("--quant_type", "fp4", "--double_quant", "false", "--lora_target", "attention")),
         ("4", ("--bf16", "true", "--vision", "lora", "--gradient_checkpointing", "true")),
     ],
 )
-def test_other_formats_are_merged_as_exactly(train, tmp_path, bits, flags):
+def test_other_formats_are_merged_as_exactly(base, train, tmp_path, bits, flags):
     out = train("--max_steps", "2", "--learning_rate", "1e-2", "--bits", bits, *flags)
     report = merge(out, tmp_path / "merged")
+    merged = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    live, wanted = (logits(model, base) for model in (open_model(out, device="cpu").speaker.model, merged))
+    assert (live - wanted).abs().max() <= 1e-5 * (wanted.max() - wanted.min())
     assert report.onto == "dequantised"
     assert report.quantisation_drift <= 1e-4 * max(row.range for row in report.rows)
     assert report.changed >= (8 if "attention" in flags else 14)
+
+
+@pytest.mark.parametrize("how", [NF4, Quantisation(kind="int8")], ids=by_label)
+def test_dora_in_bf16_starts_with_the_lengths_of_the_weights_that_are_multiplied(base, how):
+    model = load_base(base, FAMILY)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    packed.quantise(model, FAMILY, how)
+    towers = Towers(use_dora=True, lora_dropout=0.0)
+    model = apply_towers(model, FAMILY, towers, masters=True, computing=torch.bfloat16)
+    found = {name: p for name, p in model.named_parameters() if ".lora_magnitude_vector." in name}
+    assert len(found) == 14
+    for name, vector in found.items():
+        weight = weights[name.removeprefix("base_model.model.").split(".lora_")[0] + ".weight"]
+        rounded = packed.dequantised(weight, how, torch.bfloat16)
+        torch.testing.assert_close(vector.data, rounded.double().norm(dim=1).float(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", pytest.param("qwen3_5", marks=pytest.mark.grid)])

@@ -19,14 +19,13 @@ from safetensors.torch import save_file
 import vlft.model.packed
 from vlft.chat import open_model, question
 from vlft.checkpoint import base_fingerprint, read_record, write_record
-from vlft.checkpoint.quantised import PACKAGE
 from vlft.cli.main import main
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.demo.tiny import build_tiny
 from vlft.errors import CheckpointError, ConfigError
 from vlft.merge import merge
 from vlft.merge.named_base import compare_bases
-from vlft.model.quantise import Quantisation
+from vlft.model.quantise import PACKAGE, Quantisation
 from vlft.model.quantised_files import QuantisedFiles
 from vlft.setup import open_base, start_of
 
@@ -194,7 +193,7 @@ def run_on(stored: Path, run: Path) -> Path:
 
 def test_a_base_that_is_stored_quantised_is_merged_into_the_one_that_is_named(shelf, stored, tmp_path, capsys):
     base, run = base_of(shelf), run_on(stored, run_of(shelf, tmp_path / "run", "double"))
-    assert main(["merge", str(run), str(tmp_path / "out")]) == 1
+    assert main(["merge", str(run), str(tmp_path / "out"), "--onto", "original"]) == 1
     assert f"Name the unquantised model, probably {shelf}/tiny, as --base_model" in capsys.readouterr().err
     report = merge(run, tmp_path / "out", base_model=str(base))
     assert share(as_trained(base, run, "double"), reloaded(tmp_path / "out")) <= 1e-4
@@ -267,7 +266,7 @@ def test_without_bitsandbytes_the_package_is_named(shelf, tmp_path, monkeypatch,
     for argv in (["chat", str(run), "hello"], ["merge", str(run), str(tmp_path / "out")]):
         assert main(argv) == 1
         said = capsys.readouterr().err
-        assert "pip install bitsandbytes" in said
+        assert "pip install 'bitsandbytes>=0.48'" in said
         assert ("vlft merge" in said) == (argv[0] == "chat")
         assert "Traceback" not in said
 

@@ -17,6 +17,7 @@ from vlft.checkpoint import (
     RunRecord,
     attach_adapter,
     check_lineage,
+    computing_dtype_of,
     find_adapter_or_model,
     find_base,
     open_processor,
@@ -31,9 +32,10 @@ from vlft.config.thinking import ENABLE, Thinking, thinking_of_run
 from vlft.data.encode import Encoder
 from vlft.errors import ConfigError
 from vlft.families import Family, Sizes
+from vlft.model import lora
 from vlft.model.generate import Speaker
 from vlft.model.load import load_base, load_config
-from vlft.model.packed import load_quantised
+from vlft.model.packed import computing_in, load_quantised
 from vlft.model.quantise import Quantisation
 
 
@@ -46,6 +48,7 @@ class Opened:
         folder: of the base, or of the whole model.
         adapter: read from its files; None for a whole model.
         quantisation: of the base's linear layers, as in training; None: they keep the dtype of the files.
+        computing: the dtype to which training rounded dense weights of quantised layers, such as `bfloat16`.
         encoder: conversations -> tokens and pixels, with the run's settings.
         limit: most tokens of prompt and answer together that the model supports.
         notes: for the user, about how it was read.
@@ -55,6 +58,7 @@ class Opened:
     folder: Path
     adapter: Adapter | None
     quantisation: Quantisation | None
+    computing: str
     encoder: Encoder
     limit: int
     notes: tuple[str, ...] = ()
@@ -84,10 +88,14 @@ class Opened:
                 model = load_quantised(self.folder, self.family, self.quantisation, dtype)
             if self.adapter is not None:
                 model = attach_adapter(model, self.adapter, self.family).get_base_model()
+                if self.adapter.magnitudes():
+                    lora.bind(model)  # DoRA as in training, not as PEFT computes it
             for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
                 if parameter.is_floating_point():  # bitsandbytes moves its own with the model
                     parameter.data = parameter.data.to(device, dtype)
             model.to(device).eval()
+            if (rounded_to := getattr(torch, self.computing)) is not torch.float32:
+                computing_in(model, rounded_to)  # after the move, which makes new weights
         remark = seconds_remark(model, self.encoder.recipe)
         return Loaded(
             name=f"{self.name}, {str(dtype).removeprefix('torch.')} on {device}",
@@ -156,6 +164,7 @@ def open_settings(
         folder=folder,
         adapter=adapter,
         quantisation=quantisation,
+        computing=computing_dtype_of(path, record),
         encoder=Encoder(family=family, processor=processor, recipe=recipe),
         limit=sizes.text.max_positions,
         notes=notes,

@@ -24,6 +24,7 @@ from vlft.api.forward import take_batches
 from vlft.api.keywords import Flag, parsed, said
 from vlft.api.loader import Loader
 from vlft.api.objects import Base, Rows, row_index
+from vlft.checkpoint import check_quantised_run
 from vlft.config.flags import Mode
 from vlft.config.machine import check_device
 from vlft.data.dataset import RowDataset
@@ -190,6 +191,7 @@ def load_model(
     # Opened again, because `base` was opened without the flags of the towers.
     start = setup.start_of(model_flags)
     opened = setup.open_base(data, model_flags, given=frozenset(said(own)), start=start)
+    check_quantised_run(opened.name, opened.quantisation, args.zero)
     budget = pack_budget(data)
     # The most tokens and patches of a micro-batch.
     tokens = opened.recipe.max_length if budget is None else budget.tokens

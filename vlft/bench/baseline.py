@@ -29,8 +29,8 @@ from vlft.config.parse import FlagParser
 from vlft.config.training import TrainFlags
 from vlft.model import adapt
 from vlft.model.apply import apply_towers
-from vlft.model.load import load_base
 from vlft.setup import Base, open_base, trainable_rows
+from vlft.setup.weights import load_for_training
 from vlft.train.metrics import peak_gb
 
 
@@ -207,7 +207,7 @@ def prepared(
         the model; a function that switches gradient checkpointing; "attention" and "kernels", as text.
     """
     half = args.half
-    model: Any = load_base(base.folder, base.family, dtype=None if half else torch.float32)
+    model: Any = load_for_training(base, half=half, device=args.device)
     model.config.use_cache = False
     model.to(args.device)
     if side == "kernels":

@@ -18,7 +18,14 @@ from vlft.checkpoint.files import (
 from vlft.checkpoint.folders import Located, find_adapter_or_model, resolve_complete, resolve_model, snapshot_revision
 from vlft.checkpoint.lineage import PICTURE_FILES, check_lineage, find_base, open_processor, processor_files
 from vlft.checkpoint.plain import PlainProcessor, open_plain
-from vlft.checkpoint.quantised import quantisation_of, quantisation_to_answer, require_bitsandbytes
+from vlft.checkpoint.quantised import (
+    check_quantised_run,
+    check_sharing,
+    computing_dtype_of,
+    quantisation_of,
+    quantisation_to_answer,
+    require_bitsandbytes,
+)
 from vlft.checkpoint.record import RECORD, RunRecord, library_versions, read_record, write_record
 from vlft.checkpoint.rewrite import copy_configs, remark_on_carried, rewrite, write_trained
 from vlft.checkpoint.weights import (
@@ -45,6 +52,9 @@ __all__ = [
     "base_fingerprint",
     "check_lineage",
     "check_processor",
+    "check_quantised_run",
+    "check_sharing",
+    "computing_dtype_of",
     "copy_configs",
     "family_of",
     "find_adapter_or_model",

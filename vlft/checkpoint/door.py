@@ -13,6 +13,7 @@ from typing import Any
 
 from vlft.errors import CheckpointError
 from vlft.families import FAMILIES, Family
+from vlft.model.quantised_files import QuantisedFiles
 from vlft.model_files import absent, read_json, tensor_index
 
 #: Settings of picture and video processor. The first with a setting has precedence.
@@ -61,12 +62,14 @@ def _refuse_quantised(folder: Path, config: dict[str, Any], family: Family) -> N
     words = found if isinstance(found, dict) else {}
     bits = next((f"{n} bits" for n in (4, 8) if words.get(f"load_in_{n}bit")), None)
     if words.get("load_in_4bit") and any(".quant_state.bitsandbytes__" in name for name in tensor_index(folder)):
-        return  # `vlft.model.quantised_files` reads them
-    method = words.get("quant_method") or (f"bitsandbytes, {bits}" if bits else "an unnamed method")
+        QuantisedFiles.of(folder, family)
+        return
+    method = words.get("quant_method") or ("bitsandbytes" if bits else "an unnamed method")
+    method = f"{method}, {bits}" if bits else method
     unquantised = unquantised_name(str(config.get("_name_or_path") or folder.name))
     raise CheckpointError(
-        f"{folder}: its weights are quantised: config.json has a quantization_config ({method}). Only weights in "
-        "float32, bfloat16 or float16 are read. Use the unquantised model"
+        f"{folder}: its weights are quantised: config.json has a quantization_config ({method}). Weights are "
+        "read in float32, bfloat16 and float16, and as bitsandbytes stores 4 bits. Use the unquantised model"
         + (f", probably {unquantised}." if unquantised else f", a {family.label} without FP8, AWQ or GPTQ in its name.")
     )
 

@@ -5,17 +5,17 @@ Neighbours: `vlft.model.quantise` does it, `vlft.checkpoint.record` keeps it. Im
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from vlft.checkpoint.files import family_of
 from vlft.checkpoint.record import RECORD, RunRecord
-from vlft.errors import CheckpointError
-from vlft.model.quantise import Quantisation
+from vlft.config.deepspeed import names_zero3
+from vlft.config.quantised import cannot_share
+from vlft.errors import CheckpointError, ConfigError
+from vlft.model.quantise import Quantisation, library
 from vlft.model.quantised_files import QuantisedFiles, is_stored_quantised
 
-PACKAGE = "bitsandbytes"
 KINDS = get_args(get_type_hints(Quantisation)["kind"])
 
 
@@ -42,6 +42,26 @@ def quantisation_of(where: str | Path, record: RunRecord | None) -> Quantisation
     return Quantisation(kind=kind, double=double)
 
 
+def computing_dtype_of(where: str | Path, record: RunRecord | None) -> str:
+    """The dtype in which the quantised layers of a run computed; float32, which rounds nothing, if nothing records it.
+
+    Args:
+        where: the folder that the user named, for messages.
+        record: of the run.
+
+    Raises:
+        CheckpointError: the record names a dtype in which vlft does not compute.
+    """
+    settings = (record.quantised if record else None) or {}
+    dtype = settings.get("dtype", "float32")
+    if dtype not in ("float32", "bfloat16"):
+        raise CheckpointError(
+            f"{where}: its {RECORD} says that the quantised layers computed in {dtype!r}; vlft computes in float32 or "
+            "bfloat16. Update vlft, or restore the file from a checkpoint-N."
+        )
+    return str(dtype)
+
+
 def described(quantisation: Quantisation) -> str:
     """A format in words, e.g. `nf4 with quantised scales`."""
     return f"{quantisation.kind}{' with quantised scales' if quantisation.double else ''}"
@@ -55,7 +75,7 @@ def settings_of(quantisation: Quantisation) -> dict[str, Any]:
 
 
 def require_bitsandbytes(where: str | Path, quantisation: Quantisation, *, otherwise: str = "") -> None:
-    """Refuse to repeat a quantisation where its package is not installed.
+    """Refuse to repeat a quantisation where its package is not installed, or cannot be imported.
 
     Args:
         where: the folder that the user named.
@@ -65,11 +85,34 @@ def require_bitsandbytes(where: str | Path, quantisation: Quantisation, *, other
     Raises:
         CheckpointError: says how to install it.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
+    try:
+        library()
+    except ConfigError as error:
         raise CheckpointError(
-            f"{where}: its base is quantised ({described(quantisation)}), which needs the package {PACKAGE}, and that "
-            f"is not installed: pip install {PACKAGE}.{otherwise and ' '}{otherwise}"
-        )
+            f"{where}: its base is quantised ({described(quantisation)}); {error}.{otherwise and ' '}{otherwise}"
+        ) from error
+
+
+def check_sharing(name: str, quantisation: Quantisation | None, deepspeed: str | None) -> None:
+    """Refuse ZeRO-3 for a quantised base.
+
+    Args:
+        name: of the base, for messages.
+        quantisation: its number format; None: it is not quantised.
+        deepspeed: `--deepspeed`, a preset or a file.
+
+    Raises:
+        ConfigError: the two cannot be combined.
+    """
+    if quantisation is not None and names_zero3(deepspeed):
+        raise ConfigError(cannot_share(f"the quantised base {name} ({quantisation.label})", str(deepspeed)))
+
+
+def check_quantised_run(name: str, quantisation: Quantisation | None, deepspeed: str | None) -> None:
+    """`check_sharing`, and check that this machine can compute with the quantised base, by `require_bitsandbytes`."""
+    check_sharing(name, quantisation, deepspeed)
+    if quantisation is not None:
+        require_bitsandbytes(name, quantisation)
 
 
 def quantisation_to_answer(where: str | Path, record: RunRecord | None, folder: Path) -> Quantisation | None:
@@ -85,12 +128,11 @@ def quantisation_to_answer(where: str | Path, record: RunRecord | None, folder: 
     """
     quantisation = quantisation_of(where, record)
     if quantisation is None and is_stored_quantised(folder):
-        kinds = QuantisedFiles.of(folder, family_of(folder)).kinds
-        quantisation = Quantisation(kind="nf4" if "nf4" in kinds else "fp4")
+        quantisation = QuantisedFiles.of(folder, family_of(folder)).quantisation
     if quantisation is not None:
-        require_bitsandbytes(
-            where,
-            quantisation,
-            otherwise=f"A merged model needs none: vlft merge {where} OUT on a machine that has it, then use OUT.",
-        )
+        if record is not None and record.kind == "adapter":
+            instead = f"A merged model needs none: vlft merge {where} OUT on a machine that has it, then use OUT."
+        else:
+            instead = "A model in 16 bits needs none."
+        require_bitsandbytes(where, quantisation, otherwise=instead)
     return quantisation

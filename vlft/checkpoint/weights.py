@@ -82,10 +82,17 @@ def load_weights_strict(model: torch.nn.Module, folder: Path | str, family: Fami
     live = model.state_dict(keep_vars=True)
     twin = _twin_of(family.head, live)
     index = tensor_index(folder)
-    slots = {name: slot.shape for name, slot in stored_slots(folder).items() if not is_carried(family, name)}
+    stored = {name: slot for name, slot in stored_slots(folder).items() if not is_carried(family, name)}
+    slots = {name: slot.shape for name, slot in stored.items()}
     spelt = {family.published_name(name): name for name in slots}
     if len(spelt) != len(slots):
         raise CheckpointError(f"{folder}: holds the same tensor under its published and its module name.")
+    kinds = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+    for name, tensor in live.items():
+        slot = stored.get(spelt.get(family.published_name(name), name))
+        if tensor.dtype is torch.uint8 and slot is not None and slot.dtype in kinds:
+            # Packed values: the files hold the same bytes as numbers of another dtype (`QuantisedFiles.parts`).
+            live[name] = tensor.data.view(-1).view(kinds[slot.dtype]).view(-1, 1)
     found = match(family, {name: tuple(tensor.shape) for name, tensor in live.items()}, slots)
     head = family.published_name(family.head)
     missing = [name for name in found.missing if name != head or twin is None]

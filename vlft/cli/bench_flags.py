@@ -10,11 +10,14 @@ from typing import Any
 from vlft.bench.choices import ORDERS, PRESETS, SIDES
 from vlft.bench.mixes import MIXES
 from vlft.bench.sizes import SHAPE_NAMES
+from vlft.checkpoint import resolve_model
 from vlft.cli.command import add_json
 from vlft.cli.early import checked_types
 from vlft.config.names import help_asked
 from vlft.config.parse import FlagParser, Parsed
+from vlft.errors import ConfigError
 from vlft.model.cards import predicted
+from vlft.model.quantised_files import is_stored_quantised
 
 EXAMPLES = """\
 examples:
@@ -111,7 +114,15 @@ class BenchParser(FlagParser):
     def _types(self, values: Mapping[str, Any], extra: Namespace) -> tuple[type, ...]:
         extra.what = self._what
         self._check(extra, values.keys())
-        return checked_types(values, extra)
+        types = checked_types(values, extra)
+        if self._what == "train" and "model_id" in values:
+            folder = resolve_model(values["model_id"], values.get("model_revision"))
+            if is_stored_quantised(folder):
+                raise ConfigError(
+                    f"{values['model_id']}: its files are quantised, and vlft bench compares with a trainer of 16 "
+                    "bits. Use the unquantised model, or vlft train."
+                )
+        return types
 
     def _check(self, extra: Namespace, given: Set[str]) -> None:
         [other] = set(ONLY) - {extra.what}

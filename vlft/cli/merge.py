@@ -28,7 +28,12 @@ def parser() -> CommandParser:
     )
     parser.add_argument("run", metavar="RUN", help="run folder, checkpoint-N or adapter folder")
     parser.add_argument("out", metavar="OUT", help="folder for the merged model; new or empty")
-    parser.add_argument("--base_model", metavar="B", help="folder or hub id of the base, if it has moved since the run")
+    parser.add_argument(
+        "--base_model",
+        metavar="B",
+        help="folder or hub id of the base, if it has moved since the run; of a base with quantised files, also the "
+        "unquantised model",
+    )
     parser.add_argument(
         "--dtype",
         choices=("keep", "bf16", "fp16", "fp32"),

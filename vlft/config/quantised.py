@@ -34,8 +34,12 @@ def problems(values: Values, verb: str) -> Iterator[str]:
         from vlft.config.deepspeed import names_zero3
 
         if names_zero3(str(values.of("deepspeed"))):
-            yield (
-                f"--bits {bits} with --deepspeed {values.of('deepspeed')}: ZeRO-3 splits weights over the processes, "
-                "and cannot split packed ones. Use --deepspeed zero2, or no --deepspeed; each GPU then holds the "
-                "quantised model."
-            )
+            yield cannot_share(f"--bits {bits}", str(values.of("deepspeed")))
+
+
+def cannot_share(what: str, deepspeed: str) -> str:
+    """Why quantised weights do not go with ZeRO-3, as a message that begins with `what`."""
+    return (
+        f"{what} with --deepspeed {deepspeed}: ZeRO-3 splits weights over the processes, and cannot split packed ones. "
+        "Use --deepspeed zero2, or no --deepspeed; each GPU then holds the quantised model."
+    )

@@ -27,7 +27,7 @@ from vlft.errors import CheckpointError
 from vlft.families.stored import parameter_of
 from vlft.files import open_to_others, put_in_place, workshop
 from vlft.merge.match import MergePlan, plan_merge
-from vlft.merge.quantised import Onto, QuantisedBase, find_bases, quantised_base
+from vlft.merge.quantised import Bases, Onto, QuantisedBase, find_bases, quantised_base
 from vlft.model.load import check_fit
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def merge(
     Args:
         run: run folder, `checkpoint-N`, or adapter folder (also of plain peft).
         out: new or empty folder. It appears under this name only after the verification.
-        base_model: folder or hub id of the base; None: the one that the run names.
+        base_model: folder or hub id of the base; None: the one that the run names. If the run was trained on quantised
+            files, it is those, which are dequantised, or the unquantised model that they were made from.
         dtype: of all written tensors; `keep`: each tensor keeps its dtype in the base.
         onto: of a run that quantised its base: a key of `ONTO`; None: dequantised.
         max_shard_size: most bytes of a weight file; None: files are cut as those of the base.
@@ -128,7 +129,7 @@ def merge(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{out}: already exists and is not empty. Use a new or empty folder, or remove it.")
     bases = find_bases(run, found, base_model)
-    base_id, base, family = bases.name, bases.folder, bases.family
+    family = bases.family
     trained = quantised_base(run, found, bases, onto)
     onto = None if trained is None else onto or "dequantised"
     # Imported after the folders were checked, because torch takes seconds.
@@ -137,48 +138,50 @@ def merge(
     from vlft.merge.verify import verify
     from vlft.merge.write import check_space, full_disk_is_a_user_error, write_settings, write_weights
 
-    open_processor(base, found.folder)  # fails here, before the long writing, instead of when the merged model is used
-    check_fit(base, family)
+    # These fail here, before the long writing, instead of when the merged model is used.
+    open_processor(bases.folder, found.folder)
+    check_fit(bases.folder, family)
     lineage = bases.prove(run, found)
-    adapter = read_adapter(found.folder, base, family)
-    plan = plan_merge(adapter, base, family)
-    towers = _check_towers(run, found, plan)
-    wanted = None if dtype == "keep" else getattr(torch, _TORCH_NAMES[dtype])
-    with full_disk_is_a_user_error(target), _workshop(target) as folder:
-        check_space(target, plan, wanted)
-        write_settings(base, found.folder, folder, wanted, untied=plan.untied)
-        values = trained.weight if trained is not None and onto == "dequantised" else None
-        written = write_weights(plan, base, folder, wanted, progress, trained_on=values, largest=max_shard_size)
-        rounded = {parameter_of(family, name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
-        rounded_to = max(rounded.values(), key=lambda kind: torch.finfo(kind).eps, default=None)
-        rows = verify(
-            base=base,
-            adapter=adapter,
-            merged=folder,
-            family=family,
-            untied=plan.untied,
-            stored_as=rounded,
-            rounded_to=rounded_to,
-            progress=progress,
-            trained=trained,
-            dequantised=onto == "dequantised",
-        )
-        warnings = _judge(run, rows, rounded_to, dtype_chosen=dtype != "keep")
-        if trained is not None and onto == "dequantised":
-            _judge_layers(run, rows, trained)
-        if found.record is not None:
-            merged_from: dict[str, Any] = {
-                "merged_from": str(run),
-                "max_logit_diff": max(row.difference for row in rows),
-            }
-            if onto is not None:
-                merged_from |= {"merged_onto": onto, "trained_on": found.record.quantised}
-            training = found.record.training | merged_from
-            write_record(folder, replace(found.record, kind="full", quantised=None, training=training))
-        open_to_others(folder)
-        put_in_place(folder, target, last="config.json")  # without it the folder is no model
+    adapter = read_adapter(found.folder, bases.folder, family)
+    with _dense(bases, target, progress) as base:
+        plan = plan_merge(adapter, base, family)
+        towers = _check_towers(run, found, plan)
+        wanted = None if dtype == "keep" else getattr(torch, _TORCH_NAMES[dtype])
+        with full_disk_is_a_user_error(target), _workshop(target) as folder:
+            check_space(target, plan, wanted)
+            write_settings(base, found.folder, folder, wanted, untied=plan.untied)
+            values = trained.weight if trained is not None and onto == "dequantised" else None
+            written = write_weights(plan, base, folder, wanted, progress, trained_on=values, largest=max_shard_size)
+            rounded = {parameter_of(family, name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
+            rounded_to = max(rounded.values(), key=lambda kind: torch.finfo(kind).eps, default=None)
+            rows = verify(
+                base=base,
+                adapter=adapter,
+                merged=folder,
+                family=family,
+                untied=plan.untied,
+                stored_as=rounded,
+                rounded_to=rounded_to,
+                progress=progress,
+                trained=trained,
+                dequantised=onto == "dequantised",
+            )
+            warnings = _judge(run, rows, rounded_to, dtype_chosen=dtype != "keep")
+            if trained is not None and onto == "dequantised":
+                _judge_layers(run, rows, trained)
+            if found.record is not None:
+                merged_from: dict[str, Any] = {
+                    "merged_from": str(run),
+                    "max_logit_diff": max(row.difference for row in rows),
+                }
+                if onto is not None:
+                    merged_from |= {"merged_onto": onto, "trained_on": found.record.quantised}
+                training = found.record.training | merged_from
+                write_record(folder, replace(found.record, kind="full", quantised=None, training=training))
+            open_to_others(folder)
+            put_in_place(folder, target, last="config.json")  # without it the folder is no model
     serving = serving_of_model(target, family, found.record, path=str(out))
-    carried = remark_on_carried(base, family) if towers["language"] != "frozen" else None
+    carried = remark_on_carried(bases.folder, family) if towers["language"] != "frozen" else None
     return MergeReport(
         dtype=" + ".join(sorted({_word(tensor.dtype) for tensor in written.values()})),
         towers=towers,
@@ -186,7 +189,7 @@ def merge(
         tensors=len(written),
         changed=len(plan.updates) + (plan.head is not None),
         out=str(out),
-        base_model=base_id,
+        base_model=bases.name,
         lineage=lineage,
         rows=tuple(rows),
         warnings=warnings,
@@ -281,9 +284,23 @@ def _word(kind: torch.dtype) -> str:
 
 
 @contextmanager
-def _workshop(target: Path) -> Iterator[Path]:
+def _dense(bases: Bases, target: Path, progress: Callable[[str], None]) -> Iterator[Path]:
+    """The folder of the base to write; a dequantised copy beside `target`, if its files are quantised."""
+    if not bases.packed or bases.files is None:
+        yield bases.folder
+        return
+    from vlft.merge.dequantised import write_dequantised
+    from vlft.merge.write import full_disk_is_a_user_error
+
+    with full_disk_is_a_user_error(target), _workshop(target, "dequantised") as folder:
+        write_dequantised(bases.files, folder, progress)
+        yield folder
+
+
+@contextmanager
+def _workshop(target: Path, purpose: str = "merging") -> Iterator[Path]:
     """A working folder beside `target`. Files of a killed merge in it are removed."""
-    folder = target.with_name(f".{target.name}.merging")
+    folder = target.with_name(f".{target.name}.{purpose}")
     with ExitStack() as stack:
         try:
             stack.enter_context(workshop(folder))

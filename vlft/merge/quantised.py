@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlft.checkpoint import (
     RECORD,
+    Adapter,
     Located,
+    attach_adapter,
     check_lineage,
+    computing_dtype_of,
     family_of,
     find_base,
     module_name,
@@ -85,14 +88,22 @@ class QuantisedBase:
         for name, parameter in model.named_parameters():
             parameter.data = self.weight(name, parameter.data)
 
-    def load(self) -> torch.nn.Module:
-        """The base with quantised layers, computing in float32 on the CPU, in evaluation mode."""
+    def adapted(self, adapter: Adapter, *, untied: bool) -> torch.nn.Module:
+        """What was trained: the base with quantised layers and its adapter, computing in float32 on the CPU.
+
+        Args:
+            adapter: as read for this base.
+            untied: of `attach_adapter`.
+        """
         import torch
 
+        from vlft.model import lora
         from vlft.model.packed import computing_in, load_quantised
 
         model = load_quantised(self.folder, self.family, self.quantisation, torch.float32)
-        return computing_in(model, self._computed).eval()
+        adapted: torch.nn.Module = attach_adapter(model, adapter, self.family, untied=untied)
+        lora.bind(adapted)  # PEFT (0.21) takes DoRA's lengths from weights that are rounded in another way
+        return computing_in(adapted, self._computed)  # last: PEFT (0.21) replaces weights of 8 bits under DoRA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +114,10 @@ class Bases:
         name: of the base to write, as the user or the run named it.
         folder: its folder.
         family: of both.
-        files: of the base of training, if they are stored quantised.
         training: name and folder of the base of training.
+        files: of the base of training, if they are stored quantised.
+        lost: name of the base that the run names, if it cannot be opened; then it is unknown whether its files were
+            quantised.
     """
 
     name: str
@@ -112,12 +125,29 @@ class Bases:
     family: Family
     training: tuple[str, Path]
     files: QuantisedFiles | None = None
+    lost: str | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether the base to write is the one of training, with quantised files."""
+        return self.files is not None and self.name == self.training[0]
 
     def prove(self, run: str | Path, found: Located) -> str:
         """How it is known that the adapter belongs to these bases. Raises CheckpointError if it does not."""
-        lineage = check_lineage(run, found, *self.training)
+        try:
+            lineage = check_lineage(run, found, *self.training)
+        except CheckpointError as error:
+            if self.lost is None:
+                raise
+            raise CheckpointError(
+                f"{error} If the files of {self.lost} were quantised: they cannot be opened under that name, and "
+                f"{self.name} cannot be compared with them. Pass the folder where they are now as --base_model; they "
+                "are then dequantised."
+            ) from error
         if self.files is None:
             return lineage
+        if self.packed:
+            return f"{lineage}; its quantised tensors are dequantised"
         return f"{lineage}; {compare_bases(run, self.files, self.name, self.folder, self.family)}"
 
 
@@ -130,33 +160,32 @@ def find_bases(run: str | Path, found: Located, base_model: str | None) -> Bases
         base_model: `--base_model`.
 
     Raises:
-        CheckpointError: a base cannot be opened; or that of training is stored quantised, and no other one is named.
+        CheckpointError: a base cannot be opened.
     """
     name, folder = find_base(run, found, base_model)
     family = family_of(folder)
+    bases = Bases(name=name, folder=folder, family=family, training=(name, folder))
     if is_stored_quantised(folder):
-        raise CheckpointError(
-            f"{run}: the files of {name} are quantised, and an adapter is merged into a base in 16 or 32 bits. Name "
-            f"the unquantised model, {likely_name(name, family)}, as --base_model."
-        )
-    training = _stored_quantised(run, found) if base_model is not None else None
+        return replace(bases, files=QuantisedFiles.of(folder, family))
+    if base_model is None or (found.record is not None and found.record.quantised is None):
+        return bases
+    training = _stored_quantised(run, found)
     if training is None:
-        return Bases(name=name, folder=folder, family=family, training=(name, folder))
+        return bases
+    if isinstance(training, str):
+        return replace(bases, lost=training)
     files = QuantisedFiles.of(training[1], family)
     return Bases(name=name, folder=folder, family=family, training=training, files=files)
 
 
-def _stored_quantised(run: str | Path, found: Located) -> tuple[str, Path] | None:
-    """Name and folder of the base that an adapter names, if its files are quantised; None if not, or if it is gone."""
-    if found.record is None:
-        if not Path(found.base_model or "").expanduser().is_dir():
-            return None  # it is not fetched to find out
-    elif found.record.quantised is None:
-        return None
+def _stored_quantised(run: str | Path, found: Located) -> tuple[str, Path] | str | None:
+    """Name and folder of the base that an adapter names, if its files are quantised; its name alone if it is gone."""
+    if found.record is None and not Path(found.base_model or "").expanduser().is_dir():
+        return None  # it is not fetched to find out
     try:
         name, folder = find_base(run, found, None)
     except CheckpointError:
-        return None  # it has moved, and the fingerprint decides whether the named base is the same
+        return found.base_model  # the fingerprint decides whether the named base is the same, moved
     return (name, folder) if is_stored_quantised(folder) else None
 
 
@@ -170,7 +199,7 @@ def quantised_base(run: str | Path, found: Located, bases: Bases, onto: Onto | N
         onto: `--onto`.
 
     Raises:
-        ConfigError: `onto` is set, but the base was not quantised.
+        ConfigError: `onto` is set, but the base was not quantised; or it asks for values that no named base holds.
         CheckpointError: the record's format is unknown, another number of layers was quantised, or bitsandbytes is not
             installed.
     """
@@ -185,6 +214,11 @@ def quantised_base(run: str | Path, found: Located, bases: Bases, onto: Onto | N
                 f"{'' if found.record else f', as far as is known without {RECORD}'}. Drop it."
             )
         return None
+    if onto == "original" and bases.packed:
+        raise ConfigError(
+            f"--onto original: the files of {bases.name} are quantised, and hold no other values. Name the unquantised "
+            f"model, {likely_name(bases.name, bases.family)}, as --base_model, or drop --onto."
+        )
     require_bitsandbytes(run, quantisation)
     names = _language_linears(tensor_index(bases.folder), bases.family) if files is None else files.states
     counted = sum(bases.family.tower_of(module_name(bases.family, name)) == "language" for name in names)
@@ -201,20 +235,8 @@ def quantised_base(run: str | Path, found: Located, bases: Bases, onto: Onto | N
         quantisation=quantisation,
         names=frozenset(names),
         files=files,
-        dtype=_dtype_of(run, found),
+        dtype=computing_dtype_of(run, found.record),
     )
-
-
-def _dtype_of(run: str | Path, found: Located) -> str:
-    """The dtype in which a run computed. Without a record it is unknown, and nothing is rounded."""
-    settings = (found.record.quantised if found.record else None) or {}
-    dtype = settings.get("dtype", "float32")
-    if dtype not in ("float32", "bfloat16"):
-        raise CheckpointError(
-            f"{run}: its {RECORD} says that the quantised layers computed in {dtype!r}; vlft computes in float32 or "
-            "bfloat16. Update vlft, or restore the file from a checkpoint-N."
-        )
-    return str(dtype)
 
 
 def _language_linears(names: Iterable[str], family: Family) -> list[str]:

@@ -238,7 +238,7 @@ def _quantised_TV(
 ) -> dict[str, torch.Tensor]:
     """Logits of each row by what was trained: the quantised base, computing in float32, and the adapter."""
     progress("verify: quantised base + adapter, computing in float32")
-    model = attach_adapter(trained.load(), adapter, trained.family, untied=untied)
+    model = trained.adapted(adapter, untied=untied)
     return {name: _logits_TV(model, row) for name, row in rows.items()}
 
 

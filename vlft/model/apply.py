@@ -27,6 +27,7 @@ def apply_towers(
     *,
     masters: bool,
     adapters: Literal["fused", "peft"] = "fused",
+    computing: torch.dtype | None = None,
 ) -> torch.nn.Module:
     """Freeze, adapt or unfreeze each tower of a loaded base, in place.
 
@@ -36,6 +37,7 @@ def apply_towers(
         towers: what to train.
         masters: convert trained parameters to float32 (others keep their dtype); for runs under bf16 autocast.
         adapters: what computes layers with LoRA: one function for layer and adapter (`vlft.model.lora`), or PEFT.
+        computing: the dtype of matmuls under autocast; None: without autocast, float32.
 
     Returns:
         the model, wrapped by PEFT if a tower has LoRA.
@@ -53,7 +55,7 @@ def apply_towers(
     if towers.has_lora:
         model = _add_lora(model, family, towers)
         if towers.use_dora:
-            dora.start(model)
+            dora.start(model, computing or torch.float32)
         _check_whole(model, whole, family)
         token_rows.bind(model, towers.tokens)
         if adapters == "fused":

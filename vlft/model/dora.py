@@ -19,20 +19,22 @@ from torch.autograd.function import once_differentiable
 from vlft.model.packed import dense, is_quantised
 
 
-def start(model: torch.nn.Module) -> None:
+def start(model: torch.nn.Module, computing: torch.dtype = torch.float32) -> None:
     """Set the trained lengths of new adapters to those of the base's rows, in float32.
 
     PEFT rounds them to the base's dtype, and the model then would not start as its base.
 
     Args:
         model: with PEFT's layers; changed in place.
+        computing: the dtype of matmuls, to which quantised layers round their dense weights. The lengths are those of
+            the rounded weights, which are also the ones that a merge writes.
     """
     from peft.tuners.lora.layer import LoraLayer
 
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and layer.lora_magnitude_vector:
             base: Any = layer.get_base_layer()
-            weight_OD = dense(base.weight, torch.float32) if is_quantised(base) else base.weight.data
+            weight_OD = dense(base.weight, computing) if is_quantised(base) else base.weight.data
             for vector in layer.lora_magnitude_vector.values():
                 vector.weight.data = row_lengths(weight_OD)
 

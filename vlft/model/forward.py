@@ -129,6 +129,10 @@ def _flat_forward(
             meta=vision_meta,
         )
     embeds_TH = adapt.embeddings(self, input_ids)[0]
+    if (
+        embeds_TH.dtype is torch.float16
+    ):  # of a frozen embedding; under bfloat16 autocast torch refuses the two together
+        embeds_TH = embeds_TH.float()
     places, found = vision_rows.shape[0], features.embeds_NH.shape[0]
     if places == 0:  # no pictures: the filler's features are dropped, so the same modules run and get zero gradients
         features = features.first(0)

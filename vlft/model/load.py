@@ -96,7 +96,8 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
         from vlft.model import stored_layers
 
         config, _ = load_config(folder)
-        del config.quantization_config  # transformers would choose the layers by it
+        for part in (config, config.text_config, config.vision_config):
+            vars(part).pop("quantization_config", None)  # transformers would choose the layers by it
         loading, plain = stored_layers.without_packed(), {"config": config}
     model_class = getattr(transformers, family.model_class)
     try:

@@ -26,10 +26,8 @@ from vlft.errors import ConfigError
 from vlft.families import Family
 from vlft.model.codes import packed_4bit, packed_int8
 from vlft.model.load import load_base
-from vlft.model.quantise import BLOCK, Quantisation, quantised_names
+from vlft.model.quantise import BLOCK, Quantisation, library, quantised_names
 from vlft.model.quantised_files import is_stored_quantised, unpacked
-
-INSTALL = "pip install 'bitsandbytes>=0.48'"
 
 
 def quantise(
@@ -180,7 +178,7 @@ def stored_bytes(weight: Any) -> int:
 
 def _quantised(linear: torch.nn.Linear, quantisation: Quantisation, device: torch.device | str) -> torch.nn.Module:
     """bitsandbytes' module with the weight of a linear layer. Its forward is `_forward`."""
-    bnb = _bitsandbytes()
+    bnb = library()
     with torch.device("meta"):  # the weight that it makes is replaced
         shape: dict[str, Any] = {"bias": linear.bias is not None}
         if quantisation.kind == "int8":
@@ -203,7 +201,7 @@ def _quantised(linear: torch.nn.Linear, quantisation: Quantisation, device: torc
 
 def _packed(weight_OD: torch.Tensor, quantisation: Quantisation, device: torch.device | str) -> Any:
     """A parameter of bitsandbytes with a quantised weight."""
-    bnb = _bitsandbytes()
+    bnb = library()
     weight_OD = weight_OD.detach().to(device)
     if quantisation.kind == "int8":
         places_OD, scales_O = packed_int8(weight_OD)
@@ -218,14 +216,6 @@ def _packed(weight_OD: torch.Tensor, quantisation: Quantisation, device: torch.d
         quant_type=quantisation.kind,
         bnb_quantized=True,
     )
-
-
-def _bitsandbytes() -> Any:
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise ConfigError(f"quantised weights need bitsandbytes, which is not installed. Run: {INSTALL}") from error
-    return bitsandbytes
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:

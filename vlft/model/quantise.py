@@ -1,20 +1,47 @@
-"""Number formats for the frozen linear layers of a language model, and their bytes. Needs no torch.
+"""Number formats for the frozen linear layers of a language model, and their bytes. Needs no torch by itself.
 
 Neighbours: `vlft.model.packed` quantises and computes.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from vlft.errors import ConfigError
 from vlft.families import Family, Sizes
+from vlft.text import error_text
 
+PACKAGE = "bitsandbytes"
+INSTALL = f"pip install '{PACKAGE}>=0.48'"
 BLOCK = 64  # weights that share a scale, in 4 bits
 SCALES = 256  # scales that share a scale, if they are quantised too
+
+
+def library() -> Any:
+    """The module bitsandbytes. Importing it imports torch.
+
+    Raises:
+        ConfigError: it is not installed, or cannot be imported; ends with the command that installs it.
+    """
+    try:
+        found = importlib.util.find_spec(PACKAGE) is not None
+    except (ImportError, ValueError):  # it is partly removed
+        found = False
+    if not found:
+        raise ConfigError(f"quantised weights need the package {PACKAGE}, which is not installed: {INSTALL}")
+    try:
+        import bitsandbytes
+    except Exception as error:  # it looks for the libraries of CUDA, and fails in many ways (0.50)
+        raise ConfigError(
+            f"quantised weights need the package {PACKAGE}, which is installed but cannot be imported "
+            f"({error_text(error)}). Repair it, for example: {INSTALL.replace('install', 'install --force-reinstall')}"
+        ) from error
+    return bitsandbytes
 
 
 @dataclass(frozen=True, kw_only=True)

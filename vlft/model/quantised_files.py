@@ -37,12 +37,14 @@ class QuantisedFiles:
 
     Attributes:
         folder: its path.
+        family: of the model.
         index: name of each tensor, as the files spell it -> file.
         states: published name of each quantised tensor -> the name of its format, as the files spell it.
         others: published names of the tensors that are not quantised -> name in the files, and slot.
     """
 
     folder: Path
+    family: Family
     index: dict[str, Path]
     states: dict[str, str]
     others: dict[str, tuple[str, Slot]]
@@ -52,7 +54,7 @@ class QuantisedFiles:
         """Read the headers of a folder.
 
         Raises:
-            CheckpointError: no tensor is quantised in 4 bits by bitsandbytes.
+            CheckpointError: no tensor is quantised in 4 bits by bitsandbytes, or embedding or head are.
         """
         slots = stored_slots(folder)
         states = {found["name"]: name for name in slots if (found := _STATE.fullmatch(name)) is not None}
@@ -61,10 +63,16 @@ class QuantisedFiles:
                 f"{folder}: config.json has a quantization_config, but no tensor is quantised by bitsandbytes in 4 "
                 "bits. Only such quantised models are read."
             )
+        if ends := sorted(states.keys() & {*family.ends, *map(family.published_name, family.ends)}):
+            raise CheckpointError(
+                f"{folder}: {ends[0]} is quantised. Quantised models are read if their embedding and head are not, as "
+                "transformers leaves them by default. Use the model of 16 bits, with --bits 4 to quantise its layers."
+            )
         parts = tuple(f"{name}." for name in states)
         rest = [name for name in slots if name not in states and not name.startswith(parts)]
         return cls(
             folder=folder,
+            family=family,
             index=tensor_index(folder),
             states={family.published_name(name): state for name, state in states.items()},
             others={family.published_name(name): (name, slots[name]) for name in rest},
@@ -86,14 +94,12 @@ class QuantisedFiles:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name of each tensor of the model, as the files spell it -> its shape, before it was packed."""
         found = {name: slot.shape for name, slot in self.others.values()}
-        for published, state in self.states.items():
-            found[state.partition(".quant_state.")[0]] = self.shape(published)
-        return found
+        return found | dict(zip(self.packed_names(), map(self.shape, self.states), strict=True))
 
     def packed(self) -> Packed:
         """What is quantised."""
         counts = [math.prod(self.shape(name)) for name in self.states]
-        own = tuple(f"{state.partition('.quant_state.')[0]}" for state in self.states.values())
+        own = self.packed_names()
         slots = stored_slots(self.folder)
         parts = {name for name in slots if name in own or name.startswith(tuple(f"{one}." for one in own))}
         return Packed(
@@ -102,8 +108,27 @@ class QuantisedFiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a quantised tensor before it was packed."""
-        state = bytes(self.tensor(self.states[name]).numpy())
-        return tuple(json.loads(state)["shape"])
+        return tuple(self._state(name)["shape"])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a quantised tensor before it was packed."""
+        import torch
+
+        found: torch.dtype = getattr(torch, self._state(name)["dtype"])
+        return found
+
+    def _state(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(bytes(self.tensor(self.states[name]).numpy()))
+        return found
+
+    def packed_names(self) -> list[str]:
+        """Names of the quantised tensors, as the files spell them."""
+        return [state.partition(".quant_state.")[0] for state in self.states.values()]
+
+    def dense_bytes(self) -> int:
+        """Bytes of the model without quantisation."""
+        packed = sum(math.prod(self.shape(name)) * self.dtype(name).itemsize for name in self.states)
+        return packed + sum(_bytes(slot) for _, slot in self.others.values())
 
     def tensor(self, stored: str) -> torch.Tensor:
         """A tensor as it is stored, by its name in the files."""
@@ -113,7 +138,11 @@ class QuantisedFiles:
             return file.get_tensor(stored)
 
     def parts(self, name: str) -> tuple[torch.Tensor, Any]:
-        """The packed values of a quantised tensor, and bitsandbytes' record of its scales, by its published name."""
+        """The packed values of a quantised tensor, and bitsandbytes' record of its scales, by its published name.
+
+        Files may store the values as another dtype of the same bytes, such as bfloat16 (`bnb_4bit_quant_storage`, for
+        FSDP). Here they are uint8 in any case, so that no conversion of floating-point tensors reaches them.
+        """
         import torch
         from bitsandbytes import functional
 
@@ -121,7 +150,9 @@ class QuantisedFiles:
         parts: dict[str, Any] = {
             key.removeprefix(f"{weight}."): self.tensor(key) for key in self.index if key.startswith(f"{weight}.")
         }
-        return self.tensor(weight), functional.QuantState.from_dict(parts, device=torch.device("cpu"))
+        return self.tensor(weight).view(torch.uint8).view(-1, 1), functional.QuantState.from_dict(
+            parts, device=torch.device("cpu")
+        )
 
     def weight(self, name: str) -> torch.Tensor:
         """A quantised tensor as its layer multiplies by it, in float32, by its published name."""
@@ -134,7 +165,7 @@ def unpacked(values: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tens
     """The dense weight [O, D] of packed values.
 
     On a CPU with AVX-512, bitsandbytes (0.50) takes the scale of another block where a row begins inside a block, as
-    with rows of 96 weights. So it is asked for rows of one block each.
+    with rows of 32 or 96 weights. So it is asked for rows of one block each.
 
     Args:
         values: of 4 bits.

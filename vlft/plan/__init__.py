@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from vlft.checkpoint import check_sharing
 from vlft.config.flags import PlanFlags
 from vlft.config.machine import remarks_on_cache, remarks_on_steps
 from vlft.config.parse import Parsed
@@ -194,6 +195,7 @@ def plan(parsed: Parsed, asked: Asked = Asked()) -> Plan:
     world = _world(args, asked)
     base = open_base(data, model_flags, given=parsed.given, start=start_of(model_flags))
     check_experts(base.family, deepspeed=args.zero)
+    check_sharing(base.name, base.quantisation, args.zero)
     PixelScale.of(base.processor)
     if asked.measure and asked.gpu is not None:
         raise ConfigError(
@@ -223,7 +225,9 @@ def _without_memory(parsed: Parsed, asked: Asked) -> Plan:
     data, model_flags, args = parsed.flags
     world = _world(args, asked)
     base = open_base(data, model_flags, given=parsed.given, plain=True, start=start_of(model_flags))
-    check_experts(base.family, deepspeed=args.deepspeed if isinstance(args, PlanFlags) else args.zero)
+    zero = args.deepspeed if isinstance(args, PlanFlags) else args.zero
+    check_experts(base.family, deepspeed=zero)
+    check_sharing(base.name, base.quantisation, zero)
     PixelScale.of(base.processor)
     if not base.plain:
         from vlft.plan.memory import model_of

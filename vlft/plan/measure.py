@@ -125,7 +125,7 @@ def _prepared(
     kernels.install(model, args.liger, dtype=computing, device=args.device)
     forward.bind(model, PixelScale.of(base.processor))
     linear_attention.install(model, model_flags.linear_attn, dtype=computing, device=args.device)
-    model = apply_towers(model, base.family, base.towers, masters=half is not None)
+    model = apply_towers(model, base.family, base.towers, masters=half is not None, computing=half)
     checkpoint_activations(model, checkpointed)
     return model, half
 

@@ -30,10 +30,10 @@ from vlft.families import Family, Sizes
 from vlft.model.load import load_config
 from vlft.model.proof import prove
 from vlft.model.quantise import Quantisation
-from vlft.model.quantised_files import QuantisedFiles, is_stored_quantised
 from vlft.model.towers import Towers, check_experts
 from vlft.model_files import read_json
 from vlft.setup.choices import with_choices
+from vlft.setup.quantised import format_of
 from vlft.setup.schedule import pack_budget
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def open_base(
         towers=towers,
         start=None if start is None else prove_start(start, model.model_id, folder),
         plain=isinstance(processor, PlainProcessor),
-        quantisation=_quantisation(model, folder, given, start),
+        quantisation=format_of(model, folder, given, start, towers),
     )
 
 
@@ -218,29 +218,6 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
     key = family.vision_names.tokens_per_second
     per_second = family.tiny.vision[key] if key else None
     return MediaProbe(recipe=_recipe(stock, data, family=family, tokens_per_second=per_second, longest=None))
-
-
-def _quantisation(model: ModelFlags, folder: Path, given: frozenset[str], start: Start | None) -> Quantisation | None:
-    """The format of the flags, of the adapter that the run starts from, or of the base's files."""
-    flags: dict[str, Any] = {name: getattr(model, name) for name in ("bits", "quant_type", "double_quant")}
-    if start is not None:
-        flags |= {name: value for name, value in start.settings.items() if name in flags}
-    found = Quantisation.of(bits=flags["bits"], quant_type=flags["quant_type"], double=flags["double_quant"])
-    if not is_stored_quantised(folder):
-        return found
-    stored = QuantisedFiles.of(folder, family_of(folder)).quantisation
-    if model.language == "full":
-        raise ConfigError(
-            f"--language full: the weights of {model.model_id} are quantised ({stored.label}), and such weights cannot "
-            "be trained. Use --language lora, or a base that is not quantised."
-        )
-    if "bits" in given and found != stored:
-        asked = "16 bits" if found is None else found.label
-        raise ConfigError(
-            f"--bits {model.bits}: the files of {model.model_id} are quantised already, to {stored.label}, not {asked}."
-            " Drop --bits, --quant_type and --double_quant."
-        )
-    return stored
 
 
 def _towers(model: ModelFlags, given: frozenset[str], start: Start | None) -> Towers:

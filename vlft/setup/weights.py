@@ -29,11 +29,23 @@ def load_for_training(
     """
     dtype = None if half else torch.float32
     if base.quantisation is None:
-        return load_base(base.folder, base.family, dtype=dtype)
+        return _with_wide_norms(load_base(base.folder, base.family, dtype=dtype))
     model = load_quantised(base.folder, base.family, base.quantisation, dtype, device=device, say=say)
     packed = {name: module.weight for name, module in model.named_modules() if is_quantised(module)}
     counts = Counter(base.family.tower_of(name) for name in packed)
     layers = ", ".join(f"{count} linear layers of the {tower} model" for tower, count in counts.items())
     size = sum(map(stored_bytes, packed.values())) / 1e9
     say(f"quantised: {layers} to {base.quantisation.label}, {size:.2f} GB; all other weights keep their dtype")
+    return _with_wide_norms(model)
+
+
+def _with_wide_norms(model: torch.nn.Module) -> torch.nn.Module:
+    """Convert vectors in float16 to float32, which is exact, in place. Returns the model.
+
+    Autocast to bfloat16 leaves the norms of a float16 base as they are on a CPU, and torch (2.15) has no norm with
+    inputs in bfloat16 and weights in float16.
+    """
+    for parameter in model.parameters():
+        if parameter.dtype is torch.float16 and parameter.dim() == 1:
+            parameter.data = parameter.data.float()
     return model

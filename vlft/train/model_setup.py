@@ -61,7 +61,7 @@ def prepare_model(
     fused = kernels.install(model, args.liger, dtype=dtype, device=args.device)
     forward.bind(model, PixelScale.of(base.processor))
     delta = linear_attention.install(model, linear, dtype=dtype, device=args.device, say=say)
-    wrapped = apply_towers(model, base.family, base.towers, masters=not (half and args.zero))
+    wrapped = apply_towers(model, base.family, base.towers, masters=not (half and args.zero), computing=half)
     if start is not None:
         say(f"loaded {load_start(wrapped, start):,} tensors of the adapter {start.name}")
     kept = memory.activations(base.sizes, base.towers, tokens=tokens, patches=patches, element_bytes=2 if half else 4)

@@ -15,7 +15,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft import screen
-from vlft.checkpoint import read_json, read_record, remark_on_carried
+from vlft.checkpoint import check_quantised_run, read_json, read_record, remark_on_carried
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.machine import check_device, remark_on_numbers, remarks_on_cache, remarks_on_steps
 from vlft.config.parse import Parsed
@@ -34,6 +34,7 @@ from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, rows_of
 from vlft.setup.features import feature_bytes
 from vlft.setup.objective import objective_of
 from vlft.setup.overlap import overlap
+from vlft.setup.quantised import effective_flags
 from vlft.setup.schedule import described, evaluation_order, largest, training_order
 from vlft.train import faults, zero
 from vlft.train.answers import Answers
@@ -133,6 +134,7 @@ def train(
     start = start_of(model, resumed=there)
     base = open_base(data, model, given=parsed.given, start=start)
     check_experts(base.family, deepspeed=args.zero)
+    check_quantised_run(base.name, base.quantisation, args.zero)
     with loaded_whole(args):
         check_fit(base.folder, base.family)  # before the pass over the rows
     if base.start is not None:
@@ -204,7 +206,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     cached = run_id(folder) if args.cache_vision_features else None
     if args.process_index == 0:
         lora = base.towers.has_lora
-        folder.begin_run({k: v for k, v in run.effective.items() if lora or not k.startswith("lora_")})
+        effective = effective_flags(run.effective, base.folder)
+        folder.begin_run({k: v for k, v in effective.items() if lora or not k.startswith("lora_")})
     tokens, patches = largest(order, run.rows.costs)
     if folder.record.kind == "full" and (remark := remark_on_carried(base.folder, base.family)) is not None:
         say(f"note: {remark}")
