@@ -54,6 +54,7 @@ _ROWS = (
     _like_train("plan", "show what a run would train, at which rates, in how many steps", "planning"),
     _verb("report", "write the report page of a run again: curves, answers, times", "writing the page"),
     _verb("chat", "ask a model about pictures and videos", "loading the model"),
+    _verb("ui", "open a page in the browser to do all this in", "starting the page"),
     _verb("bench", "measure loading and training, and compare with stock transformers", "measuring", train_flags=True),
 )
 #: Name -> verb, in the order of `vlft --help`.
