@@ -1,4 +1,4 @@
-"""The page: the screens as tabs, one timer that keeps them up to date, and the form in the browser's storage."""
+"""The page: the screens in steps, one timer that keeps them up to date, and the form in the browser's storage."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ def build(desk: Desk) -> Any:
     import gradio as gr
 
     with gr.Blocks(title="vlft ui", analytics_enabled=False, fill_width=False, delete_cache=(3600, 86400)) as blocks:
-        with gr.Tabs():
-            for title, screen in SCREENS:
-                with gr.Tab(title, id=title, render_children=True):
-                    screen.build(desk)
+        titles = [title for title, _ in SCREENS]
+        # Not tabs: a phone shows all steps, and the browser keeps which one is open. `ui.css` shows the chosen one.
+        step = desk.add(step=gr.Radio(titles, value=titles[0], show_label=False, container=False, elem_id="steps"))
+        for place, (_, screen) in enumerate(SCREENS, start=1):
+            with gr.Column(elem_id=f"screen-{place}", elem_classes="screen"):
+                screen.build(desk)
+                if place < len(SCREENS):
+                    on = gr.Button(f"Next: {titles[place]}", elem_classes="next")
+                    on.click(None, None, step, js=f"() => {{ scrollTo(0, 0); return {titles[place]!r} }}")
         seen = gr.State([])
         kept = gr.BrowserState(
             {}, storage_key="vlft-ui", secret="vlft-ui"
@@ -62,7 +67,9 @@ def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
         def on_click(*values: Any) -> list[Any]:
             text, new = desk.act(action, desk.form(values[:-1]))
             after = [new.get(name, value) for name, value in zip(desk.fields, values[:-1], strict=True)]
-            sets = [new.get(name, gr.skip()) for name in action.sets]
+            # Only what differs: the user may have gone on typing meanwhile.
+            was = dict(zip(desk.fields, values[:-1], strict=True))
+            sets = [new[name] if name in new and new[name] != was[name] else gr.skip() for name in action.sets]
             return [text, *sets, *refreshed(after, values[-1])]
 
         return on_click
