@@ -12,7 +12,10 @@ from vlft.errors import ConfigError
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 #: Files that are no data although they have such an ending.
-OTHERS = ("vlft.json", "config.json", "tokenizer.json", "tokenizer_config.json", "metrics.jsonl", "answers.jsonl", "quarantine.jsonl")
+OTHERS = (
+    *("vlft.json", "config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("metrics.jsonl", "answers.jsonl", "quarantine.jsonl"),
+)
 MOST_FILES, MOST_NAMES, DEEP = 200, 20_000, 2
 
 

@@ -123,10 +123,11 @@ class Jobs:
                     shutil.rmtree(folder)
                 folder.mkdir(mode=0o700)
                 asked = [word for flag, file in extra.items() for word in (flag, str(folder / file))]
-                argv = _with([*words], [*asked, *([] if words[0] == "train" else ["--json"])])
+                document = words[0] != "train"
+                argv = _with([*words], [*asked, *(["--json"] if document else [])])
                 began = time.time()
-                job = {"words": [*words], "argv": [sys.executable, "-m", "vlft", *argv], "time": began}
-                write_json(folder / JOB, job)
+                job = {"words": [*words], "argv": [sys.executable, "-m", "vlft", *argv], "document": document}
+                write_json(folder / JOB, {**job, "time": began})
                 subprocess.Popen(
                     [sys.executable, "-m", "vlft.ui.keep", str(folder)],
                     stdin=subprocess.DEVNULL,

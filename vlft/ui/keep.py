@@ -40,7 +40,9 @@ def keep(folder: Path) -> int:
         job: Mapping[str, Any] = json.loads((folder / JOB).read_text(encoding="utf-8"))
         with (folder / OUT).open("wb") as out, (folder / ERR).open("wb") as err:
             try:
-                process = subprocess.Popen(job["argv"], stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+                # What a verb without a document prints is all for people: one file keeps it in order.
+                told = out if job["document"] else err
+                process = subprocess.Popen(job["argv"], stdin=subprocess.DEVNULL, stdout=told, stderr=err)
             except OSError as error:
                 err.write(f"error: the command could not be started: {error}\n".encode())
                 write_json(folder / ENDED, {"status": 127, "time": time.time()})

@@ -33,6 +33,7 @@ def build(desk: Desk) -> None:
     message = gr.HTML()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
     html = gr.HTML()
+    desk.add(preset=preset)  # kept by the browser; commands read the towers
     desk.add(vision=vision, merger=merger, language=language, rank=rank, rate=rate, epochs=epochs, batch=batch)
     desk.add(card=card, cards=cards)
     preset.input(lambda name: list(PRESETS[name]), preset, [vision, merger, language], queue=False)

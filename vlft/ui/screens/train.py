@@ -106,6 +106,7 @@ def view(form: Form, desk: Desk) -> tuple[str, str]:
         idle="" if there_is else f"{IDLE} {asked}".strip(),
         fault=fault(job, run),
         log=job.said() if job is not None else "",
+        starting=running and run.step is None,
         elsewhere=run.pid is not None and not running,
         facts=facts(curves.last),
         charts=curves.charts() if there_is else [],
