@@ -20,9 +20,9 @@ def build(desk: Desk) -> None:
 
     headers = gr.Checkbox(label="Read only the headers of pictures and videos (fast)")
     button = gr.Button("Check the rows", variant="primary")
-    message = gr.HTML()
+    message = gr.HTML(padding=False)
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
-    html = gr.HTML()
+    html = gr.HTML(padding=False)
     with gr.Accordion("Write the rows that can be trained", open=False):
         with gr.Row():
             out = gr.Textbox(label="File for these rows", placeholder="clean.jsonl")
@@ -33,11 +33,11 @@ def build(desk: Desk) -> None:
         with gr.Row():
             write = gr.Button("Write the file")
             use = gr.Button("Go on with the written files")
-        fix_message = gr.HTML()
+        fix_message = gr.HTML(padding=False)
         fix_line = gr.Textbox(
             label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command"
         )
-        fixed = gr.HTML()
+        fixed = gr.HTML(padding=False)
     desk.add(headers_only=headers, fix_out=out, split=split, dedup=dedup)
     desk.panel([line, html], lambda form: view(form, desk))
     desk.panel([fix_line, fixed], lambda form: fix_view(form, desk))

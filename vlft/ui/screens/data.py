@@ -27,17 +27,23 @@ def build(desk: Desk) -> None:
     import gradio as gr
 
     with gr.Row(equal_height=True):
-        folder = gr.Textbox(desk.folder, label="Folder on this machine", scale=4)
+        folder = gr.Textbox(desk.folder, label="Folder on this machine", scale=4, min_width=280)
         inner = gr.Dropdown(label="Go to", choices=[], value=None, scale=2, interactive=True)
         button = gr.Button("Open", variant="primary", scale=1)
-    message = gr.HTML()
-    listing = gr.HTML()
+    message = gr.HTML(padding=False)
+    listing = gr.HTML(padding=False)
     with gr.Row():
         data = gr.Dropdown(
-            label="Data files to train on", choices=[], multiselect=True, allow_custom_value=True, interactive=True
+            label="Data files to train on",
+            min_width=280,
+            choices=[],
+            multiselect=True,
+            allow_custom_value=True,
+            interactive=True,
         )
         evaluation = gr.Dropdown(
             label="Data files to evaluate on (optional)",
+            min_width=280,
             choices=[],
             multiselect=True,
             allow_custom_value=True,
@@ -45,10 +51,14 @@ def build(desk: Desk) -> None:
         )
     with gr.Row():
         images = gr.Textbox(
-            label="Folder of the pictures", placeholder="the folder of each data file", info="Only if it is another one"
+            label="Folder of the pictures",
+            min_width=280,
+            placeholder="the folder of each data file",
+            info="Only if it is another one",
         )
         model = gr.Dropdown(
             label="Base model",
+            min_width=280,
             choices=[*BASES],
             value="",
             allow_custom_value=True,

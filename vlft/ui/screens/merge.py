@@ -18,9 +18,9 @@ def build(desk: Desk) -> None:
 
     out = gr.Textbox("output/merged", label="New folder for the merged model")
     button = gr.Button("Merge", variant="primary")
-    message = gr.HTML()
+    message = gr.HTML(padding=False)
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
-    html = gr.HTML()
+    html = gr.HTML(padding=False)
     desk.add(merged=out)
     desk.panel([line, html], lambda form: view(form, desk))
     desk.action(button, lambda form: start(form, desk), message)

@@ -18,21 +18,23 @@ def build(desk: Desk) -> None:
 
     preset = gr.Radio([*PRESETS], label="Preset", value="language LoRA")
     with gr.Row():
-        vision = gr.Radio(MODES, label="Vision tower", value="frozen")
-        merger = gr.Radio(MODES, label="Merger", value="frozen")
-        language = gr.Radio(MODES, label="Language model", value="lora")
+        vision = gr.Radio(MODES, label="Vision tower", value="frozen", min_width=240)
+        merger = gr.Radio(MODES, label="Merger", value="frozen", min_width=240)
+        language = gr.Radio(MODES, label="Language model", value="lora", min_width=240)
     with gr.Row():
         rank = gr.Textbox("32", label="LoRA rank", min_width=120)
         rate = gr.Textbox(label="Learning rate", placeholder="the default of vlft", min_width=120)
         epochs = gr.Textbox("3", label="Epochs", min_width=120)
         batch = gr.Textbox(label="Rows of a step (optional)", placeholder="as many as fit a pack", min_width=120)
     with gr.Row():
-        card = gr.Textbox(label="Card", placeholder="the one in this machine", info="e.g. h100, a100-40, 4090 or GB")
-        cards = gr.Textbox(label="Number of cards", placeholder="1")
+        card = gr.Textbox(
+            label="Card", min_width=240, placeholder="the one in this machine", info="e.g. h100, a100-40, 4090 or GB"
+        )
+        cards = gr.Textbox(label="Number of cards", placeholder="1", min_width=240)
     button = gr.Button("Plan the run", variant="primary")
-    message = gr.HTML()
+    message = gr.HTML(padding=False)
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
-    html = gr.HTML()
+    html = gr.HTML(padding=False)
     desk.add(preset=preset)  # kept by the browser; commands read the towers
     desk.add(vision=vision, merger=merger, language=language, rank=rank, rate=rate, epochs=epochs, batch=batch)
     desk.add(card=card, cards=cards)
