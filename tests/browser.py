@@ -94,7 +94,7 @@ class Screen:
         self.page.set_default_timeout(15_000)
         self.faults: list[str] = []
         origin = address.partition("/?")[0]
-        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
+        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error} {error.stack}"))
         self.page.on("dialog", lambda dialog: (self.faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         self.page.on(
             "request",
@@ -123,6 +123,10 @@ class Screen:
         field.fill(text)
         field.press("Enter")
         field.press("Tab")
+
+    def value(self, label: str) -> str:
+        """What a field of the visible screen holds."""
+        return self.page.locator(".screen:visible").get_by_label(_starts(label)).input_value()
 
     def click(self, words: str) -> None:
         """Press a button of the visible screen."""
