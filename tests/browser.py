@@ -196,7 +196,7 @@ def demo(screen: Screen, folder: Path, out: Path | None, *, steps: int, rate: st
     screen.step(4)
     screen.page.get_by_label("vision + language LoRA").check()
     screen.fill("Learning rate", rate)
-    screen.fill("Rows of a step (optional)", "16")
+    screen.fill("Rows of a step", "16")
     screen.page.locator(".screen:visible").get_by_label("lora").nth(1).check()
     screen.click("Plan the run")
     screen.sees("What is trained", seconds=120)

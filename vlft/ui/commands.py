@@ -12,11 +12,11 @@ from typing import Any
 
 from vlft.errors import ConfigError
 
-#: Preset -> vision, merger, language.
+#: Preset -> vision, merger, language, learning rate, that of the vision tower; as the scripts have them.
 PRESETS = {
-    "language LoRA": ("frozen", "frozen", "lora"),
-    "vision + language LoRA": ("lora", "lora", "lora"),
-    "full": ("full", "full", "full"),
+    "language LoRA": ("frozen", "frozen", "lora", "1e-4", ""),
+    "vision + language LoRA": ("lora", "lora", "lora", "2e-4", ""),
+    "full": ("full", "full", "full", "1e-5", "2e-6"),
 }
 MODES = ("full", "lora", "frozen")
 
@@ -40,6 +40,7 @@ class Form:
         vision, merger, language: full, lora or frozen.
         rank: rank of LoRA.
         rate: learning rate.
+        vision_rate: that of the vision tower; "": the same.
         epochs: passes over the data.
         batch: rows or packs per optimizer step; "": the default.
         card: GPU to estimate memory for; "": that of this machine.
@@ -68,6 +69,7 @@ class Form:
     language: str = "lora"
     rank: str = "32"
     rate: str = ""
+    vision_rate: str = ""
     epochs: str = "3"
     batch: str = ""
     card: str = ""
@@ -215,6 +217,7 @@ def _run(form: Form) -> list[str]:
             language=form.language,
             lora_rank=form.rank if lora else "",
             learning_rate=form.rate,
+            vision_lr=form.vision_rate,
             num_train_epochs=form.epochs,
             global_batch=form.batch,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -60,10 +61,14 @@ def _bound(port: int) -> socket.socket:
 def application(desk: Desk, *, port: int, keys: Keys) -> Any:
     """Return the whole application, guarded."""
     _settings(desk.jobs.root)
-    import gradio as gr
-    from fastapi import FastAPI, Response
+    gc.disable()  # the imports make many objects that stay: half a second of the first screen
+    try:
+        import gradio as gr
+        from fastapi import FastAPI, Response
 
-    from vlft.ui.page import build
+        from vlft.ui.page import build
+    finally:
+        gc.enable()
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 

@@ -23,9 +23,10 @@ def build(desk: Desk) -> None:
         language = gr.Radio(MODES, label="Language model", value="lora", min_width=240)
     with gr.Row():
         rank = gr.Textbox("32", label="LoRA rank", min_width=120)
-        rate = gr.Textbox(label="Learning rate", placeholder="the default of vlft", min_width=120)
+        rate = gr.Textbox("1e-4", label="Learning rate", min_width=120)
+        vision_rate = gr.Textbox(label="That of the vision tower", placeholder="the same", min_width=120)
         epochs = gr.Textbox("3", label="Epochs", min_width=120)
-        batch = gr.Textbox(label="Rows of a step (optional)", placeholder="as many as fit a pack", min_width=120)
+        batch = gr.Textbox("16", label="Rows of a step", placeholder="one pack", min_width=120)
     with gr.Row():
         card = gr.Textbox(
             label="Card", min_width=240, placeholder="the one in this machine", info="e.g. h100, a100-40, 4090 or GB"
@@ -36,9 +37,18 @@ def build(desk: Desk) -> None:
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
     html = gr.HTML(padding=False)
     desk.add(preset=preset)  # kept by the browser; commands read the towers
-    desk.add(vision=vision, merger=merger, language=language, rank=rank, rate=rate, epochs=epochs, batch=batch)
+    desk.add(
+        vision=vision,
+        merger=merger,
+        language=language,
+        rank=rank,
+        rate=rate,
+        vision_rate=vision_rate,
+        epochs=epochs,
+        batch=batch,
+    )
     desk.add(card=card, cards=cards)
-    preset.input(lambda name: list(PRESETS[name]), preset, [vision, merger, language], queue=False)
+    preset.input(lambda name: list(PRESETS[name]), preset, [vision, merger, language, rate, vision_rate], queue=False)
     desk.panel([line, html], lambda form: view(form, desk))
     desk.action(button, lambda form: start(form, desk), message)
 
