@@ -30,7 +30,7 @@ from vlft.ui.screens import check, data, look, train
 
 PORT = 7865
 HOST = f"127.0.0.1:{PORT}"
-KEYS = Keys(token="the-token", cookie="the-cookie")
+KEYS = Keys(token="the-token", once="once", cookie="the-cookie")
 COOKIE = f"vlft_ui_{PORT}=the-cookie"
 
 
@@ -42,9 +42,13 @@ async def _inside(scope, receive, send):
     await send({"type": "http.response.body", "body": b"inside"})
 
 
-def asked(path="/", *, query="", method="GET", kind="http", **headers):
+def guarded() -> Guard:
+    return Guard(_inside, port=PORT, keys=KEYS, door="door", closed="closed")
+
+
+def asked(path="/", *, query="", method="GET", kind="http", guard=None, **headers):
     """Ask the guarded application; returns the status, the headers and the text."""
-    guard = Guard(_inside, port=PORT, keys=KEYS, door="door", closed="closed")
+    guard = guard or guarded()
     lines = {"host": HOST, **{name.replace("_", "-"): value for name, value in headers.items()}}
     pairs = [(name.encode(), value.encode()) for name, value in lines.items() if value is not None]
     scope = {"type": kind, "method": method, "path": path, "query_string": query.encode(), "headers": pairs}
@@ -108,6 +112,13 @@ def test_nothing_else_is_let_in(path, given):
     assert b"set-cookie" not in headers
 
 
+def test_the_token_of_the_opened_browser_counts_once():
+    guard = guarded()
+    assert asked(query="token=once", guard=guard)[2] == "door"
+    assert asked(query="token=once", guard=guard)[0] == 403
+    assert asked(query="token=the-token", guard=guard)[2] == "door"
+
+
 def test_a_request_of_the_page_itself_is_let_in():
     origin = {"cookie": COOKIE, "origin": f"http://{HOST}", "method": "POST"}
     assert asked("/gradio_api/queue/join", **origin)[0] == 200
@@ -130,8 +141,8 @@ def test_the_form_becomes_command_lines():
     assert commands.train(FORM) == [
         *("train", "--model_id", "/m", "--data_path", "/d/a.json", "/d/b c.json", "--eval_path", "/d/e.json"),
         *("--vision", "frozen", "--merger", "frozen", "--language", "lora", "--lora_rank", "32"),
-        *("--learning_rate", "1e-4", "--num_train_epochs", "3", "--max_length", "64"),
-        *("--eval_strategy", "epoch", "--output_dir", "/r"),
+        *("--learning_rate", "1e-4", "--num_train_epochs", "3", "--eval_strategy", "epoch", "--max_length", "64"),
+        *("--output_dir", "/r"),
     ]
     assert commands.merge(FORM) == ["merge", "/r", "/out"]
     assert commands.chat("/m", "-x?", ["a.png"])[-2:] == ["--", "-x?"]

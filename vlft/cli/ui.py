@@ -46,20 +46,34 @@ def run(flags: argparse.Namespace, write: Write) -> int:
         raise ConfigError(f"--folder {flags.folder}: is no folder. Name a folder on this machine.")
     if flags.port is not None and not 1 <= flags.port <= 65535:
         raise ConfigError(f"--port {flags.port}: is no port. Use a number from 1024 to 65535.")
+    open_page(folder, port=flags.port, browser=not flags.no_browser)
+    return 0
+
+
+def open_page(folder: str, *, port: int | None, browser: bool) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        folder: the folder that is open at first.
+        port: of the page; None: `PORT` or the next free one.
+        browser: whether to open the address.
+
+    Raises:
+        ConfigError: the port is taken, or gradio is not installed.
+    """
     if find_spec("gradio") is None:
         raise ConfigError("vlft ui needs gradio, which is not installed. Install it: pip install 'vlft[ui]'")
     from vlft.ui.guard import Keys
     from vlft.ui.server import application, desk_for, listen, serve
 
-    listening = listen(flags.port or PORT, given=flags.port is not None)
-    port, keys = listening.getsockname()[1], Keys()
-    address = f"http://127.0.0.1:{port}/?token={keys.token}"
+    listening = listen(port or PORT, given=port is not None)
+    taken, keys = listening.getsockname()[1], Keys()
+    address = f"http://127.0.0.1:{taken}/?token="
 
     def ready() -> None:
-        print(f"vlft ui: {address}", flush=True)
+        print(f"vlft ui: {address}{keys.token}", flush=True)
         print("Ctrl-C ends the page; runs that were started in it go on.", file=sys.stderr)
-        if not flags.no_browser:
-            webbrowser.open(address)
+        if browser:
+            webbrowser.open(address + keys.once)
 
-    serve(listening, application(desk_for(folder), port=port, keys=keys), ready=ready)
-    return 0
+    serve(listening, application(desk_for(folder), port=taken, keys=keys), ready=ready)

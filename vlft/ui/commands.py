@@ -175,8 +175,7 @@ def train(form: Form) -> list[str]:
     """
     if not form.run:
         raise ConfigError("Name a folder for the run first.")
-    evaluation = ["--eval_strategy", "epoch"] if form.eval and "--eval_strategy" not in form.more else []
-    return ["train", *_run(form), *evaluation, "--output_dir", form.run]
+    return ["train", *_run(form), "--output_dir", form.run]
 
 
 def chat(model: str, question: str, pictures: Sequence[str], videos: Sequence[str] = ()) -> list[str]:
@@ -221,6 +220,7 @@ def _run(form: Form) -> list[str]:
             num_train_epochs=form.epochs,
             global_batch=form.batch,
         ),
+        *(["--eval_strategy", "epoch"] if form.eval and "--eval_strategy" not in form.more else []),
         *more_words(form),
     ]
 

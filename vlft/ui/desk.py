@@ -95,8 +95,7 @@ class Desk:
 
     def form(self, values: Sequence[Any]) -> Form:
         """Return the form from the values of the fields, in their order."""
-        form = Form.of(dict(zip(self.fields, values, strict=True)))
-        return replace(form, folder=form.folder or self.folder)
+        return located(Form.of(dict(zip(self.fields, values, strict=True))), self.folder)
 
     def view(self, form: Form) -> list[Any]:
         """Return what every panel shows, in order."""
@@ -126,6 +125,26 @@ def _shown(panel: Panel, form: Form) -> Sequence[Any]:
 def message(text: str, kind: str = "good") -> str:
     """Return a line for the user as HTML."""
     return render("ui_message.html.j2", title="", text=text, kind=kind)
+
+
+def located(form: Form, folder: str) -> Form:
+    """Return the form with absolute paths, so that a copied command line works in any folder.
+
+    Args:
+        form: as typed; relative paths are in its folder.
+        folder: its folder if it has none.
+    """
+    here = absolute(form.folder, folder) or folder
+    model = absolute(form.model, here)
+    return replace(
+        form,
+        folder=here,
+        data=tuple(absolute(path, here) for path in form.data),
+        eval=tuple(absolute(path, here) for path in form.eval),
+        images=absolute(form.images, here),
+        model=model if os.path.isdir(model) else form.model,
+        row_file=absolute(form.row_file, here),
+    )
 
 
 def absolute(path: str, folder: str) -> str:

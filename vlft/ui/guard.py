@@ -41,10 +41,12 @@ class Keys:
 
     Attributes:
         token: in the printed address.
-        cookie: what a browser gets for it. It is another secret, so that it is in no history.
+        once: a token that counts once, for the browser that is opened here: others may list its command line.
+        cookie: what a browser gets for a token. It is another secret, so that it is in no history.
     """
 
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    once: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     cookie: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
 
@@ -63,6 +65,7 @@ class Guard:
     def __init__(self, app: App, *, port: int, keys: Keys, door: str, closed: str) -> None:
         self.app, self.keys, self.door, self.closed = app, keys, door, closed
         self.hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+        self.spent = False
         self.name = f"vlft_ui_{port}"  # cookies do not know ports
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,6 +102,9 @@ class Guard:
             return 403 if path.startswith(NEVER) else 200
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])
         if scope["type"] == "http" and scope["method"] == "GET" and scope["path"] == "/" and len(asked) == 1:
+            if _same(asked[0], self.keys.once) and not self.spent:
+                self.spent = True
+                return 303
             return 303 if _same(asked[0], self.keys.token) else 403
         return 403
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.errors import ConfigError
-from vlft.pages.web import TEMPLATES, render
+from vlft.pages.web import render
 from vlft.ui.desk import Desk
 from vlft.ui.guard import Guard, Keys
 from vlft.ui.jobs import Jobs
@@ -83,7 +83,6 @@ def application(desk: Desk, *, port: int, keys: Keys) -> Any:
             return Response(status_code=404)
         return Response(html, media_type="text/html", headers={"content-security-policy": SHEET})
 
-    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     mounted = gr.mount_gradio_app(
         app,
         build(desk),
@@ -99,7 +98,7 @@ def application(desk: Desk, *, port: int, keys: Keys) -> Any:
         pwa=False,
         max_file_size=UPLOAD,
         theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        head=render("ui_head.html.j2", title="", style=style),
+        head=render("ui_head.html.j2", title=""),
     )
     pages = {name: render(f"ui_{name}.html.j2", title="") for name in ("door", "closed")}
     return Guard(mounted, port=port, keys=keys, **pages)

@@ -10,6 +10,7 @@ from vlft.ui.commands import Form, check, fix, shown
 from vlft.ui.desk import Desk, absolute
 
 PAGE = "look/report.html"
+FIRST = 5  # refused rows that are listed above the page of all
 IDLE = "Nothing has been checked with these settings. Check reads every row and opens every picture."
 FIX_IDLE = "Write the rows that can be trained to a file of their own, and the others to quarantine.jsonl."
 
@@ -58,7 +59,8 @@ def view(form: Form, desk: Desk) -> tuple[str, str]:
     job = desk.jobs.find(words[0], words[1:])
     found = job.document() if job is not None and job.word == "done" else None
     address = f"/job/{job.name}/check?{job.began}" if job is not None and found else ""
-    return shown(words), render("ui_check.html.j2", title="", job=job, idle=IDLE, found=found, address=address)
+    html = render("ui_check.html.j2", title="", job=job, idle=IDLE, found=found, address=address, first=FIRST)
+    return shown(words), html
 
 
 def start_fix(form: Form, desk: Desk) -> None:
