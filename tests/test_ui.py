@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import os
 import shlex
@@ -27,6 +29,7 @@ from vlft.ui.guard import Guard, Keys
 from vlft.ui.jobs import Jobs, stop
 from vlft.ui.runs import Curves, Runs, answered, holder
 from vlft.ui.screens import check, data, look, train
+from vlft.ui.thumbs import thumbs
 
 PORT = 7865
 HOST = f"127.0.0.1:{PORT}"
@@ -354,6 +357,19 @@ def test_answers_are_read_and_escaped(tmp_path, desk):
     _, html = train.view(Form(folder=str(tmp_path), run=str(tmp_path)), desk)
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_thumbnails_are_small_and_of_pictures_only(tmp_path):
+    from PIL import Image
+
+    write_image(tmp_path / "a.jpg", 900, 300)
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no picture")
+    names = ("a.jpg", "large.png", "text.png", "gone.png")
+    shown = thumbs(str(tmp_path / name) for name in names)
+    assert [one["alt"] for one in shown] == ["a.jpg"]
+    with Image.open(io.BytesIO(base64.b64decode(shown[0]["uri"].partition(",")[2]))) as small:
+        assert max(small.size) == 160
 
 
 # ---- folders and the screens
