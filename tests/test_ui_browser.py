@@ -127,7 +127,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser, served, folder):
         if SHOTS:
             screen.shot(Path(SHOTS) / "390" / f"{number}.png")
     screen.context.close()
-    assert not screen.faults
+    assert not screen.faults, "\n".join(screen.faults)
 
 
 def test_nothing_of_a_row_is_executed(browser, served, tmp_path):
@@ -156,7 +156,7 @@ def test_nothing_of_a_row_is_executed(browser, served, tmp_path):
     screen.page.wait_for_timeout(3000)
     assert "49" not in screen.text()
     screen.context.close()
-    assert not screen.faults
+    assert not screen.faults, "\n".join(screen.faults)
 
 
 def test_a_large_picture_and_a_question_without_a_run_are_answered(screen, served, folder, tmp_path):

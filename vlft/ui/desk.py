@@ -24,6 +24,11 @@ class Choices:
 
     choices: tuple[str, ...]
 
+    @classmethod
+    def around(cls, chosen: Sequence[str], *found: str) -> Choices:
+        """Return what was found, with what is chosen: a list must not lose an entry that is in use."""
+        return cls(choices=tuple(dict.fromkeys((*found, *(one for one in chosen if one)))))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:

@@ -39,7 +39,7 @@ def build(desk: Desk) -> None:
         [own, rows],
         queue=False,
     )
-    desk.panel([file], lambda form: (Choices(choices=(*form.eval, *form.data)),))
+    desk.panel([file], lambda form: (Choices.around((form.row_file,), *form.eval, *form.data),))
     desk.panel([line, html], lambda form: view(form, desk))
     desk.action(button, lambda form: start(form, desk), message)
 

@@ -78,15 +78,23 @@ def build(desk: Desk) -> None:
 
 def view(form: Form) -> tuple[Any, ...]:
     """Return the choices of the four lists, and what the folder holds."""
+    files: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    found, fault = None, ""
     try:
         found = find(form.folder)
     except ConfigError as error:
-        html = render("ui_data.html.j2", title="", found=None, fault=str(error))
-        return Choices(choices=(UP,)), Choices(choices=()), Choices(choices=()), Choices(choices=BASES), html
-    files = tuple(path for path, _ in found.data)
-    html = render("ui_data.html.j2", title="", found=found, fault="")
-    models = Choices(choices=(*found.models, *BASES))
-    return Choices(choices=(UP, *found.folders)), Choices(choices=files), Choices(choices=files), models, html
+        fault = str(error)
+    else:
+        files, models, folders = tuple(path for path, _ in found.data), found.models, found.folders
+    return (
+        Choices(choices=(UP, *folders)),
+        Choices.around(form.data, *files),
+        Choices.around(form.eval, *files),
+        Choices.around((form.model,), *models, *BASES),
+        render("ui_data.html.j2", title="", found=found, fault=fault),
+    )
 
 
 def opened(form: Form) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def build(desk: Desk) -> None:
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
     html = gr.HTML(padding=False)
     desk.add(run=run)
-    desk.panel([run], lambda form: (Choices(choices=known(form)),))
+    desk.panel([run], lambda form: (Choices.around((form.run,), *known(form)),))
     desk.panel([line, html], lambda form: view(form, desk))
     desk.action(start_button, lambda form: start(form, desk), message, "run")
     desk.action(stop_button, lambda form: end(form, desk), message, done="The run finishes its step, saves and ends.")
