@@ -51,6 +51,7 @@ FLOORS: dict[str, float] = {
     "chat": 5,
     "convert": 5,
     "report": 5,
+    "ui": 5,
     "api": 5.5,  # the public functions, for loops of one's own
     "demo": 6,
     "bench": 6,

@@ -104,6 +104,7 @@ DOORS = {
     "report": ("vlft.report.make_report",),
     "import": ("vlft.convert.import_stories",),
     "demo": ("vlft.demo.run.demo", "vlft.demo.build_base.rebuild"),
+    "ui": ("vlft.cli.ui.open_page",),
     "bench": ("vlft.bench.data.bench_data", "vlft.bench.train.bench_train"),
 }
 

@@ -15,8 +15,8 @@ from jinja2 import UndefinedError
 import vlft
 from vlft.checkpoint.serving import Serving
 from vlft.demo.page import as_html
+from vlft.pages.charts import Series, chart
 from vlft.pages.web import TEMPLATES, environment, render
-from vlft.report.charts import Series, chart
 
 HOSTILE = "</td><script>alert('1')</script>\x1b[2J\x9b&\ud800"
 SHOWN = "&lt;/td&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;␛[2J\ufffd&amp;\ufffd"

@@ -61,6 +61,7 @@ _ROWS = (
     _verb("report", "write the report page of a run again: curves, answers, times", "writing the page"),
     _verb("eval", "score a model's answers to held-out rows, and compare models", "reading rows"),
     _verb("chat", "ask a model about pictures and videos", "loading the model"),
+    _verb("ui", "open a page in the browser to do all this in", "starting the page"),
     _verb("bench", "measure loading and training, and compare with stock transformers", "measuring", train_flags=True),
 )
 #: Name -> verb, in the order of `vlft --help`.

@@ -1,7 +1,8 @@
 """Write a page about a run, during the run or after it, or about several runs: curves, times, rows, answers, settings.
 
-`vlft.report.read` reads a run folder, `state` tells its progress, `charts` prepares charts. `page` builds the page of a
-run and `compare` that of several. The page is the only file that is written. No module here imports torch.
+`vlft.report.read` reads a run folder, `state` tells its progress, `vlft.pages.charts` prepares charts. `page` builds
+the page of a run and `compare` that of several. The page is the only file that is written. No module here imports
+torch.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from vlft.pages.charts import Chart, Series, chart
 from vlft.pages.web import render
 from vlft.report.answers import title_of
-from vlft.report.charts import Chart, Series, chart
 from vlft.report.figures import best_evaluation, last, number, rate, spent
 from vlft.report.read import Answered, Run
 from vlft.report.state import state_of

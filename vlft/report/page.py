@@ -1,4 +1,4 @@
-"""Build the page of a run: the variables of `report.html.j2`, from top to bottom. `vlft.report.charts` draws curves."""
+"""Build the page of a run: the variables of `report.html.j2`, from top to bottom. `vlft.pages.charts` draws curves."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vlft.checkpoint import family_of
 from vlft.checkpoint.best import LOSS, best_by, shown_metric, stopped_line
 from vlft.checkpoint.serving import Serving, serving_of_adapter, serving_of_model
 from vlft.errors import CheckpointError
+from vlft.pages import charts
+from vlft.pages.charts import Chart, Series, chart
 from vlft.pages.web import render
-from vlft.report import charts
 from vlft.report.answers import asked_row, title_of
-from vlft.report.charts import Chart, Series, chart
 from vlft.report.figures import best_evaluation, last, number, rate, spent
 from vlft.report.read import Run
 from vlft.report.state import state_of

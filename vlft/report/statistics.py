@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlft.checkpoint.best import EVAL_METRICS
-from vlft.report.charts import Chart, Series, chart
+from vlft.pages.charts import Chart, Series, chart
 from vlft.report.figures import last, number
 from vlft.report.read import Run
 

@@ -1,0 +1,157 @@
+"""What the screens share: the fields of the form, the panels that show something, and the jobs.
+
+A screen adds fields and panels. A panel is a pure function of the form, called again by the timer and after each change
+of a field; only what has changed is sent to the browser.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vlft.errors import VlftError
+from vlft.pages.web import render
+from vlft.ui.commands import Form
+from vlft.ui.jobs import Jobs
+from vlft.ui.runs import Runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """New choices of a drop-down list, in place of a value."""
+
+    choices: tuple[str, ...]
+
+    @classmethod
+    def around(cls, chosen: Sequence[str], *found: str) -> Choices:
+        """Return what was found, with what is chosen: a list must not lose an entry that is in use."""
+        return cls(choices=tuple(dict.fromkeys((*found, *(one for one in chosen if one)))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Components and what they show.
+
+    Attributes:
+        outputs: components of Gradio.
+        view: form -> one value for each of them.
+    """
+
+    outputs: Sequence[Any]
+    view: Callable[[Form], Sequence[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """A button and what it does.
+
+    Attributes:
+        button: component of Gradio.
+        work: form -> new values of fields, by name.
+        message: component for an error or a note.
+        sets: names of the fields that it may set.
+        done: the note after success.
+    """
+
+    button: Any
+    work: Callable[[Form], Mapping[str, Any]]
+    message: Any
+    sets: tuple[str, ...] = ()
+    done: str = ""
+
+
+@dataclass(kw_only=True)
+class Desk:
+    """The page while it is built, and what its functions need afterwards.
+
+    Attributes:
+        jobs: verbs that were started here.
+        runs: run folders that somebody looks at.
+        folder: the folder that is open at first.
+        fields: name in the form -> component.
+        panels, actions: in the order in which the screens added them.
+    """
+
+    jobs: Jobs
+    runs: Runs
+    folder: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    panels: list[Panel] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+
+    def add(self, **fields: Any) -> Any:
+        """Add fields of the form; returns the last one."""
+        self.fields.update(fields)
+        return [*fields.values()][-1]
+
+    def panel(self, outputs: Sequence[Any], view: Callable[[Form], Sequence[Any]]) -> None:
+        """Show something that follows from the form."""
+        self.panels.append(Panel(outputs=outputs, view=view))
+
+    def action(
+        self, button: Any, work: Callable[[Form], Mapping[str, Any] | None], message: Any, *sets: str, done: str = ""
+    ) -> None:
+        """Let a button do something."""
+        self.actions.append(
+            Action(button=button, work=lambda form: work(form) or {}, message=message, sets=sets, done=done)
+        )
+
+    def form(self, values: Sequence[Any]) -> Form:
+        """Return the form from the values of the fields, in their order."""
+        return located(Form.of(dict(zip(self.fields, values, strict=True))), self.folder)
+
+    def view(self, form: Form) -> list[Any]:
+        """Return what every panel shows, in order."""
+        return [value for panel in self.panels for value in _shown(panel, form)]
+
+    def act(self, action: Action, form: Form) -> tuple[str, dict[str, Any]]:
+        """Do what a button does. Returns the message as HTML, and new values of fields."""
+        try:
+            return message(action.done), dict(action.work(form))
+        except VlftError as error:
+            return message(str(error), "bad"), {}
+        except OSError as error:
+            return message(f"{error.filename or 'a file'}: {error.strerror or error}", "bad"), {}
+
+
+def _shown(panel: Panel, form: Form) -> Sequence[Any]:
+    """What a panel shows; an error of the user's files stays in its own panel."""
+    try:
+        return panel.view(form)
+    except VlftError as error:
+        fault = message(str(error), "bad")
+    except OSError as error:
+        fault = message(f"{error.filename or 'a file'}: {error.strerror or error}", "bad")
+    return [*[""] * (len(panel.outputs) - 1), fault]
+
+
+def message(text: str, kind: str = "good") -> str:
+    """Return a line for the user as HTML."""
+    return render("ui_message.html.j2", title="", text=text, kind=kind)
+
+
+def located(form: Form, folder: str) -> Form:
+    """Return the form with absolute paths, so that a copied command line works in any folder.
+
+    Args:
+        form: as typed; relative paths are in its folder.
+        folder: its folder if it has none.
+    """
+    here = absolute(form.folder, folder) or folder
+    model = absolute(form.model, here)
+    return replace(
+        form,
+        folder=here,
+        data=tuple(absolute(path, here) for path in form.data),
+        eval=tuple(absolute(path, here) for path in form.eval),
+        images=absolute(form.images, here),
+        model=model if os.path.isdir(model) else form.model,
+        row_file=absolute(form.row_file, here),
+    )
+
+
+def absolute(path: str, folder: str) -> str:
+    """Return a path as the commands use it: a relative one is in the open folder."""
+    return os.path.normpath(os.path.join(folder, os.path.expanduser(path))) if path else ""

@@ -1,0 +1,104 @@
+"""List what a folder of the user holds: data files, models, runs, folders in it. Reads names and small files only."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlft.errors import ConfigError
+
+ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+#: Files that are no data although they have such an ending.
+OTHERS = (
+    *("vlft.json", "config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("metrics.jsonl", "answers.jsonl", "quarantine.jsonl"),
+)
+MOST_FILES, MOST_NAMES, DEEP = 200, 20_000, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The contents of a folder.
+
+    Attributes:
+        folder: absolute path.
+        data: data files with their sizes in bytes, in order.
+        models: folders with a model or an adapter's base.
+        runs: run folders, the newest first.
+        folders: folders directly in it.
+        pictures: number of picture files that were seen.
+        cut: the folder has more names than are read.
+    """
+
+    folder: Path
+    data: tuple[tuple[str, int], ...]
+    models: tuple[str, ...]
+    runs: tuple[str, ...]
+    folders: tuple[str, ...]
+    pictures: int
+    cut: bool
+
+
+def find(folder: str) -> Found:
+    """List a folder and the folders in it, two levels deep.
+
+    Raises:
+        ConfigError: it does not exist, is a file, or cannot be read.
+    """
+    if not folder:
+        raise ConfigError("Type the path of a folder on this machine.")
+    top = Path(os.path.abspath(os.path.expanduser(folder)))
+    data: list[tuple[str, int]] = []
+    models: list[str] = []
+    runs: list[tuple[float, str]] = []
+    inner: list[str] = []
+    pictures = seen = 0
+    waiting = [(top, 0)]
+    while waiting and seen < MOST_NAMES:
+        here, depth = waiting.pop(0)
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            if here != top:
+                continue
+            raise ConfigError(
+                f"{top}: cannot be opened ({error.strerror}). Type the path of another folder."
+            ) from error
+        names = {entry.name for entry in entries}
+        seen += len(names)
+        if depth and "vlft.json" in names and "metrics.jsonl" in names:
+            runs.append((os.stat(here).st_mtime, str(here)))
+            continue
+        if "config.json" in names and _is_model(here / "config.json"):
+            models.append(str(here))
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                inner += [] if depth else [entry.name]
+                waiting += [(Path(entry.path), depth + 1)] if depth < DEEP else []
+            elif entry.name.lower().endswith(PICTURES):
+                pictures += 1
+            elif entry.name.lower().endswith(ENDINGS) and entry.name not in OTHERS and len(data) < MOST_FILES:
+                data.append((entry.path, entry.stat().st_size if entry.is_file() else 0))
+    return Found(
+        folder=top,
+        data=tuple(data),
+        models=tuple(models),
+        runs=tuple(path for _, path in sorted(runs, reverse=True)),
+        folders=tuple(inner),
+        pictures=pictures,
+        cut=bool(waiting),
+    )
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "model_type" in found

@@ -1,0 +1,96 @@
+"""The page: the screens in steps, one timer that keeps them up to date, and the form in the browser's storage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vlft.ui.desk import Action, Choices, Desk
+from vlft.ui.screens import check, compare, data, look, merge, plan, train
+
+EVERY = 2.0  # seconds between two looks at jobs and runs
+SCREENS = (
+    ("1 Data", data), ("2 Check", check), ("3 Look", look), ("4 Plan", plan), ("5 Train", train),
+    ("6 Compare", compare), ("7 Merge", merge),
+)  # fmt: skip
+#: Fields that no browser keeps: files that were uploaded.
+PASSING = ("picture",)
+
+
+def build(desk: Desk) -> Any:
+    """Return the page as `gradio.Blocks`."""
+    import gradio as gr
+
+    with gr.Blocks(title="vlft ui", analytics_enabled=False, fill_width=False, delete_cache=(3600, 86400)) as blocks:
+        titles = [title for title, _ in SCREENS]
+        # Not tabs: a phone shows all steps, and the browser keeps which one is open. `ui.css` shows the chosen one.
+        step = desk.add(step=gr.Radio(titles, value=titles[0], show_label=False, container=False, elem_id="steps"))
+        for place, (_, screen) in enumerate(SCREENS, start=1):
+            with gr.Column(elem_id=f"screen-{place}", elem_classes="screen"):
+                screen.build(desk)
+                if place < len(SCREENS):
+                    on = gr.Button(f"Next: {titles[place]}", elem_classes="next")
+                    on.click(None, None, step, js=f"() => {{ scrollTo(0, 0); return {titles[place]!r} }}")
+        seen = gr.State([])
+        kept = gr.BrowserState(
+            {}, storage_key="vlft-ui", secret="vlft-ui"
+        )  # paths only; a fixed key outlives a restart
+        _wire(blocks, desk, seen, kept, gr)
+    return blocks
+
+
+def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
+    fields = [*desk.fields.values()]
+    panels = [output for panel in desk.panels for output in panel.outputs]
+    quiet = {"queue": False, "show_progress": "hidden"}
+
+    def refreshed(values: Sequence[Any], before: list[Any]) -> list[Any]:
+        now = desk.view(desk.form(values))
+        same = len(before) == len(now)
+        changed = [gr.skip() if same and before[i] == one else _update(one, gr) for i, one in enumerate(now)]
+        return [*changed, now]
+
+    def on_tick(*values: Any) -> list[Any]:
+        return refreshed(values[:-1], values[-1])
+
+    def on_change(*values: Any) -> list[Any]:
+        names = [*desk.fields]
+        stored = {name: value for name, value in zip(names, values[:-1], strict=True) if name not in PASSING}
+        return [*refreshed(values[:-1], values[-1]), stored]
+
+    def on_load(stored: Any, *values: Any) -> list[Any]:
+        stored = {name: one for name, one in stored.items() if name not in PASSING} if isinstance(stored, dict) else {}
+        after = [stored.get(name, value) for name, value in zip(desk.fields, values, strict=True)]
+        return [*(stored.get(name, gr.skip()) for name in desk.fields), *refreshed(after, [])]
+
+    def doing(action: Action) -> Any:
+        def on_click(*values: Any) -> list[Any]:
+            text, new = desk.act(action, desk.form(values[:-1]))
+            after = [new.get(name, value) for name, value in zip(desk.fields, values[:-1], strict=True)]
+            # Only what differs: the user may have gone on typing meanwhile.
+            was = dict(zip(desk.fields, values[:-1], strict=True))
+            sets = [new[name] if name in new and new[name] != was[name] else gr.skip() for name in action.sets]
+            return [text, *sets, *refreshed(after, values[-1])]
+
+        return on_click
+
+    for action in desk.actions:
+        outputs = [action.message, *(desk.fields[name] for name in action.sets)]
+        # A component may be set by the action and get new choices from a panel: Gradio takes the updates in order.
+        action.button.click(doing(action), [*fields, seen], [*outputs, *panels, seen], **quiet)
+    gr.on(
+        [one.change for one in fields],
+        on_change,
+        [*fields, seen],
+        [*panels, seen, kept],
+        trigger_mode="always_last",
+        **quiet,
+    )
+    inner = desk.panels[0].outputs[0]
+    inner.input(data.moved, [desk.fields["folder"], inner], desk.fields["folder"], **quiet)
+    blocks.load(on_load, [kept, *fields], [*fields, *panels, seen], **quiet)
+    gr.Timer(EVERY).tick(on_tick, [*fields, seen], [*panels, seen], **quiet)
+
+
+def _update(value: Any, gr: Any) -> Any:
+    return gr.update(choices=list(value.choices)) if isinstance(value, Choices) else value

@@ -1,0 +1,65 @@
+"""Read one row of a data file as a question for two models. Reads no media and imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlft.config.flags import DataFlags
+from vlft.data.sample import Image, Text
+from vlft.errors import ConfigError
+from vlft.families import DEFAULT
+from vlft.setup import open_some
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question.
+
+    Attributes:
+        question: its text.
+        images: paths of its pictures, in order.
+        videos: paths of its videos.
+        right: the row's own answer; "" for a question of one's own.
+    """
+
+    question: str
+    images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    right: str = ""
+
+
+def asked_row(file: str, index: str, images: str) -> Asked:
+    """Return the first question of a row.
+
+    Args:
+        file: data file.
+        index: number of the row, from 0.
+        images: folder of the media; "": that of the file.
+
+    Raises:
+        ConfigError: there is no such row, or `vlft chat` cannot show what is in it.
+        DataError: the row cannot be read.
+    """
+    if not file:
+        raise ConfigError("Choose a data file to take a row from.")
+    if not index.isdigit():
+        raise ConfigError(f"Row {index!r}: is no number. Rows are counted from 0.")
+    row = open_some(file, [int(index)], DataFlags(data_path=[file], image_folder=images or None), DEFAULT)[0]
+    place = next(place for place, turn in enumerate(row.turns) if turn.role == "user")
+    pictures: list[str] = []
+    videos: list[str] = []
+    for part in row.turns[place].parts:
+        if isinstance(part, Text):
+            continue
+        if isinstance(part, Image):
+            pictures.append(part.path)
+        elif part.path is not None:
+            videos.append(part.path)
+        else:
+            raise ConfigError(
+                f"{file}[{index}]: its video is a list of frames, which vlft chat cannot show. Use another row."
+            )
+    text = "".join(part.text for part in row.turns[place].parts if isinstance(part, Text)).strip()
+    answers = [turn for turn in row.turns[place:] if turn.role == "assistant"]
+    right = "".join(part.text for turn in answers[:1] for part in turn.parts if isinstance(part, Text))
+    return Asked(question=text, images=tuple(pictures), videos=tuple(videos), right=right)

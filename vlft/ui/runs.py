@@ -1,0 +1,248 @@
+"""Watch run folders, whoever started the run: curves that are read bit by bit, answers, and the process that trains.
+
+Letters in shapes: L is the number of logged lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlft.pages.charts import Chart, Series, chart
+
+METRICS, ANSWERS, RECORD, LOCK = "metrics.jsonl", "answers.jsonl", "vlft.json", ".lock"
+MOST_GROUPS = 6  # learning rates that are drawn
+MOST_ROWS = 6  # rows whose answers are shown
+SHOWN = {"loss": "Loss", "grad_norm": "Gradient norm", "tokens_per_s": "Tokens per second"}
+
+
+@dataclass
+class Curves:
+    """The numbers of a `metrics.jsonl` so far.
+
+    Attributes:
+        path: the file.
+        columns: name -> (steps, values), float64 [L] each; learning rates are named `lr GROUP`.
+        last: the last line of training.
+        most: number of steps of the run; None if unknown.
+    """
+
+    path: Path
+    columns: dict[str, tuple[array, array]] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+    most: int | None = None
+    _offset: int = 0
+    _file: tuple[int, int] = (0, 0)
+
+    def update(self) -> bool:
+        """Read the lines that were added since the last call. Returns whether there were any.
+
+        A resumed run cuts lines: a file that became shorter or was replaced is read from its start.
+        """
+        try:
+            with self.path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if self._file != (found.st_dev, found.st_ino) or found.st_size < self._offset:
+                    self.columns, self.last, self.most = {}, {}, None
+                    self._offset, self._file = 0, (found.st_dev, found.st_ino)
+                if found.st_size == self._offset:
+                    return False
+                file.seek(self._offset)
+                for text in file:
+                    if not text.endswith(b"\n"):
+                        break
+                    self._offset += len(text)
+                    self._add(text)
+        except OSError:
+            return False
+        return True
+
+    def _add(self, text: bytes) -> None:
+        try:
+            line = json.loads(text)
+            step = int(line["step"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return
+        if "eval_loss" in line:
+            self._put("eval_loss", step, line["eval_loss"])
+            return
+        self.last = line
+        if isinstance(line.get("max_steps"), int):
+            self.most = line["max_steps"]
+        for name in SHOWN:
+            self._put(name, step, line.get(name))
+        rates = line.get("lr")
+        for name, rate in list(rates.items())[:MOST_GROUPS] if isinstance(rates, dict) else ():
+            self._put(f"lr {name}", step, rate)
+
+    def _put(self, name: str, step: int, value: Any) -> None:
+        if isinstance(value, int | float):
+            steps, values = self.columns.setdefault(name, (array("d"), array("d")))
+            steps.append(step)
+            values.append(float(value) if abs(value) < 1e300 else math.nan)
+
+    def series(self, name: str, title: str, *, dots: bool = False, place: int | None = None) -> list[Series]:
+        """Return a column as a line of a chart; an empty list if there is none."""
+        if name not in self.columns:
+            return []
+        steps, values = self.columns[name]
+        return [Series(name=title, x=np.array(steps), y=np.array(values), dots=dots, place=place)]
+
+    def charts(self) -> list[Chart]:
+        """Return the charts of the run, each of at most 500 points."""
+        loss = [*self.series("loss", "training"), *self.series("eval_loss", "evaluation", dots=True, place=1)]
+        rates = [one for name in self.columns if name.startswith("lr ") for one in self.series(name, name[3:])]
+        others = [chart(title, self.series(name, title), from_zero=True) for name, title in [*SHOWN.items()][1:]]
+        found = [chart("Loss", loss), *others, chart("Learning rate", rates, from_zero=True)]
+        return [one for one in found if one is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A run folder at one moment.
+
+    Attributes:
+        record: its `vlft.json`, {} before it is written.
+        pid: of the process that trains in it; None if none does; 0 if one does that cannot be named.
+        step, most: the last logged step and the number of steps, None if unknown.
+        left: seconds that the remaining steps take at the rate of the last line; None if unknown.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    pid: int | None
+    step: int | None
+    most: int | None
+    left: float | None
+
+    @property
+    def word(self) -> str:
+        """The state of the run, as text."""
+        if self.pid is not None:
+            return "running"
+        if self.record.get("training", {}).get("finished"):
+            return "finished"
+        return "stopped before its last step" if self.record else "no run"
+
+
+class Runs:
+    """The run folders that somebody looks at. Their numbers are kept, so that each look reads what is new."""
+
+    def __init__(self) -> None:
+        self._curves: dict[str, Curves] = {}
+        self._lock = threading.Lock()
+
+    def curves(self, folder: Path) -> Curves:
+        """Return the curves of a run, up to date."""
+        with self._lock:
+            found = self._curves.setdefault(str(folder), Curves(path=folder / METRICS))
+            found.update()
+            return found
+
+    def watch(self, folder: str | Path) -> Watched:
+        """Look at a run folder."""
+        folder = Path(folder)
+        curves = self.curves(folder)
+        record = _record(folder)
+        step = curves.last.get("step")
+        seconds = curves.last.get("step_s")
+        left = None
+        if curves.most is not None and step is not None and isinstance(seconds, int | float):
+            left = max(0.0, (curves.most - step) * seconds)
+        return Watched(folder=folder, record=record, pid=holder(folder), step=step, most=curves.most, left=left)
+
+
+def answered(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return rows that the run asked at each evaluation, and its notes.
+
+    Returns:
+        for each row its description of `answers.jsonl`, with `answers`: (step, text) in order.
+    """
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    notes: list[str] = []
+    for line in _lines(Path(folder) / ANSWERS):
+        try:
+            if "note" in line:
+                notes.append(str(line["note"]))
+            for row in line.get("rows", ()):
+                rows.setdefault((row["file"], row["index"]), {**row, "answers": []})
+            for one in line.get("answers", ()):
+                rows[one["file"], one["index"]]["answers"].append((int(line["step"]), str(one["answer"])))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return list(rows.values()), notes
+
+
+def holder(folder: Path) -> int | None:
+    """Return the process that trains in a run folder: None if none does, 0 if its number is unknown.
+
+    Linux lists who holds a lock, which does not disturb a run that takes it at this moment.
+    """
+    path = folder / LOCK
+    try:
+        inode = path.stat().st_ino
+        table = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return _held(path)
+    for line in table.splitlines():
+        words = line.split()
+        # 1: FLOCK  ADVISORY  WRITE 4242 fd:00:131074 0 EOF   (proc_locks(5))
+        if len(words) >= 6 and words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode):
+            pid = int(words[4])
+            if pid <= 0:  # a process of another container
+                return _held(path)
+            with contextlib.suppress(OSError):
+                target = os.path.realpath(path)
+                if any(os.readlink(one) == target for one in Path(f"/proc/{pid}/fd").iterdir()):
+                    return pid
+    return None
+
+
+def _held(path: Path) -> int | None:
+    """Whether the lock is held, as 0 or None, where the system has no list of locks."""
+    from vlft.files import lock_handle
+
+    try:
+        with path.open("rb") as file:
+            return 0 if lock_handle(file.fileno(), shared=True) is False else None
+    except OSError:
+        return None
+
+
+def stop(pid: int) -> None:
+    """Ask a run to finish its step, save and end."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGTERM)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            yield value

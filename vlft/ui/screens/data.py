@@ -1,0 +1,121 @@
+"""First screen: choose a folder, data files and a base model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from vlft.errors import ConfigError
+from vlft.pages.web import render
+from vlft.ui.commands import Form
+from vlft.ui.desk import Choices, Desk
+from vlft.ui.folders import find
+
+#: Bases that are named in the list; any other folder or hub id can be typed.
+BASES = (
+    "Qwen/Qwen2-VL-2B-Instruct",
+    "Qwen/Qwen2.5-VL-3B-Instruct",
+    "Qwen/Qwen2.5-VL-7B-Instruct",
+    "Qwen/Qwen3-VL-2B-Instruct",
+    "Qwen/Qwen3-VL-8B-Instruct",
+)
+UP = ".. (the folder above)"
+
+
+def build(desk: Desk) -> None:
+    """Add the screen."""
+    import gradio as gr
+
+    with gr.Row(equal_height=True):
+        folder = gr.Textbox(desk.folder, label="Folder on this machine", scale=4, min_width=280)
+        inner = gr.Dropdown(label="Go to", choices=[], value=None, scale=2, interactive=True)
+        button = gr.Button("Open", variant="primary", scale=1)
+    message = gr.HTML(padding=False)
+    listing = gr.HTML(padding=False)
+    with gr.Row():
+        data = gr.Dropdown(
+            label="Data files to train on",
+            min_width=280,
+            choices=[],
+            multiselect=True,
+            allow_custom_value=True,
+            interactive=True,
+        )
+        evaluation = gr.Dropdown(
+            label="Data files to evaluate on (optional)",
+            min_width=280,
+            choices=[],
+            multiselect=True,
+            allow_custom_value=True,
+            interactive=True,
+        )
+    with gr.Row():
+        images = gr.Textbox(
+            label="Folder of the pictures",
+            min_width=280,
+            placeholder="the folder of each data file",
+            info="Only if it is another one",
+        )
+        model = gr.Dropdown(
+            label="Base model",
+            min_width=280,
+            choices=[*BASES],
+            value="",
+            allow_custom_value=True,
+            interactive=True,
+            info="A folder or a hub id",
+        )
+    more = gr.Textbox(
+        label="More flags of vlft train (optional)",
+        placeholder="--max_length 4096 --on_bad_row skip",
+        elem_classes="command",
+        info="They act on every screen, as on a command line",
+    )
+    desk.add(folder=folder, data=data, eval=evaluation, images=images, model=model, more=more)
+    desk.panel([inner, data, evaluation, model, listing], view)
+    desk.action(button, opened, message, "folder", "data", "model")
+
+
+def view(form: Form) -> tuple[Any, ...]:
+    """Return the choices of the four lists, and what the folder holds."""
+    files: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    found, fault = None, ""
+    try:
+        found = find(form.folder)
+    except ConfigError as error:
+        fault = str(error)
+    else:
+        files, models, folders = tuple(path for path, _ in found.data), found.models, found.folders
+    return (
+        Choices(choices=(UP, *folders)),
+        Choices.around(form.data, *files),
+        Choices.around(form.eval, *files),
+        Choices.around((form.model,), *models, *BASES),
+        render("ui_data.html.j2", title="", found=found, fault=fault),
+    )
+
+
+def opened(form: Form) -> dict[str, Any]:
+    """Open a folder: its only data file, or its only model, is chosen if none is.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
+    found = find(form.folder)
+    files = [path for path, _ in found.data]
+    here = str(found.folder) + os.sep
+    kept = [path for path in form.data if path.startswith(here)]
+    return {
+        "folder": str(found.folder),
+        "data": kept or (files if len(files) == 1 else []),
+        "model": form.model or (found.models[0] if len(found.models) == 1 else ""),
+    }
+
+
+def moved(folder: str, inner: str | None) -> str:
+    """Return the folder after a choice in the list of folders."""
+    if not inner:
+        return folder
+    return os.path.dirname(folder.rstrip(os.sep)) or os.sep if inner == UP else os.path.join(folder, inner)

@@ -1,0 +1,53 @@
+"""Last screen: merge the run into its base, and the lines that serve the merged model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vlft.pages.web import render
+from vlft.ui.commands import Form, merge, shown
+from vlft.ui.desk import Desk, absolute
+from vlft.ui.screens.train import there
+
+IDLE = "Merging writes a model that loads without vlft, and measures that it answers as base and adapter do."
+
+
+def build(desk: Desk) -> None:
+    """Add the screen."""
+    import gradio as gr
+
+    out = gr.Textbox("output/merged", label="New folder for the merged model")
+    button = gr.Button("Merge", variant="primary")
+    message = gr.HTML(padding=False)
+    line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
+    html = gr.HTML(padding=False)
+    desk.add(merged=out)
+    desk.panel([line, html], lambda form: view(form, desk))
+    desk.action(button, lambda form: start(form, desk), message)
+
+
+def start(form: Form, desk: Desk) -> None:
+    """Merge the run."""
+    desk.jobs.start(merge(_there(form)))
+
+
+def view(form: Form, desk: Desk) -> tuple[str, str]:
+    """Return the command line, and the result."""
+    words = merge(_there(form))
+    job = desk.jobs.find(words[0], words[1:])
+    found = job.document() if job is not None and job.word == "done" else None
+    lines = serving(found["out"]) if found else ()
+    return shown(words), render("ui_merge.html.j2", title="", job=job, idle=IDLE, merged=found, lines=lines)
+
+
+def serving(out: str) -> tuple[tuple[str, str], ...]:
+    """Return lines that use a merged model: (what, line)."""
+    return (
+        ("Ask it here:", shown(["chat", out])),
+        ("Serve it with vLLM, as an OpenAI server:", f"vllm {shown(['serve', out]).removeprefix('vlft ')}"),
+        ("Load it in Python:", f"AutoModelForImageTextToText.from_pretrained({out!r})"),
+    )
+
+
+def _there(form: Form) -> Form:
+    return replace(there(form), merged=absolute(form.merged, form.folder))

@@ -1,0 +1,175 @@
+"""Fifth screen: start a run, watch it while it trains, stop it. Runs that were started in a terminal are shown too."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from vlft.errors import ConfigError
+from vlft.pages.web import render
+from vlft.text import scaled
+from vlft.ui.commands import Form, shown, train
+from vlft.ui.desk import Choices, Desk, absolute
+from vlft.ui.folders import find
+from vlft.ui.jobs import Job, read, stop
+from vlft.ui.runs import MOST_ROWS, RECORD, Watched, answered
+from vlft.ui.runs import stop as stop_run
+from vlft.ui.thumbs import thumbs
+
+IDLE = "No run is in this folder yet."
+SHOWN_ANSWERS = 6
+
+
+def build(desk: Desk) -> None:
+    """Add the screen."""
+    import gradio as gr
+
+    run = gr.Dropdown(
+        label="Folder of the run",
+        info="A new folder to start a run, or the folder of any run to watch it",
+        choices=[],
+        value="output/run",
+        allow_custom_value=True,
+        interactive=True,
+    )
+    with gr.Row():
+        start_button = gr.Button("Start training", variant="primary")
+        stop_button = gr.Button("Stop and save", variant="stop")
+    message = gr.HTML(padding=False)
+    line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
+    html = gr.HTML(padding=False)
+    desk.add(run=run)
+    desk.panel([run], lambda form: (Choices.around((form.run,), *known(form)),))
+    desk.panel([line, html], lambda form: view(form, desk))
+    desk.action(start_button, lambda form: start(form, desk), message, "run")
+    desk.action(stop_button, lambda form: end(form, desk), message, done="The run finishes its step, saves and ends.")
+
+
+def known(form: Form) -> tuple[str, ...]:
+    """Return the run folders in the open folder."""
+    try:
+        return find(form.folder).runs
+    except ConfigError:
+        return ()
+
+
+def start(form: Form, desk: Desk) -> dict[str, Any]:
+    """Start the run.
+
+    Raises:
+        ConfigError: a field is missing, or a run trains in this folder.
+    """
+    here = there(form)
+    pid = desk.runs.watch(here.run).pid
+    if pid is not None:
+        raise ConfigError(f"{here.run}: a run is training there right now. Stop it, or name another folder.")
+    desk.jobs.start(train(here), about=[os.path.realpath(here.run)])
+    return {"run": here.run}
+
+
+def end(form: Form, desk: Desk) -> None:
+    """Stop the run in the folder, whoever started it.
+
+    Raises:
+        ConfigError: no run trains there.
+    """
+    run = there(form).run
+    job, pid = job_of(run, desk), desk.runs.watch(run).pid
+    if job is not None and job.word == "running" and job.pid:
+        stop(job)
+    elif pid:
+        stop_run(pid)
+    else:
+        raise ConfigError(f"{run}: no run is training there.")
+
+
+def view(form: Form, desk: Desk) -> tuple[str, str]:
+    """Return the command line, and the run so far."""
+    if not form.run:
+        return "", render("ui_message.html.j2", title="", text="Name a folder for the run.", kind="soft")
+    here = there(form)
+    run, job = desk.runs.watch(here.run), job_of(here.run, desk)
+    try:
+        line = shown(train(here))
+    except ConfigError as error:
+        line, asked = "", str(error)
+    else:
+        asked = ""
+    running = job is not None and job.word == "running"
+    there_is = bool(run.record) or run.pid is not None or running
+    curves = desk.runs.curves(run.folder)
+    rows, notes = answered(run.folder) if there_is else ([], [])
+    html = render(
+        "ui_train.html.j2",
+        title="",
+        run=run,
+        idle="" if there_is else f"{IDLE} {asked}".strip(),
+        fault=fault(job, run),
+        log=job.said() if job is not None else "",
+        starting=running and run.step is None,
+        elsewhere=run.pid is not None and not running,
+        facts=facts(curves.last),
+        charts=curves.charts() if there_is else [],
+        rows=[_row(row) for row in rows[:MOST_ROWS]],
+        notes=notes,
+    )
+    return line, html
+
+
+def fault(job: Job | None, run: Watched) -> str:
+    """Return what ended the run before its end, "" if nothing did."""
+    if job is None or job.word in ("running", "done") or run.pid is not None:
+        return ""
+    if job.word == "stopped":
+        return "The run was stopped and saved. Start training again resumes it."
+    if job.word == "lost":
+        return "The run was killed. Start training again resumes it from its newest checkpoint."
+    return "The run ended with an error:"
+
+
+def facts(last: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (name, figure, CSS class) of the last logged line."""
+    shown = {"loss": "loss", "tokens_per_s": "tokens per second", "step_s": "seconds a step", "peak_gb": "peak GB"}
+    found = [(title, last.get(name)) for name, title in shown.items()]
+    return [
+        (title, scaled(value) if value >= 1000 else f"{value:.3g}", "")
+        for title, value in found
+        if isinstance(value, int | float)
+    ]
+
+
+def job_of(run: str, desk: Desk) -> Job | None:
+    """Return the run that was last started here in a folder."""
+    return read(desk.jobs.root / desk.jobs.key("train", [os.path.realpath(run)]))
+
+
+def there(form: Form) -> Form:
+    """Return the form with the run as an absolute path."""
+    from dataclasses import replace
+
+    return replace(form, run=absolute(form.run, form.folder))
+
+
+def base_of(run: str) -> str:
+    """Return the base of a run, "" if it is unknown."""
+    import json
+
+    try:
+        with open(os.path.join(run, RECORD), "rb") as file:
+            return str(json.load(file).get("base_model", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    name = f" (id {row['id']})" if row.get("id") is not None else ""
+    said = row["answers"]
+    if len(said) > SHOWN_ANSWERS:
+        said = [said[0], *said[1 - SHOWN_ANSWERS :]]
+    return {
+        "title": f"{row['file']}[{row['index']}]{name}",
+        "turns": list(row.get("turns", ())),
+        "right": row.get("right", ""),
+        "answers": said,
+        "pictures": thumbs(str(medium.get("path")) for medium in row.get("media", ())),
+    }

@@ -1,0 +1,137 @@
+"""Serve the page on 127.0.0.1: the guard outside, pages of jobs, and Gradio below them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlft.errors import ConfigError
+from vlft.pages.web import render
+from vlft.ui.desk import Desk
+from vlft.ui.guard import Guard, Keys
+from vlft.ui.jobs import Jobs
+from vlft.ui.runs import Runs
+
+ADDRESS = "127.0.0.1"
+#: Word in an address -> file of a job that is shown. No other file is ever sent.
+PAGES = {"check": "look/report.html", "look": "rows.html"}
+#: A page of a job may run nothing, whatever is in it.
+SHEET = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
+UPLOAD = "200mb"
+
+
+def listen(port: int, *, given: bool) -> socket.socket:
+    """Take a port.
+
+    Args:
+        port: the wanted one.
+        given: the user named it, so no other one is taken.
+
+    Raises:
+        ConfigError: it is taken; the message names the next free one.
+    """
+    for one in range(port, min(port + 100, 65536)):
+        try:
+            taken = _bound(one)
+        except OSError:
+            continue
+        if one == port or not given:
+            return taken
+        taken.close()
+        raise ConfigError(f"--port {port}: is taken by another program. The next free one: vlft ui --port {one}")
+    raise ConfigError(f"--port {port}: is taken, and so are the next ones. Name another: vlft ui --port N")
+
+
+def _bound(port: int) -> socket.socket:
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((ADDRESS, port))
+        found.listen(128)
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def application(desk: Desk, *, port: int, keys: Keys) -> Any:
+    """Return the whole application, guarded."""
+    _settings(desk.jobs.root)
+    gc.disable()  # the imports make many objects that stay: half a second of the first screen
+    try:
+        import gradio as gr
+        from fastapi import FastAPI, Response
+
+        from vlft.ui.page import build
+    finally:
+        gc.enable()
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/job/{name}/{page}")
+    def sheet(name: str, page: str) -> Response:
+        folder = desk.jobs.named(name)
+        try:
+            html = (folder / PAGES[page]).read_bytes() if folder is not None else None
+        except (KeyError, OSError):
+            html = None
+        if html is None:
+            return Response(status_code=404)
+        return Response(html, media_type="text/html", headers={"content-security-policy": SHEET})
+
+    mounted = gr.mount_gradio_app(
+        app,
+        build(desk),
+        path="/",
+        server_name=ADDRESS,
+        server_port=port,
+        allowed_paths=[],
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        max_file_size=UPLOAD,
+        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        head=render("ui_head.html.j2", title=""),
+    )
+    pages = {name: render(f"ui_{name}.html.j2", title="") for name in ("door", "closed")}
+    return Guard(mounted, port=port, keys=keys, **pages)
+
+
+def _settings(root: Path) -> None:
+    """Set what Gradio reads from the environment at import: no analytics, uploads in the user's own folder."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_TEMP_DIR"] = str(root / "uploads")
+
+
+def serve(listening: socket.socket, app: Any, *, ready: Callable[[], None]) -> None:
+    """Serve until the user stops it.
+
+    Args:
+        listening: the port.
+        app: the application.
+        ready: called when the page can be opened.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()
+
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False
+    )
+    Server(config).run(sockets=[listening])
+
+
+def desk_for(folder: str) -> Desk:
+    """Return an empty desk with the jobs of this user."""
+    return Desk(jobs=Jobs(), runs=Runs(), folder=folder)
