@@ -1,0 +1,1 @@
+"""Evaluate models on rows: answers, figures with intervals, and a page."""
