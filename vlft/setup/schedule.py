@@ -57,6 +57,8 @@ def training_order(
     Raises:
         ConfigError: `--global_batch` cannot be reached.
     """
+    if data.method == "grpo":
+        return prompt_order(len(costs), args, world=world)
     budget, wanted = pack_budget(data), args.global_batch
     accumulation = args.gradient_accumulation_steps
     if budget is None:
@@ -78,6 +80,30 @@ def training_order(
         packs = pack(costs, budget, seed=args.seed)
         packs_per_step = world * max(1, round(wanted * len(packs) / len(costs) / world))
     return PackOrder(costs=Costs.of(costs), budget=budget, packs_per_step=packs_per_step, world=world, seed=args.seed)
+
+
+def prompt_order(rows: int, args: TrainFlags | PlanFlags, *, world: int) -> RowOrder:
+    """The order of a GRPO run: a row is a prompt, and a micro-batch holds completions.
+
+    `--global_batch` counts prompts, as it counts rows otherwise. `--per_device_train_batch_size` counts completions, as
+    in TRL. `vlft.config.grpo` has checked that a step has whole groups.
+
+    Args:
+        rows: number of prompts.
+        args: flags of the run.
+        world: number of processes.
+    """
+    at_once, group = args.per_device_train_batch_size * world, args.num_generations
+    accumulation = args.gradient_accumulation_steps
+    if args.global_batch is not None:
+        accumulation = args.global_batch * group // at_once
+    return RowOrder(
+        rows=rows,
+        rows_per_step=at_once * accumulation // group,
+        world=world,
+        accumulation=accumulation,
+        seed=args.seed,
+    )
 
 
 def asked_for(data: DataFlags, args: TrainFlags | PlanFlags) -> dict[str, Any]:
