@@ -81,21 +81,16 @@ class Prompts:
         return len(self.rows.costs)
 
     def dataset(self) -> Any:
-        """The rows as a `datasets.Dataset`, made when they are asked for."""
+        """A `datasets.Dataset` of the places of the rows, which TRL's loader reads. `columns` has the rows."""
         from datasets import Dataset
 
-        def made(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-            found = [self.columns(place) for place in batch["row"]]
-            return {name: [one[name] for one in found] for name in found[0]}
-
-        return Dataset.from_dict({"row": list(range(len(self)))}).with_transform(made)
+        return Dataset.from_dict({"row": list(range(len(self)))})
 
     def _columns(self, place: int) -> dict[str, Any]:
-        """A row as TRL's trainer takes it."""
+        """A row as TRL's trainer takes it: its prompt and `COLUMNS`."""
         sample = self.base.encoder.as_written(self.rows.rows.samples[place])
         question = question_of(sample)
         return {
-            "row": place,
             "prompt": [_message(turn) for turn in question.turns],
             "answer": _text(sample.turns[trained_answers(sample)[-1]]),
             "id": sample.id,

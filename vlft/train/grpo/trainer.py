@@ -218,10 +218,11 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         return sampler
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        places = [one["row"] for one in inputs]
         self.guard.watchdog.at(f"step {self.guard.step}, completions", self._rows_of(inputs))
-        self.encoded = self.prompts.encode([one["row"] for one in inputs])
+        self.encoded = self.prompts.encode(places)
         with _without_checkpointing(self.model):
-            output = super()._generate_and_score_completions(inputs)
+            output = super()._generate_and_score_completions([dict(self.prompts.columns(place)) for place in places])
         found = self._metrics["train"]
         self._fresh = {name: found[name][-1] for name in self.meter.statistics if found.get(name)}
         self._watch_rewards(self._fresh["frac_reward_zero_std"])
@@ -289,7 +290,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         return found
 
     def _rows_of(self, inputs: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(f"{one['file']}[{one['index']}]" for one in inputs))
+        return tuple(dict.fromkeys(self.prompts.name_of(one["row"]) for one in inputs))
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         self.guard.begin_rows([self._rows_of(batch) for batch in batch_samples])
