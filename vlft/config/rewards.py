@@ -87,7 +87,7 @@ def _read(word: str) -> list[Reward]:
 
 def _built_in(name: str) -> Reward:
     if name not in BUILT_IN:
-        near = difflib.get_close_matches(name.lower().replace("-", "_"), BUILT_IN, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), BUILT_IN, n=1, cutoff=0.5)
         hint = f" Do you mean {near[0]}?" if near else ""
         raise ConfigError(f"--reward {name}: there is no such reward.{hint} {_NAMES[0].upper()}{_NAMES[1:]}")
     return Reward(name=name, kind="built_in", what=name)

@@ -130,7 +130,9 @@ class Prompts:
 
 
 def _message(turn: Turn) -> dict[str, Any]:
-    content = [{"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"} for part in turn.parts]
+    content = [
+        {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"} for part in turn.parts
+    ]
     return {"role": turn.role, "content": content}
 
 
@@ -171,5 +173,3 @@ def check_rows(rows: MeasuredRows, base: Base, *, completion: int) -> None:
 
 def _refused(sample: Sample, field: str, reason: str) -> BadRow:
     return BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason)
-
-

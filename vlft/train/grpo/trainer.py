@@ -44,7 +44,13 @@ from vlft.train.signals import Notice
 from vlft.train.step_guard import StepGuard
 
 #: TRL's metrics of a batch of completions that become entries of metrics.jsonl, by TRL's names.
-OF_COMPLETIONS = ("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio")
+OF_COMPLETIONS = (
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+)
 #: TRL's metrics of a micro-batch.
 OF_LOSS = ("entropy", "kl")
 
