@@ -1,4 +1,4 @@
-"""Rewards of `--method grpo`: how they are named, what they compute, and that no reward hangs or breaks a run unseen."""
+"""Rewards of `--method grpo`: their names, what they compute, and that none hangs or breaks a run unseen."""
 
 from __future__ import annotations
 

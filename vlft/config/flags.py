@@ -104,8 +104,8 @@ class DataFlags(RowFlags, SourceFlags):
     method: Method = flag(
         "sft",
         "what the answers of a row teach. sft: the model learns them; dpo, orpo, simpo: rows are preference rows, and "
-        "the model learns to prefer the chosen answer to the rejected one; grpo: the model learns from rewards of its own "
-        "completions (needs vlft[grpo])",
+        "the model learns to prefer the chosen answer to the rejected one; grpo: the model learns from rewards of its "
+        "own completions, with TRL (vlft[grpo])",
     )
     pairs: bool = field(init=False, default=False)
     on_bad_row: Literal["error", "skip"] = flag(

@@ -36,8 +36,8 @@ class PreferenceFlags:
     dpo_loss: DpoLoss = flag("sigmoid", "loss of --method dpo")
     beta: float | None = flag(
         None,
-        "dpo and grpo: how strongly the model is kept near the reference; simpo: scale of the rewards (default: 0.1 for "
-        "dpo, 2 for simpo, 0 for grpo)",
+        "dpo and grpo: how strongly the model is kept near the reference; simpo: scale of the rewards (default: 0.1 "
+        "for dpo, 2 for simpo, 0 for grpo)",
     )
     rpo_alpha: float = flag(0.0, "dpo: weight of the cross-entropy per token of the chosen answers, added to the loss")
     label_smoothing: float = flag(0.0, "dpo (sigmoid) and simpo: probability that the answers of a row are swapped")

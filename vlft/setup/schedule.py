@@ -103,6 +103,7 @@ def prompt_order(rows: int, args: TrainFlags | PlanFlags, *, world: int) -> RowO
         world=world,
         accumulation=accumulation,
         seed=args.seed,
+        group=group,
     )
 
 
@@ -125,7 +126,7 @@ def largest(order: Order, costs: Sequence[Cost]) -> tuple[int, int]:
     """The most tokens and the most patches of a micro-batch."""
     if isinstance(order, PackOrder):
         return max(one.tokens for one in order.first), max(one.patches for one in order.first)
-    rows = -(-order.rows_per_step // (order.world * order.accumulation))
+    rows = -(-order.rows_per_step * (order.group or 1) // (order.world * order.accumulation))
     found = Costs.of(costs)
     return rows * int(found.tokens.max()), rows * int(found.patches.max())
 
@@ -145,7 +146,15 @@ def described(order: Order, *, one: str = "row") -> str:
     """
     world = order.world
     if isinstance(order, RowOrder):
-        batch = order.rows_per_step // (world * order.accumulation)
+        batch = order.rows_per_step * (order.group or 1) // (world * order.accumulation)
+        if order.group is not None:
+            filled = -order.rows % order.rows_per_step
+            return (
+                f"global batch: {counted(order.rows_per_step, 'prompt')} with {order.group} completions each ({batch} "
+                f"completions a micro-batch x {order.accumulation} accumulated x {counted(world, 'process')}); "
+                f"{counted(order.steps, 'step')} an epoch"
+                + (f", the last one with {counted(filled, 'prompt')} of the first" if filled else "")
+            )
         return (
             f"global batch: {counted(order.rows_per_step, one)} ({batch} a micro-batch x {order.accumulation} "
             f"accumulated x {counted(world, 'process')}); {counted(order.steps, 'step')} an epoch"

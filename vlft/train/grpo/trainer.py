@@ -13,6 +13,7 @@ Written against TRL 1.16. It overrides these methods of `trl.GRPOTrainer` and of
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import time
@@ -64,16 +65,15 @@ class PromptSampler(torch.utils.data.Sampler):
     """The rows of an epoch for TRL's loader: each prompt as often as it has completions, steps one after the other.
 
     TRL's own sampler leaves out the rows that do not fill a step. Here the last step is filled with the first rows of
-    the epoch. Its order goes on from where the generator of the process is, so that a resumed run would see another.
+    the epoch. The order is that of every run of vlft, so a resumed run continues it.
 
     Args:
-        order: of the rows.
-        group: completions of a prompt.
+        order: of the rows, with the completions of a prompt.
     """
 
-    def __init__(self, order: RowOrder, *, group: int) -> None:
+    def __init__(self, order: RowOrder) -> None:
         self.order = order
-        self.group = group
+        self.group = order.group or 1
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -114,9 +114,9 @@ class _Replies:
         return [self._text(one) for one in ids]
 
 
-def arguments(args: TrainFlags, folder: RunFolder) -> TrainFlags:
+def arguments(args: TrainFlags, folder: RunFolder) -> Any:
     """The training flags with the settings that TRL reads. Those without a flag have TRL's defaults."""
-    made = copy.copy(args)
+    made: Any = copy.copy(args)
     for one in dataclasses.fields(GRPOConfig):
         if not hasattr(made, one.name):
             value = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
@@ -196,11 +196,12 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         self._started = False
         self._fresh: dict[str, float] = {}  # TRL's metrics of completions that no micro-batch has counted yet
         self._equal = 0  # steps in a row whose groups all have equal rewards
-        top = model.get_base_model() if hasattr(model, "get_base_model") else model
+        live: Any = model
+        top = live.get_base_model() if hasattr(live, "get_base_model") else live
         said = speaker(top, prompts.base.processor, prompts.base.family)
         self.eos_token_ids = said.ends
         self.generation_kwargs["eos_token_id"] = self.generation_config.eos_token_id = said.ends
-        self.processing_class = _Replies(self, said.text)
+        self.processing_class: Any = _Replies(self, said.text)
         # As in `VlftTrainer`.
         self.save_total_limit, self.args.save_total_limit = args.save_total_limit, None
         self.room = MakeRoom(notice, folder, steps=order.steps)
@@ -219,7 +220,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
     # ---- prompts and completions
 
     def _get_train_sampler(self, dataset: Any = None) -> PromptSampler:
-        sampler = PromptSampler(self.order, group=self.num_generations)
+        sampler = PromptSampler(self.order)
         self.add_callback(SetEpoch(sampler))  # type: ignore[arg-type]
         return sampler
 
@@ -375,19 +376,17 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         Trainer.log(self, logs | {f"lr/{name}": rate for name, rate in self._rates.items()})
 
 
-class _without_checkpointing:  # noqa: N801 - a context manager
+@contextlib.contextmanager
+def _without_checkpointing(model: Any) -> Iterator[None]:
     """Switch off the recomputation of activations, with which `generate` would not keep its cache.
 
     TRL does it too, and afterwards switches it on in every tower, also in those where this run has it off.
     """
-
-    def __init__(self, model: Any) -> None:
-        self.modules = [one for one in model.modules() if getattr(one, "gradient_checkpointing", False)]
-
-    def __enter__(self) -> None:
-        for one in self.modules:
-            one.gradient_checkpointing = False
-
-    def __exit__(self, *_: object) -> None:
-        for one in self.modules:
+    modules = [one for one in model.modules() if getattr(one, "gradient_checkpointing", False)]
+    for one in modules:
+        one.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for one in modules:
             one.gradient_checkpointing = True
