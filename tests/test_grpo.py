@@ -20,7 +20,8 @@ if any(importlib.util.find_spec(name) is None for name in PACKAGES):
     pytest.skip(f"TRL is not installed: {INSTALL}", allow_module_level=True)
 
 from vlft.data.order import RowOrder
-from vlft.train.grpo.trainer import GrpoTrainer, PromptSampler
+from vlft.train.grpo.stock import PromptSampler
+from vlft.train.grpo.trainer import GrpoTrainer
 
 
 def row(name: str, question: str, answer: str, *pictures: str) -> dict:

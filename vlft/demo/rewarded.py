@@ -4,9 +4,9 @@
     python -m vlft.demo.rewarded rows --score vlft/demo/base output/grpo
 
 The first command writes `rows/train.json` and `rows/held_out.json`. The base names colour and shape of each picture,
-with a number ("1 red circle, 2 blue heart."); the answers here leave the colours out ("1 circle, 2 heart."). No held-out row
-of several pictures is in the training rows. The second command prints the mean edit ratio of greedy answers to the
-held-out rows, and how much higher it is than that of the first model.
+with a number ("1 red circle, 2 blue heart."); the answers here leave the colours out ("1 circle, 2 heart."). No
+held-out row of several pictures is in the training rows. The second command prints the mean edit ratio of greedy
+answers to the held-out rows, and how much higher it is than that of the first model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def write_wording(folder: Path, split: Split, count: int, *, seed: int = SEED) -
     # More are drawn than are needed: a row of words to repeat shows no picture.
     drawn = (story for story in stories("base", split, 4 * count, seed=seed) if story.looks)
     rows = [
-        replace(story, numbered=False, answer=", ".join(f"{i} {look.shape}" for i, look in enumerate(story.looks, 1)) + ".")
+        replace(
+            story, numbered=False, answer=", ".join(f"{i} {look.shape}" for i, look in enumerate(story.looks, 1)) + "."
+        )
         for story in itertools.islice(drawn, count)
     ]
     return write_rows(rows, folder, name=split, seed=seed)

@@ -272,11 +272,9 @@ def _trainer(
     base, data, args, folder, evaluated = run.base, run.data, run.args, run.folder, run.evaluated
     objective = run.objective
     if run.grpo is not None:
-        return run.grpo.trainer(
-            rows=run.rows, base=base, order=run.order, folder=folder, notice=run.notice, say=run.say,
-            model=model, args=args, groups=table, checkpoint=checkpoint,
-            guard=StepGuard(args, folder, watchdog, packing=False, say=run.say),
-        )  # fmt: skip
+        guard = StepGuard(args, folder, watchdog, packing=False, say=run.say)
+        same = {name: getattr(run, name) for name in ("rows", "base", "order", "folder", "notice", "say")}
+        return run.grpo.trainer(**same, model=model, args=args, groups=table, checkpoint=checkpoint, guard=guard)
 
     if features is not None:
         features.collating(objective)

@@ -13,16 +13,13 @@ Written against TRL 1.16. It overrides these methods of `trl.GRPOTrainer` and of
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import Trainer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from vlft.answering import speaker
 from vlft.config.preference import beta_of
@@ -37,6 +34,7 @@ from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
 from vlft.train.grpo.prompts import COLUMNS, Encoded, Prompts
 from vlft.train.grpo.rewards import Rewards
+from vlft.train.grpo.stock import PromptSampler, Replies, arguments, without_checkpointing
 from vlft.train.metrics import Meter, MetricsFile
 from vlft.train.progress import Progress
 from vlft.train.ranks import gather
@@ -59,78 +57,6 @@ OF_LOSS = ("entropy", "kl")
 def statistics_of(rewards: Sequence[str]) -> tuple[str, ...]:
     """The entries of metrics.jsonl that GRPO adds."""
     return (*OF_COMPLETIONS, *OF_LOSS, *(f"rewards/{name}/mean" for name in rewards))
-
-
-class PromptSampler(torch.utils.data.Sampler):
-    """The rows of an epoch for TRL's loader: each prompt as often as it has completions, steps one after the other.
-
-    TRL's own sampler leaves out the rows that do not fill a step. Here the last step is filled with the first rows of
-    the epoch. The order is that of every run of vlft, so a resumed run continues it.
-
-    Args:
-        order: of the rows, with the completions of a prompt.
-    """
-
-    def __init__(self, order: RowOrder) -> None:
-        self.order = order
-        self.group = order.group or 1
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch whose rows come next, from 0."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.order.steps * self.order.accumulation * self.order.rows_per_step * self.group
-
-    def __iter__(self) -> Iterator[int]:
-        rows, size = self.order.epoch(self.epoch), self.order.rows_per_step
-        for step in range(self.order.steps):
-            some = [rows[place % len(rows)] for place in range(step * size, (step + 1) * size)]
-            for _ in range(self.order.accumulation):  # TRL reads a step's prompts anew for each micro-batch
-                for row in some:
-                    yield from [row] * self.group
-
-
-class _Replies:
-    """Stands for the processor where TRL uses it after its constructor: it has the batch's tokens and pixels already.
-
-    Args:
-        trainer: has the encoded batch.
-        text: the ids of a completion -> its text, as `vlft chat` shows it.
-    """
-
-    def __init__(self, trainer: GrpoTrainer, text: Callable[[Sequence[int]], str]) -> None:
-        self._trainer = trainer
-        self._text = text
-
-    def __call__(self, **_: Any) -> dict[str, torch.Tensor]:
-        return self._trainer.encoded.padded
-
-    def apply_chat_template(self, *_: Any, **__: Any) -> str:
-        return ""  # TRL gives it back to `__call__`, which needs no text
-
-    def batch_decode(self, ids: Sequence[Sequence[int]], **_: Any) -> list[str]:
-        return [self._text(one) for one in ids]
-
-
-def arguments(args: TrainFlags, folder: RunFolder) -> Any:
-    """The training flags with the settings that TRL reads. Those without a flag have TRL's defaults."""
-    made: Any = copy.copy(args)
-    for one in dataclasses.fields(GRPOConfig):
-        if not hasattr(made, one.name):
-            value = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-            setattr(made, one.name, value)
-    made.beta = 0.0  # set after the constructor, which would copy the adapter or load the base again
-    made.scale_rewards = "group"  # as the config's own check writes True
-    made.pad_to_multiple_of = None
-    made.steps_per_generation = made.gradient_accumulation_steps
-    made.generation_batch_size = made.per_device_train_batch_size * made.world_size * made.steps_per_generation
-    made.dataloader_num_workers = 0  # pictures are decoded when a step begins; the loader only names rows
-    made.dataloader_prefetch_factor = None
-    made.ddp_find_unused_parameters = made.world_size > 1  # a micro-batch of text alone does not use the vision tower
-    made.output_dir = str(folder.path)
-    return made
 
 
 class GrpoTrainer(SavingTrainer, GRPOTrainer):
@@ -201,7 +127,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         said = speaker(top, prompts.base.processor, prompts.base.family)
         self.eos_token_ids = said.ends
         self.generation_kwargs["eos_token_id"] = self.generation_config.eos_token_id = said.ends
-        self.processing_class: Any = _Replies(self, said.text)
+        self.processing_class: Any = Replies(lambda: self.encoded, said.text)
         # As in `VlftTrainer`.
         self.save_total_limit, self.args.save_total_limit = args.save_total_limit, None
         self.room = MakeRoom(notice, folder, steps=order.steps)
@@ -228,7 +154,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         places = [one["row"] for one in inputs]
         self.guard.watchdog.at(f"step {self.guard.step}, completions", self._rows_of(inputs))
         self.encoded = self.prompts.encode(places)
-        with _without_checkpointing(self.model):
+        with without_checkpointing(self.model):
             output = super()._generate_and_score_completions([dict(self.prompts.columns(place)) for place in places])
         found = self._metrics["train"]
         self._fresh = {name: found[name][-1] for name in self.meter.statistics if found.get(name)}
@@ -374,19 +300,3 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
             self.metrics.write(line)
         logs = {k: v for k, v in line.items() if isinstance(v, int | float) and k not in ("step", "epoch")}
         Trainer.log(self, logs | {f"lr/{name}": rate for name, rate in self._rates.items()})
-
-
-@contextlib.contextmanager
-def _without_checkpointing(model: Any) -> Iterator[None]:
-    """Switch off the recomputation of activations, with which `generate` would not keep its cache.
-
-    TRL does it too, and afterwards switches it on in every tower, also in those where this run has it off.
-    """
-    modules = [one for one in model.modules() if getattr(one, "gradient_checkpointing", False)]
-    for one in modules:
-        one.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        for one in modules:
-            one.gradient_checkpointing = True
