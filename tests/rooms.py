@@ -41,6 +41,7 @@ FLOORS: dict[str, float] = {
     "pages": 3,
     "setup": 4,
     "answering": 4,
+    "scoring": 4.1,
     "train": 5,
     "merge": 5,
     "evaluation": 5,

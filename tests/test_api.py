@@ -32,6 +32,10 @@ PUBLIC = {
     "parameter_groups": "(base, model, *, learning_rate=None, **flags)",
     "preview_row": "(base, rows, index)",
     "save_model": "(base, model, folder)",
+    "evaluate": "(model, data_path, *, metrics=('exact_match', 'rouge_l'), compare=(), image_folder=None, "
+    "columns=None, missing_tags='error', box_format=None, on_bad_row='error', allow_outside_folder=False, "
+    "allow_remote_media=False, "
+    "batch=8, max_new_tokens=512, limit=None, out=None, thinking='auto', base_model=None, device=None)",
     "Base": "(*, opened, flags)",
     "Rows": "(*, measured, base, flags)",
     "Loader": "(rows, batches, *, on_bad_row)",
@@ -74,7 +78,7 @@ def test_defaults_are_those_of_the_flags():
 
 def test_every_flag_of_data_and_model_has_its_function():
     of = {name: [function for function, takes in TAKES.items() if name in takes] for name in table.OF_TRAIN}
-    assert [name for name in table.DATA | table.MODEL if not of[name] and name != "eval_path"] == []
+    assert [name for name in table.DATA | table.MODEL if not of[name] and name not in ("eval_path", "eval_split")] == []
     assert set().union(*TAKES.values()) <= set(table.OF_TRAIN)
     shared = {name for name, functions in of.items() if len(functions) > 1}
     assert shared == {"seed", "dataloader_num_workers"}

@@ -61,6 +61,7 @@ def own_data() -> None:
     """Write the files that the pages call the user's own: train.json and its pictures."""
     for i, name in enumerate(("shelf", "table")):
         write_image(Path("images") / f"{name}.jpg", 120 + i, 90)
+    write_json(Path("val.json"), [row("<image>What?", "A bowl.", image="table.jpg")])
     write_json(
         Path("train.json"),
         [
@@ -74,6 +75,7 @@ def own_tables() -> None:
     """Write the tables that data/README.md reads with --columns."""
     for name in ("left", "right"):
         write_image(Path(f"{name}.jpg"))
+    Path("labels.txt").write_text("A bowl.\nA cup.\n")
     Path("vqa.csv").write_text("picture,q,a\nleft.jpg,What?,A temple.\n")
     pair = {"qa": {"text": "Which?", "reply": "Both."}, "left": "left.jpg", "right": "right.jpg"}
     Path("pairs.jsonl").write_text(json.dumps(pair) + "\n")
@@ -94,9 +96,11 @@ DOORS = {
     "train": ("vlft.train.run.train",),
     "merge": ("vlft.merge.merge",),
     "check-data": ("vlft.check.check",),
+    "export": ("vlft.convert.export.export",),
     "preview": ("vlft.preview.preview_rows",),
     "plan": ("vlft.plan.plan",),
     "chat": ("vlft.chat.open_model",),
+    "eval": ("vlft.evaluation.evaluate.evaluate",),
     "report": ("vlft.report.make_report",),
     "import": ("vlft.convert.import_stories",),
     "demo": ("vlft.demo.run.demo", "vlft.demo.build_base.rebuild"),
@@ -122,7 +126,14 @@ def test_every_command_is_parsed(here, monkeypatch):
     for file in (*named, *shown):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text("\n")
-    for folder in ("StoryReasoning", "tiny-model", "demo-out/base", "vlft/demo/base", "output/dpo-merged", "output/grpo"):
+    for folder in (
+        "StoryReasoning",
+        "tiny-model",
+        "demo-out/base",
+        "vlft/demo/base",
+        "output/dpo-merged",
+        "output/grpo",
+    ):
         Path(folder).mkdir(parents=True)
     Path("finetune_lora.sh").write_text("deepspeed src/train/train_sft.py --model_id Qwen/x --data_path train.json")
     Path("qwen2vl_lora_sft.yaml").write_text(
@@ -155,16 +166,16 @@ def printed(page: str, *verbs: str) -> list[list[str]]:
 def test_your_own_data_in_three_steps(here, capsys):
     """The commands of README.md and its guides run on rows and a base with these names: check, train, merge, chat."""
     own_data()
-    wanted = ("check-data", "preview", "plan", "train", "merge", "chat", "report")
+    wanted = ("check-data", "preview", "plan", "train", "eval", "merge", "chat", "report")
     guides = ("checking", "merging", "running", "memory")
     pages = ("README.md", *(f"examples/guides/{name}.md" for name in guides))
     steps = [words for page in pages for words in printed(page, *wanted) if "lesson" not in " ".join(words)]
     assert [words[0] for words in steps] == [
-        *("check-data", "preview", "plan", "train", "merge", "chat"),  # README.md
+        *("check-data", "preview", "plan", "train", "eval", "merge", "chat"),  # README.md
         *("check-data", "preview", "chat", "report", "plan", "plan"),  # the guides
     ]
     for words in steps:
-        quick = ["--max_new_tokens", "2"] if words[0] == "chat" else []
+        quick = ["--max_new_tokens", "2"] if words[0] in ("chat", "eval") else []
         quick += ["--workers", "0"] if words[0] == "check-data" else []
         quick += ["--dataloader_num_workers", "0"] if words[0] == "train" else []
         assert main([*words, *quick]) == 0, (words, capsys.readouterr().err)

@@ -131,7 +131,7 @@ def test_no_verb_takes_a_number_that_is_none(verb):
         (["--report_to", "wandbb"], "--report_to wandbb: is unknown; did you mean wandb?"),
         (["--report_to", ""], "--report_to is empty, must be one of none, all"),
         (["--model_id", ""], "--model_id is empty"),
-        (["--metric_for_best_model", "bleu"], "--metric_for_best_model is bleu, must be one of loss, eval_loss"),
+        (["--metric_for_best_model", "bleu"], "--metric_for_best_model bleu: an evaluation has no such metric"),
         (["--lr_scheduler_type", "cosine_with_min_lr"], "needs one of min_lr and min_lr_rate"),
         (["--lr_scheduler_type", "warmup_stable_decay"], "needs num_decay_steps"),
         (["--lr_scheduler_type", "polynomial", "--learning_rate", "1e-8"], "must be below --learning_rate 1e-08"),
@@ -327,8 +327,7 @@ def test_yaml_files_of_other_kits(tmp_path, monkeypatch):
     argv = corrected(message)
     assert argv[argv.index("--bits") + 1] == "4"
     assert argv[argv.index("--data_path") + 1] == "data/mine.json"
-    (tmp_path / "held_out.json").write_text("[]")
-    assert door.check("train", argv, KNOWN).given >= {"eval_path", "eval_strategy", "max_length"}
+    assert door.check("train", argv, KNOWN).given >= {"eval_split", "eval_strategy", "max_length"}
 
     monkeypatch.setenv("MAX_PIXELS", "602112")
     (tmp_path / "swift.yaml").write_text(
@@ -359,7 +358,7 @@ def test_hints_by_spelling_only_for_slips():
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [("sft", "vlft train"), ("webui", "vlft chat"), ("api", "serve OUT"), ("export", "vlft merge RUN OUT"),
-     ("infer", "vlft chat"), ("eval", "--eval_path"), ("Fine_Tune", "vlft train")],
+     ("infer", "vlft chat"), ("evaluate", "vlft eval"), ("Fine_Tune", "vlft train")],
 )  # fmt: skip
 def test_commands_of_other_kits(capsys, typed, meant):
     assert main([typed]) == 2

@@ -13,6 +13,7 @@ import pytest
 from jinja2 import UndefinedError
 
 import vlft
+from vlft.checkpoint.serving import Serving
 from vlft.demo.page import as_html
 from vlft.pages.web import TEMPLATES, environment, render
 from vlft.report.charts import Series, chart
@@ -111,4 +112,5 @@ REPORT: dict = {
     "base": {"model": "base", "revision": None, "fingerprint": "f"},
     "settings": [],
     "config": "",
+    "serving": Serving(commands={"vllm": "vllm serve <b>"}, notes=("a <b>note",)),
 }

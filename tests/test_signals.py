@@ -60,7 +60,7 @@ def test_before_the_first_step(told, train, monkeypatch):
 
     for number, word, status in ((signal.SIGUSR1, "SIGUSR1", 75), (signal.SIGINT, "Ctrl-C", 130)):
         with monkeypatch.context() as patch:
-            patch.setattr(vlft.train.run, "training_rows", partial(measuring, number))
+            patch.setattr(vlft.train.run, "rows_of_run", partial(measuring, number))
             said = told(*STEPS, status=status)
             assert f"stopped: {word} before the first step, so there is nothing to save. The rows measured" in said
         with monkeypatch.context() as patch:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from build import row, write_image
 
-from vlft.check.split import split, wanted_rows
 from vlft.cli.main import main
+from vlft.data.division import split, wanted_rows
 from vlft.data.identity import Marked
 from vlft.data.sample import Sample
 from vlft.text import short_path

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -681,21 +680,24 @@ def test_placeholders_are_refused_until_they_are_filled_in():
         assert f"{word}: replace {word} by a value" in str(caught.value)
 
 
-def test_rows_that_a_kit_holds_out_are_files_that_the_named_command_writes(folder, capsys):
-    rows = [{"conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": "A."}]} for n in range(8)]
-    Path("mine.json").write_text(json.dumps(rows))
-    Path("old.yml").write_text("base_model: m\nadapter: lora\nval_set_size: 0.25\ndatasets: [{path: mine.json}]\n")
-    assert main(["plan", "--translate", "old.yml", "--out", "new.yaml"]) == 0
-    said = capsys.readouterr().out
-    assert said.index("fill in:") < said.index("written differently here:")
-    line = next(line for line in said.splitlines() if "--data_path mine-train.jsonl: write it with" in line)
-    assert main(shlex.split(line.partition("vlft ")[2])) == 0
-    config = yaml.safe_load(Path("new.yaml").read_text())
-    assert {name: Path(config[name]).read_text().count("\n") for name in ("data_path", "eval_path")} == {
-        "data_path": 6,
-        "eval_path": 2,
-    }
-    assert not settled(Path("old.yml").read_text(), "again.yml")[0].fill_in
+@pytest.mark.parametrize(
+    ("kit", "becomes"),
+    [
+        ("base_model: m\nadapter: lora\nval_set_size: 0.25\nearly_stopping_patience: 3\n", ("0.25", "3")),
+        (
+            "model_name_or_path: m\nstage: sft\nfinetuning_type: lora\nval_size: 100\nearly_stopping_steps: 2\n",
+            ("100", "2"),
+        ),
+        ("model: m\ntrain_type: lora\nsplit_dataset_ratio: 0.01\nearly_stop_interval: 4\n", ("0.01", "4")),
+    ],
+)
+def test_rows_that_a_kit_holds_out_are_held_out(folder, kit, becomes):
+    data = "dataset: d.json\n" if "base_model" not in kit else "datasets: [{path: d.json}]\n"
+    (one,) = settled(kit + data, "old.yml")
+    found = values(one)
+    assert (found["eval_split"], found["early_stopping_patience"]) == becomes
+    assert (found["eval_strategy"], found["metric_for_best_model"]) == ("epoch", "eval_loss")
+    assert not [note for note in one.notes if "still to settle" in note]
 
 
 def test_a_function_shifts_its_arguments():
@@ -746,7 +748,8 @@ def test_no_flag_of_a_kit_gets_a_hint_by_spelling():
 @pytest.mark.parametrize(
     ("typed", "meant"),
     {
-        "val_size 0.1": "eval_path",
+        "val_size 0.1": "eval_split 0.1",
+        "early_stopping_steps 3": "early_stopping_patience 3",
         "orpo_alpha 0.2": "orpo_lambda 0.2",
         "pref_beta 0.2": "beta 0.2",
         "pref_loss ipo": "method dpo",
@@ -779,7 +782,7 @@ def test_hints_by_meaning(typed, meant):
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("webui", "vlft chat"), ("api", "serve OUT"), ("export", "vlft merge"), ("infer", "vlft chat"),
+    [("webui", "vlft chat"), ("api", "serve OUT"), ("infer", "vlft chat"),
      ("deploy", "serve OUT"), ("sft", "vlft train"), ("pt", "vlft train"), ("rlhf", "--method dpo"),
      ("translate", "vlft plan --translate"), ("vllm-serve", "serve OUT"), ("kto", "not supported"),
      ("orpo", "vlft train --method orpo")],

@@ -203,12 +203,16 @@ def test_a_run_says_how_to_serve_it_and_chats_so(thinking_base, tmp_path, capsys
     """An adapter that was trained without thoughts, then merged."""
     rows = write_json(tmp_path / "rows.json", [talk("A.", "B."), talk("C.")])
     run = train(thinking_base, rows, tmp_path / "run", "--max_steps", "1", "--lora_rank", "4", "--thinking", "off")
-    hint = 'chat_template_kwargs={"enable_thinking": false}'
+    chosen = "'{\"enable_thinking\": false}'"
     out = capsys.readouterr().out
-    assert f"serve:  with {hint}" in out
+    assert f"--default-chat-template-kwargs {chosen}" in out
     assert out.strip().splitlines()[-1].startswith("merge:")
     assert main(["merge", str(run), str(tmp_path / "merged")]) == 0
-    assert f"serve    with {hint}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"serve    transformers serve {tmp_path / 'merged'} --chat-template-kwargs {chosen}\n" in out
+    assert f"--default-chat-template-kwargs {chosen}" in out
+    assert "--jinja --image-min-tokens" in out
+    assert f" --chat-template-kwargs {chosen}\n" in out
     tokenizer = load_processor(thinking_base).tokenizer
     asked = [{"role": "user", "content": "Hi."}]
     on, off = (

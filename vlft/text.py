@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
 
 PLAIN_WIDTH = 10_000  # columns of output to a file or a pipe
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 WRAPPED = 16  # least columns of wrapped text in a table
 
 _TABLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}  # Unicode's control pictures
@@ -35,6 +37,19 @@ def counted(number: float, noun: str, *, zero: str = "0") -> str:
     if number == 0:
         return f"{zero} {plural(number, noun)}"
     return f"{number:,} {plural(number, noun)}" if isinstance(number, int) else f"{number:.6g} {plural(number, noun)}"
+
+
+def bytes_of(size: str) -> int:
+    """Read a size as transformers writes it: `5GB` (10^9 bytes each), `200MB`, `1.5GB`, or a number of bytes.
+
+    Raises:
+        ValueError: it is no such size, or less than a byte.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)?\s*", size, re.IGNORECASE)
+    count = 0 if found is None else int(float(found[1]) * _UNITS[(found[2] or "").upper()])
+    if count < 1:
+        raise ValueError(f"{size!r} is no size. Use a number with KB, MB, GB or TB, such as 5GB")
+    return count
 
 
 def short(text: str, most: int = 200) -> str:

@@ -19,6 +19,7 @@ from transformers import set_seed
 from vlft import setup
 from vlft.api import saving
 from vlft.api.door import check_arguments, mark_model, speaks_python
+from vlft.api.evaluation import evaluate as evaluate
 from vlft.api.forward import take_batches
 from vlft.api.keywords import Flag, parsed, said
 from vlft.api.loader import Loader

@@ -35,7 +35,7 @@ _OF_MODEL = {"bf16", "gradient_checkpointing", "use_liger_kernel", "seed"}
 _BASE_ITSELF = {"model_id", "model_revision"}
 #: Function -> the flags it takes. `open_base` takes new flags of data, `load_model` takes new flags of the model.
 TAKES: Mapping[str, frozenset[str]] = {
-    "open_base": frozenset((set(table.DATA) - _OF_ROWS - {"eval_path"}) | _BASE_ITSELF | {"use_cpu"}),
+    "open_base": frozenset((set(table.DATA) - _OF_ROWS - {"eval_path", "eval_split"}) | _BASE_ITSELF | {"use_cpu"}),
     "load_rows": frozenset(_OF_ROWS),
     "data_loader": frozenset(_OF_LOADER),
     "load_model": frozenset((set(table.MODEL) - _BASE_ITSELF) | _OF_MODEL),

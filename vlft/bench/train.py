@@ -33,8 +33,9 @@ from vlft.setup import open_base, trainable_rows
 NOT_MEASURED = (
     "output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "logging_steps", "logging_strategy",
     "logging_first_step", "report_to", "run_name", "save_strategy", "save_steps", "save_total_limit", "save_only_model",
-    "eval_path", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end",
-    "metric_for_best_model", "greater_is_better", "push_to_hub",
+    "eval_path", "eval_split", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end",
+    "metric_for_best_model", "greater_is_better", "early_stopping_patience", "early_stopping_threshold",
+    "eval_metric", "push_to_hub",
 )  # fmt: skip
 PACK_TOKENS = 16384  # the default of vlft train
 TINY_PACK_TOKENS = 1024  # a few tiny rows
@@ -138,7 +139,7 @@ def _epoch(parsed: Parsed, flags: dict[str, Any]) -> tuple[Epoch, dict[str, str]
     """Count the tokens and operations of all rows, and read the modes of the towers, under the flags of the run."""
     data, model, args = parsed.flags
     names: dict[type, set[str]] = {cls: set(cls.__dataclass_fields__) for cls in (DataFlags, ModelFlags)}
-    data = replace(data, **{k: v for k, v in flags.items() if k in names[DataFlags]}, eval_path=[])
+    data = replace(data, **{k: v for k, v in flags.items() if k in names[DataFlags]}, eval_path=[], eval_split=None)
     model = replace(model, **{k: v for k, v in flags.items() if k in names[ModelFlags]})
     base = open_base(data, model, given=frozenset(flags))
     measured = trainable_rows(data.data_path, data, base, workers=args.dataloader_num_workers)

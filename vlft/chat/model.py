@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from vlft.answering import answers, seconds_remark, speaker
+from vlft.answering import answers
+from vlft.answering.opened import enough_memory, open_settings
 from vlft.chat.turns import conversation
-from vlft.checkpoint import (
-    RunRecord,
-    attach_adapter,
-    check_lineage,
-    find_adapter_or_model,
-    find_base,
-    open_processor,
-    quantisation_to_answer,
-    read_adapter,
-    resolve_complete,
-)
-from vlft.config.device import has_bf16
-from vlft.config.recipe import Recipe
-from vlft.config.thinking import ENABLE, Thinking, thinking_of_run
+from vlft.config.thinking import Thinking
 from vlft.data.boxes import AnswerBox, boxes_in_answer
 from vlft.data.encode import Encoder
 from vlft.data.media.read import MediaError, measure
 from vlft.data.sample import Sample, Turn
 from vlft.errors import ConfigError, DataError
-from vlft.families import Family, Sizes
+from vlft.families import Family
 from vlft.model.generate import Sampling, Speaker
-from vlft.model.load import load_base, load_config
-from vlft.model.packed import load_quantised
-from vlft.model.quantise import Quantisation
 
 MAX_NEW_TOKENS = 512
 
@@ -102,7 +84,7 @@ class Chat:
         sampling = sampling or Sampling(max_new_tokens=MAX_NEW_TOKENS)
         sample = asked if isinstance(asked, Sample) else conversation(asked)
         try:
-            with _enough_memory(self.speaker.model.device):
+            with enough_memory(self.speaker.model.device):
                 (said,) = answers([sample], self.encoder, self.speaker, sampling, limit=self.limit, stream=stream)
         except DataError as error:
             if sample is asked:
@@ -153,7 +135,7 @@ class Chat:
             DataError: the errors of `reply`.
         """
         sampling = Sampling(max_new_tokens=max_new_tokens)
-        with _enough_memory(self.speaker.model.device):
+        with enough_memory(self.speaker.model.device):
             said = answers(samples, self.encoder, self.speaker, sampling, batch=batch, limit=self.limit)
             return [answer.text for answer in said]
 
@@ -180,84 +162,12 @@ def open_model(
         ConfigError: `base_model` is set for a model that needs none, its chat template takes no `thinking`, or there is
             not enough memory.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    half = device.type == "cuda" and has_bf16()
-    dtype = torch.bfloat16 if half else torch.float32
-    found = find_adapter_or_model(path) if Path(path).expanduser().is_dir() else None
-    if found is not None and found.kind == "adapter":
-        base_id, folder = find_base(path, found, base_model)
-        check_lineage(path, found, base_id, folder)
-        name = f"{path} (adapter on {base_id})"
-    else:
-        name, folder = str(path), resolve_complete(path, base_model)
-    record = found.record if found else None
-    quantisation = quantisation_to_answer(path, record, folder)
-    if quantisation is not None:
-        name += f", quantised to {quantisation.kind} as in training"
-    config, family = load_config(folder)
-    adapter = read_adapter(found.folder, folder, family) if found is not None and found.kind == "adapter" else None
-    processor = open_processor(folder, adapter.folder if adapter else None)
-    sizes = family.sizes(config)
-    recipe = _recipe(record, processor, family, sizes, thinking=thinking)
-    notes = adapter.notes if adapter is not None else ()
-    if record is not None and thinking == "auto" and ENABLE in recipe.switches and recipe.thinking == "auto":
-        notes = (*notes, "it was trained with and without thoughts, and its chat template decides; --thinking chooses")
-    with _enough_memory(device):
-        model: Any = _load(folder, family, quantisation, dtype)
-        if adapter is not None:
-            model = attach_adapter(model, adapter, family).get_base_model()
-        for parameter in model.parameters():  # not model.to(dtype), which would round M-RoPE's frequencies too
-            if parameter.is_floating_point():  # bitsandbytes moves its own with the model
-                parameter.data = parameter.data.to(device, dtype)
-        model.to(device).eval()
-    remark = seconds_remark(model, recipe)
+    opened = open_settings(path, base_model=base_model, thinking=thinking)  # users type boxes in the model's own unit
+    loaded = opened.load(device)
     return Chat(
-        name=f"{name}, {str(dtype).removeprefix('torch.')} on {device}",
-        encoder=Encoder(family=family, processor=processor, recipe=recipe),
-        speaker=speaker(model, processor, family),
-        limit=sizes.text.max_positions,
-        notes=(*notes, *([remark] if remark else [])),
+        name=loaded.name,
+        encoder=opened.encoder,
+        speaker=loaded.speaker,
+        limit=opened.limit,
+        notes=(*opened.notes, *loaded.notes),
     )
-
-
-def _load(folder: Path, family: Family, quantisation: Quantisation | None, dtype: torch.dtype) -> Any:
-    """The base on the CPU, quantised as in training."""
-    if quantisation is None:
-        return load_base(folder, family, dtype=dtype)
-    return load_quantised(folder, family, quantisation, dtype)
-
-
-def _recipe(record: RunRecord | None, processor: Any, family: Family, sizes: Sizes, *, thinking: Thinking) -> Recipe:
-    """The run's recipe without the settings that apply only to rows; without a run, that of the processor.
-
-    Raises:
-        ConfigError: the chat template takes no `thinking`.
-    """
-    model: dict[str, Any] = {"family": family, "tokens_per_second": sizes.vision.tokens_per_second}
-    if record is None:
-        recipe = Recipe.of_model(processor, **model)
-    else:
-        recipe = Recipe.of_run(processor, record.settings, **model)
-    if thinking != "auto" and ENABLE not in recipe.switches:
-        raise ConfigError(
-            f"--thinking {thinking}: the chat template of this model does not take {ENABLE}, so the flag has no "
-            "effect. Drop it."
-        )
-    if thinking == "auto" and record is not None:
-        trained = thinking_of_run(record.settings)
-        thinking = "auto" if trained is None else "on" if trained else "off"
-    recipe = replace(recipe, thinking=thinking)
-    # `Chat` checks lengths, which include the answer; and users type boxes in the model's own unit.
-    return replace(recipe, max_length=sys.maxsize, fit=None, box_format="as_is")
-
-
-@contextlib.contextmanager
-def _enough_memory(device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        free = torch.cuda.mem_get_info(device)[0] / 2**30
-        raise ConfigError(
-            f"not enough memory on {device} ({free:.1f} GiB free). Use fewer media, free the GPU, or hide it: "
-            "CUDA_VISIBLE_DEVICES= vlft chat ..."
-        ) from error

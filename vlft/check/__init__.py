@@ -27,13 +27,16 @@ from vlft.check.twins import Compared, Digests
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.data.costs.cache import scan_kept
 from vlft.data.files.index import RowIndex
+from vlft.data.identity import Marks
 from vlft.data.rows.keys import UNREAD
 from vlft.errors import BadRow
 from vlft.families import DEFAULT
 from vlft.screen import count
 from vlft.setup import open_base, open_rows, remarks_on_pixels, stock_probe
+from vlft.setup.held_out import held_out_rows
 from vlft.setup.overlap import overlap
 from vlft.setup.schedule import pack_budget
+from vlft.text import counted
 
 DECODE_CHUNK = 4  # rows that a process returns at once if every frame is decoded
 LISTED = 100_000  # warnings that are listed; a data set with more repeats the same warning in every row
@@ -177,6 +180,7 @@ def check(
     workers: int,
     cache: Path | None = None,
     before: Callable[[RowIndex], None] = lambda index: None,
+    seed: int = 42,
 ) -> Check:
     """Find every row that the loader would refuse.
 
@@ -189,6 +193,7 @@ def check(
         workers: number of processes that share the work.
         cache: folder where results are saved for the next check; None saves nothing.
         before: called with all rows before the first row is checked.
+        seed: chooses the rows that `--eval_split` would hold out.
 
     Raises:
         ConfigError: a file cannot be read at all, or a flag cannot be applied.
@@ -201,6 +206,7 @@ def check(
     budget = pack_budget(data) if base is not None else None  # tokens are counted with a base only
     before(index)
     notes: list[str] = []
+    marks = Marks() if data.eval_split is not None else None
     look = RowCheck(probe, family=family, decode=not headers_only, rate_given=data.frames_fps is not None)
     results = scan_kept(
         index,
@@ -212,6 +218,7 @@ def check(
         note=notes.append,
         what="results of the check",
         chunk=4 * DECODE_CHUNK if headers_only else DECODE_CHUNK,
+        marks=marks,
     )
     tally = _Tally()
     word = "reading headers of rows" if headers_only else "decoding rows"
@@ -232,6 +239,10 @@ def check(
     if base is not None and tally.videos:
         notes += remarks_on_pixels(base, data)
     good = np.frombuffer(tally.good, dtype=np.int64)
+    if marks is not None and data.eval_split is not None and len(good):
+        out_R, remark = held_out_rows(marks.of(index, good), data.eval_split, seed=seed)
+        held = f"{int(out_R.sum()):,} of {counted(len(good), 'row')} to evaluate on"
+        notes.append(remark or f"--eval_split {data.eval_split:g}, --seed {seed} holds out {held}")
     compared = Compared.of(tally.digests, index.take(good), by_content=not headers_only)
     repeats = {
         int(good[row]): _row(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlft.check import Check
-from vlft.check.split import split, wanted_rows
+from vlft.data.division import split, wanted_rows
 from vlft.data.files.index import RowIndex
 from vlft.data.rows.source import as_found, home_of
 from vlft.data.rows.write_back import written

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vlft.check.row import RowFacts
+from vlft.data.division import groups_of
 from vlft.data.files.index import RowIndex
 from vlft.data.identity import FILE_BYTES, ROW_BYTES, Marked, content_digest, each_slice, row_digest
 from vlft.errors import DataError
@@ -111,22 +112,7 @@ class Compared:
         Returns:
             for each of the rows the first place in `rows` of its group, int64 [G].
         """
-        parent = list(range(len(rows)))
-
-        def root(place: int) -> int:
-            while parent[place] != place:
-                parent[place] = parent[parent[place]]
-                place = parent[place]
-            return place
-
-        slices = list(each_slice(self.ends))
-        first: dict[int, int] = {}
-        for place, row in enumerate(rows):
-            shared = self.files[slices[row]].tolist() or [int(self.asked[row])]
-            for one in shared:
-                a, b = root(first.setdefault(one, place)), root(place)
-                parent[max(a, b)] = min(a, b)
-        return np.array([root(place) for place in range(len(rows))], dtype=np.int64)
+        return groups_of(rows, self.files, self.ends, self.asked)
 
     def bond(self, rows: Sequence[int]) -> str:
         """Name what a group of rows has in common: the file that most of its rows name, or its question.

@@ -84,7 +84,7 @@ def _no_model(folder: Path) -> str:
     """What a folder without config.json is instead, and what to use."""
     if (folder / ADAPTER_CONFIG).is_file():
         base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-        return f"an adapter, not a whole model. Give its base, {base!r}."
+        return f"an adapter, not a whole model. Give its base, {base!r}, or merge it: vlft merge {folder} OUT."
     if (what := _near_by(folder)) is not None:
         return what
     ggufs = weights_advice(folder) + " " if any(folder.glob("*.gguf")) else ""

@@ -48,8 +48,8 @@ class RunRecord:
         versions: package -> version that trained it.
         training: settings that identify the run (seed, global batch, data fingerprint, ...), and its progress; free
             form, read by `vlft.train`.
-        data: per file `{"file", "rows", "trained", "skipped": [{"index", "id", "field", "reason"}]}`; for a mix also
-            `"not_drawn"` and `"draws_an_epoch"`.
+        data: per file `{"file", "rows", "trained", "skipped": [{"index", "id", "field", "reason"}]}`; with
+            `--eval_split` also `"held_out"`, for a mix `"not_drawn"` and `"draws_an_epoch"`.
         quantised: `{"bits", "kind", "double", "dtype", "modules": {tower: count}}`: how the base's linear layers were
             quantised, the dtype in which they computed, and how many; None: they were not, or the version is older.
 
@@ -87,12 +87,11 @@ class RunRecord:
             raise CheckpointError(f"{RECORD}: media has {sorted(self.media)}, expected {sorted(MEDIA_KEYS)}.")
         for entry in self.data:
             rows, trained, skipped = entry["rows"], entry["trained"], len(entry["skipped"])
-            not_drawn = entry.get("not_drawn", 0)
-            if rows != trained + skipped + not_drawn:
+            not_drawn, held_out = entry.get("not_drawn", 0), entry.get("held_out", 0)
+            if rows != trained + skipped + not_drawn + held_out:
                 raise CheckpointError(
                     f"{RECORD}: {entry['file']}: {rows} rows read, but {trained} trained + {skipped} skipped "
-                    f"+ {not_drawn} not drawn; "
-                    "a row was lost or counted twice."
+                    f"+ {not_drawn} not drawn + {held_out} held out; a row was lost or counted twice."
                 )
 
 

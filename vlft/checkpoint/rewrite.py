@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlft.checkpoint.shards import Shards
 from vlft.errors import CheckpointError
 from vlft.families import Family
 from vlft.families.stored import Source, is_carried, match
@@ -25,7 +26,13 @@ Change = Callable[[str, "torch.Tensor"], Iterable[tuple[str, "torch.Tensor"]]]
 
 
 def rewrite(
-    base: Path, out: Path, change: Change, *, progress: Callable[[str], None] = lambda line: None, doing: str = "write"
+    base: Path,
+    out: Path,
+    change: Change,
+    *,
+    progress: Callable[[str], None] = lambda line: None,
+    doing: str = "write",
+    largest: int | None = None,
 ) -> None:
     """Write every weight file of a model under its own name into another folder, and its index.
 
@@ -35,6 +42,7 @@ def rewrite(
         change: called once for each tensor; may return none, or several.
         progress: called with a line of text per file.
         doing: first word of that line.
+        largest: cut the tensors into new files of at most this many bytes (`Shards`); None: as the model's files.
 
     Raises:
         CheckpointError: the errors of `tensor_index`.
@@ -44,15 +52,23 @@ def rewrite(
 
     files = sorted(set(tensor_index(base).values()))
     weight_map: dict[str, str] = {}
+    shards = None if largest is None else Shards(out, largest, {"format": "pt"})
     for number, file in enumerate(files, start=1):
         progress(f"{doing}: {file.name} ({number} of {len(files)})")
         with safe_open(file, framework="pt") as stored:
             names = stored.keys()
-            shard = dict(made for name in names for made in change(name, stored.get_tensor(name)))
+            made = (one for name in names for one in change(name, stored.get_tensor(name)))
+            if shards is not None:
+                for one in made:
+                    shards.add(*one)
+                continue
+            shard = dict(made)
             metadata = stored.metadata() or {"format": "pt"}
         save_file({name: tensor.contiguous() for name, tensor in shard.items()}, out / file.name, metadata=metadata)
         weight_map |= dict.fromkeys(shard, file.name)
-    if (base / INDEX).is_file():
+    if shards is not None:
+        shards.finish()
+    elif (base / INDEX).is_file():
         _write_index(base, out, weight_map, [file.name for file in files])
 
 

@@ -28,7 +28,14 @@ examples:
 """
 
 DEFAULT_SEED = 42  # of --split, as of training
-WRITTEN = {"data_path", "eval_path", "data_mix", "columns", "missing_tags"}  # flags that the written files replace
+WRITTEN = {
+    "data_path",
+    "eval_path",
+    "eval_split",
+    "data_mix",
+    "columns",
+    "missing_tags",
+}  # flags that the written files replace
 
 
 def parser() -> RowParser:
@@ -72,7 +79,7 @@ def run(parsed: Parsed, write: Write) -> int:
     from vlft.interrupts import explained
 
     (data, model), extra = parsed.flags, parsed.extra
-    files = data_files("check-data", parsed, acting={"seed"} if extra.split else set())
+    files = data_files("check-data", parsed, acting={"seed"} if extra.split or data.eval_split else set())
 
     def before(index: RowIndex) -> None:
         if extra.report:
@@ -85,7 +92,8 @@ def run(parsed: Parsed, write: Write) -> int:
     with explained(
         "The results so far are saved. Run the same command again to resume." if cache else "No results were saved."
     ):
-        checked = check(files, data, model, given=parsed.given, **read)
+        seed = int(parsed.effective.get("seed", DEFAULT_SEED))
+        checked = check(files, data, model, given=parsed.given, seed=seed, **read)
     found = checked.found
     if extra.json:
         write(found.as_json())
@@ -94,7 +102,6 @@ def run(parsed: Parsed, write: Write) -> int:
     if extra.report:
         print(f"report: {write_report(checked, extra.report)}", file=sys.stderr)
     if extra.fix:
-        seed = int(parsed.effective.get("seed", DEFAULT_SEED))
         done = write_clean(checked, extra.fix, dedup=extra.dedup, shares=extra.split, seed=seed)
         print(_said(done, len(found.bad)), file=sys.stderr)
         if extra.split:

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from functools import partial
 
 from vlft.cli.command import CommandParser, Write, add_json, command
+from vlft.text import bytes_of
 
 EXAMPLES = """\
 examples:
   vlft merge output/run output/merged
   vlft merge output/run/checkpoint-200 output/merged --dtype bf16
+  vlft merge output/run output/merged --max_shard_size 5GB
   vlft merge some/peft_adapter output/merged --base_model Qwen/Qwen2-VL-2B-Instruct
 """
 
@@ -39,8 +41,22 @@ def parser() -> CommandParser:
         help="of a run with --bits 4 or 8: the base's quantised weights, with which it trained (default), or those of "
         "the base's files; then the drift is measured",
     )
+    parser.add_argument(
+        "--max_shard_size",
+        type=_bytes,
+        metavar="SIZE",
+        help="cut the weights into files of at most this size, e.g. 5GB, as transformers does; default: as the base's "
+        "files",
+    )
     add_json(parser)
     return parser
+
+
+def _bytes(text: str) -> int:
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 @command(parser)
@@ -56,6 +72,7 @@ def run(flags: argparse.Namespace, write: Write) -> int:
             base_model=flags.base_model,
             dtype=flags.dtype,
             onto=flags.onto,
+            max_shard_size=flags.max_shard_size,
             progress=partial(print, file=sys.stderr, flush=True),
         )
     for note in report.notes:
@@ -79,6 +96,8 @@ def run(flags: argparse.Namespace, write: Write) -> int:
             f"{drift}"
         )
     print(f"out      {report.out}")
-    if report.serving is not None:
-        print(f"serve    {report.serving}")
+    for line in report.serve.values():
+        print(f"serve    {line}")
+    for remark in report.serve_notes:
+        print(f"note     {remark}")
     return 0

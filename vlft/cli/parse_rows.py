@@ -62,9 +62,19 @@ def data_files(verb: str, parsed: Parsed, *, acting: Collection[str] = ()) -> li
         )
     if not (files := named or every):
         raise wrong_usage(verb, "no data file: pass a .json, .jsonl, .csv, .parquet or .tar, or a folder of a data set")
+    say_idle(parsed, acting=acting)
+    return files
+
+
+def say_idle(parsed: Parsed, *, acting: Collection[str] = ()) -> None:
+    """Print on stderr which flags act in training only.
+
+    Args:
+        parsed: a command line.
+        acting: flags of training that the verb uses too.
+    """
     if idle := sorted((parsed.given & set(TRAIN)) - set(acting)):
         print(f"no effect here, training only: --{', --'.join(idle)}", file=sys.stderr)
-    return files
 
 
 MOST_ROWS = 200

@@ -23,8 +23,8 @@ from vlft.errors import VlftError
 
 FEW = 2  # data files that are named
 #: Verbs that load weights or train, which takes long. `plan` does with --measure.
-LONG = ("train", "merge", "chat", "bench", "demo")
-ON_STDERR = ("chat",)  # its stdout holds the answer only
+LONG = ("train", "merge", "chat", "eval", "bench", "demo")
+ON_STDERR = ("chat", "eval")  # their stdout holds the answer, or the figures, only
 
 
 @contextlib.contextmanager

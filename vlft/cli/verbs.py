@@ -48,11 +48,18 @@ _ROWS = (
     _like_train(
         "check-data", "find every row that cannot be trained, and report why", "checking rows", module="check_data"
     ),
+    _verb(
+        "export",
+        "write rows for verl, TRL or llm-compressor, with pictures as bytes",
+        "exporting rows",
+        train_flags=True,
+    ),
     _verb("import", "convert a published data set into rows and pictures", "converting", module="import_data"),
     _like_train("preview", "show rows as the model sees them, with trained tokens marked", "reading rows"),
     _verb("demo", "train a tiny model on pictures, in minutes, on a CPU", "running the demo"),
     _like_train("plan", "show what a run would train, at which rates, in how many steps", "planning"),
     _verb("report", "write the report page of a run again: curves, answers, times", "writing the page"),
+    _verb("eval", "score a model's answers to held-out rows, and compare models", "reading rows"),
     _verb("chat", "ask a model about pictures and videos", "loading the model"),
     _verb("bench", "measure loading and training, and compare with stock transformers", "measuring", train_flags=True),
 )

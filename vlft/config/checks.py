@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from vlft.config import blocks, grpo, preference, quantised, variants
+from vlft.config import blocks, evaluation, grpo, preference, quantised, variants
 from vlft.config.columns import read_columns
 from vlft.config.schedules import scheduler_problems
 from vlft.config.values import DEFAULTS, Values
 from vlft.errors import ConfigError
 
-REPORT_ROWS = 4  # the flag's default; config.yaml of a run without evaluation also holds it
 TOWERS = ("vision", "merger", "language")
 #: Flags that the adapter of `--adapter` decides.
 OF_ADAPTER = (*TOWERS, "lora_rank", "lora_alpha", "lora_target", "use_dora", "use_rslora")
@@ -34,7 +33,7 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
     if verb == "check-data":
         checks.append(_fixes)
     if verb in ("train", "plan"):
-        checks += [_needed, _rates, _batches, _steps, _evaluation, _best, _loader, _features, scheduler_problems]
+        checks += [_needed, _rates, _batches, _steps, evaluation.problems, _loader, _features, scheduler_problems]
         checks += [preference.problems, grpo.problems]
     if verb == "plan":
         checks.append(_out)
@@ -201,45 +200,6 @@ def _steps(values: Values) -> Iterator[str]:
             f"--stall_timeout {patience:g} can report which one. Set it to at least {patience + REPORTING:g}, drop it, "
             "or lower --stall_timeout."
         )
-
-
-def _evaluation(values: Values) -> Iterator[str]:
-    when, path = values.of("eval_strategy"), values.every("eval_path")
-    if when != "no" and not path:
-        yield f"--eval_strategy {when} needs --eval_path"
-    if path and when == "no":
-        yield "--eval_path is given, but --eval_strategy is no: set it to steps or epoch"
-    if values.of("eval_on_start") and not path:
-        yield "--eval_on_start true needs --eval_path and --eval_strategy"
-    rows = values.of("report_rows")
-    if values.given("report_rows") and rows not in (0, REPORT_ROWS) and not path:
-        yield (
-            f"--report_rows {rows} has no effect without --eval_path: it takes its rows from the evaluation data. Drop "
-            "it, or set --eval_path."
-        )
-
-
-def _best(values: Values) -> Iterator[str]:
-    when, save = values.of("eval_strategy"), values.of("save_strategy")
-    if save == "best" and when == "no":
-        yield "--save_strategy best needs evaluations to compare: --eval_path FILE --eval_strategy steps or epoch"
-    if save == "best" and not values.given("metric_for_best_model") and not values.of("load_best_model_at_end"):
-        yield "--save_strategy best needs --metric_for_best_model eval_loss"
-    if not values.of("load_best_model_at_end") or save == "best":
-        return
-    if when != save or when == "no":
-        yield (
-            f"--load_best_model_at_end true needs --eval_strategy and --save_strategy to be equal, not {when} and "
-            f"{save}: checkpoints are compared by the evaluation at their step."
-        )
-    elif when == "steps":
-        every = values.of("save_steps")
-        step = values.of("eval_steps") or every
-        if (every < 1) != (step < 1) or round(every * 10**6) % round(step * 10**6):
-            yield (
-                f"--load_best_model_at_end true needs --save_steps {every:g} to be a multiple of --eval_steps "
-                f"{step:g}: checkpoints are compared by the evaluation at their step."
-            )
 
 
 def _loader(values: Values) -> Iterator[str]:

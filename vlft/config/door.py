@@ -162,8 +162,8 @@ def _places(verb: str, line: Line, told: Translation, kinds: Mapping[str, Kind])
                 file = line.values()[name].file if name in line.values() else None
                 if problem := places.problem(kind, word, file=file):
                     yield f"--{name} {word}: {problem}"
-    if verb in ("check-data", "preview"):
-        for word in line.others:
+    if verb in ("check-data", "preview", "export"):
+        for word in line.others[1:-1] if verb == "export" else line.others:
             if not word.startswith("-") and (problem := places.problem(table.DATA_FILE, word)):
                 yield f"{word}: {problem}"
 

@@ -46,6 +46,11 @@ class SourceFlags:
         default_factory=list,
         metadata={"help": "evaluation data, in the same forms (with --eval_strategy steps or epoch)"},
     )
+    eval_split: float | None = flag(
+        None,
+        "hold rows out of the training data to evaluate on: a share below 1, or a number of rows. --seed chooses them; "
+        "rows that share a picture or video stay together",
+    )
     image_folder: str | None = flag(
         None, "folder that relative picture and video paths start from (default: each data file's own folder)"
     )
@@ -238,6 +243,17 @@ class RunFlags(GrpoFlags, PreferenceFlags):
         4, "evaluation rows that the model answers at each evaluation, for OUT/report.html; 0: none"
     )
     report_tokens: int = flag(256, "most tokens of such an answer; answers much longer than the row's own are cut")
+    eval_metric: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "metrics of the model's answers to all evaluation rows, at each evaluation: exact_match, rouge_l, "
+            "anls and others, or FILE.py:FUNCTION. An answer has at most twice the tokens of the row's own, plus 16"
+        },
+    )
+    early_stopping_patience: int | None = flag(
+        None, "stop after this many evaluations in a row without a better --metric_for_best_model (default: never)"
+    )
+    early_stopping_threshold: float = flag(0.0, "least difference that counts as better for --early_stopping_patience")
     logging_nan_inf_filter: bool = flag(False, "not used: see --max_nonfinite_steps")
     dataloader_num_workers: int = flag(
         None, "loader processes per device; 0 decodes in the training process (default: 4, or fewer on few cores)"

@@ -20,6 +20,7 @@ Rollout = Literal["hf", "vllm"]
 GENERATIONS = 8
 #: Flags of other features that have no effect with GRPO or were not tried with it -> why, and what to do.
 REFUSED: Mapping[str, str] = {
+    "eval_split": "the trainer of TRL would need completions for it. Evaluate the model of the run: vlft eval",
     "eval_path": "the trainer of TRL would need completions for it. Evaluate the model of the run: vlft eval",
     "pack_tokens": "completions are padded, not packed",
     "pack_patches": "completions are padded, not packed",

@@ -92,7 +92,8 @@ class Number(Kind):
         high: upper bound; None: no bound.
         open_low: `low` itself is not valid.
         open_high: `high` itself is not valid.
-        share: a number below 1 is a share of all steps; larger numbers must be whole.
+        share: a number below 1 is a share; larger numbers must be whole.
+        unit: what a number with `share` counts.
         even: only even numbers are valid.
         also: values outside the range that have a special meaning.
     """
@@ -103,6 +104,7 @@ class Number(Kind):
     open_low: bool = False
     open_high: bool = False
     share: bool = False
+    unit: str = "steps"
     even: bool = False
     also: tuple[float, ...] = ()
 
@@ -125,7 +127,7 @@ class Number(Kind):
         if self.even and number % 2:
             return Problem(text="must be even: frames go in pairs", usage=self.usage)
         if self.share and number > 1 and number != int(number):
-            return Problem(text="must be a whole number of steps, or a share below 1", usage=self.usage)
+            return Problem(text=f"must be a whole number of {self.unit}, or a share below 1", usage=self.usage)
         return None
 
     def bounds(self, *, above: bool) -> str:

@@ -50,6 +50,9 @@ def write_yaml(path: str | Path, effective: Mapping[str, Any]) -> None:
 
 def _portable(name: str, value: Any) -> Any:
     """Return the value of a flag with absolute paths."""
+    if name in ("eval_metric", "metric_for_best_model") and isinstance(value, str) and ".py:" in value:
+        file, _, function = value.removeprefix("eval_").rpartition(":")
+        return f"{_absolute(file)}:{function}"
     if isinstance(value, list):
         return [_portable(name, one) for one in value]
     if not isinstance(value, str):

@@ -96,7 +96,8 @@ def scheduler_problems(values: Values) -> Iterator[str]:
     name, text = str(values.of("lr_scheduler_type")), values.of("lr_scheduler_kwargs")
     if name in ("reduce_lr_on_plateau", "greedy") and values.of("eval_strategy") == "no":
         yield (
-            f"--lr_scheduler_type {name} follows evaluations: it needs --eval_path FILE --eval_strategy steps or epoch"
+            f"--lr_scheduler_type {name} follows evaluations: it needs --eval_path FILE or --eval_split 0.05, and "
+            "--eval_strategy steps or epoch"
         )
     said: Any = {}
     if text is not None:

@@ -97,6 +97,7 @@ DATA: dict[str, Kind] = {
     "columns": NAMED,
     "data_mix": Place(of="file"),
     "eval_path": DATA_FILE,
+    "eval_split": Number(low=0, open_low=True, high=BILLION, share=True, unit="rows"),
     "missing_tags": Word(words=("error", "first")),
     "image_folder": Place(of="folder"),
     "allow_outside_folder": FLAG,
@@ -230,8 +231,11 @@ TRAIN: dict[str, Kind] = {
     "save_steps": EVERY,
     "save_total_limit": FROM_ONE,
     "load_best_model_at_end": FLAG,
-    "metric_for_best_model": Word(words=("loss", "eval_loss")),  # evaluation computes no other metric
+    "metric_for_best_model": NAMED,
     "greater_is_better": YES_NO,
+    "eval_metric": Named(many="some"),
+    "early_stopping_patience": FROM_ONE,
+    "early_stopping_threshold": Number(low=0, high=BILLION),
     "full_determinism": FLAG,
     "seed": SEED,
     "use_cpu": FLAG,
@@ -283,6 +287,11 @@ _OWN: Mapping[str, dict[str, Kind]] = {
         "report": NAMED,
         "json": SWITCH,
     },
+    "export": {
+        "pictures": Word(words=("original", "resized"), usage=True),
+        "rows": _number(whole=True, low=1, high=BILLION),
+        "json": SWITCH,
+    },
     "preview": {"index": TEXT, "html": NAMED, "json": SWITCH},
     "bench": {
         **dict.fromkeys(("baseline", "json"), SWITCH),
@@ -314,7 +323,7 @@ _OWN: Mapping[str, dict[str, Kind]] = {
 }
 VERBS = tuple(_OWN)
 #: Verbs that take words without a flag, such as data files or a model.
-WITH_WORDS = ("check-data", "preview", "bench", "chat")
+WITH_WORDS = ("check-data", "preview", "export", "bench", "chat")
 
 
 def kinds(verb: str) -> dict[str, Kind]:

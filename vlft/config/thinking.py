@@ -1,4 +1,4 @@
-"""What a chat template lets a run decide about thoughts (`<think>...</think>`), and how to serve a model as trained.
+"""What a chat template lets a run decide about thoughts (`<think>...</think>`).
 
 Reads the source of a template, renders nothing. `vlft.data.render` passes the arguments to the template.
 """
@@ -87,29 +87,3 @@ def thinking_of_run(settings: Mapping[str, Any]) -> bool | None:
         return bool(chosen == "on")
     found = [name for name in ("on", "off") if counts.get(name)]
     return found == ["on"] if len(found) == 1 else None
-
-
-def serving_hint(settings: Mapping[str, Any]) -> str | None:
-    """How to serve the model of a run so that it sees the prompts that it was trained on, as one line.
-
-    Args:
-        settings: of the run's record, by name.
-
-    Returns:
-        None if its chat template has no switch, so that there is nothing to set.
-    """
-    switches = tuple(settings.get("switches") or ())
-    if not switches:
-        return None
-    thinking = thinking_of_run(settings)
-    found = template_arguments(switches, settings.get("turns", "auto"), thinking)
-    words = ", ".join(f'"{name}": {str(value).lower()}' for name, value in found.items())
-    hint = f"with chat_template_kwargs={{{words}}}" if words else ""
-    if ENABLE not in switches or thinking is not None:
-        return hint or None
-    counts = settings.get("thought") or {}
-    mixed = (
-        f"trained with thoughts ({counts.get('on', 0):,} samples) and without ({counts.get('off', 0):,}): a request "
-        f'chooses by "{ENABLE}"'
-    )
-    return f"{hint}; {mixed}" if hint else mixed

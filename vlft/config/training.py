@@ -55,6 +55,11 @@ class TrainFlags(Steps, RunFlags, TrainingArguments):  # type: ignore[misc]
             self.ddp_broadcast_buffers = False  # all buffers are constants; True costs a broadcast per micro-batch
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every trained module runs in every micro-batch
+        if self.eval_metric and self.metric_for_best_model and self.greater_is_better is None:
+            from vlft.metrics import find
+
+            chosen = self.metric_for_best_model.removeprefix("eval_")
+            self.greater_is_better = {one.name: one.higher for one in find(self.eval_metric)}.get(chosen)
         super().__post_init__()
 
     def with_accumulation(self, micro_batches: int) -> TrainFlags:

@@ -31,7 +31,9 @@ from vlft.data.sample import (
     EncodedSample,
     EncodedTokens,
     Grid,
+    Image,
     Sample,
+    Video,
 )
 from vlft.errors import ConfigError
 from vlft.families import Family
@@ -219,6 +221,8 @@ class Encoder:
             answer=sample.answer,
             thinking=thinking_of(sample, self.recipe),
             branches=branches if len(branches) > 1 else (),
+            images=sum(isinstance(part, Image) for part in sample.media),
+            videos=sum(isinstance(part, Video) for part in sample.media),
         )
 
     def _laid_out(self, branches: Sequence[int]) -> int:

@@ -1,7 +1,8 @@
 """Digests that say whether rows, or their pictures and videos, are the same. Decodes no picture.
 
 `vlft.check` finds repeated rows with them and divides rows into files, `vlft.setup.overlap` compares training with
-evaluation data. `Marks` collects the digests during a pass over rows (`vlft.data.costs.cache`).
+evaluation data, and `vlft.setup.held_out` divides the rows of a run. `Marks` collects the digests during a pass over
+rows (`vlft.data.costs.cache`).
 
 Letters in shapes: R rows, F files of rows; a file counts once for each time that a row names it.
 """
@@ -13,7 +14,7 @@ import json
 import os
 from array import array
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -97,12 +98,16 @@ class Marked:
         rows: digest of each row, uint64 [R].
         files: digest of each file, uint64 [F]; the files of a row are neighbours, in the order of `files_of`.
         ends: end of each row's files in `files`, int64 [R].
+        asked: digest of the human turns of each row, uint64 [R]; empty if it was not collected.
+        stable: digest of each row that has the names of its files but not their folders, uint64 [R]; or empty.
     """
 
     index: RowIndex
     rows: np.ndarray
     files: np.ndarray
     ends: np.ndarray
+    asked: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    stable: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
 
     def row_of(self, file: int) -> int:
         """Return the row that names a file, given its position in `files`."""
@@ -137,6 +142,8 @@ class Marked:
             rows=self.rows[chosen_R],
             files=self.files[np.repeat(chosen_R, counts)],
             ends=np.cumsum(counts[chosen_R]),
+            asked=self.asked[chosen_R] if len(self.asked) else self.asked,
+            stable=self.stable[chosen_R] if len(self.stable) else self.stable,
         )
 
 
@@ -149,17 +156,26 @@ class Marks:
         self._rows = array("Q")
         self._files = array("Q")
         self._ends = array("q")
+        self._asked = array("Q")
+        self._stable = array("Q")
 
     def mark(self, sample: Sample) -> bytes:
-        """Return the digest of a row, and those of its files: `FILE_BYTES` each."""
-        files = b"".join(self._path(path) for path in files_of(sample))
-        return row_digest(turns_digest(sample), files)[:FILE_BYTES] + files
+        """Return three digests of a row (`rows`, `asked` and `stable` of `Marked`), then those of its files.
+
+        Each has `FILE_BYTES`.
+        """
+        paths = files_of(sample)
+        turns, files = turns_digest(sample), b"".join(map(self._path, paths))
+        names = b"".join(_hash(os.path.basename(path), FILE_BYTES) for path in paths)
+        own = row_digest(turns, files)[:FILE_BYTES]
+        return own + question_digest(sample) + row_digest(turns, names)[:FILE_BYTES] + files
 
     def take(self, place: int, mark: bytes) -> None:
         """Add the digests of the row at this position."""
         self._places.append(place)
-        self._rows.frombytes(mark[:FILE_BYTES])
-        self._files.frombytes(mark[FILE_BYTES:])
+        for column, start in ((self._rows, 0), (self._asked, 1), (self._stable, 2)):
+            column.frombytes(mark[start * FILE_BYTES : (start + 1) * FILE_BYTES])
+        self._files.frombytes(mark[3 * FILE_BYTES :])
         self._ends.append(len(self._files))
 
     def of(self, index: RowIndex, good: np.ndarray) -> Marked:
@@ -175,6 +191,8 @@ class Marks:
             rows=np.array(self._rows, dtype=np.uint64),
             files=np.array(self._files, dtype=np.uint64),
             ends=np.array(self._ends, dtype=np.int64),
+            asked=np.array(self._asked, dtype=np.uint64),
+            stable=np.array(self._stable, dtype=np.uint64),
         )
         return every.take(np.isin(places, good))
 

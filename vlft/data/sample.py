@@ -145,6 +145,7 @@ class Sample:
             with an answer shows it by the answer.
         rejected: of a preference row, other answers to its last question. Each is an assistant turn of texts that would
             be in the place of the last turn, the chosen answer. Only these answers are trained.
+        references: further right answers to its last question, which are not trained: `vlft eval` compares with them.
     """
 
     file: str
@@ -158,6 +159,7 @@ class Sample:
     answer: int | None = None
     thinking: bool | None = None
     rejected: tuple[Turn, ...] = ()
+    references: tuple[str, ...] = ()
 
     @property
     def all_turns(self) -> tuple[Turn, ...]:
@@ -212,6 +214,8 @@ class Cost:
         answer: `Sample.answer`.
         thinking: whether the model thinks before the answer; None: the chat template has no switch for it.
         branches: `EncodedTokens.branches`.
+        images: pictures of the sample; of a row in parts the most of one part.
+        videos: videos of it, likewise.
     """
 
     tokens: int
@@ -222,6 +226,8 @@ class Cost:
     answer: int | None = dataclasses.field(default=None, compare=False)
     thinking: bool | None = dataclasses.field(default=None, compare=False)
     branches: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+    images: int = dataclasses.field(default=0, compare=False)
+    videos: int = dataclasses.field(default=0, compare=False)
 
     @classmethod
     def of_parts(cls, parts: Sequence[Cost]) -> Cost:
@@ -232,6 +238,8 @@ class Cost:
             patches=sum(part.patches for part in parts),
             changed="; ".join(dict.fromkeys(part.changed for part in parts if part.changed)),
             parts=tuple(parts),
+            images=max(part.images for part in parts),
+            videos=max(part.videos for part in parts),
         )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from vlft.checkpoint import (
     write_record,
 )
 from vlft.checkpoint.plain_lora import towers_of_adapter
-from vlft.config.thinking import serving_hint
+from vlft.checkpoint.serving import serving_of_model
 from vlft.errors import CheckpointError
 from vlft.families.stored import parameter_of
 from vlft.files import open_to_others, put_in_place, workshop
@@ -69,7 +69,8 @@ class MergeReport:
         rows: figures per row.
         warnings: what the user should know about the merge, which was still written.
         notes: how the adapter's folder was read.
-        serving: how to serve the model so that it sees prompts as in training; None: nothing is to be set.
+        serve: client -> the command that serves the folder as it was trained.
+        serve_notes: what no flag of a client can set, and why a client is missing.
         onto: a key of `ONTO`; None: training did not quantise the base.
         quantisation_drift: largest |merged - (quantised base + adapter)| over both rows; None likewise.
     """
@@ -85,7 +86,8 @@ class MergeReport:
     rows: tuple[RowCheck, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
-    serving: str | None = None
+    serve: dict[str, str] = field(default_factory=dict)
+    serve_notes: tuple[str, ...] = ()
     onto: Onto | None = None
     quantisation_drift: float | None = None
 
@@ -97,6 +99,7 @@ def merge(
     base_model: str | None = None,
     dtype: Dtype = "keep",
     onto: Onto | None = None,
+    max_shard_size: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> MergeReport:
     """Write `out`: the base with the run's adapter in its weights, verified against base + adapter.
@@ -107,6 +110,7 @@ def merge(
         base_model: folder or hub id of the base; None: the one that the run names.
         dtype: of all written tensors; `keep`: each tensor keeps its dtype in the base.
         onto: of a run that quantised its base: a key of `ONTO`; None: dequantised.
+        max_shard_size: most bytes of a weight file; None: files are cut as those of the base.
         progress: called with a line of text from time to time.
 
     Raises:
@@ -144,7 +148,7 @@ def merge(
         check_space(target, plan, wanted)
         write_settings(base, found.folder, folder, wanted, untied=plan.untied)
         values = trained.weight if trained is not None and onto == "dequantised" else None
-        written = write_weights(plan, base, folder, wanted, progress, trained_on=values)
+        written = write_weights(plan, base, folder, wanted, progress, trained_on=values, largest=max_shard_size)
         rounded = {parameter_of(family, name): tensor.dtype for name, tensor in written.items() if tensor.rounded}
         rounded_to = max(rounded.values(), key=lambda kind: torch.finfo(kind).eps, default=None)
         rows = verify(
@@ -173,6 +177,7 @@ def merge(
             write_record(folder, replace(found.record, kind="full", quantised=None, training=training))
         open_to_others(folder)
         put_in_place(folder, target, last="config.json")  # without it the folder is no model
+    serving = serving_of_model(target, family, found.record, path=str(out))
     carried = remark_on_carried(base, family) if towers["language"] != "frozen" else None
     return MergeReport(
         dtype=" + ".join(sorted({_word(tensor.dtype) for tensor in written.values()})),
@@ -186,7 +191,8 @@ def merge(
         rows=tuple(rows),
         warnings=warnings,
         notes=(*adapter.notes, *([_UNTIED] if plan.untied else []), *([carried] if carried else [])),
-        serving=None if found.record is None else serving_hint(found.record.settings),
+        serve=serving.commands,
+        serve_notes=serving.notes,
         onto=onto,
         quantisation_drift=max((row.drift for row in rows if row.drift is not None), default=None),
     )

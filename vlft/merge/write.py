@@ -88,6 +88,7 @@ def write_weights(
     progress: Callable[[str], None],
     *,
     trained_on: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+    largest: int | None = None,
 ) -> dict[str, WrittenTensor]:
     """Write every shard of the base under its own file name, with changed tensors merged.
 
@@ -98,6 +99,7 @@ def write_weights(
         dtype: of every floating-point tensor; None keeps each tensor's own.
         progress: called with a line of text per shard.
         trained_on: name and value of a tensor of the base -> the value that training used; None: the same.
+        largest: most bytes of a file; None: files are cut as those of the base.
 
     Returns:
         Tensor name -> how it was written, for every tensor of the merged files.
@@ -121,7 +123,7 @@ def write_weights(
                 written[name] = WrittenTensor(dtype=wanted, rounded=wanted not in (merged.dtype, torch.float32))
                 yield name, _cast(name, merged, wanted)
 
-        rewrite(base, out, change, progress=progress, doing="merge")
+        rewrite(base, out, change, progress=progress, doing="merge", largest=largest)
     return written
 
 

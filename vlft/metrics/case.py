@@ -30,6 +30,8 @@ class Case:
     references: tuple[str, ...]
     question: str = ""
     row: Mapping[str, Any] = field(default_factory=dict)
+    full_answer: str | None = None
+    full_references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

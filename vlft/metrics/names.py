@@ -20,6 +20,11 @@ NAMES: Mapping[str, str] = {
     "iou_hit_rate": "share of right boxes that a box of the answer overlaps by IoU 0.5 or more",
     "json_valid": "share of answers that are JSON, of rows whose right answer is JSON",
     "json_fields": "F1 of the fields of JSON answers: same place, same value",
+    "story_grounding": "F1 of the boxes in a story's tables, as in StoryReasoning; matched within a picture",
+    "story_grounding_precision": "share of the boxes in a story's tables that are right, as in StoryReasoning",
+    "story_grounding_recall": "share of the right boxes that are in a story's tables, as in StoryReasoning",
+    "story_consistency": "F1 of pairs of appearances that a story's tables give one character id across pictures",
+    "story_tags": "share of ids in a story's tags that its tables, or the row's pictures, have",
 }
 
 #: The metrics without `--metric`. They need no extra package.

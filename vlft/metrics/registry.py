@@ -28,6 +28,13 @@ MODULES = {
     "iou_hit_rate": "overlap",
     "json_valid": "fields",
     "json_fields": "fields",
+    **dict.fromkeys(
+        (
+            *("story_grounding", "story_grounding_precision", "story_grounding_recall"),
+            *("story_consistency", "story_tags"),
+        ),
+        "story",
+    ),
 }
 
 #: Metric -> package that it needs.

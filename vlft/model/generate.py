@@ -94,7 +94,7 @@ class Speaker:
             a list of ids for each prompt.
         """
         ends = self.ends
-        inputs = self._inputs(prompts)
+        inputs = self.inputs(prompts)
         if stream is not None:
             inputs["streamer"] = _Stream(self.tokenizer, stream, unsaid=self.unsaid)
         draw = sampling.temperature > 0
@@ -103,7 +103,7 @@ class Speaker:
                 **inputs,
                 max_new_tokens=sampling.max_new_tokens,
                 eos_token_id=ends,
-                pad_token_id=self._pad(),
+                pad_token_id=self.pad,
                 do_sample=draw,
                 # Qwen's generation_config has temperature 0.01 and top_k 1, so other values would have no effect.
                 # Greedy decoding uses transformers' defaults, for which it does not warn (5.17 to 5.23).
@@ -124,15 +124,17 @@ class Speaker:
         own = self.model.generation_config.eos_token_id
         return sorted({self.end, *(own if isinstance(own, list) else [] if own is None else [own])})
 
-    def _pad(self) -> int:
+    @property
+    def pad(self) -> int:
+        """Id that fills a batch up to its longest row, where nothing reads it."""
         own = self.tokenizer.pad_token_id
         return self.end if own is None else own
 
-    def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Keyword arguments of the stock forward: ids and kinds padded on the left, pictures and videos of all rows."""
         device = self.model.device
         longest = max(len(prompt.ids_T) for prompt in prompts)
-        ids_BL = torch.full((len(prompts), longest), self._pad())
+        ids_BL = torch.full((len(prompts), longest), self.pad)
         kinds_BL, mask_BL = torch.zeros_like(ids_BL, dtype=torch.int32), torch.zeros_like(ids_BL)
         for row, prompt in enumerate(prompts):
             start = longest - len(prompt.ids_T)

@@ -7,6 +7,7 @@ nothing, and run only the script of vlft that it names. The module does not depe
 from __future__ import annotations
 
 import base64
+import errno
 import functools
 import hashlib
 import io
@@ -82,11 +83,23 @@ def write_page(path: str | Path, html: str) -> None:
         OSError: the page cannot be written, e.g. because its folder does not exist.
         ConfigError: the file already exists and is not an HTML page. A mistyped name must not overwrite a data file.
     """
-    if Path(path).is_file() and not _is_page(Path(path)):
-        raise ConfigError(f"{path}: already exists and is not an HTML page. Use another file, or remove it.")
-    os.stat(Path(path).parent)  # `appearing` would create the folder; a mistyped name must not
+    refuse_path(path)
     with appearing(path) as out:
         out.write(html.encode("utf-8", "replace"))
+
+
+def refuse_path(path: str | Path) -> None:
+    """Raise the errors of `write_page` that can be seen before there is a page.
+
+    Raises:
+        OSError: `path` is a folder, or its folder does not exist.
+        ConfigError: the file already exists and is not an HTML page.
+    """
+    if Path(path).is_file() and not _is_page(Path(path)):
+        raise ConfigError(f"{path}: already exists and is not an HTML page. Use another file, or remove it.")
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    os.stat(Path(path).parent)  # `appearing` would create the folder; a mistyped name must not
 
 
 def _is_page(path: Path) -> bool:

@@ -26,10 +26,9 @@ from vlft.setup import (
     MeasuredRows,
     open_base,
     remarks_on_pixels,
+    rows_of_run,
     samples_line,
     start_of,
-    trainable_rows,
-    training_rows,
 )
 from vlft.setup.choices import trained_tokens
 from vlft.setup.features import FeatureForecast, feature_forecast
@@ -136,6 +135,7 @@ class Plan:
         for title, measured in (("train", self.data), ("evaluate", self.evaluation)):
             for file in _files(measured) if measured else []:
                 skipped = f", {file['skipped']:,} skipped" if file["skipped"] else ""
+                skipped += f", {file['held_out']:,} held out (--eval_split)" if "held_out" in file else ""
                 skipped += f", {file['changed']:,} changed to fit (--over_length)" if file["changed"] else ""
                 skipped += f", {file['draws_an_epoch']:,} draws an epoch" if "draws_an_epoch" in file else ""
                 lines.append(f"{title}: {file['file']}: {file['rows']:,} rows, {file['trained']:,} taken{skipped}")
@@ -251,8 +251,7 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
     """Measure the rows and order them."""
     data, model_flags, args = parsed.flags
     workers = args.dataloader_num_workers
-    measured = training_rows(data, base, workers=workers)
-    evaluation = trainable_rows(data.eval_path, data, base, workers=workers) if data.eval_path else None
+    measured, evaluation = rows_of_run(data, base, workers=workers, seed=args.seed)
     order = training_order(measured.costs, data, args, world=world)
     steps = args.total_steps(order.steps)
     half = args.bf16 if "bf16" in parsed.given else True  # the default on a GPU
@@ -325,15 +324,17 @@ def _remarks_on_method(parsed: Parsed) -> list[str]:
 def _files(measured: MeasuredRows) -> list[dict[str, Any]]:
     """For each file: the number of rows read, used, skipped and changed."""
     refused = [row.file for row in measured.rows.bad]
-    changed, drawn = [sample.file for sample, _ in measured.changed], measured.drawn
+    changed = [sample.file for sample, _ in measured.changed]
+    drawn, held = measured.drawn, measured.held_out
     counts: Mapping[str, int] = measured.rows.counts
     return [
         {
             "file": file,
             "rows": rows,
-            "trained": drawn[file].rows if file in drawn else rows - refused.count(file),
+            "trained": drawn[file].rows if file in drawn else rows - refused.count(file) - held.get(file, 0),
             "skipped": refused.count(file),
             "changed": changed.count(file),
+            **({"held_out": held[file]} if file in held else {}),
             **({"draws_an_epoch": drawn[file].draws} if file in drawn else {}),
         }
         for file, rows in counts.items()

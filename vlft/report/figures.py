@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from vlft.checkpoint.best import best_by, best_of
 from vlft.report.read import Run
 
 
@@ -18,6 +19,7 @@ def spent(run: Run) -> dict[str, float]:
         "steps": max(0.0, float(np.nansum(run.seconds)) - wait),
         "waiting for data": wait,
         "evaluation": float(np.nansum(run.evaluations["eval_runtime"])),
+        "answers for --eval_metric": float(np.nansum(run.evaluations["eval_metric_s"])),
         "answers for this page": float(np.nansum(run.evaluations["eval_answers_s"])),
         "saving checkpoints": float(np.nansum(lines["save_s"])) + float(unlogged.get("save_s", 0)),
         "writing this page": float(np.nansum(lines["report_s"])) + float(unlogged.get("report_s", 0)),
@@ -31,12 +33,13 @@ def rate(run: Run) -> float:
 
 
 def best_evaluation(run: Run) -> tuple[int, float] | None:
-    """Return step and loss of the evaluation with the lowest loss; None without evaluations."""
-    losses = run.evaluations["eval_loss"]
-    if not np.isfinite(losses).any():
+    """Return step and value of the best evaluation, by the metric of the run; None without evaluations."""
+    metric, higher = best_by(run.record)
+    if metric not in run.evaluations:
         return None
-    best = int(np.nanargmin(losses))
-    return int(run.evaluations["step"][best]), float(losses[best])
+    return best_of(
+        zip(run.evaluations["step"].astype(int).tolist(), run.evaluations[metric].tolist(), strict=True), higher=higher
+    )
 
 
 def last(column: np.ndarray) -> float:

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from vlft.checkpoint import family_of
+from vlft.checkpoint.best import LOSS, best_by, shown_metric, stopped_line
+from vlft.checkpoint.serving import Serving, serving_of_adapter, serving_of_model
+from vlft.errors import CheckpointError
 from vlft.pages.web import render
 from vlft.report import charts
 from vlft.report.answers import asked_row, title_of
@@ -75,7 +79,21 @@ def context(run: Run, *, ended: bool = False, rewritten: bool = False) -> dict[s
         },
         "settings": list(settings.items()),
         "config": run.config,
+        "serving": _serving(run),
     }
+
+
+def _serving(run: Run) -> Serving | None:
+    """How to serve the weights of a finished run; None before, or if the folder no longer holds them."""
+    record, path = run.record, str(run.folder)
+    if not record.training.get("finished"):
+        return None
+    if record.kind == "adapter":
+        return serving_of_adapter(record, path=path)
+    try:
+        return serving_of_model(run.folder, family_of(run.folder), record, path=path)
+    except CheckpointError:
+        return None
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -85,7 +103,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     weighted = float(np.nansum(padding * lines["tokens"]) / tokens) if tokens else 0.0
     facts = [("loss, last line", number(last(lines["loss"])))]
     if (best := best_evaluation(run)) is not None:
-        facts.append((f"best evaluation, step {best[0]:,}", number(best[1])))
+        metric = best_by(run.record)[0]
+        name = "best evaluation" if metric == LOSS else f"best {shown_metric(metric)}"
+        facts.append((f"{name}, step {best[0]:,}", number(best[1])))
+    if (stopped := stopped_line(run.record)) is not None:
+        facts.append(("stopped early", stopped))
     facts += [
         *facts_of(run),
         ("tokens", scaled(tokens)),
@@ -163,8 +185,9 @@ def _rows(run: Run) -> dict[str, Any]:
 
 
 def _also(entry: dict[str, Any]) -> list[str]:
-    """Return further counts of a file: rows that a mix does not draw, and rows that `--over_length` changed."""
+    """Return further counts of a file: rows held out, not drawn by a mix, or changed by `--over_length`."""
     words = {
+        "held_out": "held out to evaluate",
         "not_drawn": "not drawn",
         "draws_an_epoch": "draws per epoch",
         "shrunk": "shrunk to fit",

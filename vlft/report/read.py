@@ -29,7 +29,7 @@ COLUMNS = (
 NO_STATISTICS = frozenset((*COLUMNS, "epoch", "lr"))
 MOST_STATISTICS = 32  # a line of a damaged file may have any number of entries
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
-EVALUATED = ("step", "eval_loss", "eval_runtime", "eval_answers_s")
+EVALUATED = ("step", "eval_loss", "eval_runtime", "eval_answers_s", "eval_metric_s")
 
 
 @dataclass(frozen=True, kw_only=True)

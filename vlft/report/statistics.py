@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vlft.checkpoint.best import EVAL_METRICS
 from vlft.report.charts import Chart, Series, chart
 from vlft.report.figures import last, number
 from vlft.report.read import Run
@@ -38,7 +39,11 @@ def charts_of(run: Run) -> list[Chart | None]:
                 of = "evaluation" if len(names) == 1 else f"{shown}, evaluation"
                 lines.append(Series(name=of, x=run.evaluations["step"], y=y, dots=True))
         found.append(chart(title, lines))
-    return found
+    return found + [
+        chart(name, [Series(name="evaluation", x=run.evaluations["step"], y=y, dots=True)])
+        for name in run.record.training.get(EVAL_METRICS) or []
+        if (y := run.evaluations.get(f"eval_{name}")) is not None
+    ]
 
 
 def facts_of(run: Run) -> Iterator[tuple[str, str]]:

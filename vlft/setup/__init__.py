@@ -5,6 +5,7 @@ other either.
 """
 
 from vlft.setup.base import Base, open_base, remarks_on_pixels, start_of, stock_probe
+from vlft.setup.held_out import rows_of_run
 from vlft.setup.rows import (
     SHOWN_BAD_ROWS,
     Drawn,
@@ -28,6 +29,7 @@ __all__ = [
     "open_rows",
     "open_some",
     "remarks_on_pixels",
+    "rows_of_run",
     "samples_line",
     "split_line",
     "start_of",

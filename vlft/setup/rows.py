@@ -61,6 +61,7 @@ class MeasuredRows:
         notes: notes to the user about the cache of costs.
         drawn: file -> what a mix takes from it; empty without a mix.
         marked: the rows that can be trained, each once, with their digests; None if there is no evaluation data.
+        held_out: file -> number of its rows that `--eval_split` holds out of these.
     """
 
     rows: Rows
@@ -68,6 +69,7 @@ class MeasuredRows:
     notes: tuple[str, ...] = ()
     drawn: Mapping[str, Drawn] = field(default_factory=dict)
     marked: Marked | None = None
+    held_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def starts(self) -> np.ndarray:
@@ -123,16 +125,24 @@ def training_rows(data: DataFlags, base: Base, *, workers: int) -> MeasuredRows:
         ConfigError: a row is refused and bad rows are not skipped, or no row is left, also in one data set of a mix.
     """
     measured = trainable_rows(data.training_files, data, base, workers=workers)
-    return _mixed(measured, data.training_sets) if data.data_mix is not None else measured
+    return mixed(measured, data.training_sets) if data.data_mix is not None else measured
 
 
-def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
+def mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
+    """Return the rows as often as an epoch of a mix trains them.
+
+    Raises:
+        ConfigError: no row of a data set is left.
+    """
     rows: Any = measured.rows.samples  # a RowIndex
     starts = measured.starts
     of_set = [np.flatnonzero(rows.file_of[starts] == place) for place in range(len(sets))]
     for one, found in zip(sets, of_set, strict=True):
         if not len(found):
-            raise ConfigError(f"{one.path}: none of its rows can be trained. Drop it from --data_mix, or fix its rows.")
+            rest = ", since --eval_split holds out the last ones" if measured.held_out.get(one.path) else ""
+            raise ConfigError(
+                f"{one.path}: none of its rows can be trained{rest}. Drop it from --data_mix, or fix its rows."
+            )
     shares = [
         Share(rows=len(found), weight=one.weight, repeat=one.repeat, cap=one.cap)
         for one, found in zip(sets, of_set, strict=True)
@@ -142,7 +152,7 @@ def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
         found[places(share, count, seed=f"{place}/{share.rows}")]
         for place, (found, share, count) in enumerate(zip(of_set, shares, counts, strict=True))
     ]
-    chosen = _samples_of(np.concatenate(drawn), starts, len(rows))
+    chosen = samples_of(np.concatenate(drawn), starts, len(rows))
     return replace(
         measured,
         rows=replace(measured.rows, samples=rows.take(chosen)),
@@ -153,7 +163,7 @@ def _mixed(measured: MeasuredRows, sets: Sequence[MixedSet]) -> MeasuredRows:
     )
 
 
-def _samples_of(rows_R: np.ndarray, starts: np.ndarray, total: int) -> np.ndarray:
+def samples_of(rows_R: np.ndarray, starts: np.ndarray, total: int) -> np.ndarray:
     """Return the indices of the samples of some rows, in the order of the rows.
 
     Args:
@@ -252,7 +262,7 @@ def trainable_rows(paths: Sequence[str], data: DataFlags, base: Base, *, workers
     """
     rows = open_rows(paths, data, base.family)
     cache = cost_folder(os.environ)
-    marks = Marks() if data.eval_path else None
+    marks = Marks() if data.eval_path or data.eval_split is not None else None
     measured = measure_rows(rows, base.encoder, workers=workers, budget=pack_budget(data), cache=cache, marks=marks)
     bad = measured.rows.bad
     stops = [row for row in bad if not (row.too_long and data.over_length == "skip")]

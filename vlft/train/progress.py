@@ -179,6 +179,7 @@ class Progress(TrainerCallback):
     def __init__(self, *, say: Callable[[str], None], bar: bool, steps_per_epoch: int) -> None:
         self.say = say
         self.pace: Pace | None = None
+        self.metrics: tuple[str, ...] = ()  # of answers, which evaluations also show
         self._live = screen.active() if bar else None
         self._lines = self._live is None or not sys.stdout.isatty()
         self._steps_per_epoch = steps_per_epoch
@@ -227,6 +228,7 @@ class Progress(TrainerCallback):
     def evaluated(self, line: Mapping[str, Any]) -> None:
         """Show the line of metrics of an evaluation."""
         found = [f"loss {line['eval_loss']:.4f}", *statistics(line, before="eval_")]
+        found += [f"{name} {line[key]:.4f}" for name in self.metrics if (key := f"eval_{name}") in line]
         self.say(f"  evaluation after step {line['step']:,}: {', '.join(found)}")
 
     def doing(self, what: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint import RunRecord, base_fingerprint, library_versions, snapshot_revision
+from vlft.checkpoint.best import BEST_BY, EVAL_METRICS
 from vlft.checkpoint.files import module_name
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.checkpoint.start import LINEAGE
@@ -32,7 +33,7 @@ from vlft.setup.schedule import asked_for, settings_of
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 FEATURE_RUN = "feature_run"  # key of `RunRecord.training`: the id of the run in the cache of features
 #: Keys of `RunRecord.training` that may differ between a run and the resumed run. All others must be equal.
-PROGRESS = ("finished", "asked", "processes", FEATURE_RUN)
+PROGRESS = ("finished", "asked", "processes", EVAL_METRICS, FEATURE_RUN)
 #: Key -> its name in a message. Other keys are named by themselves, with spaces for underscores.
 CALLED = {
     "model_type": "model type of the base",
@@ -44,6 +45,8 @@ CALLED = {
     "mix": "data mix (weight, repeat, cap)",
     "missing_tags": "missing_tags",
     "over_length": "over_length",
+    "eval_split": "held-out rows (--eval_split)",
+    BEST_BY: "metric of the best checkpoint (--metric_for_best_model)",
     "rows": "number of rows",
     "pairs": "preference rows (--method)",
     "preference": "settings of --method",
@@ -53,6 +56,7 @@ CALLED = {
     "blocks": "chosen blocks (--language_blocks, --vision_blocks)",
     "tokens": "trained tokens (--train_tokens)",
     "drawn": "fingerprint of the rows it trains",
+    "most_media": "most pictures and videos of a row",
     "chat_template": "fingerprint of the chat template",
     "tokenizer": "fingerprint of the tokenizer",
 }
@@ -61,6 +65,7 @@ CALLED = {
 BEFORE: dict[str, Any] = {
     **{one.name: one.default for one in flags_of(RowFlags) if one.default is not None},
     "mix": [],
+    "eval_split": None,
     "pairs": False,
     "method": "sft",
     "preference": {},
@@ -92,9 +97,12 @@ def run_record(
             LINEAGE: None if base.start is None else base.start.lineage,
             "asked": asked_for(data, args),
             "processes": args.world_size,
+            **_best_by(args),
+            **({EVAL_METRICS: list(args.eval_metric)} if args.eval_metric else {}),
             **recipe,
             "mix": [[one.weight, one.repeat, one.cap] for one in data.training_sets] if data.data_mix else [],
             "data": data_print(measured),
+            "eval_split": _held_out(data, args, measured),
             # A skipped row that has been repaired since then would shift the order of all others.
             "rows": len(measured.starts),
             "thought": measured.thought,
@@ -114,10 +122,27 @@ def run_record(
             "grpo": grpo.settings_of(data.method, args),
             **_choices(base),
             "drawn": rows_print(measured),
+            "most_media": measured.costs.most_media,
         },
         data=data_entries(measured),
         quantised=_quantised(base, args),
     )
+
+
+def _held_out(data: DataFlags, args: TrainFlags, measured: MeasuredRows) -> dict[str, Any] | None:
+    """What `--eval_split` asks for, and how many rows it holds out."""
+    if data.eval_split is None:
+        return None
+    share = {"share": data.eval_split} if data.eval_split < 1 else {}
+    return {**share, "rows": sum(measured.held_out.values()), "seed": args.seed}
+
+
+def _best_by(args: TrainFlags) -> dict[str, Any]:
+    """The metric by which evaluations are compared, if the flags choose one. A checkpoint has its best value so far."""
+    if args.metric_for_best_model is None:
+        return {}
+    name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+    return {BEST_BY: {"metric": name, "higher": bool(args.greater_is_better)}}
 
 
 def _quantised(base: Base, args: TrainFlags) -> dict[str, Any] | None:
@@ -246,8 +271,9 @@ def data_print(measured: MeasuredRows) -> str:
 def data_entries(measured: MeasuredRows) -> list[dict[str, Any]]:
     """The "data" of a run record: per file the rows read, trained and skipped, and the rows that --over_length changed.
 
-    A mix also has the rows that are not drawn, and the draws of an epoch: rows = trained + skipped + not_drawn. If rows
-    are split into samples, `samples` is how many an epoch trains.
+    With `--eval_split` it also has the rows that are held out, and with a mix the rows that are not drawn and the draws
+    of an epoch: rows = trained + skipped + held_out + not_drawn. If rows are split into samples, `samples` is how many
+    an epoch trains.
     """
     counts, bad = measured.rows.counts, measured.rows.bad
     rows: dict[str, list[dict[str, Any]]] = {file: [] for file in counts}
@@ -259,8 +285,10 @@ def data_entries(measured: MeasuredRows) -> list[dict[str, Any]]:
     ]
     refused = Counter(row.file for row in bad)
     for entry in empty:
+        if held := measured.held_out.get(entry["file"]):
+            entry["held_out"] = held
         if (drawn := measured.drawn.get(entry["file"])) is not None:
-            left = entry["rows"] - refused[entry["file"]] - drawn.rows
+            left = entry["rows"] - refused[entry["file"]] - drawn.rows - entry.get("held_out", 0)
             entry |= {"draws_an_epoch": drawn.draws, "not_drawn": left}
         if measured.split:
             entry["samples"] = measured.split[entry["file"]]
@@ -278,7 +306,7 @@ def with_skipped(data: list[dict[str, Any]], skipped: list[BadRow]) -> list[dict
             if _same(row.file, entry["file"]) and row.index not in known
         ]
         rows = sorted([*entry["skipped"], *new], key=lambda row: row["index"])
-        trained = entry["rows"] - len(rows) - entry.get("not_drawn", 0)
+        trained = entry["rows"] - len(rows) - entry.get("not_drawn", 0) - entry.get("held_out", 0)
         result.append({**entry, "skipped": rows, "trained": trained})
     return result
 

@@ -198,7 +198,7 @@ def read_references(path: Path, *, key: str, files: Sequence[str]) -> dict[tuple
     if (theirs := (table.schema.metadata or {}).get(KEY, b"none").decode()) != key:
         raise CheckpointError(
             f"{path}: is the reference of another run: another base, starting adapter, --data_path, --eval_path, "
-            "pixel settings or dtype "
+            "--eval_split, pixel settings or dtype "
             f"(key {theirs[:12]}, this run's is {key[:12]})."
         )
     return {(files[place], row): tuple(some) for place, row, some in zip(places, rows, values, strict=True)}

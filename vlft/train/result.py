@@ -6,31 +6,39 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlft.checkpoint import read_record
-from vlft.config.thinking import serving_hint
+from vlft.checkpoint import RunRecord, family_of, read_record
+from vlft.checkpoint.best import best_by, best_of, shown_metric, stopped_line
+from vlft.checkpoint.serving import Serving, serving_of_adapter, serving_of_model
+from vlft.errors import CheckpointError
 from vlft.text import counted, duration
 
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The evaluation with the lowest loss.
+    """The best evaluation of a run.
 
     Attributes:
         step: after which it ran.
-        loss: of the evaluation rows.
+        metric: by which it is the best, as in `metrics.jsonl`: `eval_loss`, or that of `--metric_for_best_model`.
+        value: of that metric.
         checkpoint: the checkpoint of that step, or None if there is none.
     """
 
     step: int
-    loss: float
+    metric: str
+    value: float
     checkpoint: Path | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry "best" of `vlft.json`. The checkpoint is a name in the run folder."""
+        checkpoint = None if self.checkpoint is None else self.checkpoint.name
+        return {"step": self.step, "metric": self.metric, "value": self.value, "checkpoint": checkpoint}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +54,9 @@ class Result:
         tokens: of these rows.
         supervised: tokens with a loss.
         best: the best evaluation; None without evaluations.
+        stopped: where and why training stopped early; None if it did not.
         split: whether rows were split into samples, so that `rows` counts samples.
-        serving: how to serve the model so that it sees prompts as in training; None: nothing is to be set.
+        serving: how to serve its weights as they were trained.
     """
 
     folder: Path
@@ -58,8 +67,9 @@ class Result:
     tokens: int
     supervised: int
     best: Best | None
+    stopped: str | None = None
     split: bool = False
-    serving: str | None = None
+    serving: Serving = field(default_factory=Serving)
 
     def as_lines(self, *, best_is_final: bool) -> list[str]:
         """Return the last lines of a run.
@@ -73,13 +83,16 @@ class Result:
         one = "sample" if self.split else "row"
         trained = f"{counted(self.rows, one)}, {counted(self.tokens, 'token')} ({self.supervised:,} with a loss)"
         lines = [f"done:   {counted(self.steps, 'step')} in {duration(self.seconds)}; {trained}"] if self.steps else []
+        lines += [f"stopped: {self.stopped}"] if self.stopped is not None else []
         if self.best is not None:
+            what = f"{shown_metric(self.best.metric)} {self.best.value:.4f}"
             where = "its checkpoint is not kept" if self.best.checkpoint is None else str(self.best.checkpoint)
             final = "; the output folder has its weights" if best_is_final and self.best.checkpoint is not None else ""
-            lines.append(f"best:   step {self.best.step:,}, evaluation loss {self.best.loss:.4f}; {where}{final}")
+            lines.append(f"best:   step {self.best.step:,}, {what}; {where}{final}")
         if (self.folder / "report.html").is_file():
             lines.append(f"report: {self.folder / 'report.html'}")
-        lines += [f"serve:  {self.serving}"] if self.serving is not None else []
+        lines += [f"serve:  {command}" for command in self.serving.commands.values()]
+        lines += [f"note:   {note}" for note in self.serving.notes]
         lines += [f"chat:   vlft chat {run}", f"output: {path}"]
         whole = "not needed, the folder holds the whole model"
         return [*lines, f"merge:  {f'vlft merge {run} {merged}' if self.adapter else whole}"]
@@ -89,21 +102,14 @@ def read_result(folder: Path) -> Result:
     """Read the result of a finished run from its folder."""
     record = read_record(folder)
     counts = dict.fromkeys(("samples", "tokens", "supervised_tokens"), 0)
-    seconds, before, evaluated = sum(record.training.get("unlogged", {}).values()), 0, []
+    seconds, before = sum(record.training.get("unlogged", {}).values()), 0
     for line in _metrics(folder / "metrics.jsonl"):
         if "eval_loss" in line:
-            if math.isfinite(line["eval_loss"]):
-                evaluated.append((line["eval_loss"], line["step"]))
-            seconds += line["eval_runtime"] + line.get("eval_answers_s", 0.0)
+            seconds += line["eval_runtime"] + line.get("eval_answers_s", 0.0) + line.get("eval_metric_s", 0.0)
             continue
         counts = {name: count + line[name] for name, count in counts.items()}
         seconds += line["step_s"] * (line["step"] - before) + line.get("save_s", 0.0) + line.get("report_s", 0.0)
         before = line["step"]
-    best = None
-    if evaluated:
-        loss, step = min(evaluated)
-        checkpoint = folder / f"checkpoint-{step}"
-        best = Best(step=step, loss=loss, checkpoint=checkpoint if checkpoint.is_dir() else None)
     return Result(
         folder=folder,
         adapter=record.kind == "adapter",
@@ -112,10 +118,36 @@ def read_result(folder: Path) -> Result:
         rows=counts["samples"],
         tokens=counts["tokens"],
         supervised=counts["supervised_tokens"],
-        best=best,
+        best=read_best(folder, record),
+        stopped=stopped_line(record),
         split=any("samples" in entry for entry in record.data),
-        serving=serving_hint(record.settings),
+        serving=_serving(folder, record),
     )
+
+
+def read_best(folder: Path, record: RunRecord) -> Best | None:
+    """Return the best evaluation in the `metrics.jsonl` of a run; None without evaluations.
+
+    Args:
+        folder: the run folder.
+        record: of the run; it names the metric.
+    """
+    metric, higher = best_by(record)
+    lines = _metrics(folder / "metrics.jsonl")
+    found = best_of(((line["step"], line[metric]) for line in lines if metric in line), higher=higher)
+    if found is None:
+        return None
+    checkpoint = folder / f"checkpoint-{found[0]}"
+    return Best(step=found[0], metric=metric, value=found[1], checkpoint=checkpoint if checkpoint.is_dir() else None)
+
+
+def _serving(folder: Path, record: RunRecord) -> Serving:
+    if record.kind == "adapter":
+        return serving_of_adapter(record, path=str(folder))
+    try:
+        return serving_of_model(folder, family_of(folder), record, path=str(folder))
+    except CheckpointError as error:  # of a finished run whose files were moved or damaged since
+        return Serving(notes=(str(error),))
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -15,12 +15,15 @@ COPIED = (
 )
 
 
-def row_lines(measured: MeasuredRows, *, word: str = "train", shared: bool | None = None) -> Iterator[str]:
+def row_lines(
+    measured: MeasuredRows, *, word: str = "train", shared: bool | None = None, asked: str = ""
+) -> Iterator[str]:
     """Yield the lines about the rows of a run: how many of each file are used, skipped and changed, and their tokens.
 
     Args:
         measured: the rows.
         word: what is done with them.
+        asked: the flags that hold these rows out of the training data; "" for rows of their own files.
         shared: whether the answers of a preference row share the tokens of its prompt; None: for other rows.
     """
     rows, costs = measured.rows, measured.costs
@@ -32,8 +35,13 @@ def row_lines(measured: MeasuredRows, *, word: str = "train", shared: bool | Non
         changed.setdefault(sample.file, []).append(change)
     for file, count in rows.counts.items():
         skipped = [row for row in rows.bad if row.file == file]
+        held = measured.held_out.get(file, 0)
+        taken = f"{count - len(skipped) - held:,} to {word}"
         yield (
-            f"{file}: {count:,} rows, {count - len(skipped):,} to {word}"
+            f"{file}: {counted(count, 'row')} held out to {word} ({asked})"
+            if asked
+            else f"{file}: {count:,} rows, {taken}"
+            + (f", {held:,} held out" if held else "")
             + (f", {len(skipped)} skipped" if skipped else "")
         )
         if (drawn := measured.drawn.get(file)) is not None:

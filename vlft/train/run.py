@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from vlft.model.load import check_fit, loaded_whole
 from vlft.model.towers import check_experts
 from vlft.objectives import Objective
 from vlft.objectives.preference import Preference
-from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, start_of, trainable_rows, training_rows
+from vlft.setup import Base, MeasuredRows, open_base, remarks_on_pixels, rows_of_run, start_of
 from vlft.setup.features import feature_bytes
 from vlft.setup.objective import objective_of
 from vlft.setup.overlap import overlap
@@ -38,13 +39,15 @@ from vlft.train import faults, zero
 from vlft.train.answers import Answers
 from vlft.train.callbacks import AtTheEnd
 from vlft.train.claim import record_there, refuse_other
+from vlft.train.eval_metrics import EvalMetrics
 from vlft.train.features import FeatureCache, check_folder, run_id
+from vlft.train.finish import finish
 from vlft.train.folder import RunFolder
 from vlft.train.grpo.start import Grpo
 from vlft.train.metrics import MetricsFile, meter_of
 from vlft.train.model_setup import prepare_model
 from vlft.train.progress import Progress
-from vlft.train.ranks import barrier, on_rank_zero
+from vlft.train.ranks import on_rank_zero
 from vlft.train.record import run_record
 from vlft.train.reference import ReferencePass, key_of
 from vlft.train.reporting import Reporter
@@ -70,6 +73,7 @@ class _Run:
         grpo: the rewards of --method grpo; None for the other methods.
         rows: the rows to train on.
         evaluated: the rows to evaluate on, or None.
+        metrics: of answers to the evaluation rows, or None.
         order: of the rows.
         folder: the run folder.
         notice: of a signal that ends the run.
@@ -86,6 +90,7 @@ class _Run:
     grpo: Grpo | None
     rows: MeasuredRows
     evaluated: MeasuredRows | None
+    metrics: EvalMetrics | None
     order: Order
     folder: RunFolder
     notice: Notice
@@ -141,20 +146,21 @@ def train(
         say(f"warning: {remark}")
     screen.stage("reading the data files")
     workers = args.dataloader_num_workers
-    rows = on_rank_zero(lambda: training_rows(data, base, workers=workers))
-    evaluated = None
-    if data.eval_path:
-        evaluated = on_rank_zero(lambda: trainable_rows(data.eval_path, data, base, workers=workers))
+    rows, evaluated = on_rank_zero(lambda: rows_of_run(data, base, workers=workers, seed=args.seed))
     for line in row_lines(rows, shared=base.encoder.shared if data.pairs else None):
         say(line)
     if evaluated is not None:
-        for line in row_lines(evaluated, word="evaluate on"):
+        held = "" if data.eval_split is None else f"--eval_split {data.eval_split:g}, --seed {args.seed}"
+        for line in row_lines(evaluated, word="evaluate on", asked=held):
             say(line)
         for remark in overlap(rows.marked, evaluated.marked):
             say(f"warning: {remark}")
     if grpo is not None:
         say(grpo.check(rows, base))
 
+    metrics = None if evaluated is None else EvalMetrics.of_run(evaluated, base, data, args)
+    if metrics is not None:
+        on_rank_zero(metrics.check)
     order = training_order(rows.costs, data, args, world=args.world_size, kept=there.training if there else None)
     args = args.with_accumulation(order.accumulation)
     run = _Run(
@@ -167,6 +173,7 @@ def train(
         grpo=grpo,
         rows=rows,
         evaluated=evaluated,
+        metrics=metrics,
         order=order,
         folder=RunFolder(args.output_dir, base, run_record(base, data, model, args, rows, order)),
         notice=notice,
@@ -246,7 +253,8 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except AtTheEnd:
-            trainer.evaluate_due()
+            with contextlib.suppress(AtTheEnd):
+                trainer.evaluate_due()
             if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
         finally:
@@ -258,7 +266,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         screen.stage("saving the trained weights")
         watchdog.at("saving the trained weights", patience=args.saving_patience)
         with run.notice.planning("training is done, and the trained weights are being saved"):
-            _finish(trainer, folder)
+            finish(trainer, folder)
 
 
 def _trainer(
@@ -306,6 +314,9 @@ def _trainer(
         features=features,
         reference=_reference(run, train_rows, (eval_rows, eval_order), resumed=checkpoint is not None),
     )
+    trainer.eval_metrics = run.metrics
+    if run.metrics is not None:
+        trainer.progress.metrics = tuple(one.name for one in run.metrics.metrics)
     if evaluated is not None:
         trainer.answers = Answers.of_run(
             evaluated, base, args, folder.path, resume_step=step, evaluation_due=due, say=run.say
@@ -332,17 +343,6 @@ def _reference(
         resumed=resumed,
         say=run.say,
     )
-
-
-def _finish(trainer: VlftTrainer, folder: RunFolder) -> None:
-    """Collect the final weights from all ranks and write them on rank 0. Every rank must call it."""
-    skipped = trainer.all_skipped()
-    state = zero.trained_weights(trainer.model) if trainer.is_deepspeed_enabled else None
-    if trainer.args.process_index == 0:
-        folder.account(skipped)
-        folder.account_steps(unlogged=trainer.meter.spent())
-        folder.finish(trainer.model, state, steps=trainer.state.global_step)
-    barrier()
 
 
 def _silent(*_: Any) -> None:

@@ -1,6 +1,6 @@
 """The Trainer of transformers with vlft's data order, objective, parameter groups, checkpoints and log lines.
 
-It overrides these methods (`saving` and `zero` list theirs). Each name exists in 5.17 and 5.23
+It overrides these methods (`evaluating`, `saving` and `zero` list theirs). Each name exists in 5.17 and 5.23
 (tests/test_borrowed.py):
 - `get_train_dataloader`: our row order, not sharded again by accelerate (which would train row 0 twice).
 - `get_batch_samples`: runs a postponed evaluation first, and times the wait for data.
@@ -10,8 +10,6 @@ It overrides these methods (`saving` and `zero` list theirs). Each name exists i
 - `_get_grad_norm`: the one read from the device in a step, and the last place to leave out one that is not finite.
 - `create_optimizer`: one group per tower and weight decay (`get_optimizer_cls_and_kwargs` returns the class).
 - `floating_point_ops`: returns 0, because the meter counts.
-- `evaluate`: the objective's mean, equal at any batch size and number of processes.
-- `_evaluate`: a signal postpones an evaluation; the resumed run evaluates and calls `_determine_best_metric`.
 - `_maybe_log_save_evaluate`, `log`: our lines, from what was read already.
 """
 
@@ -20,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -32,23 +30,25 @@ from vlft.data.dataset import RowDataset
 from vlft.data.ipc import moved
 from vlft.data.order import Order, RankBatches
 from vlft.data.workers import loader_options
-from vlft.errors import BadRow, ConfigError, DataError
+from vlft.errors import BadRow
 from vlft.model.groups import Group
-from vlft.objectives import Objective, Sums
+from vlft.objectives import Objective
 from vlft.train import optimizers
 from vlft.train.answers import Answers
-from vlft.train.callbacks import EvaluationPutOff, KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
+from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
+from vlft.train.eval_metrics import EvalMetrics
+from vlft.train.evaluating import EvaluatingTrainer
 from vlft.train.features import FeatureCache
 from vlft.train.folder import RunFolder
 from vlft.train.metrics import Meter, MetricsFile
 from vlft.train.progress import Progress
 from vlft.train.reference import ReferencePass
-from vlft.train.saving import SavingTrainer
 from vlft.train.signals import Notice
 from vlft.train.step_guard import StepGuard
+from vlft.train.stopping import EarlyStopping
 
 
-class VlftTrainer(SavingTrainer):
+class VlftTrainer(EvaluatingTrainer):
     """The trainer of a run.
 
     Args:
@@ -113,17 +113,23 @@ class VlftTrainer(SavingTrainer):
         self.features = features
         self.meter = meter
         self.skipped: dict[tuple[str, int], BadRow] = {}
+        self._unevaluated: dict[tuple[str, int], BadRow] = {}
         self._last_logged = 0
         self._rates: dict[str, float] = {}
         self._norm: float | None = None
         self._started = False
         self.answers: Answers | None = None
+        self.eval_metrics: EvalMetrics | None = None
         # transformers deletes in place, where a kill leaves half of a checkpoint; `RunFolder.drop_old` does not.
         self.save_total_limit, args.save_total_limit = args.save_total_limit, None
         self.room = MakeRoom(notice, folder, steps=order.steps)
         more: list[Any] = [one for one in (features, reference) if one is not None]
         if reference is not None:
             reference.trainer = self
+        self.stopping: EarlyStopping | None = None
+        if args.early_stopping_patience is not None:
+            self.stopping = EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold)
+            more.append(self.stopping)
         for callback in (KeepToFlags(), self.room, StopAtTheEnd(), self.progress, *more):
             self.add_callback(callback)
 
@@ -153,13 +159,19 @@ class VlftTrainer(SavingTrainer):
         self.meter.add_wait(time.perf_counter() - start)
         return batches, items
 
-    def _account(self, skipped: Sequence[BadRow]) -> BadRow | None:
-        """Record refused rows and print them, or return the row that ends the run."""
+    def _account(self, skipped: Sequence[BadRow], *, trained: bool = True) -> BadRow | None:
+        """Record refused rows and print them, or return the row that ends the run.
+
+        Args:
+            skipped: the rows.
+            trained: whether they belong to the rows to train on, which `vlft.json` counts.
+        """
+        known = self.skipped if trained else self._unevaluated
         if skipped and self.on_bad_row == "error":
             return skipped[0]
         for row in skipped:
-            if (row.file, row.index) not in self.skipped:
-                self.skipped[row.file, row.index] = row
+            if (row.file, row.index) not in known:
+                known[row.file, row.index] = row
                 print(f"skipped {row}", file=sys.stderr)
         return None
 
@@ -229,84 +241,6 @@ class VlftTrainer(SavingTrainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the stock estimate visits all parameters in every micro-batch and is wrong for pictures
-
-    # ---- evaluation
-
-    def evaluated_model(self) -> Any:
-        """The model without the wrappers that only training needs."""
-        return self.accelerator.unwrap_model(self.model_wrapped) if self.is_in_train else self.model
-
-    def without_gradients(self, rows: RowDataset, order: Order, *, doing: str, step: int | None) -> Iterator[Any]:
-        """Yield this process's micro-batches of an order, on the device. The caller computes without gradients.
-
-        Args:
-            rows: the rows.
-            order: of the rows.
-            doing: what the progress shows.
-            step: optimizer steps that are complete; None: the reference of the run is computed.
-
-        Raises:
-            DataError: a row cannot be decoded, and --on_bad_row is error.
-            EvaluationPutOff: a process received a signal to stop.
-        """
-        loader = self._loader(rows, RankBatches(order, rank=self.args.process_index))
-        self.evaluated_model().eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            for place, batch_on_cpu in enumerate(loader, 1):
-                if self.is_in_train and self.room.ask():
-                    raise EvaluationPutOff
-                if (row := self._account(batch_on_cpu["skipped"])) is not None:
-                    raise DataError(row)
-                self.progress.doing(f"{doing} {place:,}/{len(loader):,}")
-                guarded = self.guard.evaluation(batch_on_cpu, place=place, of=len(loader), step=step)
-                with guarded, self._recording(batch_on_cpu, step):
-                    yield self._prepare_inputs(batch_on_cpu)
-
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """The objective's mean loss and statistics over the evaluation rows."""
-        if self.eval_rows is None or self.eval_order is None:
-            raise ConfigError("evaluation needs --eval_path, which is not set")
-        if self.features is not None:
-            self.features.before_evaluation(self.state.global_step)
-        sums, step = Sums(names=self.objective.statistics), self.state.global_step
-        start = time.perf_counter()
-        model = self.evaluated_model()
-        with self.room.notice.planning("postponing this evaluation, then saving"):
-            for batch in self.without_gradients(self.eval_rows, self.eval_order, doing="evaluating", step=step):
-                sums = sums.plus(self.objective.evaluate(model, batch))
-        totals = self.accelerator.reduce(sums.as_vector(self.args.device), reduction="sum").tolist()
-        means, weight = sums.means(totals)
-        metrics = {f"{metric_key_prefix}_{name}": mean or 0.0 for name, mean in means.items()}
-        metrics[f"{metric_key_prefix}_{self.objective.unit}"] = int(weight) if weight.is_integer() else weight
-        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
-        if self.answers is not None:
-            self.progress.doing("answering rows for the report")
-            seconds = self.answers.ask(model, step, self.guard.watchdog, self.accelerator.autocast)
-            metrics[f"{metric_key_prefix}_answers_s"] = seconds
-        self.meter.exclude(time.perf_counter() - start)  # the callbacks below measure their own time
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        try:
-            with self.progress.aside("evaluation", self.state.global_step, doing="evaluating"):
-                return super()._evaluate(*args, **kwargs)
-        except EvaluationPutOff:
-            if not self._started:  # no step since the checkpoint, which already records the evaluation as due
-                self.room.end(self.args, self.state)
-            self.folder.evaluation_due = True
-            self.args.save_only_model = False
-            self._save_checkpoint(self.model_wrapped)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-            raise  # not reached: `MakeRoom` has ended the run
-
-    def evaluate_due(self) -> None:
-        """Run the evaluation that a signal postponed, if there is one."""
-        if self.folder.evaluation_due:
-            self.folder.evaluation_due = False
-            self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
-            self._name_best()
 
     # ---- log
 

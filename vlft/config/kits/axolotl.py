@@ -118,7 +118,9 @@ def per_epoch(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Out
         else:
             flags |= {f"{kind}_strategy": ("steps",), f"{kind}_steps": (f"{share:.6g}",)}
     if not flags:
-        return names, Idle(why="no evaluation rows are set: --eval_path FILE --eval_strategy epoch")
+        return names, Idle(
+            why="no evaluation rows are set: --eval_path FILE or --eval_split 0.05, with --eval_strategy epoch"
+        )
     return names, Becomes(flags=flags)
 
 
@@ -262,7 +264,6 @@ KIT = Kit(
         "xformers_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
         "eager_attention": switch(true=flag("attn", "sdpa"), false=Idle(why="off")),
         "save_first_step": off("not supported"),
-        "early_stopping_patience": off("not supported. --load_best_model_at_end true keeps the best"),
         "use_tensorboard": switch(true=flag("report_to", "tensorboard"), false=Idle(why="off")),
         "use_wandb": switch(true=flag("report_to", "wandb"), false=Idle(why="off")),
         "wandb_project": _WANDB,

@@ -66,7 +66,7 @@ REPLACED: dict[str, Rule] = {
     "bf16_full_eval": off("evaluation computes as training does: --bf16"),
     "fp16_full_eval": off("evaluation computes as training does: --bf16"),
     "do_train": on("vlft train always trains"),
-    "do_eval": off("set the rows with --eval_path, and when to evaluate with --eval_strategy epoch"),
+    "do_eval": off("set the rows with --eval_path or --eval_split, and when to evaluate with --eval_strategy epoch"),
     "do_predict": off("use vlft chat on the finished run"),
     "include_num_input_tokens_seen": idle("metrics.jsonl counts tokens"),
     "save_on_each_node": off("only one node writes"),

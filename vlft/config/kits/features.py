@@ -89,7 +89,7 @@ _FEATURES: tuple[tuple[Rule, str], ...] = (
         r"eval_(limit|dataset_args|generation_config|use_evalscope|metric|num_beams|table_size|max_new_tokens) "
         r"extra_eval_args metrics? eval_causal_lm_metrics do_causal_lm_eval do_bench_eval bench_\w+",
     ),
-    (off("not supported. --load_best_model_at_end true keeps the best"), r"early_stop\w*"),
+    (off("use --early_stopping_patience, a number of evaluations"), r"early_stop\w*"),
     (
         off("classification heads are not trained here"),
         r"(focal|class_balanced|mlp_head|num_labels|problem_type)\w*",

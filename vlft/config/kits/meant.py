@@ -15,6 +15,7 @@ from vlft.config.kits.outcome import (
     flag,
     held_out,
     on,
+    patience,
     renamed,
     switch,
 )
@@ -104,7 +105,8 @@ _RULES["use_gradient_checkpointing"] = by_word(
 )
 _RULES |= dict.fromkeys(["mixed_precision", "precision", "torch_dtype", "dtype"], dtype)
 _RULES |= dict.fromkeys(["attn_implementation", "attn_impl", "attention_implementation"], attention)
-_RULES |= dict.fromkeys(["val_split", "validation_split", "test_split_size", "eval_split"], held_out)
+_RULES |= dict.fromkeys(["val_split", "validation_split", "test_split_size"], held_out)
+_RULES |= dict.fromkeys(["early_stop_patience", "early_stopping_rounds", "patience"], patience)
 _RULES["translate"] = cannot("vlft plan --translate OLD does that")
 _RULES["compile"] = cannot("torch.compile is not supported yet")
 

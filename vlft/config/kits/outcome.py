@@ -211,25 +211,15 @@ def data(words: tuple[str, ...], *, to: str = "data_path") -> Becomes:
     return Becomes(flags={to: tuple(plain), **extra}, note=note)
 
 
-#: The file of rows that another kit would hold out, until its name is known.
-HELD_OUT = "held_out.json"
-
-
 def held_out(words: tuple[str, ...]) -> Outcome:
-    """Translate a share of the training rows that is held out for evaluation."""
+    """Translate a share or a number of the training rows that is held out for evaluation."""
     if words and words[0].strip("0.") == "":
         return Idle(why="no rows are held out")
-    return Becomes(
-        flags={"eval_path": (HELD_OUT,), "eval_strategy": ("epoch",)},
-        note="held-out rows are a separate file: vlft check-data TRAIN.json --fix rows.jsonl --split "
-        + held_out_shares(words),
-    )
+    return Becomes(flags={"eval_split": words[:1] or ("0.1",), "eval_strategy": ("epoch",)})
 
 
-def held_out_shares(words: tuple[str, ...]) -> str:
-    """Return the value of `--split` for a share that is held out; for a number of rows, or nothing, `0.9,0.1`."""
-    try:
-        share = float(words[0]) if words else 0.1
-    except ValueError:
-        share = 0.1
-    return f"{1 - share:g},{share:g}" if 0 < share < 1 else "0.9,0.1"
+def patience(words: tuple[str, ...]) -> Outcome:
+    """Translate the number of evaluations without a better result after which training stops."""
+    if is_false(words):
+        return Idle(why="off")
+    return Becomes(flags={"early_stopping_patience": words, "metric_for_best_model": ("eval_loss",)})

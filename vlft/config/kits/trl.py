@@ -66,7 +66,7 @@ KIT = Kit(
         "dataset_name": data,
         "dataset_config": cannot("set the files with --data_path"),
         "dataset_train_split": idle("--data_path sets the training rows"),
-        "dataset_test_split": cannot("set the evaluation rows with --eval_path"),
+        "dataset_test_split": cannot("set the evaluation rows with --eval_path or --eval_split"),
         "dataset_text_field": idle("rows are read in the forms of data/README.md"),
         "dataset_num_proc": idle("rows are prepared in the workers: --dataloader_num_workers"),
         "dtype": dtype,

@@ -34,10 +34,7 @@ MEANT: Mapping[str, str] = {
     **dict.fromkeys(("convert", "download"), "vlft import"),
     **dict.fromkeys(("plot", "logs", "curves"), "vlft report"),
     **dict.fromkeys(("version", "env"), "vlft --version"),
-    **dict.fromkeys(
-        ("eval", "evaluate", "test"),
-        "vlft train --eval_path FILE --eval_strategy epoch for the loss, vlft chat for answers",
-    ),
+    **dict.fromkeys(("evaluate", "test", "score", "compare", "benchmark-model"), "vlft eval MODEL DATA"),
     **dict.fromkeys(
         ("api", "serve", "server", "deploy", "rollout", "vllm-serve"),
         "vlft merge RUN OUT, and serve OUT with vLLM or transformers",

@@ -13,6 +13,10 @@ from vlft.config.values import DEFAULTS
 
 Flags = dict[str, tuple[str, ...]]
 _LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_dora", "use_rslora", "loraplus_ratio")
+_OF_EVALUATION = (
+    *("load_best_model_at_end", "eval_on_start", "metric_for_best_model", "greater_is_better", "eval_metric"),
+    *("early_stopping_patience", "early_stopping_threshold"),
+)
 SIZES = ("global_batch", "gradient_accumulation_steps", "per_device_train_batch_size")
 
 
@@ -42,19 +46,21 @@ def without_effect(flags: Flags) -> Iterator[tuple[str, str]]:
     )
     if method != "sft" and word("lora_dropout", "0").strip("0."):
         yield "lora_dropout", "dropout is off in preference training, as in the other kits"
-    evaluates = "eval_path" in flags
+    evaluates = "eval_path" in flags or "eval_split" in flags
+    if "eval_path" in flags and "eval_split" in flags:
+        yield "eval_split", "--eval_path sets the evaluation rows"
     if not evaluates and word("eval_strategy", "no") != "no":
-        yield "eval_strategy", "no evaluation rows are set: --eval_path FILE"
+        yield "eval_strategy", "no evaluation rows are set: --eval_path FILE or --eval_split 0.05"
     if not evaluates:
-        for name in ("load_best_model_at_end", "eval_on_start", "metric_for_best_model", "greater_is_better"):
+        for name in _OF_EVALUATION:
             if name in flags:
-                yield name, "it needs evaluation rows: --eval_path FILE"
+                yield name, "it needs evaluation rows: --eval_path FILE or --eval_split 0.05"
     if not evaluates and word("save_strategy") == "best":
-        yield "save_strategy", "it needs evaluation rows: --eval_path FILE"
+        yield "save_strategy", "it needs evaluation rows: --eval_path FILE or --eval_split 0.05"
     if "optim_args" in flags and "optim" not in flags:
         yield "optim_args", "it belongs to another optimizer"
     if evaluates and word("eval_strategy", "no") == "no":
-        yield "eval_path", "--eval_strategy is no"
+        yield from ((name, "--eval_strategy is no") for name in ("eval_path", "eval_split") if name in flags)
     if "global_batch" in flags:
         yield from ((name, "--global_batch sets the rows of a step") for name in SIZES[1:] if name in flags)
     if "logging_nan_inf_filter" in flags:

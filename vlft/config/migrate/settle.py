@@ -14,12 +14,12 @@ from vlft.config import preference, variants
 from vlft.config.checks import OF_ADAPTER, contradictions
 from vlft.config.kinds import Bool, Kind, Place
 from vlft.config.kits import ANYWHERE, KITS
-from vlft.config.kits.outcome import HELD_OUT, Becomes, Cannot, Idle, Kit, held_out_shares
+from vlft.config.kits.outcome import Becomes, Cannot, Idle, Kit
 from vlft.config.migrate.clips import as_limits_of_clips
 from vlft.config.migrate.documents import Run
 from vlft.config.migrate.effects import SIZES, Flags, adjusted, without_effect
 from vlft.config.names import mistyped
-from vlft.config.said import Said, as_written, placeholders, quoted
+from vlft.config.said import Said, as_written, placeholders
 from vlft.config.table import kinds
 from vlft.config.translate import OURS, Translation, kit_of, overridden, step_rows, translate
 from vlft.config.values import DEFAULTS, Values
@@ -109,8 +109,7 @@ def settle(run: Run, gpus: int | None) -> Settled:
         notes.append(f"global_batch counts {run.processes} processes ({run.counted})")
     if run.nodes > 1 and not gpus:
         notes.append(f"start it on each of the {run.nodes} nodes, with --node_rank, --master_addr and --master_port")
-    divides = _divide_rows(flags, told)
-    fill_in = list(_to_fill(flags, known, run, told, divides))
+    fill_in = list(_to_fill(flags, known, run, told))
     # What contradicts something is left to the user, unless a flag is missing.
     sound = {
         name: tuple(known[name].value(word) for word in words)
@@ -194,39 +193,12 @@ def _defaults(kit: Kit, said: Mapping[str, Said], flags: Flags, processes: int |
 
 def _complete_evaluation(flags: Flags) -> None:
     """Set when to evaluate and by what to compare, where the file says how often but not what."""
-    if "eval_path" not in flags:
+    if "eval_path" not in flags and "eval_split" not in flags:
         return
     if "eval_steps" in flags and flags.get("eval_strategy") == ("epoch",):
         flags["eval_strategy"] = ("steps",)
-    if flags.get("save_strategy") == ("best",):
+    if flags.get("save_strategy") == ("best",) or "early_stopping_patience" in flags:
         flags.setdefault("metric_for_best_model", ("eval_loss",))
-
-
-def _divide_rows(flags: Flags, told: Translation) -> str:
-    """Name the files for a share of the rows that the kit holds out.
-
-    Returns:
-        The command that writes these files. "" if no share is held out, or if the data files are not known.
-    """
-    outcomes = [(change.said, change.outcome) for change in told.changes if isinstance(change.outcome, Becomes)]
-    said = next((said for said, one in outcomes if one.flags.get("eval_path") == (HELD_OUT,)), None)
-    files = flags.get("data_path", ())
-    folders = {os.path.dirname(file) for file in files}
-    if (
-        said is None
-        or flags.get("eval_path") != (HELD_OUT,)
-        or len(folders) != 1
-        or not all(map(os.path.isfile, files))
-    ):
-        return ""
-    stem, ending = os.path.splitext(files[0])
-    if len(files) > 1 or ending == ".jsonl":
-        stem = os.path.join(*folders, "rows")
-    flags["data_path"], flags["eval_path"] = (f"{stem}-train.jsonl",), (f"{stem}-eval.jsonl",)
-    media = [word for name in ("image_folder", "columns") if name in flags for word in (f"--{name}", *flags[name])]
-    shares = held_out_shares(said[0].words)
-    words = ["vlft", "check-data", *files, *media, "--fix", f"{stem}.jsonl", "--split", shares]
-    return " ".join(map(quoted, words))
 
 
 def _clashes(told: Translation) -> list[str]:
@@ -238,7 +210,7 @@ def _clashes(told: Translation) -> list[str]:
     ]
 
 
-def _to_fill(flags: Flags, known: Mapping[str, Kind], run: Run, told: Translation, divides: str) -> Iterator[ToFill]:
+def _to_fill(flags: Flags, known: Mapping[str, Kind], run: Run, told: Translation) -> Iterator[ToFill]:
     notes = {
         name: change.outcome.note
         for change in told.changes
@@ -254,9 +226,7 @@ def _to_fill(flags: Flags, known: Mapping[str, Kind], run: Run, told: Translatio
             elif isinstance(kind, Place) and kind.of in ("file", "folder", "either") and word not in kind.words:
                 if not os.path.exists(word) and not any(sign in word for sign in "*?["):
                     why = "does not exist here"
-                    if divides and name in ("data_path", "eval_path"):
-                        why = f"write it with {divides}" if name == "data_path" else "the same command writes it"
-                    elif name == "eval_path":
+                    if name == "eval_path":
                         why = notes.get(name) or why
                     yield ToFill(flag=name, value=word, why=why)
             elif (
@@ -294,6 +264,4 @@ def changes(settled: Settled) -> Iterator[tuple[str, str, str]]:
         if isinstance(outcome, Becomes) and not overridden(settled.told, change):  # `_clashes` notes those
             kept = {name: settled.flags[name] for name in outcome.flags if name in settled.flags}
             if kept:
-                divided = outcome.flags.get("eval_path") == (HELD_OUT,) != kept.get("eval_path")
-                note = "" if divided else outcome.note
-                yield change.before, " ".join(as_written(*one) for one in kept.items()), note
+                yield change.before, " ".join(as_written(*one) for one in kept.items()), outcome.note

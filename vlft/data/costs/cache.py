@@ -79,17 +79,20 @@ class Costing:
     def dump(cls, cost: Cost) -> list[Any]:
         rare: list[Any] = [cost.changed, cost.answer, cost.thinking, [cls.dump(part) for part in cost.parts]]
         rare += [list(cost.branches)] if cost.branches else []
-        return [cost.tokens, cost.supervised, cost.patches, *(rare if rare != ["", None, None, []] else [])]
+        counts = [cost.tokens, cost.supervised, cost.patches, cost.images, cost.videos]
+        return [*counts, *(rare if rare != ["", None, None, []] else [])]
 
     @classmethod
     def load(cls, value: Any) -> Cost:
         """Convert a value back; raises `TypeError` or `ValueError` if it is not a cost."""
-        tokens, supervised, patches, *rare = value
+        tokens, supervised, patches, images, videos, *rare = value
         changed, answer, thinking, parts, *branches = rare or ("", None, None, ())
         return Cost(
             tokens=int(tokens),
             supervised=int(supervised),
             patches=int(patches),
+            images=int(images),
+            videos=int(videos),
             changed=str(changed),
             answer=None if answer is None else int(answer),
             thinking=None if thinking is None else bool(thinking),

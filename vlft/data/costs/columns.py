@@ -33,7 +33,7 @@ class Costs(Sequence[Cost]):
         """Convert costs to columns. A `Costs` object is returned unchanged."""
         if isinstance(costs, Costs):
             return costs
-        found = {name: array.array("i") for name in ("tokens", "supervised", "patches", *_RARE)}
+        found = {name: array.array("i") for name in ("tokens", "supervised", "patches", "images", "videos", *_RARE)}
         branches: list[array.array] = []
         changed = {}
         place = -1
@@ -73,6 +73,11 @@ class Costs(Sequence[Cost]):
     def patches(self) -> np.ndarray:
         return self.columns["patches"]
 
+    @property
+    def most_media(self) -> dict[str, int]:
+        """The largest number of pictures and of videos in one sample; 0 without samples."""
+        return {name: int(self.columns[name].max(initial=0)) for name in ("images", "videos")}
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -89,6 +94,8 @@ class Costs(Sequence[Cost]):
             tokens=int(self.tokens[place]),
             supervised=int(self.supervised[place]),
             patches=int(self.patches[place]),
+            images=int(self.columns["images"][place]),
+            videos=int(self.columns["videos"][place]),
             changed=self.changed.get(place, ""),
             answer=self._rare("answer", place),
             thinking=None if (thinking := self._rare("thinking", place)) is None else bool(thinking),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FORMAT = 5  # increase it whenever values may differ from earlier ones
+FORMAT = 6  # increase it whenever values may differ from earlier ones
 KEPT_FILES = 200
 KEPT_BYTES = 2 << 30
 SECONDS = 5.0  # between two commits

@@ -16,6 +16,7 @@ from vlft.data.rows.forms import KEYS as FORM_KEYS
 from vlft.data.rows.keys import IDLE_KEYS, MEDIA_KEYS, SYSTEM_KEYS, Kind
 from vlft.data.rows.overrides import ROW_KEYS, nframes_of, of_row
 from vlft.data.rows.pairs import METHODS, missing_answer, refuse_other_media
+from vlft.data.rows.references import KEYS as REFERENCE_KEYS
 from vlft.data.rows.registries import registry_row
 from vlft.data.rows.source import kind_of
 from vlft.data.rows.turns import ROLES, Column, RawTurn, Said, column_of, either, system_turn
@@ -30,6 +31,7 @@ _KNOWN_KEYS = frozenset(
         *ROW_KEYS,
         *keys.REFUSED_KEYS,
         *IDLE_KEYS,
+        *REFERENCE_KEYS,
         *keys.VERDICTS,
         *keys.WEIGHTS,
         *keys.HARMLESS_KEYS,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vlft.config.thinking import thinks
 from vlft.data.rows.objects import BOX, PLACEHOLDER
 from vlft.data.sample import Image, Objects, Sample, Text, Turn
 from vlft.errors import BadRow, DataError
@@ -18,6 +19,19 @@ def trained_answers(sample: Sample) -> list[int]:
     if sample.rejected:
         return [len(sample.turns) - 1]
     return [place for place, turn in enumerate(sample.turns) if turn.trained != "none"]
+
+
+def question_of(sample: Sample) -> Sample:
+    """A row up to its last user turn with a trained answer. A model's answer to it can be compared with the row's."""
+    answer = trained_answers(sample)[-1]
+    last = max(place for place, turn in enumerate(sample.turns[:answer]) if turn.role == "user")
+    thinking = thinks(text_of(sample.turns[answer]))
+    return replace(sample, turns=sample.turns[: last + 1], rejected=(), thinking=thinking)
+
+
+def text_of(turn: Turn) -> str:
+    """The text of a turn, without its pictures and videos."""
+    return "".join(part.text for part in turn.parts if isinstance(part, Text))
 
 
 def up_to(sample: Sample, answer: int) -> Sample:

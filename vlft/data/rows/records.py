@@ -20,6 +20,7 @@ from vlft.data.rows.media_refs import MEDIA_ENDINGS, Places
 from vlft.data.rows.normalise import PlainRow, one_form
 from vlft.data.rows.objects import PLACEHOLDER, objects_of
 from vlft.data.rows.placeholders import Tags
+from vlft.data.rows.references import references_of
 from vlft.data.rows.source import BrokenLine, home_of, kind_of
 from vlft.data.rows.turns import RawTurn, Said, Shown, role_of
 from vlft.data.sample import Image, Role, Sample, Text, Turn, Video
@@ -110,6 +111,7 @@ def _parsed(row: RowRef, raw: object, family: Family, places: Places, flags: Row
     warnings += _budgets_without_effect(shape, shown, family)
     if not shown:
         warnings += _unread_media(raw)
+    references, unread = references_of(raw)
     objects = objects_of(row, raw, [entry.text for entry in entries], len(media["image"]), family)
     return Sample(
         file=row.file,
@@ -117,9 +119,10 @@ def _parsed(row: RowRef, raw: object, family: Family, places: Places, flags: Row
         id=row.id,
         turns=turns,
         rejected=others,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *unread),
         objects=objects,
         added=added,
+        references=references,
     )
 
 

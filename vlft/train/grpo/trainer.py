@@ -115,6 +115,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         self.progress = progress
         self.say = say
         self.skipped = {}
+        self.stopping = None  # there are no evaluations to stop by
         self.encoded: Encoded = Encoded(ids=[], kinds=[], pictures=[], pixels_PX=None, grids_M3=None)
         self._last_logged = 0
         self._rates: dict[str, float] = {}

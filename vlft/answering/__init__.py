@@ -5,19 +5,19 @@ row  --question_of-->  conversation that ends in a user turn  --answers-->  Answ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from vlft.config.recipe import Recipe
-from vlft.config.thinking import thinks
+from vlft.config.thinking import OPEN
 from vlft.data.encode import Encoder
 from vlft.data.positions import time_positions
-from vlft.data.rows.parts import trained_answers
-from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample, Text
-from vlft.errors import ConfigError
+from vlft.data.rows.parts import question_of as question_of  # for those who answer rows
+from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample
+from vlft.errors import ConfigError, DataError
 from vlft.families import Family
 from vlft.model.generate import Prompt, Sampling, Speaker
 from vlft.model.scale import PixelScale
@@ -32,12 +32,14 @@ class Answer:
         tokens: number of generated tokens, including the one that ends it.
         prompt_tokens: number of tokens in the conversation before it.
         cut: whether it reached the limit of tokens before it ended.
+        thinking: whether the prompt ends inside a thought, so that the answer begins there.
     """
 
     text: str
     tokens: int
     prompt_tokens: int
     cut: bool
+    thinking: bool = False
 
 
 def answers(
@@ -68,24 +70,105 @@ def answers(
         ConfigError: a conversation does not end in a user turn, or is too long.
         DataError: a picture or video of a row cannot be read.
     """
-    each = [sampling] * len(questions) if isinstance(sampling, Sampling) else sampling
-    for start in range(0, len(questions), batch):
-        some = each[start : start + batch]
-        prompts = []
-        for question, own in zip(questions[start : start + batch], some, strict=True):
-            prompt = as_tensors(encoder.prompt(question), encoder.recipe)
-            _check_length(len(prompt.ids_T), own, limit)
-            prompts.append(prompt)
-        longest = replace(some[0], max_new_tokens=max(own.max_new_tokens for own in some))
-        generated = speaker.generate(prompts, longest, stream=stream)
-        for prompt, own, ids in zip(prompts, some, generated, strict=True):
-            ids = ids[: own.max_new_tokens]
-            yield Answer(
+    groups = (range(start, min(start + batch, len(questions))) for start in range(0, len(questions), batch))
+    for places in groups:
+        for _, answer in _answer(questions, places, encoder, speaker, sampling, limit=limit, stream=stream):
+            yield answer
+
+
+def answers_by_place(
+    questions: Sequence[Sample],
+    encoder: Encoder,
+    speaker: Speaker,
+    sampling: Sampling,
+    *,
+    order: Sequence[int],
+    batch: int,
+    limit: int | None = None,
+    smaller: Callable[[int], None] = lambda batch: None,
+    refuse: Callable[[int, DataError], None] | None = None,
+) -> Generator[tuple[int, Answer], None, None]:
+    """Answer conversations in any order, with smaller batches where the memory of a GPU does not suffice.
+
+    Args:
+        questions: as for `answers`.
+        encoder: as for `answers`.
+        speaker: as for `answers`.
+        sampling: for all answers.
+        order: places in `questions`, each once. With the longest first, too large a batch fails at the start.
+        batch: most questions that are answered together.
+        limit: as for `answers`.
+        smaller: called with the new size of a batch, from now on, when the memory did not suffice.
+        refuse: called with the place of a question that cannot be encoded, which then gets no answer, and the reason;
+            None: the error is raised.
+
+    Yields:
+        the place of a question, and its answer. Answers that were computed together come one after another.
+
+    Raises:
+        ConfigError, DataError: the errors of `answers`.
+        torch.OutOfMemoryError: the memory does not suffice for one question.
+    """
+    done, order = 0, list(order)
+    while done < len(order):
+        places = order[done : done + batch]
+        try:
+            found = list(_answer(questions, places, encoder, speaker, sampling, limit=limit))
+        except DataError as error:
+            bad = [place for place in places if _is_of(error, questions[place])]
+            if refuse is None or not bad:
+                raise
+            refuse(bad[0], error)
+            order.remove(bad[0])
+            continue
+        except torch.OutOfMemoryError:
+            if len(places) == 1:
+                raise
+            found = []  # the next attempt starts outside, where nothing refers to the tensors of this one
+        if not found:
+            torch.cuda.empty_cache()
+            batch = len(places) // 2
+            smaller(batch)
+        yield from found
+        done += len(found)
+
+
+def _is_of(error: DataError, question: Sample) -> bool:
+    return (error.row.file, error.row.index) == (question.file, question.index)
+
+
+def _answer(
+    questions: Sequence[Sample],
+    places: Sequence[int],
+    encoder: Encoder,
+    speaker: Speaker,
+    sampling: Sampling | Sequence[Sampling],
+    *,
+    limit: int | None,
+    stream: Callable[[str], None] | None = None,
+) -> Generator[tuple[int, Answer], None, None]:
+    """Answer the questions at some places together."""
+    some = [sampling if isinstance(sampling, Sampling) else sampling[place] for place in places]
+    prompts, thinking = [], []
+    for place, own in zip(places, some, strict=True):
+        encoded = encoder.prompt(questions[place])
+        prompts.append(as_tensors(encoded, encoder.recipe))
+        thinking.append(encoded.text.rstrip().endswith(OPEN))
+        _check_length(len(prompts[-1].ids_T), own, limit)
+    longest = replace(some[0], max_new_tokens=max(own.max_new_tokens for own in some))
+    generated = speaker.generate(prompts, longest, stream=stream)
+    for place, prompt, own, ids, inside in zip(places, prompts, some, generated, thinking, strict=True):
+        ids = ids[: own.max_new_tokens]
+        yield (
+            place,
+            Answer(
                 text=speaker.text(ids),
                 tokens=len(ids),
                 prompt_tokens=len(prompt.ids_T),
                 cut=ids[-1] not in speaker.ends,
-            )
+                thinking=inside,
+            ),
+        )
 
 
 def _check_length(tokens: int, sampling: Sampling, limit: int | None) -> None:
@@ -95,14 +178,6 @@ def _check_length(tokens: int, sampling: Sampling, limit: int | None) -> None:
             f"the model supports {limit:,} together. Start a new conversation, use fewer media, or lower "
             "--max_new_tokens."
         )
-
-
-def question_of(sample: Sample) -> Sample:
-    """A row up to its last user turn with a trained answer. A model's answer to it can be compared with the row's."""
-    answer = trained_answers(sample)[-1]
-    last = max(place for place, turn in enumerate(sample.turns[:answer]) if turn.role == "user")
-    said = "".join(part.text for part in sample.turns[answer].parts if isinstance(part, Text))
-    return replace(sample, turns=sample.turns[: last + 1], rejected=(), thinking=thinks(said))
 
 
 def as_tensors(prompt: EncodedPrompt, recipe: Recipe) -> Prompt:

