@@ -117,6 +117,7 @@ def test_every_command_is_parsed(here, monkeypatch):
         "demo-out/data/train.json",
         "pairs/train.json",
         "pairs/held_out.json",
+        "rows/train.json",
         "stories/train.jsonl",
         "stories/test.jsonl",
         "few/train.jsonl",
@@ -126,7 +127,14 @@ def test_every_command_is_parsed(here, monkeypatch):
     for file in (*named, *shown):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text("\n")
-    for folder in ("StoryReasoning", "tiny-model", "demo-out/base", "vlft/demo/base", "output/dpo-merged"):
+    for folder in (
+        "StoryReasoning",
+        "tiny-model",
+        "demo-out/base",
+        "vlft/demo/base",
+        "output/dpo-merged",
+        "output/grpo",
+    ):
         Path(folder).mkdir(parents=True)
     Path("finetune_lora.sh").write_text("deepspeed src/train/train_sft.py --model_id Qwen/x --data_path train.json")
     Path("qwen2vl_lora_sft.yaml").write_text(

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import Trainer
 
 from vlft.cli.main import main
 from vlft.demo.pairs import write_pairs
+from vlft.demo.rewarded import write_wording
 from vlft.families import FAMILIES
-from vlft.train.trainer import VlftTrainer
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE_OF = {
     "finetune.sh": "full.yaml",
     "finetune_dpo.sh": "dpo.yaml",
+    "finetune_grpo.sh": "grpo.yaml",
     "finetune_lora.sh": "lora.yaml",
     "finetune_lora_vision.sh": "lora_vision.yaml",
     "finetune_qlora.sh": "qlora.yaml",
@@ -134,11 +136,15 @@ def test_to_the_door_of_training(scripts, what, base_of, tmp_path, monkeypatch, 
         seen.append({group["initial_lr"] for group in trainer.optimizer.param_groups})
         raise Door
 
-    monkeypatch.setattr(VlftTrainer, "train", stop)
+    monkeypatch.setattr(Trainer, "train", stop)
     data, media, out = ROOT / "data" / "demo.json", ROOT / "data" / "media", tmp_path / "out"
     if "dpo" in what:
         media = tmp_path / "pairs"
         data = write_pairs(media, "train", 13)
+    if "grpo" in what:
+        pytest.importorskip("trl")
+        media = tmp_path / "rows"
+        data = write_wording(media, "train", 13)
     if what in EXAMPLE_OF:
         where = {"MODEL": base, "DATA": data, "IMAGE_FOLDER": media, "OUTPUT": out}
         argv = scripts.argv(what, **{name: str(path) for name, path in where.items()})[2:]
@@ -149,7 +155,9 @@ def test_to_the_door_of_training(scripts, what, base_of, tmp_path, monkeypatch, 
         main(argv)
     printed = capsys.readouterr().out
     assert "13 rows, 13 to train" in printed
-    assert re.search(r"(13 rows|15 samples) on average; 1 step an epoch", printed), printed
+    assert re.search(r"(13 rows|15 samples) on average; 1 step an epoch|16 prompts with 8 comp.*; 1 step", printed), (
+        printed
+    )
     example = yaml.safe_load((ROOT / "examples" / EXAMPLE_OF.get(what, what)).read_text())
     assert seen == [{float(value) for name, value in example.items() if name in RATES}]
     assert (out / "config.yaml").exists()
@@ -169,6 +177,7 @@ def test_presets(scripts):
     assert towers("finetune_lora_vision.sh") == ["lora", "lora", "lora"]
     assert towers("finetune_qlora.sh") == ["frozen", "frozen", "lora"]
     assert towers("finetune_dpo.sh") == ["lora", "lora", "lora"]
+    assert towers("finetune_grpo.sh") == ["lora", "lora", "lora"]
 
 
 def test_an_adapter_to_start_from_decides_what_trains(scripts):

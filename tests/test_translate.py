@@ -733,7 +733,7 @@ _LIKE_OURS = (
     "save_epochs dist_timeout fp8_backend profiler_output_dir profiler_warmup_steps kt_config merge_lora "
     "output_file eval_output_dir init_strategy dion_lr stopping_strategy lora_ga_max_length "
     "ref_model_revision teacher_model_revision weight_dtype pad_token eot_tokens format length "
-    "mlflow_run_name dpo_use_liger_kernel max_prompt_length max_new_tokens top_p truncation_mode val_size "
+    "mlflow_run_name dpo_use_liger_kernel max_prompt_length max_new_tokens truncation_mode val_size "
     "stage template colour_depth image_size"
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from vlft.config import blocks, evaluation, preference, quantised, variants
+from vlft.config import blocks, evaluation, grpo, preference, quantised, variants
 from vlft.config.columns import read_columns
 from vlft.config.schedules import scheduler_problems
 from vlft.config.values import DEFAULTS, Values
@@ -34,7 +34,7 @@ def contradictions(values: Values, verb: str) -> Iterator[str]:
         checks.append(_fixes)
     if verb in ("train", "plan"):
         checks += [_needed, _rates, _batches, _steps, evaluation.problems, _loader, _features, scheduler_problems]
-        checks.append(preference.problems)
+        checks += [preference.problems, grpo.problems]
     if verb == "plan":
         checks.append(_out)
     for check in checks:
@@ -162,8 +162,9 @@ def _rates(values: Values) -> Iterator[str]:
 
 
 def _batches(values: Values) -> Iterator[str]:
+    packing = values.of("packing") and values.of("method") != "grpo"
     for flag in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-        if values.of("packing") and values.of(flag) != 1:
+        if packing and values.of(flag) != 1:
             yield (
                 f"--{flag} {values.of(flag)} has no effect: with packing a micro-batch is one pack. Set its size "
                 "with --pack_tokens and the rows of a step with --global_batch, or set --packing false."

@@ -13,13 +13,14 @@ from functools import cached_property
 from typing import Literal
 
 from vlft.config.columns import read_columns
+from vlft.config.grpo import GrpoFlags
 from vlft.config.mix import MixedSet, read_mix
-from vlft.config.preference import PreferenceFlags
+from vlft.config.preference import METHODS, PreferenceFlags
 from vlft.config.row_flags import RowFlags, flag
 from vlft.errors import ConfigError
 
 Mode = Literal["full", "lora", "frozen"]
-Method = Literal["sft", "dpo", "orpo", "simpo"]
+Method = Literal["sft", "dpo", "orpo", "simpo", "grpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,8 @@ class DataFlags(RowFlags, SourceFlags):
     method: Method = flag(
         "sft",
         "what the answers of a row teach. sft: the model learns them; dpo, orpo, simpo: rows are preference rows, and "
-        "the model learns to prefer the chosen answer to the rejected one",
+        "the model learns to prefer the chosen answer to the rejected one; grpo: the model learns from rewards of its "
+        "own completions, with TRL (vlft[grpo])",
     )
     pairs: bool = field(init=False, default=False)
     on_bad_row: Literal["error", "skip"] = flag(
@@ -125,7 +127,7 @@ class DataFlags(RowFlags, SourceFlags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "pairs", self.method != "sft")  # follows from the method: not a flag of its own
+        object.__setattr__(self, "pairs", self.method in METHODS)  # follows from the method: not a flag of its own
 
 
 @dataclass
@@ -173,7 +175,7 @@ class ModelFlags:
 
 
 @dataclass
-class RunFlags(PreferenceFlags):
+class RunFlags(GrpoFlags, PreferenceFlags):
     """The training flags that vlft adds to TrainingArguments, or whose default it changes."""
 
     _argument_group_name = "training (TrainingArguments of transformers, and vlft's learning rates per tower)"

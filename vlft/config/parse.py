@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from vlft.config import door, preference, table, variants
+from vlft.config import door, grpo, preference, table, variants
 from vlft.config.common_flags import COMMON, TEXTS
 from vlft.config.flags import DataFlags, ModelFlags, RunFlags
 from vlft.config.kinds import MOST_WORDS, Bool, Kind, Word
@@ -131,7 +131,7 @@ class FlagParser(argparse.ArgumentParser):
                 values[name] = False
         namespace.pop("config")
         extra = Namespace(**namespace)
-        given, values = frozenset(values), preference.defaults(values) | variants.defaults(values) | values
+        given, values = frozenset(values), _defaults(values) | values
         flags = []
         for cls in self.types(values, extra):
             names = {field.name for field in dataclasses.fields(cls) if field.init}
@@ -183,11 +183,17 @@ def _value(kind: Kind, words: str | list[str]) -> Any:
     return [kind.value(word) for word in words] if isinstance(words, list) else kind.value(words)
 
 
+def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults that depend on other flags."""
+    return preference.defaults(values) | grpo.defaults(values) | variants.defaults(values)
+
+
 def _effective(values: dict[str, Any]) -> dict[str, Any]:
     """Return the flags that were set, and vlft's own defaults, in alphabetical order."""
     own = {field.name: field for cls in OWN for field in dataclasses.fields(cls)}
     found = {name: _default(field) for name, field in own.items() if name in table.OF_TRAIN} | values
-    idle = preference.unused(found.get("method", "sft"))
+    method = found.get("method", "sft")
+    idle = [*preference.unused(method), *grpo.unused(method)]
     return {n: found[n] for n in sorted(found) if found[n] is not None and found[n] != [] and n not in idle}
 
 

@@ -21,7 +21,10 @@ USED: Mapping[str, tuple[str, ...]] = {
     "dpo": ("dpo_loss", "beta", "rpo_alpha", "label_smoothing", "reference"),
     "orpo": ("orpo_lambda",),
     "simpo": ("beta", "simpo_gamma", "label_smoothing"),
+    "grpo": ("beta",),
 }
+#: Methods that read preference rows.
+METHODS = ("dpo", "orpo", "simpo")
 #: Method -> default of `--beta`. That of SimPO is its paper's (arXiv 2405.14734, section 4).
 BETA: Mapping[str, float] = {"dpo": 0.1, "simpo": 2.0}
 
@@ -33,8 +36,8 @@ class PreferenceFlags:
     dpo_loss: DpoLoss = flag("sigmoid", "loss of --method dpo")
     beta: float | None = flag(
         None,
-        "dpo: how strongly the model is kept near the reference; simpo: scale of the rewards (default: 0.1 for dpo, 2 "
-        "for simpo)",
+        "dpo and grpo: how strongly the model is kept near the reference; simpo: scale of the rewards (default: 0.1 "
+        "for dpo, 2 for simpo, 0 for grpo)",
     )
     rpo_alpha: float = flag(0.0, "dpo: weight of the cross-entropy per token of the chosen answers, added to the loss")
     label_smoothing: float = flag(0.0, "dpo (sigmoid) and simpo: probability that the answers of a row are swapped")
@@ -68,7 +71,7 @@ def defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         values: flag -> value, for the flags that were given.
     """
-    if values.get("method", "sft") == "sft":
+    if values.get("method", "sft") not in METHODS:
         return {}
     full = "full" in (values.get("language"), values.get("vision"))
     return {"learning_rate": 5e-7 if full else 5e-6, "lora_dropout": 0.0, "num_train_epochs": 1.0}
@@ -84,7 +87,7 @@ def problems(values: Values) -> Iterator[str]:
                 f"--{name} {values.of(name)} has no effect with --method {method}: it belongs to --method {of}. Drop "
                 "one of the two."
             )
-    if method == "sft":
+    if method not in METHODS:
         return
     yield from _losses(values, method)
     if values.given("lora_dropout") and values.of("lora_dropout"):

@@ -17,6 +17,7 @@ from vlft.config import places, table
 from vlft.config.deepspeed import PRESETS
 from vlft.config.kinds import Place
 from vlft.config.mix import raw_entries
+from vlft.config.rewards import portable
 from vlft.files import write_text
 
 #: File beside the YAML that holds the entries of `--data_mix` with absolute paths.
@@ -56,6 +57,8 @@ def _portable(name: str, value: Any) -> Any:
         return [_portable(name, one) for one in value]
     if not isinstance(value, str):
         return value
+    if name == "reward":
+        return portable(value)
     kind = table.OF_TRAIN.get(name)
     if isinstance(kind, Place):
         return value if value in kind.words else _absolute(value)

@@ -92,7 +92,7 @@ REPORT_TO = Word(
 
 DATA_FILE = Place(many="some", rows=True)
 DATA: dict[str, Kind] = {
-    "method": Word(words=("sft", "dpo", "orpo", "simpo")),
+    "method": Word(words=("sft", "dpo", "orpo", "simpo", "grpo")),
     "data_path": DATA_FILE,
     "columns": NAMED,
     "data_mix": Place(of="file"),
@@ -159,6 +159,14 @@ TRAIN: dict[str, Kind] = {
     "simpo_gamma": Number(low=0, high=1000),
     "orpo_lambda": Number(low=0, high=1000),
     "reference": Word(words=("cached", "live", "none")),
+    "reward": Named(many="some", angled=True),
+    "num_generations": Number(whole=True, low=2, high=10_000),
+    "max_completion_length": Number(whole=True, low=1, high=10**6),
+    "temperature": Number(low=0, open_low=True, high=1000),
+    "top_p": Number(low=0, open_low=True, high=1),
+    "rollout": Word(words=("hf", "vllm")),
+    "reward_timeout": Number(low=0, open_low=True, high=BILLION),
+    "equal_rewards_steps": FROM_ONE,
     "per_device_train_batch_size": FROM_ONE,
     "per_device_eval_batch_size": FROM_ONE,
     "gradient_accumulation_steps": FROM_ONE,

@@ -30,6 +30,7 @@ class RowOrder:
         accumulation: micro-batches that a process runs in one step.
         seed: seed of the shuffle. The order depends only on it, the epoch and `rows_per_step`.
         shuffle: False keeps the order of the file (evaluation).
+        group: completions of a row, which is a prompt (GRPO); None: rows are trained as they are.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class RowOrder:
     accumulation: int = 1
     seed: int = 42
     shuffle: bool = True
+    group: int | None = None
 
     @property
     def steps(self) -> int:

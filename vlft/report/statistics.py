@@ -14,6 +14,7 @@ from vlft.report.read import Run
 
 #: Title of a chart -> the statistics in it, each with its name there. Others get a chart of their own.
 CHARTS: dict[str, dict[str, str]] = {
+    "reward of completions": {"reward": "training"},
     "reward margin": {"rewards/margins": "training"},
     "reward accuracy": {"rewards/accuracies": "training"},
     "rewards": {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},

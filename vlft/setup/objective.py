@@ -12,7 +12,8 @@ from vlft.setup.base import Base
 
 #: Method -> its objective on a base. A new objective is its own module and one line here.
 OBJECTIVES: dict[str, Callable[[Base, str, PreferenceFlags], Objective]] = {
-    "sft": lambda base, method, flags: Sft(encoder=base.encoder, collator=base.collator()),
+    # With grpo the loss is TRL's (`vlft.train.grpo`); the objective only encodes rows.
+    **dict.fromkeys(("sft", "grpo"), lambda base, method, flags: Sft(encoder=base.encoder, collator=base.collator())),
     **dict.fromkeys(
         ("dpo", "orpo", "simpo"),
         lambda base, method, flags: Preference(

@@ -57,6 +57,8 @@ def training_order(
     Raises:
         ConfigError: `--global_batch` cannot be reached.
     """
+    if data.method == "grpo":
+        return prompt_order(len(costs), args, world=world)
     budget, wanted = pack_budget(data), args.global_batch
     accumulation = args.gradient_accumulation_steps
     if budget is None:
@@ -80,6 +82,31 @@ def training_order(
     return PackOrder(costs=Costs.of(costs), budget=budget, packs_per_step=packs_per_step, world=world, seed=args.seed)
 
 
+def prompt_order(rows: int, args: TrainFlags | PlanFlags, *, world: int) -> RowOrder:
+    """The order of a GRPO run: a row is a prompt, and a micro-batch holds completions.
+
+    `--global_batch` counts prompts, as it counts rows otherwise. `--per_device_train_batch_size` counts completions, as
+    in TRL. `vlft.config.grpo` has checked that a step has whole groups.
+
+    Args:
+        rows: number of prompts.
+        args: flags of the run.
+        world: number of processes.
+    """
+    at_once, group = args.per_device_train_batch_size * world, args.num_generations
+    accumulation = args.gradient_accumulation_steps
+    if args.global_batch is not None:
+        accumulation = args.global_batch * group // at_once
+    return RowOrder(
+        rows=rows,
+        rows_per_step=at_once * accumulation // group,
+        world=world,
+        accumulation=accumulation,
+        seed=args.seed,
+        group=group,
+    )
+
+
 def asked_for(data: DataFlags, args: TrainFlags | PlanFlags) -> dict[str, Any]:
     """The limits of a step and of a pack that the flags ask for, before `training_order` adjusts them."""
     budget = pack_budget(data)
@@ -99,7 +126,7 @@ def largest(order: Order, costs: Sequence[Cost]) -> tuple[int, int]:
     """The most tokens and the most patches of a micro-batch."""
     if isinstance(order, PackOrder):
         return max(one.tokens for one in order.first), max(one.patches for one in order.first)
-    rows = -(-order.rows_per_step // (order.world * order.accumulation))
+    rows = -(-order.rows_per_step * (order.group or 1) // (order.world * order.accumulation))
     found = Costs.of(costs)
     return rows * int(found.tokens.max()), rows * int(found.patches.max())
 
@@ -119,7 +146,15 @@ def described(order: Order, *, one: str = "row") -> str:
     """
     world = order.world
     if isinstance(order, RowOrder):
-        batch = order.rows_per_step // (world * order.accumulation)
+        batch = order.rows_per_step * (order.group or 1) // (world * order.accumulation)
+        if order.group is not None:
+            filled = -order.rows % order.rows_per_step
+            return (
+                f"global batch: {counted(order.rows_per_step, 'prompt')} with {order.group} completions each ({batch} "
+                f"completions a micro-batch x {order.accumulation} accumulated x {counted(world, 'process')}); "
+                f"{counted(order.steps, 'step')} an epoch"
+                + (f", the last one with {counted(filled, 'prompt')} of the first" if filled else "")
+            )
         return (
             f"global batch: {counted(order.rows_per_step, one)} ({batch} a micro-batch x {order.accumulation} "
             f"accumulated x {counted(world, 'process')}); {counted(order.steps, 'step')} an epoch"

@@ -21,7 +21,7 @@ from vlft.screen.row import Bar, Part, Row, clock, eta
 from vlft.text import duration
 
 #: Statistics of an objective that are shown beside its loss, with their names there.
-SHOWN = {"rewards/accuracies": "accuracy", "rewards/margins": "margin"}
+SHOWN = {"reward": "reward", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
 #: Work between steps, which takes time of its own.
 Aside = Literal["evaluation", "checkpoint"]
 

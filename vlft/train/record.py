@@ -17,7 +17,7 @@ from vlft.checkpoint.best import BEST_BY, EVAL_METRICS
 from vlft.checkpoint.files import module_name
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.checkpoint.start import LINEAGE
-from vlft.config import preference
+from vlft.config import grpo, preference
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import flags_of
 from vlft.config.row_flags import RowFlags
@@ -50,6 +50,7 @@ CALLED = {
     "rows": "number of rows",
     "pairs": "preference rows (--method)",
     "preference": "settings of --method",
+    "grpo": "settings of --method grpo",
     "columns": "columns of data files",
     "loraplus_ratio": "loraplus_ratio",
     "blocks": "chosen blocks (--language_blocks, --vision_blocks)",
@@ -68,6 +69,7 @@ BEFORE: dict[str, Any] = {
     "pairs": False,
     "method": "sft",
     "preference": {},
+    "grpo": {},
     "loraplus_ratio": None,
     "blocks": {},
     "tokens": {},
@@ -117,6 +119,7 @@ def run_record(
             "deepspeed": args.zero or False,
             "method": data.method,
             "preference": preference.settings_of(data.method, args),
+            "grpo": grpo.settings_of(data.method, args),
             **_choices(base),
             "drawn": rows_print(measured),
             "most_media": measured.costs.most_media,

@@ -44,6 +44,7 @@ from vlft.train.eval_metrics import EvalMetrics
 from vlft.train.features import FeatureCache, check_folder, run_id
 from vlft.train.finish import finish
 from vlft.train.folder import RunFolder
+from vlft.train.grpo.start import Grpo
 from vlft.train.metrics import MetricsFile, meter_of
 from vlft.train.model_setup import prepare_model
 from vlft.train.progress import Progress
@@ -56,7 +57,7 @@ from vlft.train.row_lines import row_lines
 from vlft.train.signals import Notice
 from vlft.train.step_guard import StepGuard
 from vlft.train.trainer import VlftTrainer
-from vlft.train.watchdog import Watchdog, shared_store
+from vlft.train.watchdog import Watchdog, watchdog_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class _Run:
         effective: all flags, for config.yaml.
         base: the opened base.
         objective: what is optimised.
+        grpo: the rewards of --method grpo; None for the other methods.
         rows: the rows to train on.
         evaluated: the rows to evaluate on, or None.
         metrics: of answers to the evaluation rows, or None.
@@ -86,6 +88,7 @@ class _Run:
     effective: dict[str, Any]
     base: Base
     objective: Objective
+    grpo: Grpo | None
     rows: MeasuredRows
     evaluated: MeasuredRows | None
     metrics: EvalMetrics | None
@@ -126,6 +129,7 @@ def train(
     if (remark := remark_on_numbers(args)) is not None:
         say(f"note: {remark}")
     kernels.check(args.liger, args.device)
+    grpo = Grpo.of(data, args)
     if args.cache_vision_features:
         on_rank_zero(lambda: check_folder(args))
     on_rank_zero(lambda: refuse_other(Path(args.output_dir)))
@@ -153,6 +157,8 @@ def train(
             say(line)
         for remark in overlap(rows.marked, evaluated.marked):
             say(f"warning: {remark}")
+    if grpo is not None:
+        say(grpo.check(rows, base))
 
     metrics = None if evaluated is None else EvalMetrics.of_run(evaluated, base, data, args)
     if metrics is not None:
@@ -166,6 +172,7 @@ def train(
         effective=parsed.effective | (dict(base.start.settings) if base.start else {}),
         base=base,
         objective=objective(base) if objective else objective_of(base, data.method, args),
+        grpo=grpo,
         rows=rows,
         evaluated=evaluated,
         metrics=metrics,
@@ -236,7 +243,10 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         coming = feature_bytes(base, rows, half=args.half is not None)
         say(on_rank_zero(lambda: features.as_line(coming)))
     zero.share_out(model, args)
-    with Reporter(run.report, folder.path) as pages, _watchdog(run) as watchdog:
+    with (
+        Reporter(run.report, folder.path) as pages,
+        watchdog_of(args, lambda: faults.going_on(folder.newest())) as watchdog,
+    ):
         trainer = _trainer(run, model, table, watchdog, checkpoint, features)
         pages.watch(trainer)
         say(described(order, one="sample" if run.rows.split else "row"))
@@ -262,16 +272,6 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
             finish(trainer, folder)
 
 
-def _watchdog(run: _Run) -> Watchdog:
-    return Watchdog(
-        run.args.stall_timeout,
-        rank=run.args.process_index,
-        world=run.args.world_size,
-        store=shared_store(),
-        advice=lambda: faults.going_on(run.folder.newest()),
-    )
-
-
 def _trainer(
     run: _Run,
     model: torch.nn.Module,
@@ -279,9 +279,13 @@ def _trainer(
     watchdog: Watchdog,
     checkpoint: Path | None,
     features: FeatureCache | None,
-) -> VlftTrainer:
+) -> Any:
     base, data, args, folder, evaluated = run.base, run.data, run.args, run.folder, run.evaluated
     objective = run.objective
+    if run.grpo is not None:
+        guard = StepGuard(args, folder, watchdog, packing=False, say=run.say)
+        same = {name: getattr(run, name) for name in ("rows", "base", "order", "folder", "notice", "say")}
+        return run.grpo.trainer(**same, model=model, args=args, groups=table, checkpoint=checkpoint, guard=guard)
 
     if features is not None:
         features.collating(objective)

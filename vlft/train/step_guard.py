@@ -73,6 +73,14 @@ class StepGuard:
         self.watchdog.at(f"step {self.step}, waiting for the other processes' data")
         return sum(gather(weight, failed=None if refused is None else DataError(refused)))
 
+    def begin_rows(self, batches: Sequence[tuple[str, ...]]) -> None:
+        """The same for micro-batches of which only the rows are known yet, as file[index]."""
+        rank, many = self.args.process_index, len(batches)
+        self._batches = [
+            MicroBatch(rank=rank, place=i, of=many, rows=rows, tokens=0, patches=0) for i, rows in enumerate(batches, 1)
+        ]
+        self._losses = []
+
     @contextmanager
     def micro_batch(self) -> Iterator[None]:
         """A context around forward and backward of the next micro-batch.

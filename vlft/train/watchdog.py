@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
+from vlft.config.training import TrainFlags
+
 LOOK = 5.0  # seconds between checks; a short limit is checked more often
 LAST_WORDS = 3.0  # seconds that the first process waits for the reports of the others before it ends
 LAST_CALL = 30.0  # seconds after which the process ends without a report
@@ -161,6 +163,18 @@ class Watchdog:
                 known = self.store.check([_key(rank)])
                 found[rank] = _place(self.store.get(_key(rank))) if known else None
         return found
+
+
+def watchdog_of(args: TrainFlags, advice: Callable[[], str]) -> Watchdog:
+    """The watchdog of a run.
+
+    Args:
+        args: the training flags.
+        advice: what the same command will do next, for the report.
+    """
+    return Watchdog(
+        args.stall_timeout, rank=args.process_index, world=args.world_size, store=shared_store(), advice=advice
+    )
 
 
 def shared_store() -> Store | None:

@@ -43,9 +43,9 @@ MEANT: Mapping[str, str] = {
         ("webui", "web-ui", "web", "ui", "webchat", "app", "gradio"),
         "vlft chat in the terminal; there are no web pages to start",
     ),
-    **{method: f"vlft train --method {method}" for method in ("dpo", "orpo", "simpo")},
+    **{method: f"vlft train --method {method}" for method in ("dpo", "orpo", "simpo", "grpo")},
     **dict.fromkeys(
-        ("rlhf", "grpo", "kto", "cpo", "ppo", "gkd", "rloo", "rm", "reward"),
-        "vlft train --method dpo, orpo or simpo (others are not supported)",
+        ("rlhf", "kto", "cpo", "ppo", "gkd", "rloo", "rm", "reward"),
+        "vlft train --method dpo, orpo, simpo or grpo (others are not supported)",
     ),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlft.config import preference
+from vlft.config import grpo, preference
 from vlft.config.kinds import Bool
 from vlft.config.values import DEFAULTS
 
@@ -40,7 +40,9 @@ def without_effect(flags: Flags) -> Iterator[tuple[str, str]]:
         )
     method = word("method", "sft")
     yield from (
-        (name, f"it belongs to another method than {method}") for name in preference.unused(method) if name in flags
+        (name, f"it belongs to another method than {method}")
+        for name in (*preference.unused(method), *grpo.unused(method))
+        if name in flags
     )
     if method != "sft" and word("lora_dropout", "0").strip("0."):
         yield "lora_dropout", "dropout is off in preference training, as in the other kits"

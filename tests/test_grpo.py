@@ -1,0 +1,218 @@
+"""Runs of `vlft train --method grpo` from the command line to the files they leave. They need TRL."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from runs import killed_after_a_checkpoint, lines, weights
+from safetensors.torch import load_file
+
+from vlft.cli.main import main
+from vlft.train.grpo.start import INSTALL, PACKAGES
+
+if any(importlib.util.find_spec(name) is None for name in PACKAGES):
+    pytest.skip(f"TRL is not installed: {INSTALL}", allow_module_level=True)
+
+from vlft.data.order import RowOrder
+from vlft.train.grpo.stock import PromptSampler
+from vlft.train.grpo.trainer import GrpoTrainer
+
+
+def row(name: str, question: str, answer: str, *pictures: str) -> dict:
+    asked = {"from": "human", "value": "<image>" * len(pictures) + question}
+    media = {"image": list(pictures)} if pictures else {}
+    return {"id": name, **media, "conversations": [asked, {"from": "gpt", "value": answer}]}
+
+
+#: Five rows: one picture, two, text alone, and a conversation of two questions.
+ROWS = [
+    row("one", "What is it?", "A temple.", "china.jpg"),
+    row("two", "Compare.", "A flower and a cup.", "flower.jpg", "coffee.jpg"),
+    row("text", "2+2?", "4"),
+    {
+        "id": "turns",
+        "image": ["astronaut.jpg"],
+        "conversations": [
+            {"from": "human", "value": "<image>Who?"},
+            {"from": "gpt", "value": "An astronaut."},
+            {"from": "human", "value": "Sure?"},
+            {"from": "gpt", "value": "Yes."},
+        ],
+    },
+    row("last", "And this?", "A cup.", "coffee.jpg"),
+]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.json"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
+@pytest.fixture
+def words(base, rows, media, tmp_path):
+    """The words of a quick run: language LoRA, two prompts a step, two completions of up to 6 tokens of a prompt."""
+
+    def of(*more: str, name: str = "run", **changed: str) -> list[str]:
+        flags = {
+            "method": "grpo", "reward": "edit_ratio", "model_id": str(base), "data_path": str(rows),
+            "image_folder": str(media), "output_dir": str(tmp_path / name), "num_generations": "2",
+            "global_batch": "2", "max_completion_length": "6", "learning_rate": "1e-2", "lora_rank": "4",
+            "save_strategy": "no",
+        } | changed  # fmt: skip
+        return ["train", *(word for flag, value in flags.items() for word in (f"--{flag}", value)), *more]
+
+    return of
+
+
+def test_a_run_trains_what_was_asked_and_merges(words, base, tmp_path, capsys):
+    towers = ("--vision", "lora", "--merger", "full", "--language", "lora", "--vision_lr", "5e-3", "--merger_lr", "0")
+    assert main(words(*towers, reward=r"format:(?s).*[aeiou].*", lr_scheduler_type="constant")) == 0
+    out, run = capsys.readouterr().out, tmp_path / "run"
+    assert "rewards of the own answers of 5 rows: format 0.8" in out
+    logged = lines(run)
+    assert [line["step"] for line in logged] == [1, 2, 3]  # 5 rows, 2 a step
+    for line in logged:
+        assert line["lr"] == {"vision": 5e-3, "merger": 0.0, "merger_no_decay": 0.0, "language": 1e-2}
+        assert line["samples"] == 4
+        assert 0 <= line["reward"] == line["rewards/format/mean"] <= 1
+        assert 0 < line["completions/mean_length"] <= 6
+        assert line["supervised_tokens"] == 4 * line["completions/mean_length"]
+        assert line["kl"] is None
+    record = json.loads((run / "vlft.json").read_text())
+    assert record["training"]["method"] == "grpo"
+    assert record["training"]["grpo"]["num_generations"] == 2
+    assert record["data"][0]["rows"] == record["data"][0]["trained"] == 5
+    assert not list(run.glob("README.md"))
+    trained = weights(run)
+    for tower in ("visual.blocks", "language_model"):
+        assert any(bool(value.any()) for name, value in trained.items() if tower in name and "lora_B" in name), tower
+    stock = load_file(next(base.glob("*.safetensors")))
+    mergers = {name: value for name, value in trained.items() if "merger" in name}
+    assert mergers
+    for name, value in mergers.items():  # its rate is 0
+        (own,) = [one for key, one in stock.items() if key.endswith(name.partition("merger.")[2]) and "merger" in key]
+        assert torch.equal(own, value), name
+    assert main(["merge", str(run), str(tmp_path / "merged")]) == 0
+    assert main(["train", "--config", str(run / "config.yaml"), "--output_dir", str(tmp_path / "again")]) == 0
+    again = weights(tmp_path / "again")
+    assert all(torch.equal(value, again[name]) for name, value in trained.items())
+
+
+def test_full_weights_train(words, tmp_path):
+    full = ("--language", "full", "--vision", "frozen", "--max_steps", "1")
+    flags = words(*full)
+    place = flags.index("--lora_rank")
+    del flags[place : place + 2]
+    assert main(flags) == 0
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_the_model_sees_what_the_served_processor_makes_of_the_row(words, media, tmp_path, monkeypatch):
+    seen: dict[str, tuple] = {}
+    stock = GrpoTrainer._generate_single_turn
+    forward = GrpoTrainer._get_per_token_logps_and_entropies
+
+    def generate(trainer, ids, pictures, fields, many, *more):
+        seen["generate"] = ids, pictures, fields
+        return stock(trainer, ids, pictures, fields, many, *more)
+
+    def score(trainer, model, ids, mask, *more, **kwargs):
+        seen.setdefault("score", (ids, mask, kwargs))
+        return forward(trainer, model, ids, mask, *more, **kwargs)
+
+    monkeypatch.setattr(GrpoTrainer, "_generate_single_turn", generate)
+    monkeypatch.setattr(GrpoTrainer, "_get_per_token_logps_and_entropies", score)
+    pixels = ("--image_max_pixels", str(28 * 28 * 12), "--max_steps", "1", "--per_device_train_batch_size", "10")
+    assert main(words(*pixels, global_batch="5")) == 0
+
+    from transformers import AutoProcessor
+
+    served = AutoProcessor.from_pretrained(tmp_path / "run")  # as any server opens the run
+    ids, pictures, fields = seen["generate"]
+    expected, patches, grids = {}, [], []
+    for one in ROWS:
+        paths, turns = iter(one.get("image", [])), []
+        for turn in one["conversations"][:-1]:
+            image = [
+                {"type": "image", "image": Image.open(media / next(paths))} for _ in range(turn["value"].count("<i"))
+            ]
+            text = {"type": "text", "text": turn["value"].replace("<image>", "")}
+            turns.append({"role": "user" if turn["from"] == "human" else "assistant", "content": [*image, text]})
+        made = served.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        expected[tuple(made["input_ids"][0].tolist())] = made
+    assert {tuple(one) for one in ids} == set(expected)
+    for one, some in zip(ids, pictures, strict=True):
+        made = expected[tuple(one)]
+        assert len(some) == len(made.get("image_grid_thw", ()))
+        if some:
+            patches.append(made["pixel_values"])
+            grids.append(made["image_grid_thw"])
+    torch.testing.assert_close(fields["pixel_values"], torch.cat(patches), rtol=0, atol=2e-6)
+    assert torch.equal(fields["image_grid_thw"], torch.cat(grids))
+    scored, mask, kwargs = seen["score"]
+    kept = [tuple(one[keep.bool()].tolist()) for one, keep in zip(scored, mask, strict=True)]
+    assert all(any(one[: len(prompt)] == prompt for prompt in expected) for one in kept)
+    assert sorted(kwargs["image_grid_thw"].tolist()) == sorted(torch.cat(grids).tolist())
+
+
+def test_every_row_is_trained_in_an_epoch():
+    order = RowOrder(rows=7, rows_per_step=3, accumulation=2, seed=1, group=4)
+    sampler = PromptSampler(order)
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) == 3 * 2 * 3 * 4
+    steps = [drawn[place : place + 24] for place in range(0, len(drawn), 24)]
+    assert all(step[:12] == step[12:] and set(Counter(step[:12]).values()) == {4} for step in steps)
+    assert Counter(row for step in steps for row in step[:12:4]) == Counter([*range(7), *order.epoch(0)[:2]])
+    sampler.set_epoch(1)
+    assert list(sampler) != drawn
+
+
+def test_a_killed_run_resumes_to_the_same_weights(words, tmp_path):
+    flags = {"save_strategy": "steps", "save_steps": "2", "num_train_epochs": "2", "beta": "0.1"}
+    assert main(words(name="whole", **flags)) == 0
+    with killed_after_a_checkpoint():
+        main(words(name="killed", **flags))
+    assert main(words(name="killed", **flags)) == 0
+    one, other = (weights(tmp_path / name) for name in ("whole", "killed"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    same = ("step", "epoch", "loss", "reward", "kl", "tokens", "grad_norm", "lr")
+    first, second = ([{name: line[name] for name in same} for line in lines(tmp_path / n)] for n in ("whole", "killed"))
+    assert first == second
+    assert first[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert first[-1]["kl"] > 0
+    assert main(words(name="killed", **{**flags, "num_generations": "4"})) == 1
+
+
+def test_equal_rewards_are_said_aloud(words, capsys):
+    assert main(words("--equal_rewards_steps", "2", reward="format:never this")) == 0
+    out = capsys.readouterr().out
+    assert out.count("warning: in the last 2 steps all 2 completions of a prompt had the same reward (mean 0)") == 1
+
+
+def test_a_reward_that_fails_in_a_run_names_the_row(words, tmp_path, capsys):
+    file = tmp_path / "late.py"
+    file.write_text(
+        "def reward(completions, trainer_state, answer, **columns):\n"
+        "    late = trainer_state.global_step >= 1\n"
+        "    return [None if late and place == 1 else 1.0 for place, _ in enumerate(completions)]\n"
+    )
+    flags = words("--save_steps", "1", reward=f"{file}:reward", save_strategy="steps")
+    assert main(flags) == 1
+    captured = capsys.readouterr()
+    assert "late.py:reward, step 2: " in captured.err
+    assert "rows.json[" in captured.err
+    assert "returned None (NoneType)" in captured.err
+    assert "Traceback" not in captured.err
+    file.write_text("def reward(completions, **columns):\n    return [0.0 for _ in completions]\n")
+    assert main(flags) == 0
+    assert "resuming from" in capsys.readouterr().out

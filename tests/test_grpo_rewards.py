@@ -1,0 +1,221 @@
+"""Rewards of `--method grpo`: their names, what they compute, and that none hangs or breaks a run unseen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vlft.config.rewards import read_rewards
+from vlft.errors import ConfigError, RunFault
+from vlft.train.grpo.rewards import Rewards
+
+GOOD = """
+import os
+from beside import scale
+
+print("a line on stdout")
+
+def length(completions, answer, trainer_state, log_metric, **columns):
+    log_metric("longest", max(len(one[0]["content"]) for one in completions))
+    return [len(one[0]["content"]) * scale + trainer_state.global_step for one in completions]
+
+def process(completions, **columns):
+    return [float(os.getpid()) for _ in completions]
+
+def columns(completions, **columns):
+    assert sorted(columns) == [
+        "answer", "completion_ids", "file", "id", "image_paths", "index", "log_extra", "log_metric", "prompts",
+        "trainer_state",
+    ], sorted(columns)
+    return [float(index) for index in columns["index"]]
+"""
+BAD = """
+import time
+
+def raises(completions, **columns):
+    return [1 / (one[0]["content"] != "b") for one in completions]
+
+def few(completions, **columns):
+    return [1.0]
+
+def nan(completions, **columns):
+    return [float("nan") if one[0]["content"] == "b" else 1.0 for one in completions]
+
+def none(completions, **columns):
+    return [None if one[0]["content"] == "b" else 1 for one in completions]
+
+def number(completions, **columns):
+    return 3.0
+
+def words(completions, **columns):
+    return ["good" for one in completions]
+
+def hangs(completions, **columns):
+    while True:
+        pass
+
+def dies(completions, **columns):
+    import os
+    os._exit(3)
+
+async def later(completions, **columns):
+    return [1.0 for one in completions]
+"""
+ROWS = ("rows.json[4]", "rows.json[7]")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "beside.py").write_text("scale = 2\n")
+    (folder / "good.py").write_text(GOOD)
+    (folder / "bad.py").write_text(BAD)
+    (folder / "broken.py").write_text("import nothing_of_this_name\n")
+    (folder / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bad(files):
+    names = "raises,few,nan,none,number,words"
+    with Rewards(read_rewards([f"{files / 'bad.py'}:{names}"]), timeout=20) as rewards:
+        yield rewards
+
+
+def asked(*completions: str, answer: tuple[str, ...] = ()) -> dict:
+    many = len(completions)
+    return {
+        "prompts": [[{"role": "user", "content": "?"}]] * many,
+        "completions": [[{"role": "assistant", "content": one}] for one in completions],
+        "completion_ids": [[1, 2]] * many,
+        "answer": list(answer or completions),
+        "id": [None] * many,
+        "file": ["rows.json"] * many,
+        "index": [4, 7][:many],
+        "image_paths": [[]] * many,
+    }
+
+
+def scores(rewards: Rewards, *completions: str, answer: tuple[str, ...] = ()) -> list[list[float]]:
+    state = {"global_step": 2, "max_steps": 9, "epoch": 0.5}
+    return [
+        rewards.score(place, asked(*completions, answer=answer), rows=ROWS, state=state)["scores"]
+        for place in range(len(rewards.names))
+    ]
+
+
+def test_built_in_rewards():
+    words = ["exact_match,edit_ratio", "iou", r"format:<a>.*</a>"]
+    with Rewards(read_rewards(words), timeout=20) as rewards:
+        assert rewards.names == ("exact_match", "edit_ratio", "iou", "format")
+        found = scores(rewards, "<a>[0, 0, 10, 10]</a>", "[0, 0, 10, 5]\n", answer=("[0, 0, 10, 5]", "[0, 0, 10, 5]"))
+        assert found[0] == [0.0, 1.0]
+        assert found[1] == pytest.approx([1 - 9 / 21, 1 - 1 / 14])  # "<a>", "</a>" and "10"; a new line
+        assert found[2] == [0.5, 1.0]
+        assert found[3] == [1.0, 0.0]
+        with pytest.raises(RunFault, match=r"--reward iou, step 3: rows.json\[7\]: .*needs a box in its answer"):
+            scores(rewards, "[0, 0, 1, 1]", "[0, 0, 1, 1]", answer=("[0, 0, 1, 1]", "a cat"))
+
+
+def test_a_function_has_trls_signature_and_its_own_process(files, capfd):
+    with Rewards(read_rewards([f"{files / 'good.py'}:length,process,columns"]), timeout=20) as rewards:
+        length, process, columns = scores(rewards, "four", "sixsix")
+        assert length == [10.0, 14.0]
+        assert process[0] == process[1] != os.getpid()
+        assert columns == [4.0, 7.0]
+        state = {"global_step": 0, "max_steps": 9, "epoch": 0.5}
+        said = rewards.score(0, asked("four"), rows=ROWS[:1], state=state)
+        assert said == {"scores": [8.0], "metrics": [["longest", 4.0]], "extra": []}
+    assert "a line on stdout" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("raises", r"rows.json\[7\]: bad.py:5 raised ZeroDivisionError: .*\n  the completion: 'b'"),
+        ("few", r"rows.json\[4\], rows.json\[7\]: returned 1 numbers for 2 completions. Return one for each"),
+        ("nan", r"rows.json\[7\]: returned nan \(float\). Return a finite number for every completion"),
+        ("none", r"rows.json\[7\]: returned None \(NoneType\)"),
+        ("number", r"rows.json\[4\], rows.json\[7\]: returned 3.0 \(float\) instead of a list of 2 numbers"),
+        ("words", r"rows.json\[4\]: returned 'good' \(str\)"),
+    ],
+)
+def test_what_is_no_number_names_the_row(bad, name, text):
+    place = bad.names.index(name)
+    with pytest.raises(RunFault, match=rf"--reward .*bad.py:{name}, step 3: {text}"):
+        bad.score(place, asked("a", "b"), rows=ROWS, state={"global_step": 2, "max_steps": 9, "epoch": 0.5})
+
+
+def test_a_reward_that_hangs_or_dies_ends_with_a_message(files):
+    rewards = Rewards(read_rewards([f"{files / 'bad.py'}:hangs"]), timeout=0.5)
+    start = time.monotonic()
+    with pytest.raises(RunFault, match=r"hangs, step 3: scoring rows.json\[4\].* took longer than 0.5 s \(--reward_t"):
+        scores(rewards, "a", "b")
+    assert time.monotonic() - start < 5
+    assert rewards._process.returncode is not None
+    with (
+        Rewards(read_rewards([f"{files / 'bad.py'}:dies"]), timeout=20) as rewards,
+        pytest.raises(RunFault, match=r"the process of the rewards ended \(exit status 3\)"),
+    ):
+        scores(rewards, "a", "b")
+
+
+def test_the_process_ends_with_the_run_that_started_it(files):
+    text = (
+        "import sys, os\n"
+        "from vlft.config.rewards import read_rewards\n"
+        "from vlft.train.grpo.rewards import Rewards\n"
+        f"rewards = Rewards(read_rewards([{str(files / 'bad.py')!r} + ':hangs']), timeout=20)\n"
+        'rewards._process.stdin.write(b\'{"reward": 0, "asked": {"completions": [1]}, "state": {}}\\n\')\n'
+        "rewards._process.stdin.flush()\n"
+        "print(rewards._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    pid = int(done.stdout)
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.05)
+    pytest.fail("the process of the rewards is still there")
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("broken.py:reward", r"it cannot be imported: broken.py:1 raised ModuleNotFoundError: .*nothing_of_this_name"),
+        ("good.py:other", r"it has no function 'other'. Add `def other\(completions, \*\*columns\):`"),
+        ("bad.py:later", r"later is declared with `async def`"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_at_the_start(files, word, text):
+    with pytest.raises(ConfigError, match=rf"--reward .*{word}: {text}"):
+        Rewards(read_rewards([str(files / word)]), timeout=20)
+
+
+def test_a_file_that_takes_too_long_to_import(files, monkeypatch):
+    monkeypatch.setattr("vlft.train.grpo.rewards.STARTING", 0.5)
+    with pytest.raises(ConfigError, match=r"slow.py:reward: importing it took longer than 0.5 s"):
+        Rewards(read_rewards([f"{files / 'slow.py'}:reward"]), timeout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "--method grpo needs --reward"),
+        (["edit_distance"], "there is no such reward. Do you mean edit_ratio"),
+        (["exact_match", "exact_match"], "--reward exact_match is given twice"),
+        (["format:"], "a regular expression is missing"),
+        (["format:(a"], "is no regular expression"),
+        (["none.py:reward"], "there is no file"),
+        (["none.py"], "name a function of the file: none.py:FUNCTION"),
+    ],
+)
+def test_words_that_are_no_reward(words, text):
+    with pytest.raises(ConfigError, match=text):
+        read_rewards(words)

@@ -1,0 +1,95 @@
+"""Rows for GRPO on the demo's base: a wording that it has not learned, which a reward teaches. Also scores models.
+
+    python -m vlft.demo.rewarded rows
+    python -m vlft.demo.rewarded rows --score vlft/demo/base output/grpo
+
+The first command writes `rows/train.json` and `rows/held_out.json`. The base names colour and shape of each picture,
+with a number ("1 red circle, 2 blue heart."); the answers here leave the colours out ("1 circle, 2 heart."). No
+held-out row of several pictures is in the training rows. The second command prints the mean edit ratio of greedy
+answers to the held-out rows, and how much higher it is than that of the first model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vlft.demo.story import Split, stories, write_rows
+from vlft.metrics.sequences import edit_distance
+from vlft.text import counted
+
+ROWS: dict[Split, int] = {"train": 400, "held_out": 100}
+SEED = 21
+
+
+def write_wording(folder: Path, split: Split, count: int, *, seed: int = SEED) -> Path:
+    """Draw the pictures and write the rows.
+
+    Args:
+        folder: where to write `SPLIT.json` and a folder `SPLIT` of PNG pictures.
+        split: training rows or held-out rows.
+        count: number of rows.
+        seed: of everything that is drawn.
+
+    Returns:
+        The data file, LLaVA JSON; its media paths are relative to `folder`.
+    """
+    # More are drawn than are needed: a row of words to repeat shows no picture.
+    drawn = (story for story in stories("base", split, 4 * count, seed=seed) if story.looks)
+    rows = [
+        replace(
+            story, numbered=False, answer=", ".join(f"{i} {look.shape}" for i, look in enumerate(story.looks, 1)) + "."
+        )
+        for story in itertools.islice(drawn, count)
+    ]
+    return write_rows(rows, folder, name=split, seed=seed)
+
+
+def edit_ratios(model: str, file: Path) -> list[float]:
+    """The reward `edit_ratio` of a model's greedy answer to each row of a file."""
+    from vlft.demo.score import answers
+
+    right = [row["conversations"][-1]["value"] for row in json.loads(file.read_text(encoding="utf-8"))]
+    said = answers(model, file)
+    return [1 - edit_distance(a, b) / max(len(a), len(b), 1) for a, b in zip(said, right, strict=True)]
+
+
+def score(models: Sequence[str], file: Path) -> None:
+    """Print the mean edit ratio of each model, and its difference to the first one with a 95% interval."""
+    import numpy as np
+
+    from vlft.metrics.bootstrap import differences
+    from vlft.metrics.case import mean
+
+    first_R2: np.ndarray | None = None
+    for model in models:
+        sums_R2 = np.array([(ratio, 1.0) for ratio in edit_ratios(model, file)])
+        rows = counted(len(sums_R2), "held-out row")
+        line = f"{model}: mean edit ratio {sums_R2[:, 0].mean():.3f} over {rows}"
+        if first_R2 is None:
+            first_R2 = sums_R2
+        else:
+            more, low, high = differences(first_R2, sums_R2, mean)
+            line += f"; {more:+.3f} (95%: {low:+.3f} to {high:+.3f})"
+        print(line)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the training rows and the held-out rows, or score models."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="folder of train.json, held_out.json and their pictures")
+    parser.add_argument("--score", nargs="+", metavar="MODEL", help="score these instead of writing the rows")
+    flags = parser.parse_args(argv)
+    if flags.score:
+        score(flags.score, flags.folder / "held_out.json")
+        return
+    for split, count in ROWS.items():
+        print(f"{write_wording(flags.folder, split, count)}: {counted(count, 'row')}")
+
+
+if __name__ == "__main__":
+    main()

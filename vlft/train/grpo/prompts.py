@@ -1,0 +1,175 @@
+"""Rows as TRL's trainer takes them: messages and columns for rewards, and the tokens and pixels of their prompts.
+
+TRL would tokenise messages and resize pictures itself. Here `vlft.data.encode` does both, as for chat, evaluation and
+preview, so a model is rewarded for what it says about the pictures that it will see when it is served.
+
+Letters in shapes: B prompts of a batch, L tokens of the longest, M pictures, P patches, X numbers of a patch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlft.answering import as_tensors, question_of
+from vlft.data.costs.columns import Costs
+from vlft.data.rows.parts import trained_answers
+from vlft.data.sample import Sample, Text, Turn, Video
+from vlft.errors import BadRow, ConfigError
+from vlft.model.generate import Prompt
+from vlft.model.scale import PixelScale
+from vlft.screen import count
+from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows
+
+#: Columns of a row that reach rewards, besides prompts, completions and completion_ids.
+COLUMNS = ("answer", "id", "file", "index", "image_paths")
+KEPT = 256  # rows that are kept parsed: those of a step are asked for once per completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """The prompts of a batch.
+
+    Attributes:
+        ids: the tokens of each prompt, B lists.
+        kinds: 0 text, 1 picture, for each token.
+        pictures: number of pictures of each prompt.
+        pixels_PX: float, the normalised patches of all pictures; None without pictures.
+        grids_M3: int64, patches of each picture in time, height and width; None without pictures.
+    """
+
+    ids: list[list[int]]
+    kinds: list[list[int]]
+    pictures: list[int]
+    pixels_PX: torch.Tensor | None
+    grids_M3: torch.Tensor | None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What `generate` takes besides the tokens."""
+        if self.pixels_PX is None:
+            return {}
+        return {"pixel_values": self.pixels_PX, "image_grid_thw": self.grids_M3, "mm_token_type_ids": self.kinds}
+
+    @property
+    def padded(self) -> dict[str, torch.Tensor]:
+        """The same for the forward: tokens are padded on the left."""
+        longest = max(map(len, self.kinds))
+        kinds_BL = torch.tensor([[0] * (longest - len(one)) + one for one in self.kinds])
+        return {**self.fields, "mm_token_type_ids": kinds_BL}
+
+
+class Prompts:
+    """The prompts of a run.
+
+    Args:
+        rows: the rows to train on.
+        base: encodes them.
+    """
+
+    def __init__(self, rows: MeasuredRows, base: Base) -> None:
+        self.rows = rows
+        self.base = base
+        self.scale = PixelScale.of(base.processor)
+        self.columns = functools.lru_cache(maxsize=KEPT)(self._columns)
+
+    def __len__(self) -> int:
+        return len(self.rows.costs)
+
+    def dataset(self) -> Any:
+        """A `datasets.Dataset` of the places of the rows, which TRL's loader reads. `columns` has the rows."""
+        from datasets import Dataset
+
+        return Dataset.from_dict({"row": list(range(len(self)))})
+
+    def _columns(self, place: int) -> dict[str, Any]:
+        """A row as TRL's trainer takes it: its prompt and `COLUMNS`."""
+        sample = self.base.encoder.as_written(self.rows.rows.samples[place])
+        question = question_of(sample)
+        return {
+            "prompt": [_message(turn) for turn in question.turns],
+            "answer": _text(sample.turns[trained_answers(sample)[-1]]),
+            "id": sample.id,
+            "file": sample.file,
+            "index": sample.index,
+            "image_paths": [path for part in question.media for _, path in part.files],
+        }
+
+    def name_of(self, place: int) -> str:
+        """file[index] of a row."""
+        found = self.columns(place)
+        return f"{found['file']}[{found['index']}]"
+
+    def encode(self, places: Sequence[int]) -> Encoded:
+        """Encode the prompts of some rows. A row that occurs several times is decoded once.
+
+        Raises:
+            DataError: a picture cannot be decoded.
+        """
+        found = {place: self._prompt(place) for place in dict.fromkeys(places)}
+        each = [found[place] for place in places]
+        made = {
+            place: self.scale.patches(prompt.still_patches, prompt.video_patches) for place, prompt in found.items()
+        }
+        any_picture = any(len(prompt.still_grids_M3) for prompt in each)
+        return Encoded(
+            ids=[prompt.ids_T.tolist() for prompt in each],
+            kinds=[prompt.kinds_T.tolist() for prompt in each],
+            pictures=[len(prompt.still_grids_M3) for prompt in each],
+            pixels_PX=torch.cat([made[place] for place in places]) if any_picture else None,
+            grids_M3=torch.cat([prompt.still_grids_M3 for prompt in each]) if any_picture else None,
+        )
+
+    def _prompt(self, place: int) -> Prompt:
+        encoder = self.base.encoder
+        return as_tensors(encoder.prompt(question_of(self.rows.rows.samples[place])), encoder.recipe)
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    content = [
+        {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"} for part in turn.parts
+    ]
+    return {"role": turn.role, "content": content}
+
+
+def _text(turn: Turn) -> str:
+    return "".join(part.text for part in turn.parts if isinstance(part, Text))
+
+
+def check_rows(rows: MeasuredRows, base: Base, *, completion: int) -> None:
+    """Refuse rows that TRL's trainer cannot take, before a model is loaded.
+
+    Args:
+        rows: the rows to train on.
+        base: its recipe has the limit of tokens.
+        completion: `--max_completion_length`.
+
+    Raises:
+        ConfigError: rows have videos, or prompts that leave no room for a completion.
+    """
+    bad: list[BadRow] = []
+    costs, limit = Costs.of(rows.costs), base.recipe.max_length
+    prompt_tokens = costs.tokens - costs.columns["supervised"]
+    samples: Any = rows.rows.samples
+    for place, sample in enumerate(count(samples, total=len(samples), what="reading prompts")):
+        tokens = int(prompt_tokens[place])
+        if any(isinstance(part, Video) for part in sample.media):
+            bad.append(_refused(sample, "video", "TRL's GRPO takes pictures only, and this row has a video"))
+        elif tokens + completion > limit:
+            reason = (
+                f"the prompt has about {tokens:,} tokens and --max_completion_length is {completion:,}; --max_length "
+                f"is {limit:,}. Lower --image_max_pixels or --max_completion_length, or raise --max_length"
+            )
+            bad.append(_refused(sample, "conversations", reason))
+    if bad:
+        lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])
+        more = f"\n  and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
+        raise ConfigError(f"{len(bad)} of {len(samples)} rows cannot be trained with --method grpo:\n{lines}{more}")
+
+
+def _refused(sample: Sample, field: str, reason: str) -> BadRow:
+    return BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason)

@@ -1,0 +1,120 @@
+"""Check a GRPO run before a model is loaded, and build its trainer. TRL is imported last."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from vlft.checkpoint import read_json
+from vlft.config.flags import DataFlags
+from vlft.config.rewards import read_rewards
+from vlft.config.training import TrainFlags
+from vlft.errors import ConfigError
+from vlft.setup import Base, MeasuredRows
+from vlft.train.grpo.prompts import COLUMNS, Prompts, check_rows
+from vlft.train.grpo.rewards import Rewards
+from vlft.train.metrics import Meter, MetricsFile
+from vlft.train.progress import Progress
+
+if TYPE_CHECKING:
+    from vlft.train.grpo.trainer import GrpoTrainer
+
+PACKAGES = ("trl", "datasets")
+INSTALL = "pip install 'vlft[grpo]'"
+TRIED = 16  # rows whose own answers are scored before the run
+
+
+class Grpo:
+    """What `--method grpo` adds to a run.
+
+    Args:
+        args: the training flags.
+
+    Raises:
+        ConfigError: a package is not installed, or a reward cannot be used.
+    """
+
+    def __init__(self, args: TrainFlags) -> None:
+        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            many = "packages {} are" if len(missing) > 1 else "package {} is"
+            raise ConfigError(
+                f"--method grpo: the {many.format(' and '.join(missing))} not installed. Install: {INSTALL}"
+            )
+        self.args = args
+        self.rewards = Rewards(read_rewards(args.reward), timeout=args.reward_timeout)
+
+    @classmethod
+    def of(cls, data: DataFlags, args: TrainFlags) -> Grpo | None:
+        """The object for these flags; None if they ask for another method."""
+        return cls(args) if data.method == "grpo" else None
+
+    def check(self, rows: MeasuredRows, base: Base) -> str:
+        """Check the rows, and score the own answers of some of them.
+
+        Returns:
+            a line for the user with the mean of each reward.
+
+        Raises:
+            ConfigError: a row cannot be trained.
+            RunFault: a reward fails.
+        """
+        check_rows(rows, base, completion=self.args.max_completion_length)
+        prompts = Prompts(rows, base)
+        many = min(TRIED, len(prompts))
+        found = [prompts.columns(place * len(prompts) // many) for place in range(many)]
+        asked: dict[str, Any] = {
+            "prompts": [one["prompt"] for one in found],
+            "completions": [[{"role": "assistant", "content": one["answer"]}] for one in found],
+            "completion_ids": [base.processor.tokenizer(one["answer"])["input_ids"] for one in found],
+            **{name: [one[name] for one in found] for name in COLUMNS},
+        }
+        names = [f"{one['file']}[{one['index']}]" for one in found]
+        means = []
+        for place, name in enumerate(self.rewards.names):
+            scores = self.rewards.score(place, asked, rows=names, state=None)["scores"]
+            means.append(f"{name} {sum(scores) / len(scores):.3g}")
+        what = f"the own answers of {many} rows" if many > 1 else "the row's own answer"
+        return f"rewards of {what}: {', '.join(means)}"
+
+    def trainer(
+        self,
+        *,
+        rows: MeasuredRows,
+        base: Base,
+        checkpoint: Path | None,
+        say: Callable[[str], None],
+        args: TrainFlags,
+        **more: Any,
+    ) -> GrpoTrainer:
+        """Build the trainer. Imports TRL.
+
+        Args:
+            rows: the rows to train on.
+            base: encodes them.
+            checkpoint: from which the run resumes, or None.
+            say: prints a line for the user.
+            args: the training flags, with the run's accumulation.
+            more: the other arguments of `GrpoTrainer`.
+        """
+        from vlft.train.grpo.trainer import GrpoTrainer, statistics_of
+
+        step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
+        metrics = MetricsFile(more["folder"].path, resume_step=step) if args.process_index == 0 else None
+        trainer = GrpoTrainer(
+            prompts=Prompts(rows, base),
+            rewards=self.rewards,
+            meter=Meter(lambda batch: 0.0, peak=None, statistics=statistics_of(self.rewards.names)),
+            metrics=metrics,
+            progress=Progress(say=say, bar=not args.disable_tqdm, steps_per_epoch=more["order"].steps),
+            say=say,
+            args=args,
+            **more,
+        )
+        for callback in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(callback)
+        return trainer
