@@ -243,10 +243,7 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         coming = feature_bytes(base, rows, half=args.half is not None)
         say(on_rank_zero(lambda: features.as_line(coming)))
     zero.share_out(model, args)
-    with (
-        Reporter(run.report, folder.path) as pages,
-        watchdog_of(args, lambda: faults.going_on(folder.newest())) as watchdog,
-    ):
+    with Reporter(run.report, folder.path) as pages, watchdog_of(args, run.notice.kept) as watchdog:
         trainer = _trainer(run, model, table, watchdog, checkpoint, features)
         pages.watch(trainer)
         say(described(order, one="sample" if run.rows.split else "row"))

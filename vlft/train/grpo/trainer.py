@@ -239,7 +239,8 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        computed: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        loss: torch.Tensor = computed
         found = self._metrics["train"]
         means = {name: Mean(torch.tensor(value), 1.0) for name, value in self._fresh.items()}
         means |= {name: Mean(torch.tensor(found[name][-1]), 1.0) for name in OF_LOSS if found.get(name)}
