@@ -127,8 +127,8 @@ def test_stored_values_of_a_pair_are_its_own(encoder, pair, folder):
         loaded = Costing.load(Costing.dump(cost))
         assert (loaded, loaded.branches) == (cost, cost.branches)
     assert [cost.branches != () for cost in costs] == [bool(kind.rejected) for kind in kinds]
-    assert Costing.load([7, 2, 0]).branches == ()  # a value of a plain row, also of an earlier version
-    assert Costing.load([7, 2, 0, "shrunk", 3, None, []]).answer == 3
+    assert Costing.load([7, 2, 0, 0, 0]).branches == ()  # a value of a plain row
+    assert Costing.load([7, 2, 0, 0, 0, "shrunk", 3, None, []]).answer == 3
 
 
 # ---- batches

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from build import row, write_json
 
-from vlft.chat import model as chat_model
+from vlft.answering import opened
 from vlft.chat import open_model
 from vlft.checkpoint import RunRecord, read_record, write_record
 from vlft.checkpoint.record import MEDIA_KEYS
@@ -152,7 +152,7 @@ def test_a_new_flag_reaches_all_that_have_to_notice(base, tmp_path, monkeypatch,
     monkeypatch.setattr(parse, "DataFlags", PretendedFlags)
     monkeypatch.setattr(parse, "OWN", (PretendedFlags, *parse.OWN[1:]))
     monkeypatch.setattr(recipe, "RowFlags", PretendedRowFlags)
-    for module in (base_of, chat_model):
+    for module in (base_of, opened):
         monkeypatch.setattr(module, "Recipe", PretendedRecipe)
     monkeypatch.setattr(table, "OF_TRAIN", table.OF_TRAIN | {"image_gamma": Number(low=0, high=10)})
     monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "cache"))

@@ -34,14 +34,14 @@ def new_layer(family):
     return layer, config.hidden_size
 
 
-def close(ours, theirs, name):
+def close(ours, theirs, name, *, within=1e-5):
     """Within 1e-5 of the largest value; gradients through the decay within 1e-4.
 
     Both sides sum decays in float32. Against sums in float64, the gradient of A_log differs by up to 2e-4 in either.
     """
     through_decay = any(part in name for part in ("A_log", "dt_bias", "in_proj_a"))
     scale = max(1.0, float(theirs.detach().abs().max()))
-    assert (ours - theirs).abs().max() <= (1e-4 if through_decay else 1e-5) * scale, name
+    assert (ours - theirs).abs().max() <= (1e-4 if through_decay else within) * scale, name
 
 
 # ---- one layer
@@ -162,7 +162,8 @@ def test_a_flat_row_gives_the_stock_loss_and_gradients_of_each_row_alone(family,
         adapted = {name.split(".")[-4] for name in mine if ".linear_attn." in name}
         assert adapted == {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"}
     for name, gradient in theirs.items():
-        close(mine[name], gradient, name)
+        # Experts sum their tokens in another order; on one kind of CPU that is 1.4e-5.
+        close(mine[name], gradient, name, within=3e-5 if family is EXPERTS else 1e-5)
 
 
 @pytest.mark.parametrize("family", [FAMILY, EXPERTS], ids=lambda family: family.model_type)
