@@ -37,9 +37,9 @@ def test_4_bit_codes_are_those_of_bitsandbytes(kind, shape, dtype):
     if double:
         assert torch.allclose(state.state2.absmax, theirs.state2.absmax, rtol=1e-6)
         assert state.offset == pytest.approx(theirs.offset.item(), rel=1e-6)
-    assert torch.allclose(
-        bnb.functional.dequantize_4bit(values, state), bnb.functional.dequantize_4bit(want, theirs), rtol=1e-6
-    )
+    if weight.numel() % 64 == 0:  # else bitsandbytes compiles a function, 40 s
+        dense_ones = [bnb.functional.dequantize_4bit(*one) for one in ((values, state), (want, theirs))]
+        assert torch.allclose(*dense_ones, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

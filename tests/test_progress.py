@@ -287,7 +287,7 @@ def test_a_finished_run_repeats_its_last_lines(train, capsys):
     ends = [text[text.index("done: ") :] for text in (first, again)]
     assert ends[0] == ends[1]
     words = [line.split(":")[0] for line in ends[0].splitlines()]
-    assert list(dict.fromkeys(words)) == ["done", "report", "serve", "chat", "output", "merge"]
+    assert list(dict.fromkeys(words)) == ["done", "report", "serve", "note", "chat", "output", "merge"]
 
 
 def test_a_log_has_a_line_a_minute(train, capsys, monkeypatch):
