@@ -323,6 +323,15 @@ def test_calibration_takes_rows_of_several_answers(thinking, tmp_path):
     assert [len(one["messages"]) for one in rows] == [2, 2, 4, 4]
 
 
+def test_only_idle_flags_of_the_command_line_are_told(data, base, tmp_path, capsys):
+    """The YAML of a run has many flags that act in training only."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model_id: {base}\nlearning_rate: 1.0e-4\nwarmup_steps: 0.1\n")
+    argv = ["export", "trl", str(data), str(tmp_path / "out"), "--config", str(config), "--rows", "1"]
+    assert main([*argv, "--no_bf16", "--learning_rate", "1e-5"]) == 0
+    assert "no effect here, training only: --bf16, --learning_rate\n" in capsys.readouterr().err
+
+
 # ---- bad input
 
 
