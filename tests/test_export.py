@@ -328,7 +328,7 @@ def test_only_idle_flags_of_the_command_line_are_told(data, base, tmp_path, caps
     config = tmp_path / "config.yaml"
     config.write_text(f"model_id: {base}\nlearning_rate: 1.0e-4\nwarmup_steps: 0.1\n")
     argv = ["export", "trl", str(data), str(tmp_path / "out"), "--config", str(config), "--rows", "1"]
-    assert main([*argv, "--no_bf16", "--learning_rate", "1e-5"]) == 0
+    assert main([*argv, "--bf16", "false", "--learning_rate", "1e-5"]) == 0
     assert "no effect here, training only: --bf16, --learning_rate\n" in capsys.readouterr().err
 
 
