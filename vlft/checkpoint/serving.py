@@ -211,8 +211,8 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
     counts = settings.get("thought") or {}
     if ENABLE in (settings.get("switches") or ()) and thinking_of_run(settings) is None and any(counts.values()):
         notes.append(
-            f"trained with thoughts ({counted(counts.get('on', 0), 'sample')}) and without ({counts.get('off', 0):,}): a "
-            f'request chooses by chat_template_kwargs={{"{ENABLE}": ...}}'
+            f"trained with thoughts ({counted(counts.get('on', 0), 'sample')}) and without ({counts.get('off', 0):,}): "
+            f'a request chooses by chat_template_kwargs={{"{ENABLE}": ...}}'
         )
     if not (settings.get("most_media") or {}).get("videos"):
         return notes
