@@ -77,14 +77,17 @@ def as_messages(turns: list[dict]) -> list[dict]:
 def test_trl_rows_give_the_stock_processor_what_vlft_trains(exported, data, base):
     rows, document = exported("trl")
     processor = AutoProcessor.from_pretrained(base)
-    assert [one["index"] for one in rows] == [0, 1, 2, 3, 4]
-    for one, want in zip(rows, previews(data, base, 5), strict=True):
+    assert [one["index"] for one in rows] == [0, 1, 2, 2, 3, 4]  # row 2 has two answers, each is a sample
+    assert (rows[2]["answer"], rows[3]["answer"]) == ("Hello there.", "Goodbye.")
+    assert "chat_template_kwargs" not in rows[0]  # this template takes none
+    for one, want in zip([*rows[:2], *rows[3:]], previews(data, base, 5), strict=True):
         text = processor.apply_chat_template(as_messages(one["prompt"] + one["completion"]), tokenize=False)
         made = processor(text=[text], images=pictures(one) or None, return_tensors="pt")
         assert made["input_ids"][0].tolist() == want["input_ids"]
         assert (made["image_grid_thw"].tolist() if one["images"] else []) == want["image_grid_thw"]
         assert one["answer"] == one["completion"][0]["content"][0]["text"]
     assert document["rows"] == document["read"] == 5
+    assert document["samples"] == 6
     assert document["pictures"] == 5
 
 
@@ -93,11 +96,10 @@ def test_lengths_are_those_of_training(exported, data, base):
     longest = {"prompt": 0, "answer": 0}
     for one in previews(data, base, 5):
         labels = one["labels"]
-        last = max(place for place, label in enumerate(labels) if label != -100)
-        start = last
-        while labels[start - 1] != -100:
-            start -= 1
-        longest = {"prompt": max(longest["prompt"], start), "answer": max(longest["answer"], last + 1 - start)}
+        for start, label in enumerate(labels):
+            if label != -100 and labels[start - 1] == -100:
+                end = next((place for place in range(start, len(labels)) if labels[place] == -100), len(labels))
+                longest = {"prompt": max(longest["prompt"], start), "answer": max(longest["answer"], end - start)}
     assert (document["max_prompt_length"], document["max_response_length"]) == tuple(longest.values())
 
 
@@ -106,8 +108,8 @@ def test_verl_rows_have_the_columns_of_its_reader(exported):
     assert set(rows[0]) == {"data_source", "prompt", "images", "ability", "reward_model", "extra_info"}
     assert rows[1]["prompt"] == [{"role": "user", "content": "Compare <image> with <image>."}]
     assert rows[1]["reward_model"] == {"style": "rule", "ground_truth": "The first is larger."}
-    assert [turn["role"] for turn in rows[2]["prompt"]] == ["user", "assistant", "user"]
-    assert rows[2]["reward_model"]["ground_truth"] == "Goodbye."
+    assert [turn["role"] for turn in rows[3]["prompt"]] == ["user", "assistant", "user"]
+    assert rows[3]["reward_model"]["ground_truth"] == "Goodbye."
     for one in rows:  # verl splits the text at these tags, and takes one picture for each
         assert sum(turn["content"].count("<image>") for turn in one["prompt"]) == len(one["images"])
         assert all(picture["max_pixels"] == 50176 for picture in one["images"])
@@ -119,7 +121,7 @@ def test_verl_resizes_as_trained(exported, data, base):
     rows, _ = exported("verl", "--image_max_pixels", "30000")
     flags = DataFlags(image_max_pixels=30000)
     want = preview_rows(str(data), range(5), flags, ModelFlags(model_id=str(base)), given=frozenset({"model_id"}))
-    for one, trained in zip(rows, want, strict=True):
+    for one, trained in zip([*rows[:2], *rows[3:]], want, strict=True):
         limits = [{k: picture[k] for k in ("min_pixels", "max_pixels")} for picture in one["images"]]
         sizes = [
             fetch_image({"image": picture, **limit}).size for picture, limit in zip(pictures(one), limits, strict=True)
@@ -136,7 +138,7 @@ def test_pictures_are_what_vlft_decodes(exported, data, base, how):
         str(data), range(5), DataFlags(), ModelFlags(model_id=str(base)), given=frozenset({"model_id"})
     )
     processor = AutoProcessor.from_pretrained(base)
-    for one, trained in zip(rows, found, strict=True):
+    for one, trained in zip([*rows[:2], *rows[3:]], found, strict=True):
         for picture, medium in zip(pictures(one), trained.media, strict=True):
             want = frames_of(medium.encoded, merge=2)[0]
             if how == "resized":
@@ -162,7 +164,7 @@ def test_the_ignored_modules_are_the_vision_tower_and_the_head(base):
 
     from transformers import AutoModelForImageTextToText
 
-    from vlft.convert.export import IGNORE
+    from vlft.convert.exported import IGNORE
 
     model = AutoModelForImageTextToText.from_pretrained(base)
     linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -182,7 +184,169 @@ def test_pairs(exported, data, tmp_path):
     assert document["rows"] == 1
 
 
+def test_verl_takes_no_pairs_and_calibration_the_chosen_answer(base, tmp_path, capsys):
+    source = write_json(tmp_path / "pairs.json", [{**row("What?", "A roof."), "rejected_response": "A cat."}])
+    flags = [str(source), str(tmp_path / "out"), "--model_id", str(base), "--method", "dpo"]
+    assert main(["export", "verl", *flags]) == 1
+    assert "verl's rows have one answer, not pairs" in capsys.readouterr().err
+    assert main(["export", "calibration", *flags]) == 0
+    assert "note: of preference rows, the chosen answer was written" in capsys.readouterr().out
+    (one,) = parquet.read_table(tmp_path / "out" / "data.parquet").to_pylist()
+    assert one["messages"][-1]["content"][0]["text"] == "A roof."
+
+
+def test_rows_held_out_are_not_exported(base, tmp_path, capsys):
+    rows = [row(f"Question {place}?", f"Answer {place}.") for place in range(10)]
+    source = write_json(tmp_path / "rows.json", rows)
+    flags = ["--model_id", str(base), "--eval_split", "3", "--seed", "7"]
+    assert main(["export", "trl", str(source), str(tmp_path / "out"), *flags, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["read"], document["rows"], document["held_out"]) == (7, 7, 3)
+    assert "3 rows of --eval_split 3 held out" in document["notes"][0]
+    from vlft.setup import open_base, rows_of_run
+
+    data = DataFlags(data_path=[str(source)], eval_split=3)
+    opened = open_base(data, ModelFlags(model_id=str(base)), given=frozenset({"model_id"}), plain=True)
+    kept, _ = rows_of_run(data, opened, workers=1, seed=7)
+    written = parquet.read_table(tmp_path / "out" / "data.parquet").to_pylist()
+    assert [one["index"] for one in written] == [one.index for one in kept.rows.samples]
+
+
+@pytest.fixture
+def budget(tmp_path):
+    """A row whose picture has fewer pixels than the limits of the run allow."""
+    write_image(tmp_path / "a.jpg", 300, 200)
+    one = {**row("<image>\nWhat?", "A roof.", image="a.jpg"), "max_pixels": 12544}
+    return write_json(tmp_path / "rows.json", [one])
+
+
+@pytest.mark.parametrize("kind", ["trl", "calibration", "verl"])
+def test_a_row_keeps_its_own_limits(base, budget, tmp_path, capsys, kind):
+    assert main(["export", kind, str(budget), str(tmp_path / "out"), "--model_id", str(base)]) == 0
+    (one,) = parquet.read_table(tmp_path / "out" / "data.parquet").to_pylist()
+    told = "note: 1 picture with limits of their row" in capsys.readouterr().out
+    if kind == "verl":
+        assert one["images"][0]["max_pixels"] == 12544
+        assert not told
+        return
+    assert told
+    (want,) = previews(budget, base, 1)
+    made = AutoProcessor.from_pretrained(base).image_processor(images=pictures(one), return_tensors="pt")
+    assert made["image_grid_thw"].tolist() == want["image_grid_thw"]
+
+
+def test_limits_that_the_other_trainer_would_undo_are_refused(base, budget, tmp_path, capsys):
+    argv = ["export", "trl", str(budget), str(tmp_path / "out"), "--model_id", str(base)]
+    assert main([*argv, "--image_min_pixels", "50176", "--image_max_pixels", "100352"]) == 1
+    capsys.readouterr()
+    rows = json.loads(budget.read_text())
+    rows[0] |= {"min_pixels": 3136}
+    write_json(budget, rows)
+    assert main([*argv, "--image_min_pixels", "50176", "--image_max_pixels", "100352"]) == 1
+    assert "rows.json[0].image: " in (told := capsys.readouterr().err)
+    assert "own limits make it" in told
+
+
+# ---- thoughts: the chat template of Qwen3.5 takes arguments, and drops the thoughts of earlier answers
+
+THOUGHT = "<think>\nA hat.\n</think>\n\nIt is red."
+
+
+@pytest.fixture(scope="module")
+def thinking(base_of, tmp_path_factory):
+    """Rows with and without thoughts, one of them with several answers; and a base with such a template."""
+    from vlft.families import FAMILIES
+
+    folder = tmp_path_factory.mktemp("thoughts")
+    write_image(folder / "a.jpg", 120, 90)
+    rows = [
+        row("<image>What is this?", "A roof.", image="a.jpg"),
+        row("<image>Which colour?", THOUGHT, image="a.jpg"),
+        row("<image>One?", "First.", image="a.jpg"),
+        row("<image>Mixed?", "First.", image="a.jpg"),
+    ]
+    rows[2]["conversations"] += [{"from": "human", "value": "Two?"}, {"from": "gpt", "value": "Second."}]
+    rows[3]["conversations"] += [{"from": "human", "value": "Two?"}, {"from": "gpt", "value": THOUGHT}]
+    return write_json(folder / "rows.json", rows), base_of(FAMILIES["qwen3_5"])
+
+
+def samples_of(source, base, count):
+    """Tokens and labels of each sample that vlft trains, from `vlft preview --json`."""
+    found = []
+    for one in previews(source, base, count):
+        found += one.get("samples") or [one]
+    return found
+
+
+def test_each_trained_answer_is_a_row_with_its_template_arguments(thinking, tmp_path, capsys):
+    source, base = thinking
+    assert main(["export", "trl", str(source), str(tmp_path / "out"), "--model_id", str(base)]) == 0
+    told = capsys.readouterr().out
+    rows = parquet.read_table(tmp_path / "out" / "data.parquet").to_pylist()
+    processor = AutoProcessor.from_pretrained(base)
+    want = samples_of(source, base, 4)
+    by_answers = [(one["index"], one["answer"]) for one in rows]
+    red = "It is red."  # without its thoughts
+    assert by_answers == [(0, "A roof."), (1, red), (2, "First."), (2, "Second."), (3, "First."), (3, red)]
+    for one, trained in zip(rows, want, strict=True):
+        arguments = one["chat_template_kwargs"]
+        ask, said = as_messages(one["prompt"]), as_messages(one["completion"])
+        prompt = processor.apply_chat_template(ask, tokenize=False, add_generation_prompt=True, **arguments)
+        text = processor.apply_chat_template(ask + said, tokenize=False, **arguments)
+        assert text.startswith(prompt)
+        ids = processor(text=[text], images=pictures(one), return_tensors="pt")["input_ids"][0].tolist()
+        assert ids[: len(trained["input_ids"])] == trained["input_ids"]
+        start = len(processor(text=[prompt], images=pictures(one))["input_ids"][0])
+        assert next(place for place, label in enumerate(trained["labels"]) if label != -100) <= start
+    assert "remove_unused_columns=False" in told
+    assert "thoughts: 2 answers with thoughts, 4 answers without" in told
+    assert "4 of 4 rows, 6 samples, 6 pictures" in told
+
+
+@pytest.mark.parametrize(("flags", "setting"), [([0, 2], "False"), ([1], "True")])
+def test_verl_gets_the_setting_of_thoughts(thinking, tmp_path, capsys, flags, setting):
+    source, base = thinking
+    rows = json.loads(source.read_text())
+    some = write_json(source.parent / f"some{setting}.json", [rows[place] for place in flags])
+    assert main(["export", "verl", str(some), str(tmp_path / "out"), "--model_id", str(base)]) == 0
+    told = capsys.readouterr().out
+    assert f"+data.apply_chat_template_kwargs.enable_thinking={setting}" in told
+    found = parquet.read_table(tmp_path / "out" / "data.parquet").to_pylist()
+    truth = [one["reward_model"]["ground_truth"] for one in found]
+    assert truth == (["It is red."] if setting == "True" else ["A roof.", "First.", "Second."])
+
+
+def test_calibration_takes_rows_of_several_answers(thinking, tmp_path):
+    source, base = thinking
+    assert main(["export", "calibration", str(source), str(tmp_path / "out"), "--model_id", str(base)]) == 0
+    rows = parquet.read_table(tmp_path / "out" / "data.parquet").to_pylist()
+    assert [len(one["messages"]) for one in rows] == [2, 2, 4, 4]
+
+
+def test_only_idle_flags_of_the_command_line_are_told(data, base, tmp_path, capsys):
+    """The YAML of a run has many flags that act in training only."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model_id: {base}\nlearning_rate: 1.0e-4\nwarmup_steps: 0.1\n")
+    argv = ["export", "trl", str(data), str(tmp_path / "out"), "--config", str(config), "--rows", "1"]
+    assert main([*argv, "--bf16", "false", "--learning_rate", "1e-5"]) == 0
+    assert "no effect here, training only: --bf16, --learning_rate\n" in capsys.readouterr().err
+
+
 # ---- bad input
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "cut.png"])
+def test_pictures_that_end_early_are_refused_by_name(base, tmp_path, capsys, name):
+    write_image(tmp_path / name, 300, 200)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    source = write_json(tmp_path / "rows.json", [row("<image>What?", "A.", image=name), row("Hi.", "Hello.")])
+    argv = ["export", "trl", str(source), str(tmp_path / "out"), "--model_id", str(base)]
+    assert main(argv) == 1
+    assert f"rows.json[0].image: {tmp_path / name}: damaged or cut short" in capsys.readouterr().err
+    assert main([*argv, "--on_bad_row", "skip", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["read"], document["rows"], len(document["skipped"])) == (2, 1, 1)
 
 
 def test_videos_are_refused_by_name_or_skipped(data, base, tmp_path, capsys):
@@ -236,6 +400,41 @@ def test_datasets_reads_pictures(data, base, tmp_path):
     )
     assert [picture.size for picture in found[1]["images"]] == [(300, 200), (90, 140)]
     assert found[2]["images"] == []
+
+
+def test_sft_trainer_trains_the_tokens_of_vlft(thinking, tmp_path):
+    """With thoughts, without, and with several answers: input ids and labels of a batch of SFTTrainer."""
+    pytest.importorskip("trl", reason="pip install trl==1.16.0")
+    datasets = pytest.importorskip("datasets", reason="pip install datasets")
+    import trl
+    from transformers import AutoModelForImageTextToText
+
+    source, base = thinking
+    rows = json.loads(source.read_text())
+    source = write_json(source.parent / "single.json", [*rows[:2], rows[3]])
+    assert main(["export", "trl", str(source), str(tmp_path / "out"), "--model_id", str(base)]) == 0
+    read = datasets.load_dataset(
+        "parquet",
+        data_files=str(tmp_path / "out" / "data.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    settings = {"output_dir": str(tmp_path / "run"), "report_to": [], "use_cpu": True, "bf16": False}
+    settings |= {"max_length": None, "remove_unused_columns": False, "per_device_train_batch_size": 1}
+    made = trl.SFTTrainer(
+        model=AutoModelForImageTextToText.from_pretrained(base),
+        args=trl.SFTConfig(**settings, train_sampling_strategy="sequential"),
+        train_dataset=read,
+        processing_class=AutoProcessor.from_pretrained(base),
+    )
+    batches = list(made.get_train_dataloader())
+    want = samples_of(source, base, 3)
+    assert len(batches) == len(want) == 4
+    for batch, one in zip(batches, want, strict=True):
+        end = 1 + max(place for place, label in enumerate(one["labels"]) if label != -100)
+        assert batch["input_ids"][0].tolist()[:end] == one["input_ids"][:end]
+        assert batch["labels"][0].tolist()[:end] == one["labels"][:end]
+        assert batch["input_ids"].shape[1] == end + 1  # TRL trains the line break after the turn too
 
 
 @pytest.mark.parametrize("trainer", ["sft", "dpo", "grpo"])

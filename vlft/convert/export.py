@@ -5,88 +5,37 @@ Rows are read, measured and written one at a time, so memory does not grow with 
 
 from __future__ import annotations
 
-import shlex
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.convert.export_rows import FORMS, Exportable, Kind, Pictures, picture_of
+from vlft.convert.export_rows import FORMS, Exportable, Kind, Pictures, own_limits, picture_of
 from vlft.convert.export_schema import schema_of
+from vlft.convert.exported import DATA, RECORD, Exported
 from vlft.convert.folder import appearing_folder
 from vlft.data.encode import UNTRAINED
 from vlft.data.files.index import RowIndex, each
 from vlft.data.media.pictures import Unreadable
 from vlft.data.media.read import MediaError
+from vlft.data.render import thinking_of
+from vlft.data.rows.parts import trained_answers, up_to
 from vlft.data.sample import EncodedTokens, Image, Sample, Video
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.files import write_json
 from vlft.screen import count
-from vlft.setup import Base, open_base, open_rows
+from vlft.setup import Base, open_base, open_rows, trainable_rows
+from vlft.setup.held_out import hold_out
+from vlft.text import counted
 
-DATA, RECORD = "data.parquet", "export.json"
+WORKERS = 4  # processes that measure rows to hold some out
 CALIBRATION_ROWS = 256  # as llm-compressor's examples
 BYTES = 64 * 2**20  # of the rows that are held before they are written
-
-#: Modules of a Qwen-VL that llm-compressor must not quantise. Its own examples write `re:visual.*`, which protects
-#: nothing where transformers 5 names the tower `model.visual` (0.14: patterns match from the start of a name).
-IGNORE = ("re:.*lm_head", "re:.*visual.*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """The result of an export.
-
-    Attributes:
-        kind: for which trainer.
-        out: the folder.
-        read: rows read.
-        rows: rows written.
-        skipped: the other rows, each with its reason.
-        pictures: pictures written.
-        max_prompt_length: tokens of the longest prompt, with its pictures, as vlft counts them for training.
-        max_response_length: tokens of the longest answer, with the token that ends it.
-        image_min_pixels: limit of the pixels of a picture.
-        image_max_pixels: likewise.
-    """
-
-    kind: Kind
-    out: str
-    read: int
-    rows: int
-    skipped: tuple[BadRow, ...]
-    pictures: int
-    max_prompt_length: int
-    max_response_length: int
-    image_min_pixels: int
-    image_max_pixels: int
-
-    def next_lines(self) -> list[str]:
-        """What to do with the file: settings of the trainer that agree with what was exported."""
-        data = shlex.quote(str(Path(self.out) / DATA))
-        pixels = f"min_pixels {self.image_min_pixels}, max_pixels {self.image_max_pixels}"
-        if self.kind == "verl":
-            return [
-                f"verl: data.train_files={data} data.image_key=images data.prompt_key=prompt "
-                f"data.max_prompt_length={self.max_prompt_length} data.max_response_length={self.max_response_length} "
-                "data.filter_overlong_prompts=False data.truncation=error",
-                f"pixels: each picture carries {pixels}, which verl passes to qwen-vl-utils",
-            ]
-        if self.kind == "trl":
-            return [
-                f'TRL: load_dataset("parquet", data_files="{Path(self.out) / DATA}", split="train")',
-                f"length: the longest prompt has {self.max_prompt_length:,} tokens, the longest answer "
-                f"{self.max_response_length:,}; set max_length=None, because cutting a row cuts its pictures",
-                f"pixels: load the processor from a run folder, or with {pixels}",
-            ]
-        return [
-            f"llm-compressor: {data} has `messages`, for the processor's chat template, and `images`",
-            f"ignore: {list(IGNORE)}, which keeps the vision tower and the head in 16 bits",
-            f"pixels: load the processor from a run folder, or with {pixels}",
-        ]
 
 
 def export(
@@ -123,18 +72,19 @@ def export(
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{out}: already exists and is not empty. Name a new or empty folder.")
+    if kind == "verl" and data.pairs:
+        raise ConfigError("--method dpo: verl's rows have one answer, not pairs. Export pairs with: vlft export trl")
     base = open_base(data, model, given=given, plain=True)
-    index = _chosen(
-        open_rows(paths, data, base.family), CALIBRATION_ROWS if kind == "calibration" else None, limit, seed
-    )
-    work = _Export(kind=kind, base=base, pictures=pictures, stop=data.on_bad_row == "error")
+    work = _Export(kind=kind, base=base, data=data, pictures=pictures)
+    index = _chosen(work.open(paths, seed=seed), CALIBRATION_ROWS if kind == "calibration" else None, limit, seed)
+    arguments = base.recipe.template_arguments(True)
     with appearing_folder(target, say) as folder:
-        _write(folder / DATA, work.rows(index), schema_of(kind, pairs=data.pairs))
+        _write(folder / DATA, work.rows(index), schema_of(kind, pairs=data.pairs, arguments=arguments))
         if not work.rows_written:
             raise ConfigError(
                 f"{', '.join(paths)}: no row can be exported ({len(work.bad)} were refused, e.g. {work.bad[0]})"
             )
-        found = work.result(out, read=len(index))
+        found = work.result(out)
         write_json(folder / RECORD, asdict(found) | {"vlft_pictures": pictures})
     return found
 
@@ -149,26 +99,53 @@ def _chosen(index: RowIndex, default: int | None, limit: int | None, seed: int) 
 class _Export:
     """An export in progress: rows, and what was counted."""
 
-    def __init__(self, *, kind: Kind, base: Base, pictures: Pictures, stop: bool) -> None:
-        self.kind, self.base, self.pictures, self.stop = kind, base, pictures, stop
+    def __init__(self, *, kind: Kind, base: Base, data: DataFlags, pictures: Pictures) -> None:
+        self.kind, self.base, self.data, self.pictures = kind, base, data, pictures
         self.bad: list[BadRow] = []
-        self.rows_written = self.pictures_written = self.longest_prompt = self.longest_answer = 0
+        self.notes: list[str] = []
+        self.arguments: Counter[str] = Counter()
+        self.read = self.rows_written = self.samples_written = self.pictures_written = self.held_out = 0
+        self.longest_prompt = self.longest_answer = self.resized = 0
+
+    def open(self, paths: Sequence[str], *, seed: int) -> RowIndex:
+        """Find the rows; with `--eval_split` those that a run trains."""
+        if self.data.eval_split is None:
+            return open_rows(paths, self.data, self.base.family)
+        measured = trainable_rows(paths, self.data, self.base, workers=WORKERS)
+        kept, held = hold_out(measured, self.data.eval_split, seed=seed)
+        self.bad += measured.rows.bad
+        self.read += len(self.bad)
+        self.held_out = len(held.starts)
+        self.notes += [
+            f"{counted(self.held_out, 'row')} of --eval_split {self.data.eval_split:g} held out, as in training, and "
+            "not exported",
+            *kept.notes,
+        ]
+        index: Any = kept.rows.samples  # a RowIndex
+        whole = index.take(kept.starts)
+        return whole.split(np.full(len(whole), -1, dtype=np.int32))
 
     def rows(self, index: RowIndex) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the file. A row of the data is refused as a whole."""
+        self.read += len(index)
         for one in count(each(index), total=len(index), what=f"exporting rows for {self.kind}"):
             try:
                 if isinstance(one, BadRow):
                     raise DataError(one)
-                row = self._row(one)
+                made = self._made(one)
             except DataError as error:
                 self._refuse(error.row)
                 continue
             self.rows_written += 1
-            self.pictures_written += len(row.pictures)
-            yield FORMS[self.kind](row)
+            for row in made:
+                self.samples_written += 1
+                self.pictures_written += len(row.pictures)
+                if row.arguments:
+                    self.arguments[json.dumps(row.arguments)] += 1
+                yield FORMS[self.kind](row)
 
-    def _row(self, sample: Sample) -> Exportable:
-        encoder = self.base.encoder
+    def _made(self, sample: Sample) -> list[Exportable]:
+        """Return what a row becomes: for a trainer a sample for each trained answer, for calibration one."""
         for part in sample.media:
             if isinstance(part, Video):
                 why = f"an export for {self.kind} holds pictures, and this is a video. Leave such rows out"
@@ -177,48 +154,82 @@ class _Export:
             raise _refused(
                 sample, "rejected", f"TRL's pairs have one rejected answer, this row has {len(sample.rejected)}"
             )
-        trained = encoder.as_trained(sample)
-        prompt, answer = _lengths(encoder.tokens(trained))
-        written = encoder.as_written(trained)
+        encoder = self.base.encoder
+        samples = encoder.samples(sample)
+        written: list[Sample] = []
+        lengths: list[tuple[int, int]] = []
+        for trained in map(encoder.as_trained, samples if self.kind != "calibration" else samples[-1:]):
+            lengths += _lengths(encoder.tokens(trained))
+            whole = encoder.as_written(trained)
+            answers = trained_answers(whole)
+            apart = self.kind != "calibration" and whole.answer is None and len(answers) > 1
+            written += [up_to(whole, answer) for answer in answers] if apart else [whole]
+        read: dict[Image, dict[str, Any]] = {}  # samples of a row share its pictures
+        made = [self._exportable(one, read) for one in written]
+        self.longest_prompt = max(self.longest_prompt, *(prompt for prompt, _ in lengths))
+        self.longest_answer = max(self.longest_answer, *(answer for _, answer in lengths))
+        if self.kind != "verl" and self.pictures == "original":
+            self.resized += sum(own_limits(image, self.base.recipe) for image in read)
+        return made
+
+    def _exportable(self, sample: Sample, read: dict[Image, dict[str, Any]]) -> Exportable:
+        recipe = self.base.recipe
         pictures = []
-        for part in written.media:
+        for part in sample.media:
             if isinstance(part, Image):
                 try:
-                    pictures.append(picture_of(part, self.base.recipe, self.pictures))
+                    if part not in read:
+                        read[part] = picture_of(part, recipe, self.pictures, limits=self.kind == "verl")
+                    pictures.append(read[part])
                 except (Unreadable, MediaError) as error:
                     raise _refused(sample, part.field, str(error)) from error
-        self.longest_answer = max(self.longest_answer, answer)
-        self.longest_prompt = max(self.longest_prompt, prompt)
-        return Exportable(sample=written, pictures=tuple(pictures))
+        arguments = recipe.template_arguments(thinking_of(sample, recipe))
+        return Exportable(sample=sample, pictures=tuple(pictures), arguments=arguments)
 
     def _refuse(self, row: BadRow) -> None:
-        if self.stop:
+        left_out = row.too_long and self.data.over_length == "skip"
+        if self.data.on_bad_row == "error" and not left_out:
             raise ConfigError(f"{row}\n  Fix the row, or leave out such rows and count them: --on_bad_row skip")
         self.bad.append(row)
 
-    def result(self, out: str, *, read: int) -> Exported:
-        recipe = self.base.recipe
+    def result(self, out: str) -> Exported:
+        recipe, notes = self.base.recipe, list(self.notes)
+        if self.resized:
+            notes.append(
+                f"{counted(self.resized, 'picture')} with limits of their row, which {self.kind} does not take: "
+                "written as the pixels that vlft trains"
+            )
+        if self.kind == "calibration" and self.data.pairs:
+            notes.append("of preference rows, the chosen answer was written")
         return Exported(
             kind=self.kind,
             out=out,
-            read=read,
+            read=self.read,
             rows=self.rows_written,
+            samples=self.samples_written,
             skipped=tuple(self.bad),
             pictures=self.pictures_written,
             max_prompt_length=self.longest_prompt,
             max_response_length=self.longest_answer,
             image_min_pixels=recipe.image_min_pixels,
             image_max_pixels=recipe.image_max_pixels,
+            held_out=self.held_out,
+            arguments=dict(self.arguments),
+            notes=tuple(notes),
         )
 
 
-def _lengths(tokens: EncodedTokens) -> tuple[int, int]:
-    """Tokens of the prompt to the last answer, and of that answer; of a pair, of its longer answer."""
+def _lengths(tokens: EncodedTokens) -> list[tuple[int, int]]:
+    """Tokens of the prompt to each trained answer, and of that answer; of a pair, of its longer answer."""
     if tokens.branches:
-        return tokens.branches[0], max(tokens.branches[1:])
+        return [(tokens.branches[0], max(tokens.branches[1:]))]
     trained_K = np.flatnonzero(tokens.labels_T != UNTRAINED)
-    start = trained_K[np.flatnonzero(np.diff(trained_K, prepend=-2) > 1)[-1]]  # of the last run without a gap
-    return int(start), int(trained_K[-1] + 1 - start)
+    first_N = np.flatnonzero(np.diff(trained_K, prepend=-2) > 1)  # of runs without a gap
+    last_N = np.append(first_N[1:], len(trained_K)) - 1
+    return [
+        (int(start), int(end) + 1 - int(start))
+        for start, end in zip(trained_K[first_N], trained_K[last_N], strict=True)
+    ]
 
 
 def _refused(sample: Sample, field: str, reason: str) -> DataError:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from vlft.config.recipe import Recipe
+from vlft.config.thinking import thoughts_of
 from vlft.data.media.limits import overridden
-from vlft.data.media.pictures import open_picture
+from vlft.data.media.pictures import BROKEN_PICTURE, Unreadable, open_picture
+from vlft.data.media.read import still_size_of
 from vlft.data.rows.parts import trained_answers
 from vlft.data.sample import Image, Sample, Text, Turn
 
@@ -31,10 +33,12 @@ class Exportable:
     Attributes:
         sample: the row, with boxes as the model writes them. Its media are pictures.
         pictures: of each picture, `bytes`, `min_pixels` and `max_pixels`.
+        arguments: of the chat template, as for training.
     """
 
     sample: Sample
     pictures: tuple[dict[str, Any], ...]
+    arguments: dict[str, bool] = field(default_factory=dict)
 
     @property
     def question(self) -> tuple[Turn, ...]:
@@ -47,6 +51,12 @@ class Exportable:
         return text_of(self.sample.turns[self._place])
 
     @property
+    def truth(self) -> str:
+        """The answer without its thoughts, for a reward function to compare with."""
+        found = thoughts_of(self.answer)
+        return self.answer if found is None else found[1]
+
+    @property
     def _place(self) -> int:
         return trained_answers(self.sample)[-1]
 
@@ -56,7 +66,7 @@ def text_of(turn: Turn, *, tag: str = "<image>") -> str:
     return "".join(part.text if isinstance(part, Text) else tag for part in turn.parts)
 
 
-def picture_of(image: Image, recipe: Recipe, how: Pictures) -> dict[str, Any]:
+def picture_of(image: Image, recipe: Recipe, how: Pictures, *, limits: bool = True) -> dict[str, Any]:
     """Return a picture as the bytes of a file, and the limits of its pixels: `bytes`, `min_pixels`, `max_pixels`.
 
     Args:
@@ -65,34 +75,55 @@ def picture_of(image: Image, recipe: Recipe, how: Pictures) -> dict[str, Any]:
         how: `original`: the bytes of the file, or a PNG of the upright 8-bit RGB picture where readers decode the file
             differently (rotated by EXIF, transparent, 16 bits, animated). `resized`: a PNG of exactly the pixels that
             vlft trains; a trainer with the same limits does not resize it again.
+        limits: whether the other trainer takes the limits of each picture. If not, a picture with limits of its own
+            (`own_limits`) is written as with `resized`.
 
     Raises:
-        Unreadable, MediaError: the file cannot be opened or decoded.
+        Unreadable, MediaError: the file cannot be opened or decoded, or the other trainer would resize the picture to
+            another size.
     """
     own = overridden(recipe, image.overrides, video=False)
-    limits = {"min_pixels": own.image_min_pixels, "max_pixels": own.image_max_pixels}
-    if how == "resized":
+    alone = not limits and own_limits(image, recipe)
+    if how == "resized" or alone:
         from PIL.Image import fromarray
 
         from vlft.data.media.decode import decode_pixels
 
-        data = _png(fromarray(decode_pixels(image, recipe).permute(1, 2, 0).contiguous().numpy()))
+        pixels = decode_pixels(image, recipe)
+        _, height, width = pixels.shape
+        if alone and (then := still_size_of(height, width, recipe)) != (height, width):
+            raise Unreadable(
+                f"{image.path}: its row's own limits make it {width}x{height} pixels, and the other trainer, which has "
+                f"one limit for all rows, {then[1]}x{then[0]}. Use limits in the row that are within those of the run"
+            )
+        data = _png(fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))
     else:
-        data = Path(image.path).read_bytes() if _is_plain(image.path) else _png(open_picture(image.path))
-    return {"bytes": data, **limits}
+        picture = open_picture(image.path)  # also of a plain file: its pixels may be damaged or end early
+        data = Path(image.path).read_bytes() if _is_plain(image.path) else _png(picture)
+    return {"bytes": data, "min_pixels": own.image_min_pixels, "max_pixels": own.image_max_pixels}
+
+
+def own_limits(image: Image, recipe: Recipe) -> bool:
+    """Whether the row sets limits for the pixels of a picture that are not those of the run."""
+    own = overridden(recipe, image.overrides, video=False)
+    of_run = recipe.image_min_pixels, recipe.image_max_pixels
+    return (own.image_min_pixels, own.image_max_pixels) != of_run
 
 
 def _is_plain(path: str) -> bool:
     """Whether all readers see the picture that `open_picture` returns."""
     from PIL import Image as Pillow
 
-    with Pillow.open(path) as picture:
-        return (
-            picture.mode in PLAIN.get(picture.format or "", ())
-            and getattr(picture, "n_frames", 1) == 1
-            and "transparency" not in picture.info
-            and picture.getexif().get(ORIENTATION, 1) == 1
-        )
+    try:
+        with Pillow.open(path) as picture:
+            return (
+                picture.mode in PLAIN.get(picture.format or "", ())
+                and getattr(picture, "n_frames", 1) == 1
+                and "transparency" not in picture.info
+                and picture.getexif().get(ORIENTATION, 1) == 1
+            )
+    except BROKEN_PICTURE:  # of its metadata: `open_picture` has read the pixels
+        return False
 
 
 def _png(picture: Any) -> bytes:
@@ -109,7 +140,7 @@ def as_verl(row: Exportable) -> dict[str, Any]:
         "prompt": [{"role": turn.role, "content": text_of(turn)} for turn in row.question],
         "images": list(row.pictures),
         "ability": "vision",
-        "reward_model": {"style": "rule", "ground_truth": row.answer},
+        "reward_model": {"style": "rule", "ground_truth": row.truth},
         "extra_info": _where(sample),
     }
 
@@ -117,11 +148,16 @@ def as_verl(row: Exportable) -> dict[str, Any]:
 def as_trl(row: Exportable) -> dict[str, Any]:
     """A row for TRL's SFTTrainer and GRPOTrainer (`prompt`, `completion`), or of pairs for its DPOTrainer."""
     sample, answer = row.sample, _message("assistant", row.answer)
-    base = {"prompt": _messages(row.question), "images": [{"bytes": one["bytes"]} for one in row.pictures]}
+    base: dict[str, Any] = {
+        "prompt": _messages(row.question),
+        "images": [{"bytes": one["bytes"]} for one in row.pictures],
+    }
+    if row.arguments:
+        base["chat_template_kwargs"] = row.arguments
     if sample.rejected:
         rejected = [_message("assistant", text_of(sample.rejected[0]))]
         return {**base, "chosen": [answer], "rejected": rejected, **_where(sample)}
-    return {**base, "completion": [answer], "answer": row.answer, **_where(sample)}
+    return {**base, "completion": [answer], "answer": row.truth, **_where(sample)}
 
 
 def as_calibration(row: Exportable) -> dict[str, Any]:

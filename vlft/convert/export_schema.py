@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 
-def schema_of(kind: str, *, pairs: bool) -> Any:
+def schema_of(kind: str, *, pairs: bool, arguments: Collection[str] = ()) -> Any:
     """The pyarrow schema of an export.
 
     `datasets` (2.14 to 5) takes the types of columns from the file's metadata, so that `load_dataset` returns pictures.
@@ -14,6 +15,7 @@ def schema_of(kind: str, *, pairs: bool) -> Any:
     Args:
         kind: a key of `vlft.convert.export_rows.FORMS`.
         pairs: whether the rows are preference rows.
+        arguments: names of the arguments of the chat template that each row of TRL has.
     """
     import pyarrow as pa
 
@@ -30,6 +32,8 @@ def schema_of(kind: str, *, pairs: bool) -> Any:
     if kind == "calibration":
         return _with_pictures(pa.schema([("messages", turns), ("images", pictures), *where]))
     answers = [("chosen", turns), ("rejected", turns)] if pairs else [("completion", turns), ("answer", pa.string())]
+    if arguments:
+        answers.append(("chat_template_kwargs", pa.struct([(name, pa.bool_()) for name in arguments])))
     return _with_pictures(pa.schema([("prompt", turns), ("images", pictures), *answers, *where]))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vlft.checkpoint import copy_configs, processor_files, read_json, rewrite
 from vlft.errors import CheckpointError
 from vlft.model.quantised_files import QuantisedFiles
+from vlft.text import gib
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ def write_dequantised(files: QuantisedFiles, out: Path, progress: Callable[[str]
     if need > free:
         raise CheckpointError(
             f"{out.parent}: the base is dequantised first, and this copy and the merged weights need "
-            f"{need / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free on its disk. Free some space or use an OUT on "
+            f"{gib(need)}; {gib(free)} are free on its disk. Free some space or use an OUT on "
             "another disk."
         )
     parts = tuple(f"{name}." for name in files.packed_names())

@@ -16,6 +16,7 @@ from vlft.checkpoint import PICTURE_FILES, processor_files, read_json, rewrite
 from vlft.errors import CheckpointError
 from vlft.families import untied as untied_config
 from vlft.merge.match import MergePlan, Update, shapes_in
+from vlft.text import gib
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +44,9 @@ def full_disk_is_a_user_error(out: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            free = shutil.disk_usage(out.parent).free / 2**30
+            free = shutil.disk_usage(out.parent).free
             raise CheckpointError(
-                f"{out}: the disk is full ({free:.1f} GiB free). No file was left there. "
+                f"{out}: the disk is full ({gib(free)} free). No file was left there. "
                 "Free some space or use an OUT on another disk."
             ) from error
         raise
@@ -71,7 +72,7 @@ def check_space(out: Path, plan: MergePlan, dtype: torch.dtype | None) -> None:
     free = shutil.disk_usage(out.parent).free
     if need > free:
         raise CheckpointError(
-            f"{out}: the merged weights need {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on its disk. "
+            f"{out}: the merged weights need {gib(need)}, {gib(free)} are free on its disk. "
             "Free some space or use an OUT on another disk."
         )
 
