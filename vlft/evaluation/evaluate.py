@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +18,18 @@ from vlft import metrics
 from vlft.config.flags import DataFlags
 from vlft.config.row_flags import BoxFormat
 from vlft.config.thinking import Thinking
+from vlft.data.rows.references import is_unread
 from vlft.data.sample import Sample
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.evaluation.answers_file import AnswersFile, Line
-from vlft.evaluation.assemble import assembled
+from vlft.evaluation.assemble import assembled, with_labels
 from vlft.evaluation.figures import check_applies, scores_of
 from vlft.evaluation.labels import labelled
 from vlft.evaluation.labels import places as places_of_labels
+from vlft.evaluation.matched import FileSource, answers_in
 from vlft.evaluation.result import Evaluation
 from vlft.evaluation.rows import Place, measured, place_of, read_rows, refuse_bad
-from vlft.evaluation.sources import FileSource, ModelSource, Source, answers_in, sources_of
+from vlft.evaluation.sources import ModelSource, Source, sources_of
 from vlft.families import DEFAULT
 from vlft.setup.asked import Asked, asked
 from vlft.setup.labels import read_labels
@@ -155,11 +157,16 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
         if model.opened is not None:
             gone = {place_of(row) for row in bad}  # a damaged picture that an earlier model met
             bad += _answer(model, [place for place in places if place not in gone], settings, labels, say)
+    notes = _notes(read.samples)
     kept = [row for row, place in enumerate(places) if all(place in model.lines for model in models)]
     refuse_bad(bad, total, settings.data)
     rows = [[each[row] for row in kept] for each in rows]
     right = None if right is None else [right[row] for row in kept]
     lines = [[model.lines[places[row]] for row in kept] for model in models]
+    chosen_labels = None if right is None else labelled(right, [[line.scores for line in own] for own in lines], labels)
+    if chosen_labels is not None:
+        lines, others = with_labels(settings.models, lines, chosen_labels)
+        notes += others
     scores = {
         metric.name: [
             scores_of(metric, asked_rows, [line.answer for line in own])
@@ -167,7 +174,6 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
         ]
         for metric in chosen
     }
-    chosen_labels = None if right is None else labelled(right, [[line.scores for line in own] for own in lines], labels)
     outs = tuple(str(model.source.name if model.store is None else model.store.out) for model in models)
     return assembled(
         settings.models,
@@ -178,6 +184,20 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
         rows=rows[0],
         lines=lines,
         skipped=len(bad),
+        notes=notes,
+    )
+
+
+def _notes(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """What the user should know about the rows."""
+    unread = [sample for sample in samples if any(is_unread(*warning) for warning in sample.warnings)]
+    if not unread:
+        return ()
+    first = unread[0]
+    field, remark = next(warning for warning in first.warnings if is_unread(*warning))
+    return (
+        f"{counted(len(unread), 'row')} with {field!r} in a form that is not read, so only the row's own answer is "
+        f"right, such as {first.file}[{first.index}]: {remark}",
     )
 
 
@@ -241,7 +261,7 @@ def _asked(sample: Sample, model: _Model, encoder: object) -> Asked:
     line = model.lines.get(place_of(sample))
     if encoder is None and line is not None:  # the line has the texts as the model writes them
         found = asked(sample, None)
-        return Asked(question=found.question, text=line.question, references=line.references)
+        return replace(found, text=line.question, references=line.references)
     return asked(sample, None if model.opened is None else model.opened.encoder)
 
 
@@ -254,8 +274,7 @@ def _from_file(
     whole = settings.limit is None
     model.lines = answers_in(model.source, samples, model.asked, whole=whole, known=bad)
     for place, line in model.lines.items():
-        old = model.asked[place]
-        model.asked[place] = Asked(question=old.question, text=old.text, references=line.references)
+        model.asked[place] = replace(model.asked[place], references=line.references)
     reason = f"has no answer in {model.source.name}. Add one"
     missing = [
         BadRow(file=one.file, index=one.index, id=one.id, field="row", reason=reason)
