@@ -81,6 +81,18 @@ def test_held_out_rows_are_evaluated_and_never_trained(held, capsys):
     assert [line["step"] for line in lines(run) if "eval_loss" in line] == [14]
 
 
+def test_copies_and_hard_links_of_a_picture_stay_on_its_side(held, folder, tmp_path):
+    for i in range(6):
+        shutil.copy(folder / f"{i}.png", tmp_path / f"{i}.png")
+        shutil.copy(folder / f"{i}.png", tmp_path / f"copy_{i}.png")
+        (tmp_path / f"link_{i}.png").hardlink_to(tmp_path / f"{i}.png")
+    names = [f"{form}{i}.png" for form in ("", "copy_", "link_") for i in range(6)]
+    write_json(tmp_path / "rows.json", [row(f"<image>{i}?", image=name) for i, name in enumerate(names)])
+    _, seen = held("--eval_split", "6", data=tmp_path / "rows.json")
+    assert len(seen.evaluated) == 6
+    assert not {index % 6 for index in seen.trained} & {index % 6 for index in seen.evaluated}
+
+
 def test_the_same_rows_are_held_out_wherever_they_are_and_in_any_order(held, folder, tmp_path):
     rows = json.loads((folder / "rows.json").read_text())
     _, seen = held("--eval_split", "3", name="one")

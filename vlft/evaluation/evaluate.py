@@ -138,7 +138,7 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
     total = len(read.samples) + len(read.bad)
     refuse_bad(read.bad, total, settings.data)
     models = [_model(one, out, read.prints, settings, labels) for one, out in zip(sources, settings.outs, strict=True)]
-    samples, bad = _askable(models, read.samples, read.bad, settings)
+    samples, bad = _askable(models, read.samples, read.bad, settings, say)
     refuse_bad(bad, total, settings.data)
     for model in models:
         samples, bad = _from_file(model, samples, bad, settings)
@@ -227,7 +227,11 @@ def _model(source: Source, out: Path, prints: Mapping[str, str], settings: Setti
 
 
 def _askable(
-    models: Sequence[_Model], samples: Sequence[Sample], bad: Sequence[BadRow], settings: Settings
+    models: Sequence[_Model],
+    samples: Sequence[Sample],
+    bad: Sequence[BadRow],
+    settings: Settings,
+    say: Callable[[str], None],
 ) -> tuple[list[Sample], list[BadRow]]:
     """Open each model that must answer, and drop the rows that one of them cannot be asked about."""
     left, refused = list(samples), list(bad)
@@ -242,6 +246,7 @@ def _askable(
                 model.opened.encoder,
                 limit=model.opened.limit,
                 longest=1 if settings.labels else settings.max_new_tokens,
+                say=say,
             )
             model.lengths = {place_of(s): n for s, n in zip(left, found, strict=True) if isinstance(n, int)}
             refused += [one for one in found if isinstance(one, BadRow)]

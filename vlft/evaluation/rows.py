@@ -5,20 +5,26 @@ Neighbours: `vlft.evaluation.answers_file` keeps the answers, `vlft.evaluation.a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vlft.config.flags import DataFlags
+from vlft.data.costs.cache import Costing, cost_folder, scan_kept
 from vlft.data.encode import Encoder
 from vlft.data.files.index import each
-from vlft.data.rows.parts import trained_answers, up_to
-from vlft.data.sample import Sample
-from vlft.errors import BadRow, ConfigError, DataError
+from vlft.data.rows.parts import question_of
+from vlft.data.sample import Cost, Sample
+from vlft.errors import BadRow, ConfigError
 from vlft.families import Family
 from vlft.screen import count
 from vlft.setup.rows import SHOWN_BAD_ROWS, open_rows
 from vlft.text import counted
+
+WORKERS = 4  # processes that measure rows, at most one per core
 
 Place = tuple[str, int]  # data file, and index of the row in it
 
@@ -86,30 +92,81 @@ def refuse_bad(bad: Sequence[BadRow], total: int, data: DataFlags) -> None:
     )
 
 
-def measured(samples: Sequence[Sample], encoder: Encoder, *, limit: int, longest: int) -> list[int | BadRow]:
-    """Return the tokens of each row up to its last answer, or why the model cannot be asked about it.
+def measured(
+    samples: Sequence[Sample], encoder: Encoder, *, limit: int, longest: int, say: Callable[[str], None]
+) -> list[int | BadRow]:
+    """Return the tokens of each row's prompt, or why the model cannot be asked about it.
 
-    Headers of its media are read, and no media are decoded.
+    Headers of its media are read, and no media are decoded. What an earlier call measured is not measured again if its
+    files have not changed (`vlft.data.costs.cache`).
 
     Args:
         samples: the rows.
         encoder: of the model.
         limit: most tokens of prompt and answer together that the model supports.
         longest: most tokens of an answer.
+        say: prints a line for the user.
     """
 
-    def look(sample: Sample) -> int | BadRow:
-        try:
-            cost = encoder.measure(up_to(sample, trained_answers(sample)[-1]))
-        except DataError as error:
-            return error.row
-        prompt = cost.tokens - cost.supervised
-        if prompt + longest <= limit:
-            return cost.tokens
+    def checked(sample: Sample, found: Cost | BadRow) -> int | BadRow:
+        if isinstance(found, BadRow):
+            return found
+        if found.tokens + longest <= limit:
+            return found.tokens
         reason = (
-            f"the prompt is about {prompt:,} tokens long and --max_new_tokens is {longest:,}; the model supports "
+            f"the prompt is about {found.tokens:,} tokens long and --max_new_tokens is {longest:,}; the model supports "
             f"{limit:,} together. Lower --max_new_tokens, or drop the row"
         )
         return BadRow(file=sample.file, index=sample.index, id=sample.id, field="conversations", reason=reason)
 
-    return [look(sample) for sample in count(samples, total=len(samples), what="measuring rows")]
+    found = scan_kept(
+        _Held(samples),  # type: ignore[arg-type]
+        _Prompt(encoder),
+        encoder,
+        _Prompting,
+        workers=WORKERS,
+        folder=cost_folder(os.environ),
+        note=say,
+        what="lengths of prompts",
+    )
+    with contextlib.closing(found) as results:
+        each_one = count(results, total=len(samples), what="measuring rows")
+        return [checked(sample, one) for sample, one in zip(samples, each_one, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Measures the prompt of a row, in worker processes."""
+
+    encoder: Encoder
+
+    def __call__(self, sample: Sample) -> Cost:
+        return self.encoder.measure_prompt(question_of(sample))
+
+
+class _Prompting(Costing):
+    """The costs of prompts in the cache, which has those of rows as well."""
+
+    name = "prompt"
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+
+
+class _Held(Sequence[Sample]):
+    """Rows that are in memory, with what the cache reads of a `RowIndex`."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        names = list(dict.fromkeys(sample.file for sample in samples))
+        self.files = [_File(name) for name in names]
+        place_of = {name: place for place, name in enumerate(names)}
+        self.file_of = [place_of[sample.file] for sample in samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.samples[place]
