@@ -119,3 +119,16 @@ def test_an_answer_in_another_spelling_is_no_further_person(asked):
     few = [{"question": "What?", "answer": "cat", "answers": ["cat", "cat", "dog", "dog", "dog"]}]
     five = asked(lines("cat"), "--metric", "vqa_accuracy", rows=few)[0]["metrics"]["vqa_accuracy"]
     assert five == pytest.approx((2 * 1 / 3 + 3 * 2 / 3) / 5)
+
+
+def test_the_chosen_answer_of_a_preference_row_is_right(asked):
+    turns = [{"from": "human", "value": "What?"}]
+    rows = [
+        {"prompt": "What?", "chosen": "a", "rejected": "b"},
+        {"conversations": turns, "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+        {"question": "What?", "answer": "a"},
+    ]
+    document, _ = asked(lines("a", "a", "b"), rows=rows)
+    assert document["metrics"]["exact_match"] == pytest.approx(2 / 3)
+    _, err = asked(lines("a"), rows=[{"prompt": "What?", "chosen": "a", "rejected": "a"}], status=1)
+    assert "is the same answer as" in err

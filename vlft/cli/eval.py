@@ -41,7 +41,7 @@ def run(flags: argparse.Namespace, write: Write) -> int:
         base_model=flags.base_model,
         labels=flags.labels,
     )
-    page = flags.html or settings.outs[0].with_suffix(".html")
+    page = flags.html or settings.first_out.with_suffix(".html")
     if flags.html is not None or page.parent.is_dir():  # the folder `eval` is made when there is something to put in it
         refuse_path(page)
     with explained("The answers so far are saved. Run the same command again to continue."):

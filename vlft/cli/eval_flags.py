@@ -97,7 +97,7 @@ def parser() -> CommandParser:
     parser.add_argument(
         "--out", type=Path, metavar="FILE",
         help="where to write the answers, one line for each row (default: eval/MODEL-DATA.jsonl). The answers of "
-        "--compare get .2, .3 and so on before the ending",
+        "--compare get the name of the model before the ending",
     )  # fmt: skip
     parser.add_argument("--html", type=Path, metavar="FILE", help="where to write the page (default: beside --out)")
     _add_data_flags(parser)

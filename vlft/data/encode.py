@@ -155,15 +155,7 @@ class Encoder:
         return Cost.of_parts(parts) if sample.answer is None and parts[0].answer is not None else parts[0]
 
     def measure_prompt(self, sample: Sample) -> Cost:
-        """Count the tokens and patches of `prompt` from file headers alone. None of the tokens is trained.
-
-        Args:
-            sample: a conversation that ends in a user turn.
-
-        Raises:
-            DataError: the errors of `prompt`, except those that only decoding finds.
-            ConfigError: the errors of `prompt`.
-        """
+        """Count the tokens and patches of `prompt` from file headers alone, as `measure` does for a row."""
         grids = self._grids(sample)
         pieces = self._pieces.of(self._with_boxes(sample, grids), grids, unanswered=True)
         return replace(self._cost(sample, pieces, grids), supervised=0)

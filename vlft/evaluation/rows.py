@@ -9,13 +9,14 @@ import contextlib
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlft.config.flags import DataFlags
 from vlft.data.costs.cache import Costing, cost_folder, scan_kept
 from vlft.data.encode import Encoder
-from vlft.data.files.index import each
+from vlft.data.files.index import RowIndex, each
+from vlft.data.rows.forms import pair_form_of
 from vlft.data.rows.parts import question_of
 from vlft.data.sample import Cost, Sample
 from vlft.errors import BadRow, ConfigError
@@ -45,7 +46,7 @@ class ReadRows:
 
 
 def read_rows(files: Sequence[str], data: DataFlags, family: Family, *, limit: int | None) -> ReadRows:
-    """Parse rows. No media are opened.
+    """Parse rows. No media are opened. The right answer of a preference row is the chosen one.
 
     Args:
         files: data files.
@@ -60,13 +61,33 @@ def read_rows(files: Sequence[str], data: DataFlags, family: Family, *, limit: i
     total = len(index) if limit is None else min(limit, len(index))
     samples: list[Sample] = []
     bad: list[BadRow] = []
-    for row in count(itertools.islice(each(index), total), total=total, what="reading rows"):
+    for place, row in enumerate(count(itertools.islice(each(index), total), total=total, what="reading rows")):
+        if isinstance(row, BadRow):
+            row = _preferred(index, place, row, data)
         if isinstance(row, BadRow):
             bad.append(row)
         else:
             samples.append(row)
     prints = {file.name: file.print().hex() for file in index.files}
     return ReadRows(samples=tuple(samples), bad=tuple(bad), prints=prints)
+
+
+def _preferred(index: RowIndex, place: int, bad: BadRow, data: DataFlags) -> Sample | BadRow:
+    """Read a refused row again, as a preference row if it is one."""
+    raw = index.raw(place)
+    if not isinstance(raw, dict) or pair_form_of(raw) is None:
+        return bad
+    own = index.take([place])
+    pairs = RowIndex(
+        own.files,
+        own.file_of,
+        own.row_of,
+        family=own.family,
+        access=own.access,
+        flags=replace(data, method="dpo"),
+    )
+    (row,) = each(pairs)
+    return row
 
 
 def place_of(row: Sample | BadRow) -> Place:

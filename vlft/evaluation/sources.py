@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,9 @@ def sources_of(names: Sequence[str], base_model: str | None) -> tuple[Source, ..
         CheckpointError: a model is missing or incomplete.
         ConfigError: a file cannot be read, a name is there twice, or `base_model` has no effect.
     """
-    for name in names:
-        if names.count(name) > 1:
+    real = [os.path.abspath(Path(name).expanduser()) for name in names]
+    for name, path in zip(names, real, strict=True):
+        if real.count(path) > 1:
             raise ConfigError(f"{name}: is named twice. A model is compared with others: name each once.")
     found = tuple(read_answers(name) if is_file(name) else _model_source(name, base_model) for name in names)
     if base_model is not None and not any(isinstance(one, ModelSource) and one.base_model for one in found):
