@@ -65,7 +65,7 @@ def pictures(rows) -> set[int]:
     return {index % 6 for index in rows if index < 12}
 
 
-def test_held_out_rows_are_evaluated_and_never_trained(held, capsys):
+def test_held_out_rows_are_evaluated_and_never_trained(held, folder, base, tmp_path, monkeypatch, capsys):
     run, seen = held("--eval_split", "0.25")
     assert sorted([*seen.trained, *seen.evaluated]) == list(range(18))
     assert len(seen.evaluated) == 4  # of 4.5
@@ -79,6 +79,20 @@ def test_held_out_rows_are_evaluated_and_never_trained(held, capsys):
     (entry,) = record["data"]
     assert (entry["rows"], entry["trained"], entry["held_out"], entry["skipped"]) == (18, 14, 4, [])
     assert [line["step"] for line in lines(run) if "eval_loss" in line] == [14]
+    # The same rows can be evaluated afterwards, without naming the data again.
+    monkeypatch.chdir(tmp_path)
+    argv = ["eval", str(run), "--max_new_tokens", "1"]
+    assert main([*argv, "--held_out"]) == 0
+    found = [json.loads(text) for text in Path("eval/run-held_out.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in found] == sorted(seen.evaluated)
+    assert "was trained on" not in capsys.readouterr().out
+    assert main([*argv, str(folder / "rows.json")]) == 0
+    said = capsys.readouterr().out
+    assert f"note: {run} was trained on 14 of 18 rows ({folder}/rows.json)" in said
+    assert f"vlft eval {run} --held_out" in said
+    assert main([*argv, "--held_out", "rows.json"]) == 2
+    assert main(["eval", str(base), "--held_out"]) == 1
+    assert "has no held_out.jsonl. A run with --eval_split writes it" in capsys.readouterr().err
 
 
 def test_copies_and_hard_links_of_a_picture_stay_on_its_side(held, folder, tmp_path):

@@ -16,9 +16,11 @@ EXAMPLES = """\
 examples:
   vlft eval output/run held_out.json --image_folder images
   vlft eval output/run held_out.json --compare Qwen/Qwen2-VL-2B-Instruct --metric exact_match anls
+  vlft eval output/run --held_out                          (the rows of its --eval_split)
   vlft eval output/run held_out.json --metric my_metrics.py:score --batch 16 --out eval/run.jsonl
   vlft eval answers.jsonl held_out.json --metric vqa_accuracy      (answers of another program; loads no model)
 """
+WIDTH = max(map(len, (*NAMES, OWN)))  # of the names of metrics
 #: Flags of data that the verb takes, as `vlft train` has them.
 OF_DATA = ("image_folder", "columns", "missing_tags", "on_bad_row", "allow_remote_media", "allow_outside_folder")
 
@@ -38,6 +40,10 @@ class _Parser(CommandParser):
         """
         self.answer_help(argv)
         flags = self.parse_intermixed_args(argv)
+        if flags.held_out and flags.data:
+            self.error(f"--held_out takes the rows from {flags.model}. Drop {flags.data[0]}, or drop --held_out")
+        if not flags.held_out and not flags.data:
+            self.error("the following arguments are required: DATA")
         for name in ("batch", "max_new_tokens", "limit"):
             if (value := getattr(flags, name)) is not None and value < 1:
                 self.error(f"--{name} {value}: must be 1 or more")
@@ -61,8 +67,8 @@ def parser() -> CommandParser:
         examples="\n".join(
             [
                 "metrics:",
-                *(f"  {name:<17} {text}" for name, text in NAMES.items()),
-                f"  {OWN:<17} your own",
+                *(f"  {name:<{WIDTH}} {text}" for name, text in NAMES.items()),
+                f"  {OWN:<{WIDTH}} your own",
                 "",
                 EXAMPLES,
             ]
@@ -74,8 +80,12 @@ def parser() -> CommandParser:
         '(a line for each row: {"index": 0, "answer": "..."}, or "id" for "index")',
     )  # fmt: skip
     parser.add_argument(
-        "data", metavar="DATA", nargs="+", help="data files: .json, .jsonl, .csv, .parquet, .tar, or folders"
+        "data", metavar="DATA", nargs="*", help="data files: .json, .jsonl, .csv, .parquet, .tar, or folders"
     )
+    parser.add_argument(
+        "--held_out", action="store_true",
+        help="instead of DATA: the rows that the run MODEL holds out of its training data (--eval_split)",
+    )  # fmt: skip
     parser.add_argument(
         "--metric", metavar="NAME", nargs="+", help=f"metrics, listed below (default: {' '.join(DEFAULT)})"
     )

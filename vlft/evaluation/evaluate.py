@@ -21,6 +21,7 @@ from vlft.evaluation.matched import FileSource
 from vlft.evaluation.models import Model, answer, askable, from_file, model_of
 from vlft.evaluation.result import Evaluation
 from vlft.evaluation.rows import place_of, read_rows, refuse_bad
+from vlft.evaluation.run_rows import trained_notes
 from vlft.evaluation.settings import Settings
 from vlft.evaluation.sources import ModelSource, sources_of
 from vlft.families import DEFAULT
@@ -50,7 +51,8 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
     if settings.out is not None and all(isinstance(one, FileSource) for one in sources):
         raise ConfigError(f"--out {settings.out} has no effect: {settings.models[0]} has the answers already. Drop it.")
     families = [one.family for one in sources if isinstance(one, ModelSource)]
-    read = read_rows(settings.files, settings.data, families[0] if families else DEFAULT, limit=settings.limit)
+    family = families[0] if families else DEFAULT
+    read = read_rows(settings.files, settings.data, family, limit=settings.limit, chosen=settings.rows)
     total = len(read.samples) + len(read.bad)
     refuse_bad(read.bad, total, settings.data)
     models: list[Model] = []
@@ -76,7 +78,7 @@ def evaluate(settings: Settings, *, say: Callable[[str], None] = lambda line: No
         if model.opened is not None:
             gone = {place_of(row) for row in bad}  # a damaged picture that an earlier model met
             bad += answer(model, [place for place in places if place not in gone], settings, labels, say)
-    notes = _notes(read.samples)
+    notes = (*_notes(read.samples), *trained_notes(settings.models, places))
     kept = [row for row, place in enumerate(places) if all(place in model.lines for model in models)]
     refuse_bad(bad, total, settings.data)
     rows = [[each[row] for row in kept] for each in rows]

@@ -138,7 +138,7 @@ def from_file(
     """Match the answers of a file with the rows. Rows without an answer are refused."""
     if not isinstance(model.source, FileSource):
         return samples, bad
-    whole = settings.limit is None
+    whole = settings.limit is None and settings.rows is None
     model.lines = answers_in(model.source, samples, model.asked, whole=whole, known=bad)
     for place, line in model.lines.items():
         model.asked[place] = replace(model.asked[place], references=line.references)

@@ -45,7 +45,14 @@ class ReadRows:
     prints: Mapping[str, str]
 
 
-def read_rows(files: Sequence[str], data: DataFlags, family: Family, *, limit: int | None) -> ReadRows:
+def read_rows(
+    files: Sequence[str],
+    data: DataFlags,
+    family: Family,
+    *,
+    limit: int | None,
+    chosen: Mapping[str, frozenset[int]] | None = None,
+) -> ReadRows:
     """Parse rows. No media are opened. The right answer of a preference row is the chosen one.
 
     Args:
@@ -53,11 +60,14 @@ def read_rows(files: Sequence[str], data: DataFlags, family: Family, *, limit: i
         data: how they are read.
         family: its control tokens are refused.
         limit: most rows, from the first on; None: all.
+        chosen: the only rows to read, as absolute path of a data file -> indices; None: all.
 
     Raises:
-        ConfigError: a file cannot be read.
+        ConfigError: a file cannot be read, or has none of the chosen rows.
     """
     index = open_rows(files, data, family)
+    if chosen is not None:
+        index = _chosen(index, chosen)
     total = len(index) if limit is None else min(limit, len(index))
     samples: list[Sample] = []
     bad: list[BadRow] = []
@@ -70,6 +80,18 @@ def read_rows(files: Sequence[str], data: DataFlags, family: Family, *, limit: i
             samples.append(row)
     prints = {file.name: file.print().hex() for file in index.files}
     return ReadRows(samples=tuple(samples), bad=tuple(bad), prints=prints)
+
+
+def _chosen(index: RowIndex, chosen: Mapping[str, frozenset[int]]) -> RowIndex:
+    own = [chosen.get(os.path.abspath(file.name), frozenset()) for file in index.files]
+    some = index.take([place for place in range(len(index)) if int(index.row_of[place]) in own[index.file_of[place]]])
+    if len(some) != (wanted := sum(map(len, chosen.values()))):
+        names = ", ".join(chosen)
+        raise ConfigError(
+            f"--held_out: {wanted:,} rows of {names} were held out, and {len(some):,} of them are there now. The data "
+            "have changed since: name the files to evaluate on."
+        )
+    return some
 
 
 def _preferred(index: RowIndex, place: int, bad: BadRow, data: DataFlags) -> Sample | BadRow:

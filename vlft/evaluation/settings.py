@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Settings:
         batch: most rows that are answered together. Answers do not depend on it.
         max_new_tokens: most tokens of an answer.
         limit: most rows, from the first on; None: all.
+        rows: the only rows to evaluate, as absolute path of a data file -> indices; None: all.
         out: answers file of the first model; None: in the folder `eval`.
         thinking: whether models think before they answer.
         base_model: folder or hub id of an adapter's base, if it has moved.
@@ -43,6 +45,7 @@ class Settings:
     batch: int = BATCH
     max_new_tokens: int = MAX_NEW_TOKENS
     limit: int | None = None
+    rows: Mapping[str, frozenset[int]] | None = None
     out: Path | None = None
     thinking: Thinking = "auto"
     base_model: str | None = None
@@ -52,7 +55,8 @@ class Settings:
     @property
     def first_out(self) -> Path:
         """The answers file of the first model. Those of the others are beside it (`answers_file.named_beside`)."""
-        return self.out or Path("eval") / f"{word_of(self.models[0])}-{word_of(self.files[0])}.jsonl"
+        data = word_of(self.files[0]) if self.rows is None else "held_out"
+        return self.out or Path("eval") / f"{word_of(self.models[0])}-{data}.jsonl"
 
 
 def word_of(path: str) -> str:

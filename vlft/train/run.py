@@ -204,7 +204,9 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
     cached = run_id(folder) if args.cache_vision_features else None
     if args.process_index == 0:
         lora = base.towers.has_lora
-        folder.begin_run({k: v for k, v in run.effective.items() if lora or not k.startswith("lora_")})
+        held = run.evaluated if run.data.eval_split is not None else None
+        flags = {k: v for k, v in run.effective.items() if lora or not k.startswith("lora_")}
+        folder.begin_run(flags, held_out=None if held is None else held.places)
     tokens, patches = largest(order, run.rows.costs)
     if folder.record.kind == "full" and (remark := remark_on_carried(base.folder, base.family)) is not None:
         say(f"note: {remark}")
