@@ -13,6 +13,7 @@ from mishaps import before_each_loss
 from runs import arguments, lines
 
 from vlft.cli.main import main
+from vlft.data import dataset
 from vlft.train.trainer import VlftTrainer
 
 EVALUATED = ("--eval_strategy", "epoch", "--report_rows", "0", "--num_train_epochs", "1")
@@ -130,11 +131,12 @@ def test_another_split_is_another_run(held, folder, tmp_path, capsys):
     assert "this run is finished" in capsys.readouterr().out
 
 
-def test_a_row_that_cannot_be_decoded_is_counted_on_its_side(held, folder, tmp_path, capsys):
+def test_a_row_that_cannot_be_decoded_is_counted_on_its_side(held, folder, tmp_path, monkeypatch, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     for i in range(6):  # the headers are whole, the pixels are not there
         (copy / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes()[:60])
+    monkeypatch.setattr(dataset, "PAUSES", ())  # it would read the pictures again
     run, seen = held("--eval_split", "0.5", "--on_bad_row", "skip", data=copy / "rows.json")
     (entry,) = json.loads((run / "vlft.json").read_text())["data"]
     assert entry["held_out"] == 9
@@ -158,7 +160,9 @@ def test_a_row_that_cannot_be_decoded_is_counted_on_its_side(held, folder, tmp_p
 def test_what_cannot_be_held_out(held, folder, monkeypatch, capsys, more, status, said):
     monkeypatch.chdir(folder)
     held(*more, status=status)
-    assert said in capsys.readouterr().err
+    found = capsys.readouterr().err
+    assert said in found
+    assert "--eval_path FILE" not in found
 
 
 def test_rows_of_one_picture_cannot_be_divided(held, folder, tmp_path, capsys):
@@ -187,6 +191,8 @@ def test_plan_counts_the_rows_that_are_held_out(base, folder, capsys):
     planned = json.loads(capsys.readouterr().out)
     assert (planned["rows"], planned["files"][0]["held_out"], planned["files"][0]["trained"]) == (14, 4, 14)
     assert planned["eval_files"][0]["rows"] == 4
+    assert main([*argv, "--eval_strategy", "epoch", "--dataloader_num_workers", "0", "--eval_metric", "iou"]) == 1
+    assert "--eval_metric iou: no evaluation row has a box in its answer. Drop it" in capsys.readouterr().err
 
 
 def test_check_data_counts_them_too(folder, base, capsys):

@@ -47,6 +47,12 @@ class _Parser(CommandParser):
         for name in ("batch", "max_new_tokens", "limit"):
             if (value := getattr(flags, name)) is not None and value < 1:
                 self.error(f"--{name} {value}: must be 1 or more")
+        if flags.labels is not None and flags.max_new_tokens is not None:
+            self.error(
+                f"--max_new_tokens {flags.max_new_tokens} has no effect with --labels, which generates no answers. "
+                "Drop it"
+            )
+        flags.max_new_tokens = 512 if flags.max_new_tokens is None else flags.max_new_tokens
         for name in ("out", "html"):
             path = getattr(flags, name)
             if path is not None and path.is_dir():
@@ -102,7 +108,7 @@ def parser() -> CommandParser:
         help="a text file with a label on each line: score how likely each of them is, instead of generating answers, "
         "for accuracy, macro F1, AUC and a table of confusions",
     )  # fmt: skip
-    parser.add_argument("--max_new_tokens", type=int, metavar="N", default=512, help="longest answer (default: 512)")
+    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest answer (default: 512)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N rows only")
     parser.add_argument(
         "--out", type=Path, metavar="FILE",

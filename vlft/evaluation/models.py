@@ -172,10 +172,10 @@ def answer(
     try:
         lengths = [model.lengths[place] for place in missing]
         how: dict[str, Any] = {"batch": settings.batch, "device": settings.device, "say": say}
+        how |= {"refuse": bad.append} if settings.data.on_bad_row == "skip" else {}
         if labels:
             each = score(model.opened, name, rows, lengths, labels, **how)
         else:
-            how |= {"refuse": bad.append} if settings.data.on_bad_row == "skip" else {}
             each = ask(model.opened, name, rows, lengths, max_new_tokens=settings.max_new_tokens, **how)
         for said in each:
             line = _line(rows[said.place], said)
