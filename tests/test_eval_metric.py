@@ -28,6 +28,10 @@ def fails(answer):
 
 def never(answer):
     return None
+
+def not_said(answer, reference):
+    """Applies to the right answers, and to no answer of the model."""
+    return 1 if answer == reference else None
 '''
 
 
@@ -115,6 +119,16 @@ def test_training_is_the_same_with_and_without_metrics(measured, train, mixed_js
     from runs import assert_same
 
     assert_same(measured(name="with"), train("--eval_path", str(mixed_json), *EVERY, name="without"), 0)
+
+
+def test_a_metric_without_a_value_chooses_no_checkpoint(measured, own, capsys):
+    name = f"{own}:not_said"
+    run = measured(*SAVED, "--metric_for_best_model", name, "--load_best_model_at_end", "true", metrics=(name,))
+    assert found(run, name) == [None, None]
+    assert "NaN" not in (run / "metrics.jsonl").read_text()
+    assert f"best:   no checkpoint was chosen, because no evaluation has a value of {name}" in capsys.readouterr().out
+    assert "best" not in json.loads((run / "vlft.json").read_text())["training"]
+    write_report(run)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from mishaps import before_each_loss
 from runs import arguments, lines
 
 from vlft.cli.main import main
+from vlft.data import dataset
 from vlft.train.trainer import VlftTrainer
 
 EVALUATED = ("--eval_strategy", "epoch", "--report_rows", "0", "--num_train_epochs", "1")
@@ -65,7 +66,7 @@ def pictures(rows) -> set[int]:
     return {index % 6 for index in rows if index < 12}
 
 
-def test_held_out_rows_are_evaluated_and_never_trained(held, capsys):
+def test_held_out_rows_are_evaluated_and_never_trained(held, folder, base, tmp_path, monkeypatch, capsys):
     run, seen = held("--eval_split", "0.25")
     assert sorted([*seen.trained, *seen.evaluated]) == list(range(18))
     assert len(seen.evaluated) == 4  # of 4.5
@@ -79,6 +80,32 @@ def test_held_out_rows_are_evaluated_and_never_trained(held, capsys):
     (entry,) = record["data"]
     assert (entry["rows"], entry["trained"], entry["held_out"], entry["skipped"]) == (18, 14, 4, [])
     assert [line["step"] for line in lines(run) if "eval_loss" in line] == [14]
+    # The same rows can be evaluated afterwards, without naming the data again.
+    monkeypatch.chdir(tmp_path)
+    argv = ["eval", str(run), "--max_new_tokens", "1"]
+    assert main([*argv, "--held_out"]) == 0
+    found = [json.loads(text) for text in Path("eval/run-held_out.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in found] == sorted(seen.evaluated)
+    assert "was trained on" not in capsys.readouterr().out
+    assert main([*argv, str(folder / "rows.json")]) == 0
+    said = capsys.readouterr().out
+    assert f"note: {run} was trained on 14 of 18 rows ({folder}/rows.json)" in said
+    assert f"vlft eval {run} --held_out" in said
+    assert main([*argv, "--held_out", "rows.json"]) == 2
+    assert main(["eval", str(base), "--held_out"]) == 1
+    assert "has no held_out.jsonl. A run with --eval_split writes it" in capsys.readouterr().err
+
+
+def test_copies_and_hard_links_of_a_picture_stay_on_its_side(held, folder, tmp_path):
+    for i in range(6):
+        shutil.copy(folder / f"{i}.png", tmp_path / f"{i}.png")
+        shutil.copy(folder / f"{i}.png", tmp_path / f"copy_{i}.png")
+        (tmp_path / f"link_{i}.png").hardlink_to(tmp_path / f"{i}.png")
+    names = [f"{form}{i}.png" for form in ("", "copy_", "link_") for i in range(6)]
+    write_json(tmp_path / "rows.json", [row(f"<image>{i}?", image=name) for i, name in enumerate(names)])
+    _, seen = held("--eval_split", "6", data=tmp_path / "rows.json")
+    assert len(seen.evaluated) == 6
+    assert not {index % 6 for index in seen.trained} & {index % 6 for index in seen.evaluated}
 
 
 def test_the_same_rows_are_held_out_wherever_they_are_and_in_any_order(held, folder, tmp_path):
@@ -104,11 +131,12 @@ def test_another_split_is_another_run(held, folder, tmp_path, capsys):
     assert "this run is finished" in capsys.readouterr().out
 
 
-def test_a_row_that_cannot_be_decoded_is_counted_on_its_side(held, folder, tmp_path, capsys):
+def test_a_row_that_cannot_be_decoded_is_counted_on_its_side(held, folder, tmp_path, monkeypatch, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     for i in range(6):  # the headers are whole, the pixels are not there
         (copy / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes()[:60])
+    monkeypatch.setattr(dataset, "PAUSES", ())  # it would read the pictures again
     run, seen = held("--eval_split", "0.5", "--on_bad_row", "skip", data=copy / "rows.json")
     (entry,) = json.loads((run / "vlft.json").read_text())["data"]
     assert entry["held_out"] == 9
@@ -132,7 +160,9 @@ def test_a_row_that_cannot_be_decoded_is_counted_on_its_side(held, folder, tmp_p
 def test_what_cannot_be_held_out(held, folder, monkeypatch, capsys, more, status, said):
     monkeypatch.chdir(folder)
     held(*more, status=status)
-    assert said in capsys.readouterr().err
+    found = capsys.readouterr().err
+    assert said in found
+    assert "--eval_path FILE" not in found
 
 
 def test_rows_of_one_picture_cannot_be_divided(held, folder, tmp_path, capsys):
@@ -161,6 +191,8 @@ def test_plan_counts_the_rows_that_are_held_out(base, folder, capsys):
     planned = json.loads(capsys.readouterr().out)
     assert (planned["rows"], planned["files"][0]["held_out"], planned["files"][0]["trained"]) == (14, 4, 14)
     assert planned["eval_files"][0]["rows"] == 4
+    assert main([*argv, "--eval_strategy", "epoch", "--dataloader_num_workers", "0", "--eval_metric", "iou"]) == 1
+    assert "--eval_metric iou: no evaluation row has a box in its answer. Drop it" in capsys.readouterr().err
 
 
 def test_check_data_counts_them_too(folder, base, capsys):

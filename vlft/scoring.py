@@ -5,10 +5,11 @@ questions and labels  --label_scores-->  label -> log-probability
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 from vlft.answering import as_tensors
+from vlft.answering.batches import in_batches
 from vlft.data.encode import Encoder
 from vlft.data.sample import Sample, Text, Turn
 from vlft.errors import ConfigError, DataError
@@ -25,7 +26,31 @@ def label_scores(
     batch: int = 1,
     limit: int | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Score labels as answers to conversations, in order. A score does not depend on the rest of the batch.
+    """Score labels as answers to conversations, in order. As `label_scores_by_place`, without its order.
+
+    Yields:
+        for each question, label -> log-probability, in the order of the labels.
+    """
+    places = range(len(questions))
+    found = label_scores_by_place(questions, labels, encoder, speaker, order=places, batch=batch, limit=limit)
+    return (scores for _, scores in found)
+
+
+def label_scores_by_place(
+    questions: Sequence[Sample],
+    labels: Sequence[str],
+    encoder: Encoder,
+    speaker: Speaker,
+    *,
+    order: Sequence[int],
+    batch: int = 1,
+    limit: int | None = None,
+    smaller: Callable[[int], None] = lambda batch: None,
+    refuse: Callable[[int, DataError], None] | None = None,
+) -> Generator[tuple[int, dict[str, float]], None, None]:
+    """Score labels as answers to conversations, in any order, with smaller batches where memory does not suffice.
+
+    A score does not depend on the rest of the batch.
 
     The score of a label is the log-probability of its tokens and of the token that ends the turn, after the prompt that
     a server makes of the conversation. It is the negative of the loss, summed over tokens, that a row with this answer
@@ -36,21 +61,27 @@ def label_scores(
         labels: the answers to score.
         encoder: conversations -> tokens and pixels.
         speaker: the model.
+        order: places in `questions`, each once.
         batch: number of questions computed together, and most pairs of question and label in one forward.
         limit: most tokens of prompt and label together that the model supports; None: no limit.
+        smaller: as for `vlft.answering.batches.in_batches`.
+        refuse: as for `in_batches`.
 
-    Yields:
-        for each question, label -> log-probability (natural logarithm, at most 0), in the order of the labels.
+    Returns:
+        an iterator over the places of questions, with label -> log-probability (natural logarithm, at most 0), in the
+        order of the labels.
 
     Raises:
-        ConfigError: a conversation does not end in a user turn or is too long; or the errors of `label_tokens`.
-        DataError: a picture or video of a row cannot be read.
+        ConfigError: the errors of `label_tokens`; from the iterator: a conversation does not end in a user turn or is
+            too long.
+        DataError: a picture or video of a row cannot be read; from the iterator.
     """
     endings = label_tokens(labels, encoder)
     longest = max(map(len, endings))
-    for start in range(0, len(questions), batch):
+
+    def compute(places: Sequence[int]) -> list[tuple[int, dict[str, float]]]:
         prompts = []
-        for question in questions[start : start + batch]:
+        for question in (questions[place] for place in places):
             prompt = as_tensors(encoder.prompt(replace(question, thinking=False)), encoder.recipe)
             if limit is not None and len(prompt.ids_T) + longest > limit:
                 raise ConfigError(
@@ -58,9 +89,12 @@ def label_scores(
                     f"longest label {longest:,}; the model supports {limit:,} together. Use fewer or smaller media."
                 )
             prompts.append(prompt)
-        scores_BE = endings_logprobs(speaker, prompts, endings, together=batch)
-        for row in scores_BE.tolist():
-            yield dict(zip(labels, row, strict=True))
+        scores_BE = endings_logprobs(speaker, prompts, endings, together=len(places))
+        return [
+            (place, dict(zip(labels, row, strict=True))) for place, row in zip(places, scores_BE.tolist(), strict=True)
+        ]
+
+    return in_batches(compute, questions, order=order, batch=batch, smaller=smaller, refuse=refuse)
 
 
 def label_tokens(labels: Sequence[str], encoder: Encoder) -> list[list[int]]:

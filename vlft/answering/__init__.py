@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vlft.answering.batches import in_batches
 from vlft.config.recipe import Recipe
 from vlft.config.thinking import OPEN
 from vlft.data.encode import Encoder
@@ -98,43 +99,24 @@ def answers_by_place(
         order: places in `questions`, each once. With the longest first, too large a batch fails at the start.
         batch: most questions that are answered together.
         limit: as for `answers`.
-        smaller: called with the new size of a batch, from now on, when the memory did not suffice.
-        refuse: called with the place of a question that cannot be encoded, which then gets no answer, and the reason;
-            None: the error is raised.
+        smaller: as for `in_batches`.
+        refuse: as for `in_batches`.
 
-    Yields:
-        the place of a question, and its answer. Answers that were computed together come one after another.
+    Returns:
+        an iterator over the places of questions, and their answers.
 
     Raises:
-        ConfigError, DataError: the errors of `answers`.
-        torch.OutOfMemoryError: the memory does not suffice for one question.
+        ConfigError, DataError: the errors of `answers`, from the iterator.
+        torch.OutOfMemoryError: the memory does not suffice for one question; from the iterator.
     """
-    done, order = 0, list(order)
-    while done < len(order):
-        places = order[done : done + batch]
-        try:
-            found = list(_answer(questions, places, encoder, speaker, sampling, limit=limit))
-        except DataError as error:
-            bad = [place for place in places if _is_of(error, questions[place])]
-            if refuse is None or not bad:
-                raise
-            refuse(bad[0], error)
-            order.remove(bad[0])
-            continue
-        except torch.OutOfMemoryError:
-            if len(places) == 1:
-                raise
-            found = []  # the next attempt starts outside, where nothing refers to the tensors of this one
-        if not found:
-            torch.cuda.empty_cache()
-            batch = len(places) // 2
-            smaller(batch)
-        yield from found
-        done += len(found)
-
-
-def _is_of(error: DataError, question: Sample) -> bool:
-    return (error.row.file, error.row.index) == (question.file, question.index)
+    return in_batches(
+        lambda places: list(_answer(questions, places, encoder, speaker, sampling, limit=limit)),
+        questions,
+        order=order,
+        batch=batch,
+        smaller=smaller,
+        refuse=refuse,
+    )
 
 
 def _answer(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +10,8 @@ from vlft.data.boxes import remarks
 from vlft.data.costs.cache import Costing
 from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
-from vlft.data.identity import FILE_BYTES, PathDigest, content_digest, files_of, question_digest, turns_digest
+from vlft.data.equal_files import head_digest
+from vlft.data.identity import PathDigest, content_digest, files_of, question_digest, turns_digest
 from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.limits import FEW_TOKENS
@@ -28,7 +27,6 @@ SHRUNK_FRAME = 2.0  # the same of a frame that gets few tokens
 SUPERVISED = 0.002  # share of a row's tokens
 ALONE = 500  # tokens; in a shorter row the share of trained tokens means little
 HASHES = 100_000  # digests of files that a process remembers
-HEAD = 4096  # bytes at the start of a file
 #: Start of the remark on a list of frames whose rate is not given. One is reported for all rows of a file.
 NO_RATE = "a list of frames, and neither --frames_fps nor the row (fps) says how many frames per second it has"
 
@@ -199,8 +197,7 @@ class RowCheck:
             if len(self._digests) >= HASHES:
                 self._digests.clear()
             with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                head = hashlib.blake2b(size.to_bytes(8, "little") + file.read(HEAD), digest_size=FILE_BYTES).digest()
+                head = head_digest(file)
             self._digests[path] = (self._digest(path), head)
         return self._digests[path]
 

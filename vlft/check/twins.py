@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from vlft.check.row import RowFacts
 from vlft.data.division import groups_of
+from vlft.data.equal_files import by_content as by_content_of
 from vlft.data.files.index import RowIndex
-from vlft.data.identity import FILE_BYTES, ROW_BYTES, Marked, content_digest, each_slice, row_digest
-from vlft.errors import DataError
+from vlft.data.identity import FILE_BYTES, ROW_BYTES, Marked, each_slice, row_digest
 
 
 @dataclass(kw_only=True)
@@ -75,7 +75,7 @@ class Compared:
         alike = np.array(digests.alike, dtype=np.uint64)
         if not by_content:
             every = Marked(index=index, rows=np.zeros(len(ends), dtype=np.uint64), files=files, ends=ends)
-            files = _with_equal_content(every, alike)
+            files = by_content_of(every, alike)
         return cls(
             index=index,
             rows=_row_digests(digests.turns, files, ends),
@@ -138,33 +138,3 @@ def _row_digests(turns: bytearray, files: np.ndarray, ends: np.ndarray) -> np.nd
         own = held[row * ROW_BYTES : (row + 1) * ROW_BYTES]
         found += row_digest(own, every[part.start * FILE_BYTES : part.stop * FILE_BYTES])
     return np.frombuffer(bytes(found), dtype=f"V{ROW_BYTES}")
-
-
-def _with_equal_content(marked: Marked, alike: np.ndarray) -> np.ndarray:
-    """Give files with equal bytes the same digest. Reads files only if another one may be equal."""
-    names, first = np.unique(marked.files, return_index=True)  # each file once
-    _, which, counts = np.unique(alike[first], return_inverse=True, return_counts=True)
-    several = np.flatnonzero(counts[which] > 1)
-    contents: dict[bytes, int] = {}
-    same: dict[int, int] = {}
-    for one in several[np.argsort(first[several])].tolist():  # in the order of the rows, so that the first name stays
-        content = _content(marked, int(first[one]))
-        if content is not None:
-            same[int(names[one])] = contents.setdefault(content, int(names[one]))
-    return _replaced(marked.files, same)
-
-
-def _content(marked: Marked, file: int) -> bytes | None:
-    try:
-        return content_digest(marked.path_of(file))
-    except (OSError, DataError, IndexError):  # changed since the row was checked
-        return None
-
-
-def _replaced(files: np.ndarray, same: Mapping[int, int]) -> np.ndarray:
-    if all(old == new for old, new in same.items()):
-        return files
-    old = np.array(sorted(same), dtype=np.uint64)
-    new = np.array([same[int(one)] for one in old], dtype=np.uint64)
-    places = np.minimum(np.searchsorted(old, files), len(old) - 1)
-    return np.where(old[places] == files, new[places], files)

@@ -22,16 +22,20 @@ def best_by(record: RunRecord) -> tuple[str, bool]:
     return str(found.get("metric", LOSS)), bool(found.get("higher", False))
 
 
-def best_of(values: Iterable[tuple[int, float]], *, higher: bool) -> tuple[int, float] | None:
+def best_of(values: Iterable[tuple[int, float | None]], *, higher: bool) -> tuple[int, float] | None:
     """Return step and value of the best evaluation, the first of equal ones; None without a finite value.
 
     Args:
-        values: step and value of each evaluation, in order.
+        values: step and value of each evaluation, in order; None where the metric applied to no row.
         higher: whether higher is better.
     """
     best: tuple[int, float] | None = None
     for step, value in values:
-        if math.isfinite(value) and (best is None or (value > best[1] if higher else value < best[1])):
+        if (
+            value is not None
+            and math.isfinite(value)
+            and (best is None or (value > best[1] if higher else value < best[1]))
+        ):
             best = step, value
     return best
 

@@ -25,12 +25,15 @@ def run(flags: argparse.Namespace, write: Write) -> int:
     """Evaluate, and print or write what was found."""
     from vlft.evaluation.evaluate import Settings, evaluate
     from vlft.evaluation.page import refuse_path, write_page
+    from vlft.evaluation.run_rows import held_out_of
     from vlft.metrics import DEFAULT
 
+    held = held_out_of(flags.model, flags.of_data) if flags.held_out else None
     settings = Settings(
         models=(flags.model, *flags.compare),
-        files=tuple(flags.data),
-        data=flags.of_data,
+        files=tuple(flags.data) if held is None else held.files,
+        data=flags.of_data if held is None else held.data,
+        rows=None if held is None else held.rows,
         metrics=tuple(flags.metric or (() if flags.labels else DEFAULT)),
         box_format=flags.box_format,
         batch=flags.batch,
@@ -41,7 +44,7 @@ def run(flags: argparse.Namespace, write: Write) -> int:
         base_model=flags.base_model,
         labels=flags.labels,
     )
-    page = flags.html or settings.outs[0].with_suffix(".html")
+    page = flags.html or settings.first_out.with_suffix(".html")
     if flags.html is not None or page.parent.is_dir():  # the folder `eval` is made when there is something to put in it
         refuse_path(page)
     with explained("The answers so far are saved. Run the same command again to continue."):

@@ -16,9 +16,11 @@ EXAMPLES = """\
 examples:
   vlft eval output/run held_out.json --image_folder images
   vlft eval output/run held_out.json --compare Qwen/Qwen2-VL-2B-Instruct --metric exact_match anls
+  vlft eval output/run --held_out                          (the rows of its --eval_split)
   vlft eval output/run held_out.json --metric my_metrics.py:score --batch 16 --out eval/run.jsonl
   vlft eval answers.jsonl held_out.json --metric vqa_accuracy      (answers of another program; loads no model)
 """
+WIDTH = max(map(len, (*NAMES, OWN)))  # of the names of metrics
 #: Flags of data that the verb takes, as `vlft train` has them.
 OF_DATA = ("image_folder", "columns", "missing_tags", "on_bad_row", "allow_remote_media", "allow_outside_folder")
 
@@ -38,9 +40,19 @@ class _Parser(CommandParser):
         """
         self.answer_help(argv)
         flags = self.parse_intermixed_args(argv)
+        if flags.held_out and flags.data:
+            self.error(f"--held_out takes the rows from {flags.model}. Drop {flags.data[0]}, or drop --held_out")
+        if not flags.held_out and not flags.data:
+            self.error("the following arguments are required: DATA")
         for name in ("batch", "max_new_tokens", "limit"):
             if (value := getattr(flags, name)) is not None and value < 1:
                 self.error(f"--{name} {value}: must be 1 or more")
+        if flags.labels is not None and flags.max_new_tokens is not None:
+            self.error(
+                f"--max_new_tokens {flags.max_new_tokens} has no effect with --labels, which generates no answers. "
+                "Drop it"
+            )
+        flags.max_new_tokens = 512 if flags.max_new_tokens is None else flags.max_new_tokens
         for name in ("out", "html"):
             path = getattr(flags, name)
             if path is not None and path.is_dir():
@@ -61,8 +73,8 @@ def parser() -> CommandParser:
         examples="\n".join(
             [
                 "metrics:",
-                *(f"  {name:<17} {text}" for name, text in NAMES.items()),
-                f"  {OWN:<17} your own",
+                *(f"  {name:<{WIDTH}} {text}" for name, text in NAMES.items()),
+                f"  {OWN:<{WIDTH}} your own",
                 "",
                 EXAMPLES,
             ]
@@ -74,8 +86,12 @@ def parser() -> CommandParser:
         '(a line for each row: {"index": 0, "answer": "..."}, or "id" for "index")',
     )  # fmt: skip
     parser.add_argument(
-        "data", metavar="DATA", nargs="+", help="data files: .json, .jsonl, .csv, .parquet, .tar, or folders"
+        "data", metavar="DATA", nargs="*", help="data files: .json, .jsonl, .csv, .parquet, .tar, or folders"
     )
+    parser.add_argument(
+        "--held_out", action="store_true",
+        help="instead of DATA: the rows that the run MODEL holds out of its training data (--eval_split)",
+    )  # fmt: skip
     parser.add_argument(
         "--metric", metavar="NAME", nargs="+", help=f"metrics, listed below (default: {' '.join(DEFAULT)})"
     )
@@ -92,12 +108,12 @@ def parser() -> CommandParser:
         help="a text file with a label on each line: score how likely each of them is, instead of generating answers, "
         "for accuracy, macro F1, AUC and a table of confusions",
     )  # fmt: skip
-    parser.add_argument("--max_new_tokens", type=int, metavar="N", default=512, help="longest answer (default: 512)")
+    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest answer (default: 512)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N rows only")
     parser.add_argument(
         "--out", type=Path, metavar="FILE",
         help="where to write the answers, one line for each row (default: eval/MODEL-DATA.jsonl). The answers of "
-        "--compare get .2, .3 and so on before the ending",
+        "--compare get the name of the model before the ending",
     )  # fmt: skip
     parser.add_argument("--html", type=Path, metavar="FILE", help="where to write the page (default: beside --out)")
     _add_data_flags(parser)

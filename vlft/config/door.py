@@ -181,7 +181,7 @@ def _conflicts(verb: str, told: Translation, kinds: Mapping[str, Kind]) -> Itera
         if (kind := kinds.get(name)) is not None and not any(kind.problem(word) for word in words)
     }
     sound |= {name.removeprefix("no_"): (False,) for name in told.flags if name not in kinds}
-    yield from contradictions(Values(sound), verb)
+    yield from contradictions(Values(sound, wrong=told.flags.keys() - sound.keys()), verb)
 
 
 def _refusal(texts: Sequence[str]) -> ConfigError:

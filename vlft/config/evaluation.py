@@ -16,6 +16,8 @@ REPORT_ROWS = 4  # the flag's default; config.yaml of a run without evaluation a
 
 def problems(values: Values) -> Iterator[str]:
     """Yield a message for each combination of these flags that cannot be carried out."""
+    if values.is_wrong("eval_path", "eval_split", "eval_strategy"):
+        return  # whether the run evaluates is not known
     for check in (_evaluation, _eval_metric, _best_by, _best, _stopping):
         yield from check(values)
 

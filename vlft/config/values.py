@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 #: Flag -> default. A test compares them with the dataclasses.
@@ -33,10 +33,20 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 class Values:
-    """Flag -> value for the flags that were given with valid values, and defaults for the others."""
+    """Flag -> value for the flags that were given with valid values, and defaults for the others.
 
-    def __init__(self, said: Mapping[str, tuple[Any, ...]]) -> None:
+    Args:
+        said: flag -> its values.
+        wrong: flags that were given with other values, which have a message already.
+    """
+
+    def __init__(self, said: Mapping[str, tuple[Any, ...]], wrong: Collection[str] = ()) -> None:
         self._said = said
+        self._wrong = wrong
+
+    def is_wrong(self, *names: str) -> bool:
+        """Whether one of these flags was given with a value that is not valid, so that its default says nothing."""
+        return any(name in self._wrong for name in names)
 
     def given(self, name: str) -> bool:
         return name in self._said

@@ -154,6 +154,12 @@ class Encoder:
         parts = [self._measured(part) for part in self.samples(sample)]
         return Cost.of_parts(parts) if sample.answer is None and parts[0].answer is not None else parts[0]
 
+    def measure_prompt(self, sample: Sample) -> Cost:
+        """Count the tokens and patches of `prompt` from file headers alone, as `measure` does for a row."""
+        grids = self._grids(sample)
+        pieces = self._pieces.of(self._with_boxes(sample, grids), grids, unanswered=True)
+        return replace(self._cost(sample, pieces, grids), supervised=0)
+
     def _measured(self, sample: Sample) -> Cost:
         sample, grids, pieces = self._to_train(sample)
         cost = self._cost(sample, pieces, grids)

@@ -100,6 +100,7 @@ class Marked:
         ends: end of each row's files in `files`, int64 [R].
         asked: digest of the human turns of each row, uint64 [R]; empty if it was not collected.
         stable: digest of each row that has the names of its files but not their folders, uint64 [R]; or empty.
+        sizes: of each file in bytes, uint64 [F]; 0 if it is not there; or empty.
     """
 
     index: RowIndex
@@ -108,6 +109,7 @@ class Marked:
     ends: np.ndarray
     asked: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     stable: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
 
     def row_of(self, file: int) -> int:
         """Return the row that names a file, given its position in `files`."""
@@ -137,13 +139,15 @@ class Marked:
     def take(self, chosen_R: np.ndarray) -> Marked:
         """Return the rows for which a bool array [R] is true."""
         counts = np.diff(self.ends, prepend=0)
+        chosen_F = np.repeat(chosen_R, counts)
         return Marked(
             index=self.index.take(np.flatnonzero(chosen_R)),
             rows=self.rows[chosen_R],
-            files=self.files[np.repeat(chosen_R, counts)],
+            files=self.files[chosen_F],
             ends=np.cumsum(counts[chosen_R]),
             asked=self.asked[chosen_R] if len(self.asked) else self.asked,
             stable=self.stable[chosen_R] if len(self.stable) else self.stable,
+            sizes=self.sizes[chosen_F] if len(self.sizes) else self.sizes,
         )
 
 
@@ -158,9 +162,10 @@ class Marks:
         self._ends = array("q")
         self._asked = array("Q")
         self._stable = array("Q")
+        self._sizes = array("Q")
 
     def mark(self, sample: Sample) -> bytes:
-        """Return three digests of a row (`rows`, `asked` and `stable` of `Marked`), then those of its files.
+        """Return three digests of a row (`rows`, `asked`, `stable` of `Marked`), those of its files, and their sizes.
 
         Each has `FILE_BYTES`.
         """
@@ -168,14 +173,18 @@ class Marks:
         turns, files = turns_digest(sample), b"".join(map(self._path, paths))
         names = b"".join(_hash(os.path.basename(path), FILE_BYTES) for path in paths)
         own = row_digest(turns, files)[:FILE_BYTES]
-        return own + question_digest(sample) + row_digest(turns, names)[:FILE_BYTES] + files
+        return (
+            own + question_digest(sample) + row_digest(turns, names)[:FILE_BYTES] + files + b"".join(map(_size, paths))
+        )
 
     def take(self, place: int, mark: bytes) -> None:
         """Add the digests of the row at this position."""
         self._places.append(place)
         for column, start in ((self._rows, 0), (self._asked, 1), (self._stable, 2)):
             column.frombytes(mark[start * FILE_BYTES : (start + 1) * FILE_BYTES])
-        self._files.frombytes(mark[3 * FILE_BYTES :])
+        middle = (3 * FILE_BYTES + len(mark)) // 2
+        self._files.frombytes(mark[3 * FILE_BYTES : middle])
+        self._sizes.frombytes(mark[middle:])
         self._ends.append(len(self._files))
 
     def of(self, index: RowIndex, good: np.ndarray) -> Marked:
@@ -193,8 +202,17 @@ class Marks:
             ends=np.array(self._ends, dtype=np.int64),
             asked=np.array(self._asked, dtype=np.uint64),
             stable=np.array(self._stable, dtype=np.uint64),
+            sizes=np.array(self._sizes, dtype=np.uint64),
         )
         return every.take(np.isin(places, good))
+
+
+def _size(path: str) -> bytes:
+    """Return the size of a file as the digests are kept; 0 if it is not there."""
+    try:
+        return array("Q", [os.stat(path).st_size]).tobytes()
+    except (OSError, ValueError):
+        return bytes(FILE_BYTES)
 
 
 def each_slice(ends: np.ndarray) -> Iterator[slice]:

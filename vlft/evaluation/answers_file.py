@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,7 @@ from vlft.files import appearing, lock_handle, write_json
 from vlft.text import short
 
 PART, KEY = ".part", ".key"
+MODEL = "model"  # name in the key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +96,13 @@ class AnswersFile:
     Args:
         out: path of the finished file.
         key: everything that the answers depend on, as JSON values by the name that messages use.
+        files: data files, as the user names them now. Kept answers may have them under other spellings.
     """
 
-    def __init__(self, out: Path, key: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, key: Mapping[str, Any], *, files: Sequence[str] = ()) -> None:
         self.out = out
         self.key = json.loads(json.dumps(key))
+        self.files = {os.path.realpath(file): file for file in files}
         self._part: IO[bytes] | None = None
 
     def kept(self) -> dict[Place, Line]:
@@ -108,18 +112,28 @@ class AnswersFile:
             ConfigError: they depend on something else, the file was changed, or cannot be read.
         """
         try:
-            found = self._finished() | {line.place: line for line in self._journal()}
+            found = {line.place: line for line in map(self._renamed, [*self._finished(), *self._journal()])}
         except OSError as error:
             raise ConfigError(f"{error.filename or self.out}: cannot be read ({error.strerror}).") from error
         return found
 
-    def _finished(self) -> dict[Place, Line]:
+    def _renamed(self, line: Line) -> Line:
+        """Return a line with the data file as it is named now: `./d/x.json` for `d/x.json`, also of another folder."""
+        if line.file in self.files.values():
+            return line
+        parts = tuple(part for part in Path(os.path.normpath(line.file)).parts if part != os.pardir)
+        same = [name for path, name in self.files.items() if Path(path).parts[-len(parts) :] == parts]
+        now = self.files.get(os.path.realpath(line.file)) or (same[0] if len(same) == 1 else line.file)
+        return replace(line, file=now)
+
+    def _finished(self) -> list[Line]:
         if not self.out.exists():
-            return {}
-        about = _object(self._beside(KEY))
+            return []
+        about_it = _beside(self.out, KEY)
+        about = _object(about_it)
         if about is None:
             raise ConfigError(
-                f"{self.out}: is there, and {self._beside(KEY).name}, which says what its answers depend on, is not. "
+                f"{self.out}: is there, and {about_it.name}, which says what the answers depend on, is not. "
                 "Choose another --out, or move the file."
             )
         self._compare(about.get("key"), self.out)
@@ -129,11 +143,10 @@ class AnswersFile:
                 f"{self.out}: was changed after vlft wrote it. To evaluate it as it is, pass it as MODEL; else move "
                 "it, or choose another --out."
             )
-        lines = [Line.of(json.loads(text)) for text in content.splitlines()]
-        return {line.place: line for line in lines}
+        return [Line.of(json.loads(text)) for text in content.splitlines()]
 
     def _journal(self) -> Iterator[Line]:
-        path = self._beside(PART)
+        path = _beside(self.out, PART)
         head = _first(path)
         if head is None:
             return
@@ -165,7 +178,7 @@ class AnswersFile:
             part.flush()
 
     def _opened(self) -> IO[bytes]:
-        path = self._beside(PART)
+        path = _beside(self.out, PART)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._part = part = open(path, "ab")  # noqa: SIM115 - open until `finish` or `close`
         if lock_handle(part.fileno(), shared=False) is False:
@@ -191,11 +204,11 @@ class AnswersFile:
         digests = [hashlib.sha256(content).hexdigest()]
         digests += [hashlib.sha256(self.out.read_bytes()).hexdigest()] if self.out.exists() else []
         with self._writing():
-            write_json(self._beside(KEY), {"key": self.key, "sha256": digests}, durable=True)
+            write_json(_beside(self.out, KEY), {"key": self.key, "sha256": digests}, durable=True)
             with appearing(self.out, durable=True) as file:
                 file.write(content)
             self.close()
-            self._beside(PART).unlink(missing_ok=True)
+            _beside(self.out, PART).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the journal. It stays."""
@@ -210,8 +223,29 @@ class AnswersFile:
         except OSError as error:
             raise ConfigError(f"{error.filename or self.out}: cannot be written ({error.strerror}).") from error
 
-    def _beside(self, ending: str) -> Path:
-        return self.out.with_name(self.out.name + ending)
+
+def named_beside(first: Path, word: str, model: str, taken: Sequence[Path]) -> Path:
+    """Return the answers file of a further model: `answers.WORD.jsonl`, or `answers.WORD-2.jsonl` where another model
+    of that name has the first.
+
+    Args:
+        first: answers file of the first model.
+        word: name of the model as a part of a file name.
+        model: the model, as `AnswersFile.key` has it under `MODEL`.
+        taken: answers files of models before it.
+    """
+    number = 1
+    while True:
+        path = first.with_suffix(f".{word}{'' if number == 1 else f'-{number}'}{first.suffix}")
+        about = _object(_beside(path, KEY)) or _first(_beside(path, PART))
+        free = not path.exists() if about is None else (about.get("key") or {}).get(MODEL) == model
+        if free and path not in taken:
+            return path
+        number += 1
+
+
+def _beside(out: Path, ending: str) -> Path:
+    return out.with_name(out.name + ending)
 
 
 def _text(document: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from vlft.config.thinking import CLOSE, OPEN, Thinking
 from vlft.errors import BadRow
 from vlft.evaluation.sources import ModelSource
 from vlft.model.generate import Sampling
-from vlft.scoring import label_scores
+from vlft.scoring import label_scores_by_place
 from vlft.screen import count, stage
 from vlft.setup.asked import Asked
 
@@ -82,9 +83,6 @@ def ask(
     loaded = _loaded(model, name, len(rows), device, say)
     here = loaded.speaker.model.device
 
-    def smaller(size: int) -> None:
-        say(f"note: {here} has too little memory for the batch; {size} rows are answered together from now on.")
-
     found = answers_by_place(
         [row.question for row in rows],
         model.encoder,
@@ -93,8 +91,7 @@ def ask(
         order=_longest_first(lengths),
         batch=batch,
         limit=model.limit,
-        smaller=smaller,
-        refuse=None if refuse is None else lambda place, error: refuse(error.row),
+        **_faults(here, say, refuse),
     )
     try:
         with enough_memory(here):
@@ -116,6 +113,7 @@ def score(
     batch: int,
     device: str | None,
     say: Callable[[str], None],
+    refuse: Callable[[BadRow], None] | None = None,
 ) -> Iterator[Said]:
     """Load a model and score labels as answers to rows, the longest rows first. Its memory is freed at the end.
 
@@ -125,17 +123,35 @@ def score(
         the most likely label of each row, of equally likely ones the first, with the scores of all.
     """
     loaded = _loaded(model, name, len(rows), device, say)
-    order = _longest_first(lengths)
-    questions = [rows[place].question for place in order]
-    found = label_scores(questions, labels, model.encoder, loaded.speaker, batch=batch, limit=model.limit)
+    here = loaded.speaker.model.device
+    found = label_scores_by_place(
+        [row.question for row in rows],
+        labels,
+        model.encoder,
+        loaded.speaker,
+        order=_longest_first(lengths),
+        batch=batch,
+        limit=model.limit,
+        **_faults(here, say, refuse),
+    )
     try:
-        with enough_memory(loaded.speaker.model.device):
-            each = count(found, total=len(rows), what="scoring labels")
-            for place, scores in zip(order, each, strict=True):
+        with enough_memory(here):
+            for place, scores in count(found, total=len(rows), what="scoring labels"):
                 yield Said(place=place, text=max(scores, key=scores.__getitem__), scores=scores)
     finally:
+        found.close()
         del loaded, found
         _free()
+
+
+def _faults(here: torch.device, say: Callable[[str], None], refuse: Callable[[BadRow], None] | None) -> dict[str, Any]:
+    """What to do about too large a batch and about a row that cannot be encoded, as `in_batches` takes it."""
+
+    def smaller(size: int) -> None:
+        rows = "1 row is" if size == 1 else f"{size} rows are"
+        say(f"note: {here} has too little memory for the batch; {rows} answered together from now on.")
+
+    return {"smaller": smaller, "refuse": None if refuse is None else lambda place, error: refuse(error.row)}
 
 
 def _loaded(model: Opened, name: str, rows: int, device: str | None, say: Callable[[str], None]) -> Loaded:

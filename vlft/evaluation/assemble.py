@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from vlft.evaluation.answers_file import Line
 from vlft.evaluation.figures import Scores
 from vlft.evaluation.labels import Labelled
 from vlft.evaluation.result import AnsweredRow, Evaluation, Figure
-from vlft.setup.asked import Asked, earlier, media_of
+from vlft.setup.asked import Asked, earlier, media_of, spoken
 from vlft.text import counted
 
 
@@ -25,6 +26,7 @@ def assembled(
     rows: Sequence[Asked],
     lines: Sequence[Sequence[Line]],
     skipped: int,
+    notes: Sequence[str] = (),
 ) -> Evaluation:
     """Put everything together.
 
@@ -37,6 +39,7 @@ def assembled(
         rows: the rows as the first model was asked.
         lines: the answers of each model, in the order of the rows.
         skipped: number of rows that were refused and skipped.
+        notes: more notes for the user.
     """
     values: dict[str, list[tuple[float | None, ...]]] = {
         name: [one.rows for one in each] for name, each in scores.items()
@@ -79,8 +82,35 @@ def assembled(
         texts=texts,
         confusions=() if found is None else found.confusions,
         outs=outs,
-        notes=(*_cut(models, lines), *(() if found is None else found.notes)),
+        notes=(*_cut(models, lines), *notes, *(() if found is None else found.notes)),
     )
+
+
+def with_labels(
+    models: Sequence[str], lines: Sequence[Sequence[Line]], found: Labelled
+) -> tuple[list[list[Line]], tuple[str, ...]]:
+    """Make the most likely label the answer of each line, and say where a file had another answer.
+
+    Args:
+        models: names.
+        lines: the answers of each model, in the order of the rows.
+        found: what the models chose among labels.
+
+    Returns:
+        the lines, and notes.
+    """
+    notes = []
+    for name, own, labels in zip(models, lines, found.answers, strict=True):
+        if other := sum(spoken(line.answer).strip() != label for line, label in zip(own, labels, strict=True)):
+            notes.append(
+                f"{name}: {other:,} of {counted(len(own), 'answer')} {'is' if other == 1 else 'are'} not the most "
+                "likely label. With --labels the most likely label is the answer"
+            )
+    made = [
+        [replace(line, answer=label) for line, label in zip(own, labels, strict=True)]
+        for own, labels in zip(lines, found.answers, strict=True)
+    ]
+    return made, tuple(notes)
 
 
 def _differences(each: Sequence[Scores]) -> tuple[Figure | None, ...]:

@@ -114,7 +114,7 @@ def _in_order(row: Mapping[str, float], labels: Sequence[str], place: int) -> li
             f"row {place + 1} has scores of {_list(list(row))}; --labels has {_list(labels)}. Score the rows again, or "
             "use the same --labels."
         )
-    wrong = [label for label in labels if math.isnan(row[label])]
+    wrong = [label for label in labels if not math.isfinite(row[label])]
     if wrong:
         raise ConfigError(
             f"row {place + 1}: the log-probability of {wrong[0]!r} is not a number, so the model computes no numbers "

@@ -23,12 +23,15 @@ class Case:
         references: the right answers, at least one: the row's own first, without its thoughts, then the others that it
             lists. Boxes are in the numbers that the model writes.
         question: text of the last user turn, with `<image>` and `<video>` where its media are.
+        own_listed: whether the row's own answer is, to the letter, one of those that it lists: the first reference then
+            stands for it.
         row: file, index and id, and for functions of the user whatever else is known of the row.
     """
 
     answer: str
     references: tuple[str, ...]
     question: str = ""
+    own_listed: bool = False
     row: Mapping[str, Any] = field(default_factory=dict)
     full_answer: str | None = None
     full_references: tuple[str, ...] = ()

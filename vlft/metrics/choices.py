@@ -30,6 +30,9 @@ _LETTER_AFTER_LEAD = re.compile(
 _OPTION_FIRST = re.compile(r"(?:option|choice)\s+(?=[(\[]?[A-Z]\b)", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-Z])\)?\s*\}")
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_BOTH = re.compile(r"\b(?:yes|no)(?:\s*/\s*|[\s,]+(?:and|or|but)\s+(?:also\s+)?)(?:yes|no)\b", re.IGNORECASE)
+# "not yes", "cannot say no"
+_NEITHER = re.compile(r"(?:\b(?:not|never|cannot|neither)|n['’]t)(?:\s+\w+)?\s+[\"'“‘]?(?:yes|no)\b", re.IGNORECASE)
 
 
 def options(question: str) -> dict[str, str]:
@@ -54,8 +57,8 @@ def chosen_letter(text: str, listed: Mapping[str, str]) -> str | None:
     if letter is not None and (not listed or letter in listed):
         return letter
     wordings = {_plain(text), *(_plain(text[place:]) for place in leads[-1:])}
-    if yes_no := _YES_NO.match(text):  # "No, because ..." where an option is "No"
-        wordings.add(yes_no[1].lower())
+    if yes_no := _yes_or_no_first(text):  # "No, because ..." where an option is "No"
+        wordings.add(yes_no)
     return next((letter for letter, option in listed.items() if option in wordings), None)
 
 
@@ -85,6 +88,22 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).strip(_AROUND).casefold()
 
 
+def _yes_or_no_first(text: str) -> str | None:
+    """Return the word that a text begins with, if it is yes or no; None for "yes and no"."""
+    found = _YES_NO.match(text)
+    return found[1].lower() if found and not _BOTH.match(text) else None
+
+
+def _yes_or_no(text: str) -> str | None:
+    """Return which of yes and no a text says; None if it says neither, both or "not yes"."""
+    leads = [found.end() for found in _LEAD.finditer(text)]
+    for start in (0, *leads[-1:]):
+        if said := _yes_or_no_first(text[start:].strip(_AROUND)):
+            return said
+    words = {word.lower() for word in _YES_NO.findall(text)}
+    return words.pop() if len(words) == 1 and not _NEITHER.search(text) else None
+
+
 def _right(answer: str, reference: str, listed: Mapping[str, str]) -> bool:
     plain = _plain(reference)
     if plain and _plain(answer) == plain:
@@ -93,9 +112,7 @@ def _right(answer: str, reference: str, listed: Mapping[str, str]) -> bool:
     if right is not None:
         return chosen_letter(answer, listed) == right
     if plain in ("yes", "no"):
-        words = {word.lower() for word in _YES_NO.findall(answer)}
-        first = _YES_NO.match(answer.strip(_AROUND))
-        return first[1].lower() == plain if first else words == {plain}
+        return _yes_or_no(answer) == plain
     leads = [found.end() for found in _LEAD.finditer(answer)]
     return plain in (_plain(answer), *(_plain(answer[place:]) for place in leads[-1:]))
 

@@ -58,14 +58,18 @@ def normalised(answer: str) -> str:
     return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def _people(references: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the answers of people. The row's own answer, which comes first, is one of theirs and not another one."""
-    first, *others = references
-    return tuple(others) if len(references) != _TEN and first in others else references
+def _people(case: Case) -> list[str]:
+    """Return the answers of people, normalised.
+
+    The row's own answer, which comes first, is one of theirs and not another one: also if it is spelled differently.
+    """
+    first, *others = map(normalised, case.references)
+    another = not case.own_listed and len(others) + 1 != _TEN and first in others
+    return others if another else [first, *others]
 
 
 def _score(case: Case) -> tuple[float, float] | None:
-    people = [normalised(reference) for reference in _people(case.references)]
+    people = _people(case)
     if len(people) <= ENOUGH:  # each person is compared with the others, so 3 people cannot make an answer right
         return None
     answer = normalised(case.answer)

@@ -18,6 +18,7 @@ from vlft.config.parse import Parsed
 from vlft.data.order import Order, PackOrder
 from vlft.data.sample import Cost, Sample
 from vlft.errors import ConfigError
+from vlft.metrics import find
 from vlft.model import chosen, groups
 from vlft.model.load import check_shapes, loaded_whole
 from vlft.model.scale import PixelScale
@@ -33,6 +34,7 @@ from vlft.setup import (
 )
 from vlft.setup.choices import trained_tokens
 from vlft.setup.features import FeatureForecast, feature_forecast
+from vlft.setup.metric_rows import check_metrics
 from vlft.setup.overlap import overlap
 from vlft.setup.pairs import PairCounts, count_pairs
 from vlft.setup.schedule import described, settings_of, training_order
@@ -256,6 +258,8 @@ def _plan(parsed: Parsed, base: Base, table: list[groups.Group], *, world: int) 
     data, model_flags, args = parsed.flags
     workers = args.dataloader_num_workers
     measured, evaluation = rows_of_run(data, base, workers=workers, seed=args.seed)
+    if evaluation is not None and (words := parsed.effective.get("eval_metric")):
+        check_metrics(find(words), evaluation, base.encoder)
     order = training_order(measured.costs, data, args, world=world)
     steps = args.total_steps(order.steps)
     half = args.bf16 if "bf16" in parsed.given else True  # the default on a GPU

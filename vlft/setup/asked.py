@@ -28,11 +28,13 @@ class Asked:
         question: the row up to its last user turn with an answer, for `vlft.answering`.
         text: of that turn, with `<image>` and `<video>` where its media are.
         references: right answers as the model writes them, the row's own first, with thoughts.
+        own_listed: whether the row's own answer is one of the answers that it lists.
     """
 
     question: Sample
     text: str
     references: tuple[str, ...]
+    own_listed: bool = False
 
     def case(self, answer: str) -> Case:
         """The answer of a model to this row, for a metric."""
@@ -41,6 +43,7 @@ class Asked:
             answer=spoken(answer),
             references=tuple(map(spoken, self.references)),
             question=self.text,
+            own_listed=self.own_listed,
             row={"file": row.file, "index": row.index, "id": row.id, "media": [path for _, path in media_of(row)]},
             full_answer=answer,
             full_references=self.references,
@@ -65,8 +68,12 @@ def asked(sample: Sample, encoder: Encoder | None) -> Asked:
         listed = tuple(_as_written(text, sample, answer, encoder) for text in listed)
     # The encoder converts the boxes of the question itself.
     shown = question_of(written).turns[-1]
+    own = text_of(written.turns[answer])
     return Asked(
-        question=question_of(sample), text=said(shown), references=_references(text_of(written.turns[answer]), listed)
+        question=question_of(sample),
+        text=said(shown),
+        references=_references(own, listed),
+        own_listed=own in listed,
     )
 
 

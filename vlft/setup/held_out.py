@@ -12,6 +12,7 @@ import numpy as np
 
 from vlft.config.flags import DataFlags
 from vlft.data.division import groups_of, split
+from vlft.data.equal_files import by_content
 from vlft.data.files.index import RowIndex
 from vlft.data.identity import Marked
 from vlft.errors import ConfigError
@@ -76,7 +77,8 @@ def hold_out(measured: MeasuredRows, size: float, *, seed: int) -> tuple[Measure
 def held_out_rows(marked: Marked, size: float, *, seed: int) -> tuple[np.ndarray, str]:
     """Choose the rows to hold out. Rows that share a picture, a video or, without media, a question stay together.
 
-    The choice does not depend on the order of rows, or on the folders of data and media.
+    Pictures are compared by their bytes, so that copies and hard links count as one. Only files that may be equal are
+    read. The choice does not depend on the order of rows, or on the folders of data and media.
 
     Args:
         marked: the rows with their digests.
@@ -93,7 +95,7 @@ def held_out_rows(marked: Marked, size: float, *, seed: int) -> tuple[np.ndarray
     there, flag = counted(total, "row"), f"--eval_split {size:g}"
     if size >= total:
         raise ConfigError(f"{flag}: of {there} none would be left to train. Use fewer, or a share such as 0.1.")
-    groups_R = groups_of(range(total), marked.files, marked.ends, marked.asked)
+    groups_R = groups_of(range(total), by_content(marked), marked.ends, marked.asked)
     names, sizes = np.unique(groups_R, return_counts=True)
     if len(names) < 2:
         raise ConfigError(

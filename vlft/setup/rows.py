@@ -78,6 +78,13 @@ class MeasuredRows:
         return rows.starts
 
     @property
+    def places(self) -> Iterator[tuple[str, int]]:
+        """Data file and index in it of each row."""
+        rows: Any = self.rows.samples  # a RowIndex
+        for start in self.starts.tolist():
+            yield rows.files[rows.file_of[start]].name, int(rows.row_of[start])
+
+    @property
     def split(self) -> dict[str, int]:
         """File -> number of samples, if a row is split into samples (`--turns`); else empty."""
         rows: Any = self.rows.samples  # a RowIndex

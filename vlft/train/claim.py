@@ -10,13 +10,14 @@ import re
 from pathlib import Path
 
 from vlft.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, RunRecord, read_record
+from vlft.checkpoint.held_out import HELD_OUT
 from vlft.config.repeat import MIX
 from vlft.errors import CheckpointError
 from vlft.families import Family
 from vlft.model_files import has_weights
 
 #: Files that a run writes beside its checkpoints before it ends.
-STARTED = ("config.yaml", MIX, "metrics.jsonl", "answers.jsonl", "report.html", RECORD)
+STARTED = ("config.yaml", MIX, HELD_OUT, "metrics.jsonl", "answers.jsonl", "report.html", RECORD)
 _CHOOSE_ANOTHER = "Choose a new or empty folder."
 
 

@@ -21,12 +21,12 @@ from vlft.answering import answers, speaker
 from vlft.config.flags import DataFlags
 from vlft.config.training import TrainFlags
 from vlft.data.costs.packing import Budget
-from vlft.errors import ConfigError, DataError, VlftError
+from vlft.errors import ConfigError, VlftError
 from vlft.metrics import find
 from vlft.metrics.case import Case, Metric
 from vlft.model.generate import Sampling
 from vlft.setup import Base, MeasuredRows
-from vlft.setup.asked import Asked, asked
+from vlft.setup.metric_rows import asked_at, check_metrics, last_samples
 from vlft.setup.schedule import pack_budget
 from vlft.train.answers import LONGER
 from vlft.train.callbacks import EvaluationPutOff
@@ -63,7 +63,7 @@ class EvalMetrics:
             return None
         if shares_weights(args):
             raise ConfigError(NO_WEIGHTS)
-        last_R = np.append(evaluated.starts[1:] - 1, len(evaluated.costs) - 1)  # a split row is asked its last question
+        last_R = last_samples(evaluated)
         costs = evaluated.costs.take(last_R)
         most_R = LONGER[0] * costs.supervised + LONGER[1]
         together = _together(
@@ -78,18 +78,7 @@ class EvalMetrics:
         Raises:
             VlftError: a metric applies to no row, or a function of the user fails.
         """
-        left = list(self.metrics)
-        for batch in self.batches:
-            for place, _ in batch:
-                row = self._row(place)
-                if row is None:
-                    continue
-                case = row.case(row.references[0])
-                left = [metric for metric in left if metric.score(case) is None]
-                if not left:
-                    return
-        if left:
-            raise ConfigError(f"--eval_metric {left[0].name}: no evaluation row has {left[0].needs}. Drop it.")
+        check_metrics(self.metrics, self.evaluated, self.base.encoder)
 
     def measure(self, trainer: Any) -> dict[str, float]:
         """Answer the rows and return metric -> figure, the same on every rank. Every rank must call it.
@@ -134,21 +123,17 @@ class EvalMetrics:
         return found | {"metric_s": time.perf_counter() - start}
 
     def _answered(self, batch: Sequence[tuple[int, int]], talker: object, bad: set[tuple[str, int]]) -> Iterator[Case]:
-        found = [(row, most) for place, most in batch if (row := self._row(place)) is not None]
+        found = [
+            (row, most)
+            for place, most in batch
+            if (row := asked_at(self.evaluated, place, self.base.encoder)) is not None
+        ]
         rows = [(row, most) for row, most in found if (row.question.file, row.question.index) not in bad]
         samplings = [Sampling(max_new_tokens=most) for _, most in rows]
         questions = [row.question for row, _ in rows]
         said = answers(questions, self.base.encoder, talker, samplings, batch=max(1, len(rows)))  # type: ignore[arg-type]
         for (row, _), answer in zip(rows, said, strict=True):
             yield row.case(answer.text)
-
-    def _row(self, place: int) -> Asked | None:
-        """What the model is asked about a sample; None if its row can no longer be read."""
-        encoder = self.base.encoder
-        try:
-            return asked(encoder.as_trained(self.evaluated.rows.samples[place]), encoder)
-        except DataError:
-            return None
 
 
 NO_WEIGHTS = (

@@ -25,6 +25,7 @@ from vlft.checkpoint import (
     write_record,
     write_trained,
 )
+from vlft.checkpoint.held_out import write_held_out
 from vlft.config.repeat import write_yaml
 from vlft.errors import BadRow, CheckpointError
 from vlft.files import Lock, open_to_others, sync, sync_tree
@@ -127,11 +128,13 @@ class RunFolder:
         """Remove incomplete files."""
         shutil.rmtree(self.staging, ignore_errors=True)
 
-    def begin_run(self, effective: dict[str, Any]) -> None:
-        """Write `vlft.json` and `config.yaml`, and remove what a killed run left incomplete."""
+    def begin_run(self, effective: dict[str, Any], *, held_out: Iterable[tuple[str, int]] | None = None) -> None:
+        """Write `vlft.json`, `config.yaml` and the rows of `--eval_split`; remove what a killed run left incomplete."""
         self.clear()
         write_record(self.path, self.record)  # first, because it marks the folder as that of a run
         write_yaml(self.path / "config.yaml", effective)
+        if held_out is not None:
+            write_held_out(self.path, held_out)
 
     # ---- checkpoints
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -204,5 +205,11 @@ class MetricsFile:
         write_text(self.path, "".join(kept) if resume_step else "")
 
     def write(self, line: dict[str, Any]) -> None:
+        # A metric of the user may apply to no answer of an evaluation, and JSON has no NaN.
+        line = {name: None if _is_nan(name, value) else value for name, value in line.items()}
         with self.path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(line) + "\n")
+
+
+def _is_nan(name: str, value: Any) -> bool:
+    return name.startswith("eval_") and isinstance(value, float) and not math.isfinite(value)

@@ -53,7 +53,8 @@ class Result:
         rows: trained rows; a row counts once for each epoch.
         tokens: of these rows.
         supervised: tokens with a loss.
-        best: the best evaluation; None without evaluations.
+        best: the best evaluation; None without evaluations, and if none has a value.
+        valueless: metric by which evaluations are compared, if there are some and none has a value.
         stopped: where and why training stopped early; None if it did not.
         split: whether rows were split into samples, so that `rows` counts samples.
         serving: how to serve its weights as they were trained.
@@ -67,6 +68,7 @@ class Result:
     tokens: int
     supervised: int
     best: Best | None
+    valueless: str | None = None
     stopped: str | None = None
     split: bool = False
     serving: Serving = field(default_factory=Serving)
@@ -89,6 +91,10 @@ class Result:
             where = "its checkpoint is not kept" if self.best.checkpoint is None else str(self.best.checkpoint)
             final = "; the output folder has its weights" if best_is_final and self.best.checkpoint is not None else ""
             lines.append(f"best:   step {self.best.step:,}, {what}; {where}{final}")
+        if self.valueless is not None:
+            final = "; the output folder has the weights of the last step" if best_is_final else ""
+            name = shown_metric(self.valueless)
+            lines.append(f"best:   no checkpoint was chosen, because no evaluation has a value of {name}{final}")
         if (self.folder / "report.html").is_file():
             lines.append(f"report: {self.folder / 'report.html'}")
         lines += [f"serve:  {command}" for command in self.serving.commands.values()]
@@ -102,9 +108,10 @@ def read_result(folder: Path) -> Result:
     """Read the result of a finished run from its folder."""
     record = read_record(folder)
     counts = dict.fromkeys(("samples", "tokens", "supervised_tokens"), 0)
-    seconds, before = sum(record.training.get("unlogged", {}).values()), 0
+    seconds, before, evaluations = sum(record.training.get("unlogged", {}).values()), 0, 0
     for line in _metrics(folder / "metrics.jsonl"):
         if "eval_loss" in line:
+            evaluations += 1
             seconds += line["eval_runtime"] + line.get("eval_answers_s", 0.0) + line.get("eval_metric_s", 0.0)
             continue
         counts = {name: count + line[name] for name, count in counts.items()}
@@ -118,7 +125,8 @@ def read_result(folder: Path) -> Result:
         rows=counts["samples"],
         tokens=counts["tokens"],
         supervised=counts["supervised_tokens"],
-        best=read_best(folder, record),
+        best=(best := read_best(folder, record)),
+        valueless=best_by(record)[0] if best is None and evaluations else None,
         stopped=stopped_line(record),
         split=any("samples" in entry for entry in record.data),
         serving=_serving(folder, record),

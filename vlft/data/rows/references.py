@@ -8,7 +8,7 @@ from vlft.data.rows.keys import UNREAD, is_empty
 
 #: Keys that list right answers. The first key that a row has wins. The second one is VQA's.
 KEYS = ("references", "answers")
-_WANTED = 'a list of texts, or of {"answer": text}, is read as the right answers of vlft eval'
+_WANTED = 'a text, a list of texts, or of {"answer": text}, is read as the right answers of vlft eval'
 
 
 def references_of(raw: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
@@ -20,8 +20,13 @@ def references_of(raw: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str,
     if key is None:
         return (), []
     value = raw[key]
-    entries = value if isinstance(value, list) else [None]
+    entries = value if isinstance(value, list) else [value]
     texts = [one.get("answer") if isinstance(one, dict) else one for one in entries]
     if not all(isinstance(text, str) for text in texts):
         return (), [(key, f"{UNREAD} {_WANTED}")]
     return tuple(text for text in texts if isinstance(text, str)), []
+
+
+def is_unread(field: str, remark: str) -> bool:
+    """Whether a warning of a row says that its listed right answers are in a form that is not read."""
+    return field in KEYS and remark.endswith(_WANTED)
