@@ -212,11 +212,10 @@ def _carry_out(run: _Run, checkpoint: Path | None) -> None:
         folder.adopt(on_rank_zero(lambda: read_record(checkpoint)))
     cached = run_id(folder) if args.cache_vision_features else None
     if args.process_index == 0:
-        lora = base.towers.has_lora
-        held = run.evaluated if run.data.eval_split is not None else None
-        effective = effective_flags(run.effective, base.folder).items()
-        flags = {k: v for k, v in effective if lora or not k.startswith("lora_")}
-        folder.begin_run(flags, held_out=None if held is None else held.places)
+        held = run.evaluated.places if run.evaluated and run.data.eval_split is not None else None
+        effective = effective_flags(run.effective, base.folder)
+        flags = {k: v for k, v in effective.items() if base.towers.has_lora or not k.startswith("lora_")}
+        folder.begin_run(flags, held_out=held)
     tokens, patches = largest(order, run.rows.costs)
     if folder.record.kind == "full" and (remark := remark_on_carried(base.folder, base.family)) is not None:
         say(f"note: {remark}")
