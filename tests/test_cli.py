@@ -321,3 +321,15 @@ def test_json_only_not_wanted(capsys):
         print("text")
         write(1)
     assert capsys.readouterr().out == "text\n1\n"
+
+
+def test_a_kernel_that_bitsandbytes_does_not_download_is_no_news(caplog):
+    import logging
+
+    from vlft.cli.quiet import quiet
+
+    quiet()
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    log.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "no network")
+    log.warning("something else")
+    assert [record.message for record in caplog.records] == ["something else"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -96,34 +97,31 @@ def test_the_batch_changes_no_byte(made, data, tmp_path, batch):
     assert out.read_bytes() == made["out"].read_bytes()
 
 
-#: The command line in a process of its own that gets a signal after some answers.
-STOPPED = """
-import os, sys
+#: The command line in a process of its own that is killed after some answers.
+KILLED = """
+import os, signal, sys
 from vlft.cli.main import main
 from vlft.evaluation.answers_file import AnswersFile
 
-real, number, left = AnswersFile.add, int(sys.argv[1]), [4]
+real, left = AnswersFile.add, [4]
 
 def add(self, line):
     real(self, line)
     left[0] -= 1
     if not left[0]:
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 AnswersFile.add = add
-sys.exit(main(sys.argv[2:]))
+sys.exit(main(sys.argv[1:]))
 """
-
-
-def stopped(number: int, *words) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", STOPPED, str(int(number)), "eval", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_killed_evaluation_continues_to_the_same_bytes(made, data, tmp_path):
     out = tmp_path / "answers.jsonl"
     words = (BASE, data, "--out", out, "--max_new_tokens", 64, "--batch", 1)
-    assert stopped(signal.SIGKILL, *words).returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED, "eval", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     part = out.with_name("answers.jsonl.part")
     assert len(lines(part)) == 1 + 4  # the key, and the answers
     assert not out.exists()
@@ -150,8 +148,6 @@ def test_the_same_command_again_loads_no_torch(made, data):
 
 
 def test_other_spellings_of_the_same_folder_and_data_are_the_same(made, data, tmp_path, monkeypatch):
-    import os
-
     monkeypatch.chdir(data.parent)
     base = os.path.relpath(BASE)
     words = ("--out", made["out"], "--max_new_tokens", 64)
@@ -302,11 +298,22 @@ def test_the_terminal_shows_figures_worst_rows_and_paths(made, data, capsys):
     assert f"answers: {theirs}" in shown
 
 
-def test_ctrl_c_says_that_the_same_command_continues(data, tmp_path):
+def test_ctrl_c_says_that_the_same_command_continues(data, tmp_path, monkeypatch):
+    from vlft.evaluation.answers_file import AnswersFile
+
+    real, left = AnswersFile.add, [4]
+
+    def add(self, line):
+        real(self, line)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(AnswersFile, "add", add)
     out = tmp_path / "answers.jsonl"
-    done = stopped(signal.SIGINT, BASE, data, "--out", out, "--max_new_tokens", 64, "--batch", 1)
-    assert done.returncode == 130, done.stderr
-    assert "Run the same command again to continue" in done.stderr
+    status, _, err = evaluated(BASE, data, "--out", out, "--max_new_tokens", 64, "--batch", 1)
+    assert status == 130, err
+    assert "Run the same command again to continue" in err
     assert len(lines(out.with_name("answers.jsonl.part"))) == 1 + 4
 
 

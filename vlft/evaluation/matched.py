@@ -210,8 +210,7 @@ def _line(where: str, raw: Mapping[str, Any], asked: Asked) -> Line:
     with_boxes = any(map(_has_box, references))
     theirs = raw.get("reference")
     for key, said, ours in (("question", raw.get("question"), asked.text), ("reference", theirs, references[0])):
-        same = said is None or said.strip() == ours.strip() or _agree(said, ours)
-        if not same:
+        if said is not None and not _agree_or_same(said, ours):
             raise ConfigError(
                 f"{where}: the {key} is {short(said, 80)!r}, that of {row.file}[{row.index}] is {short(ours, 80)!r}. "
                 "Were the answers given to other data?"
