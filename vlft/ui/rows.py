@@ -10,6 +10,8 @@ from vlft.errors import ConfigError
 from vlft.families import DEFAULT
 from vlft.setup import open_some
 
+MOST_DIGITS = 12  # of the number of a row
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -42,8 +44,8 @@ def asked_row(file: str, index: str, images: str) -> Asked:
     """
     if not file:
         raise ConfigError("Choose a data file to take a row from.")
-    if not index.isdigit():
-        raise ConfigError(f"Row {index!r}: is no number. Rows are counted from 0.")
+    if not (index.isascii() and index.isdecimal() and len(index) <= MOST_DIGITS):
+        raise ConfigError(f"Row {index[:40]!r}: is no number of a row. Rows are counted from 0.")
     row = open_some(file, [int(index)], DataFlags(data_path=[file], image_folder=images or None), DEFAULT)[0]
     place = next(place for place, turn in enumerate(row.turns) if turn.role == "user")
     pictures: list[str] = []
