@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from build import write_image
+from build import row, write_image, write_json
 
 from vlft.errors import ConfigError
+from vlft.setup.rows import open_some
 from vlft.ui.commands import Form
 from vlft.ui.desk import KEPT, Choices, Desk
 from vlft.ui.folders import find
 from vlft.ui.jobs import Jobs
 from vlft.ui.rows import asked_row
 from vlft.ui.runs import Curves, Runs, answered
-from vlft.ui.screens import data, look, train
+from vlft.ui.screens import compare, data, look, train
 from vlft.ui.thumbs import thumbs
 
 
@@ -121,3 +123,25 @@ def test_nothing_waits_for_a_pipe(tmp_path, desk):
     assert train.IDLE in train.view(Form(folder=str(tmp_path), run=str(tmp_path)), desk)[1]
     write_image(tmp_path / "b.jpg")
     assert [one["alt"] for one in thumbs([str(tmp_path / "a.png"), str(tmp_path / "b.jpg")])] == ["b.jpg"]
+
+
+def test_a_finished_run_names_the_next_steps(tmp_path, desk):
+    (tmp_path / "vlft.json").write_text('{"base_model": "m", "training": {"finished": true}}')
+    _, html = train.view(Form(folder=str(tmp_path), run=str(tmp_path)), desk)
+    assert "step 7 to merge it" in html
+
+
+def test_a_row_is_read_again_only_if_its_file_has_changed_and_its_screen_is_shown(tmp_path, desk, monkeypatch):
+    file = write_json(tmp_path / "train.json", [row("Hi.", "A."), {"bad": 1}])
+    (tmp_path / "vlft.json").write_text('{"base_model": "m"}')
+    form = Form(folder=str(tmp_path), run=str(tmp_path), source="row", row_file=str(file), step=compare.STEP)
+    read = []
+    monkeypatch.setattr("vlft.ui.rows.open_some", lambda *given: read.append(given) or open_some(*given))
+    assert compare.view(replace(form, step="1 Data"), desk) == (KEPT, KEPT)
+    assert not read
+    for _ in range(3):
+        assert "Hi." in compare.view(form, desk)[1]
+        assert "train.json" in compare.view(replace(form, row_index="1"), desk)[1]
+    assert len(read) == 2
+    write_json(file, [row("Hello again.", "B.")])
+    assert "Hello again." in compare.view(form, desk)[1]

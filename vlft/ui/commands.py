@@ -26,6 +26,7 @@ class Form:
     """What the user has set on the page, as text. Paths are as typed; "" is not set.
 
     Attributes:
+        step: title of the screen that is shown.
         folder: the folder that is open on the first screen.
         data: data files to train on.
         eval: data files to evaluate on.
@@ -53,6 +54,7 @@ class Form:
         merged: folder for the merged model.
     """
 
+    step: str = ""
     folder: str = ""
     data: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()
