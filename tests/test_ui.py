@@ -382,8 +382,9 @@ def test_a_folder_is_listed(rows, tmp_path, base):
     assert (found.pictures, found.models) == (1, (str(tmp_path / "base"),))
     opened = data.opened(Form(folder=str(tmp_path)))
     assert opened == {"folder": str(tmp_path), "data": [str(rows)], "model": str(tmp_path / "base")}
-    assert data.moved(str(tmp_path), "base") == str(tmp_path / "base")
-    assert data.moved(str(tmp_path), data.UP) == str(tmp_path.parent)
+    assert data.moved(str(tmp_path), ["base"]) == (str(tmp_path / "base"), [])
+    assert data.moved(str(tmp_path), [data.UP]) == (str(tmp_path.parent), [])
+    assert data.moved(str(tmp_path), []) == (str(tmp_path), [])
 
 
 @pytest.mark.parametrize("name", ["missing", "file.json"])

@@ -5,6 +5,7 @@
                 from form to what is shown                               desk        what screens share
     commands    form -> command line       jobs, keep   processes        runs        run folders, whoever started them
     folders     names in a folder          rows         one row to ask   thumbs      small pictures
+    small       regular files only, of limited size
 
 Everything the page does is a command of vlft in a process of its own, so this room imports no torch. Gradio is imported
 when the page is built.

@@ -26,6 +26,7 @@ class Form:
     """What the user has set on the page, as text. Paths are as typed; "" is not set.
 
     Attributes:
+        step: title of the screen that is shown.
         folder: the folder that is open on the first screen.
         data: data files to train on.
         eval: data files to evaluate on.
@@ -53,6 +54,7 @@ class Form:
         merged: folder for the merged model.
     """
 
+    step: str = ""
     folder: str = ""
     data: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()
@@ -91,12 +93,18 @@ class Form:
             if value is None:
                 continue
             if isinstance(field.default, tuple):
-                read[field.name] = tuple(str(one) for one in ([value] if isinstance(value, str) else value) if one)
+                several = value if isinstance(value, list | tuple) else [value]
+                read[field.name] = tuple(_text(one) for one in several if one)
             elif isinstance(field.default, bool):
                 read[field.name] = bool(value)
             else:
-                read[field.name] = str(value).strip()
+                read[field.name] = _text(value).strip()
         return cls(**read)
+
+
+def _text(value: object) -> str:
+    """Return a text that a path or a command line can hold: a null is made visible, lone surrogates become `?`."""
+    return str(value).replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
 
 
 def shown(words: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ of a field; only what has changed is sent to the browser.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,17 @@ from vlft.pages.web import render
 from vlft.ui.commands import Form
 from vlft.ui.jobs import Jobs
 from vlft.ui.runs import Runs
+
+LOG = logging.getLogger("vlft")
+_TOLD: set[str] = set()  # faults that were logged: a panel is drawn every two seconds
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Stands for what a component shows already."""
+
+
+KEPT = Kept()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +116,7 @@ class Desk:
 
     def view(self, form: Form) -> list[Any]:
         """Return what every panel shows, in order."""
-        return [value for panel in self.panels for value in _shown(panel, form)]
+        return [_sent(value) for panel in self.panels for value in _shown(panel, form)]
 
     def act(self, action: Action, form: Form) -> tuple[str, dict[str, Any]]:
         """Do what a button does. Returns the message as HTML, and new values of fields."""
@@ -114,17 +126,38 @@ class Desk:
             return message(str(error), "bad"), {}
         except OSError as error:
             return message(f"{error.filename or 'a file'}: {error.strerror or error}", "bad"), {}
+        except Exception as error:  # noqa: BLE001 - a bug in vlft: the page goes on, and says so
+            return message(_bug(error), "bad"), {}
 
 
 def _shown(panel: Panel, form: Form) -> Sequence[Any]:
-    """What a panel shows; an error of the user's files stays in its own panel."""
+    """What a panel shows; an error stays in its own panel, and leaves lists of choices as they are."""
     try:
         return panel.view(form)
     except VlftError as error:
         fault = message(str(error), "bad")
     except OSError as error:
         fault = message(f"{error.filename or 'a file'}: {error.strerror or error}", "bad")
-    return [*[""] * (len(panel.outputs) - 1), fault]
+    except Exception as error:  # noqa: BLE001 - a bug in vlft must not stop the other panels
+        fault = message(_bug(error), "bad")
+    values = [*[""] * (len(panel.outputs) - 1), fault]
+    return [KEPT if hasattr(one, "choices") else value for one, value in zip(panel.outputs, values, strict=True)]
+
+
+def _bug(error: Exception) -> str:
+    """Log an error that no user can fix, once, and return a line about it."""
+    text = f"{type(error).__name__}: {error}"
+    if text not in _TOLD and len(_TOLD) < 100:
+        _TOLD.add(text)
+        LOG.error("vlft ui: a part of the page failed", exc_info=error)
+    return f"This part of the page failed: {text[:200]}. The terminal of vlft ui shows where. The other parts go on."
+
+
+def _sent(value: Any) -> Any:
+    """Return a value that JSON can hold: lone surrogates become `?`."""
+    if isinstance(value, Choices):
+        return Choices(choices=tuple(map(_sent, value.choices)))
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def message(text: str, kind: str = "good") -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlft.errors import ConfigError
+from vlft.ui.small import document
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -17,6 +17,7 @@ OTHERS = (
     *("metrics.jsonl", "answers.jsonl", "quarantine.jsonl"),
 )
 MOST_FILES, MOST_NAMES, DEEP = 200, 20_000, 2
+MOST_CONFIG = 4 << 20  # bytes of a config.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class Found:
 
     Attributes:
         folder: absolute path.
-        data: data files with their sizes in bytes, in order.
+        data: data files with their sizes in bytes, in order. Names that are not UTF-8 are shown with U+FFFD, here and
+            below, and cannot be opened.
         models: folders with a model or an adapter's base.
         runs: run folders, the newest first.
         folders: folders directly in it.
@@ -70,7 +72,7 @@ def find(folder: str) -> Found:
         names = {entry.name for entry in entries}
         seen += len(names)
         if depth and "vlft.json" in names and "metrics.jsonl" in names:
-            runs.append((os.stat(here).st_mtime, str(here)))
+            runs.append((_changed(here), str(here)))
             continue
         if "config.json" in names and _is_model(here / "config.json"):
             models.append(str(here))
@@ -84,21 +86,29 @@ def find(folder: str) -> Found:
             elif entry.name.lower().endswith(PICTURES):
                 pictures += 1
             elif entry.name.lower().endswith(ENDINGS) and entry.name not in OTHERS and len(data) < MOST_FILES:
-                data.append((entry.path, entry.stat().st_size if entry.is_file() else 0))
+                data += [(_shown(entry.path), entry.stat().st_size)] if entry.is_file() else []
     return Found(
         folder=top,
         data=tuple(data),
-        models=tuple(models),
-        runs=tuple(path for _, path in sorted(runs, reverse=True)),
-        folders=tuple(inner),
+        models=tuple(map(_shown, models)),
+        runs=tuple(_shown(path) for _, path in sorted(runs, reverse=True)),
+        folders=tuple(map(_shown, inner)),
         pictures=pictures,
         cut=bool(waiting),
     )
 
 
 def _is_model(path: Path) -> bool:
+    return "model_type" in document(path, MOST_CONFIG)
+
+
+def _changed(folder: Path) -> float:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and "model_type" in found
+        return os.stat(folder).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _shown(name: str) -> str:
+    """Return a name as it can be sent to a browser: bytes that are not UTF-8 become U+FFFD."""
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlft.ui.desk import Action, Choices, Desk
+from vlft.ui.desk import KEPT, Action, Choices, Desk
 from vlft.ui.screens import check, compare, data, look, merge, plan, train
 
 EVERY = 2.0  # seconds between two looks at jobs and runs
 SCREENS = (
     ("1 Data", data), ("2 Check", check), ("3 Look", look), ("4 Plan", plan), ("5 Train", train),
-    ("6 Compare", compare), ("7 Merge", merge),
+    (compare.STEP, compare), ("7 Merge", merge),
 )  # fmt: skip
 #: Fields that no browser keeps: files that were uploaded.
 PASSING = ("picture",)
@@ -61,7 +61,7 @@ def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
     def on_load(stored: Any, *values: Any) -> list[Any]:
         stored = {name: one for name, one in stored.items() if name not in PASSING} if isinstance(stored, dict) else {}
         after = [stored.get(name, value) for name, value in zip(desk.fields, values, strict=True)]
-        return [*(stored.get(name, gr.skip()) for name in desk.fields), *refreshed(after, [])]
+        return [*(stored.get(name, gr.skip()) for name in desk.fields if name != "step"), *refreshed(after, [])]
 
     def doing(action: Action) -> Any:
         def on_click(*values: Any) -> list[Any]:
@@ -87,10 +87,16 @@ def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
         **quiet,
     )
     inner = desk.panels[0].outputs[0]
-    inner.input(data.moved, [desk.fields["folder"], inner], desk.fields["folder"], **quiet)
-    blocks.load(on_load, [kept, *fields], [*fields, *panels, seen], **quiet)
+    inner.input(data.moved, [desk.fields["folder"], inner], [desk.fields["folder"], inner], **quiet)
+    # The step is set in the browser: the answer of the server may come after the user has clicked another one.
+    step = desk.fields["step"]
+    blocks.load(None, [step, kept], step, js=f"(now, kept) => now === {SCREENS[0][0]!r} && kept?.step || now")
+    others = [one for name, one in desk.fields.items() if name != "step"]
+    blocks.load(on_load, [kept, *fields], [*others, *panels, seen], **quiet)
     gr.Timer(EVERY).tick(on_tick, [*fields, seen], [*panels, seen], **quiet)
 
 
 def _update(value: Any, gr: Any) -> Any:
+    if value is KEPT:
+        return gr.skip()
     return gr.update(choices=list(value.choices)) if isinstance(value, Choices) else value

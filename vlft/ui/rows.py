@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import stat
 from dataclasses import dataclass
 
 from vlft.config.flags import DataFlags
 from vlft.data.sample import Image, Text
-from vlft.errors import ConfigError
+from vlft.errors import ConfigError, VlftError
 from vlft.families import DEFAULT
 from vlft.setup import open_some
+
+MOST_DIGITS = 12  # of the number of a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +47,31 @@ def asked_row(file: str, index: str, images: str) -> Asked:
     """
     if not file:
         raise ConfigError("Choose a data file to take a row from.")
-    if not index.isdigit():
-        raise ConfigError(f"Row {index!r}: is no number. Rows are counted from 0.")
-    row = open_some(file, [int(index)], DataFlags(data_path=[file], image_folder=images or None), DEFAULT)[0]
+    if not (index.isascii() and index.isdecimal() and len(index) <= MOST_DIGITS):
+        raise ConfigError(f"Row {index[:40]!r}: is no number of a row. Rows are counted from 0.")
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        return _asked(file, int(index), images)  # several files, or an error
+    answer = _kept(file, int(index), images, (found.st_mtime_ns, found.st_size))
+    if isinstance(answer, VlftError):
+        raise answer
+    return answer
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(file: str, index: int, images: str, changed: tuple[int, int]) -> Asked | VlftError:
+    """The question, or what is wrong with the row: it is asked for every two seconds."""
+    try:
+        return _asked(file, index, images)
+    except VlftError as error:
+        return error.with_traceback(None)
+
+
+def _asked(file: str, index: int, images: str) -> Asked:
+    row = open_some(file, [index], DataFlags(data_path=[file], image_folder=images or None), DEFAULT)[0]
     place = next(place for place, turn in enumerate(row.turns) if turn.role == "user")
     pictures: list[str] = []
     videos: list[str] = []

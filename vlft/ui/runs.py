@@ -20,10 +20,13 @@ from typing import Any
 import numpy as np
 
 from vlft.pages.charts import Chart, Series, chart
+from vlft.ui.small import MOST_NUMBER, document, head, opened, step_of
 
 METRICS, ANSWERS, RECORD, LOCK = "metrics.jsonl", "answers.jsonl", "vlft.json", ".lock"
 MOST_GROUPS = 6  # learning rates that are drawn
+MOST_SECONDS = 1e9  # of a step
 MOST_ROWS = 6  # rows whose answers are shown
+FIGURES = ("loss", "tokens_per_s", "step_s", "peak_gb")  # that are shown of the last line
 SHOWN = {"loss": "Loss", "grad_norm": "Gradient norm", "tokens_per_s": "Tokens per second"}
 
 
@@ -34,7 +37,7 @@ class Curves:
     Attributes:
         path: the file.
         columns: name -> (steps, values), float64 [L] each; learning rates are named `lr GROUP`.
-        last: the last line of training.
+        last: the step of the last line of training, and those of its `FIGURES` that are numbers.
         most: number of steps of the run; None if unknown.
     """
 
@@ -51,7 +54,7 @@ class Curves:
         A resumed run cuts lines: a file that became shorter or was replaced is read from its start.
         """
         try:
-            with self.path.open("rb") as file:
+            with opened(self.path) as file:
                 found = os.fstat(file.fileno())
                 if self._file != (found.st_dev, found.st_ino) or found.st_size < self._offset:
                     self.columns, self.last, self.most = {}, {}, None
@@ -71,15 +74,17 @@ class Curves:
     def _add(self, text: bytes) -> None:
         try:
             line = json.loads(text)
-            step = int(line["step"])
+            step = step_of(line)
         except (ValueError, KeyError, TypeError, RecursionError):
             return
         if "eval_loss" in line:
             self._put("eval_loss", step, line["eval_loss"])
             return
-        self.last = line
-        if isinstance(line.get("max_steps"), int):
-            self.most = line["max_steps"]
+        figures = {name: value for name in FIGURES if (value := _figure(line.get(name))) is not None}
+        self.last = {"step": step, **figures}
+        most = _figure(line.get("max_steps"))
+        if most is not None and 0 < most < MOST_NUMBER:
+            self.most = int(most)
         for name in SHOWN:
             self._put(name, step, line.get(name))
         rates = line.get("lr")
@@ -87,10 +92,11 @@ class Curves:
             self._put(f"lr {name}", step, rate)
 
     def _put(self, name: str, step: int, value: Any) -> None:
-        if isinstance(value, int | float):
+        figure = _figure(value)
+        if figure is not None:
             steps, values = self.columns.setdefault(name, (array("d"), array("d")))
             steps.append(step)
-            values.append(float(value) if abs(value) < 1e300 else math.nan)
+            values.append(figure if abs(figure) < 1e300 else math.nan)
 
     def series(self, name: str, title: str, *, dots: bool = False, place: int | None = None) -> list[Series]:
         """Return a column as a line of a chart; an empty list if there is none."""
@@ -131,7 +137,8 @@ class Watched:
         """The state of the run, as text."""
         if self.pid is not None:
             return "running"
-        if self.record.get("training", {}).get("finished"):
+        training = self.record.get("training")
+        if isinstance(training, dict) and training.get("finished"):
             return "finished"
         return "stopped before its last step" if self.record else "no run"
 
@@ -154,11 +161,11 @@ class Runs:
         """Look at a run folder."""
         folder = Path(folder)
         curves = self.curves(folder)
-        record = _record(folder)
+        record = document(folder / RECORD)
         step = curves.last.get("step")
         seconds = curves.last.get("step_s")
         left = None
-        if curves.most is not None and step is not None and isinstance(seconds, int | float):
+        if curves.most is not None and step is not None and seconds is not None and 0 <= seconds < MOST_SECONDS:
             left = max(0.0, (curves.most - step) * seconds)
         return Watched(folder=folder, record=record, pid=holder(folder), step=step, most=curves.most, left=left)
 
@@ -167,7 +174,8 @@ def answered(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return rows that the run asked at each evaluation, and its notes.
 
     Returns:
-        for each row its description of `answers.jsonl`, with `answers`: (step, text) in order.
+        for each row its file, index, id, turns (role, text), right answer and `media`, the paths of its media; with
+        `answers`: (step, text) in order.
     """
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     notes: list[str] = []
@@ -176,10 +184,11 @@ def answered(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
             if "note" in line:
                 notes.append(str(line["note"]))
             for row in line.get("rows", ()):
-                rows.setdefault((row["file"], row["index"]), {**row, "answers": []})
+                described = _described(row)
+                rows.setdefault((described["file"], described["index"]), described)
             for one in line.get("answers", ()):
-                rows[one["file"], one["index"]]["answers"].append((int(line["step"]), str(one["answer"])))
-        except (KeyError, TypeError, ValueError):
+                rows[one["file"], one["index"]]["answers"].append((step_of(line), str(one["answer"])))
+        except (AttributeError, KeyError, TypeError, ValueError):
             continue
     return list(rows.values()), notes
 
@@ -214,7 +223,7 @@ def _held(path: Path) -> int | None:
     from vlft.files import lock_handle
 
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return 0 if lock_handle(file.fileno(), shared=True) is False else None
     except OSError:
         return None
@@ -226,17 +235,39 @@ def stop(pid: int) -> None:
         os.kill(pid, signal.SIGTERM)
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _figure(value: Any) -> float | None:
+    """Return a number of a log as a float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
     try:
-        found = json.loads((folder / RECORD).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _described(row: Any) -> dict[str, Any]:
+    """Return the description of a row with all its keys, whatever else a file holds.
+
+    Raises:
+        AttributeError, KeyError, TypeError: it is no description.
+    """
+    turns, media = row.get("turns"), row.get("media")
+    turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    media = [medium.get("path") for medium in media if isinstance(medium, dict)] if isinstance(media, list) else []
+    return {
+        "file": row["file"],
+        "index": row["index"],
+        "id": row.get("id"),
+        "turns": [{"role": str(turn.get("role", "")), "text": str(turn.get("text", ""))} for turn in turns],
+        "right": str(row.get("right", "")),
+        "media": [path for path in media if isinstance(path, str)],
+        "answers": [],
+    }
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        text = path.read_bytes()
+        text = head(path)
     except OSError:
         return
     for line in text.splitlines():

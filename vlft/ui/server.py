@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,7 @@ def application(desk: Desk, *, port: int, keys: Keys) -> Any:
     finally:
         gc.enable()
 
+    start = secrets.token_hex(8)  # no secret: tells a tab whether the server is the one that it was loaded from
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/job/{name}/{page}")
@@ -82,6 +84,10 @@ def application(desk: Desk, *, port: int, keys: Keys) -> Any:
         if html is None:
             return Response(status_code=404)
         return Response(html, media_type="text/html", headers={"content-security-policy": SHEET})
+
+    @app.get("/alive")
+    def alive() -> Response:
+        return Response(start, media_type="text/plain")
 
     mounted = gr.mount_gradio_app(
         app,
@@ -98,7 +104,7 @@ def application(desk: Desk, *, port: int, keys: Keys) -> Any:
         pwa=False,
         max_file_size=UPLOAD,
         theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        head=render("ui_head.html.j2", title=""),
+        head=render("ui_head.html.j2", title="", start=start),
     )
     pages = {name: render(f"ui_{name}.html.j2", title="") for name in ("door", "closed")}
     return Guard(mounted, port=port, keys=keys, **pages)

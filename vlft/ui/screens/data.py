@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from vlft.errors import ConfigError
@@ -28,7 +29,10 @@ def build(desk: Desk) -> None:
 
     with gr.Row(equal_height=True):
         folder = gr.Textbox(desk.folder, label="Folder on this machine", scale=4, min_width=280)
-        inner = gr.Dropdown(label="Go to", choices=[], value=None, scale=2, interactive=True)
+        # Of several choices: Gradio 6.31 fails in the browser if the choices of the other kind shrink while it is open.
+        inner = gr.Dropdown(
+            label="Go to", choices=[], value=[], multiselect=True, max_choices=1, scale=2, interactive=True
+        )
         button = gr.Button("Open", variant="primary", scale=1)
     message = gr.HTML(padding=False)
     listing = gr.HTML(padding=False)
@@ -114,8 +118,10 @@ def opened(form: Form) -> dict[str, Any]:
     }
 
 
-def moved(folder: str, inner: str | None) -> str:
-    """Return the folder after a choice in the list of folders."""
-    if not inner:
-        return folder
-    return os.path.dirname(folder.rstrip(os.sep)) or os.sep if inner == UP else os.path.join(folder, inner)
+def moved(folder: str, chosen: Sequence[str] | None) -> tuple[str, list[str]]:
+    """Return the folder after a choice in the list of folders, and that nothing is chosen in the list then."""
+    if not chosen:
+        return folder, []
+    inner = chosen[0]
+    above = os.path.dirname(folder.rstrip(os.sep)) or os.sep
+    return (above if inner == UP else os.path.join(folder, inner)), []

@@ -65,9 +65,9 @@ def shifted(index: str, by: int) -> str:
     Raises:
         ConfigError: the field holds several numbers.
     """
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", index.replace(" ", ""))
+    found = re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", index.replace(" ", ""))
     if found is None:
-        raise ConfigError(f"Rows {index!r}: Earlier and Later need one number or one range, e.g. 0-3.")
+        raise ConfigError(f"Rows {index[:40]!r}: Earlier and Later need one number or one range, e.g. 0-3.")
     first, last = int(found[1]), int(found[2] or found[1])
     count = max(1, last - first + 1)
     start = max(0, first + by * count)

@@ -36,17 +36,8 @@ def view(form: Form, desk: Desk) -> tuple[str, str]:
     words = merge(_there(form))
     job = desk.jobs.find(words[0], words[1:])
     found = job.document() if job is not None and job.word == "done" else None
-    lines = serving(found["out"]) if found else ()
-    return shown(words), render("ui_merge.html.j2", title="", job=job, idle=IDLE, merged=found, lines=lines)
-
-
-def serving(out: str) -> tuple[tuple[str, str], ...]:
-    """Return lines that use a merged model: (what, line)."""
-    return (
-        ("Ask it here:", shown(["chat", out])),
-        ("Serve it with vLLM, as an OpenAI server:", f"vllm {shown(['serve', out]).removeprefix('vlft ')}"),
-        ("Load it in Python:", f"AutoModelForImageTextToText.from_pretrained({out!r})"),
-    )
+    asking = shown(["chat", found["out"]]) if found else ""
+    return shown(words), render("ui_merge.html.j2", title="", job=job, idle=IDLE, merged=found, asking=asking)
 
 
 def _there(form: Form) -> Form:

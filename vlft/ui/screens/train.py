@@ -14,6 +14,7 @@ from vlft.ui.folders import find
 from vlft.ui.jobs import Job, read, stop
 from vlft.ui.runs import MOST_ROWS, RECORD, Watched, answered
 from vlft.ui.runs import stop as stop_run
+from vlft.ui.small import document
 from vlft.ui.thumbs import thumbs
 
 IDLE = "No run is in this folder yet."
@@ -132,7 +133,7 @@ def facts(last: dict[str, Any]) -> list[tuple[str, str, str]]:
     shown = {"loss": "loss", "tokens_per_s": "tokens per second", "step_s": "seconds a step", "peak_gb": "peak GB"}
     found = [(title, last.get(name)) for name, title in shown.items()]
     return [
-        (title, scaled(value) if value >= 1000 else f"{value:.3g}", "")
+        (title, scaled(value) if 1000 <= value < 1e15 else f"{value:.3g}", "")
         for title, value in found
         if isinstance(value, int | float)
     ]
@@ -152,24 +153,19 @@ def there(form: Form) -> Form:
 
 def base_of(run: str) -> str:
     """Return the base of a run, "" if it is unknown."""
-    import json
-
-    try:
-        with open(os.path.join(run, RECORD), "rb") as file:
-            return str(json.load(file).get("base_model", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+    found = document(os.path.join(run, RECORD)).get("base_model")
+    return found if isinstance(found, str) and "\0" not in found else ""
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    name = f" (id {row['id']})" if row.get("id") is not None else ""
+    name = f" (id {row['id']})" if row["id"] is not None else ""
     said = row["answers"]
     if len(said) > SHOWN_ANSWERS:
         said = [said[0], *said[1 - SHOWN_ANSWERS :]]
     return {
         "title": f"{row['file']}[{row['index']}]{name}",
-        "turns": list(row.get("turns", ())),
-        "right": row.get("right", ""),
+        "turns": row["turns"],
+        "right": row["right"],
         "answers": said,
-        "pictures": thumbs(str(medium.get("path")) for medium in row.get("media", ())),
+        "pictures": thumbs(row["media"]),
     }
