@@ -174,7 +174,7 @@ def _experts_unread(folder: Path, family: Family) -> str | None:
 
     It splits the last axis of `gate_up_proj` [E, H, 2I]. transformers 5 saves [E, 2I, H], and 2I may equal H.
     """
-    if family.model_type != "qwen3_vl_moe":
+    if not {"experts", "deepstack"} <= family.features:
         return None
     slots = stored_slots(folder)
     for name, slot in slots.items():

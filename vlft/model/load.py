@@ -96,7 +96,7 @@ def load_base(folder: str | Path, family: Family, *, dtype: torch.dtype | None =
         from vlft.model import stored_layers
 
         config, _ = load_config(folder)
-        for part in (config, config.text_config, config.vision_config):
+        for part in (config, *(getattr(config, name) for name in config.sub_configs)):
             vars(part).pop("quantization_config", None)  # transformers would choose the layers by it
         loading, plain = stored_layers.without_packed(), {"config": config}
     model_class = getattr(transformers, family.model_class)

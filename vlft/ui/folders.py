@@ -99,7 +99,7 @@ def find(folder: str) -> Found:
 
 
 def _is_model(path: Path) -> bool:
-    return "model_type" in document(path, MOST_CONFIG)
+    return bool(document(path, MOST_CONFIG).get("model_type"))
 
 
 def _changed(folder: Path) -> float:

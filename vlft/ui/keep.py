@@ -9,7 +9,6 @@ of the folder, so that a job whose machine went down is not taken for a running 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlft.files import Lock, write_json
+from vlft.files import Lock, private_files, write_json
 
 JOB, PROCESS, ENDED, LOCK = "job.json", "process.json", "ended.json", ".lock"
 OUT, ERR = "stdout", "stderr"
@@ -54,5 +53,5 @@ def keep(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)
+    private_files()
     keep(Path(sys.argv[1]))
