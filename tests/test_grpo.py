@@ -20,6 +20,7 @@ if any(importlib.util.find_spec(name) is None for name in PACKAGES):
     pytest.skip(f"TRL is not installed: {INSTALL}", allow_module_level=True)
 
 from vlft.data.order import RowOrder
+from vlft.families import QWEN3_5
 from vlft.train.grpo.stock import PromptSampler
 from vlft.train.grpo.trainer import GrpoTrainer
 
@@ -163,6 +164,33 @@ def test_the_model_sees_what_the_served_processor_makes_of_the_row(words, media,
     kept = [tuple(one[keep.bool()].tolist()) for one, keep in zip(scored, mask, strict=True)]
     assert all(any(one[: len(prompt)] == prompt for prompt in expected) for one in kept)
     assert sorted(kwargs["image_grid_thw"].tolist()) == sorted(torch.cat(grids).tolist())
+
+
+THOUGHT = "<think>\nhm\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "thinking", "written"), [(THOUGHT, "auto", "hm\n"), ("", "on", "\n"), (THOUGHT, "off", None)]
+)
+def test_rewards_see_the_thoughts_that_a_prompt_begins(own, thinking, written, words, base_of, tmp_path, capsys):
+    seen = tmp_path / "seen"
+    (tmp_path / "see.py").write_text(
+        "import json\n"
+        "def see(completions, answer, full_answer, **columns):\n"
+        f"    with open({str(seen)!r}, 'a') as file:\n"
+        "        file.write(json.dumps([[one[0]['content'] for one in completions], answer, full_answer]) + '\\n')\n"
+        "    return [float(place) for place, _ in enumerate(completions)]\n"
+    )
+    file = tmp_path / "thoughts.json"
+    file.write_text(json.dumps([row("a", "2+2?", own + "4"), row("b", "3+3?", own + "6")]))
+    flags = {"model_id": str(base_of(QWEN3_5)), "data_path": str(file), "thinking": thinking, "max_steps": "1"}
+    assert main(words("--reward", "exact_match", f"{tmp_path / 'see.py'}:see", **flags)) == 0
+    assert "rewards of the own answers of 2 rows: exact_match 1, see 0.5" in capsys.readouterr().out
+    start, step = map(json.loads, seen.read_text().splitlines())
+    block = "" if written is None else f"<think>\n{written}</think>\n\n"
+    assert start == [[f"{block}4", f"{block}6"], ["4", "6"], [f"{own}4", f"{own}6"]]
+    assert len(step[0]) == 4
+    assert all(one.startswith("<think>\n") is (written is not None) for one in step[0])
 
 
 def test_every_row_is_trained_in_an_epoch():

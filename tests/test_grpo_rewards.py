@@ -29,7 +29,7 @@ def process(completions, **columns):
 
 def columns(completions, **columns):
     assert sorted(columns) == [
-        "answer", "completion_ids", "file", "id", "image_paths", "index", "log_extra", "log_metric", "prompts",
+        "answer", "completion_ids", "file", "full_answer", "id", "image_paths", "index", "log_extra", "log_metric", "prompts",
         "trainer_state",
     ], sorted(columns)
     return [float(index) for index in columns["index"]]
@@ -94,6 +94,7 @@ def asked(*completions: str, answer: tuple[str, ...] = ()) -> dict:
         "completions": [[{"role": "assistant", "content": one}] for one in completions],
         "completion_ids": [[1, 2]] * many,
         "answer": list(answer or completions),
+        "full_answer": list(answer or completions),
         "id": [None] * many,
         "file": ["rows.json"] * many,
         "index": [4, 7][:many],
@@ -120,6 +121,13 @@ def test_built_in_rewards():
         assert found[3] == [1.0, 0.0]
         with pytest.raises(RunFault, match=r"--reward iou, step 3: rows.json\[7\]: .*needs a box in its answer"):
             scores(rewards, "[0, 0, 1, 1]", "[0, 0, 1, 1]", answer=("[0, 0, 1, 1]", "a cat"))
+
+
+def test_built_in_rewards_compare_without_thoughts():
+    said = "<think>\nIt is\n</think>\n\nA [0, 0, 10, 10]", "<think>\nA [0, 0, 10, 10]"  # the second never ends
+    right = "A [0, 0, 10, 10]", "<think>\nOther thoughts\n</think>\n\nA [0, 0, 10, 10]"
+    with Rewards(read_rewards(["exact_match,edit_ratio,iou", r"format:<think>.*</think>.*"]), timeout=20) as rewards:
+        assert scores(rewards, *said, answer=right) == [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
 
 
 def test_a_function_has_trls_signature_and_its_own_process(files, capfd):

@@ -16,8 +16,11 @@ from typing import Any
 import torch
 
 from vlft.answering import as_tensors, question_of
+from vlft.config.thinking import OPEN, opening_of, spoken, written_after
+from vlft.data.boxes import has_boxes
 from vlft.data.costs.columns import Costs
-from vlft.data.rows.parts import trained_answers
+from vlft.data.render import render
+from vlft.data.rows.parts import text_of, trained_answers
 from vlft.data.sample import Sample, Text, Turn, Video
 from vlft.errors import BadRow, ConfigError
 from vlft.model.generate import Prompt
@@ -26,7 +29,7 @@ from vlft.screen import count
 from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows
 
 #: Columns of a row that reach rewards, besides prompts, completions and completion_ids.
-COLUMNS = ("answer", "id", "file", "index", "image_paths")
+COLUMNS = ("answer", "full_answer", "id", "file", "index", "image_paths")
 KEPT = 256  # rows that are kept parsed: those of a step are asked for once per completion
 
 
@@ -87,12 +90,24 @@ class Prompts:
         return Dataset.from_dict({"row": list(range(len(self)))})
 
     def _columns(self, place: int) -> dict[str, Any]:
-        """A row as TRL's trainer takes it: its prompt and `COLUMNS`."""
-        sample = self.base.encoder.as_written(self.rows.rows.samples[place])
+        """A row as TRL's trainer takes it: its prompt, `COLUMNS`, and how completions begin and the row's would be.
+
+        `opening` is the `<think>` that the prompt ends with, or "". `written` is the row's own answer as the model
+        would write it, with the opening.
+        """
+        encoder, base = self.base.encoder, self.base
+        sample = self.rows.rows.samples[place]
+        if has_boxes(sample, encoder.recipe.box_format):
+            sample = encoder.as_written(sample)
         question = question_of(sample)
+        answer = text_of(sample.turns[trained_answers(sample)[-1]])
+        shown = render(question, base.processor, base.family, encoder.recipe, unanswered=True)[-1].text
         return {
             "prompt": [_message(turn) for turn in question.turns],
-            "answer": _text(sample.turns[trained_answers(sample)[-1]]),
+            "opening": opening_of(shown),
+            "written": written_after(shown, answer),
+            "answer": spoken(answer),
+            "full_answer": answer,
             "id": sample.id,
             "file": sample.file,
             "index": sample.index,
@@ -136,8 +151,12 @@ def _message(turn: Turn) -> dict[str, Any]:
     return {"role": turn.role, "content": content}
 
 
-def _text(turn: Turn) -> str:
-    return "".join(part.text for part in turn.parts if isinstance(part, Text))
+def begun(completion: list[dict[str, Any]], opening: str) -> list[dict[str, Any]]:
+    """A completion with the `<think>` that its prompt ends with, unless the model wrote another one."""
+    text = completion[0]["content"]
+    if not opening or text.lstrip().startswith(OPEN):
+        return completion
+    return [{**completion[0], "content": opening + text}, *completion[1:]]
 
 
 def check_rows(rows: MeasuredRows, base: Base, *, completion: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PACKAGES = ("trl", "datasets")
 INSTALL = "pip install 'vlft[grpo]'"
 TRIED = 16  # rows whose own answers are scored before the run
+NEEDY = ("iou",)  # built-in rewards that do not apply to every answer: those of all rows are scored
 
 
 class Grpo:
@@ -66,20 +67,30 @@ class Grpo:
         check_rows(rows, base, completion=self.args.max_completion_length)
         prompts = Prompts(rows, base)
         many = min(TRIED, len(prompts))
-        found = [prompts.columns(place * len(prompts) // many) for place in range(many)]
+        tried = [place * len(prompts) // many for place in range(many)]
+        means = []
+        for place, one in enumerate(self.rewards.rewards):
+            if one.kind == "built_in" and one.what in NEEDY:
+                for start in range(0, len(prompts), TRIED):
+                    self._own_scores(place, prompts, range(start, min(start + TRIED, len(prompts))))
+            scores = self._own_scores(place, prompts, tried)
+            means.append(f"{one.name} {sum(scores) / len(scores):.3g}")
+        what = f"the own answers of {many} rows" if many > 1 else "the row's own answer"
+        return f"rewards of {what}: {', '.join(means)}"
+
+    def _own_scores(self, place: int, prompts: Prompts, places: Sequence[int]) -> list[float]:
+        """What a reward gives for the own answers of some rows, each as the model would write it."""
+        found = [prompts.columns(row) for row in places]
+        tokenizer = prompts.base.processor.tokenizer
         asked: dict[str, Any] = {
             "prompts": [one["prompt"] for one in found],
-            "completions": [[{"role": "assistant", "content": one["answer"]}] for one in found],
-            "completion_ids": [base.processor.tokenizer(one["answer"])["input_ids"] for one in found],
+            "completions": [[{"role": "assistant", "content": one["written"]}] for one in found],
+            "completion_ids": [tokenizer(one["written"].removeprefix(one["opening"]))["input_ids"] for one in found],
             **{name: [one[name] for one in found] for name in COLUMNS},
         }
         names = [f"{one['file']}[{one['index']}]" for one in found]
-        means = []
-        for place, name in enumerate(self.rewards.names):
-            scores = self.rewards.score(place, asked, rows=names, state=None)["scores"]
-            means.append(f"{name} {sum(scores) / len(scores):.3g}")
-        what = f"the own answers of {many} rows" if many > 1 else "the row's own answer"
-        return f"rewards of {what}: {', '.join(means)}"
+        scores: list[float] = self.rewards.score(place, asked, rows=names, state=None)["scores"]
+        return scores
 
     def trainer(
         self,

@@ -32,7 +32,7 @@ from vlft.objectives.base import Mean
 from vlft.train import optimizers
 from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
-from vlft.train.grpo.prompts import COLUMNS, Encoded, Prompts
+from vlft.train.grpo.prompts import COLUMNS, Encoded, Prompts, begun
 from vlft.train.grpo.rewards import Rewards
 from vlft.train.grpo.stock import PromptSampler, Replies, arguments, without_checkpointing
 from vlft.train.metrics import Meter, MetricsFile
@@ -182,7 +182,8 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         def reward(
             *, prompts: Any, completions: Any, completion_ids: Any, log_extra: Any, log_metric: Any, **columns: Any
         ) -> list[float]:
-            asked = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+            whole = [begun(one, opening) for one, opening in zip(completions, columns["opening"], strict=True)]
+            asked = {"prompts": prompts, "completions": whole, "completion_ids": completion_ids}
             asked |= {one: columns[one] for one in COLUMNS}
             rows = [f"{file}[{index}]" for file, index in zip(columns["file"], columns["index"], strict=True)]
             state = {one: getattr(self.state, one) for one in ("global_step", "max_steps", "epoch")}

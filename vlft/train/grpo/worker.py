@@ -24,6 +24,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from vlft.config.thinking import spoken
+
 Scores = Callable[..., Any]
 
 
@@ -68,7 +70,9 @@ def _format(pattern: re.Pattern[str]) -> Scores:
 
 def _built_in(name: str) -> Scores:
     def score(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float | None]:
-        return [one(text_of(said), right) for said, right in zip(completions, answer, strict=True)]
+        # As `vlft.metrics.case`: thoughts are not compared.
+        pairs = zip(completions, answer, strict=True)
+        return [one(spoken(text_of(said)), spoken(right)) for said, right in pairs]
 
     if name == "edit_ratio":
         from vlft.metrics.sequences import edit_distance
