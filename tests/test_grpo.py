@@ -19,6 +19,8 @@ from vlft.train.grpo.start import INSTALL, PACKAGES
 if any(importlib.util.find_spec(name) is None for name in PACKAGES):
     pytest.skip(f"TRL is not installed: {INSTALL}", allow_module_level=True)
 
+from trl import GRPOTrainer
+
 from vlft.data.order import RowOrder
 from vlft.families import QWEN3_5
 from vlft.train.grpo.stock import PromptSampler
@@ -219,6 +221,45 @@ def test_a_killed_run_resumes_to_the_same_weights(words, tmp_path):
     assert first[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert first[-1]["kl"] > 0
     assert main(words(name="killed", **{**flags, "num_generations": "4"})) == 1
+
+
+def test_the_reference_takes_parts_and_rewards_log_metrics(words, tmp_path, monkeypatch):
+    sizes = []
+    stock = GRPOTrainer._get_per_token_logps_and_entropies
+
+    def forward(trainer, model, ids, *more, **kwargs):
+        sizes.append(len(ids))
+        return stock(trainer, model, ids, *more, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", forward)
+    file = tmp_path / "log.py"
+    file.write_text(
+        "def log(completions, log_metric, log_extra, **columns):\n"
+        "    log_metric('mine/length', 3)\n"
+        "    log_metric('mine/length', 4)\n"
+        "    log_extra('text', ['x' for _ in completions])\n"
+        "    return [float(place) for place, _ in enumerate(completions)]\n"
+    )
+    flags = {"beta": "0.1", "global_batch": "5", "per_device_train_batch_size": "2", "max_steps": "1"}
+    assert main(words(reward=f"{file}:log", **flags)) == 0
+    assert sizes == [2] * 10  # the reference of 10 completions, then 5 micro-batches
+    (line,) = lines(tmp_path / "run")
+    assert line["reward/mine/length"] == 3.5
+    assert line["kl"] == pytest.approx(0, abs=1e-6)  # the adapter is 0 at first: parts have the pixels of their rows
+
+
+def test_out_of_memory_names_flags_of_grpo(words, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", full)
+    assert main(words()) == 1
+    said = capsys.readouterr().err
+    names = ["--per_device_train_batch_size", "--num_generations", "--max_completion_length", "--global_batch"]
+    places = [said.index(name) for name in names]
+    assert places == sorted(places)
+    assert "deepspeed" not in said
+    assert "0 tokens" not in said
 
 
 def test_equal_rewards_are_said_aloud(words, capsys):

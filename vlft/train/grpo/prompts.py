@@ -9,7 +9,7 @@ Letters in shapes: B prompts of a batch, L tokens of the longest, M pictures, P 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +149,29 @@ def _message(turn: Turn) -> dict[str, Any]:
         {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"} for part in turn.parts
     ]
     return {"role": turn.role, "content": content}
+
+
+def part_of(fields: Mapping[str, Any], pictures: Sequence[int], start: int, end: int) -> dict[str, Any]:
+    """The pixels of some completions of a batch, as TRL's forward takes them.
+
+    Args:
+        fields: those of the batch, by TRL's names; tensors or None.
+        pictures: number of pictures of each completion.
+        start: the first completion.
+        end: the completion after the last.
+    """
+    some = list(pictures[start:end])
+    if not sum(some):
+        return dict.fromkeys(("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images"))
+    before, upto = sum(pictures[:start]), sum(pictures[:end])
+    grids_M3 = fields["image_grid_thw"]
+    ends_M = [0, *grids_M3.prod(dim=-1).cumsum(0).tolist()]
+    return {
+        "pixel_values": fields["pixel_values"][ends_M[before] : ends_M[upto]],
+        "image_grid_thw": grids_M3[before:upto],
+        "mm_token_type_ids": fields["mm_token_type_ids"][start:end],
+        "num_images": some,
+    }
 
 
 def begun(completion: list[dict[str, Any]], opening: str) -> list[dict[str, Any]]:
