@@ -284,4 +284,6 @@ def test_a_reward_that_fails_in_a_run_names_the_row(words, tmp_path, capsys):
     assert "Traceback" not in captured.err
     file.write_text("def reward(completions, **columns):\n    return [0.0 for _ in completions]\n")
     assert main(flags) == 0
-    assert "resuming from" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "resuming from" in out
+    assert f"warning: {file} has changed since the run began" in out

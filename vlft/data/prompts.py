@@ -31,6 +31,17 @@ class PromptEncoder(Encoder):
         self._refuse_long(sample, cost, vision=sum(grid.tokens(self.recipe.merge_size) for grid in media))
         return replace(cost, thinking=thinking_of(question, self.recipe, unanswered=True))
 
+    def _refuse_long(self, sample: Sample, cost: Cost, *, vision: int) -> None:
+        limit = self.recipe.max_length
+        if cost.tokens > limit:
+            raise refused(
+                sample,
+                "conversations",
+                f"the prompt is {cost.tokens:,} tokens long ({vision:,} of them pictures and videos), --max_length is "
+                f"{limit:,}. Raise --max_length, lower --image_max_pixels, or skip such rows with --over_length skip",
+                too_long=True,
+            )
+
     def samples(self, sample: Sample) -> tuple[Sample, ...]:
         """Return the row itself: it has one prompt, however many answers it has."""
         return (sample,)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from vlft.checkpoint import read_json
+from vlft.checkpoint import read_json, read_record
 from vlft.config.flags import DataFlags
-from vlft.config.rewards import read_rewards
+from vlft.config.rewards import REWARD_FILES, files_of, read_rewards
 from vlft.config.training import TrainFlags
 from vlft.errors import ConfigError
 from vlft.setup import Base, MeasuredRows
@@ -114,6 +114,11 @@ class Grpo:
         """
         from vlft.train.grpo.trainer import GrpoTrainer, statistics_of
 
+        if checkpoint is not None:
+            before = read_record(checkpoint).training.get(REWARD_FILES) or {}
+            now = files_of(args.reward)
+            for file in sorted(name for name in now if name in before and before[name] != now[name]):
+                say(f"warning: {file} has changed since the run began, so its rewards may differ from those before.")
         step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
         metrics = MetricsFile(more["folder"].path, resume_step=step) if args.process_index == 0 else None
         trainer = GrpoTrainer(
