@@ -19,7 +19,10 @@ from vlft.train.grpo.start import INSTALL, PACKAGES
 if any(importlib.util.find_spec(name) is None for name in PACKAGES):
     pytest.skip(f"TRL is not installed: {INSTALL}", allow_module_level=True)
 
+from trl import GRPOTrainer
+
 from vlft.data.order import RowOrder
+from vlft.families import QWEN3_5
 from vlft.train.grpo.stock import PromptSampler
 from vlft.train.grpo.trainer import GrpoTrainer
 
@@ -165,6 +168,33 @@ def test_the_model_sees_what_the_served_processor_makes_of_the_row(words, media,
     assert sorted(kwargs["image_grid_thw"].tolist()) == sorted(torch.cat(grids).tolist())
 
 
+THOUGHT = "<think>\nhm\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "thinking", "written"), [(THOUGHT, "auto", "hm\n"), ("", "on", "\n"), (THOUGHT, "off", None)]
+)
+def test_rewards_see_the_thoughts_that_a_prompt_begins(own, thinking, written, words, base_of, tmp_path, capsys):
+    seen = tmp_path / "seen"
+    (tmp_path / "see.py").write_text(
+        "import json\n"
+        "def see(completions, answer, full_answer, **columns):\n"
+        f"    with open({str(seen)!r}, 'a') as file:\n"
+        "        file.write(json.dumps([[one[0]['content'] for one in completions], answer, full_answer]) + '\\n')\n"
+        "    return [float(place) for place, _ in enumerate(completions)]\n"
+    )
+    file = tmp_path / "thoughts.json"
+    file.write_text(json.dumps([row("a", "2+2?", own + "4"), row("b", "3+3?", own + "6")]))
+    flags = {"model_id": str(base_of(QWEN3_5)), "data_path": str(file), "thinking": thinking, "max_steps": "1"}
+    assert main(words("--reward", "exact_match", f"{tmp_path / 'see.py'}:see", **flags)) == 0
+    assert "rewards of the own answers of 2 rows: exact_match 1, see 0.5" in capsys.readouterr().out
+    start, step = map(json.loads, seen.read_text().splitlines())
+    block = "" if written is None else f"<think>\n{written}</think>\n\n"
+    assert start == [[f"{block}4", f"{block}6"], ["4", "6"], [f"{own}4", f"{own}6"]]
+    assert len(step[0]) == 4
+    assert all(one.startswith("<think>\n") is (written is not None) for one in step[0])
+
+
 def test_every_row_is_trained_in_an_epoch():
     order = RowOrder(rows=7, rows_per_step=3, accumulation=2, seed=1, group=4)
     sampler = PromptSampler(order)
@@ -193,6 +223,45 @@ def test_a_killed_run_resumes_to_the_same_weights(words, tmp_path):
     assert main(words(name="killed", **{**flags, "num_generations": "4"})) == 1
 
 
+def test_the_reference_takes_parts_and_rewards_log_metrics(words, tmp_path, monkeypatch):
+    sizes = []
+    stock = GRPOTrainer._get_per_token_logps_and_entropies
+
+    def forward(trainer, model, ids, *more, **kwargs):
+        sizes.append(len(ids))
+        return stock(trainer, model, ids, *more, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", forward)
+    file = tmp_path / "log.py"
+    file.write_text(
+        "def log(completions, log_metric, log_extra, **columns):\n"
+        "    log_metric('mine/length', 3)\n"
+        "    log_metric('mine/length', 4)\n"
+        "    log_extra('text', ['x' for _ in completions])\n"
+        "    return [float(place) for place, _ in enumerate(completions)]\n"
+    )
+    flags = {"beta": "0.1", "global_batch": "5", "per_device_train_batch_size": "2", "max_steps": "1"}
+    assert main(words(reward=f"{file}:log", **flags)) == 0
+    assert sizes == [2] * 10  # the reference of 10 completions, then 5 micro-batches
+    (line,) = lines(tmp_path / "run")
+    assert line["reward/mine/length"] == 3.5
+    assert line["kl"] == pytest.approx(0, abs=1e-6)  # the adapter is 0 at first: parts have the pixels of their rows
+
+
+def test_out_of_memory_names_flags_of_grpo(words, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", full)
+    assert main(words()) == 1
+    said = capsys.readouterr().err
+    names = ["--per_device_train_batch_size", "--num_generations", "--max_completion_length", "--global_batch"]
+    places = [said.index(name) for name in names]
+    assert places == sorted(places)
+    assert "deepspeed" not in said
+    assert "0 tokens" not in said
+
+
 def test_equal_rewards_are_said_aloud(words, capsys):
     assert main(words("--equal_rewards_steps", "2", reward="format:never this")) == 0
     out = capsys.readouterr().out
@@ -215,4 +284,6 @@ def test_a_reward_that_fails_in_a_run_names_the_row(words, tmp_path, capsys):
     assert "Traceback" not in captured.err
     file.write_text("def reward(completions, **columns):\n    return [0.0 for _ in completions]\n")
     assert main(flags) == 0
-    assert "resuming from" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "resuming from" in out
+    assert f"warning: {file} has changed since the run began" in out

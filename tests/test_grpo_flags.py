@@ -39,6 +39,7 @@ def refused(base, tmp_path, capsys, monkeypatch):
         (("--rollout", "vllm"), "--rollout vllm is not supported yet"),
         (("--deepspeed", "zero3"), "--deepspeed zero3 with --method grpo was not tried"),
         (("--beta", "0.1", "--language", "full"), "--beta 0.1 needs an adapter that can be switched off"),
+        (("--beta", "0", "--temperature", "0"), "--temperature is 0, must be more than 0"),
         (("--num_generations", "1"), "--num_generations is 1, must be at least 2"),
         (("--temperature", "0"), "--temperature is 0, must be more than 0"),
         (("--per_device_train_batch_size", "3"), "a step has 3 completions (--per_device_train_batch_size 3 x "),
@@ -92,6 +93,22 @@ def test_a_prompt_without_room_for_a_completion(refused):
     talk = [{"from": "human", "value": "long " * 40}, {"from": "gpt", "value": "4"}]
     text = refused("--max_length", "300", rows=[{"conversations": talk}])
     assert "--max_completion_length is 256; --max_length is 300" in text
+
+
+def test_a_prompt_that_is_too_long(refused):
+    talk = [{"from": "human", "value": "long " * 90}, {"from": "gpt", "value": "4"}]
+    text = refused("--max_length", "64", "--max_completion_length", "8", rows=[{"conversations": talk}])
+    assert "the prompt is" in text
+    assert "skip such rows with --over_length skip" in text
+
+
+def test_all_rows_are_tried_with_a_reward_that_needs_more_than_an_answer(refused):
+    def talk(answer):
+        return {"conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": answer}]}
+
+    text = refused(reward="iou", rows=[talk("[0, 0, 10, 10]")] * 19 + [talk("nowhere")])
+    assert "rows.json[19]: " in text
+    assert "iou needs a box in its answer" in text
 
 
 def test_a_row_without_an_answer(refused):

@@ -27,14 +27,28 @@ def length(completions, answer, trainer_state, log_metric, **columns):
 def process(completions, **columns):
     return [float(os.getpid()) for _ in completions]
 
+def size(one):
+    return float(len(one[0]["content"]))
+
+def forks(completions, **columns):
+    from multiprocessing import get_context
+    with get_context("fork").Pool(2) as pool:
+        return pool.map(size, completions)
+
+def spawns(completions, **columns):
+    from multiprocessing import get_context
+    with get_context("spawn").Pool(1) as pool:
+        return pool.map(size, completions)
+
 def columns(completions, **columns):
     assert sorted(columns) == [
-        "answer", "completion_ids", "file", "id", "image_paths", "index", "log_extra", "log_metric", "prompts",
-        "trainer_state",
+        "answer", "completion_ids", "file", "full_answer", "id", "image_paths", "index", "log_extra",
+        "log_metric", "prompts", "trainer_state",
     ], sorted(columns)
     return [float(index) for index in columns["index"]]
 """
 BAD = """
+import os
 import time
 
 def raises(completions, **columns):
@@ -59,6 +73,28 @@ def hangs(completions, **columns):
     while True:
         pass
 
+def exits(completions, **columns):
+    import sys
+    sys.exit("bye")
+
+def asks(completions, **columns):
+    return [float(input()) for _ in completions]
+
+def large(completions, **columns):
+    return [1e39 if one[0]["content"] == "b" else 1.0 for one in completions]
+
+def huge(completions, **columns):
+    return [10**400 if one[0]["content"] == "b" else 1 for one in completions]
+
+def logs(completions, log_metric, **columns):
+    log_metric("mine", float("nan"))
+    return [1.0 for _ in completions]
+
+def in_c(completions, **columns):
+    import re, subprocess
+    print(subprocess.Popen(["sleep", "99"]).pid, file=open(os.environ["CHILD"], "w"), flush=True)
+    re.match("(x+x+)+y", "x" * 60)
+
 def dies(completions, **columns):
     import os
     os._exit(3)
@@ -82,7 +118,7 @@ def files(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def bad(files):
-    names = "raises,few,nan,none,number,words"
+    names = "raises,few,nan,none,number,words,exits,asks,large,huge,logs"
     with Rewards(read_rewards([f"{files / 'bad.py'}:{names}"]), timeout=20) as rewards:
         yield rewards
 
@@ -94,6 +130,7 @@ def asked(*completions: str, answer: tuple[str, ...] = ()) -> dict:
         "completions": [[{"role": "assistant", "content": one}] for one in completions],
         "completion_ids": [[1, 2]] * many,
         "answer": list(answer or completions),
+        "full_answer": list(answer or completions),
         "id": [None] * many,
         "file": ["rows.json"] * many,
         "index": [4, 7][:many],
@@ -122,6 +159,13 @@ def test_built_in_rewards():
             scores(rewards, "[0, 0, 1, 1]", "[0, 0, 1, 1]", answer=("[0, 0, 1, 1]", "a cat"))
 
 
+def test_built_in_rewards_compare_without_thoughts():
+    said = "<think>\nIt is\n</think>\n\nA [0, 0, 10, 10]", "<think>\nA [0, 0, 10, 10]"  # the second never ends
+    right = "A [0, 0, 10, 10]", "<think>\nOther thoughts\n</think>\n\nA [0, 0, 10, 10]"
+    with Rewards(read_rewards(["exact_match,edit_ratio,iou", r"format:<think>.*</think>.*"]), timeout=20) as rewards:
+        assert scores(rewards, *said, answer=right) == [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+
+
 def test_a_function_has_trls_signature_and_its_own_process(files, capfd):
     with Rewards(read_rewards([f"{files / 'good.py'}:length,process,columns"]), timeout=20) as rewards:
         length, process, columns = scores(rewards, "four", "sixsix")
@@ -137,12 +181,17 @@ def test_a_function_has_trls_signature_and_its_own_process(files, capfd):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("raises", r"rows.json\[7\]: bad.py:5 raised ZeroDivisionError: .*\n  the completion: 'b'"),
+        ("raises", r"rows.json\[7\]: bad.py:6 raised ZeroDivisionError: .*\n  the completion: 'b'"),
         ("few", r"rows.json\[4\], rows.json\[7\]: returned 1 numbers for 2 completions. Return one for each"),
         ("nan", r"rows.json\[7\]: returned nan \(float\). Return a finite number for every completion"),
         ("none", r"rows.json\[7\]: returned None \(NoneType\)"),
         ("number", r"rows.json\[4\], rows.json\[7\]: returned 3.0 \(float\) instead of a list of 2 numbers"),
         ("words", r"rows.json\[4\]: returned 'good' \(str\)"),
+        ("exits", r"rows.json\[4\]: bad.py:\d+ raised SystemExit: bye"),
+        ("asks", r"rows.json\[4\]: bad.py:\d+ raised EOFError"),
+        ("large", r"rows.json\[7\]: returned 1e\+39 \(float\). TRL compares rewards in float32"),
+        ("huge", r"rows.json\[7\]: returned 10+... \(int\). TRL compares rewards in float32"),
+        ("logs", r"rows.json\[4\]: .*ValueError: log_metric\('mine', nan\)"),
     ],
 )
 def test_what_is_no_number_names_the_row(bad, name, text):
@@ -165,24 +214,39 @@ def test_a_reward_that_hangs_or_dies_ends_with_a_message(files):
         scores(rewards, "a", "b")
 
 
-def test_the_process_ends_with_the_run_that_started_it(files):
+def test_a_reward_may_use_multiprocessing(files):
+    with Rewards(read_rewards([f"{files / 'good.py'}:forks,spawns"]), timeout=20) as rewards:
+        assert scores(rewards, "four", "sixsix") == [[4.0, 6.0], [4.0, 6.0]]
+
+
+def gone(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize("name", ["hangs", "in_c"])
+def test_the_process_ends_with_the_run_that_started_it(files, name, tmp_path):
     text = (
         "import sys, os\n"
         "from vlft.config.rewards import read_rewards\n"
         "from vlft.train.grpo.rewards import Rewards\n"
-        f"rewards = Rewards(read_rewards([{str(files / 'bad.py')!r} + ':hangs']), timeout=20)\n"
+        f"rewards = Rewards(read_rewards([{str(files / 'bad.py')!r} + ':{name}']), timeout=20)\n"
         'rewards._process.stdin.write(b\'{"reward": 0, "asked": {"completions": [1]}, "state": {}}\\n\')\n'
         "rewards._process.stdin.flush()\n"
         "print(rewards._process.pid, flush=True)\n"
+        "import time\n"
+        "time.sleep(1 if os.environ['CHILD'] else 0)\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
-    pid = int(done.stdout)
+    child = tmp_path / "child"
+    env = {**os.environ, "CHILD": str(child) if name == "in_c" else ""}
+    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=env)
+    pids = [int(done.stdout), *([int(child.read_text())] if name == "in_c" else [])]
     for _ in range(100):
-        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        if all(map(gone, pids)):
             return
         time.sleep(0.05)
-    pytest.fail("the process of the rewards is still there")
+    pytest.fail("a process of the rewards is still there")
 
 
 @pytest.mark.parametrize(

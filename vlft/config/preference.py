@@ -89,6 +89,8 @@ def problems(values: Values) -> Iterator[str]:
             )
     if method not in METHODS:
         return
+    if values.of("beta") == 0 and "beta" in USED[method]:
+        yield f"--beta is 0, must be more than 0 with --method {method}: nothing would be learned from the answers."
     yield from _losses(values, method)
     if values.given("lora_dropout") and values.of("lora_dropout"):
         yield (

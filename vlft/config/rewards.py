@@ -6,6 +6,7 @@ Runs no file. `vlft.train.grpo.worker` computes rewards, in a process of its own
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ BUILT_IN = {
     "iou": "overlap of the boxes with those of the row's answer; a box without a partner counts 0",
 }
 FORMAT, FUNCTION = "format:REGEX", "FILE.py:FUNCTION"
+REWARD_FILES = "reward_files"  # key of `RunRecord.training`: what `files_of` returns at the start
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<names>[^:]*)", re.DOTALL)
 _NAMES = f"the rewards: {', '.join(BUILT_IN)}, {FORMAT}, {FUNCTION}"
 
@@ -91,6 +93,15 @@ def _built_in(name: str) -> Reward:
         hint = f" Do you mean {near[0]}?" if near else ""
         raise ConfigError(f"--reward {name}: there is no such reward.{hint} {_NAMES[0].upper()}{_NAMES[1:]}")
     return Reward(name=name, kind="built_in", what=name)
+
+
+def files_of(words: Sequence[str]) -> dict[str, str]:
+    """Absolute path -> SHA-256 of the user's files that rewards name."""
+    found = {}
+    for file in sorted({one.file for one in read_rewards(words) if one.file}):
+        with open(file, "rb") as opened:
+            found[file] = hashlib.sha256(opened.read()).hexdigest()
+    return found
 
 
 def portable(word: str) -> str:

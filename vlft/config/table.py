@@ -153,7 +153,7 @@ MODEL: dict[str, Kind] = {
 TRAIN: dict[str, Kind] = {
     "output_dir": Place(of="out"),
     "dpo_loss": Word(words=("sigmoid", "ipo", "hinge")),
-    "beta": Number(low=0, open_low=True, high=1000),
+    "beta": Number(low=0, high=1000),
     "rpo_alpha": Number(low=0, high=1000),
     "label_smoothing": Number(low=0, high=0.5, open_high=True),
     "simpo_gamma": Number(low=0, high=1000),

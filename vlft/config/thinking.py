@@ -59,6 +59,35 @@ def thinks(answer: str) -> bool:
     return bool(mark) and bool(thoughts.replace(OPEN, "").strip())
 
 
+def spoken(answer: str) -> str:
+    """Return an answer without its thoughts. Nothing is left of one that ends inside a thought."""
+    found = thoughts_of(answer)
+    if found is not None:
+        return found[1]
+    return "" if answer.lstrip().startswith(OPEN) and CLOSE not in answer else answer
+
+
+def written_after(prompt: str, answer: str) -> str:
+    """Return an answer as a model would write it after a prompt, with the `<think>` that the prompt ends with.
+
+    Args:
+        prompt: its text, with what begins the answer.
+        answer: with thoughts or without. Without, an empty block stands for them where the prompt begins one.
+    """
+    before = prompt.rstrip()
+    if before.endswith(CLOSE):
+        return spoken(answer)
+    if not (opening := opening_of(prompt)):
+        return answer
+    thoughts, rest = thoughts_of(answer) or ("", answer)
+    return f"{opening}{thoughts}\n{CLOSE}\n\n{rest}"
+
+
+def opening_of(prompt: str) -> str:
+    """The `<think>` that ends a prompt, with the blanks after it; "" if the prompt ends otherwise."""
+    return prompt[prompt.rfind(OPEN) :] if prompt.rstrip().endswith(OPEN) else ""
+
+
 def template_arguments(switches: tuple[str, ...], turns: Turns, thinking: bool | None) -> dict[str, bool]:
     """The arguments that a chat template gets.
 

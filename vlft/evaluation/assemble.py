@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from vlft.config.thinking import spoken
 from vlft.evaluation.answers_file import Line
 from vlft.evaluation.figures import Scores
 from vlft.evaluation.labels import Labelled
 from vlft.evaluation.result import AnsweredRow, Evaluation, Figure
-from vlft.setup.asked import Asked, earlier, media_of, spoken
+from vlft.setup.asked import Asked, earlier, media_of
 from vlft.text import counted
 
 

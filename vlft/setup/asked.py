@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlft.config.thinking import CLOSE, OPEN, thoughts_of
+from vlft.config.thinking import spoken
 from vlft.data.boxes import has_boxes
 from vlft.data.encode import Encoder
 from vlft.data.rows.parts import question_of, text_of, trained_answers
@@ -92,14 +92,6 @@ def _as_written(text: str, sample: Sample, answer: int, encoder: Encoder) -> str
     if not has_boxes(other, encoder.recipe.box_format):
         return text
     return text_of(encoder.as_written(other).turns[answer])
-
-
-def spoken(answer: str) -> str:
-    """Return an answer without its thoughts. Nothing is left of one that ends inside a thought."""
-    found = thoughts_of(answer)
-    if found is not None:
-        return found[1]
-    return "" if answer.lstrip().startswith(OPEN) and CLOSE not in answer else answer
 
 
 def said(turn: Turn) -> str:

@@ -25,6 +25,7 @@ from vlft.config.recipe import Recipe
 from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
 from vlft.data.media.limits import remark_on_limit
+from vlft.data.prompts import PromptEncoder
 from vlft.errors import ConfigError
 from vlft.families import Family, Sizes
 from vlft.model.load import load_config
@@ -162,7 +163,9 @@ def open_base(
         config=config,
         family=family,
         processor=processor,
-        encoder=Encoder(family=family, processor=processor, recipe=recipe),
+        encoder=(PromptEncoder if data.method == "grpo" else Encoder)(
+            family=family, processor=processor, recipe=recipe
+        ),
         towers=towers,
         start=None if start is None else prove_start(start, model.model_id, folder),
         plain=isinstance(processor, PlainProcessor),

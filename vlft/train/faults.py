@@ -89,7 +89,14 @@ def worker_died(error: BaseException, *, workers: int, checkpoint: Path | None) 
 
 
 def out_of_memory(
-    error: BaseException, batch: MicroBatch, *, where: str, checkpoint: Path | None, checkpointed: bool, packing: bool
+    error: BaseException,
+    batch: MicroBatch,
+    *,
+    where: str,
+    checkpoint: Path | None,
+    checkpointed: bool,
+    packing: bool,
+    grpo: bool = False,
 ) -> RunFault:
     """The fault of a device (or the machine) that had no memory for a micro-batch.
 
@@ -100,29 +107,46 @@ def out_of_memory(
         checkpoint: the newest one.
         checkpointed: whether all activations are already recomputed.
         packing: whether the micro-batch is a pack.
+        grpo: whether the step also generates completions (--method grpo), whose tokens are not known here.
     """
     first = str(error).strip().split("\n")[0]
     helps = [] if checkpointed else ["--gradient_checkpointing true (the run can resume with it)"]
     helps += [
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment",
         "a lower --pack_tokens and --pack_patches" if packing else "a lower --per_device_train_batch_size",
-        "a lower --image_max_pixels or --video_max_pixels",
-        "--lora_rank instead of full towers, or --deepspeed zero2",
     ]
+    if grpo:
+        helps += [
+            "fewer completions at a time: a lower --num_generations or --max_completion_length, or fewer prompts of a "
+            "step (--global_batch)",
+            "a lower --image_max_pixels",
+            "lora instead of full towers",
+        ]
+    else:
+        helps += [
+            "a lower --image_max_pixels or --video_max_pixels",
+            "--lora_rank instead of full towers, or --deepspeed zero2",
+        ]
+    size = "" if grpo else f"; {batch.tokens:,} tokens, {batch.patches:,} patches"
     return RunFault(
-        f"out of memory in {where}, {batch}; {batch.tokens:,} tokens, {batch.patches:,} patches.\n  {first}\n"
+        f"out of memory in {where}, {batch}{size}.\n  {first}\n"
         f"  What helps, in this order: {'; '.join(helps)}. A run with other rows per step or other pixels is another "
         f"run and needs a new --output_dir.\n  {going_on(checkpoint)}"
     )
 
 
-def no_room(error: BaseException, *, checkpoint: Path | None) -> RunFault:
+def generates(folder: RunFolder) -> bool:
+    """Whether the run of a folder learns from completions that it generates."""
+    return folder.record.training.get("method") == "grpo"
+
+
+def no_room(error: BaseException, *, checkpoint: Path | None, grpo: bool = False) -> RunFault:
     """The fault of a device that had no memory outside any micro-batch."""
+    zero = "" if grpo else ", --deepspeed zero2 or zero3 over several GPUs, zero2_offload on one"
     return RunFault(
         "out of memory for weights, gradients or the optimizer's states, which the first step allocates.\n"
         f"  {str(error).strip().splitlines()[0]}\n"
-        "  What helps: LoRA instead of full towers, --optim adamw_8bit, --deepspeed zero2 or zero3 over several GPUs, "
-        f"zero2_offload on one.\n  {going_on(checkpoint)}"
+        f"  What helps: LoRA instead of full towers, --optim adamw_8bit{zero}.\n  {going_on(checkpoint)}"
     )
 
 
@@ -190,7 +214,7 @@ def as_messages(folder: RunFolder, *, workers: int) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         newest = folder.newest()
         if isinstance(error, torch.OutOfMemoryError):
-            raise no_room(error, checkpoint=newest) from error
+            raise no_room(error, checkpoint=newest, grpo=generates(folder)) from error
         if (fault := disk_full(error, folder=folder.path, checkpoint=newest)) is not None:
             folder.clear()
             raise fault from error

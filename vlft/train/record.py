@@ -20,6 +20,7 @@ from vlft.checkpoint.start import LINEAGE
 from vlft.config import grpo, preference
 from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import flags_of
+from vlft.config.rewards import REWARD_FILES, files_of
 from vlft.config.row_flags import RowFlags
 from vlft.config.training import TrainFlags
 from vlft.data.order import Order
@@ -33,7 +34,7 @@ from vlft.setup.schedule import asked_for, settings_of
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 FEATURE_RUN = "feature_run"  # key of `RunRecord.training`: the id of the run in the cache of features
 #: Keys of `RunRecord.training` that may differ between a run and the resumed run. All others must be equal.
-PROGRESS = ("finished", "asked", "processes", EVAL_METRICS, FEATURE_RUN)
+PROGRESS = ("finished", "asked", "processes", EVAL_METRICS, FEATURE_RUN, REWARD_FILES)
 #: Key -> its name in a message. Other keys are named by themselves, with spaces for underscores.
 CALLED = {
     "model_type": "model type of the base",
@@ -120,6 +121,7 @@ def run_record(
             "method": data.method,
             "preference": preference.settings_of(data.method, args),
             "grpo": grpo.settings_of(data.method, args),
+            **({REWARD_FILES: files_of(args.reward)} if data.method == "grpo" else {}),
             **_choices(base),
             "drawn": rows_print(measured),
             "most_media": measured.costs.most_media,

@@ -63,7 +63,9 @@ def row_lines(
         yield f"thoughts: {on} with <think>...</think> in the answer, {off} without (--thinking)"
     if shared is not None:
         yield f"answers: {SHARED if shared else COPIED}"
+    trained = int(costs.supervised.sum())
+    what = f"in total ({trained:,} trained)" if trained else "in total, of prompts"
     yield (
-        f"tokens: {tokens.sum():,} in total ({costs.supervised.sum():,} trained); a {one} has {tokens[0]:,} to "
+        f"tokens: {tokens.sum():,} {what}; a {one} has {tokens[0]:,} to "
         f"{tokens[-1]:,}, median {tokens[len(tokens) // 2]:,}"
     )

@@ -129,6 +129,7 @@ class StepGuard:
                 checkpoint=self.folder.newest(),
                 checkpointed=self.args.checkpointing == "true",
                 packing=self.packing,
+                grpo=faults.generates(self.folder),
             ) from error
 
     def add_loss(self, loss: torch.Tensor) -> None:

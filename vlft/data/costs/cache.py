@@ -251,6 +251,8 @@ def _settings_print(encoder: Encoder | MediaProbe, form: str) -> str | None:
     if family is not None and recipe.tokenizer is None:
         return None
     packages = [_version(package) for package in PACKAGES]
+    if type(encoder) not in (Encoder, MediaProbe):
+        form = f"{form} of {type(encoder).__name__}"  # it measures the same rows otherwise
     what = {"format": FORMAT, "form": form, "vlft": __version__, "packages": packages, "family": family}
     return hashlib.sha256(json.dumps(what | {"recipe": recipe.print}, sort_keys=True).encode()).hexdigest()
 

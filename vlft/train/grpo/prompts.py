@@ -9,15 +9,18 @@ Letters in shapes: B prompts of a batch, L tokens of the longest, M pictures, P 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vlft.answering import as_tensors, question_of
+from vlft.config.thinking import OPEN, opening_of, spoken, written_after
+from vlft.data.boxes import has_boxes
 from vlft.data.costs.columns import Costs
-from vlft.data.rows.parts import trained_answers
+from vlft.data.render import render
+from vlft.data.rows.parts import text_of, trained_answers
 from vlft.data.sample import Sample, Text, Turn, Video
 from vlft.errors import BadRow, ConfigError
 from vlft.model.generate import Prompt
@@ -26,7 +29,7 @@ from vlft.screen import count
 from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows
 
 #: Columns of a row that reach rewards, besides prompts, completions and completion_ids.
-COLUMNS = ("answer", "id", "file", "index", "image_paths")
+COLUMNS = ("answer", "full_answer", "id", "file", "index", "image_paths")
 KEPT = 256  # rows that are kept parsed: those of a step are asked for once per completion
 
 
@@ -87,12 +90,24 @@ class Prompts:
         return Dataset.from_dict({"row": list(range(len(self)))})
 
     def _columns(self, place: int) -> dict[str, Any]:
-        """A row as TRL's trainer takes it: its prompt and `COLUMNS`."""
-        sample = self.base.encoder.as_written(self.rows.rows.samples[place])
+        """A row as TRL's trainer takes it: its prompt, `COLUMNS`, and how completions begin and the row's would be.
+
+        `opening` is the `<think>` that the prompt ends with, or "". `written` is the row's own answer as the model
+        would write it, with the opening.
+        """
+        encoder, base = self.base.encoder, self.base
+        sample = self.rows.rows.samples[place]
+        if has_boxes(sample, encoder.recipe.box_format):
+            sample = encoder.as_written(sample)
         question = question_of(sample)
+        answer = text_of(sample.turns[trained_answers(sample)[-1]])
+        shown = render(question, base.processor, base.family, encoder.recipe, unanswered=True)[-1].text
         return {
             "prompt": [_message(turn) for turn in question.turns],
-            "answer": _text(sample.turns[trained_answers(sample)[-1]]),
+            "opening": opening_of(shown),
+            "written": written_after(shown, answer),
+            "answer": spoken(answer),
+            "full_answer": answer,
             "id": sample.id,
             "file": sample.file,
             "index": sample.index,
@@ -136,8 +151,35 @@ def _message(turn: Turn) -> dict[str, Any]:
     return {"role": turn.role, "content": content}
 
 
-def _text(turn: Turn) -> str:
-    return "".join(part.text for part in turn.parts if isinstance(part, Text))
+def part_of(fields: Mapping[str, Any], pictures: Sequence[int], start: int, end: int) -> dict[str, Any]:
+    """The pixels of some completions of a batch, as TRL's forward takes them.
+
+    Args:
+        fields: those of the batch, by TRL's names; tensors or None.
+        pictures: number of pictures of each completion.
+        start: the first completion.
+        end: the completion after the last.
+    """
+    some = list(pictures[start:end])
+    if not sum(some):
+        return dict.fromkeys(("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images"))
+    before, upto = sum(pictures[:start]), sum(pictures[:end])
+    grids_M3 = fields["image_grid_thw"]
+    ends_M = [0, *grids_M3.prod(dim=-1).cumsum(0).tolist()]
+    return {
+        "pixel_values": fields["pixel_values"][ends_M[before] : ends_M[upto]],
+        "image_grid_thw": grids_M3[before:upto],
+        "mm_token_type_ids": fields["mm_token_type_ids"][start:end],
+        "num_images": some,
+    }
+
+
+def begun(completion: list[dict[str, Any]], opening: str) -> list[dict[str, Any]]:
+    """A completion with the `<think>` that its prompt ends with, unless the model wrote another one."""
+    text = completion[0]["content"]
+    if not opening or text.lstrip().startswith(OPEN):
+        return completion
+    return [{**completion[0], "content": opening + text}, *completion[1:]]
 
 
 def check_rows(rows: MeasuredRows, base: Base, *, completion: int) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from vlft.checkpoint import read_json
+from vlft.checkpoint import read_json, read_record
 from vlft.config.flags import DataFlags
-from vlft.config.rewards import read_rewards
+from vlft.config.rewards import REWARD_FILES, files_of, read_rewards
 from vlft.config.training import TrainFlags
 from vlft.errors import ConfigError
 from vlft.setup import Base, MeasuredRows
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PACKAGES = ("trl", "datasets")
 INSTALL = "pip install 'vlft[grpo]'"
 TRIED = 16  # rows whose own answers are scored before the run
+NEEDY = ("iou",)  # built-in rewards that do not apply to every answer: those of all rows are scored
 
 
 class Grpo:
@@ -66,20 +67,30 @@ class Grpo:
         check_rows(rows, base, completion=self.args.max_completion_length)
         prompts = Prompts(rows, base)
         many = min(TRIED, len(prompts))
-        found = [prompts.columns(place * len(prompts) // many) for place in range(many)]
+        tried = [place * len(prompts) // many for place in range(many)]
+        means = []
+        for place, one in enumerate(self.rewards.rewards):
+            if one.kind == "built_in" and one.what in NEEDY:
+                for start in range(0, len(prompts), TRIED):
+                    self._own_scores(place, prompts, range(start, min(start + TRIED, len(prompts))))
+            scores = self._own_scores(place, prompts, tried)
+            means.append(f"{one.name} {sum(scores) / len(scores):.3g}")
+        what = f"the own answers of {many} rows" if many > 1 else "the row's own answer"
+        return f"rewards of {what}: {', '.join(means)}"
+
+    def _own_scores(self, place: int, prompts: Prompts, places: Sequence[int]) -> list[float]:
+        """What a reward gives for the own answers of some rows, each as the model would write it."""
+        found = [prompts.columns(row) for row in places]
+        tokenizer = prompts.base.processor.tokenizer
         asked: dict[str, Any] = {
             "prompts": [one["prompt"] for one in found],
-            "completions": [[{"role": "assistant", "content": one["answer"]}] for one in found],
-            "completion_ids": [base.processor.tokenizer(one["answer"])["input_ids"] for one in found],
+            "completions": [[{"role": "assistant", "content": one["written"]}] for one in found],
+            "completion_ids": [tokenizer(one["written"].removeprefix(one["opening"]))["input_ids"] for one in found],
             **{name: [one[name] for one in found] for name in COLUMNS},
         }
         names = [f"{one['file']}[{one['index']}]" for one in found]
-        means = []
-        for place, name in enumerate(self.rewards.names):
-            scores = self.rewards.score(place, asked, rows=names, state=None)["scores"]
-            means.append(f"{name} {sum(scores) / len(scores):.3g}")
-        what = f"the own answers of {many} rows" if many > 1 else "the row's own answer"
-        return f"rewards of {what}: {', '.join(means)}"
+        scores: list[float] = self.rewards.score(place, asked, rows=names, state=None)["scores"]
+        return scores
 
     def trainer(
         self,
@@ -103,6 +114,11 @@ class Grpo:
         """
         from vlft.train.grpo.trainer import GrpoTrainer, statistics_of
 
+        if checkpoint is not None:
+            before = read_record(checkpoint).training.get(REWARD_FILES) or {}
+            now = files_of(args.reward)
+            for file in sorted(name for name in now if name in before and before[name] != now[name]):
+                say(f"warning: {file} has changed since the run began, so its rewards may differ from those before.")
         step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
         metrics = MetricsFile(more["folder"].path, resume_step=step) if args.process_index == 0 else None
         trainer = GrpoTrainer(

@@ -4,7 +4,7 @@ Written against TRL 1.16. It overrides these methods of `trl.GRPOTrainer` and of
 `zero` list theirs):
 - `_get_train_sampler`: our order, so that no row is left out and a resumed run continues it.
 - `_generate_and_score_completions`, `_tokenize_prompts`: the tokens and pixels of `vlft.train.grpo.prompts`.
-- `_get_per_token_logps_and_entropies`: a micro-batch of text alone has no pixels.
+- `_get_per_token_logps_and_entropies`: completions of text alone have no pixels, also as a part of a batch.
 - `_get_num_items_in_batch`, `training_step`, `compute_loss`, `_get_grad_norm`: the guard and the meter of a step.
 - `create_optimizer`, `floating_point_ops`, `get_batch_samples`, `_maybe_log_save_evaluate`, `log`: as in
   `vlft.train.trainer`.
@@ -32,7 +32,7 @@ from vlft.objectives.base import Mean
 from vlft.train import optimizers
 from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
-from vlft.train.grpo.prompts import COLUMNS, Encoded, Prompts
+from vlft.train.grpo.prompts import COLUMNS, Encoded, Prompts, begun, part_of
 from vlft.train.grpo.rewards import Rewards
 from vlft.train.grpo.stock import PromptSampler, Replies, arguments, without_checkpointing
 from vlft.train.metrics import Meter, MetricsFile
@@ -50,6 +50,8 @@ OF_COMPLETIONS = (
     "completions/mean_length",
     "completions/clipped_ratio",
 )
+#: Before the name of a metric that a reward logs with `log_metric`, in metrics.jsonl.
+OF_USER = "reward/"
 #: TRL's metrics of a micro-batch.
 OF_LOSS = ("entropy", "kl")
 
@@ -122,6 +124,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         self._norm: float | None = None
         self._started = False
         self._fresh: dict[str, float] = {}  # TRL's metrics of completions that no micro-batch has counted yet
+        self._logged: dict[str, list[float]] = {}  # what rewards logged since the last line
         self._equal = 0  # steps in a row whose groups all have equal rewards
         live: Any = model
         top = live.get_base_model() if hasattr(live, "get_base_model") else live
@@ -159,6 +162,8 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
             output = super()._generate_and_score_completions([dict(self.prompts.columns(place)) for place in places])
         found = self._metrics["train"]
         self._fresh = {name: found[name][-1] for name in self.meter.statistics if found.get(name)}
+        for name in [name for name in found if name.startswith(OF_USER)]:
+            self._logged.setdefault(name, []).append(found.pop(name)[-1])
         self._watch_rewards(self._fresh["frac_reward_zero_std"])
         return output
 
@@ -169,20 +174,36 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         return self.encoded.ids, pictures, self.encoded.fields
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: torch.Tensor, *args: Any, num_images: list[int] | None = None, **kwargs: Any
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        num_images: list[int] | None = None,
+        **kwargs: Any,
     ) -> Any:
-        if num_images is not None and not sum(num_images):
-            drop = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
-            kwargs, num_images = {name: value for name, value in kwargs.items() if name not in drop}, None
-        elif num_images is not None:
-            kwargs["batch_size"] = len(input_ids)  # smaller parts might have no picture
-        return super()._get_per_token_logps_and_entropies(model, input_ids, *args, num_images=num_images, **kwargs)
+        stock = super()._get_per_token_logps_and_entropies
+        if num_images is None:
+            return stock(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs)
+        size, found = batch_size or len(input_ids), []
+        for start in range(0, len(input_ids), size):
+            some = slice(start, start + size)
+            fields = kwargs | part_of(kwargs, num_images, start, start + size)
+            found.append(stock(model, input_ids[some], attention_mask[some], logits_to_keep, **fields))
+        logps, entropies, losses = zip(*found, strict=True)
+        return (
+            torch.cat(logps),
+            None if entropies[0] is None else torch.cat(entropies),
+            None if losses[0] is None else torch.stack(losses).mean(),
+        )
 
     def _reward(self, place: int, name: str) -> Callable[..., list[float]]:
         def reward(
             *, prompts: Any, completions: Any, completion_ids: Any, log_extra: Any, log_metric: Any, **columns: Any
         ) -> list[float]:
-            asked = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+            whole = [begun(one, opening) for one, opening in zip(completions, columns["opening"], strict=True)]
+            asked = {"prompts": prompts, "completions": whole, "completion_ids": completion_ids}
             asked |= {one: columns[one] for one in COLUMNS}
             rows = [f"{file}[{index}]" for file, index in zip(columns["file"], columns["index"], strict=True)]
             state = {one: getattr(self.state, one) for one in ("global_step", "max_steps", "epoch")}
@@ -194,9 +215,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
                 failed = error
             gather(None, failed=failed)
             for metric, value in said["metrics"]:
-                log_metric(metric, value)
-            for column, values in said["extra"]:
-                log_extra(column, values)
+                log_metric(OF_USER + metric, value)
             return said["scores"]
 
         reward.__name__ = name
@@ -296,6 +315,8 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         line: dict[str, Any] = {"step": self.state.global_step, "epoch": self.state.epoch}
         line |= self.meter.line(steps=self.state.global_step - self._last_logged)
         line |= {"max_steps": self.state.max_steps, "grad_norm": self._norm, "lr": self._rates}
+        line |= {name: sum(values) / len(values) for name, values in self._logged.items()}
+        self._logged.clear()
         self._last_logged = self.state.global_step
         self.progress.logged(line)
         if self.metrics is not None:

@@ -2,12 +2,15 @@
 
     python -m vlft.train.grpo.worker
 
-`vlft.train.grpo.rewards` starts it, and ends it if it takes too long. A reward may print: its stdout is stderr here.
-When stdin ends the process ends too, whatever a reward is doing, so a killed run leaves none behind.
+`vlft.train.grpo.rewards` starts it, and ends it if it takes too long. A reward may print: its stdout is stderr here. It
+reads nothing from stdin, and processes that it forks do not hold the pipes to the run. A killed run leaves neither this
+process behind, whatever a reward is doing, nor those that a reward started.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib.util
 import inspect
 import json
@@ -16,15 +19,20 @@ import numbers
 import os
 import queue
 import re
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from vlft.config.thinking import spoken
+
 Scores = Callable[..., Any]
+LARGEST = 1e18  # of a reward: TRL computes with their squares in float32, which ends at 3.4e38
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
 class Refused(Exception):
@@ -68,7 +76,9 @@ def _format(pattern: re.Pattern[str]) -> Scores:
 
 def _built_in(name: str) -> Scores:
     def score(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float | None]:
-        return [one(text_of(said), right) for said, right in zip(completions, answer, strict=True)]
+        # As `vlft.metrics.case`: thoughts are not compared.
+        pairs = zip(completions, answer, strict=True)
+        return [one(spoken(text_of(said)), spoken(right)) for said, right in pairs]
 
     if name == "edit_ratio":
         from vlft.metrics.sequences import edit_distance
@@ -93,8 +103,21 @@ def _built_in(name: str) -> Scores:
 
 
 def _function(file: Path, name: str) -> Scores:
+    function = getattr(_module(file), name, None)
+    if not callable(function):
+        raise Refused(f"it has no function {name!r}. Add `def {name}(completions, **columns):`")
+    if inspect.iscoroutinefunction(function):
+        raise Refused(f"{name} is declared with `async def`. Write it with `def`")
+    return function
+
+
+def _module(file: Path) -> ModuleType:
+    """The module of a file, under the name by which `import` finds it, also in processes that a reward spawns."""
+    for known in list(sys.modules.values()):
+        if getattr(known, "__file__", None) == str(file):
+            return known
     sys.path.insert(0, str(file.parent))  # as if the file were run: its neighbours can be imported
-    module_name = f"vlft_reward_{file.stem}"
+    module_name = f"vlft_reward_{file.stem}" if file.stem in sys.modules else file.stem
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise Refused(f"{file} is no Python file")
@@ -102,14 +125,9 @@ def _function(file: Path, name: str) -> Scores:
     sys.modules[module_name] = module  # dataclasses of the file look their module up
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # also sys.exit of a file that is a script
         raise Refused(f"it cannot be imported: {_where(error, file)}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise Refused(f"it has no function {name!r}. Add `def {name}(completions, **columns):`")
-    if inspect.iscoroutinefunction(function):
-        raise Refused(f"{name} is declared with `async def`. Write it with `def`")
-    return function
+    return module
 
 
 def _where(error: BaseException, file: Path | None) -> str:
@@ -136,11 +154,13 @@ def scored(function: Scores, file: Path | None, asked: Mapping[str, Any], **tool
     many = len(asked["completions"])
     try:
         returned = function(**asked, **tools)
-    except Exception as error:
+        if isinstance(returned, (str, bytes, Mapping)) or not hasattr(returned, "__iter__"):
+            raise Refused(f"returned {_short(returned)} instead of a list of {many} numbers")
+        listed = list(returned)
+    except Refused:
+        raise
+    except BaseException as error:  # also sys.exit and KeyboardInterrupt: nothing in a reward ends the process
         raise Refused(_where(error, file), _culprit(function, asked, tools)) from error
-    if isinstance(returned, (str, bytes, Mapping)) or not hasattr(returned, "__iter__"):
-        raise Refused(f"returned {_short(returned)} instead of a list of {many} numbers")
-    listed = list(returned)
     if len(listed) != many:
         raise Refused(f"returned {len(listed)} numbers for {many} completions. Return one for each")
     return [_number(one, place) for place, one in enumerate(listed)]
@@ -148,8 +168,19 @@ def scored(function: Scores, file: Path | None, asked: Mapping[str, Any], **tool
 
 def _number(one: Any, place: int) -> float:
     value = one.item() if hasattr(one, "item") and not isinstance(one, numbers.Real) else one
-    if isinstance(value, numbers.Real) and math.isfinite(value):
-        return float(value)
+    if isinstance(value, numbers.Real):
+        try:
+            found = float(value)
+        except OverflowError:  # an integer beyond 1e308
+            found = LARGEST * 10
+        if LARGEST < abs(found) < math.inf:
+            raise Refused(
+                f"returned {_short(one)}. TRL compares rewards in float32: return numbers between -{LARGEST:g} and "
+                f"{LARGEST:g}",
+                place,
+            )
+        if math.isfinite(found):
+            return found
     raise Refused(f"returned {_short(one)}. Return a finite number for every completion", place)
 
 
@@ -158,8 +189,10 @@ def _culprit(function: Scores, asked: Mapping[str, Any], tools: Mapping[str, Any
     for place in range(len(asked["completions"])):
         alone = {name: [values[place]] for name, values in asked.items()}
         try:
-            function(**alone, **tools)
-        except Exception:  # noqa: BLE001 - it is the user's code, and only the place is wanted
+            returned = function(**alone, **tools)
+            if isinstance(returned, Iterator):
+                list(returned)  # a generator raises only now
+        except BaseException:  # noqa: BLE001 - it is the user's code, and only the place is wanted
             return place
     return None
 
@@ -167,6 +200,12 @@ def _culprit(function: Scores, asked: Mapping[str, Any], tools: Mapping[str, Any
 def _short(value: Any) -> str:
     text = repr(value)
     return f"{text[:80] + ('...' if len(text) > 80 else '')} ({type(value).__name__})"
+
+
+def _metric(name: Any, value: Any) -> float:
+    if not math.isfinite(found := float(value)):
+        raise ValueError(f"log_metric({name!r}, {value!r}): log finite numbers")
+    return found
 
 
 def _answer(message: Mapping[str, Any], loaded: list[tuple[Scores, Path | None]]) -> dict[str, Any]:
@@ -182,19 +221,22 @@ def _answer(message: Mapping[str, Any], loaded: list[tuple[Scores, Path | None]]
         file,
         message["asked"],
         trainer_state=SimpleNamespace(**message["state"]),
-        log_metric=lambda name, value: metrics.append((name, float(value))),
+        log_metric=lambda name, value: metrics.append((str(name), _metric(name, value))),
         log_extra=lambda column, values: extra.append((column, [str(value) for value in values])),
     )
     return {"scores": found, "metrics": metrics, "extra": extra}
 
 
-def _lines() -> Iterator[str]:
-    """The lines of stdin. A thread reads them, so that the process ends with its parent even in an endless loop."""
+def _lines(pipe: int) -> Iterator[str]:
+    """The lines of a pipe. A thread reads them, so that the process ends with its parent even in an endless loop."""
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
-        for line in sys.stdin:
-            waiting.put(line)
+        unread = b""
+        while more := os.read(pipe, 1 << 20):
+            *lines, unread = (unread + more).split(b"\n")
+            for line in lines:
+                waiting.put(line.decode())
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
@@ -202,18 +244,37 @@ def _lines() -> Iterator[str]:
         yield waiting.get()
 
 
+def _die_with_the_run() -> None:
+    """End this process if the run is killed, even inside C code, and then all processes of its group."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    ended, alive = os.pipe()
+    os.register_at_fork(after_in_child=lambda: os.close(alive))
+    if os.fork() == 0:
+        for pipe in (0, 1):
+            os.close(pipe)
+        os.read(ended, 1)  # returns when the process that holds `alive` has ended
+        os.killpg(0, signal.SIGKILL)
+    os.close(ended)
+
+
 def main() -> None:
     """Answer until stdin ends."""
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
-        os.dup2(2, 1)
-        loaded: list[tuple[Scores, Path | None]] = []
-        for line in _lines():
-            try:
-                said = _answer(json.loads(line), loaded)
-            except Refused as refused:
-                said = {"refused": str(refused), "place": refused.place}
-            out.write(json.dumps(said) + "\n")
-            out.flush()
+    if os.getpgrp() == os.getpid():  # as `vlft.train.grpo.rewards` starts it
+        _die_with_the_run()
+    asked, answers, nothing = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # `sys.stdin` too is now empty
+    os.dup2(2, 1)
+    for pipe in (asked, answers):
+        os.register_at_fork(after_in_child=functools.partial(os.close, pipe))
+    loaded: list[tuple[Scores, Path | None]] = []
+    for line in _lines(asked):
+        try:
+            said = _answer(json.loads(line), loaded)
+        except Refused as refused:
+            said = {"refused": str(refused), "place": refused.place}
+        with open(answers, "wb", closefd=False) as out:
+            out.write(json.dumps(said).encode() + b"\n")
 
 
 if __name__ == "__main__":
