@@ -145,3 +145,12 @@ def test_a_row_is_read_again_only_if_its_file_has_changed_and_its_screen_is_show
     assert len(read) == 2
     write_json(file, [row("Hello again.", "B.")])
     assert "Hello again." in compare.view(form, desk)[1]
+
+
+def test_marks_of_pictures_are_not_shown_as_text(tmp_path, desk):
+    (tmp_path / "vlft.json").write_text('{"base_model": "m"}')
+    turns = [{"role": "user", "text": "<image>\nIs <image> a tag?"}]
+    described = {"file": "e.json", "index": 0, "turns": turns, "right": "Yes.", "media": [{"path": "gone.png"}]}
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"step": 0, "rows": [described]}) + "\n")
+    _, html = train.view(Form(folder=str(tmp_path), run=str(tmp_path)), desk)
+    assert ">Is &lt;image&gt; a tag?<" in html

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from vlft.errors import ConfigError
@@ -164,8 +165,13 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         said = [said[0], *said[1 - SHOWN_ANSWERS :]]
     return {
         "title": f"{row['file']}[{row['index']}]{name}",
-        "turns": row["turns"],
+        "turns": [{**turn, "text": _words(turn["text"], len(row["media"]))} for turn in row["turns"]],
         "right": row["right"],
         "answers": said,
         "pictures": thumbs(row["media"]),
     }
+
+
+def _words(text: str, media: int) -> str:
+    """Return the text of a turn without the marks of the row's media, which are shown above it."""
+    return re.sub(r"<(?:image|video)>\n?", "", text, count=media).strip() if media else text
