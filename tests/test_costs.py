@@ -163,7 +163,7 @@ def other_values(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, empty, overwrite, other_table, other_values])
-def test_a_store_that_cannot_be_used_is_made_anew(rows, encoder, opened, tmp_path, damage):
+def test_a_store_that_cannot_be_used_is_made_again(rows, encoder, opened, tmp_path, damage):
     cache = tmp_path / "cache"
     plain = measure(rows, encoder, cache)
     (entry,) = entries(cache)

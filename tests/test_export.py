@@ -20,7 +20,7 @@ from vlft.preview import preview_rows
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Rows with no, one and two pictures, some of which other readers would decode differently."""
+    """Rows with no, one and two pictures. Other readers would decode some of them differently."""
     folder = tmp_path_factory.mktemp("export")
     write_image(folder / "a.jpg", 300, 200)
     write_image(folder / "b.png", 90, 140)

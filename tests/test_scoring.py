@@ -43,7 +43,7 @@ def model(base_of, family):
 
 
 def answered(question, label):
-    """The question as a row with this answer, of which nothing else is trained."""
+    """The question as a row in which only this answer is trained."""
     turn = Turn(role="assistant", parts=(Text(text=label),), field="label")
     return replace(question, turns=(*question.turns, turn), answer=len(question.turns), thinking=None)
 

@@ -169,7 +169,7 @@ def test_an_object_of_lists_is_a_list_of_objects(tmp_path):
     assert raw_rows(path) == [(0, {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]})]
 
 
-def test_it_is_unpacked_once_and_anew_where_it_changed(tmp_path, media, cache):
+def test_it_is_unpacked_once_and_again_where_it_changed(tmp_path, media, cache):
     path = as_parquet(llava_table(media, embedded), tmp_path / "a.parquet")
     first = unpack.unpacked(str(path))
     stamp = os.stat(first.rows).st_mtime_ns

@@ -58,7 +58,7 @@ def export(
         paths: data files.
         out: a new or empty folder. It appears only when it is complete.
         data: flags of the data. `on_bad_row` decides what happens to a row that cannot be exported.
-        model: flags of the model, of which the base decides tokens and pixels.
+        model: flags of the model. Its base decides tokens and pixels.
         given: names of the flags that the user set.
         pictures: the bytes of the files, or the pixels that vlft trains.
         limit: write at most this many rows, spread over the data by `seed`; None: all, of a calibration 256.

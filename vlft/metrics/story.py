@@ -6,7 +6,7 @@ row (an appearance). The story after it refers to the ids in tags, such as `<gdo
 
 `story_grounding`, with its precision and recall, is their F1: appearances of the answer are matched with those of the
 right answer, greedily from the largest IoU, at least 0.5, characters with characters and the rest with the rest. Each
-story has a figure, and the mean is over stories. Two defects of their code are mended:
+story has a figure, and the mean is over stories. Two defects of their code are fixed here:
 - Their matching (`_match_detections`) does not look at the picture, so that a box of picture 1 can match one of picture
   3. Here both must be in the same picture.
 - There a story in which no box is found has precision 1, and so has one whose tables name a picture that does not

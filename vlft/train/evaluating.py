@@ -40,6 +40,8 @@ class EvaluatingTrainer(SavingTrainer):
     stopping: EarlyStopping | None
     _started: bool
 
+    # `VlftTrainer` implements these three.
+
     def _loader(self, rows: RowDataset, batches: RankBatches) -> DataLoader:
         raise NotImplementedError
 

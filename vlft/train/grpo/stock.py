@@ -43,7 +43,7 @@ class PromptSampler(torch.utils.data.Sampler):
         rows, size = self.order.epoch(self.epoch), self.order.rows_per_step
         for step in range(self.order.steps):
             some = [rows[place % len(rows)] for place in range(step * size, (step + 1) * size)]
-            for _ in range(self.order.accumulation):  # TRL reads a step's prompts anew for each micro-batch
+            for _ in range(self.order.accumulation):  # TRL reads a step's prompts again for each micro-batch
                 for row in some:
                     yield from [row] * self.group
 
