@@ -32,10 +32,10 @@ PUBLIC = {
     "parameter_groups": "(base, model, *, learning_rate=None, **flags)",
     "preview_row": "(base, rows, index)",
     "save_model": "(base, model, folder)",
-    "evaluate": "(model, data_path, *, metrics=('exact_match', 'rouge_l'), compare=(), image_folder=None, "
+    "evaluate": "(model, data_path=None, *, held_out=False, metrics=None, labels=None, compare=(), image_folder=None, "
     "columns=None, missing_tags='error', box_format=None, on_bad_row='error', allow_outside_folder=False, "
     "allow_remote_media=False, "
-    "batch=8, max_new_tokens=512, limit=None, out=None, thinking='auto', base_model=None, device=None)",
+    "batch=8, max_new_tokens=None, limit=None, out=None, thinking='auto', base_model=None, device=None)",
     "Base": "(*, opened, flags)",
     "Rows": "(*, measured, base, flags)",
     "Loader": "(rows, batches, *, on_bad_row)",

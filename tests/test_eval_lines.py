@@ -104,9 +104,10 @@ def test_the_most_likely_label_is_the_answer(asked, tmp_path):
     said = [{**one, "scores": scores} for one in lines("n0", "n1", "n2", "n3")]
     document, _ = asked(said, "--labels", labels, "--metric", "exact_match", "accuracy")
     assert document["metrics"]["exact_match"] == document["metrics"]["accuracy"] == 0.25
-    from vlft.evaluation.evaluate import Settings, evaluate
+    from vlft import evaluate
 
-    found = evaluate(Settings(models=("said.jsonl",), files=("rows.json",), metrics=(), labels=labels))
+    found = evaluate("said.jsonl", "rows.json", labels=labels)
+    assert set(found.figures) == set(asked(said, "--labels", labels)[0]["metrics"])
     assert [row.answers for row in found.rows] == [("n0",)] * 4
     assert any("3 of 4 answers are not the most likely label" in note for note in found.notes)
 

@@ -12,8 +12,10 @@ from build import row, write_image, write_json
 from mishaps import before_each_loss
 from runs import arguments, lines
 
+from vlft import evaluate
 from vlft.cli.main import main
 from vlft.data import dataset
+from vlft.errors import UsageError
 from vlft.train.trainer import VlftTrainer
 
 EVALUATED = ("--eval_strategy", "epoch", "--report_rows", "0", "--num_train_epochs", "1")
@@ -94,6 +96,11 @@ def test_held_out_rows_are_evaluated_and_never_trained(held, folder, base, tmp_p
     assert main([*argv, "--held_out", "rows.json"]) == 2
     assert main(["eval", str(base), "--held_out"]) == 1
     assert "has no held_out.jsonl. A run with --eval_split writes it" in capsys.readouterr().err
+    in_python = evaluate(run, held_out=True, max_new_tokens=1)
+    assert {(row.file, row.index) for row in in_python.rows} == {(found[0]["file"], i) for i in seen.evaluated}
+    assert {name: one.value for name, (one,) in in_python.figures.items()} == {"exact_match": 0.0, "rouge_l": 0.0}
+    with pytest.raises(UsageError, match="set held_out for the rows that a run holds out"):
+        evaluate(run, folder / "rows.json", held_out=True)
 
 
 def test_copies_and_hard_links_of_a_picture_stay_on_its_side(held, folder, tmp_path):
