@@ -212,7 +212,7 @@ def test_wrong_usage_is_one_message_of_every_verb(argv, says, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert says in err
-    assert err.endswith(f"\n  All flags: vlft {argv[0]} --help all\n")
+    assert err.endswith(f"\n  All flags: vlft {argv[0]} --help\n")
 
 
 def test_beside_another_transformers_the_verb_answers(monkeypatch, tmp_path, capsys, verb):

@@ -195,6 +195,14 @@ def test_verl_takes_no_pairs_and_calibration_the_chosen_answer(base, tmp_path, c
     assert one["messages"][-1]["content"][0]["text"] == "A roof."
 
 
+def test_keys_that_are_not_read_are_named(base, tmp_path, capsys):
+    odd = [{**row(f"What {i}?", "A roof."), "rejected_response": "A cat."} for i in range(3)]
+    source = write_json(tmp_path / "pairs.json", [row("Who?", "I."), *odd])
+    assert main(["export", "trl", str(source), str(tmp_path / "out"), "--model_id", str(base), "--json"]) == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert note.startswith(f"3 rows: {source}[1].rejected_response is not read")
+
+
 def test_rows_held_out_are_not_exported(base, tmp_path, capsys):
     rows = [row(f"Question {place}?", f"Answer {place}.") for place in range(10)]
     source = write_json(tmp_path / "rows.json", rows)

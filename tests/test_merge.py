@@ -453,7 +453,7 @@ def test_a_full_disk_is_one_clear_message(shelf, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("safetensors.torch.save_file", full)
-        with pytest.raises(CheckpointError, match=r"the disk is full .* (GiB|MB) free"):
+        with pytest.raises(CheckpointError, match=r"the disk is full\. .* removed; .* (GiB|MB) are free now"):
             merge(shelf.adapter("fp32", "language"), tmp_path / "out")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(vlft.merge.write.shutil, "disk_usage", lambda _: usage._replace(free=1000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal
 
+from vlft.config.common_flags import COMMON
 from vlft.errors import UsageError
 
 
@@ -64,7 +65,7 @@ def _distance(left: str, right: str) -> int:
 
 def wrong_usage(verb: str, message: str) -> UsageError:
     """Return the error for a command line that `verb` cannot parse."""
-    return UsageError(f"vlft {verb}: {message}\n  All flags: vlft {verb} --help all")
+    return UsageError(f"vlft {verb}: {message}\n  All flags: vlft {verb} --help{' all' if verb in COMMON else ''}")
 
 
 def help_asked(argv: Sequence[str]) -> Literal["common", "all"] | None:

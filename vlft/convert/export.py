@@ -33,6 +33,7 @@ from vlft.setup import Base, open_base, open_rows, trainable_rows
 from vlft.setup.held_out import hold_out
 from vlft.text import counted
 
+WARNED = 5  # kinds of warnings that are listed
 WORKERS = 4  # processes that measure rows to hold some out
 CALIBRATION_ROWS = 256  # as llm-compressor's examples
 BYTES = 64 * 2**20  # of the rows that are held before they are written
@@ -104,6 +105,7 @@ class _Export:
         self.bad: list[BadRow] = []
         self.notes: list[str] = []
         self.arguments: Counter[str] = Counter()
+        self.warned: dict[str, list[str]] = {}  # remark -> where, once for each row
         self.read = self.rows_written = self.samples_written = self.pictures_written = self.held_out = 0
         self.longest_prompt = self.longest_answer = self.resized = 0
 
@@ -137,6 +139,8 @@ class _Export:
                 self._refuse(error.row)
                 continue
             self.rows_written += 1
+            for remark, field in {remark: field for field, remark in reversed(one.warnings)}.items():
+                self.warned.setdefault(remark, []).append(f"{one.file}[{one.index}].{field}")
             for row in made:
                 self.samples_written += 1
                 self.pictures_written += len(row.pictures)
@@ -199,6 +203,10 @@ class _Export:
                 f"{counted(self.resized, 'picture')} with limits of their row, which {self.kind} does not take: "
                 "written as the pixels that vlft trains"
             )
+        kinds = list(self.warned.items())
+        notes += [f"{counted(len(places), 'row')}: {places[0]} {remark}" for remark, places in kinds[:WARNED]]
+        if len(kinds) > WARNED:
+            notes.append(f"{counted(len(kinds) - WARNED, 'further kind')} of warning: vlft check-data lists them")
         if self.kind == "calibration" and self.data.pairs:
             notes.append("of preference rows, the chosen answer was written")
         return Exported(

@@ -46,7 +46,7 @@ def full_disk_is_a_user_error(out: Path) -> Iterator[None]:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             free = shutil.disk_usage(out.parent).free
             raise CheckpointError(
-                f"{out}: the disk is full ({gib(free)} free). No file was left there. "
+                f"{out}: the disk is full. The files written so far were removed; {gib(free)} are free now. "
                 "Free some space or use an OUT on another disk."
             ) from error
         raise

@@ -108,6 +108,4 @@ def held_out_rows(marked: Marked, size: float, *, seed: int) -> tuple[np.ndarray
     if abs(held - exact) < 1:
         return out_R, ""
     why = f"rows that share a picture, a video or a question stay together, up to {int(sizes.max()):,} of them"
-    if held == 1:
-        why = "at least one row is held out"
     return out_R, f"{flag} cannot be met exactly. {held:,} of {there} ({held / total:.1%}) are held out: {why}"
