@@ -122,8 +122,9 @@ def test_a_record_of_an_older_version_and_none_still_give_commands(tiny):
 def test_a_number_of_frames_and_rows_of_text_only(tiny):
     media = RECORD.media | {"nframes": 8}
     found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=TRAINING, media=media), path="m")
-    assert "--media-io-kwargs" not in flags_of(found.commands["vllm"])
-    assert any("trained with 8 frames of a video" in note for note in found.notes)
+    loader = {"video_backend": "opencv", "num_frames": 8}
+    assert flags_of(found.commands["vllm"])["--media-io-kwargs"] == {"video": loader}
+    assert any("vLLM takes 8 frames of a video as trained" in note for note in found.notes)
     text = TRAINING | {"most_media": {"images": 0, "videos": 0}}
     found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=text), path="m")
     assert "--limit-mm-per-prompt" not in flags_of(found.commands["vllm"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint.record import RunRecord
+from vlft.config.recipe import frame_limit, shares_pixels
 from vlft.config.thinking import ENABLE, template_arguments, thinking_of_run
 from vlft.families import FAMILIES, Family
 from vlft.model_files import stored_slots, tensor_index
@@ -118,15 +119,14 @@ def _template_arguments(settings: Mapping[str, Any]) -> dict[str, bool]:
 
 def _vllm_flags(settings: Mapping[str, Any]) -> list[list[str]]:
     """The flags of `vllm serve`. Pixels stand in the scopes of a processor: flat ones would apply to videos too."""
-    scopes = {
-        f"{kind}s_kwargs": {"size": {"shortest_edge": low, "longest_edge": high}}
-        for kind in ("image", "video")
-        if (low := settings.get(f"{kind}_min_pixels")) and (high := settings.get(f"{kind}_max_pixels"))
-    }
+    scopes = {f"{kind}s_kwargs": kwargs for kind in ("image", "video") if (kwargs := _pixels(settings, kind))}
     most = settings.get("most_media") or {}
     limits = {"image": most["images"], "video": most["videos"]} if any(most.values()) else {}
-    frames = {}
-    if most.get("videos") and settings.get("nframes") is None and settings.get("fps"):
+    frames: dict[str, Any] = {}
+    if most.get("videos") and settings.get("nframes") is not None:
+        # Only the loader `opencv` takes a number of frames. The one that vLLM chooses by the family ignores it.
+        frames = {"video": {"video_backend": "opencv", "num_frames": settings["nframes"]}}
+    elif most.get("videos") and settings.get("fps"):
         frames = {"video": {"fps": settings["fps"], "max_frames": settings.get("video_max_frames") or 768}}
     length = settings.get("max_length")
     return [
@@ -136,6 +136,18 @@ def _vllm_flags(settings: Mapping[str, Any]) -> list[list[str]]:
         [] if length is None else ["--max-model-len", str(length)],
         _as_json("--default-chat-template-kwargs", _template_arguments(settings)),
     ]
+
+
+def _pixels(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The limits of a picture, or of a frame or a clip, as `Recipe.serve` writes them; empty if none are known."""
+    low, high = settings.get(f"{kind}_min_pixels"), settings.get(f"{kind}_max_pixels")
+    if not (low and high):
+        return {}
+    side = (settings.get("patch_size") or 0) * (settings.get("merge_size") or 0)
+    if kind == "image" or settings.get("video_rule") != "qwen-vl-utils" or not side:
+        return {"size": {"shortest_edge": low, "longest_edge": high}}
+    size = {"shortest_edge": low, "longest_edge": frame_limit(low, high, side=side)}
+    return {"size": size, "cap_pixels_per_frame": shares_pixels(low, high)}
 
 
 def _llama_cpp(path: str, settings: Mapping[str, Any], of_text: list[str]) -> str:
@@ -216,15 +228,22 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
         )
     if not (settings.get("most_media") or {}).get("videos"):
         return notes
-    if settings.get("video_rule") == "qwen-vl-utils":
+    notes.append("transformers serve takes no videos (5.23)")
+    by_utils = settings.get("video_rule") == "qwen-vl-utils"
+    if by_utils:
         notes.append(
-            "trained with frames chosen by qwen-vl-utils; vLLM and transformers choose those of a video file by the "
-            "rule of transformers, which takes others"
+            "transformers in Python takes every frame of a video, and with do_sample_frames others than were trained; "
+            "qwen-vl-utils takes those that were trained (examples/guides/serving.md has the call)"
         )
     if settings.get("nframes") is not None:
         notes.append(
-            f"trained with {settings['nframes']} frames of a video; vLLM chooses frames of this family by their rate, "
-            "so a video may get another number of frames"
+            f"vLLM takes {settings['nframes']} frames of a video as trained, but rounds their places down: some are "
+            "the frame before a trained one"
+        )
+    elif by_utils:
+        notes.append(
+            "vLLM takes as many frames of a video as were trained, of the same size, but most of them are others "
+            "(the rule of transformers, not that of qwen-vl-utils)"
         )
     return notes
 
