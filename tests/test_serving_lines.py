@@ -25,6 +25,7 @@ from vlft.checkpoint import read_record, write_record
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.checkpoint.serving import LORA_RANKS, serving_of_adapter, serving_of_model
 from vlft.cli.main import main
+from vlft.demo.templates import TEMPLATES
 from vlft.demo.tiny import build_tiny
 from vlft.families import FAMILIES, QWEN2_VL
 from vlft.model_files import INDEX, read_json, tensor_index
@@ -111,6 +112,16 @@ def test_thinking_is_set_for_each_client_as_trained(tiny):
     one = both | {"thought": {"on": 1, "off": 2}}
     found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=one), path="m")
     assert "with thoughts (1 sample) and" in found.notes[0]
+
+
+def test_a_template_that_takes_thoughts_apart_is_told(tmp_path):
+    folder = save_header(tmp_path / "m", model__norm__weight=(4,))
+    for name, told in (("qwen3.6", False), ("qwen3.8", True)):
+        (folder / "chat_template.jinja").write_text(TEMPLATES[name], encoding="utf-8")
+        whole = serving_of_model(folder, FAMILIES["qwen3_5"], None, path="m").notes
+        adapter = serving_of_adapter(LANGUAGE, path=str(folder)).notes
+        for notes in (whole, adapter):
+            assert any("as `reasoning_content` of a message" in note for note in notes) == told
 
 
 def test_a_record_of_an_older_version_and_none_still_give_commands(tiny):

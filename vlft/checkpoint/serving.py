@@ -17,7 +17,7 @@ from typing import Any
 
 from vlft.checkpoint.record import RunRecord
 from vlft.config.recipe import frame_limit, shares_pixels
-from vlft.config.thinking import ENABLE, template_arguments, thinking_of_run
+from vlft.config.thinking import APART, ENABLE, takes_thoughts_apart, template_arguments, thinking_of_run
 from vlft.families import FAMILIES, Family
 from vlft.model_files import stored_slots, tensor_index
 from vlft.text import counted
@@ -60,7 +60,7 @@ def serving_of_model(folder: Path, family: Family, record: RunRecord | None, *, 
         "transformers": _joined("transformers serve", path, _as_json("--chat-template-kwargs", arguments)),
         "vllm": _joined("vllm serve", path, *_vllm_flags(settings)),
     }
-    notes = _notes(settings)
+    notes = _notes(settings) + _notes_on_thoughts(folder)
     if (lost := _unseen_by_converter(folder, family) or _experts_unread(folder, family)) is not None:
         notes.append(lost)
     else:
@@ -87,7 +87,7 @@ def serving_of_adapter(record: RunRecord, *, path: str) -> Serving:
     ]
     command = _joined("vllm serve", record.base_model, words, *_vllm_flags(settings))
     asked = f"requests name the model {shlex.quote(name)}: under the name of the base, vLLM answers without the adapter"
-    return Serving(commands={"vllm": command}, notes=(asked, *_notes(settings)))
+    return Serving(commands={"vllm": command}, notes=(asked, *_notes(settings), *_notes_on_thoughts(Path(path))))
 
 
 def _why_merge(record: RunRecord) -> str | None:
@@ -246,6 +246,16 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
             "(the rule of transformers, not that of qwen-vl-utils)"
         )
     return notes
+
+
+def _notes_on_thoughts(folder: Path) -> list[str]:
+    file = folder / "chat_template.jinja"
+    if not file.is_file() or not takes_thoughts_apart(file.read_text(encoding="utf-8")):
+        return []
+    return [
+        f"the chat template takes the thoughts of earlier answers as `{APART}` of a message: a client that sends them "
+        "back in `content` gets another prompt than was trained"
+    ]
 
 
 def _notes_on_llama_cpp(settings: Mapping[str, Any]) -> list[str]:
