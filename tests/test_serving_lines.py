@@ -19,6 +19,7 @@ from build import row, write_image, write_json, write_video
 from conftest import HAS_VIDEOS
 from launch import call
 from runs import FULL, VISION_LORA
+from served import flags_of
 from stored import rewritten
 
 from vlft.checkpoint import read_record, write_record
@@ -43,17 +44,6 @@ LANGUAGE = replace(
     training=TRAINING,
     lora={"rank": 20, "alpha": 40, "dropout": 0.0, "target": "all"},
 )
-
-
-def flags_of(command: str) -> dict[str, object]:
-    """Flag -> its value, JSON parsed, of the last program of a command line."""
-    words = shlex.split(command.split(" && ")[-1])
-    found = {}
-    for place, word in enumerate(words):
-        if word.startswith("--"):
-            value = words[place + 1] if place + 1 < len(words) else ""
-            found[word] = json.loads(value) if value[:1] in "{[" and value else value
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +118,20 @@ def test_a_record_of_an_older_version_and_none_still_give_commands(tiny):
     old = serving_of_model(tiny, QWEN2_VL, RECORD, path="m").commands["vllm"]
     assert flags_of(old).keys() == {"--mm-processor-kwargs"}
     assert serving_of_model(tiny, QWEN2_VL, None, path="m").commands["vllm"] == "vllm serve m"
+
+
+def test_a_frame_is_served_with_the_limit_of_qwen_vl_utils(tiny):
+    """768 tokens, where the files of the base allow 16384; an adapter is served with the processor of the base."""
+    media, training = RECORD.media | {"video_max_pixels": 12845056}, TRAINING | {"video_rule": "qwen-vl-utils"}
+    record = replace(LANGUAGE, training=training, media=media)
+    wanted = {"size": {"shortest_edge": 3136, "longest_edge": 602112}, "cap_pixels_per_frame": True}
+    for found in (serving_of_model(tiny, QWEN2_VL, record, path="m"), serving_of_adapter(record, path="m")):
+        assert flags_of(found.commands["vllm"])["--mm-processor-kwargs"]["videos_kwargs"] == wanted
+        assert any("of the same size, but most of them are others" in note for note in found.notes)
+    narrow = replace(record, media=media | {"video_min_pixels": 200_000, "video_max_pixels": 205_000})
+    flags = flags_of(serving_of_adapter(narrow, path="m").commands["vllm"])
+    wanted = {"size": {"shortest_edge": 200_000, "longest_edge": 205_000}, "cap_pixels_per_frame": False}
+    assert flags["--mm-processor-kwargs"]["videos_kwargs"] == wanted
 
 
 def test_a_number_of_frames_and_rows_of_text_only(tiny):

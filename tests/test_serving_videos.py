@@ -5,40 +5,24 @@ Clients that are not installed are skipped. `examples/guides/serving.md` has the
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from build import row, write_image, write_json, write_video
 from conftest import HAS_VIDEOS
-from runs import arguments
-from test_serving_lines import flags_of
+from served import CLIPS, PUBLISHED, Seen, Served, asked, merged_with_videos
 
-from vlft.checkpoint import read_record
-from vlft.checkpoint.serving import serving_of_model
-from vlft.cli.main import main
-from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.config.row_flags import RowFlags
-from vlft.data.media.clips import open_clip
-from vlft.data.media.read import frames_taken, video_size_of
-from vlft.data.sample import Video
-from vlft.demo.tiny import build_tiny, tiny_processor
-from vlft.families import FAMILIES, Family
-from vlft.model_files import read_json
-from vlft.preview import preview_rows
+from vlft.data.media.read import video_size_of
+from vlft.demo.tiny import tiny_processor
+from vlft.families import FAMILIES
 
 PAGE = (Path(__file__).parent.parent / "examples" / "guides" / "serving.md").read_text(encoding="utf-8")
-#: Fewest and most pixels of videos in the hub's files: of a frame of Qwen2-VL, of a clip of Qwen3-VL.
-PUBLISHED = {"qwen-vl-utils": (3136, 12845056), "processor": (4096, 25165824)}
 FAMILY_NAMES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"]
-#: Name -> frames, width, height and frames per second. The first is larger than a frame of Qwen2-VL may be.
-CLIPS = {"large": (12, 1280, 960, 6), "odd": (23, 200, 120, 6)}
 
 
 @pytest.mark.parametrize("model_type", FAMILY_NAMES)
@@ -48,8 +32,9 @@ def test_the_saved_processor_resizes_videos_as_they_were_trained(model_type):
 
     family, draw = FAMILIES[model_type], random.Random(7)
     low, high = PUBLISHED[family.video_rule]
+    processor = tiny_processor(family)
     for turn in range(200):
-        processor = tiny_processor(family)
+        processor.video_processor.cap_pixels_per_frame = None
         processor.video_processor.size = {"shortest_edge": low, "longest_edge": high}
         least = None if turn % 2 else draw.choice([low, 40_000, 590_000])
         most = None if turn % 4 else draw.randint(590_000, 600_000)
@@ -70,29 +55,9 @@ def test_the_saved_processor_resizes_videos_as_they_were_trained(model_type):
         assert tuple(theirs.shape[-2:]) == video_size_of(frames, height, width, recipe), (frames, height, width, recipe)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """The prompt of a row as tokens, the grid of its picture or video, and the frames that are taken of a video."""
-
-    prompt: list[int]
-    grid: list[int]
-    frames: list[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    """A merged folder, the flags of its command for vLLM, and what was trained of each picture or clip."""
-
-    folder: Path
-    vllm: dict[str, Any]
-    media: Path
-    trained: dict[str, Seen]
-    thinking: dict[str, bool]
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A function: model type -> its tiny base with the hub's limits, trained on a picture and a clip, and merged."""
+    """A function: model type and flags -> a merged folder. Each is made once."""
     if not HAS_VIDEOS:
         pytest.skip("videos need av and qwen-vl-utils")
     made: dict[tuple[str, tuple[str, ...]], Served] = {}
@@ -100,76 +65,10 @@ def served(tmp_path_factory):
     def serve(model_type: str, *flags: str) -> Served:
         key = model_type, flags
         if key not in made:
-            made[key] = _served(tmp_path_factory.mktemp(model_type), model_type, flags)
+            made[key] = merged_with_videos(tmp_path_factory.mktemp(model_type), model_type, flags)
         return made[key]
 
     return serve
-
-
-def _served(folder: Path, model_type: str, flags: tuple[str, ...]) -> Served:
-    from transformers import AutoProcessor
-
-    family, media = FAMILIES[model_type], folder / "media"
-    base = build_tiny(folder / "base", family)
-    for name, change in (("processor_config.json", _published), ("config.json", _long)):
-        settings = read_json(base / name)
-        change(settings, family)
-        (base / name).write_text(json.dumps(settings), encoding="utf-8")
-    write_image(media / "picture.png", 300, 200)
-    for name, (frames, width, height, fps) in CLIPS.items():
-        write_video(media / f"{name}.mp4", frames, width, height, fps=fps)
-    rows = [row("<image>What?", "This.", image="picture.png", id="picture")]
-    rows += [row("<video>What?", "That.", video=f"{name}.mp4", id=name) for name in CLIPS]
-    data = write_json(folder / "rows.json", rows)
-    small = write_json(folder / "small.json", [rows[0], rows[2]])
-    more = ("--image_max_pixels", "40000", "--max_steps", "1", *flags)
-    assert main(arguments(base, small, media, folder / "run", *more)) == 0
-    assert main(["merge", str(folder / "run"), str(folder / "merged")]) == 0
-    record = read_record(folder / "merged")
-    recipe = Recipe.of_run(
-        AutoProcessor.from_pretrained(folder / "merged"),
-        record.settings,
-        family=family,
-        tokens_per_second=record.settings["tokens_per_second"],
-    )
-    limits = {name: getattr(recipe, name) for name in ("image_max_pixels", "fps", "nframes", "video_max_frames")}
-    given = frozenset({"model_id", "image_max_pixels"})
-    if recipe.nframes is not None:
-        limits |= {"fps": None, "video_max_frames": None}
-    trained = {}
-    data_flags, model_flags = DataFlags(image_folder=str(media), **limits), ModelFlags(model_id=str(base))
-    for one in preview_rows(str(data), range(3), data_flags, model_flags, given=given):
-        found = one.as_json()
-        answer = next(place for place, label in enumerate(found["labels"]) if label != -100)
-        (grid,) = found["image_grid_thw"] + found["video_grid_thw"]
-        path = str(media / f"{found['id']}.mp4")
-        video = found["id"] != "picture"
-        frames = frames_taken(open_clip(path), Video(path=path, field="video"), recipe) if video else []
-        trained[found["id"]] = Seen(prompt=found["input_ids"][:answer], grid=grid, frames=frames)
-    serving = serving_of_model(folder / "merged", family, record, path="merged")
-    return Served(
-        folder=folder / "merged",
-        vllm=flags_of(serving.commands["vllm"]),
-        media=media,
-        trained=trained,
-        thinking=recipe.template_arguments(False),
-    )
-
-
-def _published(settings: dict[str, Any], family: Family) -> None:
-    low, high = PUBLISHED[family.video_rule]
-    settings["video_processor"]["size"] = {"shortest_edge": low, "longest_edge": high}
-
-
-def _long(settings: dict[str, Any], family: Family) -> None:
-    settings["text_config"]["max_position_embeddings"] = 262_144
-
-
-def asked(served: Served, clip: str, **more: Any) -> list[dict[str, Any]]:
-    """The question of a row, as clients take it."""
-    kind, end = ("image", "png") if clip == "picture" else ("video", "mp4")
-    part = {"type": kind, kind: str(served.media / f"{clip}.{end}"), **more}
-    return [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
 
 
 def shared(theirs: Seen, ours: Seen) -> int:
@@ -310,3 +209,34 @@ def test_vllm_computes_the_trained_grids_with_the_printed_flags(model_type, flag
         assert theirs.prompt == ours.prompt
         if model_type.startswith("qwen3"):
             assert theirs.frames == ours.frames
+
+
+# --- lmms-eval ---
+
+
+def message(row: dict[str, str]) -> list[dict[str, Any]]:
+    parts = [{"type": "video", "url": row["path"]}, {"type": "text", "text": "What?"}]
+    return [{"role": "user", "content": parts}]
+
+
+@pytest.mark.parametrize("name", ["simple.qwen2_vl.Qwen2_VL", "chat.qwen2_5_vl.Qwen2_5_VL"])
+def test_lmms_eval_takes_the_trained_frames(name, served, monkeypatch):
+    """lmms-eval 0.7.3, with the settings of the page. Its inputs are read where the model would answer."""
+    kind, module, maker = name.split(".")
+    reason = "pip install lmms-eval==0.7.3 evaluate pytz"
+    models = pytest.importorskip(f"lmms_eval.models.{kind}.{module}", reason=reason)
+    from lmms_eval.api.instance import Instance
+
+    run = served(module)
+    limits = {"min_pixels": 3136, "max_pixels": 602112, "max_num_frames": 768} | ({"fps": 2} if kind == "chat" else {})
+    model = getattr(models, maker)(pretrained=str(run.folder), device="cpu", device_map="cpu", **limits)
+    found: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(model.model, "generate", lambda **inputs: found.update(inputs) or inputs["input_ids"])
+    options = {"max_new_tokens": 4}
+    asked_by = (message, options) if kind == "chat" else (options, lambda row: [row["path"]])
+    for clip in CLIPS:
+        model.task_dict = {"task": {"test": [{"path": str(run.media / f"{clip}.mp4")}]}}
+        given = ("What?", *asked_by, 0, "task", "test")
+        model.generate_until([Instance("generate_until", given, 0, {"task": "task", "doc_id": 0, "repeats": 1})])
+        assert found["video_grid_thw"].tolist() == [run.trained[clip].grid]
+        assert found["input_ids"][0].tolist() == run.trained[clip].prompt
