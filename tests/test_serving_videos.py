@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 import re
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import HAS_VIDEOS
+from packaging.requirements import Requirement
 from served import CLIPS, PUBLISHED, Seen, Served, asked, merged_with_videos
 
 from vlft.config.recipe import Recipe
@@ -198,6 +200,9 @@ def by_vllm(served: Served, clip: str) -> Seen:
 def test_vllm_computes_the_trained_grids_with_the_printed_flags(model_type, flags, served):
     """And the trained prompts; by frame rate it takes the trained frames of Qwen3-VL and Qwen3.5."""
     pytest.importorskip("vllm", reason="needs vllm and what it imports; no GPU")
+    needs = next(one for one in map(Requirement, requires("vllm") or ()) if one.name == "transformers")
+    if not needs.specifier.contains(version("transformers")):
+        pytest.skip(f"vllm needs {needs}")
     run = served(model_type, *flags)
     for clip, ours in run.trained.items():
         theirs = by_vllm(run, clip)
