@@ -187,9 +187,7 @@ def stored_of_qwen3_5(name: str, value: np.ndarray, text: dict[str, Any]) -> np.
     joined = np.concatenate([np.arange(before), before + rows])
     leaf = name.partition(".linear_attn.")[2]
     if not leaf:
-        if name.endswith("norm.weight"):
-            return value + np.float32(1)
-        return value.squeeze() if "shared_expert_gate" in name else value
+        return value + np.float32(1) if "norm" in name.split(".")[-2] else value
     return {
         "A_log": lambda: -torch.from_numpy(value).exp().numpy()[heads],
         "dt_bias": lambda: value[heads],
