@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 # Helpers with assertions of their own: as good messages as in a test.
-pytest.register_assert_rewrite("runs", "models", "adapters", "kit_rows", "stock_rows")
+pytest.register_assert_rewrite("runs", "models", "adapters", "kit_rows", "stock_rows", "served")
 
 # Tests, and the processes they start, keep costs of rows in a folder of their own, never in the user's.
 _CACHE = tempfile.TemporaryDirectory(prefix="vlft-cache-")

@@ -19,12 +19,14 @@ from build import row, write_image, write_json, write_video
 from conftest import HAS_VIDEOS
 from launch import call
 from runs import FULL, VISION_LORA
+from served import flags_of
 from stored import rewritten
 
 from vlft.checkpoint import read_record, write_record
 from vlft.checkpoint.record import MEDIA_KEYS
 from vlft.checkpoint.serving import LORA_RANKS, serving_of_adapter, serving_of_model
 from vlft.cli.main import main
+from vlft.demo.templates import TEMPLATES
 from vlft.demo.tiny import build_tiny
 from vlft.families import FAMILIES, QWEN2_VL
 from vlft.model_files import INDEX, read_json, tensor_index
@@ -42,17 +44,6 @@ LANGUAGE = replace(
     training=TRAINING,
     lora={"rank": 20, "alpha": 40, "dropout": 0.0, "target": "all"},
 )
-
-
-def flags_of(command: str) -> dict[str, object]:
-    """Flag -> its value, JSON parsed, of the last program of a command line."""
-    words = shlex.split(command.split(" && ")[-1])
-    found = {}
-    for place, word in enumerate(words):
-        if word.startswith("--"):
-            value = words[place + 1] if place + 1 < len(words) else ""
-            found[word] = json.loads(value) if value[:1] in "{[" and value else value
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +104,42 @@ def test_thinking_is_set_for_each_client_as_trained(tiny):
     assert "with thoughts (1 sample) and" in found.notes[0]
 
 
+def test_a_template_that_takes_thoughts_apart_is_told(tmp_path):
+    folder = save_header(tmp_path / "m", model__norm__weight=(4,))
+    for name, told in (("qwen3.6", False), ("qwen3.8", True)):
+        (folder / "chat_template.jinja").write_text(TEMPLATES[name], encoding="utf-8")
+        whole = serving_of_model(folder, FAMILIES["qwen3_5"], None, path="m").notes
+        adapter = serving_of_adapter(LANGUAGE, path=str(folder)).notes
+        for notes in (whole, adapter):
+            assert any("as `reasoning_content` of a message" in note for note in notes) == told
+
+
 def test_a_record_of_an_older_version_and_none_still_give_commands(tiny):
     old = serving_of_model(tiny, QWEN2_VL, RECORD, path="m").commands["vllm"]
     assert flags_of(old).keys() == {"--mm-processor-kwargs"}
     assert serving_of_model(tiny, QWEN2_VL, None, path="m").commands["vllm"] == "vllm serve m"
 
 
+def test_a_frame_is_served_with_the_limit_of_qwen_vl_utils(tiny):
+    """768 tokens, where the files of the base allow 16384; an adapter is served with the processor of the base."""
+    media, training = RECORD.media | {"video_max_pixels": 12845056}, TRAINING | {"video_rule": "qwen-vl-utils"}
+    record = replace(LANGUAGE, training=training, media=media)
+    wanted = {"size": {"shortest_edge": 3136, "longest_edge": 602112}, "cap_pixels_per_frame": True}
+    for found in (serving_of_model(tiny, QWEN2_VL, record, path="m"), serving_of_adapter(record, path="m")):
+        assert flags_of(found.commands["vllm"])["--mm-processor-kwargs"]["videos_kwargs"] == wanted
+        assert any("of the same size, but most of them are others" in note for note in found.notes)
+    narrow = replace(record, media=media | {"video_min_pixels": 200_000, "video_max_pixels": 205_000})
+    flags = flags_of(serving_of_adapter(narrow, path="m").commands["vllm"])
+    wanted = {"size": {"shortest_edge": 200_000, "longest_edge": 205_000}, "cap_pixels_per_frame": False}
+    assert flags["--mm-processor-kwargs"]["videos_kwargs"] == wanted
+
+
 def test_a_number_of_frames_and_rows_of_text_only(tiny):
     media = RECORD.media | {"nframes": 8}
     found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=TRAINING, media=media), path="m")
-    assert "--media-io-kwargs" not in flags_of(found.commands["vllm"])
-    assert any("trained with 8 frames of a video" in note for note in found.notes)
+    loader = {"video_backend": "opencv", "num_frames": 8}
+    assert flags_of(found.commands["vllm"])["--media-io-kwargs"] == {"video": loader}
+    assert any("vLLM takes 8 frames of a video as trained" in note for note in found.notes)
     text = TRAINING | {"most_media": {"images": 0, "videos": 0}}
     found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=text), path="m")
     assert "--limit-mm-per-prompt" not in flags_of(found.commands["vllm"])

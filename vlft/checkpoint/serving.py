@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vlft.checkpoint.record import RunRecord
-from vlft.config.thinking import ENABLE, template_arguments, thinking_of_run
+from vlft.config.recipe import frame_limit, shares_pixels
+from vlft.config.thinking import APART, ENABLE, takes_thoughts_apart, template_arguments, thinking_of_run
 from vlft.families import FAMILIES, Family
 from vlft.model_files import stored_slots, tensor_index
 from vlft.text import counted
@@ -59,7 +60,7 @@ def serving_of_model(folder: Path, family: Family, record: RunRecord | None, *, 
         "transformers": _joined("transformers serve", path, _as_json("--chat-template-kwargs", arguments)),
         "vllm": _joined("vllm serve", path, *_vllm_flags(settings)),
     }
-    notes = _notes(settings)
+    notes = _notes(settings) + _notes_on_thoughts(folder)
     if (lost := _unseen_by_converter(folder, family) or _experts_unread(folder, family)) is not None:
         notes.append(lost)
     else:
@@ -86,7 +87,7 @@ def serving_of_adapter(record: RunRecord, *, path: str) -> Serving:
     ]
     command = _joined("vllm serve", record.base_model, words, *_vllm_flags(settings))
     asked = f"requests name the model {shlex.quote(name)}: under the name of the base, vLLM answers without the adapter"
-    return Serving(commands={"vllm": command}, notes=(asked, *_notes(settings)))
+    return Serving(commands={"vllm": command}, notes=(asked, *_notes(settings), *_notes_on_thoughts(Path(path))))
 
 
 def _why_merge(record: RunRecord) -> str | None:
@@ -118,15 +119,14 @@ def _template_arguments(settings: Mapping[str, Any]) -> dict[str, bool]:
 
 def _vllm_flags(settings: Mapping[str, Any]) -> list[list[str]]:
     """The flags of `vllm serve`. Pixels stand in the scopes of a processor: flat ones would apply to videos too."""
-    scopes = {
-        f"{kind}s_kwargs": {"size": {"shortest_edge": low, "longest_edge": high}}
-        for kind in ("image", "video")
-        if (low := settings.get(f"{kind}_min_pixels")) and (high := settings.get(f"{kind}_max_pixels"))
-    }
+    scopes = {f"{kind}s_kwargs": kwargs for kind in ("image", "video") if (kwargs := _pixels(settings, kind))}
     most = settings.get("most_media") or {}
     limits = {"image": most["images"], "video": most["videos"]} if any(most.values()) else {}
-    frames = {}
-    if most.get("videos") and settings.get("nframes") is None and settings.get("fps"):
+    frames: dict[str, Any] = {}
+    if most.get("videos") and settings.get("nframes") is not None:
+        # Only the loader `opencv` takes a number of frames. The one that vLLM chooses by the family ignores it.
+        frames = {"video": {"video_backend": "opencv", "num_frames": settings["nframes"]}}
+    elif most.get("videos") and settings.get("fps"):
         frames = {"video": {"fps": settings["fps"], "max_frames": settings.get("video_max_frames") or 768}}
     length = settings.get("max_length")
     return [
@@ -136,6 +136,18 @@ def _vllm_flags(settings: Mapping[str, Any]) -> list[list[str]]:
         [] if length is None else ["--max-model-len", str(length)],
         _as_json("--default-chat-template-kwargs", _template_arguments(settings)),
     ]
+
+
+def _pixels(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The limits of a picture, or of a frame or a clip, as `Recipe.serve` writes them; empty if none are known."""
+    low, high = settings.get(f"{kind}_min_pixels"), settings.get(f"{kind}_max_pixels")
+    if not (low and high):
+        return {}
+    side = (settings.get("patch_size") or 0) * (settings.get("merge_size") or 0)
+    if kind == "image" or settings.get("video_rule") != "qwen-vl-utils" or not side:
+        return {"size": {"shortest_edge": low, "longest_edge": high}}
+    size = {"shortest_edge": low, "longest_edge": frame_limit(low, high, side=side)}
+    return {"size": size, "cap_pixels_per_frame": shares_pixels(low, high)}
 
 
 def _llama_cpp(path: str, settings: Mapping[str, Any], of_text: list[str]) -> str:
@@ -216,17 +228,34 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
         )
     if not (settings.get("most_media") or {}).get("videos"):
         return notes
-    if settings.get("video_rule") == "qwen-vl-utils":
+    notes.append("transformers serve takes no videos (5.23)")
+    by_utils = settings.get("video_rule") == "qwen-vl-utils"
+    if by_utils:
         notes.append(
-            "trained with frames chosen by qwen-vl-utils; vLLM and transformers choose those of a video file by the "
-            "rule of transformers, which takes others"
+            "transformers in Python takes every frame of a video, and with do_sample_frames others than were trained; "
+            "qwen-vl-utils takes those that were trained (examples/guides/serving.md has the call)"
         )
     if settings.get("nframes") is not None:
         notes.append(
-            f"trained with {settings['nframes']} frames of a video; vLLM chooses frames of this family by their rate, "
-            "so a video may get another number of frames"
+            f"vLLM takes {settings['nframes']} frames of a video as trained, but rounds their places down: some are "
+            "the frame before a trained one"
+        )
+    elif by_utils:
+        notes.append(
+            "vLLM takes as many frames of a video as were trained, of the same size, but most of them are others "
+            "(the rule of transformers, not that of qwen-vl-utils)"
         )
     return notes
+
+
+def _notes_on_thoughts(folder: Path) -> list[str]:
+    file = folder / "chat_template.jinja"
+    if not file.is_file() or not takes_thoughts_apart(file.read_text(encoding="utf-8")):
+        return []
+    return [
+        f"the chat template takes the thoughts of earlier answers as `{APART}` of a message: a client that sends them "
+        "back in `content` gets another prompt than was trained"
+    ]
 
 
 def _notes_on_llama_cpp(settings: Mapping[str, Any]) -> list[str]:

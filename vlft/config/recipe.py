@@ -230,6 +230,13 @@ class Recipe(RowFlags):
         """Short hash of all settings that decide what a parsed row becomes, and so what it costs."""
         return print_of([(name, value) for name, value in self.as_json().items() if name not in COSTLESS])
 
+    @property
+    def _capped(self) -> bool:
+        """Whether a stock processor divides a limit among the frames of a video, as `cap_pixels_per_frame`."""
+        if self.video_rule == "processor":
+            return self.frame_tokens is not None
+        return shares_pixels(self.video_min_pixels, self.video_max_pixels)
+
     def as_json(self) -> dict[str, Any]:
         """Return every field as JSON would load it (lists for tuples)."""
         values = asdict(self)
@@ -246,12 +253,37 @@ class Recipe(RowFlags):
                 found.setdefault((part, attribute), {})[key[0]] = value
             else:
                 found[part, attribute] = value
+        # Said in full: without it transformers 5.23 applies no limit per frame, and a later version is to apply it.
+        found["video_processor", "cap_pixels_per_frame"] = self._capped
         if self.video_rule == "processor":
-            # Said in full: without it transformers 5.23 applies no limit per frame, and a later version is to apply it.
-            found["video_processor", "cap_pixels_per_frame"] = self.frame_tokens is not None
             found["video_processor", "do_sample_frames"] = True
+        else:
+            # Frames are not sampled by default, as in the base: clients hand over frames that they have sampled.
+            low, high = self.video_min_pixels, self.video_max_pixels
+            found["video_processor", "size"]["longest_edge"] = frame_limit(low, high, side=self.factor)
         for (part, attribute), value in found.items():
             setattr(getattr(processor, part), attribute, value)
+
+
+def frame_limit(low: int, high: int, *, side: int) -> int:
+    """Return the most pixels that a frame of a short video gets under the rule of qwen-vl-utils.
+
+    It is below `high` where that is more than `FRAME_TOKENS` tokens, as in the published files of Qwen2-VL.
+
+    Args:
+        low: `video_min_pixels`.
+        high: `video_max_pixels`.
+        side: of a merged patch, in pixels.
+    """
+    return min(high, max(FRAME_TOKENS * side**2, int(low * 1.05)))
+
+
+def shares_pixels(low: int, high: int) -> bool:
+    """Whether frames of a long video get fewer pixels than `high` under the rule of qwen-vl-utils.
+
+    Their share is at least 1.05 times `low`. Transformers lets it exceed a `high` below that; qwen-vl-utils does not.
+    """
+    return high >= int(low * 1.05)
 
 
 def flags_of(record: type[RowFlags]) -> list[Field[Any]]:
@@ -266,10 +298,7 @@ def _read(processor: Any, served: str) -> Any:
 
 
 def _own_limits(video: Any) -> dict[str, Any]:
-    """Return the limits of a processor that chooses frames itself; without a cap it limits pixels per clip only.
-
-    transformers before 5.23 does not have the cap. It is applied with every version, if the base's files set it.
-    """
+    """Return the limits of a processor that chooses frames itself; without a cap it limits pixels per clip only."""
     capped = getattr(video, "cap_pixels_per_frame", None)
     tokens = getattr(video, "max_video_tokens", None) or FRAME_TOKENS
     return {"min_frames": getattr(video, "min_frames", LEAST_FRAMES), "frame_tokens": tokens if capped else None}

@@ -17,6 +17,8 @@ Turns = Literal["auto", "split", "last"]
 #: `preserve_thinking` keeps the thoughts of earlier answers, which other templates drop.
 ENABLE, PRESERVE = "enable_thinking", "preserve_thinking"
 OPEN, CLOSE = "<think>", "</think>"
+#: Key of a message with the thoughts of its answer.
+APART = "reasoning_content"
 _COMMENT = re.compile(r"\{#.*?#\}", re.S)
 _FINDS = re.compile(r"""["']</think>["']\s*(in\b|\))""")
 
@@ -36,6 +38,14 @@ def switches_of(template: object) -> tuple[str, ...]:
 def finds_thoughts(template: object) -> bool:
     """Whether a chat template finds the thoughts in the text of an answer, by `'</think>' in content` or a split."""
     return isinstance(template, str) and _FINDS.search(_COMMENT.sub("", template)) is not None
+
+
+def takes_thoughts_apart(template: object) -> bool:
+    """Whether a chat template takes the thoughts of an answer as `reasoning_content`, and only so.
+
+    Servers pass them so (vLLM and SGLang parse them). The template of Qwen3.8 does not find them in the text.
+    """
+    return reads(template, APART) and not finds_thoughts(template)
 
 
 def thoughts_of(answer: str) -> tuple[str, str] | None:

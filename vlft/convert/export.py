@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.convert.export_rows import FORMS, Exportable, Kind, Pictures, own_limits, picture_of
+from vlft.config.thinking import takes_thoughts_apart
+from vlft.convert.export_rows import FORMS, Exportable, Kind, Pictures, own_limits, picture_of, verl_tag_in
 from vlft.convert.export_schema import schema_of
 from vlft.convert.exported import DATA, RECORD, Exported
 from vlft.convert.folder import appearing_folder
@@ -79,8 +80,9 @@ def export(
     work = _Export(kind=kind, base=base, data=data, pictures=pictures)
     index = _chosen(work.open(paths, seed=seed), CALIBRATION_ROWS if kind == "calibration" else None, limit, seed)
     arguments = base.recipe.template_arguments(True)
+    schema = schema_of(kind, pairs=data.pairs, arguments=arguments, apart=work.apart)
     with appearing_folder(target, say) as folder:
-        _write(folder / DATA, work.rows(index), schema_of(kind, pairs=data.pairs, arguments=arguments))
+        _write(folder / DATA, work.rows(index), schema)
         if not work.rows_written:
             raise ConfigError(
                 f"{', '.join(paths)}: no row can be exported ({len(work.bad)} were refused, e.g. {work.bad[0]})"
@@ -102,6 +104,8 @@ class _Export:
 
     def __init__(self, *, kind: Kind, base: Base, data: DataFlags, pictures: Pictures) -> None:
         self.kind, self.base, self.data, self.pictures = kind, base, data, pictures
+        processor = base.processor
+        self.apart = takes_thoughts_apart(processor.chat_template or processor.tokenizer.chat_template)
         self.bad: list[BadRow] = []
         self.notes: list[str] = []
         self.arguments: Counter[str] = Counter()
@@ -158,6 +162,13 @@ class _Export:
             raise _refused(
                 sample, "rejected", f"TRL's pairs have one rejected answer, this row has {len(sample.rejected)}"
             )
+        if self.kind == "verl" and sample.media and (found := verl_tag_in(sample)) is not None:
+            field, tag = found
+            raise _refused(
+                sample,
+                field,
+                f"the text has {tag}, which verl reads as a mark of media in rows with pictures. Reword it",
+            )
         encoder = self.base.encoder
         samples = encoder.samples(sample)
         written: list[Sample] = []
@@ -188,7 +199,7 @@ class _Export:
                 except (Unreadable, MediaError) as error:
                     raise _refused(sample, part.field, str(error)) from error
         arguments = recipe.template_arguments(thinking_of(sample, recipe))
-        return Exportable(sample=sample, pictures=tuple(pictures), arguments=arguments)
+        return Exportable(sample=sample, pictures=tuple(pictures), arguments=arguments, apart=self.apart)
 
     def _refuse(self, row: BadRow) -> None:
         left_out = row.too_long and self.data.over_length == "skip"

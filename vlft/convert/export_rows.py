@@ -6,13 +6,14 @@ verl's data preparation (0.9) and the dataset formats of TRL (1.16) are the sour
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from vlft.config.recipe import Recipe
-from vlft.config.thinking import thoughts_of
+from vlft.config.thinking import APART, thoughts_of
 from vlft.data.media.limits import overridden
 from vlft.data.media.pictures import BROKEN_PICTURE, Unreadable, open_picture
 from vlft.data.media.read import still_size_of
@@ -23,6 +24,7 @@ Kind = Literal["verl", "trl", "calibration"]
 Pictures = Literal["original", "resized"]
 
 PLAIN = {"JPEG": ("RGB", "L"), "PNG": ("RGB", "L"), "WEBP": ("RGB",), "BMP": ("RGB",)}  # every reader decodes alike
+VERL_TAG = re.compile("<(image|video|audio)>")  # of RLHFDataset, verl 0.9
 ORIENTATION = 0x0112  # tag of EXIF
 
 
@@ -34,11 +36,13 @@ class Exportable:
         sample: the row, with boxes as the model writes them. Its media are pictures.
         pictures: of each picture, `bytes`, `min_pixels` and `max_pixels`.
         arguments: of the chat template, as for training.
+        apart: whether the chat template takes the thoughts of an answer apart from its text.
     """
 
     sample: Sample
     pictures: tuple[dict[str, Any], ...]
     arguments: dict[str, bool] = field(default_factory=dict)
+    apart: bool = False
 
     @property
     def question(self) -> tuple[Turn, ...]:
@@ -64,6 +68,16 @@ class Exportable:
 def text_of(turn: Turn, *, tag: str = "<image>") -> str:
     """The text of a turn, with a tag for each picture."""
     return "".join(part.text if isinstance(part, Text) else tag for part in turn.parts)
+
+
+def verl_tag_in(sample: Sample) -> tuple[str, str] | None:
+    """Find a text that verl would split, as it stands for a medium there: the field of its turn, and the mark."""
+    for turn in sample.turns:
+        for part in turn.parts:
+            found = VERL_TAG.search(part.text) if isinstance(part, Text) else None
+            if found is not None:
+                return turn.field, found[0]
+    return None
 
 
 def picture_of(image: Image, recipe: Recipe, how: Pictures, *, limits: bool = True) -> dict[str, Any]:
@@ -137,7 +151,7 @@ def as_verl(row: Exportable) -> dict[str, Any]:
     sample = row.sample
     return {
         "data_source": Path(sample.file).stem,
-        "prompt": [{"role": turn.role, "content": text_of(turn)} for turn in row.question],
+        "prompt": [_plain(turn.role, text_of(turn), apart=row.apart) for turn in row.question],
         "images": list(row.pictures),
         "ability": "vision",
         "reward_model": {"style": "rule", "ground_truth": row.truth},
@@ -147,15 +161,15 @@ def as_verl(row: Exportable) -> dict[str, Any]:
 
 def as_trl(row: Exportable) -> dict[str, Any]:
     """A row for TRL's SFTTrainer and GRPOTrainer (`prompt`, `completion`), or of pairs for its DPOTrainer."""
-    sample, answer = row.sample, _message("assistant", row.answer)
+    sample, answer = row.sample, _message("assistant", row.answer, apart=row.apart)
     base: dict[str, Any] = {
-        "prompt": _messages(row.question),
+        "prompt": _messages(row.question, apart=row.apart),
         "images": [{"bytes": one["bytes"]} for one in row.pictures],
     }
     if row.arguments:
         base["chat_template_kwargs"] = row.arguments
     if sample.rejected:
-        rejected = [_message("assistant", text_of(sample.rejected[0]))]
+        rejected = [_message("assistant", text_of(sample.rejected[0]), apart=row.apart)]
         return {**base, "chosen": [answer], "rejected": rejected, **_where(sample)}
     return {**base, "completion": [answer], "answer": row.truth, **_where(sample)}
 
@@ -164,7 +178,7 @@ def as_calibration(row: Exportable) -> dict[str, Any]:
     """A whole conversation as chat messages with pictures, for `processor.apply_chat_template`."""
     sample = row.sample
     return {
-        "messages": _messages(sample.turns),
+        "messages": _messages(sample.turns, apart=row.apart),
         "images": [{"bytes": one["bytes"]} for one in row.pictures],
         **_where(sample),
     }
@@ -173,12 +187,25 @@ def as_calibration(row: Exportable) -> dict[str, Any]:
 FORMS = {"verl": as_verl, "trl": as_trl, "calibration": as_calibration}
 
 
-def _messages(turns: Iterable[Turn]) -> list[dict[str, Any]]:
-    return [{"role": turn.role, "content": [_part(part) for part in turn.parts]} for turn in turns]
+def _messages(turns: Iterable[Turn], *, apart: bool) -> list[dict[str, Any]]:
+    return [_turn(turn, apart=apart) for turn in turns]
 
 
-def _message(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
+def _turn(turn: Turn, *, apart: bool) -> dict[str, Any]:
+    if apart and all(isinstance(part, Text) for part in turn.parts):
+        return _message(turn.role, text_of(turn), apart=True)
+    return {"role": turn.role, "content": [_part(part) for part in turn.parts]}
+
+
+def _message(role: str, text: str, *, apart: bool) -> dict[str, Any]:
+    plain = _plain(role, text, apart=apart)
+    return plain | {"content": [{"type": "text", "text": plain["content"]}]}
+
+
+def _plain(role: str, text: str, *, apart: bool) -> dict[str, Any]:
+    """A message whose content is text, with the thoughts of an answer in it or apart from it."""
+    found = thoughts_of(text) if apart and role == "assistant" else None
+    return {"role": role, "content": text} if found is None else {"role": role, "content": found[1], APART: found[0]}
 
 
 def _part(part: Any) -> dict[str, Any]:

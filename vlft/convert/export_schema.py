@@ -6,8 +6,10 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from vlft.config.thinking import APART
 
-def schema_of(kind: str, *, pairs: bool, arguments: Collection[str] = ()) -> Any:
+
+def schema_of(kind: str, *, pairs: bool, arguments: Collection[str] = (), apart: bool = False) -> Any:
     """The pyarrow schema of an export.
 
     `datasets` (2.14 to 5) takes the types of columns from the file's metadata, so that `load_dataset` returns pictures.
@@ -16,12 +18,14 @@ def schema_of(kind: str, *, pairs: bool, arguments: Collection[str] = ()) -> Any
         kind: a key of `vlft.convert.export_rows.FORMS`.
         pairs: whether the rows are preference rows.
         arguments: names of the arguments of the chat template that each row of TRL has.
+        apart: whether messages have the thoughts of answers apart from their text.
     """
     import pyarrow as pa
 
     part = pa.struct([("type", pa.string()), ("text", pa.string())])
-    turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(part))]))
-    plain = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    thoughts = [(APART, pa.string())] if apart else []
+    turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(part)), *thoughts]))
+    plain = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), *thoughts]))
     where = [("file", pa.string()), ("index", pa.int64()), ("id", pa.string())]
     pictures = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     limited = pa.list_(pa.struct([("bytes", pa.binary()), ("min_pixels", pa.int64()), ("max_pixels", pa.int64())]))

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from vlft.config.recipe import Recipe
-from vlft.config.thinking import CLOSE, ENABLE, OPEN, finds_thoughts, reads, thinks, thoughts_of
+from vlft.config.thinking import APART, CLOSE, ENABLE, OPEN, takes_thoughts_apart, thinks, thoughts_of
 from vlft.data.rows.parts import trained_answers
 from vlft.data.sample import Image, Sample, Text, Turn
 from vlft.errors import BadRow, ConfigError, DataError
@@ -217,8 +217,7 @@ class _Dialogue:
 
     @cached_property
     def _apart(self) -> bool:
-        """Whether the template takes the thoughts of an answer apart from its text, and only so."""
-        return reads(self._template, "reasoning_content") and not finds_thoughts(self._template)
+        return takes_thoughts_apart(self._template)
 
     def _check(self, turn: Turn, prompt: str, answer: str, *, alone: bool) -> None:
         """Check that an answer, as rendered, is what a model writes after a prompt.
@@ -296,14 +295,13 @@ def _message(turn: Turn, *, thoughts_apart: bool) -> dict[str, Any]:
     """Convert one turn to the form that chat templates take.
 
     Args:
-        thoughts_apart: pass the thoughts of an answer as `reasoning_content`, as servers do (vLLM and SGLang parse
-            them). The template of Qwen3.8 does not find them in the text.
+        thoughts_apart: whether the template takes the thoughts of an answer apart from its text.
     """
     if all(isinstance(part, Text) for part in turn.parts):
         text = _text(turn)
         found = thoughts_of(text) if thoughts_apart and turn.role == "assistant" else None
         if found is not None:
-            return {"role": turn.role, "content": found[1], "reasoning_content": found[0]}
+            return {"role": turn.role, "content": found[1], APART: found[0]}
         return {"role": turn.role, "content": text}
     content = [
         {"type": "text", "text": part.text}
