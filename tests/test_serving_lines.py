@@ -89,6 +89,37 @@ def test_a_whole_model_is_served_with_the_pixels_media_and_length_of_its_run(tin
     assert found.notes[-1] == "llama.cpp takes no videos"
 
 
+def test_without_a_limit_of_the_run_no_length_is_reserved(tiny):
+    record = replace(RECORD, training=TRAINING | {"lengths": {"asked": None, "longest": 1310}})
+    found = serving_of_model(tiny, QWEN2_VL, record, path="m")
+    assert "--max-model-len" not in found.commands["vllm"]
+    assert " -c " not in found.commands["llama.cpp"]
+    assert found.notes[0].startswith("the longest trained sample has 1,310 tokens, the model takes up to 4,096")
+    record = replace(RECORD, training=TRAINING | {"lengths": {"asked": 4096, "longest": 1310}})
+    found = serving_of_model(tiny, QWEN2_VL, record, path="m")
+    assert flags_of(found.commands["vllm"])["--max-model-len"] == "4096"
+    assert not any("longest" in note for note in found.notes)
+
+
+def test_paths_are_written_as_a_shell_and_a_client_take_them(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path, written in (
+        ("~/m", f"{tmp_path}/m"),
+        ("-m", "./-m"),
+        (f"{tmp_path}/none/../m", f"{tmp_path}/m"),
+        ("a b", "'a b'"),
+    ):
+        found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=TRAINING), path=path)
+        assert found.commands["transformers"] == f"transformers serve {written}"
+    adapter = serving_of_adapter(LANGUAGE, path="runs/r=1").commands["vllm"]
+    assert flags_of(adapter)["--lora-modules"] == "r-1=runs/r=1"
+
+
+def test_added_tokens_are_told_where_the_converter_may_stop(tiny):
+    record = replace(RECORD, training=TRAINING | {"tokens": {"<a>": 5}})
+    assert "BPE pre-tokenizer" in serving_of_model(tiny, QWEN2_VL, record, path="m").notes[-1]
+
+
 def test_thinking_is_set_for_each_client_as_trained(tiny):
     training = TRAINING | {"switches": ["enable_thinking"], "thinking": "off"}
     found = serving_of_model(tiny, QWEN2_VL, replace(RECORD, training=training), path="m").commands
@@ -277,7 +308,10 @@ def test_a_run_records_the_most_media_of_a_row_and_ends_with_its_commands(tiny, 
         run = tmp_path / name
         assert main([*argv, "--output_dir", str(run), *more]) == 0
         out = capsys.readouterr().out
-        assert read_record(run).training["most_media"] == {"images": 2, "videos": 0}
+        record = read_record(run).training
+        assert record["most_media"] == {"images": 2, "videos": 0}
+        assert record["lengths"]["asked"] is None
+        assert f"the longest trained sample has {record['lengths']['longest']} tokens" in out or name == "vision"
         served = [line for line in out.splitlines() if line.startswith("serve:  ")]
         if name == "vision":
             assert not served

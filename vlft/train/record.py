@@ -34,7 +34,7 @@ from vlft.setup.schedule import asked_for, settings_of
 OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 FEATURE_RUN = "feature_run"  # key of `RunRecord.training`: the id of the run in the cache of features
 #: Keys of `RunRecord.training` that may differ between a run and the resumed run. All others must be equal.
-PROGRESS = ("finished", "asked", "processes", EVAL_METRICS, FEATURE_RUN, REWARD_FILES)
+PROGRESS = ("finished", "asked", "processes", "lengths", EVAL_METRICS, FEATURE_RUN, REWARD_FILES)
 #: Key -> its name in a message. Other keys are named by themselves, with spaces for underscores.
 CALLED = {
     "model_type": "model type of the base",
@@ -125,6 +125,7 @@ def run_record(
             **_choices(base),
             "drawn": rows_print(measured),
             "most_media": measured.costs.most_media,
+            "lengths": {"asked": data.max_length, "longest": int(measured.costs.tokens.max(initial=0))},
         },
         data=data_entries(measured),
         quantised=_quantised(base, args),
