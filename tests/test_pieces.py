@@ -115,8 +115,8 @@ def test_kept_rows_are_those_of_the_file(tmp_path, monkeypatch):
     boxes = {"ref": ["a cup"], "bbox": [[1, 2.5, 30, 40]], "width": [100], "height": [80]}
     rows = [*LLAVA, *SHAREGPT, *LLAMA_FACTORY, *MS_SWIFT]
     rows += [
-        {"messages": [{"role": "user", "content": "<image>Find <ref-object>"}, {"role": "assistant", "content": "<bbox>"}],
-         "images": ["a.jpg"], "objects": boxes},
+        {"images": ["a.jpg"], "objects": boxes, "messages": [
+            {"role": "user", "content": "<image>Find <ref-object>"}, {"role": "assistant", "content": "<bbox>"}]},
         {"video": [["a.jpg", "b.jpg"]], "max_pixels": 5000, "fps": 1.5, "odd": 1, "conversations": [
             {"from": "human", "value": "<video>Täglich 日本語?"}, {"from": "gpt", "value": "Yes.", "train": False},
             {"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}]},
