@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,11 +68,11 @@ class _Decoded:
     """Rows whose pictures and frames are decoded and resized on access, and dropped.
 
     Attributes:
-        samples: parsed rows.
+        samples: parsed rows, in memory.
         recipe: pixel and frame settings.
     """
 
-    samples: Sequence[Sample]
+    samples: Mapping[int, Sample]
     recipe: Recipe
 
     def __len__(self) -> int:
@@ -178,9 +178,10 @@ def _measure(base: Base, measured: MeasuredRows, plan: DataBench, say: Say) -> d
     samples = measured.rows.samples
     everything = RowOrder(rows=len(samples), rows_per_step=plan.batch, shuffle=True).epoch(0)[: plan.rows]
     lists = [everything[i : i + plan.batch] for i in range(0, len(everything), plan.batch)]
-    sides = {"ours": _Side(RowDataset(samples, base.encoder), base.collator(), plan.workers)}
+    sides = {"ours": _Side(RowDataset(samples, base.encoder, measured.costs), base.collator(), plan.workers)}
     if any(samples[index].media for index in everything):
-        sides["decode_only"] = _Side(_Decoded(samples=samples, recipe=base.recipe), list, plan.workers)
+        parsed = {index: samples[index] for index in everything}
+        sides["decode_only"] = _Side(_Decoded(samples=parsed, recipe=base.recipe), list, plan.workers)
     if plan.baseline:
         stock = StockRows(samples=samples, processor=base.processor, recipe=base.recipe, family=base.family)
         sides["baseline"] = _Side(stock, stock_collator(base.processor), plan.workers)

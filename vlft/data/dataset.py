@@ -74,17 +74,24 @@ class RowDataset(_Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> EncodedSample | BadRow:
-        return self._encoded(index, self._decoded(index))
+        return self._encoded(index, self._decoded(index, self._sample(index)))
 
     def __getitems__(self, indices: Sequence[int]) -> list[EncodedSample | BadRow]:
         """Return the rows of a micro-batch, with all their patches in one piece of memory. torch's loader calls it.
 
-        Their tokens are made after all media are decoded. Decoding a picture drives other code out of the processor's
-        caches, and tokens made right after it take four times as long.
+        All rows are read first, then all media, then all tokens are made. Decoding a picture drives other code out of
+        the processor's caches, and reading a row or making its tokens takes four times as long right after it.
         """
         with patch_memory.pack():
-            decoded = [self._decoded(index) for index in indices]
-            return [self._encoded(index, one) for index, one in zip(indices, decoded, strict=True)]
+            samples = list(map(self._sample, indices))
+            decoded = list(map(self._decoded, indices, samples))
+            return list(map(self._encoded, indices, decoded))
+
+    def _sample(self, index: int) -> Sample | BadRow:
+        try:
+            return self.samples[index]
+        except DataError as error:  # its file has changed since it was measured
+            return error.row
 
     def _encoded(self, index: int, decoded: tuple[Sample, Any] | BadRow) -> EncodedSample | BadRow:
         if isinstance(decoded, BadRow):
@@ -98,12 +105,10 @@ class RowDataset(_Dataset):
             return _of_part(sample, _changed(sample, self.costs[index], now))
         return row
 
-    def _decoded(self, index: int) -> tuple[Sample, Any] | BadRow:
+    def _decoded(self, index: int, sample: Sample | BadRow) -> tuple[Sample, Any] | BadRow:
         """Decode the media of a row, or say why that fails. A row that failed before is tried again only once."""
-        try:
-            sample = self.samples[index]
-        except DataError as error:  # its file has changed since it was measured
-            return error.row
+        if isinstance(sample, BadRow):
+            return sample
         hopeless = index in self._given_up or len(self._given_up) >= PATIENCE
         pauses = PAUSES[:1] if hopeless else PAUSES
         for pause in (*pauses, None):

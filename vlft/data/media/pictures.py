@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vlft.data.media.depth import grey_bits, grey_to_8_bits, is_deep, is_grey, remark_on
-from vlft.data.media.jpeg import read_jpeg
+from vlft.data.media.jpeg import read_jpeg, read_plain_jpeg
 from vlft.data.media.kinds import HEAD, kind_of_file, mistaken
 from vlft.data.media.missing import missing
 
@@ -153,6 +153,9 @@ def read_pixels(path: str) -> torch.Tensor:
     """
     import torch
 
+    require_file(path, most=PICTURE_BYTES)
+    if (plain_3HW := read_plain_jpeg(path)) is not None:
+        return plain_3HW
     with _opened(path) as picture:
         promised = _size(picture, path)
         try:
