@@ -46,6 +46,9 @@ def read_plain_jpeg(path: str) -> torch.Tensor | None:
 
     Returns:
         as `read_jpeg`. None if Pillow must read the file, or at least its header.
+
+    Raises:
+        OSError: the disk fails.
     """
     if fast_decoder() is None:
         return None
@@ -54,7 +57,7 @@ def read_plain_jpeg(path: str) -> torch.Tensor | None:
             if file.read(len(START)) != START:
                 return None
             content = np.fromfile(path, dtype=np.uint8)
-    except OSError:
+    except PermissionError:
         return None
     size = _plain_size(content)
     return None if size is None else _pixels(content, size)
