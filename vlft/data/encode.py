@@ -320,13 +320,15 @@ class Encoder:
         kinds = np.zeros(len(ids), dtype=np.uint8)
         for pad, kind in self._pieces.pads.items():
             kinds[ids == pad] = kind
-        stands = np.flatnonzero(kinds)
+        stands = np.flatnonzero(kinds).tolist()
         counts = np.ones(len(ids), dtype=np.int64)
         counts[stands] = tokens
-        cost = self._cost(sample, pieces, grids)
-        self._refuse_long(sample, cost, vision=sum(tokens))
+        branches = self._branches(pieces, grids)
+        if self._laid_out(branches) > self.recipe.max_length:
+            self._refuse_long(sample, self._cost(sample, pieces, grids), vision=sum(tokens))
+        branches = branches if len(branches) > 1 else ()
         labels = np.where(trained & (kinds == KIND_TEXT), ids, UNTRAINED)
-        text_runs = (np.diff([-1, *stands, len(ids)]) - 1).tolist()
+        text_runs = [end - start - 1 for start, end in zip([-1, *stands], [*stands, len(ids)], strict=True)]
         segments = [*(part for pair in zip(text_runs[:-1], runs, strict=True) for part in pair), text_runs[-1]]
         positions_3T = mrope_positions(
             segments, merge=self.recipe.merge_size, tokens_per_second=self.recipe.tokens_per_second
@@ -335,10 +337,10 @@ class Encoder:
             input_ids_T=np.repeat(ids, counts),
             labels_T=np.repeat(labels, counts),
             kinds_T=np.repeat(kinds, counts),
-            positions_3T=from_prompt(positions_3T, cost.branches),
+            positions_3T=from_prompt(positions_3T, branches),
             grids=tuple(grids),
             text="".join(piece.text for piece in pieces),
-            branches=cost.branches,
+            branches=branches,
         )
 
     def _refuse_long(self, sample: Sample, cost: Cost, *, vision: int) -> None:
