@@ -310,7 +310,7 @@ def test_an_error_beside_live_loader_processes_ends_the_run(base, mixed_json, me
 
 
 def _rows_that_take_long() -> None:
-    RowDataset.__getitem__ = partialmethod(_slow, RowDataset.__getitem__)
+    RowDataset.__getitems__ = partialmethod(_slow, RowDataset.__getitems__)
 
 
 def _slow(self, real, index: int):
@@ -321,7 +321,7 @@ def _slow(self, real, index: int):
 
 
 def _rows_that_fail() -> None:
-    RowDataset.__getitem__ = _broken
+    RowDataset.__getitems__ = _broken
 
 
 def _broken(self, index: int):
@@ -354,7 +354,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(base, mixed_json, media, tmp_path):
 
 
 def _rows_that_are_named() -> None:
-    RowDataset.__getitem__ = partialmethod(_named, RowDataset.__getitem__)
+    RowDataset.__getitems__ = partialmethod(_named, RowDataset.__getitems__)
 
 
 def _named(self, real, index: int):

@@ -246,6 +246,21 @@ def test_a_jpeg_with_a_second_picture_behind_it_is_decoded_as_by_pillow(tmp_path
     assert torch.equal(ours, by_pillow(path))
 
 
+def test_pillow_reads_headers_that_may_turn_a_picture_only(tmp_path, monkeypatch):
+    exif = PIL.Exif()
+    exif[0x112] = 6
+    plain = write_image(tmp_path / "a.jpg", 90, 60, comment=b"A comment.", icc_profile=b"a profile" * 9)
+    turned = write_image(tmp_path / "b.jpg", 90, 60, exif=exif)
+    xmp = write_image(tmp_path / "c.jpg", 90, 60, xmp=b'<x xmlns:tiff="t" tiff:Orientation="6"/>')
+    want = [by_pillow(path) for path in (plain, turned, xmp)]
+    assert [one.shape[1:] for one in want] == [(60, 90), (90, 60), (90, 60)]
+    opened, real = [], PIL.open
+    monkeypatch.setattr(PIL, "open", lambda path: opened.append(path) or real(path))
+    for path, one in zip((plain, turned, xmp), want, strict=True):
+        assert torch.equal(read_pixels(str(path)), one)
+    assert opened == [str(turned), str(xmp)]
+
+
 @pytest.mark.parametrize("how", ["it is gone", "its part in C++ is missing"])
 def test_a_fast_decoder_that_does_not_work_is_said_once(tmp_path, capsys, monkeypatch, pillow_decodes, how):
     def broken(*args, **options):
@@ -287,7 +302,8 @@ def test_a_damaged_jpeg_is_taken_or_refused_as_by_pillow(tmp_path):
         elif i % 5 == 1:
             del data[-rng.integers(1, 9) :]
         else:
-            for at in rng.integers(2, len(data), size=rng.integers(1, 6)):
+            last = len(data) if i % 2 else data.index(b"\xff\xda") + 20  # anywhere, or in the header
+            for at in rng.integers(2, last, size=rng.integers(1, 6)):
                 data[at] = rng.integers(256)
         path.write_bytes(data)
         found: list[torch.Tensor | str] = []

@@ -21,7 +21,7 @@ from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
 from vlft.data.ipc import SMALL, sent
 from vlft.data.media.patches import still_patches, video_patches
-from vlft.data.sample import EncodedSample
+from vlft.data.sample import EncodedMedia, EncodedSample
 from vlft.data.workers import loader_options
 from vlft.errors import BadRow, DataError
 
@@ -44,16 +44,19 @@ def drawn(index: int, *shape: int) -> torch.Tensor:
 class Drawn:
     """Encodes a number as a row of two stills and a clip, which follow from it. Row 7 fails after its first still."""
 
-    def encode(self, row: SimpleNamespace) -> EncodedSample:
+    def decode(self, row: SimpleNamespace) -> list[EncodedMedia]:
         sample = row.number
         media = [still_patches(drawn(sample, 4 * SIDE, SIDE, 3).permute(2, 0, 1), RECIPE)]
         if sample == 7:
             raise DataError(BadRow(file="x.json", index=7, id=None, field="image[1]", reason="damaged"))
         media.append(video_patches(drawn(sample + 1000, 4, 3, SIDE, SIDE), RECIPE))  # colours not adjacent
         media.append(still_patches(drawn(sample + 2000, 3, SIDE, 2 * SIDE), RECIPE))
+        return media
+
+    def encode(self, row: SimpleNamespace, media: list[EncodedMedia]) -> EncodedSample:
         tokens = torch.arange(5)
         return EncodedSample(
-            file="x.json", index=sample, id=None, input_ids_T=tokens, labels_T=tokens, text="", media=tuple(media),
+            file="x.json", index=row.number, id=None, input_ids_T=tokens, labels_T=tokens, text="", media=tuple(media),
             kinds_T=torch.zeros(5, dtype=torch.uint8), positions_3T=tokens.expand(3, 5),
         )  # fmt: skip
 

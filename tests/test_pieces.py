@@ -1,17 +1,24 @@
-"""The tokens of a row, kept for all processes forked later: equal to new ones, and never those of another row."""
+"""Rows and their tokens, kept for all processes forked later: equal to new ones, and never those of another row."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
+from build import FAMILY
+from kit_rows import LLAMA_FACTORY, LLAVA, MS_SWIFT, SHAREGPT
 
 from vlft.data import pieces
 from vlft.data.encode import Encoder
+from vlft.data.files import index as files
+from vlft.data.rows.access import Access
+from vlft.data.rows.fetch import RemoteMedia
 from vlft.data.sample import Sample, Text
 from vlft.data.shared_cache import SharedCache
+from vlft.errors import DataError
 
 
 def in_a_fork(run) -> None:
@@ -95,3 +102,47 @@ def test_a_row_that_changes_is_tokenised_again(encoder: Encoder, samples: dict[s
         encoder.processor, "chat_template", template.replace("You are a helpful assistant.", "Be brief.")
     )
     assert "Be brief." in encoder.tokens(sample).text
+
+
+def index_of(path, rows=None, **options):
+    if rows:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return files.index_rows([str(path)], image_folder=None, family=FAMILY, **options)
+
+
+def test_kept_rows_are_those_of_the_file(tmp_path, monkeypatch):
+    """Rows of every kit, parsed in one process and read in another that cannot parse, also as samples of a part."""
+    boxes = {"ref": ["a cup"], "bbox": [[1, 2.5, 30, 40]], "width": [100], "height": [80]}
+    rows = [*LLAVA, *SHAREGPT, *LLAMA_FACTORY, *MS_SWIFT]
+    rows += [
+        {"images": ["a.jpg"], "objects": boxes, "messages": [
+            {"role": "user", "content": "<image>Find <ref-object>"}, {"role": "assistant", "content": "<bbox>"}]},
+        {"video": [["a.jpg", "b.jpg"]], "max_pixels": 5000, "fps": 1.5, "odd": 1, "conversations": [
+            {"from": "human", "value": "<video>Täglich 日本語?"}, {"from": "gpt", "value": "Yes.", "train": False},
+            {"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}]},
+    ]  # fmt: skip
+    shared = index_of(tmp_path / "a.jsonl", rows)
+    in_a_fork(lambda: list(files.each(shared)))
+    kept = list(files.each(index_of(tmp_path / "a.jsonl")))
+    assert sum(isinstance(one, Sample) for one in kept) > len(rows) / 2
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "parse_record", None)
+        for place, one in enumerate(kept):
+            if isinstance(one, Sample):
+                assert astuple(shared[place]) == astuple(one)
+                assert astuple(shared.take([0, place])[1]) == astuple(one)
+        with pytest.raises(TypeError):
+            index_of(tmp_path / "a.jsonl")[0]
+    os.utime(tmp_path / "a.jsonl", ns=(1, 1))
+    with pytest.raises(DataError, match="was written to"):
+        shared[0]
+
+
+def test_a_kept_row_whose_file_cannot_be_fetched_is_refused(tmp_path):
+    remote = RemoteMedia(tmp_path)
+    row = {**LLAVA[0], "image": ["https://a.org/1.jpg", "https://a.org/2.jpg"]}
+    index = index_of(tmp_path / "a.jsonl", [row], access=Access(remote=remote))
+    path = index[0].media[1].path
+    remote.failed[path] = "404"
+    with pytest.raises(DataError, match="404"):
+        index[0]

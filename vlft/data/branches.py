@@ -1,4 +1,4 @@
-"""The parts of a preference row, `EncodedTokens.branches`, as numbers and in messages. Numbers and strings only."""
+"""The tokens of a row and of its parts, `EncodedTokens.branches`, as numbers and in messages. Opens no file."""
 
 from __future__ import annotations
 
@@ -29,3 +29,21 @@ def named_parts(cost: Cost) -> str:
     prompt, chosen, *rejected = (f"{tokens:,}" for tokens in cost.branches)
     each = "" if cost.tokens == sum(cost.branches) else f" for each of {1 + len(rejected)} answers"
     return f"prompt {prompt}{each}, chosen {chosen}, rejected {' and '.join(rejected)}"
+
+
+def too_long(what: str, cost: Cost, *, vision: int, limit: int) -> str:
+    """Say that a row is longer than `--max_length`, and what to do.
+
+    Args:
+        what: name of the row in the message.
+        cost: its cost.
+        vision: tokens of its pictures and videos.
+        limit: the value of the flag.
+    """
+    parts = f"{vision:,} of them pictures and videos"
+    if cost.branches:
+        parts = f"{named_parts(cost)}; {vision:,} of the prompt are pictures and videos"
+    return (
+        f"the {what} is {cost.tokens:,} tokens long ({parts}), --max_length is {limit:,}. Raise --max_length, lower "
+        "--image_max_pixels or --video_max_pixels, split the row, or let --over_length handle such rows."
+    )

@@ -98,13 +98,13 @@ class Collator:
             ids_T, labels_T = torch.tensor([self.filler_token]), torch.tensor([UNTRAINED])
             kinds_T, positions_3T = torch.zeros(1, dtype=torch.uint8), torch.zeros(3, 1, dtype=torch.int64)
         # No token predicts the first one of a sample.
-        trained_K = ((labels_T != UNTRAINED) & (layout.before_T >= 0)).nonzero().squeeze(1)
+        trained_K = _places((labels_T.numpy() != UNTRAINED) & (layout.before_T.numpy() >= 0))
 
         media = [m for s in samples for m in s.media if not m.is_video]
         images = len(media)
         media += [m for s in samples for m in s.media if m.is_video]
         own_kinds_T = kinds_T if layout.copied_T is None else kinds_T.masked_fill(layout.copied_T >= 0, KIND_TEXT)
-        rows_N = torch.cat([(own_kinds_T == kind).nonzero().squeeze(1) for kind in (KIND_IMAGE, KIND_VIDEO)])
+        rows_N = torch.cat([_places(own_kinds_T.numpy() == kind) for kind in (KIND_IMAGE, KIND_VIDEO)])
         vision_rows, more = _without_cached(media, rows_N, cell=self.vision.cell)
         stills = [m for m in media if m.features is None and not m.is_video]
         videos = [m for m in media if m.features is None and m.is_video]
@@ -125,7 +125,7 @@ class Collator:
             lengths=lengths,
             still_patches=_joined(still_patches, (3, patch, patch)),
             video_patches=_joined([m.patches for m in videos], (3, 2, patch, patch)),
-            vision_grid=torch.tensor([[g.t, g.h, g.w] for g in grids], dtype=torch.int64).view(-1, 3),
+            vision_grid=torch.from_numpy(np.array([(g.t, g.h, g.w) for g in grids], dtype=np.int64).reshape(-1, 3)),
             vision_cu_seqlens=cumulative(vision_lengths),
             vision_lengths=vision_lengths,
             vision_positions=torch.from_numpy(patch_positions(*grids, merge=merge)),
@@ -182,6 +182,11 @@ def _without_cached(media: Sequence[EncodedMedia], rows_N: torch.Tensor, *, cell
         more["cached"] = {"features": joined, "rows": rows_N[is_cached_N], "media": len(features)}
         rows_N = rows_N[~is_cached_N]
     return rows_N, more
+
+
+def _places(mask: np.ndarray) -> torch.Tensor:
+    """Where a mask is true. By numpy, whose calls take a third of the time of torch's."""
+    return torch.from_numpy(np.flatnonzero(mask))
 
 
 def _placed(values: Sequence[torch.Tensor], taken_T: torch.Tensor | None) -> torch.Tensor:

@@ -37,8 +37,11 @@ PATIENCE = 20  # failed rows of one process after which it pauses only once per 
 class Encodes(Protocol):
     """Turns a row into an item: an `Encoder`, or an objective."""
 
-    def encode(self, sample: Sample) -> EncodedSample:
-        """Return the item of a row; raises DataError if the row is refused."""
+    def decode(self, sample: Sample) -> Any:
+        """Decode the media of a row; raises DataError if the row is refused."""
+
+    def encode(self, sample: Sample, decoded: Any) -> EncodedSample:
+        """Return the item of a row whose media are decoded; raises DataError if the row is refused."""
 
 
 class RowDataset(_Dataset):
@@ -71,38 +74,55 @@ class RowDataset(_Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> EncodedSample | BadRow:
+        return self._encoded(index, self._decoded(index, self._sample(index)))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[EncodedSample | BadRow]:
+        """Return the rows of a micro-batch, with all their patches in one piece of memory. torch's loader calls it.
+
+        All rows are read first, then all media, then all tokens are made. Decoding a picture drives other code out of
+        the processor's caches, and reading a row or making its tokens takes four times as long right after it.
+        """
+        with patch_memory.pack():
+            samples = list(map(self._sample, indices))
+            decoded = list(map(self._decoded, indices, samples))
+            return list(map(self._encoded, indices, decoded))
+
+    def _sample(self, index: int) -> Sample | BadRow:
         try:
-            sample = self.samples[index]
+            return self.samples[index]
         except DataError as error:  # its file has changed since it was measured
             return error.row
-        row = self._encoded(index, sample)
-        if isinstance(row, BadRow):
-            return _of_part(sample, row)
+
+    def _encoded(self, index: int, decoded: tuple[Sample, Any] | BadRow) -> EncodedSample | BadRow:
+        if isinstance(decoded, BadRow):
+            return decoded
+        sample, media = decoded
+        try:
+            row = self.encoder.encode(sample, media)
+        except DataError as error:
+            return _of_part(sample, error.row)
         if self.costs is not None and (now := cost_of(row)) != self.costs[index]:
             return _of_part(sample, _changed(sample, self.costs[index], now))
         return row
 
-    def __getitems__(self, indices: Sequence[int]) -> list[EncodedSample | BadRow]:
-        """Return the rows of a micro-batch, with all their patches in one piece of memory. torch's loader calls it."""
-        with patch_memory.pack():
-            return [self[index] for index in indices]
-
-    def _encoded(self, index: int, sample: Sample) -> EncodedSample | BadRow:
-        """Encode the row, or say why that fails. A row that failed in an earlier epoch is tried again only once."""
+    def _decoded(self, index: int, sample: Sample | BadRow) -> tuple[Sample, Any] | BadRow:
+        """Decode the media of a row, or say why that fails. A row that failed before is tried again only once."""
+        if isinstance(sample, BadRow):
+            return sample
         hopeless = index in self._given_up or len(self._given_up) >= PATIENCE
         pauses = PAUSES[:1] if hopeless else PAUSES
         for pause in (*pauses, None):
             try:
-                return self.encoder.encode(sample)
+                return sample, self.encoder.decode(sample)
             except DataError as error:
                 bad = error.row
                 if not isinstance(error.__cause__, MediaError):
-                    return bad  # the row itself is wrong: waiting does not help
+                    return _of_part(sample, bad)  # the row itself is wrong: waiting does not help
             if pause is not None:
                 time.sleep(pause)
         self._given_up.add(index)
         tried = f" (tried {len(pauses) + 1} times in {sum(pauses):.1f} s)"
-        return replace(bad, reason=bad.reason + tried)
+        return _of_part(sample, replace(bad, reason=bad.reason + tried))
 
 
 def cost_of(row: EncodedSample) -> Cost:

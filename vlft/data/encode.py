@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlft.config.recipe import Recipe
 from vlft.data.boxes import has_boxes, in_model_space
-from vlft.data.branches import laid_out, named_parts
+from vlft.data.branches import laid_out, named_parts, too_long
 from vlft.data.features.reader import CachedMedia
 from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.read import MediaError
 from vlft.data.over_length import TooLong, fitted
 from vlft.data.pieces import KIND_TEXT, Piece, Pieces
-from vlft.data.positions import mrope_positions
+from vlft.data.positions import from_prompt, mrope_positions
 from vlft.data.render import NotFlat, refused, render, thinking_of
 from vlft.data.rows.parts import trained_answers, up_to
 from vlft.data.sample import (
@@ -39,6 +39,14 @@ from vlft.errors import ConfigError
 from vlft.families import Family
 
 UNTRAINED = -100
+
+
+class DecodedRow(NamedTuple):
+    """A row as it is trained, with its decoded media, and its pieces if they are known; every row has some."""
+
+    sample: Sample
+    media: tuple[EncodedMedia, ...]
+    pieces: list[Piece]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +80,22 @@ class Encoder:
         """
         return self.share and "recurrent" not in self.family.features
 
-    def encode(self, sample: Sample) -> EncodedSample:
+    def decode(self, sample: Sample) -> DecodedRow:
+        """Decode the media of a row: what `encode` does first.
+
+        Raises:
+            DataError: a medium cannot be opened or decoded.
+        """
+        sample, known, pieces = self._to_train(sample) if self.recipe.fit is not None else (sample, [], [])
+        media = self._decode(sample)
+        return DecodedRow(sample=sample, media=media, pieces=pieces if [m.grid for m in media] == known else [])
+
+    def encode(self, sample: Sample, decoded: DecodedRow | None = None) -> EncodedSample:
         """Encode one row: tokens, labels, positions and pixels. `recipe.fit` changes a row that is over the limit.
+
+        Args:
+            sample: the row.
+            decoded: its result of `decode`, if that was called before.
 
         Raises:
             DataError: a medium cannot be opened or decoded, or the row is longer than `recipe.max_length`.
@@ -81,11 +103,10 @@ class Encoder:
         """
         import torch
 
-        sample, known, pieces = self._to_train(sample) if self.recipe.fit is not None else (sample, None, [])
-        media = self._decode(sample)
+        decoded = decoded or self.decode(sample)
+        sample, media = decoded.sample, decoded.media
         grids = [m.grid for m in media]
-        if grids != known:
-            pieces = self._pieces.of(self._with_boxes(sample, grids), grids)
+        pieces = decoded.pieces or self._pieces.of(self._with_boxes(sample, grids), grids)
         tokens = self._tokens(sample, pieces, grids)
         return EncodedSample(
             file=sample.file,
@@ -258,8 +279,9 @@ class Encoder:
         if fit.how == "drop_media" and has_boxes(sample, self.recipe.box_format):
             grids = self._grids(sample)
             cost = self._cost(sample, self._pieces.of(self._with_boxes(sample, grids), grids), grids)
+            parts = f" ({named_parts(cost)})" if cost.branches else ""
             why = (
-                f"the row has {cost.tokens:,} tokens{_named(cost)} and {cost.patches:,} patches; {fit.limit}, and no "
+                f"the row has {cost.tokens:,} tokens{parts} and {cost.patches:,} patches; {fit.limit}, and no "
                 "picture is dropped from a row with boxes in its pictures"
             )
             raise refused(sample, "conversations", f"{why}. Split the row, or use --over_length shrink", too_long=True)
@@ -298,13 +320,15 @@ class Encoder:
         kinds = np.zeros(len(ids), dtype=np.uint8)
         for pad, kind in self._pieces.pads.items():
             kinds[ids == pad] = kind
-        stands = np.flatnonzero(kinds)
+        stands = np.flatnonzero(kinds).tolist()
         counts = np.ones(len(ids), dtype=np.int64)
         counts[stands] = tokens
-        cost = self._cost(sample, pieces, grids)
-        self._refuse_long(sample, cost, vision=sum(tokens))
+        branches = self._branches(pieces, grids)
+        if self._laid_out(branches) > self.recipe.max_length:
+            self._refuse_long(sample, self._cost(sample, pieces, grids), vision=sum(tokens))
+        branches = branches if len(branches) > 1 else ()
         labels = np.where(trained & (kinds == KIND_TEXT), ids, UNTRAINED)
-        text_runs = (np.diff([-1, *stands, len(ids)]) - 1).tolist()
+        text_runs = [end - start - 1 for start, end in zip([-1, *stands], [*stands, len(ids)], strict=True)]
         segments = [*(part for pair in zip(text_runs[:-1], runs, strict=True) for part in pair), text_runs[-1]]
         positions_3T = mrope_positions(
             segments, merge=self.recipe.merge_size, tokens_per_second=self.recipe.tokens_per_second
@@ -313,37 +337,14 @@ class Encoder:
             input_ids_T=np.repeat(ids, counts),
             labels_T=np.repeat(labels, counts),
             kinds_T=np.repeat(kinds, counts),
-            positions_3T=_from_prompt(positions_3T, cost.branches),
+            positions_3T=from_prompt(positions_3T, branches),
             grids=tuple(grids),
             text="".join(piece.text for piece in pieces),
-            branches=cost.branches,
+            branches=branches,
         )
 
     def _refuse_long(self, sample: Sample, cost: Cost, *, vision: int) -> None:
-        limit = self.recipe.max_length
-        if cost.tokens > limit:
+        if cost.tokens > self.recipe.max_length:
             what = "row" if sample.answer is None else f"row up to {sample.turns[-1].field}"
-            parts = f"{vision:,} of them pictures and videos"
-            if cost.branches:
-                parts = f"{named_parts(cost)}; {vision:,} of the prompt are pictures and videos"
-            raise refused(
-                sample,
-                "conversations",
-                f"the {what} is {cost.tokens:,} tokens long ({parts}), --max_length is "
-                f"{limit:,}. Raise --max_length, lower --image_max_pixels or --video_max_pixels, split the row, or let "
-                "--over_length handle such rows.",
-                too_long=True,
-            )
-
-
-def _named(cost: Cost) -> str:
-    return f" ({named_parts(cost)})" if cost.branches else ""
-
-
-def _from_prompt(positions_3T: np.ndarray, branches: Sequence[int]) -> np.ndarray:
-    """Let the positions of each answer of a preference row continue those of the prompt, which ends with text."""
-    if not branches:
-        return positions_3T
-    prompt, *answers = branches
-    first_31 = positions_3T[:, prompt, None]
-    return np.concatenate([positions_3T[:, :prompt], *(first_31 + np.arange(tokens) for tokens in answers)], axis=1)
+            reason = too_long(what, cost, vision=vision, limit=self.recipe.max_length)
+            raise refused(sample, "conversations", reason, too_long=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+import numpy as np
 import torch
 
 
@@ -82,11 +83,10 @@ class Layout:
         """
         segments = list(_segments(samples, shared=shared))
         lengths = tuple(len(one.rows) for one in segments)
-        before_T = torch.arange(-1, sum(lengths) - 1)
-        for one in segments:
-            before_T[one.rows.start] = one.prompt[-1] if one.prompt else -1
+        before_T = np.arange(-1, sum(lengths) - 1)
+        before_T[[one.rows.start for one in segments]] = [one.prompt[-1] if one.prompt else -1 for one in segments]
         repeats = any(one.copied for one in segments)
-        copied_T = torch.full_like(before_T, -1) if repeats else None
+        copied_T = torch.full((len(before_T),), -1) if repeats else None
         if copied_T is not None:
             for one in segments:
                 copied_T[one.rows.start : one.rows.start + len(one.copied)] = _joined([one.copied])
@@ -94,7 +94,7 @@ class Layout:
             lengths=lengths,
             cu_seqlens=cumulative(lengths),
             places_T=_joined(range(len(one.prompt), len(one.prompt) + len(one.rows)) for one in segments),
-            before_T=before_T,
+            before_T=torch.from_numpy(before_T),
             taken_T=_joined(part for one in segments for part in one.taken) if repeats else None,
             copied_T=copied_T,
             branches=_keys(segments) if any(one.prompt for one in segments) else None,
@@ -143,8 +143,8 @@ def copies_of(copied_T: torch.Tensor, vision_T: torch.Tensor, rows_N: torch.Tens
 
 def cumulative(lengths: Sequence[int]) -> torch.Tensor:
     """[0, l0, l0+l1, ...] as int32, the form that variable-length attention kernels take."""
-    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
 
 
 def _joined(parts: Iterable[range]) -> torch.Tensor:
-    return torch.cat([torch.arange(part.start, part.stop) for part in parts])
+    return torch.from_numpy(np.concatenate([np.arange(part.start, part.stop) for part in parts]))

@@ -185,15 +185,17 @@ def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     first = parts[0]
     if len(parts) == 1 and first.untyped_storage().nbytes() == first.nbytes:
         return first
-    storage, end = first.untyped_storage().data_ptr(), first.storage_offset()
+    # What lies between two parts of one storage is in it too.
+    together = first.untyped_storage().data_ptr() == parts[-1].untyped_storage().data_ptr()
+    start, step = first.data_ptr(), first.stride()
+    end = start
     for part in parts:
-        same = part.untyped_storage().data_ptr() == storage and part.stride() == first.stride()
-        if not (same and part.storage_offset() == end):
+        if not (together and part.data_ptr() == end and part.stride() == step):
             return torch.cat(list(parts))
-        end += len(part) * part.stride(0)
+        end += len(part) * step[0]
     # Through an array, so that the storage has these bytes alone: `copy.deepcopy` copies whole storages.
-    flat = torch.from_numpy(first.as_strided((end - first.storage_offset(),), (1,)).numpy())
-    return flat.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+    flat = torch.from_numpy(first.as_strided((end - start,), (1,)).numpy())
+    return flat.as_strided((sum(map(len, parts)), *first.shape[1:]), step)
 
 
 @dataclass(frozen=True, kw_only=True)

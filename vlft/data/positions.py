@@ -29,24 +29,38 @@ def mrope_positions(segments: Sequence[int | Grid], *, merge: int, tokens_per_se
     Returns:
         positions_3T: int64 [3, T].
     """
-    pieces, start = [], 0
-    for segment in segments:
+    lengths = [one if isinstance(one, int) else one.tokens(merge) for one in segments]
+    positions_3T = np.empty((3, sum(lengths)), np.int64)
+    start = done = 0
+    for segment, length in zip(segments, lengths, strict=True):
+        own = positions_3T[:, done : done + length]
+        done += length
         if isinstance(segment, int):
-            pieces.append(np.broadcast_to(np.arange(start, start + segment), (3, segment)))
+            own[:] = np.arange(start, start + segment)
             start += segment
-        else:
-            h, w = segment.h // merge, segment.w // merge
-            if segment.pace is None:
-                positions_3T = _counted(segment.t, h, w)
-            elif tokens_per_second is None:
+            continue
+        h, w = segment.h // merge, segment.w // merge
+        np.add(_counted(segment.t, h, w), start, out=own)
+        if segment.pace is not None:
+            if tokens_per_second is None:
                 raise ValueError("a grid with a pace needs tokens_per_second")
-            else:
-                positions = np.indices((segment.t, h, w))
-                positions[0] = time_positions(segment.t, segment.pace, tokens_per_second)[:, None, None]
-                positions_3T = positions.reshape(3, -1)
-            pieces.append(positions_3T + start)
-            start += max(h, w)
-    return np.concatenate(pieces, axis=1)
+            own[0] = start + time_positions(segment.t, segment.pace, tokens_per_second).repeat(h * w)
+        start += max(h, w)
+    return positions_3T
+
+
+def from_prompt(positions_3T: np.ndarray, branches: Sequence[int]) -> np.ndarray:
+    """Let the positions of each answer of a preference row continue those of the prompt, which ends with text.
+
+    Args:
+        positions_3T: of `mrope_positions`.
+        branches: tokens of the prompt, then of each answer; empty for another row, whose positions are returned.
+    """
+    if not branches:
+        return positions_3T
+    prompt, *answers = branches
+    first_31 = positions_3T[:, prompt, None]
+    return np.concatenate([positions_3T[:, :prompt], *(first_31 + np.arange(tokens) for tokens in answers)], axis=1)
 
 
 @lru_cache(maxsize=128)  # a picture of 1,280 tokens takes 30 kB, in each worker

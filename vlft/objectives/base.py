@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from vlft.data.collate import Batch, Collator
-from vlft.data.encode import Encoder
+from vlft.data.encode import DecodedRow, Encoder
 from vlft.data.sample import EncodedSample, Sample
 from vlft.errors import BadRow
 from vlft.model.forward import FORWARD_KEYS, OPTIONAL_KEYS, inputs_of
@@ -71,13 +71,21 @@ class Objective(ABC):
         self.encoder = encoder
         self.collator = collator
 
-    def encode(self, sample: Sample) -> EncodedSample:
+    def decode(self, sample: Sample) -> DecodedRow:
+        """Decode the media of a row; called in the loader's workers.
+
+        Raises:
+            DataError: a medium cannot be opened or decoded.
+        """
+        return self.encoder.decode(sample)
+
+    def encode(self, sample: Sample, decoded: DecodedRow | None = None) -> EncodedSample:
         """Encode a row; called in the loader's workers. The item must cost what `encoder.measure` says of the row.
 
         Raises:
             DataError: the row cannot be trained on.
         """
-        return self.encoder.encode(sample)
+        return self.encoder.encode(sample, decoded)
 
     def collate(self, items: Sequence[EncodedSample | BadRow]) -> Batch:
         """Put the items of a micro-batch, maybe none, into a batch on the CPU; called in the loader's workers."""

@@ -19,7 +19,7 @@ import torch
 
 from vlft.config.preference import PreferenceFlags, beta_of
 from vlft.data.collate import Batch, Collator
-from vlft.data.encode import Encoder
+from vlft.data.encode import DecodedRow, Encoder
 from vlft.data.sample import EncodedSample, Sample
 from vlft.errors import BadRow, DataError
 from vlft.objectives import preference_losses as losses
@@ -63,13 +63,13 @@ class Preference(Objective):
         self.reference = flags.reference if method == "dpo" else "none"
         self.references: References = {}
 
-    def encode(self, sample: Sample) -> EncodedSample:
+    def encode(self, sample: Sample, decoded: DecodedRow | None = None) -> EncodedSample:
         """Encode a row, with the values of its reference if they are known.
 
         Raises:
             DataError: the row cannot be trained on, or could not be when the reference was computed.
         """
-        encoded = super().encode(sample)
+        encoded = super().encode(sample, decoded)
         if not self.references:
             return encoded
         if (values := self.references.get((sample.file, sample.index))) is None:

@@ -7,8 +7,10 @@ process that indexes it. Combines `vlft.data.files.read` and `vlft.data.rows.rec
 from __future__ import annotations
 
 import array
+import copy
 import hashlib
 import os
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -21,13 +23,16 @@ from vlft.data.files.mapping import mapped, missing, refuse_missing
 from vlft.data.files.read import LINE_BYTES, BrokenLine, files_of, opened, row_of, row_spans
 from vlft.data.files.unpack import restored
 from vlft.data.rows.access import Access
+from vlft.data.rows.compact import packed, unpacked
 from vlft.data.rows.parts import up_to
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Sample
+from vlft.data.shared_cache import SharedCache
 from vlft.errors import BadRow, ConfigError, DataError
 from vlft.families import Family
 
 SHOWN_KEYS = 1000  # keys of rows that are collected for a message
+_KEY = struct.Struct("<ii")  # of a row in `SharedCache`: its file, its index in the file
 
 
 class DataFile:
@@ -98,11 +103,16 @@ class DataFile:
             return hashlib.file_digest(file, "sha256").digest()
 
     def _read(self, row: int) -> object:
-        if self._now() != self._stamp:
+        if self.written_to:
             return BrokenLine(reason=f"{self.name} was written to after its rows were counted. Run again")
         line, length = self._lines[row], self._lengths[row]
         most = LINE_BYTES + 1 if line else length
         return row_of(os.pread(self._file.fileno(), min(length, most), self._starts[row]), line)
+
+    @property
+    def written_to(self) -> bool:
+        """Whether the file has changed after its rows were located."""
+        return self._now() != self._stamp
 
     def _now(self) -> tuple[int, int]:
         stat = os.fstat(self._file.fileno())
@@ -121,7 +131,7 @@ class DataFile:
                 f"{self._path}{unpacked}: cannot be read by every process of the run: {error.strerror}. Several nodes "
                 "need a shared folder for data, and for VLFT_MEDIA_CACHE"
             ) from error
-        if self._now() != self._stamp:
+        if self.written_to:
             raise ConfigError(f"{self._path}: changed while the run started. Run again")
 
 
@@ -159,6 +169,7 @@ class RowIndex(Sequence[Sample]):
         self.access = access
         self.flags = flags or RowFlags()
         self.answer_of = answer_of
+        self._kept = SharedCache()
 
     def __len__(self) -> int:
         return len(self.row_of)
@@ -172,7 +183,16 @@ class RowIndex(Sequence[Sample]):
     def __getitem__(self, place: int | slice) -> Sample | RowIndex:
         if isinstance(place, slice):
             return self.take(np.arange(len(self))[place])
-        file, row = self.files[self.file_of[place]], int(self.row_of[place])
+        sample = self._sample(int(self.file_of[place]), int(self.row_of[place]))
+        answer = -1 if self.answer_of is None else int(self.answer_of[place])
+        return sample if answer < 0 else up_to(sample, answer)
+
+    def _sample(self, of: int, row: int) -> Sample:
+        """Parse a row, or take it from the memory that processes share: a row is parsed once, also over epochs."""
+        file, key = self.files[of], _KEY.pack(of, row)
+        known = self.access.remote is None  # else the row is refused as soon as one of its files cannot be fetched
+        if known and not file.written_to and (kept := self._kept.get(key)) is not None:
+            return unpacked(kept)
         sample = parse_record(
             file.raw(row),
             file=file.name,
@@ -182,8 +202,9 @@ class RowIndex(Sequence[Sample]):
             access=self.access,
             flags=self.flags,
         )
-        answer = -1 if self.answer_of is None else int(self.answer_of[place])
-        return sample if answer < 0 else up_to(sample, answer)
+        if known:
+            self._kept.put(key, packed(sample))
+        return sample
 
     def raw(self, place: int) -> object:
         """Return a row as its file has it, or a `BrokenLine`; columns are mapped."""
@@ -192,27 +213,17 @@ class RowIndex(Sequence[Sample]):
     def take(self, places: Sequence[int] | np.ndarray) -> RowIndex:
         """Return an index of the rows at these places, in their order."""
         chosen = np.asarray(places, dtype=np.int64)
-        return RowIndex(
-            self.files,
-            self.file_of[chosen],
-            self.row_of[chosen],
-            family=self.family,
-            access=self.access,
-            flags=self.flags,
-            answer_of=None if self.answer_of is None else self.answer_of[chosen],
-        )
+        answer_of = None if self.answer_of is None else self.answer_of[chosen]
+        return self._with(file_of=self.file_of[chosen], row_of=self.row_of[chosen], answer_of=answer_of)
 
     def split(self, answer_of: np.ndarray) -> RowIndex:
         """Return the entries with the turns that they end with; int32 [N], -1 for a whole row."""
-        return RowIndex(
-            self.files,
-            self.file_of,
-            self.row_of,
-            family=self.family,
-            access=self.access,
-            flags=self.flags,
-            answer_of=answer_of,
-        )
+        return self._with(answer_of=answer_of)
+
+    def _with(self, **changed: np.ndarray | None) -> RowIndex:
+        made = copy.copy(self)
+        vars(made).update(changed)
+        return made
 
     def name_of(self, place: int) -> str:
         """Return the name of a row in messages, such as `train.json[3]`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import struct
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -21,6 +22,13 @@ from vlft.text import error_text
 if TYPE_CHECKING:
     import torch
 
+START = b"\xff\xd8"
+# Kinds of the segments of a header. After SCAN come pixels. APP1 has EXIF or XMP, which may turn the picture.
+APP0, APP1, COMMENT, SCAN = 0xE0, 0xE1, 0xFE, 0xDA
+FRAMES = (0xC0, 0xC1, 0xC2)  # of Huffman-coded baseline, extended and progressive pictures
+TABLES = (*FRAMES, 0xC4, 0xDB, 0xDD)
+MOST_PIXELS = 1 << 26  # larger pictures are left to Pillow, which has a limit
+_FRAME = struct.Struct(">BBHBHHB")  # 0xFF, kind, length; of a frame bits, height, width, colours
 # EXIF orientation -> (swap rows and columns first, then mirror these axes), as in `ImageOps.exif_transpose`.
 _TURNS = {
     2: (False, (2,)),
@@ -31,6 +39,46 @@ _TURNS = {
     7: (True, (1, 2)),
     8: (True, (1,)),
 }
+
+
+def read_plain_jpeg(path: str) -> torch.Tensor | None:
+    """Return the pixels of a JPEG without EXIF and XMP. Its header is read here, in a fifth of Pillow's time.
+
+    Returns:
+        as `read_jpeg`. None if Pillow must read the file, or at least its header.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    if fast_decoder() is None:
+        return None
+    try:
+        with open(path, "rb", buffering=0) as file:
+            if file.read(len(START)) != START:
+                return None
+            content = np.fromfile(path, dtype=np.uint8)
+    except PermissionError:
+        return None
+    size = _plain_size(content)
+    return None if size is None else _pixels(content, size)
+
+
+def _plain_size(content: np.ndarray) -> tuple[int, int] | None:
+    """Return (H, W) by the header, if nothing in it can turn the picture or make it another than 8-bit grey or RGB."""
+    found, at = None, len(START)
+    while at + _FRAME.size <= len(content):
+        mark, kind, length, bits, height, width, colours = _FRAME.unpack_from(content.data, at)
+        if kind == SCAN:
+            break
+        if mark != 0xFF or not (kind in TABLES or APP0 <= kind <= COMMENT) or kind == APP1:
+            return None
+        if kind in FRAMES:
+            plain = found is None and bits == 8 and colours in (1, 3) and 0 < height * width <= MOST_PIXELS
+            if not plain:
+                return None
+            found = height, width
+        at += 2 + length
+    return found
 
 
 def read_jpeg(path: str, picture: Image.Image, orientation: int | None) -> torch.Tensor | None:
@@ -48,21 +96,28 @@ def read_jpeg(path: str, picture: Image.Image, orientation: int | None) -> torch
         uint8 [3, H, W], in any memory layout. None if Pillow must decode the file: it is of another kind, the decoder
         fails (as it does at the first missing byte), or the size differs from the header.
     """
-    decode = fast_decoder()
-    if decode is None or picture.format not in ("JPEG", "MPO") or picture.mode not in ("RGB", "L"):
+    if fast_decoder() is None or picture.format not in ("JPEG", "MPO") or picture.mode not in ("RGB", "L"):
         return None
-    import torch
-
-    try:
-        pixels_3HW = decode(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), mode="RGB")
-    except RuntimeError:
-        return None
-    if pixels_3HW.shape != (3, picture.height, picture.width):
+    pixels_3HW = _pixels(np.fromfile(path, dtype=np.uint8), (picture.height, picture.width))
+    if pixels_3HW is None:
         return None
     swap, mirror = _TURNS.get(orientation or 1, (False, ()))
     if swap:
         pixels_3HW = pixels_3HW.transpose(1, 2)
     return pixels_3HW.flip(mirror) if mirror else pixels_3HW
+
+
+def _pixels(content: np.ndarray, size: tuple[int, int]) -> torch.Tensor | None:
+    """Decode a JPEG. None if that fails, or if it has another size."""
+    import torch
+
+    decode = fast_decoder()
+    assert decode is not None
+    try:
+        pixels_3HW = decode(torch.from_numpy(content), mode="RGB")
+    except RuntimeError:
+        return None
+    return pixels_3HW if pixels_3HW.shape == (3, *size) else None
 
 
 @functools.cache

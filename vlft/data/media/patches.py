@@ -55,15 +55,19 @@ def _split(pixels_FHWC: torch.Tensor, frames: int, recipe: Recipe, *, video: boo
     grid = grid_for(frames // depth, height, width, recipe)
     t, h, w = grid.t, grid.h // m, grid.w // m
     run = np.dtype((np.void, 3 * p))
-    pixels = pixels_FHWC.contiguous().numpy().reshape(t, depth, h, m * p * width * 3)
+    pixels = pixels_FHWC.contiguous().numpy().reshape(-1)
     room = patch_memory.room(pixels.nbytes, video=video)
     patches = room.array.view(run).reshape(t, h, w, m, m, depth, p)
-    # Row by row of merged patches, each through a buffer that stays in the processor's cache. Read in the order of
-    # patches, pixels of a large picture come from memory one line of the cache at a time, which takes twice as long.
-    row = np.empty((depth, m * p * width * 3), np.uint8)
+    if not video:  # just resized, so that it is in the processor's caches
+        patches[...] = pixels.view(run).reshape(t, depth, h, m, p, w, m).transpose(0, 2, 5, 3, 6, 1, 4)
+        return room, grid
+    # A clip may be in memory. In the order of patches it is read one line of the cache at a time, which takes 1.6 times
+    # as long as row by row of merged patches, each through a buffer that stays in the cache.
+    rows = pixels.reshape(t, depth, h, -1)
+    row = np.empty((depth, rows.shape[-1]), np.uint8)
     in_order = row.reshape(-1).view(run).reshape(depth, m, p, w, m).transpose(3, 1, 4, 0, 2)
     for step in range(t):
         for place in range(h):
-            row[:] = pixels[step, :, place]
+            row[:] = rows[step, :, place]
             patches[step, place] = in_order
     return room, grid

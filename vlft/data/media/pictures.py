@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vlft.data.media.depth import grey_bits, grey_to_8_bits, is_deep, is_grey, remark_on
-from vlft.data.media.jpeg import read_jpeg
+from vlft.data.media.jpeg import read_jpeg, read_plain_jpeg
 from vlft.data.media.kinds import HEAD, kind_of_file, mistaken
 from vlft.data.media.missing import missing
 
@@ -153,15 +153,18 @@ def read_pixels(path: str) -> torch.Tensor:
     """
     import torch
 
-    with _opened(path) as picture:
-        promised = _size(picture, path)
-        try:
+    require_file(path, most=PICTURE_BYTES)
+    try:
+        if (plain_3HW := read_plain_jpeg(path)) is not None:
+            return plain_3HW
+        with _opened(path) as picture:
+            promised = _size(picture, path)
             pixels_3HW = read_jpeg(path, picture, _orientation(picture))
-        except OSError as error:
-            raise Unreadable(f"{path}: cannot be read ({error}). Check its disk") from error
-        if pixels_3HW is not None and pixels_3HW.shape[1:] == promised:
-            return pixels_3HW
-        return torch.from_numpy(np.array(_decoded(picture, path))).permute(2, 0, 1)
+            if pixels_3HW is not None and pixels_3HW.shape[1:] == promised:
+                return pixels_3HW
+            return torch.from_numpy(np.array(_decoded(picture, path))).permute(2, 0, 1)
+    except OSError as error:
+        raise Unreadable(f"{path}: cannot be read ({error}). Check its disk") from error
 
 
 def _decoded(picture: Image.Image, path: str) -> Image.Image:
