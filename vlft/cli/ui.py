@@ -64,7 +64,7 @@ def open_page(folder: str, *, port: int | None, browser: bool) -> None:
     if find_spec("gradio") is None:
         raise ConfigError("vlft ui needs gradio, which is not installed. Install it: pip install 'vlft[ui]'")
     from vlft.ui.guard import Keys
-    from vlft.ui.server import application, desk_for, listen, serve
+    from vlft.ui.server import desk_for, listen, serve
 
     listening = listen(port or PORT, given=port is not None)
     taken, keys = listening.getsockname()[1], Keys()
@@ -76,4 +76,4 @@ def open_page(folder: str, *, port: int | None, browser: bool) -> None:
         if browser:
             webbrowser.open(address + keys.once)
 
-    serve(listening, application(desk_for(folder), port=taken, keys=keys), ready=ready)
+    serve(listening, desk_for(folder), keys=keys, ready=ready)

@@ -40,6 +40,7 @@ def build(desk: Desk) -> None:
         source,
         [own, rows],
         queue=False,
+        api_visibility="private",
     )
     desk.panel([file], lambda form: (Choices.around((form.row_file,), *form.eval, *form.data),))
     desk.panel([line, html], lambda form: view(form, desk))

@@ -48,7 +48,13 @@ def build(desk: Desk) -> None:
         batch=batch,
     )
     desk.add(card=card, cards=cards)
-    preset.input(lambda name: list(PRESETS[name]), preset, [vision, merger, language, rate, vision_rate], queue=False)
+    preset.input(
+        lambda name: list(PRESETS[name]),
+        preset,
+        [vision, merger, language, rate, vision_rate],
+        queue=False,
+        api_visibility="private",
+    )
     desk.panel([line, html], lambda form: view(form, desk))
     desk.action(button, lambda form: start(form, desk), message)
 
