@@ -128,7 +128,7 @@ def test_nothing_waits_for_a_pipe(tmp_path, desk):
 def test_a_finished_run_names_the_next_steps(tmp_path, desk):
     (tmp_path / "vlft.json").write_text('{"base_model": "m", "training": {"finished": true}}')
     _, html = train.view(Form(folder=str(tmp_path), run=str(tmp_path)), desk)
-    assert "step 7 to merge it" in html
+    assert "step 7 merges it" in html
 
 
 def test_a_row_is_read_again_only_if_its_file_has_changed_and_its_screen_is_shown(tmp_path, desk, monkeypatch):

@@ -26,7 +26,7 @@ def parser() -> CommandParser:
     parser = CommandParser(
         "ui",
         description="Open a page in the browser: choose data, check it, look at rows as the model sees them, plan, "
-        "train, compare and merge. It is served on 127.0.0.1 only, and its address holds a token. Runs go on when it "
+        "train, compare and merge. It is served on 127.0.0.1 only, and its address holds a token. Runs continue when it "
         "ends.",
         examples=EXAMPLES,
     )
@@ -72,7 +72,7 @@ def open_page(folder: str, *, port: int | None, browser: bool) -> None:
 
     def ready() -> None:
         print(f"vlft ui: {address}{keys.token}", flush=True)
-        print("Ctrl-C ends the page; runs that were started in it go on.", file=sys.stderr)
+        print("Ctrl-C ends the page; runs that were started in it continue.", file=sys.stderr)
         if browser:
             webbrowser.open(address + keys.once)
 

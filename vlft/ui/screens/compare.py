@@ -29,11 +29,11 @@ def build(desk: Desk) -> None:
         file = gr.Dropdown(label="Data file", choices=[], value="", allow_custom_value=True, interactive=True)
         index = gr.Textbox("0", label="Row, from 0")
     button = gr.Button("Ask both models", variant="primary")
-    message = gr.HTML(padding=False)
+    message = desk.drawn()
     line = gr.Textbox(
         label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command", lines=2
     )
-    html = gr.HTML(padding=False)
+    html = desk.drawn()
     desk.add(source=source, picture=picture, question=question, row_file=file, row_index=index)
     source.change(
         lambda one: (gr.update(visible=one == "picture"), gr.update(visible=one == "row")),

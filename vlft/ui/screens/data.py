@@ -34,8 +34,8 @@ def build(desk: Desk) -> None:
             label="Go to", choices=[], value=[], multiselect=True, max_choices=1, scale=2, interactive=True
         )
         button = gr.Button("Open", variant="primary", scale=1)
-    message = gr.HTML(padding=False)
-    listing = gr.HTML(padding=False)
+    message = desk.drawn()
+    listing = desk.drawn()
     with gr.Row():
         data = gr.Dropdown(
             label="Data files to train on",

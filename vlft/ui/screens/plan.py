@@ -33,9 +33,9 @@ def build(desk: Desk) -> None:
         )
         cards = gr.Textbox(label="Number of cards", placeholder="1", min_width=240)
     button = gr.Button("Plan the run", variant="primary")
-    message = gr.HTML(padding=False)
+    message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
-    html = gr.HTML(padding=False)
+    html = desk.drawn()
     desk.add(preset=preset)  # kept by the browser; commands read the towers
     desk.add(
         vision=vision,

@@ -37,9 +37,9 @@ def build(desk: Desk) -> None:
     with gr.Row():
         start_button = gr.Button("Start training", variant="primary")
         stop_button = gr.Button("Stop and save", variant="stop")
-    message = gr.HTML(padding=False)
+    message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
-    html = gr.HTML(padding=False)
+    html = desk.drawn()
     desk.add(run=run)
     desk.panel([run], lambda form: (Choices.around((form.run,), *known(form)),))
     desk.panel([line, html], lambda form: view(form, desk))
