@@ -65,7 +65,7 @@ def _settings(screen: Screen, folder: Path, steps: int) -> None:
         f"--use_cpu true --lora_dropout 0 --max_steps {steps} --logging_steps 1 --save_steps 5",
     )
     screen.step(4)
-    screen.fill("Rows of a step", "4")
+    screen.fill("Rows per step", "4")
 
 
 def test_the_first_screen_is_there_soon(served, screen):

@@ -192,7 +192,7 @@ def first_steps(
     screen.step(4)
     screen.page.get_by_label("vision + language LoRA").check()
     screen.fill("Learning rate", rate)
-    screen.fill("Rows of a step", "16")
+    screen.fill("Rows per step", "16")
     screen.page.locator(".screen:visible").get_by_label("lora").nth(1).check()
     screen.click("Plan the run")
     screen.sees("What is trained", seconds=120)

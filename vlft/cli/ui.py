@@ -26,8 +26,8 @@ def parser() -> CommandParser:
     parser = CommandParser(
         "ui",
         description="Open a page in the browser: choose data, check it, look at rows as the model sees them, plan, "
-        "train, compare and merge. It is served on 127.0.0.1 only, and its address holds a token. Runs continue when it "
-        "ends.",
+        "train, compare and merge. It is served on 127.0.0.1 only, and its address holds a token. Runs continue when "
+        "it ends.",
         examples=EXAMPLES,
     )
     parser.add_argument(

@@ -98,11 +98,11 @@ class Desk:
         self.fields.update(fields)
         return [*fields.values()][-1]
 
-    def drawn(self) -> Any:
+    def drawn(self, html: str = "") -> Any:
         """Add a place for HTML of vlft, which has a style of its own."""
         import gradio as gr
 
-        return gr.HTML(padding=False, apply_default_css=False)
+        return gr.HTML(html, padding=False, apply_default_css=False)
 
     def panel(self, outputs: Sequence[Any], view: Callable[[Form], Sequence[Any]]) -> None:
         """Show something that follows from the form."""
@@ -156,7 +156,9 @@ def _bug(error: Exception) -> str:
     if text not in _TOLD and len(_TOLD) < 100:
         _TOLD.add(text)
         LOG.error("vlft ui: a part of the page failed", exc_info=error)
-    return f"This part of the page failed: {text[:200]}. The terminal of vlft ui shows where. The other parts still work."
+    return (
+        f"This part of the page failed: {text[:200]}. The terminal of vlft ui shows where. The other parts still work."
+    )
 
 
 def _sent(value: Any) -> Any:

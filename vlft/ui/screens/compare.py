@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from vlft.errors import ConfigError, VlftError
 from vlft.pages.web import render
 from vlft.ui.commands import Form, chat, shown
@@ -26,7 +24,9 @@ def build(desk: Desk) -> None:
         picture = gr.File(label="Picture", file_types=["image"], height=120)
         question = gr.Textbox(label="Question", lines=3)
     with gr.Row(visible=False) as rows:
-        file = gr.Dropdown(label="Data file", choices=[], value="", allow_custom_value=True, interactive=True)
+        file = gr.Dropdown(
+            label="Data file (empty: the first one)", choices=[], value="", allow_custom_value=True, interactive=True
+        )
         index = gr.Textbox("0", label="Row, from 0")
     button = gr.Button("Ask both models", variant="primary")
     message = desk.drawn()
@@ -108,7 +108,7 @@ def view(form: Form, desk: Desk) -> tuple[str | Kept, str | Kept]:
         asked=what,
         pictures=thumbs(what.images),
         base=both[0][1],
-        tuned=os.path.basename(both[1][1]),
+        tuned=both[1][1],
         base_job=jobs[0],
         tuned_job=jobs[1],
     )

@@ -131,7 +131,12 @@ def fault(job: Job | None, run: Watched) -> str:
 
 def facts(last: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return (name, figure, CSS class) of the last logged line."""
-    shown = {"loss": "loss", "tokens_per_s": "tokens per second", "step_s": "seconds a step", "peak_gb": "peak GB"}
+    shown = {
+        "loss": "loss",
+        "tokens_per_s": "tokens per second",
+        "step_s": "seconds per step",
+        "peak_gb": "GB at the peak",
+    }
     found = [(title, last.get(name)) for name, title in shown.items()]
     return [
         (title, scaled(value) if 1000 <= value < 1e15 else f"{value:.3g}", "")
