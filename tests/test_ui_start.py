@@ -15,6 +15,7 @@ import urllib.request
 
 import pytest
 
+from vlft.ui.assets import Assets
 from vlft.ui.guard import Guard, Keys
 from vlft.ui.jobs import Jobs
 from vlft.ui.later import Later
@@ -78,13 +79,21 @@ def test_an_application_that_cannot_be_loaded_ends_the_server():
     asyncio.run(main())
 
 
-def test_the_browser_keeps_files_whose_names_hold_a_digest():
+def test_files_whose_names_hold_a_digest_are_sent_without_the_page_and_kept(tmp_path):
+    (tmp_path / "index-DphvyggB.js").write_text("let one = 1")
+    (tmp_path / "page.html").write_text("no asset")
     keys = Keys(token="t", once="o", cookie="c")
-    guard = Guard(_page, port=1, keys=keys, door="", closed="")
+    guard = Guard(Assets(_page, tmp_path), port=1, keys=keys, door="", closed="closed")
     headers = ((b"host", b"127.0.0.1:1"), (b"cookie", b"vlft_ui_1=c"))
-    for path, word in (("/assets/index-DphvyggB.js", b"immutable"), ("/", b"no-store"), ("/theme.css", b"no-store")):
-        found = asyncio.run(_ask(guard, path, headers))[1]
-        assert word in found[b"cache-control"], path
+    status, sent, body = asyncio.run(_ask(guard, "/assets/index-DphvyggB.js", headers))
+    assert (status, body) == (200, b"let one = 1")
+    assert b"immutable" in sent[b"cache-control"]
+    assert sent[b"content-type"].startswith(b"text/javascript")
+    for path in ("/", "/assets/page.html", "/assets/../index-DphvyggB.js", "/assets/index-2.js", "/theme.css"):
+        status, sent, body = asyncio.run(_ask(guard, path, headers))
+        assert (body, sent[b"cache-control"]) == (b"the page", b"no-store"), path
+    assert asyncio.run(_ask(guard, "/assets/index-DphvyggB.js", headers[:1]))[0] == 403
+    assert Assets(_page, tmp_path / "missing").files == {}
 
 
 def test_a_job_that_has_just_been_started_runs(tmp_path):

@@ -3,7 +3,7 @@
     page        Gradio: the screens in their order, one timer            server      token, pages of jobs, then Gradio
     screens/    one file a screen: its fields, and a pure function       guard       who may send a request
                 from form to what is shown                               later       requests wait while Gradio loads
-    desk        what screens share
+    desk        what screens share                                      assets      Gradio's scripts, as files
     commands    form -> command line       jobs, keep   processes        runs        run folders, whoever started them
     folders     names in a folder          rows         one row to ask   thumbs      small pictures
     small       regular files only, of limited size

@@ -31,9 +31,6 @@ HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
 )
-#: Files of Gradio whose names change with their contents.
-LASTING = "/assets/"
-KEEP = b"private, max-age=2592000, immutable"
 #: Routes of Gradio that fetch other addresses.
 NEVER = ("/gradio_api/proxy=", "/proxy=", "/gradio_api/file=http", "/file=http", "/gradio_api/deep_link")
 
@@ -78,7 +75,7 @@ class Guard:
             return
         status = self.judge(scope)
         if status == 200:
-            await self.app(scope, receive, _adding(send, lasting=scope["path"].startswith(LASTING)))
+            await self.app(scope, receive, _adding(send))
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
@@ -126,15 +123,12 @@ def _same(given: str, secret: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "replace"), secret.encode())
 
 
-def _adding(send: Send, *, lasting: bool) -> Send:
-    """Return a `send` that adds our headers to the application's answer; `lasting`: the browser may keep it."""
+def _adding(send: Send) -> Send:
+    """Return a `send` that adds our headers to the application's answer."""
 
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             there = {name.lower() for name, _ in message.get("headers", ())}
-            if lasting and message["status"] == 200:
-                there.add(b"cache-control")
-                message = {**message, "headers": [*message.get("headers", ()), (b"cache-control", KEEP)]}
             own = [(name, value) for name, value in HEADERS if name not in there]
             if b"content-security-policy" not in there:
                 own.append((b"content-security-policy", POLICY.encode("ascii")))

@@ -10,11 +10,13 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vlft.errors import ConfigError
 from vlft.pages.web import render
+from vlft.ui.assets import Assets
 from vlft.ui.desk import Desk
 from vlft.ui.guard import Guard, Keys
 from vlft.ui.jobs import Jobs
@@ -67,15 +69,20 @@ def _bound(port: int) -> socket.socket:
 def application(desk: Desk, *, port: int) -> Any:
     """Return the application: pages of jobs, and Gradio below them."""
     _settings(desk.jobs.root)
-    gc.disable()  # the imports make many objects that stay: half a second of the first screen
+    gc.disable()  # what is imported and built stays: looking for garbage in it takes half a second of the first screen
     try:
-        with _no_stubs():
-            import gradio as gr
-        from fastapi import FastAPI, Response
-
-        from vlft.ui.page import build
+        return _application(desk, port)
     finally:
+        gc.freeze()
         gc.enable()
+
+
+def _application(desk: Desk, port: int) -> Any:
+    with _no_stubs():
+        import gradio as gr
+    from fastapi import FastAPI, Response
+
+    from vlft.ui.page import build
 
     start = secrets.token_hex(8)  # no secret: tells a tab whether the server is the one that it was loaded from
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -157,6 +164,7 @@ def serve(listening: socket.socket, desk: Desk, *, keys: Keys, ready: Callable[[
     import uvicorn
 
     port = listening.getsockname()[1]
+    files = _folder("gradio") / "templates" / "frontend" / "assets"
     later = Later(lambda: application(desk, port=port), life=lambda app: app.router.lifespan_context(app))
 
     class Server(uvicorn.Server):
@@ -174,7 +182,7 @@ def serve(listening: socket.socket, desk: Desk, *, keys: Keys, ready: Callable[[
 
     pages = {name: render(f"ui_{name}.html.j2", title="") for name in ("door", "closed")}
     config = uvicorn.Config(
-        Guard(later, port=port, keys=keys, **pages),
+        Guard(Assets(later, files), port=port, keys=keys, **pages),
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -182,6 +190,12 @@ def serve(listening: socket.socket, desk: Desk, *, keys: Keys, ready: Callable[[
         server_header=False,
     )
     Server(config).run(sockets=[listening])
+
+
+def _folder(package: str) -> Path:
+    """Return the folder of a package without importing it."""
+    found = find_spec(package)
+    return Path(found.origin).parent if found is not None and found.origin is not None else Path(package)
 
 
 def desk_for(folder: str) -> Desk:
