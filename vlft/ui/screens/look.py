@@ -25,9 +25,9 @@ def build(desk: Desk) -> None:
         index = gr.Textbox(
             "0-3", label="Rows of the first data file, from 0", info="e.g. 17 or 3,8,40-44", scale=3, min_width=300
         )
-        button = gr.Button("Show the rows", variant="primary", scale=2)
-        back = gr.Button("Earlier", scale=1, min_width=120)
-        on = gr.Button("Later", scale=1, min_width=120)
+        button = gr.Button("Show the rows", variant="primary", scale=2, min_width=150)
+        back = gr.Button("Earlier", scale=1, min_width=84)
+        on = gr.Button("Later", scale=1, min_width=84)
     message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
     html = desk.drawn()
