@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 import webbrowser
 from importlib.util import find_spec
 
@@ -74,6 +75,7 @@ def open_page(folder: str, *, port: int | None, browser: bool) -> None:
         print(f"vlft ui: {address}{keys.token}", flush=True)
         print("Ctrl-C ends the page; runs that were started in it continue.", file=sys.stderr)
         if browser:
-            webbrowser.open(address + keys.once)
+            # In a thread: a browser of the terminal would keep this one, which serves the page.
+            threading.Thread(target=webbrowser.open, args=(address + keys.once,), daemon=True).start()
 
     serve(listening, desk_for(folder), keys=keys, ready=ready)
