@@ -12,15 +12,14 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from build import row, write_image, write_json
 from ui_browser import CHROMIUM, INSTALL, Screen, Served, chromium, demo, draw, first_steps
 
-for name in ("gradio", "playwright"):
-    pytest.importorskip(name, reason=INSTALL)
-if not CHROMIUM:
+if not CHROMIUM or find_spec("gradio") is None or find_spec("playwright") is None:
     pytest.skip(INSTALL, allow_module_level=True)
 
 SHOTS = os.environ.get("VLFT_UI_SHOTS")  # a folder for pictures of each screen
@@ -219,11 +218,11 @@ def test_clicks_are_answered_in_half_a_second(browser, served, tmp_path):
         screen.step(number)
         took[f"step {number}"] = time.perf_counter() - began
     screen.step(5)
-    for words, answer in (("Stop and save", "no run is training there"), ("Start training", "Name the base model")):
-        began = time.perf_counter()
-        screen.click(words)
-        screen.sees(answer)
-        took[words] = time.perf_counter() - began
+    assert screen.page.get_by_role("button", name="Stop and save").is_disabled()
+    began = time.perf_counter()
+    screen.click("Start training")
+    screen.sees("Name the base model")
+    took["Start training"] = time.perf_counter() - began
     screen.context.close()
     print({name: round(seconds, 3) for name, seconds in took.items()})
     assert max(took.values()) < 3, took  # 0.5 s on a quiet machine
