@@ -47,7 +47,9 @@ def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
     def refreshed(values: Sequence[Any], before: list[Any]) -> list[Any]:
         now = desk.view(desk.form(values))
         same = len(before) == len(now)
-        changed = [gr.skip() if same and before[i] == one else _update(one, gr) for i, one in enumerate(now)]
+        # Answers may overtake each other, and nothing later would correct a button: its state is always sent.
+        there = [same and before[i] == one and not isinstance(one, Enabled) for i, one in enumerate(now)]
+        changed = [gr.skip() if kept else _update(one, gr) for kept, one in zip(there, now, strict=True)]
         return [*changed, now]
 
     def on_tick(*values: Any) -> list[Any]:
