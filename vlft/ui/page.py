@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlft.ui.desk import KEPT, Action, Choices, Desk, Enabled
+from vlft.ui.desk import KEPT, Action, Choices, Desk
 from vlft.ui.screens import check, compare, data, look, merge, plan, train
 
 EVERY = 2.0  # seconds between two looks at jobs and runs
@@ -47,9 +47,7 @@ def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
     def refreshed(values: Sequence[Any], before: list[Any]) -> list[Any]:
         now = desk.view(desk.form(values))
         same = len(before) == len(now)
-        # Answers may overtake each other, and nothing later would correct a button: its state is always sent.
-        there = [same and before[i] == one and not isinstance(one, Enabled) for i, one in enumerate(now)]
-        changed = [gr.skip() if kept else _update(one, gr) for kept, one in zip(there, now, strict=True)]
+        changed = [gr.skip() if same and before[i] == one else _update(one, gr) for i, one in enumerate(now)]
         return [*changed, now]
 
     def on_tick(*values: Any) -> list[Any]:
@@ -101,6 +99,4 @@ def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
 def _update(value: Any, gr: Any) -> Any:
     if value is KEPT:
         return gr.skip()
-    if isinstance(value, Enabled):
-        return gr.update(interactive=value.on)
     return gr.update(choices=list(value.choices)) if isinstance(value, Choices) else value
