@@ -43,6 +43,8 @@ checked() {
 [[ $# -gt 0 ]] || set -- -n "${WORKERS:-3}" --dist worksteal
 stage pytest .venv/bin/python -m pytest "$@"
 stage "mypy (beside pytest)" checked
+[[ -n $(command -v chromium chromium-browser google-chrome) ]] ||
+    printf -- '-- vlft ui was not tested in a browser, as no Chromium is here: apt-get install -y chromium\n' >&2
 
 [[ ${#failed[@]} -eq 0 ]] || {
     (IFS=, && printf -- '-- not clean: %s\n' "${failed[*]}" >&2)

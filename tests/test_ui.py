@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -409,8 +410,8 @@ def test_the_range_of_rows_moves():
 # ---- the command
 
 
+@pytest.mark.skipif(find_spec("gradio") is None, reason="pip install 'vlft[ui]'")
 def test_a_taken_port_is_named_with_the_next_free_one(capsys, tmp_path):
-    pytest.importorskip("gradio", reason="pip install 'vlft[ui]'")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["ui", "--port", str(port), "--no_browser", "--folder", str(tmp_path)]) == 1

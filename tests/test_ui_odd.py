@@ -128,7 +128,7 @@ def test_nothing_waits_for_a_pipe(tmp_path, desk):
 def test_a_finished_run_names_the_next_steps(tmp_path, desk):
     (tmp_path / "vlft.json").write_text('{"base_model": "m", "training": {"finished": true}}')
     _, html = train.view(Form(folder=str(tmp_path), run=str(tmp_path)), desk)
-    assert "step 7 to merge it" in html
+    assert "step 7 merges it" in html
 
 
 def test_a_row_is_read_again_only_if_its_file_has_changed_and_its_screen_is_shown(tmp_path, desk, monkeypatch):
@@ -154,3 +154,20 @@ def test_marks_of_pictures_are_not_shown_as_text(tmp_path, desk):
     (tmp_path / "answers.jsonl").write_text(json.dumps({"step": 0, "rows": [described]}) + "\n")
     _, html = train.view(Form(folder=str(tmp_path), run=str(tmp_path)), desk)
     assert ">Is &lt;image&gt; a tag?<" in html
+
+
+def test_later_and_earlier_end_at_the_last_and_the_first_row(tmp_path, desk, monkeypatch):
+    started = []
+    monkeypatch.setattr(desk.jobs, "start", lambda words, **_: started.append(words[words.index("--index") + 1]))
+    file = write_json(tmp_path / "train.json", [row("Hi.", str(i)) for i in range(6)])
+    form = Form(folder=str(tmp_path), data=(str(file),), index="0-3")
+    assert look.turned(form, 1, desk) == {"index": "4-5"}
+    with pytest.raises(ConfigError, match=r"Row 5 is the last one of .*train\.json"):
+        look.turned(replace(form, index="4-5"), 1, desk)
+    assert look.turned(replace(form, index="4-5"), -1, desk) == {"index": "2-3"}
+    with pytest.raises(ConfigError, match="Row 0 is the first one"):
+        look.turned(form, -1, desk)
+    assert look.start(replace(form, index="4-9"), desk) == {"index": "4-5"}
+    assert look.start(replace(form, index="5-9"), desk) == {"index": "5"}
+    assert look.start(replace(form, index="9"), desk) == {"index": "9"}  # the command says how many there are
+    assert started == ["4-5", "2-3", "4-5", "5", "9"]

@@ -14,11 +14,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-INSTALL = "apt-get install -y chromium && pip install 'vlft[ui]' playwright"
+INSTALL = "needs Chromium, playwright and Gradio: apt-get install -y chromium; pip install playwright 'vlft[ui]'"
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
@@ -36,11 +36,12 @@ class Served:
     Attributes:
         process: of the command.
         address: with its token.
+        began: `time.perf_counter()` of its start.
         seconds: until it printed its address.
     """
 
     def __init__(self, folder: Path, home: Path, *words: str) -> None:
-        began = time.perf_counter()
+        self.began = began = time.perf_counter()
         self.log = home / "ui.log"
         home.mkdir(parents=True, exist_ok=True)
         environ = {**os.environ, "VLFT_UI_FOLDER": str(home / "jobs"), "HF_HUB_OFFLINE": "1"}
@@ -161,15 +162,10 @@ def draw(folder: Path, *, rows: int, held_out: int) -> None:
     shutil.copytree(STORED, folder / "base", dirs_exist_ok=True)
 
 
-def demo(screen: Screen, folder: Path, out: Path | None, *, steps: int, rate: str = "3e-3") -> dict[str, float]:
-    """Take the demo from the first screen to a merged model. Returns the seconds until the end of each step."""
-    began, seconds = time.perf_counter(), {}
-
-    def done(name: str) -> None:
-        seconds[name] = time.perf_counter() - began
-        if out is not None:
-            screen.shot(out / f"{len(seconds)}-{name}.png")
-
+def first_steps(
+    screen: Screen, folder: Path, *, steps: int, rate: str = "3e-3", done: Callable[[str], None] = lambda name: None
+) -> None:
+    """Take the demo from the first screen to a plan. `done` is called with the name of each step."""
     screen.step(1)
     screen.fill(FIRST, str(folder))
     screen.click("Open")
@@ -196,11 +192,23 @@ def demo(screen: Screen, folder: Path, out: Path | None, *, steps: int, rate: st
     screen.step(4)
     screen.page.get_by_label("vision + language LoRA").check()
     screen.fill("Learning rate", rate)
-    screen.fill("Rows of a step", "16")
+    screen.fill("Rows per step", "16")
     screen.page.locator(".screen:visible").get_by_label("lora").nth(1).check()
     screen.click("Plan the run")
     screen.sees("What is trained", seconds=120)
     done("plan")
+
+
+def demo(screen: Screen, folder: Path, out: Path | None, *, steps: int) -> dict[str, float]:
+    """Take the demo from the first screen to a merged model. Returns the seconds until the end of each step."""
+    began, seconds = time.perf_counter(), {}
+
+    def done(name: str) -> None:
+        seconds[name] = time.perf_counter() - began
+        if out is not None:
+            screen.shot(out / f"{len(seconds)}-{name}.png")
+
+    first_steps(screen, folder, steps=steps, done=done)
     screen.step(5)
     screen.choose("Folder of the run", str(folder / "run"))
     screen.click("Start training")

@@ -90,13 +90,21 @@ def label(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: `3.2 s`, `95 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 10:
+    """Format a duration: `3.2 s`, `95 s`, `9 min 50 s`, `12 min`, `3 h 05 min`, `2 days 5 h`."""
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
-    if seconds < 600:
-        return f"{seconds:.0f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60:02} s"
     minutes = round(seconds / 60)
-    return f"{minutes // 60:,} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24:,} days {hours % 24} h"
 
 
 def table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 import webbrowser
 from importlib.util import find_spec
 
@@ -26,8 +27,8 @@ def parser() -> CommandParser:
     parser = CommandParser(
         "ui",
         description="Open a page in the browser: choose data, check it, look at rows as the model sees them, plan, "
-        "train, compare and merge. It is served on 127.0.0.1 only, and its address holds a token. Runs go on when it "
-        "ends.",
+        "train, compare and merge. It is served on 127.0.0.1 only, and its address holds a token. Runs continue when "
+        "it ends.",
         examples=EXAMPLES,
     )
     parser.add_argument(
@@ -64,7 +65,7 @@ def open_page(folder: str, *, port: int | None, browser: bool) -> None:
     if find_spec("gradio") is None:
         raise ConfigError("vlft ui needs gradio, which is not installed. Install it: pip install 'vlft[ui]'")
     from vlft.ui.guard import Keys
-    from vlft.ui.server import application, desk_for, listen, serve
+    from vlft.ui.server import desk_for, listen, serve
 
     listening = listen(port or PORT, given=port is not None)
     taken, keys = listening.getsockname()[1], Keys()
@@ -72,8 +73,9 @@ def open_page(folder: str, *, port: int | None, browser: bool) -> None:
 
     def ready() -> None:
         print(f"vlft ui: {address}{keys.token}", flush=True)
-        print("Ctrl-C ends the page; runs that were started in it go on.", file=sys.stderr)
+        print("Ctrl-C ends the page; runs that were started in it continue.", file=sys.stderr)
         if browser:
-            webbrowser.open(address + keys.once)
+            # In a thread: a browser of the terminal would keep this one, which serves the page.
+            threading.Thread(target=webbrowser.open, args=(address + keys.once,), daemon=True).start()
 
-    serve(listening, application(desk_for(folder), port=taken, keys=keys), ready=ready)
+    serve(listening, desk_for(folder), keys=keys, ready=ready)

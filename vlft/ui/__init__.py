@@ -2,11 +2,12 @@
 
     page        Gradio: the screens in their order, one timer            server      token, pages of jobs, then Gradio
     screens/    one file a screen: its fields, and a pure function       guard       who may send a request
-                from form to what is shown                               desk        what screens share
+                from form to what is shown                               later       requests wait while Gradio loads
+    desk        what screens share                                      assets      Gradio's scripts, as files
     commands    form -> command line       jobs, keep   processes        runs        run folders, whoever started them
     folders     names in a folder          rows         one row to ask   thumbs      small pictures
     small       regular files only, of limited size
 
 Everything the page does is a command of vlft in a process of its own, so this room imports no torch. Gradio is imported
-when the page is built.
+beside the server, while a browser opens the address.
 """

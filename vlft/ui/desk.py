@@ -98,6 +98,12 @@ class Desk:
         self.fields.update(fields)
         return [*fields.values()][-1]
 
+    def drawn(self, html: str = "") -> Any:
+        """Add a place for HTML of vlft, which has a style of its own."""
+        import gradio as gr
+
+        return gr.HTML(html, padding=False, apply_default_css=False)
+
     def panel(self, outputs: Sequence[Any], view: Callable[[Form], Sequence[Any]]) -> None:
         """Show something that follows from the form."""
         self.panels.append(Panel(outputs=outputs, view=view))
@@ -126,7 +132,7 @@ class Desk:
             return message(str(error), "bad"), {}
         except OSError as error:
             return message(f"{error.filename or 'a file'}: {error.strerror or error}", "bad"), {}
-        except Exception as error:  # noqa: BLE001 - a bug in vlft: the page goes on, and says so
+        except Exception as error:  # noqa: BLE001 - a bug in vlft: the page stays, and says so
             return message(_bug(error), "bad"), {}
 
 
@@ -150,7 +156,9 @@ def _bug(error: Exception) -> str:
     if text not in _TOLD and len(_TOLD) < 100:
         _TOLD.add(text)
         LOG.error("vlft ui: a part of the page failed", exc_info=error)
-    return f"This part of the page failed: {text[:200]}. The terminal of vlft ui shows where. The other parts go on."
+    return (
+        f"This part of the page failed: {text[:200]}. The terminal of vlft ui shows where. The other parts still work."
+    )
 
 
 def _sent(value: Any) -> Any:

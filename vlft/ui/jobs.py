@@ -29,7 +29,7 @@ from vlft.ui.keep import ENDED, ERR, JOB, LOCK, OUT, PROCESS
 
 NAME = re.compile(r"[a-z-]+-[0-9a-f]{16}")
 TAIL = 6000  # bytes of stderr that are read
-SOON = 10.0  # seconds that the keeper may need to take its lock
+SOON = 30.0  # seconds that the keeper may need to take its lock and to start the verb
 
 Word = Literal["running", "done", "failed", "stopped", "lost"]
 
@@ -197,14 +197,13 @@ def _word(status: int | None, *, running: bool, folder: Path) -> Word:
 
 
 def _kept(folder: Path, began: float) -> bool:
-    """Whether the keeper of the job runs: it holds the lock, or has not had the time to take it."""
+    """Whether the keeper of the job runs: it holds the lock, or has not had the time to take it and start the verb."""
     from vlft.files import lock_handle
 
-    try:
-        with (folder / LOCK).open("rb") as file:
-            return lock_handle(file.fileno(), shared=True) is False
-    except OSError:
-        return time.time() - began < SOON
+    with contextlib.suppress(OSError), (folder / LOCK).open("rb") as file:
+        if lock_handle(file.fileno(), shared=True) is False:
+            return True
+    return not (folder / PROCESS).exists() and time.time() - began < SOON
 
 
 def _read(path: Path) -> Any:

@@ -42,7 +42,7 @@ def build(desk: Desk) -> Any:
 def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
     fields = [*desk.fields.values()]
     panels = [output for panel in desk.panels for output in panel.outputs]
-    quiet = {"queue": False, "show_progress": "hidden"}
+    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
     def refreshed(values: Sequence[Any], before: list[Any]) -> list[Any]:
         now = desk.view(desk.form(values))

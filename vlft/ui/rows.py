@@ -11,7 +11,7 @@ from vlft.config.flags import DataFlags
 from vlft.data.sample import Image, Text
 from vlft.errors import ConfigError, VlftError
 from vlft.families import DEFAULT
-from vlft.setup import open_some
+from vlft.setup import open_rows, open_some
 
 MOST_DIGITS = 12  # of the number of a row
 
@@ -68,6 +68,20 @@ def _kept(file: str, index: int, images: str, changed: tuple[int, int]) -> Asked
         return _asked(file, index, images)
     except VlftError as error:
         return error.with_traceback(None)
+
+
+def row_count(file: str, images: str) -> int | None:
+    """Return the number of rows of a data file; None if it cannot be read without further flags."""
+    try:
+        found = os.stat(file)
+        return _counted(file, images, (found.st_mtime_ns, found.st_size)) if stat.S_ISREG(found.st_mode) else None
+    except (OSError, ValueError, VlftError):
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _counted(file: str, images: str, changed: tuple[int, int]) -> int:
+    return len(open_rows([file], DataFlags(data_path=[file], image_folder=images or None), DEFAULT))
 
 
 def _asked(file: str, index: int, images: str) -> Asked:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import inspect
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vlft.errors import ConfigError
 from vlft.pages.web import render
+from vlft.ui.assets import Assets
 from vlft.ui.desk import Desk
 from vlft.ui.guard import Guard, Keys
 from vlft.ui.jobs import Jobs
+from vlft.ui.later import Later
 from vlft.ui.runs import Runs
 
 ADDRESS = "127.0.0.1"
@@ -23,6 +29,7 @@ PAGES = {"check": "look/report.html", "look": "rows.html"}
 #: A page of a job may run nothing, whatever is in it.
 SHEET = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
 UPLOAD = "200mb"
+STUBS = "6.31."  # versions of Gradio whose import writes stubs
 
 
 def listen(port: int, *, given: bool) -> socket.socket:
@@ -59,17 +66,23 @@ def _bound(port: int) -> socket.socket:
     return found
 
 
-def application(desk: Desk, *, port: int, keys: Keys) -> Any:
-    """Return the whole application, guarded."""
+def application(desk: Desk, *, port: int) -> Any:
+    """Return the application: pages of jobs, and Gradio below them."""
     _settings(desk.jobs.root)
-    gc.disable()  # the imports make many objects that stay: half a second of the first screen
+    gc.disable()  # what is imported and built stays: looking for garbage in it takes half a second of the first screen
     try:
-        import gradio as gr
-        from fastapi import FastAPI, Response
-
-        from vlft.ui.page import build
+        return _application(desk, port)
     finally:
+        gc.freeze()
         gc.enable()
+
+
+def _application(desk: Desk, port: int) -> Any:
+    with _no_stubs():
+        import gradio as gr
+    from fastapi import FastAPI, Response
+
+    from vlft.ui.page import build
 
     start = secrets.token_hex(8)  # no secret: tells a tab whether the server is the one that it was loaded from
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -89,7 +102,7 @@ def application(desk: Desk, *, port: int, keys: Keys) -> Any:
     def alive() -> Response:
         return Response(start, media_type="text/plain")
 
-    mounted = gr.mount_gradio_app(
+    return gr.mount_gradio_app(
         app,
         build(desk),
         path="/",
@@ -106,8 +119,30 @@ def application(desk: Desk, *, port: int, keys: Keys) -> Any:
         theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         head=render("ui_head.html.j2", title="", start=start),
     )
-    pages = {name: render(f"ui_{name}.html.j2", title="") for name in ("door", "closed")}
-    return Guard(mounted, port=port, keys=keys, **pages)
+
+
+@contextlib.contextmanager
+def _no_stubs() -> Iterator[None]:
+    """Import Gradio without its stubs for editors, half a second of the first screen.
+
+    Each import of Gradio 6.31 parses the source of its 81 classes of components and writes a stub beside each, also of
+    an installed Gradio. It leaves out classes without a file. Other versions are imported as they are.
+    """
+    getfile = inspect.getfile
+    if not version("gradio").startswith(STUBS):
+        yield
+        return
+
+    def found(what: Any) -> str:
+        if isinstance(what, type) and what.__module__.startswith("gradio."):
+            raise OSError(f"{what.__qualname__}: needs no stub")
+        return getfile(what)
+
+    inspect.getfile = found  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        inspect.getfile = getfile
 
 
 def _settings(root: Path) -> None:
@@ -117,25 +152,50 @@ def _settings(root: Path) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(root / "uploads")
 
 
-def serve(listening: socket.socket, app: Any, *, ready: Callable[[], None]) -> None:
-    """Serve until the user stops it.
+def serve(listening: socket.socket, desk: Desk, *, keys: Keys, ready: Callable[[], None]) -> None:
+    """Serve the page, guarded, until the user stops it. Gradio is imported while the browser opens the address.
 
     Args:
         listening: the port.
-        app: the application.
-        ready: called when the page can be opened.
+        desk: an empty one.
+        keys: the secrets.
+        ready: called when the address can be opened.
     """
     import uvicorn
+
+    port = listening.getsockname()[1]
+    files = _folder("gradio") / "templates" / "frontend" / "assets"
+    later = Later(lambda: application(desk, port=port), life=lambda app: app.router.lifespan_context(app))
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            later.begin(self.stop)
             ready()
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            await later.end()
+
+        def stop(self) -> None:
+            self.should_exit = True
+
+    pages = {name: render(f"ui_{name}.html.j2", title="") for name in ("door", "closed")}
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False
+        Guard(Assets(later, files), port=port, keys=keys, **pages),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        server_header=False,
     )
     Server(config).run(sockets=[listening])
+
+
+def _folder(package: str) -> Path:
+    """Return the folder of a package without importing it."""
+    found = find_spec(package)
+    return Path(found.origin).parent if found is not None and found.origin is not None else Path(package)
 
 
 def desk_for(folder: str) -> Desk:

@@ -21,9 +21,9 @@ def build(desk: Desk) -> None:
 
     headers = gr.Checkbox(label="Read only the headers of pictures and videos (fast)")
     button = gr.Button("Check the rows", variant="primary")
-    message = gr.HTML(padding=False)
+    message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
-    html = gr.HTML(padding=False)
+    html = desk.drawn()
     with gr.Accordion("Write the rows that can be trained", open=False):
         with gr.Row():
             out = gr.Textbox(label="File for these rows", placeholder="clean.jsonl")
@@ -33,12 +33,12 @@ def build(desk: Desk) -> None:
         dedup = gr.Checkbox(label="Leave out rows that repeat an earlier row")
         with gr.Row():
             write = gr.Button("Write the file")
-            use = gr.Button("Go on with the written files")
-        fix_message = gr.HTML(padding=False)
+            use = gr.Button("Train on the written files")
+        fix_message = desk.drawn()
         fix_line = gr.Textbox(
             label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command"
         )
-        fixed = gr.HTML(padding=False)
+        fixed = desk.drawn()
     desk.add(headers_only=headers, fix_out=out, split=split, dedup=dedup)
     desk.panel([line, html], lambda form: view(form, desk))
     desk.panel([fix_line, fixed], lambda form: fix_view(form, desk))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from vlft.errors import ConfigError, VlftError
 from vlft.pages.web import render
 from vlft.ui.commands import Form, chat, shown
@@ -26,20 +24,23 @@ def build(desk: Desk) -> None:
         picture = gr.File(label="Picture", file_types=["image"], height=120)
         question = gr.Textbox(label="Question", lines=3)
     with gr.Row(visible=False) as rows:
-        file = gr.Dropdown(label="Data file", choices=[], value="", allow_custom_value=True, interactive=True)
+        file = gr.Dropdown(
+            label="Data file (empty: the first one)", choices=[], value="", allow_custom_value=True, interactive=True
+        )
         index = gr.Textbox("0", label="Row, from 0")
     button = gr.Button("Ask both models", variant="primary")
-    message = gr.HTML(padding=False)
+    message = desk.drawn()
     line = gr.Textbox(
         label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command", lines=2
     )
-    html = gr.HTML(padding=False)
+    html = desk.drawn()
     desk.add(source=source, picture=picture, question=question, row_file=file, row_index=index)
     source.change(
         lambda one: (gr.update(visible=one == "picture"), gr.update(visible=one == "row")),
         source,
         [own, rows],
         queue=False,
+        api_visibility="private",
     )
     desk.panel([file], lambda form: (Choices.around((form.row_file,), *form.eval, *form.data),))
     desk.panel([line, html], lambda form: view(form, desk))
@@ -107,7 +108,7 @@ def view(form: Form, desk: Desk) -> tuple[str | Kept, str | Kept]:
         asked=what,
         pictures=thumbs(what.images),
         base=both[0][1],
-        tuned=os.path.basename(both[1][1]),
+        tuned=both[1][1],
         base_job=jobs[0],
         tuned_job=jobs[1],
     )

@@ -27,6 +27,7 @@ def build(desk: Desk) -> None:
     """Add the screen."""
     import gradio as gr
 
+    first = view(Form(folder=desk.folder))  # the first screen is whole before the browser asks for anything
     with gr.Row(equal_height=True):
         folder = gr.Textbox(desk.folder, label="Folder on this machine", scale=4, min_width=280)
         # Of several choices: Gradio 6.31 fails in the browser if the choices of the other kind shrink while it is open.
@@ -34,8 +35,8 @@ def build(desk: Desk) -> None:
             label="Go to", choices=[], value=[], multiselect=True, max_choices=1, scale=2, interactive=True
         )
         button = gr.Button("Open", variant="primary", scale=1)
-    message = gr.HTML(padding=False)
-    listing = gr.HTML(padding=False)
+    message = desk.drawn()
+    listing = desk.drawn(first[-1])
     with gr.Row():
         data = gr.Dropdown(
             label="Data files to train on",

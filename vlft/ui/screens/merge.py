@@ -18,9 +18,9 @@ def build(desk: Desk) -> None:
 
     out = gr.Textbox("output/merged", label="New folder for the merged model")
     button = gr.Button("Merge", variant="primary")
-    message = gr.HTML(padding=False)
+    message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
-    html = gr.HTML(padding=False)
+    html = desk.drawn()
     desk.add(merged=out)
     desk.panel([line, html], lambda form: view(form, desk))
     desk.action(button, lambda form: start(form, desk), message)

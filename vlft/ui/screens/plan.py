@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from vlft.pages.web import render
@@ -24,18 +25,20 @@ def build(desk: Desk) -> None:
     with gr.Row():
         rank = gr.Textbox("32", label="LoRA rank", min_width=120)
         rate = gr.Textbox("1e-4", label="Learning rate", min_width=120)
-        vision_rate = gr.Textbox(label="That of the vision tower", placeholder="the same", min_width=120)
+        vision_rate = gr.Textbox(label="Vision learning rate", placeholder="the same", min_width=120)
         epochs = gr.Textbox("3", label="Epochs", min_width=120)
-        batch = gr.Textbox("16", label="Rows of a step", placeholder="one pack", min_width=120)
+        batch = gr.Textbox("16", label="Rows per step", placeholder="one pack", min_width=120)
     with gr.Row():
         card = gr.Textbox(
-            label="Card", min_width=240, placeholder="the one in this machine", info="e.g. h100, a100-40, 4090 or GB"
+            label="GPU to plan for: h100, a100-40, 4090, or its GB",
+            min_width=240,
+            placeholder="the one in this machine",
         )
-        cards = gr.Textbox(label="Number of cards", placeholder="1", min_width=240)
+        cards = gr.Textbox(label="Number of GPUs", placeholder="1", min_width=240)
     button = gr.Button("Plan the run", variant="primary")
-    message = gr.HTML(padding=False)
+    message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
-    html = gr.HTML(padding=False)
+    html = desk.drawn()
     desk.add(preset=preset)  # kept by the browser; commands read the towers
     desk.add(
         vision=vision,
@@ -48,7 +51,10 @@ def build(desk: Desk) -> None:
         batch=batch,
     )
     desk.add(card=card, cards=cards)
-    preset.input(lambda name: list(PRESETS[name]), preset, [vision, merger, language, rate, vision_rate], queue=False)
+    # In the browser: an answer of the server could come after the user has typed another rate.
+    preset.input(
+        None, preset, [vision, merger, language, rate, vision_rate], js=f"name => ({json.dumps(PRESETS)})[name]"
+    )
     desk.panel([line, html], lambda form: view(form, desk))
     desk.action(button, lambda form: start(form, desk), message)
 

@@ -37,9 +37,9 @@ def build(desk: Desk) -> None:
     with gr.Row():
         start_button = gr.Button("Start training", variant="primary")
         stop_button = gr.Button("Stop and save", variant="stop")
-    message = gr.HTML(padding=False)
+    message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
-    html = gr.HTML(padding=False)
+    html = desk.drawn()
     desk.add(run=run)
     desk.panel([run], lambda form: (Choices.around((form.run,), *known(form)),))
     desk.panel([line, html], lambda form: view(form, desk))
@@ -131,7 +131,12 @@ def fault(job: Job | None, run: Watched) -> str:
 
 def facts(last: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return (name, figure, CSS class) of the last logged line."""
-    shown = {"loss": "loss", "tokens_per_s": "tokens per second", "step_s": "seconds a step", "peak_gb": "peak GB"}
+    shown = {
+        "loss": "loss",
+        "tokens_per_s": "tokens per second",
+        "step_s": "seconds per step",
+        "peak_gb": "GB at the peak",
+    }
     found = [(title, last.get(name)) for name, title in shown.items()]
     return [
         (title, scaled(value) if 1000 <= value < 1e15 else f"{value:.3g}", "")
