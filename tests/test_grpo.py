@@ -290,7 +290,9 @@ def test_a_reward_that_fails_in_a_run_names_the_row(words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("thinking", ["auto", "on", "off"])
-def test_preview_shows_the_prompts_that_the_trainer_feeds(thinking, words, base_of, media, tmp_path, monkeypatch, capsys):
+def test_preview_shows_the_prompts_that_the_trainer_feeds(
+    thinking, words, base_of, media, tmp_path, monkeypatch, capsys
+):
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(ROWS))
     fed: set[tuple] = set()
@@ -314,10 +316,12 @@ def test_preview_shows_the_prompts_that_the_trainer_feeds(thinking, words, base_
     assert main(["preview", str(file), *same, "--index", "3", "--html", str(tmp_path / "row.html")]) == 0
     text = capsys.readouterr().out
     assert "nothing of the row is trained" in text
-    assert "⟦" not in text and "Yes." not in text
+    assert "⟦" not in text
+    assert "Yes." not in text
     assert "nothing of the rows is trained" in (tmp_path / "row.html").read_text()
     plain = [str(file), "--method", "grpo", "--image_folder", str(media), "--index", "3"]  # without a base
     assert main(["preview", *plain]) == 0
     text = capsys.readouterr().out
     assert "nothing of the row is trained" in text
-    assert "⟦" not in text and "Yes." not in text
+    assert "⟦" not in text
+    assert "Yes." not in text

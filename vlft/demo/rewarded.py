@@ -90,7 +90,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of train.json, held_out.json and their pictures")
     parser.add_argument("--score", nargs="+", metavar="MODEL", help="score these instead of writing the rows")
-    parser.add_argument("--rows", choices=FILES, default="held_out", help="the rows to score them on (default: held_out)")
+    parser.add_argument(
+        "--rows", choices=FILES, default="held_out", help="the rows to score them on (default: held_out)"
+    )
     flags = parser.parse_args(argv)
     if flags.score:
         score(flags.score, flags.folder / f"{flags.rows}.json")

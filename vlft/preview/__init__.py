@@ -282,7 +282,9 @@ def sketch(sample: Sample, recipe: Recipe, family: Family, *, is_prompt: bool = 
         sample=_remarked(sample),
         tokens=None,
         media=media,
-        pieces=tuple(replace(one, trained=one.trained and not is_prompt) for one in _turns(sample, iter(media), family)),
+        pieces=tuple(
+            replace(one, trained=one.trained and not is_prompt) for one in _turns(sample, iter(media), family)
+        ),
         control_tokens=family.control_tokens,
         is_prompt=is_prompt,
     )
