@@ -4,7 +4,7 @@
     python -m vlft.demo.rewarded rows --score vlft/demo/base output/grpo
 
 The base has learned to name colour and shape of each picture when it is asked "Name each." ("1 red circle, 2 blue
-heart."). These rows ask it to "Describe the pictures.": it leaves pictures out, or names other shapes. The first
+heart."). These rows ask it to "Describe the pictures.": it skips some, repeats others, or does not stop. The first
 command writes `rows/train.json`, `rows/selection.json` (to choose settings) and `rows/held_out.json`. No held-out row
 of several pictures is in the other files. The second command prints the mean edit ratio of greedy answers to the
 held-out rows, and how much higher it is than that of the first model.
@@ -47,7 +47,7 @@ def write_questions(folder: Path, name: str, count: int | None = None) -> Path:
     rows_of_file, split, seed = FILES[name]
     count = rows_of_file if count is None else count
     drawn = (story for story in stories("base", split, 4 * count, seed=seed) if story.looks)
-    rows = [replace(story, numbered=False, question=QUESTION) for story in itertools.islice(drawn, count)]
+    rows = [replace(story, numbered=True, question=QUESTION) for story in itertools.islice(drawn, count)]
     return write_rows(rows, folder, name=name, seed=seed)
 
 
