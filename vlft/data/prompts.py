@@ -10,7 +10,18 @@ from dataclasses import dataclass, replace
 from vlft.data.encode import Encoder
 from vlft.data.render import refused, thinking_of
 from vlft.data.rows.parts import question_of, trained_answers
-from vlft.data.sample import Cost, Sample
+from vlft.data.sample import Cost, EncodedTokens, Sample
+
+
+def asked(sample: Sample) -> Sample:
+    """A row up to its last question.
+
+    Raises:
+        DataError: it has no answer that a reward could compare with.
+    """
+    if not trained_answers(sample):
+        raise refused(sample, "conversations", "the row has no answer that a reward could compare with. Add one")
+    return question_of(sample)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +35,22 @@ class PromptEncoder(Encoder):
             DataError: a medium cannot be read, or the prompt is longer than `recipe.max_length`.
             ConfigError: media cannot be found in the output of the chat template.
         """
-        if not trained_answers(sample):
-            raise refused(sample, "conversations", "the row has no answer that a reward could compare with. Add one")
-        question = question_of(sample)
+        question = asked(sample)
         cost, media = self.measure_prompt(question), self._grids(question)
         self._refuse_long(sample, cost, vision=sum(grid.tokens(self.recipe.merge_size) for grid in media))
         return replace(cost, thinking=thinking_of(question, self.recipe, unanswered=True))
+
+    def shown(self, sample: Sample) -> tuple[Sample, EncodedTokens]:
+        """Return the conversation before the row's last answer, and its tokens, which are those of `prompt`.
+
+        Raises:
+            DataError, ConfigError: the errors of `measure`.
+        """
+        self.measure(sample)
+        question = asked(sample)
+        grids = self._grids(question)
+        pieces = self._pieces.of(self._with_boxes(question, grids), grids, unanswered=True)
+        return question, self._tokens(question, pieces, grids)
 
     def _refuse_long(self, sample: Sample, cost: Cost, *, vision: int) -> None:
         limit = self.recipe.max_length
