@@ -28,7 +28,7 @@ QUESTION = "Describe the pictures."
 FILES: dict[str, tuple[int, Split, int]] = {
     "train": (400, "train", 21),
     "selection": (100, "train", 22),
-    "held_out": (100, "held_out", 21),
+    "held_out": (100, "held_out", 31),
 }
 
 
