@@ -28,8 +28,6 @@ from vlft.model.scale import PixelScale
 from vlft.screen import count
 from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows
 
-#: Columns of a row that reach rewards, besides prompts, completions and completion_ids.
-COLUMNS = ("answer", "full_answer", "id", "file", "index", "image_paths")
 KEPT = 256  # rows that are kept parsed: those of a step are asked for once per completion
 
 

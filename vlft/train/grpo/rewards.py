@@ -22,6 +22,7 @@ import vlft
 from vlft.config.rewards import Reward
 from vlft.errors import ConfigError, RunFault, VlftError
 
+SEARCH = 10.0  # most seconds in which the row that a reward raises for is searched
 STARTING = 60.0  # seconds that a file may take to import, at least; a package such as torch takes some
 
 
@@ -42,10 +43,10 @@ class Rewards:
         package = str(Path(vlft.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vlft.train.grpo.worker"],
+            [sys.executable, "-P", "-m", "vlft.train.grpo.worker"],  # -P: not from the current folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},  # it may be killed right after it prints
             start_new_session=True,  # Ctrl-C reaches the run, which ends the process
         )
         self._unread = b""
@@ -110,7 +111,12 @@ class Rewards:
         where = f"--reward {_word(one)}, {when}"
         state = state or {"global_step": 0, "max_steps": 0, "epoch": 0.0}
         message = {"reward": place, "asked": {name: list(values) for name, values in asked.items()}, "state": state}
+        begun = time.monotonic()
         said = self._ask(message, seconds=self.timeout, doing=f"{where}: scoring {_shown(rows)}")
+        if said.get("searches"):
+            left = min(SEARCH, self.timeout - (time.monotonic() - begun))
+            with contextlib.suppress(RunFault):  # the first error is what the user must know
+                said = self._read(seconds=left, doing=where)
         if "refused" in said:
             bad = said["place"]
             row = _shown(rows) if bad is None else rows[bad]
@@ -119,8 +125,8 @@ class Rewards:
         return said
 
     def _ask(self, message: Mapping[str, Any], *, seconds: float, doing: str) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
+        stdin = self._process.stdin
+        if stdin is None:
             raise VlftError("the process of the rewards has no pipes")
         line = json.dumps(message).encode() + b"\n"
         try:
@@ -128,6 +134,13 @@ class Rewards:
             stdin.flush()
         except (BrokenPipeError, ValueError) as error:
             raise self._died(doing) from error
+        return self._read(seconds=seconds, doing=doing)
+
+    def _read(self, *, seconds: float, doing: str) -> dict[str, Any]:
+        """Wait for an answer. The process is ended if there is none."""
+        stdout = self._process.stdout
+        if stdout is None:
+            raise VlftError("the process of the rewards has no pipes")
         end = time.monotonic() + seconds
         while b"\n" not in self._unread:
             left = end - time.monotonic()

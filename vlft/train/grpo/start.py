@@ -11,11 +11,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft.checkpoint import read_json, read_record
 from vlft.config.flags import DataFlags
-from vlft.config.rewards import REWARD_FILES, files_of, read_rewards
+from vlft.config.rewards import COLUMNS, REWARD_FILES, files_of, read_rewards
 from vlft.config.training import TrainFlags
 from vlft.errors import ConfigError
 from vlft.setup import Base, MeasuredRows
-from vlft.train.grpo.prompts import COLUMNS, Prompts, check_rows
+from vlft.train.grpo.prompts import Prompts, check_rows
 from vlft.train.grpo.rewards import Rewards
 from vlft.train.metrics import Meter, MetricsFile
 from vlft.train.progress import Progress

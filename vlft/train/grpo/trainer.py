@@ -23,6 +23,7 @@ from trl import GRPOTrainer
 
 from vlft.answering import speaker
 from vlft.config.preference import beta_of
+from vlft.config.rewards import COLUMNS
 from vlft.config.training import TrainFlags
 from vlft.data.order import RowOrder
 from vlft.errors import VlftError
@@ -32,7 +33,7 @@ from vlft.objectives.base import Mean
 from vlft.train import optimizers
 from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
-from vlft.train.grpo.prompts import COLUMNS, Encoded, Prompts, begun, part_of
+from vlft.train.grpo.prompts import Encoded, Prompts, begun, part_of
 from vlft.train.grpo.rewards import Rewards
 from vlft.train.grpo.stock import PromptSampler, Replies, arguments, without_checkpointing
 from vlft.train.metrics import Meter, MetricsFile
