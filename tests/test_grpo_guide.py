@@ -34,7 +34,7 @@ def test_the_function_of_the_page_is_a_reward(tmp_path):
     (tmp_path / "rewards.py").write_text(code)
     with Rewards(read_rewards([f"{tmp_path / 'rewards.py'}:short"]), timeout=20) as rewards:
         completions = [[{"role": "assistant", "content": text}] for text in ("short", "long" * 60)]
-        said = rewards.score(0, {"completions": completions}, rows=("a[0]", "a[1]"), state=None)
+        said = rewards.score(0, {"completions": completions}, rows=("a[0]", "a[1]"), state={})
     assert said["scores"] == [1.0, 0.0]
 
 

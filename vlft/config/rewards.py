@@ -47,6 +47,13 @@ class Reward:
     what: str
     file: str = ""
 
+    @property
+    def word(self) -> str:
+        """The reward as a user writes it."""
+        if self.file:
+            return f"{os.path.relpath(self.file)}:{self.what}"
+        return f"format:{self.what}" if self.kind == "format" else self.what
+
 
 def read_rewards(words: Sequence[str]) -> tuple[Reward, ...]:
     """Return the rewards of `--reward`.
@@ -64,10 +71,7 @@ def read_rewards(words: Sequence[str]) -> tuple[Reward, ...]:
     if not found:
         raise ConfigError(f"--method grpo needs --reward: what a completion is worth. {_NAMES[0].upper()}{_NAMES[1:]}")
     if twice := next((one for one, times in Counter(found).items() if times > 1), None):
-        shown = {"built_in": twice.what, "format": f"format:{twice.what}"}.get(
-            twice.kind, f"{os.path.relpath(twice.file)}:{twice.what}"
-        )
-        raise ConfigError(f"--reward {shown} is given twice. Drop one of the two.")
+        raise ConfigError(f"--reward {twice.word} is given twice. Drop one of the two.")
     return _named(found)
 
 

@@ -55,10 +55,10 @@ class Rewards:
                 said = self._ask(
                     {"load": {"kind": one.kind, "what": one.what, "file": one.file}},
                     seconds=max(STARTING, timeout),
-                    doing=f"--reward {_word(one)}: importing it",
+                    doing=f"--reward {one.word}: importing it",
                 )
                 if "refused" in said:
-                    raise ConfigError(f"--reward {_word(one)}: {said['refused']}")
+                    raise ConfigError(f"--reward {one.word}: {said['refused']}")
         except RunFault as fault:
             raise ConfigError(str(fault)) from fault
         except BaseException:
@@ -89,7 +89,13 @@ class Rewards:
                     pipe.close()
 
     def score(
-        self, place: int, asked: Mapping[str, Sequence[Any]], *, rows: Sequence[str], state: Mapping[str, Any] | None
+        self,
+        place: int,
+        asked: Mapping[str, Sequence[Any]],
+        *,
+        rows: Sequence[str],
+        state: Mapping[str, Any],
+        own: bool = False,
     ) -> dict[str, Any]:
         """Compute one reward of some completions.
 
@@ -97,8 +103,8 @@ class Rewards:
             place: of the reward in `rewards`.
             asked: prompts, completions, completion_ids and the columns of the rows, lists of the same length.
             rows: the row of each completion as file[index], for messages.
-            state: of the trainer: global_step, max_steps and epoch; None before the first step, when the rows' own
-                answers are scored.
+            state: of the trainer: global_step, max_steps and epoch.
+            own: whether the completions are the rows' own answers, which are scored before the first step.
 
         Returns:
             `scores`, a finite number for each completion; `metrics` and `extra`, what the reward logged.
@@ -107,10 +113,13 @@ class Rewards:
             RunFault: the reward takes longer than `--reward_timeout`, dies, raises, or returns something else.
         """
         one = self.rewards[place]
-        when = "the rows' own answers" if state is None else f"step {state['global_step'] + 1}"
-        where = f"--reward {_word(one)}, {when}"
-        state = state or {"global_step": 0, "max_steps": 0, "epoch": 0.0}
-        message = {"reward": place, "asked": {name: list(values) for name, values in asked.items()}, "state": state}
+        when = "the rows' own answers" if own else f"step {state['global_step'] + 1}"
+        where = f"--reward {one.word}, {when}"
+        message = {
+            "reward": place,
+            "asked": {name: list(values) for name, values in asked.items()},
+            "state": dict(state),
+        }
         begun = time.monotonic()
         said = self._ask(message, seconds=self.timeout, doing=f"{where}: scoring {_shown(rows)}")
         if said.get("searches"):
@@ -162,10 +171,6 @@ class Rewards:
         code = self._process.returncode
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return RunFault(f"{doing}: the process of the rewards ended ({how}). What it printed stands above.")
-
-
-def _word(one: Reward) -> str:
-    return f"{os.path.relpath(one.file)}:{one.what}" if one.file else one.name
 
 
 def _shown(rows: Sequence[str]) -> str:

@@ -263,9 +263,10 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         loss: torch.Tensor = computed
         found = self._metrics["train"]
         means = {name: Mean(torch.tensor(value), 1.0) for name, value in self._fresh.items()}
-        means |= {name: Mean(torch.tensor(found[name][-1]), 1.0) for name in OF_LOSS if found.get(name)}
-        self._fresh = {}
         said = int(inputs["completion_mask"].sum())
+        # These are means over tokens, so a micro-batch counts by its tokens.
+        means |= {name: Mean(torch.tensor(found[name][-1] * said), said) for name in OF_LOSS if found.get(name)}
+        self._fresh = {}
         counts = {
             "tokens": int(inputs["prompt_mask"].sum()) + said,
             "supervised_tokens": said,
