@@ -333,3 +333,39 @@ def test_a_reward_that_fails_in_a_run_names_the_row(words, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "resuming from" in out
     assert f"warning: {file} has changed since the run began" in out
+
+
+@pytest.mark.parametrize("thinking", ["auto", "on", "off"])
+def test_preview_shows_the_prompts_that_the_trainer_feeds(
+    thinking, words, base_of, media, tmp_path, monkeypatch, capsys
+):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(ROWS))
+    fed: set[tuple] = set()
+    stock = GrpoTrainer._generate_single_turn
+
+    def generate(trainer, ids, pictures, fields, many, *more):
+        fed.update(map(tuple, ids))
+        return stock(trainer, ids, pictures, fields, many, *more)
+
+    monkeypatch.setattr(GrpoTrainer, "_generate_single_turn", generate)
+    flags = {"model_id": str(base_of(QWEN3_5)), "data_path": str(file), "thinking": thinking, "max_steps": "1"}
+    assert main(words(**flags, global_batch="5", max_completion_length="2")) == 0
+    capsys.readouterr()
+    same = ["--method", "grpo", "--model_id", flags["model_id"], "--image_folder", str(media), "--thinking", thinking]
+    assert main(["preview", str(file), *same, "--index", "0-4", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["rows"]
+    assert {tuple(one["input_ids"]) for one in shown} == fed
+    assert all(one["supervised"] == 0 and set(one["labels"]) == {-100} for one in shown)
+    end = {"auto": "<think>\n\n</think>\n\n", "on": "<think>\n", "off": "<think>\n\n</think>\n\n"}[thinking]
+    assert all(one["text"].endswith(f"<|im_start|>assistant\n{end}") for one in shown)
+    assert main(["preview", str(file), *same, "--index", "3", "--html", str(tmp_path / "row.html")]) == 0
+    text = capsys.readouterr().out
+    assert "nothing of the row is trained" in text
+    assert "⟦" not in text and "Yes." not in text
+    assert "nothing of the rows is trained" in (tmp_path / "row.html").read_text()
+    plain = [str(file), "--method", "grpo", "--image_folder", str(media), "--index", "3"]  # without a base
+    assert main(["preview", *plain]) == 0
+    text = capsys.readouterr().out
+    assert "nothing of the row is trained" in text
+    assert "⟦" not in text and "Yes." not in text

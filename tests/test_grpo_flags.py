@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -113,13 +114,9 @@ def test_another_trl_is_refused_before_the_model(refused, monkeypatch):
     monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(start.importlib.metadata, "version", lambda name: "0.24.0")
     assert "--method grpo needs TRL 1.16, and 0.24.0 is installed. Install: pip install" in refused()
-
-    def broken(name):
-        raise RuntimeError("No module named 'mergekit'")
-
     monkeypatch.setattr(start.importlib.metadata, "version", lambda name: f"{start.TRL}.0")
-    monkeypatch.setattr(start.importlib, "import_module", broken)
-    assert "TRL 1.16.0 cannot be imported: RuntimeError: No module named 'mergekit'" in refused()
+    monkeypatch.setitem(sys.modules, "vlft.train.grpo.trainer", None)
+    assert "--method grpo: TRL 1.16.0 cannot be imported: ModuleNotFoundError: " in refused()
 
 
 def test_the_release_of_trl_is_that_of_the_extra():

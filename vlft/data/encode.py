@@ -102,14 +102,18 @@ class Encoder:
             shared=self.shared,
         )
 
-    def tokens(self, sample: Sample) -> EncodedTokens:
-        """Encode one row without its pixels, from file headers alone. The tokens are those of `encode`. Needs no torch.
+    def shown(self, sample: Sample) -> tuple[Sample, EncodedTokens]:
+        """The row of `as_trained`, and its tokens without pixels, from file headers alone. Needs no torch.
 
         Raises:
             DataError, ConfigError: the errors of `measure`.
         """
         sample, grids, pieces = self._to_train(sample)
-        return self._tokens(sample, pieces, grids)
+        return sample, self._tokens(sample, pieces, grids)
+
+    def tokens(self, sample: Sample) -> EncodedTokens:
+        """The tokens of `shown`, which are those of `encode`."""
+        return self.shown(sample)[1]
 
     def prompt(self, sample: Sample) -> EncodedPrompt:
         """Encode a conversation that waits for its next answer. `encode` begins the row of that conversation alike.
@@ -187,11 +191,7 @@ class Encoder:
         return tuple(up_to(sample, answer) for answer in answers)
 
     def as_trained(self, sample: Sample) -> Sample:
-        """Return the row that `encode` encodes: the row itself, or the row as `recipe.fit` changes it, with a warning.
-
-        Raises:
-            DataError, ConfigError: the errors of `measure`.
-        """
+        """Return the row that `encode` encodes: the row itself, or the row as `recipe.fit` changes it, with a warning."""
         return self._to_train(sample)[0]
 
     def _to_train(self, sample: Sample) -> tuple[Sample, list[Grid], list[Piece]]:

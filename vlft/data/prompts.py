@@ -11,7 +11,22 @@ from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
 from vlft.data.render import refused, thinking_of
 from vlft.data.rows.parts import question_of, trained_answers
-from vlft.data.sample import Cost, EncodedMedia, Grid, Sample, Video
+from vlft.data.sample import Cost, EncodedTokens, Sample, Video
+
+
+def asked(sample: Sample) -> Sample:
+    """A row up to its last question.
+
+    Raises:
+        DataError: it has no answer that a reward could compare with, or a video.
+    """
+    if not trained_answers(sample):
+        raise refused(sample, "conversations", "the row has no answer that a reward could compare with. Add one")
+    question = question_of(sample)
+    video = next((part for part in question.media if isinstance(part, Video)), None)
+    if video is not None:
+        raise refused(sample, video.field, "TRL's GRPO takes pictures only, and this is a video. Leave such rows out")
+    return question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +51,25 @@ class PromptEncoder(Encoder):
                 completion.
             ConfigError: media cannot be found in the output of the chat template.
         """
-        _refuse_unanswered(sample)
-        question = question_of(sample)
+        question = asked(sample)
         cost, media = self.measure_prompt(question), self._grids(question)
         self._refuse_long(question, cost, vision=sum(grid.tokens(self.recipe.merge_size) for grid in media))
         return replace(cost, thinking=thinking_of(question, self.recipe, unanswered=True))
 
-    def _grids(self, sample: Sample) -> list[Grid]:
-        _refuse_videos(sample)
-        return super()._grids(sample)
+    def shown(self, sample: Sample) -> tuple[Sample, EncodedTokens]:
+        """Return the conversation before the row's last answer, and its tokens, which are those of `prompt`.
 
-    def _decode(self, sample: Sample) -> tuple[EncodedMedia, ...]:
-        _refuse_videos(sample)
-        return super()._decode(sample)
+        Raises:
+            DataError, ConfigError: the errors of `measure`.
+        """
+        self.measure(sample)
+        question = asked(sample)
+        grids = self._grids(question)
+        pieces = self._pieces.of(self._with_boxes(question, grids), grids, unanswered=True)
+        return question, self._tokens(question, pieces, grids)
 
     def _refuse_long(self, sample: Sample, cost: Cost, *, vision: int) -> None:
-        if sample.turns[-1].role != "user":  # a whole row, which preview and export encode
+        if sample.turns[-1].role != "user":  # a whole row
             self.measure(sample)
             return
         limit = self.recipe.max_length
@@ -76,17 +94,4 @@ class PromptProbe(MediaProbe):
     """A probe that refuses the rows that `PromptEncoder` refuses, except for their length."""
 
     def cost(self, sample: Sample, *, decode: bool) -> Cost:
-        _refuse_unanswered(sample)
-        _refuse_videos(question_of(sample))
-        return super().cost(sample, decode=decode)
-
-
-def _refuse_unanswered(sample: Sample) -> None:
-    if not trained_answers(sample):
-        raise refused(sample, "conversations", "the row has no answer that a reward could compare with. Add one")
-
-
-def _refuse_videos(sample: Sample) -> None:
-    video = next((part for part in sample.media if isinstance(part, Video)), None)
-    if video is not None:
-        raise refused(sample, video.field, "TRL's GRPO takes pictures only, and this is a video. Leave such rows out")
+        return super().cost(asked(sample), decode=decode)

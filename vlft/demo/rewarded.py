@@ -22,31 +22,38 @@ from vlft.demo.story import Split, stories, write_rows
 from vlft.metrics.sequences import edit_distance
 from vlft.text import counted
 
-ROWS: dict[Split, int] = {"train": 400, "held_out": 100}
-SEED = 21
+#: File -> its rows, from which drawings they are, and the seed of what is drawn. Settings are chosen with `selection`.
+FILES: dict[str, tuple[int, Split, int]] = {
+    "train": (400, "train", 21),
+    "selection": (100, "train", 22),
+    "held_out": (100, "held_out", 21),
+}
 
 
-def write_wording(folder: Path, split: Split, count: int, *, seed: int = SEED) -> Path:
+def write_wording(folder: Path, name: str, count: int | None = None) -> Path:
     """Draw the pictures and write the rows.
 
     Args:
-        folder: where to write `SPLIT.json` and a folder `SPLIT` of PNG pictures.
-        split: training rows or held-out rows.
-        count: number of rows.
-        seed: of everything that is drawn.
+        folder: where to write `NAME.json` and a folder `NAME` of PNG pictures.
+        name: one of `FILES`.
+        count: number of rows, if it differs.
 
     Returns:
         The data file, LLaVA JSON; its media paths are relative to `folder`.
     """
     # More are drawn than are needed: a row of words to repeat shows no picture.
+    rows_of_file, split, seed = FILES[name]
+    count = rows_of_file if count is None else count
     drawn = (story for story in stories("base", split, 4 * count, seed=seed) if story.looks)
     rows = [
         replace(
-            story, numbered=False, answer=", ".join(f"{i} {look.shape}" for i, look in enumerate(story.looks, 1)) + "."
+            story,
+            numbered=False,
+            answer=", ".join(f"{i} {look.fill} {look.shape}" for i, look in enumerate(story.looks, 1)) + ".",
         )
         for story in itertools.islice(drawn, count)
     ]
-    return write_rows(rows, folder, name=split, seed=seed)
+    return write_rows(rows, folder, name=name, seed=seed)
 
 
 def edit_ratios(model: str, file: Path) -> list[float]:
@@ -68,8 +75,8 @@ def score(models: Sequence[str], file: Path) -> None:
     first_R2: np.ndarray | None = None
     for model in models:
         sums_R2 = np.array([(ratio, 1.0) for ratio in edit_ratios(model, file)])
-        rows = counted(len(sums_R2), "held-out row")
-        line = f"{model}: mean edit ratio {sums_R2[:, 0].mean():.3f} over {rows}"
+        rows = counted(len(sums_R2), "row")
+        line = f"{model}: mean edit ratio {sums_R2[:, 0].mean():.3f} over {rows} of {file.name}"
         if first_R2 is None:
             first_R2 = sums_R2
         else:
@@ -83,12 +90,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of train.json, held_out.json and their pictures")
     parser.add_argument("--score", nargs="+", metavar="MODEL", help="score these instead of writing the rows")
+    parser.add_argument(
+        "--rows", choices=FILES, default="held_out", help="the rows to score them on (default: held_out)"
+    )
     flags = parser.parse_args(argv)
     if flags.score:
-        score(flags.score, flags.folder / "held_out.json")
+        score(flags.score, flags.folder / f"{flags.rows}.json")
         return
-    for split, count in ROWS.items():
-        print(f"{write_wording(flags.folder, split, count)}: {counted(count, 'row')}")
+    for name, (count, _, _) in FILES.items():
+        print(f"{write_wording(flags.folder, name)}: {counted(count, 'row')}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from vlft.data.encode import UNTRAINED
 from vlft.data.media import read as media_io
 from vlft.data.media.read import MediaError, depth_remarks
 from vlft.data.pieces import KIND_TEXT
+from vlft.data.prompts import PromptEncoder, asked
 from vlft.data.render import refused
 from vlft.data.rows.source import as_found
 from vlft.data.sample import EncodedTokens, Sample, Text, Video
@@ -66,6 +67,7 @@ class Preview:
         media: its pictures and videos, in the order of their tags.
         pieces: the whole row, in order.
         control_tokens: texts that the model reads as control tokens; the page shades them.
+        is_prompt: whether the model samples completions after the last piece, and none of the row is trained.
     """
 
     sample: Sample
@@ -73,6 +75,7 @@ class Preview:
     media: tuple[Medium, ...]
     pieces: tuple[Piece, ...]
     control_tokens: tuple[str, ...]
+    is_prompt: bool = False
 
     @property
     def title(self) -> str:
@@ -91,6 +94,8 @@ class Preview:
         of_media = f", {vision:,} of pictures and videos" if self.media else ""
         if self.tokens is None:
             return f"tokens are not counted without a base (--model_id){of_media}"
+        if self.is_prompt:
+            return f"{len(self.tokens.input_ids_T):,} tokens of the prompt{of_media}"
         names = ("prompt", *answer_names(len(self.tokens.branches) - 1))
         each = zip(names, self.tokens.branches, strict=True) if self.tokens.branches else ()
         of_answers = "".join(f", {count:,} of {name}" for name, count in each)
@@ -208,7 +213,11 @@ def preview_rows(
     for place in range(len(rows)):
         try:
             row = rows[place]
-            yield sketch(row, probe.recipe, family) if probe is not None else preview_row(row, cast("Base", base))
+            if probe is None:
+                yield preview_row(row, cast("Base", base))
+            else:
+                prompt = data.method == "grpo"
+                yield sketch(asked(row) if prompt else row, probe.recipe, family, is_prompt=prompt)
         except DataError as error:
             yield Refused(row=error.row, raw=as_found(rows.raw(place)))
 
@@ -240,8 +249,7 @@ def preview_sample(row: Sample, base: Base) -> Preview:
     Raises:
         DataError: its media cannot be decoded, or it is too long.
     """
-    sample = base.encoder.as_trained(row)
-    tokens = base.encoder.tokens(sample)
+    sample, tokens = base.encoder.shown(row)
     media = media_of(sample, tokens.grids, base.recipe)
     return Preview(
         sample=_remarked(sample),
@@ -249,11 +257,18 @@ def preview_sample(row: Sample, base: Base) -> Preview:
         media=media,
         pieces=tuple(_pieces(tokens, media, base.processor.tokenizer, base.family)),
         control_tokens=base.family.control_tokens,
+        is_prompt=isinstance(base.encoder, PromptEncoder),
     )
 
 
-def sketch(sample: Sample, recipe: Recipe, family: Family) -> Preview:
+def sketch(sample: Sample, recipe: Recipe, family: Family, *, is_prompt: bool = False) -> Preview:
     """Show a parsed row without a base: the text of its turns, and its media.
+
+    Args:
+        sample: the row, or its prompt.
+        recipe: how media are decoded.
+        family: whose pads stand for media.
+        is_prompt: whether it is a prompt, of which nothing is trained.
 
     Raises:
         DataError: its media cannot be decoded.
@@ -267,8 +282,11 @@ def sketch(sample: Sample, recipe: Recipe, family: Family) -> Preview:
         sample=_remarked(sample),
         tokens=None,
         media=media,
-        pieces=tuple(_turns(sample, iter(media), family)),
+        pieces=tuple(
+            replace(one, trained=one.trained and not is_prompt) for one in _turns(sample, iter(media), family)
+        ),
         control_tokens=family.control_tokens,
+        is_prompt=is_prompt,
     )
 
 

@@ -43,7 +43,8 @@ def context(rows: Sequence[Shown]) -> dict[str, Any]:
     title = first.title
     if len(rows) > 1:
         title = f"{len(rows)} rows of {first.row.file if isinstance(first, Refused) else first.sample.file}"
-    return {"title": title, "scale": scale, "rows": [_row(part, scale) for part in parts]}
+    prompts = any(isinstance(part, Preview) and part.is_prompt for part in parts)
+    return {"title": title, "scale": scale, "prompts": prompts, "rows": [_row(part, scale) for part in parts]}
 
 
 def write_html(rows: Sequence[Shown], path: str) -> None:

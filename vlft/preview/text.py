@@ -15,6 +15,8 @@ OPEN, CLOSE = "⟦", "⟧"
 GREEN, MAGENTA, CYAN, YELLOW, RESET = "\x1b[1;32m", "\x1b[1;35m", "\x1b[36m", "\x1b[33m", "\x1b[0m"
 
 
+#: Of a row of --method grpo.
+UNTRAINED_PROMPT = "the model samples completions after this prompt; nothing of the row is trained"
 CHOSEN = ("", "chosen")  # names of answers that the model learns; "" in a row with one answer
 RAW_CHARACTERS = 4000  # of a refused row
 RAW_TEXT = 400  # characters of one text in it
@@ -39,6 +41,9 @@ def as_text(preview: Preview | Split | Refused, *, color: bool) -> str:
         lines.append(f"{medium.name}: {medium.source} -> {medium.shown}  ({where})")
     for field, remark in preview.sample.warnings:
         lines.append(_painted(f"warning: {field}: {printable(remark)}", YELLOW, color))
+    if preview.is_prompt:
+        lines += [UNTRAINED_PROMPT, ""]
+        return "\n".join(lines) + "\n" + "".join(_piece(piece, color) for piece in preview.pieces).rstrip("\n")
     marks = _painted("in green", GREEN, color) if color else f"between {OPEN} and {CLOSE}"
     if color and any(piece.answer not in CHOSEN for piece in preview.pieces):
         marks += f", those of rejected answers {_painted('in magenta', MAGENTA, color)}"

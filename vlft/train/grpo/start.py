@@ -48,7 +48,7 @@ def check_packages() -> None:
     if not f"{found}.".startswith(f"{TRL}."):
         raise ConfigError(f"--method grpo needs TRL {TRL}, and {found} is installed. Install: {INSTALL}")
     try:
-        importlib.import_module("vlft.train.grpo.trainer")
+        import vlft.train.grpo.trainer  # noqa: F401
     except Exception as error:  # TRL imports other packages, which may raise anything
         raise ConfigError(
             f"--method grpo: TRL {found} cannot be imported: {type(error).__name__}: {error}. Install: {INSTALL}"
