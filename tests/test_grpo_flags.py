@@ -195,6 +195,14 @@ def test_rows_that_grpo_cannot_take_are_refused_by_every_verb(
         assert "train on the rest: --on_bad_row skip" in said
 
 
+def test_export_leaves_out_what_grpo_cannot_take(base, refusing, tmp_path, capsys):
+    flags = ["--method", "grpo", "--model_id", str(base), "--max_length", "500", "--allow_outside_folder", "true"]
+    assert main(["export", "verl", str(refusing), str(tmp_path / "out"), *flags, "--on_bad_row", "skip"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "1 of 3 rows" in said
+    assert re.search(ROOM, said)
+
+
 def test_check_data_finds_videos_without_a_base(refusing, capsys):
     flags = [str(refusing), "--method", "grpo", "--allow_outside_folder", "true", "--json"]
     assert main(["check-data", *flags]) == 1

@@ -68,6 +68,15 @@ class PromptEncoder(Encoder):
         pieces = self._pieces.of(self._with_boxes(question, grids), grids, unanswered=True)
         return question, self._tokens(question, pieces, grids)
 
+    def tokens(self, sample: Sample) -> EncodedTokens:
+        """The tokens of a whole row, which an export holds.
+
+        Raises:
+            DataError, ConfigError: the errors of `measure`.
+        """
+        self.measure(sample)
+        return super().shown(sample)[1]
+
     def _refuse_long(self, sample: Sample, cost: Cost, *, vision: int) -> None:
         if sample.turns[-1].role != "user":  # a whole row
             self.measure(sample)

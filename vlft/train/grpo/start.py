@@ -14,7 +14,7 @@ from vlft.checkpoint import read_json, read_record
 from vlft.config.flags import DataFlags
 from vlft.config.rewards import COLUMNS, REWARD_FILES, files_of, read_rewards
 from vlft.config.training import TrainFlags
-from vlft.data.order import Order
+from vlft.data.order import RowOrder
 from vlft.errors import ConfigError
 from vlft.setup import Base, MeasuredRows
 from vlft.train.grpo.prompts import Prompts
@@ -75,7 +75,7 @@ class Grpo:
         """The object for these flags; None if they ask for another method."""
         return cls(args) if data.method == "grpo" else None
 
-    def check(self, rows: MeasuredRows, base: Base, order: Order) -> str:
+    def check(self, rows: MeasuredRows, base: Base, order: RowOrder) -> str:
         """Score the own answers of some rows, called as in a step of the run.
 
         Args:
@@ -94,7 +94,7 @@ class Grpo:
         many = min(TRIED, len(prompts))
         tried = [place * len(prompts) // many for place in range(many)]
         means = []
-        at_once = max(1, getattr(order, "rows_per_step", 1) // order.world)
+        at_once = max(1, order.rows_per_step // order.world)
         state = {"global_step": 0, "max_steps": self.args.total_steps(order.steps), "epoch": 0.0}
         for place, one in enumerate(self.rewards.rewards):
             if one.kind == "built_in" and one.what in NEEDY:
