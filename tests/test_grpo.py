@@ -23,6 +23,7 @@ if any(importlib.util.find_spec(name) is None for name in PACKAGES):
 from trl import GRPOTrainer
 
 from vlft.data.order import RowOrder
+from vlft.demo.build_base import STORED
 from vlft.families import QWEN3_5
 from vlft.train.grpo.stock import PromptSampler
 from vlft.train.grpo.trainer import GrpoTrainer
@@ -203,10 +204,11 @@ def test_rewards_see_the_thoughts_that_a_prompt_begins(own, thinking, written, w
     file.write_text(json.dumps([row("a", "2+2?", own + "4"), row("b", "3+3?", own + "6")]))
     flags = {"model_id": str(base_of(QWEN3_5)), "data_path": str(file), "thinking": thinking, "max_steps": "1"}
     assert main(words("--reward", "exact_match", f"{tmp_path / 'see.py'}:see", **flags)) == 0
-    assert "rewards of the own answers of 2 rows: exact_match 1, see 0.5" in capsys.readouterr().out
+    assert "rewards of the own answers of 2 rows: exact_match 1, see 1.5" in capsys.readouterr().out
     start, step = map(json.loads, seen.read_text().splitlines())
     block = "" if written is None else f"<think>\n{written}</think>\n\n"
-    assert start == [[f"{block}4", f"{block}6"], ["4", "6"], [f"{own}4", f"{own}6"]]
+    twice = ["4", "4", "6", "6"]  # an answer is repeated as often as a prompt has completions
+    assert start == [[block + one for one in twice], twice, [own + one for one in twice]]
     assert len(step[0]) == 4
     assert all(one.startswith("<think>\n") is (written is not None) for one in step[0])
 
@@ -271,11 +273,12 @@ def test_entropy_is_a_mean_over_tokens_whatever_the_micro_batch(words, tmp_path)
     found = []
     for size in ("1", "2", "10"):
         flags = {"global_batch": "5", "per_device_train_batch_size": size, "max_steps": "1", "temperature": "2"}
+        flags |= {"model_id": str(STORED), "max_completion_length": "24"}
         assert main(words(name=size, **flags)) == 0
         (line,) = lines(tmp_path / size)
         found.append((line["supervised_tokens"], line["entropy"]))
     (tokens, entropy), *others = found
-    assert tokens < 60  # completions of different lengths
+    assert tokens < 10 * 24  # completions of different lengths
     assert all(one == (tokens, pytest.approx(entropy, rel=1e-4)) for one in others)
 
 

@@ -185,7 +185,7 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
         theirs.pop("tokenizer", None)
     for name, ours in ({"blocks": {}, "tokens": {}} | _identity(mine)).items():
         if name in theirs and theirs[name] != ours:
-            called = CALLED.get(name, name.replace("_", " ")).format(method=mine.training["method"])
+            called = CALLED.get(name, name.replace("_", " ")).format(method=mine.training.get("method", "sft"))
             verb = "are" if _is_plural(called) else "is"
             old, new = map(_as_text, _difference(theirs[name], ours))
             raise CheckpointError(
