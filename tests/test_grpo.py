@@ -365,10 +365,12 @@ def test_preview_shows_the_prompts_that_the_trainer_feeds(
     assert main(["preview", str(file), *same, "--index", "3", "--html", str(tmp_path / "row.html")]) == 0
     text = capsys.readouterr().out
     assert "nothing of the row is trained" in text
-    assert "⟦" not in text and "Yes." not in text
+    assert "⟦" not in text
+    assert "Yes." not in text
     assert "nothing of the rows is trained" in (tmp_path / "row.html").read_text()
     plain = [str(file), "--method", "grpo", "--image_folder", str(media), "--index", "3"]  # without a base
     assert main(["preview", *plain]) == 0
     text = capsys.readouterr().out
     assert "nothing of the row is trained" in text
-    assert "⟦" not in text and "Yes." not in text
+    assert "⟦" not in text
+    assert "Yes." not in text

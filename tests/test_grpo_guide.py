@@ -21,13 +21,21 @@ STATE = {"global_step": 0, "max_steps": 9, "epoch": 0.0}
 PAGE = (ROOT / "examples" / "guides" / "grpo.md").read_text(encoding="utf-8")
 
 
+def answers_to_several(folder: Path, name: str) -> set[str]:
+    """The answers of a file's rows of several pictures, which say what is drawn."""
+    rows = json.loads(rewarded.write_questions(folder, name).read_text())
+    return {row["conversations"][-1]["value"] for row in rows if len(row["image"]) > 1}
+
+
 def test_rows_are_the_same_again_and_held_out(tmp_path):
-    made = [rewarded.write_wording(tmp_path / name, "train", 30) for name in ("once", "again")]
+    made = [rewarded.write_questions(tmp_path / name, "train", 30) for name in ("once", "again")]
     assert made[0].read_text() == made[1].read_text()
-    held_out = rewarded.write_wording(tmp_path / "once", "held_out", 30)
+    held_out = rewarded.write_questions(tmp_path / "once", "held_out", 30)
     answers = [row["conversations"][-1]["value"] for row in json.loads(made[0].read_text())]
-    assert all(re.fullmatch(r"1 \w+(, 2 \w+(, 3 \w+)?)?\.", answer) for answer in answers)
+    assert all(re.fullmatch(r"1 \w+ \w+(, 2 \w+ \w+(, 3 \w+ \w+)?)?\.", answer) for answer in answers)
     assert len(json.loads(held_out.read_text())) == 30
+    shown = {name: answers_to_several(tmp_path / "all", name) for name in rewarded.FILES}
+    assert shown["held_out"].isdisjoint(shown["train"] | shown["selection"])
 
 
 def test_the_function_of_the_page_is_a_reward(tmp_path):

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from vlft.cli.main import main
 from vlft.demo.pairs import write_pairs
-from vlft.demo.rewarded import write_wording
+from vlft.demo.rewarded import write_questions
 from vlft.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ def test_to_the_door_of_training(scripts, what, base_of, tmp_path, monkeypatch, 
     if "grpo" in what:
         pytest.importorskip("trl")
         media = tmp_path / "rows"
-        data = write_wording(media, "train", 13)
+        data = write_questions(media, "train", 13)
     if what in EXAMPLE_OF:
         where = {"MODEL": base, "DATA": data, "IMAGE_FOLDER": media, "OUTPUT": out}
         argv = scripts.argv(what, **{name: str(path) for name, path in where.items()})[2:]

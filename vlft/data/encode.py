@@ -191,7 +191,7 @@ class Encoder:
         return tuple(up_to(sample, answer) for answer in answers)
 
     def as_trained(self, sample: Sample) -> Sample:
-        """Return the row that `encode` encodes: the row itself, or the row as `recipe.fit` changes it, with a warning."""
+        """Return the row that `encode` encodes: itself, or as `recipe.fit` changes it, with a warning."""
         return self._to_train(sample)[0]
 
     def _to_train(self, sample: Sample) -> tuple[Sample, list[Grid], list[Piece]]:

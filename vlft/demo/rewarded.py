@@ -1,12 +1,13 @@
-"""Rows for GRPO on the demo's base: a wording that it has not learned, which a reward teaches. Also scores models.
+"""Rows for GRPO on the demo's base: a question that it has not learned, whose answers a reward teaches. Scores models.
 
     python -m vlft.demo.rewarded rows
     python -m vlft.demo.rewarded rows --score vlft/demo/base output/grpo
 
-The first command writes `rows/train.json` and `rows/held_out.json`. The base names colour and shape of each picture,
-with a number ("1 red circle, 2 blue heart."); the answers here leave the colours out ("1 circle, 2 heart."). No
-held-out row of several pictures is in the training rows. The second command prints the mean edit ratio of greedy
-answers to the held-out rows, and how much higher it is than that of the first model.
+The base has learned to name colour and shape of each picture when it is asked "Name each." ("1 red circle, 2 blue
+heart."). These rows ask it to "Describe the pictures.": it skips some, repeats others, or does not stop. The first
+command writes `rows/train.json`, `rows/selection.json` (to choose settings) and `rows/held_out.json`. No held-out row
+of several pictures is in the other files. The second command prints the mean edit ratio of greedy answers to the
+held-out rows, and how much higher it is than that of the first model.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vlft.demo.story import Split, stories, write_rows
 from vlft.metrics.sequences import edit_distance
 from vlft.text import counted
 
+QUESTION = "Describe the pictures."
 #: File -> its rows, from which drawings they are, and the seed of what is drawn. Settings are chosen with `selection`.
 FILES: dict[str, tuple[int, Split, int]] = {
     "train": (400, "train", 21),
@@ -30,7 +32,7 @@ FILES: dict[str, tuple[int, Split, int]] = {
 }
 
 
-def write_wording(folder: Path, name: str, count: int | None = None) -> Path:
+def write_questions(folder: Path, name: str, count: int | None = None) -> Path:
     """Draw the pictures and write the rows.
 
     Args:
@@ -45,14 +47,7 @@ def write_wording(folder: Path, name: str, count: int | None = None) -> Path:
     rows_of_file, split, seed = FILES[name]
     count = rows_of_file if count is None else count
     drawn = (story for story in stories("base", split, 4 * count, seed=seed) if story.looks)
-    rows = [
-        replace(
-            story,
-            numbered=False,
-            answer=", ".join(f"{i} {look.fill} {look.shape}" for i, look in enumerate(story.looks, 1)) + ".",
-        )
-        for story in itertools.islice(drawn, count)
-    ]
+    rows = [replace(story, numbered=True, question=QUESTION) for story in itertools.islice(drawn, count)]
     return write_rows(rows, folder, name=name, seed=seed)
 
 
@@ -98,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         score(flags.score, flags.folder / f"{flags.rows}.json")
         return
     for name, (count, _, _) in FILES.items():
-        print(f"{write_wording(flags.folder, name)}: {counted(count, 'row')}")
+        print(f"{write_questions(flags.folder, name)}: {counted(count, 'row')}")
 
 
 if __name__ == "__main__":

@@ -62,11 +62,17 @@ def first_change(
         share *= 2
     least = ways[-1][1]
     flagged = ways[-1][0]
-    possible = strategies_for(case.family)
+    grpo = case.sampling is not None  # trains without DeepSpeed, and with 16 bits
+    possible: tuple[Strategy, ...] = ("ddp",) if grpo else strategies_for(case.family)
     for other in possible[1:] if case.world > 1 else ():
         if strategy != other and not other.endswith("offload"):
             ways.append((f"--gradient_checkpointing true --deepspeed {other}", case, other))
-    if case.towers.language == "lora" and not case.sizes.packed.weights and not strategy.startswith("zero3"):
+    if (
+        not grpo
+        and case.towers.language == "lora"
+        and not case.sizes.packed.weights
+        and not strategy.startswith("zero3")
+    ):
         four = packed_of(case.family, case.family.sizes(case.config), Quantisation(kind="nf4", double=True))
         fewer = replace(least, sizes=replace(least.sizes, packed=four))
         ways.append((f"{flagged} --bits 4", fewer, strategy))

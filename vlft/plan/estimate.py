@@ -21,6 +21,7 @@ from vlft.model.towers import Towers
 from vlft.model.traced import Delta
 from vlft.model.tracing import Load, Numbers, numbers_of
 from vlft.plan.optimizers import Trained, state_bytes
+from vlft.plan.sampling import Sampling
 from vlft.plan.strategies import Strategy
 
 BUCKET = 500_000_000  # weights in a bucket of ZeRO (DeepSpeed's default for reduce_bucket_size and similar settings)
@@ -133,6 +134,9 @@ class Memory:
         reserve: fragmentation, and tensors that are not counted.
         host: in the machine's memory.
         card: memory of the card.
+        completions: tokens and pixels of all completions of a step (GRPO).
+        sampling: the cache of completions while they are sampled, with logits or prompts at work. Nothing is kept for a
+            backward pass meanwhile (GRPO).
     """
 
     strategy: Strategy
@@ -149,10 +153,15 @@ class Memory:
     reserve: int
     host: int
     card: int
+    completions: int = 0
+    sampling: int = 0
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, name) for name in PARTS)
+        """Of the larger phase: the training of a micro-batch, or the sampling of completions before it."""
+        training = sum(getattr(self, name) for name in PARTS)
+        others = self.weights + self.optimizer + self.completions + self.context + self.reserve
+        return max(training, others + self.sampling)
 
     @property
     def fits(self) -> bool:
@@ -164,7 +173,8 @@ class Memory:
 
 
 PARTS = (
-    *("weights", "gradients", "optimizer", "vision", "merger", "language", "logits", "working", "context", "reserve"),
+    *("weights", "gradients", "optimizer", "vision", "merger", "language", "logits", "working", "completions"),
+    *("context", "reserve"),
 )
 
 
@@ -188,6 +198,7 @@ class Case:
         fused: whether fused kernels run.
         delta: what computes the delta rule of gated delta nets.
         device: the device whose kernels are assumed.
+        sampling: what a step samples (GRPO); None for other methods.
     """
 
     config: Any
@@ -205,6 +216,7 @@ class Case:
     delta: Delta = "fla"
     device: Literal["cpu", "cuda"] = "cuda"
     optim_args: str | None = None
+    sampling: Sampling | None = None
 
     def activation_bytes(self, strategy: Strategy, checkpointed: Sequence[str]) -> activations.Estimate:
         """The memory of activations; what was traced for it is cached."""
@@ -256,12 +268,14 @@ def of_parts(case: Case, strategy: Strategy, checkpointed: tuple[str, ...]) -> M
     held = states(case.sizes, numbers, strategy, world=case.world, optim=case.optim, optim_args=case.optim_args)
     saved = case.activation_bytes(strategy, checkpointed)
     kept = saved.kept
-    vocabulary = case.family.sizes(case.config).text.vocab
+    sizes = case.family.sizes(case.config)
+    vocabulary = sizes.text.vocab
     rows = min(max(1, case.load.supervised), loss.chunk_rows(vocabulary))
     logits = rows * vocabulary * (4 + numbers.computing.itemsize)
     context = 0 if case.device == "cpu" else CONTEXT_BYTES + (NCCL_BYTES if case.world > 1 else 0)
     activated = sum(kept.values()) + saved.block
     left = case.card - context - held.weights
+    step, itemsize = case.sampling, numbers.computing.itemsize
     return Memory(
         strategy=strategy,
         checkpointing=checkpointed,
@@ -279,4 +293,6 @@ def of_parts(case: Case, strategy: Strategy, checkpointed: tuple[str, ...]) -> M
         + max(0, memory.HEAD_BYTES - logits),
         host=held.host,
         card=case.card,
+        completions=0 if step is None else step.held(sizes),
+        sampling=0 if step is None else step.sampled(sizes, itemsize, block=saved.block),
     )

@@ -11,8 +11,9 @@ import torch
 from vlft.config.flags import ModelFlags, PlanFlags
 from vlft.config.machine import check_device
 from vlft.config.training import TrainFlags
-from vlft.data.order import Order, PackOrder
+from vlft.data.order import Order, PackOrder, RowOrder
 from vlft.data.sample import Cost, Sample
+from vlft.errors import ConfigError
 from vlft.model import groups, kernels
 from vlft.model.apply import apply_towers
 from vlft.model.cards import card_bytes
@@ -31,6 +32,7 @@ from vlft.plan.estimate import (
 )
 from vlft.plan.measure import MeasuredStep, measure
 from vlft.plan.outlook import Outlook, Rate
+from vlft.plan.sampling import sampling_of
 from vlft.plan.strategies import Strategy, strategies_for, strategy_of
 from vlft.setup import Base, MeasuredRows
 from vlft.setup.schedule import largest
@@ -115,6 +117,15 @@ def forecast(
     load = replace(
         _of_rows([rows.costs[i] for i in worst], tokens=tokens), vision_lengths=(patches,) if patches else ()
     )
+    sampling = None
+    if isinstance(order, RowOrder) and order.group is not None:
+        if real:
+            raise ConfigError(
+                "--measure with --method grpo: it trains one step on the rows' own answers, not on completions. Drop "
+                "it, or run vlft train with --max_steps 2 and read peak_gb in metrics.jsonl."
+            )
+        completion, micro_batch = args.max_completion_length, args.per_device_train_batch_size
+        sampling = sampling_of(order, rows.costs, completion=completion, micro_batch=micro_batch)
     packed = _packed(base)
     case = Case(
         config=base.config,
@@ -125,14 +136,16 @@ def forecast(
         half=half,
         optim=str(getattr(args.optim, "value", args.optim)),
         optim_args=args.optim_args,
-        load=load,
+        load=load if sampling is None else sampling.load,
         world=order.world,
         card=size,
         checkpointing=args.checkpointing,
         fused=args.liger != "false" and not cpu,
         delta="torch" if model_flags.linear_attn == "torch" else "fla",
         device="cpu" if cpu else "cuda",
+        sampling=sampling,
     )
+    load = case.load
     strategy = strategy_of(args.zero)
     planned = estimate(case, strategy, checkpointing="false" if cpu and args.checkpointing == "auto" else None)
     change = None
@@ -152,7 +165,8 @@ def forecast(
         mine = replace(load_of([rows.costs[i] for i in worst]), vision_lengths=vision)
         expected = _expected(replace(case, load=mine, world=1), planned.checkpointing)
     rate, how = _rate(base, case, planned.checkpointing, rows, order, card=gpu, given=tokens_per_s, measured=found)
-    per_epoch = sum(cost.tokens for cost in rows.costs)
+    per_epoch = sum(cost.tokens + (0 if sampling is None else sampling.completion) for cost in rows.costs)
+    per_epoch *= 1 if sampling is None else sampling.each
     hours = per_epoch * (steps / order.steps + reference) / rate / 3600 if rate else None
     return Outlook(
         card=name,
@@ -163,7 +177,7 @@ def forecast(
         without_checkpointing=estimate(case, strategy, checkpointing="false"),
         with_checkpointing=estimate(case, strategy, checkpointing="true"),
         auto=() if cpu else estimate(case, strategy, checkpointing="auto").checkpointing,
-        strategies=() if cpu else tuple(estimate(case, one) for one in _possible(base)),
+        strategies=() if cpu else tuple(estimate(case, one) for one in _possible(base, case)),
         change=change,
         measured=found,
         measured_estimate=expected,
@@ -171,6 +185,7 @@ def forecast(
         tokens_per_s=rate,
         rate=how,
         with_reference=reference > 0,
+        sampling=sampling,
     )
 
 
@@ -181,8 +196,10 @@ def _packed(base: Base) -> Packed:
     return packed_of(base.family, base.sizes, base.quantisation)
 
 
-def _possible(base: Base) -> list[Strategy]:
-    """Strategies that the base can train with. ZeRO-3 cannot split packed weights."""
+def _possible(base: Base, case: Case) -> list[Strategy]:
+    """Strategies that the base can train with. ZeRO-3 cannot split packed weights; GRPO trains without DeepSpeed."""
+    if case.sampling is not None:
+        return ["ddp"]
     return [one for one in strategies_for(base.family) if base.quantisation is None or not one.startswith("zero3")]
 
 
@@ -200,6 +217,8 @@ def _rate(
     """Tokens a second of the whole run, and where the figure is from."""
     if given:
         return given, "given"
+    if case.sampling is not None:
+        return None, None  # how long sampling takes is not known
     if measured is not None:
         return measured.tokens_per_s * order.world, "measured"
     device = torch.cuda.get_device_name(0) if card is None and torch.cuda.is_available() else None

@@ -10,6 +10,7 @@ from vlft.model.tracing import Load
 from vlft.plan.change import Change
 from vlft.plan.estimate import PARTS, Memory
 from vlft.plan.measure import MeasuredStep
+from vlft.plan.sampling import Sampling
 from vlft.text import counted, duration, printable, table
 
 Rate = Literal["given", "measured", "predicted"]
@@ -48,6 +49,7 @@ class Outlook:
         rate: where the rate is from: `given`, `measured`, or `predicted` from the card's data sheet, without the
             communication of several processes.
         with_reference: whether `hours` include the reference of preference rows.
+        sampling: what a step samples (GRPO); None for other methods.
     """
 
     card: str
@@ -66,6 +68,7 @@ class Outlook:
     tokens_per_s: float | None
     rate: Rate | None
     with_reference: bool = False
+    sampling: Sampling | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The "memory" of `vlft plan --json`; sizes are bytes of one process."""
@@ -102,6 +105,8 @@ class Outlook:
             f"  {memory.strategy}, gradient checkpointing: {checkpointing} (auto would choose: {auto})",
         ]
         rows = [(_WORDS.get(part, part), _gb(size), "") for part in PARTS if (size := getattr(memory, part))]
+        if self.sampling is not None:
+            rows.append(("cache while sampling", _gb(memory.sampling), "instead of gradients and activations"))
         rows.append(("in all", _gb(memory.total), _verdict(memory)))
         lines.append(table(("", "", ""), rows, indent=4, last="left"))
         largest_rows = ", ".join(
@@ -115,6 +120,11 @@ class Outlook:
             f"  largest micro-batch: {self.load.tokens:,} tokens, {self.load.patches:,} patches",
             f"    its rows: {largest_rows}{more}",
         ]
+        if self.sampling is not None:
+            lines.append(
+                f"  sampled at once: {counted(self.sampling.completions, 'completion')} of up to "
+                f"{self.sampling.prompt:,} + {self.sampling.completion:,} tokens"
+            )
         if self.strategies:
             strategies = table(_TITLES, [_strategy(one) for one in self.strategies], indent=4, last="left")
             lines += [f"  each strategy on {counted(self.world, 'process')}:", strategies]
@@ -129,7 +139,13 @@ class Outlook:
             how = "" if self.rate != "predicted" else f" ({_PREDICTED})"
             time = duration(3600 * self.hours)
             what = "steps and reference" if self.with_reference else "steps"
-            lines.append(f"time: {time} of {what} at {self.tokens_per_s:,.0f} tokens a second{how}")
+            most = "" if self.sampling is None else "at most "
+            lines.append(f"time: {most}{time} of {what} at {self.tokens_per_s:,.0f} tokens a second{how}")
+        elif self.sampling is not None:
+            lines.append(
+                "time: not predicted, because it is not known how long sampling takes. Give the tokens_per_s of "
+                "metrics.jsonl of a GRPO run with --tokens_per_s"
+            )
         else:
             lines.append(
                 f"time: not predicted. It needs bf16 and a card whose peak is listed ({', '.join(PREDICTED)}). Give "

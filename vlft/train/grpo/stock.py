@@ -80,6 +80,7 @@ def arguments(args: TrainFlags, folder: RunFolder) -> Any:
     made.beta = 0.0  # set after the constructor, which would copy the adapter or load the base again
     made.scale_rewards = "group"  # as the config's own check writes True
     made.pad_to_multiple_of = None
+    made.log_multimodal = False  # TRL gathers pictures from processes that have some, and waits for the others forever
     made.steps_per_generation = made.gradient_accumulation_steps
     made.generation_batch_size = made.per_device_train_batch_size * made.world_size * made.steps_per_generation
     made.dataloader_num_workers = 0  # pictures are decoded when a step begins; the loader only names rows
