@@ -10,8 +10,8 @@ usage() { # what is wrong
     cat >&2 <<TEXT
 $script: $1
   MODEL=Qwen/Qwen3-VL-4B-Instruct DATA=train.json IMAGE_FOLDER=images OUTPUT=output/run bash scripts/$script [flags]
-  DATA may be several files, separated by spaces. GPUS=4 uses four GPUs. GLOBAL_BATCH (128) rows make an optimizer step
-  on any number of GPUs; for a few hundred rows use GLOBAL_BATCH=8 or 16.
+  DATA may be several files, separated by spaces. GPUS=4 uses four GPUs. GLOBAL_BATCH (${GLOBAL_BATCH:-128}) rows make an optimizer
+  step on any number of GPUs; for a few hundred rows use GLOBAL_BATCH=8 or 16.
   Several nodes: run it on each, with NNODES=2 NODE_RANK=0 (1 on the next node) MASTER_ADDR=first-node GPUS=8.
   A flag takes precedence over these variables; all flags: vlft train --help all
 TEXT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ if any(importlib.util.find_spec(name) is None for name in PACKAGES):
 from trl import GRPOTrainer
 
 from vlft.data.order import RowOrder
+from vlft.demo.build_base import STORED
 from vlft.families import QWEN3_5
 from vlft.train.grpo.stock import PromptSampler
 from vlft.train.grpo.trainer import GrpoTrainer
@@ -92,6 +94,7 @@ def test_a_run_trains_what_was_asked_and_merges(words, base, tmp_path, capsys):
     record = json.loads((run / "vlft.json").read_text())
     assert record["training"]["method"] == "grpo"
     assert record["training"]["grpo"]["num_generations"] == 2
+    assert record["versions"]["trl"] == version("trl")
     assert record["data"][0]["rows"] == record["data"][0]["trained"] == 5
     assert not list(run.glob("README.md"))
     trained = weights(run)
@@ -107,6 +110,20 @@ def test_a_run_trains_what_was_asked_and_merges(words, base, tmp_path, capsys):
     assert main(["train", "--config", str(run / "config.yaml"), "--output_dir", str(tmp_path / "again")]) == 0
     again = weights(tmp_path / "again")
     assert all(torch.equal(value, again[name]) for name, value in trained.items())
+
+
+def test_rows_that_grpo_cannot_take_are_skipped_and_counted(words, media, tmp_path, capsys):
+    file = tmp_path / "some.json"
+    clip = row("clip", "<video>What?", "It slides.") | {"video": "clip.mp4"}
+    file.write_text(json.dumps([clip, row("long", "long " * 100, "4"), *ROWS[:2], row("none", "2+2?", "")]))
+    more = ("--on_bad_row", "skip", "--over_length", "skip", "--max_steps", "1", "--max_length", "500")
+    more += ("--image_max_pixels", str(28 * 28 * 12))
+    assert main(words(*more, data_path=str(file), max_completion_length="20")) == 0, capsys.readouterr().err
+    (entry,) = json.loads((tmp_path / "run" / "vlft.json").read_text())["data"]
+    skipped = {one["id"]: one["reason"] for one in entry["skipped"]}
+    assert entry["rows"] == 5 == entry["trained"] + len(skipped)
+    assert "takes pictures only" in skipped["clip"]
+    assert "a completion may have 20 (--max_completion_length)" in skipped["long"]
 
 
 def test_full_weights_train(words, tmp_path):
@@ -187,10 +204,11 @@ def test_rewards_see_the_thoughts_that_a_prompt_begins(own, thinking, written, w
     file.write_text(json.dumps([row("a", "2+2?", own + "4"), row("b", "3+3?", own + "6")]))
     flags = {"model_id": str(base_of(QWEN3_5)), "data_path": str(file), "thinking": thinking, "max_steps": "1"}
     assert main(words("--reward", "exact_match", f"{tmp_path / 'see.py'}:see", **flags)) == 0
-    assert "rewards of the own answers of 2 rows: exact_match 1, see 0.5" in capsys.readouterr().out
+    assert "rewards of the own answers of 2 rows: exact_match 1, see 1.5" in capsys.readouterr().out
     start, step = map(json.loads, seen.read_text().splitlines())
     block = "" if written is None else f"<think>\n{written}</think>\n\n"
-    assert start == [[f"{block}4", f"{block}6"], ["4", "6"], [f"{own}4", f"{own}6"]]
+    twice = ["4", "4", "6", "6"]  # an answer is repeated as often as a prompt has completions
+    assert start == [[block + one for one in twice], twice, [own + one for one in twice]]
     assert len(step[0]) == 4
     assert all(one.startswith("<think>\n") is (written is not None) for one in step[0])
 
@@ -207,7 +225,7 @@ def test_every_row_is_trained_in_an_epoch():
     assert list(sampler) != drawn
 
 
-def test_a_killed_run_resumes_to_the_same_weights(words, tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights(words, tmp_path, capsys):
     flags = {"save_strategy": "steps", "save_steps": "2", "num_train_epochs": "2", "beta": "0.1"}
     assert main(words(name="whole", **flags)) == 0
     with killed_after_a_checkpoint():
@@ -221,6 +239,9 @@ def test_a_killed_run_resumes_to_the_same_weights(words, tmp_path):
     assert first[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert first[-1]["kl"] > 0
     assert main(words(name="killed", **{**flags, "num_generations": "4"})) == 1
+    capsys.readouterr()
+    assert main(words(name="killed", **{**flags, "beta": "0.2"})) == 1
+    assert "its settings of --method grpo are beta 0.1, this run's are beta 0.2" in capsys.readouterr().err
 
 
 def test_the_reference_takes_parts_and_rewards_log_metrics(words, tmp_path, monkeypatch):
@@ -246,6 +267,34 @@ def test_the_reference_takes_parts_and_rewards_log_metrics(words, tmp_path, monk
     (line,) = lines(tmp_path / "run")
     assert line["reward/mine/length"] == 3.5
     assert line["kl"] == pytest.approx(0, abs=1e-6)  # the adapter is 0 at first: parts have the pixels of their rows
+
+
+def test_entropy_is_a_mean_over_tokens_whatever_the_micro_batch(words, tmp_path):
+    found = []
+    for size in ("1", "2", "10"):
+        flags = {"global_batch": "5", "per_device_train_batch_size": size, "max_steps": "1", "temperature": "2"}
+        flags |= {"model_id": str(STORED), "max_completion_length": "24"}
+        assert main(words(name=size, **flags)) == 0
+        (line,) = lines(tmp_path / size)
+        found.append((line["supervised_tokens"], line["entropy"]))
+    (tokens, entropy), *others = found
+    assert tokens < 10 * 24  # completions of different lengths
+    assert all(one == (tokens, pytest.approx(entropy, rel=1e-4)) for one in others)
+
+
+def test_functions_are_tried_as_in_a_step(words, tmp_path, capsys):
+    file = tmp_path / "group.py"
+    file.write_text(
+        "import numpy\n"
+        "def group(completions, trainer_state, prompts, **columns):\n"
+        "    assert trainer_state.max_steps == 3, trainer_state\n"
+        "    share = trainer_state.global_step / trainer_state.max_steps\n"
+        "    lengths = numpy.array([len(one[0]['content']) for one in completions]).reshape(-1, 2)\n"
+        "    assert all(one == two for one, two in zip(prompts[::2], prompts[1::2]))\n"
+        "    return (lengths - lengths.mean(1, keepdims=True)).ravel() + share\n"
+    )
+    assert main(words(reward=f"{file}:group")) == 0, capsys.readouterr().err
+    assert "rewards of the own answers of 5 rows: group 0" in capsys.readouterr().out
 
 
 def test_out_of_memory_names_flags_of_grpo(words, monkeypatch, capsys):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from vlft.cli.main import main
-from vlft.config.grpo import GrpoFlags, settings_of
+from vlft.config.grpo import GrpoFlags, defaults, settings_of
 from vlft.train.grpo import start
 
 
@@ -54,6 +58,74 @@ def test_flags_that_do_not_go_with_grpo(refused, flags, text):
     assert text in refused(*flags)
 
 
+def test_a_reward_that_is_replaced_is_named(refused):
+    text = refused("--reward", "iou")
+    assert "--reward edit_ratio (a later --reward iou replaces it. Several values: --reward A B)" in text
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--eval_path", "rows.json"),
+        ("--eval_strategy", "steps"),
+        ("--eval_path", "rows.json", "--eval_strategy", "steps", "--load_best_model_at_end", "true"),
+        ("--early_stopping_patience", "3"),
+        ("--save_strategy", "best"),
+    ],
+)
+def test_evaluation_is_refused_once(refused, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").write_text("[]")
+    text = refused(*flags)
+    assert text.count("\n") == 1
+    assert " ".join(flags[:1]) in text
+    assert "a run with --method grpo does not evaluate" in text
+
+
+def test_plan_counts_the_processes_of_gpus(base, tmp_path, capsys):
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps([talk("2+2?")] * 8))
+    flags = ["plan", "--method", "grpo", "--reward", "edit_ratio", "--model_id", str(base), "--data_path", str(data)]
+    assert main([*flags, "--gpus", "3", "--global_batch", "4"]) == 1
+    assert "is not a multiple of 24 (--per_device_train_batch_size 8 x 3 processes)" in capsys.readouterr().err
+    small = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]
+    assert main([*flags, *small]) == 1
+    assert "a step has 4 completions" in capsys.readouterr().err
+    assert main([*flags, *small, "--gpus", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps_per_epoch"] == 8
+
+
+@pytest.mark.parametrize(
+    ("towers", "rate"),
+    [
+        ({}, 1e-5),
+        ({"merger": "full"}, 1e-5),
+        ({"merger": "full", "language": "frozen"}, 1e-6),
+        ({"language": "full"}, 1e-6),
+        ({"vision": "full", "language": "frozen"}, 1e-6),
+    ],
+)
+def test_the_rate_of_full_weights(towers, rate):
+    assert defaults({"method": "grpo", **towers})["learning_rate"] == rate
+
+
+def test_another_trl_is_refused_before_the_model(refused, monkeypatch):
+    monkeypatch.setattr(start, "PACKAGES", ("trl",))
+    monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(start.importlib.metadata, "version", lambda name: "0.24.0")
+    assert "--method grpo needs TRL 1.16, and 0.24.0 is installed. Install: pip install" in refused()
+    monkeypatch.setattr(start.importlib.metadata, "version", lambda name: f"{start.TRL}.0")
+    monkeypatch.setitem(sys.modules, "vlft.train.grpo.trainer", None)
+    assert "--method grpo: TRL 1.16.0 cannot be imported: ModuleNotFoundError: " in refused()
+
+
+def test_the_release_of_trl_is_that_of_the_extra():
+    extras = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert f"trl=={start.TRL}.0" in extras["grpo"]
+
+
 def test_grpo_flags_belong_to_grpo(refused):
     text = refused("--num_generations", "4", method="sft")
     assert "--num_generations 4 has no effect with --method sft: it belongs to --method grpo" in text
@@ -78,35 +150,87 @@ def test_a_file_that_does_not_import(refused, tmp_path):
     assert "Traceback" not in text
 
 
-def test_rows_that_grpo_cannot_take(refused, media):
-    clip = {
-        "id": "clip",
-        "video": str(media / "clip.mp4"),
-        "conversations": [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "It slides."}],
-    }
-    text = refused("--allow_outside_folder", "true", rows=[clip])
-    assert "rows.json[0]" in text
-    assert "TRL's GRPO takes pictures only, and this row has a video" in text
+def talk(question: str, answer: str = "4", **more: str) -> dict:
+    return {**more, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
 
 
-def test_a_prompt_without_room_for_a_completion(refused):
-    talk = [{"from": "human", "value": "long " * 40}, {"from": "gpt", "value": "4"}]
-    text = refused("--max_length", "300", rows=[{"conversations": talk}])
-    assert "--max_completion_length is 256; --max_length is 300" in text
+VIDEO = "pictures only, and this is a video"
+ROOM = r"the prompt is [\d,]+ tokens long \(0 of them pictures\), a completion may have 256 .*--max_length is 500"
+
+
+@pytest.fixture
+def refusing(base, media, tmp_path) -> Path:
+    """Three rows: a video, a prompt without room for a completion, and a row that can be trained."""
+    data = tmp_path / "three.json"
+    clip = talk("<video>What?", video=str(media / "clip.mp4"), id="clip")
+    data.write_text(json.dumps([clip, talk("long " * 60), talk("2+2?")]))
+    return data
+
+
+@pytest.mark.parametrize(
+    ("verb", "more"),
+    [
+        ("train", ("--output_dir", "out")),
+        ("check-data", ()),
+        ("check-data", ("--headers_only",)),
+        ("plan", ()),
+        ("preview", ("--index", "0")),
+        ("preview", ("--index", "1")),
+    ],
+)
+def test_rows_that_grpo_cannot_take_are_refused_by_every_verb(
+    verb, more, base, refusing, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(start, "PACKAGES", ())
+    monkeypatch.chdir(tmp_path)
+    data = ["--data_path"] * (verb in ("train", "plan")) + [str(refusing)]
+    method = ["--method", "grpo", "--model_id", str(base), "--max_length", "500", "--allow_outside_folder", "true"]
+    reward = ["--reward", "edit_ratio"] if verb in ("train", "plan") else []
+    assert main([verb, *data, *more, *method, *reward]) == 1
+    said = "".join(capsys.readouterr())
+    assert (VIDEO in said) is (more != ("--index", "1"))
+    assert (re.search(ROOM, said) is not None) is (verb != "preview" or more == ("--index", "1"))
+    if verb in ("train", "plan"):
+        assert "2 of 3 rows cannot be trained" in said
+        assert "train on the rest: --on_bad_row skip" in said
+
+
+def test_export_leaves_out_what_grpo_cannot_take(base, refusing, tmp_path, capsys):
+    flags = ["--method", "grpo", "--model_id", str(base), "--max_length", "500", "--allow_outside_folder", "true"]
+    assert main(["export", "verl", str(refusing), str(tmp_path / "out"), *flags, "--on_bad_row", "skip"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "1 of 3 rows" in said
+    assert re.search(ROOM, said)
+
+
+def test_check_data_finds_videos_without_a_base(refusing, capsys):
+    flags = [str(refusing), "--method", "grpo", "--allow_outside_folder", "true", "--json"]
+    assert main(["check-data", *flags]) == 1
+    (bad,) = json.loads(capsys.readouterr().out)["bad"]
+    assert bad["id"] == "clip"
+    assert VIDEO in bad["reason"]
+
+
+def test_costs_of_another_completion_length_are_not_reused(base, refusing, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("VLFT_COST_CACHE", str(tmp_path / "costs"))
+    flags = ["--method", "grpo", "--reward", "edit_ratio", "--model_id", str(base), "--data_path", str(refusing)]
+    flags += ["--max_length", "500", "--on_bad_row", "skip", "--allow_outside_folder", "true", "--json"]
+    found = []
+    for length in ("256", "8", "256"):
+        assert main(["plan", *flags, "--max_completion_length", length]) == 0
+        found.append(json.loads(capsys.readouterr().out)["rows"])
+    assert found == [1, 2, 1]
 
 
 def test_a_prompt_that_is_too_long(refused):
-    talk = [{"from": "human", "value": "long " * 90}, {"from": "gpt", "value": "4"}]
-    text = refused("--max_length", "64", "--max_completion_length", "8", rows=[{"conversations": talk}])
+    text = refused("--max_length", "64", "--max_completion_length", "8", rows=[talk("long " * 90)])
     assert "the prompt is" in text
+    assert "a completion may have 8 (--max_completion_length)" in text
     assert "skip such rows with --over_length skip" in text
 
 
 def test_all_rows_are_tried_with_a_reward_that_needs_more_than_an_answer(refused):
-    def talk(answer):
-        return {"conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": answer}]}
-
-    text = refused(reward="iou", rows=[talk("[0, 0, 10, 10]")] * 19 + [talk("nowhere")])
+    text = refused(reward="iou", rows=[talk("Where?", "[0, 0, 10, 10]")] * 19 + [talk("Where?", "nowhere")])
     assert "rows.json[19]: " in text
     assert "iou needs a box in its answer" in text
 

@@ -17,6 +17,7 @@ from vlft.demo.build_base import STORED
 from vlft.train.grpo.rewards import Rewards
 
 ROOT = Path(__file__).parent.parent
+STATE = {"global_step": 0, "max_steps": 9, "epoch": 0.0}
 PAGE = (ROOT / "examples" / "guides" / "grpo.md").read_text(encoding="utf-8")
 
 
@@ -42,7 +43,7 @@ def test_the_function_of_the_page_is_a_reward(tmp_path):
     (tmp_path / "rewards.py").write_text(code)
     with Rewards(read_rewards([f"{tmp_path / 'rewards.py'}:short"]), timeout=20) as rewards:
         completions = [[{"role": "assistant", "content": text}] for text in ("short", "long" * 60)]
-        said = rewards.score(0, {"completions": completions}, rows=("a[0]", "a[1]"), state=None)
+        said = rewards.score(0, {"completions": completions}, rows=("a[0]", "a[1]"), state=STATE)
     assert said["scores"] == [1.0, 0.0]
 
 

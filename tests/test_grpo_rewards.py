@@ -101,6 +101,49 @@ def dies(completions, **columns):
 
 async def later(completions, **columns):
     return [1.0 for one in completions]
+
+def slowly(completions, **columns):
+    time.sleep(0.4)
+    raise KeyError("the first error")
+
+def prints(completions, **columns):
+    print("stuck at", end="")
+    time.sleep(60)
+
+def prints_and_dies(completions, **columns):
+    print("the last words")
+    os._exit(3)
+
+def pairs(completions, **columns):
+    import numpy
+    return numpy.ones((len(completions), 2))
+
+class Strange:
+    def __repr__(self):
+        raise ValueError("no text")
+
+def strange(completions, **columns):
+    return [Strange() for _ in completions]
+
+class StrangeError(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+def strange_error(completions, **columns):
+    raise StrangeError
+
+def wordy(completions, **columns):
+    raise ValueError("x" * 100_000)
+
+def decimals(completions, **columns):
+    from decimal import Decimal
+    return [Decimal("0.5") for _ in completions]
+
+def no_columns(completions):
+    return [1.0 for _ in completions]
+
+def of_solution(completions, solution, **columns):
+    return [1.0 for _ in completions]
 """
 ROWS = ("rows.json[4]", "rows.json[7]")
 
@@ -118,7 +161,7 @@ def files(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def bad(files):
-    names = "raises,few,nan,none,number,words,exits,asks,large,huge,logs"
+    names = "raises,few,nan,none,number,words,exits,asks,large,huge,logs,pairs,strange,strange_error,wordy"
     with Rewards(read_rewards([f"{files / 'bad.py'}:{names}"]), timeout=20) as rewards:
         yield rewards
 
@@ -166,7 +209,8 @@ def test_built_in_rewards_compare_without_thoughts():
         assert scores(rewards, *said, answer=right) == [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
 
 
-def test_a_function_has_trls_signature_and_its_own_process(files, capfd):
+def test_a_function_has_trls_signature_and_its_own_process(files, capfd, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     with Rewards(read_rewards([f"{files / 'good.py'}:length,process,columns"]), timeout=20) as rewards:
         length, process, columns = scores(rewards, "four", "sixsix")
         assert length == [10.0, 14.0]
@@ -192,6 +236,10 @@ def test_a_function_has_trls_signature_and_its_own_process(files, capfd):
         ("large", r"rows.json\[7\]: returned 1e\+39 \(float\). TRL compares rewards in float32"),
         ("huge", r"rows.json\[7\]: returned 10+... \(int\). TRL compares rewards in float32"),
         ("logs", r"rows.json\[4\]: .*ValueError: log_metric\('mine', nan\)"),
+        ("pairs", r"rows.json\[4\]: returned array\(\[1., 1.\]\) \(ndarray\). Return a finite number"),
+        ("strange", r"rows.json\[4\]: returned an object without a text \(Strange\)"),
+        ("strange_error", r"rows.json\[4\]: bad.py:\d+ raised StrangeError: an object without a text"),
+        ("wordy", r"rows.json\[4\]: bad.py:\d+ raised ValueError: x{1000} and 99,000 more characters"),
     ],
 )
 def test_what_is_no_number_names_the_row(bad, name, text):
@@ -212,6 +260,45 @@ def test_a_reward_that_hangs_or_dies_ends_with_a_message(files):
         pytest.raises(RunFault, match=r"the process of the rewards ended \(exit status 3\)"),
     ):
         scores(rewards, "a", "b")
+
+
+def test_what_a_reward_prints_is_seen_before_it_is_ended(files, capfd, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    for name, timeout, text, printed in (
+        ("prints", 0.5, "took longer than 0.5 s", "stuck at"),
+        ("prints_and_dies", 20, "exit status 3.*What it printed stands above", "the last words"),
+    ):
+        with (
+            Rewards(read_rewards([f"{files / 'bad.py'}:{name}"]), timeout=timeout) as rewards,
+            pytest.raises(RunFault, match=text),
+        ):
+            scores(rewards, "a", "b")
+        assert printed in capfd.readouterr().err
+
+
+def test_the_first_error_is_reported_although_the_search_for_its_row_takes_too_long(files):
+    with Rewards(read_rewards([f"{files / 'bad.py'}:slowly"]), timeout=0.6) as rewards:
+        start = time.monotonic()
+        with pytest.raises(
+            RunFault, match=r"rows.json\[4\], rows.json\[7\]: bad.py:\d+ raised KeyError: 'the first error'"
+        ):
+            scores(rewards, "a", "b")
+        assert time.monotonic() - start < 3
+
+
+def test_decimals_are_numbers(files):
+    with Rewards(read_rewards([f"{files / 'bad.py'}:decimals"]), timeout=20) as rewards:
+        assert scores(rewards, "a", "b") == [[0.5, 0.5]]
+
+
+def test_files_of_the_current_folder_do_not_replace_modules(files, tmp_path, monkeypatch):
+    for name in ("numbers", "queue", "math"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not the one of Python')\n")
+    (tmp_path / "mine_alone.py").write_text("import here\n\ndef one(completions, **columns):\n    return [here.X]\n")
+    (tmp_path / "here.py").write_text("X = 3.0\n")
+    monkeypatch.chdir(tmp_path)
+    with Rewards(read_rewards(["exact_match", "mine_alone.py:one"]), timeout=20) as rewards:
+        assert scores(rewards, "a") == [[1.0], [3.0]]
 
 
 def test_a_reward_may_use_multiprocessing(files):
@@ -255,6 +342,8 @@ def test_the_process_ends_with_the_run_that_started_it(files, name, tmp_path):
         ("broken.py:reward", r"it cannot be imported: broken.py:1 raised ModuleNotFoundError: .*nothing_of_this_name"),
         ("good.py:other", r"it has no function 'other'. Add `def other\(completions, \*\*columns\):`"),
         ("bad.py:later", r"later is declared with `async def`"),
+        ("bad.py:no_columns", r"no_columns takes no .*Write `def no_columns\(completions, \*\*columns\):`"),
+        ("bad.py:of_solution", r"of_solution asks for 'solution', and a row has no such column. It has answer, "),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_at_the_start(files, word, text):
@@ -278,8 +367,19 @@ def test_a_file_that_takes_too_long_to_import(files, monkeypatch):
         (["format:(a"], "is no regular expression"),
         (["none.py:reward"], "there is no file"),
         (["none.py"], "name a function of the file: none.py:FUNCTION"),
+        (["exact_match,"], "--reward exact_match,: a name is missing beside a comma"),
+        (["format:a", "format:a"], "--reward format:a is given twice"),
+        (["format:a{99999999999}"], "is no regular expression"),
+        ([f"format:{'(' * 3000}"], "is no regular expression"),
     ],
 )
 def test_words_that_are_no_reward(words, text):
     with pytest.raises(ConfigError, match=text):
         read_rewards(words)
+
+
+def test_rewards_of_the_same_name_get_names_of_their_own(files):
+    one, two = files / "bad.py", files / "good.py"
+    words = ["format:a", "format:b", f"{one}:same, other", f"{two}:same", f"{two}:iou", "iou , exact_match"]
+    names = [reward.name for reward in read_rewards(words)]
+    assert names == ["format", "format_2", "bad.same", "other", "good.same", "good.iou", "iou", "exact_match"]

@@ -366,7 +366,7 @@ def test_a_new_run_computes_its_reference_again(stopped, tmp_path, capsys, media
 @pytest.mark.parametrize(
     ("change", "both"),
     [
-        (("--beta", "0.2"), ("settings of --method are beta 0.1, this", "are beta 0.2. ")),
+        (("--beta", "0.2"), ("settings of --method dpo are beta 0.1, this", "are beta 0.2. ")),
         (("--method", "simpo"), ("is dpo", "is simpo")),
         (("--method", "orpo"), ("is dpo", "is orpo")),
         (("--dpo_loss", "ipo"), ("sigmoid", "ipo")),

@@ -293,7 +293,7 @@ _TRAINED = {"TRL": "--model_name_or_path Qwen/x --dataset_name d.json --output_d
         (f"swift rlhf {_TRAINED['ms-swift']} --rlhf_type simpo --beta 2.5 --simpo_gamma 0.8 --cpo_alpha 0",
          "simpo beta=2.5 simpo_gamma=0.8"),
         (f"swift rlhf {_TRAINED['ms-swift']} --rlhf_type orpo --beta 0.2", "orpo orpo_lambda=0.2"),
-        (f"swift rlhf {_TRAINED['ms-swift']} --rlhf_type grpo --num_generations 8 --beta 0.04", "sft"),
+        (f"swift rlhf {_TRAINED['ms-swift']} --rlhf_type kto --beta 0.04", "sft"),
         (f"{{{_TRAINED['LLaMA-Factory']}, stage: dpo, pref_loss: orpo, pref_beta: 0.2}}", "orpo orpo_lambda=0.2"),
         (f"{{{_TRAINED['LLaMA-Factory']}, stage: dpo, pref_loss: simpo, simpo_gamma: 0.7}}",
          "simpo beta=0.1 simpo_gamma=0.7"),
@@ -321,6 +321,77 @@ def test_preferences(text, becomes):
     if method == "sft" and not any(word in text for word in ("nll", "null")):
         assert any("not supported" in why for why in (*one.notes, *(why for _, why in one.left_out)))
     assert "lora_dropout" not in found or method == "sft"
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes", "left_out"),
+    [
+        (
+            f"trl grpo {_TRAINED['TRL']} --reward_funcs think_format_reward my.rewards.short --num_generations 4 "
+            "--max_completion_length 300 --temperature 0.8 --top_p 0.9 --beta 0.02 --top_k 5 --loss_type grpo "
+            "--epsilon 0.2 --use_vllm --vllm_mode colocate --per_device_train_batch_size 4 --lora_dropout 0.05",
+            {
+                "reward": "format:<think>(?!.*<think>).*?</think>.* my/rewards.py:short", "num_generations": "4",
+                "max_completion_length": "300", "temperature": "0.8", "top_p": "0.9", "beta": "0.02",
+                "per_device_train_batch_size": "4", "learning_rate": "1e-6",
+            },
+            ["top_k", "loss_type", "use_vllm", "vllm_mode"],
+        ),
+        (
+            f"trl grpo {_TRAINED['TRL']} --reward_funcs accuracy_reward --reward_weights 1 --reward_model m",
+            {"reward": "exact_match", "max_completion_length": "512"},
+            ["reward_model"],
+        ),
+        (
+            f"swift rlhf {_TRAINED['ms-swift']} --rlhf_type grpo --reward_funcs accuracy format cosine "
+            "--temperature 0.7 --num_generations 8 --beta 0.04 --external_plugins plugin.py --reward_weights 1 2 1",
+            {
+                "reward": r"exact_match format:<think>.*?</think>\s*<answer>.*?</answer>", "temperature": "0.7",
+                "beta": "0.04", "per_device_train_batch_size": "1", "gradient_accumulation_steps": "16",
+            },
+            ["external_plugins", "reward_weights"],
+        ),
+        (
+            "deepspeed src/train/train_grpo.py --deepspeed scripts/zero3.json --model_id Qwen/x --data_path d.json "
+            "--freeze_vision_tower False --freeze_llm True --lora_enable True --output_dir o --num_generations 4 "
+            "--per_device_train_batch_size 4 --max_prompt_length 512 --eval_path d.json --eval_strategy steps",
+            {
+                "reward": "src/train/reward_funcs.py:accuracy_reward,format_reward", "beta": "0.04",
+                "temperature": "0.9", "learning_rate": "1e-6", "vision": "full", "num_generations": "4",
+            },
+            ["max_prompt_length"],
+        ),
+    ],
+)  # fmt: skip
+def test_rewards(text, becomes, left_out, folder):
+    (one,) = settled(text)
+    found = values(one)
+    assert found["method"] == "grpo"
+    assert {name: found.get(name) for name in becomes} == becomes
+    assert [what.split()[0].removeprefix("--") for what, _ in one.left_out] == left_out
+    assert not {"deepspeed", "eval_path", "lora_dropout", "global_batch"} & set(found)
+    assert not any("supervised fine-tuning" in note for note in one.notes)
+    assert not any("still to settle" in note and "no file" not in note for note in one.notes)
+
+
+def test_flags_of_trls_grpo_at_the_door(folder):
+    (folder / "d.json").write_text("[]")
+    argv = ["--model_id", "b", "--data_path", "d.json", "--output_dir", "o"]
+    for flags, text in (
+        ("--reward_funcs accuracy", r"--method grpo --reward exact_match"),
+        ("--method grpo --reward_funcs cosine", r"vlft has no such reward: cosine"),
+        ("--method grpo --reward iou --reward_model m", r"a reward is a function, not a model"),
+        ("--method grpo --reward iou --epsilon 0.3", r"the loss is dapo"),
+        ("--method grpo --reward iou --top_k 5", r"with --temperature and --top_p only"),
+        ("--method grpo --reward iou --repetition_penalty 1.1", r"with --temperature and --top_p only"),
+        ("--method grpo --reward iou --use_vllm true", r"vLLM does not sample completions yet"),
+        ("--method grpo --reward iou --vllm_mode colocate", r"vLLM does not sample completions yet"),
+    ):
+        with pytest.raises(Exception, match=text):
+            door.check("train", [*argv, *flags.split()], KNOWN)
+    same = "--method grpo --reward iou --top_k 0 --use_vllm false --loss_type dapo --reward_weights 1.0"
+    passed = door.check("train", [*argv, *same.split()], KNOWN)
+    assert {"top_k", "loss_type"} & set(passed.given) == set()
 
 
 def test_flags_of_other_kits_beside_those_of_vlft(folder, capsys):

@@ -95,10 +95,14 @@ class RunRecord:
                 )
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of vlft and of the packages that affect what a run computes, without those that are not installed."""
+def library_versions(*more: str) -> dict[str, str]:
+    """Versions of vlft and of the packages that affect what a run computes, without those that are not installed.
+
+    Args:
+        more: packages of this run besides those of every run.
+    """
     found = {"vlft": __version__}
-    for package in ("torch", "transformers", "peft", "accelerate", "safetensors", "deepspeed", "liger-kernel"):
+    for package in ("torch", "transformers", "peft", "accelerate", "safetensors", "deepspeed", "liger-kernel", *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

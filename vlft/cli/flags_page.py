@@ -32,9 +32,12 @@ MOST_WORDS = 8
 
 def tables() -> str:
     """Return one section of Markdown for each dataclass of flags."""
-    parts = []
+    parts: list[str] = []
+    listed: set[str] = set()  # a flag of two of them is listed once
     for title, (flags, intro) in SECTIONS.items():
-        rows = [f"| {' | '.join(_row(field))} |" for field in _own(flags)]
+        own = [field for field in _own(flags) if field.name not in listed]
+        listed |= {field.name for field in own}
+        rows = [f"| {' | '.join(_row(field))} |" for field in own]
         head = [f"## {title}", "", intro, "", "| flag | takes | default | |", "| --- | --- | --- | --- |"]
         parts.append("\n".join([*head, *rows]))
     return "\n\n".join(parts)

@@ -27,7 +27,7 @@ COMMON: dict[str, tuple[str, ...]] = {
 #: Flag of TrainingArguments -> its help text, with its default.
 TEXTS = {
     "output_dir": "run folder: checkpoints, metrics, the report and the final weights",
-    "num_train_epochs": "passes over the training data (default: 3), for preference rows 1",
+    "num_train_epochs": "passes over the training data (default: 3), for preference rows and grpo 1",
     "warmup_steps": "steps in which the learning rate rises from 0; below 1: a share of all steps (default: 0)",
     "eval_strategy": "when to evaluate on --eval_path or --eval_split (default: no)",
     "logging_steps": "optimizer steps between lines of metrics.jsonl; a log shows at most one of them a minute",

@@ -90,7 +90,8 @@ def check(verb: str, argv: Sequence[str], known: Collection[str]) -> Passed:
     words = [*line.others, *(word for one in flags for word in (f"--{one.name}", *one.words))]
     given = frozenset(one.name for one in flags)
     typed = frozenset(one.name for one in flags if one.file is None)
-    return Passed(argv=tuple(words), given=given, typed=typed, remarks="; ".join(map(_remark, told.remarks)))
+    remarks = [*map(_remark, told.remarks), *_replaced(line, kinds)]
+    return Passed(argv=tuple(words), given=given, typed=typed, remarks="; ".join(remarks))
 
 
 def _unknown(one: Said, known: Collection[str]) -> str:
@@ -227,6 +228,15 @@ def _message(verb: str, line: Line, told: Translation, wrong: Sequence[_Wrong], 
         left_out = ", without the flags that are not supported or wrong" if texts else ""
         lines += [f"the command for vlft{left_out}:", f"  {right.command(verb, line.others)}"]
     return "\n  ".join(lines)
+
+
+def _replaced(line: Line, kinds: Mapping[str, Kind]) -> Iterator[str]:
+    """Yield flags of several values that the command line gives again: the last one counts, as in argparse."""
+    last = line.values()
+    for one in line.flags:
+        kind = kinds.get(one.name)
+        if one.file is None and kind is not None and kind.many == "some" and one.words != last[one.name].words:
+            yield f"{one} (a later {last[one.name]} replaces it. Several values: --{one.name} A B)"
 
 
 def _remark(change: Change) -> str:

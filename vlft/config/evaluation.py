@@ -18,6 +18,8 @@ def problems(values: Values) -> Iterator[str]:
     """Yield a message for each combination of these flags that cannot be carried out."""
     if values.is_wrong("eval_path", "eval_split", "eval_strategy"):
         return  # whether the run evaluates is not known
+    if values.of("method") == "grpo":
+        return  # `vlft.config.grpo` refuses all of them
     for check in (_evaluation, _eval_metric, _best_by, _best, _stopping):
         yield from check(values)
 

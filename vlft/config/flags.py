@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Literal
 
 from vlft.config.columns import read_columns
-from vlft.config.grpo import GrpoFlags
+from vlft.config.grpo import COMPLETION, GrpoFlags
 from vlft.config.mix import MixedSet, read_mix
 from vlft.config.preference import METHODS, PreferenceFlags
 from vlft.config.row_flags import RowFlags, flag
@@ -110,9 +110,11 @@ class DataFlags(RowFlags, SourceFlags):
         "sft",
         "what the answers of a row teach. sft: the model learns them; dpo, orpo, simpo: rows are preference rows, and "
         "the model learns to prefer the chosen answer to the rejected one; grpo: the model learns from rewards of its "
-        "own completions, with TRL (vlft[grpo])",
+        "own completions (--reward), with TRL (vlft[grpo])",
     )
     pairs: bool = field(init=False, default=False)
+    #: A flag of training that also decides which rows are refused.
+    max_completion_length: int = flag(COMPLETION, "most tokens of a completion, with --method grpo")
     on_bad_row: Literal["error", "skip"] = flag(
         "error",
         "a row that cannot be trained. error: it stops the run; skip: it is skipped, counted and listed in vlft.json",
@@ -182,8 +184,8 @@ class RunFlags(GrpoFlags, PreferenceFlags):
 
     learning_rate: float = flag(
         1e-4,
-        "peak learning rate of the language model, and the default for the other towers; for preference rows 5e-6, or "
-        "5e-7 in full",
+        "peak learning rate of the language model, and default for other towers; preference rows 5e-6 (full 5e-7), "
+        "grpo 1e-5 (full 1e-6)",
     )
     vision_lr: float | None = flag(None, "peak learning rate of the vision tower (default: --learning_rate)")
     merger_lr: float | None = flag(None, "peak learning rate of the merger (default: --learning_rate)")

@@ -13,20 +13,24 @@ from typing import Any, Literal
 
 from vlft.config.rewards import read_rewards
 from vlft.config.row_flags import flag
-from vlft.config.values import Values
+from vlft.config.values import DEFAULTS, Values
 from vlft.errors import ConfigError
 
 Rollout = Literal["hf", "vllm"]
 GENERATIONS = 8
+COMPLETION = 256
 #: Flags of other features that have no effect with GRPO or were not tried with it -> why, and what to do.
 REFUSED: Mapping[str, str] = {
-    "eval_split": "the trainer of TRL would need completions for it. Evaluate the model of the run: vlft eval",
-    "eval_path": "the trainer of TRL would need completions for it. Evaluate the model of the run: vlft eval",
     "pack_tokens": "completions are padded, not packed",
     "pack_patches": "completions are padded, not packed",
     "cache_vision_features": "a picture is encoded again for each completion, and nothing is read from the cache",
     "over_length": "a prompt is not cut or shrunk. Raise --max_length, or skip such rows with --on_bad_row skip",
 }
+#: Flags of evaluations during the run.
+EVALUATION = (
+    *("eval_path", "eval_split", "eval_strategy", "eval_on_start", "eval_metric", "load_best_model_at_end"),
+    *("metric_for_best_model", "greater_is_better", "early_stopping_patience", "early_stopping_threshold"),
+)
 
 
 @dataclass
@@ -41,7 +45,7 @@ class GrpoFlags:
         },
     )
     num_generations: int = flag(GENERATIONS, "completions of a prompt, which are compared with each other")
-    max_completion_length: int = flag(256, "most tokens of a completion")
+    max_completion_length: int = flag(COMPLETION, "most tokens of a completion")  # `DataFlags` has it, too
     temperature: float = flag(1.0, "temperature at which completions are sampled")
     top_p: float = flag(1.0, "sample from the most likely tokens that together have this probability")
     rollout: Rollout = flag("hf", "what samples completions: hf, generate of transformers; vllm is not supported yet")
@@ -68,15 +72,17 @@ def unused(method: str) -> list[str]:
 def defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of other flags that GRPO changes.
 
-    The micro-batch holds the completions of one prompt; the rate is TRL's 1e-6 for full weights, ten times as much for
-    LoRA; dropout would sample from another model than is trained.
+    The micro-batch holds the completions of one prompt; the rate is TRL's 1e-6 for full weights of the language model
+    or the vision tower, or of a merger alone, and ten times as much for LoRA; dropout would sample from another model
+    than is trained.
 
     Args:
         values: flag -> value, for the flags that were given.
     """
     if values.get("method") != "grpo":
         return {}
-    full = "full" in (values.get("language"), values.get("vision"))
+    modes = [values.get(tower, DEFAULTS[tower]) for tower in ("language", "vision", "merger")]
+    full = "full" in modes[:2] or ("full" in modes and "lora" not in modes)
     return {
         "packing": False,
         "per_device_train_batch_size": values.get("num_generations", GENERATIONS),
@@ -107,6 +113,16 @@ def problems(values: Values) -> Iterator[str]:
 
 
 def _others(values: Values) -> Iterator[str]:
+    evaluates = [
+        f"--{name}" for name in EVALUATION if values.given(name) and values.of(name) not in (None, False, "no", 0)
+    ]
+    if values.of("save_strategy") == "best":
+        evaluates.append("--save_strategy best")
+    if evaluates:
+        yield (
+            f"{', '.join(evaluates)}: a run with --method grpo does not evaluate, because TRL's trainer would need "
+            "completions for it. Leave evaluation out, and evaluate the model of the run: vlft eval"
+        )
     for name, why in REFUSED.items():
         if values.given(name) and values.of(name) not in (False, "error", "skip"):
             yield f"--{name} has no effect with --method grpo: {why}."
@@ -156,7 +172,7 @@ def _reference(values: Values) -> Iterator[str]:
 
 def _batches(values: Values) -> Iterator[str]:
     group = values.of("num_generations") or GENERATIONS
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = values.of("gpus") or int(os.environ.get("WORLD_SIZE", "1"))  # vlft plan has --gpus
     size = values.of("per_device_train_batch_size") if values.given("per_device_train_batch_size") else group
     if values.given("global_batch"):
         wanted = values.of("global_batch") * group

@@ -9,8 +9,10 @@ import difflib
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from vlft.errors import ConfigError
@@ -22,6 +24,8 @@ BUILT_IN = {
     "iou": "overlap of the boxes with those of the row's answer; a box without a partner counts 0",
 }
 FORMAT, FUNCTION = "format:REGEX", "FILE.py:FUNCTION"
+#: Columns of a row that reach rewards, besides prompts, completions and completion_ids.
+COLUMNS = ("answer", "full_answer", "id", "file", "index", "image_paths")
 REWARD_FILES = "reward_files"  # key of `RunRecord.training`: what `files_of` returns at the start
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<names>[^:]*)", re.DOTALL)
 _NAMES = f"the rewards: {', '.join(BUILT_IN)}, {FORMAT}, {FUNCTION}"
@@ -32,7 +36,7 @@ class Reward:
     """A reward of a run.
 
     Attributes:
-        name: as messages and metrics.jsonl call it.
+        name: as messages and metrics.jsonl call it. Each reward of a run has another one.
         kind: what computes it.
         what: the built-in's name, the pattern, or the function's name.
         file: absolute path of the user's file; "" for the other kinds.
@@ -43,6 +47,13 @@ class Reward:
     what: str
     file: str = ""
 
+    @property
+    def word(self) -> str:
+        """The reward as a user writes it."""
+        if self.file:
+            return f"{os.path.relpath(self.file)}:{self.what}"
+        return f"format:{self.what}" if self.kind == "format" else self.what
+
 
 def read_rewards(words: Sequence[str]) -> tuple[Reward, ...]:
     """Return the rewards of `--reward`.
@@ -51,17 +62,28 @@ def read_rewards(words: Sequence[str]) -> tuple[Reward, ...]:
         words: each is names with commas between them, `format:REGEX`, or `FILE.py:FUNCTION[,FUNCTION ...]`.
 
     Raises:
-        ConfigError: there is none, a name is unknown or occurs twice, a pattern is invalid, or a file does not exist.
+        ConfigError: there is none, a name is unknown, a reward is given twice, a pattern is invalid, or a file does not
+            exist.
     """
     found: list[Reward] = []
     for word in words:
         found += _read(word.strip())
     if not found:
         raise ConfigError(f"--method grpo needs --reward: what a completion is worth. {_NAMES[0].upper()}{_NAMES[1:]}")
-    names = [one.name for one in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"--reward {twice} is given twice. Drop one of the two.")
-    return tuple(found)
+    if twice := next((one for one, times in Counter(found).items() if times > 1), None):
+        raise ConfigError(f"--reward {twice.word} is given twice. Drop one of the two.")
+    return _named(found)
+
+
+def _named(found: Sequence[Reward]) -> tuple[Reward, ...]:
+    """Give each reward a name of its own: `file.function` if functions share a name, then `_2`, `_3` and so on."""
+    times = Counter(one.name for one in found)
+    taken = [f"{Path(one.file).stem}.{one.name}" if one.file and times[one.name] > 1 else one.name for one in found]
+    names: list[str] = []
+    for name in taken:
+        numbered = (name if number == 1 else f"{name}_{number}" for number in range(1, len(found) + 1))
+        names.append(next(one for one in numbered if one not in names and (one == name or one not in taken)))
+    return tuple(replace(one, name=name) for one, name in zip(found, names, strict=True))
 
 
 def _read(word: str) -> list[Reward]:
@@ -69,7 +91,7 @@ def _read(word: str) -> list[Reward]:
         pattern = word.removeprefix("format:")
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"--reward {word}: {pattern!r} is no regular expression: {error}") from error
         if not pattern:
             raise ConfigError(f"--reward {word}: a regular expression is missing, such as 'format:<answer>.*</answer>'")
@@ -78,13 +100,22 @@ def _read(word: str) -> list[Reward]:
         file = os.path.abspath(os.path.expanduser(match["file"]))
         if not os.path.isfile(file):
             raise ConfigError(f"--reward {word}: there is no file {file}. Check the path.")
-        names = match["names"].split(",")
+        names = _split(word, match["names"])
         if bad := [name for name in names if not name.isidentifier()]:
             raise ConfigError(f"--reward {word}: {bad[0]!r} is no name of a function. Write {FUNCTION}")
         return [Reward(name=name, kind="function", what=name, file=file) for name in names]
     if word.endswith(".py"):
         raise ConfigError(f"--reward {word}: name a function of the file: {word}:FUNCTION")
-    return [_built_in(name.strip()) for name in word.split(",")]
+    return [_built_in(name) for name in _split(word, word)]
+
+
+def _split(word: str, names: str) -> list[str]:
+    found = [name.strip() for name in names.split(",")]
+    if len(found) > 1 and not all(found):
+        raise ConfigError(
+            f"--reward {word}: a name is missing beside a comma. Write names without blanks, such as one,two"
+        )
+    return found
 
 
 def _built_in(name: str) -> Reward:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlft.config.kinds import FALSE, Kind
-from vlft.config.kits import ANYWHERE, KITS
+from vlft.config.kits import ANYWHERE, KITS, grpo
 from vlft.config.kits.adapters import UNSUPPORTED
 from vlft.config.kits.common import REPLACED
 from vlft.config.kits.features import by_feature
@@ -92,6 +92,9 @@ def translate(
     values = {name: one.words for name, one in said.items() if name not in kinds or (kit and name in kit.names)}
     if kit is not None:
         settled |= _said_twice(said, kit)
+    learns = grpo.asked({name: one.words for name, one in said.items()})
+    if learns:
+        settled |= _of_grpo(said, kinds)
     for one in [kit, *(other for other in KITS if other is not kit)] if kit else KITS:
         theirs = kit.names if kit is not None and one is not kit else frozenset()
         here = {
@@ -107,11 +110,24 @@ def translate(
                 change = Change(said=tuple(said[name] for name in names), outcome=_idle_if_given(found[1], said, names))
                 settled |= dict.fromkeys(names, change)
     for name, flag in said.items():
-        if name not in settled and (outcome := _outcome_of(flag, kinds, kit, order)) is not None:
+        if name in settled or (learns and name in grpo.OURS):
+            continue
+        if (outcome := _outcome_of(flag, kinds, kit, order)) is not None:
             settled[name] = Change(said=(flag,), outcome=outcome)
-    if (batch := _batch(said, settled, kit, processes, whole=whole)) is not None:
+    # With GRPO a micro-batch is not a pack: its size has the kits' own meaning.
+    if not learns and (batch := _batch(said, settled, kit, processes, whole=whole)) is not None:
         settled |= {one.name: batch for one in batch.said}
     return _gathered(said, kinds, kit, settled, environ or {})
+
+
+def _of_grpo(said: Mapping[str, Said], kinds: Mapping[str, Kind]) -> dict[str, Change]:
+    """Translate the flags of a GRPO run that mean something else in other trainings."""
+    rules = {name: grpo.rule_of(name) for name in said if name not in kinds}
+    found = {name: rule(said[name].words) for name, rule in rules.items() if rule is not None}
+    return {
+        name: Change(said=(said[name],), outcome=_idle_if_given(outcome, said, [name]))
+        for name, outcome in found.items()
+    }
 
 
 def kit_of(said: Collection[str], kinds: Collection[str], least: int = WHOSE) -> Kit | None:

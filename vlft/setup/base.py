@@ -25,7 +25,7 @@ from vlft.config.recipe import Recipe
 from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
 from vlft.data.media.limits import remark_on_limit
-from vlft.data.prompts import PromptEncoder
+from vlft.data.prompts import PromptEncoder, PromptProbe
 from vlft.errors import ConfigError
 from vlft.families import Family, Sizes
 from vlft.model.load import load_config
@@ -163,14 +163,17 @@ def open_base(
         config=config,
         family=family,
         processor=processor,
-        encoder=(PromptEncoder if data.method == "grpo" else Encoder)(
-            family=family, processor=processor, recipe=recipe
-        ),
+        encoder=_encoder(data, family=family, processor=processor, recipe=recipe),
         towers=towers,
         start=None if start is None else prove_start(start, model.model_id, folder),
         plain=isinstance(processor, PlainProcessor),
         quantisation=format_of(model, folder, given, start, towers),
     )
+
+
+def _encoder(data: DataFlags, **parts: Any) -> Encoder:
+    """The encoder of a method."""
+    return PromptEncoder(**parts, completion=data.max_completion_length) if data.method == "grpo" else Encoder(**parts)
 
 
 def remarks_on_pixels(base: Base, data: DataFlags) -> tuple[str, ...]:
@@ -220,7 +223,8 @@ def stock_probe(data: DataFlags, family: Family) -> MediaProbe:
     stock = SimpleNamespace(image_processor=image, video_processor=video, tokenizer=None)
     key = family.vision_names.tokens_per_second
     per_second = family.tiny.vision[key] if key else None
-    return MediaProbe(recipe=_recipe(stock, data, family=family, tokens_per_second=per_second, longest=None))
+    recipe = _recipe(stock, data, family=family, tokens_per_second=per_second, longest=None)
+    return (PromptProbe if data.method == "grpo" else MediaProbe)(recipe=recipe)
 
 
 def _towers(model: ModelFlags, given: frozenset[str], start: Start | None) -> Towers:

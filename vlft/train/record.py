@@ -50,7 +50,7 @@ CALLED = {
     BEST_BY: "metric of the best checkpoint (--metric_for_best_model)",
     "rows": "number of rows",
     "pairs": "preference rows (--method)",
-    "preference": "settings of --method",
+    "preference": "settings of --method {method}",
     "grpo": "settings of --method grpo",
     "columns": "columns of data files",
     "loraplus_ratio": "loraplus_ratio",
@@ -92,7 +92,7 @@ def run_record(
         towers=dict(base.towers.modes),
         lora=base.towers.lora_settings(),
         media={name: recipe.pop(name) for name in MEDIA_KEYS},
-        versions=library_versions(),
+        versions=library_versions(*(("trl",) if data.method == "grpo" else ())),
         training={  # in the order in which `refuse_other_run` compares them
             "finished": False,
             LINEAGE: None if base.start is None else base.start.lineage,
@@ -186,7 +186,7 @@ def refuse_other_run(mine: RunRecord, other: RunRecord, where: Path) -> None:
         theirs.pop("tokenizer", None)
     for name, ours in ({"blocks": {}, "tokens": {}} | _identity(mine)).items():
         if name in theirs and theirs[name] != ours:
-            called = CALLED.get(name, name.replace("_", " "))
+            called = CALLED.get(name, name.replace("_", " ")).format(method=mine.training.get("method", "sft"))
             verb = "are" if _is_plural(called) else "is"
             old, new = map(_as_text, _difference(theirs[name], ours))
             raise CheckpointError(

@@ -22,7 +22,7 @@ from vlft.config.parse import Parsed
 from vlft.config.training import TrainFlags
 from vlft.data.costs.cache import cost_folder
 from vlft.data.dataset import RowDataset
-from vlft.data.order import Order
+from vlft.data.order import Order, RowOrder
 from vlft.data.workers import workers_end_with_errors
 from vlft.model import groups, kernels
 from vlft.model.chosen import described as described_choices
@@ -157,13 +157,12 @@ def train(
             say(line)
         for remark in overlap(rows.marked, evaluated.marked):
             say(f"warning: {remark}")
-    if grpo is not None:
-        say(grpo.check(rows, base))
-
     metrics = None if evaluated is None else EvalMetrics.of_run(evaluated, base, data, args)
     if metrics is not None:
         on_rank_zero(metrics.check)
     order = training_order(rows.costs, data, args, world=args.world_size, kept=there.training if there else None)
+    if grpo is not None and isinstance(order, RowOrder):
+        say(grpo.check(rows, base, order))
     args = args.with_accumulation(order.accumulation)
     run = _Run(
         data=data,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from vlft.config.kits.outcome import Becomes, Cannot, Outcome, Rule, Together, idle, is_false, renamed
 
 METHODS = ("dpo", "orpo", "simpo")
-OTHERS = "--method takes sft, dpo, orpo and simpo"
+OTHERS = "--method takes sft, dpo, orpo, simpo and grpo"
 NO_NLL = "without the cross-entropy of cpo_alpha, which is 1 there by default"
 #: The rule for flags that choose when the reference is computed.
 COMPUTED_ONCE = idle("the reference is computed once, before the first step: --reference cached")
@@ -75,6 +75,9 @@ def _translate(spoken: Spoken, said: Mapping[str, tuple[str, ...]]) -> tuple[tup
     named = next((_word(said[name]) for name in (*spoken.methods, "method") if name in said), "")
     if named in spoken.plain or (not named and not any(name in said for name in spoken.loss)):
         return None
+    if named == "grpo":  # its flags are translated by `vlft.config.kits.grpo`
+        methods = tuple(name for name in dict.fromkeys((*spoken.methods, "method")) if name in said)
+        return None if methods == ("method",) else (methods, Becomes(flags={"method": ("grpo",)}))
     method = spoken.words.get(named, named if named in METHODS else "")
     if named and not method:
         return names, Cannot(why=f"{named} is not supported: {OTHERS}")

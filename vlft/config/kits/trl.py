@@ -1,4 +1,4 @@
-"""Flags of TRL's scripts (ModelConfig, ScriptArguments, SFTConfig and DPOConfig)."""
+"""Flags of TRL's scripts (ModelConfig, ScriptArguments, SFTConfig and DPOConfig; GRPOConfig: `grpo`)."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
 def defaults(
     said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
 ) -> Mapping[str, tuple[str, ...]]:
-    """Return the defaults of SFTConfig or DPOConfig, and of ModelConfig. Without `use_peft` the whole model trains."""
+    """Return the defaults of the method's config, and of ModelConfig. Without `use_peft` the whole model trains."""
     full = {} if "use_peft" in said else dict.fromkeys(("vision", "merger", "language"), ("full",))
     rate = "1e-6" if "method" in flags else "2e-5"
-    return full | {"learning_rate": (rate,), "lora_rank": ("16",), "lora_alpha": ("32",)}
+    completions = {"max_completion_length": ("512",)} if flags.get("method") == ("grpo",) else {}
+    return full | completions | {"learning_rate": (rate,), "lora_rank": ("16",), "lora_alpha": ("32",)}
 
 
 _PREFERENCES = Spoken(

@@ -84,9 +84,12 @@ def towers(said: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], Outcom
 def defaults(
     said: Mapping[str, tuple[str, ...]], flags: Mapping[str, tuple[str, ...]]
 ) -> Mapping[str, tuple[str, ...]]:
-    """Return the defaults of 2U1's kit: every tower that is not frozen trains in full; TrainingArguments; LoRA."""
-    full = dict.fromkeys(_TOWERS, ("full",))
-    return full | {"learning_rate": ("5e-5",), "lora_rank": ("64",), "lora_alpha": ("16",)}
+    """Return the defaults of 2U1's kit: every tower that is not frozen trains in full; rates; LoRA; GRPOArguments."""
+    full = dict.fromkeys(_TOWERS, ("full",)) | {"lora_rank": ("64",), "lora_alpha": ("16",)}
+    if flags.get("method") == ("grpo",):
+        rewards = ("src/train/reward_funcs.py:accuracy_reward,format_reward",)
+        return full | {"learning_rate": ("1e-6",), "beta": ("0.04",), "temperature": ("0.9",), "reward": rewards}
+    return full | {"learning_rate": ("5e-5",)}
 
 
 def _excludes(said: Mapping[str, tuple[str, ...]], part: str) -> bool:

@@ -45,7 +45,14 @@ def without_effect(flags: Flags) -> Iterator[tuple[str, str]]:
         if name in flags
     )
     if method != "sft" and word("lora_dropout", "0").strip("0."):
-        yield "lora_dropout", "dropout is off in preference training, as in the other kits"
+        where = "while completions are sampled" if method == "grpo" else "in preference training, as in the other kits"
+        yield "lora_dropout", f"dropout is off {where}"
+    if method == "grpo":
+        if "deepspeed" in flags:
+            yield "deepspeed", "it was not tried with --method grpo; processes that torchrun starts share the prompts"
+        evaluation = (*grpo.EVALUATION, "per_device_eval_batch_size")
+        yield from ((name, "a run with --method grpo does not evaluate") for name in evaluation if name in flags)
+        return
     evaluates = "eval_path" in flags or "eval_split" in flags
     if "eval_path" in flags and "eval_split" in flags:
         yield "eval_split", "--eval_path sets the evaluation rows"

@@ -69,7 +69,7 @@ _COMMANDS = {
 }
 _TRAINS = frozenset(("train", "sft", "pt", "rlhf", "dpo", "grpo", "kto", "orpo", "cpo", "rm", "reward", "gkd", "ppo"))
 #: Verb -> value of `--method`, where the kit's own flags do not name the method.
-METHOD = {"dpo": "dpo", "orpo": "orpo", "simpo": "simpo", "rlhf": "dpo"}
+METHOD = {"dpo": "dpo", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo", "rlhf": "dpo"}
 _OTHER = _TRAINS - {"train", "sft", "pt"} - set(METHOD)
 #: Verb -> what its training does that vlft does not do.
 OTHER_TRAINING = {

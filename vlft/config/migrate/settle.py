@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from vlft.config import preference, variants
+from vlft.config import grpo, preference, variants
 from vlft.config.checks import OF_ADAPTER, contradictions
 from vlft.config.kinds import Bool, Kind, Place
 from vlft.config.kits import ANYWHERE, KITS
@@ -102,7 +102,7 @@ def settle(run: Run, gpus: int | None) -> Settled:
     own_defaults = {name: flags[name] for name in own_defaults if name in flags}
     if run.refused:
         notes.insert(0, run.refused)
-    if kit is not None and kit.remark and sure:
+    if kit is not None and kit.remark and sure and "method" not in flags:
         notes.append(kit.remark)
     _complete_evaluation(flags)
     if not gpus and run.counted and flags.get("global_batch", ("",))[0].isdigit() and (run.processes or 1) > 1:
@@ -182,13 +182,24 @@ def _defaults(kit: Kit, said: Mapping[str, Said], flags: Flags, processes: int |
     if "adapter" in flags:
         decided = {*OF_ADAPTER, "bits", "quant_type", "double_quant", "language_blocks", "vision_blocks"}
         found = {name: words for name, words in found.items() if name not in decided}
-    if not any(name in flags for name in SIZES):
+    if flags.get("method") == ("grpo",):
+        found |= _completions(kit, flags, processes)
+    elif not any(name in flags for name in SIZES):
         found |= step_rows(str(kit.batch[0]), None, kit, processes).flags
     last = {name: words[-1] for name, words in (flags | found).items() if words}
-    ours = dict(DEFAULTS) | preference.defaults(last) | variants.defaults(last)
+    ours = dict(DEFAULTS) | preference.defaults(last) | grpo.defaults(last) | variants.defaults(last)
     if "num_train_epochs" in ours and not {"num_train_epochs", "max_steps"} & set(flags | found):
         found["num_train_epochs"] = ("3",)  # that of TrainingArguments; ours depends on the method
     return {name: words for name, words in found.items() if name not in ours or str(ours[name]) != words[0]}
+
+
+def _completions(kit: Kit, flags: Flags, processes: int | None) -> Flags:
+    """Return the completions of a micro-batch and the micro-batches of a step by a kit's defaults, where not set."""
+    size, accumulation = flags.get("per_device_train_batch_size", (str(kit.batch[0]),))[0], kit.batch[1]
+    found: Flags = {"per_device_train_batch_size": (size,)}
+    if accumulation is None and size.isdigit():
+        found["gradient_accumulation_steps"] = (str(max(1, -(-16 // (int(size) * (processes or 1))))),)
+    return {name: words for name, words in found.items() if name not in flags and "global_batch" not in flags}
 
 
 def _complete_evaluation(flags: Flags) -> None:

@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -252,7 +252,8 @@ def _settings_print(encoder: Encoder | MediaProbe, form: str) -> str | None:
         return None
     packages = [_version(package) for package in PACKAGES]
     if type(encoder) not in (Encoder, MediaProbe):
-        form = f"{form} of {type(encoder).__name__}"  # it measures the same rows otherwise
+        own = {one.name: getattr(encoder, one.name) for one in fields(encoder)[len(fields(Encoder)) :]}
+        form = f"{form} of {type(encoder).__name__} {own}"  # it measures the same rows otherwise
     what = {"format": FORMAT, "form": form, "vlft": __version__, "packages": packages, "family": family}
     return hashlib.sha256(json.dumps(what | {"recipe": recipe.print}, sort_keys=True).encode()).hexdigest()
 

@@ -18,18 +18,13 @@ import torch
 from vlft.answering import as_tensors, question_of
 from vlft.config.thinking import OPEN, opening_of, spoken, written_after
 from vlft.data.boxes import has_boxes
-from vlft.data.costs.columns import Costs
 from vlft.data.render import render
 from vlft.data.rows.parts import text_of, trained_answers
-from vlft.data.sample import Sample, Text, Turn, Video
-from vlft.errors import BadRow, ConfigError
+from vlft.data.sample import Text, Turn
 from vlft.model.generate import Prompt
 from vlft.model.scale import PixelScale
-from vlft.screen import count
-from vlft.setup import SHOWN_BAD_ROWS, Base, MeasuredRows
+from vlft.setup import Base, MeasuredRows
 
-#: Columns of a row that reach rewards, besides prompts, completions and completion_ids.
-COLUMNS = ("answer", "full_answer", "id", "file", "index", "image_paths")
 KEPT = 256  # rows that are kept parsed: those of a step are asked for once per completion
 
 
@@ -180,38 +175,3 @@ def begun(completion: list[dict[str, Any]], opening: str) -> list[dict[str, Any]
     if not opening or text.lstrip().startswith(OPEN):
         return completion
     return [{**completion[0], "content": opening + text}, *completion[1:]]
-
-
-def check_rows(rows: MeasuredRows, base: Base, *, completion: int) -> None:
-    """Refuse rows that TRL's trainer cannot take, before a model is loaded.
-
-    Args:
-        rows: the rows to train on.
-        base: its recipe has the limit of tokens.
-        completion: `--max_completion_length`.
-
-    Raises:
-        ConfigError: rows have videos, or prompts that leave no room for a completion.
-    """
-    bad: list[BadRow] = []
-    costs, limit = Costs.of(rows.costs), base.recipe.max_length
-    prompt_tokens = costs.tokens - costs.columns["supervised"]
-    samples: Any = rows.rows.samples
-    for place, sample in enumerate(count(samples, total=len(samples), what="reading prompts")):
-        tokens = int(prompt_tokens[place])
-        if any(isinstance(part, Video) for part in sample.media):
-            bad.append(_refused(sample, "video", "TRL's GRPO takes pictures only, and this row has a video"))
-        elif tokens + completion > limit:
-            reason = (
-                f"the prompt has about {tokens:,} tokens and --max_completion_length is {completion:,}; --max_length "
-                f"is {limit:,}. Lower --image_max_pixels or --max_completion_length, or raise --max_length"
-            )
-            bad.append(_refused(sample, "conversations", reason))
-    if bad:
-        lines = "\n".join(f"  {row}" for row in bad[:SHOWN_BAD_ROWS])
-        more = f"\n  and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
-        raise ConfigError(f"{len(bad)} of {len(samples)} rows cannot be trained with --method grpo:\n{lines}{more}")
-
-
-def _refused(sample: Sample, field: str, reason: str) -> BadRow:
-    return BadRow(file=sample.file, index=sample.index, id=sample.id, field=field, reason=reason)

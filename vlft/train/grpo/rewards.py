@@ -22,6 +22,7 @@ import vlft
 from vlft.config.rewards import Reward
 from vlft.errors import ConfigError, RunFault, VlftError
 
+SEARCH = 10.0  # most seconds in which the row that a reward raises for is searched
 STARTING = 60.0  # seconds that a file may take to import, at least; a package such as torch takes some
 
 
@@ -42,10 +43,10 @@ class Rewards:
         package = str(Path(vlft.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vlft.train.grpo.worker"],
+            [sys.executable, "-P", "-m", "vlft.train.grpo.worker"],  # -P: not from the current folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},  # it may be killed right after it prints
             start_new_session=True,  # Ctrl-C reaches the run, which ends the process
         )
         self._unread = b""
@@ -54,10 +55,10 @@ class Rewards:
                 said = self._ask(
                     {"load": {"kind": one.kind, "what": one.what, "file": one.file}},
                     seconds=max(STARTING, timeout),
-                    doing=f"--reward {_word(one)}: importing it",
+                    doing=f"--reward {one.word}: importing it",
                 )
                 if "refused" in said:
-                    raise ConfigError(f"--reward {_word(one)}: {said['refused']}")
+                    raise ConfigError(f"--reward {one.word}: {said['refused']}")
         except RunFault as fault:
             raise ConfigError(str(fault)) from fault
         except BaseException:
@@ -88,7 +89,13 @@ class Rewards:
                     pipe.close()
 
     def score(
-        self, place: int, asked: Mapping[str, Sequence[Any]], *, rows: Sequence[str], state: Mapping[str, Any] | None
+        self,
+        place: int,
+        asked: Mapping[str, Sequence[Any]],
+        *,
+        rows: Sequence[str],
+        state: Mapping[str, Any],
+        own: bool = False,
     ) -> dict[str, Any]:
         """Compute one reward of some completions.
 
@@ -96,8 +103,8 @@ class Rewards:
             place: of the reward in `rewards`.
             asked: prompts, completions, completion_ids and the columns of the rows, lists of the same length.
             rows: the row of each completion as file[index], for messages.
-            state: of the trainer: global_step, max_steps and epoch; None before the first step, when the rows' own
-                answers are scored.
+            state: of the trainer: global_step, max_steps and epoch.
+            own: whether the completions are the rows' own answers, which are scored before the first step.
 
         Returns:
             `scores`, a finite number for each completion; `metrics` and `extra`, what the reward logged.
@@ -106,11 +113,19 @@ class Rewards:
             RunFault: the reward takes longer than `--reward_timeout`, dies, raises, or returns something else.
         """
         one = self.rewards[place]
-        when = "the rows' own answers" if state is None else f"step {state['global_step'] + 1}"
-        where = f"--reward {_word(one)}, {when}"
-        state = state or {"global_step": 0, "max_steps": 0, "epoch": 0.0}
-        message = {"reward": place, "asked": {name: list(values) for name, values in asked.items()}, "state": state}
+        when = "the rows' own answers" if own else f"step {state['global_step'] + 1}"
+        where = f"--reward {one.word}, {when}"
+        message = {
+            "reward": place,
+            "asked": {name: list(values) for name, values in asked.items()},
+            "state": dict(state),
+        }
+        begun = time.monotonic()
         said = self._ask(message, seconds=self.timeout, doing=f"{where}: scoring {_shown(rows)}")
+        if said.get("searches"):
+            left = min(SEARCH, self.timeout - (time.monotonic() - begun))
+            with contextlib.suppress(RunFault):  # the first error is what the user must know
+                said = self._read(seconds=left, doing=where)
         if "refused" in said:
             bad = said["place"]
             row = _shown(rows) if bad is None else rows[bad]
@@ -119,8 +134,8 @@ class Rewards:
         return said
 
     def _ask(self, message: Mapping[str, Any], *, seconds: float, doing: str) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
+        stdin = self._process.stdin
+        if stdin is None:
             raise VlftError("the process of the rewards has no pipes")
         line = json.dumps(message).encode() + b"\n"
         try:
@@ -128,6 +143,13 @@ class Rewards:
             stdin.flush()
         except (BrokenPipeError, ValueError) as error:
             raise self._died(doing) from error
+        return self._read(seconds=seconds, doing=doing)
+
+    def _read(self, *, seconds: float, doing: str) -> dict[str, Any]:
+        """Wait for an answer. The process is ended if there is none."""
+        stdout = self._process.stdout
+        if stdout is None:
+            raise VlftError("the process of the rewards has no pipes")
         end = time.monotonic() + seconds
         while b"\n" not in self._unread:
             left = end - time.monotonic()
@@ -149,10 +171,6 @@ class Rewards:
         code = self._process.returncode
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return RunFault(f"{doing}: the process of the rewards ended ({how}). What it printed stands above.")
-
-
-def _word(one: Reward) -> str:
-    return f"{os.path.relpath(one.file)}:{one.what}" if one.file else one.name
 
 
 def _shown(rows: Sequence[str]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from vlft.checkpoint import read_json, read_record
 from vlft.config.flags import DataFlags
-from vlft.config.rewards import REWARD_FILES, files_of, read_rewards
+from vlft.config.rewards import COLUMNS, REWARD_FILES, files_of, read_rewards
 from vlft.config.training import TrainFlags
+from vlft.data.order import RowOrder
 from vlft.errors import ConfigError
 from vlft.setup import Base, MeasuredRows
-from vlft.train.grpo.prompts import COLUMNS, Prompts, check_rows
+from vlft.train.grpo.prompts import Prompts
 from vlft.train.grpo.rewards import Rewards
 from vlft.train.metrics import Meter, MetricsFile
 from vlft.train.progress import Progress
@@ -24,9 +26,33 @@ if TYPE_CHECKING:
     from vlft.train.grpo.trainer import GrpoTrainer
 
 PACKAGES = ("trl", "datasets")
+TRL = "1.16"  # its release; a test compares it with pyproject.toml
 INSTALL = "pip install 'vlft[grpo]'"
 TRIED = 16  # rows whose own answers are scored before the run
 NEEDY = ("iou",)  # built-in rewards that do not apply to every answer: those of all rows are scored
+
+
+def check_packages() -> None:
+    """Check that TRL and what it needs can be imported.
+
+    Raises:
+        ConfigError: a package is not installed, TRL is of another release, or it cannot be imported.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        many = "packages {} are" if len(missing) > 1 else "package {} is"
+        raise ConfigError(f"--method grpo: the {many.format(' and '.join(missing))} not installed. Install: {INSTALL}")
+    if "trl" not in PACKAGES:
+        return
+    found = importlib.metadata.version("trl")
+    if not f"{found}.".startswith(f"{TRL}."):
+        raise ConfigError(f"--method grpo needs TRL {TRL}, and {found} is installed. Install: {INSTALL}")
+    try:
+        import vlft.train.grpo.trainer  # noqa: F401
+    except Exception as error:  # TRL imports other packages, which may raise anything
+        raise ConfigError(
+            f"--method grpo: TRL {found} cannot be imported: {type(error).__name__}: {error}. Install: {INSTALL}"
+        ) from error
 
 
 class Grpo:
@@ -40,12 +66,7 @@ class Grpo:
     """
 
     def __init__(self, args: TrainFlags) -> None:
-        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-        if missing:
-            many = "packages {} are" if len(missing) > 1 else "package {} is"
-            raise ConfigError(
-                f"--method grpo: the {many.format(' and '.join(missing))} not installed. Install: {INSTALL}"
-            )
+        check_packages()
         self.args = args
         self.rewards = Rewards(read_rewards(args.reward), timeout=args.reward_timeout)
 
@@ -54,8 +75,13 @@ class Grpo:
         """The object for these flags; None if they ask for another method."""
         return cls(args) if data.method == "grpo" else None
 
-    def check(self, rows: MeasuredRows, base: Base) -> str:
-        """Check the rows, and score the own answers of some of them.
+    def check(self, rows: MeasuredRows, base: Base, order: RowOrder) -> str:
+        """Score the own answers of some rows, called as in a step of the run.
+
+        Args:
+            rows: the rows to train on.
+            base: encodes them.
+            order: of the rows.
 
         Returns:
             a line for the user with the mean of each reward.
@@ -64,23 +90,30 @@ class Grpo:
             ConfigError: a row cannot be trained.
             RunFault: a reward fails.
         """
-        check_rows(rows, base, completion=self.args.max_completion_length)
         prompts = Prompts(rows, base)
         many = min(TRIED, len(prompts))
         tried = [place * len(prompts) // many for place in range(many)]
         means = []
+        at_once = max(1, order.rows_per_step // order.world)
+        state = {"global_step": 0, "max_steps": self.args.total_steps(order.steps), "epoch": 0.0}
         for place, one in enumerate(self.rewards.rewards):
             if one.kind == "built_in" and one.what in NEEDY:
                 for start in range(0, len(prompts), TRIED):
-                    self._own_scores(place, prompts, range(start, min(start + TRIED, len(prompts))))
-            scores = self._own_scores(place, prompts, tried)
+                    self._own_scores(place, prompts, range(start, min(start + TRIED, len(prompts))), state)
+            scores: list[float] = []
+            for start in range(0, many, at_once):
+                scores += self._own_scores(place, prompts, tried[start : start + at_once], state)
             means.append(f"{one.name} {sum(scores) / len(scores):.3g}")
         what = f"the own answers of {many} rows" if many > 1 else "the row's own answer"
         return f"rewards of {what}: {', '.join(means)}"
 
-    def _own_scores(self, place: int, prompts: Prompts, places: Sequence[int]) -> list[float]:
-        """What a reward gives for the own answers of some rows, each as the model would write it."""
-        found = [prompts.columns(row) for row in places]
+    def _own_scores(self, place: int, prompts: Prompts, places: Sequence[int], state: Mapping[str, Any]) -> list[float]:
+        """What a reward gives for the own answers of some rows, each as the model would write it.
+
+        A function of the user may compare the completions of a prompt, so it gets as many of each as in a step.
+        """
+        function = self.rewards.rewards[place].kind == "function"
+        found = [prompts.columns(row) for row in places for _ in range(self.args.num_generations if function else 1)]
         tokenizer = prompts.base.processor.tokenizer
         asked: dict[str, Any] = {
             "prompts": [one["prompt"] for one in found],
@@ -89,7 +122,7 @@ class Grpo:
             **{name: [one[name] for one in found] for name in COLUMNS},
         }
         names = [f"{one['file']}[{one['index']}]" for one in found]
-        scores: list[float] = self.rewards.score(place, asked, rows=names, state=None)["scores"]
+        scores: list[float] = self.rewards.score(place, asked, rows=names, state=state, own=True)["scores"]
         return scores
 
     def trainer(

@@ -23,6 +23,7 @@ from trl import GRPOTrainer
 
 from vlft.answering import speaker
 from vlft.config.preference import beta_of
+from vlft.config.rewards import COLUMNS
 from vlft.config.training import TrainFlags
 from vlft.data.order import RowOrder
 from vlft.errors import VlftError
@@ -32,7 +33,7 @@ from vlft.objectives.base import Mean
 from vlft.train import optimizers
 from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
-from vlft.train.grpo.prompts import COLUMNS, Encoded, Prompts, begun, part_of
+from vlft.train.grpo.prompts import Encoded, Prompts, begun, part_of
 from vlft.train.grpo.rewards import Rewards
 from vlft.train.grpo.stock import PromptSampler, Replies, arguments, without_checkpointing
 from vlft.train.metrics import Meter, MetricsFile
@@ -262,9 +263,10 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         loss: torch.Tensor = computed
         found = self._metrics["train"]
         means = {name: Mean(torch.tensor(value), 1.0) for name, value in self._fresh.items()}
-        means |= {name: Mean(torch.tensor(found[name][-1]), 1.0) for name in OF_LOSS if found.get(name)}
-        self._fresh = {}
         said = int(inputs["completion_mask"].sum())
+        # These are means over tokens, so a micro-batch counts by its tokens.
+        means |= {name: Mean(torch.tensor(found[name][-1] * said), said) for name in OF_LOSS if found.get(name)}
+        self._fresh = {}
         counts = {
             "tokens": int(inputs["prompt_mask"].sum()) + said,
             "supervised_tokens": said,

@@ -2,8 +2,9 @@
 
     python -m vlft.train.grpo.worker
 
-`vlft.train.grpo.rewards` starts it, and ends it if it takes too long. A reward may print: its stdout is stderr here. It
-reads nothing from stdin, and processes that it forks do not hold the pipes to the run. A killed run leaves neither this
+`vlft.train.grpo.rewards` starts it, and ends it if it takes too long. If a reward raises, a second answer has the
+completion that it raises for, because the search takes time. A reward may print: its stdout is stderr here. It reads
+nothing from stdin, and processes that it forks do not hold the pipes to the run. A killed run leaves neither this
 process behind, whatever a reward is doing, nor those that a reward started.
 """
 
@@ -28,11 +29,15 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from vlft.config.rewards import COLUMNS
 from vlft.config.thinking import spoken
 
 Scores = Callable[..., Any]
 LARGEST = 1e18  # of a reward: TRL computes with their squares in float32, which ends at 3.4e38
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+SHOWN = 1000  # characters of an error's text
+#: The arguments of a reward.
+PASSED = ("prompts", "completions", "completion_ids", *COLUMNS, "trainer_state", "log_extra", "log_metric")
 
 
 class Refused(Exception):
@@ -108,7 +113,29 @@ def _function(file: Path, name: str) -> Scores:
         raise Refused(f"it has no function {name!r}. Add `def {name}(completions, **columns):`")
     if inspect.iscoroutinefunction(function):
         raise Refused(f"{name} is declared with `async def`. Write it with `def`")
+    _check_arguments(function, name)
     return function
+
+
+def _check_arguments(function: Scores, name: str) -> None:
+    """Refuse a function that cannot be called with `PASSED`. Its signature may be unknown, if it is written in C."""
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (ValueError, TypeError):
+        return
+    takes = signature.parameters.values()
+    asked = [
+        one for one in takes if one.default is one.empty and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    ]
+    if unknown := [one.name for one in asked if one.name not in PASSED]:
+        raise Refused(f"{name} asks for {unknown[0]!r}, and a row has no such column. It has {', '.join(COLUMNS)}")
+    if not any(one.kind is one.VAR_KEYWORD for one in takes):
+        lacks = [one for one in PASSED if one not in signature.parameters]
+        if lacks:
+            raise Refused(
+                f"{name} takes no {lacks[0]!r}, which every reward is called with. Write "
+                f"`def {name}(completions, **columns):`"
+            )
 
 
 def _module(file: Path) -> ModuleType:
@@ -131,12 +158,24 @@ def _module(file: Path) -> ModuleType:
 
 
 def _where(error: BaseException, file: Path | None) -> str:
-    """The line of the user's file that an error comes from, and the error."""
-    frames = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == str(file)]
+    """The line of the user's file that an error comes from, and the error; also the line that raised it, elsewhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one.lineno for one in frames if one.filename == str(file)]
     if isinstance(error, SyntaxError) and error.filename == str(file):
-        frames = [error.lineno]
-    place = f"{file.name}:{frames[-1]} raised " if file is not None and frames else ""
-    return f"{place}{type(error).__name__}: {error}"
+        own = [error.lineno]
+    place = f"{file.name}:{own[-1]} raised " if file is not None and own else ""
+    deep = frames[-1] if frames and own and frames[-1].filename != str(file) else None
+    inner = f" ({os.path.basename(deep.filename)}:{deep.lineno}, in {deep.name})" if deep is not None else ""
+    return f"{place}{type(error).__name__}: {_text(error)}{inner}"
+
+
+def _text(value: Any, as_text: Callable[[Any], str] = str) -> str:
+    """The text of a user's object, which may be long or raise."""
+    try:
+        text = as_text(value)
+    except Exception:  # noqa: BLE001 - it is the user's code
+        return "an object without a text"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} and {len(text) - SHOWN:,} more characters"
 
 
 def scored(function: Scores, file: Path | None, asked: Mapping[str, Any], **tools: Any) -> list[float]:
@@ -149,7 +188,7 @@ def scored(function: Scores, file: Path | None, asked: Mapping[str, Any], **tool
         tools: more arguments that TRL passes: trainer_state, log_extra, log_metric.
 
     Raises:
-        Refused: it raises, or does not return one finite number for each completion.
+        Refused: it raises (then the error is the cause), or does not return one finite number for each completion.
     """
     many = len(asked["completions"])
     try:
@@ -160,28 +199,29 @@ def scored(function: Scores, file: Path | None, asked: Mapping[str, Any], **tool
     except Refused:
         raise
     except BaseException as error:  # also sys.exit and KeyboardInterrupt: nothing in a reward ends the process
-        raise Refused(_where(error, file), _culprit(function, asked, tools)) from error
+        raise Refused(_where(error, file)) from error
     if len(listed) != many:
         raise Refused(f"returned {len(listed)} numbers for {many} completions. Return one for each")
     return [_number(one, place) for place, one in enumerate(listed)]
 
 
 def _number(one: Any, place: int) -> float:
-    value = one.item() if hasattr(one, "item") and not isinstance(one, numbers.Real) else one
-    if isinstance(value, numbers.Real):
-        try:
-            found = float(value)
-        except OverflowError:  # an integer beyond 1e308
-            found = LARGEST * 10
-        if LARGEST < abs(found) < math.inf:
-            raise Refused(
-                f"returned {_short(one)}. TRL compares rewards in float32: return numbers between -{LARGEST:g} and "
-                f"{LARGEST:g}",
-                place,
-            )
-        if math.isfinite(found):
-            return found
-    raise Refused(f"returned {_short(one)}. Return a finite number for every completion", place)
+    try:
+        value = one.item() if hasattr(one, "item") and not isinstance(one, numbers.Real) else one
+        found = float(value) if hasattr(value, "__float__") else math.nan
+    except OverflowError:  # an integer beyond 1e308
+        found = LARGEST * 10
+    except Exception:  # noqa: BLE001 - any object may be returned
+        found = math.nan
+    if LARGEST < abs(found) < math.inf:
+        raise Refused(
+            f"returned {_short(one)}. TRL compares rewards in float32: return numbers between -{LARGEST:g} and "
+            f"{LARGEST:g}",
+            place,
+        )
+    if not math.isfinite(found):
+        raise Refused(f"returned {_short(one)}. Return a finite number for every completion", place)
+    return found
 
 
 def _culprit(function: Scores, asked: Mapping[str, Any], tools: Mapping[str, Any]) -> int | None:
@@ -198,7 +238,7 @@ def _culprit(function: Scores, asked: Mapping[str, Any], tools: Mapping[str, Any
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = _text(value, repr)
     return f"{text[:80] + ('...' if len(text) > 80 else '')} ({type(value).__name__})"
 
 
@@ -208,23 +248,30 @@ def _metric(name: Any, value: Any) -> float:
     return found
 
 
-def _answer(message: Mapping[str, Any], loaded: list[tuple[Scores, Path | None]]) -> dict[str, Any]:
+def _answers(message: Mapping[str, Any], loaded: list[tuple[Scores, Path | None]]) -> Iterator[dict[str, Any]]:
+    """The answer to a message. If a reward raises, `searches` is set and a second answer has the place."""
     if "load" in message:
         one = message["load"]
         loaded.append((load(**one), Path(one["file"]) if one["file"] else None))
-        return {}
+        yield {}
+        return
     function, file = loaded[message["reward"]]
     metrics: list[tuple[str, float]] = []
     extra: list[tuple[str, list[Any]]] = []
-    found = scored(
-        function,
-        file,
-        message["asked"],
-        trainer_state=SimpleNamespace(**message["state"]),
-        log_metric=lambda name, value: metrics.append((str(name), _metric(name, value))),
-        log_extra=lambda column, values: extra.append((column, [str(value) for value in values])),
-    )
-    return {"scores": found, "metrics": metrics, "extra": extra}
+    tools = {
+        "trainer_state": SimpleNamespace(**message["state"]),
+        "log_metric": lambda name, value: metrics.append((str(name), _metric(name, value))),
+        "log_extra": lambda column, values: extra.append((column, [str(value) for value in values])),
+    }
+    try:
+        found = scored(function, file, message["asked"], **tools)
+    except Refused as refused:
+        if refused.__cause__ is None:
+            raise
+        yield {"refused": str(refused), "place": None, "searches": True}
+        yield {"refused": str(refused), "place": _culprit(function, message["asked"], tools)}
+        return
+    yield {"scores": found, "metrics": metrics, "extra": extra}
 
 
 def _lines(pipe: int) -> Iterator[str]:
@@ -267,14 +314,19 @@ def main() -> None:
     os.dup2(2, 1)
     for pipe in (asked, answers):
         os.register_at_fork(after_in_child=functools.partial(os.close, pipe))
+    sys.path.append(os.getcwd())  # last, so that a file there replaces no module
     loaded: list[tuple[Scores, Path | None]] = []
-    for line in _lines(asked):
-        try:
-            said = _answer(json.loads(line), loaded)
-        except Refused as refused:
-            said = {"refused": str(refused), "place": refused.place}
+
+    def answer(said: dict[str, Any]) -> None:
         with open(answers, "wb", closefd=False) as out:
             out.write(json.dumps(said).encode() + b"\n")
+
+    for line in _lines(asked):
+        try:
+            for said in _answers(json.loads(line), loaded):
+                answer(said)
+        except Refused as refused:
+            answer({"refused": str(refused), "place": refused.place})
 
 
 if __name__ == "__main__":
