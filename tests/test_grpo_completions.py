@@ -1,4 +1,4 @@
-"""`completions.jsonl` of a GRPO run, its table in the terminal, its part of the report and of `vlft ui`. They need TRL."""
+"""`completions.jsonl` of a GRPO run, its table in the terminal, the report and `vlft ui`. They need TRL."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if any(importlib.util.find_spec(name) is None for name in PACKAGES):
     pytest.skip(f"TRL is not installed: {INSTALL}", allow_module_level=True)
 
 from vlft.report import write_report
+from vlft.text import printable
 from vlft.train.grpo.trainer import GrpoTrainer
 from vlft.ui.runs import newest
 
@@ -105,12 +106,14 @@ def test_the_file_holds_what_was_rewarded(words, tmp_path, monkeypatch, capsys):
         assert line["completions/clipped_ratio"] == sum(one["cut"] for one in own) / 4
         assert line["supervised_tokens"] == sum(one["tokens"] for one in own)
     steps = [torch.cat([mask.flatten() for mask in masks[place : place + 2]]) for place in range(0, 6, 2)]
-    assert [line["padding_fraction"] for line in logged] == pytest.approx([1 - mask.float().mean() for mask in steps])
+    assert [line["padding_fraction"] for line in logged] == pytest.approx(
+        [1 - float(mask.float().mean()) for mask in steps], abs=1e-6
+    )
     assert [line["tokens"] for line in logged] == [int(mask.sum()) for mask in steps]
     assert 0 < logged[0]["padding_fraction"] < 1
     (first, *_) = found
     assert f"step 1: {first['file']}[{first['index']}]: " in out
-    assert out.count("  and 1 more") == 3
+    assert out.count("  and 1 more\n") == 3
     assert re.search(r"^  reward +advantage +completion$", out, re.M)
     assert "log_completions" not in json.dumps(json.loads((run / "vlft.json").read_text()))
 
@@ -196,8 +199,13 @@ def test_the_page_shows_completions_by_their_rewards(words, tmp_path):
         section = next(text for text in part.split("<section>") if f"(id {row})" in text)
         shown = [int(step) for step in re.findall(r"step (\d+), mean reward", section)]
         assert (shown[0], shown[-1]) == (steps[0], steps[-1])
-    text = found[0]["completions"][0]["completion"]
-    assert text[:5] in unescape(part)
+    first = part.split("<section>")[1]
+    (line,) = (
+        one for one in found if f"(id {one['id']})" in first and f"step {one['step']}, " in first.split("</table>")[0]
+    )
+    texts = {printable(one["completion"]) for one in line["completions"]}
+    cells = re.findall(r'<span class="text">(.*?)</span>', first.split("</table>")[0], re.S)
+    assert {unescape(text) for text in cells} == texts
     page = newest(run)
     assert {row["said"]["step"] for row in page} == {found[-1]["step"]}
     assert [row["id"] for row in page] == [line["id"] for line in found if line["step"] == found[-1]["step"]]

@@ -148,7 +148,7 @@ def _others(values: Values) -> Iterator[str]:
             f"--deepspeed {values.of('deepspeed')} with --method grpo was not tried. Drop it: processes that torchrun "
             "starts share the prompts of a step."
         )
-    if values.given("num_completions_to_print") and values.of("log_completions") != "true":
+    if values.given("num_completions_to_print") and values.of("log_completions") not in ("true", True):
         many = values.of("num_completions_to_print")
         if many != PRINTED:
             yield (

@@ -50,7 +50,8 @@ def ranked(line: Mapping[str, Any], most: int = SHOWN) -> dict[str, Any]:
         text, stopped = str(one["completion"]), bool(one["cut"])
         same = found.setdefault(
             (text, stopped, reward, *shown),
-            {"text": text, "cut": stopped, "reward": reward, "advantage": advantage, "facts": shown, "times": 0},
+            {"text": text, "cut": stopped, "reward": reward, "advantage": advantage, "facts": shown, "times": 0}
+            | {"rewards": {str(name): _short(value) for name, value in rewards[:FACTS]}},
         )
         same["times"] += 1
     if not found:
@@ -58,7 +59,7 @@ def ranked(line: Mapping[str, Any], most: int = SHOWN) -> dict[str, Any]:
     several = sorted(found.values(), key=lambda one: -one["reward"] if math.isfinite(one["reward"]) else math.inf)
     some = several
     if len(several) > most:
-        some = [several[place * (len(several) - 1) // (most - 1)] for place in range(most)]
+        some = [several[place * (len(several) - 1) // max(1, most - 1)] for place in range(most)]
     count = sum(one["times"] for one in several)
     return {
         "step": int(line["step"]),

@@ -13,20 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from vlft.config.training import TrainFlags
 from vlft.data.boxes import has_boxes
 from vlft.errors import RunFault
+from vlft.pages.completions import ranked
 from vlft.text import counted, printable, short, table
 from vlft.train.answers import described
 from vlft.train.grpo.prompts import Prompts, begun
 from vlft.train.metrics import MetricsFile
 from vlft.train.ranks import gather
 
-T = TypeVar("T")
 FILE = "completions.jsonl"
 KEPT_STEPS = 200
 KEPT = 32  # completions of a step: as many whole prompts as fit, at least one
@@ -195,27 +195,21 @@ def column_of(
 
 
 def as_text(lines: Sequence[Mapping[str, Any]], most: int, *, of: int) -> str:
-    """Return completions of a step for the terminal, those of a prompt by their rewards.
+    """Return completions of a step for the terminal, those of a prompt by their rewards, equal ones once.
 
     Args:
         lines: of `completions.jsonl`.
-        most: completions that are shown. If a prompt has more, they are spread from its best to its worst.
+        most: different completions that are shown. If a prompt has more, they are spread from its best to its worst.
         of: completions of the step.
     """
-    left, parts = most, []
+    left, shown, parts = most, 0, []
     for line in lines:
-        ranked = sorted(line["completions"], key=lambda one: -one["reward"])
-        some = spread(ranked, left)
-        left -= len(some)
-        names = list(some[0]["rewards"])
-        heads = ["reward", *(names if len(names) > 1 else []), "advantage", "completion"]
+        some = ranked(line, left)["said"]
+        left, shown = left - len(some), shown + sum(one["times"] for one in some)
+        names = list(some[0]["rewards"]) if len(some[0]["rewards"]) > 1 else []
+        heads = ["reward", *names, "advantage", "completion"]
         rows = [
-            [
-                f"{one['reward']:.3g}",
-                *(f"{one['rewards'][name]:.3g}" for name in names if len(names) > 1),
-                f"{one['advantage']:+.2f}",
-                _one_line(one["completion"]) + (" (cut)" if one["cut"] else ""),
-            ]
+            [one["reward"], *(one["rewards"][name] for name in names), one["advantage"], _described(one)]
             for one in some
         ]
         question = next((turn["text"] for turn in reversed(line["turns"]) if turn["role"] == "user"), "")
@@ -223,15 +217,13 @@ def as_text(lines: Sequence[Mapping[str, Any]], most: int, *, of: int) -> str:
         parts += [title, table(heads, rows, indent=2, last="left")]
         if left <= 0:
             break
-    shown = most - max(0, left)
     return "\n".join(parts) + (f"\n  and {of - shown:,} more" if of > shown else "")
 
 
-def spread(items: Sequence[T], most: int) -> list[T]:
-    """Return at most so many items: the first, the last, and others spread evenly between them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[0]] if most == 1 else [items[place * (len(items) - 1) // (most - 1)] for place in range(most)]
+def _described(one: Mapping[str, Any]) -> str:
+    notes = ["cut"] if one["cut"] else []
+    notes += [f"{one['times']:,} times"] if one["times"] > 1 else []
+    return _one_line(one["text"]) + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _one_line(text: str) -> str:
