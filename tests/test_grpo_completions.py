@@ -113,7 +113,8 @@ def test_the_file_holds_what_was_rewarded(words, tmp_path, monkeypatch, capsys):
     assert 0 < logged[0]["padding_fraction"] < 1
     (first, *_) = found
     assert f"step 1: {first['file']}[{first['index']}]: " in out
-    assert out.count("  and 1 more\n") == 3
+    assert out.count("  and 1 more of this step\n") == 3
+    assert "; 12 completions, " in out
     assert re.search(r"^  reward +advantage +completion$", out, re.M)
     assert "log_completions" not in json.dumps(json.loads((run / "vlft.json").read_text()))
 

@@ -217,7 +217,7 @@ def as_text(lines: Sequence[Mapping[str, Any]], most: int, *, of: int) -> str:
         parts += [title, table(heads, rows, indent=2, last="left")]
         if left <= 0:
             break
-    return "\n".join(parts) + (f"\n  and {of - shown:,} more" if of > shown else "")
+    return "\n".join(parts) + (f"\n  and {of - shown:,} more of this step" if of > shown else "")
 
 
 def _described(one: Mapping[str, Any]) -> str:
