@@ -52,6 +52,8 @@ def refused(base, tmp_path, capsys, monkeypatch):
             "--global_batch 1 x 8 completions (--num_generations) is not a multiple of 3",
         ),
         (("--cache_vision_features", "true"), "--cache_vision_features has no effect with --method grpo"),
+        (("--num_completions_to_print", "3"), "--num_completions_to_print 3 has no effect without "),
+        (("--log_completions", "maybe"), "--log_completions is maybe, must be one of auto, true, false"),
     ],
 )
 def test_flags_that_do_not_go_with_grpo(refused, flags, text):
@@ -129,6 +131,8 @@ def test_the_release_of_trl_is_that_of_the_extra():
 def test_grpo_flags_belong_to_grpo(refused):
     text = refused("--num_generations", "4", method="sft")
     assert "--num_generations 4 has no effect with --method sft: it belongs to --method grpo" in text
+    text = refused("--log_completions", "true", method="sft")
+    assert "--log_completions true has no effect with --method sft: it belongs to --method grpo" in text
     assert settings_of("sft", GrpoFlags()) == {}
 
 

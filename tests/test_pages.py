@@ -103,6 +103,8 @@ REPORT: dict = {
     "spent": [],
     "asked": [],
     "notes": [],
+    "sampled": [],
+    "kept": 0,
     "shown_text": 10,
     "files": [],
     "skipped": [],

@@ -19,6 +19,9 @@ from vlft.errors import ConfigError
 Rollout = Literal["hf", "vllm"]
 GENERATIONS = 8
 COMPLETION = 256
+PRINTED = 8
+#: Flags that change nothing of what is trained.
+FREE = ("reward_timeout", "equal_rewards_steps", "log_completions", "num_completions_to_print")
 #: Flags of other features that have no effect with GRPO or were not tried with it -> why, and what to do.
 REFUSED: Mapping[str, str] = {
     "pack_tokens": "completions are padded, not packed",
@@ -53,6 +56,14 @@ class GrpoFlags:
     equal_rewards_steps: int = flag(
         10, "steps in a row without any difference of rewards in a group, after which the run says so"
     )
+    log_completions: Literal["auto", "true", "false"] = flag(
+        "auto",
+        "keep a sample of the completions in completions.jsonl and in the report; true: also print some at each "
+        "logged step; false: keep none",
+    )
+    num_completions_to_print: int = flag(
+        PRINTED, "most completions that --log_completions true prints at a logged step"
+    )
 
 
 NAMES = tuple(one.name for one in fields(GrpoFlags))
@@ -60,7 +71,7 @@ NAMES = tuple(one.name for one in fields(GrpoFlags))
 
 def settings_of(method: str, flags: GrpoFlags) -> dict[str, Any]:
     """The flags of GRPO with their values: what a run and the resumed run have in common."""
-    same = (name for name in NAMES if name not in ("reward_timeout", "equal_rewards_steps"))
+    same = (name for name in NAMES if name not in FREE)
     return {name: getattr(flags, name) for name in same} if method == "grpo" else {}
 
 
@@ -153,6 +164,13 @@ def _others(values: Values) -> Iterator[str]:
             f"--deepspeed {values.of('deepspeed')} with --method grpo was not tried. Drop it: processes that torchrun "
             "starts share the prompts of a step."
         )
+    if values.given("num_completions_to_print") and values.of("log_completions") not in ("true", True):
+        many = values.of("num_completions_to_print")
+        if many != PRINTED:
+            yield (
+                f"--num_completions_to_print {many} has no effect without --log_completions true, which prints "
+                "completions. Add it, or drop this one."
+            )
     if values.of("beta"):
         yield from _reference(values)
 

@@ -167,6 +167,8 @@ TRAIN: dict[str, Kind] = {
     "rollout": Word(words=("hf", "vllm")),
     "reward_timeout": Number(low=0, open_low=True, high=BILLION),
     "equal_rewards_steps": FROM_ONE,
+    "log_completions": AUTO,
+    "num_completions_to_print": FROM_ONE,
     "per_device_train_batch_size": FROM_ONE,
     "per_device_eval_batch_size": FROM_ONE,
     "gradient_accumulation_steps": FROM_ONE,

@@ -18,12 +18,12 @@ THUMB = 160  # pixels of a thumbnail's longer side
 def asked_row(one: Answered) -> dict[str, Any]:
     """Return a row and its answers for the template `report.html.j2`."""
     row = one.row
-    pictures, files = _media(row.get("media", ()))
+    pictures, files = media_of(row.get("media", ()))
     return {
         "title": title_of(row["file"], row),
         "turns": list(row.get("turns", ())),
         "right": row.get("right", ""),
-        "answers": _spread(one.answers, SHOWN_ANSWERS),
+        "answers": spread(one.answers, SHOWN_ANSWERS),
         "evaluations": len(one.answers),
         "pictures": pictures,
         "files": files,
@@ -36,13 +36,14 @@ def title_of(file: str, row: dict[str, Any]) -> str:
     return f"{file}[{row['index']}]{name}"
 
 
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most so many items: the first, the last, and others spread evenly between them."""
     if len(items) <= most:
         return list(items)
     return [items[i * (len(items) - 1) // (most - 1)] for i in range(most)]
 
 
-def _media(media: Iterable[dict[str, Any]]) -> tuple[list[dict[str, str]], list[str]]:
+def media_of(media: Iterable[dict[str, Any]]) -> tuple[list[dict[str, str]], list[str]]:
     """Return thumbnails of the files that can still be opened, and the names of the others."""
     pictures, files = [], []
     for medium in list(media)[:SHOWN_MEDIA]:

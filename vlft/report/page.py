@@ -17,6 +17,7 @@ from vlft.pages import charts
 from vlft.pages.charts import Chart, Series, chart
 from vlft.pages.web import render
 from vlft.report.answers import asked_row, title_of
+from vlft.report.completions import shown_rows
 from vlft.report.figures import best_evaluation, last, number, rate, spent
 from vlft.report.read import Run
 from vlft.report.state import state_of
@@ -67,6 +68,8 @@ def context(run: Run, *, ended: bool = False, rewritten: bool = False) -> dict[s
         "saving_known": bool(np.isfinite(lines["save_s"]).all()),
         "asked": [asked_row(one) for one in run.answered],
         "notes": run.notes,
+        "sampled": shown_rows(run.sampled),
+        "kept": len(run.sampled),
         "shown_text": SHOWN_TEXT,
         **_rows(run),
         "left_out": record.training.get("left_out_steps") or [],
@@ -100,7 +103,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     lines = run.lines
     tokens, trained = (float(np.nansum(lines[name])) for name in ("tokens", "supervised_tokens"))
     padding = lines["padding_fraction"]
-    weighted = float(np.nansum(padding * lines["tokens"]) / tokens) if tokens else 0.0
+    computed = float(np.nansum(lines["tokens"] / (1 - padding)))  # positions: tokens and padding
+    grpo = run.record.training.get("method") == "grpo"
     facts = [("loss, last line", number(last(lines["loss"])))]
     if (best := best_evaluation(run)) is not None:
         metric = best_by(run.record)[0]
@@ -112,11 +116,14 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         *facts_of(run),
         ("tokens", scaled(tokens)),
         ("trained tokens", f"{scaled(trained)} ({trained / tokens:.0%})" if tokens else "0"),
-        ("rows trained on", scaled(float(np.nansum(lines["samples"])))),
+        ("completions trained on" if grpo else "rows trained on", scaled(float(np.nansum(lines["samples"])))),
         ("pictures, videos", " + ".join(scaled(float(np.nansum(lines[name]))) for name in ("images", "videos"))),
         ("tokens per second", scaled(rate(run))),
         ("peak memory", f"{number(last(lines['peak_gb']))} GB"),
-        ("padding", f"{weighted:.1%}"),
+        (
+            "padding of prompts and completions" if grpo else "padding",
+            f"{1 - tokens / computed:.1%}" if computed else "0.0%",
+        ),
     ]
     mfu = lines["mfu"]
     if np.isfinite(mfu).any():

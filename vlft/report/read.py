@@ -5,12 +5,10 @@ Letters in shapes: L is the number of logged lines.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ import numpy as np
 
 from vlft.checkpoint import RECORD, RunRecord, read_record
 from vlft.errors import CheckpointError
+from vlft.report.lines import objects
+from vlft.report.sampled import Sampled, read_completions
 
 #: Numbers of a metrics line that become columns. A line that lacks one (from an older version) has NaN in its place.
 COLUMNS = (
@@ -59,6 +59,7 @@ class Run:
         evaluations: column -> float64, one value per evaluation, in order. Those of statistics begin with `eval_`.
         answered: rows and their answers.
         notes: reasons why answers are missing.
+        sampled: rows and completions of a GRPO run.
         broken: number of lines that could not be read.
         missing: names of files of a run that the folder lacks.
         logged: when its last line was written, or its record if there is no line, in seconds since the epoch.
@@ -73,6 +74,7 @@ class Run:
     evaluations: dict[str, np.ndarray]
     answered: list[Answered]
     notes: list[str]
+    sampled: list[Sampled]
     broken: int
     missing: tuple[str, ...]
     logged: float
@@ -107,7 +109,7 @@ def read_run(folder: str | Path) -> Run:
     evaluations = {name: array("d") for name in EVALUATED}
     evaluated: dict[str, array] = {}
     broken = 0
-    for line in _objects(folder / METRICS):
+    for line in objects(folder / METRICS):
         if line is None or not isinstance(line.get("step"), int):
             broken += 1
         elif "eval_loss" in line:
@@ -127,6 +129,7 @@ def read_run(folder: str | Path) -> Run:
     ):
         _fill(columns, count)
     answered, notes, unread = _answers(folder / "answers.jsonl")
+    sampled, unclear = read_completions(folder / "completions.jsonl")
     config = folder / CONFIG
     return Run(
         folder=folder,
@@ -138,7 +141,8 @@ def read_run(folder: str | Path) -> Run:
         evaluations={name: np.array(column) for name, column in {**evaluated, **evaluations}.items()},
         answered=answered,
         notes=notes,
-        broken=broken + unread,
+        sampled=sampled,
+        broken=broken + unread + unclear,
         missing=tuple(name for name in (METRICS, CONFIG) if not (folder / name).is_file()),
         logged=os.stat(folder / (METRICS if (folder / METRICS).is_file() else RECORD)).st_mtime,
     )
@@ -159,24 +163,6 @@ def _record(folder: Path) -> RunRecord:
     if re.fullmatch(r"checkpoint-\d+", folder.absolute().name) and not (folder / METRICS).exists():
         raise CheckpointError(f"{folder}: is a checkpoint. Name the run: {folder.parent}")
     return record
-
-
-def _objects(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Yield the objects of a .jsonl file, and None for any other line.
-
-    An incomplete last line is ignored, because a run may still be writing it.
-    """
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for text in file:
-            if not text.endswith(b"\n"):
-                return
-            try:
-                value = json.loads(text)
-            except (ValueError, RecursionError):
-                value = None
-            yield value if isinstance(value, dict) else None
 
 
 def _append(columns: dict[str, array], line: dict[str, Any]) -> None:
@@ -209,7 +195,7 @@ def _answers(path: Path) -> tuple[list[Answered], list[str], int]:
     rows: dict[tuple[str, int], Answered] = {}
     notes: list[str] = []
     broken = 0
-    for line in _objects(path):
+    for line in objects(path):
         try:
             if line is None:
                 raise KeyError("an object")

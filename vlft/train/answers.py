@@ -124,7 +124,7 @@ class Answers:
         talker = speaker(top, self.base.processor, self.base.family)
         if not self._rows_written:
             written = [self.base.encoder.as_written(row) for row in self.rows]
-            file.write({"step": step, "rows": [_described(row) for row in written]})
+            file.write({"step": step, "rows": [described(row) for row in written]})
             self._rows_written = True
         encoder = self.base.encoder
         own = (encoder.measure(row).supervised for row in self.rows)
@@ -138,8 +138,8 @@ class Answers:
         file.write({"step": step, "answers": entries})
 
 
-def _described(row: Sample) -> dict[str, Any]:
-    """A row for the report: its last question and the turns before it, its own answer, its pictures and videos."""
+def described(row: Sample) -> dict[str, Any]:
+    """Return a row for the report: its last question, the turns before it, its own answer, its pictures and videos."""
     asked = question_of(row)
     turns = [{"role": turn.role, "text": "".join(_text(part) for part in turn.parts)} for turn in asked.turns]
     rest = row.turns[len(asked.turns) :]

@@ -17,7 +17,10 @@ from vlft.families import Family
 from vlft.model_files import has_weights
 
 #: Files that a run writes beside its checkpoints before it ends.
-STARTED = ("config.yaml", MIX, HELD_OUT, "metrics.jsonl", "answers.jsonl", "report.html", RECORD)
+STARTED = (
+    *("config.yaml", MIX, HELD_OUT, "metrics.jsonl", "answers.jsonl", "completions.jsonl"),
+    *("report.html", RECORD),
+)
 _CHOOSE_ANOTHER = "Choose a new or empty folder."
 
 

@@ -49,11 +49,12 @@ class Meter:
         self._totals: list[float] = []
         self._wait = 0.0
         self._work = 0.0
+        self._padding = 0
         self._since = time.perf_counter()
         self._next_step()
 
     def _next_step(self) -> None:
-        self._before = dict(self._counts), self._work
+        self._before = dict(self._counts), self._work, self._padding
         self._sums = Sums(names=self.statistics)
         self._read: list[float] | None = None
 
@@ -83,13 +84,20 @@ class Meter:
 
     def drop_step(self) -> None:
         """Drop the counts of the step that was added, but not its time: it moved no weight."""
-        self._counts, self._work = self._before
+        self._counts, self._work, self._padding = self._before
         self._next_step()
 
-    def add(self, batch: Batch, loss: Loss) -> None:
-        """Count one trained micro-batch and its loss. Nothing is read from the device."""
+    def add(self, batch: Batch, loss: Loss, *, padding: int = 0) -> None:
+        """Count one trained micro-batch and its loss. Nothing is read from the device.
+
+        Args:
+            batch: its counts are added.
+            loss: of the micro-batch.
+            padding: positions of the forward that hold no token; flat rows have none.
+        """
         for name in COUNTS:
             self._counts[name] += batch["counts"][name]
+        self._padding += padding
         if self.peak is not None:
             self._work += self.work(batch)
         self._sums = self._sums.plus(loss)
@@ -118,8 +126,8 @@ class Meter:
         """
         seconds = time.perf_counter() - self._since
         totals = self._totals or Sums(names=self.statistics).read()[0]
-        ranks = gather(([self._wait, self._work, *self._counts.values(), *totals], peak_gb()))
-        wait, work, *numbers = (sum(values) for values in zip(*(values for values, _ in ranks), strict=True))
+        ranks = gather(([self._wait, self._work, self._padding, *self._counts.values(), *totals], peak_gb()))
+        wait, work, padding, *numbers = (sum(values) for values in zip(*(values for values, _ in ranks), strict=True))
         counts = dict(zip(COUNTS, map(int, numbers[: len(COUNTS)]), strict=True))
         means, _ = Sums(names=self.statistics).means(numbers[len(COUNTS) :])
         line = {
@@ -129,7 +137,7 @@ class Meter:
             "step_s": seconds / max(1, steps),
             "data_wait_s": wait / len(ranks),
             "tokens_per_s": counts["tokens"] / seconds,
-            "padding_fraction": 0.0,  # flat rows hold no padding
+            "padding_fraction": padding / max(1, counts["tokens"] + padding),
             "peak_gb": max(peak for _, peak in ranks),  # that rank runs out of memory first
             "mfu": work / seconds / (self.peak * len(ranks)) if self.peak else None,
             **self.spent(),
@@ -185,24 +193,30 @@ class MetricsFile:
         folder: the run folder.
         resume_step: step of the checkpoint from which the run resumes, 0 for none.
         evaluation_due: whether the evaluation after that step is still to come; its lines are then also cut.
-        name: of the file; `vlft.train.answers` writes another file in this format.
+        name: of the file; `vlft.train.answers` and `vlft.train.grpo.completions` write others in this format.
+
+    Attributes:
+        path: of the file.
+        last_step: step of the last line that is kept; None if there is none.
     """
 
     def __init__(
         self, folder: str | Path, *, resume_step: int, evaluation_due: bool = False, name: str = "metrics.jsonl"
     ) -> None:
         self.path = Path(folder) / name
+        self.last_step: int | None = None
         kept = []
-        if self.path.exists():
+        if resume_step and self.path.exists():
             for text in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     line = json.loads(text)
                     late = evaluation_due and "loss" not in line
                     if line["step"] <= resume_step - late:
                         kept.append(text + "\n")
+                        self.last_step = line["step"]
                 except (json.JSONDecodeError, KeyError, TypeError):
                     break  # a kill during a write left an incomplete line; all lines after it are later
-        write_text(self.path, "".join(kept) if resume_step else "")
+        write_text(self.path, "".join(kept))
 
     def write(self, line: dict[str, Any]) -> None:
         # A metric of the user may apply to no answer of an evaluation, and JSON has no NaN.

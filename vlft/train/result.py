@@ -57,6 +57,7 @@ class Result:
         valueless: metric by which evaluations are compared, if there are some and none has a value.
         stopped: where and why training stopped early; None if it did not.
         split: whether rows were split into samples, so that `rows` counts samples.
+        completions: whether `rows` counts completions (`--method grpo`).
         serving: how to serve its weights as they were trained.
     """
 
@@ -71,6 +72,7 @@ class Result:
     valueless: str | None = None
     stopped: str | None = None
     split: bool = False
+    completions: bool = False
     serving: Serving = field(default_factory=Serving)
 
     def as_lines(self, *, best_is_final: bool) -> list[str]:
@@ -82,7 +84,7 @@ class Result:
         path = str(self.folder)
         run = shlex.quote(path)
         merged = shlex.quote(path.rstrip(os.sep) + "-merged")
-        one = "sample" if self.split else "row"
+        one = "completion" if self.completions else "sample" if self.split else "row"
         trained = f"{counted(self.rows, one)}, {counted(self.tokens, 'token')} ({self.supervised:,} with a loss)"
         lines = [f"done:   {counted(self.steps, 'step')} in {duration(self.seconds)}; {trained}"] if self.steps else []
         lines += [f"stopped: {self.stopped}"] if self.stopped is not None else []
@@ -129,6 +131,7 @@ def read_result(folder: Path) -> Result:
         valueless=best_by(record)[0] if best is None and evaluations else None,
         stopped=stopped_line(record),
         split=any("samples" in entry for entry in record.data),
+        completions=record.training.get("method") == "grpo",
         serving=_serving(folder, record),
     )
 

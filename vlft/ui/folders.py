@@ -14,7 +14,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 #: Files that are no data although they have such an ending.
 OTHERS = (
     *("vlft.json", "config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("metrics.jsonl", "answers.jsonl", "quarantine.jsonl"),
+    *("metrics.jsonl", "answers.jsonl", "completions.jsonl", "quarantine.jsonl"),
 )
 MOST_FILES, MOST_NAMES, DEEP = 200, 20_000, 2
 MOST_CONFIG = 4 << 20  # bytes of a config.json

@@ -20,12 +20,16 @@ from typing import Any
 import numpy as np
 
 from vlft.pages.charts import Chart, Series, chart
-from vlft.ui.small import MOST_NUMBER, document, head, opened, step_of
+from vlft.pages.completions import MALFORMED, ranked
+from vlft.pages.completions import described as row_of
+from vlft.ui.small import MOST_NUMBER, document, head, opened, step_of, tail
 
-METRICS, ANSWERS, RECORD, LOCK = "metrics.jsonl", "answers.jsonl", "vlft.json", ".lock"
+METRICS, ANSWERS, COMPLETIONS = "metrics.jsonl", "answers.jsonl", "completions.jsonl"
+RECORD, LOCK = "vlft.json", ".lock"
 MOST_GROUPS = 6  # learning rates that are drawn
 MOST_SECONDS = 1e9  # of a step
 MOST_ROWS = 6  # rows whose answers are shown
+MOST_LINE = 4 << 20  # bytes of the newest completions that are read
 FIGURES = ("loss", "tokens_per_s", "step_s", "peak_gb")  # that are shown of the last line
 SHOWN = {"loss": "Loss", "grad_norm": "Gradient norm", "tokens_per_s": "Tokens per second"}
 
@@ -193,6 +197,25 @@ def answered(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     return list(rows.values()), notes
 
 
+def newest(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the rows whose completions a GRPO run wrote last, those of one step.
+
+    Returns:
+        for each row its file, index, id, turns, right answer and `media`, the paths of its media; with `said`, its
+        completions (`vlft.pages.completions.ranked`).
+    """
+    found: list[dict[str, Any]] = []
+    for line in reversed(list(_lines(Path(folder) / COMPLETIONS, newest=True))):
+        try:
+            step, said, row = step_of(line), ranked(line), row_of(line)
+        except MALFORMED:
+            continue
+        if found and step != found[0]["said"]["step"]:
+            break
+        found.append({**row, "media": [medium["path"] for medium in row["media"]], "said": said})
+    return found[::-1]
+
+
 def holder(folder: Path) -> int | None:
     """Return the process that trains in a run folder: None if none does, 0 if its number is unknown.
 
@@ -265,9 +288,9 @@ def _described(row: Any) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, *, newest: bool = False) -> Iterator[dict[str, Any]]:
     try:
-        text = head(path)
+        text = tail(path, MOST_LINE) if newest else head(path)
     except OSError:
         return
     for line in text.splitlines():

@@ -39,6 +39,17 @@ def head(path: str | Path, most: int = MOST_BYTES) -> bytes:
         return file.read(most)
 
 
+def tail(path: str | Path, most: int) -> bytes:
+    """Return the last `most` bytes of a regular file.
+
+    Raises:
+        OSError: the errors of `opened`.
+    """
+    with opened(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return file.read(most)
+
+
 def document(path: str | Path, most: int = MOST_BYTES) -> dict[str, Any]:
     """Return a JSON object in a file; {} if there is none that can be read, or the file is larger."""
     try:

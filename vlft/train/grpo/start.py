@@ -17,6 +17,7 @@ from vlft.config.training import TrainFlags
 from vlft.data.order import RowOrder
 from vlft.errors import ConfigError
 from vlft.setup import Base, MeasuredRows
+from vlft.train.grpo.completions import Completions
 from vlft.train.grpo.prompts import Prompts
 from vlft.train.grpo.rewards import Rewards
 from vlft.train.metrics import Meter, MetricsFile
@@ -154,9 +155,11 @@ class Grpo:
                 say(f"warning: {file} has changed since the run began, so its rewards may differ from those before.")
         step = read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
         metrics = MetricsFile(more["folder"].path, resume_step=step) if args.process_index == 0 else None
+        prompts = Prompts(rows, base)
         trainer = GrpoTrainer(
-            prompts=Prompts(rows, base),
+            prompts=prompts,
             rewards=self.rewards,
+            completions=Completions.of_run(prompts, args, more["folder"].path, resume_step=step, say=say),
             meter=Meter(lambda batch: 0.0, peak=None, statistics=statistics_of(self.rewards.names)),
             metrics=metrics,
             progress=Progress(say=say, bar=not args.disable_tqdm, steps_per_epoch=more["order"].steps),

@@ -86,6 +86,7 @@ def arguments(args: TrainFlags, folder: RunFolder) -> Any:
     made.dataloader_num_workers = 0  # pictures are decoded when a step begins; the loader only names rows
     made.dataloader_prefetch_factor = None
     made.ddp_find_unused_parameters = made.world_size > 1  # a micro-batch of text alone does not use the vision tower
+    made.log_completions, made.num_completions_to_print = False, None  # `vlft.train.grpo.completions` does it
     made.output_dir = str(folder.path)
     return made
 

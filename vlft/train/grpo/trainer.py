@@ -33,6 +33,7 @@ from vlft.objectives.base import Mean
 from vlft.train import optimizers
 from vlft.train.callbacks import KeepToFlags, MakeRoom, SetEpoch, StopAtTheEnd
 from vlft.train.folder import RunFolder
+from vlft.train.grpo.completions import Completions, column_of
 from vlft.train.grpo.prompts import Encoded, Prompts, begun, part_of
 from vlft.train.grpo.rewards import Rewards
 from vlft.train.grpo.stock import PromptSampler, Replies, arguments, without_checkpointing
@@ -71,6 +72,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         groups: parameter groups of the optimizer.
         prompts: the rows.
         rewards: score completions.
+        completions: keeps them; None: they are not kept.
         order: of the rows.
         folder: the run folder.
         guard: guards each step.
@@ -89,6 +91,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         groups: list[Group],
         prompts: Prompts,
         rewards: Rewards,
+        completions: Completions | None,
         order: RowOrder,
         folder: RunFolder,
         guard: StepGuard,
@@ -101,6 +104,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         self.order = order
         self.prompts = prompts
         self.rewards = rewards
+        self.completions = completions
         stock: Any = super().__init__
         stock(
             model=model,
@@ -126,6 +130,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         self._started = False
         self._fresh: dict[str, float] = {}  # TRL's metrics of completions that no micro-batch has counted yet
         self._logged: dict[str, list[float]] = {}  # what rewards logged since the last line
+        self._extra: dict[str, list[str]] = {}  # what rewards logged of the completions of this step
         self._equal = 0  # steps in a row whose groups all have equal rewards
         live: Any = model
         top = live.get_base_model() if hasattr(live, "get_base_model") else live
@@ -159,6 +164,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         places = [one["row"] for one in inputs]
         self.guard.watchdog.at(f"step {self.guard.step}, completions", self._rows_of(inputs))
         self.encoded = self.prompts.encode(places)
+        self._extra = {}
         with without_checkpointing(self.model):
             output = super()._generate_and_score_completions([dict(self.prompts.columns(place)) for place in places])
         found = self._metrics["train"]
@@ -166,6 +172,8 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         for name in [name for name in found if name.startswith(OF_USER)]:
             self._logged.setdefault(name, []).append(found.pop(name)[-1])
         self._watch_rewards(self._fresh["frac_reward_zero_std"])
+        if self.completions is not None:
+            self.completions.sampled(places, output, self.eos_token_ids, logs=self._logs, extra=self._extra)
         return output
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
@@ -212,6 +220,8 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
             failed = None
             try:
                 said = self.rewards.score(place, asked, rows=rows, state=state)
+                for column, values in said["extra"]:
+                    self._extra |= column_of(name, column, values, want=len(rows), there=self._extra)
             except VlftError as error:
                 failed = error
             gather(None, failed=failed)
@@ -263,19 +273,21 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         loss: torch.Tensor = computed
         found = self._metrics["train"]
         means = {name: Mean(torch.tensor(value), 1.0) for name, value in self._fresh.items()}
-        said = int(inputs["completion_mask"].sum())
+        asked, said = (int(inputs[name].sum()) for name in ("prompt_mask", "completion_mask"))
+        places = inputs["prompt_mask"].numel() + inputs["completion_mask"].numel()
         # These are means over tokens, so a micro-batch counts by its tokens.
         means |= {name: Mean(torch.tensor(found[name][-1] * said), said) for name in OF_LOSS if found.get(name)}
         self._fresh = {}
         counts = {
-            "tokens": int(inputs["prompt_mask"].sum()) + said,
+            "tokens": asked + said,
             "supervised_tokens": said,
             "images": sum(inputs.get("num_images") or []),
             "videos": 0,
             "samples": len(inputs["completion_ids"]),
         }
         share = 1 / self.current_gradient_accumulation_steps
-        self.meter.add({"counts": counts}, Loss(loss.detach(), share, means))  # type: ignore[typeddict-item]
+        batch: Any = {"counts": counts}
+        self.meter.add(batch, Loss(loss.detach(), share, means), padding=places - asked - said)
         self.guard.add_loss(loss)
         return loss
 
@@ -323,5 +335,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         self.progress.logged(line)
         if self.metrics is not None:
             self.metrics.write(line)
+        if self.completions is not None:
+            self.completions.logged(self.state.global_step, self.state.max_steps)
         logs = {k: v for k, v in line.items() if isinstance(v, int | float) and k not in ("step", "epoch")}
         Trainer.log(self, logs | {f"lr/{name}": rate for name, rate in self._rates.items()})

@@ -13,7 +13,7 @@ from vlft.ui.commands import Form, shown, train
 from vlft.ui.desk import Choices, Desk, absolute
 from vlft.ui.folders import find
 from vlft.ui.jobs import Job, read, stop
-from vlft.ui.runs import MOST_ROWS, RECORD, Watched, answered
+from vlft.ui.runs import MOST_ROWS, RECORD, Watched, answered, newest
 from vlft.ui.runs import stop as stop_run
 from vlft.ui.small import document
 from vlft.ui.thumbs import thumbs
@@ -113,6 +113,7 @@ def view(form: Form, desk: Desk) -> tuple[str, str]:
         facts=facts(curves.last),
         charts=curves.charts() if there_is else [],
         rows=[_row(row) for row in rows[:MOST_ROWS]],
+        sampled=[_row(row) for row in newest(run.folder)] if there_is else [],
         notes=notes,
     )
     return line, html
@@ -165,7 +166,7 @@ def base_of(run: str) -> str:
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     name = f" (id {row['id']})" if row["id"] is not None else ""
-    said = row["answers"]
+    said = row.get("answers", ())
     if len(said) > SHOWN_ANSWERS:
         said = [said[0], *said[1 - SHOWN_ANSWERS :]]
     return {
@@ -173,6 +174,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "turns": [{**turn, "text": _words(turn["text"], len(row["media"]))} for turn in row["turns"]],
         "right": row["right"],
         "answers": said,
+        "said": row.get("said"),
         "pictures": thumbs(row["media"]),
     }
 
