@@ -53,7 +53,6 @@ def refused(base, tmp_path, capsys, monkeypatch):
         ),
         (("--cache_vision_features", "true"), "--cache_vision_features has no effect with --method grpo"),
         (("--num_completions_to_print", "3"), "--num_completions_to_print 3 has no effect without "),
-        (("--log_completions", "maybe"), "--log_completions is maybe, must be one of auto, true, false"),
     ],
 )
 def test_flags_that_do_not_go_with_grpo(refused, flags, text):
