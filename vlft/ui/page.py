@@ -102,7 +102,8 @@ def _wire(blocks: Any, desk: Desk, seen: Any, gr: Any) -> None:
     blocks.load(None, step, step, js=f"now => vlftForm.step(now, {json.dumps([title for title, _ in SCREENS])})")
     stored = [one for name, one in desk.fields.items() if name not in IN_BROWSER]
     js = f"(...values) => vlftForm.kept({names}, values)"
-    blocks.load(on_load, [*fields, seen], [*stored, *panels, seen], js=js, **quiet)
+    shown = blocks.load(on_load, [*fields, seen], [*stored, *panels, seen], js=js, **quiet)
+    shown.then(None, None, None, js="() => vlftForm.loaded()")
     gr.Timer(EVERY).tick(on_tick, [*fields, seen], [*panels, seen, *messages.values()], **quiet)
 
 

@@ -21,21 +21,20 @@ document.addEventListener("click", event => {
 
 // The form: each tab keeps its own over a reload, and a new tab begins with the last one of this browser.
 const KEY = "vlft-ui-form";
+let kept = {}, loaded = false; // Gradio reports changes of fields before they have the kept values
+try { kept = JSON.parse(sessionStorage[KEY] || localStorage[KEY] || "{}"); } catch {}
 window.vlftForm = {
+  loaded() { loaded = true; },
   keep(names, values) {
+    if (!loaded) return;
     const form = JSON.stringify(Object.fromEntries(names.map((name, i) => [name, values[i]]).filter(one => one[0])));
     try { sessionStorage[KEY] = localStorage[KEY] = form; } catch {}
   },
-  read() {
-    try { return JSON.parse(sessionStorage[KEY] || localStorage[KEY] || "{}"); } catch { return {}; }
-  },
   kept(names, values) {
-    const form = this.read();
-    return values.map((value, i) => names[i] && Object.hasOwn(form, names[i]) ? form[names[i]] : value);
+    return values.map((value, i) => names[i] && Object.hasOwn(kept, names[i]) ? kept[names[i]] : value);
   },
   step(now, titles) {
-    const kept = this.read().step;
-    const title = titles[Number(location.hash.slice(1)) - 1] || (titles.includes(kept) ? kept : now);
+    const title = titles[Number(location.hash.slice(1)) - 1] || (titles.includes(kept.step) ? kept.step : now);
     if (title !== titles[0]) history.replaceState(null, "", "#" + parseInt(title));
     return title;
   },
