@@ -224,6 +224,17 @@ def test_files_of_commands_have_the_permissions_of_the_user(desk, tmp_path):
     assert [stat.S_IMODE(path.stat().st_mode) for path in private] == [0o700, 0o700]
 
 
+def test_a_file_that_cannot_be_written_is_an_error(desk, tmp_path):
+    file = write_json(tmp_path / "train.json", [row("Hi.", "A.")])
+    (tmp_path / "clean.jsonl").mkdir()
+    form = Form(folder=str(tmp_path), data=(str(file),), fix_out="clean.jsonl")
+    check.start_fix(form, desk)
+    ended(desk, check.fix_of(form, desk))
+    html = check.fix_view(form, desk)[1]
+    assert "state bad" in html
+    assert "Done" not in html
+
+
 # ---- compare
 
 

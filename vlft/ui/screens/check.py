@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from vlft.pages.web import render
@@ -108,6 +109,8 @@ def fix_view(form: Form, desk: Desk) -> tuple[str, str]:
     if not form.fix_out or not form.data:
         return "", render("ui_fix.html.j2", title="", job=None, idle=FIX_IDLE, written=())
     words, job = fix(_there(form)), fix_of(form, desk)
+    if job is not None and job.word == "done" and "error: --fix" in job.said():
+        job = replace(job, word="failed")  # the rows were checked, and their file could not be written
     lines = job.said().splitlines() if job is not None and job.word == "done" else []
     return shown(words), render("ui_fix.html.j2", title="", job=job, idle=FIX_IDLE, written=lines[-6:])
 
@@ -131,6 +134,4 @@ def written(form: Form, desk: Desk) -> dict[str, Any]:
 
 
 def _there(form: Form) -> Form:
-    from dataclasses import replace
-
     return replace(form, fix_out=absolute(form.fix_out, form.folder))

@@ -26,7 +26,7 @@ def build(desk: Desk) -> None:
     """Add the screen."""
     import gradio as gr
 
-    preset = gr.Radio([*PRESETS], label="What is trained", info="A choice sets the fields below", value="language LoRA")
+    preset = gr.Radio([*PRESETS], label="Kind of training", info="Sets the fields below", value="language LoRA")
     with gr.Row():
         vision, merger, language = (
             gr.Radio(MODES, label=label(name), info=info, value=mode, min_width=240)
