@@ -329,12 +329,9 @@ def test_a_run_of_a_terminal_is_found_by_its_lock(tmp_path):
     assert Runs().watch(tmp_path).word == "stopped before its last step"
     (tmp_path / ".lock").touch()
     assert holder(tmp_path) is None
-    form, desk = Form(folder=str(tmp_path), run="."), Desk(jobs=Jobs(tmp_path), runs=Runs(), folder=str(tmp_path))
-    assert not train.training(form, desk)
     with Lock(tmp_path / ".lock"):
         assert holder(tmp_path) in (os.getpid(), 0)
         assert Runs().watch(tmp_path).word == "running"
-        assert train.training(form, desk)
     assert holder(tmp_path) is None
 
 

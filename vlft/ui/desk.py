@@ -47,13 +47,6 @@ class Choices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Enabled:
-    """Whether a button can be pressed, in place of a value."""
-
-    on: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Panel:
     """Components and what they show.
 
@@ -177,7 +170,7 @@ class Desk:
 
 
 def _shown(panel: Panel, form: Form) -> Sequence[Any]:
-    """What a panel shows; an error stays in its own panel, and leaves lists of choices and buttons as they are."""
+    """What a panel shows; an error stays in its own panel, and leaves lists of choices as they are."""
     try:
         return panel.view(form)
     except VlftError as error:
@@ -187,12 +180,7 @@ def _shown(panel: Panel, form: Form) -> Sequence[Any]:
     except Exception as error:  # noqa: BLE001 - a bug in vlft must not stop the other panels
         fault = message(_bug(error), "bad")
     values = [*[""] * (len(panel.outputs) - 1), fault]
-    return [value if _drawn(one) else KEPT for one, value in zip(panel.outputs, values, strict=True)]
-
-
-def _drawn(output: Any) -> bool:
-    """Whether a component shows a text: a list of choices or a button does not."""
-    return not hasattr(output, "choices") and not hasattr(output, "variant")
+    return [KEPT if hasattr(one, "choices") else value for one, value in zip(panel.outputs, values, strict=True)]
 
 
 def _bug(error: Exception) -> str:

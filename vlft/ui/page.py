@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from vlft.ui.desk import KEPT, Action, Choices, Desk, Enabled, state_of
+from vlft.ui.desk import KEPT, Action, Choices, Desk, state_of
 from vlft.ui.screens import check, compare, data, look, merge, plan, train
 
 EVERY = 2.0  # seconds between two looks at jobs and runs
@@ -110,6 +110,4 @@ def _wire(blocks: Any, desk: Desk, seen: Any, gr: Any) -> None:
 def _update(value: Any, gr: Any) -> Any:
     if value is KEPT:
         return gr.skip()
-    if isinstance(value, Enabled):
-        return gr.update(interactive=value.on)
     return gr.update(choices=list(value.choices)) if isinstance(value, Choices) else value

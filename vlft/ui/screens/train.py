@@ -10,7 +10,7 @@ from vlft.errors import ConfigError
 from vlft.pages.web import render
 from vlft.text import scaled
 from vlft.ui.commands import Form, shown, train
-from vlft.ui.desk import Choices, Desk, Enabled, absolute
+from vlft.ui.desk import Choices, Desk, absolute
 from vlft.ui.folders import find
 from vlft.ui.jobs import Job, read, stop
 from vlft.ui.runs import MOST_ROWS, RECORD, Watched, answered
@@ -38,13 +38,12 @@ def build(desk: Desk) -> None:
     )
     with gr.Row():
         start_button = gr.Button("Start training", variant="primary")
-        stop_button = gr.Button("Stop and save", variant="stop", interactive=False)
+        stop_button = gr.Button("Stop and save", variant="stop")
     message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
     html = desk.drawn()
     desk.add(run=run)
     desk.panel([run], lambda form: (Choices.around((form.run,), *known(form)),))
-    desk.panel([stop_button], lambda form: (Enabled(on=training(form, desk)),))
     desk.panel([line, html], lambda form: view(form, desk))
     desk.action(start_button, lambda form: start(form, desk), message, "run", about=html)
     saving = "The run finishes its step, saves and ends."
@@ -90,15 +89,6 @@ def end(form: Form, desk: Desk) -> None:
         stop_run(pid)
     else:
         raise ConfigError(f"{run}: no run is training there.")
-
-
-def training(form: Form, desk: Desk) -> bool:
-    """Whether a run trains in the folder, or is about to."""
-    run = there(form).run
-    if not run:
-        return False
-    job = job_of(run, desk)
-    return (job is not None and job.word == "running") or desk.runs.watch(run).pid is not None
 
 
 def view(form: Form, desk: Desk) -> tuple[str, str]:
