@@ -102,7 +102,7 @@ class Screen:
             lambda one: None if one.url.startswith((origin, "data:", "blob:")) else self.faults.append(one.url),
         )
         self.page.goto(address)
-        self.page.get_by_label(_starts(FIRST)).wait_for()
+        self.page.get_by_label(_starts(FIRST)).wait_for(state="attached")  # the kept step may be another one
 
     def step(self, number: int) -> Any:
         """Go to a screen; returns it."""

@@ -16,7 +16,7 @@ SCREENS = (
 )  # fmt: skip
 #: Fields that no browser keeps: files that were uploaded.
 PASSING = ("picture",)
-#: Fields that `on_load` does not set.
+#: Fields that are set by themselves.
 IN_BROWSER = (*PASSING, "step")
 
 
@@ -65,8 +65,7 @@ def _wire(blocks: Any, desk: Desk, seen: Any, gr: Any) -> None:
         return refreshed(values[:-1], values[-1])
 
     def on_load(*values: Any) -> list[Any]:
-        kept = [value for name, value in zip(desk.fields, values, strict=False) if name not in IN_BROWSER]
-        return [*kept, *refreshed(values[:-1], [])]
+        return refreshed(values[:-1], [])
 
     def doing(action: Action) -> Any:
         def on_click(*values: Any) -> list[Any]:
@@ -96,14 +95,15 @@ def _wire(blocks: Any, desk: Desk, seen: Any, gr: Any) -> None:
     # The browser keeps the form, one for each tab: `ui.js` says where.
     names = json.dumps([name if name not in PASSING else "" for name in desk.fields])
     gr.on([one.change for one in fields], None, fields, None, js=f"(...values) => vlftForm.keep({names}, values)")
-    # The step is set in the browser: the answer of the server may come after the user has clicked another one.
+    # The form is set in the browser: an answer of the server may come after the user has changed it.
     step = desk.fields["step"]
     step.change(None, step, None, js="title => vlftForm.show(title)")
     blocks.load(None, step, step, js=f"now => vlftForm.step(now, {json.dumps([title for title, _ in SCREENS])})")
-    stored = [one for name, one in desk.fields.items() if name not in IN_BROWSER]
-    js = f"(...values) => vlftForm.kept({names}, values)"
-    shown = blocks.load(on_load, [*fields, seen], [*stored, *panels, seen], js=js, **quiet)
-    shown.then(None, None, None, js="() => vlftForm.loaded()")
+    stored = {name: one for name, one in desk.fields.items() if name not in IN_BROWSER}
+    kept = "(...values) => vlftForm.kept({}, values)".format
+    filled = blocks.load(None, [*stored.values()], [*stored.values()], js=kept(json.dumps([*stored])))
+    filled.then(None, None, None, js="() => vlftForm.loaded()")
+    blocks.load(on_load, [*fields, seen], [*panels, seen], js=kept(names), **quiet)
     gr.Timer(EVERY).tick(on_tick, [*fields, seen], [*panels, seen, *messages.values()], **quiet)
 
 
