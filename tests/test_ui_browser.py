@@ -61,10 +61,11 @@ def _settings(screen: Screen, folder: Path, steps: int) -> None:
     screen.choose("Base model", str(folder / "base"))
     screen.fill(
         "More flags of vlft train (optional)",
-        f"--use_cpu true --lora_dropout 0 --max_steps {steps} --logging_steps 1 --save_steps 5",
+        f"--use_cpu true --lora_dropout 0 --max_steps {steps} --logging_steps 1",
     )
     screen.step(4)
     screen.fill("Rows per step", "4")
+    screen.fill("Save every", "5")
 
 
 def test_the_first_screen_is_there_soon(served, screen):
@@ -102,8 +103,9 @@ def test_a_reload_and_a_second_tab_show_the_run_and_the_page_may_end(browser, se
     assert screen.value("Folder of the run") == str(tmp_path / "run")
     second = Screen(browser, served.origin, context=screen.context)
     second.sees("Running: step")
-    second.click("Start training")
-    second.sees("is training there right now")
+    second.click("Start training")  # the run that the page shows: no error
+    second.page.wait_for_timeout(1000)
+    assert "right now" not in second.text()
     second.click("Stop and save")
     screen.sees("The run was stopped and saved", seconds=60)
     assert list((tmp_path / "run").glob("checkpoint-*"))
@@ -129,6 +131,66 @@ def test_a_killed_run_is_said_and_resumed_in_the_page(screen, folder, tmp_path):
     screen.sees("Running: step", seconds=120)
     screen.click("Stop and save")
     screen.sees("The run was stopped and saved", seconds=60)
+
+
+def test_typed_text_wins_tabs_keep_their_forms_and_back_leads_to_the_step_before(browser, served, tmp_path):
+    for name in ("run2", "run"):
+        (tmp_path / "output" / name).mkdir(parents=True)
+        for file in ("vlft.json", "metrics.jsonl"):
+            (tmp_path / "output" / name / file).write_text("{}")
+    screen = Screen(browser, served.address)
+    screen.fill("Folder on this machine", str(tmp_path))
+    screen.click("Open")
+    screen.sees("2runs")
+    screen.choose("Base model", "Qwen/Qwen2-VL")
+    assert screen.value("Base model") == "Qwen/Qwen2-VL"
+    screen.step(5)
+    typed = str(tmp_path / "output" / "ru")
+    screen.choose("Folder of the run", typed)
+    screen.page.wait_for_timeout(2500)
+    assert screen.value("Folder of the run") == typed
+    field = screen.page.locator(".screen:visible").get_by_label("Folder of the run")
+    field.click()
+    field.fill("run2")
+    field.press("ArrowDown")
+    field.press("Enter")
+    screen.page.wait_for_timeout(1000)
+    assert screen.value("Folder of the run") == str(tmp_path / "output" / "run2")
+    second = Screen(browser, served.origin, context=screen.context)
+    second.step(5)
+    assert second.value("Folder of the run") == str(tmp_path / "output" / "run2")
+    second.choose("Folder of the run", str(tmp_path / "other"))
+    second.page.wait_for_timeout(500)
+    screen.page.reload()
+    screen.page.locator("#screen-5").wait_for()
+    screen.page.wait_for_timeout(1000)
+    assert screen.value("Folder of the run") == str(tmp_path / "output" / "run2")
+    screen.step(7)
+    screen.page.go_back()
+    screen.page.locator("#screen-5").wait_for()
+    screen.context.close()
+    assert not screen.faults + second.faults
+
+
+def test_a_message_ends_with_the_next_action_and_the_console_is_empty(browser, served, folder, tmp_path):
+    said = []
+    screen = Screen(browser, served.address)
+    screen.page.on("console", lambda one: said.append(one.text) if one.type == "error" else None)
+    screen.page.reload()
+    screen.step(5)
+    screen.choose("Folder of the run", str(tmp_path / "run"))
+    screen.step(1)
+    screen.choose("Base model", "")
+    screen.step(5)
+    screen.click("Start training")
+    message = screen.page.locator(".screen:visible .message[data-now]")
+    message.wait_for()
+    screen.choose("Folder of the run", str(tmp_path / "run3"))
+    message.wait_for(state="hidden")
+    screen.click("Start training")
+    message.wait_for()  # the same text again
+    screen.context.close()
+    assert not screen.faults + said
 
 
 def test_a_phone_needs_no_sideways_scrolling(browser, served, folder):
@@ -181,7 +243,7 @@ def test_a_large_picture_and_a_question_without_a_run_are_answered(screen, serve
     screen.page.locator("#screen-6 input[type=file]").set_input_files(str(tmp_path / "large.png"))
     screen.fill("Question", "What is it?")
     screen.click("Ask both models")
-    screen.sees("no run is there to compare")
+    screen.sees("No run is in")
 
 
 @pytest.mark.grid

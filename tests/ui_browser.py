@@ -102,7 +102,7 @@ class Screen:
             lambda one: None if one.url.startswith((origin, "data:", "blob:")) else self.faults.append(one.url),
         )
         self.page.goto(address)
-        self.page.get_by_label(_starts(FIRST)).wait_for()
+        self.page.get_by_label(_starts(FIRST)).wait_for(state="attached")  # the kept step may be another one
 
     def step(self, number: int) -> Any:
         """Go to a screen; returns it."""
@@ -177,7 +177,7 @@ def first_steps(
         "More flags of vlft train (optional)",
         f"--lora_dropout 0 --adam_beta2 0.98 --lr_scheduler_type cosine --warmup_steps 0.05 --use_cpu true "
         f"--max_steps {steps} --logging_steps {max(1, steps // 40)} --eval_strategy steps --eval_steps "
-        f"{max(1, steps // 4)} --save_steps {max(1, steps // 4)}",
+        f"{max(1, steps // 4)}",
     )
     done("data")
     screen.step(2)

@@ -46,11 +46,6 @@ def umask() -> int:
     return mask
 
 
-def private_files() -> None:
-    """Let this process, and those that it starts, create files that only the user can read."""
-    os.umask(0o077)
-
-
 def open_to_others(folder: Path) -> None:
     """Give the files of a folder the permissions that new files of this process get.
 

@@ -5,12 +5,20 @@ Every action of the page is one of these commands, so a user can copy it and typ
 
 from __future__ import annotations
 
+import functools
+import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vlft.config import table
+from vlft.config.names import unknown
+from vlft.config.said import read_line
+from vlft.config.translate import translate
 from vlft.errors import ConfigError
+from vlft.ui.words import FIELDS, OWN, place
 
 #: Preset -> vision, merger, language, learning rate, that of the vision tower; as the scripts have them.
 PRESETS = {
@@ -19,6 +27,7 @@ PRESETS = {
     "full": ("full", "full", "full", "1e-5", "2e-6"),
 }
 MODES = ("full", "lora", "frozen")
+KEPT_CHECKPOINTS = "2"  # of a run that saves on the way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,7 @@ class Form:
         vision_rate: that of the vision tower; "": the same.
         epochs: passes over the data.
         batch: rows or packs per optimizer step; "": the default.
+        save: steps between checkpoints; below 1: a share of the run; "": the default.
         card: GPU to estimate memory for; "": that of this machine.
         cards: number of GPUs of the plan.
         run: output folder of the run.
@@ -74,6 +84,7 @@ class Form:
     vision_rate: str = ""
     epochs: str = "3"
     batch: str = ""
+    save: str = ""
     card: str = ""
     cards: str = ""
     run: str = ""
@@ -116,12 +127,35 @@ def more_words(form: Form) -> list[str]:
     """Return the words of the field for further flags.
 
     Raises:
-        ConfigError: a quote is not closed.
+        ConfigError: a quote is not closed, or a flag is unknown or has a field of its own.
     """
     try:
-        return shlex.split(form.more)
+        words = shlex.split(form.more)
     except ValueError as error:
         raise ConfigError(f"More flags: {form.more!r} cannot be read ({error}). Close the quotes.") from error
+    if fault := _wrong(tuple(words)):
+        raise ConfigError(f"More flags: {fault}")
+    return words
+
+
+@functools.lru_cache(maxsize=64)
+def _wrong(words: tuple[str, ...]) -> str:
+    """Return what is wrong with the names of flags, "" if nothing is. It is asked for every two seconds."""
+    for name in _names(words):
+        if name in FIELDS:
+            return f"--{name} has a field of its own: {place(name)}. Set it there."
+        if name in OWN:
+            return f"--{name} is set by the page. Drop it."
+    kinds = table.kinds("train")
+    try:
+        told = translate(read_line([*words], kinds, others=False).values(), kinds, os.environ)
+    except ConfigError as error:
+        return str(error)
+    return unknown(told.unknown[0].name, kinds) if told.unknown else ""
+
+
+def _names(words: Sequence[str]) -> list[str]:
+    return [word[2:].partition("=")[0].replace("-", "_") for word in words if re.match("--[a-z]", word)]
 
 
 def check(form: Form) -> list[str]:
@@ -212,6 +246,7 @@ def merge(form: Form) -> list[str]:
 def _run(form: Form) -> list[str]:
     if not form.model:
         raise ConfigError("Name the base model on the first screen first: a folder or a hub id.")
+    more = more_words(form)
     lora = "lora" in (form.vision, form.merger, form.language)
     return [
         *_flags(model_id=form.model),
@@ -228,8 +263,10 @@ def _run(form: Form) -> list[str]:
             num_train_epochs=form.epochs,
             global_batch=form.batch,
         ),
-        *(["--eval_strategy", "epoch"] if form.eval and "--eval_strategy" not in form.more else []),
-        *more_words(form),
+        *_unless(more, eval_strategy="epoch" if form.eval else ""),
+        *_unless(more, save_steps="" if "save_strategy" in _names(more) else form.save),
+        *_unless(more, save_total_limit=KEPT_CHECKPOINTS if form.save else ""),
+        *more,
     ]
 
 
@@ -237,6 +274,12 @@ def _files(files: Sequence[str]) -> list[str]:
     if not files:
         raise ConfigError("Choose a data file on the first screen first.")
     return list(files)
+
+
+def _unless(more: Sequence[str], **values: str) -> list[str]:
+    """Return flags that the field for further flags does not set."""
+    there = _names(more)
+    return _flags(**{name: value for name, value in values.items() if name not in there})
 
 
 def _flags(**values: str) -> list[str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,9 +17,11 @@ from typing import Any
 from vlft.errors import VlftError
 from vlft.pages.web import render
 from vlft.ui.commands import Form
-from vlft.ui.jobs import Jobs
+from vlft.ui.jobs import Job, Jobs, stop
 from vlft.ui.runs import Runs
+from vlft.ui.words import spoken
 
+STATE = re.compile(r'class="state ([a-z ]*)"')
 LOG = logging.getLogger("vlft")
 _TOLD: set[str] = set()  # faults that were logged: a panel is drawn every two seconds
 
@@ -65,6 +69,7 @@ class Action:
         message: component for an error or a note.
         sets: names of the fields that it may set.
         done: the note after success.
+        about: component of a panel that shows the state of a job. The message ends when that state changes.
     """
 
     button: Any
@@ -72,6 +77,7 @@ class Action:
     message: Any
     sets: tuple[str, ...] = ()
     done: str = ""
+    about: Any = None
 
 
 @dataclass(kw_only=True)
@@ -109,12 +115,36 @@ class Desk:
         self.panels.append(Panel(outputs=outputs, view=view))
 
     def action(
-        self, button: Any, work: Callable[[Form], Mapping[str, Any] | None], message: Any, *sets: str, done: str = ""
+        self,
+        button: Any,
+        work: Callable[[Form], Mapping[str, Any] | None],
+        message: Any,
+        *sets: str,
+        done: str = "",
+        about: Any = None,
     ) -> None:
         """Let a button do something."""
         self.actions.append(
-            Action(button=button, work=lambda form: work(form) or {}, message=message, sets=sets, done=done)
+            Action(
+                button=button, work=lambda form: work(form) or {}, message=message, sets=sets, done=done, about=about
+            )
         )
+
+    def stop_button(self) -> Any:
+        """Add a button for `stopping`. `ui.css` shows it while its screen shows a running job."""
+        import gradio as gr
+
+        return gr.Button("Stop", variant="stop", elem_classes="stopping")
+
+    def stopping(self, button: Any, jobs: Callable[[Form], Sequence[Job | None]], message: Any, about: Any) -> None:
+        """Let a button stop jobs."""
+
+        def work(form: Form) -> None:
+            for job in jobs(form):
+                if job is not None:
+                    stop(job)
+
+        self.action(button, work, message, about=about)
 
     def form(self, values: Sequence[Any]) -> Form:
         """Return the form from the values of the fields, in their order."""
@@ -126,14 +156,17 @@ class Desk:
 
     def act(self, action: Action, form: Form) -> tuple[str, dict[str, Any]]:
         """Do what a button does. Returns the message as HTML, and new values of fields."""
+        new: dict[str, Any] = {}
         try:
-            return message(action.done), dict(action.work(form))
+            new = dict(action.work(form))
+            text, kind = action.done, "good"
         except VlftError as error:
-            return message(str(error), "bad"), {}
+            text, kind = spoken(str(error)), "bad"
         except OSError as error:
-            return message(f"{error.filename or 'a file'}: {error.strerror or error}", "bad"), {}
+            text, kind = f"{error.filename or 'a file'}: {error.strerror or error}", "bad"
         except Exception as error:  # noqa: BLE001 - a bug in vlft: the page stays, and says so
-            return message(_bug(error), "bad"), {}
+            text, kind = _bug(error), "bad"
+        return message(text, kind, now=time.time_ns()), new
 
 
 def _shown(panel: Panel, form: Form) -> Sequence[Any]:
@@ -141,7 +174,7 @@ def _shown(panel: Panel, form: Form) -> Sequence[Any]:
     try:
         return panel.view(form)
     except VlftError as error:
-        fault = message(str(error), "bad")
+        fault = message(spoken(str(error)), "bad")
     except OSError as error:
         fault = message(f"{error.filename or 'a file'}: {error.strerror or error}", "bad")
     except Exception as error:  # noqa: BLE001 - a bug in vlft must not stop the other panels
@@ -168,9 +201,19 @@ def _sent(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def message(text: str, kind: str = "good") -> str:
-    """Return a line for the user as HTML."""
-    return render("ui_message.html.j2", title="", text=text, kind=kind)
+def message(text: str, kind: str = "good", *, now: int = 0) -> str:
+    """Return a line for the user as HTML.
+
+    Args:
+        now: differs between messages of the same text. The browser hides a message as soon as the user does something
+            else, and shows it again only if it is another one.
+    """
+    return render("ui_message.html.j2", title="", text=text, kind=kind, now=now)
+
+
+def state_of(html: Any) -> list[str]:
+    """Return the states of the jobs and runs that HTML of a panel shows."""
+    return STATE.findall(html) if isinstance(html, str) else []
 
 
 def located(form: Form, folder: str) -> Form:

@@ -74,6 +74,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         status = self.judge(scope)
+        if status == 403 and scope["type"] == "http" and scope["path"] == "/manifest.json":
+            await _answer(send, 200, "{}")  # browsers ask for it without the cookie, and report a refusal as an error
+            return
         if status == 200:
             await self.app(scope, receive, _adding(send))
         elif scope["type"] == "websocket":

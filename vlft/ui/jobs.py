@@ -7,6 +7,7 @@ same form shows the same job, and a job outlives the page. Nothing of vlft runs 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -26,10 +27,13 @@ from typing import Any, Literal
 from vlft.errors import ConfigError
 from vlft.files import cache_folder, write_json
 from vlft.ui.keep import ENDED, ERR, JOB, LOCK, OUT, PROCESS
+from vlft.ui.words import spoken
 
 NAME = re.compile(r"[a-z-]+-[0-9a-f]{16}")
 TAIL = 6000  # bytes of stderr that are read
 SOON = 30.0  # seconds that the keeper may need to take its lock and to start the verb
+STOPPING = 5.0  # seconds that a stop waits for a job that is just being started
+AGE = 1.0  # seconds after the end of a job in which its files still count as its own
 
 Word = Literal["running", "done", "failed", "stopped", "lost"]
 
@@ -65,6 +69,16 @@ class Job:
         """Wall time so far."""
         return (self.ended or time.time()) - self.began
 
+    @functools.cached_property
+    def outdated(self) -> str:
+        """Return a path of the command line that has changed since the job ended, "" if none has."""
+        if self.ended is None:
+            return ""
+        for flag, word in zip(("", *self.words), self.words, strict=False):
+            if os.path.isabs(word) and flag not in NOT_READ and _modified(word) > self.ended + AGE:
+                return word
+        return ""
+
     def document(self) -> Any:
         """Return the JSON document that the verb printed; None if there is none."""
         try:
@@ -83,6 +97,14 @@ class Job:
         text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
         return "\n".join(line.split("\r")[-1] for line in text.replace("\r\n", "\n").splitlines()).strip()
 
+    def explained(self) -> str:
+        """Return `said` with the names of fields in place of flags."""
+        return spoken(self.said())
+
+
+#: Flags whose folder changes without a change of what the command reads.
+NOT_READ = ("--image_folder", "--fix")
+
 
 class Jobs:
     """The jobs of this user.
@@ -95,28 +117,43 @@ class Jobs:
         found = Path(root) if root else cache_folder(os.environ, variable="VLFT_UI_FOLDER", name="ui")
         self.root = found if found is not None else Path(tempfile.mkdtemp(prefix="vlft-ui-"))
         self._starting = threading.Lock()
+        self._latest: dict[str, Path] = {}
 
     def key(self, verb: str, about: Sequence[str]) -> str:
         """Return the name of the job that does this."""
         told = json.dumps([verb, *about]).encode("utf-8", "backslashreplace")
         return f"{verb}-{hashlib.sha256(told).hexdigest()[:16]}"
 
-    def start(self, words: Sequence[str], *, about: Sequence[str] | None = None, extra: Mapping[str, str] = {}) -> Job:
-        """Start a verb, in place of an earlier job that did the same.
+    def start(
+        self,
+        words: Sequence[str],
+        *,
+        about: Sequence[str] | None = None,
+        extra: Mapping[str, str] = {},
+        instead: str = "",
+    ) -> Job:
+        """Start a verb, in place of an earlier job that did the same. A running job with these words is returned.
 
         Args:
             words: the command line after `vlft`.
             about: what identifies the job; None: the words.
-            extra: flag -> name of a file in the job's folder that the verb shall write.
+            extra: flag -> name of a file in the job's folder that the verb writes.
+            instead: name of a kind of job: the running one of this kind is stopped, because nobody waits for it.
 
         Raises:
-            ConfigError: the same job is running, or its files cannot be written.
+            ConfigError: the same job is running with other words, or its files cannot be written.
         """
         folder = self.root / self.key(words[0], words[1:] if about is None else about)
         with self._starting:
             there = read(folder)
             if there is not None and there.word == "running":
-                raise ConfigError("This is running already, in this tab or another one. Wait for it, or stop it.")
+                if there.words == tuple(words):
+                    return there
+                raise ConfigError("This is running already, with other settings. Wait for it, or stop it.")
+            if instead:
+                before, self._latest[instead] = self._latest.get(instead), folder
+                if before is not None and before != folder and (last := read(before)) is not None:
+                    stop(last)
             try:
                 self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
                 with contextlib.suppress(FileNotFoundError):
@@ -179,7 +216,11 @@ def read(folder: Path) -> Job | None:
 
 
 def stop(job: Job) -> None:
-    """Ask a job to stop. A run finishes its step and saves first."""
+    """Ask a job to stop. A run finishes its step and saves first. One that is being started is waited for."""
+    end = time.time() + STOPPING
+    while job.pid is None and job.word == "running" and time.time() < end:
+        time.sleep(0.05)
+        job = read(job.folder) or job
     if job.pid is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(job.pid, signal.SIGTERM)
@@ -211,6 +252,13 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def _modified(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _changed(folder: Path) -> float:

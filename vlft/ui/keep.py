@@ -3,7 +3,8 @@
     python -m vlft.ui.keep FOLDER
 
 It reads the words from `job.json` in the folder, and outlives the page that started it. While it runs it holds the lock
-of the folder, so that a job whose machine went down is not taken for a running one.
+of the folder, so that a job whose machine went down is not taken for a running one. Only the user can enter the folder;
+what the command writes elsewhere has the user's own permissions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlft.files import Lock, private_files, write_json
+from vlft.files import Lock, write_json
 
 JOB, PROCESS, ENDED, LOCK = "job.json", "process.json", "ended.json", ".lock"
 OUT, ERR = "stdout", "stderr"
@@ -53,5 +54,4 @@ def keep(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    private_files()
     keep(Path(sys.argv[1]))

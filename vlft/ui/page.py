@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from vlft.ui.desk import KEPT, Action, Choices, Desk
+from vlft.ui.desk import KEPT, Action, Choices, Desk, state_of
 from vlft.ui.screens import check, compare, data, look, merge, plan, train
 
 EVERY = 2.0  # seconds between two looks at jobs and runs
@@ -15,6 +16,8 @@ SCREENS = (
 )  # fmt: skip
 #: Fields that no browser keeps: files that were uploaded.
 PASSING = ("picture",)
+#: Fields that are set by themselves.
+IN_BROWSER = (*PASSING, "step")
 
 
 def build(desk: Desk) -> Any:
@@ -31,18 +34,16 @@ def build(desk: Desk) -> Any:
                 if place < len(SCREENS):
                     on = gr.Button(f"Next: {titles[place]}", elem_classes="next")
                     on.click(None, None, step, js=f"() => {{ scrollTo(0, 0); return {titles[place]!r} }}")
-        seen = gr.State([])
-        kept = gr.BrowserState(
-            {}, storage_key="vlft-ui", secret="vlft-ui"
-        )  # paths only; a fixed key outlives a restart
-        _wire(blocks, desk, seen, kept, gr)
+        _wire(blocks, desk, gr.State([]), gr)
     return blocks
 
 
-def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
+def _wire(blocks: Any, desk: Desk, seen: Any, gr: Any) -> None:
     fields = [*desk.fields.values()]
     panels = [output for panel in desk.panels for output in panel.outputs]
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+    messages = {id(action.message): action.message for action in desk.actions}
 
     def refreshed(values: Sequence[Any], before: list[Any]) -> list[Any]:
         now = desk.view(desk.form(values))
@@ -51,17 +52,20 @@ def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
         return [*changed, now]
 
     def on_tick(*values: Any) -> list[Any]:
-        return refreshed(values[:-1], values[-1])
+        after = refreshed(values[:-1], values[-1])
+        old, new = (dict(zip(map(id, panels), one, strict=False)) for one in (values[-1], after[-1]))
+        over = {
+            id(action.message)
+            for action in desk.actions
+            if id(action.about) in old and state_of(old[id(action.about)]) != state_of(new[id(action.about)])
+        }
+        return [*after, *("" if place in over else gr.skip() for place in messages)]
 
     def on_change(*values: Any) -> list[Any]:
-        names = [*desk.fields]
-        stored = {name: value for name, value in zip(names, values[:-1], strict=True) if name not in PASSING}
-        return [*refreshed(values[:-1], values[-1]), stored]
+        return refreshed(values[:-1], values[-1])
 
-    def on_load(stored: Any, *values: Any) -> list[Any]:
-        stored = {name: one for name, one in stored.items() if name not in PASSING} if isinstance(stored, dict) else {}
-        after = [stored.get(name, value) for name, value in zip(desk.fields, values, strict=True)]
-        return [*(stored.get(name, gr.skip()) for name in desk.fields if name != "step"), *refreshed(after, [])]
+    def on_load(*values: Any) -> list[Any]:
+        return refreshed(values[:-1], [])
 
     def doing(action: Action) -> Any:
         def on_click(*values: Any) -> list[Any]:
@@ -82,18 +86,25 @@ def _wire(blocks: Any, desk: Desk, seen: Any, kept: Any, gr: Any) -> None:
         [one.change for one in fields],
         on_change,
         [*fields, seen],
-        [*panels, seen, kept],
+        [*panels, seen],
         trigger_mode="always_last",
         **quiet,
     )
     inner = desk.panels[0].outputs[0]
     inner.input(data.moved, [desk.fields["folder"], inner], [desk.fields["folder"], inner], **quiet)
-    # The step is set in the browser: the answer of the server may come after the user has clicked another one.
+    # The browser keeps the form, one for each tab: `ui.js` says where.
+    names = json.dumps([name if name not in PASSING else "" for name in desk.fields])
+    gr.on([one.change for one in fields], None, fields, None, js=f"(...values) => vlftForm.keep({names}, values)")
+    # The form is set in the browser: an answer of the server may come after the user has changed it.
     step = desk.fields["step"]
-    blocks.load(None, [step, kept], step, js=f"(now, kept) => now === {SCREENS[0][0]!r} && kept?.step || now")
-    others = [one for name, one in desk.fields.items() if name != "step"]
-    blocks.load(on_load, [kept, *fields], [*others, *panels, seen], **quiet)
-    gr.Timer(EVERY).tick(on_tick, [*fields, seen], [*panels, seen], **quiet)
+    step.change(None, step, None, js="title => vlftForm.show(title)")
+    blocks.load(None, step, step, js=f"now => vlftForm.step(now, {json.dumps([title for title, _ in SCREENS])})")
+    stored = {name: one for name, one in desk.fields.items() if name not in IN_BROWSER}
+    kept = "(...values) => vlftForm.kept({}, values)".format
+    filled = blocks.load(None, [*stored.values()], [*stored.values()], js=kept(json.dumps([*stored])))
+    filled.then(None, None, None, js="() => vlftForm.loaded()")
+    blocks.load(on_load, [*fields, seen], [*panels, seen], js=kept(names), **quiet)
+    gr.Timer(EVERY).tick(on_tick, [*fields, seen], [*panels, seen, *messages.values()], **quiet)
 
 
 def _update(value: Any, gr: Any) -> Any:

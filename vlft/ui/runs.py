@@ -9,9 +9,12 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
+import statistics
 import threading
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +29,8 @@ from vlft.ui.small import MOST_NUMBER, document, head, opened, step_of, tail
 
 METRICS, ANSWERS, COMPLETIONS = "metrics.jsonl", "answers.jsonl", "completions.jsonl"
 RECORD, LOCK = "vlft.json", ".lock"
+CHECKPOINT, STATE = re.compile(r"checkpoint-([0-9]{1,15})"), "trainer_state.json"
+RECENT, FEW = 20, 3  # steps whose median is the rate, and the least number of them: the first one is slow
 MOST_GROUPS = 6  # learning rates that are drawn
 MOST_SECONDS = 1e9  # of a step
 MOST_ROWS = 6  # rows whose answers are shown
@@ -43,12 +48,14 @@ class Curves:
         columns: name -> (steps, values), float64 [L] each; learning rates are named `lr GROUP`.
         last: the step of the last line of training, and those of its `FIGURES` that are numbers.
         most: number of steps of the run; None if unknown.
+        recent: seconds of the last steps.
     """
 
     path: Path
     columns: dict[str, tuple[array, array]] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
     most: int | None = None
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     _offset: int = 0
     _file: tuple[int, int] = (0, 0)
 
@@ -62,6 +69,7 @@ class Curves:
                 found = os.fstat(file.fileno())
                 if self._file != (found.st_dev, found.st_ino) or found.st_size < self._offset:
                     self.columns, self.last, self.most = {}, {}, None
+                    self.recent.clear()
                     self._offset, self._file = 0, (found.st_dev, found.st_ino)
                 if found.st_size == self._offset:
                     return False
@@ -86,6 +94,8 @@ class Curves:
             return
         figures = {name: value for name in FIGURES if (value := _figure(line.get(name))) is not None}
         self.last = {"step": step, **figures}
+        if 0 <= (seconds := figures.get("step_s", -1.0)) < MOST_SECONDS:
+            self.recent.append(seconds)
         most = _figure(line.get("max_steps"))
         if most is not None and 0 < most < MOST_NUMBER:
             self.most = int(most)
@@ -126,7 +136,10 @@ class Watched:
         record: its `vlft.json`, {} before it is written.
         pid: of the process that trains in it; None if none does; 0 if one does that cannot be named.
         step, most: the last logged step and the number of steps, None if unknown.
-        left: seconds that the remaining steps take at the rate of the last line; None if unknown.
+        left: seconds that the remaining steps take at the median rate of the last lines; None if unknown, or no step is
+            left.
+        logged: when the last line was logged, in seconds since the epoch; 0.0 without a log.
+        saved: the step of the newest checkpoint; None without one.
     """
 
     folder: Path
@@ -135,6 +148,8 @@ class Watched:
     step: int | None
     most: int | None
     left: float | None
+    logged: float
+    saved: int | None
 
     @property
     def word(self) -> str:
@@ -167,11 +182,36 @@ class Runs:
         curves = self.curves(folder)
         record = document(folder / RECORD)
         step = curves.last.get("step")
-        seconds = curves.last.get("step_s")
         left = None
-        if curves.most is not None and step is not None and seconds is not None and 0 <= seconds < MOST_SECONDS:
-            left = max(0.0, (curves.most - step) * seconds)
-        return Watched(folder=folder, record=record, pid=holder(folder), step=step, most=curves.most, left=left)
+        if curves.most is not None and step is not None and step < curves.most and len(curves.recent) >= FEW:
+            left = (curves.most - step) * statistics.median(curves.recent)
+        return Watched(
+            folder=folder,
+            record=record,
+            pid=holder(folder),
+            step=step,
+            most=curves.most,
+            left=left,
+            logged=_logged(curves.path),
+            saved=saved_step(folder),
+        )
+
+
+def saved_step(folder: Path) -> int | None:
+    """Return the step of the newest complete checkpoint of a run folder, which a resumed run starts from."""
+    try:
+        names = [entry.name for entry in os.scandir(folder)]
+    except (OSError, ValueError):
+        return None
+    numbers = [int(found[1]) for name in names if (found := CHECKPOINT.fullmatch(name))]
+    return max((one for one in numbers if (folder / f"checkpoint-{one}" / STATE).is_file()), default=None)
+
+
+def _logged(path: Path) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except (OSError, ValueError):
+        return 0.0
 
 
 def answered(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:

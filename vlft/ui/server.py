@@ -150,6 +150,9 @@ def _settings(root: Path) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(root / "uploads")
+    with contextlib.suppress(OSError):  # an upload says it again
+        for private in (root, root / "uploads"):
+            private.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def serve(listening: socket.socket, desk: Desk, *, keys: Keys, ready: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Iterator
 
 from vlft.config.places import near_miss, similar, spellings, tails
@@ -59,13 +60,13 @@ def _other_folder(value: str, folder: str) -> Iterator[tuple[str, str]]:
     here = os.path.abspath(folder)
     for left_out, rest in tails(value):
         if f"{here}/".endswith(f"/{left_out}"):
-            flag = f"pass --image_folder {_shown(here[: -len(left_out)])}"
+            flag = f"pass --image_folder {_word(here[: -len(left_out)])}"
             yield os.path.join(folder, rest), f'{flag} or, if only some paths have "{left_out}", remove it there'
     for other in (*_above(folder), "."):
-        yield os.path.join(other, value), f"pass --image_folder {_shown(other)}"
+        yield os.path.join(other, value), f"pass --image_folder {_word(other)}"
     for other in _below(folder or "."):
         added = f"{os.path.relpath(other, folder or '.')}/"
-        flag = f"pass --image_folder {_shown(other)}"
+        flag = f"pass --image_folder {_word(other)}"
         yield os.path.join(other, value), f'{flag} or, if only some files are there, add "{added}" to their paths'
 
 
@@ -87,7 +88,7 @@ def _shorter(own: str, value: str, folder: str) -> Iterator[tuple[str, str]]:
         for left_out, rest in tails(value):
             if other != folder and "/" not in rest and other not in _below(folder or "."):
                 continue  # a file of this name, in a folder that has nothing to do with the row
-            flag = "" if other == folder else f" and pass --image_folder {_shown(other)}"
+            flag = "" if other == folder else f" and pass --image_folder {_word(other)}"
             if own.replace("\\", "/").endswith(rest):
                 left_out = own[: -len(rest)]
             yield os.path.join(other, rest), f'remove "{left_out}" from the paths in the rows{flag}'
@@ -119,6 +120,11 @@ def _subfolders(folder: str) -> list[str]:
             return sorted(entry.path for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError:
         return []
+
+
+def _word(path: str) -> str:
+    """Return a path as one word of a command line."""
+    return shlex.quote(_shown(path))
 
 
 def _shown(path: str) -> str:

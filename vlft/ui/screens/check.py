@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from vlft.pages.web import render
 from vlft.ui.commands import Form, check, fix, shown
 from vlft.ui.desk import Desk, absolute
+from vlft.ui.jobs import Job
+from vlft.ui.words import folders_named, label, spoken
 
 PAGE = "look/report.html"
 FIRST = 5  # refused rows that are listed above the page of all
@@ -19,18 +22,18 @@ def build(desk: Desk) -> None:
     """Add the screen."""
     import gradio as gr
 
-    headers = gr.Checkbox(label="Read only the headers of pictures and videos (fast)")
+    headers = gr.Checkbox(label=label("headers_only"))
     button = gr.Button("Check the rows", variant="primary")
+    stopper = desk.stop_button()
     message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
     html = desk.drawn()
+    advice = gr.Button("Use the folder that was found", elem_classes="advice")
     with gr.Accordion("Write the rows that can be trained", open=False):
         with gr.Row():
-            out = gr.Textbox(label="File for these rows", placeholder="clean.jsonl")
-            split = gr.Textbox(
-                label="Divide them (optional)", placeholder="0.9,0.1", info="Shares to train and evaluate"
-            )
-        dedup = gr.Checkbox(label="Leave out rows that repeat an earlier row")
+            out = gr.Textbox("clean.jsonl", label=label("fix"), info="A new file, in the open folder")
+            split = gr.Textbox(label=label("split"), placeholder="0.9,0.1", info="Shares to train and evaluate")
+        dedup = gr.Checkbox(label=label("dedup"))
         with gr.Row():
             write = gr.Button("Write the file")
             use = gr.Button("Train on the written files")
@@ -42,25 +45,58 @@ def build(desk: Desk) -> None:
     desk.add(headers_only=headers, fix_out=out, split=split, dedup=dedup)
     desk.panel([line, html], lambda form: view(form, desk))
     desk.panel([fix_line, fixed], lambda form: fix_view(form, desk))
-    desk.action(button, lambda form: start(form, desk), message)
-    desk.action(write, lambda form: start_fix(form, desk), fix_message)
+    desk.action(button, lambda form: start(form, desk), message, about=html)
+    desk.action(advice, lambda form: advised(form, desk), message, "images", done="Check the rows again.", about=html)
+    desk.action(write, lambda form: start_fix(form, desk), fix_message, about=fixed)
+    desk.stopping(stopper, lambda form: (job_of(form, desk), fix_of(form, desk)), message, html)
     desk.action(use, lambda form: written(form, desk), fix_message, "data", "eval", done="These files are chosen now.")
 
 
 def start(form: Form, desk: Desk) -> None:
     """Check the rows."""
     words = check(form)
-    desk.jobs.start(words, extra={"--report": "look"})
+    desk.jobs.start(words, extra={"--report": "look"}, instead=f"check {form.data[0]}")
 
 
 def view(form: Form, desk: Desk) -> tuple[str, str]:
     """Return the command line, and what the check found."""
-    words = check(form)
-    job = desk.jobs.find(words[0], words[1:])
+    words, job = check(form), job_of(form, desk)
     found = job.document() if job is not None and job.word == "done" else None
-    address = f"/job/{job.name}/check?{job.began}" if job is not None and found else ""
-    html = render("ui_check.html.j2", title="", job=job, idle=IDLE, found=found, address=address, first=FIRST)
+    listed = job is not None and found and (job.folder / PAGE).is_file()
+    address = f"/job/{job.name}/check?{job.began}" if job is not None and listed else ""
+    bad = [{**row, "reason": spoken(row["reason"])} for row in found["bad"][:FIRST]] if found else []
+    advice = folder_found(found)
+    html = render(
+        "ui_check.html.j2", title="", job=job, idle=IDLE, found=found, address=address, bad=bad, advice=advice
+    )
     return shown(words), html
+
+
+def job_of(form: Form, desk: Desk) -> Job | None:
+    """Return the check of the form."""
+    words = check(form)
+    return desk.jobs.find(words[0], words[1:])
+
+
+def fix_of(form: Form, desk: Desk) -> Job | None:
+    """Return the job that writes the rows of the form."""
+    if not form.fix_out:
+        return None
+    words = fix(_there(form))
+    return desk.jobs.find(words[0], words[1:])
+
+
+def folder_found(found: Any) -> str:
+    """Return the folder of the pictures that a check advises, "" if none."""
+    named = folders_named([row["reason"] for row in found["bad"]]) if found else []
+    return named[0] if named and os.path.isdir(named[0]) else ""
+
+
+def advised(form: Form, desk: Desk) -> dict[str, Any]:
+    """Return the folder of the pictures that the check found."""
+    job = job_of(form, desk)
+    folder = folder_found(job.document()) if job is not None else ""
+    return {"images": folder} if folder else {}
 
 
 def start_fix(form: Form, desk: Desk) -> None:
@@ -72,8 +108,9 @@ def fix_view(form: Form, desk: Desk) -> tuple[str, str]:
     """Return the command line, and which files were written."""
     if not form.fix_out or not form.data:
         return "", render("ui_fix.html.j2", title="", job=None, idle=FIX_IDLE, written=())
-    words = fix(_there(form))
-    job = desk.jobs.find(words[0], words[1:])
+    words, job = fix(_there(form)), fix_of(form, desk)
+    if job is not None and job.word == "done" and "error: --fix" in job.said():
+        job = replace(job, word="failed")  # the rows were checked, and their file could not be written
     lines = job.said().splitlines() if job is not None and job.word == "done" else []
     return shown(words), render("ui_fix.html.j2", title="", job=job, idle=FIX_IDLE, written=lines[-6:])
 
@@ -97,6 +134,4 @@ def written(form: Form, desk: Desk) -> dict[str, Any]:
 
 
 def _there(form: Form) -> Form:
-    from dataclasses import replace
-
     return replace(form, fix_out=absolute(form.fix_out, form.folder))

@@ -8,9 +8,10 @@ from typing import Any
 
 from vlft.errors import ConfigError
 from vlft.pages.web import render
-from vlft.ui.commands import Form
-from vlft.ui.desk import Choices, Desk
+from vlft.ui.commands import Form, more_words
+from vlft.ui.desk import Choices, Desk, message
 from vlft.ui.folders import find
+from vlft.ui.words import MORE, label
 
 #: Bases that are named in the list; any other folder or hub id can be typed.
 BASES = (
@@ -35,11 +36,11 @@ def build(desk: Desk) -> None:
             label="Go to", choices=[], value=[], multiselect=True, max_choices=1, scale=2, interactive=True
         )
         button = gr.Button("Open", variant="primary", scale=1)
-    message = desk.drawn()
+    note = desk.drawn()
     listing = desk.drawn(first[-1])
     with gr.Row():
         data = gr.Dropdown(
-            label="Data files to train on",
+            label=label("data_path"),
             min_width=280,
             choices=[],
             multiselect=True,
@@ -47,7 +48,7 @@ def build(desk: Desk) -> None:
             interactive=True,
         )
         evaluation = gr.Dropdown(
-            label="Data files to evaluate on (optional)",
+            label=label("eval_path"),
             min_width=280,
             choices=[],
             multiselect=True,
@@ -56,29 +57,32 @@ def build(desk: Desk) -> None:
         )
     with gr.Row():
         images = gr.Textbox(
-            label="Folder of the pictures",
+            label=label("image_folder"),
             min_width=280,
             placeholder="the folder of each data file",
             info="Only if it is another one",
         )
         model = gr.Dropdown(
-            label="Base model",
+            label=label("model_id"),
+            elem_classes="typed",
             min_width=280,
             choices=[*BASES],
             value="",
             allow_custom_value=True,
             interactive=True,
-            info="A folder or a hub id",
+            info="The model that is trained further: a folder, or its name on Hugging Face",
         )
     more = gr.Textbox(
-        label="More flags of vlft train (optional)",
+        label=MORE,
         placeholder="--max_length 4096 --on_bad_row skip",
         elem_classes="command",
         info="They act on every screen, as on a command line",
     )
+    wrong = desk.drawn()
     desk.add(folder=folder, data=data, eval=evaluation, images=images, model=model, more=more)
     desk.panel([inner, data, evaluation, model, listing], view)
-    desk.action(button, opened, message, "folder", "data", "model")
+    desk.panel([wrong], lambda form: (of_more(form),))
+    desk.action(button, opened, note, "folder", "data", "model")
 
 
 def view(form: Form) -> tuple[Any, ...]:
@@ -103,12 +107,11 @@ def view(form: Form) -> tuple[Any, ...]:
 
 
 def opened(form: Form) -> dict[str, Any]:
-    """Open a folder: its only data file, or its only model, is chosen if none is.
-
-    Raises:
-        ConfigError: it cannot be opened.
-    """
-    found = find(form.folder)
+    """Open a folder: its only data file, or its only model, is chosen if none is. The listing says if it cannot be."""
+    try:
+        found = find(form.folder)
+    except ConfigError:
+        return {}
     files = [path for path, _ in found.data]
     here = str(found.folder) + os.sep
     kept = [path for path in form.data if path.startswith(here)]
@@ -117,6 +120,15 @@ def opened(form: Form) -> dict[str, Any]:
         "data": kept or (files if len(files) == 1 else []),
         "model": form.model or (found.models[0] if len(found.models) == 1 else ""),
     }
+
+
+def of_more(form: Form) -> str:
+    """Return what is wrong with the field for further flags, as HTML."""
+    try:
+        more_words(form)
+    except ConfigError as error:
+        return message(str(error), "bad")
+    return ""
 
 
 def moved(folder: str, chosen: Sequence[str] | None) -> tuple[str, list[str]]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from vlft.pages.web import render
 from vlft.ui.commands import Form, merge, shown
 from vlft.ui.desk import Desk, absolute
+from vlft.ui.jobs import Job
 from vlft.ui.screens.train import there
 
 IDLE = "Merging writes a model that loads without vlft, and measures that it answers as base and adapter do."
@@ -18,12 +19,14 @@ def build(desk: Desk) -> None:
 
     out = gr.Textbox("output/merged", label="New folder for the merged model")
     button = gr.Button("Merge", variant="primary")
+    stopper = desk.stop_button()
     message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
     html = desk.drawn()
     desk.add(merged=out)
     desk.panel([line, html], lambda form: view(form, desk))
-    desk.action(button, lambda form: start(form, desk), message)
+    desk.action(button, lambda form: start(form, desk), message, about=html)
+    desk.stopping(stopper, lambda form: (job_of(form, desk),), message, html)
 
 
 def start(form: Form, desk: Desk) -> None:
@@ -33,11 +36,18 @@ def start(form: Form, desk: Desk) -> None:
 
 def view(form: Form, desk: Desk) -> tuple[str, str]:
     """Return the command line, and the result."""
-    words = merge(_there(form))
-    job = desk.jobs.find(words[0], words[1:])
+    here = _there(form)
+    words, job = merge(here), job_of(form, desk)
     found = job.document() if job is not None and job.word == "done" else None
     asking = shown(["chat", found["out"]]) if found else ""
-    return shown(words), render("ui_merge.html.j2", title="", job=job, idle=IDLE, merged=found, asking=asking)
+    shows = {"idle": IDLE, "merged": found, "asking": asking, "run": here.run}
+    return shown(words), render("ui_merge.html.j2", title="", job=job, **shows)
+
+
+def job_of(form: Form, desk: Desk) -> Job | None:
+    """Return the merge of the form."""
+    words = merge(_there(form))
+    return desk.jobs.find(words[0], words[1:])
 
 
 def _there(form: Form) -> Form:

@@ -17,6 +17,7 @@ from vlft.ui.runs import MOST_ROWS, RECORD, Watched, answered, newest
 from vlft.ui.runs import stop as stop_run
 from vlft.ui.small import document
 from vlft.ui.thumbs import thumbs
+from vlft.ui.words import label, spoken
 
 IDLE = "No run is in this folder yet."
 SHOWN_ANSWERS = 6
@@ -27,7 +28,8 @@ def build(desk: Desk) -> None:
     import gradio as gr
 
     run = gr.Dropdown(
-        label="Folder of the run",
+        label=label("output_dir"),
+        elem_classes="typed",
         info="A new folder to start a run, or the folder of any run to watch it",
         choices=[],
         value="output/run",
@@ -43,8 +45,9 @@ def build(desk: Desk) -> None:
     desk.add(run=run)
     desk.panel([run], lambda form: (Choices.around((form.run,), *known(form)),))
     desk.panel([line, html], lambda form: view(form, desk))
-    desk.action(start_button, lambda form: start(form, desk), message, "run")
-    desk.action(stop_button, lambda form: end(form, desk), message, done="The run finishes its step, saves and ends.")
+    desk.action(start_button, lambda form: start(form, desk), message, "run", about=html)
+    saving = "The run finishes its step, saves and ends."
+    desk.action(stop_button, lambda form: end(form, desk), message, done=saving, about=html)
 
 
 def known(form: Form) -> tuple[str, ...]:
@@ -62,10 +65,13 @@ def start(form: Form, desk: Desk) -> dict[str, Any]:
         ConfigError: a field is missing, or a run trains in this folder.
     """
     here = there(form)
+    words, job = train(here), job_of(here.run, desk)
+    if job is not None and job.word == "running" and job.words == tuple(words):
+        return {}  # a second click: the page shows the run
     pid = desk.runs.watch(here.run).pid
     if pid is not None:
         raise ConfigError(f"{here.run}: a run is training there right now. Stop it, or name another folder.")
-    desk.jobs.start(train(here), about=[os.path.realpath(here.run)])
+    desk.jobs.start(words, about=[os.path.realpath(here.run)])
     return {"run": here.run}
 
 
@@ -77,7 +83,7 @@ def end(form: Form, desk: Desk) -> None:
     """
     run = there(form).run
     job, pid = job_of(run, desk), desk.runs.watch(run).pid
-    if job is not None and job.word == "running" and job.pid:
+    if job is not None and job.word == "running":
         stop(job)
     elif pid:
         stop_run(pid)
@@ -99,6 +105,8 @@ def view(form: Form, desk: Desk) -> tuple[str, str]:
         asked = ""
     running = job is not None and job.word == "running"
     there_is = bool(run.record) or run.pid is not None or running
+    starting = running and (run.step is None or job is None or run.logged < job.began)
+    alive = running or run.pid is not None
     curves = desk.runs.curves(run.folder)
     rows, notes = answered(run.folder) if there_is else ([], [])
     html = render(
@@ -107,8 +115,10 @@ def view(form: Form, desk: Desk) -> tuple[str, str]:
         run=run,
         idle="" if there_is else f"{IDLE} {asked}".strip(),
         fault=fault(job, run),
-        log=job.said() if job is not None else "",
-        starting=running and run.step is None,
+        log=spoken(job.said()) if job is not None else "",
+        starting=starting,
+        since=job.seconds if job is not None else 0.0,
+        next=next_start(run) if there_is and not alive and run.word != "finished" else "",
         elsewhere=run.pid is not None and not running,
         facts=facts(curves.last),
         charts=curves.charts() if there_is else [],
@@ -124,10 +134,17 @@ def fault(job: Job | None, run: Watched) -> str:
     if job is None or job.word in ("running", "done") or run.pid is not None:
         return ""
     if job.word == "stopped":
-        return "The run was stopped and saved. Start training again resumes it."
+        return "The run was stopped and saved." if run.saved is not None else "The run was stopped before it saved."
     if job.word == "lost":
-        return "The run was killed. Start training again resumes it from its newest checkpoint."
+        return "The run was killed, by the system or by somebody. Often the memory was full."
     return "The run ended with an error:"
+
+
+def next_start(run: Watched) -> str:
+    """Return what Start training does with a run that has not finished."""
+    if run.saved is None:
+        return "No checkpoint was saved. Start training begins at step 1."
+    return f"Start training again resumes it from its checkpoint of step {run.saved:,}."
 
 
 def facts(last: dict[str, Any]) -> list[tuple[str, str, str]]:
