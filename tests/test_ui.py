@@ -116,6 +116,11 @@ def test_nothing_else_is_let_in(path, given):
     assert b"set-cookie" not in headers
 
 
+def test_the_manifest_which_browsers_fetch_without_the_cookie_is_empty():
+    assert asked("/manifest.json")[::2] == (200, "{}")
+    assert asked("/manifest.json", host="evil.example")[0] == 421
+
+
 def test_the_token_of_the_opened_browser_counts_once():
     guard = guarded()
     assert asked(query="token=once", guard=guard)[2] == "door"

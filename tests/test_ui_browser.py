@@ -166,6 +166,7 @@ def test_typed_text_wins_tabs_keep_their_forms_and_back_leads_to_the_step_before
     screen.page.wait_for_timeout(1000)
     assert screen.value("Folder of the run") == str(tmp_path / "output" / "run2")
     screen.step(7)
+    screen.page.wait_for_url("**/#7")
     screen.page.go_back()
     screen.page.locator("#screen-5").wait_for()
     screen.context.close()

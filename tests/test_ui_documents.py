@@ -80,7 +80,7 @@ def test_a_check_shows_the_refused_rows(form, desk, capsys):
 def test_a_plan_shows_what_is_trained_and_what_fits(form, desk, capsys):
     found = done(desk, commands.plan(form), capsys)
     _, html = plan.view(form, desk)
-    assert f">{found['groups'][0]['name']}<" in html
+    assert f">{plan.group_name(found['groups'][0]['name'])}<" in html
     assert "GB" in html
 
 

@@ -27,8 +27,8 @@ def build(desk: Desk) -> None:
     stopper = desk.stop_button()
     message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
-    html = desk.drawn()
     advice = gr.Button("Use the folder that was found", elem_classes="advice")
+    html = desk.drawn()
     with gr.Accordion("Write the rows that can be trained", open=False):
         with gr.Row():
             out = gr.Textbox("clean.jsonl", label=label("fix"), info="A new file, in the open folder")

@@ -121,7 +121,9 @@ def view(form: Form, desk: Desk) -> tuple[str | Kept, str | Kept]:
         missing = "" if base_of(run) else no_run(run)
         idle = missing or (IDLE if _empty(form) else "")
         fault = "" if idle else spoken(str(error))
-        return "", render("ui_compare.html.j2", title="", asked=None, fault=fault, idle=idle, run=run)
+        return "", render(
+            "ui_compare.html.j2", title="", asked=None, fault=fault, idle=idle, run="" if missing else run
+        )
     jobs = [desk.jobs.find(words[0], words[1:]) for words in both]
     html = render(
         "ui_compare.html.j2",
