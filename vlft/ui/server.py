@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ PAGES = {"check": "look/report.html", "look": "rows.html"}
 #: A page of a job may run nothing, whatever is in it.
 SHEET = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
 UPLOAD = "200mb"
-STUBS = "6.31."  # versions of Gradio whose import writes stubs
 
 
 def listen(port: int, *, given: bool) -> socket.socket:
@@ -78,8 +75,7 @@ def application(desk: Desk, *, port: int) -> Any:
 
 
 def _application(desk: Desk, port: int) -> Any:
-    with _no_stubs():
-        import gradio as gr
+    import gradio as gr
     from fastapi import FastAPI, Response
 
     from vlft.ui.page import build
@@ -119,30 +115,6 @@ def _application(desk: Desk, port: int) -> Any:
         theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         head=render("ui_head.html.j2", title="", start=start),
     )
-
-
-@contextlib.contextmanager
-def _no_stubs() -> Iterator[None]:
-    """Import Gradio without its stubs for editors, half a second of the first screen.
-
-    Each import of Gradio 6.31 parses the source of its 81 classes of components and writes a stub beside each, also of
-    an installed Gradio. It leaves out classes without a file. Other versions are imported as they are.
-    """
-    getfile = inspect.getfile
-    if not version("gradio").startswith(STUBS):
-        yield
-        return
-
-    def found(what: Any) -> str:
-        if isinstance(what, type) and what.__module__.startswith("gradio."):
-            raise OSError(f"{what.__qualname__}: needs no stub")
-        return getfile(what)
-
-    inspect.getfile = found  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        inspect.getfile = getfile
 
 
 def _settings(root: Path) -> None:
