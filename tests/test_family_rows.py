@@ -248,7 +248,7 @@ def test_what_is_saved_serves_what_was_trained(base_of, folder, tmp_path, flags)
         usual = encoder_of(base_of(family), family)
         rows = [parsed(ROWS[name], folder, family) for name in ("video, even", "picture")]
         assert any(trained.measure(sample) != usual.measure(sample) for sample in rows)
-    assert Recipe.of_model(served, family=family) == Recipe.of_model(trained.processor, family=family)
+    assert Recipe.of(served, family=family) == Recipe.of(trained.processor, family=family)
 
 
 def test_a_video_processor_of_another_family_is_refused(base_of, tmp_path):

@@ -103,7 +103,7 @@ def test_what_is_served_is_what_was_trained():
         for part in ("image_processor", "video_processor"):
             made = getattr(processor, part)
             setattr(processor, part, type(made)(**made.to_dict()))
-        served = Recipe.of_model(processor)
+        served = Recipe.of(processor)
         for one in SERVED:
             if not (one == "fps" and trained.nframes is not None):  # a processor has only one of the two
                 assert getattr(served, one) == getattr(trained, one)

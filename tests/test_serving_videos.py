@@ -17,6 +17,7 @@ from conftest import HAS_VIDEOS
 from packaging.requirements import Requirement
 from served import CLIPS, PUBLISHED, Seen, Served, asked, merged_with_videos
 
+from vlft.config.flags import DataFlags, ModelFlags
 from vlft.config.recipe import Recipe
 from vlft.config.row_flags import RowFlags
 from vlft.data.media.read import video_size_of
@@ -75,6 +76,32 @@ def served(tmp_path_factory):
 
 def shared(theirs: Seen, ours: Seen) -> int:
     return len(set(theirs.frames) & set(ours.frames))
+
+
+# --- vlft ---
+
+
+@pytest.mark.parametrize(
+    ("trained", "more"),
+    [
+        ((), {}),
+        ((), {"video_min_pixels": 700_000}),  # above the limit of a frame without it
+        ((), {"video_max_pixels": PUBLISHED["qwen-vl-utils"][1]}),  # as the first run's config.yaml may say
+        (("--nframes", "8"), {}),
+        (("--nframes", "8"), {"fps": 1.0}),
+    ],
+)
+def test_a_merged_folder_is_trained_again_as_its_base_with_the_settings_of_its_run(served, trained, more):
+    from vlft.setup import open_base
+
+    merged = served("qwen2_vl", *trained)
+    kept = {"image_max_pixels": 40000} | ({"nframes": 8} if trained and not more else {})
+    recipes = []
+    for folder, given in ((merged.folder, more), (merged.folder.parent / "base", kept | more)):
+        model = ModelFlags(model_id=str(folder))
+        recipes.append(open_base(DataFlags(**given), model, given=frozenset({"model_id", *given}), plain=True))
+    again, base = [one.recipe for one in recipes]
+    assert again.as_json() == base.as_json()
 
 
 # --- transformers ---

@@ -186,10 +186,7 @@ def _recipe(
         ConfigError: the chat template takes no `thinking`.
     """
     model: dict[str, Any] = {"family": family, "tokens_per_second": sizes.vision.tokens_per_second}
-    if record is None:
-        recipe = Recipe.of_model(processor, **model)
-    else:
-        recipe = Recipe.of_run(processor, record.settings, **model)
+    recipe = Recipe.of(processor, **model) if record is None else Recipe.of_run(processor, record.settings, **model)
     if thinking != "auto" and ENABLE not in recipe.switches:
         raise ConfigError(
             f"--thinking {thinking}: the chat template of this model does not take {ENABLE}, so the flag has no "

@@ -127,10 +127,11 @@ class Recipe(RowFlags):
         if family.video_time == "seconds" and tokens_per_second is None:
             raise ValueError(f"{family.label} needs tokens_per_second")
         flags = flags or RowFlags()
+        if flags.nframes is None and flags.fps is None and (own := _read(processor, SERVED["nframes"])):
+            flags = replace(flags, nframes=own)
         _check_frames(flags)
         values = {one.name: getattr(flags, one.name) for one in flags_of(cls)}
         for one in flags_of(cls):
-            # Without --nframes a run samples frames by --fps, even if the base's processor has a number of frames.
             if values[one.name] is None and one.name in SERVED and one.name != "nframes":
                 own = _read(processor, SERVED[one.name])
                 values[one.name] = own or UNSAID.get(one.name, own)
@@ -173,21 +174,6 @@ class Recipe(RowFlags):
         if sizes != (2, 2):
             raise ConfigError(f"the processor's merge and temporal patch sizes are {sizes}; vlft supports (2, 2) only.")
         return recipe
-
-    @classmethod
-    def of_model(cls, processor: Any, *, family: Family = DEFAULT, tokens_per_second: int | None = None) -> Self:
-        """Build the recipe of a model without a run record, from the settings of its processor.
-
-        Args:
-            processor: of the model.
-            family: of the model.
-            tokens_per_second: of the model, as for `of`.
-
-        Raises:
-            ConfigError: vlft does not support the processor's settings.
-        """
-        flags = RowFlags(nframes=processor.video_processor.num_frames)
-        return cls.of(processor, flags, family=family, tokens_per_second=tokens_per_second)
 
     @classmethod
     def of_run(
@@ -263,6 +249,23 @@ class Recipe(RowFlags):
             found["video_processor", "size"]["longest_edge"] = frame_limit(low, high, side=self.factor)
         for (part, attribute), value in found.items():
             setattr(getattr(processor, part), attribute, value)
+
+
+def unserve(processor: Any, saved: Mapping[str, Any], family: Family) -> None:
+    """Write back the limit of videos with which a run was trained, where `Recipe.serve` wrote that of a frame.
+
+    Both are the same to clips. Lists of frames are resized by the first, and other `--video_min_pixels` allow more.
+
+    Args:
+        processor: that was saved with the weights of the run.
+        saved: the settings of that run.
+        family: of the model.
+    """
+    video, image = processor.video_processor, processor.image_processor
+    low, high = saved["video_min_pixels"], saved["video_max_pixels"]
+    side = image.patch_size * image.merge_size
+    if family.video_rule == "qwen-vl-utils" and video.size["longest_edge"] == frame_limit(low, high, side=side):
+        video.size = {"shortest_edge": video.size["shortest_edge"], "longest_edge": high}
 
 
 def frame_limit(low: int, high: int, *, side: int) -> int:

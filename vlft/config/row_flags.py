@@ -39,7 +39,9 @@ class RowFlags:
         None, "most pixels of a video frame; of a whole video for Qwen3-VL and later (default: the base processor's)"
     )
     fps: float | None = flag(None, "video frames per second (default: the base processor's, else 2)")
-    nframes: int | None = flag(None, "frames of every video, an even number; instead of --fps")
+    nframes: int | None = flag(
+        None, "frames of every video, an even number; instead of --fps (default: the base processor's)"
+    )
     video_max_frames: int | None = flag(None, "most frames of a video with --fps (default: 768)")
     frames_fps: float | None = flag(
         None,

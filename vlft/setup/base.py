@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vlft.checkpoint import (
+    RECORD,
     PlainProcessor,
     RunRecord,
     check_processor,
@@ -15,13 +16,14 @@ from vlft.checkpoint import (
     open_plain,
     open_processor,
     processor_files,
+    read_record,
     resolve_model,
 )
 from vlft.checkpoint.start import Start, prove_start, read_start, recorded_start
 from vlft.config import variants
 from vlft.config.checks import OF_ADAPTER
 from vlft.config.flags import DataFlags, ModelFlags
-from vlft.config.recipe import Recipe
+from vlft.config.recipe import Recipe, unserve
 from vlft.data.dataset import MediaProbe
 from vlft.data.encode import Encoder
 from vlft.data.media.limits import remark_on_limit
@@ -139,6 +141,8 @@ def open_base(
     folder = resolve_model(model.model_id, model.model_revision)
     check_experts(family_of(folder), language=towers.language)
     config, family, processor = _opened(folder, plain=plain)
+    if (folder / RECORD).is_file():  # merged, or trained in full
+        unserve(processor, read_record(folder).media, family)
     if model.linear_attn != "auto" and "recurrent" not in family.features:
         raise ConfigError(
             f"--linear_attn {model.linear_attn} has no effect: {family.label} has no gated delta nets, as Qwen3.5 has. "
