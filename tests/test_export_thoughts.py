@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,23 @@ def test_thoughts_are_apart_where_the_template_takes_them_so(kind, base, tmp_pat
         made = processor.tokenizer(text, add_special_tokens=False).input_ids
         assert ids[: len(made)] == made
     assert len(made) == len(ids) or kind == "verl"
+
+
+@pytest.mark.parametrize("kind", ["trl", "calibration"])
+def test_each_row_has_the_arguments_of_the_template_with_which_it_is_trained(kind, base, tmp_path, capsys):
+    data = write_json(tmp_path / "rows.json", [row("First?", THOUGHTS.format("a")), row("Colour?", "Red.")])
+    assert main(["export", kind, str(data), str(tmp_path / "out"), "--model_id", str(base), "--json"]) == 0
+    assert any("`chat_template_kwargs`" in line for line in json.loads(capsys.readouterr().out)["next"])
+    trained = preview_rows(
+        str(data), [0, 1], DataFlags(), ModelFlags(model_id=str(base)), given=frozenset({"model_id"})
+    )
+    processor = AutoProcessor.from_pretrained(base)
+    rows = parquet.read_table(tmp_path / "out" / "data.parquet").to_pylist()
+    for one, ours in zip(rows, trained, strict=True):
+        messages = one["messages"] if kind == "calibration" else one["prompt"] + one["completion"]
+        text = processor.apply_chat_template(as_messages(messages), tokenize=False, **one["chat_template_kwargs"])
+        made = processor.tokenizer(text, add_special_tokens=False).input_ids
+        assert made[: len(ours.as_json()["input_ids"])] == ours.as_json()["input_ids"]
 
 
 def test_marks_in_the_text_that_verl_would_read_are_refused(base, tmp_path, capsys):

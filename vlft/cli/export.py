@@ -70,7 +70,7 @@ def run(parsed: Parsed, write: Write) -> int:
             given=parsed.given, pictures=extra.pictures, limit=extra.rows, seed=seed, say=say,
         )  # fmt: skip
     if extra.json:
-        write(asdict(found))
+        write(asdict(found) | {"next": found.next_lines()})
         return 0
     samples = f", {counted(found.samples, 'sample')}" if found.samples != found.rows else ""
     total = f"{found.rows:,} of {counted(found.read, 'row')}{samples}, {counted(found.pictures, 'picture')}"

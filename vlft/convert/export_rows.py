@@ -180,6 +180,7 @@ def as_calibration(row: Exportable) -> dict[str, Any]:
     return {
         "messages": _messages(sample.turns, apart=row.apart),
         "images": [{"bytes": one["bytes"]} for one in row.pictures],
+        **({"chat_template_kwargs": row.arguments} if row.arguments else {}),
         **_where(sample),
     }
 

@@ -17,7 +17,7 @@ def schema_of(kind: str, *, pairs: bool, arguments: Collection[str] = (), apart:
     Args:
         kind: a key of `vlft.convert.export_rows.FORMS`.
         pairs: whether the rows are preference rows.
-        arguments: names of the arguments of the chat template that each row of TRL has.
+        arguments: names of the arguments of the chat template that each row has.
         apart: whether messages have the thoughts of answers apart from their text.
     """
     import pyarrow as pa
@@ -26,18 +26,18 @@ def schema_of(kind: str, *, pairs: bool, arguments: Collection[str] = (), apart:
     thoughts = [(APART, pa.string())] if apart else []
     turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(part)), *thoughts]))
     plain = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), *thoughts]))
-    where = [("file", pa.string()), ("index", pa.int64()), ("id", pa.string())]
+    where: list[tuple[str, Any]] = [("file", pa.string()), ("index", pa.int64()), ("id", pa.string())]
     pictures = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     limited = pa.list_(pa.struct([("bytes", pa.binary()), ("min_pixels", pa.int64()), ("max_pixels", pa.int64())]))
     if kind == "verl":
         truth = pa.struct([("style", pa.string()), ("ground_truth", pa.string())])
         columns = [("data_source", pa.string()), ("prompt", plain), ("images", limited), ("ability", pa.string())]
         return pa.schema([*columns, ("reward_model", truth), ("extra_info", pa.struct(where))])
+    if arguments:
+        where.insert(0, ("chat_template_kwargs", pa.struct([(name, pa.bool_()) for name in arguments])))
     if kind == "calibration":
         return _with_pictures(pa.schema([("messages", turns), ("images", pictures), *where]))
     answers = [("chosen", turns), ("rejected", turns)] if pairs else [("completion", turns), ("answer", pa.string())]
-    if arguments:
-        answers.append(("chat_template_kwargs", pa.struct([(name, pa.bool_()) for name in arguments])))
     return _with_pictures(pa.schema([("prompt", turns), ("images", pictures), *answers, *where]))
 
 

@@ -82,6 +82,7 @@ class Exported:
             f"llm-compressor: {data} has `messages`, for the processor's chat template, and `images`",
             f"ignore: {list(IGNORE)}, which keeps the vision tower and the head in 16 bits",
             f"pixels: load the processor from a run folder, or with {pixels}",
+            *(["chat template: pass each row's `chat_template_kwargs`, as trained"] if self.arguments else []),
         ]
 
     @property
