@@ -374,6 +374,38 @@ def test_rewards(text, becomes, left_out, folder):
     assert not any("still to settle" in note and "no file" not in note for note in one.notes)
 
 
+_GRPO = "--model_name_or_path Qwen/x --dataset_name d.json --output_dir o --reward_funcs think_format_reward"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m trl.scripts.grpo",
+        "accelerate launch -m trl.scripts.grpo",
+        "accelerate launch trl/scripts/grpo.py",
+        "python -m trl.cli grpo",
+        "python train_grpo.py",
+        "python my/own.py --method grpo",
+    ],
+)
+@pytest.mark.parametrize("more", ["", " --use_peft --loss_type grpo --num_generations 4", " --learning_rate 2e-6"])
+def test_scripts_of_trl_and_scripts_with_its_flags(command, more, folder):
+    (same,) = settled(f"trl grpo {_GRPO}{more}")
+    (one,) = settled(f"{command} {_GRPO}{more}")
+    assert one.kit == "TRL"
+    assert values(one) == values(same)
+
+
+def test_other_scripts_of_trl(folder):
+    for verb in ("sft", "dpo"):
+        (same,) = settled(f"trl {verb} {_TRAINED['TRL']}")
+        for command in (f"python -m trl.scripts.{verb}", f"python {verb if verb == 'sft' else 'my'}/train_{verb}.py"):
+            (one,) = settled(f"{command} {_TRAINED['TRL']}")
+            assert values(one) == values(same), command
+    (one,) = settled(f"python -m trl.scripts.kto {_TRAINED['TRL']}")
+    assert any("not supported" in note for note in one.notes)
+
+
 def test_flags_of_trls_grpo_at_the_door(folder):
     (folder / "d.json").write_text("[]")
     argv = ["--model_id", "b", "--data_path", "d.json", "--output_dir", "o"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlft.config.kits import KITS
+from vlft.config.kits import KITS, trl
 from vlft.config.kits.outcome import Kit
 from vlft.config.migrate import launchers
 from vlft.config.migrate.launchers import METHOD, Launched
@@ -261,6 +261,8 @@ def _of_command(one: Launched, script: Script, path: str, remarks: list[str], *,
             one = replace(one, kit=one.kit or (base.kit.name if base.kit else ""))
     if one.verb in METHOD and one.kit != "vlft" and not {"method", "rlhf_type"} & set(said):
         said = {"method": Said(name="method", words=(METHOD[one.verb],))} | said
+    if one.kit != "vlft" and trl.wrote(said, one.kit):
+        one = replace(one, kit=trl.KIT.name)
     kit = next((kit for kit in KITS if kit.name == one.kit), OURS if one.kit == "vlft" else None)
     if kit is None:
         kit = kit_of(said, kinds("train"))

@@ -48,12 +48,12 @@ _ENTRIES = {
     "swift.cli.pt": ("ms-swift", "pt"),
     "swift.cli.rlhf": ("ms-swift", "rlhf"),
     "axolotl.cli.train": ("axolotl", "train"),
-    "scripts/sft.py": ("TRL", "sft"),
-    "scripts/sft_vlm.py": ("TRL", "sft"),
+    "trl.cli": ("TRL", ""),
+    "trl.cli.main": ("TRL", ""),
+    **{f"trl.scripts.{verb}": ("TRL", verb) for verb in ("sft", "dpo", "grpo", "kto", "reward", "rloo")},
+    **{f"scripts/{verb}.py": ("TRL", verb) for verb in ("sft", "dpo", "grpo", "kto", "reward", "rloo")},
+    **{f"scripts/{verb}_vlm.py": ("TRL", verb) for verb in ("sft", "dpo", "grpo")},
     "sft_vlm.py": ("TRL", "sft"),
-    "scripts/dpo.py": ("TRL", "dpo"),
-    "scripts/dpo_vlm.py": ("TRL", "dpo"),
-    "scripts/grpo_vlm.py": ("TRL", "grpo"),
     "vlft": ("vlft", ""),
     "vlft.cli.main": ("vlft", ""),
 }
@@ -67,7 +67,9 @@ _COMMANDS = {
     "trl": "TRL",
     "vlft": "vlft",
 }
-_TRAINS = frozenset(("train", "sft", "pt", "rlhf", "dpo", "grpo", "kto", "orpo", "cpo", "rm", "reward", "gkd", "ppo"))
+_TRAINS = frozenset(
+    ("train", "sft", "pt", "rlhf", "dpo", "grpo", "kto", "orpo", "cpo", "rm", "reward", "rloo", "gkd", "ppo")
+)
 #: Verb -> value of `--method`, where the kit's own flags do not name the method.
 METHOD = {"dpo": "dpo", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo", "rlhf": "dpo"}
 _OTHER = _TRAINS - {"train", "sft", "pt"} - set(METHOD)
