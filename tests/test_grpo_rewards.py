@@ -343,7 +343,11 @@ def test_the_process_ends_with_the_run_that_started_it(files, name, tmp_path):
         ("good.py:other", r"it has no function 'other'. Add `def other\(completions, \*\*columns\):`"),
         ("bad.py:later", r"later is declared with `async def`"),
         ("bad.py:no_columns", r"no_columns takes no .*Write `def no_columns\(completions, \*\*columns\):`"),
-        ("bad.py:of_solution", r"of_solution asks for 'solution', and a row has no such column. It has answer, "),
+        (
+            "bad.py:of_solution",
+            r"of_solution asks for 'solution', and a row has no such column. It has answer, .*`solution` of "
+            "TRL and `assistant` of Qwen2-VL-Finetune are `answer` here",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_at_the_start(files, word, text):

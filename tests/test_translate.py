@@ -372,6 +372,7 @@ def test_rewards(text, becomes, left_out, folder):
     assert not {"deepspeed", "eval_path", "lora_dropout", "global_batch"} & set(found)
     assert not any("supervised fine-tuning" in note for note in one.notes)
     assert not any("still to settle" in note and "no file" not in note for note in one.notes)
+    assert any("are `answer` here" in note for note in one.notes) is (".py:" in found["reward"])
 
 
 _GRPO = "--model_name_or_path Qwen/x --dataset_name d.json --output_dir o --reward_funcs think_format_reward"
