@@ -371,7 +371,7 @@ def test_a_file_that_takes_too_long_to_import(files, monkeypatch):
         (["format:(a"], "is no regular expression"),
         (["none.py:reward"], "there is no file"),
         (["none.py"], "name a function of the file: none.py:FUNCTION"),
-        (["exact_match,"], "--reward exact_match,: a name is missing beside a comma"),
+        (["exact_match,"], "--reward exact_match,: a name is missing beside a comma. Write one comma"),
         (["format:a", "format:a"], "--reward format:a is given twice"),
         (["format:a{99999999999}"], "is no regular expression"),
         ([f"format:{'(' * 3000}"], "is no regular expression"),

@@ -397,6 +397,14 @@ def test_scripts_of_trl_and_scripts_with_its_flags(command, more, folder):
     assert values(one) == values(same)
 
 
+def test_a_file_of_accelerate_is_named(folder):
+    for file in ("--config_file zero3.yaml", "--config_file=zero3.yaml"):
+        (one,) = settled(f"accelerate launch {file} -m trl.scripts.sft {_TRAINED['TRL']}")
+        (note,) = (note for note in one.notes if "zero3.yaml" in note)
+        assert "set them with --gpus and --deepspeed" in note
+        assert one.processes is None
+
+
 def test_other_scripts_of_trl(folder):
     for verb in ("sft", "dpo"):
         (same,) = settled(f"trl {verb} {_TRAINED['TRL']}")

@@ -115,7 +115,7 @@ def _split(word: str, names: str) -> list[str]:
     found = [name.strip() for name in names.split(",")]
     if len(found) > 1 and not all(found):
         raise ConfigError(
-            f"--reward {word}: a name is missing beside a comma. Write names without blanks, such as one,two"
+            f"--reward {word}: a name is missing beside a comma. Write one comma between two names: one,two"
         )
     return found
 

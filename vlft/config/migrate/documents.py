@@ -245,7 +245,8 @@ def _of_command(one: Launched, script: Script, path: str, remarks: list[str], *,
     said = {flag.name: flag for flag in flags.flags}
     if flags.others:
         remarks.append(f"line {one.line}: {' '.join(flags.others[:4])} belongs to no flag, and is left out")
-    notes = [f"{variable} is {value} in this round of the loop" for variable, value in one.command.loops.items()]
+    notes = [*one.notes]
+    notes += [f"{variable} is {value} in this round of the loop" for variable, value in one.command.loops.items()]
     if one.command.maybe is not None:
         notes.append(f"it runs only if the condition in line {one.command.maybe} holds")
     why = {placeholder: reason for word in one.flags for placeholder, reason in word.missing}

@@ -98,6 +98,7 @@ class Launched:
         counted: what says so.
         nodes: on how many nodes they run.
         command: its source.
+        notes: what its launcher reads that is not read here.
     """
 
     line: int
@@ -109,6 +110,7 @@ class Launched:
     counted: str
     command: Command
     nodes: int = 1
+    notes: tuple[str, ...] = ()
 
 
 def read(command: Command) -> Launched | str | None:
@@ -151,6 +153,11 @@ def _program(words: list[Text], command: Command, start: Start) -> Launched | st
             rest = rest[1:]
         options, rest, module = options_of(rest, SWITCHES[name])
         start.counts.append(count_of(name, options))
+        if name == "accelerate" and "config_file" in options:
+            start.notes.append(
+                f"accelerate's --config_file {options['config_file'].text} is not read. The number of processes and "
+                "the stage of ZeRO stand in it: set them with --gpus and --deepspeed"
+            )
         return _script(rest, command, start, module=module)
     if name.endswith(".py"):
         return _script(words, command, start, module=False)
@@ -214,6 +221,7 @@ def _launched(kit: str, verb: str, words: list[Text], command: Command, start: S
         counted=counted,
         command=command,
         nodes=nodes,
+        notes=tuple(start.notes),
     )
 
 
