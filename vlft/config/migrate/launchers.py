@@ -156,7 +156,7 @@ def _program(words: list[Text], command: Command, start: Start) -> Launched | st
         if name == "accelerate" and "config_file" in options:
             start.notes.append(
                 f"accelerate's --config_file {options['config_file'].text} is not read. The number of processes and "
-                "the stage of ZeRO stand in it: set them with --gpus and --deepspeed"
+                "the stage of ZeRO stand in it: set them with --gpus and, except for GRPO, --deepspeed"
             )
         return _script(rest, command, start, module=module)
     if name.endswith(".py"):
