@@ -5,16 +5,23 @@ scripts_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=python
 [[ -x $scripts_dir/../.venv/bin/python ]] && python=$scripts_dir/../.venv/bin/python
 
-usage() { # what is wrong
-    local script=${0##*/}
-    cat >&2 <<TEXT
-$script: $1
+show_usage() {
+    local script=${0##*/} step
+    step="rows make an optimizer
+  step on any number of GPUs; for a few hundred rows use GLOBAL_BATCH=8 or 16."
+    [[ " ${preset[*]:-} " != *" --method grpo "* ]] || step="prompts make an optimizer
+  step on any number of GPUs; each prompt has --num_generations completions."
+    cat <<TEXT
   MODEL=Qwen/Qwen3-VL-4B-Instruct DATA=train.json IMAGE_FOLDER=images OUTPUT=output/run bash scripts/$script [flags]
-  DATA may be several files, separated by spaces. GPUS=4 uses four GPUs. GLOBAL_BATCH (${GLOBAL_BATCH:-128}) rows make an optimizer
-  step on any number of GPUs; for a few hundred rows use GLOBAL_BATCH=8 or 16.
+  DATA may be several files, separated by spaces. GPUS=4 uses four GPUs. GLOBAL_BATCH (${GLOBAL_BATCH:-128}) $step
   Several nodes: run it on each, with NNODES=2 NODE_RANK=0 (1 on the next node) MASTER_ADDR=first-node GPUS=8.
   A flag takes precedence over these variables; all flags: vlft train --help all
 TEXT
+}
+
+usage() { # what is wrong
+    printf '%s: %s\n' "${0##*/}" "$1" >&2
+    show_usage >&2
     exit 2
 }
 
@@ -94,6 +101,11 @@ choose_launcher() {
 # Runs vlft train with the environment's flags, the preset and the command line, in this order: the last value wins.
 finetune() { # the command line...
     local rows=${GLOBAL_BATCH:-128} files=() from_env=() launcher=()
+
+    if given -h "$@" >/dev/null || given --help "$@" >/dev/null; then
+        show_usage
+        exit 0
+    fi
 
     # The preset consists of flags, which would silently override the lines of the file.
     ! given --config "$@" >/dev/null || usage "the preset and --config exclude each other: vlft train --config FILE"

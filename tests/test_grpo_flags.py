@@ -206,6 +206,30 @@ def test_export_leaves_out_what_grpo_cannot_take(base, refusing, tmp_path, capsy
     assert re.search(ROOM, said)
 
 
+@pytest.mark.parametrize(("kind", "limit"), [("verl", "data.max_response_length"), ("trl", "max_completion_length")])
+def test_export_names_the_limit_of_completions(base, refusing, tmp_path, capsys, kind, limit):
+    flags = ["--method", "grpo", "--model_id", str(base), "--allow_outside_folder", "true", "--on_bad_row", "skip"]
+    for more, length in (((), 256), (("--max_completion_length", "99"), 99)):
+        assert main(["export", kind, str(refusing), str(tmp_path / f"out{length}"), *flags, *more]) == 0
+        said = capsys.readouterr().out
+        assert f"{limit}={length} " in said
+        assert "max_length=None" not in said
+
+
+def test_check_data_counts_tokens_of_prompts(base, tmp_path, capsys):
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps([talk("long " * 600)]))
+    report = tmp_path / "report"
+    assert main(["check-data", str(data), "--method", "grpo", "--model_id", str(base), "--report", str(report)]) == 0
+    said = capsys.readouterr().out
+    assert "tokens of prompts in all; a row has" in said
+    assert "trained (0" not in said
+    assert "are trained" not in said
+    assert "of them trained" not in (report / "report.html").read_text()
+    assert main(["check-data", str(data), "--model_id", str(base)]) == 0
+    assert "a step learns little from so long a row" in capsys.readouterr().out
+
+
 def test_check_data_finds_videos_without_a_base(refusing, capsys):
     flags = [str(refusing), "--method", "grpo", "--allow_outside_folder", "true", "--json"]
     assert main(["check-data", *flags]) == 1

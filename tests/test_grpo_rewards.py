@@ -343,7 +343,11 @@ def test_the_process_ends_with_the_run_that_started_it(files, name, tmp_path):
         ("good.py:other", r"it has no function 'other'. Add `def other\(completions, \*\*columns\):`"),
         ("bad.py:later", r"later is declared with `async def`"),
         ("bad.py:no_columns", r"no_columns takes no .*Write `def no_columns\(completions, \*\*columns\):`"),
-        ("bad.py:of_solution", r"of_solution asks for 'solution', and a row has no such column. It has answer, "),
+        (
+            "bad.py:of_solution",
+            r"of_solution asks for 'solution', and a row has no such column. It has answer, .*`solution` of "
+            "TRL and `assistant` of Qwen2-VL-Finetune are `answer` here",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_at_the_start(files, word, text):
@@ -367,7 +371,7 @@ def test_a_file_that_takes_too_long_to_import(files, monkeypatch):
         (["format:(a"], "is no regular expression"),
         (["none.py:reward"], "there is no file"),
         (["none.py"], "name a function of the file: none.py:FUNCTION"),
-        (["exact_match,"], "--reward exact_match,: a name is missing beside a comma"),
+        (["exact_match,"], "--reward exact_match,: a name is missing beside a comma. Write one comma"),
         (["format:a", "format:a"], "--reward format:a is given twice"),
         (["format:a{99999999999}"], "is no regular expression"),
         ([f"format:{'(' * 3000}"], "is no regular expression"),

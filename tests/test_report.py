@@ -398,4 +398,19 @@ def test_lines_that_no_run_writes(tmp_path):
     run = record_of(tmp_path / "run", steps=2, of=9)
     with (run / "metrics.jsonl").open("a") as out:
         out.write("[" * 100_000 + "\n" + '{"step": 3, "loss": 1' + "0" * 400 + "}\n")
-    assert "1 lines of its files could not be read" in write_report(run).read_text()
+    assert "1 lines of its files could not be read: metrics.jsonl (1)." in write_report(run).read_text()
+
+
+def test_the_head_and_the_cards_of_a_grpo_run(tmp_path, capsys):
+    run = record_of(tmp_path / "run", steps=2, of=2, method="grpo")
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps(line | {"kl": None, "frac_reward_zero_std": 0.5}) + "\n" for line in lines)
+    )
+    (run / "completions.jsonl").write_text("{}\n[\n")
+    assert main(["report", str(run)]) == 0
+    assert "run: 2 lines could not be read: completions.jsonl (2)" in capsys.readouterr().err
+    html = (run / "report.html").read_text()
+    assert "<p>GRPO: " in html
+    assert "frac_<wbr>reward_<wbr>zero_<wbr>std, last line" in html
+    assert "kl, last line" not in html

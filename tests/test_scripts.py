@@ -349,6 +349,17 @@ def test_wrong_usage(scripts, changed, flags, message):
     assert "MODEL=Qwen/Qwen3-VL-4B-Instruct" in done.stderr
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize(
+    ("script", "says"), [("finetune_grpo.sh", "(16) prompts make"), ("finetune_lora.sh", "(128) rows make")]
+)
+def test_help(scripts, script, flag, says):
+    done = scripts.run(script, flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("  MODEL=Qwen/Qwen3-VL-4B-Instruct")
+    assert f"GLOBAL_BATCH {says} an optimizer" in done.stdout
+
+
 def test_merge(scripts):
     argv = scripts.argv("merge_lora.sh", "--dtype", "bf16", RUN="my run/checkpoint-2", OUTPUT="mer ged")
     assert argv == ["-m", "vlft", "merge", "my run/checkpoint-2", "mer ged", "--dtype", "bf16"]

@@ -372,6 +372,47 @@ def test_rewards(text, becomes, left_out, folder):
     assert not {"deepspeed", "eval_path", "lora_dropout", "global_batch"} & set(found)
     assert not any("supervised fine-tuning" in note for note in one.notes)
     assert not any("still to settle" in note and "no file" not in note for note in one.notes)
+    assert any("are `answer` here" in note for note in one.notes) is (".py:" in found["reward"])
+
+
+_GRPO = "--model_name_or_path Qwen/x --dataset_name d.json --output_dir o --reward_funcs think_format_reward"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m trl.scripts.grpo",
+        "accelerate launch -m trl.scripts.grpo",
+        "accelerate launch trl/scripts/grpo.py",
+        "python -m trl.cli grpo",
+        "python train_grpo.py",
+        "python my/own.py --method grpo",
+    ],
+)
+@pytest.mark.parametrize("more", ["", " --use_peft --loss_type grpo --num_generations 4", " --learning_rate 2e-6"])
+def test_scripts_of_trl_and_scripts_with_its_flags(command, more, folder):
+    (same,) = settled(f"trl grpo {_GRPO}{more}")
+    (one,) = settled(f"{command} {_GRPO}{more}")
+    assert one.kit == "TRL"
+    assert values(one) == values(same)
+
+
+def test_a_file_of_accelerate_is_named(folder):
+    for file in ("--config_file zero3.yaml", "--config_file=zero3.yaml"):
+        (one,) = settled(f"accelerate launch {file} -m trl.scripts.sft {_TRAINED['TRL']}")
+        (note,) = (note for note in one.notes if "zero3.yaml" in note)
+        assert "set them with --gpus and, except for GRPO, --deepspeed" in note
+        assert one.processes is None
+
+
+def test_other_scripts_of_trl(folder):
+    for verb in ("sft", "dpo"):
+        (same,) = settled(f"trl {verb} {_TRAINED['TRL']}")
+        for command in (f"python -m trl.scripts.{verb}", f"python {verb if verb == 'sft' else 'my'}/train_{verb}.py"):
+            (one,) = settled(f"{command} {_TRAINED['TRL']}")
+            assert values(one) == values(same), command
+    (one,) = settled(f"python -m trl.scripts.kto {_TRAINED['TRL']}")
+    assert any("not supported" in note for note in one.notes)
 
 
 def test_flags_of_trls_grpo_at_the_door(folder):

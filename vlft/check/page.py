@@ -159,7 +159,9 @@ def _facts(found: Checked) -> list[tuple[str, str, str]]:
         facts += [("pairs", f"{found.pairs.pairs:,}", ""), ("chosen is longer", f"{found.pairs.longer_chosen:,}", "")]
     if found.tokens is not None:
         facts += [("samples", f"{found.samples:,}", "")] if found.samples != found.ok else []
-        facts += [("tokens", f"{found.tokens.total:,}", ""), ("of them trained", f"{found.tokens.supervised:,}", "")]
+        trained = found.tokens.supervised
+        facts += [("tokens" if trained else "tokens of prompts", f"{found.tokens.total:,}", "")]
+        facts += [("of them trained", f"{trained:,}", "")] if trained else []
     return facts
 
 

@@ -37,7 +37,7 @@ class Tokens:
 
     Attributes:
         total: tokens of all of them.
-        supervised: tokens of all of them that are trained.
+        supervised: tokens of all of them that are trained; 0 for the prompts of `--method grpo`.
         min: tokens of the shortest.
         median: median of their tokens.
         max: tokens of the longest.
@@ -246,9 +246,10 @@ def _drawn(tokens: Tokens, *, one: str) -> str:
         for bucket in tokens.histogram
     ]
     lines = [table(heads, rows, last="left")]
-    share = tokens.supervised / tokens.total
+    trained = f"{tokens.supervised:,} of them trained ({tokens.supervised / tokens.total:.1%})"
+    what = f"tokens in all, {trained}" if tokens.supervised else "tokens of prompts in all"
     lines.append(
-        f"{tokens.total:,} tokens in all, {tokens.supervised:,} of them trained ({share:.1%}); a {one} has "
+        f"{tokens.total:,} {what}; a {one} has "
         f"{tokens.min:,} to {tokens.max:,}, half have up to {tokens.median:,}; at most {tokens.limit:,} are allowed"
     )
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from vlft.data.media import decode as decoder
 from vlft.data.media import read as media_io
 from vlft.data.media.limits import FEW_TOKENS
 from vlft.data.media.read import MediaError
+from vlft.data.prompts import PromptEncoder
 from vlft.data.sample import Cost, Image, Sample, Video
 from vlft.errors import BadRow, DataError
 from vlft.families import Family
@@ -120,7 +121,8 @@ class RowCheck:
             if remark := _remark((width, height), (new_width, new_height), tiny=self.encoder.recipe.factor):
                 warnings.append((part.field, remark))
         warnings += self._on_boxes(sample)
-        if cost.tokens >= ALONE and cost.supervised < SUPERVISED * cost.tokens:
+        prompt = isinstance(self.encoder, PromptEncoder)  # no token of it is trained
+        if cost.tokens >= ALONE and cost.supervised < SUPERVISED * cost.tokens and not prompt:
             share = f"{cost.supervised:,} of {cost.tokens:,} tokens are trained ({cost.supervised / cost.tokens:.2%})"
             warnings.append(("conversations", f"{share}: a step learns little from so long a row"))
         digests = [self._of_file(path) for path in files_of(sample)]

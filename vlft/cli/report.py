@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from functools import partial
 
 from vlft.cli.command import CommandParser, Write, command
 
@@ -34,5 +36,6 @@ def run(flags: argparse.Namespace, write: Write) -> int:
     """Write the page and print its path."""
     from vlft.report import make_report
 
-    print(f"report: {make_report(flags.runs, flags.html)}")
+    say = partial(print, file=sys.stderr)
+    print(f"report: {make_report(flags.runs, flags.html, say=say)}")
     return 0

@@ -48,7 +48,6 @@ class GrpoFlags:
         },
     )
     num_generations: int = flag(GENERATIONS, "completions of a prompt, which are compared with each other")
-    max_completion_length: int = flag(COMPLETION, "most tokens of a completion")  # `DataFlags` has it, too
     temperature: float = flag(1.0, "temperature at which completions are sampled")
     top_p: float = flag(1.0, "sample from the most likely tokens that together have this probability")
     rollout: Rollout = flag("hf", "what samples completions: hf, generate of transformers; vllm is not supported yet")
@@ -66,17 +65,23 @@ class GrpoFlags:
     )
 
 
-NAMES = tuple(one.name for one in fields(GrpoFlags))
+#: The flags of GRPO. `DataFlags` declares the length of a completion, which also decides which rows are refused.
+NAMES = (*(one.name for one in fields(GrpoFlags)), "max_completion_length")
 
 
-def settings_of(method: str, flags: GrpoFlags) -> dict[str, Any]:
-    """The flags of GRPO with their values: what a run and the resumed run have in common."""
-    same = (name for name in NAMES if name not in FREE)
-    return {name: getattr(flags, name) for name in same} if method == "grpo" else {}
+def settings_of(method: str, *flags: object) -> dict[str, Any]:
+    """The flags of GRPO with their values: what a run and the resumed run have in common.
+
+    Args:
+        method: `--method`.
+        flags: the objects that hold them.
+    """
+    same = [name for name in NAMES if name not in FREE] if method == "grpo" else []
+    return {name: getattr(one, name) for one in flags for name in same if hasattr(one, name)}
 
 
 def unused(method: str) -> list[str]:
-    """Names of the flags of `GrpoFlags` that a method does not use."""
+    """Names of the flags of GRPO that a method does not use."""
     return [] if method == "grpo" else sorted(NAMES)
 
 

@@ -26,6 +26,8 @@ BUILT_IN = {
 FORMAT, FUNCTION = "format:REGEX", "FILE.py:FUNCTION"
 #: Columns of a row that reach rewards, besides prompts, completions and completion_ids.
 COLUMNS = ("answer", "full_answer", "id", "file", "index", "image_paths")
+#: Names of `answer` in other kits.
+ELSEWHERE = "`solution` of TRL and `assistant` of Qwen2-VL-Finetune are `answer` here, a text"
 REWARD_FILES = "reward_files"  # key of `RunRecord.training`: what `files_of` returns at the start
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<names>[^:]*)", re.DOTALL)
 _NAMES = f"the rewards: {', '.join(BUILT_IN)}, {FORMAT}, {FUNCTION}"
@@ -113,7 +115,7 @@ def _split(word: str, names: str) -> list[str]:
     found = [name.strip() for name in names.split(",")]
     if len(found) > 1 and not all(found):
         raise ConfigError(
-            f"--reward {word}: a name is missing beside a comma. Write names without blanks, such as one,two"
+            f"--reward {word}: a name is missing beside a comma. Write one comma between two names: one,two"
         )
     return found
 

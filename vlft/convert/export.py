@@ -233,6 +233,7 @@ class _Export:
             image_min_pixels=recipe.image_min_pixels,
             image_max_pixels=recipe.image_max_pixels,
             held_out=self.held_out,
+            max_completion_length=self.data.max_completion_length if self.data.method == "grpo" else 0,
             arguments=dict(self.arguments),
             notes=tuple(notes),
         )

@@ -37,6 +37,7 @@ class Exported:
         image_min_pixels: limit of the pixels of a picture.
         image_max_pixels: likewise.
         held_out: rows that `--eval_split` holds out of the data, which are not exported.
+        max_completion_length: with `--method grpo`, most tokens of a completion; else 0.
         arguments: of the chat template, as text of JSON -> samples that were exported with them.
         notes: what else differs between the rows and the file; sentences without a full stop.
     """
@@ -53,6 +54,7 @@ class Exported:
     image_min_pixels: int
     image_max_pixels: int
     held_out: int = 0
+    max_completion_length: int = 0
     arguments: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -62,19 +64,23 @@ class Exported:
         data = shlex.quote(path)
         pixels = f"min_pixels {self.image_min_pixels}, max_pixels {self.image_max_pixels}"
         if self.kind == "verl":
+            response = self.max_completion_length or self.max_response_length
             settings = "".join(f" +data.apply_chat_template_kwargs.{name}={value}" for name, value in self._common)
             return [
                 f"verl: data.train_files={data} data.image_key=images data.prompt_key=prompt "
-                f"data.max_prompt_length={self.max_prompt_length} data.max_response_length={self.max_response_length} "
+                f"data.max_prompt_length={self.max_prompt_length} data.max_response_length={response} "
                 f"data.filter_overlong_prompts=False data.truncation=error{settings}",
                 f"pixels: each picture carries {pixels}, or the limits of its row, which verl passes to qwen-vl-utils",
                 *self._lines_on_thoughts("verl has"),
             ]
         if self.kind == "trl":
+            limit = "max_length=None, because cutting a row cuts its pictures"
+            if self.max_completion_length:
+                limit = f"max_completion_length={self.max_completion_length} in GRPOConfig"
             return [
                 f'TRL: load_dataset("parquet", data_files={path!r}, split="train")',
                 f"length: the longest prompt has {self.max_prompt_length:,} tokens, the longest answer "
-                f"{self.max_response_length:,}; set max_length=None, because cutting a row cuts its pictures",
+                f"{self.max_response_length:,}; set {limit}",
                 f"pixels: load the processor from a run folder, or with {pixels}",
                 *self._lines_for_templates(),
             ]

@@ -124,7 +124,7 @@ def forecast(
                 "--measure with --method grpo: it trains one step on the rows' own answers, not on completions. Drop "
                 "it, or run vlft train with --max_steps 2 and read peak_gb in metrics.jsonl."
             )
-        completion, micro_batch = args.max_completion_length, args.per_device_train_batch_size
+        completion, micro_batch = base.completion, args.per_device_train_batch_size
         sampling = sampling_of(order, rows.costs, completion=completion, micro_batch=micro_batch)
     packed = _packed(base)
     case = Case(

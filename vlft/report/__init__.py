@@ -8,7 +8,7 @@ torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vlft.errors import CheckpointError, ConfigError
@@ -16,6 +16,7 @@ from vlft.pages.web import write_page
 from vlft.report.compare import compared
 from vlft.report.page import as_html
 from vlft.report.read import Run, read_run
+from vlft.text import counted
 
 __all__ = ["NAME", "make_report", "write_report"]
 
@@ -45,18 +46,24 @@ def write_report(folder: str | Path, html: str | Path | None = None, *, ended: b
     return target
 
 
-def make_report(folders: Sequence[str | Path], html: str | Path | None = None) -> Path:
+def make_report(
+    folders: Sequence[str | Path], html: str | Path | None = None, *, say: Callable[[str], None] = lambda line: None
+) -> Path:
     """Write the page of a run, or one page about several runs, for the command line.
 
     Args:
         folders: one or more run folders.
         html: path of the page; None: `report.html` in the run folder, or `compare.html` for several runs.
+        say: prints a warning for the user.
 
     Raises:
         CheckpointError: a folder holds no run; the message names each such folder.
         ConfigError: a file cannot be read, the page cannot be written, or a run is named twice.
     """
     runs = _read_all(folders)
+    for run in runs:
+        if run.broken:
+            say(f"warning: {run.folder}: {counted(run.broken, 'line')} could not be read: {run.damaged}")
     if len(runs) > 1:
         target, page = Path(html or COMPARED), compared(runs)
     else:

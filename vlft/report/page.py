@@ -26,6 +26,7 @@ from vlft.text import duration, scaled
 
 SHOWN_SKIPPED = 50
 SHOWN_TEXT = 4000  # characters of a question or an answer
+METHODS = {"dpo": "DPO: ", "orpo": "ORPO: ", "simpo": "SimPO: ", "grpo": "GRPO: "}  # in the head of the page
 NOT_SETTINGS = ("left_out_steps", "unlogged")  # keys of `training` in a record that are not settings
 
 
@@ -52,13 +53,15 @@ def context(run: Run, *, ended: bool = False, rewritten: bool = False) -> dict[s
     return {
         "title": f"vlft: {name}",
         "name": name,
-        "trains": ", ".join(f"{tower} {how}" for tower, how in record.towers.items()),
+        "trains": METHODS.get(str(record.training.get("method")), "")
+        + ", ".join(f"{tower} {how}" for tower, how in record.towers.items()),
         "now": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now)),
         "written": round(now * 1000),
         "state": state,
         "left": duration(state.left) if math.isfinite(state.left) else "",
         "live": rewritten and state.word == "running",
         "broken": run.broken,
+        "damaged": run.damaged,
         "missing": run.missing,
         "facts": [(fact, value, "") for fact, value in _facts(run)] if logged else [],
         "charts": _charts(run),

@@ -60,7 +60,7 @@ class Run:
         answered: rows and their answers.
         notes: reasons why answers are missing.
         sampled: rows and completions of a GRPO run.
-        broken: number of lines that could not be read.
+        unread: file -> number of its lines that could not be read.
         missing: names of files of a run that the folder lacks.
         logged: when its last line was written, or its record if there is no line, in seconds since the epoch.
     """
@@ -75,9 +75,19 @@ class Run:
     answered: list[Answered]
     notes: list[str]
     sampled: list[Sampled]
-    broken: int
+    unread: dict[str, int]
     missing: tuple[str, ...]
     logged: float
+
+    @property
+    def broken(self) -> int:
+        """Number of lines that could not be read."""
+        return sum(self.unread.values())
+
+    @property
+    def damaged(self) -> str:
+        """The files with lines that could not be read, each with the number of them; "" if there is none."""
+        return ", ".join(f"{file} ({count:,})" for file, count in self.unread.items() if count)
 
     @property
     def seconds(self) -> np.ndarray:
@@ -142,7 +152,7 @@ def read_run(folder: str | Path) -> Run:
         answered=answered,
         notes=notes,
         sampled=sampled,
-        broken=broken + unread + unclear,
+        unread={METRICS: broken, "answers.jsonl": unread, "completions.jsonl": unclear},
         missing=tuple(name for name in (METRICS, CONFIG) if not (folder / name).is_file()),
         logged=os.stat(folder / (METRICS if (folder / METRICS).is_file() else RECORD)).st_mtime,
     )

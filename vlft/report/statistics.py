@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from vlft.checkpoint.best import EVAL_METRICS
@@ -51,6 +52,7 @@ def facts_of(run: Run) -> Iterator[tuple[str, str]]:
     for title, names in groups(run).items():
         if len(names) == 1:
             (name,) = names
-            yield f"{title}, last line", number(last(run.statistics[name]))
+            if math.isfinite(value := last(run.statistics[name])):  # `kl` is null without --beta
+                yield f"{title}, last line", number(value)
             if (evaluated := run.evaluations.get(f"eval_{name}")) is not None:
                 yield f"{title}, last evaluation", number(last(evaluated))

@@ -77,6 +77,11 @@ class Base:
         return self.encoder.recipe
 
     @property
+    def completion(self) -> int:
+        """Most tokens of a completion (`--max_completion_length`); 0 for other methods than grpo."""
+        return self.encoder.completion if isinstance(self.encoder, PromptEncoder) else 0
+
+    @property
     def tied(self) -> bool:
         """Whether the head is the embedding, so that files store it once."""
         return self.sizes.text.tied

@@ -120,7 +120,7 @@ def run_record(
             "deepspeed": args.zero or False,
             "method": data.method,
             "preference": preference.settings_of(data.method, args),
-            "grpo": grpo.settings_of(data.method, args),
+            "grpo": grpo.settings_of(data.method, data, args),
             **({REWARD_FILES: files_of(args.reward)} if data.method == "grpo" else {}),
             **_choices(base),
             "drawn": rows_print(measured),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from vlft.config.kits.outcome import (
     Becomes,
@@ -44,6 +44,21 @@ def defaults(
     return full | completions | {"learning_rate": (rate,), "lora_rank": ("16",), "lora_alpha": ("32",)}
 
 
+def wrote(said: Collection[str], kit: str) -> bool:
+    """Whether the flags of a script are TRL's, whatever kit's script has that name.
+
+    Args:
+        said: the flags.
+        kit: the kit that has a script of that name; "" if none has.
+    """
+    theirs = [name for name in _SCRIPT if name in said]
+    others = {"model_id", "data_path", "dataset", "model"} & set(said)
+    needed = {"Qwen2-VL-Finetune": 1, "": 3}.get(kit, 2)  # LLaMA-Factory has --model_name_or_path, too
+    return len(theirs) >= needed and not others
+
+
+#: Flags of TRL's GRPO script by which a script of one's own is read as TRL's.
+_SCRIPT = ("model_name_or_path", "dataset_name", "reward_funcs")
 _PREFERENCES = Spoken(
     loss=("loss_type",), meanings={"beta": "beta", "rpo_alpha": "sft", "label_smoothing": "smoothing"}
 )

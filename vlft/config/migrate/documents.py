@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlft.config.kits import KITS
+from vlft.config.kits import KITS, trl
 from vlft.config.kits.outcome import Kit
 from vlft.config.migrate import launchers
 from vlft.config.migrate.launchers import METHOD, Launched
@@ -245,7 +245,8 @@ def _of_command(one: Launched, script: Script, path: str, remarks: list[str], *,
     said = {flag.name: flag for flag in flags.flags}
     if flags.others:
         remarks.append(f"line {one.line}: {' '.join(flags.others[:4])} belongs to no flag, and is left out")
-    notes = [f"{variable} is {value} in this round of the loop" for variable, value in one.command.loops.items()]
+    notes = [*one.notes]
+    notes += [f"{variable} is {value} in this round of the loop" for variable, value in one.command.loops.items()]
     if one.command.maybe is not None:
         notes.append(f"it runs only if the condition in line {one.command.maybe} holds")
     why = {placeholder: reason for word in one.flags for placeholder, reason in word.missing}
@@ -261,6 +262,8 @@ def _of_command(one: Launched, script: Script, path: str, remarks: list[str], *,
             one = replace(one, kit=one.kit or (base.kit.name if base.kit else ""))
     if one.verb in METHOD and one.kit != "vlft" and not {"method", "rlhf_type"} & set(said):
         said = {"method": Said(name="method", words=(METHOD[one.verb],))} | said
+    if one.kit != "vlft" and trl.wrote(said, one.kit):
+        one = replace(one, kit=trl.KIT.name)
     kit = next((kit for kit in KITS if kit.name == one.kit), OURS if one.kit == "vlft" else None)
     if kit is None:
         kit = kit_of(said, kinds("train"))

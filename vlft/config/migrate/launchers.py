@@ -48,12 +48,12 @@ _ENTRIES = {
     "swift.cli.pt": ("ms-swift", "pt"),
     "swift.cli.rlhf": ("ms-swift", "rlhf"),
     "axolotl.cli.train": ("axolotl", "train"),
-    "scripts/sft.py": ("TRL", "sft"),
-    "scripts/sft_vlm.py": ("TRL", "sft"),
+    "trl.cli": ("TRL", ""),
+    "trl.cli.main": ("TRL", ""),
+    **{f"trl.scripts.{verb}": ("TRL", verb) for verb in ("sft", "dpo", "grpo", "kto", "reward", "rloo")},
+    **{f"scripts/{verb}.py": ("TRL", verb) for verb in ("sft", "dpo", "grpo", "kto", "reward", "rloo")},
+    **{f"scripts/{verb}_vlm.py": ("TRL", verb) for verb in ("sft", "dpo", "grpo")},
     "sft_vlm.py": ("TRL", "sft"),
-    "scripts/dpo.py": ("TRL", "dpo"),
-    "scripts/dpo_vlm.py": ("TRL", "dpo"),
-    "scripts/grpo_vlm.py": ("TRL", "grpo"),
     "vlft": ("vlft", ""),
     "vlft.cli.main": ("vlft", ""),
 }
@@ -67,7 +67,9 @@ _COMMANDS = {
     "trl": "TRL",
     "vlft": "vlft",
 }
-_TRAINS = frozenset(("train", "sft", "pt", "rlhf", "dpo", "grpo", "kto", "orpo", "cpo", "rm", "reward", "gkd", "ppo"))
+_TRAINS = frozenset(
+    ("train", "sft", "pt", "rlhf", "dpo", "grpo", "kto", "orpo", "cpo", "rm", "reward", "rloo", "gkd", "ppo")
+)
 #: Verb -> value of `--method`, where the kit's own flags do not name the method.
 METHOD = {"dpo": "dpo", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo", "rlhf": "dpo"}
 _OTHER = _TRAINS - {"train", "sft", "pt"} - set(METHOD)
@@ -96,6 +98,7 @@ class Launched:
         counted: what says so.
         nodes: on how many nodes they run.
         command: its source.
+        notes: what its launcher reads that is not read here.
     """
 
     line: int
@@ -107,6 +110,7 @@ class Launched:
     counted: str
     command: Command
     nodes: int = 1
+    notes: tuple[str, ...] = ()
 
 
 def read(command: Command) -> Launched | str | None:
@@ -149,6 +153,11 @@ def _program(words: list[Text], command: Command, start: Start) -> Launched | st
             rest = rest[1:]
         options, rest, module = options_of(rest, SWITCHES[name])
         start.counts.append(count_of(name, options))
+        if name == "accelerate" and "config_file" in options:
+            start.notes.append(
+                f"accelerate's --config_file {options['config_file'].text} is not read. The number of processes and "
+                "the stage of ZeRO stand in it: set them with --gpus and, except for GRPO, --deepspeed"
+            )
         return _script(rest, command, start, module=module)
     if name.endswith(".py"):
         return _script(words, command, start, module=False)
@@ -212,6 +221,7 @@ def _launched(kit: str, verb: str, words: list[Text], command: Command, start: S
         counted=counted,
         command=command,
         nodes=nodes,
+        notes=tuple(start.notes),
     )
 
 

@@ -32,6 +32,7 @@ class Start:
 
     counts: list[tuple[int | None, str, int]] = field(default_factory=list)
     single: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def options_of(words: list[Text], switches: set[str]) -> tuple[dict[str, Text], list[Text], bool]:

@@ -19,6 +19,7 @@ from vlft.config.migrate.clips import as_limits_of_clips
 from vlft.config.migrate.documents import Run
 from vlft.config.migrate.effects import SIZES, Flags, adjusted, without_effect
 from vlft.config.names import mistyped
+from vlft.config.rewards import ELSEWHERE
 from vlft.config.said import Said, as_written, placeholders
 from vlft.config.table import kinds
 from vlft.config.translate import OURS, Translation, kit_of, overridden, step_rows, translate
@@ -104,6 +105,8 @@ def settle(run: Run, gpus: int | None) -> Settled:
         notes.insert(0, run.refused)
     if kit is not None and kit.remark and sure and "method" not in flags:
         notes.append(kit.remark)
+    if kit is not None and kit is not OURS and any(".py:" in word for word in flags.get("reward", ())):
+        notes.append(f"a function of --reward gets the columns of its row by name: {ELSEWHERE}")
     _complete_evaluation(flags)
     if not gpus and run.counted and flags.get("global_batch", ("",))[0].isdigit() and (run.processes or 1) > 1:
         notes.append(f"global_batch counts {run.processes} processes ({run.counted})")

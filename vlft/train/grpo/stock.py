@@ -70,9 +70,16 @@ class Replies:
         return [self._text(one) for one in ids]
 
 
-def arguments(args: TrainFlags, folder: RunFolder) -> Any:
-    """The training flags with the settings that TRL reads. Those without a flag have TRL's defaults."""
+def arguments(args: TrainFlags, folder: RunFolder, *, completion: int) -> Any:
+    """The training flags with the settings that TRL reads. Those without a flag have TRL's defaults.
+
+    Args:
+        args: the training flags.
+        folder: the run folder.
+        completion: most tokens of a completion.
+    """
     made: Any = copy.copy(args)
+    made.max_completion_length = completion
     for one in dataclasses.fields(GRPOConfig):
         if not hasattr(made, one.name):
             value = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()

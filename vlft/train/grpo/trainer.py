@@ -109,7 +109,7 @@ class GrpoTrainer(SavingTrainer, GRPOTrainer):
         stock(
             model=model,
             reward_funcs=[self._reward(place, name) for place, name in enumerate(rewards.names)],
-            args=arguments(args, folder),
+            args=arguments(args, folder, completion=prompts.base.completion),
             train_dataset=prompts.dataset(),
             processing_class=prompts.base.processor,
         )

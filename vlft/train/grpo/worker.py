@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from vlft.config.rewards import COLUMNS
+from vlft.config.rewards import COLUMNS, ELSEWHERE
 from vlft.config.thinking import spoken
 
 Scores = Callable[..., Any]
@@ -128,7 +128,10 @@ def _check_arguments(function: Scores, name: str) -> None:
         one for one in takes if one.default is one.empty and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
     ]
     if unknown := [one.name for one in asked if one.name not in PASSED]:
-        raise Refused(f"{name} asks for {unknown[0]!r}, and a row has no such column. It has {', '.join(COLUMNS)}")
+        hint = f". {ELSEWHERE}" if unknown[0] in ("solution", "assistant") else ""
+        raise Refused(
+            f"{name} asks for {unknown[0]!r}, and a row has no such column. It has {', '.join(COLUMNS)}{hint}"
+        )
     if not any(one.kind is one.VAR_KEYWORD for one in takes):
         lacks = [one for one in PASSED if one not in signature.parameters]
         if lacks:
