@@ -142,6 +142,20 @@ def test_a_run_without_a_checkpoint_begins_again_and_says_so(desk, tmp_path, sta
     assert "resumes it from its checkpoint of step 9" in train.view(form, desk)[1]
 
 
+def test_a_failed_run_shows_its_error_and_not_the_beginning_of_its_log(desk, tmp_path):
+    form = Form(folder=str(tmp_path), run="run", data=("a.json",), model="m")
+    log = "".join(f"line {i}\n" for i in range(40))
+    folder = put(desk, ["train"], status=1, about=[str(tmp_path / "run")], err=f"{log}error: no room.\n  Free some.")
+    box = train.view(form, desk)[1].partition("<details>")
+    assert '<pre class="log bad">error: no room.\n  Free some.</pre>' in box[0]
+    assert "line 39" in box[2]
+    (folder / "ended.json").write_text('{"status": -9, "time": 1}')
+    (folder / "stderr").write_text(log)
+    box = train.view(form, desk)[1].partition("<details>")[0]
+    assert "line 39" in box
+    assert "line 20" not in box
+
+
 def logged(run: Path, seconds: list[float], most: int = 10) -> None:
     lines = [{"step": i, "loss": 1.0, "step_s": one, "max_steps": most} for i, one in enumerate(seconds, start=1)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))

@@ -17,7 +17,7 @@ from vlft.ui.runs import MOST_ROWS, RECORD, Watched, answered, newest
 from vlft.ui.runs import stop as stop_run
 from vlft.ui.small import document
 from vlft.ui.thumbs import thumbs
-from vlft.ui.words import label, spoken
+from vlft.ui.words import label
 
 IDLE = "No run is in this folder yet."
 SHOWN_ANSWERS = 6
@@ -115,7 +115,8 @@ def view(form: Form, desk: Desk) -> tuple[str, str]:
         run=run,
         idle="" if there_is else f"{IDLE} {asked}".strip(),
         fault=fault(job, run),
-        log=spoken(job.said()) if job is not None else "",
+        log=job.explained() if job is not None else "",
+        ending=job.ending() if job is not None else "",
         starting=starting,
         since=job.seconds if job is not None else 0.0,
         next=next_start(run) if there_is and not alive and run.word != "finished" else "",
