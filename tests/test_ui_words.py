@@ -57,6 +57,12 @@ def put(desk: Desk, command: list[str], *, status: int | None, err: str = "", ou
         ("pass --image_folder /x/pics or, if only", 'set "Folder of the pictures" (step 1) to /x/pics or, if only'),
         ("pass --image_folder '/my x/pics' or", 'set "Folder of the pictures" (step 1) to /my x/pics or'),
         ("raise --num_train_epochs.", 'raise "Epochs" (step 4).'),
+        ("See it, with the same flags: vlft preview '/my x/a.json' --index 85",
+         "See it, with the same flags: vlft preview '/my x/a.json' --index 85"),
+        ("Fix them: vlft check-data FILE --fix OUT. Or raise --num_train_epochs.",
+         'Fix them: vlft check-data FILE --fix OUT. Or raise "Epochs" (step 4).'),
+        ("vlft train --output_dir '/a b' --learning_rate 1e-4", "vlft train --output_dir '/a b' --learning_rate 1e-4"),
+        ("vlft plan: raise --num_train_epochs.", 'vlft plan: raise "Epochs" (step 4).'),
         ("or train on the rest: --on_bad_row skip", "or train on the rest: --on_bad_row skip"),
     ],
 )  # fmt: skip
@@ -112,6 +118,11 @@ def test_refused_rows_that_are_not_listed_are_counted(desk, tmp_path):
 def test_groups_have_names():
     assert plan.group_name("vision_frozen") == "vision tower, frozen"
     assert plan.group_name("language") == "language model"
+
+
+def test_a_folder_that_was_found_and_is_gone_is_said(desk):
+    with pytest.raises(ConfigError, match="is gone"):
+        check.advised(Form(data=("/a.json",)), desk)
 
 
 # ---- saving and resuming
@@ -236,6 +247,17 @@ def test_files_of_commands_have_the_permissions_of_the_user(desk, tmp_path):
     assert stat.S_IMODE((tmp_path / "clean.jsonl").stat().st_mode) == 0o644
     private = [desk.jobs.root, check.fix_of(form, desk).folder]
     assert [stat.S_IMODE(path.stat().st_mode) for path in private] == [0o700, 0o700]
+
+
+def test_a_second_click_keeps_a_finished_result(desk, tmp_path):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "config.json").touch()
+    (tmp_path / "clean.jsonl").touch()
+    form = Form(folder=str(tmp_path), run="run", merged="merged", data=("/a.json",), fix_out="clean.jsonl")
+    for start in (merge.start, check.start_fix):
+        with pytest.raises(ConfigError, match="already exists"):
+            start(form, desk)
+    assert not desk.jobs.root.exists()
 
 
 def test_a_file_that_cannot_be_written_is_an_error(desk, tmp_path):

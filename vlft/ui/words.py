@@ -40,6 +40,7 @@ MORE = "More flags of vlft train (optional)"
 OWN = ("json", "html", "report", "help")
 _QUOTED = r"'(?:[^']|'\"'\"')*'"
 _FLAG = re.compile(rf"(?P<verb>\b[Pp]ass |\b[Uu]se )?--(?P<name>[a-z_]+)\b(?: (?P<value>{_QUOTED}|[^\s'.,;:()]\S*))?")
+_COMMAND = re.compile(r"(\bvlft [a-z-]+(?: (?:[^\n.;]|[.;](?!\s|$))*)?)")  # to the end of its sentence
 _FOLDER = re.compile(rf"[Pp]ass --image_folder ({_QUOTED}|\S+)")
 
 
@@ -57,7 +58,8 @@ def place(flag: str) -> str:
 def spoken(text: str) -> str:
     """Return a message of a command with the names of fields in place of flags.
 
-    `pass --image_folder pics` becomes `set "Folder of the pictures" (step 1) to pics`. Flags without a field stay.
+    `pass --image_folder pics` becomes `set "Folder of the pictures" (step 1) to pics`. Flags without a field stay, and
+    so do command lines.
     """
 
     def said(found: re.Match[str]) -> str:
@@ -71,7 +73,8 @@ def spoken(text: str) -> str:
         shown = _absolute(value) if name == "image_folder" else value
         return f"{verb} {place(name)} to {shown}"
 
-    return _FLAG.sub(said, text)
+    parts = _COMMAND.split(text)  # prose, command line, prose, ...
+    return "".join(part if i % 2 else _FLAG.sub(said, part) for i, part in enumerate(parts))
 
 
 def folders_named(texts: Sequence[str]) -> list[str]:
