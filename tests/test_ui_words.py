@@ -96,6 +96,18 @@ def test_the_folder_that_a_check_finds_can_be_used(desk, tmp_path):
         ("--output-dir=/x", r'"Folder of the run" \(step 5\)'),
         ("--json", "set by the page"),
         ("--learnin_rate 1", "learning_rate"),
+        ("--lr 1", r'"Learning rate" \(step 4\)'),
+        ("--epochs 4", r'"Epochs" \(step 4\)'),
+        ("--model_name_or_path x", r'"Base model" \(step 1\)'),
+        ("--dataset x", r'"Data files to train on" \(step 1\)'),
+        ("--images x", r'"Folder of the pictures" \(step 1\)'),
+        ("--lora_r 8", r'"LoRA rank" \(step 4\)'),
+        ("--max_seq_len 64", "--max_length 64"),
+        ("max_length 4096", "belongs to no flag"),
+        ("-o x", "belongs to no flag"),
+        ("--max_length", "a value is missing"),
+        ("--max_length x", "whole number"),
+        ("-h", "Drop it"),
     ],
 )
 def test_a_wrong_flag_is_said_below_its_field(more, said):
@@ -103,7 +115,32 @@ def test_a_wrong_flag_is_said_below_its_field(more, said):
     with pytest.raises(ConfigError, match=said):
         commands.train(form)
     assert "More flags" in data.of_more(form)
-    assert data.of_more(replace(form, more="--max_length 64 --on_bad_row skip --save_strategy no")) == ""
+    assert data.of_more(replace(form, more="--max_length 64 --on_bad_row skip --save_strategy no")) == data.of_more(Form())
+
+
+def test_a_config_in_the_open_folder_counts_as_soon_as_it_exists(tmp_path):
+    form = Form(folder=str(tmp_path), data=("/a.json",), more="--config x.yaml")
+    with pytest.raises(ConfigError, match="x.yaml"):
+        commands.check(form)
+    (tmp_path / "x.yaml").write_text("max_length: 64\n")
+    assert commands.check(form)[-2:] == ["--config", str(tmp_path / "x.yaml")]
+    assert commands.check(replace(form, more="--config=x.yaml"))[-1] == f"--config={tmp_path / 'x.yaml'}"
+
+
+def test_fields_that_replace_a_default_of_the_method_are_named():
+    form = Form(data=("a.json",), model="m", rate="1e-4", more="--method grpo --reward exact_match")
+    html = data.of_more(form)
+    assert "Learning rate&#34; (step 4) is 1e-4; the default of --method grpo is 1e-05" in html
+    assert "Epochs&#34; (step 4) is 3; the default of --method grpo is 1." in html
+    assert data.of_more(replace(form, rate="", epochs="1")) == data.of_more(Form())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("save", "0"), ("save", "often"), ("rate", "fast"), ("cards", "0"), ("rank", "0"), ("epochs", "x")]
+)
+def test_a_wrong_value_is_said_at_once(field, value):
+    with pytest.raises(ConfigError, match=r'"[A-Z][^"]*" \(step 4\) is .*, must be '):
+        commands.plan(replace(Form(data=("a.json",), model="m"), **{field: value}))
 
 
 def test_refused_rows_that_are_not_listed_are_counted(desk, tmp_path):
