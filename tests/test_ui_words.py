@@ -70,6 +70,18 @@ def test_flags_of_messages_become_fields(text, said):
     assert words.spoken(text) == said
 
 
+def test_the_page_of_a_check_speaks_in_fields_too():
+    page = (
+        "<style>a--b</style><h2>x</h2><a title='--index'>pass --image_folder &#39;/my x/a &amp; b&#39;</a> --fix"
+        '<p class="words">--index 3</p><p class="words">--fix <b>--fix</b></p>'
+    )
+    said = (
+        """<style>a--b</style><h2>x</h2><a title='--index'>set "Folder of the pictures" (step 1) to /my x/a &amp; b</a>"""
+        ' "File for these rows" (step 2)<p class="words">--index 3</p><p class="words">--fix <b>--fix</b></p>'
+    )
+    assert words.spoken_page(page).replace("</b></p>", "") == said.replace("</b></p>", "")
+
+
 def test_the_folder_that_a_check_finds_can_be_used(desk, tmp_path):
     here = tmp_path / "my photos"
     (here / "pics").mkdir(parents=True)
@@ -141,6 +153,15 @@ def test_fields_that_replace_a_default_of_the_method_are_named():
 def test_a_wrong_value_is_said_at_once(field, value):
     with pytest.raises(ConfigError, match=r'"[A-Z][^"]*" \(step 4\) is .*, must be '):
         commands.plan(replace(Form(data=("a.json",), model="m"), **{field: value}))
+
+
+def test_rows_that_all_cannot_be_trained_leave_none_to_write(desk):
+    form = Form(data=("/a.json",))
+    bad = [{"file": "a.json", "index": 0, "id": None, "field": "image", "reason": "no"}]
+    put(desk, commands.check(form), status=1, out=json.dumps({"rows": 1, "ok": 0, "bad": bad}))
+    html = check.view(form, desk)[1]
+    assert "1 row of 1 cannot be trained." in html
+    assert "other rows" not in html
 
 
 def test_refused_rows_that_are_not_listed_are_counted(desk, tmp_path):
@@ -322,6 +343,16 @@ def test_compare_says_what_is_missing_and_which_run_it_asks(desk, tmp_path):
     assert "--image coffee.jpg " in line
     assert "uploads" not in line
     assert str(tmp_path / "run") in html
+
+
+def test_a_row_that_is_not_there_names_the_field_of_its_screen(desk, tmp_path):
+    file = write_json(tmp_path / "train.json", [row("Hi.", "A.")])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "vlft.json").write_text('{"base_model": "m"}')
+    form = Form(folder=str(tmp_path), run="run", source="row", data=(str(file),), row_index="9999")
+    html = compare.view(form, desk)[1]
+    assert "Row, from 0&#34; (step 6)" in html
+    assert "step 3" not in html
 
 
 def test_later_is_shown_from_the_job_before_unless_the_file_changed(desk, tmp_path, monkeypatch):

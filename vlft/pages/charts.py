@@ -158,7 +158,7 @@ def chart(
         if one.dots or len(middle) == 1:
             paths.append(("dots", "".join(f"M{x:.1f} {y:.1f}h0" for x, y in middle)))
         colour = place if one.place is None else one.place
-        lines.append(Line(place=colour, name=one.name, last=shown(float(points.y[-1])), paths=tuple(paths)))
+        lines.append(Line(place=colour, name=one.name, last=shown(float(one.y[np.isfinite(one.y) & np.isfinite(one.x)][-1])), paths=tuple(paths)))
         rounded = [float(f"{y:.5g}") for y in points.y]
         data.append({"name": one.name, "x": [int(x) for x in points.x], "y": rounded})
     span = {"from": left, "to": right, "slack": max(1.0, (right - left) / MOST), "series": data}
