@@ -281,11 +281,11 @@ def test_clicks_are_answered_in_half_a_second(browser, served, tmp_path):
         screen.step(number)
         took[f"step {number}"] = time.perf_counter() - began
     screen.step(5)
-    for words, answer in (("Stop and save", "no run is training there"), ("Start training", "Name the base model")):
-        began = time.perf_counter()
-        screen.click(words)
-        screen.sees(answer)
-        took[words] = time.perf_counter() - began
+    assert not screen.page.get_by_role("button", name="Stop and save").is_visible()  # no run trains
+    began = time.perf_counter()
+    screen.click("Start training")
+    screen.sees("Name the base model")
+    took["Start training"] = time.perf_counter() - began
     screen.context.close()
     print({name: round(seconds, 3) for name, seconds in took.items()})
     assert max(took.values()) < 3, took  # 0.5 s on a quiet machine

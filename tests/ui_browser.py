@@ -92,7 +92,7 @@ class Screen:
     def __init__(self, browser: Any, address: str, *, width: int = 1200, context: Any = None) -> None:
         self.context = context or browser.new_context(viewport={"width": width, "height": WIDTHS[width]})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)  # a page that is loaded beside two other tests takes over 15 s
         self.faults: list[str] = []
         origin = address.partition("/?")[0]
         self.page.on("pageerror", lambda error: self.faults.append(f"error: {error} {error.stack}"))

@@ -89,7 +89,8 @@ class DataError(VlftError):
     """A row (`.row`) that cannot be trained."""
 
     def __init__(self, row: BadRow) -> None:
-        super().__init__(f"{row}\n  See it, with the same flags: vlft preview {shlex.quote(row.file)} --index {row.index}")
+        file = shlex.quote(row.file)
+        super().__init__(f"{row}\n  See it, with the same flags: vlft preview {file} --index {row.index}")
         self.row = row
 
     def __reduce__(self):  # exceptions cross from loader workers by pickle, which replays the constructor

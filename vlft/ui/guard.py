@@ -75,7 +75,8 @@ class Guard:
             return
         status = self.judge(scope)
         if status == 403 and scope["type"] == "http" and scope["path"] == "/manifest.json":
-            await _answer(send, 200, "{}", kind="application/manifest+json")  # browsers ask for it without the cookie, and report a refusal as an error
+            # Browsers ask for it without the cookie, and report a refusal as an error.
+            await _answer(send, 200, "{}", kind="application/manifest+json")
             return
         if status == 200:
             await self.app(scope, receive, _adding(send))
