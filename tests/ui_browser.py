@@ -129,6 +129,13 @@ class Screen:
         """What a field of the visible screen holds."""
         return self.page.locator(".screen:visible").get_by_label(_starts(label)).input_value()
 
+    def holds(self, label: str, text: str) -> None:
+        """Wait until a field of the visible screen holds a text."""
+        from playwright.sync_api import expect
+
+        field = self.page.locator(".screen:visible").get_by_label(_starts(label))
+        expect(field).to_have_value(text, timeout=60_000)
+
     def click(self, words: str) -> None:
         """Press a button of the visible screen."""
         self.page.locator(".screen:visible").get_by_role("button", name=words, exact=True).click()

@@ -55,19 +55,18 @@ def _wrong(words: list[str]) -> str:
     if help_asked(words):
         return "help is asked for in a terminal: vlft train --help. Drop it."
     for one in line.flags:
-        if one.file is None and one.name.removeprefix("no_") in FIELDS:
-            name = one.name.removeprefix("no_")
+        name = one.name.removeprefix("no_")
+        if one.file is None and name in FIELDS:
             return f"--{one.name} has a field of its own: {place(name)}. Set it there."
         if one.name in OWN:
             return f"--{one.name} is set by the page. Drop it."
     told = translate(line.values(), kinds, os.environ)
     for change in (*told.changes, *told.refusals):
-        flags = change.outcome.flags if isinstance(change.outcome, Becomes) else ()
+        flags = change.outcome.flags if isinstance(change.outcome, Becomes) else {}
         if field := next((name for name in flags if name in FIELDS), ""):
             return f"{change.before} has a field of its own: {place(field)}. Set it there."
-        return f"{change.before} is written differently here: {shown(change)}" if flags else (
-            f"{change.before}: {shown(change)}."
-        )  # fmt: skip
+        written = " is written differently here" if flags else ""
+        return f"{change.before}{written}: {shown(change)}"
     if told.unknown:
         return unknown(told.unknown[0].name, kinds, file=told.unknown[0].file)
     return next(iter(door.misused("train", line, told, kinds)), "")
@@ -88,7 +87,7 @@ def notes(words: list[str], towers: Mapping[str, str], fields: Mapping[str, str]
     found = []
     for name, default in (preference.defaults(values) | grpo.defaults(values)).items():
         text = fields.get(name, "")
-        if text and text != f"{default:g}" and not _same(text, default):
+        if text and not _same(text, default):
             found.append(
                 f"{place(name)} is {text}; the default of --method {said.word} is {default:g}. To use it, set it in "
                 "the field, or empty the field."
