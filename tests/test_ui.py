@@ -117,7 +117,8 @@ def test_nothing_else_is_let_in(path, given):
 
 
 def test_the_manifest_which_browsers_fetch_without_the_cookie_is_empty():
-    assert asked("/manifest.json")[::2] == (200, "{}")
+    status, headers, text = asked("/manifest.json")
+    assert (status, text, headers[b"content-type"]) == (200, "{}", b"application/manifest+json")
     assert asked("/manifest.json", host="evil.example")[0] == 421
 
 
@@ -345,6 +346,23 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path, desk):
     form = Form(folder=str(tmp_path), data=("a.json",), model="m", run="run")
     with Lock(tmp_path / "run" / ".lock"), pytest.raises(ConfigError, match="is training there right now"):
         train.start(form, desk)
+
+
+def test_start_in_the_folder_of_a_finished_run_is_answered(tmp_path, desk):
+    (tmp_path / "vlft.json").write_text(json.dumps({"base_model": "m", "training": {"finished": True}}))
+    form = Form(folder=str(tmp_path), data=("a.json",), model="m", run=str(tmp_path))
+    with pytest.raises(ConfigError, match="has finished"):
+        train.start(form, desk)
+
+
+def test_rewards_come_first_and_both_figures_of_a_long_run_are_the_last(tmp_path, desk):
+    lines = [line(step, reward=step / 1000, loss=step % 2) for step in range(1, 1001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    curves = desk.runs.curves(tmp_path)
+    charts = curves.charts()
+    assert [chart.title for chart in charts][:2] == ["Reward", "Loss"]
+    assert [figure[:2] for figure in train.facts(curves.last)][:2] == [("reward", "1"), ("loss", "0")]
+    assert [chart.lines[0].last for chart in charts][:2] == ["1", "0"]
 
 
 def test_answers_are_read_and_escaped(tmp_path, desk):

@@ -57,11 +57,30 @@ def put(desk: Desk, command: list[str], *, status: int | None, err: str = "", ou
         ("pass --image_folder /x/pics or, if only", 'set "Folder of the pictures" (step 1) to /x/pics or, if only'),
         ("pass --image_folder '/my x/pics' or", 'set "Folder of the pictures" (step 1) to /my x/pics or'),
         ("raise --num_train_epochs.", 'raise "Epochs" (step 4).'),
+        ("See it, with the same flags: vlft preview '/my x/a.json' --index 85",
+         "See it, with the same flags: vlft preview '/my x/a.json' --index 85"),
+        ("Fix them: vlft check-data FILE --fix OUT. Or raise --num_train_epochs.",
+         'Fix them: vlft check-data FILE --fix OUT. Or raise "Epochs" (step 4).'),
+        ("vlft train --output_dir '/a b' --learning_rate 1e-4", "vlft train --output_dir '/a b' --learning_rate 1e-4"),
+        ("vlft plan: raise --num_train_epochs.", 'vlft plan: raise "Epochs" (step 4).'),
         ("or train on the rest: --on_bad_row skip", "or train on the rest: --on_bad_row skip"),
     ],
 )  # fmt: skip
 def test_flags_of_messages_become_fields(text, said):
     assert words.spoken(text) == said
+
+
+def test_the_page_of_a_check_speaks_in_fields_too():
+    page = (
+        "<style>a--b</style><h2>x</h2><a title='--index'>pass --image_folder &#39;/my x/a &amp; b&#39;</a> --fix"
+        '<p class="words">--index 3</p><p class="words">--fix <b>--fix</b></p>'
+    )
+    said = (
+        "<style>a--b</style><h2>x</h2><a title='--index'>"
+        'set "Folder of the pictures" (step 1) to /my x/a &amp; b</a>'
+        ' "File for these rows" (step 2)<p class="words">--index 3</p><p class="words">--fix <b>--fix</b></p>'
+    )
+    assert words.spoken_page(page).replace("</b></p>", "") == said.replace("</b></p>", "")
 
 
 def test_the_folder_that_a_check_finds_can_be_used(desk, tmp_path):
@@ -90,6 +109,18 @@ def test_the_folder_that_a_check_finds_can_be_used(desk, tmp_path):
         ("--output-dir=/x", r'"Folder of the run" \(step 5\)'),
         ("--json", "set by the page"),
         ("--learnin_rate 1", "learning_rate"),
+        ("--lr 1", r'"Learning rate" \(step 4\)'),
+        ("--epochs 4", r'"Epochs" \(step 4\)'),
+        ("--model_name_or_path x", r'"Base model" \(step 1\)'),
+        ("--dataset x", r'"Data files to train on" \(step 1\)'),
+        ("--images x", r'"Folder of the pictures" \(step 1\)'),
+        ("--lora_r 8", r'"LoRA rank" \(step 4\)'),
+        ("--max_seq_len 64", "--max_length 64"),
+        ("max_length 4096", "belongs to no flag"),
+        ("-o x", "belongs to no flag"),
+        ("--max_length", "a value is missing"),
+        ("--max_length x", "whole number"),
+        ("-h", "Drop it"),
     ],
 )
 def test_a_wrong_flag_is_said_below_its_field(more, said):
@@ -97,7 +128,43 @@ def test_a_wrong_flag_is_said_below_its_field(more, said):
     with pytest.raises(ConfigError, match=said):
         commands.train(form)
     assert "More flags" in data.of_more(form)
-    assert data.of_more(replace(form, more="--max_length 64 --on_bad_row skip --save_strategy no")) == ""
+    form = replace(form, more="--max_length 64 --on_bad_row skip --save_strategy no")
+    assert data.of_more(form) == data.of_more(Form())
+
+
+def test_a_config_in_the_open_folder_counts_as_soon_as_it_exists(tmp_path):
+    form = Form(folder=str(tmp_path), data=("/a.json",), more="--config x.yaml")
+    with pytest.raises(ConfigError, match=r"x\.yaml"):
+        commands.check(form)
+    (tmp_path / "x.yaml").write_text("max_length: 64\n")
+    assert commands.check(form)[-2:] == ["--config", str(tmp_path / "x.yaml")]
+    assert commands.check(replace(form, more="--config=x.yaml"))[-1] == f"--config={tmp_path / 'x.yaml'}"
+
+
+def test_fields_that_replace_a_default_of_the_method_are_named():
+    form = Form(data=("a.json",), model="m", rate="1e-4", more="--method grpo --reward exact_match")
+    html = data.of_more(form)
+    assert "Learning rate&#34; (step 4) is 1e-4; the default of --method grpo is 1e-05" in html
+    assert "Epochs&#34; (step 4) is 3; the default of --method grpo is 1." in html
+    assert data.of_more(replace(form, rate="", epochs="1")) == data.of_more(Form())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("save", "0"), ("save", "often"), ("rate", "fast"), ("cards", "0"), ("rank", "0"), ("epochs", "x")],
+)
+def test_a_wrong_value_is_said_at_once(field, value):
+    with pytest.raises(ConfigError, match=r'"[A-Z][^"]*" \(step 4\) is .*, must be '):
+        commands.plan(replace(Form(data=("a.json",), model="m"), **{field: value}))
+
+
+def test_rows_that_all_cannot_be_trained_leave_none_to_write(desk):
+    form = Form(data=("/a.json",))
+    bad = [{"file": "a.json", "index": 0, "id": None, "field": "image", "reason": "no"}]
+    put(desk, commands.check(form), status=1, out=json.dumps({"rows": 1, "ok": 0, "bad": bad}))
+    html = check.view(form, desk)[1]
+    assert "1 row of 1 cannot be trained." in html
+    assert "other rows" not in html
 
 
 def test_refused_rows_that_are_not_listed_are_counted(desk, tmp_path):
@@ -112,6 +179,11 @@ def test_refused_rows_that_are_not_listed_are_counted(desk, tmp_path):
 def test_groups_have_names():
     assert plan.group_name("vision_frozen") == "vision tower, frozen"
     assert plan.group_name("language") == "language model"
+
+
+def test_a_folder_that_was_found_and_is_gone_is_said(desk):
+    with pytest.raises(ConfigError, match="is gone"):
+        check.advised(Form(data=("/a.json",)), desk)
 
 
 # ---- saving and resuming
@@ -140,6 +212,20 @@ def test_a_run_without_a_checkpoint_begins_again_and_says_so(desk, tmp_path, sta
     (run / "checkpoint-10").mkdir()
     assert saved_step(run) == 9
     assert "resumes it from its checkpoint of step 9" in train.view(form, desk)[1]
+
+
+def test_a_failed_run_shows_its_error_and_not_the_beginning_of_its_log(desk, tmp_path):
+    form = Form(folder=str(tmp_path), run="run", data=("a.json",), model="m")
+    log = "".join(f"line {i}\n" for i in range(40))
+    folder = put(desk, ["train"], status=1, about=[str(tmp_path / "run")], err=f"{log}error: no room.\n  Free some.")
+    box = train.view(form, desk)[1].partition("<details>")
+    assert '<pre class="log bad">error: no room.\n  Free some.</pre>' in box[0]
+    assert "line 39" in box[2]
+    (folder / "ended.json").write_text('{"status": -9, "time": 1}')
+    (folder / "stderr").write_text(log)
+    box = train.view(form, desk)[1].partition("<details>")[0]
+    assert "line 39" in box
+    assert "line 20" not in box
 
 
 def logged(run: Path, seconds: list[float], most: int = 10) -> None:
@@ -224,6 +310,17 @@ def test_files_of_commands_have_the_permissions_of_the_user(desk, tmp_path):
     assert [stat.S_IMODE(path.stat().st_mode) for path in private] == [0o700, 0o700]
 
 
+def test_a_second_click_keeps_a_finished_result(desk, tmp_path):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "config.json").touch()
+    (tmp_path / "clean.jsonl").touch()
+    form = Form(folder=str(tmp_path), run="run", merged="merged", data=("/a.json",), fix_out="clean.jsonl")
+    for start in (merge.start, check.start_fix):
+        with pytest.raises(ConfigError, match="already exists"):
+            start(form, desk)
+    assert not desk.jobs.root.exists()
+
+
 def test_a_file_that_cannot_be_written_is_an_error(desk, tmp_path):
     file = write_json(tmp_path / "train.json", [row("Hi.", "A.")])
     (tmp_path / "clean.jsonl").mkdir()
@@ -249,6 +346,16 @@ def test_compare_says_what_is_missing_and_which_run_it_asks(desk, tmp_path):
     assert "--image coffee.jpg " in line
     assert "uploads" not in line
     assert str(tmp_path / "run") in html
+
+
+def test_a_row_that_is_not_there_names_the_field_of_its_screen(desk, tmp_path):
+    file = write_json(tmp_path / "train.json", [row("Hi.", "A.")])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "vlft.json").write_text('{"base_model": "m"}')
+    form = Form(folder=str(tmp_path), run="run", source="row", data=(str(file),), row_index="9999")
+    html = compare.view(form, desk)[1]
+    assert "Row, from 0&#34; (step 6)" in html
+    assert "step 3" not in html
 
 
 def test_later_is_shown_from_the_job_before_unless_the_file_changed(desk, tmp_path, monkeypatch):

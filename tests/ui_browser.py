@@ -92,7 +92,7 @@ class Screen:
     def __init__(self, browser: Any, address: str, *, width: int = 1200, context: Any = None) -> None:
         self.context = context or browser.new_context(viewport={"width": width, "height": WIDTHS[width]})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)  # a page that is loaded beside two other tests takes over 15 s
         self.faults: list[str] = []
         origin = address.partition("/?")[0]
         self.page.on("pageerror", lambda error: self.faults.append(f"error: {error} {error.stack}"))
@@ -128,6 +128,13 @@ class Screen:
     def value(self, label: str) -> str:
         """What a field of the visible screen holds."""
         return self.page.locator(".screen:visible").get_by_label(_starts(label)).input_value()
+
+    def holds(self, label: str, text: str) -> None:
+        """Wait until a field of the visible screen holds a text."""
+        from playwright.sync_api import expect
+
+        field = self.page.locator(".screen:visible").get_by_label(_starts(label))
+        expect(field).to_have_value(text, timeout=60_000)
 
     def click(self, words: str) -> None:
         """Press a button of the visible screen."""

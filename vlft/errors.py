@@ -5,6 +5,7 @@ The CLI prints a `VlftError` without a traceback and exits with its `exit_code`.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 
@@ -88,7 +89,8 @@ class DataError(VlftError):
     """A row (`.row`) that cannot be trained."""
 
     def __init__(self, row: BadRow) -> None:
-        super().__init__(f"{row}\n  See it, with the same flags: vlft preview {row.file} --index {row.index}")
+        file = shlex.quote(row.file)
+        super().__init__(f"{row}\n  See it, with the same flags: vlft preview {file} --index {row.index}")
         self.row = row
 
     def __reduce__(self):  # exceptions cross from loader workers by pickle, which replays the constructor

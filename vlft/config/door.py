@@ -109,6 +109,11 @@ def say_remarks(passed: Passed) -> None:
         print(f"note: these flags have no effect here: {passed.remarks}", file=sys.stderr)
 
 
+def misused(verb: str, line: Line, told: Translation, kinds: Mapping[str, Kind]) -> list[str]:
+    """Return a message for each value of the wrong kind or out of range, and for words that belong to no flag."""
+    return [one.text for one in (*_bad_values(line.values(), told, kinds), *_unclaimed_words(verb, line))]
+
+
 def _bad_values(said: Mapping[str, Said], told: Translation, kinds: Mapping[str, Kind]) -> Iterator[_Wrong]:
     """Yield the values that are of the wrong kind or out of range. Includes the values of translated flags."""
     for name, words in told.flags.items():
@@ -127,13 +132,14 @@ def _bad_values(said: Mapping[str, Said], told: Translation, kinds: Mapping[str,
         else:
             found = ((word, kind.problem(word)) for word in words if kind.angled or not placeholders(word))
             yield from (
-                _Wrong(flag=name, text=_problem(flag, word, problem), usage=problem.usage)
+                _Wrong(flag=name, text=problem_text(flag, word, problem), usage=problem.usage)
                 for word, problem in found
                 if problem is not None
             )
 
 
-def _problem(flag: str, word: str, problem: Problem) -> str:
+def problem_text(flag: str, word: str, problem: Problem) -> str:
+    """Return the message for a value: its flag, the value, and what is wrong with it."""
     if not word.strip() or problem.text.startswith("must "):
         return f"{flag} is {word.strip() or 'empty'}, {problem.text}".removesuffix(", ")
     return f"{flag} {word}: {problem.text}"

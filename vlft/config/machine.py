@@ -25,8 +25,8 @@ def remarks_on_steps(args: TrainFlags | PlanFlags, steps: int) -> list[str]:
         )
     if steps < FEW_STEPS:
         remarks.append(
-            f"the whole run has few optimizer steps: {steps}. For more, lower the global batch (GLOBAL_BATCH in the "
-            "scripts, --global_batch) or raise --num_train_epochs."
+            f"the whole run has few optimizer steps: {steps}. For more, "
+            + ("raise --max_steps." if args.max_steps > 0 else "lower --global_batch or raise --num_train_epochs.")
         )
     return remarks
 

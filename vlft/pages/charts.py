@@ -44,6 +44,7 @@ class _Thin:
     y: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    last: float
     thinned: bool
 
 
@@ -52,7 +53,7 @@ def thin(series: Series) -> _Thin:
     good = np.isfinite(series.y) & np.isfinite(series.x)
     x, y = series.x[good], series.y[good]
     if len(x) <= MOST:
-        return _Thin(x=x, y=y, low=y, high=y, thinned=False)
+        return _Thin(x=x, y=y, low=y, high=y, last=float(y[-1]) if len(y) else math.nan, thinned=False)
     starts = np.linspace(0, len(x), MOST, endpoint=False).astype(int)
     counts = np.diff(starts, append=len(x))
     last = np.append(starts[1:], len(x)) - 1
@@ -61,6 +62,7 @@ def thin(series: Series) -> _Thin:
         y=np.add.reduceat(y, starts) / counts,
         low=np.minimum.reduceat(y, starts),
         high=np.maximum.reduceat(y, starts),
+        last=float(y[-1]),
         thinned=True,
     )
 
@@ -158,7 +160,7 @@ def chart(
         if one.dots or len(middle) == 1:
             paths.append(("dots", "".join(f"M{x:.1f} {y:.1f}h0" for x, y in middle)))
         colour = place if one.place is None else one.place
-        lines.append(Line(place=colour, name=one.name, last=shown(float(points.y[-1])), paths=tuple(paths)))
+        lines.append(Line(place=colour, name=one.name, last=shown(points.last), paths=tuple(paths)))
         rounded = [float(f"{y:.5g}") for y in points.y]
         data.append({"name": one.name, "x": [int(x) for x in points.x], "y": rounded})
     span = {"from": left, "to": right, "slack": max(1.0, (right - left) / MOST), "series": data}

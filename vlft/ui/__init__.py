@@ -5,7 +5,7 @@
                 from form to what is shown                               later       requests wait while Gradio loads
     desk        what screens share                                      assets      Gradio's scripts, as files
     commands    form -> command line       jobs, keep   processes        runs        run folders, whoever started them
-    words       flag -> name of its field
+    words       flag -> name of its field                 more        the field for further flags
     folders     names in a folder          rows         one row to ask   thumbs      small pictures
     small       regular files only, of limited size
 

@@ -5,20 +5,16 @@ Every action of the page is one of these commands, so a user can copy it and typ
 
 from __future__ import annotations
 
-import functools
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vlft.config import table
-from vlft.config.names import unknown
-from vlft.config.said import read_line
-from vlft.config.translate import translate
+from vlft.config import door, table
 from vlft.errors import ConfigError
-from vlft.ui.words import FIELDS, OWN, place
+from vlft.ui.more import notes, words_of
+from vlft.ui.words import place
 
 #: Preset -> vision, merger, language, learning rate, that of the vision tower; as the scripts have them.
 PRESETS = {
@@ -27,6 +23,8 @@ PRESETS = {
     "full": ("full", "full", "full", "1e-5", "2e-6"),
 }
 MODES = ("full", "lora", "frozen")
+#: Flag -> kind of its value, for the fields that are typed.
+KINDS = {name: kind for verb in ("train", "plan", "check-data") for name, kind in table.kinds(verb).items()}
 KEPT_CHECKPOINTS = "2"  # of a run that saves on the way
 
 
@@ -127,31 +125,19 @@ def more_words(form: Form) -> list[str]:
     """Return the words of the field for further flags.
 
     Raises:
-        ConfigError: a quote is not closed, or a flag is unknown or has a field of its own.
+        ConfigError: the errors of `vlft.ui.more.words_of`.
     """
-    try:
-        words = shlex.split(form.more)
-    except ValueError as error:
-        raise ConfigError(f"More flags: {form.more!r} cannot be read ({error}). Close the quotes.") from error
-    if fault := _wrong(tuple(words)):
-        raise ConfigError(f"More flags: {fault}")
-    return words
+    return words_of(form.more, form.folder)
 
 
-@functools.lru_cache(maxsize=64)
-def _wrong(words: tuple[str, ...]) -> str:
-    """Return what is wrong with the names of flags, "" if nothing is. It is asked for every two seconds."""
-    for name in _names(words):
-        if name in FIELDS:
-            return f"--{name} has a field of its own: {place(name)}. Set it there."
-        if name in OWN:
-            return f"--{name} is set by the page. Drop it."
-    kinds = table.kinds("train")
-    try:
-        told = translate(read_line([*words], kinds, others=False).values(), kinds, os.environ)
-    except ConfigError as error:
-        return str(error)
-    return unknown(told.unknown[0].name, kinds) if told.unknown else ""
+def method_notes(form: Form) -> list[str]:
+    """Return a note for each field of the plan whose value replaces a default of `--method`.
+
+    Raises:
+        ConfigError: the errors of `more_words`.
+    """
+    towers = {"vision": form.vision, "merger": form.merger, "language": form.language}
+    return notes(more_words(form), towers, {"learning_rate": form.rate, "num_train_epochs": form.epochs})
 
 
 def _names(words: Sequence[str]) -> list[str]:
@@ -283,4 +269,12 @@ def _unless(more: Sequence[str], **values: str) -> list[str]:
 
 
 def _flags(**values: str) -> list[str]:
+    """Return the flags that are set.
+
+    Raises:
+        ConfigError: a value is of the wrong kind or out of range.
+    """
+    for name, value in values.items():
+        if value and name in KINDS and (problem := KINDS[name].problem(value)) is not None:
+            raise ConfigError(f"{door.problem_text(place(name), value, problem)}.")
     return [word for name, value in values.items() if value for word in (f"--{name}", value)]

@@ -75,7 +75,8 @@ class Guard:
             return
         status = self.judge(scope)
         if status == 403 and scope["type"] == "http" and scope["path"] == "/manifest.json":
-            await _answer(send, 200, "{}")  # browsers ask for it without the cookie, and report a refusal as an error
+            # Browsers ask for it without the cookie, and report a refusal as an error.
+            await _answer(send, 200, "{}", kind="application/manifest+json")
             return
         if status == 200:
             await self.app(scope, receive, _adding(send))
@@ -141,10 +142,12 @@ def _adding(send: Send) -> Send:
     return sending
 
 
-async def _answer(send: Send, status: int, html: str, *, cookie: str | None = None) -> None:
-    headers = [(b"content-type", b"text/html; charset=utf-8"), *HEADERS]
+async def _answer(
+    send: Send, status: int, text: str, *, kind: str = "text/html; charset=utf-8", cookie: str | None = None
+) -> None:
+    headers = [(b"content-type", kind.encode("ascii")), *HEADERS]
     headers.append((b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"))
     if cookie is not None:
         headers.append((b"set-cookie", cookie.encode("ascii")))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": html.encode()})
+    await send({"type": "http.response.body", "body": text.encode()})

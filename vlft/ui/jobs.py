@@ -31,6 +31,7 @@ from vlft.ui.words import spoken
 
 NAME = re.compile(r"[a-z-]+-[0-9a-f]{16}")
 TAIL = 6000  # bytes of stderr that are read
+LAST = 10  # lines that are shown of a command that runs, or ended without an error message
 SOON = 30.0  # seconds that the keeper may need to take its lock and to start the verb
 STOPPING = 5.0  # seconds that a stop waits for a job that is just being started
 AGE = 1.0  # seconds after the end of a job in which its files still count as its own
@@ -100,6 +101,12 @@ class Job:
     def explained(self) -> str:
         """Return `said` with the names of fields in place of flags."""
         return spoken(self.said())
+
+    def ending(self) -> str:
+        """Return the error of `explained`; its last lines if there is none."""
+        text = self.explained()
+        errors = [found.start() for found in re.finditer(r"(?m)^(?:error|stopped): ", text)]
+        return text[errors[-1] :] if errors else "\n".join(text.splitlines()[-LAST:])
 
 
 #: Flags whose folder changes without a change of what the command reads.

@@ -12,6 +12,7 @@ from vlft.data.sample import Image, Text
 from vlft.errors import ConfigError, VlftError
 from vlft.families import DEFAULT
 from vlft.setup import open_rows, open_some
+from vlft.ui.words import ROW
 
 MOST_DIGITS = 12  # of the number of a row
 
@@ -85,7 +86,10 @@ def _counted(file: str, images: str, changed: tuple[int, int]) -> int:
 
 
 def _asked(file: str, index: int, images: str) -> Asked:
-    row = open_some(file, [index], DataFlags(data_path=[file], image_folder=images or None), DEFAULT)[0]
+    try:
+        row = open_some(file, [index], DataFlags(data_path=[file], image_folder=images or None), DEFAULT)[0]
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--index", f'"{ROW[0]}" (step {ROW[1]})')) from error
     place = next(place for place, turn in enumerate(row.turns) if turn.role == "user")
     pictures: list[str] = []
     videos: list[str] = []

@@ -35,8 +35,8 @@ MOST_GROUPS = 6  # learning rates that are drawn
 MOST_SECONDS = 1e9  # of a step
 MOST_ROWS = 6  # rows whose answers are shown
 MOST_LINE = 4 << 20  # bytes of the newest completions that are read
-FIGURES = ("loss", "tokens_per_s", "step_s", "peak_gb")  # that are shown of the last line
-SHOWN = {"loss": "Loss", "grad_norm": "Gradient norm", "tokens_per_s": "Tokens per second"}
+FIGURES = ("reward", "loss", "tokens_per_s", "step_s", "peak_gb")  # that are shown of the last line
+SHOWN = {"reward": "Reward", "loss": "Loss", "grad_norm": "Gradient norm", "tokens_per_s": "Tokens per second"}
 
 
 @dataclass
@@ -123,8 +123,11 @@ class Curves:
         """Return the charts of the run, each of at most 500 points."""
         loss = [*self.series("loss", "training"), *self.series("eval_loss", "evaluation", dots=True, place=1)]
         rates = [one for name in self.columns if name.startswith("lr ") for one in self.series(name, name[3:])]
-        others = [chart(title, self.series(name, title), from_zero=True) for name, title in [*SHOWN.items()][1:]]
-        found = [chart("Loss", loss), *others, chart("Learning rate", rates, from_zero=True)]
+        charts = {
+            name: chart(title, loss if name == "loss" else self.series(name, title), from_zero=name != "loss")
+            for name, title in SHOWN.items()
+        }
+        found = [*charts.values(), chart("Learning rate", rates, from_zero=True)]
         return [one for one in found if one is not None]
 
 

@@ -20,6 +20,7 @@ from vlft.ui.guard import Guard, Keys
 from vlft.ui.jobs import Jobs
 from vlft.ui.later import Later
 from vlft.ui.runs import Runs
+from vlft.ui.words import spoken_page
 
 ADDRESS = "127.0.0.1"
 #: Word in an address -> file of a job that is shown. No other file is ever sent.
@@ -87,11 +88,12 @@ def _application(desk: Desk, port: int) -> Any:
     def sheet(name: str, page: str) -> Response:
         folder = desk.jobs.named(name)
         try:
-            html = (folder / PAGES[page]).read_bytes() if folder is not None else None
-        except (KeyError, OSError):
+            html = (folder / PAGES[page]).read_text(encoding="utf-8") if folder is not None else None
+        except (KeyError, OSError, ValueError):
             html = None
         if html is None:
             return Response(status_code=404)
+        html = spoken_page(html) if page == "check" else html
         return Response(html, media_type="text/html", headers={"content-security-policy": SHEET})
 
     @app.get("/alive")

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from html import escape, unescape
 
 #: Flag -> (label of its field, step). Screens take their labels from here.
 FIELDS = {
@@ -35,11 +36,15 @@ FIELDS = {
     "gpus": ("Number of GPUs", 4),
     "output_dir": ("Folder of the run", 5),
 }
+#: Field of the sixth screen. The command that reads its row says `--index`, as that of the third screen.
+ROW = ("Row, from 0", 6)
 MORE = "More flags of vlft train (optional)"
 #: Flags that the page sets itself.
 OWN = ("json", "html", "report", "help")
 _QUOTED = r"'(?:[^']|'\"'\"')*'"
 _FLAG = re.compile(rf"(?P<verb>\b[Pp]ass |\b[Uu]se )?--(?P<name>[a-z_]+)\b(?: (?P<value>{_QUOTED}|[^\s'.,;:()]\S*))?")
+_COMMAND = re.compile(r"(\bvlft [a-z-]+(?: (?:[^\n.;]|[.;](?!\s|$))*)?)")  # to the end of its sentence
+_TEXT = re.compile(r'<(?:script|style|p class="words").*?</|(?<=>)(?P<text>[^<>]*--[^<]*)(?=<)', re.DOTALL)
 _FOLDER = re.compile(rf"[Pp]ass --image_folder ({_QUOTED}|\S+)")
 
 
@@ -57,7 +62,8 @@ def place(flag: str) -> str:
 def spoken(text: str) -> str:
     """Return a message of a command with the names of fields in place of flags.
 
-    `pass --image_folder pics` becomes `set "Folder of the pictures" (step 1) to pics`. Flags without a field stay.
+    `pass --image_folder pics` becomes `set "Folder of the pictures" (step 1) to pics`. Flags without a field stay, and
+    so do command lines.
     """
 
     def said(found: re.Match[str]) -> str:
@@ -71,7 +77,18 @@ def spoken(text: str) -> str:
         shown = _absolute(value) if name == "image_folder" else value
         return f"{verb} {place(name)} to {shown}"
 
-    return _FLAG.sub(said, text)
+    parts = _COMMAND.split(text)  # prose, command line, prose, ...
+    return "".join(part if i % 2 else _FLAG.sub(said, part) for i, part in enumerate(parts))
+
+
+def spoken_page(html: str) -> str:
+    """Return the page of a check with its messages as `spoken`. The words of the rows stay as they are."""
+
+    def said(found: re.Match[str]) -> str:
+        text = found["text"]
+        return found[0] if text is None else escape(spoken(unescape(text)), quote=False)
+
+    return _TEXT.sub(said, html)
 
 
 def folders_named(texts: Sequence[str]) -> list[str]:

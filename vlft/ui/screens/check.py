@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
+from vlft.errors import ConfigError
 from vlft.pages.web import render
 from vlft.ui.commands import Form, check, fix, shown
 from vlft.ui.desk import Desk, absolute
@@ -93,15 +94,29 @@ def folder_found(found: Any) -> str:
 
 
 def advised(form: Form, desk: Desk) -> dict[str, Any]:
-    """Return the folder of the pictures that the check found."""
+    """Return the folder of the pictures that the check found.
+
+    Raises:
+        ConfigError: it is gone.
+    """
     job = job_of(form, desk)
     folder = folder_found(job.document()) if job is not None else ""
-    return {"images": folder} if folder else {}
+    if not folder:
+        raise ConfigError("The folder that was found is gone. Check the rows again.")
+    return {"images": folder}
 
 
 def start_fix(form: Form, desk: Desk) -> None:
-    """Write the rows that can be trained."""
-    desk.jobs.start(fix(_there(form)))
+    """Write the rows that can be trained.
+
+    Raises:
+        ConfigError: a file of this name exists. The job that wrote it stays on the page.
+    """
+    words, job = fix(_there(form)), fix_of(form, desk)
+    running = job is not None and job.word == "running"
+    if there := [] if running else [path for path in targets(form) if os.path.isfile(path)]:
+        raise ConfigError(f"{there[0]}: already exists. Name a new file, or remove it.")
+    desk.jobs.start(words)
 
 
 def fix_view(form: Form, desk: Desk) -> tuple[str, str]:
@@ -121,16 +136,17 @@ def written(form: Form, desk: Desk) -> dict[str, Any]:
     Raises:
         ConfigError: no file has been written.
     """
-    from vlft.errors import ConfigError
-
-    there = _there(form)
-    job = desk.jobs.find("check-data", fix(there)[1:])
-    stem, ending = os.path.splitext(there.fix_out)
-    ending = ending or ".jsonl"
-    found = [f"{stem}-train{ending}", f"{stem}-eval{ending}"] if form.split else [f"{stem}{ending}"]
+    found, job = targets(form), fix_of(form, desk)
     if job is None or job.word != "done" or not all(os.path.isfile(path) for path in found):
         raise ConfigError("Write the file first.")
     return {"data": [found[0]], "eval": found[1:] or list(form.eval)}
+
+
+def targets(form: Form) -> list[str]:
+    """Return the files that are written."""
+    stem, ending = os.path.splitext(_there(form).fix_out)
+    ending = ending or ".jsonl"
+    return [f"{stem}-train{ending}", f"{stem}-eval{ending}"] if form.split else [f"{stem}{ending}"]
 
 
 def _there(form: Form) -> Form:

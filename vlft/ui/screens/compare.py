@@ -12,7 +12,7 @@ from vlft.ui.jobs import Job
 from vlft.ui.rows import Asked, asked_row
 from vlft.ui.screens.train import base_of, there
 from vlft.ui.thumbs import thumbs
-from vlft.ui.words import spoken
+from vlft.ui.words import ROW, spoken
 
 STEP = "6 Compare"
 IDLE = "Ask a question: the base and the tuned model answer it side by side."
@@ -37,7 +37,7 @@ def build(desk: Desk) -> None:
             allow_custom_value=True,
             interactive=True,
         )
-        index = gr.Textbox("0", label="Row, from 0")
+        index = gr.Textbox("0", label=ROW[0])
     button = gr.Button("Ask both models", variant="primary")
     stopper = desk.stop_button()
     message = desk.drawn()

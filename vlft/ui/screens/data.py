@@ -8,7 +8,7 @@ from typing import Any
 
 from vlft.errors import ConfigError
 from vlft.pages.web import render
-from vlft.ui.commands import Form, more_words
+from vlft.ui.commands import Form, method_notes
 from vlft.ui.desk import Choices, Desk, message
 from vlft.ui.folders import find
 from vlft.ui.words import MORE, label
@@ -123,12 +123,11 @@ def opened(form: Form) -> dict[str, Any]:
 
 
 def of_more(form: Form) -> str:
-    """Return what is wrong with the field for further flags, as HTML."""
+    """Return what is wrong with the field for further flags, or what it changes in step 4, as HTML."""
     try:
-        more_words(form)
+        return message(" ".join(method_notes(form)), "warn")
     except ConfigError as error:
         return message(str(error), "bad")
-    return ""
 
 
 def moved(folder: str, chosen: Sequence[str] | None) -> tuple[str, list[str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
+from vlft.errors import ConfigError
 from vlft.pages.web import render
 from vlft.ui.commands import Form, merge, shown
 from vlft.ui.desk import Desk, absolute
@@ -30,8 +32,17 @@ def build(desk: Desk) -> None:
 
 
 def start(form: Form, desk: Desk) -> None:
-    """Merge the run."""
-    desk.jobs.start(merge(_there(form)))
+    """Merge the run.
+
+    Raises:
+        ConfigError: the folder for the merged model holds something. Its result stays on the page.
+    """
+    here = _there(form)
+    words, job = merge(here), job_of(form, desk)
+    running = job is not None and job.word == "running"
+    if not running and os.path.isdir(here.merged) and os.listdir(here.merged):
+        raise ConfigError(f"{here.merged}: already exists and is not empty. Name a new folder for the merged model.")
+    desk.jobs.start(words)
 
 
 def view(form: Form, desk: Desk) -> tuple[str, str]:

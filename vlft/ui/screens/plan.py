@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from vlft.pages.web import render
-from vlft.ui.commands import MODES, PRESETS, Form, plan, shown
+from vlft.ui.commands import MODES, PRESETS, Form, method_notes, plan, shown
 from vlft.ui.desk import Desk
 from vlft.ui.jobs import Job
 from vlft.ui.words import label, spoken
@@ -105,7 +105,7 @@ def view(form: Form, desk: Desk) -> tuple[str, str]:
     """Return the command line, and the plan."""
     words, job = plan(form), job_of(form, desk)
     found: Any = job.document() if job is not None and job.word == "done" else None
-    notes = [spoken(note) for note in found["notes"]] if found else []
+    notes = [*method_notes(form), *(spoken(note) for note in found["notes"])] if found else []
     groups = [{**group, "name": group_name(group["name"])} for group in found["groups"]] if found else []
     return shown(words), render(
         "ui_plan.html.j2", title="", job=job, idle=IDLE, plan=found, parts=PARTS, notes=notes, groups=groups

@@ -17,7 +17,7 @@ from vlft.ui.runs import MOST_ROWS, RECORD, Watched, answered, newest
 from vlft.ui.runs import stop as stop_run
 from vlft.ui.small import document
 from vlft.ui.thumbs import thumbs
-from vlft.ui.words import label, spoken
+from vlft.ui.words import label
 
 IDLE = "No run is in this folder yet."
 SHOWN_ANSWERS = 6
@@ -38,7 +38,7 @@ def build(desk: Desk) -> None:
     )
     with gr.Row():
         start_button = gr.Button("Start training", variant="primary")
-        stop_button = gr.Button("Stop and save", variant="stop")
+        stop_button = gr.Button("Stop and save", variant="stop", elem_classes="stopping")
     message = desk.drawn()
     line = gr.Textbox(label="The same in a terminal", interactive=False, buttons=["copy"], elem_classes="command")
     html = desk.drawn()
@@ -62,15 +62,17 @@ def start(form: Form, desk: Desk) -> dict[str, Any]:
     """Start the run.
 
     Raises:
-        ConfigError: a field is missing, or a run trains in this folder.
+        ConfigError: a field is missing, or a run trains in this folder or has finished there.
     """
     here = there(form)
     words, job = train(here), job_of(here.run, desk)
     if job is not None and job.word == "running" and job.words == tuple(words):
         return {}  # a second click: the page shows the run
-    pid = desk.runs.watch(here.run).pid
-    if pid is not None:
+    run = desk.runs.watch(here.run)
+    if run.pid is not None:
         raise ConfigError(f"{here.run}: a run is training there right now. Stop it, or name another folder.")
+    if run.word == "finished":
+        raise ConfigError(f"{here.run}: the run in this folder has finished. Name a new folder to train again.")
     desk.jobs.start(words, about=[os.path.realpath(here.run)])
     return {"run": here.run}
 
@@ -115,7 +117,8 @@ def view(form: Form, desk: Desk) -> tuple[str, str]:
         run=run,
         idle="" if there_is else f"{IDLE} {asked}".strip(),
         fault=fault(job, run),
-        log=spoken(job.said()) if job is not None else "",
+        log=job.explained() if job is not None else "",
+        ending=job.ending() if job is not None else "",
         starting=starting,
         since=job.seconds if job is not None else 0.0,
         next=next_start(run) if there_is and not alive and run.word != "finished" else "",
@@ -150,6 +153,7 @@ def next_start(run: Watched) -> str:
 def facts(last: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return (name, figure, CSS class) of the last logged line."""
     shown = {
+        "reward": "reward",
         "loss": "loss",
         "tokens_per_s": "tokens per second",
         "step_s": "seconds per step",
