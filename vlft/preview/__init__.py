@@ -268,7 +268,7 @@ def sketch(sample: Sample, recipe: Recipe, family: Family, *, is_prompt: bool = 
         sample: the row, or its prompt.
         recipe: how media are decoded.
         family: whose pads stand for media.
-        is_prompt: whether it is a prompt, of which nothing is trained.
+        is_prompt: whether it is a prompt. Nothing of a prompt is trained.
 
     Raises:
         DataError: its media cannot be decoded.

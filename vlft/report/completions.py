@@ -9,7 +9,7 @@ from vlft.report.answers import media_of, spread, title_of
 from vlft.report.sampled import Sampled
 
 SHOWN_ROWS = 6
-SHOWN_REPEATED = 4  # rows of which several steps are shown
+SHOWN_REPEATED = 4  # rows that are shown at several steps
 SHOWN_STEPS = 3  # of a row: the first, the last, and one between them
 
 
