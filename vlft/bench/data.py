@@ -202,8 +202,10 @@ def _measure(base: Base, measured: MeasuredRows, plan: DataBench, say: Say) -> d
     alone = found.get("decode_only")
     document["decode_only"] = alone and alone["pictures_per_s"]
     document["seconds_of_decode"] = alone and alone["seconds_of_passes"]
-    pairs = zip(passes.get("decode_only", ()), passes["ours"], strict=False)
-    document["of_decode"] = statistics.median(one.seconds / ours.seconds for one, ours in pairs) if alone else None
+    document["of_decode"] = None
+    if alone:
+        pairs = zip(passes["decode_only"], passes["ours"], strict=True)
+        document["of_decode"] = statistics.median(one.seconds / ours.seconds for one, ours in pairs)
     document |= {"rounds": plan.rounds, "rows": len(everything), "rows_per_batch": plan.batch}
     document |= {"torch": torch.__version__, "cores": os.cpu_count()}
     return document

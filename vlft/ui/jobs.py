@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -75,7 +76,7 @@ class Job:
         """Return a path of the command line that has changed since the job ended, "" if none has."""
         if self.ended is None:
             return ""
-        for flag, word in zip(("", *self.words), self.words, strict=False):
+        for flag, word in itertools.pairwise(("", *self.words)):
             if os.path.isabs(word) and flag not in NOT_READ and _modified(word) > self.ended + AGE:
                 return word
         return ""
