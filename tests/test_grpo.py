@@ -77,7 +77,7 @@ def words(base, rows, media, tmp_path):
     return of
 
 
-def test_a_run_trains_what_was_asked_and_merges(words, base, tmp_path, capsys):
+def test_a_run_trains_what_was_asked_and_merges(words, base, rows, media, tmp_path, capsys):
     towers = ("--vision", "lora", "--merger", "full", "--language", "lora", "--vision_lr", "5e-3", "--merger_lr", "0")
     assert main(words(*towers, reward=r"format:(?s).*[aeiou].*", lr_scheduler_type="constant")) == 0
     out, run = capsys.readouterr().out, tmp_path / "run"
@@ -95,6 +95,10 @@ def test_a_run_trains_what_was_asked_and_merges(words, base, tmp_path, capsys):
     assert record["training"]["method"] == "grpo"
     assert record["training"]["grpo"]["num_generations"] == 2
     assert record["versions"]["trl"] == version("trl")
+    flags = ["--method", "grpo", "--model_id", str(base), "--image_folder", str(media), "--index", "0-4", "--json"]
+    assert main(["preview", str(rows), *flags]) == 0
+    prompts = [len(one["input_ids"]) for one in json.loads(capsys.readouterr().out)["rows"]]
+    assert record["training"]["lengths"] == {"asked": None, "longest": max(prompts) + 6}
     assert record["data"][0]["rows"] == record["data"][0]["trained"] == 5
     assert not list(run.glob("README.md"))
     trained = weights(run)

@@ -125,7 +125,10 @@ def run_record(
             **_choices(base),
             "drawn": rows_print(measured),
             "most_media": measured.costs.most_media,
-            "lengths": {"asked": data.max_length, "longest": int(measured.costs.tokens.max(initial=0))},
+            "lengths": {
+                "asked": data.max_length,
+                "longest": int(measured.costs.tokens.max(initial=0)) + base.completion,
+            },
         },
         data=data_entries(measured),
         quantised=_quantised(base, args),
