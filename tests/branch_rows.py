@@ -133,7 +133,7 @@ def copied_batch(rows: Sequence[Asked], family: Family) -> dict[str, Any]:
         place, *again = (starts[answer] + at - seen_starts[sample] for answer in answers)
         placed.append(place)
         copies += [(feature, other) for other in again]
-    batch |= {key: value for key, value in seen.items() if "vision" in key or "patches" in key}
+    batch |= {key: value for key, value in seen.items() if "vision" in key or "pixels" in key}
     batch["vision_rows"], cached_rows = torch.tensor(placed).tensor_split([len(placed) - len(cached)])
     if cached:
         batch["cached"] = seen["cached"] | {"rows": cached_rows}

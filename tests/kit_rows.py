@@ -146,4 +146,4 @@ def same(ours, theirs) -> None:
     assert ours.labels_T.tolist() == theirs.labels_T.tolist()
     assert ours.positions_3T.tolist() == theirs.positions_3T.tolist()
     assert [m.grid for m in ours.media] == [m.grid for m in theirs.media]
-    assert all(torch.equal(a.patches, b.patches) for a, b in zip(ours.media, theirs.media, strict=True))
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(ours.media, theirs.media, strict=True))

@@ -42,7 +42,7 @@ def batch_of(vision: VisionSizes) -> dict[str, Any]:
     """The batch of `LOAD`: two samples that begin with a picture and end with 25 trained tokens."""
     samples = []
     for tokens, side in SIDES.items():
-        patches = torch.zeros(side**2, vision.channels, vision.patch, vision.patch, dtype=torch.uint8)
+        pixels = torch.zeros(1, side * vision.patch, side * vision.patch, 3, dtype=torch.uint8)
         place = torch.arange(tokens)
         samples.append(
             EncodedSample(
@@ -53,7 +53,7 @@ def batch_of(vision: VisionSizes) -> dict[str, Any]:
                 labels_T=place.where(place >= tokens - 25, -100),
                 kinds_T=(place < side**2 // vision.cell).to(torch.uint8),
                 positions_3T=place.expand(3, -1),
-                media=(EncodedMedia(grid=Grid(t=1, h=side, w=side), patches=patches, is_video=False),),
+                media=(EncodedMedia(grid=Grid(t=1, h=side, w=side), pixels=pixels, is_video=False),),
                 text="",
             )
         )

@@ -7,6 +7,7 @@ import functools
 
 import torch
 from build import FAMILY
+from patches import patches_of
 from transformers import Qwen2VLConfig
 
 from vlft.data.collate import Collator
@@ -86,13 +87,13 @@ def stock_inputs(row, processor) -> dict:
     videos = [m for m in row.media if m.is_video]
     inputs = {"input_ids": row.input_ids_T[None], "mm_token_type_ids": row.kinds_T[None].int(), "use_cache": False}
     side = processor.image_processor.patch_size
-    none_still = torch.zeros(0, 3, side, side, dtype=torch.uint8)
-    none_video = torch.zeros(0, 3, 2, side, side, dtype=torch.uint8)
+    still_patches, video_patches = patches_of(row.media, patch=side)
+    made = pixels.patches(still_patches, video_patches)
     if stills:
-        inputs["pixel_values"] = pixels.patches(torch.cat([m.patches for m in stills]), none_video)
+        inputs["pixel_values"] = made[: len(still_patches)]
         inputs["image_grid_thw"] = torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in stills])
     if videos:
-        inputs["pixel_values_videos"] = pixels.patches(none_still, torch.cat([m.patches for m in videos]))
+        inputs["pixel_values_videos"] = made[len(still_patches) :]
         inputs["video_grid_thw"] = torch.tensor([[m.grid.t, m.grid.h, m.grid.w] for m in videos])
     return inputs
 

@@ -24,7 +24,7 @@ FLOORS: dict[str, float] = {
     "families": 1,
     "metrics": 1,
     "config": 1.5,
-    "data.patch_memory": 1.9,
+    "data.pixel_memory": 1.9,
     "data.shared_cache": 1.9,
     "data.sample": 2.0,
     "data.workers": 2.0,

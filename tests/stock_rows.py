@@ -167,8 +167,20 @@ def _media(made: dict, processor: Any, *, pictures: int, clips: int) -> list[Enc
         patches = (made[values].unflatten(1, (3, 2, side, side)) * std + mean).round().to(torch.uint8)
         sizes = [Grid(t=t, h=h, w=w) for t, h, w in made[grids].tolist()]
         for grid, part in zip(sizes, patches.split([one.t * one.h * one.w for one in sizes]), strict=True):
-            found.append(EncodedMedia(grid=grid, patches=part if is_video else part[:, :, 0], is_video=is_video))
+            pixels_FHW3 = _whole(part, grid, merge=processor.image_processor.merge_size)
+            found.append(
+                EncodedMedia(grid=grid, pixels=pixels_FHW3 if is_video else pixels_FHW3[:1], is_video=is_video)
+            )
     return found
+
+
+def _whole(patches: torch.Tensor, grid: Grid, *, merge: int) -> torch.Tensor:
+    """Reassemble pixels, uint8 [F, H, W, 3], from patches of the stock processor, [P, 3, 2, p, p]."""
+    pair, side = patches.shape[2], patches.shape[-1]
+    # time, block row, block column, row in block, column in block, channel, frame of pair, pixel row, pixel column
+    cut = patches.reshape(grid.t, grid.h // merge, grid.w // merge, merge, merge, 3, pair, side, side)
+    whole = cut.permute(0, 6, 1, 3, 7, 2, 4, 8, 5)
+    return whole.reshape(grid.t * pair, grid.h * side, grid.w * side, 3)
 
 
 def stock_loss(model: Any, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,5 +192,5 @@ def changed(row: Row) -> Row:
     """The row with other tokens and pixels, in the same places."""
     flat = row.flat
     ids = torch.where(flat.kinds_T == 0, (flat.input_ids_T + 7) % 200, flat.input_ids_T)
-    media = tuple(replace(medium, patches=255 - medium.patches) for medium in flat.media)
+    media = tuple(replace(medium, pixels=255 - medium.pixels) for medium in flat.media)
     return replace(row, flat=replace(flat, input_ids_T=ids, media=media))

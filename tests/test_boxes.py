@@ -21,7 +21,6 @@ from vlft.data.rows.coordinates import BoxText, NotABox, PictureSizes, fault, sp
 from vlft.data.rows.records import parse_record
 from vlft.data.sample import Grid
 from vlft.errors import DataError
-from vlft.preview.page import frames_of
 
 #: How Qwen2.5-VL and Qwen3-VL want them.
 LATER = replace(FAMILY, box_unit="pixels", box_style="json")
@@ -234,7 +233,7 @@ def test_the_box_holds_what_it_held(encoder, tmp_path, unit, turned):
     encoder = replace(encoder, family=replace(LATER, box_unit=unit))
     raw = grounded(list(box), images="a.png")
     [_, found, _] = split(said(encoder, raw, tmp_path).replace("Here: ", '"bbox_2d": '))
-    pixels = frames_of(encoder.encode(parse(raw, tmp_path)).media[0], merge=2)[0].float()
+    pixels = encoder.encode(parse(raw, tmp_path)).media[0].pixels[0].float()
     height, width, _ = pixels.shape
     assert (width, height) not in ((500, 900), (900, 500)), "it is resized"
     sides = (1, 1, 1, 1) if unit == "pixels" else (width / 1000, height / 1000) * 2

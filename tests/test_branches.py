@@ -58,7 +58,7 @@ def test_a_branch_row_is_the_plain_rows_of_its_answers(stock_of, model_type):
     rows = rows_of(stock)
     plain, shared = plain_batch(rows, stock.family), branch_batch(rows, stock.family)
     assert sum(shared["lengths"]) < sum(plain["lengths"])
-    assert len(shared["still_patches"]) < len(plain["still_patches"])
+    assert len(shared["still_pixels"]) < len(plain["still_pixels"])
     model = model_of(stock)
     wanted = weighted(model, plain)
     assert any(".visual." in name for name in wanted[1])
@@ -71,7 +71,7 @@ def test_features_that_are_placed_again_are_those_of_a_second_vision_call(stock_
     stock = stock_of(model_type)
     rows = rows_of(stock)
     plain, copied = plain_batch(rows, stock.family), copied_batch(rows, stock.family)
-    assert len(copied["still_patches"]) < len(plain["still_patches"])
+    assert len(copied["still_pixels"]) < len(plain["still_pixels"])
     model = model_of(stock)
     # A chunked delta rule enlarges last bits: `test_flat_families.py`.
     tolerance = 1e-4 if model_type == "qwen3_5" else 1e-5
@@ -85,7 +85,7 @@ def test_stored_features_are_placed_again_too(stock_of):
     def stored(medium):
         size = (vision.mergers, medium.grid.patches // vision.cell, vision.out)
         features = torch.randn(size, generator=generator)
-        return dataclasses.replace(medium, patches=torch.empty(0, dtype=torch.uint8), features=features)
+        return dataclasses.replace(medium, pixels=torch.empty(0, dtype=torch.uint8), features=features)
 
     rows = rows_of(stock)
     some = dataclasses.replace(rows[1].row, media=tuple(map(stored, rows[1].row.media)))

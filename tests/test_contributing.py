@@ -68,7 +68,7 @@ def test_shapes_of_the_drawing_are_those_of_a_batch(encoded):
             else:
                 assert values.setdefault(letter, found - int(more or 0)) == found - int(more or 0), (name, word)
     assert set(checked) == {
-        *("input_ids", "position_ids", "cu_seqlens", "still_patches", "vision_grid", "supervised_rows", "targets"),
+        *("input_ids", "position_ids", "cu_seqlens", "still_pixels", "vision_grid", "supervised_rows", "targets"),
     }
     assert values["S"] == 3
 

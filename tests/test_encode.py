@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from build import FAMILY
+from patches import patches_of
 from stock import NAMES, messages_of, stock
 
 from vlft.data.encode import UNTRAINED, Encoder
@@ -39,18 +40,12 @@ def test_ids_equal_one_call_of_the_whole_stock_processor(samples, encoded, encod
 @pytest.mark.parametrize("name", ["still", "two-turns", "clip", "both", "frames"])
 def test_pixels_after_scaling_are_the_stock_processors(samples, encoded, encoder, name):
     theirs, scale = stock(samples[name], encoder), PixelScale.of(encoder.processor)
-    none_still = torch.zeros(0, 3, 14, 14, dtype=torch.uint8)
-    none_video = torch.zeros(0, 3, 2, 14, 14, dtype=torch.uint8)
-    stills = [m.patches for m in encoded[name].media if not m.is_video]
-    videos = [m.patches for m in encoded[name].media if m.is_video]
-    assert bool(stills) == ("pixel_values" in theirs)
-    assert bool(videos) == ("pixel_values_videos" in theirs)
-    if stills:
-        ours = scale.patches(torch.cat(stills), none_video)
-        assert (ours - theirs["pixel_values"]).abs().max() < 2e-6
-    if videos:
-        ours = scale.patches(none_still, torch.cat(videos))
-        assert (ours - theirs["pixel_values_videos"]).abs().max() < 2e-6
+    stills, videos = patches_of(encoded[name].media)
+    ours = scale.patches(stills, videos).split([len(stills), len(videos)])
+    for found, key in zip(ours, ("pixel_values", "pixel_values_videos"), strict=True):
+        assert bool(len(found)) == (key in theirs)
+        if len(found):
+            assert (found - theirs[key]).abs().max() < 2e-6
 
 
 @pytest.mark.parametrize("name", NAMES)

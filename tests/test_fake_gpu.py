@@ -284,7 +284,7 @@ def test_a_step_with_stored_features_does_neither(monkeypatch, machine, stock_of
 
     def stored(medium):
         features = torch.zeros(vision.mergers, medium.grid.patches // vision.cell, vision.out, dtype=BF16)
-        return dataclasses.replace(medium, patches=torch.empty(0, dtype=torch.uint8), features=features)
+        return dataclasses.replace(medium, pixels=torch.empty(0, dtype=torch.uint8), features=features)
 
     rows = [row.flat for row in stock.rows.values()]
     for place in range(0, len(rows), 2):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from build import picture, row, write_image
 from packaging.version import Version
+from patches import patches_of
 from stock import stock, stock_positions
 
 from vlft.answering import as_tensors, question_of, seconds_remark
@@ -109,13 +110,11 @@ def model(base_of, family):
 def assert_pixels(ours, theirs, encoder) -> None:
     """The pixels of an encoded row are those of the stock processor."""
     side = encoder.recipe.patch_size
-    for key, is_video in (("pixel_values", False), ("pixel_values_videos", True)):
-        patches = [m.patches for m in ours.media if m.is_video == is_video]
-        none = torch.zeros(0, 3, *(() if is_video else (2,)), side, side, dtype=torch.uint8)
-        if patches:
-            pair = (none, torch.cat(patches)) if is_video else (torch.cat(patches), none)
-            made = PixelScale.of(encoder.processor).patches(*pair)
-            torch.testing.assert_close(made, theirs[key], atol=2e-6, rtol=0)  # one step of a uint8 is above 0.007
+    stills, videos = patches_of(ours.media, patch=side)
+    made = PixelScale.of(encoder.processor).patches(stills, videos).split([len(stills), len(videos)])
+    for found, key in zip(made, ("pixel_values", "pixel_values_videos"), strict=True):
+        if len(found):
+            torch.testing.assert_close(found, theirs[key], atol=2e-6, rtol=0)  # one step of a uint8 is above 0.007
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -100,7 +100,7 @@ def test_a_later_run_neither_decodes_nor_calls_the_tower(trained, cache, mixed_j
     first, _ = trained(*cache, *evaluated, name="first")
     calls = []
     monkeypatch.setattr(decoder, "decode", lambda media, recipe: calls.append(media))
-    before_each_loss(monkeypatch, lambda trainer, batch: calls.append(batch) if len(batch["still_patches"]) else None)
+    before_each_loss(monkeypatch, lambda trainer, batch: calls.append(batch) if len(batch["still_pixels"]) else None)
     later, printed = trained(*cache, *evaluated, "--num_train_epochs", "1", name="later")
     assert calls == []
     assert "14 pictures and videos were taken from it, 0 were computed" in printed

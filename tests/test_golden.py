@@ -17,6 +17,7 @@ import pytest
 import torch
 from build import FAMILY, row, write_image
 from models import collator
+from patches import patches, patches_of
 
 from vlft.data.costs.packing import Budget
 from vlft.data.files.index import index_rows, parsed
@@ -72,12 +73,14 @@ def found(tmp_path_factory, encoder) -> dict[str, object]:
             "labels": digest(one.labels_T),
             "kinds": digest(one.kinds_T),
             "positions": digest(one.positions_3T),
-            "patches": [digest(medium.patches) for medium in one.media],
+            "patches": [digest(patches(medium)) for medium in one.media],
             "cost": [cost.tokens, cost.supervised, cost.patches],
         }
         for one, cost in zip(encoded, costs, strict=True)
     }
-    batch = collator()(encoded)
+    batch: dict[str, object] = dict(collator()(encoded))
+    del batch["still_pixels"], batch["video_pixels"]
+    batch["still_patches"], batch["video_patches"] = patches_of([medium for one in encoded for medium in one.media])
     many = costs * 20
     packed = PackOrder(costs=many, budget=Budget(tokens=1500, patches=6000), packs_per_step=4, world=2)
     dealt = RowOrder(rows=len(many), rows_per_step=8, world=2, accumulation=2)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from build import photograph, picture, write_image, write_video
+from patches import patches
 from PIL import Image as PIL
 from PIL import ImageOps, JpegImagePlugin, PngImagePlugin
 from stills_and_clips import PROCESSOR, SETTINGS, grid_of, image, pixels, turn, video
@@ -35,16 +36,16 @@ WHITE_ONLY = pytest.mark.skipif(not STOCK_ON_WHITE, reason="this transformers dr
 
 def normalised(media):
     """Our patches as the model normalises them, in the stock layout [P, 3 * 2 * 14 * 14]."""
-    patches = media.patches if media.is_video else media.patches.unsqueeze(2).expand(-1, -1, 2, -1, -1)
-    return ((patches.float() / 255 - MEAN) / STD).flatten(1)
+    made = patches(media) if media.is_video else patches(media).unsqueeze(2).expand(-1, -1, 2, -1, -1)
+    return ((made.float() / 255 - MEAN) / STD).flatten(1)
 
 
 def assert_like_stock(path, settings=SETTINGS, opened=None):
     """A still equals the stock image processor's result for the upright picture; its grid comes from headers."""
     ours = decode(image(path), settings)
     assert measure(image(path), settings) == ours.grid
-    assert ours.patches.dtype == torch.uint8
-    assert ours.patches.shape == (ours.grid.patches, 3, 14, 14)
+    assert ours.pixels.dtype == torch.uint8
+    assert ours.pixels.shape == (1, 14 * ours.grid.h, 14 * ours.grid.w, 3)
     upright = ImageOps.exif_transpose(PIL.open(path)) if opened is None else opened
     size = {"shortest_edge": settings.image_min_pixels, "longest_edge": settings.image_max_pixels}
     stock = PROCESSOR.image_processor(images=[upright], size=size, return_tensors="pt")
@@ -58,8 +59,8 @@ def assert_video_like_stock(source, ours_of, settings=SETTINGS, grid=None, **ask
 
     ours = decode(ours_of, settings)
     assert measure(ours_of, settings) == ours.grid
-    assert ours.patches.dtype == torch.uint8
-    assert ours.patches.shape == (ours.grid.patches, 3, 2, 14, 14)
+    assert ours.pixels.dtype == torch.uint8
+    assert ours.pixels.shape == (2 * ours.grid.t, 14 * ours.grid.h, 14 * ours.grid.w, 3)
     budget = {"min_pixels": settings.video_min_pixels, "max_pixels": settings.video_max_pixels}
     content = [{"type": "video", "video": source, **budget, **ask}]
     asked = [{"role": "user", "content": content}]
@@ -127,7 +128,7 @@ def save_transparent(path, mode):
 def test_transparent_pixels_are_white(tmp_path):
     clear = PIL.new("RGBA", (56, 56), (10, 20, 30, 0))
     clear.save(tmp_path / "a.png")
-    assert decode(image(tmp_path / "a.png"), SETTINGS).patches.min() == 255
+    assert decode(image(tmp_path / "a.png"), SETTINGS).pixels.min() == 255
 
 
 def grey16() -> np.ndarray:

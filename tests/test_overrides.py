@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from build import FAMILY, row, write_image, write_video
+from patches import patches
 from PIL import Image as PILImage
 from qwen_vl_utils import fetch_image, fetch_video
 
@@ -16,7 +17,6 @@ from vlft.data.media.read import MediaError, measure
 from vlft.data.rows.records import parse_record
 from vlft.demo.tiny import tiny_processor
 from vlft.errors import DataError
-from vlft.preview.page import frames_of
 
 PROCESSOR = tiny_processor()
 SETTINGS = Recipe.of(PROCESSOR)
@@ -69,7 +69,7 @@ def test_a_picture_gets_its_own_size(folder, own, where):
     ours = decode(still, SETTINGS)
     assert ours.grid == grid
     assert [[grid.t, grid.h, grid.w]] == stock["image_grid_thw"].tolist()
-    assert torch.equal(stock["pixel_values"].reshape(-1, 3, 2, 14, 14)[:, :, 0].to(torch.uint8), ours.patches)
+    assert torch.equal(stock["pixel_values"].reshape(-1, 3, 2, 14, 14)[:, :, 0].to(torch.uint8), patches(ours))
     for other in others:  # a part's budgets are its own
         assert measure(other, SETTINGS) == measure(type(other)(path=other.path, field=""), SETTINGS)
 
@@ -99,7 +99,7 @@ def test_a_video_gets_its_own_frames_and_size(folder, monkeypatch, own, where):
     theirs = fetch_video({"video": path, **budget, **rate, **own, "total_pixels": 128000 * TOKEN * 0.9})
     ours = decode(video, SETTINGS)
     assert ours.grid == measure(video, SETTINGS)
-    frames = frames_of(ours, merge=2)
+    frames = ours.pixels
     assert frames.shape == theirs.permute(0, 2, 3, 1).shape
     assert np.array_equal(frames.numpy(), theirs.permute(0, 2, 3, 1).to(torch.uint8).numpy())
 
@@ -109,9 +109,7 @@ def test_frames_get_their_own_size(folder):
     own = {"min_pixels": 16 * TOKEN, "max_pixels": 40 * TOKEN}
     (video,) = parse(part_row({"type": "video", "video": paths, **own})).media
     theirs = fetch_video({"video": paths, **own, "total_pixels": 128000 * TOKEN * 0.9})
-    assert np.array_equal(
-        frames_of(decode(video, SETTINGS), merge=2).numpy(), theirs.permute(0, 2, 3, 1).to(torch.uint8).numpy()
-    )
+    assert np.array_equal(decode(video, SETTINGS).pixels.numpy(), theirs.permute(0, 2, 3, 1).to(torch.uint8).numpy())
 
 
 def test_a_part_wins_over_its_row_and_a_kind_over_both(folder):

@@ -157,7 +157,8 @@ def test_a_batch_holds_each_conversation_as_a_plain_row(encoder, pairs, shared):
     assert ("branches" in batch, "copies" in batch) == (shared, not shared)
     assert "reference" not in batch["answers"]
     features_T, conversations = features_of(batch), sequences(batch)
-    stills, videos, every_still = 0, 0, len(batch["still_patches"]) // 4
+    of_still = 3 * encoder.recipe.factor**2  # bytes of a feature
+    stills, videos, every_still = 0, 0, len(batch["still_pixels"]) // of_still
     for sample, pair in pairs:
         own_stills = 0
         for whole in plain_rows(sample):
@@ -171,15 +172,15 @@ def test_a_batch_holds_each_conversation_as_a_plain_row(encoder, pairs, shared):
             assert torch.equal(batch["position_ids"][:, 0, rows], plain["position_ids"][:, 0])
             assert before.tolist() == rows[plain["supervised_rows"]].tolist()
             assert targets.tolist() == plain["targets"].tolist()
-            own_stills = len(plain["still_patches"]) // 4 if pair.media else 0
+            own_stills = len(plain["still_pixels"]) // of_still if pair.media else 0
             own_T = features_of(plain)  # stills come before videos, in each batch
             of_video_T = own_T >= own_stills
             own_T[of_video_T] += every_still - own_stills + videos
             own_T[(own_T >= 0) & ~of_video_T] += stills
             assert features_T[rows].tolist() == own_T.tolist()
-        stills, videos = stills + own_stills, videos + len(plain["video_patches"]) // 4
+        stills, videos = stills + own_stills, videos + len(plain["video_pixels"]) // (2 * of_still)
     assert next(conversations, None) is None
-    assert (stills, videos) == (every_still, len(batch["video_patches"]) // 4)  # each medium is there once
+    assert (stills, videos) == (every_still, len(batch["video_pixels"]) // (2 * of_still))  # each medium is there once
     assert batch["counts"]["samples"] == len(pairs)
     assert batch["counts"]["tokens"] == batch["input_ids"].shape[1]
     if shared == encoder.shared:

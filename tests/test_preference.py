@@ -156,7 +156,7 @@ def test_a_preference_row_is_two_plain_rows(base_of, tmp_path, preset):
         )
         torch.testing.assert_close(found.sum, wanted.sum, rtol=2e-6, atol=0)
         assert_same_gradients(gradients, plain_gradients)
-    assert len(shared["still_patches"]) * 2 == len(batch["still_patches"])
+    assert len(shared["still_pixels"]) * 2 == len(batch["still_pixels"])
 
 
 def plain_rows(sample):

@@ -14,7 +14,6 @@ from PIL import Image
 from stock import NAMES, stock
 
 from vlft.cli.main import main
-from vlft.preview.page import frames_of
 
 INDEX = {raw["id"]: i for i, raw in enumerate(MIXED_ROWS)}
 
@@ -96,7 +95,7 @@ def test_page_is_complete_and_needs_no_network(capsys, tmp_path, flags, encoded)
         np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))
         for uri in re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     ]
-    frames = [frame for medium in encoded["both"].media for frame in frames_of(medium, merge=2).numpy()]
+    frames = [frame for medium in encoded["both"].media for frame in medium.pixels.numpy()]
     assert len(pixels) == len(frames) == 1 + 6
     assert all(np.array_equal(one, two) for one, two in zip(pixels, frames, strict=True))
     assert re.search(r"<mark>The coffee\.<span[^>]*>&lt;\|im_end\|&gt;</span></mark>", html)
@@ -105,9 +104,8 @@ def test_page_is_complete_and_needs_no_network(capsys, tmp_path, flags, encoded)
     assert 'name="viewport"' in html
 
 
-def test_frames_of_is_the_picture_resized(media, encoded):
-    """The limit is strict enough: a wrong patch order differs by tens of levels."""
-    frame = frames_of(encoded["still"].media[0], merge=2)[0].numpy().astype(float)
+def test_pixels_are_the_picture_resized(media, encoded):
+    frame = encoded["still"].media[0].pixels[0].numpy().astype(float)
     theirs = Image.open(media / "china.jpg").resize(frame.shape[1::-1], Image.Resampling.BICUBIC)
     assert np.abs(frame - np.asarray(theirs, dtype=float)).mean() < 1
 
@@ -216,9 +214,7 @@ def test_several_rows_on_one_page(capsys, tmp_path, flags, encoded):
 def test_a_page_of_many_pixels_is_scaled_down_and_says_so(tmp_path, flags, monkeypatch, encoded):
     from vlft.preview import page as pages
 
-    full = sum(
-        f.shape[0] * f.shape[1] for n in ("still", "clip") for m in encoded[n].media for f in frames_of(m, merge=2)
-    )
+    full = sum(f.shape[0] * f.shape[1] for n in ("still", "clip") for m in encoded[n].media for f in m.pixels)
     monkeypatch.setattr(pages, "PAGE_PIXELS", full // 4)
     path = tmp_path / "rows.html"
     assert preview(*flags, "--index", "0,2", "--html", path) == 0

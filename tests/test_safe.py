@@ -523,7 +523,7 @@ def test_large_frames_are_decoded_fewer_at_a_time(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", 20, 160, 112)
     plain = decode(video(path), SETTINGS)
     monkeypatch.setattr("vlft.data.media.clips.PIXELS_AT_A_TIME", 2 * 160 * 112)
-    assert (decode(video(path), SETTINGS).patches == plain.patches).all()
+    assert (decode(video(path), SETTINGS).pixels == plain.pixels).all()
 
 
 def test_a_long_list_of_large_frames_is_held_small(tmp_path):

@@ -67,7 +67,7 @@ def test_a_pack_takes_two_copies_pinned_by_its_loader_or_not():
         sizes = family.sizes(tiny_config(tiny_processor(family), family))
         with tracing.without_contents():
             batch = tracing.batch_of(sizes.vision, LOAD)
-            rest, patches = copies_of(batch, torch.device("cuda", 0))
-            assert patches == batch["still_patches"].nbytes > ipc.PACKED
-            small = sum(t.nbytes for t in ipc._tensors(batch)) - patches
+            rest, pixels = copies_of(batch, torch.device("cuda", 0))
+            assert pixels == batch["still_pixels"].nbytes > ipc.PACKED
+            small = sum(t.nbytes for t in ipc._tensors(batch)) - pixels
             assert small <= rest < small + 20 * ipc.ALIGNMENT

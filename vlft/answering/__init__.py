@@ -15,12 +15,15 @@ from vlft.answering.batches import in_batches
 from vlft.config.recipe import Recipe
 from vlft.config.thinking import OPEN
 from vlft.data.encode import Encoder
-from vlft.data.positions import time_positions
+from vlft.data.layout import cumulative
+from vlft.data.pixel_memory import joined
+from vlft.data.positions import patch_positions, time_positions
 from vlft.data.rows.parts import question_of as question_of  # for those who answer rows
 from vlft.data.sample import EncodedMedia, EncodedPrompt, Sample
 from vlft.errors import ConfigError, DataError
 from vlft.families import Family
 from vlft.model.generate import Prompt, Sampling, Speaker
+from vlft.model.patches import split
 from vlft.model.scale import PixelScale
 
 
@@ -169,15 +172,22 @@ def as_tensors(prompt: EncodedPrompt, recipe: Recipe) -> Prompt:
         prompt: from an `Encoder`.
         recipe: that of the encoder.
     """
-    side, pair = recipe.patch_size, recipe.temporal_patch_size
     stills = [medium for medium in prompt.media if not medium.is_video]
     videos = [medium for medium in prompt.media if medium.is_video]
-    no_still, no_video = (torch.zeros(0, 3, *shape, dtype=torch.uint8) for shape in ((side, side), (pair, side, side)))
+    grids = [medium.grid for medium in (*stills, *videos)]
+    still_patches, video_patches = split(
+        joined([medium.pixels for medium in stills]),
+        joined([medium.pixels for medium in videos]),
+        positions=torch.from_numpy(patch_positions(*grids, merge=recipe.merge_size)),
+        cu_seqlens=cumulative([grid.h * grid.w for grid in grids for _ in range(grid.t)]),
+        patch=recipe.patch_size,
+        temporal=recipe.temporal_patch_size,
+    )
     return Prompt(
         ids_T=prompt.input_ids_T,
         kinds_T=prompt.kinds_T,
-        still_patches=torch.cat([no_still, *(medium.patches for medium in stills)]),
-        video_patches=torch.cat([no_video, *(medium.patches for medium in videos)]),
+        still_patches=still_patches,
+        video_patches=video_patches,
         still_grids_M3=_grids(stills),
         video_grids_M3=_grids(videos),
         video_paces_M=torch.tensor([medium.grid.pace for medium in videos], dtype=torch.float32)

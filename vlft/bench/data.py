@@ -24,9 +24,9 @@ from vlft.config.parse import Parsed
 from vlft.config.recipe import Recipe
 from vlft.data.collate import Batch
 from vlft.data.dataset import RowDataset
-from vlft.data.media.decode import decode_pixels
+from vlft.data.media.decode import decode
 from vlft.data.order import RowOrder
-from vlft.data.sample import Sample, Video
+from vlft.data.sample import Sample
 from vlft.data.workers import loader_options, workers_end_with_errors
 from vlft.errors import DataError
 from vlft.setup import Base, MeasuredRows, open_base, trainable_rows
@@ -81,11 +81,7 @@ class _Decoded:
 
     def __getitem__(self, index: int) -> int:
         """Return the number of stills and frames of the row."""
-        count = 0
-        for medium in self.samples[index].media:
-            pixels = decode_pixels(medium, self.recipe)
-            count += len(pixels) if isinstance(medium, Video) else 1
-        return count
+        return sum(len(decode(medium, self.recipe).pixels) for medium in self.samples[index].media)
 
 
 class _Lists:
@@ -134,7 +130,7 @@ def _counted(batch: Any) -> tuple[int, int, int, int]:
         raise DataError(ours["skipped"][0])
     counts = ours["counts"]
     videos = ours["vision_grid"][len(ours["vision_grid"]) - counts["videos"] :]
-    pixel_bytes = ours["still_patches"].nbytes + ours["video_patches"].nbytes
+    pixel_bytes = ours["still_pixels"].nbytes + ours["video_pixels"].nbytes
     return counts["images"] + int(2 * videos[:, 0].sum()), counts["samples"], counts["tokens"], pixel_bytes
 
 

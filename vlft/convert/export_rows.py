@@ -101,16 +101,16 @@ def picture_of(image: Image, recipe: Recipe, how: Pictures, *, limits: bool = Tr
     if how == "resized" or alone:
         from PIL.Image import fromarray
 
-        from vlft.data.media.decode import decode_pixels
+        from vlft.data.media.decode import decode
 
-        pixels = decode_pixels(image, recipe)
-        _, height, width = pixels.shape
+        [pixels_HW3] = decode(image, recipe).pixels
+        height, width, _ = pixels_HW3.shape
         if alone and (then := still_size_of(height, width, recipe)) != (height, width):
             raise Unreadable(
                 f"{image.path}: its row's own limits make it {width}x{height} pixels, and the other trainer, which has "
                 f"one limit for all rows, {then[1]}x{then[0]}. Use limits in the row that are within those of the run"
             )
-        data = _png(fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))
+        data = _png(fromarray(pixels_HW3.numpy()))
     else:
         picture = open_picture(image.path)  # also of a plain file: its pixels may be damaged or end early
         data = Path(image.path).read_bytes() if _is_plain(image.path) else _png(picture)

@@ -17,8 +17,8 @@ import torch
 from vlft.data.encode import UNTRAINED
 from vlft.data.ipc import sent
 from vlft.data.layout import BranchKeys, Copies, Layout, copies_of, cumulative
-from vlft.data.patch_memory import joined
 from vlft.data.pieces import KIND_IMAGE, KIND_TEXT, KIND_VIDEO
+from vlft.data.pixel_memory import joined
 from vlft.data.positions import patch_positions
 from vlft.data.sample import EncodedMedia, EncodedSample, Grid
 from vlft.data.vision_meta import vision_meta
@@ -49,8 +49,8 @@ class Batch(_Answers):
     position_ids: torch.Tensor  # int64 [4, 1, T]: index within the sample, then M-RoPE time, height, width
     cu_seqlens: torch.Tensor  # int32 [S + 1], where segments begin and end in the row
     lengths: tuple[int, ...]  # [S], tokens of each segment: a sample, or prompt and answer, or an answer
-    still_patches: torch.Tensor  # uint8 [P_still, 3, patch, patch]
-    video_patches: torch.Tensor  # uint8 [P_video, 3, 2, patch, patch]
+    still_pixels: torch.Tensor  # uint8 [bytes], the pixels [H, W, 3] of each still, one after the other
+    video_pixels: torch.Tensor  # uint8 [bytes], the pixels [F, H, W, 3] of each video
     vision_grid: torch.Tensor  # int64 [M, 3], stills first, then videos; the same order in all `vision_*` below
     vision_cu_seqlens: torch.Tensor  # int32 [F + 1]
     vision_lengths: tuple[int, ...]  # [F]
@@ -108,14 +108,14 @@ class Collator:
         vision_rows, more = _without_cached(media, rows_N, cell=self.vision.cell)
         stills = [m for m in media if m.features is None and not m.is_video]
         videos = [m for m in media if m.features is None and m.is_video]
-        patch, merge = self.vision.patch, self.vision.merge
-        still_patches = [m.patches for m in stills]
+        merge = self.vision.merge
+        still_pixels = [m.pixels for m in stills]
         grids = [m.grid for m in (*stills, *videos)]
         if not grids and self.filler_picture:
             # The ViT runs in every micro-batch: in DDP and ZeRO the other ranks would wait for one without pictures.
             # The features of this picture are not used.
             grids = [Grid(t=1, h=merge, w=merge)]
-            still_patches = [torch.zeros(self.vision.cell, 3, patch, patch, dtype=torch.uint8)]
+            still_pixels = [torch.zeros(merge * self.vision.patch, merge * self.vision.patch, 3, dtype=torch.uint8)]
         vision_lengths = tuple(grid.h * grid.w for grid in grids for _ in range(grid.t))
         batch = Batch(
             input_ids=ids_T[None],
@@ -123,8 +123,8 @@ class Collator:
             position_ids=torch.cat([layout.places_T[None], positions_3T])[:, None],
             cu_seqlens=layout.cu_seqlens,
             lengths=lengths,
-            still_patches=_joined(still_patches, (3, patch, patch)),
-            video_patches=_joined([m.patches for m in videos], (3, 2, patch, patch)),
+            still_pixels=joined(still_pixels),
+            video_pixels=joined([m.pixels for m in videos]),
             vision_grid=torch.from_numpy(np.array([(g.t, g.h, g.w) for g in grids], dtype=np.int64).reshape(-1, 3)),
             vision_cu_seqlens=cumulative(vision_lengths),
             vision_lengths=vision_lengths,
@@ -209,8 +209,3 @@ def _answers(samples: Sequence[EncodedSample], layout: Layout, trained_K: torch.
             raise ValueError(f"{[len(one) for one in values]} values of the reference for {per_sample} answers")
         found["reference"] = torch.tensor([value for one in values for value in one], dtype=torch.float32)
     return found
-
-
-def _joined(patches: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    """Concatenate patches, in the memory layout that they have. What was written as one pack is not copied."""
-    return joined(patches) if patches else torch.zeros(0, *shape, dtype=torch.uint8)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from vlft.data.patch_memory import Place, place_of, received, room_to_send
+from vlft.data.pixel_memory import Place, place_of, received, room_to_send
 
 SMALL = 1 << 20  # bytes of a tensor that is copied into the message, or beside it
 INLINE = 1 << 16  # bytes of all such tensors that are part of the message itself
@@ -23,8 +23,8 @@ class Parcel:
     """A mapping that arrives as a plain dict, with its tensors in few pieces of memory.
 
     torch puts each tensor into its own shared memory and sends its file descriptor over its own connection. That takes
-    about as long for a list of five lengths as for half a picture. Here patches are in memory that the trainer already
-    has (`vlft.data.patch_memory`), and all small tensors are copied into one more piece of it. Large tensors in other
+    about as long for a list of five lengths as for half a picture. Here pixels are in memory that the trainer already
+    has (`vlft.data.pixel_memory`), and all small tensors are copied into one more piece of it. Large tensors in other
     memory are sent as torch does.
 
     Args:
@@ -36,7 +36,7 @@ class Parcel:
         self._end = 0
         self._content = self._marked(batch)
         room = room_to_send(self._end) if self._end > INLINE else None
-        self._copies = torch.empty(self._end, dtype=torch.uint8) if room is None else room.tensor((self._end,), (1,))
+        self._copies = torch.empty(self._end, dtype=torch.uint8) if room is None else room
         copies = self._copies.numpy()
         start = 0
         for tensor in self._small:  # by torch, because numpy has no bfloat16
@@ -105,7 +105,7 @@ def moved(value: Any, device: torch.device) -> Any:
 
     A GPU takes a copy without making the host wait only from pinned memory. So all tensors below `PACKED` are packed
     into one pinned buffer and sent in one copy, and the results are views of that buffer on the GPU. A larger tensor,
-    such as the patches, is sent on its own. A loader that pins its batches has pinned it already.
+    such as the pixels, is sent on its own. A loader that pins its batches has pinned it already.
     """
     tensors = list(_tensors(value))
     if device.type == "cuda":

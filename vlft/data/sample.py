@@ -250,19 +250,18 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedMedia:
-    """Pixels of one still or video, in the ViT's patch order.
+    """Pixels of one still or video, resized.
 
     Attributes:
         grid: its patch counts.
-        patches: uint8 [P, 3, p, p] for a still (its frame is stored once), [P, 3, 2, p, p] for a video; p is the side
-            of a patch in pixels.
+        pixels: uint8 [F, H, W, 3], contiguous; a still has one frame, a video two for each time step.
         is_video: true for a video, false for a still.
-        features: [layers, N, H], what the vision tower computes of it, from the cache; there are no patches then.
+        features: [layers, N, H], what the vision tower computes of it, from the cache; there are no pixels then.
         key: by which the cache stores its features; None: they are not stored.
     """
 
     grid: Grid
-    patches: torch.Tensor
+    pixels: torch.Tensor
     is_video: bool
     features: torch.Tensor | None = None
     key: bytes | None = None

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from vlft.data import patch_memory
+from vlft.data import pixel_memory
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -93,7 +93,7 @@ def _isolate(worker: int) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    patch_memory.share()
+    pixel_memory.share()
     _keep_memory()
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)  # the trainer's

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
-from vlft.model import adapt, loss
+from vlft.families import VisionSizes
+from vlft.model import adapt, loss, patches
 from vlft.model.features import Features
 from vlft.model.scale import PixelScale
 
@@ -28,8 +29,8 @@ FORWARD_KEYS = (
     "position_ids",
     "cu_seqlens",
     "lengths",
-    "still_patches",
-    "video_patches",
+    "still_pixels",
+    "video_pixels",
     "vision_grid",
     "vision_cu_seqlens",
     "vision_lengths",
@@ -69,14 +70,14 @@ def bind(model: torch.nn.Module, scale: PixelScale) -> None:
     """Install the flat forward in a loaded base (top class, attention installed), and the chunked loss in its head."""
     loss.bind(adapt.head(model))
     adapt.install(model)
-    stock = model.forward
+    stock, vision = model.forward, adapt.sizes_of(model).vision
 
     @functools.wraps(stock)  # generate() reads the signature of `forward`
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("cu_seqlens") is None:
             return stock(*args, **kwargs)
         taken = {k: kwargs[k] for k in FORWARD_KEYS} | {k: kwargs.get(k) for k in OPTIONAL_KEYS}
-        return _flat_forward(self, scale, **taken, **_requests(kwargs))
+        return _flat_forward(self, scale, vision, **taken, **_requests(kwargs))
 
     model.forward = types.MethodType(forward, model)
 
@@ -94,13 +95,14 @@ def _requests(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _flat_forward(
     self: Any,
     scale: PixelScale,
+    vision: VisionSizes,
     *,
     input_ids: torch.Tensor,
     position_ids: torch.Tensor,
     cu_seqlens: torch.Tensor,
     lengths: tuple[int, ...],
-    still_patches: torch.Tensor,
-    video_patches: torch.Tensor,
+    still_pixels: torch.Tensor,
+    video_pixels: torch.Tensor,
     vision_grid: torch.Tensor,
     vision_cu_seqlens: torch.Tensor,
     vision_lengths: tuple[int, ...],
@@ -115,7 +117,11 @@ def _flat_forward(
     return_logits: bool = False,
     return_log_probs: bool = False,
 ) -> FlatOutput:
-    pixels_PX = scale.patches(still_patches, video_patches, dtype=adapt.pixel_dtype(self, still_patches.device))
+    stills, videos = patches.split(
+        still_pixels, video_pixels, positions=vision_positions, cu_seqlens=vision_cu_seqlens,
+        patch=vision.patch, temporal=vision.temporal,
+    )  # fmt: skip
+    pixels_PX = scale.patches(stills, videos, dtype=adapt.pixel_dtype(self, still_pixels.device))
     # A frozen tower needs no graph; under checkpointing it would otherwise be recomputed and run backward.
     trained = any(p.requires_grad for p in adapt.tower(self, "vision").parameters())
     with contextlib.nullcontext() if trained else torch.no_grad():

@@ -150,7 +150,7 @@ def fill(model: torch.nn.Module, numbers: Numbers | None = None) -> None:
 
 def batch_of(vision: VisionSizes, load: Load) -> dict[str, Any]:
     """The inputs of the flat forward (`vlft.model.forward.FORWARD_KEYS`) for a load, on the current device."""
-    tokens, unit, side = load.tokens, vision.cell, vision.patch
+    tokens, unit = load.tokens, vision.cell
     patches = max(unit, -(-load.patches // unit) * unit)  # a share of a pack may end within a picture
     segments = load.vision_lengths if patches == load.patches else (patches,)
     merged = patches // unit if load.patches else 0
@@ -160,8 +160,8 @@ def batch_of(vision: VisionSizes, load: Load) -> dict[str, Any]:
         "position_ids": torch.zeros(4, 1, tokens, dtype=torch.int64),
         "cu_seqlens": torch.zeros(len(load.lengths) + 1, dtype=torch.int32),
         "lengths": tuple(load.lengths),
-        "still_patches": torch.zeros(patches, vision.channels, side, side, dtype=torch.uint8),
-        "video_patches": torch.zeros(0, vision.channels, vision.temporal, side, side, dtype=torch.uint8),
+        "still_pixels": torch.zeros(patches * vision.channels * vision.patch**2, dtype=torch.uint8),
+        "video_pixels": torch.zeros(0, dtype=torch.uint8),
         "vision_grid": torch.ones(len(segments), 3, dtype=torch.int64),
         "vision_cu_seqlens": torch.zeros(len(segments) + 1, dtype=torch.int32),
         "vision_lengths": tuple(segments),

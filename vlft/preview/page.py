@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from vlft.data.sample import EncodedMedia
 from vlft.errors import ConfigError
 from vlft.pages.web import picture_uri, render, write_page
 from vlft.preview import Medium, Piece, Preview, Refused, Split
@@ -107,20 +105,14 @@ def _pixels(medium: Medium) -> int:
 def _medium(medium: Medium, step: int | None, scale: float) -> dict[str, Any]:
     """Return a picture, or frames of a video or of one of its time steps, with the grid of its tokens."""
     merge, pair = medium.recipe.merge_size, medium.recipe.temporal_patch_size
-    grid, least, encoded = medium.grid, medium.recipe.factor, medium.encoded
-    picked, first = _picked(medium.frames), 0
-    if step is not None:
-        a_step = encoded.patches.unflatten(0, (grid.t, grid.h * grid.w))
-        encoded = replace(encoded, grid=grid.runs[step], patches=a_step[step])
-        first = step * pair
-        picked = [i for i in picked if i // pair == step]
-    frames_FHW3 = frames_of(encoded, merge=merge)
+    grid, least, frames_FHW3 = medium.grid, medium.recipe.factor, medium.encoded.pixels
+    picked = [i for i in _picked(medium.frames) if step is None or i // pair == step]
     return {
         "name": medium.name,
-        "count": len(frames_FHW3),
+        "count": len(frames_FHW3) if step is None else pair,
         "columns": grid.w // merge,
         "rows": grid.h // merge,
-        "frames": [{"uri": _uri(frames_FHW3[i - first], scale, least), "stamp": _stamp(medium, i)} for i in picked],
+        "frames": [{"uri": _uri(frames_FHW3[i], scale, least), "stamp": _stamp(medium, i)} for i in picked],
     }
 
 
@@ -138,21 +130,3 @@ def _uri(frame_HW3: torch.Tensor, scale: float, smallest: int) -> str:
         size = (max(smallest, round(side * scale)) for side in picture.size)
         picture = picture.resize(tuple(size), Image.Resampling.BICUBIC)  # type: ignore[arg-type]
     return picture_uri(picture)
-
-
-def frames_of(media: EncodedMedia, *, merge: int) -> torch.Tensor:
-    """Reassemble the pixels that the model sees from the patches that `vlft.data.media.patches` cut.
-
-    Args:
-        media: an encoded still or video.
-        merge: side of a merged patch, in patches.
-
-    Returns:
-        uint8 [F, H, W, 3]: the single frame of a still, or all frames of a video.
-    """
-    grid, patches = media.grid, media.patches if media.is_video else media.patches[:, :, None]
-    pair, side = patches.shape[2], patches.shape[-1]
-    # time, block row, block column, row in block, column in block, channel, frame of pair, pixel row, pixel column
-    cut = patches.reshape(grid.t, grid.h // merge, grid.w // merge, merge, merge, 3, pair, side, side)
-    whole = cut.permute(0, 6, 1, 3, 7, 2, 4, 8, 5)
-    return whole.reshape(grid.t * pair, grid.h * side, grid.w * side, 3)

@@ -52,7 +52,7 @@ class MicroBatch:
     @classmethod
     def of_batch(cls, batch: Batch, *, rank: int, place: int, of: int) -> MicroBatch:
         rows = tuple(f"{file}[{index}]" for file, index in batch["rows"])
-        patches = len(batch["still_patches"]) + len(batch["video_patches"]) if len(batch["vision_rows"]) else 0
+        patches = len(batch["vision_positions"]) if len(batch["vision_rows"]) else 0
         return cls(rank=rank, place=place, of=of, rows=rows, tokens=batch["counts"]["tokens"], patches=patches)
 
     def __str__(self) -> str:

@@ -46,7 +46,7 @@ class CachedMedia:
         self._seen: int | None = None
 
     def decode(self, media: Media, recipe: Recipe) -> EncodedMedia:
-        """Return a medium with its features, or with its patches and the key to store its features.
+        """Return a medium with its features, or with its pixels and the key to store its features.
 
         Raises:
             MediaError: the errors of `vlft.data.media.decode.decode`.
@@ -62,7 +62,7 @@ class CachedMedia:
             grid = measure(media, recipe)
             if grid.tokens(recipe.merge_size) == features.shape[1]:
                 empty, is_video = torch.empty(0, dtype=torch.uint8), isinstance(media, Video)
-                return EncodedMedia(grid=grid, patches=empty, is_video=is_video, features=features)
+                return EncodedMedia(grid=grid, pixels=empty, is_video=is_video, features=features)
         found = decoder.decode(media, recipe)
         # A file that changed in the meantime has other features than its key says.
         return replace(found, key=key) if stamps_of(media) == before else found

@@ -1,26 +1,25 @@
-"""Decode pictures and videos into patches, as the stock path does. `vlft.data.media.read` reads their headers.
+"""Decode and resize pictures and videos, as the stock path does. `vlft.data.media.read` reads their headers.
 
-torch is imported where used. Letters in shapes: P patches; H, W pixels after resizing; F frames; p pixels of a side of
-a patch.
+torch is imported where used. Letters in shapes: F frames, 1 of a still; H, W pixels after resizing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlft.config.recipe import Recipe
+from vlft.data import pixel_memory
 from vlft.data.media.clips import FRAMES_AT_A_TIME, Clip, open_clip, read_frames
-from vlft.data.media.patches import still_patches, video_patches
 from vlft.data.media.pictures import Unreadable, open_picture, read_pixels
 from vlft.data.media.read import (
     Headers,
     chosen,
     frames_taken,
+    grid_for,
     grid_of,
     listed_size,
     of_frame,
@@ -34,6 +33,7 @@ from vlft.data.media.read import (
     total_pixels,
     video_size_of,
 )
+from vlft.data.media.resize import resize_in_float_into, resize_into
 from vlft.data.sample import EncodedMedia, Image, Media, Video
 
 if TYPE_CHECKING:
@@ -41,11 +41,9 @@ if TYPE_CHECKING:
 
 
 def decode(media: Media, recipe: Recipe) -> EncodedMedia:
-    """Decode a medium: the pixels of the stock path before it normalises them, in the ViT's patch order.
+    """Decode and resize a medium: the pixels of the stock path before it normalises them and splits them into patches.
 
-    Returns:
-        `patches` uint8 [P, 3, p, p] for a still, in channels-last memory; the model repeats its single frame.
-        [P, 3, 2, p, p] for a video, in channels-last memory too.
+    They are in memory of `vlft.data.pixel_memory`, each picture beside the one before it.
 
     Raises:
         MediaError: the file is missing, damaged, truncated, or of a kind that is refused.
@@ -53,25 +51,11 @@ def decode(media: Media, recipe: Recipe) -> EncodedMedia:
     own = recipe_for(media, recipe)
     try:
         if isinstance(media, Image):
-            return still_patches(_decode_still(media, own), own)
-        frames_F3HW, seen = _decode_video(media, own)
-        return replace(video_patches(frames_F3HW, own), grid=grid_of(media, seen, recipe))
-    except Unreadable as error:
-        raise refused(media, error) from error
-
-
-def decode_pixels(media: Media, recipe: Recipe) -> torch.Tensor:
-    """Decode and resize a medium as `decode` does, without splitting it into patches.
-
-    Returns:
-        uint8 [3, H, W] for a still, [F, 3, H, W] for a video, in any memory layout.
-
-    Raises:
-        MediaError: the errors of `decode`.
-    """
-    own = recipe_for(media, recipe)
-    try:
-        return _decode_still(media, own) if isinstance(media, Image) else _decode_video(media, own)[0]
+            pixels_1HW3 = _decode_still(media, own)
+            _, height, width, _ = pixels_1HW3.shape
+            return EncodedMedia(grid=grid_for(1, height, width, own), pixels=pixels_1HW3, is_video=False)
+        pixels_FHW3, seen = _decode_video(media, own)
+        return EncodedMedia(grid=grid_of(media, seen, recipe), pixels=pixels_FHW3, is_video=True)
     except Unreadable as error:
         raise refused(media, error) from error
 
@@ -105,17 +89,15 @@ def check(media: Media, recipe: Recipe, *, exact: bool = False) -> None:
 
 
 def _decode_still(image: Image, recipe: Recipe) -> torch.Tensor:
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2.functional import resize
-
     pixels_3HW = read_pixels(image.path)
     _, height, width = pixels_3HW.shape
-    size = still_size_of(height, width, recipe)
-    return resize(pixels_3HW, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    made_1HW3 = pixel_memory.room(1, *still_size_of(height, width, recipe), 3, video=False)
+    resize_into(made_1HW3, pixels_3HW[None])
+    return made_1HW3
 
 
 def _decode_video(video: Video, recipe: Recipe) -> tuple[torch.Tensor, Headers]:
-    """Decode and resize a video: uint8 [F, 3, H, W], and what its files say of themselves."""
+    """Decode and resize a video: uint8 [F, H, W, 3], and what its files say of themselves."""
     if video.path is None:
         seen = read_headers(video)
         return _decode_frames(video, seen, recipe), seen
@@ -148,7 +130,10 @@ def _decode_frames(video: Video, seen: Headers, recipe: Recipe) -> torch.Tensor:
         },
         image_patch_size=recipe.patch_size,
     )
-    return frames_F3HW.byte()  # it resizes in uint8 and returns integer values as floats
+    frames, _, height, width = frames_F3HW.shape
+    made_FHW3 = pixel_memory.room(frames, height, width, 3, video=True)
+    made_FHW3.permute(0, 3, 1, 2).copy_(frames_F3HW)  # it resizes in uint8 and returns integer values as floats
+    return made_FHW3
 
 
 def _decode_clip(video: Video, clip: Clip, recipe: Recipe) -> torch.Tensor:
@@ -173,24 +158,15 @@ def _resized_clip(stacks: Iterable[np.ndarray], frames: int, size: tuple[int, in
         recipe: says which stock path.
 
     Returns:
-        uint8 [F, 3, H, W].
+        uint8 [F, H, W, 3].
     """
     import torch
-    from torchvision.transforms import InterpolationMode
 
-    if recipe.video_rule == "processor":
-        from torchvision.transforms.v2.functional import resize
-    else:
-        from torchvision.transforms.functional import resize  # of qwen-vl-utils; it resizes in float
-
-    # The colours of a pixel are adjacent, as in the frames: then `video_patches` copies whole runs of pixels.
-    made_F3HW = torch.empty((frames + frames % 2, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    made_FHW3 = pixel_memory.room(frames + frames % 2, *size, 3, video=True)
+    resize = resize_into if recipe.video_rule == "processor" else resize_in_float_into
     done = 0
     for some in stacks:
-        some_K3HW = torch.from_numpy(some).permute(0, 3, 1, 2)
-        made_F3HW[done : done + len(some)] = resize(
-            some_K3HW, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
-        )
+        resize(made_FHW3[done : done + len(some)], torch.from_numpy(some).permute(0, 3, 1, 2))
         done += len(some)
-    made_F3HW[done:] = made_F3HW[done - 1]
-    return made_F3HW
+    made_FHW3[done:] = made_FHW3[done - 1]
+    return made_FHW3

@@ -21,7 +21,6 @@ from vlft.config.recipe import FRAME_TOKENS, LIST_FPS, Recipe
 from vlft.data.media.clips import Clip, open_clip
 from vlft.data.media.limits import VIDEO_TOKENS, overridden
 from vlft.data.media.missing import missing
-from vlft.data.media.patches import grid_for
 from vlft.data.media.pictures import MissingFile, Unreadable, depth_remark, picture_header
 from vlft.data.media.sizes import clip_count, clip_size, frame_count, frame_range, frame_size, still_size
 from vlft.data.sample import Grid, Image, Media, Video
@@ -127,6 +126,11 @@ def grid_of(media: Media, seen: Headers, recipe: Recipe) -> Grid:
         return _timed(grid, media, seen, frames, recipe)
     except Unreadable as error:
         raise refused(media, error) from error
+
+
+def grid_for(t: int, height: int, width: int, recipe: Recipe) -> Grid:
+    """Return the grid of `t` time steps of this size, in pixels."""
+    return Grid(t=t, h=height // recipe.patch_size, w=width // recipe.patch_size)
 
 
 def _timed(grid: Grid, video: Video, seen: Headers, frames: int, recipe: Recipe) -> Grid:

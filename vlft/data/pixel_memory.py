@@ -1,12 +1,12 @@
-"""Memory for the patches of micro-batches, used again from batch to batch.
+"""Memory for the pixels of micro-batches, used again from batch to batch.
 
-The kernel clears each page of fresh memory before its first use. For the patches of a pack that takes longer than
+The kernel clears each page of fresh memory before its first use. For the pixels of a pack that takes longer than
 writing them, and a batch out of a loader's worker pays it three times: for its pictures, for the pack, and for the
-shared memory that torch sends it in. Here each picture is written into its place in the pack at once (`patches`), and
+shared memory that torch sends it in. Here each picture is resized into its place in the pack at once (`decode`), and
 the pack into memory that both processes keep.
 
     dataset     with pack():              the pictures of one micro-batch are written one after the other
-    patches     room(...)                 memory of the next picture
+    decode      room(...)                 memory of the next picture
     collate     joined(...)               neighbours become one tensor; nothing is copied
     ipc         place_of, received        worker to trainer: which segment, and where in it
 
@@ -22,6 +22,7 @@ Outside `pack()` everything has ordinary memory. torch is imported where used.
 
 from __future__ import annotations
 
+import math
 import mmap
 import multiprocessing
 import os
@@ -39,7 +40,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-HEAD = mmap.PAGESIZE  # bytes before the patches. The first one is 1 while the trainer can read the segment
+HEAD = mmap.PAGESIZE  # bytes before the pixels. The first one is 1 while the trainer can read the segment
 SEGMENT_BYTES = 256 << 20  # of address space; only pages that were written take memory. Larger packs are copied
 MOST_SEGMENTS = 64  # of a process, for about 25 batches that are sent or kept; each is an open file in both processes
 
@@ -53,7 +54,7 @@ class _Segment:
         self.file: int | None = None
         self._held = threading.Lock()  # taken as long as tensors of this process have the storage
         if shared:
-            self.file = os.memfd_create("vlft-patches")
+            self.file = os.memfd_create("vlft-pixels")
             try:
                 os.ftruncate(self.file, HEAD + SEGMENT_BYTES)
                 self.memory = mmap.mmap(self.file, HEAD + SEGMENT_BYTES)
@@ -103,39 +104,19 @@ class _Pool:
         return whole
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Room:
-    """Some bytes of a larger piece of memory.
-
-    Attributes:
-        whole: uint8 [...], all of that memory.
-        start: first byte of the room in it.
-        array: uint8 [size], the room itself, to write into.
-    """
-
-    whole: torch.Tensor
-    start: int
-    array: np.ndarray
-
-    def tensor(self, shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
-        """Return the room as a tensor, uint8."""
-        return self.whole.as_strided(shape, stride, self.start)
-
-
 class _Run:
-    """Patches of one kind that are written one after the other."""
+    """Pixels of one kind that are written one after the other."""
 
     def __init__(self) -> None:
         self._whole = _pool.hold()
-        self._array = None if self._whole is None else self._whole.numpy()
         self._used = 0
 
-    def next(self, size: int) -> Room | None:
-        """Return the next bytes; None if the segment has too few left."""
-        if self._whole is None or self._array is None or self._used + size > SEGMENT_BYTES:
+    def next(self, size: int) -> torch.Tensor | None:
+        """Return the next bytes, uint8 [size]; None if the segment has too few left."""
+        if self._whole is None or self._used + size > SEGMENT_BYTES:
             return None
         start, self._used = self._used, self._used + size
-        return Room(whole=self._whole, start=start, array=self._array[start : self._used])
+        return self._whole[start : self._used]
 
 
 _pool = _Pool(shared=False)
@@ -150,7 +131,7 @@ def share() -> None:
 
 @contextmanager
 def pack() -> Iterator[None]:
-    """Write all patches of this block into as few segments as possible: one for stills, one for videos."""
+    """Write all pixels of this block into as few segments as possible: one for stills, one for videos."""
     before = _runs.set({})
     try:
         yield
@@ -158,44 +139,41 @@ def pack() -> Iterator[None]:
         _runs.reset(before)
 
 
-def room(size: int, *, video: bool) -> Room:
-    """Return memory for the patches of a still or a video, with any content."""
+def room(*shape: int, video: bool) -> torch.Tensor:
+    """Return memory for the pixels of a still or a video, with any content: uint8 of this shape, contiguous."""
     import torch
 
     runs = _runs.get()
     found = None
     if runs is not None:
         run = runs.get(video) or runs.setdefault(video, _Run())
-        found = run.next(size)
-    if found is None:
-        whole = torch.empty(size, dtype=torch.uint8)
-        found = Room(whole=whole, start=0, array=whole.numpy())
-    return found
+        found = run.next(math.prod(shape))
+    return torch.empty(shape, dtype=torch.uint8) if found is None else found.view(shape)
 
 
-def room_to_send(size: int) -> Room | None:
-    """Return memory that `place_of` knows, in a worker; None if there is none."""
+def room_to_send(size: int) -> torch.Tensor | None:
+    """Return memory that `place_of` knows, in a worker: uint8 [size]. None if there is none."""
     return _Run().next(size) if _pool.shared else None
 
 
 def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Concatenate patches of one layout, at least one, along their first axis. Neighbours in memory are not copied."""
+    """Join pixels, uint8 and contiguous, into one tensor of one dimension. Neighbours in memory are not copied."""
     import torch
 
+    if not parts:
+        return torch.empty(0, dtype=torch.uint8)
     first = parts[0]
     if len(parts) == 1 and first.untyped_storage().nbytes() == first.nbytes:
-        return first
+        return first.flatten()
     # What lies between two parts of one storage is in it too.
     together = first.untyped_storage().data_ptr() == parts[-1].untyped_storage().data_ptr()
-    start, step = first.data_ptr(), first.stride()
-    end = start
+    end = first.data_ptr()
     for part in parts:
-        if not (together and part.data_ptr() == end and part.stride() == step):
-            return torch.cat(list(parts))
-        end += len(part) * step[0]
+        if not (together and part.data_ptr() == end):
+            return torch.cat([part.flatten() for part in parts])
+        end += part.nbytes
     # Through an array, so that the storage has these bytes alone: `copy.deepcopy` copies whole storages.
-    flat = torch.from_numpy(first.as_strided((end - start,), (1,)).numpy())
-    return flat.as_strided((sum(map(len, parts)), *first.shape[1:]), step)
+    return torch.from_numpy(first.as_strided((end - first.data_ptr(),), (1,)).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +186,7 @@ class Place:
         segment: number of the segment in it.
         file: handle of the segment's file, when it is sent for the first time.
         offset: of the tensor in the segment, in bytes.
-        shape: of the tensor, uint8.
-        stride: of the tensor.
+        shape: of the tensor, uint8 and contiguous.
     """
 
     process: int
@@ -218,7 +195,6 @@ class Place:
     file: Any
     offset: int
     shape: tuple[int, ...]
-    stride: tuple[int, ...]
 
 
 def place_of(tensor: torch.Tensor) -> Place | None:
@@ -226,7 +202,7 @@ def place_of(tensor: torch.Tensor) -> Place | None:
 
     The segment is not free from here on, until the receiver lets it go.
     """
-    if not _pool.shared:
+    if not (_pool.shared and tensor.is_contiguous()):
         return None
     for segment in _pool.segments:
         offset = tensor.data_ptr() - segment.address
@@ -238,9 +214,13 @@ def place_of(tensor: torch.Tensor) -> Place | None:
     file = None if segment.sent or segment.file is None else DupFd(segment.file)
     segment.sent = True
     return Place(
-        process=os.getpid(), token=_pool.token, segment=segment.number, file=file,
-        offset=offset, shape=tuple(tensor.shape), stride=tuple(tensor.stride()),
-    )  # fmt: skip
+        process=os.getpid(),
+        token=_pool.token,
+        segment=segment.number,
+        file=file,
+        offset=offset,
+        shape=tuple(tensor.shape),
+    )
 
 
 def received(place: Place) -> torch.Tensor:
@@ -248,8 +228,8 @@ def received(place: Place) -> torch.Tensor:
     import torch
 
     whole = _mapped(place).whole()
-    size = 1 + sum((length - 1) * step for length, step in zip(place.shape, place.stride, strict=True))
-    return torch.from_numpy(whole[place.offset : place.offset + size]).as_strided(place.shape, place.stride)
+    end = place.offset + math.prod(place.shape)
+    return torch.from_numpy(whole[place.offset : end]).view(place.shape)
 
 
 class _Mapped:

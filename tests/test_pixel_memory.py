@@ -16,24 +16,22 @@ import torch
 from models import tiny_sizes
 from torch.utils.data import DataLoader
 
-from vlft.data import ipc, patch_memory
+from vlft.data import ipc, pixel_memory
 from vlft.data.collate import Collator
 from vlft.data.dataset import RowDataset
 from vlft.data.ipc import SMALL, sent
-from vlft.data.media.patches import still_patches, video_patches
-from vlft.data.sample import EncodedMedia, EncodedSample
+from vlft.data.sample import EncodedMedia, EncodedSample, Grid
 from vlft.data.workers import loader_options
 from vlft.errors import BadRow, DataError
 
 VISION = tiny_sizes("qwen2_vl").vision
 SIDE = 2 * VISION.patch * VISION.merge  # pixels
-RECIPE = SimpleNamespace(patch_size=VISION.patch, merge_size=VISION.merge)
 WAYS = ("worker", "here")
 
 
 @pytest.fixture(autouse=True)
 def _small_is_smaller(monkeypatch):
-    """Patches of these little rows travel as those of large packs do."""
+    """Pixels of these little rows travel as those of large packs do."""
     monkeypatch.setattr(ipc, "SMALL", 1 << 12)
 
 
@@ -41,16 +39,25 @@ def drawn(index: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8))
 
 
+def placed(pixels_FHW3: torch.Tensor, *, is_video: bool = False) -> EncodedMedia:
+    """Pixels in the memory of their batch."""
+    frames, height, width, _ = pixels_FHW3.shape
+    room = pixel_memory.room(*pixels_FHW3.shape, video=is_video)
+    room.copy_(pixels_FHW3)
+    grid = Grid(t=-(-frames // 2), h=height // VISION.patch, w=width // VISION.patch)
+    return EncodedMedia(grid=grid, pixels=room, is_video=is_video)
+
+
 class Drawn:
     """Encodes a number as a row of two stills and a clip, which follow from it. Row 7 fails after its first still."""
 
     def decode(self, row: SimpleNamespace) -> list[EncodedMedia]:
         sample = row.number
-        media = [still_patches(drawn(sample, 4 * SIDE, SIDE, 3).permute(2, 0, 1), RECIPE)]
+        media = [placed(drawn(sample, 1, 4 * SIDE, SIDE, 3))]
         if sample == 7:
             raise DataError(BadRow(file="x.json", index=7, id=None, field="image[1]", reason="damaged"))
-        media.append(video_patches(drawn(sample + 1000, 4, 3, SIDE, SIDE), RECIPE))  # colours not adjacent
-        media.append(still_patches(drawn(sample + 2000, 3, SIDE, 2 * SIDE), RECIPE))
+        media.append(placed(drawn(sample + 1000, 4, SIDE, SIDE, 3), is_video=True))
+        media.append(placed(drawn(sample + 2000, 1, SIDE, 2 * SIDE, 3)))
         return media
 
     def encode(self, row: SimpleNamespace, media: list[EncodedMedia]) -> EncodedSample:
@@ -67,47 +74,37 @@ def loader(lists, way: str = "worker") -> DataLoader:
     return DataLoader(rows, batch_sampler=lists, collate_fn=collate, **loader_options(int(way == "worker")))
 
 
-def patches_of(pixels_FHWC: torch.Tensor, frames: int) -> torch.Tensor:
-    """In torch's own words: [P, 3, frames of a patch, p, p], as in the stock processors."""
-    p, m = VISION.patch, VISION.merge
-    f, h, w, _ = pixels_FHWC.shape
-    split = pixels_FHWC.reshape(f // frames, frames, h // p // m, m, p, w // p // m, m, p, 3)
-    return split.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3, frames, p, p)
-
-
 def assert_drawn(batch, rows) -> None:
-    """The patches of a batch are those of these rows."""
+    """The pixels of a batch are those of these rows."""
     rows = [row for row in rows if row != 7]
     stills = [
-        patches_of(one, 1)[:, :, 0]
+        one.flatten()
         for row in rows
-        for one in (drawn(row, 1, 4 * SIDE, SIDE, 3), drawn(row + 2000, 1, 3, SIDE, 2 * SIDE).permute(0, 2, 3, 1))
+        for one in (drawn(row, 1, 4 * SIDE, SIDE, 3), drawn(row + 2000, 1, SIDE, 2 * SIDE, 3))
     ]
-    clips = [patches_of(drawn(row + 1000, 4, 3, SIDE, SIDE).permute(0, 2, 3, 1), 2) for row in rows]
-    assert torch.equal(batch["still_patches"], torch.cat(stills)), rows
-    assert torch.equal(batch["video_patches"], torch.cat(clips)), rows
+    clips = [drawn(row + 1000, 4, SIDE, SIDE, 3).flatten() for row in rows]
+    assert torch.equal(batch["still_pixels"], torch.cat(stills)), rows
+    assert torch.equal(batch["video_pixels"], torch.cat(clips)), rows
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_kept_is_not_overwritten(monkeypatch, way):
     """Whole batches, more than there are segments, and views of batches: a slice, an array."""
-    monkeypatch.setattr(patch_memory, "MOST_SEGMENTS", 5)
+    monkeypatch.setattr(pixel_memory, "MOST_SEGMENTS", 5)
     lists = [[i, i + 1, i + 2] for i in range(0, 60, 3)]
     kept, slices = [], []
     for number, batch in enumerate(loader(lists, way)):
         if number % 3:
             kept.append((number, batch))
         else:
-            slices.append((number, batch["video_patches"][4:7], batch["still_patches"][5].numpy()))
+            slices.append((number, batch["video_pixels"][40:70], batch["still_pixels"][500:900].numpy()))
         del batch
     assert len(kept) == 13
     for number, batch in kept:
         assert_drawn(batch, lists[number])
     for number, clip, still in slices:
-        first = drawn(lists[number][0], 1, 4 * SIDE, SIDE, 3)
-        assert np.array_equal(still, patches_of(first, 1)[5, :, 0].numpy())
-        whole = patches_of(drawn(lists[number][0] + 1000, 4, 3, SIDE, SIDE).permute(0, 2, 3, 1), 2)
-        assert torch.equal(clip, whole[4:7])
+        assert np.array_equal(still, drawn(lists[number][0], 4 * SIDE * SIDE * 3)[500:900].numpy())
+        assert torch.equal(clip, drawn(lists[number][0] + 1000, 4 * SIDE * SIDE * 3)[40:70])
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -121,14 +118,14 @@ def test_memory_is_used_again(request, way):
     lists = [[i, i + 1] for i in range(0, 60, 2)]
     found, rows = loader(lists, way), set()
     for batch in found:
-        rows.add(batch["still_patches"].data_ptr())
+        rows.add(batch["still_pixels"].data_ptr())
         break
     del batch
     for _ in range(3):
         for numbers, batch in zip(lists, found, strict=True):
             assert_drawn(batch, numbers)
-            rows.add(batch["still_patches"].data_ptr())
-            batch["still_patches"] += 1  # a batch is its receiver's own
+            rows.add(batch["still_pixels"].data_ptr())
+            batch["still_pixels"] += 1  # a batch is its receiver's own
     assert len(rows) <= 8  # of 90: torch prefetches two batches a worker
 
 
@@ -150,7 +147,7 @@ def test_another_process_lets_nothing_go():
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts the maps of this process")
 def test_the_memory_of_a_loader_goes_with_it():
     def maps() -> int:
-        return Path("/proc/self/maps").read_text().count("vlft-patches")
+        return Path("/proc/self/maps").read_text().count("vlft-pixels")
 
     gc.collect()
     before = maps()
@@ -172,8 +169,8 @@ def test_rows_that_fail_after_a_picture(way):
     for numbers, batch in zip(lists, loader(lists, way), strict=True):
         assert [bad.field for bad in batch["skipped"]] == ["image[1]"] * (7 in numbers)
         if numbers == [7]:
-            assert not batch["still_patches"].any()
-            assert len(batch["video_patches"]) == 0
+            assert not batch["still_pixels"].any()
+            assert len(batch["video_pixels"]) == 0
         else:
             assert_drawn(batch, numbers)
 
@@ -183,7 +180,7 @@ def test_rows_that_fail_after_a_picture(way):
 def test_packs_that_find_no_room(monkeypatch, way, lacks):
     """They are larger than a segment, or the system has no memory of this kind (macOS)."""
     if lacks == "room":
-        monkeypatch.setattr(patch_memory, "SEGMENT_BYTES", 7 * SIDE * SIDE * 3)
+        monkeypatch.setattr(pixel_memory, "SEGMENT_BYTES", 7 * SIDE * SIDE * 3)
     else:
         monkeypatch.delattr(os, "memfd_create", raising=False)
     lists = [[0, 1, 2], [3], [4, 5, 6]]
@@ -195,26 +192,25 @@ def test_a_copy_of_a_batch_has_its_own_size():
     """A deep copy is a copy of storages; that of a whole segment would take a quarter of a gigabyte."""
     for way in WAYS:
         [batch] = loader([[0, 1]], way)
-        for name in ("still_patches", "video_patches", "input_ids", "labels", "position_ids"):
+        for name in ("still_pixels", "video_pixels", "input_ids", "labels", "position_ids"):
             assert batch[name].untyped_storage().nbytes() == batch[name].nbytes, name
         assert_drawn(copy.deepcopy(batch), [0, 1])
-    with patch_memory.pack():  # a batch of one still
-        [still] = [still_patches(drawn(0, SIDE, SIDE, 3).permute(2, 0, 1), RECIPE).patches]
-    assert patch_memory.joined([still]).untyped_storage().nbytes() == still.nbytes
+    with pixel_memory.pack():  # a batch of one still
+        still = placed(drawn(0, 1, SIDE, SIDE, 3)).pixels
+    assert pixel_memory.joined([still]).untyped_storage().nbytes() == still.nbytes
 
 
 class Numbers:
     """Rows of `SMALL` bytes, each with its number, and of a few values that numpy does not have."""
 
     def __getitems__(self, numbers: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        with patch_memory.pack():
+        with pixel_memory.pack():
             return [(filled(number), torch.full((3,), number, dtype=torch.bfloat16)) for number in numbers]
 
 
 def filled(number: int) -> torch.Tensor:
-    room = patch_memory.room(SMALL, video=False)
-    room.array[:] = number
-    return room.tensor((SMALL,), (1,))
+    room = pixel_memory.room(SMALL, video=False)
+    return room.fill_(number)
 
 
 def as_pair(rows: list[tuple[torch.Tensor, torch.Tensor]]) -> object:
@@ -260,7 +256,7 @@ def test_a_segment_that_cannot_be_mapped_leaves_no_file(monkeypatch):
     def refuse(*args: object) -> None:
         raise OSError("no address space")
 
-    pool, opened = patch_memory._Pool(shared=True), len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(patch_memory.mmap, "mmap", refuse)
+    pool, opened = pixel_memory._Pool(shared=True), len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(pixel_memory.mmap, "mmap", refuse)
     assert pool.hold() is None
     assert len(os.listdir("/proc/self/fd")) == opened

@@ -1,0 +1,86 @@
+"""Resize pixels as the stock processors do, into memory that is there already. torch is imported where used.
+
+Letters in shapes: F pictures or frames of one size; H, W their height and width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def resize_into(made_FHW3: torch.Tensor, pixels_F3HW: torch.Tensor) -> None:
+    """Resize pictures as `torchvision.transforms.v2.functional.resize` does: bicubic, antialiased, in whole numbers.
+
+    That function returns its result in new memory, from which it would have to be copied to its place.
+
+    Args:
+        made_FHW3: uint8 of the new size, contiguous; receives the result.
+        pixels_F3HW: uint8, in any memory layout.
+    """
+    size = list(made_FHW3.shape[1:3])
+    made_F3HW = made_FHW3.permute(0, 3, 1, 2)
+    direct = direct_resize()
+    if list(pixels_F3HW.shape[2:]) == size:
+        made_F3HW.copy_(pixels_F3HW)
+    elif direct is None:
+        made_F3HW.copy_(_stock(pixels_F3HW, size))
+    else:
+        direct(pixels_F3HW, size, made_F3HW)
+
+
+def resize_in_float_into(made_FHW3: torch.Tensor, pixels_F3HW: torch.Tensor) -> None:
+    """Resize pictures as `resize_into`, but in floating point, as `torchvision.transforms.functional.resize` does."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resize
+
+    size = list(made_FHW3.shape[1:3])
+    made_F3HW = resize(pixels_F3HW, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    made_FHW3.permute(0, 3, 1, 2).copy_(made_F3HW)
+
+
+@functools.cache
+def direct_resize() -> Callable[[torch.Tensor, list[int], torch.Tensor], object] | None:
+    """Return torch's function below torchvision's, which takes the memory of its result.
+
+    It is tested first: on some processors, torchvision resizes in floating point instead, which rounds in another way.
+    It is called before loader workers start, so that none of them has to import torchvision and to test it.
+
+    Returns:
+        a function of the pixels, the new size and the memory, all [F, 3, H, W]; None if torch lacks it, or if its
+        result is not that of torchvision.
+    """
+    import torch
+
+    try:
+        resize = torch.ops.aten._upsample_bicubic2d_aa.out
+    except AttributeError:
+        return None
+
+    def direct(pixels_F3HW: torch.Tensor, size: list[int], made_F3HW: torch.Tensor) -> None:
+        mixed_F3HW = pixels_F3HW.contiguous(memory_format=torch.channels_last)  # as the result is
+        resize(mixed_F3HW, size, False, None, None, out=made_F3HW)
+
+    numbers = torch.Generator().manual_seed(0)
+    pixels_F3HW = torch.randint(0, 256, (2, 97, 61, 3), dtype=torch.uint8, generator=numbers).permute(0, 3, 1, 2)
+    for size in ([56, 28], [112, 84]):
+        for given in (pixels_F3HW, pixels_F3HW.contiguous()):
+            made_FHW3 = torch.empty(2, *size, 3, dtype=torch.uint8)
+            try:
+                direct(given, size, made_FHW3.permute(0, 3, 1, 2))
+            except (RuntimeError, TypeError):
+                return None
+            if not torch.equal(made_FHW3.permute(0, 3, 1, 2), _stock(given, size)):
+                return None
+    return direct
+
+
+def _stock(pixels_F3HW: torch.Tensor, size: list[int]) -> torch.Tensor:
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import resize
+
+    return resize(pixels_F3HW, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
