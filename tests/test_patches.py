@@ -65,7 +65,7 @@ def test_the_host_does_not_wait_and_queues_as_much_for_a_hundred_pictures():
                 for some, frames in ((stills, 1), (CLIPS, 2))
             ]
             where = [torch.empty(one.shape, dtype=one.dtype, device=device) for one in (positions, cu_seqlens)]
-            with tracing.Watch(tracing.refuse_waits, lambda op, seen=seen: seen.append(op.name)):
+            with tracing.Watch(tracing.refuse_waits, lambda op, seen=seen: seen.append(op)):
                 split(*pixels, positions=where[0], cu_seqlens=where[1], patch=14, temporal=2)
         counts.append(sum(op.name.startswith("aten.") and not op.function.is_view for op in seen))
     assert counts[0] == counts[1] < 45
