@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from vlft.data.layout import cumulative
 from vlft.data.pixel_memory import joined
 from vlft.data.positions import patch_positions
 from vlft.data.sample import EncodedMedia
@@ -21,8 +20,8 @@ def patches_of(media: Sequence[EncodedMedia], *, patch: int = 14) -> tuple[torch
     return split(
         joined([one.pixels for one in stills]),
         joined([one.pixels for one in videos]),
+        grid=torch.tensor([[one.t, one.h, one.w] for one in grids], dtype=torch.int64).view(-1, 3),
         positions=torch.from_numpy(patch_positions(*grids, merge=2)),
-        cu_seqlens=cumulative([grid.h * grid.w for grid in grids for _ in range(grid.t)]),
         patch=patch,
         temporal=2,
     )

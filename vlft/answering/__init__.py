@@ -15,7 +15,6 @@ from vlft.answering.batches import in_batches
 from vlft.config.recipe import Recipe
 from vlft.config.thinking import OPEN
 from vlft.data.encode import Encoder
-from vlft.data.layout import cumulative
 from vlft.data.pixel_memory import joined
 from vlft.data.positions import patch_positions, time_positions
 from vlft.data.rows.parts import question_of as question_of  # for those who answer rows
@@ -178,8 +177,8 @@ def as_tensors(prompt: EncodedPrompt, recipe: Recipe) -> Prompt:
     still_patches, video_patches = split(
         joined([medium.pixels for medium in stills]),
         joined([medium.pixels for medium in videos]),
+        grid=_grids([*stills, *videos]),
         positions=torch.from_numpy(patch_positions(*grids, merge=recipe.merge_size)),
-        cu_seqlens=cumulative([grid.h * grid.w for grid in grids for _ in range(grid.t)]),
         patch=recipe.patch_size,
         temporal=recipe.temporal_patch_size,
     )

@@ -118,7 +118,7 @@ def _flat_forward(
     return_log_probs: bool = False,
 ) -> FlatOutput:
     stills, videos = patches.split(
-        still_pixels, video_pixels, positions=vision_positions, cu_seqlens=vision_cu_seqlens,
+        still_pixels, video_pixels, grid=vision_grid, positions=vision_positions,
         patch=vision.patch, temporal=vision.temporal,
     )  # fmt: skip
     pixels_PX = scale.patches(stills, videos, dtype=adapt.pixel_dtype(self, still_pixels.device))

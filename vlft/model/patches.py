@@ -1,7 +1,7 @@
 """Split pixels into the ViT's patches, on their device and without waiting for it.
 
-Letters in shapes: P patches, in the ViT's order (merged patches stay together); S time steps, one of a still; p pixels
-of a side of a patch; d frames of a patch, 1 of a still.
+Letters in shapes: P patches, in the ViT's order (merged patches stay together); M stills and videos; p pixels of a side
+of a patch; d frames of a patch, 1 of a still.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ def split(
     still_pixels: torch.Tensor,
     video_pixels: torch.Tensor,
     *,
+    grid: torch.Tensor,
     positions: torch.Tensor,
-    cu_seqlens: torch.Tensor,
     patch: int,
     temporal: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,8 +23,8 @@ def split(
     Args:
         still_pixels: uint8 [bytes], the pixels [H, W, 3] of each still, one after the other.
         video_pixels: uint8 [bytes], the pixels [F, H, W, 3] of each video.
-        positions: int64 [P, 2], row and column of each patch in its frame; first those of stills.
-        cu_seqlens: int32 [S + 1], the first patch of each time step, and P.
+        grid: int64 [M, 3], time steps, rows and columns of patches; first those of stills.
+        positions: int64 [P, 2], row and column of each patch in its frame.
         patch: p.
         temporal: d of videos.
 
@@ -38,10 +38,12 @@ def split(
     stills, videos = len(still_pixels) // frame_bytes, len(video_pixels) // (frame_bytes * temporal)
     if stills + videos != len(positions):
         raise ValueError(f"pixels of {stills} + {videos} patches (stills, videos), and {len(positions)} positions")
-    first_S, end_S = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    width_S = positions[end_S - 1, 1] + 1  # the last patch of a frame is its lower right one
-    step_P = torch.bucketize(torch.arange(len(positions), device=positions.device), end_S, right=True)
-    first_P, size_P, width_P = torch.stack([first_S, end_S - first_S, width_S])[:, step_P]
+    place_P = torch.arange(len(positions), device=positions.device)
+    size_M = grid[:, 1] * grid[:, 2]  # patches of a time step
+    end_M = (grid[:, 0] * size_M).cumsum(0)
+    medium_P = torch.bucketize(place_P, end_M, right=True)
+    end_P, size_P, width_P = torch.stack([end_M, size_M, grid[:, 2]])[:, medium_P]
+    first_P = place_P - (place_P - end_P) % size_P  # of its time step
     top_P = patch * width_P * positions[:, 0] + positions[:, 1]
 
     def taken(pixels: torch.Tensor, begin: int, end: int, frames: int) -> torch.Tensor:
