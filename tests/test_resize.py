@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from build import photograph
+from build import photograph, write_image
+from stills_and_clips import SETTINGS
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -92,3 +97,33 @@ def test_without_that_function_torchvision_resizes(monkeypatch, why):
     finally:
         monkeypatch.undo()
     assert torch.equal(made_1HW3[0].permute(2, 0, 1), stock(given, (56, 84)))
+
+
+ALONE = """
+import sys
+import torch
+from vlft.config.recipe import Recipe
+from vlft.data.media import jpeg, resize
+from vlft.data.media.decode import decode
+from vlft.data.sample import Image
+
+recipe = Recipe(**RECIPE)
+found = [decode(Image(path=PATH, field="image"), recipe).pixels for _ in range(jpeg.FEW // 2)]
+assert "torchvision" not in sys.modules, "a preview of few pictures does not need it"
+alone = resize.direct_resize()
+found += [decode(Image(path=PATH, field="image"), recipe).pixels for _ in range(jpeg.FEW)]
+assert "torchvision" in sys.modules, "for many pictures it is worth its import"
+resize.direct_resize.cache_clear()
+assert (resize.direct_resize() is None) == (alone is None), "the rule without torchvision is the test with it"
+found.append(decode(Image(path=PATH, field="image"), recipe).pixels)
+assert all(torch.equal(one, found[0]) for one in found)
+"""
+
+
+def test_few_pictures_are_decoded_without_torchvision_and_equal_those_of_many(tmp_path):
+    """A preview shows a page a second or two sooner."""
+    path = write_image(tmp_path / "a.jpg", 340, 190)
+    recipe = {field.name: getattr(SETTINGS, field.name) for field in dataclasses.fields(SETTINGS)}
+    script = f"PATH, RECIPE = {str(path)!r}, {recipe!r}\n{ALONE}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

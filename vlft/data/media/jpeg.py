@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import os
 import struct
 import sys
@@ -27,6 +28,7 @@ START = b"\xff\xd8"
 APP0, APP1, COMMENT, SCAN = 0xE0, 0xE1, 0xFE, 0xDA
 FRAMES = (0xC0, 0xC1, 0xC2)  # of Huffman-coded baseline, extended and progressive pictures
 TABLES = (*FRAMES, 0xC4, 0xDB, 0xDD)
+FEW = 50  # pictures that Pillow decodes in the time that importing torchvision takes
 MOST_PIXELS = 1 << 26  # larger pictures are left to Pillow, which has a limit
 _FRAME = struct.Struct(">BBHBHHB")  # 0xFF, kind, length; of a frame bits, height, width, colours
 # EXIF orientation -> (swap rows and columns first, then mirror these axes), as in `ImageOps.exif_transpose`.
@@ -50,7 +52,7 @@ def read_plain_jpeg(path: str) -> torch.Tensor | None:
     Raises:
         OSError: the disk fails.
     """
-    if fast_decoder() is None:
+    if _decoder() is None:
         return None
     try:
         with open(path, "rb", buffering=0) as file:
@@ -96,7 +98,7 @@ def read_jpeg(path: str, picture: Image.Image, orientation: int | None) -> torch
         uint8 [3, H, W], in any memory layout. None if Pillow must decode the file: it is of another kind, the decoder
         fails (as it does at the first missing byte), or the size differs from the header.
     """
-    if fast_decoder() is None or picture.format not in ("JPEG", "MPO") or picture.mode not in ("RGB", "L"):
+    if _decoder() is None or picture.format not in ("JPEG", "MPO") or picture.mode not in ("RGB", "L"):
         return None
     pixels_3HW = _pixels(np.fromfile(path, dtype=np.uint8), (picture.height, picture.width))
     if pixels_3HW is None:
@@ -118,6 +120,14 @@ def _pixels(content: np.ndarray, size: tuple[int, int]) -> torch.Tensor | None:
     except RuntimeError:
         return None
     return pixels_3HW if pixels_3HW.shape == (3, *size) else None
+
+
+def _decoder() -> Callable[..., torch.Tensor] | None:
+    """`fast_decoder`; None for the first pictures of a process that does not need torchvision for anything else."""
+    return fast_decoder() if "torchvision" in sys.modules or next(_read) >= FEW else None
+
+
+_read = itertools.count()
 
 
 @functools.cache

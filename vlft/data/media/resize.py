@@ -6,6 +6,7 @@ Letters in shapes: F pictures or frames of one size; H, W their height and width
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,9 @@ def resize_in_float_into(made_FHW3: torch.Tensor, pixels_F3HW: torch.Tensor) -> 
 def direct_resize() -> Callable[[torch.Tensor, list[int], torch.Tensor], object] | None:
     """Return torch's function below torchvision's, which takes the memory of its result.
 
-    It is tested first: on some processors, torchvision resizes in floating point instead, which rounds in another way.
-    It is called before loader workers start, so that none of them has to import torchvision and to test it.
+    On processors without AVX2, torchvision resizes in floating point instead, which rounds in another way. So the
+    function is tested against torchvision, unless this process has not imported it: that takes a second, which is long
+    for a preview of one row. A loader has imported it.
 
     Returns:
         a function of the pixels, the new size and the memory, all [F, 3, H, W]; None if torch lacks it, or if its
@@ -65,6 +67,8 @@ def direct_resize() -> Callable[[torch.Tensor, list[int], torch.Tensor], object]
         mixed_F3HW = pixels_F3HW.contiguous(memory_format=torch.channels_last)  # as the result is
         resize(mixed_F3HW, size, False, None, None, out=made_F3HW)
 
+    if "torchvision" not in sys.modules:
+        return direct if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else None
     numbers = torch.Generator().manual_seed(0)
     pixels_F3HW = torch.randint(0, 256, (2, 97, 61, 3), dtype=torch.uint8, generator=numbers).permute(0, 3, 1, 2)
     for size in ([56, 28], [112, 84]):
