@@ -74,6 +74,12 @@ def test_this_processor_resizes_into_its_place():
     assert direct_resize() is not None
 
 
+def test_a_default_device_makes_no_difference():
+    """In a loop of the user's own, `torch.set_default_device` may have been called before the loader is made."""
+    with torch.device("meta"):
+        assert (direct_resize.__wrapped__() is None) == (direct_resize() is None)
+
+
 @pytest.mark.parametrize("why", ["missing", "fails", "rounds in another way"])
 def test_without_that_function_torchvision_resizes(monkeypatch, why):
     class Aten:

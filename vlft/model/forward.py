@@ -117,11 +117,14 @@ def _flat_forward(
     return_logits: bool = False,
     return_log_probs: bool = False,
 ) -> FlatOutput:
-    stills, videos = patches.split(
-        still_pixels, video_pixels, grid=vision_grid, positions=vision_positions,
-        patch=vision.patch, temporal=vision.temporal,
+    pixels_PX = scale.patches(
+        # No variable has its results: they are freed before the ViT runs.
+        *patches.split(
+            still_pixels, video_pixels, grid=vision_grid, positions=vision_positions,
+            patch=vision.patch, temporal=vision.temporal,
+        ),
+        dtype=adapt.pixel_dtype(self, still_pixels.device),
     )  # fmt: skip
-    pixels_PX = scale.patches(stills, videos, dtype=adapt.pixel_dtype(self, still_pixels.device))
     # A frozen tower needs no graph; under checkpointing it would otherwise be recomputed and run backward.
     trained = any(p.requires_grad for p in adapt.tower(self, "vision").parameters())
     with contextlib.nullcontext() if trained else torch.no_grad():

@@ -48,9 +48,9 @@ def resize_in_float_into(made_FHW3: torch.Tensor, pixels_F3HW: torch.Tensor) -> 
 def direct_resize() -> Callable[[torch.Tensor, list[int], torch.Tensor], object] | None:
     """Return torch's function below torchvision's, which takes the memory of its result.
 
-    On processors without AVX2, torchvision resizes in floating point instead, which rounds in another way. So the
-    function is tested against torchvision, unless this process has not imported it: that takes a second, which is long
-    for a preview of one row. A loader has imported it.
+    On processors without AVX2, torchvision resizes in floating point instead, which rounds in another way. On others,
+    the function is tested against torchvision, unless this process has not imported it: that takes a second, which is
+    long for a preview of one row. A loader has imported it.
 
     Returns:
         a function of the pixels, the new size and the memory, all [F, 3, H, W]; None if torch lacks it, or if its
@@ -58,6 +58,8 @@ def direct_resize() -> Callable[[torch.Tensor, list[int], torch.Tensor], object]
     """
     import torch
 
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return None
     try:
         resize = torch.ops.aten._upsample_bicubic2d_aa.out
     except AttributeError:
@@ -67,20 +69,25 @@ def direct_resize() -> Callable[[torch.Tensor, list[int], torch.Tensor], object]
         mixed_F3HW = pixels_F3HW.contiguous(memory_format=torch.channels_last)  # as the result is
         resize(mixed_F3HW, size, False, None, None, out=made_F3HW)
 
-    if "torchvision" not in sys.modules:
-        return direct if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else None
-    numbers = torch.Generator().manual_seed(0)
-    pixels_F3HW = torch.randint(0, 256, (2, 97, 61, 3), dtype=torch.uint8, generator=numbers).permute(0, 3, 1, 2)
+    try:
+        return direct if "torchvision" not in sys.modules or _equals_stock(direct) else None
+    except (RuntimeError, TypeError):
+        return None
+
+
+def _equals_stock(direct: Callable[[torch.Tensor, list[int], torch.Tensor], object]) -> bool:
+    """Whether a function resizes noise as torchvision does: smaller and larger, from both layouts of memory."""
+    import torch
+
+    noise = torch.Generator("cpu").manual_seed(0)
+    pixels_F3HW = torch.randint(0, 256, (2, 3, 97, 61), dtype=torch.uint8, generator=noise, device="cpu")
     for size in ([56, 28], [112, 84]):
-        for given in (pixels_F3HW, pixels_F3HW.contiguous()):
-            made_FHW3 = torch.empty(2, *size, 3, dtype=torch.uint8)
-            try:
-                direct(given, size, made_FHW3.permute(0, 3, 1, 2))
-            except (RuntimeError, TypeError):
-                return None
+        for given in (pixels_F3HW, pixels_F3HW.contiguous(memory_format=torch.channels_last)):
+            made_FHW3 = torch.empty(2, *size, 3, dtype=torch.uint8, device="cpu")
+            direct(given, size, made_FHW3.permute(0, 3, 1, 2))
             if not torch.equal(made_FHW3.permute(0, 3, 1, 2), _stock(given, size)):
-                return None
-    return direct
+                return False
+    return True
 
 
 def _stock(pixels_F3HW: torch.Tensor, size: list[int]) -> torch.Tensor:
