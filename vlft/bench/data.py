@@ -1,8 +1,8 @@
 """`vlft bench data`: how fast vlft and stock transformers turn rows into batches, alternating in one process tree.
 
 A third side only decodes and resizes the same pictures and frames, with the same functions and as many processes. Its
-rows are parsed before. The share of its rate that vlft reaches (`of_decode`) says what rows, tokens, patches, batches
-and their way to the trainer cost. It is the median over pairs of neighbouring passes, since machines are rarely quiet.
+rows are parsed before. The share of its rate that vlft reaches (`of_decode`) says what rows, tokens, batches and their
+way to the trainer cost. It is the median over pairs of neighbouring passes, since machines are rarely quiet.
 """
 
 from __future__ import annotations
