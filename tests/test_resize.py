@@ -77,7 +77,7 @@ def test_this_processor_resizes_into_its_place():
 def test_a_default_device_makes_no_difference():
     """In a loop of the user's own, `torch.set_default_device` may have been called before the loader is made."""
     with torch.device("meta"):
-        assert (direct_resize.__wrapped__() is None) == (direct_resize() is None)
+        assert (ours._direct.__wrapped__(tested=True) is None) == (direct_resize() is None)
 
 
 @pytest.mark.parametrize("why", ["missing", "fails", "rounds in another way"])
@@ -93,10 +93,9 @@ def test_without_that_function_torchvision_resizes(monkeypatch, why):
 
     aten = object() if why == "missing" else Aten
     monkeypatch.setattr(torch, "ops", type("Ops", (), {"aten": aten}))
-    tested = direct_resize.__wrapped__
-    monkeypatch.setattr(ours, "direct_resize", tested)
+    monkeypatch.setattr(ours, "_direct", ours._direct.__wrapped__)
     try:
-        assert tested() is None
+        assert direct_resize() is None
         given = torch.from_numpy(np.array(photograph("china"))).permute(2, 0, 1)
         made_1HW3 = torch.empty(1, 56, 84, 3, dtype=torch.uint8)
         resize_into(made_1HW3, given[None])
@@ -119,7 +118,6 @@ assert "torchvision" not in sys.modules, "a preview of few pictures does not nee
 alone = resize.direct_resize()
 found += [decode(Image(path=PATH, field="image"), recipe).pixels for _ in range(jpeg.FEW)]
 assert "torchvision" in sys.modules, "for many pictures it is worth its import"
-resize.direct_resize.cache_clear()
 assert (resize.direct_resize() is None) == (alone is None), "the rule without torchvision is the test with it"
 found.append(decode(Image(path=PATH, field="image"), recipe).pixels)
 assert all(torch.equal(one, found[0]) for one in found)

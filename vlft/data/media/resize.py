@@ -44,7 +44,6 @@ def resize_in_float_into(made_FHW3: torch.Tensor, pixels_F3HW: torch.Tensor) -> 
     made_FHW3.permute(0, 3, 1, 2).copy_(made_F3HW)
 
 
-@functools.cache
 def direct_resize() -> Callable[[torch.Tensor, list[int], torch.Tensor], object] | None:
     """Return torch's function below torchvision's, which takes the memory of its result.
 
@@ -56,6 +55,11 @@ def direct_resize() -> Callable[[torch.Tensor, list[int], torch.Tensor], object]
         a function of the pixels, the new size and the memory, all [F, 3, H, W]; None if torch lacks it, or if its
         result is not that of torchvision.
     """
+    return _direct(tested="torchvision" in sys.modules)
+
+
+@functools.cache
+def _direct(*, tested: bool) -> Callable[[torch.Tensor, list[int], torch.Tensor], object] | None:
     import torch
 
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
@@ -70,7 +74,7 @@ def direct_resize() -> Callable[[torch.Tensor, list[int], torch.Tensor], object]
         resize(mixed_F3HW, size, False, None, None, out=made_F3HW)
 
     try:
-        return direct if "torchvision" not in sys.modules or _equals_stock(direct) else None
+        return direct if not tested or _equals_stock(direct) else None
     except (RuntimeError, TypeError):
         return None
 
